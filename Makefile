@@ -1,0 +1,45 @@
+# make demo | test | ui | mlflow | bench: each sets up .venv first if needed. Needs Python 3.11 or newer with venv, nothing else.
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+export LINEAGE_HOME ?= $(CURDIR)/lineage
+export DAGSTER_HOME ?= $(LINEAGE_HOME)/dagster
+RECIPE ?= tiny
+
+.PHONY: demo test lint ui mlflow bench pictures clean
+
+demo: $(VENV)/ready  ## build recipes/tiny.yaml, print its scorecard and where to look next
+	$(BIN)/gpt-lineage run $(RECIPE)
+
+test: $(VENV)/ready lint  ## everything that must hold
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+ui: $(VENV)/ready  ## Dagster at http://127.0.0.1:3000
+	$(BIN)/gpt-lineage ui
+
+mlflow: $(VENV)/ready  ## MLflow at http://127.0.0.1:5000
+	$(BIN)/gpt-lineage mlflow
+
+bench: $(VENV)/ready  ## the figures of docs/performance.md, measured again
+	$(BIN)/python -m benchmarks
+
+pictures: $(VENV)/ready  ## the README's screenshots, taken again from the built store (needs Chromium)
+	$(BIN)/python -m docs.pictures
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "gpt-lineage needs Python 3.11 or newer with venv; set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (some minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:  ## remove the environment; the store stays
+	rm -rf $(VENV)

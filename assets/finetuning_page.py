@@ -1,0 +1,94 @@
+"""What the UI and MLflow show of a finetuned artifact: its scores, a few samples, the confusion matrix and the losses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from assets.contract import Built
+
+ARMS = ("pretrained", "random")  # fine-tuned from pre-trained weights, and from random ones
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def show(built: Built, folder: Path) -> None:
+    (folder / "scores.md").write_text(_scores_table(built), encoding="utf-8")
+    (folder / "samples.md").write_text(_samples_table(built), encoding="utf-8")
+    _plot_confusion(built, folder / "confusion.png")
+    _plot_losses(built, folder / "fine_tuning.png")
+
+
+def _of(metrics: Mapping[str, float], split: str) -> str:
+    """How many examples of a split were used: "400", or "400 of 1,280 (a seeded subset)"."""
+    used, available = int(metrics[f"{split}_examples"]), int(metrics[f"{split}_examples_available"])
+    return f"{used:,} of {available:,} (a seeded subset)" if used < available else f"{used:,}"
+
+
+def _scores_table(built: Built) -> str:
+    m, facts = built.metrics, json.loads((built.output / "task.json").read_text(encoding="utf-8"))
+    left_out = "".join(f"; {count:,} rows left out ({reason})" for reason, count in sorted(facts["left_out"].items()))
+
+    def row(name: str, key: str) -> str:
+        return f"| {name} | {m[key]:.3f} | {m[f'{key}_low']:.3f} – {m[f'{key}_high']:.3f} |\n"
+
+    others = "".join(f"| {name} (pre-trained) | {m[key]:.3f} | |\n" for key, name in (("f1", "F1"), ("matthews", "Matthews")) if key in m)
+    return (
+        f"**{built.config['task']}** ({facts['entry']['form'].replace('_', ' ')}): "
+        f"{_of(m, 'training')} training, {_of(m, 'validation')} validation, {_of(m, 'test')} test examples; "
+        f"{int(m['cut_examples']):,} cut to the context{left_out}.\n\n"
+        "| on test | value | 95 % interval |\n|---|---|---|\n"
+        + row("accuracy, pre-trained", "accuracy") + row("accuracy, random weights", "random_accuracy")
+        + f"| accuracy, commonest answer | {m['majority']:.3f} | |\n" + row("transfer (difference of the two)", "transfer") + others
+        + "\nAccuracy: Wilson's interval. Transfer: paired bootstrap over groups. Weights of the epoch best on validation "
+        f"(epoch {int(m['pretrained_best_epoch'])} pre-trained, {int(m['random_best_epoch'])} random).\n\n"
+        f"Licence: {facts['entry']['licence']}\n"
+    )  # fmt: skip
+
+
+def _samples_table(built: Built) -> str:
+    samples = json.loads((built.output / "samples.json").read_text(encoding="utf-8"))
+    lines = "".join(
+        "| "
+        + " ⏐ ".join(text.replace("|", "\\|").replace("\n", " ") for text in one["texts"])
+        + f" | {one['label']} | {one['predicted']} |\n"
+        for one in samples
+    )
+    return f"| text | label | predicted |\n|---|---|---|\n{lines}"
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _plot_confusion(built: Built, path: Path) -> None:
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    predictions = json_lines(built.output / "predictions.jsonl")
+    names = json.loads((built.output / "task.json").read_text(encoding="utf-8"))["labels"]
+    figure, axes = _figure(3.6, 3.2)
+    labels, predicted = ([one[key] for one in predictions] for key in ("label", "predicted"))
+    ConfusionMatrixDisplay.from_predictions(labels, predicted, labels=names, ax=axes, colorbar=False, cmap="Blues")
+    axes.set_title(f"{built.config['task']}, test")
+    figure.savefig(path, dpi=120)
+
+
+def _plot_losses(built: Built, path: Path) -> None:
+    figure, axes = _figure(5, 3.2)
+    for arm in ARMS:
+        for name, style in (("label_loss", "-"), ("text_loss", ":")):
+            if points := built.series.get(f"{arm}/{name}"):
+                axes.plot(
+                    *zip(*points, strict=True), style, label=f"{arm}, {name.replace('_', ' ')}", color=f"C{ARMS.index(arm)}", alpha=0.8
+                )
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats")
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)

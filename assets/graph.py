@@ -1,0 +1,88 @@
+"""A recipe's graph: which stages it has, what feeds what, and the section that identifies each. No Dagster; `stage.py` wraps it.
+
+corpus ─► tokenizer ─► tokens ─► pretrained ─┬─► finetuned/<task> … ─┬─► scorecard
+                                             └─► zero_shot           ─┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from assets.contract import Config, Stage
+from assets.corpus import CORPUS
+from assets.evaluation import ZERO_SHOT, zero_shot_config
+from assets.finetuning import FINETUNED, finetuning_config, task_names
+from assets.pretraining import PRETRAINED
+from assets.recipe import Recipe
+from assets.scorecard import SCORECARD
+from assets.tokenizer import TOKENIZER, TOKENS
+
+
+@dataclass(frozen=True)
+class Node:
+    """One asset of one recipe. `section(base)` is its part of the recipe as plain JSON; `base` is the recipe's folder."""
+
+    recipe: str
+    name: str  # "finetuned/sentiment"
+    stage: Stage
+    stage_path: str  # "assets.finetuning:FINETUNED", for the worker
+    section: Callable[[Path], Config]
+    needs: tuple[str, ...] = ()
+    description: str = ""
+
+    @property
+    def key(self) -> list[str]:
+        """The Dagster asset key: recipe, then the name's parts."""
+        return [self.recipe, *self.name.split("/")]
+
+    @property
+    def ref(self) -> str:
+        return f"{self.recipe}/{self.name}"
+
+    def config(self, base: Path) -> Config:
+        """The section with everything outside the store tied to its bytes."""
+        return self.stage.pin(self.section(base), base)
+
+
+def nodes(recipe: Recipe) -> list[Node]:
+    """Every asset of `recipe`, each after what it needs."""
+    name = recipe.name
+
+    def dumped(part: str) -> Callable[[Path], Config]:
+        return lambda base: getattr(recipe, part).model_dump(mode="json")
+
+    graph = [
+        Node(name, "corpus", CORPUS, "assets.corpus:CORPUS", dumped("corpus")),
+        Node(name, "tokenizer", TOKENIZER, "assets.tokenizer:TOKENIZER", dumped("tokenizer"), ("corpus",)),
+        Node(name, "tokens", TOKENS, "assets.tokenizer:TOKENS", lambda base: {}, ("corpus", "tokenizer")),
+        Node(
+            name, "pretrained", PRETRAINED, "assets.pretraining:PRETRAINED",
+            lambda base: {"model": recipe.model.model_dump(mode="json"), "pretraining": recipe.pretraining.model_dump(mode="json")},
+            ("tokens", "tokenizer"),
+        ),
+    ]  # fmt: skip
+    for task in task_names(recipe):
+        node = Node(name, f"finetuned/{task}", FINETUNED, "assets.finetuning:FINETUNED", partial(finetuning_config, recipe, task))
+        graph.append(replace(node, needs=("pretrained", "tokenizer", "corpus"), description=f"{FINETUNED.description} Task: {task}."))
+    if recipe.evaluation:
+        graph.append(
+            Node(
+                name, "zero_shot", ZERO_SHOT, "assets.evaluation:ZERO_SHOT",
+                lambda base: zero_shot_config(recipe), ("pretrained", "tokenizer", "corpus", "tokens"),
+            )
+        )  # fmt: skip
+    everything = tuple(node.name for node in graph)
+    graph.append(
+        Node(
+            name, "scorecard", SCORECARD, "assets.scorecard:SCORECARD", lambda base: {"recipe": recipe.model_dump(mode="json")}, everything
+        )
+    )
+    return graph
+
+
+def node_named(graph: list[Node], name: str) -> Node:
+    """The node `name`, e.g. "pretrained". Raises KeyError."""
+    return next(node for node in graph if node.name == name)

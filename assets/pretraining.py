@@ -1,0 +1,364 @@
+"""Stage `pretrained`: a GPT trained from random weights on the corpus's tokens. What is trained is the recipe's, how fast the profile's.
+
+The network is gpt_model/transformer.py, the loop gpt_model/training. Here: how a recipe's section becomes steps and batches, what is
+measured on the way, what is written, what must hold of it. The artifact:
+
+    model/          a folder that `transformers` loads: config.json, generation_config.json, model.safetensors and the tokenizer's files
+    training.json   what was done and what came of it, as far as it is the same on every run: no seconds
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
+from assets.profile import Profile
+from gpt_model.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from gpt_model.config import ModelConfig
+    from gpt_model.data.sampler import Sampler
+    from gpt_model.data.shards import TokenData
+    from gpt_model.tokenizer import Tokenizer
+    from gpt_model.training.loop import Execution, Outcome
+    from gpt_model.transformer import GPT
+
+# A rank and forward pass, unless the profile says otherwise. Of 512 to 4,096 the fastest at 4 × 192 and at 6 × 384 on a core.
+MICRO_BATCH_TOKENS = 2048
+PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
+SAMPLE_TOP_K = 40  # GPT-2's samples
+
+
+# -- run -------------------------------------------------------------------------------------------------------------------------------
+
+
+def pretrain(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    """Train, measuring as it goes; resumes from output/.scratch/checkpoints. Every rank runs it, rank 0 writes."""
+    from gpt_model.data.sampler import Sampler
+    from gpt_model.data.shards import TokenData
+    from gpt_model.tokenizer import Tokenizer
+    from gpt_model.training import measure
+    from gpt_model.training.engine import start
+    from gpt_model.training.loop import Hook, train
+    from gpt_model.transformer import GPT
+
+    section, profile = config["pretraining"], progress.profile
+    data, tokenizer = TokenData(inputs["tokens"].path), Tokenizer.load(inputs["tokenizer"].path)
+    shape = model_config(config, tokenizer.vocab_size)
+    sequences = sequences_of_a_batch(section["batch_tokens"], shape.context, profile.name, progress.world_size)
+    sampler = Sampler(data, shape.context, sequences, section["seed"])
+    execution = execution_of(profile, progress)
+    start(execution)
+    peak = measure.peak_flops(execution, section["precision"])
+    execution = replace(execution, peak_flops=peak)
+    steps = section["tokens"] // section["batch_tokens"]
+
+    model = GPT(shape, seed=section["seed"])
+    objective = LanguageModelling(sampler, micro_batch(sequences // progress.world_size, shape.context, profile), shape, execution)
+    final: dict[str, float] = {}
+    evaluate = _evaluation(data, tokenizer, section, execution, progress, final)
+    hooks = [Hook(evaluation_steps(steps, section["evaluations"]), evaluate)]
+    checkpoints = output / SCRATCH / "checkpoints"
+    outcome = train(model, objective, settings_of(section, steps), execution, checkpoints=checkpoints, progress=progress, hooks=hooks)
+    metrics = _final_metrics(outcome, final, objective, execution, data)
+    metrics["peak_memory_bytes"] = measure.peak_memory_bytes(execution)
+    if progress.rank == 0:
+        _write(model, tokenizer, output, section, steps, metrics)
+    return metrics
+
+
+def model_config(config: Config, vocab_size: int) -> ModelConfig:
+    """The recipe's shape with the tokenizer's vocabulary."""
+    from gpt_model.config import ModelConfig
+
+    return ModelConfig(**config["model"], vocab_size=vocab_size)
+
+
+def execution_of(profile: Profile, progress: Progress) -> Execution:
+    """The profile as the loop takes it, for this rank."""
+    from gpt_model.training.loop import Execution
+
+    return Execution(
+        device=profile.device, zero_stage=profile.zero_stage, rank=progress.rank, world_size=progress.world_size,
+        checkpoint_seconds=profile.checkpoint_seconds, compile=profile.compile,
+        activation_checkpointing=profile.activation_checkpointing,
+    )  # fmt: skip
+
+
+def settings_of(section: Mapping[str, Any], steps: int) -> Any:
+    """The recipe's section as the loop takes it. Warm-up and cosine are counted in tokens, so they do not depend on the batch."""
+    from gpt_model.training.loop import Settings
+    from gpt_model.training.schedules import warmup_cosine
+
+    rate = warmup_cosine(
+        section["learning_rate"],
+        warmup=section["warmup_tokens"] / section["batch_tokens"],
+        steps=steps,
+        final=section["final_learning_rate"],
+    )
+    return Settings(
+        steps=steps, learning_rate=rate, betas=tuple(section["betas"]), weight_decay=section["weight_decay"],
+        gradient_clip=section["gradient_clip"], precision=section["precision"], seed=section["seed"],
+    )  # fmt: skip
+
+
+def sequences_of_a_batch(batch_tokens: int, context: int, profile: str, processes: int) -> int:
+    """Sequences of an optimizer step over all ranks. Raises UserError where they cannot be shared out: the batch is the recipe's."""
+    sequences = batch_tokens // context
+    if sequences % processes:
+        fitting = max(number for number in range(1, processes) if sequences % number == 0)
+        raise UserError(
+            f"pretraining.batch_tokens {batch_tokens} is {sequences} sequences of {context} tokens, which the profile {profile!r} cannot "
+            f"share out evenly among its processes, {processes}: set processes to {fitting} in profiles/{profile}.yaml, "
+            "or change the recipe's batch."
+        )
+    return sequences
+
+
+def micro_batch(sequences: int, context: int, profile: Profile) -> int:
+    """Sequences a forward pass of one rank: the most that divide its `sequences` and are within the profile's bound (or the default)."""
+    bound = profile.micro_batch or max(1, MICRO_BATCH_TOKENS // context)
+    return max(number for number in range(1, min(bound, sequences) + 1) if sequences % number == 0)
+
+
+def evaluation_steps(steps: int, evaluations: int) -> list[int]:
+    """After which steps held-out text is measured, evenly spaced; the last is the end."""
+    return sorted({max(1, round(steps * number / evaluations)) for number in range(1, evaluations + 1)})
+
+
+class LanguageModelling:
+    """The objective: predict each next token, batches by the sampler (Radford et al. 2018, equation 1)."""
+
+    unit = "tokens"
+
+    def __init__(self, sampler: Sampler, micro_batch: int, shape: ModelConfig, execution: Execution) -> None:
+        self.sampler, self.micro_batch, self.execution = sampler, micro_batch, execution
+        self.units_per_step = sampler.sequences * sampler.context
+        self.flops_per_unit = shape.flops_per_token()
+
+    def micro_batches(self, step: int) -> Sequence[tuple[Tensor, Tensor]]:
+        """This rank's rows of a step: (inputs, targets), each [micro-batch, context]."""
+        import torch
+
+        inputs, targets, _ = self.sampler.batch(step, self.execution.rank, self.execution.world_size)
+        there = [torch.from_numpy(tokens).to(self.execution.device).split(self.micro_batch) for tokens in (inputs, targets)]
+        return list(zip(*there, strict=True))
+
+    def loss(self, model: nn.Module, micro_batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
+        return model(*micro_batch), {}
+
+
+def _evaluation(
+    data: TokenData, tokenizer: Tokenizer, section: Mapping[str, Any], execution: Execution, progress: Progress, final: dict[str, float]
+) -> Callable[[int, Any], dict[str, float]]:
+    """What is done at each evaluation: held-out text is measured, samples are written. At the end all of it, left in `final`."""
+    from gpt_model.training import measure
+
+    steps = section["tokens"] // section["batch_tokens"]
+
+    def evaluate(step: int, model: GPT) -> dict[str, float]:
+        limit = None if step == steps else section["evaluation_tokens"]
+        held_out = measure.held_out(model, data, execution, limit)
+        found = measure.held_out_metrics(held_out, data.weights)
+        if step == steps:
+            final.update(found | measure.held_out_intervals(held_out))
+        if execution.rank == 0 and section["samples"]:
+            for name, text in samples(model, data, tokenizer, section["samples"], section["seed"]):
+                progress.text(step, name, text)
+        return found
+
+    return evaluate
+
+
+def samples(model: GPT, data: TokenData, tokenizer: Tokenizer, count: int, seed: int) -> list[tuple[str, str]]:
+    """(name, text): what the model writes after the first words of held-out documents, a source after the other; prompts in brackets."""
+    from gpt_model.generation import generate
+
+    prompts = []
+    sources = [source for source in data.sources if data.documents(source, "held_out")]
+    for number in range(count if sources else 0):
+        source = sources[number % len(sources)]
+        document = data.tokens(source, "held_out").document((number // len(sources)) % data.documents(source, "held_out"))
+        prompts.append((source, [data.end_of_text, *map(int, document[:PROMPT_TOKENS])]))
+    written = generate(model, [ids for _, ids in prompts], SAMPLE_TOKENS, top_k=SAMPLE_TOP_K, seed=seed, stop=(data.end_of_text,))
+    return [
+        (f"{number + 1} {source}", f"[{tokenizer.decode(ids[1:])}]{tokenizer.decode(new)}")
+        for number, ((source, ids), new) in enumerate(zip(prompts, written, strict=True))
+    ]
+
+
+def _final_metrics(
+    outcome: Outcome, final: Mapping[str, float], objective: LanguageModelling, execution: Execution, data: TokenData
+) -> Metrics:
+    rate = outcome.units_per_second
+    bits = math.log2(data.vocab_size)
+    held_out_bytes = sum(data.bytes(source, "held_out") for source in data.sources)
+    held_out_tokens = sum(len(data.tokens(source, "held_out")) for source in data.sources)
+    return {
+        **final,
+        "uniform_bpb": bits * held_out_tokens / max(1, held_out_bytes),  # what a model that knows nothing takes
+        "loss": outcome.loss,
+        "steps": outcome.steps,
+        "tokens": outcome.steps * objective.units_per_step,
+        "seconds": outcome.seconds,
+        "tokens_per_second": rate,
+        "peak_flops": execution.peak_flops or math.nan,
+        "model_flops_utilisation": rate * objective.flops_per_unit / (execution.peak_flops or math.nan),
+        "checkpoint_stall_seconds": outcome.checkpoint_stall_seconds,
+    }
+
+
+def _write(model: GPT, tokenizer: Tokenizer, output: Path, section: Mapping[str, Any], steps: int, metrics: Metrics) -> None:
+    from gpt_model import convert
+
+    convert.save(model, output / "model", tokenizer.end_of_text)
+    tokenizer.save(output / "model")
+    facts = {
+        "parameters": model.config.parameters(),
+        "steps": steps,
+        "batch_tokens": section["batch_tokens"],
+        "tokens": steps * section["batch_tokens"],
+        "held_out": {name: round(value, 4) for name, value in metrics.items() if name.startswith("held_out/")},
+    }
+    (output / "training.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+# -- checks ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _loss_is_finite(built: Built) -> Verdict:
+    losses = [value for _, value in built.series.get("loss", ())]
+    finite = sum(math.isfinite(value) for value in losses)
+    return Verdict(
+        bool(losses) and finite == len(losses), f"{finite} of {len(losses)} reported losses are numbers.", {"reported": len(losses)}
+    )
+
+
+def _loss_falls(built: Built) -> Verdict:
+    losses = [value for _, value in built.series.get("loss", ())]
+    if len(losses) < 2:
+        return Verdict(False, f"{len(losses)} losses were reported: too few to say.")
+    tenth = max(1, len(losses) // 10)
+    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+    return Verdict(
+        last < first, f"Mean loss of the first tenth {first:.3f}, of the last {last:.3f} nats a token.", {"first": first, "last": last}
+    )
+
+
+def _model_loads(built: Built) -> Verdict:
+    from gpt_model import convert
+    from gpt_model.tokenizer import Tokenizer
+
+    folder = built.output / "model"
+    expected = model_config(built.config, Tokenizer.load(folder).vocab_size)
+    model = convert.load(folder)
+    numbers = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    return Verdict(
+        model.config == expected and numbers,
+        f"model/ loads as {model.config.layers} layers of width {model.config.width}, {model.config.parameters():,} parameters"
+        + ("." if numbers else ", some of which are not numbers."),
+        {"parameters": model.config.parameters()},
+    )
+
+
+def _better_than_uniform(built: Built) -> Verdict:
+    found, uniform = built.metrics["held_out/total_bpb"], built.metrics["uniform_bpb"]
+    return Verdict(
+        found < uniform,
+        f"Held-out text takes {found:.3f} bits per byte; a uniform guess takes {uniform:.3f}.",
+        {"bpb": found, "uniform": uniform},
+    )
+
+
+# -- what a person is shown --------------------------------------------------------------------------------------------------------------
+
+
+def show(built: Built, folder: Path) -> None:
+    """training.png (curves), figures.md (a table) and samples.md (the last texts)."""
+    _curves(built, folder / "training.png")
+    (folder / "figures.md").write_text(_figures(built), encoding="utf-8")
+    if built.texts:
+        last = max(step for step, _, _ in built.texts)
+        texts = [f"**{name}**\n\n```text\n{text}\n```\n" for step, name, text in built.texts if step == last]
+        header = f"After step {last}; what stands in brackets is the prompt, the beginning of a held-out document.\n\n"
+        (folder / "samples.md").write_text(header + "\n".join(texts), encoding="utf-8")
+
+
+def _sources(names: Iterable[str]) -> list[str]:
+    """Of which sources there is a `held_out/<source>/bpb`."""
+    return sorted(name.split("/")[1] for name in names if name.startswith("held_out/") and name.endswith("/bpb") and name.count("/") == 2)
+
+
+def _curves(built: Built, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    (loss, bpb), (rate, norm) = figure.subplots(2, 2)
+    by_source = {source: built.series.get(f"held_out/{source}/bpb", ()) for source in _sources(built.series)}
+    panels = [
+        (loss, "training loss, nats a token", {"": built.series.get("loss", ())}),
+        (bpb, "held-out bits per byte", {**by_source, "mixture": built.series.get("held_out/bpb", ())}),
+        (rate, "learning rate", {"": built.series.get("learning_rate", ())}),
+        (norm, "gradient norm", {"": built.series.get("gradient_norm", ())}),
+    ]
+    for axes, title, lines in panels:
+        for label, points in lines.items():
+            axes.plot([step for step, _ in points], [value for _, value in points], label=label, marker="." if len(points) < 30 else None)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if len(lines) > 1:
+            axes.legend()
+    figure.savefig(path, dpi=90)
+
+
+def _figures(built: Built) -> str:
+    metrics = built.metrics
+    rows = [
+        ("tokens", f"{metrics['tokens']:,.0f}"),
+        ("steps", f"{metrics['steps']:,.0f}"),
+        ("training loss, nats a token", f"{metrics['loss']:.3f}"),
+    ]
+    for source in _sources(metrics):
+        bpb, perplexity = metrics[f"held_out/{source}/bpb"], metrics[f"held_out/{source}/perplexity"]
+        low, high = (metrics.get(f"held_out/{source}/bpb_{end}", math.nan) for end in ("low", "high"))
+        rows.append((f"held-out {source}", f"{bpb:.3f} bits per byte ({low:.3f} to {high:.3f}), perplexity {perplexity:.1f} a token"))
+    rows += [
+        ("held-out, by mixture", f"{metrics['held_out/bpb']:.3f} bits per byte"),
+        ("held-out, all text", f"{metrics['held_out/total_bpb']:.3f} bits per byte (uniform guess: {metrics['uniform_bpb']:.3f})"),
+        ("speed", f"{metrics['tokens_per_second']:,.0f} tokens a second over {metrics['seconds']:.0f} s"),
+        (
+            "model FLOP/s utilisation, (6N + 12·L·d·T) · tokens/s ÷ matrix-product peak",
+            f"{metrics['model_flops_utilisation']:.0%} of {metrics['peak_flops'] / 1e9:,.0f} GFLOP/s",
+        ),
+        ("peak memory of a rank", f"{metrics['peak_memory_bytes'] / 1e6:,.0f} MB"),
+        ("longest wait for a checkpoint", f"{metrics['checkpoint_stall_seconds']:.3f} s"),
+    ]
+    table = "| figure | value |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+    return f"{table}\nIn brackets: 95 % interval, windows of the model's context taken for independent.\n"
+
+
+PRETRAINED = Stage(
+    name="pretrained",
+    version="1",
+    run=pretrain,
+    description="A GPT trained from random weights on the corpus's tokens, by DeepSpeed; model/ loads in transformers.",
+    kinds=("deepspeed", "pytorch"),
+    checks=(
+        Check("loss_is_finite", True, "Every reported loss is a number.", _loss_is_finite),
+        Check("loss_falls", True, "The loss of the last tenth of training is below that of the first.", _loss_falls),
+        Check("model_loads", True, "model/ loads, has the recipe's shape, and its weights are numbers.", _model_loads),
+        Check("better_than_uniform", False, "Held-out text takes fewer bits per byte than a uniform guess.", _better_than_uniform),
+    ),
+    show=show,
+    ranks="profile",
+    pool="training",
+    model=True,
+)

@@ -1,0 +1,197 @@
+"""Tracking: one MLflow run a build of an artifact, kept up to date from what is on disk.
+
+A build says what it is in `journal/build.json` (`begin`), its worker says how it goes in `journal/events.jsonl`, and `delivery.py`
+brings both to MLflow whenever that answers. So nothing here can stop or slow a build: a server that is down or slow leaves
+things on disk, and `deliver_pending` brings them another time.
+
+Where MLflow is, is `server.py`'s; it is imported where it is first needed.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assets.contract import Artifact, Config
+from assets.resources import guard
+from assets.resources.delivery import Delivered, Delivery, is_alive
+from assets.resources.locks import locked
+from assets.resources.manifest import read_json, write_json
+from assets.resources.provenance import git_state
+from assets.resources.server import Server
+from assets.resources.store import Building
+from gpt_model.errors import CorruptFile
+
+STREAM_SECONDS = 2.0  # between two deliveries while a build runs
+BACKOFF_SECONDS = 60.0  # at most, while the server does not answer
+
+
+@dataclass(frozen=True)
+class Build:
+    """What is being built, as MLflow is to know it."""
+
+    recipe: str
+    stage: str
+    version: str
+    fingerprint: str
+    config: Config
+    inputs: Mapping[str, Artifact]
+    model: bool = False
+    description: str = ""
+
+
+class Tracking:
+    """What the wrapper and the command line say and ask. What goes wrong with the server is told in a `Delivered`, never raised."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.server = Server(home)
+
+    def begin(self, building: Building, build: Build, dagster_run: str | None = None) -> None:
+        """Says what `building` is, or that another attempt at it begins: that one continues the same MLflow run."""
+        path = building.journal / "build.json"
+        known = _read(path) or {"build": uuid.uuid4().hex, "attempts": []}
+        process = {"host": socket.gethostname(), "pid": os.getpid(), "process_started": guard.started(os.getpid())}
+        attempt = {"dagster_run": dagster_run, "began": time.time(), "user": _user(), **process}
+        facts = {
+            "build": known["build"],
+            "recipe": build.recipe,
+            "stage": build.stage,
+            "version": build.version,
+            "fingerprint": build.fingerprint,
+            "config": build.config,
+            "inputs": [_input(name, artifact) for name, artifact in build.inputs.items()],
+            "model": build.model,
+            "description": build.description,
+            "git": git_state(),
+            "attempts": [*known["attempts"], attempt],
+            "failure": None,
+        }
+        write_json(path, facts)
+
+    def failed(self, building: Building, reason: str) -> None:
+        """Says that this attempt failed, and why; waits five seconds at most for MLflow to hear it."""
+        path = building.journal / "build.json"
+        with suppress(OSError, CorruptFile):  # on a full disk what is said goes unwritten; it must not stand in the failure's place
+            write_json(path, read_json(path) | {"failure": reason})
+        self.deliver(building.folder, deadline=5.0)
+
+    @contextmanager
+    def stream(self, building: Building) -> Iterator[None]:
+        """Delivers in the background, every two seconds while the block runs; more seldom while the server does not answer.
+
+        What is raised in the block, an interruption included, is the attempt's failure.
+        """
+        over = threading.Event()
+
+        def deliver_often() -> None:
+            pause = 0.0
+            while not over.wait(pause):
+                problem = self._push(building.folder).problem
+                pause = min(pause * 2, BACKOFF_SECONDS) if problem else STREAM_SECONDS
+
+        thread = threading.Thread(target=deliver_often, name="mlflow delivery", daemon=True)
+        thread.start()
+        try:
+            yield
+        except BaseException as error:
+            over.set()
+            self.failed(building, f"{type(error).__name__}: {error}".rstrip(": "))
+            raise
+        finally:
+            over.set()
+            thread.join(5.0)  # a server may hold it longer; what it then delivers is not delivered twice
+
+    def deliver(self, folder: Path, deadline: float = 15.0) -> Delivered:
+        """Brings MLflow up to date with a building's or an artifact's folder, waiting at most `deadline` seconds."""
+        result: list[Delivered] = []
+        thread = threading.Thread(target=lambda: result.append(self._push(folder)), name="mlflow delivery", daemon=True)
+        thread.start()
+        thread.join(deadline)
+        if result:
+            return result[0]
+        problem = f"MLflow at {self.server.uri} has not answered within {deadline:g} s; what is left is delivered by the next run."
+        return Delivered(self._run_id(folder), complete=False, problem=problem)
+
+    def deliver_pending(self, deadline: float = 10.0) -> list[Delivered]:
+        """Delivers what earlier runs left, and sets right the runs of processes that died. Costs nothing where all is delivered."""
+        ends = time.monotonic() + deadline
+        found = []
+        for folder in [*(self.home / "building").glob("*"), *(self.home / "artifacts").glob("*")]:
+            if time.monotonic() >= ends:
+                break
+            if self._left_undelivered(folder):
+                found.append(self.deliver(folder, max(0.1, ends - time.monotonic())))
+                if found[-1].problem:  # it would be the same for the others
+                    break
+        return found
+
+    def run_of(self, built: Artifact | Building) -> str | None:
+        """The id of the MLflow run of a build, where it has one yet."""
+        return self._run_id(built.folder if isinstance(built, Building) else built.path.parent)
+
+    def dagster_runs(self, building: Building) -> list[str]:
+        """The ids of the Dagster runs that took part in a build, in order."""
+        attempts = (_read(building.journal / "build.json") or {"attempts": []})["attempts"]
+        return list(dict.fromkeys(attempt["dagster_run"] for attempt in attempts if attempt["dagster_run"]))
+
+    def run_url(self, run_id: str) -> str:
+        """The page of an MLflow run."""
+        return f"{self.server.ui}/#/runs/{run_id}"
+
+    def dagster_url(self, dagster_run: str) -> str:
+        """The page of a Dagster run."""
+        return f"{self.server.dagster_ui}/runs/{dagster_run}"
+
+    def _push(self, folder: Path) -> Delivered:
+        if not (folder / "journal" / "build.json").is_file():  # made by no build of ours
+            return Delivered(None, complete=True)
+        try:
+            with locked(folder / "journal" / "delivery.lock", patience=30.0):
+                return Delivery(folder, self.server).push()
+        except Exception as error:
+            sentence = str(error).strip().split("\n")[0][:300]
+            problem = f"MLflow at {self.server.uri}: {type(error).__name__}: {sentence}. What is left is delivered by the next run."
+            return Delivered(self._run_id(folder), complete=False, problem=problem)
+
+    def _left_undelivered(self, folder: Path) -> bool:
+        build = _read(folder / "journal" / "build.json")
+        if build is None:
+            return False
+        if folder.parent.name == "building" and not build["failure"] and is_alive(build["attempts"][-1]):
+            return False  # its own process sees to it
+        delivered = _read(folder / "journal" / "delivery.json") or {}
+        return not (delivered.get("complete") and delivered.get("attempt") == len(build["attempts"]))
+
+    def _run_id(self, folder: Path) -> str | None:
+        return (_read(folder / "journal" / "delivery.json") or {}).get("run_id")
+
+
+def _input(name: str, artifact: Artifact) -> dict[str, Any]:
+    files = artifact.manifest.get("files", [])
+    sizes = {"files": len(files), "bytes": sum(entry["size"] for entry in files)}
+    return {"name": name, "stage": artifact.stage, "fingerprint": artifact.fingerprint, "digest": artifact.digest, **sizes}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's process without a name
+        return str(os.getuid())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A journal's JSON; None where it is not there or cannot be read: the journal is not the artifact, and is never worth a stop."""
+    with suppress(FileNotFoundError, NotADirectoryError, CorruptFile):
+        found = read_json(path)
+        return found if isinstance(found, dict) else None
+    return None

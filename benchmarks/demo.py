@@ -1,0 +1,79 @@
+"""The demo as a person runs it, in a home of its own: wall time, the second time, time not spent in stage functions, memory.
+
+    python benchmarks/demo.py [--recipe tiny] [--home DIR] [--json FILE]
+
+Overhead is the wall time of the first run less the seconds inside stage functions (every manifest has its own): Dagster, MLflow, process
+starts, checks, pictures, publication.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from assets.resources.store import Store  # noqa: E402
+
+
+def run(recipe: str, home: Path) -> tuple[float, int]:
+    """(wall seconds, peak memory of the orchestrator in bytes) of `gpt-lineage run`."""
+    environment = {**os.environ, "LINEAGE_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
+    began, peak = time.monotonic(), 0
+    process = psutil.Popen([sys.executable, "-m", "pipelines.cli", "run", recipe], cwd=ROOT, env=environment)
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        if "VmHWM:" in status:
+            peak = max(peak, int(status.split("VmHWM:")[1].split()[0]) * 1024)
+        time.sleep(0.2)
+    if process.returncode:
+        raise SystemExit(f"gpt-lineage run {recipe} ended with status {process.returncode}")
+    return time.monotonic() - began, peak
+
+
+def measure(recipe: str, home: Path) -> dict[str, Any]:
+    first, peak = run(recipe, home)
+    again, peak_again = run(recipe, home)
+    store = Store(home)
+    name = Path(recipe).stem
+    stages = {ref: store.resolve(ref).manifest["provenance"]["stage_seconds"] for ref in store.refs() if ref.startswith(f"{name}/")}
+    overhead = first - sum(stages.values())
+    return {
+        "first_seconds": first, "second_seconds": again, "stage_seconds": stages, "overhead_seconds": overhead,
+        "overhead_share": overhead / first, "orchestrator_peak_bytes": max(peak, peak_again),
+    }  # fmt: skip
+
+
+def report(found: dict[str, Any]) -> str:
+    return (
+        f"first run {found['first_seconds']:.0f} s (bar 600), second {found['second_seconds']:.1f} s (bar 30)\n"
+        f"not in stage functions: {found['overhead_seconds']:.0f} s, {found['overhead_share']:.1%} (bars 60 s, 15 %)\n"
+        f"orchestrator's peak memory {found['orchestrator_peak_bytes'] / 1e6:.0f} MB (bar 400)\n"
+        + "\n".join(f"  {name}: {seconds:.1f} s" for name, seconds in found["stage_seconds"].items())
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--recipe", default="tiny")
+    parser.add_argument("--home", type=Path, help="an empty folder; default: a temporary one")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="demo-") as folder:
+        found = measure(given.recipe, given.home or Path(folder) / "lineage")
+    print(report(found))
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

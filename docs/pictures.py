@@ -1,0 +1,117 @@
+"""The README's screenshots, taken from a built store: `python -m docs.pictures [RECIPE]`. The browser test uses the same steps.
+
+Needs Chromium: $CHROMIUM, or chromium / google-chrome on the PATH, or one that Playwright has installed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from assets.resources.server import Server
+from assets.resources.store import Store
+from pipelines.servers import HOST, dagster_command, mlflow_command, server_environment
+
+IMAGES = Path(__file__).parent / "images"
+# Without these Chromium talks to the outside at every start; a machine without a way out refuses each try.
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def chromium() -> str | None:
+    """A Chromium or Chrome on this machine."""
+    return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+@contextmanager
+def serving(command: Sequence[str], url: str, home: Path, seconds: float = 120) -> Iterator[subprocess.Popen[bytes]]:
+    """`command` while it answers at `url`."""
+    log = home / f"server-{command[2].split('.')[0]}.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(list(command), env=server_environment(home), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            deadline = time.monotonic() + seconds
+            while not _answers(url):
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{' '.join(command)} does not answer at {url}:\n{log.read_text()[-3000:]}")
+                time.sleep(0.3)
+            yield server
+        finally:
+            server.terminate()
+            try:
+                server.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:  # noqa: S310 - a loopback address
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def open_asset_graph(page: Page, base: str, recipe: str) -> None:
+    """Dagster's graph of one recipe, laid out and at rest."""
+    page.goto(f"{base}/locations/gpt-lineage/asset-groups/{recipe}/lineage")
+    expect(page.get_by_text("pretrained", exact=True).first).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("scorecard", exact=True).first).to_be_visible(timeout=60_000)
+    page.wait_for_timeout(2500)
+
+
+def open_runs(page: Page, base: str, recipe: str, home: Path) -> None:
+    """MLflow's runs of one recipe, newest first."""
+    page.goto(f"{base}/#/experiments/{Server(home).experiment(recipe)}/runs")
+    expect(page.get_by_text("pretrained").first).to_be_visible(timeout=60_000)
+    page.wait_for_timeout(2500)
+
+
+def main() -> int:
+    recipe = sys.argv[1] if len(sys.argv) > 1 else "tiny"
+    home = Store.default_home()
+    store = Store(home)
+    IMAGES.mkdir(exist_ok=True)
+    with browser() as chrome:
+        with serving(dagster_command(3100), f"http://{HOST}:3100/server_info", home):
+            page = chrome.new_page(viewport={"width": 1600, "height": 1250})
+            open_asset_graph(page, f"http://{HOST}:3100", recipe)
+            page.screenshot(path=IMAGES / "asset-graph.png")
+            page.goto(f"http://{HOST}:3100/assets/{recipe}/pretrained")
+            page.wait_for_timeout(5000)
+            page.screenshot(path=IMAGES / "asset-page.png")
+        with serving(mlflow_command(5100, home), f"http://{HOST}:5100/health", home):
+            page = chrome.new_page(viewport={"width": 1500, "height": 900})
+            open_runs(page, f"http://{HOST}:5100", recipe, home)
+            page.screenshot(path=IMAGES / "mlflow-runs.png")
+        page = chrome.new_page(viewport={"width": 1400, "height": 900})
+        page.goto((store.show(store.resolve(f"{recipe}/scorecard")) / "scorecard.html").as_uri())
+        page.screenshot(path=IMAGES / "scorecard.png")
+    print(f"written: {', '.join(str(p.relative_to(IMAGES.parent.parent)) for p in sorted(IMAGES.glob('*.png')))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""Token shards on disk: written in constant memory, read as memory maps. Which tokens a step trains on is sampler.py's.
+
+A folder of tokens:
+
+    index.json                  number type, shards and counts of each source and split, mixture weights
+    byte_lengths.npy            bytes of text that each id stands for: [vocabulary]
+    <source>/<split>-00000.bin  ids, little-endian, nothing else; at most `SHARD_TOKENS` a file
+    <source>/<split>.idx        where each document ends, in tokens from the start of the split: little-endian uint64
+
+A split ("training" or "held_out") is its documents one after another, each followed by end-of-text, as GPT-2 and GPT-3 delimit them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_model.data.documents import SPLITS
+from gpt_model.errors import CorruptFile, UserError
+from gpt_model.progress import Progress, Silent
+from gpt_model.tokenizer import Tokenizer, pieces
+
+SHARD_TOKENS = 1 << 26  # tokens a file: 128 MiB of uint16
+BATCH = 1 << 20  # characters tokenized at a time; the library needs some 60 bytes for each while it works
+
+
+@dataclass(frozen=True)
+class SourceTexts:
+    """What `write` needs to know of a source: its share of the mixture, and its documents by split, read once."""
+
+    weight: float
+    documents: Mapping[str, Iterable[str]]
+    bytes: int = 0  # of all splits, UTF-8; only to say how far along
+
+
+def write(
+    folder: Path,
+    sources: Mapping[str, SourceTexts],
+    tokenizer: Tokenizer,
+    progress: Progress | None = None,
+    shard_tokens: int = SHARD_TOKENS,
+) -> dict[str, Any]:
+    """Tokenize every split of every source into `folder`. Returns what index.json says.
+
+    Memory does not grow with the text: documents are streamed, long ones in pieces. The same text gives the same bytes on disk.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "byte_lengths.npy", tokenizer.byte_lengths())
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    done, total = 0, sum(source.bytes for source in sources.values())
+    described: dict[str, Any] = {}
+    for name, source in sources.items():
+        splits = {}
+        for split in SPLITS:
+            with _SplitWriter(folder, name, split, dtype, shard_tokens) as writer:
+                for batch in _batches(source.documents[split]):
+                    writer.add(batch, tokenizer)
+                    (progress or Silent()).advance(done + writer.bytes, max(total, done + writer.bytes), "bytes")
+            done += writer.bytes
+            splits[split] = writer.described()
+        described[name] = {"weight": source.weight, "splits": splits}
+    index = {"dtype": dtype.str, "vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text, "sources": described}
+    (folder / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return index
+
+
+Piece = tuple[str, bool]  # some text, and whether a document ends with it
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[Piece]]:
+    """The documents in pieces, `BATCH` characters or a little more at a time."""
+    batch: list[Piece] = []
+    characters = 0
+    for document in documents:
+        for piece in pieces(document):
+            if characters >= BATCH:
+                yield batch
+                batch, characters = [], 0
+            batch.append((piece, False))
+            characters += len(piece) + 64  # an empty document costs something, too
+        batch[-1] = (batch[-1][0], True)
+    if batch:
+        yield batch
+
+
+class _SplitWriter:
+    """Appends one split's tokens to its shards. Each is opened when the one before is full."""
+
+    def __init__(self, folder: Path, source: str, split: str, dtype: np.dtype[Any], shard_tokens: int) -> None:
+        self._folder, self._stem, self._dtype, self._shard_tokens = folder, f"{source}/{split}", dtype, shard_tokens
+        self._shard: BinaryIO | None = None
+        self._shards: list[int] = []  # tokens of each
+        self.tokens = self.documents = self.bytes = 0
+
+    def __enter__(self) -> _SplitWriter:
+        path = self._folder / f"{self._stem}.idx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f"{path.stem}-*.bin"):  # of an attempt that was killed
+            stale.unlink()
+        self._ends = path.open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.close()
+        if self._shard:
+            self._shard.close()
+
+    def add(self, batch: list[Piece], tokenizer: Tokenizer) -> None:
+        ends = []
+        for (piece, last), ids in zip(batch, tokenizer.encode_batch([piece for piece, _ in batch]), strict=True):
+            if last:
+                ids.append(tokenizer.end_of_text)
+            self._append(np.array(ids, dtype=self._dtype))
+            self.bytes += len(piece.encode("utf-8"))
+            if last:
+                ends.append(self.tokens)
+        self._ends.write(np.array(ends, dtype="<u8").tobytes())
+        self.documents += len(ends)
+
+    def _append(self, ids: NDArray[Any]) -> None:
+        while len(ids):
+            if not self._shards or self._shards[-1] == self._shard_tokens:
+                if self._shard:
+                    self._shard.close()
+                self._shard = (self._folder / f"{self._stem}-{len(self._shards):05d}.bin").open("wb")
+                self._shards.append(0)
+            assert self._shard is not None
+            now, ids = np.split(ids, [self._shard_tokens - self._shards[-1]])
+            self._shard.write(now.tobytes())
+            self._shards[-1] += len(now)
+            self.tokens += len(now)
+
+    def described(self) -> dict[str, Any]:
+        shards = [{"file": f"{self._stem}-{number:05d}.bin", "tokens": tokens} for number, tokens in enumerate(self._shards)]
+        return {"shards": shards, "tokens": self.tokens, "documents": self.documents, "bytes": self.bytes}
+
+
+class Shards:
+    """One split of a source as one long row of ids, [tokens], whatever number of files it lies in. Slices come back as arrays."""
+
+    def __init__(self, folder: Path, source: str, split: str) -> None:
+        index = _read_index(folder)
+        described = index["sources"][source]["splits"][split]
+        self.dtype = np.dtype(index["dtype"])
+        self._maps = [_map(folder / shard["file"], self.dtype, shard["tokens"]) for shard in described["shards"]]
+        self._starts = np.cumsum([0, *(len(shard) for shard in self._maps)])
+        self.ends = _map(folder / source / f"{split}.idx", np.dtype("<u8"), described["documents"])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, where: slice) -> NDArray[Any]:
+        start, stop, stride = where.indices(len(self))
+        if stride != 1:
+            raise ValueError("a slice of shards has stride 1")
+        return self.read(start, max(0, stop - start))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def read(self, start: int, count: int) -> NDArray[Any]:
+        """`count` ids from `start`, all within the split: a view where they lie in one file, else a copy."""
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1 if len(self._maps) > 1 else 0
+        parts = []
+        while count and first < len(self._maps):
+            part = self._maps[first][start - self._starts[first] :][:count]
+            parts.append(part)
+            start, count, first = start + len(part), count - len(part), first + 1
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=self.dtype), *parts])
+
+    def parts(self, count: int = 1 << 20) -> Iterator[NDArray[Any]]:
+        """All of it in order, at most `count` ids at a time."""
+        for start in range(0, len(self), count):
+            yield self[start : start + count]
+
+    def document(self, number: int) -> NDArray[Any]:
+        """Ids of one document, without its end-of-text."""
+        start = int(self.ends[number - 1]) if number else 0
+        return self.read(start, int(self.ends[number]) - start - 1)
+
+
+class TokenData:
+    """What a folder of tokens holds. Opening it checks that every file is there at its full length; raises CorruptFile where not."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._index = _read_index(self.folder)
+        self.vocab_size: int = self._index["vocab_size"]
+        self.end_of_text: int = self._index["end_of_text"]
+        self.sources: list[str] = list(self._index["sources"])  # in the recipe's order
+        self.weights: dict[str, float] = {name: self._index["sources"][name]["weight"] for name in self.sources}
+        self.byte_lengths: NDArray[np.uint32] = np.load(self.folder / "byte_lengths.npy")
+        self._shards: dict[tuple[str, str], Shards] = {
+            (name, split): Shards(self.folder, name, split) for name in self.sources for split in SPLITS
+        }
+
+    def tokens(self, source: str, split: str) -> Shards:
+        """Ids of a split, documents delimited by end-of-text."""
+        return self._shards[source, split]
+
+    def documents(self, source: str, split: str) -> int:
+        """How many documents a split has."""
+        return int(self._split(source, split)["documents"])
+
+    def bytes(self, source: str, split: str) -> int:
+        """UTF-8 bytes of a split's text: the denominator of bits per byte."""
+        return int(self._split(source, split)["bytes"])
+
+    def _split(self, source: str, split: str) -> dict[str, Any]:
+        described: dict[str, Any] = self._index["sources"][source]["splits"][split]
+        return described
+
+
+def held_out_windows(
+    data: TokenData, source: str, context: int, limit_tokens: int | None = None, sequences: int = 16
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Windows that predict every held-out token of `source` exactly once: (inputs, targets), each [≤ sequences, context].
+
+    The stride is the context, so windows do not overlap: each begins with the token before its first target, the first with
+    end-of-text. (Overlapping windows would give tokens more context and cost context/stride times as much.) The last window is
+    filled up with end-of-text as input and -100 as target. `limit_tokens`: only the first so many tokens.
+    """
+    tokens = data.tokens(source, "held_out")
+    count = len(tokens) if limit_tokens is None else min(limit_tokens, len(tokens))
+    for start in range(0, count, sequences * context):
+        targets = tokens[start : min(count, start + sequences * context)].astype(np.int64)
+        before = tokens[start - 1 : start] if start else [data.end_of_text]
+        inputs = np.concatenate([before, targets[:-1]]).astype(np.int64)
+        padding = -len(targets) % context
+        inputs = np.pad(inputs, (0, padding), constant_values=data.end_of_text)
+        targets = np.pad(targets, (0, padding), constant_values=-100)
+        yield inputs.reshape(-1, context), targets.reshape(-1, context)
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = Path(folder) / "index.json"
+    try:
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {folder} is not a folder of tokens. Give the folder of a `tokens` artifact.") from None
+    except ValueError:
+        raise CorruptFile(f"{path} is not JSON any more. Build the tokens again.") from None
+    return index
+
+
+def _map(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """`count` numbers in a file, mapped read-only. An empty file cannot be mapped."""
+    found = path.stat().st_size if path.is_file() else None
+    if found != count * dtype.itemsize:
+        what = "is missing" if found is None else f"has {found} bytes"
+        raise CorruptFile(f"{path} {what}, and index.json says {count * dtype.itemsize}. Build the tokens again.")
+    return np.memmap(path, dtype=dtype, mode="r") if count else np.zeros(0, dtype=dtype)

@@ -1,0 +1,87 @@
+"""From lm_eval's per-example results to scores: value, standard error, 95 % interval, and what a score stands against.
+
+lm_eval's aggregated values are taken as they are. Its standard errors of perplexities are bootstraps over processes, slow, and it has
+none of bits per byte, so errors are made here in closed form: of a mean, and of a ratio of sums by linearisation (the delta
+method). Intervals are Wilson's for shares of right answers, and normal on the log-probability's own scale for the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Z = 1.959964  # of a two-sided 95 % interval
+ACCURACIES = ("acc", "acc_norm", "acc_bytes", "exact_match", "acc_mutual_info")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How sure a score is. None where one example, or an aggregation not known here, says nothing about it."""
+
+    stderr: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def spread(metric: str, aggregation: str, values: Sequence[Any]) -> Spread:
+    """Of a metric over per-example `values`: numbers for "mean" and "perplexity", (log-probability, weight) for the weighted ones."""
+    if len(values) < 2:
+        return Spread()
+    if aggregation == "mean" and metric in ACCURACIES:
+        return _share(np.asarray(values, dtype=float))
+    if aggregation == "mean":
+        centre, error = _ratio(np.asarray(values, dtype=float), np.ones(len(values)))
+        return Spread(error, centre - Z * error, centre + Z * error)
+    if aggregation == "perplexity":
+        return _exponential(*_ratio(-np.asarray(values, dtype=float), np.ones(len(values))))
+    if aggregation in ("weighted_perplexity", "bits_per_byte"):
+        logprobs, weights = np.asarray(values, dtype=float).T
+        nats, error = _ratio(-logprobs, weights)
+        if aggregation == "weighted_perplexity":
+            return _exponential(nats, error)
+        bits = 1 / math.log(2)
+        return Spread(error * bits, (nats - Z * error) * bits, (nats + Z * error) * bits)
+    return Spread()
+
+
+def _ratio(totals: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Sum of `totals` over sum of `weights`, and its standard error. With weights of 1: a mean, and s/√n."""
+    n, ratio = len(totals), totals.sum() / weights.sum()
+    residuals = totals - ratio * weights
+    return float(ratio), float(math.sqrt(n / (n - 1) * (residuals**2).sum()) / weights.sum())
+
+
+def _exponential(nats: float, error: float) -> Spread:
+    return Spread(math.exp(nats) * error, math.exp(nats - Z * error), math.exp(nats + Z * error))
+
+
+def _share(right: np.ndarray) -> Spread:
+    return Spread(_ratio(right, np.ones(len(right)))[1], *wilson(float(right.sum()), len(right)))
+
+
+def wilson(right: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, `right` of `n`, which holds for few examples and near 0 and 1."""
+    share = right / n
+    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def baseline(kind: str, samples: Sequence[dict[str, Any]]) -> float | None:
+    """What accuracy stands against: "chance", the mean of 1/choices, or "majority", the share of the commonest right answer."""
+    if kind == "chance":
+        choices = [sum(context != "" for context, _ in sample["arguments"]) for sample in samples]  # "": acc_mutual_info's extra requests
+        return float(np.mean([1 / max(1, number) for number in choices]))
+    if kind == "majority":
+        return Counter(str(sample["target"]) for sample in samples).most_common(1)[0][1] / len(samples)
+    return None
+
+
+def rounded(value: float | None) -> float | None:
+    """Six significant digits: below what the order of additions on another number of threads changes, above what anyone reads."""
+    return None if value is None else float(f"{value:.6g}")

@@ -1,0 +1,184 @@
+"""Decoding: many prompts at once, each key and value computed once, every row's text its own.
+
+- Greedy at temperature 0; otherwise temperature, top-k and nucleus (Holtzman et al. 2020), applied in that order.
+- A row draws from a generator seeded by (seed, prompt, which copy of that prompt it is), so its text does not depend on the
+  prompts beside it; equal prompts get different texts.
+- GPT-2's positions are learned and end at the context. A row that reaches it goes on from the later half of its own tokens, read anew: a
+  window that slides by half a context, the cost of one reading for every half context written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt_model.transformer import GPT, Cache
+
+
+@dataclass
+class _Row:
+    """One prompt on its way."""
+
+    number: int
+    window: list[int]  # what the model reads: the tail of prompt and text
+    draw: np.random.Generator
+    written: list[int] = field(default_factory=list)
+    ended: bool = False
+
+
+@torch.no_grad()
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stop: Sequence[int | str] = (),
+    decode: Callable[[list[int]], str] | None = None,
+    on_token: Callable[[int, int], None] | None = None,
+) -> list[list[int]]:
+    """New token ids for every prompt, the prompt left out: at most `max_new_tokens`, ending before the first `stop`.
+
+    `stop` holds token ids (e.g. end-of-text; not part of the result) and strings, which need `decode`, the tokenizer's. A string
+    that ends inside a token ends the row before that token. A prompt longer than the context is read from its end.
+    `on_token` is told (number of the prompt, token) as each is written.
+    Raises ValueError for an empty prompt, a temperature below 0, a top_k below 1, a top_p outside (0, 1], stop strings without `decode`.
+    """
+    strings = [text for text in stop if isinstance(text, str)]
+    _check(prompts, temperature, top_k, top_p, strings, decode)
+    ids = {token for token in stop if not isinstance(token, str)}
+    was_training = model.training
+    model.eval()
+    try:
+        rows = _rows(prompts, seed, model.config.context)
+        reading = list(rows) if max_new_tokens > 0 else []  # the rows in the cache; those that have ended stay until they are half of it
+        if reading:
+            longest = max(len(row.window) for row in reading)
+            logits, cache = _read(model, reading, min(model.config.context, longest + max_new_tokens))
+        while reading:
+            for row, token in zip(reading, _choose(logits, reading, temperature, top_k, top_p), strict=True):
+                if not row.ended:
+                    row.ended = _ended(row, token, ids, strings, decode, on_token) or len(row.written) == max_new_tokens
+            alive = [place for place, row in enumerate(reading) if not row.ended]
+            if len(alive) <= len(reading) // 2:
+                reading = [reading[place] for place in alive]
+                cache = cache.rows(torch.tensor(alive, dtype=torch.long, device=cache.lengths.device))
+            if reading:
+                logits = _advance(model, reading, cache)
+    finally:
+        model.train(was_training)
+    return [row.written for row in rows]
+
+
+def _check(
+    prompts: Sequence[Sequence[int]],
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    strings: list[str],
+    decode: Callable[[list[int]], str] | None,
+) -> None:
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {number} is empty: begin with at least one token, such as end-of-text")
+    if temperature < 0:
+        raise ValueError(f"temperature {temperature} is below 0")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k {top_k} is below 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p {top_p} is not in (0, 1]")
+    if strings and decode is None:
+        raise ValueError(f"stop strings {strings} need decode=, the tokenizer's")
+
+
+def _rows(prompts: Sequence[Sequence[int]], seed: int, context: int) -> list[_Row]:
+    copies: Counter[tuple[int, ...]] = Counter()
+    rows = []
+    for number, prompt in enumerate(prompts):
+        key = tuple(int(token) for token in prompt)
+        own = hashlib.sha256(repr((seed, copies[key], key)).encode()).digest()
+        copies[key] += 1
+        draw = np.random.Generator(np.random.Philox(int.from_bytes(own[:16], "little")))
+        rows.append(_Row(number, list(key[-context:]), draw))
+    return rows
+
+
+def _read(model: GPT, rows: list[_Row], capacity: int) -> tuple[Tensor, Cache]:
+    """Read every row's window afresh: logits of the next token [rows, vocabulary], and the cache, with room for `capacity` tokens a row."""
+    device = model.wte.weight.device
+    longest = max(len(row.window) for row in rows)
+    tokens = torch.tensor([row.window + [0] * (longest - len(row.window)) for row in rows], device=device)
+    lengths = torch.tensor([len(row.window) for row in rows], device=device)
+    cache = model.new_cache(len(rows), capacity)
+    hidden = model.hidden(tokens, cache, lengths)
+    last = hidden[torch.arange(len(rows), device=device), lengths - 1]
+    return F.linear(last, model.wte.weight), cache
+
+
+def _advance(model: GPT, rows: list[_Row], cache: Cache) -> Tensor:
+    """Logits after each row's newest token [rows, vocabulary], which is read into the cache; of rows that have ended, anything."""
+    device = model.wte.weight.device
+    context = model.config.context
+    full = [place for place, row in enumerate(rows) if len(row.window) > context and not row.ended]
+    tokens = torch.tensor([[row.window[-1]] for row in rows], device=device)
+    if len(full) < len(rows):
+        logits = F.linear(model.hidden(tokens, cache)[:, -1], model.wte.weight)
+    else:
+        logits = model.wte.weight.new_empty(len(rows), model.config.vocab_size)
+    if full:
+        for place in full:
+            rows[place].window = rows[place].window[-max(1, context // 2) :]
+        index = torch.tensor(full, device=device)
+        logits[index], read = _read(model, [rows[place] for place in full], context)
+        cache.keys[:, index], cache.values[:, index], cache.lengths[index] = read.keys, read.values, read.lengths
+    return logits
+
+
+def _choose(logits: Tensor, rows: list[_Row], temperature: float, top_k: int | None, top_p: float | None) -> list[int]:
+    """One token a row from logits [rows, vocabulary]."""
+    if temperature == 0:
+        return logits.argmax(-1).tolist()
+    ranked, tokens = (logits.double() / temperature).sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ranked, tokens = ranked[:, :top_k], tokens[:, :top_k]
+    mass = ranked.softmax(-1).cumsum(-1)
+    if top_p is not None:  # the smallest set whose mass reaches top_p: everything whose predecessors have not reached it
+        size = (mass < top_p).sum(-1, keepdim=True).clamp_(max=mass.shape[1] - 1)
+        total = mass.gather(1, size)
+    else:
+        size, total = torch.full_like(mass[:, :1], mass.shape[1] - 1, dtype=torch.long), mass[:, -1:]
+    uniform = torch.tensor([[row.draw.random()] for row in rows], dtype=mass.dtype, device=mass.device)
+    place = torch.searchsorted(mass, uniform * total, right=True).minimum(size)
+    return tokens.gather(1, place)[:, 0].tolist()
+
+
+def _ended(
+    row: _Row,
+    token: int,
+    ids: set[int],
+    strings: list[str],
+    decode: Callable[[list[int]], str] | None,
+    on_token: Callable[[int, int], None] | None,
+) -> bool:
+    """Take the token into the row, unless it ends it. True where the row has ended."""
+    if token in ids:
+        return True
+    row.written.append(token)
+    row.window.append(token)
+    if strings and decode is not None:
+        text = decode(row.written)
+        if any(string in text for string in strings):
+            row.written.pop()
+            return True
+    if on_token is not None:
+        on_token(row.number, token)
+    return False

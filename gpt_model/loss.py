@@ -1,0 +1,100 @@
+"""Cross-entropy of a linear head without its logits: rows in chunks, the gradient made in the forward pass.
+
+The logits of a whole batch, [rows, vocabulary], are the largest tensor of a small model and live only to be reduced to one number. Here
+a chunk of rows goes from states to logits to gradients while it is in cache; what is kept is the gradient of the states and
+of the head. Same idea as Liger Kernel's fused linear cross-entropy (Hsu et al. 2024), in plain torch, so it runs on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gpt_model.kernels import padded
+
+CHUNK_ELEMENTS = 1 << 22  # logits in one chunk: enough rows for an efficient matrix product
+TILE_ELEMENTS = 1 << 17  # logits in one pass over them: on a CPU they stay in cache between the passes
+
+
+def _chunks_of_logits(states: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and their logits, float32 at least; the memory is used again for the next chunk."""
+    vocabulary = weight.shape[0]
+    rows = max(64, (CHUNK_ELEMENTS if states.device.type == "cpu" else 16 * CHUNK_ELEMENTS) // vocabulary)
+    store = padded(states, min(rows, states.shape[0]), vocabulary)
+    for start in range(0, states.shape[0], rows):
+        part = slice(start, min(start + rows, states.shape[0]))
+        logits = torch.mm(states[part], weight.t(), out=store[: part.stop - start])
+        yield part, logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _exponentials_(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Overwrite logits [rows, vocabulary] with exp(logits - top); return top and the sum of the exponentials, each [rows, 1]."""
+    rows = max(1, TILE_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else logits.shape[0]
+    tops, masses = [], []
+    for tile in logits.split(rows):
+        top = tile.amax(1, keepdim=True)
+        masses.append(tile.sub_(top).exp_().sum(1, keepdim=True))
+        tops.append(top)
+    return torch.cat(tops), torch.cat(masses)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, ignored: int, keep: bool) -> Tensor:
+        need_states, need_weight = (keep and needed for needed in ctx.needs_input_grad[:2])
+        valid = (targets != ignored)[:, None]
+        kind = torch.promote_types(states.dtype, torch.float32)
+        share = valid.to(kind) / valid.sum().clamp(min=1)  # [rows, 1], each row's part of the mean
+        target = torch.where(valid[:, 0], targets, 0)[:, None]
+        total = torch.zeros((), dtype=kind, device=states.device)
+        states_gradient = torch.empty_like(states) if need_states else None
+        weight_gradient = torch.zeros_like(weight) if need_weight else None
+        head = weight.to(states.dtype)
+        for part, logits in _chunks_of_logits(states, head):
+            at_target = logits.gather(1, target[part])
+            top, mass = _exponentials_(logits)  # softmax = logits / mass from here on; the division waits for a smaller tensor
+            total = total + ((mass.log() + top - at_target) * share[part]).sum()
+            logits.scatter_add_(1, target[part], -mass)  # softmax minus the one-hot target, times mass
+            slope, scale = logits.to(states.dtype), (share[part] / mass).to(states.dtype)
+            if states_gradient is not None:
+                torch.mm(slope, head, out=states_gradient[part]).mul_(scale)
+            if weight_gradient is not None:
+                if weight.dtype == states.dtype:
+                    weight_gradient.addmm_(slope.t(), states[part] * scale)
+                else:  # reduced precision: many chunks are added up in full precision
+                    weight_gradient.add_(torch.mm(slope.t(), states[part] * scale))
+        ctx.save_for_backward(states_gradient, weight_gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        # In place: a second pass through a retained graph is then refused by autograd, not answered wrongly.
+        states_gradient, weight_gradient = (None if g is None else g.mul_(upstream.to(g.dtype)) for g in ctx.saved_tensors)
+        return states_gradient, weight_gradient, None, None, None
+
+
+def linear_cross_entropy(states: Tensor, weight: Tensor, targets: Tensor, ignored: int = -100) -> Tensor:
+    """Mean cross-entropy in nats of states [rows, width] through a head [vocabulary, width] over targets [rows] that are not `ignored`.
+
+    Equals `F.cross_entropy(states @ weight.T, targets, ignore_index=ignored)`; 0 where no target counts. Differentiable once.
+    """
+    if torch.is_autocast_enabled(states.device.type):
+        states = states.to(torch.get_autocast_dtype(states.device.type))
+    return _LinearCrossEntropy.apply(states, weight, targets, ignored, torch.is_grad_enabled())
+
+
+def linear_cross_entropy_by_row(states: Tensor, weight: Tensor, targets: Tensor, ignored: int = -100) -> Tensor:
+    """Cross-entropy in nats of each row: [rows], 0 where `ignored`. No gradient."""
+    valid = targets != ignored
+    target = torch.where(valid, targets, 0)[:, None]
+    losses = torch.empty(states.shape[0], dtype=torch.float32, device=states.device)
+    for part, logits in _chunks_of_logits(states, weight.to(states.dtype)):
+        at_target = logits.gather(1, target[part])
+        top, mass = _exponentials_(logits)
+        losses[part] = (mass.log() + top - at_target)[:, 0]
+    return losses.mul_(valid)

@@ -1,0 +1,288 @@
+"""The DeepSpeed engine, at every world size and ZeRO stage 0-3: start-up, one optimizer step, and where its state lies in memory.
+
+- ZeRO: Rajbhandari et al. 2020. Stage 0 keeps everything on every rank, 1 shares out the optimizer's state, 2 also the gradients,
+  3 also the weights. The optimizer is torch's fused AdamW, so nothing is compiled on the user's machine.
+- bfloat16 is torch's autocast round the loss: weights, gradients and moments stay float32. That is 16 bytes a parameter, as many as
+  DeepSpeed's own bf16 mode with its float32 master copy takes, and the weights that are saved are the weights that were trained.
+- What survives a kill is written by `checkpoint.py` out of `Engine.fragments`; when to do what is the loop's (`loop.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gpt_model.training.settings import Execution, Settings
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+Figures = Mapping[str, tuple[Any, Any]]
+
+
+class Loss(Protocol):
+    def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, Figures]: ...
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A run of one parameter's elements that this rank keeps, flat: `name[start : start + len]`, and its moments, as live views."""
+
+    name: str
+    start: int
+    values: Mapping[str, Tensor]  # "weight", "exp_avg", "exp_avg_sq": [length] each
+    owned: bool  # by this rank: of all ranks' owned fragments, each element is in exactly one (stage 0 keeps everything everywhere)
+
+
+def start(execution: Execution) -> None:
+    """Import DeepSpeed and join the other ranks, from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Again: does nothing.
+
+    Every rank's threads must be set up before (OMP_NUM_THREADS), as gloo and torch start theirs here.
+    """
+    if torch.distributed.is_initialized():
+        return
+    os.environ["DS_ACCELERATOR"] = execution.device
+    if execution.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    deepspeed = _import_deepspeed(execution.compile)
+    backend = "nccl" if execution.device == "cuda" else "gloo"
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(hours=2))
+
+
+def _import_deepspeed(compiling: bool) -> Any:
+    """DeepSpeed 0.19, without what it would drag in or compile: 1.6 s to the first step instead of 11 s, and no compiler needed."""
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    # Its autotuner imports MLflow where it is installed (1.1 s, 100 MB), only to log to it. `None` makes that one import fail, which it
+    # catches. Without this everything still works, slower.
+    absent = "mlflow" not in sys.modules
+    if absent:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed
+        import deepspeed.runtime.compiler
+        from deepspeed.utils import logger
+    finally:
+        if absent:
+            del sys.modules["mlflow"]
+    logger.setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # DeepSpeed's use of it, every step
+    # On CPU it would compile a shared-memory all-reduce with g++ (46 s; an error where there is no compiler). Setting the table of what can
+    # be compiled, which it otherwise fills on first access by running compilers, says that nothing can.
+    deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})
+    if not compiling:
+        # It looks whether the optimizer is its Muon, whose module compiles kernels as it is imported, and with them imports inductor
+        # (1 s). Imported here once with its own stand-in for torch.compile. Without this everything still works, slower.
+        original = deepspeed.runtime.compiler.compile
+        deepspeed.runtime.compiler.compile = lambda: deepspeed.runtime.compiler.dummy_decorator
+        import deepspeed.runtime.zero.muon.original_muon
+
+        deepspeed.runtime.compiler.compile = original
+    return deepspeed
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """torch's fused AdamW, its two methods without the wrappers that import torch._dynamo (1 s). The arithmetic is torch's own."""
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    _step = inspect.unwrap(torch.optim.AdamW.step)
+
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
+        vectors = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
+        decayed = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [group for group in decayed if group["params"]]
+        super().__init__(groups, lr=settings.learning_rate(0), betas=settings.betas, eps=settings.eps, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        return self._step(closure)
+
+
+class _Forward(nn.Module):
+    """What the engine calls: the objective's loss over the model, so that ZeRO-3 gathers whatever weights the loss touches."""
+
+    def __init__(self, model: nn.Module, objective: Loss, settings: Settings, execution: Execution) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+        self.figures: Figures = {}
+        self.autocast = functools.partial(
+            torch.autocast, execution.device, torch.bfloat16, enabled=settings.precision == "bfloat16", cache_enabled=True
+        )
+
+    def forward(self, micro_batch: Any) -> Tensor:
+        with self.autocast():
+            loss, self.figures = self.objective.loss(self.model, micro_batch)
+        return loss
+
+
+class Engine:
+    """One model under training. `close` gives the model back as a plain one, its weights whole on every rank."""
+
+    def __init__(self, model: nn.Module, objective: Loss, settings: Settings, execution: Execution) -> None:
+        start(execution)
+        import deepspeed
+
+        self.model, self.settings, self.execution = model, settings, execution
+        self._checkpointed = _checkpoint_activations(model) if execution.activation_checkpointing else []
+        if execution.compile:
+            model.compile()
+        model.to(execution.device).train()
+        self._skeleton = _skeleton(model) if execution.zero_stage == 3 else None
+        self._forward = _Forward(model, objective, settings, execution)
+        self._base = FusedAdamW(model, settings)
+        stage = execution.zero_stage
+        deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns that AdamW is "untested"; it is elementwise, so it can be shared out
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=self._forward,
+            optimizer=self._base,
+            dist_init_required=False,
+            config={
+                "train_micro_batch_size_per_gpu": 1,  # counted nowhere: the objective's micro-batches are handed in as they are
+                "gradient_accumulation_steps": 1,  # accumulation is driven by hand in `step`, so that its count may differ by step
+                "gradient_clipping": settings.gradient_clip if stage else 0.0,  # stage 0 in float32 is clipped in `step`
+                "zero_optimization": {"stage": stage, "overlap_comm": execution.device == "cuda"},
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": None,
+            },
+        )
+        deepspeed.utils.logger.setLevel(logging.WARNING)
+
+    def step(self, micro_batches: Sequence[Any], learning_rate: float, seeds: Sequence[int]) -> tuple[Tensor, list[Figures], float]:
+        """One optimizer step. Returns this rank's mean loss, each micro-batch's figures, and the global gradient norm before clipping.
+
+        `seeds`: torch's random state for each micro-batch, so that dropout is a function of the step.
+        """
+        engine, figures = self._deepspeed, []
+        for group in self._base.param_groups:
+            group["lr"] = learning_rate
+        total = torch.zeros((), device=self.execution.device)
+        for index, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
+            torch.manual_seed(seed)
+            engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            loss = engine(micro_batch)
+            total += loss.detach()
+            engine.backward(loss / len(micro_batches))
+            figures.append(self._forward.figures)
+        if self.execution.zero_stage == 0:
+            norm = nn.utils.clip_grad_norm_(self._forward.parameters(), self.settings.gradient_clip)
+            engine.step()
+        else:
+            engine.step()
+            norm = engine.get_global_grad_norm()
+        return total / len(micro_batches), figures, float(norm)
+
+    def fragments(self) -> list[Fragment]:
+        """The weights and moments that this rank keeps."""
+        fragments = []
+        for index, (name, first, flat, offset, length) in enumerate(self._layout()):
+            state = self._moments(flat)
+            flats = {"weight": flat.data, **{moment: state[moment] for moment in MOMENTS}}
+            values = {key: tensor.view(-1).narrow(0, offset, length) for key, tensor in flats.items()}
+            owned = self.execution.zero_stage > 0 or index % self.execution.world_size == self.execution.rank
+            fragments.append(Fragment(name, first, values, owned))
+        return fragments
+
+    def set_steps_taken(self, steps: int) -> None:
+        """Tell AdamW how many steps its moments have seen (for the bias correction)."""
+        for _, _, flat, _, _ in self._layout():
+            self._moments(flat)["step"].fill_(steps)
+
+    def _moments(self, flat: Tensor) -> dict[str, Tensor]:
+        """AdamW's state of one of the tensors that it steps. Before its first step: zeros, as AdamW itself would make them."""
+        state: dict[str, Tensor] = self._base.state[flat]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
+            state.update({moment: torch.zeros_like(flat, memory_format=torch.preserve_format) for moment in MOMENTS})
+        return state
+
+    def _layout(self) -> Iterator[tuple[str, int, Tensor, int, int]]:
+        """(parameter, first element, the tensor AdamW steps that holds it, offset in there, length) of each fragment this rank keeps.
+
+        Stages 1 and 2 cut one flat tensor a group of parameters into world-size parts; stage 3 cuts every parameter. Their own
+        tables say where: `_hp_mapping` (also behind deepspeed.utils.safe_get_full_fp32_param) and `grad_position`.
+        """
+        optimizer, stage = self._deepspeed.optimizer, self.execution.zero_stage
+        trainable: list[tuple[str, Any]] = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        for name, parameter in trainable:
+            if stage == 0:
+                yield name, 0, parameter, 0, parameter.numel()
+            elif stage < 3:
+                if (mapping := parameter._hp_mapping) is not None:
+                    flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+                    yield (
+                        name,
+                        mapping.lp_fragment_address.start,
+                        flat,
+                        mapping.hp_fragment_address.start,
+                        mapping.hp_fragment_address.numel,
+                    )
+            else:
+                group, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
+                first = self.execution.rank * length
+                if first < parameter.ds_numel:
+                    yield name, first, optimizer.fp32_partitioned_groups_flat[group], offset, min(length, parameter.ds_numel - first)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Every parameter whole, as a copy, on every rank."""
+        parameters = dict(self.model.named_parameters())
+        gathered: Any = nullcontext()
+        if self.execution.zero_stage == 3:
+            import deepspeed
+
+            gathered = deepspeed.zero.GatheredParameters(list(parameters.values()))
+        with gathered:
+            return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The model in evaluation mode, whole, without gradients, in the training precision; ranks may do different things with it.
+
+        At stage 3 it is a plain copy, which costs the memory of the weights meanwhile: the trained one's every forward pass is collective.
+        """
+        model = self.model
+        if self._skeleton is not None:
+            model = copy.deepcopy(self._skeleton)
+            model.load_state_dict(self._weights(), strict=False, assign=True)
+        with torch.no_grad(), self._forward.autocast():
+            yield model.eval()
+        self.model.train()
+
+    def close(self) -> None:
+        """Free gradients, moments and DeepSpeed's hooks; leave the model whole and plain on every rank.
+
+        Its parameters are new ones: DeepSpeed's hooks and flat buffers hang on the old ones and, at stage 3, on the modules' dictionaries.
+        """
+        weights = self._weights()
+        new = {id(p): nn.Parameter(weights[name], p.requires_grad) for name, p in self.model.named_parameters()}
+        self._deepspeed.destroy()
+        for module in self.model.modules():
+            module._parameters = {name: p if p is None else new[id(p)] for name, p in module._parameters.items()}
+        for block in self._checkpointed:
+            del block.forward
+        del self._deepspeed, self._base, self._forward
+
+
+def _skeleton(model: nn.Module) -> nn.Module:
+    """A copy of the model whose parameters have shapes and no memory."""
+    return copy.deepcopy(model, {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()})
+
+
+def _checkpoint_activations(model: nn.Module) -> list[Any]:
+    """Keep only the inputs of each block (each member of a ModuleList), and compute the rest again in the backward pass."""
+    blocks: list[Any] = [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    return blocks

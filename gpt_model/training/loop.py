@@ -1,0 +1,217 @@
+"""The one training loop: pre-training, fine-tuning, instruction tuning, reward model and PPO all run in it.
+
+What is optimised is an `Objective`, how a `Settings`, on what an `Execution`; evaluation, samples and kept snapshots are `Hook`s.
+Nothing in here knows text. The engine (DeepSpeed) is in `engine.py`, what survives a kill in `checkpoint.py`.
+
+Everything a step does is a function of (settings, step): its batch is the objective's, its dropout is seeded from (seed, step,
+rank, micro-batch), its learning rate the schedule's. So a run that was killed and resumed from a checkpoint ends bit for bit
+where the undisturbed one would have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from gpt_model.errors import UserError
+from gpt_model.progress import Progress
+from gpt_model.training.checkpoint import Checkpoints
+from gpt_model.training.engine import Engine, Figures, start
+from gpt_model.training.settings import Execution, Settings
+
+__all__ = ["Execution", "Hook", "Objective", "Outcome", "Settings", "train"]
+
+REPORTS = 1000  # metrics are reported at most about so many times a run, and at every evaluation
+
+
+class Objective(Protocol):
+    """What is optimised: a loss over batches, each batch a pure function of the step."""
+
+    unit: str  # what is counted: "tokens", "examples"
+    units_per_step: int  # over all ranks
+    flops_per_unit: float  # model FLOPs, forward and backward; 0 where nobody asks
+
+    def micro_batches(self, step: int) -> Sequence[Any]:
+        """This rank's micro-batches of a step (counted from 0): a pure function of it, as many on every rank."""
+
+    def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, Figures]:
+        """The mean loss over a micro-batch, to be minimised, and figures to report, each as (sum, count).
+
+        The loop averages the loss over micro-batches and ranks, and reports sum(sums) / sum(counts) of a figure over both; the
+        names must be the same in every micro-batch and rank. Runs inside the engine's forward pass: call `model` as it stands.
+        """
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Something done after given steps (0: before the first), on every rank, with the whole model, in evaluation mode, no gradients.
+
+    `call(step, model)` returns numbers that are reported with that step's; all ranks must return, only rank 0's are heard.
+    """
+
+    steps: Collection[int]
+    call: Callable[[int, nn.Module], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. The trained weights are in the model that was handed in, whole, on every rank."""
+
+    steps: int
+    resumed_from: int | None  # the step the last checkpoint was of
+    loss: float  # the last reported one
+    seconds: float  # in steps, evaluation apart, over all attempts that this result rests on
+    units_per_second: float
+    checkpoint_stall_seconds: float  # the longest time a checkpoint kept training waiting
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    settings: Settings,
+    execution: Execution,
+    *,
+    checkpoints: Path | None,
+    progress: Progress,
+    hooks: Sequence[Hook] = (),
+) -> Outcome:
+    """Train `model` in place. Every rank calls it with the same arguments, its own `execution.rank` apart.
+
+    `checkpoints`: a folder for this run alone, or None for a run short enough to start again. Raises UserError where the loss is
+    no longer a number or the disk is full.
+    """
+    return _Run(model, objective, settings, execution, checkpoints, progress, hooks).train()
+
+
+class _Run:
+    """One call of `train`: what its steps share."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        settings: Settings,
+        execution: Execution,
+        checkpoints: Path | None,
+        progress: Progress,
+        hooks: Sequence[Hook],
+    ) -> None:
+        self.objective, self.settings, self.execution, self.progress, self.hooks = objective, settings, execution, progress, hooks
+        self.seconds = 0.0  # in steps, evaluation apart
+        self.loss = math.nan
+        start(execution)
+        self.checkpoints = Checkpoints(checkpoints, execution, progress.log) if checkpoints else None
+        found = self.checkpoints.latest() if self.checkpoints else None
+        if self.checkpoints and found:
+            self.checkpoints.load_weights(found, model)
+        self.engine = Engine(model, objective, settings, execution)
+        self.first, self.resumed_from = 0, None
+        if self.checkpoints and found:
+            self.checkpoints.load_moments(found, self.engine)
+            self.first = self.resumed_from = int(found["step"])
+            self.seconds, self.loss = float(found["seconds"]), float(found["loss"])
+            progress.log(f"Goes on from the checkpoint of step {self.first} of {settings.steps}.")
+
+    def train(self) -> Outcome:
+        settings, objective = self.settings, self.objective
+        every = max(1, settings.steps // REPORTS)
+        if self.first == 0 and (values := self._hooks(0)):
+            self.progress.metrics(0, values)
+        mark, mark_step = time.perf_counter(), self.first  # since the last report, evaluation apart
+        try:
+            for step in range(self.first, settings.steps):
+                done = step + 1
+                loss, figures, norm = self._step(step)
+                hooked = any(done in hook.steps for hook in self.hooks)
+                if hooked or done % every == 0 or done == settings.steps:
+                    values = self._report(step, loss, figures, norm)
+                    now = time.perf_counter()
+                    values |= self._rates(done - mark_step, now - mark)
+                    self.seconds += now - mark
+                    values |= self._hooks(done)
+                    self.progress.metrics(done, values)
+                    mark, mark_step = time.perf_counter(), done
+                self.progress.advance(done * objective.units_per_step, settings.steps * objective.units_per_step, objective.unit)
+                if self.checkpoints and done < settings.steps and self.checkpoints.due():
+                    facts = {"seconds": self.seconds + time.perf_counter() - mark, "loss": self.loss}
+                    self.checkpoints.save(self.engine, done, facts)
+            if self.checkpoints:
+                self.checkpoints.finish()
+        except BaseException:
+            if self.checkpoints:
+                self.checkpoints.abandon()
+            raise
+        self.engine.close()
+        return self._outcome()
+
+    def _step(self, step: int) -> tuple[Tensor, list[Figures], float]:
+        batch = self.objective.micro_batches(step)
+        seeds = [_seed(self.settings.seed, step, self.execution.rank, index) for index in range(len(batch))]
+        loss, figures, norm = self.engine.step(batch, self.settings.learning_rate(step), seeds)
+        if not math.isfinite(norm):  # the same on every rank, so all of them stop here; where the loss is not a number, neither is this
+            raise UserError(
+                f"At step {step} of {self.settings.steps} the gradient is {norm} and the loss on rank {self.execution.rank} {float(loss)}: "
+                "training has diverged. Lower learning_rate, lengthen warmup_tokens or lower gradient_clip in the recipe, and build again."
+            )
+        return loss, figures, norm
+
+    def _report(self, step: int, loss: Tensor, figures: list[Figures], norm: float) -> dict[str, float]:
+        """A step's loss and figures over all ranks: one small all-reduce."""
+        names = sorted(figures[0])
+        sums = torch.zeros(2 * len(names) + 1, dtype=torch.float64, device=self.execution.device)
+        for part in figures:
+            for index, name in enumerate(names):
+                sums[2 * index] += part[name][0]
+                sums[2 * index + 1] += part[name][1]
+        sums[-1] = loss
+        torch.distributed.all_reduce(sums)
+        *pairs, total = sums.tolist()
+        self.loss = total / self.execution.world_size
+        means = {name: pairs[2 * i] / pairs[2 * i + 1] for i, name in enumerate(names) if pairs[2 * i + 1]}
+        return {
+            "loss": self.loss,
+            self.objective.unit: (step + 1) * self.objective.units_per_step,
+            "learning_rate": self.settings.learning_rate(step),
+            "gradient_norm": norm,
+            **means,
+        }
+
+    def _rates(self, steps: int, seconds: float) -> dict[str, float]:
+        unit, rate = self.objective.unit, steps * self.objective.units_per_step / seconds
+        rates = {f"{unit}_per_second": rate}
+        if self.execution.peak_flops:
+            rates["model_flops_utilisation"] = rate * self.objective.flops_per_unit / self.execution.peak_flops
+        return rates
+
+    def _hooks(self, done: int) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for hook in self.hooks:
+            if done in hook.steps:
+                with self.engine.evaluating() as model:
+                    values.update(hook.call(done, model))
+        return values
+
+    def _outcome(self) -> Outcome:
+        units = self.settings.steps * self.objective.units_per_step
+        return Outcome(
+            steps=self.settings.steps,
+            resumed_from=self.resumed_from,
+            loss=self.loss,
+            seconds=self.seconds,
+            units_per_second=units / self.seconds if self.seconds else math.nan,
+            checkpoint_stall_seconds=self.checkpoints.longest_stall if self.checkpoints else 0.0,
+        )
+
+
+def _seed(*parts: int) -> int:
+    """A seed of 63 bits from whole numbers, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

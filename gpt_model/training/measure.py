@@ -1,0 +1,156 @@
+"""What training is measured by: the matrix-product peak, held-out loss and bits per byte, peak memory. Nothing here trains."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpt_model.data.shards import TokenData, held_out_windows
+from gpt_model.evaluation.scores import spread
+from gpt_model.training.settings import Execution
+from gpt_model.transformer import GPT
+
+EVALUATION_TOKENS = 8192  # a forward pass of evaluation, each rank
+PRODUCT_SIZES = (512, 1024, 2048)  # square products tried for the peak on CPU; the best counts
+PRODUCT_SIZES_CUDA = (4096, 8192)
+PEAK_SECONDS = 0.1  # at each size
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out text as the model predicted it, in windows of the context: nats, tokens and bytes of text of each, [windows, 3]."""
+
+    windows: NDArray[np.float64]
+
+    @property
+    def nats(self) -> float:
+        return float(self.windows[:, 0].sum())
+
+    @property
+    def tokens(self) -> int:
+        return int(self.windows[:, 1].sum())
+
+    @property
+    def bytes(self) -> int:
+        return int(self.windows[:, 2].sum())
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nats / max(1, self.tokens)
+
+    @property
+    def bpb(self) -> float:
+        """Bits per byte: what the text would take, compressed with this model, by the byte of text; free of the tokenizer."""
+        return self.nats / math.log(2) / max(1, self.bytes)
+
+    @property
+    def bpb_interval(self) -> tuple[float, float] | None:
+        """95 % of `bpb`, windows taken for independent draws of such text (the delta method). None of a single window."""
+        nats, _, size = self.windows.T
+        found = spread("bits_per_byte", "bits_per_byte", list(zip(-nats, size, strict=True)))
+        return None if found.low is None or found.high is None else (found.low, found.high)
+
+
+def held_out(model: GPT, data: TokenData, execution: Execution, limit_tokens: int | None = None) -> dict[str, HeldOut]:
+    """Every source's held-out text, or the first `limit_tokens` of each, each token predicted once. Split over ranks. Collective."""
+    context = model.config.context
+    sequences = max(1, EVALUATION_TOKENS // context)
+    found = {}
+    for source in data.sources:
+        tokens = min(limit_tokens or sys.maxsize, len(data.tokens(source, "held_out")))
+        windows = torch.zeros(-(-tokens // context), 3, dtype=torch.float64, device=execution.device)
+        for index, (inputs, targets) in enumerate(held_out_windows(data, source, context, limit_tokens, sequences)):
+            if index % execution.world_size == execution.rank:
+                there = torch.from_numpy(targets).to(execution.device)
+                losses = model.loss_by_token(torch.from_numpy(inputs).to(execution.device), there)
+                sizes = torch.from_numpy(np.where(targets >= 0, data.byte_lengths[targets], 0).sum(1))
+                rows = windows[index * sequences : index * sequences + len(targets)]
+                rows.copy_(torch.stack([losses.double().sum(1), (there >= 0).sum(1), sizes.to(there.device)], 1))
+        torch.distributed.all_reduce(windows)  # the others' rows are zero here, so the sum is exact
+        found[source] = HeldOut(windows.cpu().numpy())
+    return found
+
+
+def held_out_metrics(found: Mapping[str, HeldOut], weights: Mapping[str, float]) -> dict[str, float]:
+    """`held_out/<source>/bpb`, `perplexity` and `loss`; `held_out/bpb` and `loss` weigh sources as the mixture, `total_bpb` by bytes."""
+    present = {source: one for source, one in found.items() if one.tokens}
+    share = {source: weights[source] / max(1e-30, sum(weights[s] for s in present)) for source in present}
+    metrics: dict[str, float] = {}
+    for source, one in present.items():
+        metrics |= {
+            f"held_out/{source}/bpb": one.bpb,
+            f"held_out/{source}/perplexity": math.exp(min(one.loss, 700.0)),
+            f"held_out/{source}/loss": one.loss,
+        }
+    total = HeldOut(np.concatenate([np.zeros((0, 3)), *(one.windows for one in present.values())]))
+    metrics["held_out/bpb"] = sum(share[source] * one.bpb for source, one in present.items())
+    metrics["held_out/loss"] = sum(share[source] * one.loss for source, one in present.items())
+    metrics["held_out/total_bpb"] = total.bpb
+    return metrics
+
+
+def held_out_intervals(found: Mapping[str, HeldOut]) -> dict[str, float]:
+    """`held_out/<source>/bpb_low` and `bpb_high`, of sources with more than one window."""
+    intervals = {source: one.bpb_interval for source, one in found.items()}
+    return {
+        f"held_out/{source}/bpb_{end}": value
+        for source, interval in intervals.items()
+        if interval is not None
+        for end, value in zip(("low", "high"), interval, strict=True)
+    }
+
+
+def peak_flops(execution: Execution, precision: str) -> float:
+    """FLOP/s of matrix products of the best size, all ranks at work at once, added up: the measure of utilisation. Collective."""
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    best = 0.0
+    for size in PRODUCT_SIZES_CUDA if execution.device == "cuda" else PRODUCT_SIZES:
+        a, b = (torch.randn(size, size, device=execution.device).to(dtype) for _ in range(2))
+        out = torch.empty(size, size, device=execution.device, dtype=dtype)
+        torch.mm(a, b, out=out)
+        torch.distributed.barrier()
+        best = max(best, _rate(a, b, out))
+    rate = torch.tensor([best], dtype=torch.float64, device=execution.device)
+    torch.distributed.all_reduce(rate)
+    return float(rate.item())
+
+
+def _rate(a: Tensor, b: Tensor, out: Tensor) -> float:
+    """FLOP/s of out = a @ b over PEAK_SECONDS: 2·n³ each."""
+    wait = torch.cuda.synchronize if a.is_cuda else lambda: None
+    products, began = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < PEAK_SECONDS:
+        for _ in range(10 if a.is_cuda else 1):
+            torch.mm(a, b, out=out)
+            products += 1
+        wait()
+    return products * 2.0 * len(a) ** 3 / elapsed
+
+
+def peak_memory_bytes(execution: Execution) -> float:
+    """The most memory any rank's process has held, on the GPU where it trains there. Collective."""
+    own = float(torch.cuda.max_memory_allocated() if execution.device == "cuda" else _peak_resident_bytes())
+    most = torch.tensor([own], dtype=torch.float64, device=execution.device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return float(most.item())
+
+
+def _peak_resident_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux; its ru_maxrss also counts what the parent had before exec
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        if line is not None:
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

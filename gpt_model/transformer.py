@@ -1,0 +1,190 @@
+"""The GPT-2 decoder, top to bottom: embeddings, pre-norm blocks, final norm, tied head (Radford et al. 2019, section 2.3).
+
+- Parameters carry GPT-2's released names and layouts (weights are [in, out]), so a state dictionary is `transformers`' own.
+- Initialisation is a function of the seed and each parameter's name: not of the device, the global RNG or the order of creation.
+- Rows of different lengths are padded on the right: attention is causal, so no real token ever sees a pad, and no mask is needed.
+- On a CPU the fused pieces are in `gpt_model.kernels`, the loss in `gpt_model.loss`; decoding is in `gpt_model.generation`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt_model import kernels
+from gpt_model.config import ModelConfig
+from gpt_model.loss import linear_cross_entropy, linear_cross_entropy_by_row
+
+IGNORED = -100  # a target that is not scored
+NORM_EPSILON = 1e-5
+
+
+class Cache:
+    """Keys and values of what each row has read, so that it need not be read again. Memory is allocated once.
+
+    `keys`, `values`: [layers, rows, heads, capacity, head width]; `lengths`: [rows], tokens read so far by each row.
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.layers, rows, config.heads, capacity, config.width // config.heads)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+
+    def rows(self, index: Tensor) -> Cache:
+        """A copy that holds the rows of `index` ([n], repeats allowed): one context shared out to all its continuations."""
+        chosen = object.__new__(Cache)
+        chosen.keys, chosen.values, chosen.lengths = self.keys[:, index], self.values[:, index], self.lengths[index]
+        return chosen
+
+    def write(self, layer: int, key: Tensor, value: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Put key and value [rows, heads, n, head width] at `positions` [rows, n]; return the layer's keys and values so far."""
+        row = torch.arange(len(self.lengths), device=positions.device)[:, None]
+        self.keys[layer][row, :, positions] = key.transpose(1, 2).to(self.keys.dtype)
+        self.values[layer][row, :, positions] = value.transpose(1, 2).to(self.values.dtype)
+        return self.keys[layer], self.values[layer]
+
+
+class Projection(nn.Module):
+    """x @ weight + bias, the weight stored [in, out] as in GPT-2's released checkpoints (`transformers`' Conv1D)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.bias = nn.Parameter(torch.empty(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.heads, self.dropout = layer, config.heads, config.dropout
+        self.c_attn = Projection(config.width, 3 * config.width)
+        self.c_proj = Projection(config.width, config.width)
+
+    def forward(self, x: Tensor, positions: Tensor | None, cache: Cache | None) -> Tensor:
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1))
+        if cache is None or positions is None:
+            dropout = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        else:
+            key, value = cache.write(self.layer, key, value, positions)
+            visible = torch.arange(key.shape[2], device=x.device) <= positions[:, None, :, None]  # [rows, 1, n, capacity]
+            y = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        return self.c_proj(y.transpose(1, 2).flatten(2))  # [batch, time, width]
+
+
+class MLP(nn.Module):
+    """Four times as wide, tanh-GELU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = Projection(config.width, 4 * config.width)
+        self.c_proj = Projection(4 * config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.ln_1 = nn.LayerNorm(config.width, eps=NORM_EPSILON)
+        self.attn = Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.width, eps=NORM_EPSILON)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, positions: Tensor | None, cache: Cache | None) -> Tensor:
+        if cache is None and kernels.usable(x, self.dropout if self.training else 0.0):
+            x = kernels.attention_half(x, self.ln_1, self.attn.c_attn, self.attn.c_proj, self.attn.heads)
+            return kernels.mlp_half(x, self.ln_2, self.mlp.c_fc, self.mlp.c_proj)
+        x = x + F.dropout(self.attn(self.ln_1(x), positions, cache), self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
+
+
+class GPT(nn.Module):
+    """A GPT-2. `GPT(config)(tokens)` are logits; `GPT(config)(tokens, targets)` is the mean loss, which is what an engine calls."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        # Made around empty tensors: nn.Embedding(…) would draw weights that `initialise` replaces, and of a model without memory (`meta`)
+        # that imports torch's compiler, 2.5 s.
+        self.wte = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)  # also the output head
+        self.wpe = nn.Embedding.from_pretrained(torch.empty(config.context, config.width), freeze=False)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.ln_f = nn.LayerNorm(config.width, eps=NORM_EPSILON)
+        self.initialise(seed)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Fresh weights: N(0, 0.02), position embeddings N(0, 0.01), residual projections scaled by 1/sqrt(residual layers).
+
+        Standard deviations: the released model.py; the scaling: GPT-2, section 2.3 (there are two residual layers a block).
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.is_meta:  # shapes only, e.g. while a checkpoint is being loaded
+                continue
+            if parameter.dim() == 1:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+                continue
+            std = 0.01 if name.startswith("wpe") else 0.02
+            if name.endswith("c_proj.weight"):
+                std /= math.sqrt(2 * self.config.layers)
+            own_seed = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little", signed=True)
+            generator = torch.Generator("cpu").manual_seed(own_seed)
+            parameter.copy_(torch.normal(0.0, std, parameter.shape, generator=generator))
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """tokens [batch, time] -> logits [batch, time, vocabulary]; with targets [batch, time], the mean loss in nats instead."""
+        if targets is not None:
+            return self.loss(tokens, targets)
+        return F.linear(self.hidden(tokens), self.wte.weight)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats over the targets [batch, time] that are not IGNORED. Full logits never exist."""
+        return linear_cross_entropy(self.hidden(tokens).flatten(0, 1), self.wte.weight, targets.flatten(), IGNORED)
+
+    @torch.no_grad()
+    def loss_by_token(self, tokens: Tensor, targets: Tensor, cache: Cache | None = None) -> Tensor:
+        """Cross-entropy in nats of every target: [batch, time], 0 where IGNORED. For evaluation: carries no gradient."""
+        hidden = self.hidden(tokens, cache)
+        return linear_cross_entropy_by_row(hidden.flatten(0, 1), self.wte.weight, targets.flatten(), IGNORED).view(targets.shape)
+
+    def hidden(self, tokens: Tensor, cache: Cache | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Final-normed states [batch, time, width] of tokens [batch, time].
+
+        With a cache the tokens follow what each row has read, and are read into it: `lengths` [batch] says how many tokens of
+        each row count (the rest is padding on the right); all of them by default.
+        """
+        time = tokens.shape[1]
+        if cache is None:
+            if time > self.config.context:
+                raise ValueError(f"{time} tokens are more than the context of {self.config.context}")
+            positions, place = None, self.wpe.weight[:time]
+        else:
+            positions = cache.lengths[:, None] + torch.arange(time, device=tokens.device)
+            positions = positions.clamp_(max=cache.keys.shape[3] - 1)  # only padding lies beyond
+            place = self.wpe(positions)
+        x = F.dropout(self.wte(tokens) + place, self.config.dropout, self.training)
+        for block in self.h:
+            x = block(x, positions, cache)
+        if cache is not None:
+            cache.lengths += time if lengths is None else lengths
+        return self.ln_f(x)
+
+    def new_cache(self, rows: int, capacity: int | None = None) -> Cache:
+        """An empty cache for `rows` rows of at most `capacity` tokens (the context by default)."""
+        weight = self.wte.weight
+        return Cache(self.config, rows, capacity or self.config.context, weight.device, weight.dtype)

@@ -1,0 +1,1 @@
+"""pipelines: when and how it runs. Definitions, jobs, schedules, sensors and the command line."""

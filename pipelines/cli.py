@@ -1,0 +1,279 @@
+"""The command line, `gpt-lineage`: what each command takes and prints. What it does is in the modules beside this one.
+
+Exit status: 0 only when what was asked is there; 1 with sentences on stderr where a person can act; 2 for a wrong command line; 130 when
+interrupted. Results go to stdout, progress to stderr. Everything heavy (Dagster, MLflow, torch) is imported inside the command that
+needs it, so that reading the store is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from assets.contract import Artifact
+from assets.profile import load_profile
+from assets.resources.store import Store
+from gpt_model.errors import UserError
+
+MLFLOW_RUN = re.compile(r"[0-9a-f]{32}")
+
+
+class Group(TyperGroup):
+    """Says a UserError as its sentences on stderr, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            typer.echo("Interrupted.", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Rebuild the GPT family from raw text to evaluated model, and walk any score back to the bytes it came from. "
+    "RECIPE is a name under recipes/ or a YAML file; ARTIFACT is recipe/stage or the start of a fingerprint.",
+)  # fmt: skip
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a name under recipes/, or a path to a YAML file")]
+ArtifactName = Annotated[str, typer.Argument(metavar="ARTIFACT", help="recipe/stage, or the start of a fingerprint")]
+ProfileName = Annotated[str, typer.Option("--profile", envvar="LINEAGE_PROFILE", help="a name under profiles/, or a path to a YAML file")]
+AsJson = Annotated[bool, typer.Option("--json", help="as JSON, for scripts")]
+
+
+def _store() -> Store:
+    return Store(Store.default_home())
+
+
+def _print(thing: Any) -> None:
+    """A table or tree on stdout; not cut to 80 columns where stdout is a file or pipe."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 400
+    console.print(thing, soft_wrap=isinstance(thing, str))
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def run(recipe: RecipeName, profile: ProfileName = "cpu") -> None:
+    """Build a recipe, or find it built; prints the scorecard's headline."""
+    from assets.recipe import RECIPES, load_recipe
+    from assets.yaml_file import find_file
+    from pipelines.progress import BuildDisplay, duration, human
+    from pipelines.scorecard_view import announce
+
+    began = time.monotonic()
+    path = find_file(recipe, RECIPES, "recipe")
+    loaded = load_recipe(str(path))
+    load_profile(profile)  # a misspelt profile is said before anything heavy is imported
+    store = _store()
+    with BuildDisplay(store.home, Console(stderr=True)) as display:
+        from pipelines.definitions import RecipeFile
+        from pipelines.runs import peak_memory_bytes, run_recipe
+
+        report = run_recipe(RecipeFile(loaded, path), profile, store.home, display)
+    if report.interrupted:
+        typer.echo("Interrupted. What was built is kept; the same command goes on from there.", err=True)
+        raise typer.Exit(130)
+    if not report.succeeded:
+        words = [*report.failures, *report.failed_checks] or ["The run failed."]
+        raise UserError("\n".join([*words, f"Dagster run {report.run_id} (make ui) has the whole story."]))
+    taken = f"{duration(time.monotonic() - began)}, this process with Dagster and MLflow {human(peak_memory_bytes())}B at its peak"
+    typer.echo(f"{report.found} found, {report.built} built in {taken}. Dagster run {report.run_id}", err=True)
+    announce(store, loaded.name, _print)
+
+
+@app.command()
+def plan(recipe: RecipeName, profile: ProfileName = "cpu", as_json: AsJson = False) -> None:
+    """Parameters, tokens, FLOPs, memory, time, disk and cost of a recipe, and what of it is built already; runs nothing."""
+    from assets.recipe import RECIPES, load_recipe
+    from assets.yaml_file import find_file
+    from pipelines import plan as plans
+
+    path = find_file(recipe, RECIPES, "recipe")
+    facts = plans.plan(load_recipe(str(path)), path.parent, load_profile(profile), _store())
+    if as_json:
+        _print_json(facts)
+    else:
+        _print(plans.draw_plan(facts))
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """Every artifact in the store, by name."""
+    from pipelines import lineage_views
+
+    store = _store()
+    rows = lineage_views.listed(store)
+    if as_json:
+        _print_json(rows)
+    elif rows:
+        _print(lineage_views.draw_list(rows))
+    else:
+        typer.echo(f"There is nothing in {store.home} yet. Build a recipe: gpt-lineage run tiny")
+
+
+@app.command()
+def show(artifact: ArtifactName, as_json: AsJson = False) -> None:
+    """One artifact: its inputs, configuration, checks, metrics, files and where it was built."""
+    from pipelines import lineage_views
+
+    store = _store()
+    facts = lineage_views.shown(store, store.resolve(artifact))
+    if as_json:
+        _print_json(facts)
+    else:
+        _print(lineage_views.draw_artifact(facts))
+
+
+@app.command()
+def trace(
+    artifact: Annotated[
+        str, typer.Argument(metavar="ARTIFACT|MLFLOW_RUN", help="recipe/stage, the start of a fingerprint, or an MLflow run id")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Where an artifact comes from: its whole lineage back to the sources. Exit status 1 where a part of it is gone."""
+    from pipelines import lineage_views
+
+    store = _store()
+    lineage = lineage_views.traced(store, _artifact_or_run(store, artifact))
+    if as_json:
+        _print_json(lineage)
+    else:
+        _print(lineage_views.draw_lineage(lineage))
+    if not lineage_views.is_complete(lineage):
+        raise UserError("A part of this lineage is not in the store any more.")
+
+
+def _artifact_or_run(store: Store, text: str) -> Artifact:
+    """The artifact `text` names, or the one that the MLflow run `text` built."""
+    if MLFLOW_RUN.fullmatch(text):
+        from assets.resources.tracking import Tracking
+
+        tracking = Tracking(store.home)
+        if built := next((artifact for artifact in store.artifacts() if tracking.run_of(artifact) == text), None):
+            return built
+    return store.resolve(text)
+
+
+@app.command()
+def verify(artifact: Annotated[str | None, typer.Argument(metavar="[ARTIFACT]", help="default: everything in the store")] = None) -> None:
+    """Recompute every checksum along an artifact's lineage, or of the whole store. Exit status 1 names what is not as published."""
+    from pipelines.verification import verified
+
+    store = _store()
+    checked, problems = verified(store, store.resolve(artifact) if artifact else None, Console(stderr=True))
+    if problems:
+        raise UserError("\n".join(problems))
+    typer.echo(f"{checked} artifact{'s verify' if checked != 1 else ' verifies'}: every file is as it was published.")
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="an artifact")],
+    b: Annotated[str, typer.Argument(metavar="B", help="another")],
+    as_json: AsJson = False,
+) -> None:
+    """Which inputs, fields, metrics and files of two artifacts differ, and where their lineages part."""
+    from pipelines import lineage_views
+
+    store = _store()
+    found = lineage_views.differences(store, store.resolve(a), store.resolve(b))
+    if as_json:
+        _print_json(found)
+    else:
+        _print(lineage_views.draw_differences(found))
+
+
+@app.command()
+def reproduce(artifact: ArtifactName) -> None:
+    """Build an artifact again from its manifest and compare, file by file. Exit status 1 where a file differs."""
+    from pipelines.reproduction import reproduced
+
+    store = _store()
+    original = store.resolve(artifact)
+    unlike = reproduced(store, original, Console(stderr=True))
+    if unlike:
+        raise UserError("\n".join([f"{original.stage} {original.fingerprint[:12]} was built again, and it is not the same:", *unlike]))
+    typer.echo(f"The same, byte for byte: {len(original.manifest['files'])} files, digest {original.digest}")
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="an artifact with a model in it, e.g. tiny/pretrained")],
+    prompt: Annotated[str, typer.Argument(help="what to go on from; empty begins a new document")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    samples: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Write text with a model."""
+    from pipelines import models
+
+    if top_p == 0.0:
+        raise typer.BadParameter("top-p is above 0", param_hint="--top-p")
+    store = _store()
+    folder = models.model_folder(store, store.resolve(model))
+    with Console(stderr=True).status("writing"):
+        texts = models.generate(
+            folder, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, samples=samples
+        )
+    for number, text in enumerate(texts):
+        if number:
+            typer.echo("---")
+        typer.echo(prompt + text)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="an artifact with a model in it")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where the model goes")],
+    force: Annotated[bool, typer.Option("--force", help="replace what is in DIR")] = False,
+) -> None:
+    """Copy a model to a folder that `transformers` loads."""
+    from pipelines import models
+
+    store = _store()
+    target = models.export(store, store.resolve(model), folder.expanduser(), replace=force)
+    typer.echo(f"{target} is ready: transformers.AutoModelForCausalLM.from_pretrained({str(target)!r})")
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 3000) -> None:
+    """Dagster's pages over this store, until Ctrl-C."""
+    from pipelines.servers import serve_dagster
+
+    serve_dagster(port)
+
+
+@app.command()
+def mlflow(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
+    """MLflow's pages over this store, until Ctrl-C."""
+    from pipelines.servers import serve_mlflow
+
+    serve_mlflow(port)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="gpt-lineage")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""What building a recipe would take: size, tokens, FLOPs, memory by ZeRO stage, time, disk, cost, and which stages are built already.
+
+Runs nothing and imports no torch: arithmetic on the recipe (`gpt_model.config`, `training.estimate`), the store's contents, and the same
+`assets.forecast` that each build freezes into its manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from assets.contract import Artifact
+from assets.forecast import forecast, planned, training_flops
+from assets.graph import Node, nodes
+from assets.pretraining import micro_batch, sequences_of_a_batch
+from assets.profile import Profile
+from assets.recipe import Recipe
+from assets.resources.store import Store
+from gpt_model.config import ModelConfig
+from gpt_model.training.estimate import memory_per_rank
+from pipelines.lineage_views import SHORT, failed_checks, flat
+from pipelines.progress import duration, human
+
+STATE_BYTES = 12  # of a parameter in a checkpoint: weight and two moments, float32
+CHECKPOINTS = 2  # kept
+
+
+def plan(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[str, Any]:
+    """The plan as JSON values; `base` is the recipe's folder. Raises UserError where a local source cannot be read
+    or the profile cannot share out the recipe's batch."""
+    stages, artifacts = _stages(recipe, base, profile, store)
+    tokenizer = artifacts.get("tokenizer")
+    vocabulary = int(tokenizer.metrics.get("vocab_size", 0)) if tokenizer else 0
+    model, section = recipe.model_config_for(vocabulary or None), recipe.pretraining
+    to_build = [stage for stage in stages if stage["state"] == "build"]
+    seconds = _sum([stage["forecast"].get("seconds") for stage in to_build])
+    cores = profile.processes if profile.device == "cuda" else profile.processes * profile.threads_each()
+    return {
+        "recipe": recipe.name,
+        "profile": profile.name,
+        "parameters": parameters_by_part(model),
+        "tokens": section.tokens,
+        "batch_tokens": section.batch_tokens,
+        "steps": section.tokens // section.batch_tokens,
+        "epochs": _epochs(recipe, artifacts.get("tokens")),
+        "flops": training_flops(model, section.tokens),
+        "flops_per_token": model.flops_per_token(),
+        "memory_per_rank": _memory(model, section.batch_tokens, profile),
+        "stages": stages,
+        "seconds": seconds,
+        "bytes": _sum([stage["forecast"].get("bytes") for stage in to_build]),
+        "checkpoint_bytes": CHECKPOINTS * STATE_BYTES * model.parameters(),
+        "cost": {"unit": "GPU hours" if profile.device == "cuda" else "core hours", **{k: v * cores / 3600 for k, v in seconds.items()}},
+    }
+
+
+def parameters_by_part(model: ModelConfig) -> dict[str, int]:
+    """Trainable parameters; the head is the token embedding, counted once."""
+    d, layers = model.width, model.layers
+    return {
+        "token embedding": model.vocab_size * d,
+        "position embedding": model.context * d,
+        "attention": layers * (4 * d * d + 4 * d),
+        "feed-forward": layers * (8 * d * d + 5 * d),
+        "layer norms": layers * 4 * d + 2 * d,
+        "all": model.parameters(),
+    }
+
+
+def _memory(model: ModelConfig, batch_tokens: int, profile: Profile) -> dict[str, Any]:
+    """Bytes a rank by ZeRO stage, at the micro-batch that training would take."""
+    sequences = sequences_of_a_batch(batch_tokens, model.context, profile.name, profile.processes)
+    each = micro_batch(sequences // profile.processes, model.context, profile)
+    stages = {
+        str(stage): memory_per_rank(model, stage, profile.processes, each, activation_checkpointing=profile.activation_checkpointing).total
+        for stage in range(4)
+    }
+    return {"ranks": profile.processes, "micro_batch": each, "profile_stage": profile.zero_stage, "bytes_by_zero_stage": stages}
+
+
+def _epochs(recipe: Recipe, tokens: Artifact | None) -> dict[str, float] | None:
+    """How often each source would be gone through; None before its tokens are counted."""
+    counts = {s.name: tokens.metrics.get(f"training/{s.name}/tokens") for s in recipe.corpus.sources} if tokens else {}
+    total = sum(source.weight for source in recipe.corpus.sources)
+    epochs = {}
+    for source in recipe.corpus.sources:
+        if not (count := counts.get(source.name)):
+            return None
+        epochs[source.name] = recipe.pretraining.tokens * source.weight / total / count
+    return epochs
+
+
+def _stages(recipe: Recipe, base: Path, profile: Profile, store: Store) -> tuple[list[dict[str, Any]], dict[str, Artifact]]:
+    """A row a stage: would it be found or built; and the artifacts that are there, by stage."""
+    rows: list[dict[str, Any]] = []
+    there: dict[str, Artifact] = {}
+    known: dict[str, Artifact] = {}  # there, or planned
+    for node in nodes(recipe):
+        config = node.config(base)
+        row: dict[str, Any] = {"asset": node.ref, "state": "build", "fingerprint": None, "why": "", "forecast": {}}
+        rows.append(row)
+        if waiting := [name for name in node.needs if name not in there]:
+            row["why"] = f"after {', '.join(waiting)}" if len(waiting) < 4 else f"after {len(waiting)} others"
+        else:
+            row["fingerprint"] = store.fingerprint(node.stage.name, node.stage.version, config, {n: there[n].digest for n in node.needs})
+            if artifact := store.find(row["fingerprint"]):
+                there[node.name] = known[node.name] = artifact
+                failed = failed_checks(store, artifact, blocking=True)
+                row["state"], row["why"] = ("blocked", f"its check {failed[0]!r} failed") if failed else ("found", "")
+                continue
+            row["why"] = _why(node, config, store)
+        row["forecast"] = forecast(node, config, {name: known[name] for name in node.needs}, profile, store)
+        known[node.name] = planned(node, config, row["forecast"])
+    return rows, there
+
+
+def _why(node: Node, config: Mapping[str, Any], store: Store) -> str:
+    """What of a stage whose inputs are all there differs from the artifact its name stands for now."""
+    now = store.get_ref(node.recipe, node.name)
+    artifact = store.find(now) if now else None
+    if artifact is None:
+        return "never built"
+    if artifact.manifest["version"] != node.stage.version:
+        return f"stage version {artifact.manifest['version']} → {node.stage.version}"
+    old, new = flat(artifact.config), flat(config)
+    changed = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    return f"changed: {', '.join(changed[:3])}{', …' if len(changed) > 3 else ''}" if changed else "an input changed"
+
+
+def _sum(told: list[Mapping[str, float] | None]) -> dict[str, float]:
+    """The sum of intervals: ends added, as forecasts from one machine's speed err together."""
+    return {end: sum(one[end] for one in told if one) for end in ("low", "expected", "high")}
+
+
+def draw_plan(facts: Mapping[str, Any]) -> Group:
+    return Group(_draw_model(facts), "", _draw_stages(facts), "", _draw_totals(facts), *_draw_bases(facts))
+
+
+def _draw_model(facts: Mapping[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    parts = ", ".join(f"{name} {human(count)}" for name, count in facts["parameters"].items() if name != "all")
+    table.add_row("[bold]parameters", f"{human(facts['parameters']['all'])}: {parts}")
+    table.add_row("[bold]tokens", f"{human(facts['tokens'])} in {facts['steps']:,} steps of {human(facts['batch_tokens'])}")
+    epochs = facts["epochs"]
+    table.add_row("[bold]epochs", ", ".join(f"{n} {e:.2f}" for n, e in epochs.items()) if epochs else "known once the corpus is tokenized")
+    table.add_row("[bold]compute", f"{facts['flops']:.3g} FLOP of pre-training, {facts['flops_per_token']:.3g} a token (6N + 12·L·d·T)")
+    memory = facts["memory_per_rank"]
+    by_stage = ", ".join(f"{_bytes(size)} at ZeRO {stage}" for stage, size in memory["bytes_by_zero_stage"].items())
+    table.add_row("[bold]memory a rank", f"{by_stage}; beside what Python and torch take")
+    ranks = f"{memory['ranks']} rank{'s' if memory['ranks'] > 1 else ''}, {memory['micro_batch']} sequences each a forward pass"
+    table.add_row("[bold]profile", f"{facts['profile']}: {ranks}, ZeRO {memory['profile_stage']}")
+    return table
+
+
+def _draw_stages(facts: Mapping[str, Any]) -> Table:
+    table = Table("stage", "", "time", "size", "why", box=None, pad_edge=False)
+    for row in facts["stages"]:
+        state = {"found": "[green]found", "build": "[yellow]build", "blocked": "[red]blocked"}[row["state"]]
+        told, note = row["forecast"], row["why"] or row["fingerprint"][:SHORT]
+        table.add_row(escape(row["asset"]), state, _span(told.get("seconds"), duration), _span(told.get("bytes"), _bytes), escape(note))
+    return table
+
+
+def _draw_bases(facts: Mapping[str, Any]) -> list[str]:
+    """What the forecasts rest on, each sentence once with the stages it is about."""
+    told = [(row["asset"].partition("/")[2], row["forecast"]) for row in facts["stages"] if row["forecast"]]
+    lines = [f"Loss: {foretold['loss_basis']}" for _, foretold in told if "loss_basis" in foretold]
+    for basis in dict.fromkeys(foretold["basis"] for _, foretold in told):
+        names = [name for name, foretold in told if foretold["basis"] == basis]
+        lines.append(f"Time of {', '.join(names)}: {basis}" if len(names) < len(told) else f"Time: {basis}")
+    return ["", *(f"[dim]{escape(line)}" for line in lines)]
+
+
+def _draw_totals(facts: Mapping[str, Any]) -> Table | str:
+    if not any(row["state"] == "build" for row in facts["stages"]):
+        return "Nothing to build: everything is found."
+    table = Table.grid(padding=(0, 2))
+    loss = next((row["forecast"]["loss"] for row in facts["stages"] if row["forecast"].get("loss")), None)
+    if loss:
+        table.add_row("[bold]held-out loss", f"{_span(loss, lambda v: f'{v:.2f}')} bits per byte")
+    table.add_row("[bold]time", _span(facts["seconds"], duration))
+    table.add_row("[bold]disk", f"{_span(facts['bytes'], _bytes)}, and {_bytes(facts['checkpoint_bytes'])} of checkpoints on the way")
+    cost = facts["cost"]
+    table.add_row("[bold]cost", f"{_span(cost, lambda v: f'{v:.3g}')} {cost['unit']}")
+    return table
+
+
+def _bytes(size: float) -> str:
+    return f"{human(size)}B"
+
+
+def _span(told: Mapping[str, float] | None, spell: Any) -> str:
+    return f"{spell(told['expected'])} ({spell(told['low'])} to {spell(told['high'])})" if told else ""

@@ -1,0 +1,212 @@
+"""Dagster runs that the command line starts: one process, one run of a recipe's job, in the same history that the UI shows.
+
+The work is in the worker's process tree, which dies with this one; Dagster's own record of a run whose process was killed with -9
+says STARTED for ever, so such runs are closed here, at the next start, by host, pid and the process's start time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster import DagsterRunStatus, RunsFilter
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.events import RunFailureReason
+from dagster._utils.interrupts import setup_interrupt_handlers
+
+from assets.resources import guard
+from assets.resources.lineage import Lineage, prepare_home
+from pipelines.definitions import RecipeFile, build_defs
+from pipelines.progress import BuildDisplay, duration
+
+HOST, PID, STARTED = "gpt-lineage/host", "gpt-lineage/pid", "gpt-lineage/process_started"  # tags of a run
+INTERRUPTIONS = ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
+RETRYING = ("RetryRequested", "RetryRequestedFromPolicy", "DagsterMaxRetriesExceededError")
+UNFINISHED = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+
+
+@dataclass
+class RunReport:
+    """What became of a run: a line an asset has been shown already, this is for what is said at the end."""
+
+    run_id: str = ""
+    succeeded: bool = False
+    interrupted: bool = False
+    found: int = 0
+    built: int = 0
+    failures: list[str] = field(default_factory=list)  # a sentence each
+    failed_checks: list[str] = field(default_factory=list)
+
+
+def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay) -> RunReport:
+    """Build the recipe in this process through its Dagster job. SIGTERM and Ctrl-C end the run, with its workers."""
+    prepare_home(home)
+    setup_interrupt_handlers()  # SIGTERM as Ctrl-C, outside the steps too
+    feed = _Feed(display, {"__".join(node.key): node.ref for node in file.nodes})
+    lineage = Lineage(home=str(home), profile=profile)
+    definitions = dg.Definitions.merge(
+        build_defs([file], resource_overrides={"lineage": lineage}), dg.Definitions(loggers={"display": feed.definition()})
+    )
+    # what earlier runs could not deliver, while this one goes on: a server that is down must not keep anybody waiting
+    threading.Thread(target=lineage.tracking().deliver_pending, name="mlflow pending", daemon=True).start()
+    with dg.DagsterInstance.get() as instance:
+        for sentence in close_lost_runs(instance):
+            display.say(sentence)
+        with _quiet():
+            try:
+                result = definitions.resolve_job_def(file.recipe.name).execute_in_process(
+                    instance=instance, raise_on_error=False, tags=process_tags(), run_config={"loggers": {"display": {}}}
+                )
+                feed.report.run_id, feed.report.succeeded = result.run_id, result.success
+            except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+                feed.report.interrupted = True
+    if not feed.report.interrupted:
+        for delivered in lineage.tracking().deliver_pending():
+            if delivered.problem:
+                display.say(f"  {delivered.problem}")
+    return feed.report
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process held, its workers apart."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def process_tags() -> dict[str, str]:
+    """What tells this process from every other one."""
+    return {HOST: socket.gethostname(), PID: str(os.getpid()), STARTED: str(guard.started(os.getpid()))}
+
+
+def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Close each unfinished run of the command line whose process is gone, and free what it held. A sentence each."""
+    sentences = []
+    for record in instance.get_run_records(RunsFilter(statuses=UNFINISHED, tags={HOST: socket.gethostname()})):
+        run = record.dagster_run
+        if _alive(run.tags):
+            continue
+        message = f"The process of this run (pid {run.tags[PID]}) ended without a word; it was killed, or the machine went down."
+        if run.status == DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(run, message)
+        else:
+            instance.report_run_failed(run, message)
+        with contextlib.suppress(NotImplementedError):
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        sentences.append(f"Dagster run {run.run_id[:8]} of {run.job_name} had lost its process; closed. What it built so far is resumed.")
+    return sentences
+
+
+def _alive(tags: Mapping[str, str]) -> bool:
+    return guard.started(int(tags[PID])) == tags[STARTED]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Dagster's own loggers say warnings only: what a person wants to see comes through the feed."""
+    logger = logging.getLogger("dagster")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+class _Feed(logging.Handler):
+    """A Dagster logger that shows a run's events on the display, and remembers how it went."""
+
+    def __init__(self, display: BuildDisplay, assets: Mapping[str, str]) -> None:
+        """`assets`: Dagster's step key -> recipe/stage."""
+        super().__init__(logging.DEBUG)  # the beginning of a step is a debug message
+        self.display, self.assets, self.report = display, assets, RunReport()
+
+    def definition(self) -> dg.LoggerDefinition:
+        def display_logger(context: dg.InitLoggerContext) -> logging.Logger:
+            logger = logging.Logger("gpt-lineage display", logging.DEBUG)
+            logger.addHandler(self)
+            return logger
+
+        return dg.LoggerDefinition(display_logger, description="the command line's display")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        meta: dict[str, Any] = record.dagster_meta  # type: ignore[attr-defined]
+        event = meta["dagster_event"]
+        if event is not None:
+            self._event(event)
+        elif (
+            record.threadName == "MainThread" and logging.INFO <= record.levelno < logging.ERROR
+        ):  # the worker's words come from a reader's thread,
+            asset, message = self.assets.get(meta["step_key"] or "", ""), meta["orig_message"]  # and through the journal to the display
+            if not message.startswith((f"{asset}: ", "[pipes]")):  # the wrapper's last word, which `_materialized` has more of
+                self.display.say(f"  {asset}: {message}")
+
+    def _event(self, event: Any) -> None:
+        kind = event.event_type
+        if kind == dg.DagsterEventType.STEP_START:
+            self.display.began(self.assets[event.step_key])
+        elif kind == dg.DagsterEventType.ASSET_MATERIALIZATION:
+            self._materialized(event)
+        elif kind == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            self._checked(event.asset_check_evaluation_data)
+        elif kind == dg.DagsterEventType.STEP_FAILURE:
+            self._failed(event)
+        elif kind == dg.DagsterEventType.RUN_FAILURE:
+            reason = event.job_failure_data.failure_reason
+            self.report.interrupted |= reason == RunFailureReason.UNEXPECTED_TERMINATION  # between two steps
+        elif kind == dg.DagsterEventType.STEP_UP_FOR_RETRY:
+            self.display.say(
+                f"  {self.assets[event.step_key]}: {_words(event.step_retry_data.error)}\n  It is tried once more, from where it was."
+            )
+
+    def _materialized(self, event: Any) -> None:
+        materialization = event.step_materialization_data.materialization
+        asset = "/".join(materialization.asset_key.path)
+        metadata = {name: value.value for name, value in materialization.metadata.items()}
+        found = bool(metadata.get("found"))
+        self.report.found += found
+        self.report.built += not found
+        how = "found, files verified" if found else f"built in {duration(metadata['seconds'])}"
+        self.display.ended(asset, f"{'=' if found else '+'} {asset:<28} {metadata['fingerprint'][:12]}  {how}")
+
+    def _checked(self, check: Any) -> None:
+        if check.passed:
+            return
+        asset = "/".join(check.asset_key.path)
+        blocking = check.severity == dg.AssetCheckSeverity.ERROR
+        sentence = f"{asset}: the {'blocking check' if blocking else 'check'} {check.check_name!r} failed: {check.description}"
+        if blocking:
+            self.report.failed_checks.append(sentence)
+        else:
+            self.display.say(f"  warning: {sentence}")
+
+    def _failed(self, event: Any) -> None:
+        asset, error = self.assets[event.step_key], event.step_failure_data.error
+        if _is(error, *INTERRUPTIONS) or (error.cause and _is(error.cause, *INTERRUPTIONS)):
+            self.report.interrupted = True
+            self.display.ended(asset, f"! {asset:<28} interrupted; what it built so far is kept and resumed by the next run")
+            return
+        if _is(error, "DagsterAssetCheckFailedError"):  # `_checked` has said which
+            self.display.ended(asset, f"! {asset:<28} a blocking check failed: nothing is built from it")
+            return
+        self.report.failures.append(f"{asset}: {_words(error)}")
+        self.display.ended(asset, f"! {asset:<28} failed")
+
+
+def _words(error: Any) -> str:
+    """What the stage said of its failure: below Dagster's own wrapping of a retry, without the class name before it."""
+    while error.cause is not None and _is(error, *RETRYING):
+        error = error.cause
+    return error.message.strip().removeprefix("dagster._core.definitions.events.Failure: ").strip()
+
+
+def _is(error: Any, *names: str) -> bool:
+    return (error.cls_name or "").rsplit(".", 1)[-1] in names

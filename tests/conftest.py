@@ -1,0 +1,132 @@
+"""What tests share: a home of their own, the downloads cache, and one small recipe built once through the Dagster job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+ROOT = Path(__file__).resolve().parent.parent
+CI_RECIPE = ROOT / "tests" / "recipes" / "ci.yaml"
+# A shell's own settings (make exports some) are not the tests'; each has a home of its own.
+for name in ("LINEAGE_HOME", "DAGSTER_HOME", "LINEAGE_PROFILE", "LINEAGE_RECIPES", "MLFLOW_TRACKING_URI"):
+    os.environ.pop(name, None)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background commands with it ignored, and children inherit that
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def downloads() -> Path:
+    """Package files already fetched stay between test runs; each is verified on use."""
+    folder = ROOT / ".cache" / "downloads"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def environment_of(home: Path, downloads: Path) -> dict[str, str]:
+    """The environment of a command on the store `home`, with the downloads shared between homes."""
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "downloads").exists():
+        (home / "downloads").symlink_to(downloads, target_is_directory=True)
+    clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "LINEAGE_PROFILE", "LINEAGE_RECIPES")}
+    return {**clean, "LINEAGE_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
+
+
+@pytest.fixture
+def home(tmp_path: Path, downloads: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty store, which this process uses too."""
+    home = tmp_path / "lineage"
+    for name, value in environment_of(home, downloads).items():
+        monkeypatch.setenv(name, value)
+    for name in ("MLFLOW_TRACKING_URI", "LINEAGE_PROFILE", "LINEAGE_RECIPES"):
+        monkeypatch.delenv(name, raising=False)
+    return home
+
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_cli(home: Path, downloads: Path, *arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    """`gpt-lineage` as a person runs it."""
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    return subprocess.run(
+        command,
+        env=environment_of(home, downloads),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+@pytest.fixture
+def cli(home: Path, downloads: Path) -> Cli:
+    """`cli("list", "--json")` on this test's own store."""
+    return lambda *arguments, **options: run_cli(home, downloads, *arguments, **options)
+
+
+class BuiltStore:
+    """The CI recipe, built once through its job; `printed` is what the command said."""
+
+    def __init__(self, home: Path, downloads: Path) -> None:
+        self.home, self.downloads, said = home, downloads, home.parent / "said.txt"
+        with FileLock(home.parent / "lock"):  # test processes side by side share one
+            if not said.exists():
+                first = run_cli(home, downloads, "run", str(CI_RECIPE))
+                assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-6000:]
+                said.write_text(first.stdout)
+        self.printed = said.read_text()
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run_cli(self.home, self.downloads, *arguments)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> BuiltStore:
+    """A store with the CI recipe in it. Read it; do not write to it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built"
+    folder.mkdir(exist_ok=True)
+    return BuiltStore(folder / "lineage", downloads)
+
+
+LOCAL_RECIPE = """\
+name: {name}
+corpus:
+  sources:
+    - {{name: notes, path: "notes/*.txt", documents: paragraphs, licence: CC0-1.0}}
+  held_out: 0.1
+tokenizer: {{style: gpt2, vocab_size: 300}}
+model: {{family: gpt2, layers: 2, width: 32, heads: 2, context: 32, dropout: 0.1}}
+pretraining: {{tokens: {tokens}, batch_tokens: 512, learning_rate: 3e-3, warmup_tokens: 512, seed: 1, evaluations: 2, samples: 1}}
+"""
+
+SUBJECTS = ("the king", "a sailor", "my brother", "the old tree", "some rain", "no one", "the baker", "her letter")
+VERBS = ("sees", "carries", "forgets", "follows", "sings to", "waits for", "finds", "answers")
+
+
+def write_notes(folder: Path, paragraphs: int, start: int = 0) -> None:
+    """A file of plain made-up sentences in `folder`, each paragraph another, the same for the same numbers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for n in range(start, start + paragraphs):
+        words = [f"{SUBJECTS[(n * 7 + k * 3) % 8]} {VERBS[(n * 5 + k) % 8]} {SUBJECTS[(n + k * 5 + 1) % 8]}" for k in range(6)]
+        lines.append(f"In the year {n}, " + ", and ".join(words) + ".")
+    (folder / f"notes{start}.txt").write_text("\n\n".join(lines) + "\n")
+
+
+def write_local_recipe(folder: Path, name: str = "local", tokens: int = 20_480, paragraphs: int = 400) -> Path:
+    """A recipe over text files beside it: seconds to build, and its source can grow."""
+    write_notes(folder / "notes", paragraphs)
+    path = folder / f"{name}.yaml"
+    path.write_text(LOCAL_RECIPE.format(name=name, tokens=tokens))
+    return path

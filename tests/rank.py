@@ -1,0 +1,212 @@
+"""One rank of training runs, for the tests that need real ranks: `python tests/rank.py JOB.json`, with RANK and WORLD_SIZE set.
+
+A job is a list of runs, done one after the other in the same processes. A run is a whole stage, `pretrained` or `finetuned`, or the
+former's objective in the bare loop. Each leaves what it said and came to in OUTPUT/said.json; one that has done so is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SECTION = {
+    "tokens": 10_240, "batch_tokens": 256, "learning_rate": 1e-2, "final_learning_rate": 0.1, "warmup_tokens": 512, "weight_decay": 0.1,
+    "betas": [0.9, 0.95], "gradient_clip": 1.0, "precision": "float32", "seed": 1, "evaluations": 2, "evaluation_tokens": 512, "samples": 1,
+}  # fmt: skip
+MODEL = {"family": "gpt2", "layers": 2, "width": 32, "heads": 2, "context": 32, "dropout": 0.1}
+STEPS = 40
+
+
+def make_inputs(folder: Path) -> Path:
+    """A tokenizer and tokens of two made-up sources, in `folder`."""
+    from gpt_model.data.shards import SourceTexts, write
+    from gpt_model.tokenizer import Tokenizer
+
+    plays = [f"Act {i}. Enter the king, who says: {i * i} is the square of {i}, and {i * 7 % 13} is left. Exit.\n" for i in range(120)]
+    facts = [f"The number {i} follows {i - 1}; it is {'even' if i % 2 == 0 else 'odd'}.\n" * 2 for i in range(150)]
+    tokenizer = Tokenizer.train(plays + facts, vocab_size=320)
+    tokenizer.save(folder / "tokenizer")
+    texts = {
+        name: SourceTexts(weight, {"training": documents[10:], "held_out": documents[:10]})
+        for name, weight, documents in (("plays", 0.7, plays), ("facts", 0.3, facts))
+    }
+    write(folder / "tokens", texts, tokenizer)
+    return folder
+
+
+class Ranks:
+    """The ranks of a job as real processes, each forked off one that has the imports behind it, with no compiler within reach."""
+
+    def __init__(self, inputs: Path, runs: list[dict[str, Any]], world_size: int = 2) -> None:
+        """A run: {"output": path, "what": "loop", "pretrained" or "finetuned", "zero_stage": 0-3, …}; the rest is `run`'s."""
+        job = inputs / f"job-{id(runs)}.json"
+        job.write_text(json.dumps({"inputs": str(inputs), "runs": runs}, default=str))
+        common = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT, "DS_ACCELERATOR": "cpu"}
+        common |= {"CC": "/bin/false", "CXX": "/bin/false"}
+        self.parents = [
+            subprocess.Popen(
+                [sys.executable, __file__, str(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env={**os.environ, **{k: str(v) for k, v in common.items()}, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(world_size)
+        ]  # fmt: skip
+        self.start()
+
+    def start(self) -> None:
+        """Start the ranks; also again, after they were killed."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for parent in self.parents:
+            assert parent.stdin is not None
+            parent.stdin.write(f"{port}\n")
+            parent.stdin.flush()
+        self.pids = [int(self._read_until(parent, lambda line: line.startswith("pid ")).split()[1]) for parent in self.parents]
+
+    def wait(self) -> None:
+        """Wait for the end, which every rank is to reach."""
+        printed = [parent.communicate(timeout=180)[0] for parent in self.parents]
+        for rank, (parent, text) in enumerate(zip(self.parents, printed, strict=True)):
+            assert parent.returncode == 0, f"rank {rank}: {text}"
+
+    def kill_at(self, output: Path, done: float) -> None:
+        """SIGKILL every rank as soon as rank 0 has said that it has done so much of the run in `output`, and wait until they are gone."""
+        self._read_until(self.parents[0], lambda line: line.startswith(f"{output.name} ") and float(line.split()[1]) >= done)
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)
+        for parent in self.parents:
+            self._read_until(parent, lambda line: line == "killed\n")
+
+    @staticmethod
+    def _read_until(parent: subprocess.Popen[str], wanted: Callable[[str], bool]) -> str:
+        assert parent.stdout is not None
+        seen = []
+        for line in parent.stdout:
+            if wanted(line):
+                return line
+            seen.append(line)
+        raise AssertionError(f"it ended before: {''.join(seen)}")
+
+
+def said(output: Path) -> dict[str, Any]:
+    """metrics: {step: {name: value}}, texts, log, result, modules."""
+    found: dict[str, Any] = json.loads((output / "said.json").read_text())
+    found["metrics"] = {int(step): values for step, values in found["metrics"].items()}
+    return found
+
+
+class Said:
+    """A `Progress` that remembers."""
+
+    def __init__(self, name: str, rank: int = 0, world_size: int = 1, **profile: Any) -> None:
+        from assets.profile import Profile
+
+        self.name, self.rank, self.world_size = name, rank, world_size
+        self.profile = Profile.model_validate({"name": "test", "processes": world_size, "checkpoint_seconds": 0.01, **profile})
+        self.said: dict[str, Any] = {"metrics": {}, "texts": [], "log": []}
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.said["metrics"].setdefault(step, {}).update(values)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self.said["texts"].append([step, name, text])
+
+    def log(self, message: str) -> None:
+        self.said["log"].append(message)
+
+    def advance(self, done: float, total: float, unit: str) -> None:
+        if self.rank == 0:
+            print(self.name, done, flush=True)
+
+
+def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> Said:
+    """One run on this rank. Its final weights are OUTPUT/model.safetensors (the loop) or in OUTPUT/model/ (a stage).
+
+    Of the loop and `pretrained`, {"section": {…}, "model": {…}} are laid over SECTION and MODEL, and the loop takes a "micro_batch";
+    `finetuned` takes its "config" and the config "given" to its inputs.
+    """
+    from safetensors.torch import save_file
+
+    from assets.contract import Artifact
+    from assets.finetuning import FINETUNED
+    from assets.pretraining import PRETRAINED, LanguageModelling, execution_of, model_config, settings_of
+    from gpt_model.data.sampler import Sampler
+    from gpt_model.data.shards import TokenData
+    from gpt_model.training.loop import train
+    from gpt_model.transformer import GPT
+
+    output = Path(job["output"])
+    output.mkdir(parents=True, exist_ok=True)
+    progress = Said(output.name, rank, world_size, zero_stage=job.get("zero_stage", 1), **job.get("profile", {}))
+    if job["what"] == "finetuned":
+        given = {name: Artifact(inputs / name, name, name, name, job["given"], {}) for name in ("pretrained", "tokenizer", "corpus")}
+        progress.said["result"] = FINETUNED.run(job["config"], given, output, progress)
+        return progress
+    config = {"model": {**MODEL, **job.get("model", {})}, "pretraining": {**SECTION, **job.get("section", {})}}
+    if job["what"] == "pretrained":
+        given = {name: Artifact(inputs / name, name, "", "", {}, {}) for name in ("tokens", "tokenizer")}
+        progress.said["result"] = PRETRAINED.run(config, given, output, progress)
+        return progress
+    data, section = TokenData(inputs / "tokens"), config["pretraining"]
+    shape, execution = model_config(config, data.vocab_size), execution_of(progress.profile, progress)
+    sampler = Sampler(data, shape.context, section["batch_tokens"] // shape.context, section["seed"])
+    model = GPT(shape, seed=section["seed"])
+    settings = settings_of(section, section["tokens"] // section["batch_tokens"])
+    objective = LanguageModelling(sampler, job.get("micro_batch", 2), shape, execution)
+    outcome = train(model, objective, settings, execution, checkpoints=output / "checkpoints", progress=progress)
+    progress.said["result"] = vars(outcome)
+    if rank == 0:
+        save_file(dict(model.named_parameters()), output / "model.safetensors")
+    return progress
+
+
+def work(job_path: Path) -> None:
+    """Every run of a job that is not done yet."""
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    job = json.loads(job_path.read_text())
+    for one in job["runs"]:
+        if (Path(one["output"]) / "said.json").exists():
+            continue
+        progress = run(Path(job["inputs"]), one, rank, world_size)
+        if rank == 0:
+            (Path(one["output"]) / "said.json").write_text(json.dumps({**progress.said, "modules": sorted(sys.modules)}))
+
+
+def main(job_path: Path) -> None:
+    """Import what a rank needs; at each MASTER_PORT that comes in fork one that works, until one has come to its own end."""
+    import gpt_model.tasks.finetune  # noqa: F401
+    from gpt_model.training.engine import _import_deepspeed
+
+    _import_deepspeed(compiling=False)
+    for port in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            os.environ["MASTER_PORT"] = port.strip()
+            print("pid", os.getpid(), flush=True)
+            code = 1
+            try:
+                work(job_path)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)  # gloo's threads may hang the interpreter's teardown
+        status = os.waitpid(pid, 0)[1]
+        if not os.WIFSIGNALED(status):
+            sys.exit(os.waitstatus_to_exitcode(status))
+        print("killed", flush=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,66 @@
+"""The two pages, in a real browser on the built store: the recipe's graph in Dagster, its runs in MLflow, and a run ended from Dagster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+
+import pytest
+from conftest import ROOT, BuiltStore
+from playwright.sync_api import Browser, expect
+
+from assets.resources.store import Store
+from assets.resources.tracking import Tracking
+from docs.pictures import HOST, browser, chromium, open_asset_graph, open_runs, serving
+from pipelines.servers import dagster_command, mlflow_command
+
+pytestmark = pytest.mark.skipif(chromium() is None and "CI" not in os.environ, reason="no Chromium or Chrome on this machine")
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Browser]:
+    with browser() as started:
+        yield started
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def test_dagster_page_shows_the_graph_and_its_materializations(
+    built: BuiltStore, chrome: Browser, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    recipes = tmp_path_factory.mktemp("recipes")
+    shutil.copy(ROOT / "tests" / "recipes" / "ci.yaml", recipes)  # any YAML dropped there appears as a graph
+    monkeypatch.setenv("LINEAGE_RECIPES", str(recipes))
+    monkeypatch.setenv("DAGSTER_HOME", str(built.home / "dagster"))
+    port = free_port()
+    with serving(dagster_command(port), f"http://{HOST}:{port}/server_info", built.home):
+        page = chrome.new_page(viewport={"width": 1500, "height": 900})
+        open_asset_graph(page, f"http://{HOST}:{port}", "ci")
+        for name in ("corpus", "tokenizer", "tokens", "pretrained", "zero_shot", "scorecard"):
+            expect(page.get_by_text(name, exact=True).first).to_be_visible()
+        page.goto(f"http://{HOST}:{port}/assets/ci/pretrained")
+        expect(page.get_by_text("MLflow run").first).to_be_visible(timeout=60_000)
+        artifact = Store(built.home).resolve("ci/pretrained")
+        expect(page.get_by_text(artifact.fingerprint[:12]).first).to_be_visible()
+
+
+def test_mlflow_page_shows_the_runs_and_links_back_to_dagster(built: BuiltStore, chrome: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(built.home / "dagster"))
+    port = free_port()
+    with serving(mlflow_command(port, built.home), f"http://{HOST}:{port}/health", built.home):
+        page = chrome.new_page(viewport={"width": 1500, "height": 900})
+        open_runs(page, f"http://{HOST}:{port}", "ci", built.home)
+        artifact = Store(built.home).resolve("ci/pretrained")
+        tracking = Tracking(built.home)
+        run = tracking.run_of(artifact)
+        assert run is not None
+        page.goto(f"http://{HOST}:{port}/#/runs/{run}")
+        (dagster_run, *_) = artifact.manifest["provenance"]["dagster_runs"]
+        link = page.locator(f'a[href*="{dagster_run}"]').first
+        expect(link).to_be_visible(timeout=60_000)

@@ -1,0 +1,40 @@
+"""How a build ends when its worker does not give a result: what a person reads, and where the rest is."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import write_local_recipe
+
+from assets.build import Request, WorkerFailed, _failure, build
+from assets.graph import node_named, nodes
+from assets.profile import load_profile
+from assets.recipe import load_recipe
+from assets.resources.launcher import Exit, LocalLauncher
+from assets.resources.store import Building, Store
+from assets.resources.tracking import Tracking
+from assets.worker import _leave_word
+from gpt_model.errors import UserError
+
+
+def test_defect_is_one_sentence_that_names_the_log_with_its_traceback(home: Path, tmp_path: Path) -> None:
+    recipe = write_local_recipe(tmp_path)
+    node = replace(node_named(nodes(load_recipe(str(recipe))), "corpus"), stage_path="assets.corpus:NOT_THERE")
+    with pytest.raises(WorkerFailed) as failed:
+        build(Request(node, tmp_path, load_profile("single")), Store(home), LocalLauncher(), Tracking(home))
+    (log,) = home.glob("building/*/journal/worker.log")
+    assert str(failed.value).startswith("The worker's rank 0 failed: AttributeError: ") and str(failed.value).endswith(f"Its log: {log}")
+    assert "Traceback" not in str(failed.value) and "\n" not in str(failed.value)
+    assert "Traceback" in failed.value.details and "NOT_THERE" in log.read_text()
+
+
+def test_a_disk_too_full_for_a_word_is_still_said(tmp_path: Path) -> None:
+    """The worker that cannot leave failure.json leaves an exit status."""
+    building = Building(tmp_path / "no such folder", "ab" * 32)
+    code = _leave_word(building, 0, OSError(errno.ENOSPC, "No space left on device"))
+    assert code == errno.ENOSPC
+    failure = _failure(building, Exit(code, 0, 0, building.log))
+    assert isinstance(failure, UserError) and "disk is full" in str(failure) and "bytes free" in str(failure)

@@ -1,0 +1,390 @@
+"""The command line on a small real store: what it prints, for people and for scripts, and the status it ends with."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from conftest import ROOT, environment_of, run_cli, write_local_recipe, write_notes
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from assets.build import Request, build
+from assets.graph import node_named, nodes
+from assets.profile import load_profile
+from assets.recipe import load_recipe
+from assets.resources.journal import Spool
+from assets.resources.launcher import LocalLauncher
+from assets.resources.lineage import prepare_home
+from assets.resources.manifest import Facts
+from assets.resources.store import Store
+from assets.resources.tracking import Tracking
+from pipelines.cli import app
+from pipelines.progress import BuildDisplay, duration
+from pipelines.runs import HOST, PID, STARTED, close_lost_runs, process_tags
+
+STAGES = ("corpus", "tokenizer", "tokens")
+
+
+def build_stages(recipe: Path, home: Path, stages: tuple[str, ...] = STAGES) -> None:
+    """Build the cheap stages as the pipeline does, without Dagster round them."""
+    store, graph = Store(home), nodes(load_recipe(str(recipe)))
+    profile = load_profile("single")
+    for name in stages:
+        build(Request(node_named(graph, name), recipe.parent, profile), store, LocalLauncher(), Tracking(home))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterator[Path]:
+    """The home of a store with the corpus, tokenizer and tokens of two recipes on the same text. Read it; do not write to it."""
+    folder = tmp_path_factory.mktemp("small")
+    home = folder / "lineage"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment_of(home, downloads).items():
+            patch.setenv(name, value)
+        recipe = write_local_recipe(folder)
+        build_stages(recipe, home)
+        other = folder / "other.yaml"
+        other.write_text(recipe.read_text().replace("name: local", "name: other").replace("vocab_size: 300", "vocab_size: 320"))
+        build_stages(other, home)
+        yield home
+
+
+Run = Callable[..., Result]
+
+
+def on(home: Path) -> Run:
+    return lambda *arguments: CliRunner().invoke(app, list(arguments), env={"LINEAGE_HOME": str(home)}, catch_exceptions=False)
+
+
+@pytest.fixture
+def call(small: Path) -> Run:
+    """`call("list", "--json")` on the small store."""
+    return on(small)
+
+
+@pytest.fixture
+def copy(small: Path, tmp_path: Path) -> Path:
+    """A copy of the small store, to be damaged."""
+    return shutil.copytree(small, tmp_path / "copy", symlinks=True)
+
+
+def test_list_names_every_artifact(call: Run, small: Path) -> None:
+    rows = {row["ref"]: row for row in json.loads(call("list", "--json").stdout)}
+    assert list(rows) == sorted(f"{recipe}/{stage}" for recipe in ("local", "other") for stage in STAGES)
+    assert rows["local/corpus"]["fingerprint"] == rows["other/corpus"]["fingerprint"]  # the same text is the same artifact
+    assert len({row["fingerprint"] for row in rows.values()}) == len(list((small / "artifacts").iterdir())) == 5
+    table = call("list").stdout
+    assert all(name in table and row["fingerprint"][:12] in table for name, row in rows.items())
+
+
+def test_list_of_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
+    result = on(tmp_path / "none")("list")
+    assert result.exit_code == 0 and "gpt-lineage run" in result.stdout
+    assert not (tmp_path / "none").exists()
+    assert json.loads(on(tmp_path / "none")("list", "--json").stdout) == []
+
+
+def test_show_tells_the_manifest(call: Run, small: Path) -> None:
+    facts = json.loads(call("show", "local/tokens", "--json").stdout)
+    artifact = Store(small).resolve("local/tokens")
+    assert facts["fingerprint"] == artifact.fingerprint and facts["refs"] == ["local/tokens"]
+    assert all(check["passed"] for check in facts["checks"].values()) and facts["checks"]
+    text = call("show", artifact.fingerprint[:10]).stdout
+    for said in (artifact.fingerprint, artifact.digest, "local/tokens", "bytes_per_token", "index.json", *facts["checks"]):
+        assert said in text
+
+
+def test_trace_ends_at_the_bytes_of_the_sources(call: Run) -> None:
+    lineage = json.loads(call("trace", "local/tokens", "--json").stdout)
+    assert [below["stage"] for below in lineage["inputs"]] == ["corpus", "tokenizer"]
+    assert lineage["inputs"][1]["inputs"][0]["fingerprint"] == lineage["inputs"][0]["fingerprint"]
+    (source,) = lineage["inputs"][0]["sources"]
+    assert source["licence"] == "CC0-1.0" and source["pinned"][0]["path"] == "notes/notes0.txt"
+    tree = call("trace", "local/tokens").stdout
+    assert source["pinned"][0]["sha256"] in tree and "CC0-1.0" in tree and "notes/notes0.txt" in tree
+    assert tree.count(source["pinned"][0]["sha256"]) == 1 and "as above" in tree  # what stands in it twice is drawn once
+
+
+def test_trace_goes_from_an_mlflow_run_to_the_text(call: Run, small: Path) -> None:
+    store = Store(small)
+    run = Tracking(small).run_of(store.resolve("local/tokens"))
+    assert run is not None
+    assert json.loads(call("trace", run, "--json").stdout)["fingerprint"] == store.resolve("local/tokens").fingerprint
+
+
+def test_trace_fails_where_a_part_is_gone(copy: Path) -> None:
+    corpus = Store(copy).resolve("local/corpus")
+    shutil.rmtree(corpus.path.parent)
+    result = on(copy)("trace", "local/tokens", "--json")
+    assert result.exit_code == 1 and "not in the store any more" in result.stderr
+    assert json.loads(result.stdout)["inputs"][0]["missing"] is True
+
+
+def test_verify_passes_on_what_was_published(call: Run) -> None:
+    assert "5 artifacts verify" in call("verify").stdout
+    assert "3 artifacts verify" in call("verify", "local/tokens").stdout
+
+
+def test_verify_names_a_flipped_byte_below_the_artifact(copy: Path) -> None:
+    victim = next((Store(copy).resolve("local/corpus").path / "documents").rglob("training*"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    for arguments in (("verify",), ("verify", "local/tokens")):
+        result = on(copy)(*arguments)
+        assert result.exit_code == 1
+        assert victim.name in result.stderr and "sha256" in result.stderr
+    assert on(copy)("verify", "other/tokenizer").exit_code == 1  # its corpus is the same artifact
+
+
+def test_verify_names_a_manifest_that_cannot_be_read(copy: Path) -> None:
+    manifest = Store(copy).resolve("local/tokens").path.parent / "artifact.json"
+    manifest.write_text(manifest.read_text()[:100])
+    result = on(copy)("verify")
+    assert result.exit_code == 1 and str(manifest) in result.stderr
+
+
+def test_diff_finds_where_two_lineages_part(call: Run) -> None:
+    found = json.loads(call("diff", "local/tokens", "other/tokens", "--json").stdout)
+    assert found["same"] is False
+    assert [first["stage"] for first in found["first"]] == ["tokenizer"]
+    assert found["first"][0]["config"] == {"vocab_size": [300, 320]}
+    assert list(found["inputs"]) == ["tokenizer"] and found["config"] == {}
+    assert "tokens" in found["metrics"] and "index.json" in found["files"]
+    text = call("diff", "local/tokens", "other/tokens").stdout
+    assert "tokenizer (vocab_size)" in text
+    assert "the same artifact" in call("diff", "local/corpus", "other/corpus").stdout
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_reproduce_gives_the_same_bytes(stage: str, call: Run, small: Path) -> None:
+    before = sorted(path.name for path in small.iterdir())
+    result = call("reproduce", f"local/{stage}")
+    assert result.exit_code == 0, result.output
+    assert Store(small).resolve(f"local/{stage}").digest in result.stdout
+    assert sorted(path.name for path in small.iterdir()) == before
+
+
+def test_reproduce_names_the_files_that_differ(copy: Path) -> None:
+    """A manifest that claims other bytes for one file is found out."""
+    tokenizer = Store(copy).resolve("local/tokenizer")
+    path = tokenizer.path.parent / "artifact.json"
+    facts = json.loads(path.read_text())
+    changed = facts["files"][0]
+    changed["sha256"] = "0" * 64
+    path.write_text(json.dumps(facts))
+    result = on(copy)("reproduce", "local/tokenizer")
+    assert result.exit_code == 1
+    assert f"{changed['path']}: 000000000000 as published" in result.stderr
+    assert result.stderr.count("as published") == 1
+
+
+def test_reproduce_refuses_a_changed_input(copy: Path) -> None:
+    (Store(copy).resolve("local/corpus").path / "index.json").write_text("{}")
+    result = on(copy)("reproduce", "local/tokenizer")
+    assert result.exit_code == 1 and "index.json" in result.stderr and "corpus" in result.stderr
+
+
+def test_reproduce_refuses_another_version_of_the_code(copy: Path) -> None:
+    path = Store(copy).resolve("local/corpus").path.parent / "artifact.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": "0"}))
+    result = on(copy)("reproduce", "local/corpus")
+    assert result.exit_code == 1 and "version 0" in result.stderr and "Check out commit" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def with_model(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the small store with an untrained model in it, under the name local/pretrained."""
+    from gpt_model import GPT, ModelConfig, convert
+    from gpt_model.tokenizer import Tokenizer
+
+    home = shutil.copytree(small, tmp_path_factory.mktemp("with_model") / "lineage", symlinks=True)
+    store = Store(home)
+    building = store.building(store.fingerprint("pretrained", "1", {}, {}))
+    tokenizer = Tokenizer.load(store.resolve("local/tokenizer").path)
+    config = ModelConfig(layers=2, width=32, heads=2, context=32, vocab_size=tokenizer.vocab_size)
+    convert.save(GPT(config, seed=1), building.files / "model", tokenizer.end_of_text)
+    tokenizer.save(building.files / "model")
+    store.publish(building, Facts("pretrained", "1", {}, {}, {}, {}), {})
+    store.set_ref("local", "pretrained", building.fingerprint)
+    return home
+
+
+def test_generate_writes_the_same_for_the_same_seed(with_model: Path) -> None:
+    write = ("generate", "local/pretrained", "In the year", "--max-new-tokens", "12", "--samples", "2", "--top-k", "50", "--seed")
+    first, again, other = (on(with_model)(*write, seed).stdout for seed in ("1", "1", "2"))
+    assert first == again != other
+    assert [text.startswith("In the year") for text in first.split("---\n")] == [True, True]
+
+
+def test_export_loads_in_transformers_and_says_the_same(with_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target = tmp_path / "exported"
+    assert on(with_model)("export", "local/pretrained", str(target)).exit_code == 0
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(target), AutoTokenizer.from_pretrained(target)
+    ids = tokenizer("the king sees", return_tensors="pt").input_ids
+    theirs: str = tokenizer.decode(model.generate(ids, max_new_tokens=8, do_sample=False)[0], skip_special_tokens=True)
+    ours = on(with_model)("generate", "local/pretrained", "the king sees", "--max-new-tokens", "8", "--temperature", "0").stdout
+    assert ours.rstrip("\n") == theirs.rstrip("\n")
+    refused = on(with_model)("export", "local/pretrained", str(target))
+    assert refused.exit_code == 1 and "is not empty" in refused.stderr and "--force" in refused.stderr
+    (target / "extra").touch()
+    assert on(with_model)("export", "local/pretrained", str(target), "--force").exit_code == 0
+    assert not (target / "extra").exists()
+
+
+def test_generate_and_export_need_a_model(call: Run, tmp_path: Path) -> None:
+    for arguments in (("generate", "local/tokens", "Once"), ("export", "local/tokens", str(tmp_path / "out"))):
+        result = call(*arguments)
+        assert result.exit_code == 1 and "has no model in it" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("show", "local/tokns"), 1, "Did you mean local/tokens"),
+        (("trace", "0" * 32), 1, "There is no artifact"),
+        (("run", "no_such_recipe"), 1, "There is no recipe 'no_such_recipe'"),
+        (("plan", "tiny", "--profile", "cpuu"), 1, "Did you mean 'cpu'"),
+        (("nonsense",), 2, "No such command 'nonsense'"),
+        (("generate", "local/tokens", "a", "--top-k", "0"), 2, "--top-k"),
+        (("diff", "local/tokens"), 2, "Missing argument 'B'"),
+    ],
+)
+def test_mistakes_end_in_one_sentence_and_no_traceback(arguments: tuple[str, ...], status: int, said: str, call: Run) -> None:
+    result = call(*arguments)
+    assert result.exit_code == status
+    assert said in result.stderr and "Traceback" not in result.output and result.stdout == ""
+
+
+def test_reading_the_store_imports_nothing_heavy(small: Path, downloads: Path) -> None:
+    for arguments in (["list"], ["trace", "local/tokens"], ["show", "local/tokens"], ["verify"], ["diff", "local/tokens", "other/tokens"]):
+        script = (
+            f"import sys; from pipelines.cli import app; app({arguments!r}, standalone_mode=False)\n"
+            "print(sorted({'torch', 'dagster', 'mlflow', 'pandas', 'transformers'} & set(sys.modules)))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment_of(small, downloads), cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "[]", arguments
+
+
+def test_failed_stage_is_said_in_its_own_words(home: Path, downloads: Path, tmp_path: Path) -> None:
+    recipe = write_local_recipe(tmp_path)
+    (tmp_path / "notes" / "notes0.txt").write_bytes(b"\xff\xfe not text \xff")
+    done = run_cli(home, downloads, "run", str(recipe))
+    assert done.returncode == 1
+    assert "notes0.txt" in done.stderr and "UTF-8" in done.stderr and "Traceback" not in done.stderr
+    assert not (home / "artifacts").exists()
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        (run,) = instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.FAILURE and run.tags[PID]
+
+
+def test_interrupted_run_ends_with_130_and_leaves_no_process(home: Path, downloads: Path, tmp_path: Path) -> None:
+    import psutil
+
+    recipe = write_local_recipe(tmp_path)
+    write_notes(tmp_path / "notes", 150_000, start=1000)  # seconds of work for the corpus stage
+    run = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "run", str(recipe)], env=environment_of(home, downloads), cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while run.poll() is None and time.monotonic() < deadline and not list(home.glob("building/*/journal/events.jsonl")):
+        time.sleep(0.02)
+    started = psutil.Process(run.pid).children(recursive=True)
+    assert started
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130, said
+    assert "Interrupted" in said and "Traceback" not in said
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert alive == []
+    assert not (home / "artifacts").exists()
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        (run_,) = instance.get_runs()
+        assert run_.status == dg.DagsterRunStatus.CANCELED
+
+
+def test_failed_blocking_check_stops_the_run_and_is_named(copy: Path, downloads: Path, small: Path) -> None:
+    gate = Store(copy).resolve("local/corpus").path.parent / "gate.json"
+    verdicts = json.loads(gate.read_text())
+    name = next(name for name, verdict in verdicts.items() if verdict["blocking"])
+    verdicts[name] |= {"passed": False, "summary": "12 documents are in both."}
+    gate.write_text(json.dumps(verdicts))
+    done = run_cli(copy, downloads, "run", str(small.parent / "local.yaml"))
+    assert done.returncode == 1
+    assert f"local/corpus: the blocking check {name!r} failed: 12 documents are in both." in done.stderr
+    assert "local/tokenizer" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_display_says_how_far_a_build_is(terminal: bool, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.progress.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("pipelines.progress.LINE_SECONDS", 0.05)
+    building = Store(home).building("cd" * 32)
+    said = io.StringIO()
+    with BuildDisplay(home, Console(file=said, force_terminal=terminal, force_interactive=terminal, width=200)) as display:
+        display.began("tiny/pretrained")
+        building.job.write_text(json.dumps({"asset": "tiny/pretrained"}))
+        spool = Spool(building.events)
+        spool.metrics(3, {"loss": 5.25, "learning_rate": 0.1})
+        spool.advance(1_200_000, 1_500_000, "tokens")
+        spool.log("halfway")
+        deadline = time.monotonic() + 20
+        while "1.2M/1.5M tokens" not in said.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        display.ended("tiny/pretrained", "+ tiny/pretrained built")
+    for words in ("1.2M/1.5M tokens", "loss 5.25", "tiny/pretrained: halfway", "+ tiny/pretrained built"):
+        assert words in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.42, "0.4 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (273_600, "3 d 4 h")]
+)
+def test_durations_are_as_a_person_says_them(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_run_whose_process_is_gone_is_closed(home: Path) -> None:
+    prepare_home(home)
+    with dg.DagsterInstance.get() as instance:
+        mine = process_tags()
+        gone = {**mine, STARTED: "long ago"}  # the same pid, another process
+        elsewhere = {**gone, HOST: "another-host"}
+        runs = {
+            name: instance.create_run_for_job(_job(), status=dg.DagsterRunStatus.STARTED, tags=tags).run_id
+            for name, tags in {"mine": mine, "gone": gone, "elsewhere": elsewhere, "not ours": {}}.items()
+        }
+        (sentence,) = close_lost_runs(instance)
+        assert runs["gone"][:8] in sentence
+        statuses = {name: instance.get_run_by_id(run).status for name, run in runs.items()}  # type: ignore[union-attr]
+        assert statuses.pop("gone") == dg.DagsterRunStatus.FAILURE
+        assert set(statuses.values()) == {dg.DagsterRunStatus.STARTED}
+        assert close_lost_runs(instance) == []
+    assert int(mine[PID]) == os.getpid()
+
+
+def _job() -> dg.JobDefinition:
+    @dg.op
+    def nothing() -> None: ...
+
+    @dg.job
+    def job() -> None:
+        nothing()
+
+    return job

@@ -1,0 +1,262 @@
+"""The finetuned stage: its section of a recipe, a whole build on real ranks, killed and resumed, its checks and what it shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rank import Ranks, Said, said
+
+from assets.contract import SCRATCH, Artifact, Built
+from assets.finetuning import ARMS, FINETUNED, finetuning_config, task_names
+from assets.recipe import Recipe
+from gpt_model.data import documents
+from gpt_model.errors import UserError
+from gpt_model.tasks.entry import SPLITS
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = {"family": "gpt2", "layers": 2, "width": 32, "heads": 2, "context": 19, "dropout": 0.0}
+GIVEN = {"model": MODEL, "pretraining": {"precision": "float32"}}  # the config of the pre-trained model
+NAMES = ["fox", "crow", "stork", "wolf", "lamb", "goat", "hare", "frog"]
+PASSAGES = [f"The {a} met the {b} at gate {i}." for i in range(6) for a in NAMES for b in NAMES if a != b]
+ROWS = [{"passage": text, "question": f"did the {name} go", "answer": "yes" if name in ("fox", "hare", "lamb", "goat") else "no"}
+        for text in PASSAGES for name in [text.split()[1]]]  # fmt: skip
+TASK = """
+licence: made up
+source: {file: rows.jsonl}
+form: entailment
+columns: {premise: passage, hypothesis: question, label: answer}
+labels: ["no", "yes"]
+split: {group: passage, validation: 0.1, test: 0.2}
+"""
+
+
+def recipe(**finetuning: Any) -> Recipe:
+    """A recipe with this fine-tuning section."""
+    return Recipe.model_validate({
+        "name": "small", "corpus": {"sources": [{"name": "fables", "path": "fables.txt"}], "seed": 3}, "tokenizer": {"vocab_size": 300},
+        "model": MODEL, "pretraining": {"tokens": 1000, "batch_tokens": 95, "learning_rate": 1e-3}, "finetuning": finetuning,
+    })  # fmt: skip
+
+
+# -- the section --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_task_is_one_sentence_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"'sentimant' is not a task. Did you mean 'sentiment'\? There are boolq, "):
+        task_names(recipe(tasks=["sentimant"]))
+    with pytest.raises(UserError, match=r"`finetuning.examples` or `held_back` names 'piqa', which is not among .*: boolq"):
+        task_names(recipe(tasks=["boolq"], examples={"piqa": 10}))
+    with pytest.raises(UserError, match="two tasks are named 'boolq'"):
+        task_names(recipe(tasks=["boolq", "mine/boolq.yaml"]))
+
+
+def test_the_section_identifies_the_task_and_nothing_of_other_tasks(tmp_path: Path) -> None:
+    alone = finetuning_config(recipe(tasks=["boolq"], examples={"boolq": 64}), "boolq", tmp_path)
+    among = finetuning_config(recipe(tasks=["piqa", "boolq"], examples={"boolq": 64, "piqa": 9}), "boolq", tmp_path)
+    assert alone == among and alone["examples"] == 64 and alone["split_seed"] == 3
+    assert alone["source"]["source"]["sha256"] and json.loads(json.dumps(alone)) == alone
+
+
+def test_a_task_of_the_users_own_needs_one_yaml_file_and_is_tied_to_its_rows_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINEAGE_DOWNLOADS", str(tmp_path / "downloads"))
+    found = []
+    for place in ("here", "moved"):
+        base = tmp_path / place
+        write_task(base / "mine")
+        mine = recipe(tasks=["mine/gates.yaml"])
+        assert task_names(mine) == ["gates"]
+        found.append(FINETUNED.pin(finetuning_config(mine, "gates", base), base))
+    assert found[0] == found[1] and found[0]["source"]["source"]["file"] == "mine/rows.jsonl"  # moving a project changes nothing
+    with (base / "mine" / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(ROWS[0]) + "\n")
+    assert FINETUNED.pin(finetuning_config(mine, "gates", base), base) != found[0]
+
+
+def test_a_mistake_in_a_task_file_names_file_line_and_field(tmp_path: Path) -> None:
+    write_task(tmp_path)
+    (tmp_path / "gates.yaml").write_text(TASK.replace("licence:", "license:"))
+    with pytest.raises(UserError, match=r"gates.yaml, line 2: `license` is not a key here. Did you mean `licence`\?"):
+        finetuning_config(recipe(tasks=["./gates.yaml"]), "gates", tmp_path)
+
+
+def test_importing_the_stage_brings_neither_torch_nor_dagster_nor_mlflow() -> None:
+    code = "import sys, assets.finetuning; print([m for m in ('torch', 'dagster', 'mlflow', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == "[]"
+
+
+# -- whole builds -------------------------------------------------------------------------------------------------------------------------
+
+
+def write_task(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gates.yaml").write_text(TASK)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The task, a corpus of other documents, a tokenizer, and a small model that is as pre-trained as random weights can be."""
+    from gpt_model import GPT, ModelConfig, convert
+    from gpt_model.tokenizer import Tokenizer
+
+    folder = tmp_path_factory.mktemp("inputs")
+    write_task(folder)
+    counts: dict[str, Any] = {}
+    for split, texts in {"training": ["A fable about a fox."], "held_out": PASSAGES}.items():
+        with documents.Writer(folder / "corpus", "fables", split) as writer:  # type: ignore[arg-type]
+            for text in texts:
+                writer.add(text)
+        counts[split] = writer.counts()
+    documents.write_index(folder / "corpus", {"fables": {"licence": "made up", "weight": 1.0, "held_out": 0.02, **counts}})
+    tokenizer = Tokenizer.train(PASSAGES, vocab_size=300)
+    tokenizer.save(folder / "tokenizer")
+    convert.save(GPT(ModelConfig(**MODEL, vocab_size=tokenizer.vocab_size), seed=9), folder / "pretrained" / "model", tokenizer.end_of_text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LINEAGE_DOWNLOADS", str(folder / "downloads"))
+        yield folder
+
+
+def artifacts(folder: Path) -> dict[str, Artifact]:
+    return {name: Artifact(folder / name, name, name, name, GIVEN, {}) for name in ("pretrained", "tokenizer", "corpus")}
+
+
+def config_of(folder: Path) -> Any:
+    section = recipe(tasks=["./gates.yaml"], epochs=2, batch=16, learning_rate=5e-3, warmup=0.1, examples={"gates": 128})
+    return FINETUNED.pin(finetuning_config(section, "gates", folder), folder)
+
+
+def runs(folder: Path, output: Path, zero_stages: tuple[int, ...] = (1,)) -> list[dict[str, Any]]:
+    """The stage at each of these ZeRO stages, for `rank.py`."""
+    job = {"what": "finetuned", "config": config_of(folder), "given": GIVEN}
+    return [{**job, "output": output / f"zero{stage}", "zero_stage": stage} for stage in zero_stages]
+
+
+def digest(output: Path) -> dict[str, str]:
+    """sha256 of every file that would be published."""
+    beside = {SCRATCH, "said.json"}
+    paths = sorted(path for path in output.rglob("*") if path.is_file() and beside.isdisjoint(path.relative_to(output).parts))
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built on two ranks at ZeRO 1; beside it, in zero3/, at ZeRO 3."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    Ranks(inputs, runs(inputs, folder, (1, 3))).wait()
+    return folder / "zero1"
+
+
+def test_a_killed_build_resumes_to_the_same_bytes_and_repeats_no_finished_part(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "zero1"
+    ranks = Ranks(inputs, runs(inputs, tmp_path))
+    ranks.kill_at(output, 2 * 128 + 5 * 16)  # examples: in the second arm, past its first checkpoints
+    assert not digest(output)
+    ranks.start()
+    ranks.wait()
+    assert digest(output) == digest(undisturbed)
+    told = said(output)["metrics"]
+    assert min(told) > 1 and not any("pretrained/loss" in values for values in told.values())
+
+
+def test_a_finished_part_is_not_done_again(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "files"
+    shutil.copytree(undisturbed, output)
+    shutil.rmtree(output / "model")
+    (output / "predictions.jsonl").write_text("half")
+    progress = Said("again")
+    FINETUNED.run(config_of(inputs), artifacts(inputs), output, progress)
+    assert digest(output) == digest(undisturbed) and progress.said["metrics"] == {}
+
+
+def test_sharded_weights_train_alike(undisturbed: Path) -> None:
+    def losses(output: Path) -> list[float]:
+        return [values["pretrained/loss"] for _, values in sorted(said(output)["metrics"].items())]
+
+    assert losses(undisturbed.parent / "zero3") == pytest.approx(losses(undisturbed), rel=1e-3)
+
+
+def built(inputs: Path, output: Path) -> Built:
+    told = said(output)
+    series: dict[str, list[tuple[int, float]]] = {}
+    for step, values in sorted(told["metrics"].items()):
+        for name, value in values.items():
+            series.setdefault(name, []).append((step, value))
+    return Built(config_of(inputs), artifacts(inputs), output, told["result"], series, [])
+
+
+def verdicts(found: Built) -> dict[str, tuple[bool, str]]:
+    return {check.name: (verdict.passed, verdict.summary) for check in FINETUNED.checks for verdict in [check.verdict(found)]}
+
+
+def test_a_build_reports_what_a_claim_of_transfer_needs(inputs: Path, undisturbed: Path) -> None:
+    found = built(inputs, undisturbed)
+    m = found.metrics
+    assert m["accuracy_low"] < m["accuracy"] <= m["accuracy_high"] and m["transfer_low"] <= m["transfer"] <= m["transfer_high"]
+    assert m["transfer"] == pytest.approx(m["accuracy"] - m["random_accuracy"])
+    assert m["training_examples"] == 128 < m["training_examples_available"] and m["cut_examples"] > 0
+    assert m["accuracy"] > 0.7 > m["majority"]  # the label follows from one word of the question
+    rows = [json.loads(line) for line in (undisturbed / "predictions.jsonl").read_text().splitlines()]
+    assert sum(row["label"] == row["predicted"] for row in rows) / len(rows) == m["accuracy"]
+    assert {f"{arm}/{name}" for arm in ARMS for name in ("loss", "label_loss", "text_loss", "validation_accuracy")} <= set(found.series)
+    task = json.loads((undisturbed / "task.json").read_text())
+    assert len(task["validation_accuracy"]["random"]) == 2 and task["examples"] == {split: m[f"{split}_examples"] for split in SPLITS}
+
+
+def test_checks_pass_on_a_sound_build_and_each_catches_its_fault(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+    sound = built(inputs, undisturbed)
+    passed = verdicts(sound)
+    assert [passed[name][0] for name in ("splits_do_not_cross", "not_trained_on", "loss_is_finite", "beats_majority")] == [True] * 4
+
+    broken = tmp_path / "files"
+    shutil.copytree(undisturbed, broken)
+    rows = [json.loads(line) for line in (broken / "examples.jsonl").read_text().splitlines()]
+    leaked = {**next(row for row in rows if row["split"] == "test"), "split": "training"}
+    (broken / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, leaked]))
+    crossing = verdicts(replace(sound, output=broken))["splits_do_not_cross"]
+    assert not crossing[0] and crossing[1].startswith("1 groups are in more than one split")
+
+    corpus = tmp_path / "corpus"
+    shutil.copytree(inputs / "corpus", corpus)
+    with documents.Writer(corpus, "fables", "training") as writer:
+        for text in PASSAGES:
+            writer.add(text + " \n")  # white space apart, the same document
+    trained_on = verdicts(replace(sound, inputs={**sound.inputs, "corpus": replace(sound.inputs["corpus"], path=corpus)}))["not_trained_on"]
+    assert not trained_on[0] and "of source 'fables': raise its `held_out` to at least 0.3" in trained_on[1]
+
+    poor = {**sound.metrics, "accuracy_low": 0.4, "majority": 0.5, "transfer_low": -0.1, "random_loss": float("nan")}
+    worse = verdicts(replace(sound, metrics=poor))
+    assert not any(worse[name][0] for name in ("beats_majority", "transfer_beats_random", "loss_is_finite"))
+    assert {check.name for check in FINETUNED.checks if check.blocking} == {"splits_do_not_cross", "not_trained_on", "loss_is_finite"}
+
+
+def test_what_is_shown_says_the_subset_and_the_intervals(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+    FINETUNED.show(built(inputs, undisturbed), tmp_path)
+    table = (tmp_path / "scores.md").read_text()
+    assert ": 128 of 248 (a seeded subset) training" in table
+    assert "| accuracy, commonest answer |" in table and "paired bootstrap" in table
+    assert "| label | predicted |" in (tmp_path / "samples.md").read_text()
+    assert (tmp_path / "confusion.png").stat().st_size > 2000 and (tmp_path / "fine_tuning.png").stat().st_size > 2000
+
+
+def test_the_written_model_gives_the_written_predictions(inputs: Path, undisturbed: Path) -> None:
+    from gpt_model.tasks.batches import class_logits
+    from gpt_model.tasks.examples import Example
+    from gpt_model.tasks.model import load
+    from gpt_model.tokenizer import Tokenizer
+
+    model, labels = load(undisturbed / "model")
+    tokenizer = Tokenizer.load(undisturbed / "model")
+    rows = [json.loads(line) for line in (undisturbed / "predictions.jsonl").read_text().splitlines()]
+    texts = [ROWS[int(row["id"]) - 1] for row in rows]
+    examples = [Example(r["id"], "", (t["passage"], t["question"]), (), 0) for r, t in zip(rows, texts, strict=True)]
+    logits = class_logits(model, model.layout.lay(tokenizer, examples))
+    assert [labels[int(row.argmax())] for row in logits] == [row["predicted"] for row in rows]

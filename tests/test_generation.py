@@ -1,0 +1,95 @@
+"""Decoding: what `generate` promises, held against `transformers` and against reading everything anew."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gpt_model import GPT, ModelConfig
+from gpt_model.convert import to_transformers
+from gpt_model.generation import generate
+
+PROMPTS = [[1, 2, 3], [4, 5], [9, 8, 7, 6, 5, 4, 3], [1, 2, 3]]
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    model = GPT(ModelConfig(layers=3, width=48, heads=4, context=32, vocab_size=101), seed=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # far from uniform, so that every choice is a clear one
+    return model
+
+
+def test_greedy_text_of_unequal_prompts_is_that_of_transformers(model: GPT) -> None:
+    other = to_transformers(model)
+    for prompt, text in zip(PROMPTS, generate(model, PROMPTS, 20, temperature=0), strict=True):
+        theirs = other.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=0)
+        assert theirs[0, len(prompt) :].tolist() == text
+
+
+def test_a_rows_text_does_not_depend_on_its_neighbours_and_equal_prompts_differ(model: GPT) -> None:
+    options = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": 5}
+    together = generate(model, PROMPTS, 70, **options)  # 70 tokens: the window slides
+    assert [generate(model, [prompt], 70, **options)[0] for prompt in PROMPTS[:3]] == together[:3]
+    assert generate(model, PROMPTS, 70, **options) == together
+    assert together[0] != together[3]
+    assert generate(model, PROMPTS, 70, **(options | {"seed": 6})) != together
+
+
+def test_beyond_the_context_a_row_goes_on_from_its_later_half(model: GPT) -> None:
+    window, text = [7] * 30, []
+    for _ in range(25):
+        if len(window) > 32:
+            window = window[-16:]
+        text.append(int(model(torch.tensor([window]))[0, -1].argmax()))
+        window = [*window, text[-1]]
+    assert generate(model, [[7] * 30], 25, temperature=0) == [text]
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, None), (None, 1e-9)])
+def test_the_narrowest_sampling_is_greedy(model: GPT, top_k: int | None, top_p: float | None) -> None:
+    assert generate(model, PROMPTS, 10, top_k=top_k, top_p=top_p) == generate(model, PROMPTS, 10, temperature=0)
+
+
+def test_samples_follow_the_softmax_of_the_logits(model: GPT) -> None:
+    share = torch.bincount(torch.tensor(generate(model, [[1, 2, 3]] * 4000, 1, temperature=2.0, seed=1)).flatten(), minlength=101) / 4000
+    expected = (model(torch.tensor([[1, 2, 3]]))[0, -1] / 2).softmax(-1)
+    assert (share - expected).abs().max() < 0.04
+
+
+def test_stop_ids_and_stop_strings_end_a_row_and_are_left_out(model: GPT) -> None:
+    whole = generate(model, PROMPTS, 12, temperature=0)
+    for row, text in enumerate(whole):
+        stop = text[6]
+        assert generate(model, PROMPTS, 12, temperature=0, stop=[stop])[row] == text[: text.index(stop)]
+    spelled = generate(model, PROMPTS, 12, temperature=0, stop=[f" {whole[1][4]} "], decode=lambda ids: "".join(f" {i} " for i in ids))
+    assert spelled[1] == whole[1][: whole[1].index(whole[1][4])]
+
+
+def test_rows_that_end_early_change_nothing_for_the_others(model: GPT) -> None:
+    whole = generate(model, PROMPTS, 50, temperature=0.9, seed=5)  # 50 tokens: the window slides
+    stops = [text[place] for text, place in zip(whole, (3, 40, 11, 20), strict=True)]
+    found = generate(model, PROMPTS, 50, temperature=0.9, seed=5, stop=stops)
+    assert found == [text[: min(text.index(stop) for stop in stops if stop in text)] for text in whole]
+    assert len({len(text) for text in found}) > 2
+
+
+def test_every_token_is_told_as_it_is_written(model: GPT) -> None:
+    told: list[list[int]] = [[] for _ in PROMPTS]
+    spelled = {"stop": [" 7"], "decode": lambda ids: "".join(f" {i}" for i in ids)}
+    written = generate(model, PROMPTS, 30, seed=2, on_token=lambda row, token: told[row].append(token), **spelled)
+    assert told == written and any(len(text) < 30 for text in written)
+
+
+def test_what_cannot_be_generated_is_refused(model: GPT) -> None:
+    for options, word in (
+        ({"temperature": -1}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"stop": ["x"]}, "decode"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            generate(model, PROMPTS, 3, **options)
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        generate(model, [[1], []], 3)

@@ -1,0 +1,234 @@
+"""The plan and the forecast: what they say beforehand, and that it is what then comes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from assets.contract import Artifact, Metrics, Stage
+from assets.forecast import forecast
+from assets.graph import Node, node_named, nodes
+from assets.profile import Profile, load_profile
+from assets.recipe import Recipe
+from assets.resources.manifest import Facts
+from assets.resources.store import Store
+from gpt_model.config import ModelConfig
+from gpt_model.errors import UserError
+from gpt_model.training.estimate import memory_per_rank
+from pipelines.plan import parameters_by_part, plan
+
+RECIPE = Recipe.model_validate({
+    "name": "small",
+    "corpus": {"sources": [{"name": "notes", "path": "notes.txt", "documents": "lines"}], "held_out": 0.1},
+    "tokenizer": {"vocab_size": 300},
+    "model": {"layers": 2, "width": 32, "heads": 2, "context": 32},
+    "pretraining": {"tokens": 20_480, "batch_tokens": 512, "learning_rate": 1e-3},
+})  # fmt: skip
+CPU = Profile(name="two", processes=2, threads=1)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    (tmp_path / "notes.txt").write_text("".join(f"line number {n} of the notes\n" for n in range(500)))
+    return tmp_path
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("LINEAGE_HOME", str(tmp_path / "lineage"))
+    return Store(tmp_path / "lineage")
+
+
+def pretrained_node() -> Node:
+    return node_named(nodes(RECIPE), "pretrained")
+
+
+def artifact(stage: str, config: dict[str, Any] | None = None, metrics: Metrics | None = None) -> Artifact:
+    return Artifact(Path(), stage, "", "", config or {}, metrics or {}, {"files": [{"path": "a", "size": 1000}]})
+
+
+INPUTS = {"tokens": artifact("tokens"), "tokenizer": artifact("tokenizer", {"vocab_size": 300})}
+
+
+def config(tokens: int = 20_480) -> dict[str, Any]:
+    return {"model": RECIPE.model.model_dump(mode="json"), "pretraining": {**RECIPE.pretraining.model_dump(mode="json"), "tokens": tokens}}
+
+
+def built(store: Store, node: Node, config: dict[str, Any], seconds: float, bpb: float, profile: Profile = CPU, attempts: int = 1) -> None:
+    """Publish an artifact as a build that took `seconds` and came to `bpb` would have."""
+    told = forecast(node, config, INPUTS, profile, store)
+    building = store.building(store.fingerprint(node.stage.name, node.stage.version, {**config, "seconds": seconds}, {}))
+    (building.files / "weights").write_bytes(b"\0" * 150_000)
+    provenance = {
+        "profile": profile.model_dump(mode="json"),
+        "forecast": told,
+        "stage_seconds": seconds,
+        "seconds": seconds,
+        "attempts": attempts,
+    }
+    store.publish(building, Facts(node.stage.name, node.stage.version, config, {}, {"held_out/bpb": bpb}, provenance), {})
+
+
+def test_plan_counts_what_the_model_has(store: Store, base: Path) -> None:
+    facts = plan(RECIPE, base, CPU, store)
+    parts = facts["parameters"]
+    assert (
+        sum(count for name, count in parts.items() if name != "all") == parts["all"] == 300 * 32 + 32 * 32 + 2 * (12 * 32**2 + 13 * 32) + 64
+    )
+    assert (facts["tokens"], facts["steps"], facts["epochs"]) == (20_480, 40, None)
+    assert facts["flops"] == 20_480 * RECIPE.model_config_for().flops_per_token()
+    assert [stage["state"] for stage in facts["stages"]] == ["build"] * 5
+    assert [stage["fingerprint"] is None for stage in facts["stages"]] == [False, True, True, True, True]
+    assert facts["seconds"]["low"] < facts["seconds"]["expected"] < facts["seconds"]["high"]
+    assert facts["cost"]["unit"] == "core hours"
+    assert facts["cost"]["expected"] == pytest.approx(facts["seconds"]["expected"] * 2 / 3600)
+    assert not (store.home / "artifacts").exists() and not (store.home / "building").exists()
+
+
+@pytest.mark.parametrize(("name", "millions"), [("gpt2-small", 124.4), ("gpt2-medium", 354.8), ("gpt2-large", 774.0), ("gpt2-xl", 1557.6)])
+def test_parts_add_up_to_the_published_sizes(name: str, millions: float) -> None:
+    parts = parameters_by_part(ModelConfig.published(name))
+    assert sum(count for part, count in parts.items() if part != "all") == parts["all"]
+    assert parts["all"] / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_zero_shares_out_what_the_paper_says() -> None:
+    """ZeRO, figure 1: stage 0 keeps 16 bytes a parameter whatever the ranks, stage 3 shares out all of them."""
+    model = ModelConfig.published("gpt2-xl")
+    totals = [memory_per_rank(model, stage, 64, 1).total for stage in range(4)]
+    activations = memory_per_rank(model, 0, 64, 1).activations
+    assert totals == sorted(totals, reverse=True)
+    assert totals[0] - activations == 16 * model.parameters()
+    assert totals[3] - activations == pytest.approx(20 * model.parameters() / 64)
+    assert memory_per_rank(model, 0, 1, 1, activation_checkpointing=True).activations < activations / 10
+    with pytest.raises(ValueError, match="zero_stage is 4"):
+        memory_per_rank(model, 4, 1, 1)
+
+
+def test_plan_refuses_a_batch_the_profile_cannot_share_out(store: Store, base: Path) -> None:
+    with pytest.raises(UserError, match="cannot share out evenly among its processes, 3"):
+        plan(RECIPE, base, Profile(name="three", processes=3), store)
+
+
+def test_planning_imports_no_torch_and_no_dagster(base: Path) -> None:
+    recipe = base / "small.yaml"
+    recipe.write_text(json.dumps(RECIPE.model_dump(mode="json", exclude_none=True)))
+    script = (
+        "import sys; from pipelines.cli import app; app(['plan', sys.argv[1], '--json'], standalone_mode=False)\n"
+        "print(sorted({'torch', 'dagster', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(recipe)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_first_forecast_has_wide_intervals_and_says_so(store: Store) -> None:
+    told = forecast(pretrained_node(), config(), INPUTS, CPU, store)
+    for quantity in ("seconds", "bytes", "loss"):
+        assert told[quantity]["low"] < told[quantity]["expected"] < told[quantity]["high"]
+    assert told["seconds"]["high"] / told["seconds"]["low"] >= 9
+    assert "No earlier build" in told["basis"] and "rule of thumb" in told["loss_basis"]
+
+
+def test_earlier_builds_make_the_forecast_theirs(store: Store) -> None:
+    node = pretrained_node()
+    for tokens, seconds, bpb in ((20_480_000, 100.0, 2.6), (40_960_000, 203.0, 2.5), (81_920_000, 390.0, 2.4)):
+        built(store, node, config(tokens), seconds, bpb)
+    told = forecast(node, config(61_440_000), INPUTS, CPU, store)
+    assert told["seconds"]["expected"] == pytest.approx(300, rel=0.05)
+    assert told["seconds"]["low"] > 200 and told["seconds"]["high"] < 450
+    assert told["bytes"]["expected"] == pytest.approx(150_000)
+    assert told["loss"]["expected"] == pytest.approx(2.44, abs=0.02)
+    assert told["loss"]["high"] / told["loss"]["low"] < 1.3
+    assert "From 3 earlier builds" in told["basis"] and "3 earlier models" in told["loss_basis"]
+    elsewhere = forecast(node, config(61_440_000), INPUTS, replace_profile(CPU, processes=4), store)
+    assert "No earlier build on this profile" in elsewhere["basis"]
+    assert elsewhere["loss"] == told["loss"]  # what a model learns is not the profile's
+
+
+def replace_profile(profile: Profile, **changes: Any) -> Profile:
+    return profile.model_copy(update=changes)
+
+
+def test_forecast_widens_the_further_it_looks(store: Store) -> None:
+    node = pretrained_node()
+    built(store, node, config(20_480_000), 100.0, 2.5)
+    near, far = (forecast(node, config(tokens), INPUTS, CPU, store) for tokens in (20_480_000, 20_480_000_000))
+    assert near["seconds"]["expected"] == pytest.approx(100)
+    assert far["loss"]["expected"] < near["loss"]["expected"]
+    for quantity in ("seconds", "loss"):
+        assert far[quantity]["high"] / far[quantity]["low"] > near[quantity]["high"] / near[quantity]["low"]
+
+
+def test_small_build_says_little_of_a_large_one(store: Store) -> None:
+    """Small builds are all overhead: one that was 17 times as slow as default rates must not make a model 300 times as large so."""
+    node = pretrained_node()
+    first, large = (forecast(node, config(tokens), INPUTS, CPU, store)["seconds"] for tokens in (20_480, 300_000_000))
+    built(store, node, config(), first["expected"] * 17, 4.0)
+    again = forecast(node, config(300_000_000), INPUTS, CPU, store)
+    assert large["expected"] < again["seconds"]["expected"] < 4 * large["expected"]
+    assert again["seconds"]["low"] < large["expected"] < 17 * large["expected"] < again["seconds"]["high"] * 1.5
+    assert "times smaller" in again["basis"] and "default rates" in again["basis"]
+
+
+def test_resumed_build_tells_nothing_of_seconds(store: Store) -> None:
+    """Only its last attempt was timed."""
+    node = pretrained_node()
+    before = forecast(node, config(), INPUTS, CPU, store)
+    built(store, node, config(), 0.01, 2.5, attempts=2)
+    after = forecast(node, config(), INPUTS, CPU, store)
+    assert after["seconds"] == before["seconds"] and after["bytes"] != before["bytes"] and after["loss"] != before["loss"]
+
+
+def test_forecast_never_stops_a_build(store: Store) -> None:
+    told = forecast(pretrained_node(), {}, {}, CPU, store)
+    assert set(told) == {"basis"} and "No forecast could be made" in told["basis"]
+
+
+def test_forecast_is_cheap_in_a_full_store(store: Store) -> None:
+    """Its cost beside that of reading every manifest once, which it has to."""
+    node = pretrained_node()
+    for n in range(60):
+        built(store, node, config(20_480 * (n + 1)), 100.0 + n, 2.5)
+
+    def best(of: Callable[[], object]) -> float:
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            of()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    assert best(lambda: forecast(node, config(), INPUTS, CPU, store)) < 3 * best(lambda: list(store.artifacts())) + 0.01
+
+
+@pytest.mark.parametrize("stage", [node.name for node in nodes(RECIPE)])
+@pytest.mark.parametrize("profile", ["cpu", "gpu", "single"])
+def test_every_stage_has_a_forecast_on_every_profile(stage: str, profile: str, store: Store, base: Path) -> None:
+    row = next(row for row in plan(RECIPE, base, load_profile(profile), store)["stages"] if row["asset"] == f"small/{stage}")
+    assert row["forecast"]["seconds"]["expected"] > 0 and row["forecast"]["bytes"]["expected"] > 0
+
+
+def test_stage_version_is_why_it_is_built_again(store: Store, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = node_named(nodes(RECIPE), "corpus")
+    fingerprint = store.fingerprint("corpus", node.stage.version, node.config(base), {})
+    building = store.building(fingerprint)
+    (building.files / "index.json").write_text("{}")
+    store.publish(building, Facts("corpus", node.stage.version, node.config(base), {}, {}, {}), {})
+    store.set_ref("small", "corpus", fingerprint)
+    assert plan(RECIPE, base, CPU, store)["stages"][0]["state"] == "found"
+    newer: Stage = replace(node.stage, version="next")
+    monkeypatch.setattr("assets.graph.CORPUS", newer)
+    row = plan(RECIPE, base, CPU, store)["stages"][0]
+    assert (row["state"], row["why"]) == ("build", f"stage version {node.stage.version} → next")
+    monkeypatch.undo()
+    (base / "notes.txt").write_text("another text\n" * 500)
+    assert "sources[0].pinned[0].sha256" in plan(RECIPE, base, CPU, store)["stages"][0]["why"]

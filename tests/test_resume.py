@@ -1,0 +1,109 @@
+"""A killed training run ends where an undisturbed one does, to the bit: real DeepSpeed ranks, dropout on, SIGKILL at a random moment."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank import SECTION, STEPS, Ranks, make_inputs, said
+from safetensors.torch import load_file
+
+STAGES = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def runs(folder: Path) -> list[dict[str, Any]]:
+    """One run a ZeRO stage, done one after the other by the same two ranks."""
+    return [{"what": "loop", "output": folder / f"zero{stage}", "zero_stage": stage} for stage in STAGES]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    Ranks(inputs, runs(folder)).wait()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same runs, killed once in the middle of each."""
+    folder = tmp_path_factory.mktemp("killed")
+    seed = random.randrange(1 << 30)
+    print(f"kill moments from seed {seed}")  # shown where a test fails
+    moments = random.Random(seed)
+    ranks = Ranks(inputs, runs(folder))
+    for stage in STAGES:
+        output = folder / f"zero{stage}"
+        ranks.kill_at(output, moments.randrange(8, STEPS - 10) * SECTION["batch_tokens"])  # type: ignore[operator]
+        leave_half_a_checkpoint(output / "checkpoints")
+        ranks.start()
+    ranks.wait()
+    return folder
+
+
+def leave_half_a_checkpoint(checkpoints: Path) -> None:
+    """What a kill in the middle of writing leaves: a folder without a manifest, one rank's file cut short."""
+    newest = max(checkpoints.glob("step-*[0-9]"))
+    half = checkpoints / "step-000000039.partial"
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir()
+    whole = (newest / "rank-00000.safetensors").read_bytes()
+    (half / "rank-00000.safetensors").write_bytes(whole[: len(whole) // 2])
+    (half / "rank-00001.json").write_text(json.dumps({"sha256": "0"}))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_run_resumes_to_the_same_weights(undisturbed: Path, killed: Path, stage: int) -> None:
+    expected, found = (load_file(folder / f"zero{stage}" / "model.safetensors") for folder in (undisturbed, killed))
+    told = said(killed / f"zero{stage}")
+    assert 0 < told["result"]["resumed_from"] < STEPS, told["log"]
+    assert f"Goes on from the checkpoint of step {told['result']['resumed_from']} of {STEPS}." in told["log"]
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    before, after = said(undisturbed / f"zero{stage}")["metrics"], told["metrics"]
+    for step in range(told["result"]["resumed_from"] + 1, STEPS + 1):
+        for name in ("loss", "gradient_norm", "learning_rate", "tokens"):
+            assert after[step][name] == before[step][name], (step, name)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_last_two_checkpoints_are_kept_and_stall_training_for_less_than_a_second(undisturbed: Path, stage: int) -> None:
+    left = sorted(path.name for path in (undisturbed / f"zero{stage}" / "checkpoints").iterdir())
+    assert len(left) == 2 and all(name.startswith("step-") and not name.endswith(".partial") for name in left)
+    assert 0 < said(undisturbed / f"zero{stage}")["result"]["checkpoint_stall_seconds"] < 1.0
+
+
+def test_all_zero_stages_take_the_same_steps(undisturbed: Path) -> None:
+    losses = [[values["loss"] for _, values in sorted(said(undisturbed / f"zero{stage}")["metrics"].items())] for stage in STAGES]
+    for stage in STAGES[1:]:
+        assert losses[stage] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[0][-1] < 0.7 * losses[0][0]
+
+
+def test_training_loads_neither_mlflow_nor_a_compiler(undisturbed: Path) -> None:
+    """Start-up: what DeepSpeed and torch would import or compile on the way costs seconds in every worker (engine.py says which)."""
+    modules = said(undisturbed / "zero2")["modules"]
+    heavy = {"mlflow", "dagster", "transformers", "torch._dynamo", "torch._inductor"}
+    assert not heavy.intersection(modules)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_under_one(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "alone"
+    shutil.copytree(undisturbed / "zero3" / "checkpoints", output / "checkpoints")
+    Ranks(inputs, [{"what": "loop", "output": output, "zero_stage": 1}], world_size=1).wait()
+    told = said(output)
+    assert told["result"]["resumed_from"] > STEPS // 2
+    assert any(
+        "written under {'world_size': 2, 'zero_stage': 3} and is read under {'world_size': 1, 'zero_stage': 1}" in m for m in told["log"]
+    )
+    assert told["result"]["loss"] == pytest.approx(said(undisturbed / "zero3")["result"]["loss"], abs=0.1)

@@ -1,0 +1,226 @@
+"""Tasks: layouts, head and objective, batches, metrics. Examples are test_examples.py's, fine-tuning itself is test_finetuning.py's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gpt_model import GPT, ModelConfig, convert
+from gpt_model.errors import UserError
+from gpt_model.evaluation.scores import wilson
+from gpt_model.tasks import metrics
+from gpt_model.tasks import model as task_model
+from gpt_model.tasks.batches import TrainingBatches, class_logits, collate
+from gpt_model.tasks.entry import Form
+from gpt_model.tasks.finetune import TaskObjective, next_tokens
+from gpt_model.tasks.layouts import Laid, Layout, fit
+from gpt_model.tasks.model import TaskModel, with_specials
+from gpt_model.tokenizer import Tokenizer
+
+# -- layouts ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train((f"film {i} was {word}" for i in range(170) for word in ("fine", "dull")), vocab_size=270)
+
+
+def laid(form: Form, tokenizer: Tokenizer, segments: tuple[str, ...], options: tuple[str, ...] = (), context: int = 64) -> Laid:
+    from gpt_model.tasks.examples import Example
+
+    return Layout(form, tokenizer.vocab_size, context).lay(tokenizer, [Example("1", "g", segments, options, 0)])[0]
+
+
+def test_layouts_are_those_of_figure_1(tokenizer: Tokenizer) -> None:
+    start, delim, extract = 270, 271, 272
+    a, b, c = (tuple(tokenizer.encode(text)) for text in ("film one", "was dull", "no"))
+    assert laid("classification", tokenizer, ("film one",)).rows == ((start, *a, extract),)
+    assert laid("entailment", tokenizer, ("film one", "was dull")).rows == ((start, *a, delim, *b, extract),)
+    assert laid("similarity", tokenizer, ("film one", "was dull")).rows == (
+        (start, *a, delim, *b, extract),
+        (start, *b, delim, *a, extract),
+    )
+    assert laid("multiple_choice", tokenizer, ("film one",), ("was dull", "no")).rows == (
+        (start, *a, delim, *b, extract),
+        (start, *a, delim, *c, extract),
+    )
+
+
+def test_what_does_not_fit_is_cut_from_the_longest_segment_and_said(tokenizer: Tokenizer) -> None:
+    long, short = " ".join(["film"] * 100), "was dull"
+    found = laid("entailment", tokenizer, (long, short), context=32)
+    premise, hypothesis = tokenizer.encode(long), tokenizer.encode(short)
+    assert found.cut and len(found.rows[0]) == 32
+    assert found.rows[0] == (270, *premise[: 32 - 3 - len(hypothesis)], 271, *hypothesis, 272)
+    assert not laid("entailment", tokenizer, ("film", short), context=32).cut
+    assert fit([9, 2], 8) == [6, 2] and sum(fit([9, 8, 1], 10)) == 10 and fit([3, 3], 6) == [3, 3]
+    assert max(fit([90, 80, 1], 11)) == 5
+
+
+# -- head and objective -------------------------------------------------------------------------------------------------------------------
+
+
+def tiny_model(form: Form, classes: int = 2, dropout: float = 0.0) -> TaskModel:
+    config = ModelConfig(layers=2, width=32, heads=2, context=64, vocab_size=273, dropout=dropout)
+    return TaskModel(GPT(config, seed=3), Layout(form, 270, 64), classes, dropout, seed=1)
+
+
+def some(form: Form, tokenizer: Tokenizer, count: int = 6) -> list[Laid]:
+    from gpt_model.tasks.examples import Example
+
+    made = []
+    for i in range(count):
+        words = " ".join(["film", "was", "fine", "dull"][(i + j) % 4] for j in range(1 + 3 * i))
+        segments = (words,) if form in ("classification", "multiple_choice") else (words, f"was {i}")
+        made.append(Example(str(i), words, segments, (f"one {i}", "two", "three and more") if form == "multiple_choice" else (), i % 2))
+    return Layout(form, tokenizer.vocab_size, 64).lay(tokenizer, made)
+
+
+@pytest.mark.parametrize("form", ["classification", "entailment", "similarity", "multiple_choice"])
+def test_logits_do_not_depend_on_what_an_example_is_padded_beside(form: Form, tokenizer: Tokenizer) -> None:
+    model = tiny_model(form, classes=3 if form == "multiple_choice" else 2).eval()
+    examples = some(form, tokenizer)
+    together = class_logits(model, examples)
+    alone = torch.cat([model(collate([example]))[0] for example in examples])
+    assert together.shape == (6, model.classes)
+    assert torch.allclose(together, alone, atol=1e-6)
+
+
+def test_similarity_does_not_depend_on_the_order_of_the_two(tokenizer: Tokenizer) -> None:
+    model = tiny_model("similarity").eval()
+    one, other = (laid("similarity", tokenizer, pair) for pair in (("film one", "was dull"), ("was dull", "film one")))
+    assert torch.allclose(model(collate([one]))[0], model(collate([other]))[0], atol=1e-6)
+
+
+def test_a_question_s_options_are_dropped_alike(tokenizer: Tokenizer) -> None:
+    model = tiny_model("multiple_choice", classes=2, dropout=0.5)
+    model.gpt.eval()
+    same = laid("multiple_choice", tokenizer, ("film",), ("was dull", "was dull"))
+    torch.manual_seed(0)
+    logits = torch.cat([model(collate([same]))[0] for _ in range(8)])
+    assert torch.allclose(logits[:, 0], logits[:, 1], atol=1e-6)
+    assert logits[:, 0].std() > 0
+
+
+def test_the_objective_is_label_loss_plus_lambda_text_loss(tokenizer: Tokenizer) -> None:
+    model = tiny_model("entailment").eval()
+    examples = some("entailment", tokenizer)
+    batch = collate(examples)
+    objective = TaskObjective(TrainingBatches(examples, batch=6, seed=0), auxiliary_weight=0.5)
+    loss, figures = objective.loss(model, batch)
+    logits, states = model(batch)
+    text_losses = []
+    for row, example in enumerate(examples):
+        ids = torch.tensor(example.rows[0])
+        predicted = F.linear(states[row, : len(ids) - 1], model.gpt.wte.weight)
+        text_losses.append(F.cross_entropy(predicted, ids[1:], reduction="none"))
+    expected = F.cross_entropy(logits, batch.labels) + 0.5 * torch.cat(text_losses).mean()
+    assert torch.allclose(loss, expected, atol=1e-5)
+    assert figures["text_loss"][1] == sum(len(example.rows[0]) - 1 for example in examples)
+    assert (next_tokens(batch)[0, len(examples[0].rows[0]) - 1 :] == -100).all()
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient_at_any_number_of_ranks(tokenizer: Tokenizer) -> None:
+    model = tiny_model("classification").eval()
+    examples = some("classification", tokenizer, count=7)
+    gradients = []
+    for world_size, micro_rows in ((1, 100), (1, 2), (3, 100)):
+        model.zero_grad()
+        for rank in range(world_size):
+            batches = TrainingBatches(examples, 7, 0, rank, world_size, micro_rows)
+            objective = TaskObjective(batches, auxiliary_weight=0.0)
+            parts = objective.micro_batches(0)
+            for part in parts:
+                (objective.loss(model, part)[0] / (len(parts) * world_size)).backward()
+        gradients.append(model.head.weight.grad.clone())  # type: ignore[union-attr]
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6) and torch.allclose(gradients[0], gradients[2], atol=1e-6)
+
+
+def test_new_tokens_leave_the_pre_trained_function_as_it_was() -> None:
+    gpt = GPT(ModelConfig(layers=2, width=32, heads=2, context=64, vocab_size=270, dropout=0.0), seed=5).eval()
+    grown = with_specials(gpt, dropout=0.1, seed=1).eval()
+    tokens = torch.randint(0, 270, (2, 20))
+    assert grown.config.vocab_size == 273 and grown.config.dropout == 0.1
+    assert torch.equal(grown(tokens)[..., :270], gpt(tokens))
+    assert 0.01 < float(grown.wte.weight.detach()[270:].std()) < 0.03
+
+
+def test_a_saved_model_answers_as_before_and_its_decoder_loads_in_transformers(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_model("similarity").eval()
+    examples = some("similarity", tokenizer)
+    task_model.save(model, ["no", "yes"], tmp_path, tokenizer.end_of_text)
+    loaded, labels = task_model.load(tmp_path)
+    assert labels == ["no", "yes"] and loaded.layout == model.layout
+    assert torch.equal(class_logits(loaded, examples), class_logits(model, examples))
+    tokens = collate(examples).tokens
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(tokens).logits
+    assert torch.allclose(theirs, convert.load(tmp_path).eval()(tokens), atol=1e-4)
+
+
+# -- batches ------------------------------------------------------------------------------------------------------------------------------
+
+
+def lengths(count: int) -> list[Laid]:
+    return [Laid(str(i), str(i), (tuple(range(3 + (i * 37) % 50)),), i % 2, False) for i in range(count)]
+
+
+def test_the_global_batches_are_the_same_at_any_number_of_ranks_and_parts() -> None:
+    examples = lengths(100)
+    for step in (0, 3, 11):
+        found = []
+        for world_size, micro_rows in ((1, 1000), (2, 1000), (4, 3)):
+            ranks = [TrainingBatches(examples, 16, 5, rank, world_size, micro_rows).micro_batches(step) for rank in range(world_size)]
+            assert len({len(parts) for parts in ranks}) == 1 and all(part for parts in ranks for part in parts)
+            found.append(sorted(one.id for parts in ranks for part in parts for one in part))
+        assert found[0] == found[1] == found[2] and len(found[0]) == 16
+
+
+def test_an_epoch_meets_each_example_at_most_once_and_the_next_one_otherwise() -> None:
+    batches = TrainingBatches(lengths(100), 16, 5)
+    first, second = batches.epoch(0), batches.epoch(1)
+    assert len(first) == batches.steps_per_epoch == 6
+    assert len({i for batch in first for i in batch}) == 96
+    assert first != second and first == TrainingBatches(lengths(100), 16, 5).epoch(0)
+
+
+def test_batches_of_like_length_are_mostly_text() -> None:
+    examples = lengths(512)
+    batches = TrainingBatches(examples, 32, 0)
+    padded = sum(collate(part).tokens.numel() for step in range(batches.steps_per_epoch) for part in batches.micro_batches(step))
+    assert sum(one.length for one in examples) / padded > 0.9
+
+
+def test_less_than_a_batch_to_train_on_is_said() -> None:
+    with pytest.raises(UserError, match="31 training examples, fewer than the 32 of one batch"):
+        TrainingBatches(lengths(31), 32, 0)
+
+
+# -- metrics ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_the_textbook_s() -> None:
+    found = metrics.scores([1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 1], 2)
+    assert found["accuracy"] == 0.75
+    assert found["f1"] == pytest.approx(2 / 3)
+    assert found["matthews"] == pytest.approx((2 * 4 - 1 * 1) / (3 * 3 * 5 * 5) ** 0.5)
+    assert metrics.majority([1, 1, 1, 0, 0, 0, 0, 0]) == 5 / 8
+    assert "f1" not in metrics.scores([0, 1], [0, 1], 0)
+
+
+def test_wilson_s_interval_is_the_published_one() -> None:
+    low, high = wilson(81, 263)  # Newcombe 1998, table I: 0.2553 to 0.3662
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+
+
+def test_a_paired_difference_is_nothing_between_equals_and_certain_between_opposites() -> None:
+    right = [i % 3 == 0 for i in range(300)]
+    groups = [str(i // 2) for i in range(300)]
+    assert metrics.paired_difference(right, right, groups) == (0.0, 0.0, 0.0)
+    assert metrics.paired_difference([True] * 300, [False] * 300, groups) == (1.0, 1.0, 1.0)
+    value, low, high = metrics.paired_difference([i % 4 > 0 for i in range(300)], right, groups)
+    assert value == pytest.approx(0.75 - 1 / 3) and low < value < high and high - low < 0.2

