@@ -6,6 +6,7 @@ Read from it: index-url, extra-index-url, no-index, find-links, cert, trusted-ho
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import shutil
@@ -235,21 +236,24 @@ class _Settings:
 
 def _pip_settings() -> Callable[[str], str]:
     """A function from a pip option's name to its value, "" where it is not set."""
-    listed = {line.partition("=")[0] for line in _pip("list").splitlines()}
+    listed = dict(line.split("=", 1) for line in _pip_config_list().splitlines() if "=" in line)
 
     def setting(name: str) -> str:
         variable = os.environ.get("PIP_" + name.upper().replace("-", "_"))
         if variable is not None:
             return variable
         keys = (f"{section}.{name}" for section in ("download", "install", "global"))
-        return next((_pip("get", key).strip() for key in keys if key in listed), "")  # pip itself knows which of its files wins
+        return next((str(ast.literal_eval(listed[key])).strip() for key in keys if key in listed), "")
 
     return setting
 
 
-def _pip(*command: str) -> str:
-    """What `pip config …` prints; nothing where this Python has no pip."""
-    done = subprocess.run([sys.executable, "-m", "pip", "config", *command], capture_output=True, text=True, check=False)
+def _pip_config_list() -> str:
+    """What `pip config list` prints, key='value' a line: pip itself knows which of its files wins. Nothing where this Python has no pip.
+
+    (`pip config get` of pip 23.2 denies keys that `list` shows.)
+    """
+    done = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     return done.stdout if done.returncode == 0 else ""
 
 
