@@ -22,10 +22,11 @@ from assets.graph import Node
 from assets.profile import Profile
 from assets.resources.journal import attempts, seconds
 from assets.resources.launcher import Exit, LocalLauncher, log_of, name_of_signal
-from assets.resources.manifest import Facts, explain_full_disk, full_disk, write_json
+from assets.resources.manifest import Facts, explain_full_disk, full_disk
 from assets.resources.provenance import provenance
 from assets.resources.store import Building, Recorded, Store
 from assets.resources.tracking import Build, Tracking
+from gpt_model.disk import write_json
 from gpt_model.errors import UserError
 
 LAST_WORDS = 2000  # characters of its log that are shown of a worker which ended without a word

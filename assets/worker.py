@@ -26,8 +26,9 @@ from dagster_pipes import PipesContext, open_dagster_pipes
 from assets.contract import Artifact, Built, Stage
 from assets.profile import Profile
 from assets.resources.journal import Spool, series, texts
-from assets.resources.manifest import FULL, full_disk, write_json
+from assets.resources.manifest import FULL, full_disk
 from assets.resources.store import Building, Store
+from gpt_model.disk import write_json
 from gpt_model.errors import UserError
 
 SPOKEN_EVERY_SECONDS = 5.0  # metrics in the Dagster run's log; the journal has every one

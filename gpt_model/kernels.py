@@ -3,8 +3,9 @@
 On a CPU a training step of a small GPT is matrix products and, if nothing is done about it, a third as much again of everything else. What
 is done about it here: weights of attention are kept, not recomputed; the GELU's derivative is made beside the GELU, in tiles that
 stay in cache, from a fast sigmoid; biases and residuals ride on passes that are made anyway; gradients are written where they
-belong instead of being copied together. Equal to the plain operators to rounding (tests hold that). The plain operators are in
-`gpt_model.transformer`, for other devices, reduced precision and dropout. Nothing here is differentiable twice.
+belong instead of being copied together. Under bfloat16 autocast the products with weights take and give bfloat16, twice as many a second
+where the CPU has instructions for them; attention, norms and the residual stream stay float32. Equal to the plain operators to rounding
+(tests hold that). The plain operators are in `gpt_model.transformer`, for other devices and dropout. Nothing here is differentiable twice.
 """
 
 from __future__ import annotations
@@ -23,14 +24,21 @@ TILE_ELEMENTS = 1 << 17  # elements of an elementwise tile: with its temporaries
 
 PAD = 16  # floats, one cache line: rows of a power of two (or thrice one) apart would compete for the same few cache sets
 
+# Without AVX-512 or its like, torch's bfloat16 products are several times slower than float32's: there the factors are rounded to
+# bfloat16 and multiplied as float32, which gives the same numbers but for the order of summation.
+FAST_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
 SCALE = 2 * math.sqrt(2 / math.pi)  # gelu_tanh(x) = x · sigmoid(SCALE · (x + CUBIC · x³)), since (1 + tanh(u)) / 2 = sigmoid(2u)
 CUBIC = 0.044715
 
 
 def usable(x: Tensor, dropout: float) -> bool:
     """Whether the halves below compute what the plain operators would, for x [batch, time, width]."""
-    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    return plain and dropout == 0.0 and x.shape[1] <= LONGEST
+    if x.device.type != "cpu" or dropout != 0.0 or x.shape[1] > LONGEST:
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return x.dtype == torch.float32 and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.dtype in (torch.float32, torch.float64)
 
 
 class Affine(Protocol):
@@ -42,14 +50,24 @@ class Affine(Protocol):
 
 def attention_half(x: Tensor, norm: torch.nn.LayerNorm, into: Affine, out: Affine, heads: int) -> Tensor:
     """x + attention(norm(x)) for x [batch, time, width]; `into` makes fused query, key and value, `out` the result."""
-    return _AttentionHalf.apply(
-        x, norm.weight, norm.bias, into.weight, into.bias, out.weight, out.bias, norm.eps, heads, torch.is_grad_enabled()
-    )
+    kind = _kind_of_products(x)
+    with torch.autocast("cpu", enabled=False):  # what is cast to what is said below
+        return _AttentionHalf.apply(
+            x, norm.weight, norm.bias, into.weight, into.bias, out.weight, out.bias, norm.eps, heads, kind, torch.is_grad_enabled()
+        )
 
 
 def mlp_half(x: Tensor, norm: torch.nn.LayerNorm, into: Affine, out: Affine) -> Tensor:
     """x + MLP(norm(x)) for x [batch, time, width]; `into` makes it wide, `out` narrow again."""
-    return _MLPHalf.apply(x, norm.weight, norm.bias, into.weight, into.bias, out.weight, out.bias, norm.eps, torch.is_grad_enabled())
+    kind = _kind_of_products(x)
+    with torch.autocast("cpu", enabled=False):
+        return _MLPHalf.apply(
+            x, norm.weight, norm.bias, into.weight, into.bias, out.weight, out.bias, norm.eps, kind, torch.is_grad_enabled()
+        )
+
+
+def _kind_of_products(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 class _AttentionHalf(torch.autograd.Function):
@@ -65,56 +83,73 @@ class _AttentionHalf(torch.autograd.Function):
         b_out: Tensor,
         eps: float,
         heads: int,
+        kind: torch.dtype,
         keep: bool,
     ) -> Tensor:
+        w_in, w_out = w_in.to(kind), w_out.to(kind)
         normed, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], gain, shift, eps)
-        qkv = _product(normed.flatten(0, 1), w_in).add_(b_in).unflatten(0, x.shape[:2])
+        normed = normed.flatten(0, 1).to(kind)
+        qkv = _biased(product(normed, w_in), b_in).unflatten(0, x.shape[:2])
         mixed, kept = _attend(qkv, heads, keep)
+        mixed = mixed.flatten(0, 1).to(kind)
         ctx.save_for_backward(x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, kept)
         ctx.heads = heads
-        return (x + b_out).flatten(0, 1).addmm_(mixed.flatten(0, 1), w_out).view_as(x)
+        return _plus_product(x + b_out, mixed, w_out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, kept = ctx.saved_tensors
-        slope = upstream.flatten(0, 1)
-        d_mixed = torch.mm(slope, w_out.t()).view_as(x)
-        d_w_out, d_b_out = torch.mm(mixed.flatten(0, 1).t(), slope), slope.sum(0)
+        slope = upstream.flatten(0, 1).to(w_out.dtype)
+        d_mixed = _whole(slope, w_out.t(), x.dtype).view_as(x)
+        d_w_out, d_b_out = _whole(mixed.t(), slope, x.dtype), upstream.sum((0, 1))
         d_qkv = _attend_backward(d_mixed, qkv, kept, ctx.heads).flatten(0, 1)
-        d_w_in, d_b_in = torch.mm(normed.flatten(0, 1).t(), d_qkv), d_qkv.sum(0)
-        d_normed = torch.mm(d_qkv, w_in.t()).view_as(x)
+        d_b_in, d_qkv = d_qkv.sum(0), d_qkv.to(w_in.dtype)
+        d_w_in = _whole(normed.t(), d_qkv, x.dtype)
+        d_normed = _whole(d_qkv, w_in.t(), x.dtype).view_as(x)
         d_x, d_gain, d_shift = torch.ops.aten.native_layer_norm_backward(
             d_normed, x, [x.shape[-1]], mean, rstd, gain, shift, [True, True, True]
         )
-        return d_x.add_(upstream), d_gain, d_shift, d_w_in, d_b_in, d_w_out, d_b_out, None, None, None
+        return d_x.add_(upstream), d_gain, d_shift, d_w_in, d_b_in, d_w_out, d_b_out, None, None, None, None
 
 
 class _MLPHalf(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor, eps: float, keep: bool
+        ctx: Any,
+        x: Tensor,
+        gain: Tensor,
+        shift: Tensor,
+        w_in: Tensor,
+        b_in: Tensor,
+        w_out: Tensor,
+        b_out: Tensor,
+        eps: float,
+        kind: torch.dtype,
+        keep: bool,
     ) -> Tensor:
+        w_in, w_out = w_in.to(kind), w_out.to(kind)
         normed, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], gain, shift, eps)
-        before = _product(normed.flatten(0, 1), w_in)  # [rows, 4 · width], its bias still to come
+        normed = normed.flatten(0, 1).to(kind)
+        before = product(normed, w_in)  # [rows, 4 · width], its bias still to come
         wide = _gelu_(before, b_in, keep)
         ctx.save_for_backward(x, gain, shift, w_in, w_out, normed, mean, rstd, before, wide)
-        return (x + b_out).flatten(0, 1).addmm_(wide, w_out).view_as(x)
+        return _plus_product(x + b_out, wide, w_out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, shift, w_in, w_out, normed, mean, rstd, derivative, wide = ctx.saved_tensors
-        slope = upstream.flatten(0, 1)
-        d_wide = _product(slope, w_out.t())
-        d_w_out, d_b_out = torch.mm(wide.t(), slope), slope.sum(0)
+        slope = upstream.flatten(0, 1).to(w_out.dtype)
+        d_wide = product(slope, w_out.t())
+        d_w_out, d_b_out = _whole(wide.t(), slope, x.dtype), upstream.sum((0, 1))
         d_wide.mul_(derivative)
-        d_w_in, d_b_in = torch.mm(normed.flatten(0, 1).t(), d_wide), d_wide.sum(0)
-        d_normed = torch.mm(d_wide, w_in.t()).view_as(x)
+        d_w_in, d_b_in = _whole(normed.t(), d_wide, x.dtype), d_wide.sum(0, dtype=x.dtype)
+        d_normed = _whole(d_wide, w_in.t(), x.dtype).view_as(x)
         d_x, d_gain, d_shift = torch.ops.aten.native_layer_norm_backward(
             d_normed, x, [x.shape[-1]], mean, rstd, gain, shift, [True, True, True]
         )
-        return d_x.add_(upstream), d_gain, d_shift, d_w_in, d_b_in, d_w_out, d_b_out, None, None
+        return d_x.add_(upstream), d_gain, d_shift, d_w_in, d_b_in, d_w_out, d_b_out, None, None, None
 
 
 def padded(like: Tensor, rows: int, columns: int) -> Tensor:
@@ -122,9 +157,28 @@ def padded(like: Tensor, rows: int, columns: int) -> Tensor:
     return like.new_empty(rows, columns + PAD)[:, :columns]
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, padded."""
-    return torch.mm(a, b, out=padded(a, a.shape[0], b.shape[1]))
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a @ b in their own precision, into `out`, else padded."""
+    out = padded(a, a.shape[0], b.shape[1]) if out is None else out
+    if a.dtype == torch.bfloat16 and a.device.type == "cpu" and not FAST_BFLOAT16:
+        return out.copy_(torch.mm(a.float(), b.float()))
+    return torch.mm(a, b, out=out)
+
+
+def _whole(a: Tensor, b: Tensor, kind: torch.dtype) -> Tensor:
+    """a @ b as `kind`, not padded."""
+    return product(a, b, a.new_empty(a.shape[0], b.shape[1])).to(kind)
+
+
+def _plus_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x += a @ b for x [batch, time, b's columns], in x's precision."""
+    rows = x.flatten(0, 1)
+    return (rows.addmm_(a, b) if a.dtype == x.dtype else rows.add_(product(a, b))).view_as(x)
+
+
+def _biased(x: Tensor, bias: Tensor) -> Tensor:
+    """x + bias for x [rows, columns], in the bias's precision; x's memory where it can be."""
+    return x.add_(bias) if x.dtype == bias.dtype else torch.add(x, bias, out=padded(bias, *x.shape))
 
 
 def _gelu_(x: Tensor, bias: Tensor, keep: bool) -> Tensor:
@@ -135,18 +189,20 @@ def _gelu_(x: Tensor, bias: Tensor, keep: bool) -> Tensor:
     """
     y = padded(x, *x.shape)
     rows = max(1, TILE_ELEMENTS // x.shape[1])
-    z_tile, s_tile = x.new_empty(2, min(rows, x.shape[0]), x.shape[1])
+    x_tile, z_tile, s_tile = bias.new_empty(3, min(rows, x.shape[0]), x.shape[1])
     for x_part, y_part in zip(x.split(rows), y.split(rows), strict=True):
-        z, s = z_tile[: len(x_part)], s_tile[: len(x_part)]
-        x_part.add_(bias)
-        torch.mul(x_part, x_part, out=z)
-        torch.addcmul(x_part, x_part, z, value=CUBIC, out=z).mul_(SCALE)
+        t, z, s = x_tile[: len(x_part)], z_tile[: len(x_part)], s_tile[: len(x_part)]
+        torch.add(x_part, bias, out=t)
+        torch.mul(t, t, out=z)
+        torch.addcmul(t, t, z, value=CUBIC, out=z).mul_(SCALE)
         torch.sigmoid(z, out=s)
-        torch.mul(x_part, s, out=y_part)
         if keep:
-            z.add_(x_part, alpha=-2 * SCALE / 3)
+            torch.mul(t, s, out=y_part) if y_part.dtype == t.dtype else y_part.copy_(t * s)
+            z.add_(t, alpha=-2 * SCALE / 3)
             torch.ops.aten.sigmoid_backward.grad_input(z, s, grad_input=z)
-            torch.add(s, z, alpha=3, out=x_part)
+            x_part.copy_(s.add_(z, alpha=3))
+        else:
+            y_part.copy_(t.mul_(s))
     return y
 
 

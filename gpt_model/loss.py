@@ -14,31 +14,35 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gpt_model.kernels import padded
+from gpt_model.kernels import padded, product
 
 CHUNK_ELEMENTS = 1 << 22  # logits in one chunk: enough rows for an efficient matrix product
 TILE_ELEMENTS = 1 << 17  # logits in one pass over them: on a CPU they stay in cache between the passes
 
 
 def _chunks_of_logits(states: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and their logits, float32 at least; the memory is used again for the next chunk."""
+    """Rows and their logits, in the states' precision; the memory is used again for the next chunk."""
     vocabulary = weight.shape[0]
     rows = max(64, (CHUNK_ELEMENTS if states.device.type == "cpu" else 16 * CHUNK_ELEMENTS) // vocabulary)
     store = padded(states, min(rows, states.shape[0]), vocabulary)
     for start in range(0, states.shape[0], rows):
         part = slice(start, min(start + rows, states.shape[0]))
-        logits = torch.mm(states[part], weight.t(), out=store[: part.stop - start])
-        yield part, logits if logits.dtype == torch.float64 else logits.float()
+        yield part, product(states[part], weight.t(), store[: part.stop - start])
 
 
-def _exponentials_(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Overwrite logits [rows, vocabulary] with exp(logits - top); return top and the sum of the exponentials, each [rows, 1]."""
+def _exponentials_(logits: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Overwrite logits [rows, vocabulary] with exp(logits - top), made in precision `kind`; return top and the sum of the exponentials,
+    each [rows, 1], of that precision.
+    """
     rows = max(1, TILE_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else logits.shape[0]
     tops, masses = [], []
-    for tile in logits.split(rows):
+    for stored in logits.split(rows):
+        tile = stored.to(kind)  # itself where that is its precision
         top = tile.amax(1, keepdim=True)
         masses.append(tile.sub_(top).exp_().sum(1, keepdim=True))
         tops.append(top)
+        if tile is not stored:
+            stored.copy_(tile)
     return torch.cat(tops), torch.cat(masses)
 
 
@@ -55,18 +59,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight) if need_weight else None
         head = weight.to(states.dtype)
         for part, logits in _chunks_of_logits(states, head):
-            at_target = logits.gather(1, target[part])
-            top, mass = _exponentials_(logits)  # softmax = logits / mass from here on; the division waits for a smaller tensor
+            at_target = logits.gather(1, target[part]).to(kind)
+            top, mass = _exponentials_(logits, kind)  # softmax = logits / mass from here on; the division waits for a smaller tensor
             total = total + ((mass.log() + top - at_target) * share[part]).sum()
-            logits.scatter_add_(1, target[part], -mass)  # softmax minus the one-hot target, times mass
-            slope, scale = logits.to(states.dtype), (share[part] / mass).to(states.dtype)
+            logits.scatter_add_(1, target[part], -mass.to(logits.dtype))  # softmax minus the one-hot target, times mass
+            scale = (share[part] / mass).to(states.dtype)
             if states_gradient is not None:
-                torch.mm(slope, head, out=states_gradient[part]).mul_(scale)
+                product(logits, head, states_gradient[part]).mul_(scale)
             if weight_gradient is not None:
                 if weight.dtype == states.dtype:
-                    weight_gradient.addmm_(slope.t(), states[part] * scale)
+                    weight_gradient.addmm_(logits.t(), states[part] * scale)
                 else:  # reduced precision: many chunks are added up in full precision
-                    weight_gradient.add_(torch.mm(slope.t(), states[part] * scale))
+                    weight_gradient.add_(product(logits.t(), states[part] * scale))
         ctx.save_for_backward(states_gradient, weight_gradient)
         return total
 
@@ -88,13 +92,11 @@ def linear_cross_entropy(states: Tensor, weight: Tensor, targets: Tensor, ignore
     return _LinearCrossEntropy.apply(states, weight, targets, ignored, torch.is_grad_enabled())
 
 
-def linear_cross_entropy_by_row(states: Tensor, weight: Tensor, targets: Tensor, ignored: int = -100) -> Tensor:
-    """Cross-entropy in nats of each row: [rows], 0 where `ignored`. No gradient."""
-    valid = targets != ignored
-    target = torch.where(valid, targets, 0)[:, None]
+def linear_cross_entropy_by_row(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats of each row of states [rows, width] through a head [vocabulary, width]: [rows]. No gradient."""
     losses = torch.empty(states.shape[0], dtype=torch.float32, device=states.device)
     for part, logits in _chunks_of_logits(states, weight.to(states.dtype)):
-        at_target = logits.gather(1, target[part])
-        top, mass = _exponentials_(logits)
+        at_target = logits.gather(1, targets[part, None])
+        top, mass = _exponentials_(logits, torch.promote_types(logits.dtype, torch.float32))
         losses[part] = (mass.log() + top - at_target)[:, 0]
-    return losses.mul_(valid)
+    return losses

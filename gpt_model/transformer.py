@@ -160,7 +160,10 @@ class GPT(nn.Module):
     def loss_by_token(self, tokens: Tensor, targets: Tensor, cache: Cache | None = None) -> Tensor:
         """Cross-entropy in nats of every target: [batch, time], 0 where IGNORED. For evaluation: carries no gradient."""
         hidden = self.hidden(tokens, cache)
-        return linear_cross_entropy_by_row(hidden.flatten(0, 1), self.wte.weight, targets.flatten(), IGNORED).view(targets.shape)
+        scored = targets != IGNORED
+        losses = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
+        losses[scored] = linear_cross_entropy_by_row(hidden[scored], self.wte.weight, targets[scored])
+        return losses
 
     def hidden(self, tokens: Tensor, cache: Cache | None = None, lengths: Tensor | None = None) -> Tensor:
         """Final-normed states [batch, time, width] of tokens [batch, time].

@@ -7,6 +7,7 @@ needs it, so that reading the store is quick.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -230,10 +231,12 @@ def generate(
         raise typer.BadParameter("top-p is above 0", param_hint="--top-p")
     store = _store()
     folder = models.model_folder(store, store.resolve(model))
-    with Console(stderr=True).status("writing"):
+    written = itertools.count(1)
+    with Console(stderr=True).status("writing") as status:
         texts = models.generate(
-            folder, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, samples=samples
-        )
+            folder, prompt, lambda *_: status.update(f"writing: token {next(written)} of at most {samples * max_new_tokens}"),
+            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, samples=samples,
+        )  # fmt: skip
     for number, text in enumerate(texts):
         if number:
             typer.echo("---")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from assets.contract import Artifact
@@ -28,9 +29,18 @@ def _folder(artifact: Artifact) -> Path | None:
 
 
 def generate(
-    folder: Path, prompt: str, *, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, seed: int, samples: int
+    folder: Path,
+    prompt: str,
+    on_token: Callable[[int, int], None],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    samples: int,
 ) -> list[str]:
-    """`samples` continuations of `prompt`, up to end-of-text. An empty prompt begins a new document."""
+    """`samples` continuations of `prompt`, up to end-of-text; an empty one begins a new document. `on_token`: see `generation.generate`."""
     import torch
 
     from gpt_model import convert, generation
@@ -41,7 +51,7 @@ def generate(
     ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
     written = generation.generate(
         model, [ids] * samples, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        stop=[tokenizer.end_of_text],
+        stop=[tokenizer.end_of_text], on_token=on_token,
     )  # fmt: skip
     return [tokenizer.decode(ids) for ids in written]
 

@@ -241,14 +241,19 @@ def test_context_longer_than_a_source_is_refused_by_name(data: TokenData) -> Non
 
 @pytest.mark.parametrize("limit", [None, 1, CONTEXT, 50])
 @pytest.mark.parametrize("sequences", [1, 3, 100])
-def test_every_held_out_token_is_predicted_once_from_the_one_before(data: TokenData, limit: int | None, sequences: int) -> None:
+@pytest.mark.parametrize("stride", [CONTEXT, CONTEXT // 2, 5])
+def test_every_held_out_token_is_predicted_once_from_those_before(data: TokenData, limit: int | None, stride: int, sequences: int) -> None:
     tokens = np.asarray(data.tokens("pages", "held_out")).astype(np.int64)[:limit]
     predicted, given = [], []
-    for inputs, targets in held_out_windows(data, "pages", CONTEXT, limit, sequences):
+    for inputs, targets in held_out_windows(data, "pages", CONTEXT, stride, limit, sequences):
         assert inputs.shape == targets.shape and inputs.shape[0] <= sequences and inputs.shape[1] == CONTEXT
-        assert np.array_equal(inputs[:, 1:][targets[:, 1:] >= 0], targets[:, :-1][targets[:, 1:] >= 0])
-        predicted.append(targets[targets != -100])
-        given.append(inputs[targets != -100])
+        for row, wanted in zip(inputs, targets, strict=True):
+            first, last = np.flatnonzero(wanted >= 0)[[0, -1]]
+            at = sum(map(len, predicted))
+            assert last - first < stride and first == min(at, CONTEXT - stride)
+            assert np.array_equal(row[: last + 1], np.concatenate([[data.end_of_text], tokens])[at - first : at + last - first + 1])
+            predicted.append(wanted[wanted >= 0])
+            given.append(row[wanted >= 0])
     assert np.array_equal(np.concatenate(predicted), tokens)
     assert np.array_equal(np.concatenate(given), np.concatenate([[data.end_of_text], tokens[:-1]]))
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from assets.resources import guard
 from assets.resources.journal import Tail
-from assets.resources.manifest import canonical, read_json, write_json
+from assets.resources.manifest import canonical, read_json
 from assets.resources.server import Server
+from gpt_model.disk import write_json
 from gpt_model.errors import CorruptFile
 
 if TYPE_CHECKING:

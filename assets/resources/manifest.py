@@ -1,4 +1,4 @@
-"""An artifact's manifest: the hashes of its files, the digest over them, and how JSON gets on disk whole or not at all.
+"""An artifact's manifest: the hashes of its files, and the digest over them.
 
 Not here: where artifacts lie and who may touch them (`store.py`), what machine built them (`provenance.py`).
 The digest is a sha256 over "path NUL sha256 newline" lines, sorted by path, and nothing else: no time, host or configuration.
@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import SCRATCH, Check, Config, Inputs, Metrics, Verdict
+from gpt_model.disk import sha256_of
 from gpt_model.errors import CorruptFile, UserError
 
 FORMAT = 1  # of artifact.json
-TEMPORARY = ".tmp"
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left on the disk, or none of the user's share
 
 Verdicts = Mapping[str, tuple[Check, Verdict]]
@@ -78,11 +77,6 @@ def fingerprint(stage: str, version: str, config: Config, inputs: Mapping[str, s
     """sha256 (hex) of what identifies an artifact; `inputs` is input name → digest."""
     identity = {"stage": stage, "version": version, "config": config, "inputs": dict(inputs)}
     return hashlib.sha256(canonical(identity)).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def payload(files: Path) -> list[Path]:
@@ -155,29 +149,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptFile(f"{path} is damaged: it is not JSON ({error}). Remove its folder to build the artifact again.") from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replaces `path` in one step, on disk before it returns: a reader sees the old or the new, whatever dies."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)
-        raise
-    temporary.replace(path)
-    fsync(path.parent)
-
-
-def fsync(path: Path) -> None:
-    """Puts a file's bytes, or a folder's names, on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -22,7 +22,8 @@ from typing import Any
 from assets.contract import SCRATCH, Artifact, Config
 from assets.resources import manifest
 from assets.resources.locks import locked
-from assets.resources.manifest import Facts, Verdicts, explain_full_disk, fsync, read_json, write_json
+from assets.resources.manifest import Facts, Verdicts, explain_full_disk, read_json
+from gpt_model.disk import TEMPORARY, fsync, write_json
 from gpt_model.errors import CorruptFile, UserError
 
 VERSION = 1  # of the layout; a store with a higher one was written by a newer gpt-lineage
@@ -211,7 +212,7 @@ class Store:
         with explain_full_disk(building.folder):
             for folder in (building.files, building.show, building.journal):
                 folder.mkdir(parents=True, exist_ok=True)
-        for path in building.folder.rglob(f"*{manifest.TEMPORARY}"):
+        for path in building.folder.rglob(f"*{TEMPORARY}"):
             if path.parent in (building.folder, building.journal):
                 path.unlink(missing_ok=True)
         return building
@@ -279,7 +280,7 @@ class Store:
 
     def refs(self) -> dict[str, str]:
         """Every name and the fingerprint it stands for."""
-        paths = sorted(path for path in self._refs.rglob("*") if path.is_file() and path.suffix != manifest.TEMPORARY)
+        paths = sorted(path for path in self._refs.rglob("*") if path.is_file() and path.suffix != TEMPORARY)
         return {path.relative_to(self._refs).as_posix(): str(read_json(path)["fingerprint"]) for path in paths}
 
     def resolve(self, text: str) -> Artifact:

@@ -25,10 +25,11 @@ from assets.contract import Artifact, Config
 from assets.resources import guard
 from assets.resources.delivery import Delivered, Delivery, is_alive
 from assets.resources.locks import locked
-from assets.resources.manifest import read_json, write_json
+from assets.resources.manifest import read_json
 from assets.resources.provenance import git_state
 from assets.resources.server import Server
 from assets.resources.store import Building
+from gpt_model.disk import write_json
 from gpt_model.errors import CorruptFile
 
 STREAM_SECONDS = 2.0  # between two deliveries while a build runs

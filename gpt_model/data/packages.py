@@ -7,7 +7,6 @@ Read from it: index-url, extra-index-url, no-index, find-links, cert, trusted-ho
 from __future__ import annotations
 
 import ast
-import hashlib
 import os
 import shutil
 import subprocess
@@ -35,6 +34,7 @@ from pypi_simple import (
 )
 from requests.adapters import BaseAdapter
 
+from gpt_model.disk import sha256_of
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
 
@@ -63,7 +63,7 @@ def fetch_package(requirement: str, kind: Kind, sha256: str, downloads: Path, pr
     """
     folder = downloads / "packages"
     for cached in sorted(folder.glob(f"{sha256[:16]}-*")):
-        if _sha256(cached) == sha256:
+        if sha256_of(cached) == sha256:
             return cached
         progress.log(f"{cached.name} in {folder} is damaged; fetching it again.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def fetch_package(requirement: str, kind: Kind, sha256: str, downloads: Path, pr
             if filename is None:
                 reasons.append(f"{where} does not have it")
                 continue
-            found = _sha256(part)
+            found = sha256_of(part)
             if found != sha256:
                 reasons.append(f"{where} has {filename} with sha256 {found}, expected {sha256}")
                 continue
@@ -291,8 +291,3 @@ def _without_password(text: str) -> str:
     if parts.scheme in ("http", "https") and parts.netloc and " " not in text:
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     return " ".join(_without_password(word) if word.startswith("http") and "@" in word else word for word in text.split(" "))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -218,24 +218,27 @@ class TokenData:
 
 
 def held_out_windows(
-    data: TokenData, source: str, context: int, limit_tokens: int | None = None, sequences: int = 16
+    data: TokenData, source: str, context: int, stride: int, limit_tokens: int | None = None, sequences: int = 16
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Windows that predict every held-out token of `source` exactly once: (inputs, targets), each [≤ sequences, context].
 
-    The stride is the context, so windows do not overlap: each begins with the token before its first target, the first with
-    end-of-text. (Overlapping windows would give tokens more context and cost context/stride times as much.) The last window is
-    filled up with end-of-text as input and -100 as target. `limit_tokens`: only the first so many tokens.
+    A window predicts `stride` tokens (1 … context), and has context - stride tokens of text before them wherever there are so many; other
+    targets are -100. The first token of all follows an end-of-text. A short window is filled up on the right with end-of-text as
+    input. `limit_tokens`: only the first so many tokens.
     """
     tokens = data.tokens(source, "held_out")
     count = len(tokens) if limit_tokens is None else min(limit_tokens, len(tokens))
-    for start in range(0, count, sequences * context):
-        targets = tokens[start : min(count, start + sequences * context)].astype(np.int64)
-        before = tokens[start - 1 : start] if start else [data.end_of_text]
-        inputs = np.concatenate([before, targets[:-1]]).astype(np.int64)
-        padding = -len(targets) % context
-        inputs = np.pad(inputs, (0, padding), constant_values=data.end_of_text)
-        targets = np.pad(targets, (0, padding), constant_values=-100)
-        yield inputs.reshape(-1, context), targets.reshape(-1, context)
+    for batch in range(0, count, sequences * stride):
+        starts = range(batch, min(count, batch + sequences * stride), stride)
+        inputs = np.full((len(starts), context), data.end_of_text, dtype=np.int64)
+        targets = np.full((len(starts), context), -100, dtype=np.int64)
+        for row, start in enumerate(starts):
+            end = min(count, start + stride)
+            begin = max(0, start + stride - context)
+            length = end - begin
+            inputs[row, 1 if begin == 0 else 0 : length] = tokens[max(0, begin - 1) : end - 1]
+            targets[row, start - begin : length] = tokens[start:end]
+        yield inputs, targets
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import threading
 import time
@@ -27,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gpt_model.disk import fsync, sha256_of, write_json
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.training.engine import Engine
 from gpt_model.training.settings import Execution
@@ -161,8 +161,8 @@ class Checkpoints:
             partial.mkdir(exist_ok=True)
             file = partial / f"rank-{self.execution.rank:05d}.safetensors"
             save_file(self._snapshot, file)
-            _sync(file)
-            _write_json(file.with_suffix(".json"), {"sha256": _sha256(file)})
+            fsync(file)
+            write_json(file.with_suffix(".json"), {"sha256": sha256_of(file)})
             if self.execution.rank == 0:
                 self._publish(partial, manifest)
         except Exception as error:  # raised again where the loop asks whether a checkpoint is due
@@ -177,10 +177,10 @@ class Checkpoints:
         manifest["files"] = {note.with_suffix(".safetensors").name: json.loads(note.read_text())["sha256"] for note in notes}
         for note in notes:
             note.unlink()
-        _write_json(partial / MANIFEST, {**manifest, "sha256": _own_checksum(manifest)})
-        _sync(partial)
+        write_json(partial / MANIFEST, {**manifest, "sha256": _own_checksum(manifest)})
+        fsync(partial)
         partial.rename(self.folder / _name(manifest["step"]))
-        _sync(self.folder)
+        fsync(self.folder)
         for old in sorted(self.folder.glob("step-*"))[:-KEPT]:
             shutil.rmtree(old)
 
@@ -196,7 +196,7 @@ def verify(path: Path) -> dict[str, Any]:
         raise CorruptFile(f"{path / MANIFEST} is damaged: its checksum is not the one written in it.")
     for name, expected in manifest["files"].items():
         file = path / name
-        if not file.is_file() or _sha256(file) != expected:
+        if not file.is_file() or sha256_of(file) != expected:
             raise CorruptFile(f"{file} is damaged: its sha256 is not the one its manifest has.")
     return manifest
 
@@ -207,25 +207,3 @@ def _name(step: int) -> str:
 
 def _own_checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Written whole or not at all."""
-    temporary = path.with_suffix(".writing")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(path)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or which files a folder has."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

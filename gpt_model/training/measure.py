@@ -29,7 +29,7 @@ PEAK_SECONDS = 0.1  # at each size
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out text as the model predicted it, in windows of the context: nats, tokens and bytes of text of each, [windows, 3]."""
+    """Held-out text as the model predicted it, a row of `windows` [n, 3] each so many tokens: nats, tokens and bytes of text."""
 
     windows: NDArray[np.float64]
 
@@ -64,14 +64,19 @@ class HeldOut:
 
 
 def held_out(model: GPT, data: TokenData, execution: Execution, limit_tokens: int | None = None) -> dict[str, HeldOut]:
-    """Every source's held-out text, or the first `limit_tokens` of each, each token predicted once. Split over ranks. Collective."""
+    """Every source's held-out text, or the first `limit_tokens` of each. Split over ranks. Collective.
+
+    Each token is predicted once, from at least half a context of text before it: windows overlap by half, as is usual where a model is set
+    beside one that has read everything before (it costs two forward passes instead of one).
+    """
     context = model.config.context
+    stride = max(1, context // 2)
     sequences = max(1, EVALUATION_TOKENS // context)
     found = {}
     for source in data.sources:
         tokens = min(limit_tokens or sys.maxsize, len(data.tokens(source, "held_out")))
-        windows = torch.zeros(-(-tokens // context), 3, dtype=torch.float64, device=execution.device)
-        for index, (inputs, targets) in enumerate(held_out_windows(data, source, context, limit_tokens, sequences)):
+        windows = torch.zeros(-(-tokens // stride), 3, dtype=torch.float64, device=execution.device)
+        for index, (inputs, targets) in enumerate(held_out_windows(data, source, context, stride, limit_tokens, sequences)):
             if index % execution.world_size == execution.rank:
                 there = torch.from_numpy(targets).to(execution.device)
                 losses = model.loss_by_token(torch.from_numpy(inputs).to(execution.device), there)
