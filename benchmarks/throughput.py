@@ -2,8 +2,8 @@
 
 - pipeline: the stage `pretrained` itself, in ranks with the worker's own environment: DeepSpeed at the profile's ZeRO stage, sampler,
   metrics into the journal, checkpoints. Held-out evaluation is left out of the time, as the stage itself leaves it out.
-- plain: one process with every core, `GPT2LMHeadModel` with SDPA, fused AdamW, gradient clipping, the same batch, dropout and shape; of
-  several micro-batches the fastest. Once as a user would run it, once with the pipeline's allocator settings.
+- plain: one process with every core, `GPT2LMHeadModel` with SDPA, fused AdamW, gradient clipping, the same batch, dropout, shape
+  and precision; of several micro-batches the fastest. Once as a user would run it, once with the pipeline's allocator settings.
 
 All run in turn, several rounds, and ratios are of medians. The first steps of each are left out. Utilisation is
 model FLOP/s ÷ matrix-product peak, model FLOPs being 6N + 12·L·d·T a token (PaLM, appendix B), the peak measured by the same ranks at once.
@@ -41,14 +41,11 @@ def cases(steps: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Shape, vocabulary, batch and steps of each case."""
     tiny = load_recipe("tiny")
     larger = {"family": "gpt2", "layers": 6, "width": 384, "heads": 6, "context": 256, "dropout": 0.0}
+    shape = {"model": tiny.model.model_dump(mode="json"), "vocab_size": tiny.tokenizer.vocab_size, "steps": steps["tiny"]}
     return {
-        "tiny": {
-            "model": tiny.model.model_dump(mode="json"),
-            "vocab_size": tiny.tokenizer.vocab_size,
-            "steps": steps["tiny"],
-            "batch_tokens": 8192,
-        },
-        "6x384": {"model": larger, "vocab_size": 8192, "steps": steps["6x384"], "batch_tokens": 8192},
+        "tiny": {**shape, "batch_tokens": 8192, "precision": "float32"},
+        "tiny, bfloat16": {**shape, "batch_tokens": 8192, "precision": "bfloat16"},
+        "6x384": {"model": larger, "vocab_size": 8192, "steps": steps["6x384"], "batch_tokens": 8192, "precision": "float32"},
     }
 
 
@@ -115,7 +112,7 @@ def pipeline_rank(job_path: Path) -> None:
     section = {
         "tokens": case["steps"] * case["batch_tokens"], "batch_tokens": case["batch_tokens"], "learning_rate": 1e-3,
         "final_learning_rate": 0.1, "warmup_tokens": case["batch_tokens"], "weight_decay": 0.1, "betas": [0.9, 0.95], "gradient_clip": 1.0,
-        "precision": "float32", "seed": 1, "evaluations": 1, "evaluation_tokens": 1024, "samples": 0,
+        "precision": case["precision"], "seed": 1, "evaluations": 1, "evaluation_tokens": 1024, "samples": 0,
     }  # fmt: skip
     inputs = {name: Artifact(Path(job["inputs"]) / name, name, "", "", {}, {}) for name in ("tokens", "tokenizer")}
     result = PRETRAINED.run({"model": case["model"], "pretraining": section}, inputs, output, progress)
@@ -166,7 +163,9 @@ def plain_process(job: dict[str, Any]) -> None:
         tokens = torch.randint(0, vocabulary, (rows, model_shape["context"]))
         parts = tokens.split(job["micro_batch"])
         for part in parts:
-            (model(input_ids=part, labels=part).loss / len(parts)).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=job["case"]["precision"] == "bfloat16"):
+                loss = model(input_ids=part, labels=part).loss
+            (loss / len(parts)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -215,7 +214,7 @@ def report(results: dict[str, Any]) -> str:
             lines.append(
                 f"  / {rate:,.0f} plain transformers loop {how} (micro-batch {found['plain_micro_batch']}) = {ratio:.2f}  (bar {bar})"
             )
-        bar = f"  (bar {UTILISATION_BAR})" if name != "tiny" else ""
+        bar = f"  (bar {UTILISATION_BAR})" if name == "6x384" else ""
         peak, used = found["matrix_product_peak_flops"] / 1e9, found["model_flops_utilisation"]
         lines.append(f"  (6N + 12·L·d·T) · tokens/s = {used:.2f} of the matrix-product peak of {peak:,.0f} GFLOP/s{bar}")
         lines.append(f"  longest wait for a checkpoint {found['checkpoint_stall_seconds']:.3f} s")
@@ -227,7 +226,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny-steps", type=int, default=30)
     parser.add_argument("--large-steps", type=int, default=8)
-    parser.add_argument("--case", choices=["tiny", "6x384"], help="only this one")
+    parser.add_argument("--case", choices=["tiny", "tiny, bfloat16", "6x384"], help="only this one")
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--micro-batch", type=int, help="sequences a rank, instead of the profile's")
     parser.add_argument("--json", type=Path, help="write every figure here")

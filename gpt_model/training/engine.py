@@ -57,22 +57,20 @@ def start(execution: Execution) -> None:
     os.environ["DS_ACCELERATOR"] = execution.device
     if execution.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    else:
-        choose_product_library()
     deepspeed = _import_deepspeed(execution.compile)
     backend = "nccl" if execution.device == "cuda" else "gloo"
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(hours=2))
 
 
-def choose_product_library() -> None:
-    """Have oneDNN make float32 products on CPUs with AVX-512 that are not Intel's: MKL's take about 10 % longer there.
+def choose_product_library(precision: str) -> None:
+    """Have oneDNN make a float32 training's products on CPUs with AVX-512 that are not Intel's: MKL's take up to 10 % longer there.
 
     torch asks oneDNN only where bfloat16 factors are allowed, which oneDNN makes use of on CPUs with AMX alone. Those are Intel's, so what
-    it gives here is float32's (a test holds that).
+    it gives here is float32's (a test holds that). Not in bfloat16 training: there only attention's small products are float32.
     """
     cpu = torch.cpu.get_capabilities()
-    if cpu.get("avx512_f") and not cpu.get("amx_tile") and "intel" not in str(cpu.get("cpu_name", "intel")).lower():
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+    fitting = cpu.get("avx512_f") and not cpu.get("amx_tile") and "intel" not in str(cpu.get("cpu_name", "intel")).lower()
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if fitting and precision == "float32" else "none"  # type: ignore[attr-defined]
 
 
 def _import_deepspeed(compiling: bool) -> Any:
@@ -148,6 +146,8 @@ class Engine:
         start(execution)
         import deepspeed
 
+        if execution.device == "cpu":
+            choose_product_library(settings.precision)
         self.model, self.settings, self.execution = model, settings, execution
         self._checkpointed = _checkpoint_activations(model) if execution.activation_checkpointing else []
         if execution.compile:
