@@ -83,6 +83,7 @@ def gather_inputs(store: Store, node: Node) -> dict[str, Artifact]:
 def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tracking) -> Outcome:
     """Find the artifact of `request`, or make it. Raises UserError or WorkerFailed; leaves no half-made artifact either way."""
     node = request.node
+    tracking.serve(request.dagster_run_id, request.say)
     inputs = gather_inputs(store, node)
     config = node.config(request.base)
     fingerprint = store.fingerprint(node.stage.name, node.stage.version, config, {name: a.digest for name, a in inputs.items()})
@@ -97,7 +98,7 @@ def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tra
             artifact = _made(request, config, inputs, store.building(fingerprint), lock, store, launcher, tracking)
         store.set_ref(node.recipe, node.name, fingerprint)
     if not hit:
-        tracking.deliver(artifact.path.parent)
+        tracking.finish(artifact.path.parent)
     return Outcome(artifact, hit, store.gate(artifact))
 
 
@@ -151,14 +152,15 @@ def _made(
             keep_fds=(lock,),
         )
         if ended.code:
-            raise _failure(building, ended)
+            with node.naming():
+                raise _failure(building, ended)
         result = json.loads(building.result.read_text())
     known = provenance(
         profile=job["profile"],
         started=started,
         ended=time.time(),
         seconds=seconds(building.events),
-        processes=ranks * threads,
+        cores=ranks * threads,
         peak_memory_bytes=ended.peak_memory_bytes,
         forecast=foretold,
         dagster_runs=tracking.dagster_runs(building),
@@ -186,7 +188,7 @@ def _failure(building: Building, ended: Exit) -> Exception:
     if building.failure.exists():
         told = json.loads(building.failure.read_text())
         if told["user"]:
-            return UserError(told["message"])
+            return UserError(told["message"], field=told["field"])
         sentence = f"The worker's rank {told['rank']} failed: {told['message'].rstrip('.')}."
         return WorkerFailed(sentence, log_of(building.log, told["rank"]), told["traceback"])
     if ended.code == errno.ENOSPC:  # too full to leave a word

@@ -44,6 +44,11 @@ class Artifact:
     metrics: Metrics
     manifest: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the hashed files."""
+        return sum(int(file["size"]) for file in self.manifest["files"])
+
 
 Inputs = Mapping[str, Artifact]
 
@@ -96,10 +101,11 @@ class Stage:
     description: str
     kinds: tuple[str, ...] = ("python",)
     checks: tuple[Check, ...] = ()
-    # Writes *.png (shown inline), *.md (shown as a table or text) and *.html into `folder`: what the UI and MLflow show of it.
+    # Writes what the UI and MLflow show of it into `folder`: *.png, *.md (tables and text), *.html, and *.json for a table of which a
+    # few columns are shown at once: {"columns": […], "rows": [[…]], "short": [those columns]}.
     show: Callable[[Built, Path], None] = show_nothing
     # Ties the section to bytes outside the store, before fingerprinting: local files become {path, sha256}. `base`: the recipe's folder.
     pin: Callable[[Config, Path], Config] = as_it_stands
     ranks: Literal["one", "profile"] = "one"  # "profile": as many processes as the profile says
     pool: str | None = None
-    model: bool = False  # the output's root is a model directory: logged and registered as one
+    model: bool = False  # the output's model/ is a model directory: logged and registered as one

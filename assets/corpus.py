@@ -16,13 +16,16 @@ from typing import Any, Literal
 from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from gpt_model.data import compression, documents, overlap, splits
 from gpt_model.data.sources import Source, downloads_folder, open_source, pinned
-from gpt_model.errors import CorruptFile, UserError
+from gpt_model.errors import CorruptFile, UserError, about
 
 
 def pin(config: Config, base: Path) -> Config:
     """The section with every local file's sha256 in it, so that text added to one makes another corpus."""
-    sources = [pinned(Source.model_validate(source), base, downloads_folder()) for source in config["sources"]]
-    return {**config, "sources": [source.model_dump(mode="json") for source in sources]}
+    sources = []
+    for number, source in enumerate(config["sources"]):
+        with about(f"sources[{number}]"):
+            sources.append(pinned(Source.model_validate(source), base, downloads_folder()).model_dump(mode="json"))
+    return {**config, "sources": sources}
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
@@ -37,7 +40,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         # The largest held-out share first: of a document that two sources have, the side is decided where it is likelier held out.
         for done, source in enumerate(sorted(sources, key=lambda source: -share[source.name])):
             progress.advance(done, len(sources), "sources")
-            index[source.name] = _write_source(source, share[source.name], config["seed"], output, seen, progress)
+            with about(f"sources[{sources.index(source)}]"):
+                index[source.name] = _write_source(source, share[source.name], config["seed"], output, seen, progress)
     progress.advance(len(sources), len(sources), "sources")
     documents.write_index(output, {source.name: index[source.name] for source in sources})
     return _metrics(index) | _compressibility(output, list(index), progress)

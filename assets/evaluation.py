@@ -18,7 +18,7 @@ from assets.contract import Built, Check, Config, Inputs, Metrics, Progress, Sta
 from assets.recipe import Recipe
 from assets.yaml_file import find_file, load_strict, read_yaml
 from gpt_model.data.sources import downloads_folder
-from gpt_model.errors import UserError
+from gpt_model.errors import UserError, about_all_of
 from gpt_model.evaluation.suites import SUITES, Labelled, suite_tasks
 from gpt_model.tasks.entry import CATALOGUE, TaskEntry, TaskSource, pinned, seen_from
 
@@ -30,19 +30,20 @@ def zero_shot_config(recipe: Recipe) -> Config:
     """
     section = recipe.evaluation
     assert section is not None  # the graph has no zero_shot without it
-    if astray := sorted(set(section.examples) - set(section.suites)):
-        raise UserError(
-            f"recipe {recipe.name}: evaluation.examples limits {astray[0]!r}, which is not among evaluation.suites: "
-            f"{', '.join(section.suites)}."
-        )
-    suites = {name: _suite(name) for name in section.suites}
+    for stray in sorted(section.examples.keys() - set(section.suites)):
+        told = f"{stray!r} is not among evaluation.suites: {', '.join(section.suites)}. Correct the name, or take the line out."
+        raise UserError(told, field=f"evaluation.examples.{stray}")
+    suites = {}
+    for number, name in enumerate(section.suites):
+        with about_all_of(f"evaluation.suites[{number}]"):
+            suites[name] = _suite(name)
     return {"suites": suites, "examples": dict(section.examples), "split_seed": recipe.corpus.seed}
 
 
 def _suite(name: str) -> dict[str, Any]:
     """A suite file's contents, every task of the catalogue that it names written out in it."""
     contents = read_yaml(find_file(name, SUITES, "suite"))
-    for task, keys in zip(suite_tasks(name, contents), _members(contents), strict=True):
+    for task, keys in zip(suite_tasks(name, contents), members(contents), strict=True):
         if isinstance(data := task.metadata.data, Labelled) and data.entry is None:
             entry = load_strict(TaskEntry, str(data.task), CATALOGUE, "task of the catalogue").model_dump(
                 mode="json", exclude_defaults=True
@@ -51,14 +52,14 @@ def _suite(name: str) -> dict[str, Any]:
     return contents
 
 
-def _members(contents: dict[str, Any]) -> list[dict[str, Any]]:
+def members(contents: dict[str, Any]) -> list[dict[str, Any]]:
     return contents["task"] if "group" in contents else [contents]
 
 
 def _pin(config: Config, base: Path) -> Config:
     """Local files that a suite's own entry names, relative to the suites' folder, tied to their bytes."""
     suites = copy.deepcopy(dict(config["suites"]))
-    for keys in (keys for contents in suites.values() for keys in _members(contents)):
+    for keys in (keys for contents in suites.values() for keys in members(contents)):
         if entry := keys["metadata"]["data"].get("entry"):
             source = seen_from(TaskSource.model_validate(entry["source"]), SUITES, SUITES)
             entry["source"] = pinned(source, SUITES, downloads_folder()).model_dump(mode="json", exclude_none=True)
@@ -86,7 +87,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     tasks = []
     for name, contents in config["suites"].items():
         for task in suite_tasks(name, contents):
-            tasks += rows_of(task, material, limits.get(name))
+            with about_all_of("suites"):
+                tasks += rows_of(task, material, limits.get(name))
         progress.log(f"{name}: " + ", ".join(f"{task.name} {len(task.rows):,} examples" for task in tasks if task.task.suite == name))
     prepared = time.monotonic()
     shutil.rmtree(output / "tasks", ignore_errors=True)
@@ -187,7 +189,7 @@ def _bars(rows: list[dict[str, Any]], path: Path) -> None:
 
 ZERO_SHOT = Stage(
     name="zero_shot",
-    version="1",
+    version="2",
     run=run,
     description="The pre-trained model on lm_eval suites of local data: held-out text, cloze, multiple choice, BoolQ.",
     kinds=("python", "pytorch"),

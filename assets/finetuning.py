@@ -18,7 +18,7 @@ from assets.finetuning_page import ARMS, json_lines, show
 from assets.pretraining import execution_of
 from assets.recipe import Recipe
 from assets.yaml_file import load_strict
-from gpt_model.errors import UserError
+from gpt_model.errors import UserError, about_all_of
 from gpt_model.tasks.entry import CATALOGUE, SPLITS, SplitName, TaskEntry, pinned, seen_from
 
 if TYPE_CHECKING:
@@ -38,20 +38,18 @@ def task_names(recipe: Recipe) -> list[str]:
     given = recipe.finetuning.tasks if recipe.finetuning else []
     names = [_name(task) for task in given]
     known = sorted(path.stem for path in CATALOGUE.glob("*.yaml"))
-    for task, name in zip(given, names, strict=True):
+    for number, (task, name) in enumerate(zip(given, names, strict=True)):
+        field = f"finetuning.tasks[{number}]"
         if not _is_file(task) and task not in known:
             near = difflib.get_close_matches(task, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise UserError(
-                f"`finetuning.tasks`: {task!r} is not a task.{hint} There are {', '.join(known)}, or the path of a task's YAML file."
-            )
-        if names.count(name) > 1:
-            raise UserError(f"`finetuning.tasks`: two tasks are named {name!r}. Leave one out, or rename its file.")
-    section = recipe.finetuning
-    if section and (stray := sorted({*section.examples, *section.held_back} - set(names))):
-        raise UserError(
-            f"`finetuning.examples` or `held_back` names {stray[0]!r}, which is not among this recipe's tasks: {', '.join(names)}."
-        )
+            raise UserError(f"{task!r} is not a task.{hint} There are {', '.join(known)}, or the path of a task's YAML file.", field=field)
+        if name in names[:number]:
+            raise UserError(f"Two tasks are named {name!r}. Leave one out, or rename its file.", field=field)
+    for limits in ("examples", "held_back"):
+        for stray in sorted(getattr(recipe.finetuning, limits, {}).keys() - set(names)):
+            told = f"{stray!r} is not among this recipe's tasks: {', '.join(names)}. Correct the name, or take the line out."
+            raise UserError(told, field=f"finetuning.{limits}.{stray}")
     return names
 
 
@@ -67,9 +65,11 @@ def finetuning_config(recipe: Recipe, task: str, base: Path) -> dict[str, Any]:
     """What identifies finetuned/`task`: the task's entry, whole, and how it is fine-tuned. `base`: the recipe's folder."""
     section = recipe.finetuning
     assert section is not None  # or there would be no task
-    given = next(one for one in section.tasks if _name(one) == task)
+    number = [_name(one) for one in section.tasks].index(task)
+    given = section.tasks[number]
     path = base / Path(given).expanduser() if _is_file(given) else CATALOGUE / f"{given}.yaml"
-    entry = load_strict(TaskEntry, str(path), CATALOGUE, "task")
+    with about_all_of(f"finetuning.tasks[{number}]"):
+        entry = load_strict(TaskEntry, str(path), CATALOGUE, "task")
     # Local files as seen from the recipe's folder: so moving a whole project changes nothing.
     entry = entry.model_copy(update={"source": seen_from(entry.source, path.parent, base)})
     return {
@@ -87,7 +87,8 @@ def _pin(config: Config, base: Path) -> Config:
     from gpt_model.data.sources import downloads_folder
 
     entry = TaskEntry.model_validate(config["source"])
-    entry = entry.model_copy(update={"source": pinned(entry.source, base, downloads_folder())})
+    with about_all_of(""):
+        entry = entry.model_copy(update={"source": pinned(entry.source, base, downloads_folder())})
     return {**config, "source": entry.model_dump(mode="json", exclude_none=True)}
 
 
@@ -102,9 +103,10 @@ def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Me
     from gpt_model.tokenizer import Tokenizer
 
     entry = TaskEntry.model_validate(config["source"])
-    examples = read_examples(
-        config["task"], entry, config["split_seed"], downloads_folder(), progress, config["examples"], config["held_back"]
-    )
+    with about_all_of(""):
+        examples = read_examples(
+            config["task"], entry, config["split_seed"], downloads_folder(), progress, config["examples"], config["held_back"]
+        )
     tokenizer = Tokenizer.load(inputs["tokenizer"].path)
     layout = Layout(entry.form, tokenizer.vocab_size, inputs["pretrained"].config["model"]["context"])
     laid = {split: layout.lay(tokenizer, examples.splits[split]) for split in SPLITS}
@@ -159,16 +161,28 @@ class _Arm:
 
 
 def _metrics(entry: TaskEntry, examples: Examples, laid: Mapping[SplitName, Sequence[Laid]], results: Mapping[str, FineTuned]) -> Metrics:
-    """The final numbers: the pre-trained arm's under their plain names, the random one's as random_…."""
+    """The final numbers: the pre-trained arm's under their plain names, the random one's as random_….
+
+    majority and constant_… are what the best of always one answer gets.
+    """
     from gpt_model.tasks import metrics
 
-    labels = [one.label for one in laid["test"]]
+    labels, groups = [one.label for one in laid["test"]], [one.group for one in laid["test"]]
     answers = {arm: _answers(result) for arm, result in results.items()}
-    found = metrics.scores(labels, answers["pretrained"], len(entry.labels))
-    found |= {f"random_{name}": value for name, value in metrics.scores(labels, answers["random"], len(entry.labels)).items()}
+    constant = [metrics.scores(labels, [answer] * len(labels), len(entry.labels), groups) for answer in set(labels)]
+    found = {
+        "majority" if name == "accuracy" else f"constant_{name}": max(scores[name] for scores in constant)
+        for name in ("accuracy", "f1", "matthews") if name in constant[0]
+    }  # fmt: skip
+    ratings = [one.rating for one in examples.splits["test"] if one.rating is not None]
+    for arm, prefix in zip(ARMS, ("", "random_"), strict=True):
+        scores = metrics.scores(labels, answers[arm], len(entry.labels), groups)
+        if (high_end := entry.high_end()) is not None:
+            scores |= metrics.correlation([row[high_end] for row in _probabilities(results[arm])], ratings, groups)
+        found |= {f"{prefix}{name}": value for name, value in scores.items()}
     right = {arm: [a == b for a, b in zip(answer, labels, strict=True)] for arm, answer in answers.items()}
-    transfer, low, high = metrics.paired_difference(right["pretrained"], right["random"], [one.group for one in laid["test"]])
-    found |= {"majority": metrics.majority(labels), "transfer": transfer, "transfer_low": low, "transfer_high": high}
+    transfer, low, high = metrics.paired_difference(right["pretrained"], right["random"], groups)
+    found |= {"transfer": transfer, "transfer_low": low, "transfer_high": high}
     for arm, result in results.items():
         found |= {f"{arm}_seconds": result.seconds, f"{arm}_loss": result.loss, f"{arm}_best_epoch": result.best_epoch}
     found |= {f"{split}_examples": len(laid[split]) for split in SPLITS}
@@ -179,6 +193,14 @@ def _metrics(entry: TaskEntry, examples: Examples, laid: Mapping[SplitName, Sequ
 
 def _answers(result: FineTuned) -> list[int]:
     return [max(range(len(row)), key=row.__getitem__) for row in result.test_logits]
+
+
+def _probabilities(result: FineTuned) -> list[list[float]]:
+    """Of each class, for each test example."""
+    import torch
+
+    found: list[list[float]] = torch.tensor(result.test_logits, dtype=torch.float64).softmax(1).tolist()
+    return found
 
 
 def _class_names(entry: TaskEntry, classes: int) -> list[str]:
@@ -194,13 +216,11 @@ def _write_outputs(
     results: Mapping[str, FineTuned],
 ) -> None:
     """predictions.jsonl, examples.jsonl (which example is in which split, by identity and not by text), samples.json, task.json."""
-    import torch
-
     from gpt_model.data.splits import identity
 
     names = _class_names(entry, len(results["pretrained"].test_logits[0]))
     answers = {arm: [names[i] for i in _answers(result)] for arm, result in results.items()}
-    probabilities = torch.tensor(results["pretrained"].test_logits, dtype=torch.float64).softmax(1).tolist()
+    probabilities = _probabilities(results["pretrained"])
     predictions = [
         {
             "id": one.id, "label": names[one.label], "predicted": answers["pretrained"][i], "random_predicted": answers["random"][i],
@@ -314,7 +334,7 @@ def _transfer_beats_random(built: Built) -> Verdict:
 
 FINETUNED = Stage(
     name="finetuned",
-    version="1",
+    version="2",
     run=_run,
     description="The pre-trained model fine-tuned on one task as GPT-1 was, beside the same network fine-tuned from random weights.",
     kinds=("pytorch", "deepspeed"),
@@ -331,4 +351,5 @@ FINETUNED = Stage(
     pin=_pin,
     ranks="profile",
     pool="training",
+    model=True,
 )

@@ -9,6 +9,8 @@ from typing import Any
 
 from assets.contract import Built
 
+SCORE_NAMES = {"accuracy": "accuracy", "f1": "F1", "matthews": "Matthews correlation", "pearson": "Pearson correlation with the ratings"}
+CONSTANT = {"accuracy": "majority", "f1": "constant_f1", "matthews": "constant_matthews"}  # what the best of always one answer gets
 ARMS = ("pretrained", "random")  # fine-tuned from pre-trained weights, and from random ones
 
 
@@ -33,19 +35,23 @@ def _scores_table(built: Built) -> str:
     m, facts = built.metrics, json.loads((built.output / "task.json").read_text(encoding="utf-8"))
     left_out = "".join(f"; {count:,} rows left out ({reason})" for reason, count in sorted(facts["left_out"].items()))
 
-    def row(name: str, key: str) -> str:
-        return f"| {name} | {m[key]:.3f} | {m[f'{key}_low']:.3f} – {m[f'{key}_high']:.3f} |\n"
+    def cell(key: str) -> str:
+        return f"{m[key]:.3f} ({m[f'{key}_low']:.3f} – {m[f'{key}_high']:.3f})"
 
-    others = "".join(f"| {name} (pre-trained) | {m[key]:.3f} | |\n" for key, name in (("f1", "F1"), ("matthews", "Matthews")) if key in m)
+    def row(key: str) -> str:
+        constant = f"{m[CONSTANT[key]]:.3f}" if key in CONSTANT else "–"
+        return f"| {SCORE_NAMES[key]} | {cell(key)} | {cell(f'random_{key}')} | {constant} |\n"
+
     return (
         f"**{built.config['task']}** ({facts['entry']['form'].replace('_', ' ')}): "
         f"{_of(m, 'training')} training, {_of(m, 'validation')} validation, {_of(m, 'test')} test examples; "
         f"{int(m['cut_examples']):,} cut to the context{left_out}.\n\n"
-        "| on test | value | 95 % interval |\n|---|---|---|\n"
-        + row("accuracy, pre-trained", "accuracy") + row("accuracy, random weights", "random_accuracy")
-        + f"| accuracy, commonest answer | {m['majority']:.3f} | |\n" + row("transfer (difference of the two)", "transfer") + others
-        + "\nAccuracy: Wilson's interval. Transfer: paired bootstrap over groups. Weights of the epoch best on validation "
-        f"(epoch {int(m['pretrained_best_epoch'])} pre-trained, {int(m['random_best_epoch'])} random).\n\n"
+        "| on test | pre-trained | random weights | always one answer, the best |\n|---|---|---|---|\n"
+        + "".join(row(key) for key in SCORE_NAMES if key in m)
+        + f"| transfer: accuracy over random weights | {cell('transfer')} | | |\n\n"
+        "In brackets: 95 % interval. Accuracy: Wilson's. The others: bootstrap over groups, transfer's in pairs. "
+        f"Weights of the epoch best on validation (epoch {int(m['pretrained_best_epoch'])} pre-trained, {int(m['random_best_epoch'])} "
+        "random).\n\n"
         f"Licence: {facts['entry']['licence']}\n"
     )  # fmt: skip
 

@@ -131,7 +131,7 @@ def earlier_builds(node: Node, profile: Profile, store: Store) -> Iterable[Earli
         if not {"amount", "with_start", "size"} <= work.keys() or "attempts" not in facts or facts["stage_seconds"] <= 0:
             continue  # built by code that said no forecast, or another one
         on_it = _execution(facts["profile"]) == execution and facts["attempts"] == 1  # of a resumed build only the end was timed
-        size = float(sum(file["size"] for file in artifact.manifest["files"]))
+        size = float(artifact.size)
         yield Earlier(
             work["amount"], work["with_start"], work["size"], facts["stage_seconds"], size, artifact.metrics.get(LOSS_METRIC), on_it
         )
@@ -192,7 +192,7 @@ def _text_bytes(inputs: Inputs) -> float:
     """UTF-8 bytes of a corpus; of a planned one, from the bytes its compressed files will have (English: about 2.6 for each)."""
     corpus = inputs["corpus"]
     counted = sum(value for name, value in corpus.metrics.items() if name.endswith("/bytes"))
-    return max(1.0, counted or 2.6 * sum(file["size"] for file in corpus.manifest["files"]))
+    return max(1.0, counted or 2.6 * corpus.size)
 
 
 def _model(shape: Mapping[str, Any], inputs: Inputs) -> ModelConfig:

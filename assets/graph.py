@@ -7,6 +7,7 @@ corpus ─► tokenizer ─► tokens ─► pretrained ─┬─► finetuned/<
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from assets.pretraining import PRETRAINED
 from assets.recipe import Recipe
 from assets.scorecard import SCORECARD
 from assets.tokenizer import TOKENIZER, TOKENS
+from assets.yaml_file import naming
+from gpt_model.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Node:
     section: Callable[[Path], Config]
     needs: tuple[str, ...] = ()
     description: str = ""
+    files: tuple[Path, ...] = ()  # the recipe's, and those it extends
+    field: str = ""  # where in the recipe the section's own fields stand, for the errors of a stage, which knows no more than its section
 
     @property
     def key(self) -> list[str]:
@@ -43,20 +48,48 @@ class Node:
         return f"{self.recipe}/{self.name}"
 
     def config(self, base: Path) -> Config:
-        """The section with everything outside the store tied to its bytes."""
-        return self.stage.pin(self.section(base), base)
+        """The section with everything outside the store tied to its bytes. Raises UserError naming the recipe's file, line and field."""
+        section = self.settings(base)
+        with self.naming():
+            return self.stage.pin(section, base)
+
+    def settings(self, base: Path) -> Config:
+        """The section as it stands, no local text file opened for it. Raises UserError as `config` does."""
+        with naming(self.files):
+            return self.section(base)
+
+    def naming(self) -> AbstractContextManager[None]:
+        """A UserError of the stage in here says where in the recipe the field it is about is written."""
+        return naming(self.files, self.field)
 
 
 def nodes(recipe: Recipe) -> list[Node]:
-    """Every asset of `recipe`, each after what it needs."""
+    """Every asset of `recipe`, each after what it needs. Raises UserError for an unknown or repeated task."""
+    with naming(recipe.files):
+        return [replace(node, files=recipe.files) for node in _graph(recipe)]
+
+
+def check(graph: list[Node], base: Path, read: Callable[[Node, Path], Config] = Node.config) -> None:
+    """Whether all that `graph` is told can be read, before any of it is built. Raises UserError with a sentence for each mistake."""
+    mistakes = []
+    for node in graph:
+        try:
+            read(node, base)
+        except UserError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise UserError("\n".join(dict.fromkeys(mistakes)))
+
+
+def _graph(recipe: Recipe) -> list[Node]:
     name = recipe.name
 
     def dumped(part: str) -> Callable[[Path], Config]:
         return lambda base: getattr(recipe, part).model_dump(mode="json")
 
     graph = [
-        Node(name, "corpus", CORPUS, "assets.corpus:CORPUS", dumped("corpus")),
-        Node(name, "tokenizer", TOKENIZER, "assets.tokenizer:TOKENIZER", dumped("tokenizer"), ("corpus",)),
+        Node(name, "corpus", CORPUS, "assets.corpus:CORPUS", dumped("corpus"), field="corpus"),
+        Node(name, "tokenizer", TOKENIZER, "assets.tokenizer:TOKENIZER", dumped("tokenizer"), ("corpus",), field="tokenizer"),
         Node(name, "tokens", TOKENS, "assets.tokenizer:TOKENS", lambda base: {}, ("corpus", "tokenizer")),
         Node(
             name, "pretrained", PRETRAINED, "assets.pretraining:PRETRAINED",
@@ -64,14 +97,15 @@ def nodes(recipe: Recipe) -> list[Node]:
             ("tokens", "tokenizer"),
         ),
     ]  # fmt: skip
-    for task in task_names(recipe):
+    for number, task in enumerate(task_names(recipe)):
         node = Node(name, f"finetuned/{task}", FINETUNED, "assets.finetuning:FINETUNED", partial(finetuning_config, recipe, task))
-        graph.append(replace(node, needs=("pretrained", "tokenizer", "corpus"), description=f"{FINETUNED.description} Task: {task}."))
+        node = replace(node, needs=("pretrained", "tokenizer", "corpus"), field=f"finetuning.tasks[{number}]")
+        graph.append(replace(node, description=f"{FINETUNED.description} Task: {task}."))
     if recipe.evaluation:
         graph.append(
             Node(
                 name, "zero_shot", ZERO_SHOT, "assets.evaluation:ZERO_SHOT",
-                lambda base: zero_shot_config(recipe), ("pretrained", "tokenizer", "corpus", "tokens"),
+                lambda base: zero_shot_config(recipe), ("pretrained", "tokenizer", "corpus", "tokens"), field="evaluation",
             )
         )  # fmt: skip
     everything = tuple(node.name for node in graph)

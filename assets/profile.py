@@ -1,4 +1,4 @@
-"""Profile: WHERE a recipe is built. Processes, threads, ZeRO stage, memory, launcher. Never identifies an artifact.
+"""Profile: WHERE a recipe is built. Processes, threads, ZeRO stage, memory. Never identifies an artifact.
 
 One YAML file a kind of machine under profiles/. Precision is not here: it changes results, so it is the recipe's.
 """
@@ -31,7 +31,6 @@ class Profile(BaseModel):
     activation_checkpointing: bool = False
     compile: bool = False
     checkpoint_seconds: float = Field(default=30.0, gt=0, description="seconds between checkpoints; work lost at most when killed")
-    launcher: Literal["local"] = "local"
 
     def threads_each(self) -> int:
         """Threads for each of the processes, cores shared out evenly unless the file says otherwise."""

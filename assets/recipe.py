@@ -9,12 +9,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from assets.yaml_file import find_file, read_yaml, validate, yaml_files
+from assets.yaml_file import SUFFIXES, find_file, naming, read_yaml, validate, yaml_files
 from gpt_model.config import ModelConfig, ModelShape
 from gpt_model.data.sources import Source
-from gpt_model.errors import UserError
+from gpt_model.errors import UserError, about
 
 OWNER = re.compile(r"team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")  # as Dagster has it
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -24,12 +24,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
+Memory = Annotated[float, Field(ge=0, lt=1)]  # of an optimizer's moment: the share of it that a step keeps
+
+
 class CorpusSection(Section):
     """Where the text comes from, in what mixture, and how much of each source is kept from training."""
 
     sources: list[Source] = Field(min_length=1)
     held_out: float = Field(default=0.02, gt=0, lt=1, description="share of each source's documents kept from training")
-    seed: int = Field(default=0, ge=0, description="of the held-out split, and of every task's split by document")
+    seed: Seed = Field(default=0, description="of the held-out split, and of every task's split by document")
 
     @field_validator("sources")
     @classmethod
@@ -56,10 +60,10 @@ class PretrainingSection(Section):
     final_learning_rate: float = Field(default=0.1, ge=0, le=1, description="where the cosine ends, as a share of learning_rate")
     warmup_tokens: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.1, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Memory, Memory] = (0.9, 0.95)
     gradient_clip: float = Field(default=1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = Field(default=1, ge=0)
+    seed: Seed = 1
     evaluations: int = Field(
         default=10, ge=1, description="times held-out bits per byte is measured on the way, evenly spaced; the last is at the end"
     )
@@ -92,7 +96,7 @@ class FinetuningSection(Section):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0)
-    seed: int = Field(default=1, ge=0)
+    seed: Seed = 1
     examples: dict[str, Annotated[int, Field(ge=1)]] = Field(
         default_factory=dict, description="task -> at most so many training examples, a seeded subset"
     )
@@ -120,6 +124,12 @@ class Recipe(Section):
     pretraining: PretrainingSection
     finetuning: FinetuningSection | None = None
     evaluation: EvaluationSection | None = None
+    _files: tuple[Path, ...] = PrivateAttr(default=())
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file it was read from, and those that one extends, nearest first."""
+        return self._files
 
     @field_validator("owners")
     @classmethod
@@ -128,15 +138,16 @@ class Recipe(Section):
             raise ValueError(f"{strange[0]!r} is neither an e-mail address nor team:NAME")
         return owners
 
-    @model_validator(mode="after")
-    def _batch_is_whole_sequences(self) -> Recipe:
-        batch, context = self.pretraining.batch_tokens, self.model.context
+    @field_validator("pretraining")
+    @classmethod
+    def _batch_is_whole_sequences(cls, pretraining: PretrainingSection, info: ValidationInfo) -> PretrainingSection:
+        batch, context = pretraining.batch_tokens, info.data["model"].context if "model" in info.data else 1
         if batch % context:
             raise ValueError(
-                f"pretraining.batch_tokens {batch} is not a whole number of sequences of model.context {context} tokens: "
+                f"batch_tokens {batch} is not a whole number of sequences of model.context {context} tokens: "
                 f"set it to {max(1, round(batch / context)) * context}"
             )
-        return self
+        return pretraining
 
     def model_config_for(self, vocab_size: int | None = None) -> ModelConfig:
         """The whole model, with the vocabulary the tokenizer really has, or else the one the recipe asks for."""
@@ -145,23 +156,32 @@ class Recipe(Section):
 
 def load_recipe(name_or_path: str) -> Recipe:
     """A recipe by its name under recipes/ or by path. Raises UserError naming file, line and field."""
-    path = find_file(name_or_path, RECIPES, "recipe")
-    return validate(Recipe, _extended(path, ()), path)
+    files = _extended(find_file(name_or_path, RECIPES, "recipe"))
+    data: dict[str, Any] = {}
+    for contents in reversed(files.values()):
+        data = _merge(data, contents)
+    recipe = validate(Recipe, data, list(files))
+    recipe._files = tuple(files)
+    return recipe
 
 
-def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path in seen:
-        raise UserError(f"{path}: `extends` comes back to itself ({' → '.join(p.stem for p in (*seen, path))}).")
-    data = read_yaml(path)
-    parent = data.pop("extends", None)
-    if parent is None:
-        return data
-    folder = path.parent if any(file.stem == parent for file in yaml_files(path.parent)) else RECIPES
-    try:
-        below = find_file(str(parent), folder, "recipe")
-    except UserError as error:
-        raise UserError(f"{path}, `extends`: {error}") from None
-    return _merge(_extended(below, (*seen, path)), data)
+def _extended(path: Path) -> dict[Path, dict[str, Any]]:
+    """What stands in a recipe's file, and in each one it extends, nearest first."""
+    files = {path: read_yaml(path)}
+    while (parent := files[path].pop("extends", None)) is not None:
+        with naming([path]), about("extends"):
+            path = _parent(str(parent), path.parent)
+            if path in files:
+                raise UserError(f"It comes back to itself: {' → '.join(file.stem for file in (*files, path))}.")
+        files[path] = read_yaml(path)
+    return files
+
+
+def _parent(name: str, folder: Path) -> Path:
+    """The recipe that `extends` means: a file as seen from `folder`, or the name of one in it, or of one under recipes/."""
+    if name.endswith(SUFFIXES):
+        return find_file(str(folder / name), folder, "recipe")
+    return find_file(name, folder if any(file.stem == name for file in yaml_files(folder)) else RECIPES, "recipe")
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,19 +2,21 @@
 
 Hashed: `scorecard.json`, the scores and the fingerprints they come from. Beside it, unhashed because times and costs are in
 them: `show/scorecard.html` (self-contained), its twin `show/scorecard.md` and `show/headline.json`. Each stage's own tables and
-pictures are taken from its `show/` folder, so a new stage appears here by having one.
+pictures are taken from its `show/` folder, so a new stage appears here by having one; the page's own tables are `scorecard_tables.py`'s.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
+from assets import scorecard_tables as tables
 from assets.contract import Artifact, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
+from assets.finetuning_page import CONSTANT, SCORE_NAMES
+from assets.resources.store import SHORT
 from assets.scorecard_page import Section, Table, write_page
 
 
@@ -23,14 +25,26 @@ class Score:
     """One number with what makes it worth something: its interval, its baseline, its sample size, and how to walk back."""
 
     asset: str
+    fingerprint: str
     name: str
     value: float
     low: float | None = None
     high: float | None = None
-    baseline: str = ""  # "majority class 50.4 %"
+    baseline: str = ""  # "majority 0.504"
+    against: float | None = None  # the best of the baselines
     examples: int | None = None
+    unit: str = "examples"
     lower_is_better: bool = False
     note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Against the best baseline, interval and all."""
+        if self.against is None or self.low is None or self.high is None:
+            return ""
+        if self.low <= self.against <= self.high:
+            return "undecided"
+        return "better" if (self.value < self.against) == self.lower_is_better else "worse"
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
@@ -48,178 +62,144 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
 def collect_scores(recipe: str, inputs: Inputs) -> Iterator[Score]:
     """Every score of the inputs, from the metrics their stages report."""
     for name, artifact in inputs.items():
-        asset, metrics = f"{recipe}/{name}", artifact.metrics
         if artifact.stage == "pretrained":
-            yield from _pretrained_scores(asset, metrics, inputs["corpus"].metrics)
+            yield from _pretrained_scores(f"{recipe}/{name}", artifact, inputs)
         elif artifact.stage == "finetuned":
-            yield from _finetuned_scores(asset, metrics)
+            yield from _finetuned_scores(f"{recipe}/{name}", artifact)
         elif artifact.stage == "zero_shot":
-            yield from _zero_shot_scores(asset, artifact)
+            yield from _zero_shot_scores(f"{recipe}/{name}", artifact, inputs["corpus"].metrics)
 
 
-def _pretrained_scores(asset: str, metrics: Metrics, corpus: Metrics) -> Iterator[Score]:
-    yield Score(
-        asset,
-        "bits per byte, held-out, by mixture",
-        metrics["held_out/bpb"],
-        baseline=f"uniform {metrics['uniform_bpb']:.2f}",
-        lower_is_better=True,
-        note="sources weighted as they are trained on",
-    )
-    for source in sorted(key.split("/")[1] for key in metrics if fnmatch(key, "held_out/*/bpb")):
-        key = f"held_out/{source}/bpb"
-        yield Score(
+def _pretrained_scores(asset: str, artifact: Artifact, inputs: Inputs) -> Iterator[Score]:
+    metrics, corpus, tokens = artifact.metrics, inputs["corpus"], inputs["tokens"].metrics
+    sources = sorted(key.split("/")[1] for key in metrics if fnmatch(key, "held_out/*/bpb"))
+    by_source = [
+        Score(
             asset,
+            artifact.fingerprint,
             f"bits per byte, held-out {source}",
-            metrics[key],
-            metrics.get(f"{key}_low"),
-            metrics.get(f"{key}_high"),
-            baseline=f"xz -9e {corpus[f'xz/{source}/bpb']:.3f}",
+            metrics[f"held_out/{source}/bpb"],
+            metrics.get(f"held_out/{source}/bpb_low"),
+            metrics.get(f"held_out/{source}/bpb_high"),
+            f"xz -9e {corpus.metrics[f'xz/{source}/bpb']:.3f}",
+            corpus.metrics[f"xz/{source}/bpb"],
+            int(tokens[f"held_out/{source}/tokens"]),
+            "tokens",
             lower_is_better=True,
             note="every held-out token; xz primed with the same training text",
         )
+        for source in sources
+    ]
+    weights = {source["name"]: float(source["weight"]) for source in corpus.config["sources"]}
+    yield _by_mixture(by_source, [weights[source] for source in sources], metrics)
+    yield from by_source
 
 
-def _finetuned_scores(asset: str, m: Metrics) -> Iterator[Score]:
-    splits = ((split, int(m[f"{split}_examples"]), int(m[f"{split}_examples_available"])) for split in ("training", "test"))
-    subset = ", ".join(f"{split} on {used:,}" + (f" of {all_:,} (seeded subset)" if used < all_ else "") for split, used, all_ in splits)
-    examples = int(m["test_examples"])
-    yield Score(
-        asset,
-        "accuracy",
-        m["accuracy"],
-        m["accuracy_low"],
-        m["accuracy_high"],
-        f"majority {m['majority']:.3f}, random weights {m['random_accuracy']:.3f}",
-        examples,
-        note=subset,
+def _by_mixture(scores: list[Score], weights: list[float], metrics: Metrics) -> Score:
+    """The sources' bits per byte, and xz's, weighted as they are trained on. The interval takes the sources for independent."""
+    shares = [weight / (sum(weights) or 1.0) for weight in weights]
+    value, xz = metrics["held_out/bpb"], sum(share * (score.against or 0.0) for share, score in zip(shares, scores, strict=True))
+    known = all(score.low is not None for score in scores)
+    half = sum((share * (score.value - (score.low or 0.0))) ** 2 for share, score in zip(shares, scores, strict=True)) ** 0.5
+    return Score(
+        scores[0].asset,
+        scores[0].fingerprint,
+        "bits per byte, held-out, by mixture",
+        value,
+        value - half if known else None,
+        value + half if known else None,
+        f"xz -9e {xz:.3f}, uniform {metrics['uniform_bpb']:.3f}",
+        xz,
+        sum(score.examples or 0 for score in scores),
+        "tokens",
+        lower_is_better=True,
+        note="sources, and xz's figures of them, weighted as they are trained on",
     )
-    yield Score(asset, "transfer", m["transfer"], m["transfer_low"], m["transfer_high"], "0", examples, note="accuracy over random weights")
 
 
-def _zero_shot_scores(asset: str, artifact: Artifact) -> Iterator[Score]:
-    for row in json.loads((artifact.path / "results.json").read_text())["rows"]:
+def _finetuned_scores(asset: str, artifact: Artifact) -> Iterator[Score]:
+    m, examples = artifact.metrics, int(artifact.metrics["test_examples"])
+    note = ", ".join(f"{split} on {tables.share_of(int(m[f'{split}_examples']), int(m[f'{split}_examples_available']))}"
+                     for split in ("training", "test"))  # fmt: skip
+    for key in ("accuracy", *artifact.config["source"].get("scores", ())):
+        constant = {"majority" if key == "accuracy" else "one answer": m[CONSTANT[key]]} if key in CONSTANT else {}
+        beside = {**constant, "random weights": m[f"random_{key}"]}
         yield Score(
             asset,
+            artifact.fingerprint,
+            SCORE_NAMES[key],
+            m[key],
+            m[f"{key}_low"],
+            m[f"{key}_high"],
+            ", ".join(f"{name} {value:.3f}" for name, value in beside.items()),
+            max(beside.values()),
+            examples,
+            note=note,
+        )
+    yield Score(
+        asset, artifact.fingerprint, "transfer", m["transfer"], m["transfer_low"], m["transfer_high"], "no transfer 0", 0.0, examples,
+        note="accuracy over the same network fine-tuned from random weights",
+    )  # fmt: skip
+
+
+def _zero_shot_scores(asset: str, artifact: Artifact, corpus: Metrics) -> Iterator[Score]:
+    for row in json.loads((artifact.path / "results.json").read_text(encoding="utf-8"))["rows"]:
+        baseline, against = row["baseline"], row["baseline_value"]
+        if row["metric"] == "bits_per_byte" and (against := corpus.get(f"xz/{row['task']}/bpb")) is not None:
+            baseline = f"xz -9e {against:.3f}"
+        too_long = f"{row['too_long']:,} more have an answer longer than the context" if row["too_long"] else ""
+        yield Score(
+            asset,
+            artifact.fingerprint,
             f"{row['task']} {row['metric']}",
             row["value"],
-            row.get("low"),
-            row.get("high"),
-            row.get("baseline", ""),
+            row["low"],
+            row["high"],
+            baseline,
+            against,
             row["examples"],
-            row.get("lower_is_better", False),
-            row.get("note", ""),
+            lower_is_better=row["lower_is_better"],
+            note="; ".join(filter(None, (tables.share_of(row["examples"], row["available"]), too_long, row["description"]))),
         )
 
 
 def show(built: Built, folder: Path) -> None:
     """The page and its twin, from the stages' own pictures and tables."""
-    recipe = built.config["recipe"]["name"]
+    recipe, inputs = built.config["recipe"]["name"], built.inputs
     document = json.loads((built.output / "scorecard.json").read_text())
     scores = [Score(**score) for score in document["scores"]]
     sections = [
-        Section("What was built from what", tables=[_lineage_table(recipe, built.inputs), _licence_table(built.inputs)]),
-        *(Section(f"{recipe}/{name}", folder=artifact.path.parent / "show") for name, artifact in built.inputs.items()),
-        Section("Time, memory and cost", tables=[_cost_table(built.inputs)]),
-        Section("Forecast and outcome", tables=[_forecast_table(built.inputs)]),
+        Section("What was built from what", [tables.lineage(recipe, inputs), tables.data(recipe, inputs)]),
+        Section("Time, memory and cost", [tables.cost(inputs), tables.forecasts(inputs)]),
+        *(Section(f"{recipe}/{name}", folder=artifact.path.parent / "show") for name, artifact in inputs.items()),
+        Section("Checks", [tables.checks(recipe, inputs)]),
     ]
-    write_page(folder, f"Scorecard of {recipe}", built.config["recipe"].get("description", ""), _headline(scores), sections)
+    write_page(folder, f"Scorecard of {recipe}", built.config["recipe"]["description"], tables.facts(inputs), headline(scores), sections)
 
 
 LEFT_TO_THE_SECTION = ("byte_perplexity", "word_perplexity")  # the same figure as bits per byte, on another scale
 
 
-def _headline(scores: list[Score]) -> Table:
-    columns = ["asset", "score", "value", "95 % interval", "beside", "examples", "protocol", "walk it back, make it again"]
+def headline(scores: list[Score]) -> Table:
+    """Every score with its interval, what it stands beside, and its commands: by fingerprint, which no retraining moves."""
+    columns = ["artifact", "score", "value", "95 % interval", "beside", "verdict", "on", "protocol", "walk it back, make it again"]
     rows = [
         [
             score.asset,
             score.name + (" ↓" if score.lower_is_better else ""),
-            _number(score.value),
-            f"{_number(score.low)} – {_number(score.high)}" if score.low is not None and score.high is not None else "",
+            tables.number(score.value),
+            f"{tables.number(score.low)} – {tables.number(score.high)}" if score.low is not None and score.high is not None else "",
             score.baseline,
-            f"{score.examples:,}" if score.examples else "",
+            score.verdict,
+            f"{score.examples:,} {score.unit}" if score.examples else "",
             score.note,
-            f"`gpt-lineage trace {score.asset}` `gpt-lineage reproduce {score.asset}`",
+            " ".join(f"`gpt-lineage {command} {score.fingerprint[:SHORT]}`" for command in ("trace", "reproduce")),
         ]
         for score in scores
         if not score.name.endswith(LEFT_TO_THE_SECTION)
     ]
-    return Table("Scores", columns, rows, "↓: lower is better.")
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
-
-
-def _lineage_table(recipe: str, inputs: Inputs) -> Table:
-    rows = [
-        [
-            f"{recipe}/{name}",
-            a.fingerprint[:12],
-            a.digest[:12],
-            ", ".join(entry["name"] for entry in a.manifest["inputs"]) or "–",
-            str(a.manifest["provenance"]["git"]["commit"] or "")[:12],
-        ]
-        for name, a in inputs.items()
-    ]
-    return Table("Lineage", ["artifact", "fingerprint", "digest", "from", "commit"], rows)
-
-
-def _licence_table(inputs: Inputs) -> Table:
-    rows = [
-        [
-            s["name"],
-            f"{s.get('weight', 1.0):g}",
-            s.get("package") or s.get("hub") or str(s.get("path")),
-            (s.get("sha256") or s.get("revision") or "")[:12],
-            s.get("licence") or "not stated",
-        ]
-        for s in inputs["corpus"].config["sources"]
-    ]
-    return Table("Sources and licences", ["source", "weight", "from", "pinned", "licence"], rows)
-
-
-def _cost_table(inputs: Inputs) -> Table:
-    rows, total = [], 0.0
-    for name, artifact in inputs.items():
-        known = artifact.manifest["provenance"]
-        seconds = float(known["stage_seconds"])
-        total += seconds
-        size = _size(artifact)
-        rows.append(
-            [
-                name,
-                f"{seconds:.1f}",
-                f"{seconds * known['ranks'] * known['threads'] / 3600:.4f}",
-                f"{known['peak_memory_bytes'] / 1e6:.0f}",
-                f"{size / 1e6:.1f}",
-            ]
-        )
-    rows.append(["all", f"{total:.1f}", "", "", ""])
-    return Table("Cost by stage", ["stage", "seconds in the stage", "core hours", "peak memory, MB", "size, MB"], rows)
-
-
-def _forecast_table(inputs: Inputs) -> Table:
-    rows = []
-    for name, artifact in inputs.items():
-        forecast: Mapping[str, Any] = artifact.manifest["provenance"]["forecast"]
-        outcome = {
-            "seconds": float(artifact.manifest["provenance"]["stage_seconds"]),
-            "loss": artifact.metrics.get("held_out/bpb"),
-            "bytes": float(_size(artifact)),
-        }
-        for quantity, value in outcome.items():
-            told = forecast.get(quantity)
-            if told and value is not None:
-                inside = "inside" if told["low"] <= value <= told["high"] else "outside"
-                rows.append([name, quantity, f"{told['expected']:.4g}", f"{told['low']:.4g} to {told['high']:.4g}", f"{value:.4g}", inside])
-    return Table("Forecast, made before each build", ["stage", "quantity", "forecast", "interval", "outcome", "interval held?"], rows)
-
-
-def _size(artifact: Artifact) -> int:
-    """Bytes of its hashed files."""
-    return sum(file["size"] for file in artifact.manifest["files"])
+    note = "↓: lower is better. Better or worse: than the best it stands beside, interval and all; undecided: that lies in the interval."
+    return Table("Scores", columns, rows, note, short=("artifact", "score", "value", "beside", "verdict"))
 
 
 def _every_score_finite(built: Built) -> Verdict:
@@ -232,7 +212,7 @@ def _every_score_finite(built: Built) -> Verdict:
 
 SCORECARD = Stage(
     name="scorecard",
-    version="1",
+    version="2",
     run=run,
     description="Every score beside its baselines, with its interval, its cost and the way back to the text it came from.",
     kinds=("python", "html"),

@@ -5,6 +5,8 @@ What a build *is* stands in `build.py`, without Dagster. (No postponed annotatio
 """
 
 import base64
+import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,14 +19,16 @@ from assets.build import Outcome, Request, WorkerFailed, build
 from assets.contract import Check
 from assets.graph import Node
 from assets.resources.lineage import Lineage
-from assets.resources.store import Recorded
+from assets.resources.provenance import seconds_spent
+from assets.resources.store import SHORT, Recorded
 from gpt_model.errors import UserError
 
 # Every Pipes session raises it, about a parameter that is Dagster's own and not ours.
 warnings.filterwarnings("ignore", message=".*expected_writer_count.*", category=dg.PreviewWarning)
 
 RETRY = dg.RetryPolicy(max_retries=1, delay=5)  # a worker that died once may have met a passing fault; it resumes, it does not start over
-PICTURE_LIMIT_BYTES = 600_000  # inline in metadata; larger ones are in MLflow
+PICTURE_LIMIT_BYTES = 1_000_000  # inline in one metadata entry; what is more is in MLflow
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+\.png)\)")  # as Markdown links to one
 
 
 def as_asset(node: Node, base: Path, owners: list[str]) -> dg.AssetsDefinition:
@@ -99,28 +103,58 @@ def _metadata(outcome: Outcome, lineage: Lineage, node: Node) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "fingerprint": artifact.fingerprint,
         "found": dg.MetadataValue.bool(outcome.hit),
-        "size (bytes)": sum(file["size"] for file in artifact.manifest["files"]),
-        "seconds": float(provenance["stage_seconds"]),
+        "size (bytes)": artifact.size,
+        "duration (s)": seconds_spent(provenance),
         "peak memory (MB)": provenance["peak_memory_bytes"] / 1e6,
         "path": dg.MetadataValue.path(str(artifact.path)),
-        "trace": f"gpt-lineage trace {node.ref}",
+        "trace": f"gpt-lineage trace {artifact.fingerprint[:SHORT]}",
     }
     tracking = lineage.tracking()
     if (run := tracking.run_of(artifact)) and (url := tracking.run_url(run)):
         shown["MLflow run"] = dg.MetadataValue.url(url)
-    shown |= {name: float(value) for name, value in artifact.metrics.items()}
-    return shown | _pictures(lineage.store().show(artifact))
+    shown |= _pictures(lineage.store().show(artifact))
+    for name, value in artifact.metrics.items():
+        shown[name if name not in shown else f"{name} (metric)"] = float(value)  # a stage may call a number of its own by a name of ours
+    return shown
 
 
 def _pictures(folder: Path) -> dict[str, Any]:
-    """Tables and pictures of the artifact, inline."""
+    """Every table, text and picture of the artifact, inline, and the path of every page; each under its file's name."""
     shown: dict[str, Any] = {}
-    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
-        title = path.stem.replace("_", " ")
+    for path in sorted(path for path in folder.glob("*") if path.is_file()):
         if path.suffix == ".md":
-            shown[title] = dg.MetadataValue.md(path.read_text())
-        elif path.suffix == ".png" and path.stat().st_size <= PICTURE_LIMIT_BYTES:
-            shown[title] = dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})")
+            shown[path.name] = dg.MetadataValue.md(_with_pictures(path.read_text(encoding="utf-8"), folder))
+        elif path.suffix == ".png":
+            shown[path.name] = dg.MetadataValue.md(_with_pictures(f"![{path.stem}]({path.name})", folder))
+        elif path.suffix == ".json":
+            shown[path.name] = _table(json.loads(path.read_text(encoding="utf-8")))
         else:
-            shown[title] = dg.MetadataValue.path(str(path))
+            shown[path.name] = dg.MetadataValue.path(str(path))
     return shown
+
+
+def _table(table: Mapping[str, Any]) -> dg.TableMetadataValue:
+    """The "short" columns of a table, which Dagster shows at once; Markdown of more than a few lines waits behind a click."""
+    names = table["short"]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+    return dg.MetadataValue.table(
+        [dg.TableRecord({name: row[name] for name in names}) for row in rows], dg.TableSchema([dg.TableColumn(name) for name in names])
+    )
+
+
+def _with_pictures(markdown: str, folder: Path) -> str:
+    """`markdown` with the pictures it links to in `folder` in it, in their order while they fit; the path of each that does not."""
+    room = PICTURE_LIMIT_BYTES
+
+    def inline(link: re.Match[str]) -> str:
+        nonlocal room
+        title, path = link[1], folder / link[2]
+        if not path.is_file():
+            return link[0]
+        content = path.read_bytes()
+        if len(content) > room:
+            return f"{title}: `{path}`"
+        room -= len(content)
+        return f"![{title}](data:image/png;base64,{base64.b64encode(content).decode()})"
+
+    return PICTURE.sub(inline, markdown)

@@ -140,6 +140,7 @@ def _leave_word(building: Building, rank: int, error: Exception) -> int:
     failure = {
         "message": told or f"{type(error).__name__}: {error}",
         "user": told is not None,
+        "field": getattr(error, "field", None),
         "rank": rank,
         "traceback": traceback.format_exc(),
     }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from gpt_model.errors import UserError
+from gpt_model.errors import UserError, dotted
 
 M = TypeVar("M", bound=BaseModel)
 Location = tuple[str | int, ...]
@@ -75,17 +77,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def load_strict(model: type[M], name_or_path: str, folder: Path, what: str) -> M:
     """Read and validate one file. Raises UserError naming file, line and field of every mistake."""
     path = find_file(name_or_path, folder, what)
-    return validate(model, read_yaml(path), path)
+    return validate(model, read_yaml(path), [path])
 
 
-def validate(model: type[M], data: dict[str, Any], path: Path) -> M:
-    """`data`, read from `path`, as `model`. Raises UserError, one sentence a mistake."""
+def validate(model: type[M], data: dict[str, Any], files: Sequence[Path]) -> M:
+    """`data`, read from `files` (each merged over the next), as `model`. Raises UserError, one sentence a mistake."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
         problems = error.errors()
         meant = {(*problem["loc"][:-1], near) for problem in problems if (near := _nearest(model, problem))}
-        sentences = [_sentence(model, problem, path) for problem in problems if problem["type"] != "missing" or problem["loc"] not in meant]
+        sentences = [
+            _sentence(model, problem, files) for problem in problems if problem["type"] != "missing" or problem["loc"] not in meant
+        ]
         raise UserError("\n".join(dict.fromkeys(sentences))) from None
 
 
@@ -97,10 +101,9 @@ def _nearest(model: type[BaseModel], problem: Any) -> str | None:
     return next(iter(difflib.get_close_matches(str(key), _keys_at(model, tuple(parents)), n=1, cutoff=0.5)), None)
 
 
-def _sentence(model: type[BaseModel], problem: Any, path: Path) -> str:
+def _sentence(model: type[BaseModel], problem: Any, files: Sequence[Path]) -> str:
     location: Location = tuple(part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-")))
-    line = _line_of(path, location)
-    where = f"{path}{f', line {line}' if line else ''}: "
+    where = f"{_place(files, location)}: "
     name = _dotted(location)
     kind, found = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
@@ -142,22 +145,43 @@ def _inner_model(annotation: Any) -> Any:
     return None
 
 
-def _line_of(path: Path, location: Location) -> int | None:
-    """The line on which the field at `location` stands, or the nearest enclosing one that stands in this file."""
+@contextmanager
+def naming(files: Sequence[Path], part: str = "") -> Iterator[None]:
+    """A UserError in here that knows its field says where that is written: "tiny.yaml, line 7: `corpus.sources[0].path`: …".
+
+    `files`: each merged over the next, none where nobody knows. `part`: where in them the fields are.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.field is None or not files:
+            raise
+        field = dotted(part, error.field)
+        location = tuple(int(name) if name.isdigit() else name for name in re.findall(r"[^.\[\]]+", field))
+        raise UserError(f"{_place(files, location)}: {f'`{field}`: ' if field else ''}{error}") from None
+
+
+def _place(files: Sequence[Path], location: Location) -> str:
+    """The file, and the line in it, that the field at `location` was read from; the nearest enclosing one where it stands nowhere."""
+    found = [(*_found(file, location), file) for file in files]
+    depth = max(depth for depth, _, _ in found)
+    line, file = next((line, file) for reached, line, file in found if reached == depth)
+    return f"{file}{f', line {line}' if line else ''}"
+
+
+def _found(path: Path, location: Location) -> tuple[int, int | None]:
+    """How many parts of `location` stand in a file, and the line of the last; a list's element counts as the whole: lists do not merge."""
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, yaml.YAMLError):
-        return None
-    line = None
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            pair = next(((k, v) for k, v in node.value if k.value == part), None)
-            if pair is None:
-                return line
+        return 0, None
+    depth, line = 0, None
+    for depth, part in enumerate(location):
+        if isinstance(node, yaml.MappingNode) and (pair := next((pair for pair in node.value if pair[0].value == part), None)):
             line, node = pair[0].start_mark.line + 1, pair[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1
         else:
-            return line
-    return line
+            return (len(location) if any(isinstance(part, int) for part in location[:depth]) else depth), line
+    return len(location), line

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from assets.resources.store import Store  # noqa: E402
+from benchmarks.bars import below  # noqa: E402
 from gpt_model.data.shards import TokenData  # noqa: E402
 
 
@@ -117,8 +118,10 @@ def report(name: str, found: dict[str, Any]) -> str:
         f"{name}: {found['seconds']:.0f} s of training; {found['tokens']:,.0f} tokens ours, {found['plain_tokens']:,.0f} the plain loop"
     ]
     for source, one in {**found["by_source"], "by mixture": found["mixture"]}.items():
-        xz = f", xz -9e {one['xz']:.3f}" if "xz" in one else ""
-        lines.append(f"  {source}: ours {one['ours']:.3f}, plain loop {one['plain']:.3f}{xz} bits per byte")
+        lines.append(f"  {source}: {one['ours']:.3f} bits per byte")
+        for other, words in (("plain", "plain loop"), ("xz", "xz -9e")):
+            if other in one:
+                lines.append(f"    {words} {one[other]:.3f} {below(one['ours'], one[other])}")
     return "\n".join(lines)
 
 

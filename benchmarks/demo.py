@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from assets.resources.store import Store  # noqa: E402
+from benchmarks.bars import at_most  # noqa: E402
 
 
 def run(recipe: str, home: Path) -> tuple[float, int]:
@@ -55,9 +56,12 @@ def measure(recipe: str, home: Path) -> dict[str, Any]:
 
 def report(found: dict[str, Any]) -> str:
     return (
-        f"first run {found['first_seconds']:.0f} s (bar 600), second {found['second_seconds']:.1f} s (bar 30)\n"
-        f"not in stage functions: {found['overhead_seconds']:.0f} s, {found['overhead_share']:.1%} (bars 60 s, 15 %)\n"
-        f"orchestrator's peak memory {found['orchestrator_peak_bytes'] / 1e6:.0f} MB (bar 400)\n"
+        f"first run {found['first_seconds']:.0f} s {at_most(found['first_seconds'], 600, 's')}\n"
+        f"second run {found['second_seconds']:.1f} s {at_most(found['second_seconds'], 30, 's')}\n"
+        f"not in stage functions: {found['overhead_seconds']:.0f} s {at_most(found['overhead_seconds'], 60, 's')}, "
+        f"{100 * found['overhead_share']:.1f} % {at_most(100 * found['overhead_share'], 15, '%')}\n"
+        f"orchestrator's peak memory {found['orchestrator_peak_bytes'] / 1e6:.0f} MB "
+        f"{at_most(found['orchestrator_peak_bytes'] / 1e6, 400, 'MB')}\n"
         + "\n".join(f"  {name}: {seconds:.1f} s" for name, seconds in found["stage_seconds"].items())
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import resource
 import shutil
 import sys
 import tempfile
@@ -20,9 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.bars import below
 from gpt_model.data.shards import SourceTexts, TokenData, write
+from gpt_model.memory import peak_resident_bytes
 from gpt_model.tokenizer import Tokenizer
 
+BAR_MEGABYTES = 500
 SYLLABLES = [a + b for a in "bcdfghjklmnprstvwz" for b in ("a", "e", "i", "o", "u", "an", "er", "is")]
 
 
@@ -40,7 +42,7 @@ def documents(megabytes: int, seed: int) -> Iterator[str]:
 
 def peak() -> float:
     """The most memory this process has had resident so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
+    return peak_resident_bytes() / 1e6
 
 
 def main() -> None:
@@ -71,7 +73,10 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     print(f"{size:.0f} MB of text, {count} tokens, {seconds:.0f} s, {size / seconds:.1f} MB/s")
-    print(f"peak {peak():.0f} MB resident; after the first quarter of the text {peaks[0]:.0f} MB")
+    most = peak()
+    print(f"peak {most:.0f} MB resident {below(most, BAR_MEGABYTES, 'MB')}; after the first quarter of the text {peaks[0]:.0f} MB")
+    if most >= BAR_MEGABYTES:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ Needs Chromium: $CHROMIUM, or chromium / google-chrome on the PATH, or one that 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +20,11 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from assets.graph import nodes
+from assets.recipe import load_recipe
 from assets.resources.server import Server
 from assets.resources.store import Store
+from assets.resources.tracking import Tracking
 from pipelines.servers import HOST, dagster_command, mlflow_command, server_environment
 
 IMAGES = Path(__file__).parent / "images"
@@ -80,6 +85,9 @@ def open_asset_graph(page: Page, base: str, recipe: str) -> None:
     expect(page.get_by_text("pretrained", exact=True).first).to_be_visible(timeout=60_000)
     expect(page.get_by_text("scorecard", exact=True).first).to_be_visible(timeout=60_000)
     page.wait_for_timeout(2500)
+    assert page.viewport_size
+    page.mouse.dblclick(270, page.viewport_size["height"] - 40)  # where no asset is, at the lower left: the whole graph moves into view
+    page.wait_for_timeout(1500)
 
 
 def open_runs(page: Page, base: str, recipe: str, home: Path) -> None:
@@ -87,6 +95,21 @@ def open_runs(page: Page, base: str, recipe: str, home: Path) -> None:
     page.goto(f"{base}/#/experiments/{Server(home).experiment(recipe)}/runs")
     expect(page.get_by_text("pretrained").first).to_be_visible(timeout=60_000)
     page.wait_for_timeout(2500)
+
+
+def open_comparison(page: Page, base: str, recipe: str, home: Path, names: Sequence[str]) -> None:
+    """MLflow's comparison of the runs that built these artifacts: what was run, and the metrics side by side."""
+    store, tracking = Store(home), Tracking(home)
+    runs = [tracking.run_of(store.resolve(f"{recipe}/{name}")) for name in names]
+    asked = urllib.parse.urlencode({"runs": json.dumps(runs), "experiments": json.dumps([Server(home).experiment(recipe)])})
+    page.goto(f"{base}/#/compare-runs?{asked}")
+    expect(page.get_by_text("Visualizations", exact=True)).to_be_visible(timeout=60_000)
+    page.wait_for_timeout(1500)
+    if (assistant := page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]')).count():
+        assistant.click()
+    for section in ("Visualizations", "Parameters"):
+        page.get_by_text(section, exact=True).first.click()
+    page.wait_for_timeout(1500)
 
 
 def main() -> int:
@@ -100,12 +123,14 @@ def main() -> int:
             open_asset_graph(page, f"http://{HOST}:3100", recipe)
             page.screenshot(path=IMAGES / "asset-graph.png")
             page.goto(f"http://{HOST}:3100/assets/{recipe}/pretrained")
-            page.wait_for_timeout(5000)
+            expect(page.get_by_text("MLflow run").first).to_be_visible(timeout=60_000)
+            page.wait_for_timeout(2500)
             page.screenshot(path=IMAGES / "asset-page.png")
         with serving(mlflow_command(5100, home), f"http://{HOST}:5100/health", home):
-            page = chrome.new_page(viewport={"width": 1500, "height": 900})
-            open_runs(page, f"http://{HOST}:5100", recipe, home)
-            page.screenshot(path=IMAGES / "mlflow-runs.png")
+            page = chrome.new_page(viewport={"width": 1500, "height": 1050})
+            tasks = [node.name for node in nodes(load_recipe(recipe)) if node.name.startswith("finetuned/")]
+            open_comparison(page, f"http://{HOST}:5100", recipe, home, tasks)
+            page.screenshot(path=IMAGES / "mlflow-comparison.png")
         page = chrome.new_page(viewport={"width": 1400, "height": 900})
         page.goto((store.show(store.resolve(f"{recipe}/scorecard")) / "scorecard.html").as_uri())
         page.screenshot(path=IMAGES / "scorecard.png")

@@ -3,12 +3,50 @@
 A `UserError` is a sentence for the person who can act: which file and field, what was found, what was expected, what to do.
 Everything that reports errors (the command line, the Dagster run, the worker) prints its text and no traceback. Any other
 exception is a defect of ours and keeps its traceback.
+
+An error may know which setting it is about: `field`, dotted, as whoever raises it is told its settings (`vocab_size`). Whoever passes a
+part of its own settings on puts that part's name before it (`about`), until somebody knows the file they stand in, and says so.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """Something outside the code is wrong, and the message says what and where and what to do."""
 
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        """`field`: the setting to mend; "" where it is all of them together, None where it is none."""
+        super().__init__(message)
+        self.field = field
+
 
 class CorruptFile(UserError):
     """A file's bytes are not the bytes that were written (its checksum differs)."""
+
+
+def dotted(*parts: str | None) -> str:
+    """The parts of a field's name with dots between; those that are empty left out."""
+    return ".".join(part for part in parts if part)
+
+
+@contextmanager
+def about(part: str) -> Iterator[None]:
+    """What goes wrong in here is about `part` of the settings: `part.field` where the error knows the field, else `part` itself."""
+    try:
+        yield
+    except UserError as error:
+        error.field = dotted(part, error.field)
+        raise
+
+
+@contextmanager
+def about_all_of(part: str) -> Iterator[None]:
+    """What goes wrong in here is about `part` of the settings, and no deeper: it names another file, whose own settings those are."""
+    try:
+        yield
+    except UserError as error:
+        error.field = part
+        raise

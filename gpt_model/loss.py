@@ -7,6 +7,7 @@ of the head. Same idea as Liger Kernel's fused linear cross-entropy (Hsu et al. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,14 +17,15 @@ from torch.autograd.function import once_differentiable
 
 from gpt_model.kernels import padded, product
 
-CHUNK_ELEMENTS = 1 << 22  # logits in one chunk: enough rows for an efficient matrix product
+CHUNK_BYTES = 1 << 24  # of logits in one chunk: enough rows for an efficient matrix product, few enough to stay in a CPU's last cache
 TILE_ELEMENTS = 1 << 17  # logits in one pass over them: on a CPU they stay in cache between the passes
+LOG2_E = math.log2(math.e)  # exp(x) = exp2(LOG2_E · x): on an AMD core torch's exp2 takes 0.34 ns an element, its exp, which is MKL's, 1.08
 
 
 def _chunks_of_logits(states: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows and their logits, in the states' precision; the memory is used again for the next chunk."""
     vocabulary = weight.shape[0]
-    rows = max(64, (CHUNK_ELEMENTS if states.device.type == "cpu" else 16 * CHUNK_ELEMENTS) // vocabulary)
+    rows = max(64, (CHUNK_BYTES if states.device.type == "cpu" else 16 * CHUNK_BYTES) // (vocabulary * states.element_size()))
     store = padded(states, min(rows, states.shape[0]), vocabulary)
     for start in range(0, states.shape[0], rows):
         part = slice(start, min(start + rows, states.shape[0]))
@@ -39,7 +41,8 @@ def _exponentials_(logits: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     for stored in logits.split(rows):
         tile = stored.to(kind)  # itself where that is its precision
         top = tile.amax(1, keepdim=True)
-        masses.append(tile.sub_(top).exp_().sum(1, keepdim=True))
+        torch.add(top * -LOG2_E, tile, alpha=LOG2_E, out=tile).exp2_()
+        masses.append(tile.sum(1, keepdim=True))
         tops.append(top)
         if tile is not stored:
             stored.copy_(tile)
@@ -62,7 +65,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             at_target = logits.gather(1, target[part]).to(kind)
             top, mass = _exponentials_(logits, kind)  # softmax = logits / mass from here on; the division waits for a smaller tensor
             total = total + ((mass.log() + top - at_target) * share[part]).sum()
-            logits.scatter_add_(1, target[part], -mass.to(logits.dtype))  # softmax minus the one-hot target, times mass
+            row = torch.arange(len(logits), device=logits.device)
+            logits[row, target[part, 0]] -= mass[:, 0].to(logits.dtype)  # softmax minus the one-hot target, times mass
             scale = (share[part] / mass).to(states.dtype)
             if states_gradient is not None:
                 product(logits, head, states_gradient[part]).mul_(scale)

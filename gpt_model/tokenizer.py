@@ -74,7 +74,9 @@ class Tokenizer:
         A merge needs a pair that stands twice. Raises UserError where the text has too few of those for the vocabulary.
         """
         if style != "gpt2":
-            raise UserError(f"The tokenizer's `style` is {style!r}; there is only 'gpt2' (byte-level BPE). Write style: gpt2.")
+            raise UserError(
+                f"The tokenizer's `style` is {style!r}; there is only 'gpt2' (byte-level BPE). Write style: gpt2.", field="style"
+            )
         rust = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 1,
@@ -89,7 +91,8 @@ class Tokenizer:
             raise UserError(
                 f"The tokenizer's `vocab_size` is {vocab_size}, but the training text supports only {len(vocabulary) + 1}: "
                 f"256 bytes, {END_OF_TEXT} and {len(merges)} merges of pairs that stand at least twice. "
-                f"Set vocab_size to at most {len(vocabulary) + 1} and at least 257, or add text to the corpus."
+                f"Set vocab_size to at most {len(vocabulary) + 1} and at least 257, or add text to the corpus.",
+                field="vocab_size",
             )
         return cls(vocabulary | {END_OF_TEXT: len(vocabulary)}, merges)
 

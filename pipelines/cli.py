@@ -12,16 +12,20 @@ import json
 import re
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
 from assets.contract import Artifact
-from assets.profile import load_profile
+from assets.profile import Profile, load_profile
 from assets.resources.store import Store
 from gpt_model.errors import UserError
+from gpt_model.memory import peak_resident_bytes
+
+if TYPE_CHECKING:
+    from assets.recipe import Recipe
 
 MLFLOW_RUN = re.compile(r"[0-9a-f]{32}")
 
@@ -68,44 +72,60 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-@app.command()
-def run(recipe: RecipeName, profile: ProfileName = "cpu") -> None:
-    """Build a recipe, or find it built; prints the scorecard's headline."""
+def _ready(recipe: str, profile: str) -> tuple[Recipe, Path, Profile]:
+    """Recipe, its file, profile. What can be known to be wrong is said here: before anything heavy is imported, let alone built."""
+    from assets.graph import check, nodes
+    from assets.pretraining import sequences_of_a_batch
     from assets.recipe import RECIPES, load_recipe
-    from assets.yaml_file import find_file
+    from assets.yaml_file import find_file, naming
+
+    path = find_file(recipe, RECIPES, "recipe")
+    loaded, execution = load_recipe(str(path)), load_profile(profile)
+    check(nodes(loaded), path.parent)
+    with naming(loaded.files):
+        sequences_of_a_batch(loaded.pretraining.batch_tokens, loaded.model.context, execution.name, execution.processes)
+    return loaded, path, execution
+
+
+@app.command()
+def run(recipe: RecipeName, profile: ProfileName = "cpu", as_json: AsJson = False) -> None:
+    """Build a recipe, or find it built; prints the scorecard's headline."""
     from pipelines.progress import BuildDisplay, duration, human
-    from pipelines.scorecard_view import announce
+    from pipelines.scorecard_view import announce, as_values
 
     began = time.monotonic()
-    path = find_file(recipe, RECIPES, "recipe")
-    loaded = load_recipe(str(path))
-    load_profile(profile)  # a misspelt profile is said before anything heavy is imported
     store = _store()
+    loaded, path, _ = _ready(recipe, profile)
     with BuildDisplay(store.home, Console(stderr=True)) as display:
         from pipelines.definitions import RecipeFile
-        from pipelines.runs import peak_memory_bytes, run_recipe
+        from pipelines.runs import run_recipe
 
         report = run_recipe(RecipeFile(loaded, path), profile, store.home, display)
     if report.interrupted:
         typer.echo("Interrupted. What was built is kept; the same command goes on from there.", err=True)
         raise typer.Exit(130)
+    outcome = {"recipe": loaded.name, "dagster_run": report.run_id, "found": report.found, "built": report.built}
     if not report.succeeded:
         words = [*report.failures, *report.failed_checks] or ["The run failed."]
+        if as_json:
+            _print_json({**outcome, "succeeded": False, "failures": words})
         raise UserError("\n".join([*words, f"Dagster run {report.run_id} (make ui) has the whole story."]))
-    taken = f"{duration(time.monotonic() - began)}, this process with Dagster and MLflow {human(peak_memory_bytes())}B at its peak"
+    taken = f"{duration(time.monotonic() - began)}, this process with Dagster and MLflow {human(peak_resident_bytes())}B at its peak"
     typer.echo(f"{report.found} found, {report.built} built in {taken}. Dagster run {report.run_id}", err=True)
-    announce(store, loaded.name, _print)
+    if as_json:
+        _print_json({**outcome, "succeeded": True, **as_values(store, loaded.name)})
+    else:
+        announce(store, loaded.name, _print)
 
 
 @app.command()
 def plan(recipe: RecipeName, profile: ProfileName = "cpu", as_json: AsJson = False) -> None:
     """Parameters, tokens, FLOPs, memory, time, disk and cost of a recipe, and what of it is built already; runs nothing."""
-    from assets.recipe import RECIPES, load_recipe
-    from assets.yaml_file import find_file
     from pipelines import plan as plans
 
-    path = find_file(recipe, RECIPES, "recipe")
-    facts = plans.plan(load_recipe(str(path)), path.parent, load_profile(profile), _store())
+    store = _store()
+    loaded, path, execution = _ready(recipe, profile)
+    facts = plans.plan(loaded, path.parent, execution, store)
     if as_json:
         _print_json(facts)
     else:
@@ -148,15 +168,15 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Where an artifact comes from: its whole lineage back to the sources. Exit status 1 where a part of it is gone."""
-    from pipelines import lineage_views
+    from assets import lineage_tree
 
     store = _store()
-    lineage = lineage_views.traced(store, _artifact_or_run(store, artifact))
+    lineage = lineage_tree.traced(store, _artifact_or_run(store, artifact))
     if as_json:
         _print_json(lineage)
     else:
-        _print(lineage_views.draw_lineage(lineage))
-    if not lineage_views.is_complete(lineage):
+        _print(lineage_tree.draw_lineage(lineage))
+    if not lineage_tree.is_complete(lineage):
         raise UserError("A part of this lineage is not in the store any more.")
 
 
@@ -172,15 +192,21 @@ def _artifact_or_run(store: Store, text: str) -> Artifact:
 
 
 @app.command()
-def verify(artifact: Annotated[str | None, typer.Argument(metavar="[ARTIFACT]", help="default: everything in the store")] = None) -> None:
+def verify(
+    artifact: Annotated[str | None, typer.Argument(metavar="[ARTIFACT]", help="default: everything in the store")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Recompute every checksum along an artifact's lineage, or of the whole store. Exit status 1 names what is not as published."""
     from pipelines.verification import verified
 
     store = _store()
     checked, problems = verified(store, store.resolve(artifact) if artifact else None, Console(stderr=True))
+    if as_json:
+        _print_json({"artifacts": checked, "problems": problems})
     if problems:
         raise UserError("\n".join(problems))
-    typer.echo(f"{checked} artifact{'s verify' if checked != 1 else ' verifies'}: every file is as it was published.")
+    if not as_json:
+        typer.echo(f"{checked} artifact{'s verify' if checked != 1 else ' verifies'}: every file is as it was published.")
 
 
 @app.command()
@@ -201,16 +227,20 @@ def diff(
 
 
 @app.command()
-def reproduce(artifact: ArtifactName) -> None:
+def reproduce(artifact: ArtifactName, as_json: AsJson = False) -> None:
     """Build an artifact again from its manifest and compare, file by file. Exit status 1 where a file differs."""
     from pipelines.reproduction import reproduced
 
     store = _store()
     original = store.resolve(artifact)
     unlike = reproduced(store, original, Console(stderr=True))
+    if as_json:
+        identity = {"stage": original.stage, "fingerprint": original.fingerprint, "digest": original.digest}
+        _print_json({**identity, "same": not unlike, "differences": unlike})
     if unlike:
         raise UserError("\n".join([f"{original.stage} {original.fingerprint[:12]} was built again, and it is not the same:", *unlike]))
-    typer.echo(f"The same, byte for byte: {len(original.manifest['files'])} files, digest {original.digest}")
+    if not as_json:
+        typer.echo(f"The same, byte for byte: {len(original.manifest['files'])} files, digest {original.digest}")
 
 
 @app.command()
@@ -255,6 +285,11 @@ def export(
     store = _store()
     target = models.export(store, store.resolve(model), folder.expanduser(), replace=force)
     typer.echo(f"{target} is ready: transformers.AutoModelForCausalLM.from_pretrained({str(target)!r})")
+    if (target / models.HEAD).is_file():
+        typer.echo(
+            f"That is the fine-tuned decoder alone: transformers leaves out the task's head, which is in {models.HEAD} beside it. "
+            f"gpt_model.tasks.model.load(pathlib.Path({str(target)!r})) reads both."
+        )
 
 
 @app.command()

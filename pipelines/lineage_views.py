@@ -1,4 +1,4 @@
-"""What is in the store, as data for scripts and as text for people: list, show, trace, diff. Reads manifests only, changes nothing.
+"""What is in the store, as data for scripts and as text for people: list, show, diff. Reads manifests only. Trace is `assets.lineage_tree`.
 
 Each view is a function to JSON values and one that draws them. No Dagster, MLflow or torch: these commands answer at once.
 """
@@ -11,24 +11,12 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
-from rich.tree import Tree
 
 from assets.contract import Artifact
-from assets.resources.store import Store
+from assets.lineage_tree import failed_checks
+from assets.resources.store import SHORT, Store
 from gpt_model.errors import UserError
 from pipelines.progress import duration, human
-
-SHORT = 12
-
-
-def size_of(artifact: Artifact) -> int:
-    """Bytes of the hashed files."""
-    return sum(int(file["size"]) for file in artifact.manifest["files"])
-
-
-def failed_checks(store: Store, artifact: Artifact, blocking: bool) -> list[str]:
-    return [name for name, verdict in store.gate(artifact).items() if verdict.blocking == blocking and not verdict.passed]
-
 
 # list
 
@@ -43,7 +31,7 @@ def listed(store: Store) -> list[dict[str, Any]]:
         for ref in names or (None,):
             rows.append({
                 "ref": ref, "stage": artifact.stage, "fingerprint": artifact.fingerprint, "digest": artifact.digest,
-                "bytes": size_of(artifact), "seconds": made["seconds"], "built": made["ended"],
+                "bytes": artifact.size, "seconds": made["seconds"], "built": made["ended"],
                 "failed_checks": failed_checks(store, artifact, True), "warnings": failed_checks(store, artifact, False),
             })  # fmt: skip
     return sorted(rows, key=lambda row: (row["ref"] is None, row["ref"] or row["built"]))
@@ -106,79 +94,6 @@ def _titled(title: str, rows: list[tuple[str, ...]]) -> Table:
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
-
-
-# trace
-
-
-def traced(store: Store, artifact: Artifact) -> dict[str, Any]:
-    """The artifact, how it was made, and below "inputs" all it came from; a corpus ends in its "sources".
-
-    An artifact that is not in the store any more is there with "missing": true, and nothing below it.
-    """
-    return _traced(store, store.lineage(artifact))
-
-
-def _traced(store: Store, node: Mapping[str, Any]) -> dict[str, Any]:
-    artifact = None if node["missing"] else store.find(node["fingerprint"])
-    facts: dict[str, Any] = {key: node[key] for key in ("stage", "ref", "fingerprint", "digest", "missing")}
-    if artifact is not None:
-        made = artifact.manifest["provenance"]
-        facts |= {
-            "built": made["ended"],
-            "git": made["git"],
-            "config": artifact.config,
-            "failed_checks": failed_checks(store, artifact, True),
-        }
-        if "sources" in artifact.config:
-            facts["sources"] = artifact.config["sources"]
-    return {**facts, "inputs": [_traced(store, below) for below in node["inputs"]]}
-
-
-def is_complete(lineage: Mapping[str, Any]) -> bool:
-    """Whether everything in a traced lineage is still in the store."""
-    return not lineage["missing"] and all(is_complete(below) for below in lineage["inputs"])
-
-
-def draw_lineage(lineage: Mapping[str, Any]) -> Tree:
-    """The lineage as a tree; what stands in it twice is drawn once."""
-    root = Tree(_label(lineage))
-    _grow(root, lineage, {lineage["fingerprint"]})
-    return root
-
-
-def _grow(tree: Tree, lineage: Mapping[str, Any], drawn: set[str]) -> None:
-    for source in lineage.get("sources", []):
-        tree.add(_source(source))
-    for below in lineage["inputs"]:
-        if below["fingerprint"] in drawn:
-            tree.add(f"{_label(below)} [dim](as above)")
-            continue
-        drawn.add(below["fingerprint"])
-        _grow(tree.add(_label(below)), below, drawn)
-
-
-def _label(node: Mapping[str, Any]) -> str:
-    name = f"[bold]{escape(node['ref'] or node['stage'])}[/bold] {node['fingerprint'][:SHORT]}"
-    if node["missing"]:
-        return f"{name} [red]not in the store any more"
-    commit = node["git"]["commit"]
-    code = f", code {commit[:8]}{'+' if node['git']['dirty'] else ''}" if commit else ""
-    failed = f" [red]failed: {', '.join(node['failed_checks'])}[/red]" if node["failed_checks"] else ""
-    return f"{name} [dim]digest {node['digest'][:SHORT]}, built {node['built'][:16].replace('T', ' ')}{code}[/dim]{failed}"
-
-
-def _source(source: Mapping[str, Any]) -> str:
-    """One source: where it is from, its licence, and the bytes it is tied to."""
-    origin = source.get("package") or source.get("hub") or source.get("path")
-    text = f"[cyan]{escape(source['name'])}[/cyan] {escape(str(origin))}, weight {source['weight']:g}, licence {escape(source['licence'])}"
-    if source.get("sha256"):
-        text += f"\n  sha256 {source['sha256']}"
-    if source.get("revision"):
-        text += f"\n  revision {source['revision']}"
-    for file in source.get("pinned") or []:
-        text += f"\n  sha256 {file['sha256']}  {escape(file['path'])}"
-    return text
 
 
 # diff

@@ -10,7 +10,7 @@ from assets.contract import Artifact
 from assets.resources.store import Store
 from gpt_model.errors import CorruptFile, UserError
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, HEAD = "model.safetensors", "head.safetensors"  # the head: of a fine-tuned model (`gpt_model.tasks.model`)
 
 
 def model_folder(store: Store, artifact: Artifact) -> Path:

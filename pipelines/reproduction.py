@@ -18,10 +18,11 @@ from assets.build import Request, WorkerFailed, build
 from assets.contract import Artifact, as_it_stands
 from assets.graph import Node
 from assets.profile import Profile
+from assets.resources.courier import Say
 from assets.resources.launcher import LocalLauncher
 from assets.resources.provenance import git_state
 from assets.resources.store import Building, Store
-from assets.resources.tracking import Build, Delivered, Tracking
+from assets.resources.tracking import Build, Tracking
 from assets.worker import stage_named
 from gpt_model.errors import UserError
 from pipelines.lineage_views import SHORT
@@ -39,8 +40,9 @@ class Untracked(Tracking):
 
     def failed(self, building: Building, reason: str) -> None: ...
 
-    def deliver(self, folder: Path, deadline: float = 15.0) -> Delivered:
-        return Delivered(None, complete=True)
+    def serve(self, dagster_run: str | None, say: Say) -> None: ...
+
+    def finish(self, folder: Path, at_most: float = 15.0) -> None: ...
 
 
 def reproduced(store: Store, original: Artifact, console: Console) -> list[str]:
@@ -51,7 +53,8 @@ def reproduced(store: Store, original: Artifact, console: Console) -> list[str]:
     """
     node = _node(original)
     inputs = _inputs(store, original)
-    profile = Profile.model_validate(original.manifest["provenance"]["profile"])
+    recorded = original.manifest["provenance"]["profile"]
+    profile = Profile.model_validate({key: value for key, value in recorded.items() if key in Profile.model_fields})  # others are gone
     store.home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="reproduction.", dir=store.home) as folder:
         own = _store_with(Path(folder), store, node, inputs)

@@ -9,10 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import socket
-import sys
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,8 +54,6 @@ def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay
     definitions = dg.Definitions.merge(
         build_defs([file], resource_overrides={"lineage": lineage}), dg.Definitions(loggers={"display": feed.definition()})
     )
-    # what earlier runs could not deliver, while this one goes on: a server that is down must not keep anybody waiting
-    threading.Thread(target=lineage.tracking().deliver_pending, name="mlflow pending", daemon=True).start()
     with dg.DagsterInstance.get() as instance:
         for sentence in close_lost_runs(instance):
             display.say(sentence)
@@ -71,15 +66,9 @@ def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay
             except (KeyboardInterrupt, DagsterExecutionInterruptedError):
                 feed.report.interrupted = True
     if not feed.report.interrupted:
-        for delivered in lineage.tracking().deliver_pending():
-            if delivered.problem:
-                display.say(f"  {delivered.problem}")
+        for problem in {delivered.problem: None for delivered in lineage.tracking().deliver_pending() if delivered.problem}:
+            display.say(f"  {problem}")
     return feed.report
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process held, its workers apart."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def process_tags() -> dict[str, str]:
@@ -174,7 +163,7 @@ class _Feed(logging.Handler):
         found = bool(metadata.get("found"))
         self.report.found += found
         self.report.built += not found
-        how = "found, files verified" if found else f"built in {duration(metadata['seconds'])}"
+        how = "found, files verified" if found else f"built in {duration(metadata['duration (s)'])}"
         self.display.ended(asset, f"{'=' if found else '+'} {asset:<28} {metadata['fingerprint'][:12]}  {how}")
 
     def _checked(self, check: Any) -> None:

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from assets.contract import Artifact
 from assets.resources.store import Store
 from gpt_model.errors import CorruptFile
-from pipelines.lineage_views import SHORT, size_of
+from pipelines.lineage_views import SHORT
 
 
 def verified(store: Store, artifact: Artifact | None, console: Console) -> tuple[int, list[str]]:
@@ -17,11 +17,11 @@ def verified(store: Store, artifact: Artifact | None, console: Console) -> tuple
     artifacts, problems = _lineage(store, artifact) if artifact else _everything(store)
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
-        task = bar.add_task("verifying", total=sum(map(size_of, artifacts)))
+        task = bar.add_task("verifying", total=sum(one.size for one in artifacts))
         for one in artifacts:
             bar.update(task, description=escape(f"{one.stage} {one.fingerprint[:SHORT]}"))
             problems += store.verify(one)
-            bar.advance(task, size_of(one))
+            bar.advance(task, one.size)
     return len(artifacts), problems
 
 

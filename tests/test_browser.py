@@ -1,4 +1,4 @@
-"""The two pages, in a real browser on the built store: the recipe's graph in Dagster, its runs in MLflow, and a run ended from Dagster."""
+"""The two pages, in a real browser on the built store: the recipe's graph in Dagster, its runs in MLflow, and their links to each other."""
 
 from __future__ import annotations
 

@@ -10,10 +10,13 @@ import pytest
 from conftest import write_local_recipe
 
 from assets.build import Request, WorkerFailed, _failure, build
+from assets.contract import Check, Verdict
 from assets.graph import node_named, nodes
 from assets.profile import load_profile
 from assets.recipe import load_recipe
 from assets.resources.launcher import Exit, LocalLauncher
+from assets.resources.manifest import Facts
+from assets.resources.provenance import provenance
 from assets.resources.store import Building, Store
 from assets.resources.tracking import Tracking
 from assets.worker import _leave_word
@@ -29,6 +32,24 @@ def test_defect_is_one_sentence_that_names_the_log_with_its_traceback(home: Path
     assert str(failed.value).startswith("The worker's rank 0 failed: AttributeError: ") and str(failed.value).endswith(f"Its log: {log}")
     assert "Traceback" not in str(failed.value) and "\n" not in str(failed.value)
     assert "Traceback" in failed.value.details and "NOT_THERE" in log.read_text()
+
+
+def test_input_whose_blocking_check_failed_in_an_earlier_run_is_refused(home: Path, tmp_path: Path) -> None:
+    """Dagster's own blocking holds only inside the run in which the check failed."""
+    graph, store = nodes(load_recipe(str(write_local_recipe(tmp_path)))), Store(home)
+    building = store.building("ab" * 32)
+    (building.files / "documents.jsonl").write_text("{}\n")
+    check = Check("no_leak", blocking=True, description="", verdict=lambda built: Verdict(True, ""))
+    known = provenance(profile={}, started=0.0, ended=1.0, seconds=1.0, cores=1, peak_memory_bytes=1)
+    corpus = store.publish(building, Facts("corpus", "1", {}, {}, {}, known), {"no_leak": (check, Verdict(False, "3 documents leak."))})
+    store.set_ref("local", "corpus", corpus.fingerprint)
+    with pytest.raises(UserError) as refused:
+        build(Request(node_named(graph, "tokenizer"), tmp_path, load_profile("single")), store, LocalLauncher(), Tracking(home))
+    assert str(refused.value) == (
+        "local/tokenizer refuses its input local/corpus (abababababab): its blocking check 'no_leak' failed: 3 documents leak. "
+        "Mend the recipe or the source, and build local/corpus again."
+    )
+    assert list(home.glob("building/*")) == [] and store.get_ref("local", "tokenizer") is None
 
 
 def test_a_disk_too_full_for_a_word_is_still_said(tmp_path: Path) -> None:

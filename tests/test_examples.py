@@ -58,6 +58,7 @@ def test_the_catalogue_covers_all_four_forms() -> None:
         ({"labels": ["bad"]}, "at least two different names"),
         ({"labels": {"bad": {"equals": 0, "above": 1}, "good": {"equals": 1}}}, "exactly one of"),
         ({"source": {"file": "rows.txt"}}, "does not say how its rows are written"),
+        ({"scores": ["pearson"]}, "pearson is of ratings, so it needs two `labels`, one with `above` and one with `below`"),
         ({"source": {"file": "a.jsonl", "package": "x==1"}}, "needs `kind`"),
         ({"split": {"validation": 0.5, "test": 0.5}}, "leave nothing to train on"),
         ({"form": "multiple_choice", "columns": {"question": "q", "options": "o", "label": "a"}}, "its label is the right option"),
@@ -145,6 +146,8 @@ def test_rows_between_thresholds_and_dropped_unlabelled_rows_are_counted(tmp_pat
     found = local(tmp_path, rows, labels={"bad": {"below": -0.5}, "good": {"above": 0.5}}, unlabelled="drop")
     assert found.left_out == {"between the labels' thresholds": 50, "unlabelled": 50}
     assert sum(len(found.splits[split]) for split in SPLITS) == 100
+    assert {(e.label, e.rating) for split in SPLITS for e in found.splits[split]} == {(0, -2.0), (1, 2.0)}  # the rating stays with it
+    assert {e.rating for e in local(tmp_path, REVIEWS).splits["training"]} == {None}
 
 
 def test_a_training_row_whose_group_is_in_the_test_file_is_left_out_and_counted(tmp_path: Path) -> None:

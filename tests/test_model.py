@@ -168,7 +168,7 @@ def test_hand_written_halves_pass_gradcheck() -> None:
 
 
 def test_chunked_loss_and_its_gradients_are_cross_entropys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt_model.loss.CHUNK_ELEMENTS", 64 * 311)  # several chunks, the last one short
+    monkeypatch.setattr("gpt_model.loss.CHUNK_BYTES", 64 * 311 * 4)  # several chunks, the last one short
     generator = torch.Generator().manual_seed(0)
     states = (4 * torch.randn(200, 48, generator=generator)).requires_grad_()
     head = torch.randn(311, 48, generator=generator).requires_grad_()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,15 @@ import psutil
 import pytest
 from conftest import ROOT, BuiltStore, environment_of, write_local_recipe, write_notes
 from dagster_graphql import DagsterGraphQLClient
-from mlflow import MlflowClient
 
+from assets.lineage_tree import traced
 from assets.recipe import load_recipe
+from assets.resources.journal import events
 from assets.resources.lineage import Lineage, prepare_home
 from assets.resources.store import Store
+from assets.resources.tracking import Tracking
 from docs.pictures import HOST, serving
 from pipelines.definitions import RecipeFile, build_defs
-from pipelines.lineage_views import traced
 from pipelines.servers import dagster_command
 
 
@@ -32,9 +35,11 @@ def definitions(path: Path, home: Path) -> dg.Definitions:
     return build_defs([RecipeFile(load_recipe(str(path)), path)], resource_overrides={"lineage": Lineage(home=str(home))})
 
 
-def run_job(path: Path, home: Path, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
-    job = definitions(path, home).get_job_def(path.stem)
-    return job.execute_in_process(instance=instance, raise_on_error=False)
+def run_job(path: Path, home: Path, instance: dg.DagsterInstance, *only: str, **options: Any) -> dg.ExecuteInProcessResult:
+    """A run of the recipe's job, or of the assets `only`."""
+    job = definitions(path, home).resolve_job_def(path.stem)
+    selection = [dg.AssetKey([path.stem, *name.split("/")]) for name in only] or None
+    return job.execute_in_process(instance=instance, raise_on_error=False, asset_selection=selection, **options)
 
 
 def materializations(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetMaterialization]:
@@ -44,7 +49,8 @@ def materializations(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetMat
 def test_ci_recipe_is_built_end_to_end_through_the_job(built: BuiltStore) -> None:
     store = Store(built.home)
     refs = store.refs()
-    for name in ("corpus", "tokenizer", "tokens", "pretrained", "finetuned/sentiment", "zero_shot", "scorecard"):
+    tasks = ("sentiment", "boolq", "factual_summary", "piqa")  # one of each form
+    for name in ("corpus", "tokenizer", "tokens", "pretrained", *(f"finetuned/{task}" for task in tasks), "zero_shot", "scorecard"):
         artifact = store.find(refs[f"ci/{name}"])
         assert artifact is not None and store.verify(artifact) == [], name
         gate = store.gate(artifact)
@@ -52,14 +58,23 @@ def test_ci_recipe_is_built_end_to_end_through_the_job(built: BuiltStore) -> Non
     pretrained = store.find(refs["ci/pretrained"])
     assert pretrained is not None
     assert pretrained.metrics["held_out/bpb"] < 4.5
-    assert "scorecard" in built.printed and "gpt-lineage trace ci/" in built.printed
+    assert "scorecard" in built.printed and f"gpt-lineage trace {pretrained.fingerprint[:12]}" in built.printed
+    registered = {model.name for model in Tracking(built.home).server.client().search_registered_models()}
+    assert registered == {"ci-pretrained", *(f"ci-finetuned-{task}" for task in tasks)}
 
 
 def test_second_run_finds_everything(built: BuiltStore) -> None:
     before = {path.name for path in (built.home / "artifacts").iterdir()}
-    again = built.cli("run", str(ROOT / "tests" / "recipes" / "ci.yaml"))
+    again = built.cli("run", str(ROOT / "tests" / "recipes" / "ci.yaml"), "--json")
     assert again.returncode == 0, again.stderr
     assert {path.name for path in (built.home / "artifacts").iterdir()} == before
+    told = json.loads(again.stdout)  # what a script reads; progress is on stderr
+    assert (told["recipe"], told["succeeded"], told["found"], told["built"]) == ("ci", True, len(before), 0)
+    refs = {f"ci/{name}": artifact["fingerprint"] for name, artifact in told["artifacts"].items()}
+    assert refs == Store(built.home).refs()
+    assert any(score["asset"] == "ci/pretrained" and score["value"] > 0 for score in told["scores"])
+    assert "<html" in Path(told["scorecard"]).read_text()[:200]
+    assert f"Dagster run {told['dagster_run']}" in again.stderr
 
 
 def test_orchestrator_never_imports_torch_and_stays_small(built: BuiltStore) -> None:
@@ -103,47 +118,136 @@ def test_materialization_shows_what_a_person_wants(home: Path, tmp_path: Path) -
         assert metadata["fingerprint"].value == artifact.fingerprint
         assert any(str(value.value).startswith("![") for value in metadata.values())  # an inline picture
         assert "/runs/" in str(metadata["MLflow run"].value)
-        assert float(metadata["seconds"].value) > 0 and float(metadata["size (bytes)"].value) > 10_000  # type: ignore[arg-type]
+        assert float(metadata["duration (s)"].value) > float(metadata["seconds"].value) > 0  # type: ignore[arg-type]
+        assert float(metadata["size (bytes)"].value) > 10_000  # type: ignore[arg-type]
         checks = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
         assert checks["loss_is_finite"] and checks["loss_falls"] and checks["nothing_held_out_is_trained_on"] and checks["round_trip"]
+
+
+class Ticks:
+    """Ticks a recipe's sensor and schedule, and runs what they ask for as the daemon would."""
+
+    def __init__(self, path: Path, home: Path, instance: dg.DagsterInstance) -> None:
+        self.path, self.home, self.instance = path, home, instance
+        self.cursor: str | None = None
+        defs = definitions(path, home)
+        self.sensor, self.schedule = defs.get_sensor_def("local_grown_source"), defs.get_schedule_def("local_weekly")
+
+    def sensor_tick(self) -> list[dg.RunRequest]:
+        resources = {"lineage": Lineage(home=str(self.home))}
+        with dg.build_sensor_context(instance=self.instance, cursor=self.cursor, resources=resources) as context:
+            data = self.sensor.evaluate_tick(context)
+        self.cursor = data.cursor
+        return list(data.run_requests or [])
+
+    def schedule_tick(self) -> list[dg.RunRequest]:
+        with dg.build_schedule_context(instance=self.instance) as context:
+            return list(self.schedule.evaluate_tick(context).run_requests or [])
+
+    def run(self, request: dg.RunRequest) -> dict[str, bool]:
+        """Which of the assets were found, and not built."""
+        job = definitions(self.path, self.home).resolve_job_def(request.job_name or self.sensor.job_name)
+        result = job.execute_in_process(dict(request.run_config), instance=self.instance, tags=dict(request.tags))
+        return {name: bool(shown.metadata["found"].value) for name, shown in materializations(result).items()}
+
+    def names_in_lineage(self) -> str:
+        store = Store(self.home)
+        return json.dumps(traced(store, store.resolve("local/pretrained")))
 
 
 def test_new_text_is_retrained_by_schedule_and_sensor_and_nothing_new_is_found(home: Path, tmp_path: Path) -> None:
     prepare_home(home)
     path = write_local_recipe(tmp_path)
-    store = Store(home)
     with dg.DagsterInstance.ephemeral() as instance:
         assert run_job(path, home, instance).success
-        first = store.refs()["local/pretrained"]
-        defs = definitions(path, home)
-        sensor, schedule = defs.get_sensor_def("local_grown_source"), defs.get_schedule_def("local_weekly")
-        assert sensor.default_status == dg.DefaultSensorStatus.STOPPED and schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+        store = Store(home)
+        first, card = store.refs()["local/pretrained"], store.show(store.resolve("local/scorecard")) / "scorecard.md"
+        ticks = Ticks(path, home, instance)
+        assert ticks.sensor.default_status == dg.DefaultSensorStatus.STOPPED
+        assert ticks.schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+        assert ticks.sensor_tick() == []
 
-        def tick(cursor: str | None) -> tuple[list[dg.RunRequest], str | None]:
-            with dg.build_sensor_context(
-                instance=instance, cursor=cursor, definitions=defs, resources={"lineage": Lineage(home=str(home))}
-            ) as context:
-                data = sensor.evaluate_tick(context)
-            return list(data.run_requests or []), data.cursor
-
-        assert tick(None)[0] == []
         write_notes(tmp_path / "notes", 60, start=10_000)
-        requests, cursor = tick(None)
-        assert len(requests) == 1
-        assert run_job(path, home, instance).success
-        second = store.refs()["local/pretrained"]
-        assert second != first
-        lineage = json.dumps(traced(store, store.resolve("local/pretrained")))
-        assert "notes10000.txt" in lineage
-        assert tick(cursor)[0] == []
-        with dg.build_schedule_context(instance=instance) as context:
-            ticked = schedule.evaluate_tick(context)
-        assert len(ticked.run_requests or []) == 1
-        before = set(os.listdir(home / "artifacts"))  # noqa: PTH208 - names are what is compared
-        result = run_job(path, home, instance)
+        [request] = ticks.sensor_tick()
+        assert not ticks.run(request)["local/pretrained"]
+        assert "notes10000.txt" in ticks.names_in_lineage()
+        assert f"└── local/pretrained {first[:12]} digest " in card.read_text()
+        walked = {store.resolve(word).fingerprint for word in re.findall(r"`gpt-lineage (?:trace|reproduce) (\S+)`", card.read_text())}
+        assert walked == {first} != {store.refs()["local/pretrained"]}  # the old card still walks back to what it was of
+        assert ticks.sensor_tick() == []
+
+        write_notes(tmp_path / "notes", 60, start=20_000)
+        [request] = ticks.schedule_tick()
+        assert not ticks.run(request)["local/pretrained"]
+        assert "notes20000.txt" in ticks.names_in_lineage()
+
+        before = {artifact.name for artifact in (home / "artifacts").iterdir()}
+        assert ticks.sensor_tick() == []
+        [request] = ticks.schedule_tick()
+        found = ticks.run(request)
+        assert len(found) == 5 and all(found.values())
+        assert {artifact.name for artifact in (home / "artifacts").iterdir()} == before
+
+
+def test_what_an_unreachable_server_missed_is_delivered_by_the_next_dagster_run(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever launches it: the page, the schedule and the sensor know nothing of the command line."""
+    prepare_home(home)
+    path = write_local_recipe(tmp_path)
+    with socket.socket() as refused, dg.DagsterInstance.ephemeral() as instance:
+        refused.bind((HOST, 0))  # and nobody listens
+        server = f"http://{HOST}:{refused.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+        result = run_job(path, home, instance, "corpus", "tokenizer")
         assert result.success
-        assert all(m.metadata["found"].value for m in materializations(result).values())
-        assert set(os.listdir(home / "artifacts")) == before  # noqa: PTH208
+        said = [entry.user_message for entry in instance.all_logs(result.run_id) if server in entry.user_message]
+        assert len(said) == 1 and said[0].endswith("What is left is delivered in the background, or by the next run.")
+
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        result = run_job(path, home, instance, "corpus", "tokenizer")
+        assert all(shown.metadata["found"].value for shown in materializations(result).values())
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and [run.info.status for run in mlflow_runs(home)] != ["FINISHED", "FINISHED"]:
+            time.sleep(0.2)
+        assert {run.data.tags["lineage.asset"]: run.info.status for run in mlflow_runs(home)} == {
+            "local/corpus": "FINISHED",
+            "local/tokenizer": "FINISHED",
+        }
+
+
+def mlflow_runs(home: Path, fingerprint: str | None = None) -> list[Any]:
+    """The runs of the recipe `local`, or of one build, in the store's own MLflow."""
+    client = Tracking(home).server.client()
+    experiment = client.get_experiment_by_name("local")
+    wanted = f"tags.`lineage.fingerprint` = '{fingerprint}'" if fingerprint else ""
+    return list(client.search_runs([experiment.experiment_id], wanted)) if experiment else []
+
+
+def test_a_worker_that_dies_once_is_retried_within_the_run_and_stays_one_mlflow_run(home: Path, tmp_path: Path) -> None:
+    prepare_home(home)
+    path = write_local_recipe(tmp_path, tokens=60_000)
+    killed = list[int]()
+
+    def kill_one_rank() -> None:
+        wait_for_training(home)
+        ranks = [process for process in workers_of(home) if "assets.worker" in process.cmdline() and "guard" not in str(process.cmdline())]
+        ranks[-1].kill()
+        killed.append(len(ranks))
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        killer = threading.Thread(target=kill_one_rank)
+        killer.start()
+        result = run_job(path, home, instance)
+        killer.join()
+        assert killed == [2]
+        assert result.success
+        assert [event.step_key for event in result.all_events if event.is_step_up_for_retry] == ["local__pretrained"]
+    artifact = Store(home).resolve("local/pretrained")
+    assert artifact.manifest["provenance"]["attempts"] == 2
+    [run] = mlflow_runs(home, artifact.fingerprint)
+    assert (run.info.status, run.data.tags["lineage.attempts"]) == ("FINISHED", "2")
+    assert run.data.tags["dagster.runs"] == result.run_id
 
 
 def start_run(path: Path, home: Path, downloads: Path, profile: Path | None = None) -> subprocess.Popen[str]:
@@ -166,16 +270,31 @@ def workers_of(home: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_for_training(home: Path, run: subprocess.Popen[Any]) -> None:
-    """Until the pre-training worker has reported steps."""
+def wait_for(there: Callable[[], bool], run: subprocess.Popen[Any] | None, what: str) -> None:
     deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and run.poll() is None:
-        for journal in home.glob("building/*/journal/events.jsonl"):
-            job = json.loads((journal.parent.parent / "job.json").read_text())
-            if job["asset"].endswith("/pretrained") and journal.read_text().count('"metrics"') >= 3:
-                return
+    while not there():
+        assert run is None or run.poll() is None, f"It ended before {what}: {run.communicate()[0]}"
+        assert time.monotonic() < deadline, f"{what} not reached"
         time.sleep(0.1)
-    raise AssertionError(f"training was not reached: {run.communicate()[0] if run.poll() is not None else 'still before it'}")
+
+
+def wait_for_training(home: Path, run: subprocess.Popen[Any] | None = None) -> None:
+    """Until the pre-training worker has reported steps."""
+
+    def has_begun(building: Path) -> bool:
+        journal = building / "journal" / "events.jsonl"
+        return (
+            journal.exists()
+            and json.loads((building / "job.json").read_text())["asset"].endswith("/pretrained")
+            and journal.read_text().count('"metrics"') >= 3
+        )
+
+    wait_for(lambda: any(has_begun(building) for building in home.glob("building/*")), run, "training")
+
+
+def wait_for_checkpoint(home: Path, run: subprocess.Popen[Any]) -> None:
+    """Until there is one that a next attempt can go on from."""
+    wait_for(lambda: any(path.suffix != ".partial" for path in home.glob(CHECKPOINTS)), run, "a checkpoint")
 
 
 def write_profile(folder: Path) -> Path:
@@ -186,25 +305,26 @@ def write_profile(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> str:
-    """The digest that the recipe below comes to when nobody disturbs it."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Path:
+    """A home in which nobody disturbed the recipe below."""
     folder = tmp_path_factory.mktemp("undisturbed")
     path, home = write_local_recipe(folder, tokens=TOKENS), folder / "lineage"
     run = start_run(path, home, downloads, write_profile(folder))
     assert run.wait(timeout=600) == 0, run.communicate()[0]
-    return Store(home).resolve("local/pretrained").digest
+    return home
 
 
-TOKENS = 400_000  # some twenty seconds of training
+TOKENS = 250_000  # some twelve seconds of training
+CHECKPOINTS = "building/*/files/.scratch/checkpoints/step-*"
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_ended_run_leaves_no_process_and_the_next_one_ends_in_the_same_bits(
-    how: signal.Signals, undisturbed: str, home: Path, downloads: Path, tmp_path: Path
+    how: signal.Signals, undisturbed: Path, home: Path, downloads: Path, tmp_path: Path
 ) -> None:
     path, profile = write_local_recipe(tmp_path, tokens=TOKENS), write_profile(tmp_path)
     run = start_run(path, home, downloads, profile)
-    wait_for_training(home, run)
+    wait_for_checkpoint(home, run)
     assert len(workers_of(home)) >= 2
     run.send_signal(how)
     run.wait(timeout=60)
@@ -217,13 +337,25 @@ def test_ended_run_leaves_no_process_and_the_next_one_ends_in_the_same_bits(
     again = start_run(path, home, downloads, profile)
     assert again.wait(timeout=600) == 0, again.communicate()[0]
     artifact = Store(home).resolve("local/pretrained")
-    assert artifact.digest == undisturbed
+    assert artifact.digest == Store(undisturbed).resolve("local/pretrained").digest
+    told = [event["message"] for event, _ in events(artifact.path.parent / "journal" / "events.jsonl") if event["kind"] == "log"]
+    [resumed] = [re.findall(r"checkpoint of step (\d+) of", message)[0] for message in told if message.startswith("Goes on from")]
+    assert int(resumed) > 0
     assert len(artifact.manifest["provenance"]["dagster_runs"]) == 2  # both runs touched this one build …
-    runs = MlflowClient(f"sqlite:///{home / 'mlflow.db'}").search_runs(
-        [MlflowClient(f"sqlite:///{home / 'mlflow.db'}").get_experiment_by_name("local").experiment_id],
-        f"tags.`lineage.fingerprint` = '{artifact.fingerprint}'",
-    )
-    assert [run.info.status for run in runs] == ["FINISHED"]  # … which has one MLflow run
+    assert [run.info.status for run in mlflow_runs(home, artifact.fingerprint)] == ["FINISHED"]  # … which has one MLflow run
+
+
+def test_what_the_worker_says_is_in_the_runs_log_as_it_happens(undisturbed: Path) -> None:
+    artifact = Store(undisturbed).resolve("local/pretrained")
+    [run_id] = artifact.manifest["provenance"]["dagster_runs"]
+    with dg.DagsterInstance.from_config(str(undisturbed / "dagster")) as instance:
+        log = [entry for entry in instance.all_logs(run_id) if entry.step_key == "local__pretrained"]
+    [built] = [entry.timestamp for entry in log if entry.dagster_event and entry.dagster_event.is_step_materialization]
+    said = [entry.timestamp for entry in log if re.search(r"step \d+: .*\bloss \d", entry.user_message)]
+    steps = [event["time"] for event, _ in events(artifact.path.parent / "journal" / "events.jsonl") if event["kind"] == "metrics"]
+    assert said
+    assert max(said) < built
+    assert said[0] < (steps[0] + steps[-1]) / 2  # not all at once when it was over
 
 
 def test_two_runs_at_once_build_each_artifact_once(home: Path, downloads: Path, tmp_path: Path) -> None:
@@ -234,8 +366,7 @@ def test_two_runs_at_once_build_each_artifact_once(home: Path, downloads: Path, 
     assert sorted(int(word.rsplit(" built", 1)[0].rsplit(" ", 1)[1]) for word in words)[0] < 5  # the other found what one had built
     manifests = list((home / "artifacts").glob("*/artifact.json"))
     assert len(manifests) == 5
-    experiment = MlflowClient(f"sqlite:///{home / 'mlflow.db'}").get_experiment_by_name("local")
-    assert len(MlflowClient(f"sqlite:///{home / 'mlflow.db'}").search_runs([experiment.experiment_id])) == 5
+    assert len(mlflow_runs(home)) == 5
 
 
 def test_reproduce_of_the_pretrained_model_gives_the_same_digest(built: BuiltStore) -> None:

@@ -326,9 +326,9 @@ def test_lineage_goes_back_to_the_sources_and_marks_what_is_no_longer_there(stor
 
 
 def test_provenance_says_with_what_and_on_what(tmp_path: Path) -> None:
-    known = provenance(profile={"name": "cpu"}, started=0.0, ended=60.0, seconds=50.0, processes=2, peak_memory_bytes=7)
+    known = provenance(profile={"name": "cpu"}, started=0.0, ended=60.0, seconds=50.0, cores=2, peak_memory_bytes=7)
     assert known["started"] == "1970-01-01T00:00:00.000+00:00"
-    assert known["cost"] == {"process_seconds": 100.0}
+    assert known["cost"] == {"core_seconds": 100.0}
     assert known["hardware"]["memory_bytes"] > 1e8
     assert known["hardware"]["cores"] >= 1
     assert {"torch", "mlflow", "dagster"} <= known["packages"].keys()

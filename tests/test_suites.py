@@ -186,7 +186,7 @@ def test_a_broken_suite_is_one_sentence(
 def test_bad_requests_are_named(world: World, suites: Callable[[str, Any], None], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no suite 'close'.*Did you mean 'cloze'\?"):
         world.config(["close"])
-    with pytest.raises(UserError, match=r"evaluation\.examples limits 'boolq', which is not among evaluation\.suites"):
+    with pytest.raises(UserError, match=r"'boolq' is not among evaluation\.suites: cloze"):
         world.config(["cloze"], {"boolq": 5})
     suites("moods", "task: [unclosed")
     with pytest.raises(UserError, match=r"moods\.yaml, line \d+: this is not valid YAML"):

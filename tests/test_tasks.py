@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
+import sklearn.metrics
 import torch
 import torch.nn.functional as F
 
@@ -204,12 +207,47 @@ def test_less_than_a_batch_to_train_on_is_said() -> None:
 
 
 def test_scores_are_the_textbook_s() -> None:
-    found = metrics.scores([1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 1], 2)
+    found = metrics.scores([1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 1], 2, list("abcdefgh"))
     assert found["accuracy"] == 0.75
     assert found["f1"] == pytest.approx(2 / 3)
     assert found["matthews"] == pytest.approx((2 * 4 - 1 * 1) / (3 * 3 * 5 * 5) ** 0.5)
-    assert metrics.majority([1, 1, 1, 0, 0, 0, 0, 0]) == 5 / 8
-    assert "f1" not in metrics.scores([0, 1], [0, 1], 0)
+    constant = metrics.scores([1, 1, 0], [1, 1, 1], 2, list("abc"))
+    assert constant["f1"] == pytest.approx(0.8) and constant["matthews"] == constant["matthews_low"] == constant["matthews_high"] == 0
+    assert "f1" not in metrics.scores([0, 1], [0, 1], 0, ["a", "b"])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_f1_and_matthews_are_scikit_learn_s_and_inside_their_intervals(classes: int) -> None:
+    draw = np.random.default_rng(classes)
+    labels = draw.integers(classes, size=400)
+    predicted = np.where(draw.random(400) < 0.6, labels, draw.integers(classes, size=400))
+    found = metrics.scores(labels.tolist(), predicted.tolist(), classes, [str(i) for i in range(400)])
+    assert found["f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="binary" if classes == 2 else "macro"))
+    assert found["matthews"] == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, predicted))
+    for name in ("f1", "matthews"):
+        low, high = found[f"{name}_low"], found[f"{name}_high"]
+        assert low < found[name] < high and 0.05 < high - low < 0.25
+    assert found == metrics.scores(labels.tolist(), predicted.tolist(), classes, [str(i) for i in range(400)])  # seeded
+
+
+def test_pearson_is_the_textbook_s_and_its_interval_fisher_s() -> None:
+    draw = np.random.default_rng(0)
+    ratings = draw.normal(5.0, 1.0, 500)
+    given = 0.6 * ratings + draw.normal(0.0, 0.8, 500)
+    found = metrics.correlation(given.tolist(), ratings.tolist(), [str(i) for i in range(500)])
+    fisher = scipy.stats.pearsonr(given, ratings)
+    assert found["pearson"] == pytest.approx(fisher.statistic)
+    assert found["pearson_low"] == pytest.approx(fisher.confidence_interval().low, abs=0.01)
+    assert found["pearson_high"] == pytest.approx(fisher.confidence_interval().high, abs=0.01)
+
+
+def test_an_interval_is_wider_where_examples_come_in_groups() -> None:
+    labels = [i % 2 for i in range(400)]
+    predicted = [(i % 2) ^ (i // 8 % 3 == 0) for i in range(400)]  # eight at a time are wrong together
+    alone = metrics.scores(labels, predicted, 2, [str(i) for i in range(400)])
+    grouped = metrics.scores(labels, predicted, 2, [str(i // 8) for i in range(400)])
+    assert grouped["f1"] == alone["f1"]
+    assert grouped["f1_high"] - grouped["f1_low"] > 2 * (alone["f1_high"] - alone["f1_low"])
 
 
 def test_wilson_s_interval_is_the_published_one() -> None:

@@ -328,7 +328,7 @@ def test_a_batch_that_does_not_come_out_even_is_refused(tmp_path: Path) -> None:
         sequences_of_a_batch(768, 256, "cpu", 2)
     recipe = write_local_recipe(tmp_path)
     recipe.write_text(recipe.read_text().replace("batch_tokens: 512", "batch_tokens: 1000"))
-    with pytest.raises(UserError, match=rf"{recipe}: pretraining.batch_tokens 1000 is not .* model.context 32 tokens: set it to 992\."):
+    with pytest.raises(UserError, match=rf"{recipe}, line 8: `pretraining`: batch_tokens 1000 is not .*context 32 .*: set it to 992\."):
         load_recipe(str(recipe))
 
 

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from assets.resources import guard
@@ -33,7 +33,7 @@ PARAMETERS_AT_ONCE = 100
 PARAMETER_CHARACTERS = 6000
 TAG_CHARACTERS = 8000
 DIGEST_CHARACTERS = 36  # of a data set; the whole digest is in its source
-SMALL_PAYLOAD_BYTES = 8 << 20  # an artifact's files up to here are shown in MLflow too; larger ones stay in the store alone
+SHOWN_BYTES = 8 << 20  # of an artifact's files in MLflow, the smallest first; the others stay in the store alone
 BUILD = "lineage.build"  # the tag by which a build's run, model and version are found
 
 
@@ -289,15 +289,20 @@ class Delivery:
             self._client().log_batch(run_id, metrics=some)
 
     def _files(self, run_id: str) -> None:
-        """Manifest, verdicts, pictures and tables; the payload too where it is small and no model."""
+        """Manifest, verdicts, pictures and tables; of the payload what is small. A model directory is the logged model's."""
         assert self.manifest is not None
         for name in ("artifact.json", "gate.json"):
             self._client().log_artifact(run_id, str(self.folder / name), "lineage")
         if any((self.folder / "show").iterdir() if (self.folder / "show").is_dir() else []):
             self._client().log_artifacts(run_id, str(self.folder / "show"), "show")
-        size = sum(entry["size"] for entry in self.manifest["files"])
-        if self.manifest["files"] and size <= SMALL_PAYLOAD_BYTES and not self.build["model"]:
-            self._client().log_artifacts(run_id, str(self.folder / "files"), "files")
+        left = SHOWN_BYTES
+        for entry in sorted(self.manifest["files"], key=lambda entry: entry["size"]):
+            path = PurePosixPath(entry["path"])
+            if self.build["model"] and path.parts[0] == "model":
+                continue
+            if (left := left - entry["size"]) < 0:
+                break
+            self._client().log_artifact(run_id, str(self.folder / "files" / path), str("files" / path.parent))
 
     def _model(self, run_id: str) -> None:
         from assets.resources.logged_model import ModelFacts, deliver_model

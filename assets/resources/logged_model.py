@@ -2,7 +2,8 @@
 
 MLflow's own `log_model` loads the model to look at it. What it would write is little: an MLmodel file that says which class
 loads what, beside the directory `transformers` loads anyway. `mlflow.transformers.load_model` and `mlflow.pyfunc.load_model`
-read it. A directory that is no causal language model of transformers' is logged with its files and no flavor.
+read it. A fine-tuned model's python_function is the task's own (`task_pyfunc.py`), its transformers flavor the decoder alone. A
+directory that is no causal language model of transformers' is logged with its files and no flavor.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
+    from mlflow.models.signature import ModelSignature
     from mlflow.tracking.client import MlflowClient
 
 NOT_THE_TOKENIZERS = (".safetensors", ".index.json")
 MODEL_VERSIONS = "mlflow.modelVersions"  # by this tag the model's page links to its registered version
+TASK_LAYOUT = "task_layout.json"  # in the folder of a fine-tuned model
 REQUIREMENTS = ("torch", "transformers", "tokenizers", "safetensors")
 
 
@@ -95,11 +98,9 @@ def _upload(client: MlflowClient, model_id: str, folder: Path, facts: ModelFacts
 
 def _describe(scratch: Path, model_id: str, folder: Path, facts: ModelFacts) -> None:
     from mlflow.models import Model
-    from mlflow.models.signature import ModelSignature
-    from mlflow.types.schema import ColSpec, Schema
 
-    text = Schema([ColSpec("string")])
-    model = Model(artifact_path="model", run_id=facts.run_id, model_id=model_id, signature=ModelSignature(text, text))
+    of_task = (folder / TASK_LAYOUT).is_file()
+    model = Model(artifact_path="model", run_id=facts.run_id, model_id=model_id, signature=_signature(of_task))
     if _is_causal(folder):
         model.add_flavor(
             "transformers",
@@ -113,13 +114,24 @@ def _describe(scratch: Path, model_id: str, folder: Path, facts: ModelFacts) -> 
             transformers_version=facts.packages.get("transformers", ""),
         )
         environment = {"virtualenv": "python_env.yaml"}
-        model.add_flavor("python_function", loader_module="mlflow.transformers", python_version=platform.python_version(), env=environment)
+        loader = {"loader_module": "assets.resources.task_pyfunc", "data": "model"} if of_task else {"loader_module": "mlflow.transformers"}
+        model.add_flavor("python_function", python_version=platform.python_version(), env=environment, **loader)
     model.save(str(scratch / "MLmodel"))
     pins = [f"{name}=={facts.packages[name]}" for name in REQUIREMENTS if name in facts.packages]
     (scratch / "requirements.txt").write_text("\n".join(pins) + "\n", encoding="utf-8")
     (scratch / "python_env.yaml").write_text(
         f"python: {platform.python_version()}\ndependencies:\n- -r requirements.txt\n", encoding="utf-8"
     )
+
+
+def _signature(of_task: bool) -> ModelSignature:
+    """Text for text; of a task's model the texts of a row, and for multiple choice its options, for an answer."""
+    from mlflow.models.signature import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+    text, texts = Schema([ColSpec("string")]), Array(DataType.string)
+    given = Schema([ColSpec(texts, "segments"), ColSpec(texts, "options", required=False)]) if of_task else text
+    return ModelSignature(given, text)
 
 
 def _is_causal(folder: Path) -> bool:

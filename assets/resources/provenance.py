@@ -25,7 +25,7 @@ def provenance(
     started: float,
     ended: float,
     seconds: float,
-    processes: int,
+    cores: int,
     peak_memory_bytes: int,
     forecast: Mapping[str, Any] | None = None,
     dagster_runs: Sequence[str] = (),
@@ -41,12 +41,17 @@ def provenance(
         "started": _iso(started),
         "ended": _iso(ended),
         "seconds": round(seconds, 3),
-        "cost": {"process_seconds": round(seconds * processes, 3)},
+        "cost": {"core_seconds": round(seconds * cores, 3)},
         "peak_memory_bytes": peak_memory_bytes,
         "forecast": dict(forecast or {}),
         "dagster_runs": list(dagster_runs),
         "mlflow_run": mlflow_run,
     }
+
+
+def seconds_spent(made: Mapping[str, Any]) -> float:
+    """What building took, by its provenance, over all attempts; of a single one by the stage's own clock, which runs past its last word."""
+    return max(float(made["seconds"]), float(made["stage_seconds"]))
 
 
 def _iso(moment: float) -> str:

@@ -95,7 +95,10 @@ class Store:
         self._buildings = self.home / "building"
         self._refs = self.home / "refs"
         with suppress(FileNotFoundError):
-            found = read_json(self.home / "store.json")
+            try:
+                found = read_json(self.home / "store.json")
+            except NotADirectoryError:
+                raise UserError(f"{self.home} cannot be a store: it, or what it is in, is a file. Set LINEAGE_HOME to a folder.") from None
             if not isinstance(found, dict) or not isinstance(found.get("version"), int):
                 raise CorruptFile(f'{self.home / "store.json"} is damaged: expected {{"version": {VERSION}}}, found {found!r}.')
             if found["version"] > VERSION:
@@ -162,9 +165,6 @@ class Store:
 
     def show(self, artifact: Artifact) -> Path:
         return artifact.path.parent / "show"
-
-    def journal(self, artifact: Artifact) -> Path:
-        return artifact.path.parent / "journal"
 
     def lineage(self, artifact: Artifact) -> dict[str, Any]:
         """The artifact and, below "inputs", all it was made from back to the sources; "missing" marks what is no longer here."""

@@ -2,13 +2,14 @@
 
 A build says what it is in `journal/build.json` (`begin`), its worker says how it goes in `journal/events.jsonl`, and `delivery.py`
 brings both to MLflow whenever that answers. So nothing here can stop or slow a build: a server that is down or slow leaves
-things on disk, and `deliver_pending` brings them another time.
+things on disk, `courier.py` says how long it is waited for, and `deliver_pending` brings them another time.
 
 Where MLflow is, is `server.py`'s; it is imported where it is first needed.
 """
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import socket
@@ -23,6 +24,7 @@ from typing import Any
 
 from assets.contract import Artifact, Config
 from assets.resources import guard
+from assets.resources.courier import PAUSES, Courier, Say, next_pause
 from assets.resources.delivery import Delivered, Delivery, is_alive
 from assets.resources.locks import locked
 from assets.resources.manifest import read_json
@@ -33,7 +35,7 @@ from gpt_model.disk import write_json
 from gpt_model.errors import CorruptFile
 
 STREAM_SECONDS = 2.0  # between two deliveries while a build runs
-BACKOFF_SECONDS = 60.0  # at most, while the server does not answer
+LATER = "what is left is delivered in the background, or by the next run."
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,18 @@ class Tracking:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.server = Server(home)
+
+    @property
+    def courier(self) -> Courier:
+        """The one of this store and server, in this process."""
+        return _courier(self.home, self.server.uri)
+
+    def serve(self, dagster_run: str | None, say: Say) -> None:
+        """Once a run, in the background: delivers what earlier ones left, and goes on until all is delivered or the process ends.
+
+        `say` hears of the first problem.
+        """
+        self.courier.serve(dagster_run, say)
 
     def begin(self, building: Building, build: Build, dagster_run: str | None = None) -> None:
         """Says what `building` is, or that another attempt at it begins: that one continues the same MLflow run."""
@@ -80,11 +94,22 @@ class Tracking:
         write_json(path, facts)
 
     def failed(self, building: Building, reason: str) -> None:
-        """Says that this attempt failed, and why; waits five seconds at most for MLflow to hear it."""
+        """Says that this attempt failed, and why, to MLflow too while there is patience with it."""
         path = building.journal / "build.json"
         with suppress(OSError, CorruptFile):  # on a full disk what is said goes unwritten; it must not stand in the failure's place
             write_json(path, read_json(path) | {"failure": reason})
-        self.deliver(building.folder, deadline=5.0)
+        self.finish(building.folder, at_most=5.0)
+
+    def finish(self, folder: Path, at_most: float = 15.0) -> None:
+        """Brings MLflow up to date with a build that ended. Once that was waited for in vain, no build of the run waits again."""
+        problem: str | None = f"MLflow at {self.server.uri} did not answer in time; {LATER}"
+        if deadline := self.courier.patience(at_most):
+            began = time.monotonic()
+            problem = self.deliver(folder, deadline).problem
+            self.courier.waited(began, in_vain=problem is not None)
+        if problem:
+            self.courier.tell(problem)
+            self.courier.ask()
 
     @contextmanager
     def stream(self, building: Building) -> Iterator[None]:
@@ -98,7 +123,7 @@ class Tracking:
             pause = 0.0
             while not over.wait(pause):
                 problem = self._push(building.folder).problem
-                pause = min(pause * 2, BACKOFF_SECONDS) if problem else STREAM_SECONDS
+                pause = next_pause(pause) if problem else STREAM_SECONDS
 
         thread = threading.Thread(target=deliver_often, name="mlflow delivery", daemon=True)
         thread.start()
@@ -110,7 +135,9 @@ class Tracking:
             raise
         finally:
             over.set()
-            thread.join(5.0)  # a server may hold it longer; what it then delivers is not delivered twice
+            began = time.monotonic()
+            thread.join(self.courier.patience(5.0))  # a server may hold it longer; what it then delivers is not delivered twice
+            self.courier.waited(began)
 
     def deliver(self, folder: Path, deadline: float = 15.0) -> Delivered:
         """Brings MLflow up to date with a building's or an artifact's folder, waiting at most `deadline` seconds."""
@@ -120,20 +147,17 @@ class Tracking:
         thread.join(deadline)
         if result:
             return result[0]
-        problem = f"MLflow at {self.server.uri} has not answered within {deadline:g} s; what is left is delivered by the next run."
+        problem = f"MLflow at {self.server.uri} has not answered within {deadline:.3g} s; {LATER}"
         return Delivered(self._run_id(folder), complete=False, problem=problem)
 
     def deliver_pending(self, deadline: float = 10.0) -> list[Delivered]:
         """Delivers what earlier runs left, and sets right the runs of processes that died. Costs nothing where all is delivered."""
         ends = time.monotonic() + deadline
         found = []
-        for folder in [*(self.home / "building").glob("*"), *(self.home / "artifacts").glob("*")]:
+        for folder in self._undelivered():
             if time.monotonic() >= ends:
                 break
-            if self._left_undelivered(folder):
-                found.append(self.deliver(folder, max(0.1, ends - time.monotonic())))
-                if found[-1].problem:  # it would be the same for the others
-                    break
+            found.append(self.deliver(folder, max(0.1, ends - time.monotonic())))
         return found
 
     def run_of(self, built: Artifact | Building) -> str | None:
@@ -161,13 +185,19 @@ class Tracking:
                 return Delivery(folder, self.server).push()
         except Exception as error:
             sentence = str(error).strip().split("\n")[0][:300]
-            problem = f"MLflow at {self.server.uri}: {type(error).__name__}: {sentence}. What is left is delivered by the next run."
+            problem = f"MLflow at {self.server.uri}: {type(error).__name__}: {sentence}. {LATER.capitalize()}"
             return Delivered(self._run_id(folder), complete=False, problem=problem)
 
-    def _left_undelivered(self, folder: Path) -> bool:
-        build = _read(folder / "journal" / "build.json")
-        if build is None:
-            return False
+    def _undelivered(self) -> list[Path]:
+        """The folders of builds that MLflow has not heard the end of, in the order they began: inputs before what is made of them."""
+        found = []
+        for folder in [*(self.home / "building").glob("*"), *(self.home / "artifacts").glob("*")]:
+            build = _read(folder / "journal" / "build.json")
+            if build and self._left_undelivered(folder, build):
+                found.append((build["attempts"][0]["began"], folder))
+        return [folder for _, folder in sorted(found)]
+
+    def _left_undelivered(self, folder: Path, build: Mapping[str, Any]) -> bool:
         if folder.parent.name == "building" and not build["failure"] and is_alive(build["attempts"][-1]):
             return False  # its own process sees to it
         delivered = _read(folder / "journal" / "delivery.json") or {}
@@ -175,6 +205,13 @@ class Tracking:
 
     def _run_id(self, folder: Path) -> str | None:
         return (_read(folder / "journal" / "delivery.json") or {}).get("run_id")
+
+
+@functools.cache
+def _courier(home: Path, uri: str) -> Courier:
+    tracking = Tracking(home)
+    assert tracking.server.uri == uri
+    return Courier(lambda: [delivered.problem for delivered in tracking.deliver_pending(PAUSES[1]) if delivered.problem])
 
 
 def _input(name: str, artifact: Artifact) -> dict[str, Any]:

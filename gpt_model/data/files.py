@@ -183,10 +183,27 @@ def _parquet_rows(stream: BinaryIO, name: str, columns: Sequence[str]) -> Iterat
     try:
         file = pyarrow.parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
         require(dict.fromkeys(file.schema_arrow.names), columns, name)
+        before = 0
         for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
-            yield from batch.to_pylist()
+            try:
+                rows = batch.to_pylist()
+            except UnicodeDecodeError:
+                raise UserError(f"{name}, {_not_utf8(batch, before)} is not UTF-8. Write the file again with its text in UTF-8.") from None
+            yield from rows
+            before += len(rows)
     except pyarrow.ArrowException as error:
         raise UserError(f"{name} is not a parquet file that can be read ({error}).") from None
+
+
+def _not_utf8(batch: Any, before: int) -> str:
+    """Where a parquet batch's text is not UTF-8; `before`: rows of the file that come before it."""
+    for column, values in zip(batch.schema.names, batch.columns, strict=True):
+        for row, value in enumerate(values, start=before + 1):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as error:
+                return f"row {row}: column {column!r}, byte {error.start} (0x{error.object[error.start]:02x})"
+    raise AssertionError("one of its values could not be decoded")
 
 
 def require(row: Mapping[str, Any], columns: Sequence[str], where: str) -> None:

@@ -59,7 +59,7 @@ def name_and_version(requirement: str) -> tuple[str, Version]:
 def fetch_package(requirement: str, kind: Kind, sha256: str, downloads: Path, progress: Progress) -> Path:
     """The package file on disk, its bytes verified against `sha256`: from `downloads`, else from the index, which is then asked.
 
-    Raises UserError where no index has it, none answers, or the bytes are others than pinned.
+    Raises UserError, about `sha256` where the bytes are others than pinned, about `package` where no index has it or none answers.
     """
     folder = downloads / "packages"
     for cached in sorted(folder.glob(f"{sha256[:16]}-*")):
@@ -70,6 +70,7 @@ def fetch_package(requirement: str, kind: Kind, sha256: str, downloads: Path, pr
     name, version = name_and_version(requirement)
     wanted = _Wanted(name, version, kind, sha256)
     reasons: list[str] = []
+    field = "package"
     for where, fetch in _places(wanted, progress):
         part = folder / f".{sha256[:16]}.{os.getpid()}.part"
         try:
@@ -79,6 +80,7 @@ def fetch_package(requirement: str, kind: Kind, sha256: str, downloads: Path, pr
                 continue
             found = sha256_of(part)
             if found != sha256:
+                field = "sha256"
                 reasons.append(f"{where} has {filename} with sha256 {found}, expected {sha256}")
                 continue
             target = folder / f"{sha256[:16]}-{filename}"
@@ -90,7 +92,8 @@ def fetch_package(requirement: str, kind: Kind, sha256: str, downloads: Path, pr
             part.unlink(missing_ok=True)
     raise UserError(
         f"The {kind} of {requirement} could not be fetched: {'; '.join(reasons) or 'pip is set to use no index'}. "
-        "Check the connection, name, version and sha256, and pip's index settings (PIP_INDEX_URL, pip config)."
+        "Check the connection, name, version and sha256, and pip's index settings (PIP_INDEX_URL, pip config).",
+        field=field,
     )
 
 

@@ -45,7 +45,8 @@ class Sampler:
             if weight > 0 and len(tokens) <= context:
                 raise UserError(
                     f"Source {name!r} has {len(tokens)} training tokens, and the model's `context` is {context}: a sequence needs "
-                    f"{context + 1}. Make `context` smaller, or give the source more text or weight 0."
+                    f"{context + 1}. Make `context` smaller, or give the source more text or weight 0.",
+                    field="context",
                 )
         self.windows = [-(-len(tokens) // context) for tokens in self._tokens]  # an epoch of each source
         self._seed = seed
@@ -65,12 +66,6 @@ class Sampler:
             for row, start in zip(mine, self._starts(source, self._draws(source, rows[mine])), strict=True):
                 windows[row] = _ring(self._tokens[source], int(start), self.context + 1)
         return windows[:, :-1].copy(), windows[:, 1:].copy(), sources.astype(np.int64)
-
-    def epochs(self, step: int) -> dict[str, float]:
-        """How often each source has been gone through before step `step`."""
-        first = np.array([step * self.sequences])
-        draws = [int(self._draws(number, first)[0]) for number in range(len(self.sources))]
-        return {name: draws[number] / self.windows[number] if draws[number] else 0.0 for number, name in enumerate(self.sources)}
 
     def _draws(self, source: int, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many sequences before each of `sequences` were drawn from `source`."""

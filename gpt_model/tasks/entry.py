@@ -20,6 +20,7 @@ CATALOGUE = Path(__file__).resolve().parent / "catalogue"
 Form = Literal["classification", "entailment", "similarity", "multiple_choice"]
 SplitName = Literal["training", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("training", "validation", "test")
+Score = Literal["f1", "matthews", "pearson"]
 SEGMENTS: dict[str, tuple[str, ...]] = {
     "classification": ("text",),
     "entailment": ("premise", "hypothesis"),
@@ -146,6 +147,9 @@ class TaskEntry(_Strict):
     malformed: Literal["refuse", "drop"] = Field(
         default="refuse", description="what a row that does not fit the form is: a mistake, or left out and counted"
     )
+    scores: list[Score] = Field(
+        default_factory=list, description="what the field reports of such a task beside accuracy; stands with it in the scorecard"
+    )
     split: TaskSplit = TaskSplit()
     show_text: bool = Field(
         default=True, description="false where the licence does not cover the text: at most three short samples are shown"
@@ -182,6 +186,20 @@ class TaskEntry(_Strict):
         if self.versions and (not isinstance(self.labels, list) or set(self.versions) != set(self.labels)):
             raise ValueError("`versions` needs one column for each name in `labels`, which is then a plain list")
         return self
+
+    @model_validator(mode="after")
+    def _scores_fit_the_labels(self) -> TaskEntry:
+        if self.scores and self.form == "multiple_choice":
+            raise ValueError(f"`scores`: {self.scores[0]} is of labels, and a multiple_choice task has options: leave it out")
+        if "pearson" in self.scores and self.high_end() is None:
+            raise ValueError("`scores`: pearson is of ratings, so it needs two `labels`, one with `above` and one with `below`")
+        return self
+
+    def high_end(self) -> int | None:
+        """The class at the high end, where the label column holds a rating that two labels are the ends of."""
+        rules = list(self.labels.values()) if isinstance(self.labels, dict) else []
+        above, below = ([i for i, rule in enumerate(rules) if getattr(rule, end) is not None] for end in ("above", "below"))
+        return above[0] if len(above) == len(below) == 1 and len(rules) == 2 else None
 
     def _segments_wanted(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(needed, optional) keys of `columns`."""

@@ -36,6 +36,7 @@ class Example:
     segments: tuple[str, ...]
     options: tuple[str, ...]  # multiple choice only
     label: int
+    rating: float | None = None  # the label column's number, where the two labels are its low and its high end
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class _Reader:
             group = self._cell(where, row, entry.split.group) if entry.split.group else "\n".join(segments)
             if together := entry.split.together:
                 group = group.partition(together)[0]
-            yield Example(example_id, group, segments, options, label)
+            yield Example(example_id, group, segments, options, label, self._rating(where, row))
 
     def _text(self, where: str, row: Row, name: str) -> str:
         column = self.entry.columns[name]
@@ -214,6 +215,10 @@ class _Reader:
             )
         self.left_out["between the labels' thresholds"] += 1
         return None
+
+    def _rating(self, where: str, row: Row) -> float | None:
+        column = str(self.entry.columns.get("label"))
+        return self._number(where, column, row[column]) if self.entry.high_end() is not None else None
 
     def _number(self, where: str, column: str, value: Any) -> float:
         try:

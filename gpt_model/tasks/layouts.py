@@ -62,10 +62,6 @@ class Layout:
     def extract(self) -> int:
         return self.vocab_size + 2
 
-    def rows_each(self, options: int) -> int:
-        """Passes through the model an example takes; `options` of a multiple-choice example."""
-        return {"similarity": 2, "multiple_choice": options}.get(self.form, 1)
-
     def lay(self, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[Laid]:
         """`examples` as rows of token ids, in their order."""
         texts = [text for example in examples for text in (*example.segments, *example.options)]

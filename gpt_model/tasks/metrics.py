@@ -1,58 +1,101 @@
-"""What predictions are worth: scores with 95 % intervals, the majority class, and a paired difference of two models.
+"""What predictions are worth: scores with 95 % intervals, and a paired difference of two models.
 
-An accuracy's interval is Wilson's, which holds for small test sets and near 0 and 1. A difference of two models on the same
-examples is bootstrapped, pairs kept together and whole groups drawn, because questions about one passage are not independent.
+An accuracy's interval is Wilson's, which holds for small test sets and near 0 and 1. Every other one is a bootstrap with a fixed seed that
+draws whole groups, because questions about one passage are not independent. Each of those scores is a function of sums over examples, so
+a sample is a weighted sum of the groups' own sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from sklearn import metrics as sklearn_metrics
 
 from gpt_model.evaluation.scores import wilson
 
-RESAMPLES = 10_000
+RESAMPLES, BATCH = 10_000, 500
+
+Floats = NDArray[np.float64]
 
 
-def majority(labels: Sequence[int]) -> float:
-    """Accuracy of always answering with the commonest class of `labels`."""
-    return float(np.bincount(labels).max() / len(labels))
-
-
-def scores(labels: Sequence[int], predicted: Sequence[int], named_classes: int) -> dict[str, float]:
-    """accuracy with its interval; F1 and Matthews' correlation where classes are labels and not options (`named_classes` > 0).
+def scores(labels: Sequence[int], predicted: Sequence[int], named_classes: int, groups: Sequence[str]) -> dict[str, float]:
+    """accuracy; f1 and matthews where classes are labels and not options (`named_classes` > 0). Each with its _low and _high.
 
     F1 is of the last class where there are two ("positive", "yes", "same"), as the field has it, and the classes' mean otherwise.
     """
     correct = int(np.sum(np.asarray(labels) == np.asarray(predicted)))
-    low, high = wilson(correct, len(labels))
-    found = {"accuracy": correct / len(labels), "accuracy_low": low, "accuracy_high": high}
+    found = _named("accuracy", correct / len(labels), wilson(correct, len(labels)))
     if named_classes:
-        average = "binary" if named_classes == 2 else "macro"
-        names = list(range(named_classes))
-        found["f1"] = float(sklearn_metrics.f1_score(labels, predicted, labels=names, average=average, zero_division=0.0))
-        found["matthews"] = float(sklearn_metrics.matthews_corrcoef(labels, predicted))
+        pairs = np.eye(named_classes**2)[np.asarray(labels) * named_classes + np.asarray(predicted)]  # [examples, label × predicted]
+        found |= _named("f1", *_bootstrapped(pairs, groups, _f1, (0.0, 1.0)))
+        found |= _named("matthews", *_bootstrapped(pairs, groups, _matthews, (-1.0, 1.0)))
     return found
 
 
+def correlation(predicted: Sequence[float], ratings: Sequence[float], groups: Sequence[str]) -> dict[str, float]:
+    """pearson, pearson_low, pearson_high: of what the model gives with what people gave."""
+    x, y = (np.asarray(values, dtype=float) - np.mean(values) for values in (predicted, ratings))
+    return _named("pearson", *_bootstrapped(np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1), groups, _pearson, (-1.0, 1.0)))
+
+
 def paired_difference(first: Sequence[bool], second: Sequence[bool], groups: Sequence[str]) -> tuple[float, float, float]:
-    """(accuracy of `first` minus that of `second`, 2.5 %, 97.5 %): the same examples, whole groups resampled with a fixed seed."""
-    names, of = np.unique(np.asarray(groups), return_inverse=True)
-    difference = np.bincount(of, weights=np.asarray(first, dtype=float) - np.asarray(second, dtype=float), minlength=len(names))
-    sizes = np.bincount(of, minlength=len(names)).astype(float)
-    value = float(difference.sum() / sizes.sum())
+    """(accuracy of `first` minus that of `second`, 2.5 %, 97.5 %) on the same examples."""
+    difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    parts = np.stack([difference, np.ones_like(difference)], 1)
+    value, (low, high) = _bootstrapped(parts, groups, lambda sums: sums[..., 0] / sums[..., 1], (-1.0, 1.0))
+    return value, low, high
+
+
+def _named(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
+    return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
+
+
+def _bootstrapped(
+    parts: Floats, groups: Sequence[str], of: Callable[[Floats], Floats], limits: tuple[float, float]
+) -> tuple[float, tuple[float, float]]:
+    """`of` the sum of `parts` [examples, parts], and its percentile interval; `limits` where one group says nothing of the spread."""
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.zeros((len(names), parts.shape[1]))
+    np.add.at(sums, member, parts)
+    value = float(of(sums.sum(0)))
     if len(names) < 2:
-        return value, -1.0, 1.0  # one group says nothing of the spread between groups
+        return value, limits
+    draw = np.random.default_rng(0)
+    values = []
+    for _ in range(RESAMPLES // BATCH):
+        drawn = draw.integers(len(names), size=(BATCH, len(names))) + len(names) * np.arange(BATCH)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=BATCH * len(names)).reshape(BATCH, len(names))  # each group is in each sample
+        values.append(of(times @ sums))
+    low, high = np.percentile(np.concatenate(values), (2.5, 97.5))
+    return value, (float(low), float(high))
 
-    def of_sample(part: NDArray[np.float64], size: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-        return np.asarray(part.sum(axis) / size.sum(axis))
 
-    found = stats.bootstrap(
-        (difference, sizes), of_sample, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=1000, method="percentile",
-        rng=np.random.default_rng(0),
-    )  # fmt: skip
-    return value, float(found.confidence_interval.low), float(found.confidence_interval.high)
+def _f1(pairs: Floats) -> Floats:
+    """[..., label × predicted] counts -> [...]. 0 for a class that is neither there nor predicted."""
+    counts = _square(pairs)
+    found = _ratio(2 * np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1) + counts.sum(-2))  # [..., classes]
+    return found[..., -1] if found.shape[-1] == 2 else np.asarray(found.mean(-1))
+
+
+def _matthews(pairs: Floats) -> Floats:
+    """Gorodkin 2004's for any number of classes; 0 where every answer, or every label, is the same."""
+    counts = _square(pairs)
+    total, right = counts.sum((-2, -1)), np.trace(counts, axis1=-2, axis2=-1)
+    labels, predicted = counts.sum(-1), counts.sum(-2)
+    spread = (total**2 - (labels**2).sum(-1)) * (total**2 - (predicted**2).sum(-1))
+    return _ratio(right * total - (labels * predicted).sum(-1), np.sqrt(spread))
+
+
+def _pearson(sums: Floats) -> Floats:
+    n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
+    return _ratio(n * xy - x * y, np.sqrt(np.maximum(0.0, n * xx - x * x) * np.maximum(0.0, n * yy - y * y)))
+
+
+def _square(pairs: Floats) -> Floats:
+    classes = round(pairs.shape[-1] ** 0.5)
+    return pairs.reshape(*pairs.shape[:-1], classes, classes)
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    return np.divide(above, below, out=np.zeros_like(below, dtype=float), where=below > 0)

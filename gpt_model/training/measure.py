@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from gpt_model.data.shards import TokenData, held_out_windows
 from gpt_model.evaluation.scores import spread
+from gpt_model.memory import peak_resident_bytes
 from gpt_model.training.settings import Execution
 from gpt_model.transformer import GPT
 
@@ -146,16 +145,7 @@ def _rate(a: Tensor, b: Tensor, out: Tensor) -> float:
 
 def peak_memory_bytes(execution: Execution) -> float:
     """The most memory any rank's process has held, on the GPU where it trains there. Collective."""
-    own = float(torch.cuda.max_memory_allocated() if execution.device == "cuda" else _peak_resident_bytes())
+    own = float(torch.cuda.max_memory_allocated() if execution.device == "cuda" else peak_resident_bytes())
     most = torch.tensor([own], dtype=torch.float64, device=execution.device)
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
     return float(most.item())
-
-
-def _peak_resident_bytes() -> int:
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux; its ru_maxrss also counts what the parent had before exec
-        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
-        if line is not None:
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
