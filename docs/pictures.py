@@ -86,8 +86,17 @@ def open_asset_graph(page: Page, base: str, recipe: str) -> None:
     expect(page.get_by_text("scorecard", exact=True).first).to_be_visible(timeout=60_000)
     page.wait_for_timeout(2500)
     assert page.viewport_size
-    page.mouse.dblclick(270, page.viewport_size["height"] - 40)  # where no asset is, at the lower left: the whole graph moves into view
-    page.wait_for_timeout(1500)
+    page.mouse.move(page.viewport_size["width"] * 0.57, page.viewport_size["height"] * 0.55)  # the middle of the graph
+    page.keyboard.down("Control")
+    outer = [page.get_by_text(name, exact=True).first for name in ("corpus", "zero_shot")]  # at the ends of the graph
+    for _ in range(10):  # a step further away, until they are in view, and one more
+        in_view = all(asset.is_visible() for asset in outer)
+        page.mouse.wheel(0, 60)
+        page.wait_for_timeout(300)
+        if in_view:
+            break
+    page.keyboard.up("Control")
+    page.wait_for_timeout(1000)
 
 
 def open_runs(page: Page, base: str, recipe: str, home: Path) -> None:
