@@ -131,10 +131,6 @@ def main() -> int:
             page = chrome.new_page(viewport={"width": 1600, "height": 1250})
             open_asset_graph(page, f"http://{HOST}:3100", recipe)
             page.screenshot(path=IMAGES / "asset-graph.png")
-            page.goto(f"http://{HOST}:3100/assets/{recipe}/pretrained")
-            expect(page.get_by_text("MLflow run").first).to_be_visible(timeout=60_000)
-            page.wait_for_timeout(2500)
-            page.screenshot(path=IMAGES / "asset-page.png")
         with serving(mlflow_command(5100, home), f"http://{HOST}:5100/health", home):
             page = chrome.new_page(viewport={"width": 1500, "height": 1050})
             tasks = [node.name for node in nodes(load_recipe(recipe)) if node.name.startswith("finetuned/")]
