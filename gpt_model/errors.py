@@ -27,6 +27,10 @@ class CorruptFile(UserError):
     """A file's bytes are not the bytes that were written (its checksum differs)."""
 
 
+class Unreachable(UserError):
+    """A place outside this machine did not answer, such as the hub: nothing is wrong with what was asked of it."""
+
+
 def dotted(*parts: str | None) -> str:
     """The parts of a field's name with dots between; those that are empty left out."""
     return ".".join(part for part in parts if part)

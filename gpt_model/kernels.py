@@ -11,7 +11,6 @@ where the CPU has instructions for them; attention, norms and the residual strea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 QUERIES = 64  # queries attended at once: what lies beyond the diagonal block is never computed
-LONGEST = 512  # tokens; beyond it the kept attention weights take more memory than they save time
+LONGEST = 512  # tokens that a query sees; beyond it the kept attention weights take more memory than they save time
 TILE_ELEMENTS = 1 << 17  # elements of an elementwise tile: with its temporaries it stays in a core's cache of 2 MB
 
 PAD = 16  # floats, one cache line: rows of a power of two (or thrice one) apart would compete for the same few cache sets
@@ -32,9 +31,9 @@ SCALE = 2 * math.sqrt(2 / math.pi)  # gelu_tanh(x) = x · sigmoid(SCALE · (x + 
 CUBIC = 0.044715
 
 
-def usable(x: Tensor, dropout: float) -> bool:
+def usable(x: Tensor, dropout: float, band: int | None = None) -> bool:
     """Whether the halves below compute what the plain operators would, for x [batch, time, width]."""
-    if x.device.type != "cpu" or dropout != 0.0 or x.shape[1] > LONGEST:
+    if x.device.type != "cpu" or dropout != 0.0 or min(x.shape[1], band or LONGEST + 1) > LONGEST:
         return False
     if torch.is_autocast_enabled("cpu"):
         return x.dtype == torch.float32 and torch.get_autocast_dtype("cpu") == torch.bfloat16
@@ -42,18 +41,24 @@ def usable(x: Tensor, dropout: float) -> bool:
 
 
 class Affine(Protocol):
-    """A module with a weight and a bias. They are read one by one, by name: that is when DeepSpeed's ZeRO 3 gathers them."""
+    """A module with a weight and a bias. They are read one by one, by name: that is when DeepSpeed's ZeRO 3 gathers them.
+
+    Only what makes queries, keys and values may have no bias.
+    """
 
     weight: torch.nn.Parameter
-    bias: torch.nn.Parameter
+    bias: torch.nn.Parameter | None
 
 
-def attention_half(x: Tensor, norm: torch.nn.LayerNorm, into: Affine, out: Affine, heads: int) -> Tensor:
-    """x + attention(norm(x)) for x [batch, time, width]; `into` makes fused query, key and value, `out` the result."""
+def attention_half(x: Tensor, norm: torch.nn.LayerNorm, into: Affine, out: Affine, heads: int, band: int | None = None) -> Tensor:
+    """x + attention(norm(x)) for x [batch, time, width]; `into` makes fused query, key and value, `out` the result.
+
+    `band`: how many tokens each sees, itself among them; all before it by default.
+    """
     kind = _kind_of_products(x)
     with torch.autocast("cpu", enabled=False):  # what is cast to what is said below
         return _AttentionHalf.apply(
-            x, norm.weight, norm.bias, into.weight, into.bias, out.weight, out.bias, norm.eps, heads, kind, torch.is_grad_enabled()
+            x, norm.weight, norm.bias, into.weight, into.bias, out.weight, out.bias, norm.eps, heads, band, kind, torch.is_grad_enabled()
         )
 
 
@@ -78,22 +83,26 @@ class _AttentionHalf(torch.autograd.Function):
         gain: Tensor,
         shift: Tensor,
         w_in: Tensor,
-        b_in: Tensor,
+        b_in: Tensor | None,
         w_out: Tensor,
         b_out: Tensor,
         eps: float,
         heads: int,
+        band: int | None,
         kind: torch.dtype,
         keep: bool,
     ) -> Tensor:
         w_in, w_out = w_in.to(kind), w_out.to(kind)
         normed, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], gain, shift, eps)
         normed = normed.flatten(0, 1).to(kind)
-        qkv = _biased(product(normed, w_in), b_in).unflatten(0, x.shape[:2])
-        mixed, kept = _attend(qkv, heads, keep)
-        mixed = mixed.flatten(0, 1).to(kind)
+        qkv = product(normed, w_in)
+        qkv = (qkv.to(x.dtype) if b_in is None else _biased(qkv, b_in)).unflatten(0, x.shape[:2])
+        mixed = padded(qkv, len(normed), x.shape[-1])
+        out = mixed.unflatten(0, x.shape[:2]).unflatten(-1, (heads, -1)).transpose(1, 2)
+        kept = attend(*_by_head(qkv, heads), out, band, keep)
+        mixed = mixed.to(kind)
         ctx.save_for_backward(x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, kept)
-        ctx.heads = heads
+        ctx.heads, ctx.band, ctx.biased = heads, band, b_in is not None
         return _plus_product(x + b_out, mixed, w_out)
 
     @staticmethod
@@ -101,16 +110,17 @@ class _AttentionHalf(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, kept = ctx.saved_tensors
         slope = upstream.flatten(0, 1).to(w_out.dtype)
-        d_mixed = _whole(slope, w_out.t(), x.dtype).view_as(x)
+        d_mixed = _whole(slope, w_out.t(), x.dtype).view_as(x).unflatten(-1, (ctx.heads, -1)).transpose(1, 2)
         d_w_out, d_b_out = _whole(mixed.t(), slope, x.dtype), upstream.sum((0, 1))
-        d_qkv = _attend_backward(d_mixed, qkv, kept, ctx.heads).flatten(0, 1)
-        d_b_in, d_qkv = d_qkv.sum(0), d_qkv.to(w_in.dtype)
+        d_qkv = padded(qkv, len(slope), qkv.shape[-1])
+        attend_backward(d_mixed, *_by_head(qkv, ctx.heads), kept, ctx.band, *_by_head(d_qkv.view_as(qkv), ctx.heads))
+        d_b_in, d_qkv = d_qkv.sum(0) if ctx.biased else None, d_qkv.to(w_in.dtype)
         d_w_in = _whole(normed.t(), d_qkv, x.dtype)
         d_normed = _whole(d_qkv, w_in.t(), x.dtype).view_as(x)
         d_x, d_gain, d_shift = torch.ops.aten.native_layer_norm_backward(
             d_normed, x, [x.shape[-1]], mean, rstd, gain, shift, [True, True, True]
         )
-        return d_x.add_(upstream), d_gain, d_shift, d_w_in, d_b_in, d_w_out, d_b_out, None, None, None, None
+        return d_x.add_(upstream), d_gain, d_shift, d_w_in, d_b_in, d_w_out, d_b_out, None, None, None, None, None
 
 
 class _MLPHalf(torch.autograd.Function):
@@ -206,14 +216,19 @@ def _gelu_(x: Tensor, bias: Tensor, keep: bool) -> Tensor:
     return y
 
 
-def _blocks(time: int, heads: int) -> Iterator[tuple[int, int, slice]]:
-    """Blocks of queries: first, last + 1, and where the weights [heads, queries, last + 1] of the block lie in a sequence's store."""
-    used = 0
+def _blocks(time: int, heads: int, band: int | None) -> list[tuple[slice, slice, slice]]:
+    """Blocks of queries: the queries, the keys that any of them sees, and where the block's weights lie in a sequence's store."""
+    blocks, used = [], 0
     for start in range(0, time, QUERIES):
-        end = min(start + QUERIES, time)
-        size = heads * (end - start) * end
-        yield start, end, slice(used, used + size)
+        end, first = min(start + QUERIES, time), 0 if band is None else max(0, start - band + 1)
+        size = heads * (end - start) * (end - first)
+        blocks.append((slice(start, end), slice(first, end), slice(used, used + size)))
         used += size
+    return blocks
+
+
+def _largest(blocks: list[tuple[slice, slice, slice]]) -> int:
+    return max(place.stop - place.start for *_, place in blocks)
 
 
 def _by_head(fused: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,49 +237,61 @@ def _by_head(fused: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def _attend(qkv: Tensor, heads: int, keep: bool) -> tuple[Tensor, Tensor]:
-    """softmax(q kᵀ / sqrt(d), causal) v: [batch, time, width], and the weights, which `_attend_backward` takes if they were to be kept.
+def _unseen(blocks: list[tuple[slice, slice, slice]], band: int | None, like: Tensor) -> list[Tensor]:
+    """What is added to each block's scores [queries, keys]: -inf where the key is later, or `band` or more tokens back; else 0."""
+    back = [queries.start - keys.start for queries, keys, _ in blocks]
+    ahead = torch.arange(-max(back), QUERIES) - torch.arange(QUERIES)[:, None]
+    hidden = ahead > 0 if band is None else (ahead > 0) | (ahead <= -band)
+    mask = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, -math.inf)
+    sizes = [queries.stop - queries.start for queries, *_ in blocks]
+    return [mask[:size, max(back) - before : max(back) + size] for size, before in zip(sizes, back, strict=True)]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor, band: int | None, keep: bool) -> Tensor:
+    """softmax(q kᵀ / sqrt(d), causal, banded) v into `out`, each [batch, heads, time, d]; the weights, if `attend_backward` is to have them.
 
     One sequence at a time, so that its queries, keys and values stay in cache for all its blocks.
     """
-    batch, time, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    blocks = list(_blocks(time, heads))
-    query, key, value = _by_head(qkv, heads)
-    mixed = padded(qkv, batch * time, width).unflatten(0, (batch, time))
-    out = mixed.unflatten(-1, (heads, -1)).transpose(1, 2)
-    kept = qkv.new_empty(batch if keep else 1, blocks[-1][2].stop)
-    future = qkv.new_full((QUERIES, QUERIES), -math.inf).triu_(1)
-    masks = [torch.nn.functional.pad(future[: end - start, : end - start], (start, 0)) for start, end, _ in blocks]
-    scale = (width // heads) ** -0.5
+    batch, heads, time, width = query.shape
+    blocks = _blocks(time, heads, band)
+    store = query.new_empty((batch, blocks[-1][2].stop) if keep else (1, _largest(blocks)))
+    masks = _unseen(blocks, band, query)
     for row in range(batch):
         q, k, v, y = query[row], key[row], value[row], out[row]
-        for (start, end, place), mask in zip(blocks, masks, strict=True):
-            weights = kept[row if keep else 0, place].view(heads, end - start, end)
-            torch.baddbmm(mask, q[:, start:end], k[:, :end].transpose(1, 2), alpha=scale, out=weights)
+        for (queries, keys, place), mask in zip(blocks, masks, strict=True):
+            weights = (store[row, place] if keep else store[0, : place.stop - place.start]).view(heads, *mask.shape)
+            torch.baddbmm(mask, q[:, queries], k[:, keys].transpose(1, 2), alpha=width**-0.5, out=weights)
             torch.softmax(weights, -1, out=weights)
-            torch.bmm(weights, v[:, :end], out=y[:, start:end])
-    return mixed, kept
+            torch.bmm(weights, v[:, keys], out=y[:, queries])
+    return store
 
 
-def _attend_backward(d_mixed: Tensor, qkv: Tensor, kept: Tensor, heads: int) -> Tensor:
-    """The gradient of the fused queries, keys and values [batch, time, 3 · width], from that of `_attend`'s result."""
-    batch, time, width = d_mixed.shape
-    blocks = list(_blocks(time, heads))
-    gradient = padded(qkv, batch * time, 3 * width).unflatten(0, (batch, time))
-    scale = (width // heads) ** -0.5
-    scratch = qkv.new_empty(heads * QUERIES * time)
+def attend_backward(
+    d_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kept: Tensor,
+    band: int | None,
+    d_query: Tensor,
+    d_key: Tensor,
+    d_value: Tensor,
+) -> None:
+    """Gradients of `attend`'s query, key and value, into the last three, from that of its result."""
+    batch, heads, time, width = query.shape
+    blocks = _blocks(time, heads, band)
+    scratch = query.new_empty(_largest(blocks))
+    whole = blocks[-1][1].start == 0  # then the last block sees every key, and writes where the others add
+    if not whole:
+        d_key.zero_(), d_value.zero_()
     for row in range(batch):
-        q, k, v = (part[0] for part in _by_head(qkv[row : row + 1], heads))
-        d_q, d_k, d_v = (part[0] for part in _by_head(gradient[row : row + 1], heads))
-        d_out = d_mixed[row].unflatten(-1, (heads, -1)).transpose(0, 1)
-        for start, end, place in reversed(blocks):  # the last block sees every key, so it writes where the others add
-            weights = kept[row, place].view(heads, end - start, end)
-            d_y = d_out[:, start:end]
+        q, k, v, d_q, d_k, d_v, d_y = (part[row] for part in (query, key, value, d_query, d_key, d_value, d_out))
+        for queries, keys, place in reversed(blocks):
+            weights = kept[row, place].view(heads, queries.stop - queries.start, keys.stop - keys.start)
             d_scores = scratch[: weights.numel()].view_as(weights)
-            torch.bmm(d_y, v[:, :end].transpose(1, 2), out=d_scores)
-            torch._softmax_backward_data(d_scores, weights, -1, qkv.dtype, grad_input=d_scores)
-            others = 0 if end == time else 1
-            d_q[:, start:end].baddbmm_(d_scores, k[:, :end], beta=0, alpha=scale)
-            d_k[:, :end].baddbmm_(d_scores.transpose(1, 2), q[:, start:end], beta=others, alpha=scale)
-            d_v[:, :end].baddbmm_(weights.transpose(1, 2), d_y, beta=others)
-    return gradient
+            torch.bmm(d_y[:, queries], v[:, keys].transpose(1, 2), out=d_scores)
+            torch._softmax_backward_data(d_scores, weights, -1, query.dtype, grad_input=d_scores)
+            others = 0 if whole and queries.stop == time else 1
+            d_q[:, queries].baddbmm_(d_scores, k[:, keys], beta=0, alpha=width**-0.5)
+            d_k[:, keys].baddbmm_(d_scores.transpose(1, 2), q[:, queries], beta=others, alpha=width**-0.5)
+            d_v[:, keys].baddbmm_(weights.transpose(1, 2), d_y[:, queries], beta=others)

@@ -1,6 +1,9 @@
-"""The GPT-2 decoder, top to bottom: embeddings, pre-norm blocks, final norm, tied head (Radford et al. 2019, section 2.3).
+"""The decoder of the three papers, top to bottom: embeddings, blocks, tied head.
 
-- Parameters carry GPT-2's released names and layouts (weights are [in, out]), so a state dictionary is `transformers`' own.
+- GPT-1 (Radford et al. 2018, section 4.1): x = norm(x + attention(x)), x = norm(x + MLP(x)), and no final norm.
+- GPT-2 (Radford et al. 2019, section 2.3): x = x + attention(norm(x)), x = x + MLP(norm(x)), and a final norm.
+- GPT-3 (Brown et al. 2020, section 2.1): GPT-2, every second layer's attention locally banded (`gpt_model.banded`).
+- Parameters carry GPT-2's released names and layouts (weights are [in, out]) in all three; `gpt_model.convert` knows the others'.
 - Initialisation is a function of the seed and each parameter's name: not of the device, the global RNG or the order of creation.
 - Rows of different lengths are padded on the right: attention is causal, so no real token ever sees a pad, and no mask is needed.
 - On a CPU the fused pieces are in `gpt_model.kernels`, the loss in `gpt_model.loss`; decoding is in `gpt_model.generation`.
@@ -16,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt_model import kernels
+from gpt_model.banded import banded_attention
 from gpt_model.config import ModelConfig
 from gpt_model.loss import linear_cross_entropy, linear_cross_entropy_by_row
 
@@ -52,32 +56,40 @@ class Cache:
 class Projection(nn.Module):
     """x @ weight + bias, the weight stored [in, out] as in GPT-2's released checkpoints (`transformers`' Conv1D)."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    bias: nn.Parameter | None
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(inputs, outputs))
-        self.bias = nn.Parameter(torch.empty(outputs))
+        self.register_parameter("bias", nn.Parameter(torch.empty(outputs)) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        y = rows @ self.weight if self.bias is None else torch.addmm(self.bias, rows, self.weight)
+        return y.view(*x.shape[:-1], -1)
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention."""
+    """Multi-head causal self-attention, over everything read or over the last `band` tokens."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.heads, self.dropout = layer, config.heads, config.dropout
-        self.c_attn = Projection(config.width, 3 * config.width)
+        self.layer, self.heads, self.dropout, self.band = layer, config.heads, config.dropout, config.band_of(layer)
+        self.c_attn = Projection(config.width, 3 * config.width, bias=config.attention_bias)
         self.c_proj = Projection(config.width, config.width)
 
     def forward(self, x: Tensor, positions: Tensor | None, cache: Cache | None) -> Tensor:
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1))
         if cache is None or positions is None:
             dropout = self.dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+            if self.band is None:
+                y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+            else:
+                y = banded_attention(query, key, value, self.band, dropout)
         else:
             key, value = cache.write(self.layer, key, value, positions)
-            visible = torch.arange(key.shape[2], device=x.device) <= positions[:, None, :, None]  # [rows, 1, n, capacity]
+            place, at = torch.arange(key.shape[2], device=x.device), positions[:, None, :, None]  # [rows, 1, n, 1]
+            visible = place <= at if self.band is None else (place <= at) & (place > at - self.band)  # [rows, 1, n, capacity]
             y = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         return self.c_proj(y.transpose(1, 2).flatten(2))  # [batch, time, width]
 
@@ -95,26 +107,29 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x))."""
+    """Attention, then MLP, each with its residual sum and its norm, in the family's order."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.dropout = config.dropout
+        self.dropout, self.norm_last = config.dropout, config.family == "gpt1"
         self.ln_1 = nn.LayerNorm(config.width, eps=NORM_EPSILON)
         self.attn = Attention(config, layer)
         self.ln_2 = nn.LayerNorm(config.width, eps=NORM_EPSILON)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, positions: Tensor | None, cache: Cache | None) -> Tensor:
-        if cache is None and kernels.usable(x, self.dropout if self.training else 0.0):
-            x = kernels.attention_half(x, self.ln_1, self.attn.c_attn, self.attn.c_proj, self.attn.heads)
+        if self.norm_last:
+            x = self.ln_1(x + F.dropout(self.attn(x, positions, cache), self.dropout, self.training))
+            return self.ln_2(x + F.dropout(self.mlp(x), self.dropout, self.training))
+        if cache is None and kernels.usable(x, self.dropout if self.training else 0.0, self.attn.band):
+            x = kernels.attention_half(x, self.ln_1, self.attn.c_attn, self.attn.c_proj, self.attn.heads, self.attn.band)
             return kernels.mlp_half(x, self.ln_2, self.mlp.c_fc, self.mlp.c_proj)
         x = x + F.dropout(self.attn(self.ln_1(x), positions, cache), self.dropout, self.training)
         return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
 
 
 class GPT(nn.Module):
-    """A GPT-2. `GPT(config)(tokens)` are logits; `GPT(config)(tokens, targets)` is the mean loss, which is what an engine calls."""
+    """A GPT. `GPT(config)(tokens)` are logits; `GPT(config)(tokens, targets)` is the mean loss, which is what an engine calls."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
@@ -124,23 +139,25 @@ class GPT(nn.Module):
         self.wte = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)  # also the output head
         self.wpe = nn.Embedding.from_pretrained(torch.empty(config.context, config.width), freeze=False)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.ln_f = nn.LayerNorm(config.width, eps=NORM_EPSILON)
+        self.ln_f = nn.Identity() if config.family == "gpt1" else nn.LayerNorm(config.width, eps=NORM_EPSILON)
         self.initialise(seed)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Fresh weights: N(0, 0.02), position embeddings N(0, 0.01), residual projections scaled by 1/sqrt(residual layers).
+        """Fresh weights: GPT-1's all N(0, 0.02) (section 4.1). GPT-2 and GPT-3: position embeddings N(0, 0.01), the rest N(0, 0.02), and
+        residual projections scaled by 1/sqrt(residual layers).
 
-        Standard deviations: the released model.py; the scaling: GPT-2, section 2.3 (there are two residual layers a block).
+        Standard deviations: GPT-2's released model.py; the scaling: GPT-2, section 2.3 (there are two residual layers a block).
         """
+        gpt1 = self.config.family == "gpt1"
         for name, parameter in self.named_parameters():
             if parameter.is_meta:  # shapes only, e.g. while a checkpoint is being loaded
                 continue
             if parameter.dim() == 1:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
                 continue
-            std = 0.01 if name.startswith("wpe") else 0.02
-            if name.endswith("c_proj.weight"):
+            std = 0.01 if name.startswith("wpe") and not gpt1 else 0.02
+            if name.endswith("c_proj.weight") and not gpt1:
                 std /= math.sqrt(2 * self.config.layers)
             own_seed = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little", signed=True)
             generator = torch.Generator("cpu").manual_seed(own_seed)
@@ -154,7 +171,8 @@ class GPT(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats over the targets [batch, time] that are not IGNORED. Full logits never exist."""
-        return linear_cross_entropy(self.hidden(tokens).flatten(0, 1), self.wte.weight, targets.flatten(), IGNORED)
+        rows = self.embeddings()
+        return linear_cross_entropy(self.hidden(tokens, embeddings=rows).flatten(0, 1), rows[0], targets.flatten(), IGNORED)
 
     @torch.no_grad()
     def loss_by_token(self, tokens: Tensor, targets: Tensor, cache: Cache | None = None) -> Tensor:
@@ -165,22 +183,37 @@ class GPT(nn.Module):
         losses[scored] = linear_cross_entropy_by_row(hidden[scored], self.wte.weight, targets[scored])
         return losses
 
-    def hidden(self, tokens: Tensor, cache: Cache | None = None, lengths: Tensor | None = None) -> Tensor:
-        """Final-normed states [batch, time, width] of tokens [batch, time].
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Rows of the tokens [vocabulary, width] and of the positions [context, width] as one pass uses them.
+
+        In training GPT-1 drops out elements of the matrix itself, which is then looked up and is the output head too (released train.py,
+        `we = dropout(we)`): states and head of one pass must come from one call of this. GPT-2 drops out the sum of the two instead.
+        """
+        if self.config.family == "gpt1" and self.training:
+            return F.dropout(self.wte.weight, self.config.dropout), F.dropout(self.wpe.weight, self.config.dropout)
+        return self.wte.weight, self.wpe.weight
+
+    def hidden(
+        self, tokens: Tensor, cache: Cache | None = None, lengths: Tensor | None = None, embeddings: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """States [batch, time, width] that the output head takes, of tokens [batch, time]. `embeddings`: where the head is needed too.
 
         With a cache the tokens follow what each row has read, and are read into it: `lengths` [batch] says how many tokens of
         each row count (the rest is padding on the right); all of them by default.
         """
         time = tokens.shape[1]
+        token_rows, position_rows = embeddings or self.embeddings()
         if cache is None:
             if time > self.config.context:
                 raise ValueError(f"{time} tokens are more than the context of {self.config.context}")
-            positions, place = None, self.wpe.weight[:time]
+            positions, place = None, position_rows[:time]
         else:
             positions = cache.lengths[:, None] + torch.arange(time, device=tokens.device)
             positions = positions.clamp_(max=cache.keys.shape[3] - 1)  # only padding lies beyond
-            place = self.wpe(positions)
-        x = F.dropout(self.wte(tokens) + place, self.config.dropout, self.training)
+            place = F.embedding(positions, position_rows)
+        x = F.embedding(tokens, token_rows) + place
+        if self.config.family != "gpt1":
+            x = F.dropout(x, self.config.dropout, self.training)
         for block in self.h:
             x = block(x, positions, cache)
         if cache is not None:

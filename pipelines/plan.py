@@ -22,6 +22,7 @@ from assets.profile import Profile
 from assets.recipe import Recipe
 from assets.resources.store import Store
 from gpt_model.config import ModelConfig
+from gpt_model.errors import Unreachable
 from gpt_model.training.estimate import memory_per_rank
 from pipelines.lineage_views import SHORT, failed_checks, flat
 from pipelines.progress import duration, human
@@ -101,10 +102,15 @@ def _stages(recipe: Recipe, base: Path, profile: Profile, store: Store) -> tuple
     there: dict[str, Artifact] = {}
     known: dict[str, Artifact] = {}  # there, or planned
     for node in nodes(recipe):
-        config = node.config(base)
         row: dict[str, Any] = {"asset": node.ref, "state": "build", "fingerprint": None, "why": "", "forecast": {}}
         rows.append(row)
-        if waiting := [name for name in node.needs if name not in there]:
+        try:
+            config = node.config(base)
+        except Unreachable:  # whether it is there is known once a branch is tied to a commit; what it takes is known now
+            config, row["why"] = node.settings(base), "the hub does not answer, so it is not known which commit it would be"
+        if row["why"]:
+            pass
+        elif waiting := [name for name in node.needs if name not in there]:
             row["why"] = f"after {', '.join(waiting)}" if len(waiting) < 4 else f"after {len(waiting)} others"
         else:
             row["fingerprint"] = store.fingerprint(node.stage.name, node.stage.version, config, {n: there[n].digest for n in node.needs})

@@ -9,8 +9,10 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pyarrow
 import pyarrow.parquet
@@ -18,10 +20,10 @@ import pytest
 import zstandard
 from pydantic import ValidationError
 
-from gpt_model.data import files
+from gpt_model.data import files, hub
 from gpt_model.data.sources import NAMED, Source, open_source, pinned
 from gpt_model.data.splits import bucket
-from gpt_model.errors import UserError
+from gpt_model.errors import Unreachable, UserError
 from gpt_model.progress import Silent
 
 SHA, REVISION = "a" * 64, "b" * 40
@@ -47,8 +49,7 @@ class TestWhatARecipeMaySay:
             ({"package": "a==1", "files": "x"}, "sha256 is missing"),
             ({"package": "a==1", "sha256": SHA}, "files is missing"),
             ({"package": "a>=1", "sha256": SHA, "files": "x"}, 'write "name==version"'),
-            ({"hub": "b/c"}, "revision is missing"),
-            ({"hub": "b/c", "revision": "main"}, "'main' is not 40 hexadecimal digits: a commit's 40 digits"),
+            ({"hub": "b/c"}, "revision is missing: a source with hub needs it: a commit's 40 digits, or a branch such as main"),
             ({"named": "Wikipaedia"}, "there are BooksCorpus, OpenWebText"),
             ({"path": "a", "group": 1}, "at least 2 rows"),
             ({"path": "a", "weight": -1.0}, "greater than or equal to 0"),
@@ -264,3 +265,48 @@ class TestSplit:
         assert (
             bucket("Kiwi -- It is a bird.", 3, before=" -- ") == bucket("Kiwi -- It does not fly.", 3, before=" -- ") == bucket("Kiwi", 3)
         )
+
+
+class TestABranchOfTheHub:
+    """Against the hub's own client and a server that answers as the hub does."""
+
+    @pytest.fixture
+    def endpoint(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+        class Hub(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                known = self.path.startswith("/api/datasets/some/text/revision/main")
+                body = json.dumps({"id": "some/text", "sha": REVISION} if known else {"error": "no"}).encode()
+                self.send_response(200 if known else 404)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                if not known:
+                    self.send_header("X-Error-Code", "RevisionNotFound" if "some/text" in self.path else "RepoNotFound")
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: object) -> None: ...
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(hub, "_silent_since", float("-inf"))
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        server.server_close()
+
+    def test_a_branch_is_tied_to_its_commit_when_a_build_is_planned(self, endpoint: str, tmp_path: Path) -> None:
+        planned = pinned(source(hub="some/text", revision="main"), tmp_path, tmp_path)
+        assert planned.revision == REVISION
+
+    def test_an_unknown_branch_or_data_set_is_told_from_a_hub_that_does_not_answer(
+        self, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(UserError, match="has no revision 'mian'") as wrong:
+            pinned(source(hub="some/text", revision="mian"), tmp_path, tmp_path)
+        assert wrong.value.field == "revision" and not isinstance(wrong.value, Unreachable)
+        with pytest.raises(UserError, match="The hub has no dataset other/text"):
+            pinned(source(hub="other/text", revision="main"), tmp_path, tmp_path)
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+        for _ in range(2):  # the second time it is not even asked
+            with pytest.raises(Unreachable, match="could not be asked which commit 'main' of some/text is"):
+                pinned(source(hub="some/text", revision="main"), tmp_path, tmp_path)

@@ -19,28 +19,26 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from gpt_model.data import files
+from gpt_model.data import files, hub
 from gpt_model.data.archives import open_members, read_members
 from gpt_model.data.files import PinnedFile
 from gpt_model.data.packages import Kind, fetch_package, name_and_version
-from gpt_model.errors import UserError, about
+from gpt_model.errors import Unreachable, UserError, about
 from gpt_model.progress import Progress
 
 __all__ = ["NAMED", "Source", "downloads_folder", "fetch_package", "open_source", "pinned", "read_members"]
 
-# What the papers trained on, or its public stand-in. The revision is the recipe's to pin: a commit whose files are data. `datasets` refuses
-# a commit that has a loading script (since version 4), and a script-based set's data is then in the commits of its branch
-# refs/convert/parquet, as one configuration without a name.
+# What the papers trained on, or its public stand-in. `datasets` refuses a commit with a loading script (since version 4); a script-based
+# set's data is then on its branch refs/convert/parquet, as one configuration without a name.
 NAMED: dict[str, dict[str, Any]] = {
     # GPT-1's; the hub's copy is one sentence a row without book boundaries, so a document is a run of sentences. Script-based
-    # (bookcorpus.py): pin a commit of refs/convert/parquet.
-    "BooksCorpus": {"hub": "bookcorpus/bookcorpus", "text": "text", "group": 256, "licence": "unknown"},
+    # (bookcorpus.py), hence the branch.
+    "BooksCorpus": {"hub": "bookcorpus/bookcorpus", "revision": "refs/convert/parquet", "text": "text", "group": 256, "licence": "unknown"},
     # GPT-2's WebText, rebuilt from the same links. Parquet under data/ since November 2024, but openwebtext.py long stood beside it: pin a
     # commit without that (its discussion 22 proposes one). Of a set so large the converted branch may hold the beginning only.
     "OpenWebText": {"hub": "Skylion007/openwebtext", "text": "text", "licence": "CC0-1.0 (the collection)"},
@@ -74,7 +72,7 @@ class Source(BaseModel):
     pinned: list[PinnedFile] | None = Field(default=None, description="the local files' sha256; filled in when a build is planned")
 
     hub: str | None = Field(default=None, description="a data set's id on the Hugging Face hub, or ./folder with a copy of one")
-    revision: str | None = Field(default=None, description="the commit; a branch would move")
+    revision: str | None = Field(default=None, description="the commit, or a branch: then the commit it is at when a build is planned")
     config: str | None = None
     split: str | None = Field(default=None, description="default: train")
 
@@ -99,12 +97,11 @@ class Source(BaseModel):
             raise ValueError(f"named {data['named']!r} is not known; there are {', '.join(NAMED)}")
         return {**NAMED[data["named"]], **data}
 
-    @field_validator("sha256", "revision")
+    @field_validator("sha256")
     @classmethod
-    def _hexadecimal(cls, value: str | None, info: ValidationInfo) -> str | None:
-        digits = {"sha256": 64, "revision": 40}[info.field_name or ""]
-        if value is not None and not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):
-            raise ValueError(f"{value!r} is not {digits} hexadecimal digits{_WHY[info.field_name or '']}")
+    def _hexadecimal(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9a-f]{64}", value):
+            raise ValueError(f"{value!r} is not 64 hexadecimal digits{_WHY['sha256']}")
         return value
 
     @model_validator(mode="after")
@@ -146,7 +143,7 @@ class Source(BaseModel):
         return [self.text or "text", *(self.group if isinstance(self.group, list) else [])]
 
 
-_WHY = {"sha256": ", so that the same bytes are read every time", "revision": ": a commit's 40 digits, since a branch or tag moves"}
+_WHY = {"sha256": ", so that the same bytes are read every time", "revision": ": a commit's 40 digits, or a branch such as main"}
 
 
 def downloads_folder() -> Path:
@@ -156,10 +153,12 @@ def downloads_folder() -> Path:
 
 
 def pinned(source: Source, base: Path, downloads: Path) -> Source:
-    """`source` with its local files tied to their bytes, for the fingerprint; as it stands where it has none.
+    """`source` with its local files tied to their bytes and its branch on the hub to a commit, for the fingerprint.
 
-    `base` is the recipe's folder. Cheap where no file changed: see `files.pin`.
+    `base` is the recipe's folder. Cheap where no file changed: see `files.pin`. Raises Unreachable where the hub is asked and silent.
     """
+    if source.hub is not None and not source.local:
+        return source.model_copy(update={"revision": hub.commit_of(source.hub, source.revision or "main", "dataset")})
     if not source.local:
         return source
     with about(source.place):
@@ -245,8 +244,8 @@ def _hub_rows(source: Source, downloads: Path, base: Path) -> Iterator[Mapping[s
     """The rows of a hub data set at its pinned revision, streamed; a folder in the hub's layout is read by the same call."""
     import datasets
 
-    hub = source.hub or ""
-    place = str(_hub_folder(source, downloads, base)) if _is_folder(hub) else hub
+    name = source.hub or ""
+    place = str(_hub_folder(source, downloads, base)) if _is_folder(name) else name
     try:
         loaded = datasets.load_dataset(
             place,
@@ -257,22 +256,23 @@ def _hub_rows(source: Source, downloads: Path, base: Path) -> Iterator[Mapping[s
             cache_dir=str(downloads / "hub"),
         )
         for number, row in enumerate(loaded, start=1):
-            files.require(row, source.columns(), f"{hub}, row {number}")
+            files.require(row, source.columns(), f"{name}, row {number}")
             yield row
     except (OSError, ValueError, RuntimeError) as error:  # what `datasets` and the hub's client raise for a wrong id, config, split, …
         reason = str(error).strip().split("\n")[0]
         if "scripts are no longer supported" in reason:
             raise UserError(
-                f"{hub} at revision {source.revision} is a loading script, {reason.split()[-1]}: code, which is not run here. Pin a "
+                f"{name} at revision {source.revision} is a loading script, {reason.split()[-1]}: code, which is not run here. Pin a "
                 "revision that is data and leave `config` out: the newest commit of its branch refs/convert/parquet (on the hub, in the "
                 "branch menu of its files), or one in which its authors have put parquet in the script's place.",
                 field="revision",
             ) from None
-        raise UserError(f"{hub} (revision {source.revision}) could not be read from the hub: {reason}", field="hub") from error
+        kind = Unreachable if hub.silent(error) else UserError
+        raise kind(f"{name} (revision {source.revision}) could not be read from the hub: {reason}", field="hub") from error
 
 
-def _is_folder(hub: str) -> bool:
-    return hub.startswith((".", "/", "~"))
+def _is_folder(name: str) -> bool:
+    return name.startswith((".", "/", "~"))
 
 
 def _hub_folder(source: Source, downloads: Path, base: Path) -> Path:
