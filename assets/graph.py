@@ -7,15 +7,16 @@ corpus ─► tokenizer ─► tokens ─► pretrained ─┬─► finetuned/<
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from assets.contract import Config, Stage
+from assets.contract import Config
 from assets.corpus import CORPUS
 from assets.evaluation import ZERO_SHOT, zero_shot_config
+from assets.experiments.nodes import experiment_nodes
 from assets.finetuning import FINETUNED, finetuning_config, task_names
+from assets.node import Node
 from assets.pretraining import PRETRAINED
 from assets.recipe import Recipe
 from assets.scorecard import SCORECARD
@@ -23,44 +24,7 @@ from assets.tokenizer import TOKENIZER, TOKENS
 from assets.yaml_file import naming
 from gpt_model.errors import UserError
 
-
-@dataclass(frozen=True)
-class Node:
-    """One asset of one recipe. `section(base)` is its part of the recipe as plain JSON; `base` is the recipe's folder."""
-
-    recipe: str
-    name: str  # "finetuned/sentiment"
-    stage: Stage
-    stage_path: str  # "assets.finetuning:FINETUNED", for the worker
-    section: Callable[[Path], Config]
-    needs: tuple[str, ...] = ()
-    description: str = ""
-    files: tuple[Path, ...] = ()  # the recipe's, and those it extends
-    field: str = ""  # where in the recipe the section's own fields stand, for the errors of a stage, which knows no more than its section
-
-    @property
-    def key(self) -> list[str]:
-        """The Dagster asset key: recipe, then the name's parts."""
-        return [self.recipe, *self.name.split("/")]
-
-    @property
-    def ref(self) -> str:
-        return f"{self.recipe}/{self.name}"
-
-    def config(self, base: Path) -> Config:
-        """The section with everything outside the store tied to its bytes. Raises UserError naming the recipe's file, line and field."""
-        section = self.settings(base)
-        with self.naming():
-            return self.stage.pin(section, base)
-
-    def settings(self, base: Path) -> Config:
-        """The section as it stands, no local text file opened for it. Raises UserError as `config` does."""
-        with naming(self.files):
-            return self.section(base)
-
-    def naming(self) -> AbstractContextManager[None]:
-        """A UserError of the stage in here says where in the recipe the field it is about is written."""
-        return naming(self.files, self.field)
+__all__ = ["Node", "check", "node_named", "nodes"]
 
 
 def nodes(recipe: Recipe) -> list[Node]:
@@ -108,6 +72,7 @@ def _graph(recipe: Recipe) -> list[Node]:
                 lambda base: zero_shot_config(recipe), ("pretrained", "tokenizer", "corpus", "tokens"), field="evaluation",
             )
         )  # fmt: skip
+    graph += experiment_nodes(recipe)
     everything = tuple(node.name for node in graph)
     graph.append(
         Node(

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Family = Literal["gpt1", "gpt2", "gpt3"]
+Family = Literal["gpt1", "gpt2", "gpt3", "lstm"]
 DEFAULT_BAND = 256  # GPT-3 gives no width of its banded layers; this is that of GPT-Neo, the public model that has them
 
 
@@ -18,7 +18,7 @@ class ModelShape(BaseModel):
 
     The family is the paper's: gpt1 normalises after each residual sum and has no final norm (Radford et al. 2018, section 4.1); gpt2
     normalises each sub-block's input, and once more at the end (Radford et al. 2019, section 2.3); gpt3 is gpt2 with every second layer's
-    attention locally banded (Brown et al. 2020, section 2.1).
+    attention locally banded (Brown et al. 2020, section 2.1). lstm is not of them: it is what GPT-1's table 5 sets against its Transformer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -72,6 +72,8 @@ class ModelConfig(ModelShape):
     def parameters(self) -> int:
         """Trainable parameters, the tied head counted once: V·d + T·d + L·(12d² + 13d), and 2d for the final norm where there is one."""
         d = self.width
+        if self.family == "lstm":  # four gates, each of d inputs and d states, and torch's two biases
+            return self.vocab_size * d + self.layers * (8 * d * d + 8 * d)
         biases = 13 if self.attention_bias else 10
         final_norm = 0 if self.family == "gpt1" else 2 * d
         return self.vocab_size * d + self.context * d + self.layers * (12 * d * d + biases * d) + final_norm
@@ -82,6 +84,8 @@ class ModelConfig(ModelShape):
         N leaves out the position embeddings, which are looked up and not multiplied; the tied token embedding is multiplied
         once, as the output head. A banded layer's T is its band.
         """
+        if self.family == "lstm":
+            return 6.0 * self.parameters()
         n = self.parameters() - self.context * self.width
         seen = sum(min(self.context, self.band_of(layer) or self.context) for layer in range(self.layers))
         return 6.0 * n + 12.0 * self.width * seen

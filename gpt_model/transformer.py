@@ -4,14 +4,12 @@
 - GPT-2 (Radford et al. 2019, section 2.3): x = x + attention(norm(x)), x = x + MLP(norm(x)), and a final norm.
 - GPT-3 (Brown et al. 2020, section 2.1): GPT-2, every second layer's attention locally banded (`gpt_model.banded`).
 - Parameters carry GPT-2's released names and layouts (weights are [in, out]) in all three; `gpt_model.convert` knows the others'.
-- Initialisation is a function of the seed and each parameter's name: not of the device, the global RNG or the order of creation.
 - Rows of different lengths are padded on the right: attention is causal, so no real token ever sees a pad, and no mask is needed.
 - On a CPU the fused pieces are in `gpt_model.kernels`, the loss in `gpt_model.loss`; decoding is in `gpt_model.generation`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
@@ -21,9 +19,9 @@ from torch import Tensor, nn
 from gpt_model import kernels
 from gpt_model.banded import banded_attention
 from gpt_model.config import ModelConfig
-from gpt_model.loss import linear_cross_entropy, linear_cross_entropy_by_row
+from gpt_model.decoder import IGNORED, Decoder
 
-IGNORED = -100  # a target that is not scored
+__all__ = ["GPT", "IGNORED", "NORM_EPSILON", "Cache"]
 NORM_EPSILON = 1e-5
 
 
@@ -128,8 +126,8 @@ class Block(nn.Module):
         return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
 
 
-class GPT(nn.Module):
-    """A GPT. `GPT(config)(tokens)` are logits; `GPT(config)(tokens, targets)` is the mean loss, which is what an engine calls."""
+class GPT(Decoder):
+    """A GPT. `GPT(config)(tokens)` are logits [batch, time, vocabulary]."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
@@ -142,46 +140,22 @@ class GPT(nn.Module):
         self.ln_f = nn.Identity() if config.family == "gpt1" else nn.LayerNorm(config.width, eps=NORM_EPSILON)
         self.initialise(seed)
 
-    @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Fresh weights: GPT-1's all N(0, 0.02) (section 4.1). GPT-2 and GPT-3: position embeddings N(0, 0.01), the rest N(0, 0.02), and
-        residual projections scaled by 1/sqrt(residual layers).
+    def spread_of(self, name: str) -> float:
+        """GPT-1: 0.02 (section 4.1). GPT-2 and GPT-3: 0.01 for position embeddings, else 0.02, and residual projections scaled by
+        1/sqrt(residual layers).
 
         Standard deviations: GPT-2's released model.py; the scaling: GPT-2, section 2.3 (there are two residual layers a block).
         """
-        gpt1 = self.config.family == "gpt1"
-        for name, parameter in self.named_parameters():
-            if parameter.is_meta:  # shapes only, e.g. while a checkpoint is being loaded
-                continue
-            if parameter.dim() == 1:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-                continue
-            std = 0.01 if name.startswith("wpe") and not gpt1 else 0.02
-            if name.endswith("c_proj.weight") and not gpt1:
-                std /= math.sqrt(2 * self.config.layers)
-            own_seed = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little", signed=True)
-            generator = torch.Generator("cpu").manual_seed(own_seed)
-            parameter.copy_(torch.normal(0.0, std, parameter.shape, generator=generator))
-
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """tokens [batch, time] -> logits [batch, time, vocabulary]; with targets [batch, time], the mean loss in nats instead."""
-        if targets is not None:
-            return self.loss(tokens, targets)
-        return F.linear(self.hidden(tokens), self.wte.weight)
-
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats over the targets [batch, time] that are not IGNORED. Full logits never exist."""
-        rows = self.embeddings()
-        return linear_cross_entropy(self.hidden(tokens, embeddings=rows).flatten(0, 1), rows[0], targets.flatten(), IGNORED)
+        if self.config.family == "gpt1":
+            return 0.02
+        if name.endswith("c_proj.weight"):
+            return 0.02 / math.sqrt(2 * self.config.layers)
+        return 0.01 if name.startswith("wpe") else 0.02
 
     @torch.no_grad()
     def loss_by_token(self, tokens: Tensor, targets: Tensor, cache: Cache | None = None) -> Tensor:
         """Cross-entropy in nats of every target: [batch, time], 0 where IGNORED. For evaluation: carries no gradient."""
-        hidden = self.hidden(tokens, cache)
-        scored = targets != IGNORED
-        losses = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
-        losses[scored] = linear_cross_entropy_by_row(hidden[scored], self.wte.weight, targets[scored])
-        return losses
+        return self.losses_of(self.hidden(tokens, cache), targets)
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Rows of the tokens [vocabulary, width] and of the positions [context, width] as one pass uses them.

@@ -6,6 +6,7 @@ archive) is the caller's.
 
 from __future__ import annotations
 
+import csv
 import glob
 import gzip
 import hashlib
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import zstandard
 from pydantic import BaseModel, ConfigDict
@@ -174,6 +175,24 @@ def rows(stream: BinaryIO, name: str, columns: Sequence[str]) -> Iterator[Mappin
             raise UserError(f"{name}, line {number}: expected a JSON object, found {type(row).__name__}.")
         require(row, columns, f"{name}, line {number}")
         yield row
+
+
+def delimited(stream: BinaryIO, name: str, tabbed: bool, header: Sequence[str] | None = None) -> Iterator[Mapping[str, Any]]:
+    """The rows of a csv file, or of a tsv file, which has no quoting: a tab always ends a field.
+
+    `header`: the columns' names, where the first line is a row.
+    """
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if tabbed else csv.QUOTE_MINIMAL
+    reader = csv.DictReader(lines(stream, name), header, delimiter="\t" if tabbed else ",", quoting=quoting, strict=True)
+    try:
+        for number, row in enumerate(reader, 1):
+            if None in row:
+                found = len(reader.fieldnames or [])
+                raise UserError(f"{name}, row {number}: more fields than the {found} columns. Mend the row, or `header`.")
+            yield row
+    except csv.Error as error:
+        kind = "tsv" if tabbed else "csv"
+        raise UserError(f"{name}, line {reader.line_num}: this is not valid {kind} ({error}).") from None
 
 
 def _parquet_rows(stream: BinaryIO, name: str, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:

@@ -3,11 +3,12 @@
 A folder of tokens:
 
     index.json                  number type, shards and counts of each source and split, mixture weights
-    byte_lengths.npy            bytes of text that each id stands for: [vocabulary]
+    byte_lengths.npy            bytes of (normalised) text that each id stands for: [vocabulary]
     <source>/<split>-00000.bin  ids, little-endian, nothing else; at most `SHARD_TOKENS` a file
     <source>/<split>.idx        where each document ends, in tokens from the start of the split: little-endian uint64
 
-A split ("training" or "held_out") is its documents one after another, each followed by end-of-text, as GPT-2 and GPT-3 delimit them.
+A split ("training" or "held_out") is its documents one after another, each followed by end-of-text, as GPT-2 and GPT-3 delimit them. Its
+bytes are those of the text as the tokenizer normalises it, each end-of-text with what it stands for: all that its tokens spell.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ from numpy.typing import NDArray
 from gpt_model.data.documents import SPLITS
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.progress import Progress, Silent
-from gpt_model.tokenizer import Tokenizer, pieces
+from gpt_model.tokenizer import Encoded, Tokenizer
 
 SHARD_TOKENS = 1 << 26  # tokens a file: 128 MiB of uint16
-BATCH = 1 << 20  # characters tokenized at a time; the library needs some 60 bytes for each while it works
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ def write(
     Memory does not grow with the text: documents are streamed, long ones in pieces. The same text gives the same bytes on disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "byte_lengths.npy", tokenizer.byte_lengths())
+    byte_lengths = tokenizer.byte_lengths()
+    np.save(folder / "byte_lengths.npy", byte_lengths)
+    end = tokenizer.end_of_text, int(byte_lengths[tokenizer.end_of_text])
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     done, total = 0, sum(source.bytes for source in sources.values())
     described: dict[str, Any] = {}
@@ -59,34 +61,15 @@ def write(
         splits = {}
         for split in SPLITS:
             with _SplitWriter(folder, name, split, dtype, shard_tokens) as writer:
-                for batch in _batches(source.documents[split]):
-                    writer.add(batch, tokenizer)
-                    (progress or Silent()).advance(done + writer.bytes, max(total, done + writer.bytes), "bytes")
-            done += writer.bytes
+                for batch in tokenizer.encode_documents(source.documents[split]):
+                    writer.add(batch, *end)
+                    done += sum(piece.read for piece in batch)
+                    (progress or Silent()).advance(done, max(total, done), "bytes")
             splits[split] = writer.described()
         described[name] = {"weight": source.weight, "splits": splits}
     index = {"dtype": dtype.str, "vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text, "sources": described}
     (folder / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return index
-
-
-Piece = tuple[str, bool]  # some text, and whether a document ends with it
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[Piece]]:
-    """The documents in pieces, `BATCH` characters or a little more at a time."""
-    batch: list[Piece] = []
-    characters = 0
-    for document in documents:
-        for piece in pieces(document):
-            if characters >= BATCH:
-                yield batch
-                batch, characters = [], 0
-            batch.append((piece, False))
-            characters += len(piece) + 64  # an empty document costs something, too
-        batch[-1] = (batch[-1][0], True)
-    if batch:
-        yield batch
 
 
 class _SplitWriter:
@@ -111,14 +94,12 @@ class _SplitWriter:
         if self._shard:
             self._shard.close()
 
-    def add(self, batch: list[Piece], tokenizer: Tokenizer) -> None:
+    def add(self, batch: list[Encoded], end_of_text: int, bytes_of_it: int) -> None:
         ends = []
-        for (piece, last), ids in zip(batch, tokenizer.encode_batch([piece for piece, _ in batch]), strict=True):
-            if last:
-                ids.append(tokenizer.end_of_text)
-            self._append(np.array(ids, dtype=self._dtype))
-            self.bytes += len(piece.encode("utf-8"))
-            if last:
+        for piece in batch:
+            self._append(np.array([*piece.ids, end_of_text] if piece.last else piece.ids, dtype=self._dtype))
+            self.bytes += piece.bytes + (bytes_of_it if piece.last else 0)
+            if piece.last:
                 ends.append(self.tokens)
         self._ends.write(np.array(ends, dtype="<u8").tobytes())
         self.documents += len(ends)
@@ -209,7 +190,7 @@ class TokenData:
         return int(self._split(source, split)["documents"])
 
     def bytes(self, source: str, split: str) -> int:
-        """UTF-8 bytes of a split's text: the denominator of bits per byte."""
+        """UTF-8 bytes of a split's normalised text: the denominator of bits per byte."""
         return int(self._split(source, split)["bytes"])
 
     def _split(self, source: str, split: str) -> dict[str, Any]:

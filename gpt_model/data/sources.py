@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -31,7 +31,7 @@ from gpt_model.data.packages import Kind, fetch_package, name_and_version
 from gpt_model.errors import Unreachable, UserError, about
 from gpt_model.progress import Progress
 
-__all__ = ["NAMED", "Source", "downloads_folder", "fetch_package", "open_source", "pinned", "read_members"]
+__all__ = ["NAMED", "Source", "downloads_folder", "fetch_package", "hub_rows", "is_folder", "open_source", "pinned", "read_members"]
 
 # What the papers trained on, or its public stand-in. `datasets` refuses a commit with a loading script (since version 4); a script-based
 # set's data is then on its branch refs/convert/parquet, as one configuration without a name.
@@ -136,7 +136,7 @@ class Source(BaseModel):
     @property
     def local(self) -> bool:
         """Whether it is files on this machine, which are pinned by their bytes and may grow."""
-        return self.path is not None or _is_folder(self.hub or "")
+        return self.path is not None or is_folder(self.hub or "")
 
     def columns(self) -> list[str]:
         """The columns its rows must have: the text's first."""
@@ -173,7 +173,7 @@ def open_source(source: Source, downloads: Path, base: Path, progress: Progress)
     """
     texts: Iterator[Text]
     if source.hub is not None:
-        texts = (io.StringIO(text) for text in _grouped(_hub_rows(source, downloads, base), source, source.hub))
+        texts = (io.StringIO(text) for text in _grouped(hub_rows(source, source.columns(), downloads, base), source, source.hub))
     else:
         opened = _package_files(source, downloads, progress) if source.package is not None else _local_files(source, downloads, base)
         texts = (text for name, stream in opened for text in _texts(stream, name, source))
@@ -240,23 +240,27 @@ def _text_of(row: Mapping[str, Any], column: str, name: str, number: int) -> str
     return text
 
 
-def _hub_rows(source: Source, downloads: Path, base: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a hub data set at its pinned revision, streamed; a folder in the hub's layout is read by the same call."""
+def hub_rows(source: Source, columns: Sequence[str], downloads: Path, base: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a hub data set at its pinned revision, each with at least `columns`, streamed; so is a folder in the hub's layout."""
     import datasets
 
     name = source.hub or ""
-    place = str(_hub_folder(source, downloads, base)) if _is_folder(name) else name
+    place, revision = name, source.revision
+    if is_folder(name):
+        place = str(_hub_folder(source, downloads, base))
+    else:  # asked first: `datasets` would try for half a minute
+        revision = hub.commit_of(name, revision or "main", "dataset")
     try:
         loaded = datasets.load_dataset(
             place,
             source.config,
             split=source.split or "train",
-            revision=source.revision,
+            revision=revision,
             streaming=True,
             cache_dir=str(downloads / "hub"),
         )
         for number, row in enumerate(loaded, start=1):
-            files.require(row, source.columns(), f"{name}, row {number}")
+            files.require(row, columns, f"{name}, row {number}")
             yield row
     except (OSError, ValueError, RuntimeError) as error:  # what `datasets` and the hub's client raise for a wrong id, config, split, …
         reason = str(error).strip().split("\n")[0]
@@ -271,7 +275,8 @@ def _hub_rows(source: Source, downloads: Path, base: Path) -> Iterator[Mapping[s
         raise kind(f"{name} (revision {source.revision}) could not be read from the hub: {reason}", field="hub") from error
 
 
-def _is_folder(name: str) -> bool:
+def is_folder(name: str) -> bool:
+    """Whether a data set's name is a folder on this machine."""
     return name.startswith((".", "/", "~"))
 
 

@@ -1,0 +1,65 @@
+"""The nodes of a recipe's experiments, and of the models that are trained for them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from assets.contract import Config
+from assets.experiments.depth import DEPTH
+from assets.experiments.visible_context import VISIBLE_CONTEXT
+from assets.experiments.zero_shot_dynamics import TASKS, ZERO_SHOT_DYNAMICS
+from assets.node import Node
+from assets.pretraining import PRETRAINED
+from assets.recipe import Recipe
+from assets.task_entries import entry_named
+from gpt_model.config import ModelShape
+
+LSTM = "experiments/lstm"
+
+
+def experiment_nodes(recipe: Recipe) -> list[Node]:
+    """Every asset of the section `experiments`, each after what it needs; none where the recipe has no such section."""
+    section, made = recipe.experiments, []
+    if section is None:
+        return []
+    if section.visible_context:
+        settings = section.visible_context.model_dump(mode="json")
+        made.append(_experiment(recipe, VISIBLE_CONTEXT, lambda base: settings, ("pretrained", "tokens")))
+    if section.depth:
+        others = [n for n in section.depth.layers if n != recipe.model.layers]
+        made += [_trained(recipe, f"depth/{n}", recipe.model.model_copy(update={"layers": n})) for n in others]
+        made.append(_experiment(recipe, DEPTH, lambda base: {}, ("tokenizer", "pretrained", *(f"depth/{n}" for n in others))))
+    if section.zero_shot_dynamics:
+        needs = ["pretrained", "tokenizer", "corpus"]
+        if section.zero_shot_dynamics.lstm:
+            model = recipe.model
+            shape = ModelShape(family="lstm", layers=1, width=model.width, heads=1, context=model.context, dropout=model.dropout)
+            made.append(_trained(recipe, LSTM, shape))
+            needs.append(LSTM)
+        made.append(_experiment(recipe, ZERO_SHOT_DYNAMICS, partial(_dynamics, recipe), tuple(needs)))
+    return made
+
+
+def _experiment(recipe: Recipe, stage: Any, section: Callable[[Path], Config], needs: tuple[str, ...]) -> Node:
+    path = f"assets.experiments.{stage.name}:{stage.name.upper()}"
+    return Node(recipe.name, f"experiments/{stage.name}", stage, path, section, needs, field=f"experiments.{stage.name}")
+
+
+def _trained(recipe: Recipe, name: str, model: ModelShape) -> Node:
+    """A model of another shape, trained as the recipe's own is."""
+    settings = {"model": model.model_dump(mode="json"), "pretraining": recipe.pretraining.model_dump(mode="json")}
+    return Node(recipe.name, name, PRETRAINED, "assets.pretraining:PRETRAINED", lambda base: settings, ("tokens", "tokenizer"))
+
+
+def _dynamics(recipe: Recipe, base: Path) -> Config:
+    assert recipe.experiments and recipe.experiments.zero_shot_dynamics
+    section = recipe.experiments.zero_shot_dynamics
+    tasks: dict[str, Any] = {}
+    for task in TASKS:
+        given = getattr(section, task)
+        entry = given and entry_named(given, base, f"experiments.zero_shot_dynamics.{task}")
+        tasks[task] = entry and {"name": given, "entry": entry.model_dump(mode="json", exclude_none=True)}
+    return {"tasks": tasks, "examples": section.examples, "split_seed": recipe.corpus.seed}

@@ -1,0 +1,48 @@
+"""The recipe's `experiments` section: which of the papers' experiments are made, and how large. What each measures is its own module's."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class VisibleContext(_Strict):
+    """Held-out bits per byte against the number of tokens a prediction sees."""
+
+    contexts: list[Count] | None = Field(default=None, description="default: the powers of two up to the model's context, and that")
+    positions: int = Field(default=1000, ge=2, description="held-out tokens of each source that are predicted, the same for every context")
+    seed: int = Field(default=0, ge=0)
+
+
+class Depth(_Strict):
+    """Whole models of fewer and more layers, trained alike."""
+
+    layers: list[Count] = Field(min_length=1, description="each a model of its own; the recipe's own depth is the pre-trained one")
+
+
+class ZeroShotDynamics(_Strict):
+    """GPT-1, figure 2 right: what a model can do that was only pre-trained, against how long it was, for the Transformer and an LSTM."""
+
+    lstm: bool = Field(default=True, description="an LSTM of the same width, trained alike, beside it")
+    sentiment: str = Field(default="sst2", description="a task of two labels, the second the positive one")
+    acceptability: str | None = Field(
+        default="cola", description="a task of two labels, the second acceptable; null: held-out sentences, half with two words swapped"
+    )
+    pronouns: str = Field(default="pronouns", description="a multiple_choice task whose question holds a pronoun, or a _ where it stood")
+    questions: str = Field(default="race", description="a multiple_choice task")
+    examples: int = Field(default=500, ge=20, description="of each task, at most")
+
+
+class ExperimentsSection(_Strict):
+    """Each of them where its name is given."""
+
+    visible_context: VisibleContext | None = None
+    depth: Depth | None = None
+    zero_shot_dynamics: ZeroShotDynamics | None = None

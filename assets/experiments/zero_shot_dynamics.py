@@ -1,0 +1,153 @@
+"""Stage `zero_shot_dynamics`: GPT-1, figure 2 right. What a model can do that was only pre-trained, at each snapshot of its pre-training,
+for the Transformer and for an LSTM of its width trained alike. The heuristics and their data are `probes.py`'s.
+
+As in the figure each score is also put on a scale from chance (0) to the best published score of a single model (1). Where the data is a
+stand-in, the scale is that of the paper's data set, and the page says both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from assets import experiment_page
+from assets.contract import Artifact, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
+from assets.experiments.probes import TASKS, Probe, probes_of
+from assets.task_entries import pinned_entry
+
+if TYPE_CHECKING:
+    from gpt_model.decoder import Decoder
+
+Point = tuple[float, float, float, float]  # tokens trained on; score, and the ends of its 95 % interval
+Curves = dict[tuple[str, str], list[Point]]  # (model, heuristic) -> its points
+
+
+def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    """Write experiment.json: each heuristic's score at each snapshot, for "pretrained" and, where there is one, "lstm"."""
+    from gpt_model.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(inputs["tokenizer"].path)
+    probes, missing = probes_of(config, inputs, tokenizer, progress)
+    kinds = {"Transformer": inputs["pretrained"], **({"LSTM": inputs["experiments/lstm"]} if "experiments/lstm" in inputs else {})}
+    curves: Curves = {}
+    taken = {kind: list(_snapshots(artifact)) for kind, artifact in kinds.items()}
+    total, done = sum(map(len, taken.values())), 0
+    for kind, snapshots in taken.items():
+        for tokens, load in snapshots:
+            model = load().to(progress.profile.device).eval()
+            for probe in probes:
+                curves.setdefault((kind, probe.task), []).append((tokens, *_score(probe, probe.answer(model))))
+            done += 1
+            progress.advance(done, total, "snapshots")
+    experiment_page.write(output, _document({probe.task: probe for probe in probes}, missing, curves))
+    metrics = {f"{probe.task}/examples": float(len(probe.labels)) for probe in probes}
+    for (kind, task), points in curves.items():
+        for name, value in zip(("", "_low", "_high"), points[-1][1:], strict=True):
+            metrics[f"{kind.lower()}/{task}{name}"] = value
+    return metrics
+
+
+def _snapshots(artifact: Artifact) -> Iterator[tuple[float, Callable[[], Decoder]]]:
+    """(tokens trained on, loader) of each snapshot of a pre-training, in order; the last is the finished model."""
+    from gpt_model.training.snapshots import snapshots
+
+    yield from snapshots(artifact.path)
+
+
+# -- scores ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _score(probe: Probe, answers: Sequence[int]) -> tuple[float, float, float]:
+    """The score and its 95 % interval."""
+    from gpt_model.evaluation.scores import wilson
+    from gpt_model.tasks import metrics
+
+    if probe.matthews:
+        found = metrics.scores(list(probe.labels), list(answers), 2, [str(number) for number in range(len(answers))])
+        return found["matthews"], found["matthews_low"], found["matthews_high"]
+    right = sum(a == b for a, b in zip(answers, probe.labels, strict=True))
+    return right / len(probe.labels), *wilson(right, len(probe.labels))
+
+
+def _scaled(probe: Probe, value: float) -> float:
+    return (value - probe.chance) / (probe.best - probe.chance)
+
+
+def _interval(point: Point) -> str:
+    return f"{point[1]:.3f} ({point[2]:.3f} to {point[3]:.3f})"
+
+
+def _document(probes: Mapping[str, Probe], missing: Mapping[str, str], curves: Curves) -> dict[str, Any]:
+    """The experiment's page: where the scales begin and end, every point, and the plot."""
+    ends = [
+        f"{task}, {kind}: {_interval(points[-1])} at the end, chance {probes[task].chance:.3f}." for (kind, task), points in curves.items()
+    ]
+    scales = {
+        "caption": "Where each scale begins and ends.",
+        "columns": ["heuristic", "data", "chance (0)", "best published (1)", "examples"],
+        "rows": [[one.task, one.what, round(one.chance, 3), one.against, len(one.labels)] for one in probes.values()],
+    }
+    points_table = {
+        "caption": "Accuracy, of acceptability Matthews' coefficient, at each snapshot; 95 % intervals over the examples, which are of all "
+        "splits, as nothing is trained on them.",
+        "columns": ["heuristic", "model", "tokens trained on", "score", "on the scale", "examples"],
+        "rows": [
+            [task, kind, f"{point[0]:,.0f}", _interval(point), round(_scaled(probes[task], point[1]), 3), len(probes[task].labels)]
+            for (kind, task), points in curves.items()
+            for point in points
+        ],
+    }
+    return {
+        "title": "Zero-shot behaviour against pre-training",
+        "source": "GPT-1, figure 2 (right)",
+        "summary": [*ends, *(f"{task}: not run here. {why}" for task, why in missing.items())],
+        "tables": [scales, points_table] if probes else [],
+        "plots": [_plot(probes, curves)] if curves else [],
+    }
+
+
+def _plot(probes: Mapping[str, Probe], curves: Curves) -> dict[str, Any]:
+    series = []
+    for (kind, task), points in curves.items():
+        y, low, high = ([_scaled(probes[task], point[i]) for point in points] for i in (1, 2, 3))
+        series.append({"label": f"{task}, {kind}", "x": [point[0] for point in points], "y": y, "low": low, "high": high})
+    return {
+        "title": "zero-shot score", "x": "tokens trained on", "y": "0: chance, 1: best published single model", "log_x": True,
+        "series": series, "levels": [{"label": "chance", "y": 0.0}],
+    }  # fmt: skip
+
+
+def _rises(built: Built) -> Verdict:
+    """At least one heuristic of the Transformer ends with its whole interval above chance."""
+    above = {}
+    for task in TASKS:
+        if (low := built.metrics.get(f"transformer/{task}_low")) is not None:
+            above[task] = low
+    if not above:
+        return Verdict(True, "No heuristic's data could be had here.")
+    document = experiment_page.read(built.output / experiment_page.FILE)
+    chance = {str(row[0]): float(row[2]) for row in document.tables[0].rows}
+    clear = [task for task, low in above.items() if low > chance[task]]
+    return Verdict(
+        bool(clear), f"Above chance, interval and all: {', '.join(clear) or 'none'} of {', '.join(above)}.", {"above_chance": len(clear)}
+    )
+
+
+def pin(config: Config, base: Path) -> Config:
+    """Local task files tied to their bytes."""
+    tasks = {task: told and {**told, "entry": pinned_entry(told["entry"], base)} for task, told in config["tasks"].items()}
+    return {**config, "tasks": tasks}
+
+
+ZERO_SHOT_DYNAMICS = Stage(
+    name="zero_shot_dynamics",
+    version="1",
+    run=run,
+    description="GPT-1's zero-shot heuristics at each snapshot of pre-training, Transformer and LSTM (figure 2, right).",
+    kinds=("pytorch",),
+    checks=(Check("something_is_learnt", False, "A heuristic of the Transformer ends above chance, interval and all.", _rises),),
+    show=experiment_page.show,
+    pin=pin,
+    pool="training",
+)

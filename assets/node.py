@@ -1,0 +1,50 @@
+"""Node: one asset of one recipe, as plain data: its stage, its section of the recipe, what it needs. No Dagster; `stage.py` wraps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from assets.contract import Config, Stage
+from assets.yaml_file import naming
+
+
+@dataclass(frozen=True)
+class Node:
+    """One asset of one recipe. `section(base)` is its part of the recipe as plain JSON; `base` is the recipe's folder."""
+
+    recipe: str
+    name: str  # "finetuned/sentiment"
+    stage: Stage
+    stage_path: str  # "assets.finetuning:FINETUNED", for the worker
+    section: Callable[[Path], Config]
+    needs: tuple[str, ...] = ()
+    description: str = ""
+    files: tuple[Path, ...] = ()  # the recipe's, and those it extends
+    field: str = ""  # where in the recipe the section's own fields stand, for the errors of a stage, which knows no more than its section
+
+    @property
+    def key(self) -> list[str]:
+        """The Dagster asset key: recipe, then the name's parts."""
+        return [self.recipe, *self.name.split("/")]
+
+    @property
+    def ref(self) -> str:
+        return f"{self.recipe}/{self.name}"
+
+    def config(self, base: Path) -> Config:
+        """The section with everything outside the store tied to its bytes. Raises UserError naming the recipe's file, line and field."""
+        section = self.settings(base)
+        with self.naming():
+            return self.stage.pin(section, base)
+
+    def settings(self, base: Path) -> Config:
+        """The section as it stands, no local text file opened for it. Raises UserError as `config` does."""
+        with naming(self.files):
+            return self.section(base)
+
+    def naming(self) -> AbstractContextManager[None]:
+        """A UserError of the stage in here says where in the recipe the field it is about is written."""
+        return naming(self.files, self.field)
