@@ -21,7 +21,7 @@ from gpt_model.tasks.examples import Example
 from gpt_model.tokenizer import Tokenizer
 
 PASS_TOKENS = 8192  # in one forward pass, padding included
-PRONOUN = re.compile(r"\b(he|she|they|him|her|them|his|hers|their|theirs)\b")
+PRONOUN = re.compile(r"\b(he|she|they|him|her|them|his|hers|their|theirs)\b", re.IGNORECASE)
 SENTIMENTS = (" negative", " positive")  # in class order
 
 
@@ -45,13 +45,13 @@ def log_probabilities(model: Decoder, rows: Sequence[Scored]) -> list[tuple[floa
     order = sorted(range(len(cut)), key=lambda i: -len(cut[i].ids))
     start = 0
     while start < len(order):
-        longest = len(cut[order[start]].ids)
+        longest = max(1, len(cut[order[start]].ids) - 1)  # the last token is only predicted
         chosen = order[start : start + max(1, PASS_TOKENS // longest)]
         tokens = torch.zeros(len(chosen), longest, dtype=torch.long)
         targets = torch.full((len(chosen), longest), IGNORED)
         for place, i in enumerate(chosen):
             ids = torch.tensor(cut[i].ids)
-            tokens[place, : len(ids)] = ids
+            tokens[place, : len(ids) - 1] = ids[:-1]
             targets[place, cut[i].start - 1 : len(ids) - 1] = ids[cut[i].start :]
         losses = model.loss_by_token(tokens.to(device), targets.to(device)).sum(1, dtype=torch.float64).tolist()
         for place, i in enumerate(chosen):
@@ -61,7 +61,7 @@ def log_probabilities(model: Decoder, rows: Sequence[Scored]) -> list[tuple[floa
 
 
 def _fitted(row: Scored, context: int) -> Scored:
-    over = len(row.ids) - context - 1  # the last token is only predicted
+    over = len(row.ids) - context - 1
     return row if over <= 0 else Scored(row.ids[over:], max(1, row.start - over))
 
 
