@@ -65,7 +65,8 @@ class WorkerFailed(Exception):
 def gather_inputs(store: Store, node: Node) -> dict[str, Artifact]:
     """The artifacts the refs of `node`'s upstream assets name. Refuses one that is missing or whose blocking check failed."""
     inputs = {}
-    for name in node.needs:
+    for need in node.needs:
+        name = node.asset(need)
         fingerprint = store.get_ref(node.recipe, name)
         artifact = store.find(fingerprint) if fingerprint else None
         if artifact is None:
@@ -76,7 +77,7 @@ def gather_inputs(store: Store, node: Node) -> dict[str, Artifact]:
                     f"{node.ref} refuses its input {node.recipe}/{name} ({store.short(artifact.fingerprint)}): its blocking check "
                     f"{check!r} failed: {verdict.summary} Mend the recipe or the source, and build {node.recipe}/{name} again."
                 )
-        inputs[name] = artifact
+        inputs[need] = artifact
     return inputs
 
 

@@ -19,6 +19,7 @@ from assets.profile import Profile
 from gpt_model.progress import Progress as Progress_
 
 SCRATCH = ".scratch"
+NOT_RUN = "not_run.json"  # in the output of a stage whose data cannot be had here: {"not_run": why}, and nothing else
 
 Config = Mapping[str, Any]  # the stage's recipe section, as plain JSON values
 Metrics = dict[str, float]  # final numbers by name; "/" groups them: "held_out/plays/bpb"

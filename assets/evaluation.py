@@ -6,7 +6,7 @@ with every core: a suite's examples are few, and lm_eval's own batching does not
 
 from __future__ import annotations
 
-import copy
+import difflib
 import json
 import shutil
 import time
@@ -14,12 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from assets import base_model, training_text_page
 from assets.contract import Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
+from assets.known_answers import reproduces_what_is_known
 from assets.recipe import Recipe
 from assets.yaml_file import find_file, load_strict, read_yaml
 from gpt_model.data.sources import downloads_folder
-from gpt_model.errors import UserError, about_all_of
-from gpt_model.evaluation.suites import SUITES, Labelled, suite_tasks
+from gpt_model.errors import Unreachable, UserError, about, about_all_of
+from gpt_model.evaluation import public
+from gpt_model.evaluation.suites import OF_TEXT, SUITES, Dataset, Labelled, suite_tasks
 from gpt_model.tasks.entry import CATALOGUE, TaskEntry, TaskSource, pinned, seen_from
 
 
@@ -37,7 +40,26 @@ def zero_shot_config(recipe: Recipe) -> Config:
     for number, name in enumerate(section.suites):
         with about_all_of(f"evaluation.suites[{number}]"):
             suites[name] = _suite(name)
-    return {"suites": suites, "examples": dict(section.examples), "split_seed": recipe.corpus.seed}
+            if recipe.corpus is None and any(isinstance(task.metadata.data, OF_TEXT) for task in suite_tasks(name, suites[name])):
+                raise UserError(f"{name} is made of held-out text, and this recipe has no corpus: add one, or leave the suite out.")
+    _files_are_for_known_tasks(section.files, suites)
+    files: dict[str, Any] = {"files": dict(section.files)} if section.files else {}
+    if section.known:
+        files["known"] = section.known
+    return {"suites": suites, "examples": dict(section.examples), "split_seed": recipe.split_seed, **files}
+
+
+def _files_are_for_known_tasks(files: Mapping[str, str], suites: Mapping[str, Any]) -> None:
+    public_tasks = []
+    for suite, task in ((name, task) for name, contents in suites.items() for task in suite_tasks(name, contents)):
+        if isinstance(data := task.metadata.data, Dataset):
+            public_tasks += [f"{suite}/{task.name}", *([f"{suite}/{task.name}/demonstrations"] if data.demonstrations else [])]
+            public_tasks += [suite] if data.source.member and suite not in public_tasks else []
+    for stray in sorted(files.keys() - set(public_tasks)):
+        near = difflib.get_close_matches(stray, public_tasks, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        told = f"{stray!r} is no task that reads a public data set.{hint} There are: {', '.join(public_tasks) or 'none'}."
+        raise UserError(told, field=f"evaluation.files.{stray}")
 
 
 def _suite(name: str) -> dict[str, Any]:
@@ -57,13 +79,42 @@ def members(contents: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _pin(config: Config, base: Path) -> Config:
-    """Local files that a suite's own entry names, relative to the suites' folder, tied to their bytes."""
-    suites = copy.deepcopy(dict(config["suites"]))
-    for keys in (keys for contents in suites.values() for keys in members(contents)):
-        if entry := keys["metadata"]["data"].get("entry"):
-            source = seen_from(TaskSource.model_validate(entry["source"]), SUITES, SUITES)
-            entry["source"] = pinned(source, SUITES, downloads_folder()).model_dump(mode="json", exclude_none=True)
-    return {**config, "suites": suites}
+    """What tasks read, tied to its bytes or its commit, or why it cannot be had here.
+
+    A suite's own files are relative to the suites' folder, the recipe's (`evaluation.files`) to the recipe's.
+    """
+    suites = json.loads(json.dumps(config["suites"]))  # a copy in which no two tasks share a mapping, as YAML's anchors let them
+    files = config.get("files", {})
+    for suite, contents in suites.items():
+        for keys in members(contents):
+            data = keys["metadata"]["data"]
+            if entry := data.get("entry"):
+                source = seen_from(TaskSource.model_validate(entry["source"]), SUITES, SUITES)
+                try:
+                    entry["source"] = pinned(source, SUITES, downloads_folder()).model_dump(mode="json", exclude_none=True)
+                except Unreachable:
+                    data["not_run"] = f"the Hugging Face hub did not answer when asked for {source.hub}; evaluate where it can be reached"
+                if source.on_request:
+                    data["not_run"] = f"its authors give it on request ({source.on_request}), and the catalogue's entry names no file of it"
+            elif data["builder"] == "dataset":
+                given = files
+                if suite in files and (member := data["source"].get("member")):  # a folder with every task's file
+                    given = {f"{suite}/{keys['task']}": f"{files[suite].rstrip('/')}/{member}", **files}
+                data["source"] = _pinned_data(data["source"], f"{suite}/{keys['task']}", given, base)
+                if "demonstrations" in data:
+                    data["demonstrations"] = _pinned_data(data["demonstrations"], f"{suite}/{keys['task']}/demonstrations", files, base)
+    return {**{name: value for name, value in config.items() if name != "files"}, "suites": suites}
+
+
+def _pinned_data(source: dict[str, Any], task: str, files: Mapping[str, str], base: Path) -> dict[str, Any]:
+    """A public data set's source, or the recipe's file in its place, under its bare name: where it lies is no part of what it is."""
+    with about(f"evaluation.files.{task}" if task in files else "evaluation.suites"):
+        if task in files:
+            tied = public.pinned(public.DataSource(path=files[task]), base, downloads_folder())
+            tied = tied.model_copy(update={"path": Path(files[task]).name})
+        else:
+            tied = public.pinned(public.DataSource.model_validate(source), SUITES, downloads_folder())
+    return tied.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
@@ -71,55 +122,111 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     if progress.rank:
         return {}
     from gpt_model import convert
+    from gpt_model.evaluation.core import centred_means
     from gpt_model.evaluation.evaluate import evaluate, score_rows, shown_samples, write_tasks
-    from gpt_model.evaluation.examples import Material, rows_of
+    from gpt_model.evaluation.examples import Material, TaskRows, rows_of
     from gpt_model.evaluation.harness import GPTLM
+    from gpt_model.evaluation.settings import add_metrics, in_each_setting
+    from gpt_model.evaluation.training_text import seen_in_training
     from gpt_model.tokenizer import Tokenizer
 
+    if reason := base_model.not_run(inputs["pretrained"]):
+        return _nothing(config, output, reason)
     started = time.monotonic()
     folder = inputs["pretrained"].path / "model"
     model = convert.load(folder).to(progress.profile.device)
     tokenizer = Tokenizer.load(folder)
+    corpus = inputs["corpus"].path if "corpus" in inputs else None
     material = Material(
-        inputs["corpus"].path, config["split_seed"], downloads_folder(), tokenizer.encode, model.config.context, progress
+        corpus, config["split_seed"], downloads_folder(), tokenizer.encode, model.config.context, progress
     )  # fmt: skip
     limits: Mapping[str, int] = config["examples"]
-    tasks = []
+    tasks: list[TaskRows] = []
+    not_run: list[dict[str, Any]] = []
     for name, contents in config["suites"].items():
         for task in suite_tasks(name, contents):
-            with about_all_of("suites"):
-                tasks += rows_of(task, material, limits.get(name))
-        progress.log(f"{name}: " + ", ".join(f"{task.name} {len(task.rows):,} examples" for task in tasks if task.task.suite == name))
+            try:
+                with about_all_of("suites"):
+                    for found in rows_of(task, material, limits.get(name)):
+                        for setting in in_each_setting(found, material):  # those that were had stay, where a later one cannot be
+                            tasks.append(setting)
+            except public.NotRun as reason:
+                not_run.append({"suite": name, "task": task.name, "not_run": str(reason)})
+                progress.log(f"{name}/{task.name} is not run here: {reason}")
+        progress.log(
+            f"{name}: " + ", ".join(f"{task.name} {len(task.rows):,} examples" for task in tasks if task.task.suite == name and task.scored)
+        )
     prepared = time.monotonic()
     shutil.rmtree(output / "tasks", ignore_errors=True)
     write_tasks(output / "tasks", tasks)
     results = evaluate(GPTLM(model, tokenizer, progress=progress), output / "tasks", [task.full_name for task in tasks])
-    rows = list(score_rows(tasks, results))
-    _write(output / "results.json", {"rows": rows, "split_seed": config["split_seed"], "limits": dict(limits)})
+    seen = None
+    if "corpus" in inputs:  # an imported model's training text is not known
+        progress.log("what of the examples stands in the training text")
+        seen = seen_in_training(tasks, inputs["corpus"].path)
+    add_metrics(tasks, results)
+    rows = list(score_rows(tasks, results, seen))
+    for name, contents in config["suites"].items():
+        for row in centred_means(suite_tasks(name, contents), rows):
+            (not_run if "not_run" in row else rows).append(row)
+    _write(
+        output / "results.json",
+        {"rows": _in_order([*rows, *not_run], config["suites"]), "split_seed": config["split_seed"], "limits": dict(limits)},
+    )
     _write(output / "samples.json", {"samples": shown_samples(tasks, results)})
     finished = time.monotonic()
     scores = {f"{row['suite']}/{row['task']}/{row['metric']}": row["value"] for row in rows}
     return {**scores, "prepare_seconds": prepared - started, "score_seconds": finished - prepared}
 
 
+def _nothing(config: Config, output: Path, reason: str) -> Metrics:
+    """What is written where there is no model to evaluate: every task, not run."""
+    rows = [
+        {"suite": name, "task": task.name, "not_run": reason}
+        for name, contents in config["suites"].items()
+        for task in suite_tasks(name, contents)
+    ]
+    _write(output / "results.json", {"rows": rows, "split_seed": config["split_seed"], "limits": dict(config["examples"])})
+    _write(output / "samples.json", {"samples": []})
+    return {"not_run": float(len(rows))}
+
+
+def _in_order(rows: list[dict[str, Any]], suites: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows in the order of the suites; within one, what was run first."""
+    places = {name: place for place, name in enumerate(suites)}
+    return sorted(rows, key=lambda row: places[row["suite"]])
+
+
 def _write(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _rows(built: Built) -> list[dict[str, Any]]:
+def _every_row(built: Built) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads((built.output / "results.json").read_text(encoding="utf-8"))["rows"]
     return rows
+
+
+def _rows(built: Built) -> list[dict[str, Any]]:
+    """The scores."""
+    return [row for row in _every_row(built) if "not_run" not in row]
+
+
+def _not_run(built: Built) -> list[dict[str, Any]]:
+    """{suite, task, not_run: why} of each task whose data could not be had."""
+    return [row for row in _every_row(built) if "not_run" in row]
 
 
 def _every_suite_has_scores(built: Built) -> Verdict:
     from gpt_model.evaluation.evaluate import not_finite
 
-    rows = _rows(built)
-    missing = sorted(set(built.config["suites"]) - {row["suite"] for row in rows})
+    rows, not_run = _rows(built), _not_run(built)
+    missing = sorted(set(built.config["suites"]) - {row["suite"] for row in [*rows, *not_run]})
     broken = not_finite(rows)
     problems = [f"suite {name} has no score" for name in missing] + [f"{name} is not a finite number" for name in broken]
     summary = "; ".join(problems) or f"{len(rows)} scores of {len(built.config['suites'])} suites, all finite"
-    return Verdict(not problems, summary, {"scores": len(rows)})
+    if not_run:
+        summary += "; not run here: " + ", ".join(f"{row['suite']}/{row['task']}" for row in not_run)
+    return Verdict(not problems, summary, {"scores": len(rows), "not_run": len(not_run)})
 
 
 def _above_chance(built: Built) -> Verdict:
@@ -135,9 +242,11 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 
 def show(built: Built, folder: Path) -> None:
-    """zero_shot.md (the table), zero_shot.png (accuracies against what guessing gives), samples.md."""
+    """zero_shot.md (the table), training_text.md (overlap), zero_shot.png (accuracies against what guessing gives), samples.md."""
     rows = _rows(built)
-    (folder / "zero_shot.md").write_text(_table(rows), encoding="utf-8")
+    (folder / "zero_shot.md").write_text(_table(rows) + _missing(_not_run(built)), encoding="utf-8")
+    if compared := [row for row in rows if "contamination" in row]:
+        (folder / "training_text.md").write_text(training_text_page.table(compared), encoding="utf-8")
     samples = json.loads((built.output / "samples.json").read_text(encoding="utf-8"))["samples"]
     (folder / "samples.md").write_text(_samples(samples), encoding="utf-8")
     if accuracies := [row for row in rows if row["baseline_value"] is not None]:
@@ -152,6 +261,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
         cells = [row["suite"], row["task"], metric, f"{row['value']:.4g}", _interval(row), row["baseline"] or "–", of, row["description"]]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", "↓: lower is better."]) + "\n"
+
+
+def _missing(not_run: list[dict[str, Any]]) -> str:
+    return "".join(f"\n**{row['suite']}/{row['task']}** not run here: {row['not_run']}.\n" for row in not_run)
 
 
 def _samples(samples: list[dict[str, Any]]) -> str:
@@ -189,12 +302,13 @@ def _bars(rows: list[dict[str, Any]], path: Path) -> None:
 
 ZERO_SHOT = Stage(
     name="zero_shot",
-    version="2",
+    version="3",
     run=run,
     description="The pre-trained model on lm_eval suites of local data: held-out text, cloze, multiple choice, BoolQ.",
     kinds=("python", "pytorch"),
     checks=(
         Check("every_suite_has_scores", True, "Every suite asked for has scores, and all are finite.", _every_suite_has_scores),
+        Check("reproduces_what_is_known", False, "An imported model has the scores it is known to have.", reproduces_what_is_known),
         Check("cloze_above_chance", False, "The cloze accuracy's 95 % interval lies above guessing.", _above_chance),
     ),
     show=show,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from assets.contract import Built
+from assets.contract import NOT_RUN, Built
 
 SCORE_NAMES = {"accuracy": "accuracy", "f1": "F1", "matthews": "Matthews correlation", "pearson": "Pearson correlation with the ratings"}
 CONSTANT = {"accuracy": "majority", "f1": "constant_f1", "matthews": "constant_matthews"}  # what the best of always one answer gets
@@ -19,9 +19,16 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def show(built: Built, folder: Path) -> None:
+    if (path := built.output / NOT_RUN).is_file():
+        reason = json.loads(path.read_text(encoding="utf-8"))["not_run"]
+        (folder / "scores.md").write_text(f"**{built.config['task']}** is not run here. {reason}.\n", encoding="utf-8")
+        return
     (folder / "scores.md").write_text(_scores_table(built), encoding="utf-8")
     (folder / "samples.md").write_text(_samples_table(built), encoding="utf-8")
-    _plot_confusion(built, folder / "confusion.png")
+    if "scale" in built.config["source"]:
+        _plot_ratings(built, folder / "ratings.png")
+    else:
+        _plot_confusion(built, folder / "confusion.png")
     _plot_losses(built, folder / "fine_tuning.png")
 
 
@@ -42,18 +49,29 @@ def _scores_table(built: Built) -> str:
         constant = f"{m[CONSTANT[key]]:.3f}" if key in CONSTANT else "–"
         return f"| {SCORE_NAMES[key]} | {cell(key)} | {cell(f'random_{key}')} | {constant} |\n"
 
+    name = SCORE_NAMES[built.config["source"]["metric"]]
+    shown = [key for key in SCORE_NAMES if key in m]
     return (
         f"**{built.config['task']}** ({facts['entry']['form'].replace('_', ' ')}): "
         f"{_of(m, 'training')} training, {_of(m, 'validation')} validation, {_of(m, 'test')} test examples; "
         f"{int(m['cut_examples']):,} cut to the context{left_out}.\n\n"
         "| on test | pre-trained | random weights | always one answer, the best |\n|---|---|---|---|\n"
-        + "".join(row(key) for key in SCORE_NAMES if key in m)
-        + f"| transfer: accuracy over random weights | {cell('transfer')} | | |\n\n"
+        + "".join(row(key) for key in shown)
+        + "".join(
+            f"| {SCORE_NAMES[key]}, {part} ({int(m[f'{part}/test_examples']):,}) | {cell(f'{part}/{key}')} | | |\n"
+            for part in parts_of(m) for key in shown
+        )
+        + f"| transfer: {name} over random weights | {cell('transfer')} | | |\n\n"
         "In brackets: 95 % interval. Accuracy: Wilson's. The others: bootstrap over groups, transfer's in pairs. "
-        f"Weights of the epoch best on validation (epoch {int(m['pretrained_best_epoch'])} pre-trained, {int(m['random_best_epoch'])} "
-        "random).\n\n"
+        f"Weights of the epoch best on validation by {name} (epoch {int(m['pretrained_best_epoch'])} pre-trained, "
+        f"{int(m['random_best_epoch'])} random).\n\n"
         f"Licence: {facts['entry']['licence']}\n"
     )  # fmt: skip
+
+
+def parts_of(metrics: Mapping[str, float]) -> list[str]:
+    """The parts of the test split that have scores of their own."""
+    return sorted(key.partition("/")[0] for key in metrics if key.endswith("/test_examples"))
 
 
 def _samples_table(built: Built) -> str:
@@ -82,6 +100,16 @@ def _plot_confusion(built: Built, path: Path) -> None:
     figure, axes = _figure(3.6, 3.2)
     labels, predicted = ([one[key] for one in predictions] for key in ("label", "predicted"))
     ConfusionMatrixDisplay.from_predictions(labels, predicted, labels=names, ax=axes, colorbar=False, cmap="Blues")
+    axes.set_title(f"{built.config['task']}, test")
+    figure.savefig(path, dpi=120)
+
+
+def _plot_ratings(built: Built, path: Path) -> None:
+    predictions = json_lines(built.output / "predictions.jsonl")
+    figure, axes = _figure(3.6, 3.2)
+    axes.plot(*([float(one[key]) for one in predictions] for key in ("label", "predicted")), ".", markersize=3, alpha=0.5)
+    axes.set_xlabel("rating")
+    axes.set_ylabel("predicted")
     axes.set_title(f"{built.config['task']}, test")
     figure.savefig(path, dpi=120)
 

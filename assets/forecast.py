@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from assets import base_model
 from assets.contract import Artifact, Config, Inputs
 from assets.graph import Node
 from assets.profile import Profile
@@ -35,6 +36,7 @@ GPU_FLOPS = 1e14  # FLOP/s a data-centre GPU sustains in training, bfloat16: not
 BYTES_PER_TOKEN = 3.5  # English text under a byte-level BPE of a few thousand pieces
 COMPUTE_EXPONENT = 0.05  # Kaplan et al. 2020, equation 1.3
 ANCHOR_FLOPS, ANCHOR_BPB = 2e13, 2.5  # nanoGPT's loop, 2.2·10^6 parameters, 240 s on two cores, plays: 2.54 bits per byte
+IMPORTED_BYTES = 5e8  # of a repository on the hub, which does not say its size beforehand: GPT-2 small's
 FALLBACK_MODEL = ModelConfig(layers=4, width=192, heads=4, context=256, vocab_size=2048)  # only where the input says nothing of its shape
 
 
@@ -161,21 +163,35 @@ def work_of(node: Node, config: Config, inputs: Inputs, profile: Profile) -> Wor
         text = _text_bytes(inputs)
         return Work(text, "bytes of text", text, 1 / 2e6, 2 / BYTES_PER_TOKEN, bytes_factor=1.4)
     if stage == "pretrained":
-        model = _model(config["model"], inputs)
+        model = _model(config.get("model") or _shape(inputs["base"]), inputs)
         flops = training_flops(model, config["pretraining"]["tokens"])
+        values = float(model.parameters()) * max(1, config["pretraining"].get("snapshots", 0))  # the last snapshot is the model
         # float32 weights, plus the tokenizer's files
-        return Work(flops, "training FLOPs", float(model.parameters()), 1 / speed(profile), 4.3, bytes_factor=1.2, start_seconds=5.0)
+        return Work(flops, "training FLOPs", values, 1 / speed(profile), 4.3, bytes_factor=1.2, start_seconds=5.0)
     if stage == "finetuned":
-        model = _model(inputs["pretrained"].config["model"], inputs)
-        section = config["finetuning"]
-        tokens = float((config.get("examples") or 3000) * section["epochs"]) * min(model.context, 64)  # examples are short
-        flops = 2 * training_flops(model, tokens)  # once from the pre-trained weights and once from random ones
+        model = _model(_shape(inputs["pretrained"]), inputs)
+        flops = 2 * _finetuning_flops(config, model)  # once from the pre-trained weights and once from random ones
         return Work(flops, "training FLOPs", float(model.parameters()), 1.5 / speed(profile), 4.3, seconds_factor=4.0, start_seconds=8.0)
+    if stage in ("layers_transferred", "ablations"):
+        model = _model(_shape(inputs["pretrained"]), inputs)
+        ways = 4 if stage == "ablations" else 1 + len(config["layers"] or range(model.layers + 1))
+        flops = ways * sum(task["seeds"] * _finetuning_flops(task, model) for task in config["tasks"])
+        return Work(flops, "training FLOPs", 1.0, 1.5 / speed(profile), 2e4, seconds_factor=4.0, bytes_factor=10.0, start_seconds=8.0)
     if stage == "zero_shot":
-        model = _model(inputs["pretrained"].config["model"], inputs)
+        model = _model(_shape(inputs["pretrained"]), inputs)
         flops = 3e5 * max(1, len(config.get("suites") or ())) * model.flops_per_token() / 3  # tokens a suite on local data reads
         return Work(flops, "forward FLOPs", 1.0, 2 / speed(profile), 1e6, seconds_factor=5.0, bytes_factor=10.0, start_seconds=12.0)
+    if stage == "imported":
+        size = float(sum(file["bytes"] for file in config.get("files", ()))) or IMPORTED_BYTES
+        known = 1.2 if config.get("files") else 10.0
+        return Work(size, "bytes of weights", size, 1 / 2e8, 1.0, seconds_factor=5.0, bytes_factor=known, start_seconds=4.0)
     return Work(1.0, "artifacts", 1.0, 0.2, 2e4, seconds_factor=5.0, bytes_factor=10.0)
+
+
+def _finetuning_flops(config: Config, model: ModelConfig) -> float:
+    """Of one model on one task; nothing of a task that is not run here."""
+    tokens = float((config.get("examples") or 3000) * config["finetuning"]["epochs"]) * min(model.context, 64)  # examples are short
+    return 1.0 if "not_run" in config else training_flops(model, tokens)
 
 
 def training_flops(model: ModelConfig, tokens: float) -> float:
@@ -193,6 +209,14 @@ def _text_bytes(inputs: Inputs) -> float:
     corpus = inputs["corpus"]
     counted = sum(value for name, value in corpus.metrics.items() if name.endswith("/bytes"))
     return max(1.0, counted or 2.6 * corpus.size)
+
+
+def _shape(artifact: Artifact) -> Mapping[str, Any]:
+    """Of the model in an artifact; of an imported one that is not here yet, nobody knows."""
+    try:
+        return base_model.shape(artifact)
+    except OSError:
+        return FALLBACK_MODEL.model_dump(exclude={"vocab_size"})
 
 
 def _model(shape: Mapping[str, Any], inputs: Inputs) -> ModelConfig:

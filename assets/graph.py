@@ -2,6 +2,9 @@
 
 corpus ─► tokenizer ─► tokens ─► pretrained ─┬─► finetuned/<task> … ─┬─► scorecard
                                              └─► zero_shot           ─┘
+
+A recipe that imports a model has `imported` in place of tokenizer and pretrained; or only of the tokenizer, where it goes on training it
+on a corpus: then `pretrained` is what comes of that.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from assets.corpus import CORPUS
 from assets.evaluation import ZERO_SHOT, zero_shot_config
 from assets.experiments.nodes import experiment_nodes
 from assets.finetuning import FINETUNED, finetuning_config, task_names
+from assets.imported import IMPORTED
 from assets.node import Node
 from assets.pretraining import PRETRAINED
 from assets.recipe import Recipe
@@ -47,29 +51,21 @@ def check(graph: list[Node], base: Path, read: Callable[[Node, Path], Config] = 
 
 def _graph(recipe: Recipe) -> list[Node]:
     name = recipe.name
+    graph, roles = _imported(recipe) if recipe.imported else (_trained_here(recipe), ())
+    there = {node.name for node in graph}
 
-    def dumped(part: str) -> Callable[[Path], Config]:
-        return lambda base: getattr(recipe, part).model_dump(mode="json")
+    def needing(*needs: str) -> tuple[str, ...]:
+        return tuple(need for need in needs if dict(roles).get(need, need) in there)
 
-    graph = [
-        Node(name, "corpus", CORPUS, "assets.corpus:CORPUS", dumped("corpus"), field="corpus"),
-        Node(name, "tokenizer", TOKENIZER, "assets.tokenizer:TOKENIZER", dumped("tokenizer"), ("corpus",), field="tokenizer"),
-        Node(name, "tokens", TOKENS, "assets.tokenizer:TOKENS", lambda base: {}, ("corpus", "tokenizer")),
-        Node(
-            name, "pretrained", PRETRAINED, "assets.pretraining:PRETRAINED",
-            lambda base: {"model": recipe.model.model_dump(mode="json"), "pretraining": recipe.pretraining.model_dump(mode="json")},
-            ("tokens", "tokenizer"),
-        ),
-    ]  # fmt: skip
     for number, task in enumerate(task_names(recipe)):
         node = Node(name, f"finetuned/{task}", FINETUNED, "assets.finetuning:FINETUNED", partial(finetuning_config, recipe, task))
-        node = replace(node, needs=("pretrained", "tokenizer", "corpus"), field=f"finetuning.tasks[{number}]")
+        node = replace(node, needs=needing("pretrained", "tokenizer", "corpus"), roles=roles, field=f"finetuning.tasks[{number}]")
         graph.append(replace(node, description=f"{FINETUNED.description} Task: {task}."))
     if recipe.evaluation:
         graph.append(
             Node(
-                name, "zero_shot", ZERO_SHOT, "assets.evaluation:ZERO_SHOT",
-                lambda base: zero_shot_config(recipe), ("pretrained", "tokenizer", "corpus", "tokens"), field="evaluation",
+                name, "zero_shot", ZERO_SHOT, "assets.evaluation:ZERO_SHOT", lambda base: zero_shot_config(recipe),
+                needing("pretrained", "tokenizer", "corpus", "tokens"), roles, field="evaluation",
             )
         )  # fmt: skip
     graph += experiment_nodes(recipe)
@@ -80,6 +76,47 @@ def _graph(recipe: Recipe) -> list[Node]:
         )
     )
     return graph
+
+
+def _trained_here(recipe: Recipe) -> list[Node]:
+    """From text to a model."""
+    name = recipe.name
+
+    def pretrained(base: Path) -> Config:
+        model, pretraining = recipe.own
+        return {"model": model.model_dump(mode="json"), "pretraining": pretraining.model_dump(mode="json")}
+
+    return [
+        Node(name, "corpus", CORPUS, "assets.corpus:CORPUS", _section(recipe, "corpus"), field="corpus"),
+        Node(name, "tokenizer", TOKENIZER, "assets.tokenizer:TOKENIZER", _section(recipe, "tokenizer"), ("corpus",), field="tokenizer"),
+        Node(name, "tokens", TOKENS, "assets.tokenizer:TOKENS", lambda base: {}, ("corpus", "tokenizer")),
+        Node(name, "pretrained", PRETRAINED, "assets.pretraining:PRETRAINED", pretrained, ("tokens", "tokenizer")),
+    ]
+
+
+def _imported(recipe: Recipe) -> tuple[list[Node], tuple[tuple[str, str], ...]]:
+    """Somebody else's model, its tokens of a corpus if there is one, and what comes of training it on them; and who is what to the rest."""
+    name, roles = recipe.name, (("tokenizer", "imported"), ("base", "imported"))
+    graph = [Node(name, "imported", IMPORTED, "assets.imported:IMPORTED", _section(recipe, "imported"), field="imported")]
+    if recipe.corpus:
+        graph.insert(0, Node(name, "corpus", CORPUS, "assets.corpus:CORPUS", _section(recipe, "corpus"), field="corpus"))
+        graph.append(Node(name, "tokens", TOKENS, "assets.tokenizer:TOKENS", lambda base: {}, ("corpus", "tokenizer"), roles))
+    if recipe.pretraining is None:
+        return graph, (*roles, ("pretrained", "imported"))
+
+    def pretrained(base: Path) -> Config:
+        lora = {"lora": recipe.lora.model_dump(mode="json")} if recipe.lora else {}
+        return {"pretraining": _section(recipe, "pretraining")(base), **lora}
+
+    node = Node(name, "pretrained", PRETRAINED, "assets.pretraining:PRETRAINED", pretrained, ("tokens", "tokenizer", "base"), roles)
+    how = "adapters of it (LoRA) trained" if recipe.lora else "trained further"
+    graph.append(replace(node, description=f"The imported model, {how} on the corpus's tokens, by DeepSpeed."))
+    return graph, roles
+
+
+def _section(recipe: Recipe, part: str) -> Callable[[Path], Config]:
+    """A section of the recipe as it stands."""
+    return lambda base: getattr(recipe, part).model_dump(mode="json")
 
 
 def node_named(graph: list[Node], name: str) -> Node:

@@ -59,7 +59,14 @@ def sources_of(artifact: Artifact) -> list[dict[str, Any]]:
         tasks = [(f"{suite}/{task['task']}", task["metadata"]["data"]) for suite, contents in artifact.config["suites"].items()
                  for task in members(contents)]  # fmt: skip
         return [_of_task(name, data["entry"]) for name, data in tasks if data.get("entry")]
+    if artifact.stage == "imported":
+        return [_of_import(artifact.config)]
     return [dict(source) for source in artifact.config.get("sources", [])]
+
+
+def _of_import(config: Mapping[str, Any]) -> dict[str, Any]:
+    place = {"hub": config["hub"], "revision": config["revision"]} if "hub" in config else {"path": config["folder"]}
+    return {"name": "weights", **place, "pinned": config.get("files"), "licence": config["licence"]}
 
 
 def _of_task(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:

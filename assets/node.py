@@ -20,7 +20,8 @@ class Node:
     stage: Stage
     stage_path: str  # "assets.finetuning:FINETUNED", for the worker
     section: Callable[[Path], Config]
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # what its stage calls its inputs: each the asset of that name, or the one that `roles` says
+    roles: tuple[tuple[str, str], ...] = ()
     description: str = ""
     files: tuple[Path, ...] = ()  # the recipe's, and those it extends
     field: str = ""  # where in the recipe the section's own fields stand, for the errors of a stage, which knows no more than its section
@@ -33,6 +34,15 @@ class Node:
     @property
     def ref(self) -> str:
         return f"{self.recipe}/{self.name}"
+
+    def asset(self, need: str) -> str:
+        """The name of the asset that is the input `need`."""
+        return dict(self.roles).get(need, need)
+
+    @property
+    def upstream(self) -> list[str]:
+        """The names of the assets it needs, each once."""
+        return list(dict.fromkeys(map(self.asset, self.needs)))
 
     def config(self, base: Path) -> Config:
         """The section with everything outside the store tied to its bytes. Raises UserError naming the recipe's file, line and field."""

@@ -5,6 +5,7 @@ measured on the way, what is written, what must hold of it. The artifact:
 
     model/          a folder that `transformers` loads: config.json, generation_config.json, model.safetensors and the tokenizer's files
     training.json   what was done and what came of it, as far as it is the same on every run: no seconds
+    snapshots/      where the recipe asks for them: the weights on the way, on a log schedule (gpt_model/training/snapshots.py)
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from assets import base_model
 from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from assets.profile import Profile
 from gpt_model.errors import UserError, about
@@ -26,8 +29,11 @@ if TYPE_CHECKING:
     from gpt_model.config import ModelConfig
     from gpt_model.data.sampler import Sampler
     from gpt_model.data.shards import TokenData
+    from gpt_model.decoder import Decoder
     from gpt_model.tokenizer import Tokenizer
     from gpt_model.training.loop import Execution, Outcome
+    from gpt_model.training.schedules import Batches
+    from gpt_model.training.settings import Settings
     from gpt_model.transformer import GPT
 
 # A rank and forward pass, unless the profile says otherwise. Of 512 to 4,096 the fastest at 4 × 192 and at 6 × 384 on a core.
@@ -44,44 +50,45 @@ def pretrain(config: Config, inputs: Inputs, output: Path, progress: Progress) -
     from gpt_model.data.sampler import Sampler
     from gpt_model.data.shards import TokenData
     from gpt_model.tokenizer import Tokenizer
-    from gpt_model.training import measure
+    from gpt_model.training import measure, snapshots
     from gpt_model.training.engine import choose_product_library, start
     from gpt_model.training.loop import Hook, train
-    from gpt_model.transformer import GPT
 
     section, profile = config["pretraining"], progress.profile
     data, tokenizer = TokenData(inputs["tokens"].path), Tokenizer.load(inputs["tokenizer"].path)
-    shape = model_config(config, tokenizer.vocab_size)
-    sequences = sequences_of_a_batch(section["batch_tokens"], shape.context, profile.name, progress.world_size)
+    shape = base_model.trained_shape(config, inputs, tokenizer.vocab_size)
+    check_whole(section, shape.context)
+    check_shared_out(section, shape.context, profile.name, progress.world_size)
+    batches = batches_of(section)
     with about("model"):
-        sampler = Sampler(data, shape.context, sequences, section["seed"])
+        sampler = Sampler(data, shape.context, batches, section["seed"])
     execution = execution_of(profile, progress)
     start(execution)
     choose_product_library(section["precision"])  # before the peak is measured, which training is held against
     peak = measure.peak_flops(execution, section["precision"])
     execution = replace(execution, peak_flops=peak)
-    steps = section["tokens"] // section["batch_tokens"]
+    settings = settings_of(section)
 
-    model = GPT(shape, seed=section["seed"])
-    objective = LanguageModelling(sampler, micro_batch(sequences // progress.world_size, shape.context, profile), shape, execution)
+    model = base_model.begin(config, inputs, shape, section["seed"])
+    objective = LanguageModelling(sampler, profile, shape, execution)
     final: dict[str, float] = {}
-    evaluate = _evaluation(data, tokenizer, section, execution, progress, final)
-    hooks = [Hook(evaluation_steps(steps, section["evaluations"]), evaluate)]
+    evaluate = _evaluation(data, tokenizer, section, settings.steps, execution, progress, final)
+    kept = snapshots.snapshot_steps(settings.steps, section.get("snapshots", 0))
+    hooks = [
+        Hook(evaluation_steps(batches, settings.steps, section["evaluations"]), evaluate),
+        Hook(kept[:-1], partial(_keep, output, progress.rank)),  # the last one is model/
+    ]
     checkpoints = output / SCRATCH / "checkpoints"
-    outcome = train(model, objective, settings_of(section, steps), execution, checkpoints=checkpoints, progress=progress, hooks=hooks)
+    outcome = train(model, objective, settings, execution, checkpoints=checkpoints, progress=progress, hooks=hooks)
     after = measure.peak_flops(execution, section["precision"])  # a machine's speed changes meanwhile, so it is asked at both ends
     metrics = _final_metrics(outcome, final, objective, (peak + after) / 2, data)
     metrics["peak_memory_bytes"] = measure.peak_memory_bytes(execution)
     if progress.rank == 0:
-        _write(model, tokenizer, output, section, steps, metrics)
+        metrics |= base_model.end(model, config, inputs, output)
+        _write(model, tokenizer, output, section, metrics)
+        if kept:
+            snapshots.write_index(output, {step: batches.before(step) for step in kept})
     return metrics
-
-
-def model_config(config: Config, vocab_size: int) -> ModelConfig:
-    """The recipe's shape with the tokenizer's vocabulary."""
-    from gpt_model.config import ModelConfig
-
-    return ModelConfig(**config["model"], vocab_size=vocab_size)
 
 
 def execution_of(profile: Profile, progress: Progress) -> Execution:
@@ -95,35 +102,65 @@ def execution_of(profile: Profile, progress: Progress) -> Execution:
     )  # fmt: skip
 
 
-def settings_of(section: Mapping[str, Any], steps: int) -> Any:
+def settings_of(section: Mapping[str, Any]) -> Settings:
     """The recipe's section as the loop takes it. Warm-up and cosine are counted in tokens, so they do not depend on the batch."""
-    from gpt_model.training.loop import Settings
-    from gpt_model.training.schedules import warmup_cosine
+    from gpt_model.training.schedules import by_step, warmup_cosine
+    from gpt_model.training.settings import Settings
 
+    batches = batches_of(section)
+    steps = batches.within(section["tokens"])
     rate = warmup_cosine(
         section["learning_rate"],
-        warmup=section["warmup_tokens"] / section["batch_tokens"],
-        steps=steps,
+        warmup=section["warmup_tokens"],
+        decay=section.get("decay_tokens") or batches.before(steps),
         final=section["final_learning_rate"],
     )
     return Settings(
-        steps=steps, learning_rate=rate, betas=tuple(section["betas"]), weight_decay=section["weight_decay"],
+        steps=steps, learning_rate=by_step(rate, batches), betas=tuple(section["betas"]), weight_decay=section["weight_decay"],
         gradient_clip=section["gradient_clip"], precision=section["precision"], seed=section["seed"],
     )  # fmt: skip
 
 
-def sequences_of_a_batch(batch_tokens: int, context: int, profile: str, processes: int) -> int:
-    """Sequences of an optimizer step over all ranks. Raises UserError where they cannot be shared out: the batch is the recipe's."""
-    sequences = batch_tokens // context
-    if sequences % processes:
-        fitting = max(number for number in range(1, processes) if sequences % number == 0)
-        raise UserError(
-            f"batch_tokens {batch_tokens} is {sequences} sequences of {context} tokens, which the profile {profile!r} cannot "
-            f"share out evenly among its processes, {processes}: set processes to {fitting} in profiles/{profile}.yaml, "
-            "or change the recipe's batch.",
-            field="pretraining.batch_tokens",
-        )
-    return sequences
+def batches_of(section: Mapping[str, Any]) -> Batches:
+    """The batch of each step, as the recipe's section has it."""
+    from gpt_model.training.schedules import Batches
+
+    ramp = section.get("batch_ramp")
+    return Batches(section["batch_tokens"], ramp["from_tokens"], ramp["over_tokens"]) if ramp else Batches(section["batch_tokens"])
+
+
+def check_whole(section: Mapping[str, Any], context: int) -> None:
+    """Raises UserError where a batch is not whole sequences: of an imported model, whose context no recipe says."""
+    from assets.recipe import whole_sequences
+
+    sizes = {"batch_tokens": section["batch_tokens"]}
+    if ramp := section.get("batch_ramp"):
+        sizes["batch_ramp.from_tokens"] = ramp["from_tokens"]
+    for field, tokens in sizes.items():
+        try:
+            whole_sequences(tokens, context, field)
+        except ValueError as error:
+            raise UserError(f"{error}.", field=f"pretraining.{field}") from None
+
+
+def check_shared_out(section: Mapping[str, Any], context: int, profile: str, processes: int) -> None:
+    """Raises UserError where a profile cannot share out each step's sequences evenly: the batch is the recipe's, not the profile's.
+
+    Every batch of a ramp is the first one or a multiple of it, or the full one, so those two are looked at.
+    """
+    sizes = {"batch_tokens": section["batch_tokens"]}
+    if ramp := section.get("batch_ramp"):
+        sizes["batch_ramp.from_tokens"] = ramp["from_tokens"]
+    for field, tokens in sizes.items():
+        sequences = tokens // context
+        if sequences % processes:
+            fitting = max(number for number in range(1, processes) if all(size // context % number == 0 for size in sizes.values()))
+            raise UserError(
+                f"{field} {tokens} is {sequences} sequences of {context} tokens, which the profile {profile!r} cannot "
+                f"share out evenly among its processes, {processes}: set processes to {fitting} in profiles/{profile}.yaml, "
+                "or change the recipe's batch.",
+                field=f"pretraining.{field}",
+            )
 
 
 def micro_batch(sequences: int, context: int, profile: Profile) -> int:
@@ -132,9 +169,10 @@ def micro_batch(sequences: int, context: int, profile: Profile) -> int:
     return max(number for number in range(1, min(bound, sequences) + 1) if sequences % number == 0)
 
 
-def evaluation_steps(steps: int, evaluations: int) -> list[int]:
-    """After which steps held-out text is measured, evenly spaced; the last is the end."""
-    return sorted({max(1, round(steps * number / evaluations)) for number in range(1, evaluations + 1)})
+def evaluation_steps(batches: Batches, steps: int, evaluations: int) -> list[int]:
+    """After which steps held-out text is measured, evenly spaced in tokens; the last is the end."""
+    tokens = batches.before(steps)
+    return sorted({max(1, batches.nearest(tokens * number / evaluations)) for number in range(1, evaluations + 1)})
 
 
 class LanguageModelling:
@@ -142,17 +180,20 @@ class LanguageModelling:
 
     unit = "tokens"
 
-    def __init__(self, sampler: Sampler, micro_batch: int, shape: ModelConfig, execution: Execution) -> None:
-        self.sampler, self.micro_batch, self.execution = sampler, micro_batch, execution
-        self.units_per_step = sampler.sequences * sampler.context
+    def __init__(self, sampler: Sampler, profile: Profile, shape: ModelConfig, execution: Execution) -> None:
+        self.sampler, self.profile, self.execution = sampler, profile, execution
         self.flops_per_unit = shape.flops_per_token()
+
+    def units_before(self, step: int) -> int:
+        return self.sampler.batches.before(step)
 
     def micro_batches(self, step: int) -> Sequence[tuple[Tensor, Tensor]]:
         """This rank's rows of a step: (inputs, targets), each [micro-batch, context]."""
         import torch
 
         inputs, targets, _ = self.sampler.batch(step, self.execution.rank, self.execution.world_size)
-        there = [torch.from_numpy(tokens).to(self.execution.device).split(self.micro_batch) for tokens in (inputs, targets)]
+        rows = micro_batch(len(inputs), self.sampler.context, self.profile)
+        there = [torch.from_numpy(tokens).to(self.execution.device).split(rows) for tokens in (inputs, targets)]
         return list(zip(*there, strict=True))
 
     def loss(self, model: nn.Module, micro_batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
@@ -160,25 +201,34 @@ class LanguageModelling:
 
 
 def _evaluation(
-    data: TokenData, tokenizer: Tokenizer, section: Mapping[str, Any], execution: Execution, progress: Progress, final: dict[str, float]
+    data: TokenData, tokenizer: Tokenizer, section: Mapping[str, Any], steps: int, execution: Execution, progress: Progress,
+    final: dict[str, float],
 ) -> Callable[[int, Any], dict[str, float]]:
     """What is done at each evaluation: held-out text is measured, samples are written. At the end all of it, left in `final`."""
     from gpt_model.training import measure
+    from gpt_model.transformer import GPT
 
-    steps = section["tokens"] // section["batch_tokens"]
-
-    def evaluate(step: int, model: GPT) -> dict[str, float]:
+    def evaluate(step: int, model: Decoder) -> dict[str, float]:
         limit = None if step == steps else section["evaluation_tokens"]
         held_out = measure.held_out(model, data, execution, limit)
         found = measure.held_out_metrics(held_out, data.weights)
         if step == steps:
             final.update(found | measure.held_out_intervals(held_out))
-        if execution.rank == 0 and section["samples"]:
+        if execution.rank == 0 and section["samples"] and isinstance(model, GPT):  # an LSTM, only measured against, does not write here
             for name, text in samples(model, data, tokenizer, section["samples"], section["seed"]):
                 progress.text(step, name, text)
         return found
 
     return evaluate
+
+
+def _keep(output: Path, rank: int, step: int, model: Decoder) -> dict[str, float]:
+    """A snapshot, as a hook of the loop."""
+    from gpt_model.training import snapshots
+
+    if rank == 0:
+        snapshots.keep(model, output, step)
+    return {}
 
 
 def samples(model: GPT, data: TokenData, tokenizer: Tokenizer, count: int, seed: int) -> list[tuple[str, str]]:
@@ -210,7 +260,8 @@ def _final_metrics(
         "uniform_bpb": bits * held_out_tokens / max(1, held_out_bytes),  # what a model that knows nothing takes
         "loss": outcome.loss,
         "steps": outcome.steps,
-        "tokens": outcome.steps * objective.units_per_step,
+        "tokens": objective.units_before(outcome.steps),
+        **{f"epochs/{source}": epochs for source, epochs in objective.sampler.epochs(outcome.steps).items()},
         "seconds": outcome.seconds,
         "tokens_per_second": rate,
         "peak_flops": peak_flops,
@@ -219,16 +270,18 @@ def _final_metrics(
     }
 
 
-def _write(model: GPT, tokenizer: Tokenizer, output: Path, section: Mapping[str, Any], steps: int, metrics: Metrics) -> None:
+def _write(model: Decoder, tokenizer: Tokenizer, output: Path, section: Mapping[str, Any], metrics: Metrics) -> None:
     from gpt_model import convert
 
     convert.save(model, output / "model", tokenizer.end_of_text)
     tokenizer.save(output / "model")
     facts = {
         "parameters": model.config.parameters(),
-        "steps": steps,
+        "steps": int(metrics["steps"]),
         "batch_tokens": section["batch_tokens"],
-        "tokens": steps * section["batch_tokens"],
+        "batch_ramp": section.get("batch_ramp"),
+        "tokens": int(metrics["tokens"]),
+        "epochs": {name.removeprefix("epochs/"): round(value, 4) for name, value in metrics.items() if name.startswith("epochs/")},
         "held_out": {name: round(value, 4) for name, value in metrics.items() if name.startswith("held_out/")},
     }
     (output / "training.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -261,8 +314,8 @@ def _model_loads(built: Built) -> Verdict:
     from gpt_model.tokenizer import Tokenizer
 
     folder = built.output / "model"
-    expected = model_config(built.config, Tokenizer.load(folder).vocab_size)
-    model = convert.load(folder)
+    expected = base_model.trained_shape(built.config, built.inputs, Tokenizer.load(folder).vocab_size)
+    model = convert.load_decoder(folder)
     numbers = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
     return Verdict(
         model.config == expected and numbers,
@@ -312,11 +365,13 @@ def _curves(built: Built, path: Path) -> None:
         (rate, "learning rate", {"": built.series.get("learning_rate", ())}),
         (norm, "gradient norm", {"": built.series.get("gradient_norm", ())}),
     ]
+    seen = dict(built.series.get("tokens", ()))
     for axes, title, lines in panels:
         for label, points in lines.items():
-            axes.plot([step for step, _ in points], [value for _, value in points], label=label, marker="." if len(points) < 30 else None)
+            x, y = [seen.get(step, math.nan) for step, _ in points], [value for _, value in points]
+            axes.plot(x, y, label=label, marker="." if len(points) < 30 else None)
         axes.set_title(title)
-        axes.set_xlabel("step")
+        axes.set_xlabel("tokens")
         axes.grid(alpha=0.3)
         if len(lines) > 1:
             axes.legend()
@@ -334,7 +389,9 @@ def _figures(built: Built) -> str:
         bpb, perplexity = metrics[f"held_out/{source}/bpb"], metrics[f"held_out/{source}/perplexity"]
         low, high = (metrics.get(f"held_out/{source}/bpb_{end}", math.nan) for end in ("low", "high"))
         rows.append((f"held-out {source}", f"{bpb:.3f} bits per byte ({low:.3f} to {high:.3f}), perplexity {perplexity:.1f} a token"))
+    epochs = ", ".join(f"{name.removeprefix('epochs/')} {value:.2f}" for name, value in metrics.items() if name.startswith("epochs/"))
     rows += [
+        ("epochs of each source", epochs),
         ("held-out, by mixture", f"{metrics['held_out/bpb']:.3f} bits per byte"),
         ("held-out, all text", f"{metrics['held_out/total_bpb']:.3f} bits per byte (uniform guess: {metrics['uniform_bpb']:.3f})"),
         ("speed", f"{metrics['tokens_per_second']:,.0f} tokens a second over {metrics['seconds']:.0f} s"),
@@ -351,7 +408,7 @@ def _figures(built: Built) -> str:
 
 PRETRAINED = Stage(
     name="pretrained",
-    version="3",
+    version="4",
     run=pretrain,
     description="A GPT trained from random weights on the corpus's tokens, by DeepSpeed; model/ loads in transformers.",
     kinds=("deepspeed", "pytorch"),

@@ -1,20 +1,24 @@
 """Recipe: WHAT to build, one YAML a model, nothing about machines. Each section is what identifies the stages it feeds.
 
-`extends: NAME` merges a recipe over another (mappings are merged key by key, everything else is replaced).
+`extends: NAME` merges a recipe over another: mappings are merged key by key, `null` takes out what the other has, all else is replaced.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from assets.experiments.section import ExperimentsSection
 from assets.yaml_file import SUFFIXES, find_file, naming, read_yaml, validate, yaml_files
-from gpt_model.config import ModelConfig, ModelShape
+from gpt_model.config import PUBLISHED, ModelConfig, ModelShape
 from gpt_model.data.sources import Source
 from gpt_model.errors import UserError, about
+from gpt_model.published import references
+from gpt_model.tasks.source import Splits
 
 OWNER = re.compile(r"team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")  # as Dagster has it
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -25,6 +29,7 @@ class Section(BaseModel):
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
+Projections = Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]  # of a block: into attention, out of it, into the MLP, out
 Memory = Annotated[float, Field(ge=0, lt=1)]  # of an optimizer's moment: the share of it that a step keeps
 
 
@@ -47,8 +52,22 @@ class CorpusSection(Section):
 
 
 class TokenizerSection(Section):
-    style: Literal["gpt2"] = "gpt2"
-    vocab_size: int = Field(ge=257, description="the 256 bytes, <|endoftext|> and the merges")
+    style: Literal["gpt1", "gpt2"] = "gpt2"
+    vocab_size: int = Field(ge=4, description="gpt2: the 256 bytes, merges, <|endoftext|>; gpt1: <unk>, characters twice, merges, newline")
+
+    @field_validator("vocab_size")
+    @classmethod
+    def _bytes_fit(cls, value: int, info: ValidationInfo) -> int:
+        if info.data.get("style") == "gpt2" and value < 257:
+            raise ValueError(f"{value} is too small: style gpt2 has 256 bytes and <|endoftext|>. Set it to at least 257")
+        return value
+
+
+class BatchRamp(Section):
+    """GPT-3's gradual increase of the batch (appendix B): from 32 thousand tokens, linearly over the first 4 to 12 billion."""
+
+    from_tokens: int = Field(ge=1, description="the first batch; every later one is a whole multiple of it, or batch_tokens")
+    over_tokens: int = Field(ge=1, description="tokens after which the batch is batch_tokens")
 
 
 class PretrainingSection(Section):
@@ -59,6 +78,10 @@ class PretrainingSection(Section):
     learning_rate: float = Field(gt=0)
     final_learning_rate: float = Field(default=0.1, ge=0, le=1, description="where the cosine ends, as a share of learning_rate")
     warmup_tokens: int = Field(default=0, ge=0)
+    decay_tokens: int | None = Field(
+        default=None, ge=1, description="where the cosine ends, warm-up counted in; constant from there on; default: with the training"
+    )
+    batch_ramp: BatchRamp | None = None
     weight_decay: float = Field(default=0.1, ge=0)
     betas: tuple[Memory, Memory] = (0.9, 0.95)
     gradient_clip: float = Field(default=1.0, gt=0)
@@ -69,6 +92,9 @@ class PretrainingSection(Section):
     )
     evaluation_tokens: int = Field(default=65_536, ge=1, description="held-out tokens a source measured on the way; the end measures all")
     samples: int = Field(default=3, ge=0, description="texts written at each evaluation")
+    snapshots: int = Field(
+        default=0, ge=0, description="times the weights on the way are kept (float32), on a log schedule from step 1; the last is the model"
+    )
 
     @field_validator("betas", mode="before")
     @classmethod
@@ -81,6 +107,12 @@ class PretrainingSection(Section):
             raise ValueError(f"warmup_tokens {self.warmup_tokens} leaves nothing of tokens {self.tokens}: make it smaller")
         if self.batch_tokens > self.tokens:
             raise ValueError(f"batch_tokens {self.batch_tokens} is more than tokens {self.tokens}: make it smaller")
+        if self.decay_tokens is not None and self.decay_tokens <= self.warmup_tokens:
+            raise ValueError(f"decay_tokens {self.decay_tokens} is no more than warmup_tokens {self.warmup_tokens}: make it larger")
+        if self.batch_ramp and self.batch_ramp.from_tokens > self.batch_tokens:
+            raise ValueError(f"batch_ramp.from_tokens {self.batch_ramp.from_tokens} is more than batch_tokens {self.batch_tokens}")
+        if self.batch_ramp and self.batch_ramp.over_tokens > self.tokens:
+            raise ValueError(f"batch_ramp.over_tokens {self.batch_ramp.over_tokens} is more than tokens {self.tokens}: make it smaller")
         return self
 
 
@@ -103,6 +135,40 @@ class FinetuningSection(Section):
     held_back: dict[str, Annotated[int, Field(ge=2)]] = Field(
         default_factory=dict, description="task -> at most so many validation and so many test examples, seeded subsets"
     )
+    files: dict[str, str | Splits] = Field(
+        default_factory=dict, description="task -> a local file of the task's columns, or one a split, read in place of its own source"
+    )
+
+
+class ImportedSection(Section):
+    """Somebody else's model in place of one trained here: a repository on the Hugging Face hub, or a folder laid out like one."""
+
+    hub: str | None = Field(default=None, description="OWNER/NAME")
+    revision: str = Field(default="main", description="a branch, a tag or a commit of `hub`; tied to its commit when a build is planned")
+    folder: str | None = Field(default=None, description="relative to the recipe")
+    licence: str = Field(default="unknown", description="of the weights")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ImportedSection:
+        if (self.hub is None) == (self.folder is None):
+            raise ValueError("give either hub, a repository's OWNER/NAME on the Hugging Face hub, or folder")
+        if self.folder is not None and "revision" in self.model_fields_set:
+            raise ValueError("revision is of a hub repository, and a folder is tied to its files' bytes: leave it out")
+        return self
+
+
+class LoRASection(Section):
+    """Adapters in place of whole weights, wherever training starts from given ones (Hu et al. 2021)."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16, gt=0, description="what is added is multiplied by alpha / rank")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="of an adapter's input")
+    targets: list[Projections] = Field(default=list(get_args(Projections)), min_length=1)
+
+    @field_validator("targets")
+    @classmethod
+    def _each_once(cls, targets: list[Projections]) -> list[Projections]:
+        return sorted(set(targets))
 
 
 class EvaluationSection(Section):
@@ -110,6 +176,20 @@ class EvaluationSection(Section):
     examples: dict[str, Annotated[int, Field(ge=2)]] = Field(
         default_factory=dict, description="suite -> at most so many examples a task; an interval needs two"
     )
+    files: dict[str, str] = Field(
+        default_factory=dict, description="suite/task -> a local file of the data set's columns, as seen from the recipe, read in its place"
+    )
+
+
+    known: str | None = Field(default=None, description="the published model this one is, whose verified scores must come out: gpt2-small")
+
+    @field_validator("known")
+    @classmethod
+    def _has_known_scores(cls, known: str | None) -> str | None:
+        models = dict.fromkeys(one.model for one in references(role="reproduction") if one.sure == "verified" and one.model in PUBLISHED)
+        if known is not None and known not in models:
+            raise ValueError(f"no score of {known!r} is known; there are some of {', '.join(models)}")
+        return known
 
 
 class Recipe(Section):
@@ -118,12 +198,16 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="letters, digits and _; the first part of every asset key")
     description: str = ""
     owners: list[str] = Field(default_factory=list, description="e-mail addresses, or team:NAME")
-    corpus: CorpusSection
-    tokenizer: TokenizerSection
-    model: ModelShape
-    pretraining: PretrainingSection
+    imported: ImportedSection | None = None
+    # A recipe that imports has neither model nor tokenizer of its own; corpus and pretraining, where it goes on training.
+    corpus: CorpusSection | None = Field(default=None, validate_default=True)
+    tokenizer: TokenizerSection | None = Field(default=None, validate_default=True)
+    model: ModelShape | None = Field(default=None, validate_default=True)
+    pretraining: PretrainingSection | None = Field(default=None, validate_default=True)
+    lora: LoRASection | None = None
     finetuning: FinetuningSection | None = None
     evaluation: EvaluationSection | None = None
+    experiments: ExperimentsSection | None = None
     _files: tuple[Path, ...] = PrivateAttr(default=())
 
     @property
@@ -138,20 +222,64 @@ class Recipe(Section):
             raise ValueError(f"{strange[0]!r} is neither an e-mail address nor team:NAME")
         return owners
 
+    @field_validator("corpus", "tokenizer", "model", "pretraining")
+    @classmethod
+    def _own_or_imported(cls, section: Section | None, info: ValidationInfo) -> Section | None:
+        if "imported" not in info.data:  # it has a mistake of its own
+            return section
+        imports, name = info.data["imported"] is not None, info.field_name
+        if section is None and not imports:
+            raise PydanticCustomError("missing", "Field required")
+        if section is not None and imports and name in ("tokenizer", "model"):
+            raise ValueError(f"an imported model brings its own: leave {name} out")
+        if section is not None and imports and name == "pretraining" and info.data.get("corpus") is None:
+            raise ValueError("there is no text to go on training on: add a corpus, or leave pretraining out")
+        return section
+
     @field_validator("pretraining")
     @classmethod
-    def _batch_is_whole_sequences(cls, pretraining: PretrainingSection, info: ValidationInfo) -> PretrainingSection:
-        batch, context = pretraining.batch_tokens, info.data["model"].context if "model" in info.data else 1
-        if batch % context:
-            raise ValueError(
-                f"batch_tokens {batch} is not a whole number of sequences of model.context {context} tokens: "
-                f"set it to {max(1, round(batch / context)) * context}"
-            )
+    def _batch_is_whole_sequences(cls, pretraining: PretrainingSection | None, info: ValidationInfo) -> PretrainingSection | None:
+        if pretraining and (model := info.data.get("model")):
+            whole_sequences(pretraining.batch_tokens, model.context)
+            if ramp := pretraining.batch_ramp:
+                whole_sequences(ramp.from_tokens, model.context, "batch_ramp.from_tokens")
         return pretraining
+
+    @model_validator(mode="after")
+    def _has_what_it_names(self) -> Recipe:
+        goes_on = self.imported is not None and self.pretraining is not None
+        if self.lora and not (self.finetuning or goes_on):
+            raise ValueError("lora adapts weights that are there already: add finetuning, or imported and pretraining, or leave lora out")
+        if self.lora and goes_on and self.pretraining and self.pretraining.snapshots:
+            raise ValueError("snapshots are of whole weights, and lora trains adapters: leave pretraining.snapshots or lora out")
+        if self.experiments and self.imported:
+            raise ValueError("experiments are about a model that is trained here: leave them out, or imported")
+        return self
+
+    @property
+    def split_seed(self) -> int:
+        """Of every task's split by document."""
+        return self.corpus.seed if self.corpus else 0
+
+    @property
+    def own(self) -> tuple[ModelShape, PretrainingSection]:
+        """The shape of the model that is trained here, and how: of a recipe that imports none."""
+        assert self.model and self.pretraining, "a recipe without `imported` has both"
+        return self.model, self.pretraining
 
     def model_config_for(self, vocab_size: int | None = None) -> ModelConfig:
         """The whole model, with the vocabulary the tokenizer really has, or else the one the recipe asks for."""
-        return ModelConfig(**self.model.model_dump(), vocab_size=vocab_size or self.tokenizer.vocab_size)
+        assert self.tokenizer, "a recipe without `imported` has one"
+        return ModelConfig(**self.own[0].model_dump(), vocab_size=vocab_size or self.tokenizer.vocab_size)
+
+
+def whole_sequences(batch_tokens: int, context: int, field: str = "batch_tokens") -> None:
+    """Raises ValueError where a batch is not a whole number of sequences."""
+    if batch_tokens % context:
+        raise ValueError(
+            f"{field} {batch_tokens} is not a whole number of sequences of model.context {context} tokens: "
+            f"set it to {max(1, round(batch_tokens / context)) * context}"
+        )
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -185,7 +313,8 @@ def _parent(name: str, folder: Path) -> Path:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+    merged = {key: value for key, value in base.items() if over.get(key, value) is not None}
     for key, value in over.items():
-        merged[key] = _merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        if value is not None or key not in base:
+            merged[key] = _merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
     return merged

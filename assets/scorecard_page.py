@@ -17,6 +17,7 @@ from markupsafe import Markup
 TEMPLATES = Path(__file__).parent / "templates"
 WIDE_CHARACTERS = 100  # a table with a row longer than this is given the page's whole width, others half of it
 HALF_PAGE_PIXELS = 800  # a picture broader than this, too
+WORDS = {**{word: word for word in ("better", "worse", "undecided")}, "not run here": "missing", "no interval": "missing"}  # cells by look
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Section:
     title: str
     tables: Sequence[Table | Text] = field(default_factory=list)
     folder: Path | None = None
+    intro: str = ""
+    in_order: bool = False  # wide tables among the others instead of below them
 
     def texts(self) -> list[tuple[str, str]]:
         """(title, Markdown) of each table and text."""
@@ -86,6 +89,8 @@ def write_page(folder: Path, title: str, description: str, facts: Mapping[str, s
     environment.filters["markdown"] = lambda text: Markup(markdown.render(text))  # noqa: S704 - html is off, so text stays text
     environment.filters["phrase"] = lambda text: Markup(markdown.renderInline(text))  # noqa: S704
     environment.filters["inline"] = lambda path: f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    environment.filters["kind"] = lambda column: next(iter(column.replace("95 % ", "").replace(",", "").split()))  # a column's class
+    environment.globals["words"] = WORDS
     environment.tests["wide"], environment.tests["broad"] = is_wide, is_broad
     page = environment.get_template("scorecard.html.jinja").render(
         title=title, description=description, facts=facts, headline=headline, sections=sections
@@ -102,7 +107,7 @@ def _markdown(
     lines = [f"# {title}", "", description, "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
     lines += [f"## {headline.title}", "", headline.markdown(), ""]
     for section in sections:
-        lines += [f"## {section.title}", ""]
+        lines += [f"## {section.title}", "", *([section.intro, ""] if section.intro else [])]
         for name, text in section.texts():
             lines += [f"### {name}", "", text, ""]
         for name, path in section.pictures():

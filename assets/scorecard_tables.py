@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from assets import base_model
 from assets.contract import Artifact, Inputs
 from assets.lineage_tree import draw_lineages, origin, sources_of, traced
 from assets.resources.provenance import seconds_spent
@@ -33,21 +34,48 @@ def share_of(used: int, available: int) -> str:
 
 def facts(inputs: Inputs) -> dict[str, str]:
     """What it is, in a few lines."""
-    pretrained, made = inputs["pretrained"], inputs["pretrained"].manifest["provenance"]
-    shape, vocabulary = pretrained.config["model"], int(inputs["tokenizer"].metrics["vocab_size"])
-    sources = inputs["corpus"].config["sources"]
-    weights = sum(source["weight"] for source in sources) or 1.0
+    imported = inputs.get("imported")
+    model = inputs["pretrained"] if "pretrained" in inputs else inputs["imported"]
+    made = model.manifest["provenance"]
     commit = str(made["git"]["commit"] or "not from a clone")[:SHORT] + (" with changes" if made["git"]["dirty"] else "")
     ended = max(a.manifest["provenance"]["ended"] for a in inputs.values())
     spent = sum(seconds_spent(a.manifest["provenance"]) for a in inputs.values())
     return {
-        "model": f"{shape['family']}, {shape['layers']} layers of width {shape['width']}, {shape['heads']} heads, "
-        f"context {shape['context']}, vocabulary {vocabulary:,}: {ModelConfig(**shape, vocab_size=vocabulary).parameters():,} parameters",
-        "trained on": f"{pretrained.metrics['tokens']:,.0f} tokens: "
-        + ", ".join(f"{source['name']} {source['weight'] / weights:.0%}" for source in sources),
+        "model": _described(model, imported or inputs["tokenizer"]),
+        **({"imported from": _described_import(imported)} if imported else {}),
+        **({"trained on": _trained_on(model, inputs["corpus"])} if model is not imported else {}),
         "built": f"{ended[:16].replace('T', ' ')} UTC in {spent / 60:.1f} min inside the stages, profile {made['profile']['name']}, "
         f"code {commit}",
     }
+
+
+def _described(model: Artifact, tokenizer: Artifact) -> str:
+    if reason := base_model.not_run(model):
+        return f"not here: {reason}"
+    shape, vocabulary = base_model.shape(model), int(tokenizer.metrics["vocab_size"])
+    return (
+        f"{shape['family']}, {shape['layers']} layers of width {shape['width']}, {shape['heads']} heads, context {shape['context']}, "
+        f"vocabulary {vocabulary:,}: {ModelConfig(**shape, vocab_size=vocabulary).parameters():,} parameters"
+    )
+
+
+def _described_import(imported: Artifact) -> str:
+    [source] = sources_of(imported)
+    files = len(source.get("pinned") or ())
+    return f"{origin(source)}, " + (f"revision {source['revision'][:SHORT]}" if "revision" in source else f"{files} files by their sha256")
+
+
+def _trained_on(model: Artifact, corpus: Artifact) -> str:
+    sources, adapted = corpus.config["sources"], " (adapters alone, by LoRA)" if "lora" in model.config else ""
+    weights = sum(source["weight"] for source in sources) or 1.0
+    shares = ", ".join(f"{source['name']} {source['weight'] / weights:.0%}" for source in sources)
+    return f"{model.metrics['tokens']:,.0f} tokens{adapted}: {shares}"
+
+
+def family(inputs: Inputs) -> str | None:
+    """The model's; of one that could not be imported, nobody knows."""
+    model = inputs["pretrained"] if "pretrained" in inputs else inputs["imported"]
+    return None if base_model.not_run(model) else base_model.shape(model)["family"]
 
 
 def lineage(recipe: str, inputs: Inputs) -> Text:

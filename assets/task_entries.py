@@ -17,7 +17,7 @@ def entry_named(given: str, base: Path, field: str) -> TaskEntry:
     """The entry that `given` means: a name of the catalogue, or a file as seen from `base`, the recipe's folder. Its local files are named
     as seen from there too, so that moving a whole project changes nothing. `field`: where in the recipe it is said, for the errors.
     """
-    path = base / Path(given).expanduser() if given.endswith(SUFFIXES) else CATALOGUE / f"{given}.yaml"
+    path = base / Path(given).expanduser() if given.endswith(SUFFIXES) or "/" in given else CATALOGUE / f"{given}.yaml"
     with about_all_of(field):
         entry = load_strict(TaskEntry, str(path), CATALOGUE, "task")
     return entry.model_copy(update={"source": seen_from(entry.source, path.parent, base)})

@@ -1,6 +1,6 @@
-"""Stages `tokenizer` and `tokens`: a byte-level BPE from the corpus, then the corpus as shards of its ids.
+"""Stages `tokenizer` and `tokens`: a BPE from the corpus, of bytes as GPT-2's or of words as GPT-1's, then the corpus as shards of its ids.
 
-What a tokenizer is stands in gpt_model/tokenizer.py, what shards are in gpt_model/data/shards.py. Here: which documents the first
+What a tokenizer is stands in gpt_model/tokenizer/, what shards are in gpt_model/data/shards.py. Here: which documents the first
 learns from, what must hold before anything trains on either, and what a person is shown.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from assets.base_model import require
 from assets.contract import Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from gpt_model.data import documents, splits
 from gpt_model.data.shards import SourceTexts, TokenData, write
@@ -54,7 +55,7 @@ def train_tokenizer(config: Config, inputs: Inputs, output: Path, progress: Prog
 
     tokenizer = Tokenizer.train(texts(), vocab_size=config["vocab_size"], style=config["style"])
     tokenizer.save(output)
-    return {"vocab_size": tokenizer.vocab_size, "training_bytes": read, **_held_out_bytes_per_token(tokenizer, corpus)}
+    return {"vocab_size": tokenizer.vocab_size, "training_bytes": read, **_held_out_metrics(tokenizer, corpus)}
 
 
 def training_shares(corpus: Path) -> dict[str, float]:
@@ -83,13 +84,16 @@ def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
             return
 
 
-def _held_out_bytes_per_token(tokenizer: Tokenizer, corpus: Path) -> Metrics:
-    """Of text the tokenizer has not seen, by source."""
-    metrics = {}
+def _held_out_metrics(tokenizer: Tokenizer, corpus: Path) -> Metrics:
+    """Of text the tokenizer has not seen, by source: bytes (of normalised text) a token, and the share of unknown tokens."""
+    metrics, lengths = {}, tokenizer.byte_lengths()
     for source in documents.index(corpus):
         texts = list(_first(documents.read(corpus, source, "held_out"), ROUND_TRIP))
-        if tokens := sum(len(ids) for ids in tokenizer.encode_batch(texts)):
-            metrics[f"held_out/{source}/bytes_per_token"] = sum(len(text.encode()) for text in texts) / tokens
+        ids = np.array([index for each in tokenizer.encode_batch(texts) for index in each], dtype=np.int64)
+        if len(ids):
+            metrics[f"held_out/{source}/bytes_per_token"] = int(lengths[ids].sum()) / len(ids)
+            if tokenizer.unknown is not None:
+                metrics[f"held_out/{source}/unknown_share"] = float((ids == tokenizer.unknown).mean())
     return metrics
 
 
@@ -99,35 +103,46 @@ def round_trips(built: Built) -> Verdict:
     held_out = {source: _first(documents.read(corpus, source, "held_out"), ROUND_TRIP) for source in documents.index(corpus)}
     for source, some in {"nasty strings": NASTY, **held_out}.items():
         for text in some:
-            ids = tokenizer.encode(text)
-            if tokenizer.decode(ids) != text or tokenizer.end_of_text in ids:
+            if not _comes_back(tokenizer, text):
                 changed.append(f"{source}: {text[:40]!r}")
             texts, characters = texts + 1, characters + len(text)
-    summary = f"{texts - len(changed):,} of {texts:,} texts ({characters:,} characters) came back as they were"
+    came_back = "with the text they are normalised to" if tokenizer.normalises else "as they were"
+    summary = f"{texts - len(changed):,} of {texts:,} texts ({characters:,} characters) came back {came_back}"
     return Verdict(
         not changed, f"{summary}{'; not: ' + '; '.join(changed[:3]) if changed else '.'}", {"texts": texts, "changed": len(changed)}
     )
 
 
+def _comes_back(tokenizer: Tokenizer, text: str) -> bool:
+    ids, normalised = tokenizer.encode(text), tokenizer.normalise(text)
+    ends = not tokenizer.normalises and tokenizer.end_of_text in ids  # GPT-1's is a newline, which may stand in a text
+    return tokenizer.decode(ids) == normalised and not ends
+
+
 def has_the_vocabulary_asked_for(built: Built) -> Verdict:
     tokenizer, wanted = Tokenizer.load(built.output), built.config["vocab_size"]
     last = tokenizer.end_of_text == wanted - 1
-    summary = f"{tokenizer.vocab_size:,} tokens, {wanted:,} asked for; {END_OF_TEXT} is {tokenizer.end_of_text:,}."
+    ending = tokenizer.tokens()[tokenizer.end_of_text]
+    summary = (
+        f"{tokenizer.vocab_size:,} tokens, {wanted:,} asked for; {json.dumps(ending)}, which ends documents, is {tokenizer.end_of_text:,}."
+    )
     return Verdict(
         tokenizer.vocab_size == wanted and last, summary, {"vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text}
     )
 
 
 def show_tokenizer(built: Built, folder: Path) -> None:
-    """vocabulary.md: bytes a token on held-out text, the first merges and the longest tokens."""
+    """vocabulary.md: the style, bytes a token on held-out text, the first merges and the longest tokens."""
     tokenizer = Tokenizer.load(built.output)
     lengths = tokenizer.byte_lengths()
     longest = np.argsort(-lengths.astype(np.int64), kind="stable")[:24].tolist()
-    first = range(256, min(256 + 24, tokenizer.end_of_text))
-    lines = ["| source | bytes a token, held-out text |", "|---|---:|"]
+    first = range(tokenizer.first_merge, min(tokenizer.first_merge + 24, tokenizer.end_of_text))
+    lines = [f"Style {tokenizer.style}, {tokenizer.vocab_size:,} tokens. {tokenizer.caveat}".rstrip(), ""]
+    lines += ["| source | bytes a token, held-out text |", "|---|---:|"]
     for name, value in built.metrics.items():
         if name.endswith("/bytes_per_token"):
-            lines.append(f"| {name.split('/')[1]} | {value:.3f} |")
+            unknown = built.metrics.get(f"{name.removesuffix('/bytes_per_token')}/unknown_share")
+            lines.append(f"| {name.split('/')[1]} | {value:.3f}{'' if unknown is None else f' ({unknown:.4%} unknown)'} |")
     for title, ids in {"The first merges, of the most frequent pairs": first, "The longest tokens": longest}.items():
         lines += ["", f"{title}:", "", "```", " ".join(json.dumps(tokenizer.decode([index]), ensure_ascii=False) for index in ids), "```"]
     (folder / "vocabulary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -137,10 +152,10 @@ TOKENIZER = Stage(
     name="tokenizer",
     version="1",
     run=train_tokenizer,
-    description="Byte-level BPE in GPT-2's manner, learnt from the corpus's training documents.",
+    description="BPE learnt from the corpus's training documents: byte-level as GPT-2's, or of normalised words as GPT-1's.",
     kinds=("python", "huggingface"),
     checks=(
-        Check("round_trip", True, "Held-out documents and a set of nasty strings decode to themselves.", round_trips),
+        Check("round_trip", True, "Held-out documents and nasty strings decode to themselves (gpt1: normalised).", round_trips),
         Check("vocabulary_size", True, "The vocabulary is as large as the recipe says, end-of-text last.", has_the_vocabulary_asked_for),
     ),
     show=show_tokenizer,
@@ -151,9 +166,9 @@ TOKENIZER = Stage(
 
 
 def write_tokens(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
-    """Tokenize both splits of each source into shards, with the corpus's mixture weights beside them."""
+    """Tokenize both splits of each source into shards, with the corpus's mixture weights beside them. Bytes are of normalised text."""
     corpus = inputs["corpus"].path
-    tokenizer = Tokenizer.load(inputs["tokenizer"].path)
+    tokenizer = Tokenizer.load(require(inputs, "tokenizer").path)
     started = time.monotonic()
     sources = {
         name: SourceTexts(
@@ -185,9 +200,10 @@ def decode_to_their_documents(built: Built) -> Verdict:
             stride = max(1, data.documents(name, split) // SAMPLED)
             for number, text in islice(enumerate(documents.read(corpus, name, split)), 0, None, stride):
                 compared += 1
-                if tokenizer.decode(data.tokens(name, split).document(number).tolist()) != text:
+                if tokenizer.decode(data.tokens(name, split).document(number).tolist()) != tokenizer.normalise(text):
                     wrong.append(f"document {number} of {name}, {split}")
-    summary = f"{compared - len(wrong):,} of {compared:,} sampled documents decode to their text"
+    theirs = "their normalised text" if tokenizer.normalises else "their text"
+    summary = f"{compared - len(wrong):,} of {compared:,} sampled documents decode to {theirs}"
     return Verdict(
         not wrong, f"{summary}{'; not: ' + ', '.join(wrong[:3]) if wrong else '.'}", {"documents": compared, "wrong": len(wrong)}
     )
@@ -208,21 +224,39 @@ def stay_in_the_vocabulary(built: Built) -> Verdict:
 
 
 def account_for_the_corpus(built: Built) -> Verdict:
-    """Counted from the tokens themselves: end-of-text once a document, and the bytes its tokens stand for."""
+    """Counted from the tokens themselves: documents that end with end-of-text, and the bytes that all tokens stand for.
+
+    The bytes are the corpus's, or those of its normalised text, which were counted when it was written.
+    """
     data, index = TokenData(built.output), documents.index(built.inputs["corpus"].path)
+    normalises = Tokenizer.load(built.inputs["tokenizer"].path).normalises
     wrong, total = [], 0
     for name, described in index.items():
         for split in documents.SPLITS:
             counts = _occurrences(data, name, split)
-            found = {"documents": int(counts[data.end_of_text]), "bytes": int(counts[:-1] @ data.byte_lengths.astype(np.int64))}
+            ends = _ended(data, name, split) if normalises else int(counts[data.end_of_text])
+            found = {"documents": ends, "bytes": int(counts[:-1] @ data.byte_lengths.astype(np.int64))}
+            expected = {"documents": described[split]["documents"], "bytes": described[split]["bytes"]}
+            if normalises:
+                expected["bytes"] = data.bytes(name, split)
             total += found["bytes"]
             wrong += [
-                f"{name}, {split} has {count:,} {what} in tokens and {described[split][what]:,} in the corpus"
+                f"{name}, {split} has {count:,} {what} in tokens and {expected[what]:,} in the corpus"
                 for what, count in found.items()
-                if count != described[split][what]
+                if count != expected[what]
             ]
     summary = "; ".join(wrong) if wrong else f"Every document of the corpus is in the tokens, {total:,} bytes of text."
     return Verdict(not wrong, summary, {"bytes": total, "differences": len(wrong)})
+
+
+def _ended(data: TokenData, source: str, split: documents.Split) -> int:
+    """How many documents' ends have an end-of-text there: where that is a newline, too, counting it says nothing."""
+    tokens, start, found = data.tokens(source, split), 0, 0
+    for part in tokens.parts():
+        first, last = np.searchsorted(tokens.ends, [start + 1, start + len(part) + 1])
+        found += int((part[tokens.ends[first:last].astype(np.int64) - 1 - start] == data.end_of_text).sum())
+        start += len(part)
+    return found
 
 
 def show_tokens(built: Built, folder: Path) -> None:
@@ -235,6 +269,8 @@ def show_tokens(built: Built, folder: Path) -> None:
             each = f"{size / tokens:.3f}" if tokens else "–"
             weight = f"{data.weights[name]:g}"
             lines.append(f"| {name} | {split} | {weight} | {data.documents(name, split):,} | {tokens:,} | {size:,} | {each} |")
+    if caveat := Tokenizer.load(built.inputs["tokenizer"].path).caveat:
+        lines += ["", caveat]
     (folder / "tokens.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _plot_document_lengths(data, folder / "document_lengths.png")
 
@@ -259,9 +295,19 @@ TOKENS = Stage(
     run=write_tokens,
     description="The corpus as memory-mapped shards of token ids, documents delimited by end-of-text.",
     checks=(
-        Check("decodes_to_documents", True, "The tokens of sampled documents decode to their text.", decode_to_their_documents),
+        Check(
+            "decodes_to_documents",
+            True,
+            "The tokens of sampled documents decode to their text (gpt1: normalised).",
+            decode_to_their_documents,
+        ),
         Check("ids_in_vocabulary", True, "No id is outside the vocabulary.", stay_in_the_vocabulary),
-        Check("documents_match", True, "Documents and bytes, counted from the tokens, are the corpus's.", account_for_the_corpus),
+        Check(
+            "documents_match",
+            True,
+            "Documents and bytes, counted from the tokens, are the corpus's (gpt1: normalised).",
+            account_for_the_corpus,
+        ),
     ),
     show=show_tokens,
 )

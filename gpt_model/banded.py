@@ -62,13 +62,13 @@ def _in_windows(query: Tensor, key: Tensor, value: Tensor, band: int, dropout: f
     size = min(QUERIES, time)
     blocks = -(-time // size)
     beyond = blocks * size - time
-    queries = F.pad(query, (0, 0, 0, beyond)).view(batch * heads, blocks, size, width).transpose(0, 1)
-    windows = (
+    queries = F.pad(query, (0, 0, 0, beyond)).reshape(batch * heads, blocks, size, width).transpose(0, 1)
+    windows = [  # from `band` tokens before the block's first to its last: [blocks, batch · heads, band + size, d]
         F.pad(part, (0, 0, band, beyond)).unfold(2, band + size, size).transpose(-1, -2).flatten(0, 1).transpose(0, 1)
         for part in (key, value)
-    )  # [blocks, batch · heads, band + size, d]: from `band` tokens before the block's first to its last
-    ahead = torch.arange(-band, size, device=query.device) - torch.arange(size, device=query.device)[:, None]
+    ]
+    at, place = torch.arange(size, device=query.device)[:, None], torch.arange(-band, size, device=query.device)
     first = torch.arange(0, blocks * size, size, device=query.device)[:, None, None]
-    visible = (ahead <= 0) & (ahead > -band) & (first + torch.arange(-band, size, device=query.device) >= 0)  # [blocks, size, band + size]
-    out = F.scaled_dot_product_attention(queries, *windows, attn_mask=visible[:, None], dropout_p=dropout)
+    visible = (place <= at) & (place > at - band) & (first + place >= 0)  # [blocks, size, band + size]
+    out = F.scaled_dot_product_attention(queries, windows[0], windows[1], attn_mask=visible[:, None], dropout_p=dropout)
     return out.transpose(0, 1).reshape(batch, heads, blocks * size, -1)[:, :, :time]

@@ -19,6 +19,12 @@ from gpt_model.loss import linear_cross_entropy, linear_cross_entropy_by_row
 IGNORED = -100  # a target that is not scored
 
 
+def generator_of(name: str, seed: int) -> torch.Generator:
+    """What the parameter `name` is drawn by."""
+    own_seed = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little", signed=True)
+    return torch.Generator("cpu").manual_seed(own_seed)
+
+
 class Decoder(nn.Module, ABC):
     """`model(tokens)` are logits; `model(tokens, targets)` is the mean loss, which is what an engine calls."""
 
@@ -47,9 +53,7 @@ class Decoder(nn.Module, ABC):
             if parameter.dim() == 1:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
                 continue
-            own_seed = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little", signed=True)
-            generator = torch.Generator("cpu").manual_seed(own_seed)
-            parameter.copy_(torch.normal(0.0, self.spread_of(name), parameter.shape, generator=generator))
+            parameter.copy_(torch.normal(0.0, self.spread_of(name), parameter.shape, generator=generator_of(name, seed)))
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """tokens [batch, time] -> logits [batch, time, vocabulary]; with targets [batch, time], the mean loss in nats instead."""

@@ -3,6 +3,8 @@
 - Greedy at temperature 0; otherwise temperature, top-k and nucleus (Holtzman et al. 2020), applied in that order.
 - A row draws from a generator seeded by (seed, prompt, which copy of that prompt it is), so its text does not depend on the
   prompts beside it; equal prompts get different texts.
+- A long text is worth laying the weights out for (`gpt_model.projection.laid_out`). Whoever generates often with the same weights
+  holds that open round all of it.
 - GPT-2's positions are learned and end at the context. A row that reaches it goes on from the later half of its own tokens, read anew: a
   window that slides by half a context, the cost of one reading for every half context written.
 """
@@ -12,14 +14,19 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from gpt_model.transformer import GPT, Cache
+from gpt_model.cache import Cache
+from gpt_model.projection import head, laid_out
+from gpt_model.transformer import GPT
+
+LONG = 32  # new tokens from which on laying out the weights costs less than it saves
+LIKELY = 1024  # tokens among which a nucleus is looked for first: to sort a whole vocabulary takes as long as the decoder
 
 
 @dataclass
@@ -58,7 +65,10 @@ def generate(
     ids = {token for token in stop if not isinstance(token, str)}
     was_training = model.training
     model.eval()
-    try:
+    with ExitStack() as after:
+        after.callback(model.train, was_training)
+        if max_new_tokens >= LONG:
+            after.enter_context(laid_out(model))
         rows = _rows(prompts, seed, model.config.context)
         reading = list(rows) if max_new_tokens > 0 else []  # the rows in the cache; those that have ended stay until they are half of it
         if reading:
@@ -74,8 +84,6 @@ def generate(
                 cache = cache.rows(torch.tensor(alive, dtype=torch.long, device=cache.lengths.device))
             if reading:
                 logits = _advance(model, reading, cache)
-    finally:
-        model.train(was_training)
     return [row.written for row in rows]
 
 
@@ -121,7 +129,7 @@ def _read(model: GPT, rows: list[_Row], capacity: int) -> tuple[Tensor, Cache]:
     cache = model.new_cache(len(rows), capacity)
     hidden = model.hidden(tokens, cache, lengths)
     last = hidden[torch.arange(len(rows), device=device), lengths - 1]
-    return F.linear(last, model.wte.weight), cache
+    return head(last, model.wte.weight), cache
 
 
 def _advance(model: GPT, rows: list[_Row], cache: Cache) -> Tensor:
@@ -131,7 +139,7 @@ def _advance(model: GPT, rows: list[_Row], cache: Cache) -> Tensor:
     full = [place for place, row in enumerate(rows) if len(row.window) > context and not row.ended]
     tokens = torch.tensor([[row.window[-1]] for row in rows], device=device)
     if len(full) < len(rows):
-        logits = F.linear(model.hidden(tokens, cache)[:, -1], model.wte.weight)
+        logits = head(model.hidden(tokens, cache)[:, -1], model.wte.weight)
     else:
         logits = model.wte.weight.new_empty(len(rows), model.config.vocab_size)
     if full:
@@ -139,7 +147,7 @@ def _advance(model: GPT, rows: list[_Row], cache: Cache) -> Tensor:
             rows[place].window = rows[place].window[-max(1, context // 2) :]
         index = torch.tensor(full, device=device)
         logits[index], read = _read(model, [rows[place] for place in full], context)
-        cache.keys[:, index], cache.values[:, index], cache.lengths[index] = read.keys, read.values, read.lengths
+        cache.replace(index, read)
     return logits
 
 
@@ -147,18 +155,37 @@ def _choose(logits: Tensor, rows: list[_Row], temperature: float, top_k: int | N
     """One token a row from logits [rows, vocabulary]."""
     if temperature == 0:
         return logits.argmax(-1).tolist()
-    ranked, tokens = (logits.double() / temperature).sort(dim=-1, descending=True, stable=True)
-    if top_k is not None:
-        ranked, tokens = ranked[:, :top_k], tokens[:, :top_k]
-    mass = ranked.softmax(-1).cumsum(-1)
+    mass, tokens = _cumulated(logits.double() / temperature, top_k, top_p)
+    last = torch.full_like(tokens[:, :1], mass.shape[1] - 1)
     if top_p is not None:  # the smallest set whose mass reaches top_p: everything whose predecessors have not reached it
-        size = (mass < top_p).sum(-1, keepdim=True).clamp_(max=mass.shape[1] - 1)
-        total = mass.gather(1, size)
-    else:
-        size, total = torch.full_like(mass[:, :1], mass.shape[1] - 1, dtype=torch.long), mass[:, -1:]
+        last = last.minimum((mass < top_p).sum(-1, keepdim=True))
     uniform = torch.tensor([[row.draw.random()] for row in rows], dtype=mass.dtype, device=mass.device)
-    place = torch.searchsorted(mass, uniform * total, right=True).minimum(size)
+    place = torch.searchsorted(mass, uniform * mass.gather(1, last), right=True).minimum(last)
     return tokens.gather(1, place)[:, 0].tolist()
+
+
+def _cumulated(logits: Tensor, top_k: int | None, top_p: float | None) -> tuple[Tensor, Tensor]:
+    """Probabilities summed up token by token, and the tokens, each [rows, n]: of all, or from the most probable on as many as matter."""
+    vocabulary = logits.shape[1]
+    if top_k is None and top_p is None:
+        return logits.softmax(-1).cumsum(-1), torch.arange(vocabulary, device=logits.device).expand_as(logits)
+    if top_k is not None:
+        ranked, tokens = _most_probable(logits, min(top_k, vocabulary))
+        return ranked.softmax(-1).cumsum(-1), tokens
+    whole = logits.logsumexp(-1, keepdim=True)
+    for size in (min(LIKELY, vocabulary), vocabulary):
+        ranked, tokens = _most_probable(logits, size)
+        mass = (ranked - whole).exp().cumsum(-1)
+        if bool((mass[:, -1] >= top_p).all()):
+            break
+    return mass, tokens
+
+
+def _most_probable(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The `size` highest logits of each row and their tokens, highest first; of equal ones the lower token."""
+    tokens = logits.topk(size, dim=-1).indices.sort(dim=-1).values
+    ranked, order = logits.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
+    return ranked, tokens.gather(1, order)
 
 
 def _ended(

@@ -248,7 +248,7 @@ def _unseen(blocks: list[tuple[slice, slice, slice]], band: int | None, like: Te
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor, band: int | None, keep: bool) -> Tensor:
-    """softmax(q kᵀ / sqrt(d), causal, banded) v into `out`, each [batch, heads, time, d]; the weights, if `attend_backward` is to have them.
+    """softmax(q kᵀ / sqrt(d), causal, banded) v into `out`, each [batch, heads, time, d]; and the weights, if they are to be kept.
 
     One sequence at a time, so that its queries, keys and values stay in cache for all its blocks.
     """

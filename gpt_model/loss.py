@@ -51,11 +51,12 @@ def _exponentials_(logits: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, ignored: int, keep: bool) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, ignored: int, keep: bool, shares: Tensor | None) -> Tensor:
         need_states, need_weight = (keep and needed for needed in ctx.needs_input_grad[:2])
         valid = (targets != ignored)[:, None]
         kind = torch.promote_types(states.dtype, torch.float32)
-        share = valid.to(kind) / valid.sum().clamp(min=1)  # [rows, 1], each row's part of the mean
+        share = valid.to(kind)  # [rows, 1], each row's part of the sum
+        share = share / valid.sum().clamp(min=1) if shares is None else share * shares[:, None]
         target = torch.where(valid[:, 0], targets, 0)[:, None]
         total = torch.zeros((), dtype=kind, device=states.device)
         states_gradient = torch.empty_like(states) if need_states else None
@@ -83,17 +84,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         # In place: a second pass through a retained graph is then refused by autograd, not answered wrongly.
         states_gradient, weight_gradient = (None if g is None else g.mul_(upstream.to(g.dtype)) for g in ctx.saved_tensors)
-        return states_gradient, weight_gradient, None, None, None
+        return states_gradient, weight_gradient, None, None, None, None
 
 
-def linear_cross_entropy(states: Tensor, weight: Tensor, targets: Tensor, ignored: int = -100) -> Tensor:
+def linear_cross_entropy(states: Tensor, weight: Tensor, targets: Tensor, ignored: int = -100, shares: Tensor | None = None) -> Tensor:
     """Mean cross-entropy in nats of states [rows, width] through a head [vocabulary, width] over targets [rows] that are not `ignored`.
 
-    Equals `F.cross_entropy(states @ weight.T, targets, ignore_index=ignored)`; 0 where no target counts. Differentiable once.
+    Equals `F.cross_entropy(states @ weight.T, targets, ignore_index=ignored)`; 0 where no target counts. Differentiable once. With
+    `shares` [rows] not the mean but the sum of each row's times its share.
     """
     if torch.is_autocast_enabled(states.device.type):
         states = states.to(torch.get_autocast_dtype(states.device.type))
-    return _LinearCrossEntropy.apply(states, weight, targets, ignored, torch.is_grad_enabled())
+    return _LinearCrossEntropy.apply(states, weight, targets, ignored, torch.is_grad_enabled(), shares)
 
 
 def linear_cross_entropy_by_row(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -18,53 +18,13 @@ from torch import Tensor, nn
 
 from gpt_model import kernels
 from gpt_model.banded import banded_attention
+from gpt_model.cache import Cache
 from gpt_model.config import ModelConfig
 from gpt_model.decoder import IGNORED, Decoder
+from gpt_model.projection import Projection
 
 __all__ = ["GPT", "IGNORED", "NORM_EPSILON", "Cache"]
 NORM_EPSILON = 1e-5
-
-
-class Cache:
-    """Keys and values of what each row has read, so that it need not be read again. Memory is allocated once.
-
-    `keys`, `values`: [layers, rows, heads, capacity, head width]; `lengths`: [rows], tokens read so far by each row.
-    """
-
-    def __init__(self, config: ModelConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.layers, rows, config.heads, capacity, config.width // config.heads)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-
-    def rows(self, index: Tensor) -> Cache:
-        """A copy that holds the rows of `index` ([n], repeats allowed): one context shared out to all its continuations."""
-        chosen = object.__new__(Cache)
-        chosen.keys, chosen.values, chosen.lengths = self.keys[:, index], self.values[:, index], self.lengths[index]
-        return chosen
-
-    def write(self, layer: int, key: Tensor, value: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Put key and value [rows, heads, n, head width] at `positions` [rows, n]; return the layer's keys and values so far."""
-        row = torch.arange(len(self.lengths), device=positions.device)[:, None]
-        self.keys[layer][row, :, positions] = key.transpose(1, 2).to(self.keys.dtype)
-        self.values[layer][row, :, positions] = value.transpose(1, 2).to(self.values.dtype)
-        return self.keys[layer], self.values[layer]
-
-
-class Projection(nn.Module):
-    """x @ weight + bias, the weight stored [in, out] as in GPT-2's released checkpoints (`transformers`' Conv1D)."""
-
-    bias: nn.Parameter | None
-
-    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(inputs, outputs))
-        self.register_parameter("bias", nn.Parameter(torch.empty(outputs)) if bias else None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        y = rows @ self.weight if self.bias is None else torch.addmm(self.bias, rows, self.weight)
-        return y.view(*x.shape[:-1], -1)
 
 
 class Attention(nn.Module):
@@ -76,19 +36,17 @@ class Attention(nn.Module):
         self.c_attn = Projection(config.width, 3 * config.width, bias=config.attention_bias)
         self.c_proj = Projection(config.width, config.width)
 
-    def forward(self, x: Tensor, positions: Tensor | None, cache: Cache | None) -> Tensor:
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1))
-        if cache is None or positions is None:
-            dropout = self.dropout if self.training else 0.0
-            if self.band is None:
-                y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-            else:
-                y = banded_attention(query, key, value, self.band, dropout)
+    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+        fused = self.c_attn(x)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in fused.chunk(3, dim=-1))
+        if cache is not None:
+            cache.write(self.layer, fused)
+        if cache is not None and not cache.fresh:
+            y = cache.attend(self.layer, query, self.band)
+        elif self.band is None:
+            y = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0, is_causal=True)
         else:
-            key, value = cache.write(self.layer, key, value, positions)
-            place, at = torch.arange(key.shape[2], device=x.device), positions[:, None, :, None]  # [rows, 1, n, 1]
-            visible = place <= at if self.band is None else (place <= at) & (place > at - self.band)  # [rows, 1, n, capacity]
-            y = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+            y = banded_attention(query, key, value, self.band, self.dropout if self.training else 0.0)
         return self.c_proj(y.transpose(1, 2).flatten(2))  # [batch, time, width]
 
 
@@ -115,14 +73,19 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.width, eps=NORM_EPSILON)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, positions: Tensor | None, cache: Cache | None) -> Tensor:
+    @property
+    def plain(self) -> bool:
+        """Whether the projections are their own weights and no more. Adapters (`gpt_model.lora`) are more, and kernels do not read them."""
+        return all(type(one) is Projection for one in (self.attn.c_attn, self.attn.c_proj, self.mlp.c_fc, self.mlp.c_proj))
+
+    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
         if self.norm_last:
-            x = self.ln_1(x + F.dropout(self.attn(x, positions, cache), self.dropout, self.training))
+            x = self.ln_1(x + F.dropout(self.attn(x, cache), self.dropout, self.training))
             return self.ln_2(x + F.dropout(self.mlp(x), self.dropout, self.training))
-        if cache is None and kernels.usable(x, self.dropout if self.training else 0.0, self.attn.band):
+        if cache is None and self.plain and kernels.usable(x, self.dropout if self.training else 0.0, self.attn.band):
             x = kernels.attention_half(x, self.ln_1, self.attn.c_attn, self.attn.c_proj, self.attn.heads, self.attn.band)
             return kernels.mlp_half(x, self.ln_2, self.mlp.c_fc, self.mlp.c_proj)
-        x = x + F.dropout(self.attn(self.ln_1(x), positions, cache), self.dropout, self.training)
+        x = x + F.dropout(self.attn(self.ln_1(x), cache), self.dropout, self.training)
         return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
 
 
@@ -180,18 +143,16 @@ class GPT(Decoder):
         if cache is None:
             if time > self.config.context:
                 raise ValueError(f"{time} tokens are more than the context of {self.config.context}")
-            positions, place = None, position_rows[:time]
+            place = position_rows[:time]
         else:
-            positions = cache.lengths[:, None] + torch.arange(time, device=tokens.device)
-            positions = positions.clamp_(max=cache.keys.shape[3] - 1)  # only padding lies beyond
-            place = F.embedding(positions, position_rows)
+            place = F.embedding(cache.begin(time), position_rows)
         x = F.embedding(tokens, token_rows) + place
         if self.config.family != "gpt1":
             x = F.dropout(x, self.config.dropout, self.training)
         for block in self.h:
-            x = block(x, positions, cache)
+            x = block(x, cache)
         if cache is not None:
-            cache.lengths += time if lengths is None else lengths
+            cache.end(time if lengths is None else lengths)
         return self.ln_f(x)
 
     def new_cache(self, rows: int, capacity: int | None = None) -> Cache:

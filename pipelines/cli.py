@@ -75,15 +75,18 @@ def _print_json(value: Any) -> None:
 def _ready(recipe: str, profile: str) -> tuple[Recipe, Path, Profile]:
     """Recipe, its file, profile. What can be known to be wrong is said here: before anything heavy is imported, let alone built."""
     from assets.graph import check, nodes
-    from assets.pretraining import sequences_of_a_batch
+    from assets.pretraining import PRETRAINED, check_shared_out
     from assets.recipe import RECIPES, load_recipe
     from assets.yaml_file import find_file, naming
 
     path = find_file(recipe, RECIPES, "recipe")
     loaded, execution = load_recipe(str(path)), load_profile(profile)
-    check(nodes(loaded), path.parent)
+    graph = nodes(loaded)
+    check(graph, path.parent)
     with naming(loaded.files):
-        sequences_of_a_batch(loaded.pretraining.batch_tokens, loaded.model.context, execution.name, execution.processes)
+        for config in (node.settings(path.parent) for node in graph if node.stage is PRETRAINED):
+            if "model" in config:  # an imported model's context is known once it is here
+                check_shared_out(config["pretraining"], config["model"]["context"], execution.name, execution.processes)
     return loaded, path, execution
 
 
@@ -271,6 +274,33 @@ def generate(
         if number:
             typer.echo("---")
         typer.echo(prompt + text)
+
+
+@app.command("import")
+def import_(
+    model: Annotated[str, typer.Argument(metavar="HUB_ID|DIR", help="a repository on the Hugging Face hub, or a folder laid out like one")],
+    revision: Annotated[str | None, typer.Option(help="a branch, tag or commit of HUB_ID; default: main")] = None,
+    name: Annotated[str | None, typer.Option(help="what to call it: NAME/imported; default: the last part of HUB_ID or DIR")] = None,
+    licence: Annotated[str, typer.Option(help="of the weights, for the tables that say where everything is from")] = "unknown",
+    profile: ProfileName = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Bring somebody else's model into the store, as an artifact with its own lineage."""
+    from pipelines import models
+    from pipelines.progress import BuildDisplay
+
+    store = _store()
+    with BuildDisplay(store.home, Console(stderr=True)) as display:
+        ref, outcome = models.imported(store, model, revision, licence, name, load_profile(profile), display)
+    artifact = outcome.artifact
+    if failed := [f"{check}: {verdict.summary}" for check, verdict in outcome.verdicts.items() if not verdict.passed]:
+        raise UserError("\n".join(failed))
+    if as_json:
+        _print_json({"ref": ref, "fingerprint": artifact.fingerprint, "digest": artifact.digest, "found": outcome.hit})
+    else:
+        how = "found" if outcome.hit else "imported"
+        size = f"{artifact.metrics['parameters']:,.0f} parameters"
+        typer.echo(f"{ref} {artifact.fingerprint[:12]} {how}, {size}. See: gpt-lineage show {ref}")
 
 
 @app.command()

@@ -14,12 +14,13 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from assets import base_model
 from assets.contract import Artifact
 from assets.forecast import forecast, planned, training_flops
 from assets.graph import Node, nodes
-from assets.pretraining import micro_batch, sequences_of_a_batch
+from assets.pretraining import batches_of, check_shared_out, micro_batch
 from assets.profile import Profile
-from assets.recipe import Recipe
+from assets.recipe import PretrainingSection, Recipe
 from assets.resources.store import Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import Unreachable
@@ -27,6 +28,7 @@ from gpt_model.training.estimate import memory_per_rank
 from pipelines.lineage_views import SHORT, failed_checks, flat
 from pipelines.progress import duration, human
 
+VALUE_BYTES = 4  # of a parameter in a snapshot: float32
 STATE_BYTES = 12  # of a parameter in a checkpoint: weight and two moments, float32
 CHECKPOINTS = 2  # kept
 
@@ -35,28 +37,51 @@ def plan(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[str
     """The plan as JSON values; `base` is the recipe's folder. Raises UserError where a local source cannot be read
     or the profile cannot share out the recipe's batch."""
     stages, artifacts = _stages(recipe, base, profile, store)
-    tokenizer = artifacts.get("tokenizer")
-    vocabulary = int(tokenizer.metrics.get("vocab_size", 0)) if tokenizer else 0
-    model, section = recipe.model_config_for(vocabulary or None), recipe.pretraining
+    model = _model(recipe, artifacts)
     to_build = [stage for stage in stages if stage["state"] == "build"]
     seconds = _sum([stage["forecast"].get("seconds") for stage in to_build])
     cores = profile.processes if profile.device == "cuda" else profile.processes * profile.threads_each()
     return {
         "recipe": recipe.name,
         "profile": profile.name,
-        "parameters": parameters_by_part(model),
-        "tokens": section.tokens,
-        "batch_tokens": section.batch_tokens,
-        "steps": section.tokens // section.batch_tokens,
-        "epochs": _epochs(recipe, artifacts.get("tokens")),
-        "flops": training_flops(model, section.tokens),
-        "flops_per_token": model.flops_per_token(),
-        "memory_per_rank": _memory(model, section.batch_tokens, profile),
+        "parameters": parameters_by_part(model) if model else None,
+        **(_training(recipe, recipe.pretraining, model, artifacts, profile) if model and recipe.pretraining else {}),
         "stages": stages,
         "seconds": seconds,
         "bytes": _sum([stage["forecast"].get("bytes") for stage in to_build]),
-        "checkpoint_bytes": CHECKPOINTS * STATE_BYTES * model.parameters(),
         "cost": {"unit": "GPU hours" if profile.device == "cuda" else "core hours", **{k: v * cores / 3600 for k, v in seconds.items()}},
+    }
+
+
+def _model(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> ModelConfig | None:
+    """The recipe's model, with the vocabulary its tokenizer has; an imported one once it is here."""
+    if recipe.imported is None:
+        tokenizer = artifacts.get("tokenizer")
+        return recipe.model_config_for((int(tokenizer.metrics.get("vocab_size", 0)) if tokenizer else 0) or None)
+    imported = artifacts.get("imported")
+    if imported is None or base_model.not_run(imported):
+        return None
+    return ModelConfig(**base_model.shape(imported), vocab_size=int(imported.metrics["vocab_size"]))
+
+
+def _training(
+    recipe: Recipe, section: PretrainingSection, model: ModelConfig, artifacts: Mapping[str, Artifact], profile: Profile
+) -> dict[str, Any]:
+    """What training it takes: tokens, steps, FLOPs, memory."""
+    told = section.model_dump(mode="json")
+    check_shared_out(told, model.context, profile.name, profile.processes)
+    return {
+        "tokens": section.tokens,
+        "batch_tokens": section.batch_tokens,
+        "batch_ramp": told["batch_ramp"],
+        "steps": batches_of(told).within(section.tokens),
+        "snapshots": section.snapshots,
+        "snapshot_bytes": VALUE_BYTES * model.parameters() * max(0, section.snapshots - 1),
+        "epochs": _epochs(recipe, section, artifacts.get("tokens")),
+        "flops": training_flops(model, section.tokens),
+        "flops_per_token": model.flops_per_token(),
+        "memory_per_rank": _memory(model, section.batch_tokens, profile),
+        "checkpoint_bytes": CHECKPOINTS * STATE_BYTES * model.parameters(),
     }
 
 
@@ -66,17 +91,16 @@ def parameters_by_part(model: ModelConfig) -> dict[str, int]:
     return {
         "token embedding": model.vocab_size * d,
         "position embedding": model.context * d,
-        "attention": layers * (4 * d * d + 4 * d),
+        "attention": layers * (4 * d * d + (4 * d if model.attention_bias else d)),
         "feed-forward": layers * (8 * d * d + 5 * d),
-        "layer norms": layers * 4 * d + 2 * d,
+        "layer norms": layers * 4 * d + (0 if model.family == "gpt1" else 2 * d),
         "all": model.parameters(),
     }
 
 
 def _memory(model: ModelConfig, batch_tokens: int, profile: Profile) -> dict[str, Any]:
     """Bytes a rank by ZeRO stage, at the micro-batch that training would take."""
-    sequences = sequences_of_a_batch(batch_tokens, model.context, profile.name, profile.processes)
-    each = micro_batch(sequences // profile.processes, model.context, profile)
+    each = micro_batch(batch_tokens // model.context // profile.processes, model.context, profile)
     stages = {
         str(stage): memory_per_rank(model, stage, profile.processes, each, activation_checkpointing=profile.activation_checkpointing).total
         for stage in range(4)
@@ -84,15 +108,16 @@ def _memory(model: ModelConfig, batch_tokens: int, profile: Profile) -> dict[str
     return {"ranks": profile.processes, "micro_batch": each, "profile_stage": profile.zero_stage, "bytes_by_zero_stage": stages}
 
 
-def _epochs(recipe: Recipe, tokens: Artifact | None) -> dict[str, float] | None:
+def _epochs(recipe: Recipe, section: PretrainingSection, tokens: Artifact | None) -> dict[str, float] | None:
     """How often each source would be gone through; None before its tokens are counted."""
-    counts = {s.name: tokens.metrics.get(f"training/{s.name}/tokens") for s in recipe.corpus.sources} if tokens else {}
-    total = sum(source.weight for source in recipe.corpus.sources)
+    sources = recipe.corpus.sources if recipe.corpus else []
+    counts = {s.name: tokens.metrics.get(f"training/{s.name}/tokens") for s in sources} if tokens else {}
+    total = sum(source.weight for source in sources)
     epochs = {}
-    for source in recipe.corpus.sources:
+    for source in sources:
         if not (count := counts.get(source.name)):
             return None
-        epochs[source.name] = recipe.pretraining.tokens * source.weight / total / count
+        epochs[source.name] = section.tokens * source.weight / total / count
     return epochs
 
 
@@ -110,17 +135,18 @@ def _stages(recipe: Recipe, base: Path, profile: Profile, store: Store) -> tuple
             config, row["why"] = node.settings(base), "the hub does not answer, so it is not known which commit it would be"
         if row["why"]:
             pass
-        elif waiting := [name for name in node.needs if name not in there]:
+        elif waiting := [name for name in node.upstream if name not in there]:
             row["why"] = f"after {', '.join(waiting)}" if len(waiting) < 4 else f"after {len(waiting)} others"
         else:
-            row["fingerprint"] = store.fingerprint(node.stage.name, node.stage.version, config, {n: there[n].digest for n in node.needs})
+            digests = {name: there[node.asset(name)].digest for name in node.needs}
+            row["fingerprint"] = store.fingerprint(node.stage.name, node.stage.version, config, digests)
             if artifact := store.find(row["fingerprint"]):
                 there[node.name] = known[node.name] = artifact
                 failed = failed_checks(store, artifact, blocking=True)
                 row["state"], row["why"] = ("blocked", f"its check {failed[0]!r} failed") if failed else ("found", "")
                 continue
             row["why"] = _why(node, config, store)
-        row["forecast"] = forecast(node, config, {name: known[name] for name in node.needs}, profile, store)
+        row["forecast"] = forecast(node, config, {name: known[node.asset(name)] for name in node.needs}, profile, store)
         known[node.name] = planned(node, config, row["forecast"])
     return rows, there
 
@@ -149,9 +175,14 @@ def draw_plan(facts: Mapping[str, Any]) -> Group:
 
 def _draw_model(facts: Mapping[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
+    if facts["parameters"] is None:
+        table.add_row("[bold]model", "imported: its size is known once it is here")
+        return table
     parts = ", ".join(f"{name} {human(count)}" for name, count in facts["parameters"].items() if name != "all")
     table.add_row("[bold]parameters", f"{human(facts['parameters']['all'])}: {parts}")
-    table.add_row("[bold]tokens", f"{human(facts['tokens'])} in {facts['steps']:,} steps of {human(facts['batch_tokens'])}")
+    if "tokens" not in facts:  # nothing is pre-trained
+        return table
+    table.add_row("[bold]tokens", f"{human(facts['tokens'])} in {facts['steps']:,} steps of {human(facts['batch_tokens'])}{_ramp(facts)}")
     epochs = facts["epochs"]
     table.add_row("[bold]epochs", ", ".join(f"{n} {e:.2f}" for n, e in epochs.items()) if epochs else "known once the corpus is tokenized")
     table.add_row("[bold]compute", f"{facts['flops']:.3g} FLOP of pre-training, {facts['flops_per_token']:.3g} a token (6N + 12·L·d·T)")
@@ -161,6 +192,11 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
     ranks = f"{memory['ranks']} rank{'s' if memory['ranks'] > 1 else ''}, {memory['micro_batch']} sequences each a forward pass"
     table.add_row("[bold]profile", f"{facts['profile']}: {ranks}, ZeRO {memory['profile_stage']}")
     return table
+
+
+def _ramp(facts: Mapping[str, Any]) -> str:
+    ramp = facts["batch_ramp"]
+    return f", from {human(ramp['from_tokens'])} over the first {human(ramp['over_tokens'])} tokens" if ramp else ""
 
 
 def _draw_stages(facts: Mapping[str, Any]) -> Table:
@@ -190,7 +226,9 @@ def _draw_totals(facts: Mapping[str, Any]) -> Table | str:
     if loss:
         table.add_row("[bold]held-out loss", f"{_span(loss, lambda v: f'{v:.2f}')} bits per byte")
     table.add_row("[bold]time", _span(facts["seconds"], duration))
-    table.add_row("[bold]disk", f"{_span(facts['bytes'], _bytes)}, and {_bytes(facts['checkpoint_bytes'])} of checkpoints on the way")
+    checkpoints = f", and {_bytes(facts['checkpoint_bytes'])} of checkpoints on the way" if "checkpoint_bytes" in facts else ""
+    kept = f"; {_bytes(facts['snapshot_bytes'])} of it {facts['snapshots'] - 1} snapshots" if facts.get("snapshot_bytes") else ""
+    table.add_row("[bold]disk", f"{_span(facts['bytes'], _bytes)}{kept}{checkpoints}")
     cost = facts["cost"]
     table.add_row("[bold]cost", f"{_span(cost, lambda v: f'{v:.3g}')} {cost['unit']}")
     return table

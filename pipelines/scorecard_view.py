@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from assets.resources.store import Store
+from assets.scorecard_published import NOT_HERE
 
 ARTIFACT, COMMANDS = "artifact", "walk it back, make it again"  # said once above an artifact's scores
-PAGE_ONLY = ("protocol",)  # too wide for a terminal
+PAGE_ONLY = ("protocol", "K", "8-grams seen")  # too wide for a terminal
 
 
 def as_values(store: Store, recipe: str) -> dict[str, Any]:
@@ -22,7 +23,12 @@ def as_values(store: Store, recipe: str) -> dict[str, Any]:
     artifact = store.resolve(f"{recipe}/scorecard")
     document = json.loads((artifact.path / "scorecard.json").read_text(encoding="utf-8"))
     artifacts = {**document["built_from"], "scorecard": {"fingerprint": artifact.fingerprint, "digest": artifact.digest}}
-    return {"scores": document["scores"], "artifacts": artifacts, "scorecard": str(store.show(artifact) / "scorecard.html")}
+    return {
+        "scores": document["scores"],
+        "not_run": document["not_run"],
+        "artifacts": artifacts,
+        "scorecard": str(store.show(artifact) / "scorecard.html"),
+    }
 
 
 def announce(store: Store, recipe: str, say: Callable[[Any], None]) -> None:
@@ -32,7 +38,8 @@ def announce(store: Store, recipe: str, say: Callable[[Any], None]) -> None:
     headline = json.loads((shown / "headline.json").read_text(encoding="utf-8"))
     for fact, value in headline["facts"].items():
         say(f"{fact:<11} {value}")
-    columns, rows = headline["columns"], headline["rows"]
+    columns = headline["columns"]
+    not_run, rows = ([row for row in headline["rows"] if (row[columns.index("value")] == NOT_HERE) is told] for told in (True, False))
     places = [place for place, column in enumerate(columns) if column not in (ARTIFACT, COMMANDS, *PAGE_ONLY)]
     widths = [max(len(row[place]) for row in (columns, *rows)) for place in places]
     say(Text(""))
@@ -41,6 +48,9 @@ def announce(store: Store, recipe: str, say: Callable[[Any], None]) -> None:
     for (name, walk), group in groupby(rows, key=lambda row: (row[of], row[commands])):
         say(Text.assemble("\n", (name, "bold"), "   ", (walk.strip("`").replace("` `", "   "), "cyan")))
         say(_table(widths, [[row[place] for place in places] for row in group]))
+    if not_run:
+        names = ", ".join(row[columns.index("score")] for row in not_run)
+        say(Text(f"\nnot run here   {names}: the scorecard says why", style="dim"))
     say(
         f"\nscorecard      {shown / 'scorecard.html'}\n"
         f"as Markdown    {shown / 'scorecard.md'}\n"
@@ -51,7 +61,7 @@ def announce(store: Store, recipe: str, say: Callable[[Any], None]) -> None:
 
 def _table(widths: list[int], rows: list[list[str]], style: str = "") -> Table:
     """Rows whose columns stand below those of the table before."""
-    table = Table(box=None, pad_edge=False, show_header=False, style=style)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False, style=style)
     for width in widths:
         table.add_column(min_width=width)
     for row in rows:

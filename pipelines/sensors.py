@@ -15,7 +15,7 @@ from gpt_model.errors import UserError
 
 def grown_source_sensor(recipe: Recipe, corpus: Node, base: Path, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition | None:
     """Watches the local files of `recipe`'s sources by their sha256. None where the recipe has no local source."""
-    if not any(source.local for source in recipe.corpus.sources):
+    if recipe.corpus is None or not any(source.local for source in recipe.corpus.sources):
         return None
 
     @dg.sensor(

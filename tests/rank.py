@@ -24,6 +24,7 @@ SECTION = {
 }  # fmt: skip
 MODEL = {"family": "gpt2", "layers": 2, "width": 32, "heads": 2, "context": 32, "dropout": 0.1}
 STEPS = 40
+NEEDS = ("pretrained", "tokenizer", "corpus")  # of a fine-tuning
 
 
 def make_inputs(folder: Path) -> Path:
@@ -132,13 +133,16 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
     """One run on this rank. Its final weights are OUTPUT/model.safetensors (the loop) or in OUTPUT/model/ (a stage).
 
     Of the loop and `pretrained`, {"section": {…}, "model": {…}} are laid over SECTION and MODEL, and the loop takes a "micro_batch";
-    `finetuned` takes its "config" and the config "given" to its inputs.
+    `finetuned` and the experiments that fine-tune take their "config", the config "given" to their inputs, and which these are ("needs").
     """
     from safetensors.torch import save_file
 
     from assets.contract import Artifact
+    from assets.experiments.ablations import ABLATIONS
+    from assets.experiments.layers_transferred import LAYERS_TRANSFERRED
     from assets.finetuning import FINETUNED
-    from assets.pretraining import PRETRAINED, LanguageModelling, execution_of, model_config, settings_of
+    from assets.base_model import trained_shape
+    from assets.pretraining import PRETRAINED, LanguageModelling, batches_of, execution_of, settings_of
     from gpt_model.data.sampler import Sampler
     from gpt_model.data.shards import TokenData
     from gpt_model.training.loop import train
@@ -147,9 +151,9 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
     output = Path(job["output"])
     output.mkdir(parents=True, exist_ok=True)
     progress = Said(output.name, rank, world_size, zero_stage=job.get("zero_stage", 1), **job.get("profile", {}))
-    if job["what"] == "finetuned":
-        given = {name: Artifact(inputs / name, name, name, name, job["given"], {}) for name in ("pretrained", "tokenizer", "corpus")}
-        progress.said["result"] = FINETUNED.run(job["config"], given, output, progress)
+    if stage := {one.name: one for one in (FINETUNED, LAYERS_TRANSFERRED, ABLATIONS)}.get(job["what"]):
+        given = {name: Artifact(inputs / name, name, name, name, job["given"], {}) for name in job.get("needs", NEEDS)}
+        progress.said["result"] = stage.run(job["config"], given, output, progress)
         return progress
     config = {"model": {**MODEL, **job.get("model", {})}, "pretraining": {**SECTION, **job.get("section", {})}}
     if job["what"] == "pretrained":
@@ -157,11 +161,12 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
         progress.said["result"] = PRETRAINED.run(config, given, output, progress)
         return progress
     data, section = TokenData(inputs / "tokens"), config["pretraining"]
-    shape, execution = model_config(config, data.vocab_size), execution_of(progress.profile, progress)
-    sampler = Sampler(data, shape.context, section["batch_tokens"] // shape.context, section["seed"])
+    shape, execution = trained_shape(config, {}, data.vocab_size), execution_of(progress.profile, progress)
+    sampler = Sampler(data, shape.context, batches_of(section), section["seed"])
     model = GPT(shape, seed=section["seed"])
-    settings = settings_of(section, section["tokens"] // section["batch_tokens"])
-    objective = LanguageModelling(sampler, job.get("micro_batch", 2), shape, execution)
+    settings = settings_of(section)
+    micro = progress.profile.model_copy(update={"micro_batch": job.get("micro_batch", 2)})
+    objective = LanguageModelling(sampler, micro, shape, execution)
     outcome = train(model, objective, settings, execution, checkpoints=output / "checkpoints", progress=progress)
     progress.said["result"] = vars(outcome)
     if rank == 0:

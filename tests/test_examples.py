@@ -41,7 +41,8 @@ def read(folder: Path, seed: int = 0, limit: int | None = None, **changes: Any) 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CATALOGUE.glob("*.yaml")))
 def test_every_task_of_the_catalogue_is_a_valid_pinned_entry(name: str) -> None:
     entry = load_strict(TaskEntry, name, CATALOGUE, "task")
-    assert entry.source.package and len(entry.source.sha256 or "") == 64
+    source = entry.source
+    assert (source.package and len(source.sha256 or "") == 64) or (source.hub and source.revision and source.splits) or source.on_request
     assert TaskEntry.model_validate(entry.model_dump(mode="json", exclude_none=True)) == entry
 
 
@@ -58,7 +59,10 @@ def test_the_catalogue_covers_all_four_forms() -> None:
         ({"labels": ["bad"]}, "at least two different names"),
         ({"labels": {"bad": {"equals": 0, "above": 1}, "good": {"equals": 1}}}, "exactly one of"),
         ({"source": {"file": "rows.txt"}}, "does not say how its rows are written"),
-        ({"scores": ["pearson"]}, "pearson is of ratings, so it needs two `labels`, one with `above` and one with `below`"),
+        ({"scores": ["pearson"]}, "pearson is of ratings, so it needs a `scale`, or two `labels`, one with `above` and one with `below`"),
+        ({"metric": "f1", "labels": [], "scale": [0, 5]}, "f1 is of labels, and this task has ratings"),
+        ({"labels": [], "scale": [0, 5]}, "give `metric: pearson`"),
+        ({"labels": [], "scale": [5, 0], "metric": "pearson"}, "runs from a lower number to a higher one"),
         ({"source": {"file": "a.jsonl", "package": "x==1"}}, "needs `kind`"),
         ({"split": {"validation": 0.5, "test": 0.5}}, "leave nothing to train on"),
         ({"form": "multiple_choice", "columns": {"question": "q", "options": "o", "label": "a"}}, "its label is the right option"),

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 from rank import Ranks, Said, said
 
-from assets.contract import SCRATCH, Artifact, Built
+from assets.contract import NOT_RUN, SCRATCH, Artifact, Built
 from assets.finetuning import ARMS, FINETUNED, finetuning_config, task_names
 from assets.recipe import Recipe
-from gpt_model.data import documents
+from gpt_model.data import documents, hub
 from gpt_model.errors import UserError
-from gpt_model.tasks.entry import SPLITS
+from gpt_model.progress import Silent
+from gpt_model.tasks.entry import SPLITS, TaskEntry
+from gpt_model.tasks.examples import read_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = {"family": "gpt2", "layers": 2, "width": 32, "heads": 2, "context": 19, "dropout": 0.0}
@@ -93,6 +95,48 @@ def test_importing_the_stage_brings_neither_torch_nor_dagster_nor_mlflow() -> No
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("task", "why"),
+    [
+        ("sst2", "nyu-mll/glue is read from the hub, which does not answer here"),
+        ("storycloze", "its authors give the data on request (https://cs.rochester.edu/nlp/rocstories); name your files"),
+    ],
+)
+def test_a_task_whose_data_cannot_be_had_here_is_an_artifact_that_says_so_and_stops_nothing(
+    task: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LINEAGE_DOWNLOADS", str(tmp_path / "downloads"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setattr(hub, "_silent_since", float("-inf"))
+    config = FINETUNED.pin(finetuning_config(recipe(tasks=[task]), task, tmp_path), tmp_path)
+    assert config["not_run"].startswith(why)
+    assert config == FINETUNED.pin(finetuning_config(recipe(tasks=[task]), task, tmp_path), tmp_path)  # the same artifact next time
+    (output := tmp_path / "files").mkdir()
+    found = Built(config, artifacts(tmp_path), output, FINETUNED.run(config, artifacts(tmp_path), output, Said("absent")), {}, [])
+    assert found.metrics == {"not_run": 1.0} and [path.name for path in output.iterdir()] == [NOT_RUN]
+    assert all(passed and why in summary for passed, summary in verdicts(found).values())
+    FINETUNED.show(found, tmp_path)
+    assert why in (tmp_path / "scores.md").read_text()
+
+
+def test_a_recipe_names_its_own_files_of_a_catalogues_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINEAGE_DOWNLOADS", str(tmp_path / "downloads"))
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(f"{name} film {i}\t{i % 2}\n" for i in range(80)))
+    own = recipe(tasks=["sst2"], files={"sst2": {"training": "train.tsv", "test": "dev.tsv"}})
+    config = FINETUNED.pin(finetuning_config(own, "sst2", tmp_path), tmp_path)
+    assert "not_run" not in config and [file["path"] for file in config["source"]["source"]["pinned"]] == ["train.tsv", "dev.tsv"]
+    examples = read_examples("sst2", TaskEntry.model_validate(config["source"]), 3, tmp_path / "downloads", Silent())
+    assert examples.available["test"] == 80 and examples.available["training"] + examples.available["validation"] == 80
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\nother\t1\n")
+    assert FINETUNED.pin(finetuning_config(own, "sst2", tmp_path), tmp_path) != config
+    with pytest.raises(UserError, match=r"the name rows\.txt does not say how its rows are written") as error:
+        finetuning_config(recipe(tasks=["sst2"], files={"sst2": "rows.txt"}), "sst2", tmp_path)
+    assert error.value.field == "finetuning.files.sst2"
+    with pytest.raises(UserError, match="'sst' is not among this recipe's tasks: sst2"):
+        task_names(recipe(tasks=["sst2"], files={"sst": "rows.csv"}))
+
+
 # -- whole builds -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +174,7 @@ def artifacts(folder: Path) -> dict[str, Artifact]:
 
 
 def config_of(folder: Path) -> Any:
-    section = recipe(tasks=["./gates.yaml"], epochs=2, batch=16, learning_rate=5e-3, warmup=0.1, examples={"gates": 128})
+    section = recipe(tasks=["./gates.yaml"], epochs=2, batch=16, learning_rate=7e-3, warmup=0.1, examples={"gates": 128})
     return FINETUNED.pin(finetuning_config(section, "gates", folder), folder)
 
 
@@ -208,7 +252,7 @@ def test_a_build_reports_what_a_claim_of_transfer_needs(inputs: Path, undisturbe
     assert sum(row["label"] == row["predicted"] for row in rows) / len(rows) == m["accuracy"]
     assert {f"{arm}/{name}" for arm in ARMS for name in ("loss", "label_loss", "text_loss", "validation_accuracy")} <= set(found.series)
     task = json.loads((undisturbed / "task.json").read_text())
-    assert len(task["validation_accuracy"]["random"]) == 2 and task["examples"] == {split: m[f"{split}_examples"] for split in SPLITS}
+    assert len(task["validation"]["random"]) == 2 and task["examples"] == {split: m[f"{split}_examples"] for split in SPLITS}
 
 
 def test_checks_pass_on_a_sound_build_and_each_catches_its_fault(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:

@@ -1,21 +1,13 @@
-"""The decoder, its hand-written gradients, its loss and its conversion, held against `transformers` and plain autograd."""
+"""The decoder, its hand-written gradients and its loss, held against plain autograd. `transformers` is in test_convert.py."""
 
 from __future__ import annotations
-
-import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from gpt_model import GPT, ModelConfig, convert, kernels
-from gpt_model.errors import CorruptFile, UserError
+from gpt_model import GPT, ModelConfig, kernels
 from gpt_model.loss import linear_cross_entropy, linear_cross_entropy_by_row
 
 SHAPE = {"layers": 3, "width": 48, "heads": 4, "context": 160, "vocab_size": 311}
@@ -37,81 +29,12 @@ def batch(time: int = 160, rows: int = 3) -> tuple[Tensor, Tensor]:
     return drawn[0], drawn[1]
 
 
-def test_logits_are_those_of_transformers_in_both_directions() -> None:
-    ours, (tokens, _) = perturbed(), batch()
-    assert (ours(tokens) - convert.to_transformers(ours)(tokens).logits).abs().max() < 1e-5
-    theirs = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=48, n_head=4, n_positions=160, vocab_size=311)).eval()
-    assert (convert.from_transformers(theirs).eval()(tokens) - theirs(tokens).logits).abs().max() < 1e-5
-
-
 def test_published_sizes_have_the_released_parameter_counts() -> None:
     counts = {"gpt2-small": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
     for name, count in counts.items():
         config = ModelConfig.published(name)
         with torch.device("meta"):
             assert sum(p.numel() for p in GPT(config).parameters()) == count == config.parameters()
-
-
-def test_a_saved_folder_loads_in_both_libraries_bit_for_bit(tmp_path: Path) -> None:
-    model, (tokens, _) = perturbed(), batch()
-    convert.save(model, tmp_path, end_of_text=7)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "generation_config.json", "model.safetensors"]
-    again, theirs = convert.load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert theirs.config.to_diff_dict() == convert.to_transformers(model, end_of_text=7).config.to_diff_dict()
-    assert theirs.config.eos_token_id == theirs.generation_config.eos_token_id == theirs.generation_config.pad_token_id == 7
-    assert again.config == model.config
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor)
-        assert torch.equal(theirs.transformer.state_dict()[name], tensor)
-    assert (theirs(tokens).logits - model(tokens)).abs().max() < 1e-5
-    assert all(parameter.requires_grad for parameter in again.parameters())
-
-
-def test_a_saved_folder_writes_no_further_than_its_context_unless_asked(tmp_path: Path) -> None:
-    convert.save(perturbed(), tmp_path)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
-    prompt = torch.full((1, 10), 5)
-    assert theirs.generate(prompt, do_sample=False).shape[1] == SHAPE["context"]
-    assert theirs.generate(prompt, do_sample=False, max_new_tokens=3).shape[1] == 13
-    assert theirs.generate(prompt, do_sample=False, max_length=12).shape[1] == 12
-
-
-def test_saving_and_loading_a_model_imports_neither_transformers_nor_a_compiler(tmp_path: Path) -> None:
-    code = (
-        "import sys; from gpt_model import GPT, ModelConfig, convert; "
-        f"convert.save(GPT(ModelConfig(layers=1, width=8, heads=1, context=8, vocab_size=300)), {str(tmp_path)!r}); "
-        f"convert.load({str(tmp_path)!r}); "
-        "print([m for m in ('transformers', 'torch._dynamo') if m in sys.modules])"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("model_type", "llama"), ("activation_function", "relu"), ("n_inner", 100), ("attn_pdrop", 0.5), ("n_embd", "wide"), ("n_head", 7)],
-)
-def test_an_unfit_config_is_refused_by_name(tmp_path: Path, field: str, value: object) -> None:
-    convert.save(perturbed(), tmp_path)
-    stored = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(stored | {field: value}))
-    with pytest.raises(UserError, match=r"config\.json.*(" + field + "|width|heads)"):
-        convert.load(tmp_path)
-
-
-def test_unfit_weights_are_refused_by_name(tmp_path: Path) -> None:
-    convert.save(perturbed(), tmp_path)
-    file = tmp_path / "model.safetensors"
-    whole = load_file(file)
-    for change, word in (({"transformer.h.1.ln_2.bias": None}, "has no tensor h.1.ln_2.bias"), ({"x": torch.ones(1)}, "a tensor x")):
-        save_file({name: tensor for name, tensor in (whole | change).items() if tensor is not None}, file)
-        with pytest.raises(UserError, match=word):
-            convert.load(tmp_path)
-    file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(CorruptFile, match=r"model\.safetensors"):
-        convert.load(tmp_path)
-    file.unlink()
-    with pytest.raises(UserError, match=r"no model\.safetensors"):
-        convert.load(tmp_path)
 
 
 def test_weights_are_a_function_of_the_seed_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -13,18 +14,20 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from rich.console import Console
 
 from assets.contract import Artifact, Metrics, Stage
 from assets.forecast import forecast
 from assets.graph import Node, node_named, nodes
 from assets.profile import Profile, load_profile
-from assets.recipe import Recipe
+from assets.recipe import BatchRamp, Recipe
 from assets.resources.manifest import Facts
 from assets.resources.store import Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.training.estimate import memory_per_rank
-from pipelines.plan import parameters_by_part, plan
+from gpt_model.training.schedules import Batches
+from pipelines.plan import draw_plan, parameters_by_part, plan
 
 RECIPE = Recipe.model_validate({
     "name": "small",
@@ -232,3 +235,17 @@ def test_stage_version_is_why_it_is_built_again(store: Store, base: Path, monkey
     monkeypatch.undo()
     (base / "notes.txt").write_text("another text\n" * 500)
     assert "sources[0].pinned[0].sha256" in plan(RECIPE, base, CPU, store)["stages"][0]["why"]
+
+
+def test_plan_counts_a_ramps_steps_and_what_snapshots_take(store: Store, base: Path) -> None:
+    ramp = {"from_tokens": 64, "over_tokens": 8192}
+    longer = RECIPE.model_copy(update={"pretraining": RECIPE.own[1].model_copy(update={"batch_ramp": BatchRamp(**ramp), "snapshots": 6})})
+    plain, facts = plan(RECIPE, base, CPU, store), plan(longer, base, CPU, store)
+    assert plain["steps"] == 40 and facts["steps"] == Batches(512, 64, 8192).within(20_480) > 50
+    assert (plain["snapshot_bytes"], facts["snapshot_bytes"]) == (0, 5 * 4 * facts["parameters"]["all"])
+    sizes = [next(row for row in one["stages"] if row["asset"] == "small/pretrained")["forecast"]["bytes"]["expected"] for one in (plain, facts)]
+    assert sizes[1] == pytest.approx(6 * sizes[0])
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(draw_plan(facts))
+    text = console.export_text()
+    assert "steps of 512, from 64 over the first 8.19k tokens" in text and "5 snapshots" in text

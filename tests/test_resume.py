@@ -14,6 +14,7 @@ from rank import SECTION, STEPS, Ranks, make_inputs, said
 from safetensors.torch import load_file
 
 STAGES = (0, 1, 2, 3)
+RAMP = {"batch_ramp": {"from_tokens": 64, "over_tokens": 6400}, "snapshots": 5}  # the whole stage, on a growing batch
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def runs(folder: Path) -> list[dict[str, Any]]:
     """One run a ZeRO stage, done one after the other by the same two ranks."""
-    return [{"what": "loop", "output": folder / f"zero{stage}", "zero_stage": stage} for stage in STAGES]
+    plain = [{"what": "loop", "output": folder / f"zero{stage}", "zero_stage": stage} for stage in STAGES]
+    return [*plain, {"what": "pretrained", "output": folder / "ramp", "section": RAMP}]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,8 @@ def killed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ranks.kill_at(output, moments.randrange(8, STEPS - 10) * SECTION["batch_tokens"])  # type: ignore[operator]
         leave_half_a_checkpoint(output / "checkpoints")
         ranks.start()
+    ranks.kill_at(folder / "ramp", moments.randrange(1000, 4500))
+    ranks.start()
     ranks.wait()
     return folder
 
@@ -72,6 +76,22 @@ def test_killed_run_resumes_to_the_same_weights(undisturbed: Path, killed: Path,
         assert torch.equal(tensor, found[name]), name
     before, after = said(undisturbed / f"zero{stage}")["metrics"], told["metrics"]
     for step in range(told["result"]["resumed_from"] + 1, STEPS + 1):
+        for name in ("loss", "gradient_norm", "learning_rate", "tokens"):
+            assert after[step][name] == before[step][name], (step, name)
+
+
+def test_a_run_killed_inside_the_batch_ramp_leaves_the_same_files(undisturbed: Path, killed: Path) -> None:
+    expected, found = undisturbed / "ramp", killed / "ramp"
+    files = sorted(path.relative_to(expected) for path in expected.rglob("*") if path.is_file() and ".scratch" not in path.parts)
+    files.remove(Path("said.json"))
+    assert {"model/model.safetensors", "training.json", "snapshots/1/model.safetensors", "snapshots/index.json"} <= set(map(str, files))
+    for path in files:
+        assert (expected / path).read_bytes() == (found / path).read_bytes(), path
+    before, after = said(expected)["metrics"], said(found)["metrics"]
+    [resumed] = [line for line in said(found)["log"] if line.startswith("Goes on from the checkpoint of step ")]
+    first = int(resumed.split()[7])
+    assert before[first]["tokens"] < 6400 and len({before[n + 1]["tokens"] - before[n]["tokens"] for n in range(first, first + 20)}) > 1
+    for step in range(first + 1, max(before) + 1):
         for name in ("loss", "gradient_norm", "learning_rate", "tokens"):
             assert after[step][name] == before[step][name], (step, name)
 

@@ -13,7 +13,8 @@ import pytest
 from gpt_model.data.sampler import Sampler, _permuted, _random_words
 from gpt_model.data.shards import Shards, SourceTexts, TokenData, held_out_windows, write
 from gpt_model.errors import CorruptFile, UserError
-from gpt_model.tokenizer import END_OF_TEXT, Tokenizer
+from gpt_model.tokenizer import END_OF_TEXT, ByteLevelTokenizer, Tokenizer
+from gpt_model.training.schedules import Batches
 
 CONTEXT = 16
 WEIGHTS = {"plays": 0.5, "verses": 0.3, "pages": 0.2}
@@ -99,7 +100,7 @@ def test_more_than_65536_ids_are_written_in_four_bytes(tmp_path: Path) -> None:
     pairs = [(chr(a), chr(b)) for a in range(0x100, 0x100 + 300) for b in range(0x21, 0x21 + 220)]
     letters = sorted({letter for pair in pairs for letter in pair} | {chr(c) for c in range(0x21, 0x21 + 94)})
     vocabulary = {token: i for i, token in enumerate([*letters, *("".join(pair) for pair in pairs), END_OF_TEXT])}
-    wide = Tokenizer(vocabulary, pairs)
+    wide = ByteLevelTokenizer(vocabulary, pairs)
     assert wide.vocab_size > 65_536
     write(tmp_path, {"one": SourceTexts(1.0, {"training": ["ab"], "held_out": []})}, wide)
     shards = TokenData(tmp_path).tokens("one", "training")
@@ -142,10 +143,10 @@ def whole_batch(sampler: Sampler, step: int, world_size: int) -> tuple[np.ndarra
 
 
 def test_same_global_batch_at_any_world_size_and_after_any_resume(data: TokenData) -> None:
-    undisturbed = Sampler(data, CONTEXT, sequences=12, seed=3)
+    undisturbed = Sampler(data, CONTEXT, Batches(12 * CONTEXT), seed=3)
     history = [undisturbed.batch(step) for step in range(60)]
     for step in (0, 1, 37, 59):
-        resumed = Sampler(data, CONTEXT, sequences=12, seed=3)
+        resumed = Sampler(data, CONTEXT, Batches(12 * CONTEXT), seed=3)
         for world_size in (1, 2, 4):
             for found, expected in zip(whole_batch(resumed, step, world_size), history[step], strict=True):
                 assert found.dtype == np.int64
@@ -153,7 +154,7 @@ def test_same_global_batch_at_any_world_size_and_after_any_resume(data: TokenDat
 
 
 def test_targets_are_the_inputs_moved_by_one_and_stand_so_in_the_source(data: TokenData) -> None:
-    sampler = Sampler(data, CONTEXT, sequences=32, seed=1)
+    sampler = Sampler(data, CONTEXT, Batches(32 * CONTEXT), seed=1)
     inputs, targets, sources = sampler.batch(5)
     assert inputs.shape == targets.shape == (32, CONTEXT)
     assert np.array_equal(inputs[:, 1:], targets[:, :-1])
@@ -166,12 +167,12 @@ def test_targets_are_the_inputs_moved_by_one_and_stand_so_in_the_source(data: To
 
 def draws(sampler: Sampler, step: int) -> dict[str, int]:
     """How many windows of each source were drawn before `step`."""
-    return {name: int(sampler._draws(number, np.array([step * sampler.sequences]))[0]) for number, name in enumerate(sampler.sources)}
+    return {name: int(sampler._draws(number, np.array([sampler.batches.before(step) // sampler.context]))[0]) for number, name in enumerate(sampler.sources)}
 
 
 @pytest.mark.parametrize("steps", [10, 1000, 20_000])
 def test_mixture_weights_are_kept_within_one_percent(data: TokenData, steps: int) -> None:
-    sampler = Sampler(data, CONTEXT, sequences=32, seed=1)
+    sampler = Sampler(data, CONTEXT, Batches(32 * CONTEXT), seed=1)
     drawn = draws(sampler, steps)
     assert sum(drawn.values()) == 32 * steps
     for name, weight in WEIGHTS.items():
@@ -179,7 +180,7 @@ def test_mixture_weights_are_kept_within_one_percent(data: TokenData, steps: int
 
 
 def test_counted_draws_are_the_draws_that_happen(data: TokenData) -> None:
-    sampler = Sampler(data, CONTEXT, sequences=8, seed=9)
+    sampler = Sampler(data, CONTEXT, Batches(8 * CONTEXT), seed=9)
     counted = np.zeros(3)
     for step in range(50):
         assert list(draws(sampler, step).values()) == counted.tolist()
@@ -187,7 +188,7 @@ def test_counted_draws_are_the_draws_that_happen(data: TokenData) -> None:
 
 
 def test_each_window_comes_once_an_epoch_and_every_token_is_predicted(data: TokenData) -> None:
-    sampler = Sampler(data, CONTEXT, sequences=1, seed=4)
+    sampler = Sampler(data, CONTEXT, Batches(1 * CONTEXT), seed=4)
     orders = []
     for number, name in enumerate(sampler.sources):
         tokens, windows = len(data.tokens(name, "training")), sampler.windows[number]
@@ -220,7 +221,7 @@ def test_permutation_of_a_corpus_too_large_for_a_table(data: TokenData) -> None:
 
 
 def test_other_seeds_give_other_batches(data: TokenData) -> None:
-    batches = [Sampler(data, CONTEXT, sequences=8, seed=seed).batch(0)[0] for seed in range(4)]
+    batches = [Sampler(data, CONTEXT, Batches(8 * CONTEXT), seed=seed).batch(0)[0] for seed in range(4)]
     assert len({batch.tobytes() for batch in batches}) == 4
 
 
@@ -228,16 +229,16 @@ def test_weight_zero_is_never_drawn_and_a_tiny_weight_is(tokenizer: Tokenizer, t
     weights = {"plays": 1.0, "verses": 1e-9, "pages": 0.0}
     texts = TEXTS | {"pages": {"training": [], "held_out": []}}
     write(tmp_path, {name: SourceTexts(weights[name], texts[name]) for name in weights}, tokenizer)
-    drawn = draws(Sampler(TokenData(tmp_path), CONTEXT, sequences=64, seed=0), 1024)
+    drawn = draws(Sampler(TokenData(tmp_path), CONTEXT, Batches(64 * CONTEXT), seed=0), 1024)
     assert drawn["pages"] == 0
     assert drawn["verses"] > 0
 
 
 def test_context_longer_than_a_source_is_refused_by_name(data: TokenData) -> None:
     tokens = len(data.tokens("verses", "training"))
-    assert Sampler(data, tokens - 1, sequences=4, seed=0).batch(0)[0].shape == (4, tokens - 1)
+    assert Sampler(data, tokens - 1, Batches(4 * (tokens - 1)), seed=0).batch(0)[0].shape == (4, tokens - 1)
     with pytest.raises(UserError, match=rf"'verses' has {tokens} training tokens.*`context` is {tokens}.*needs {tokens + 1}"):
-        Sampler(data, tokens, sequences=4, seed=0)
+        Sampler(data, tokens, Batches(4 * tokens), seed=0)
 
 
 # -- held-out windows ------------------------------------------------------------------------------------------------------------------

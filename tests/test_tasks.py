@@ -112,17 +112,17 @@ def test_the_objective_is_label_loss_plus_lambda_text_loss(tokenizer: Tokenizer)
     model = tiny_model("entailment").eval()
     examples = some("entailment", tokenizer)
     batch = collate(examples)
-    objective = TaskObjective(TrainingBatches(examples, batch=6, seed=0), auxiliary_weight=0.5)
+    objective = TaskObjective(TrainingBatches(examples, batch=6, seed=0), auxiliary_weight=0.5, positions=64)
     loss, figures = objective.loss(model, batch)
     logits, states = model(batch)
     text_losses = []
     for row, example in enumerate(examples):
         ids = torch.tensor(example.rows[0])
         predicted = F.linear(states[row, : len(ids) - 1], model.gpt.wte.weight)
-        text_losses.append(F.cross_entropy(predicted, ids[1:], reduction="none"))
-    expected = F.cross_entropy(logits, batch.labels) + 0.5 * torch.cat(text_losses).mean()
+        text_losses.append(F.cross_entropy(predicted, ids[1:]))
+    expected = F.cross_entropy(logits, batch.labels) + 0.5 * torch.stack(text_losses).mean()  # each sequence counts as much as another
     assert torch.allclose(loss, expected, atol=1e-5)
-    assert figures["text_loss"][1] == sum(len(example.rows[0]) - 1 for example in examples)
+    assert figures["text_loss"][1] == len(examples)
     assert (next_tokens(batch)[0, len(examples[0].rows[0]) - 1 :] == -100).all()
 
 
@@ -134,7 +134,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient_at_any_number_of_ranks(tokenize
         model.zero_grad()
         for rank in range(world_size):
             batches = TrainingBatches(examples, 7, 0, rank, world_size, micro_rows)
-            objective = TaskObjective(batches, auxiliary_weight=0.0)
+            objective = TaskObjective(batches, auxiliary_weight=0.0, positions=64)
             parts = objective.micro_batches(0)
             for part in parts:
                 (objective.loss(model, part)[0] / (len(parts) * world_size)).backward()
@@ -256,9 +256,12 @@ def test_wilson_s_interval_is_the_published_one() -> None:
 
 
 def test_a_paired_difference_is_nothing_between_equals_and_certain_between_opposites() -> None:
-    right = [i % 3 == 0 for i in range(300)]
+    def parts(right: list[bool]) -> np.ndarray:
+        return np.stack([np.asarray(right, dtype=float), np.ones(len(right))], 1)
+
+    right, accuracy = [i % 3 == 0 for i in range(300)], metrics.Scoring("accuracy")
     groups = [str(i // 2) for i in range(300)]
-    assert metrics.paired_difference(right, right, groups) == (0.0, 0.0, 0.0)
-    assert metrics.paired_difference([True] * 300, [False] * 300, groups) == (1.0, 1.0, 1.0)
-    value, low, high = metrics.paired_difference([i % 4 > 0 for i in range(300)], right, groups)
+    assert metrics.paired_difference(accuracy, parts(right), parts(right), groups) == (0.0, 0.0, 0.0)
+    assert metrics.paired_difference(accuracy, parts([True] * 300), parts([False] * 300), groups) == (1.0, 1.0, 1.0)
+    value, low, high = metrics.paired_difference(accuracy, parts([i % 4 > 0 for i in range(300)]), parts(right), groups)
     assert value == pytest.approx(0.75 - 1 / 3) and low < value < high and high - low < 0.2

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from workshop import STEPS, Workshop
 
+from assets.contract import NOT_RUN
 from assets.resources import courier
 from assets.resources.delivery import SHOWN_BYTES
 from assets.resources.server import Server
@@ -278,6 +279,15 @@ def test_a_model_is_logged_and_registered_and_mlflow_loads_it(workshop: Workshop
     assert f"{network.num_parameters()} to be" in loaded.stdout
     assert loaded.stdout.endswith(f"['good', 'good']\n{network.num_parameters() + 3 * 8}\n")  # three tokens more, of width 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "model"]  # no stray mlflow.db or mlruns where we stand
+
+
+def test_what_was_not_run_here_is_a_run_and_no_model(workshop: Workshop) -> None:
+    building = workshop.begin("finetuned/sst2", {}, {}, model=True)
+    workshop.work(building)
+    (building.files / NOT_RUN).write_text('{"not_run": "the hub does not answer"}\n')
+    run = workshop.delivered(workshop.publish(building, "finetuned/sst2", {}, {}))
+    assert not (run.outputs and run.outputs.model_outputs) and f"files/{NOT_RUN}" in workshop.files(run, "files")
+    assert "tiny-finetuned-sst2" not in {model.name for model in workshop.client.search_registered_models()}
 
 
 MEMORY = """

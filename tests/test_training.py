@@ -19,7 +19,7 @@ from rank import MODEL, SECTION, STEPS, Ranks, make_inputs, run, said
 from torch import Tensor, nn
 
 from assets.contract import Built
-from assets.pretraining import PRETRAINED, evaluation_steps, micro_batch, sequences_of_a_batch
+from assets.pretraining import PRETRAINED, check_shared_out, evaluation_steps, micro_batch
 from assets.profile import Profile
 from assets.recipe import load_recipe
 from gpt_model.config import ModelConfig
@@ -30,7 +30,7 @@ from gpt_model.training.checkpoint import verify
 from gpt_model.training.engine import choose_product_library
 from gpt_model.training.loop import Execution, Hook, Settings, train
 from gpt_model.training.measure import held_out, held_out_intervals, held_out_metrics
-from gpt_model.training.schedules import warmup_cosine, warmup_linear
+from gpt_model.training.schedules import Batches, by_step, warmup_cosine, warmup_linear
 from gpt_model.transformer import GPT
 
 SHAPE = ModelConfig(layers=2, width=32, heads=2, context=16, vocab_size=64, dropout=0.0)
@@ -56,7 +56,10 @@ def alone() -> Iterator[None]:
 class Counting:
     """Predict the next of a run of numbers, in four micro-batches of two rows."""
 
-    unit, units_per_step, flops_per_unit = "tokens", 8 * 16, 0.0
+    unit, flops_per_unit = "tokens", 0.0
+
+    def units_before(self, step: int) -> int:
+        return step * 8 * 16
 
     def micro_batches(self, step: int) -> list[Tensor]:
         starts = torch.randint(0, 40, (8, 1), generator=torch.Generator().manual_seed(step))
@@ -69,7 +72,7 @@ class Counting:
 
 def settings(**changes: Any) -> Settings:
     # A large eps: keys' biases have no gradient but rounding, which Adam would otherwise blow up to whole steps.
-    rate = warmup_cosine(1e-2, warmup=3, steps=12, final=0.1)
+    rate = by_step(warmup_cosine(1e-2, warmup=3, decay=12, final=0.1), Batches(1))
     return Settings(**{"steps": 12, "learning_rate": rate, "betas": (0.9, 0.95), "eps": 1e-4, "weight_decay": 0.1, **changes})
 
 
@@ -325,7 +328,10 @@ def test_training_json_has_no_time_in_it(built: tuple[Built, dict[str, Any]]) ->
 
 def test_a_batch_that_does_not_come_out_even_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"768 is 3 sequences .* the profile 'cpu' .* 2: set processes to 1 in profiles/cpu.yaml"):
-        sequences_of_a_batch(768, 256, "cpu", 2)
+        check_shared_out({"batch_tokens": 768}, 256, "cpu", 2)
+    ramped = {"batch_tokens": 1024, "batch_ramp": {"from_tokens": 256, "over_tokens": 4096}}
+    with pytest.raises(UserError, match=r"batch_ramp.from_tokens 256 is 1 sequences .* set processes to 1 in"):
+        check_shared_out(ramped, 256, "cpu", 2)
     recipe = write_local_recipe(tmp_path)
     recipe.write_text(recipe.read_text().replace("batch_tokens: 512", "batch_tokens: 1000"))
     with pytest.raises(UserError, match=rf"{recipe}, line 8: `pretraining`: batch_tokens 1000 is not .*context 32 .*: set it to 992\."):
@@ -341,15 +347,15 @@ def test_the_batch_is_the_recipes_whatever_the_micro_batch(inputs: Path, tmp_pat
 
 
 def test_evaluations_are_evenly_spaced_and_end_at_the_end() -> None:
-    assert evaluation_steps(100, 4) == [25, 50, 75, 100]
-    assert evaluation_steps(3, 10) == [1, 2, 3]
+    assert evaluation_steps(Batches(8), 100, 4) == [25, 50, 75, 100]
+    assert evaluation_steps(Batches(8), 3, 10) == [1, 2, 3]
 
 
 # -- schedules ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_cosine_rises_then_falls_to_its_share() -> None:
-    rate = warmup_cosine(1.0, warmup=10, steps=110, final=0.1)
+    rate = by_step(warmup_cosine(1.0, warmup=10, decay=110, final=0.1), Batches(1))
     rates = [rate(step) for step in range(110)]
     assert rates[0] == pytest.approx(0.05) and rates[9] == pytest.approx(0.95)
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[60] == pytest.approx(0.55, abs=0.01)
@@ -358,5 +364,6 @@ def test_the_cosine_rises_then_falls_to_its_share() -> None:
 
 def test_fine_tunings_schedule_is_the_released_codes() -> None:
     rate = warmup_linear(6.25e-5, warmup=0.002, steps=1000)
-    assert rate(0) == pytest.approx(6.25e-5 * 0.25 * 0.9995)
-    assert rate(500) == pytest.approx(6.25e-5 * (1 - 0.5005))
+    for step in (0, 1, 2, 3, 500, 999):  # opt.py: s = x <= warmup; (s*(x/warmup) + (1-s))*(1-x), x the updates done of all
+        x, s = step / 1000, step / 1000 <= 0.002
+        assert rate(step) == pytest.approx(6.25e-5 * (s * (x / 0.002) + (1 - s)) * (1 - x))

@@ -63,9 +63,10 @@ class World:
     model: Any
     tokenizer: Any
 
-    def config(self, suites: list[str], examples: dict[str, int] | None = None) -> Any:
-        section = SimpleNamespace(suites=suites, examples={name: LIMIT for name in suites} if examples is None else examples)
-        recipe: Any = SimpleNamespace(name="test", evaluation=section, corpus=SimpleNamespace(seed=0))
+    def config(self, suites: list[str], examples: dict[str, int] | None = None, files: dict[str, str] | None = None) -> Any:
+        limits = {name: LIMIT for name in suites} if examples is None else examples
+        section = SimpleNamespace(suites=suites, examples=limits, files=files or {}, known=None)
+        recipe: Any = SimpleNamespace(name="test", evaluation=section, corpus=SimpleNamespace(seed=0), split_seed=0)
         return evaluation.ZERO_SHOT.pin(evaluation.zero_shot_config(recipe), self.folder)
 
     def rows(self, suite: str, downloads: Path, limit: int | None = LIMIT) -> list[dict[str, Any]]:
@@ -74,9 +75,9 @@ class World:
         material = Material(self.inputs["corpus"].path, 0, downloads, self.tokenizer.encode, CONTEXT, Silent())
         return rows_of(task, material, limit)[0].rows
 
-    def run(self, output: Path, suites: list[str], examples: dict[str, int] | None = None) -> Built:
+    def run(self, output: Path, suites: list[str], examples: dict[str, int] | None = None, files: dict[str, str] | None = None) -> Built:
         output.mkdir()
-        config = self.config(suites, examples)
+        config = self.config(suites, examples, files)
         return Built(config, self.inputs, output, evaluation.run(config, self.inputs, output, Alone()), {}, [])
 
 
@@ -90,7 +91,14 @@ def write_corpus(folder: Path, texts: dict[str, list[str]], share: float) -> Non
     documents.write_index(folder, index)
 
 
-def make_world(folder: Path) -> World:
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt1": {"family": "gpt1"},
+    "gpt2": {"family": "gpt2"},
+    "gpt3": {"family": "gpt3", "band": 17, "attention_bias": False},  # what GPT-Neo's class can be
+}
+
+
+def make_world(folder: Path, context: int = CONTEXT, family: str = "gpt2") -> World:
     from gpt_model import convert
     from gpt_model.config import ModelConfig
     from gpt_model.tokenizer import Tokenizer
@@ -98,11 +106,13 @@ def make_world(folder: Path) -> World:
 
     texts = {"first": [story(n, 60) for n in range(12)], "second": [story(100 + n, 30) for n in range(12)]}
     write_corpus(folder / "corpus", texts, 0.3)
-    tokenizer = Tokenizer.train((text for source in texts.values() for text in source), vocab_size=420)
-    model = GPT(ModelConfig(layers=2, width=32, heads=2, context=CONTEXT, vocab_size=tokenizer.vocab_size), seed=3)
+    style, size = ("gpt1", 200) if family == "gpt1" else ("gpt2", 420)
+    tokenizer = Tokenizer.train((text for source in texts.values() for text in source), vocab_size=size, style=style)
+    shape = ModelConfig(layers=2, width=32, heads=2, context=context, vocab_size=tokenizer.vocab_size, **FAMILIES[family])
+    model = GPT(shape, seed=3)
     for parameter in model.parameters():  # so that its predictions differ from one another
         parameter.data *= 5 if parameter.dim() > 1 else 1
-    convert.save(model, folder / "pretrained" / "model", tokenizer.end_of_text)
+    convert.export(model, folder / "pretrained" / "model", tokenizer.end_of_text)
     tokenizer.save(folder / "pretrained" / "model")
     inputs = {name: Artifact(folder / name, name, "", "", {}, {}) for name in ("corpus", "pretrained")}
     return World(folder, inputs, model.eval(), tokenizer)

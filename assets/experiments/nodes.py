@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import Config
+from assets.experiments.ablations import ABLATIONS, ablations_config
 from assets.experiments.depth import DEPTH
+from assets.experiments.layers_transferred import LAYERS_TRANSFERRED, layers_transferred_config
 from assets.experiments.visible_context import VISIBLE_CONTEXT
 from assets.experiments.zero_shot_dynamics import TASKS, ZERO_SHOT_DYNAMICS
 from assets.node import Node
@@ -29,17 +31,28 @@ def experiment_nodes(recipe: Recipe) -> list[Node]:
         settings = section.visible_context.model_dump(mode="json")
         made.append(_experiment(recipe, VISIBLE_CONTEXT, lambda base: settings, ("pretrained", "tokens")))
     if section.depth:
-        others = [n for n in section.depth.layers if n != recipe.model.layers]
-        made += [_trained(recipe, f"depth/{n}", recipe.model.model_copy(update={"layers": n})) for n in others]
+        own, _ = recipe.own
+        others = [n for n in section.depth.layers if n != own.layers]
+        made += [_trained(recipe, f"depth/{n}", own.model_copy(update={"layers": n}), snapshots=0) for n in others]
         made.append(_experiment(recipe, DEPTH, lambda base: {}, ("tokenizer", "pretrained", *(f"depth/{n}" for n in others))))
+    beside_lstm = [one for one in (section.zero_shot_dynamics, section.ablations) if one and one.lstm]
+    if beside_lstm:
+        model, _ = recipe.own
+        shape = ModelShape(family="lstm", layers=1, width=model.width, heads=1, context=model.context, dropout=model.dropout)
+        made.append(_trained(recipe, LSTM, shape, snapshots=recipe.own[1].snapshots if section.zero_shot_dynamics else 0))
+
+    def lstm(one: Any) -> tuple[str, ...]:
+        return (LSTM,) if one in beside_lstm else ()
+
     if section.zero_shot_dynamics:
-        needs = ["pretrained", "tokenizer", "corpus"]
-        if section.zero_shot_dynamics.lstm:
-            model = recipe.model
-            shape = ModelShape(family="lstm", layers=1, width=model.width, heads=1, context=model.context, dropout=model.dropout)
-            made.append(_trained(recipe, LSTM, shape))
-            needs.append(LSTM)
-        made.append(_experiment(recipe, ZERO_SHOT_DYNAMICS, partial(_dynamics, recipe), tuple(needs)))
+        needs = ("pretrained", "tokenizer", "corpus", *lstm(section.zero_shot_dynamics))
+        made.append(_experiment(recipe, ZERO_SHOT_DYNAMICS, partial(_dynamics, recipe), needs))
+    if section.layers_transferred:
+        settings_of = partial(layers_transferred_config, recipe)
+        made.append(_experiment(recipe, LAYERS_TRANSFERRED, settings_of, ("pretrained", "tokenizer")))
+    if section.ablations:
+        needs = ("pretrained", "tokenizer", *lstm(section.ablations))
+        made.append(_experiment(recipe, ABLATIONS, partial(ablations_config, recipe), needs))
     return made
 
 
@@ -48,9 +61,9 @@ def _experiment(recipe: Recipe, stage: Any, section: Callable[[Path], Config], n
     return Node(recipe.name, f"experiments/{stage.name}", stage, path, section, needs, field=f"experiments.{stage.name}")
 
 
-def _trained(recipe: Recipe, name: str, model: ModelShape) -> Node:
+def _trained(recipe: Recipe, name: str, model: ModelShape, snapshots: int) -> Node:
     """A model of another shape, trained as the recipe's own is."""
-    settings = {"model": model.model_dump(mode="json"), "pretraining": recipe.pretraining.model_dump(mode="json")}
+    settings = {"model": model.model_dump(mode="json"), "pretraining": recipe.own[1].model_dump(mode="json") | {"snapshots": snapshots}}
     return Node(recipe.name, name, PRETRAINED, "assets.pretraining:PRETRAINED", lambda base: settings, ("tokens", "tokenizer"))
 
 
@@ -60,6 +73,9 @@ def _dynamics(recipe: Recipe, base: Path) -> Config:
     tasks: dict[str, Any] = {}
     for task in TASKS:
         given = getattr(section, task)
-        entry = given and entry_named(given, base, f"experiments.zero_shot_dynamics.{task}")
-        tasks[task] = entry and {"name": given, "entry": entry.model_dump(mode="json", exclude_none=True)}
-    return {"tasks": tasks, "examples": section.examples, "split_seed": recipe.corpus.seed}
+        if (task, given) == ("acceptability", "held_out"):
+            tasks[task] = None
+            continue
+        entry = entry_named(given, base, f"experiments.zero_shot_dynamics.{task}")
+        tasks[task] = {"name": given, "entry": entry.model_dump(mode="json", exclude_none=True)}
+    return {"tasks": tasks, "examples": section.examples, "split_seed": recipe.split_seed}

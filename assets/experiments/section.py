@@ -32,17 +32,42 @@ class ZeroShotDynamics(_Strict):
 
     lstm: bool = Field(default=True, description="an LSTM of the same width, trained alike, beside it")
     sentiment: str = Field(default="sst2", description="a task of two labels, the second the positive one")
-    acceptability: str | None = Field(
-        default="cola", description="a task of two labels, the second acceptable; null: held-out sentences, half with two words swapped"
+    acceptability: str = Field(
+        default="cola", description="a task of two labels, the second acceptable; held_out: own sentences, half with two words swapped"
     )
     pronouns: str = Field(default="pronouns", description="a multiple_choice task whose question holds a pronoun, or a _ where it stood")
     questions: str = Field(default="race", description="a multiple_choice task")
     examples: int = Field(default=500, ge=20, description="of each task, at most")
 
 
+class _Finetunings(_Strict):
+    """How large an experiment is that fine-tunes many times. What is not given is as the section `finetuning` has it."""
+
+    seeds: Count = Field(default=3, description="models of each kind")
+    epochs: Count | None = None
+    examples: Count | None = Field(default=None, description="at most so many training examples of a task")
+    held_back: Annotated[int, Field(ge=2)] | None = Field(default=None, description="at most so many validation and so many test examples")
+
+
+class LayersTransferred(_Finetunings):
+    """GPT-1, figure 2 left: a task's score against how many of the pre-trained layers are kept."""
+
+    task: str = Field(description="one of finetuning.tasks")
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=2, description="default: 0, 1, … all of them")
+
+
+class Ablations(_Finetunings):
+    """GPT-1, table 5: without the auxiliary objective, without pre-training, and an LSTM in the Transformer's place."""
+
+    tasks: list[str] | None = Field(default=None, min_length=1, description="default: all of finetuning.tasks")
+    lstm: bool = Field(default=True, description="an LSTM of the same width, trained alike, as table 5's last row")
+
+
 class ExperimentsSection(_Strict):
     """Each of them where its name is given."""
 
+    layers_transferred: LayersTransferred | None = None
+    ablations: Ablations | None = None
     visible_context: VisibleContext | None = None
     depth: Depth | None = None
     zero_shot_dynamics: ZeroShotDynamics | None = None

@@ -103,17 +103,17 @@ def _document(probes: Mapping[str, Probe], missing: Mapping[str, str], curves: C
         "source": "GPT-1, figure 2 (right)",
         "summary": [*ends, *(f"{task}: not run here. {why}" for task, why in missing.items())],
         "tables": [scales, points_table] if probes else [],
-        "plots": [_plot(probes, curves)] if curves else [],
+        "plots": [_plot(kind, probes, curves) for kind in dict.fromkeys(kind for kind, _ in curves)],
     }
 
 
-def _plot(probes: Mapping[str, Probe], curves: Curves) -> dict[str, Any]:
+def _plot(kind: str, probes: Mapping[str, Probe], curves: Curves) -> dict[str, Any]:
     series = []
-    for (kind, task), points in curves.items():
+    for task, points in ((task, points) for (other, task), points in curves.items() if other == kind):
         y, low, high = ([_scaled(probes[task], point[i]) for point in points] for i in (1, 2, 3))
-        series.append({"label": f"{task}, {kind}", "x": [point[0] for point in points], "y": y, "low": low, "high": high})
+        series.append({"label": task, "x": [point[0] for point in points], "y": y, "low": low, "high": high})
     return {
-        "title": "zero-shot score", "x": "tokens trained on", "y": "0: chance, 1: best published single model", "log_x": True,
+        "title": f"zero-shot scores of the {kind}", "x": "tokens trained on", "y": "0: chance, 1: best published", "log_x": True,
         "series": series, "levels": [{"label": "chance", "y": 0.0}],
     }  # fmt: skip
 
@@ -126,7 +126,7 @@ def _rises(built: Built) -> Verdict:
             above[task] = low
     if not above:
         return Verdict(True, "No heuristic's data could be had here.")
-    document = experiment_page.read(built.output / experiment_page.FILE)
+    document = experiment_page.read(built.output)
     chance = {str(row[0]): float(row[2]) for row in document.tables[0].rows}
     clear = [task for task, low in above.items() if low > chance[task]]
     return Verdict(

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from assets.contract import NOT_RUN
 from assets.resources import guard
 from assets.resources.journal import Tail
 from assets.resources.manifest import canonical, read_json
@@ -98,7 +99,7 @@ class Delivery:
         if status == "FINISHED":
             self._once("results", lambda: self._results(run_id))
             self._once("files", lambda: self._files(run_id))
-            if self.build["model"]:
+            if self.build["model"] and not (self.folder / "files" / NOT_RUN).is_file():
                 self._once("model", lambda: self._model(run_id))
             self._set_status(run_id, status)
         self.state.attempt = len(self.build["attempts"])

@@ -1,14 +1,17 @@
 """Sampler: which tokens each training step sees, as a pure function of (seed, step, rank, world size). Nothing to store, nothing to resume.
 
-Sequences are numbered from the start of training: row r of step s is sequence i = s·sequences + r, whatever number of ranks shares
-the rows. Sequence i is the n-th draw of some source, and that source's n-th draw is a window of its tokens:
+Sequences are numbered from the start of training: row r of step s is the r-th after those of all steps before (on a batch ramp, see
+`training/schedules.py`, too), whatever number of ranks shares the rows. Sequence i is the n-th draw of some source, and that source's
+n-th draw is a window of its tokens:
 
 * **Mixture.** A pattern of 65,536 places repeats for ever. Each source has its share of the places (largest remainder), spread evenly,
   so any stretch of training keeps the weights to within a few draws, and n is a look-up.
 * **Windows.** In each epoch of a source its tokens are cut into ⌈tokens / context⌉ windows, and a seeded permutation orders them: none
   comes twice in an epoch (GPT-3, appendix B: sampled without replacement in an epoch). The tokens are a ring, joined at an
   end-of-text: the cut begins somewhere else in each epoch, and the last, partial window is filled up from the ring's next tokens. So
-  all windows are full, every token is predicted in every epoch, and fewer than `context` of them twice.
+  all windows are full, every token is predicted in every epoch, and fewer than `context` of them twice. Documents are packed: a
+  window is contiguous text, where one document ends an end-of-text stands and the next begins, and attention is not masked between
+  them (GPT-1, section 4.1: contiguous sequences; GPT-3, appendix B: always full windows, several documents in one).
 * **Permutation.** A Feistel network on the window's number (format-preserving encryption: Black and Rogaway 2002, "Ciphers with
   arbitrary finite domains", method 2 with cycle walking): no table, however many windows there are.
 """
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 
 from gpt_model.data.shards import Shards, TokenData
 from gpt_model.errors import UserError
+from gpt_model.training.schedules import Batches
 
 PATTERN = 1 << 16  # places of the mixture's pattern: weights are kept to 1/65,536
 ROUNDS = 6
@@ -32,13 +36,13 @@ Words = NDArray[np.uint64]
 class Sampler:
     """Batches of training windows from a mixture of sources."""
 
-    def __init__(self, data: TokenData, context: int, sequences: int, seed: int) -> None:
-        """`sequences`: rows of a global batch, all ranks together. Sources of weight 0 are never drawn.
+    def __init__(self, data: TokenData, context: int, batches: Batches, seed: int) -> None:
+        """`batches`: of whole sequences, all ranks together. Sources of weight 0 are never drawn.
 
         Raises UserError where a source has fewer than context + 1 training tokens.
         """
         self.sources = data.sources  # `batch` gives sources as numbers into this list
-        self.context, self.sequences = context, sequences
+        self.context, self.batches = context, batches
         self._tokens = [data.tokens(name, "training") for name in self.sources]
         weights = [data.weights[name] for name in self.sources]
         for name, tokens, weight in zip(self.sources, self._tokens, weights, strict=True):
@@ -57,8 +61,8 @@ class Sampler:
 
         All ranks' rows in order are the same batch at any world size.
         """
-        first = step * self.sequences
-        rows = np.arange(first + rank * self.sequences // world_size, first + (rank + 1) * self.sequences // world_size)
+        first, count = self.batches.before(step) // self.context, self.batches.of(step) // self.context
+        rows = np.arange(first + rank * count // world_size, first + (rank + 1) * count // world_size)
         sources = self._pattern[rows % PATTERN]
         windows = np.empty((len(rows), self.context + 1), dtype=np.int64)
         for source in np.unique(sources):
@@ -66,6 +70,11 @@ class Sampler:
             for row, start in zip(mine, self._starts(source, self._draws(source, rows[mine])), strict=True):
                 windows[row] = _ring(self._tokens[source], int(start), self.context + 1)
         return windows[:, :-1].copy(), windows[:, 1:].copy(), sources.astype(np.int64)
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How often each source was gone through in the steps before `step`."""
+        seen = np.array([self.batches.before(step) // self.context])
+        return {name: int(self._draws(n, seen)[0]) / self.windows[n] for n, name in enumerate(self.sources) if self.windows[n]}
 
     def _draws(self, source: int, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many sequences before each of `sequences` were drawn from `source`."""

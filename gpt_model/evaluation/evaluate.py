@@ -2,6 +2,7 @@
 
     <folder>/<suite>.<task>.yaml    lm_eval's task file, complete
     <folder>/<suite>.<task>.jsonl   its rows
+    <folder>/scoring.py             where a task names a function of it
 
 The folder is all that lm_eval needs: from inside it, `lm_eval --model hf --model_args pretrained=MODEL --include_path . --tasks NAME` gives
 the same scores without a line of ours.
@@ -11,16 +12,20 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from gpt_model.errors import UserError
+from gpt_model.evaluation import scoring
 from gpt_model.evaluation.examples import TaskRows
 from gpt_model.evaluation.scores import ACCURACIES, baseline, rounded, spread
+from gpt_model.evaluation.training_text import Seen, sentence
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -29,21 +34,47 @@ SAMPLES = 3  # shown of each task
 SHOWN = 400  # characters of a text shown
 
 
+@dataclass(frozen=True)
+class _Function:
+    """A function of scoring.py, in a task file."""
+
+    name: str
+
+
+class _TaskYaml(yaml.SafeDumper):
+    """lm_eval's task files, in which a function is `!function module.name`."""
+
+
+_TaskYaml.add_representer(_Function, lambda dumper, function: dumper.represent_scalar("!function", f"scoring.{function.name}"))
+
+
+class _TaskReader(yaml.SafeLoader):
+    """The same read back: functions are scoring.py's own, of which the folder holds a copy for others."""
+
+
+_TaskReader.add_constructor("!function", lambda loader, node: getattr(scoring, str(node.value).removeprefix("scoring.")))
+
+
 def write_tasks(folder: Path, tasks: Sequence[TaskRows]) -> None:
     """Each task's rows and its complete lm_eval YAML, in `folder`. The same bytes for the same tasks."""
     folder.mkdir(parents=True, exist_ok=True)
     for task in tasks:
         lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in task.rows]
         (folder / f"{task.full_name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        confident = task.task.metadata.confident
         config = {
             **task.task.keys,
             "task": task.full_name,
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": {"test": f"{task.full_name}.jsonl"}},
             "test_split": "test",
-            "metadata": {"version": task.task.metadata.version},
+            "metadata": {"version": task.task.metadata.version, **({"confident": confident} if confident else {})},
         }
-        (folder / f"{task.full_name}.yaml").write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=True), encoding="utf-8")
+        if function := task.task.keys.get("process_results"):
+            config["process_results"] = _Function(function)
+            shutil.copyfile(str(scoring.__file__), folder / "scoring.py")
+        text = yaml.dump(config, Dumper=_TaskYaml, allow_unicode=True, sort_keys=True)
+        (folder / f"{task.full_name}.yaml").write_text(text, encoding="utf-8")
 
 
 def evaluate(lm: LM, folder: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -56,33 +87,72 @@ def evaluate(lm: LM, folder: Path, names: Sequence[str]) -> dict[str, Any]:
     from lm_eval.evaluator import evaluate as run
 
     datasets.disable_progress_bars()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or its authors' server is told of every local file, and waited for
     with tempfile.TemporaryDirectory() as cache:  # of `datasets`, which converts each file to Arrow
         tasks = {}
         for name in names:
-            config = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+            config = yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), Loader=_TaskReader)  # noqa: S506 - a SafeLoader
             config["dataset_kwargs"] = {"data_files": {"test": str((folder / f"{name}.jsonl").resolve())}, "cache_dir": cache}
             try:
                 tasks[name] = ConfigurableTask(config=config)
             except Exception as error:  # jinja's, lm_eval's registry's, a key of the wrong type: all of the file's making
                 why = f"{type(error).__name__}: {error}"
                 raise UserError(f"suites/{name.split('.')[0]}.yaml, task {name}: lm_eval cannot use it ({why}).") from error
-        return dict(run(lm, {"tasks": tasks}, bootstrap_iters=0, log_samples=True))
+        if not tasks:
+            return {"results": {}, "samples": {}}
+        results = dict(run(lm, {"tasks": tasks}, bootstrap_iters=0, log_samples=True))
+        for name, task in tasks.items():
+            if share := (task.config.metadata or {}).get("confident"):
+                _score_confident(lm, results, name, [entry["metric"] for entry in task.config.metric_list], share)
+        return results
 
 
-def score_rows(tasks: Sequence[TaskRows], results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row a metric of each task, in the tasks' order. Raises UserError where lm_eval gave a task no metric."""
-    for task in tasks:
+def confident_name(metric: str, share: float) -> str:
+    return f"{metric}_top_{100 * share:g}_percent"
+
+
+def _score_confident(lm: LM, results: dict[str, Any], name: str, metrics: Sequence[str], share: float) -> None:
+    """Each metric's mean over the share of generated answers that the model gives the highest probability (GPT-2, section 3.8).
+
+    Put beside lm_eval's own results; only the samples of that share have the metric.
+    """
+    from lm_eval.api.instance import Instance
+
+    samples = results["samples"][name]
+    written = [(sample, sample["arguments"][0][0], sample["resps"][0][0]) for sample in samples]
+    asked = [entry for entry in written if entry[2]]
+    requests = [Instance("loglikelihood", {}, (context, answer), number) for number, (_, context, answer) in enumerate(asked)]
+    surest = sorted(zip(lm.loglikelihood(requests), range(len(asked)), strict=True), key=lambda scored: (-scored[0][0], scored[1]))
+    for metric in metrics:
+        chosen = [asked[place][0] for _, place in surest[: max(1, round(share * len(samples)))]]
+        for sample in chosen:
+            sample[confident_name(metric, share)] = sample[metric]
+        if chosen:
+            results["results"][name][f"{confident_name(metric, share)},none"] = sum(sample[metric] for sample in chosen) / len(chosen)
+
+
+def score_rows(tasks: Sequence[TaskRows], results: Mapping[str, Any], seen: Mapping[str, Seen] | None = None) -> Iterator[dict[str, Any]]:
+    """One row a metric of each task, in the tasks' order. `seen`: what of each task's examples stands in the training text.
+
+    Raises UserError where lm_eval gave a task no metric.
+    """
+    for task in (task for task in tasks if task.scored):
         samples, metadata = results["samples"][task.full_name], task.task.metadata
         against = baseline(metadata.baseline, samples)
-        for entry in task.task.keys["metric_list"]:
+        for entry in _metrics_of(task):
             metric = entry["metric"]
             if f"{metric},none" not in results["results"][task.full_name]:
                 raise UserError(f"suites/{task.task.suite}.yaml, task {task.name!r}: lm_eval has no metric {metric!r} of its output_type.")
             value = float(results["results"][task.full_name][f"{metric},none"])
-            sure = spread(metric, str(entry.get("aggregation")), [sample[metric] for sample in samples])
+            values, aggregation = [sample[metric] for sample in samples if metric in sample], str(entry.get("aggregation"))
+            sure = spread(metric, aggregation, values)
+            found = seen[task.full_name].of_metric(metric, aggregation, values) if seen and len(values) == len(samples) else {}
             own = against if metric in ACCURACIES else None
-            notes = [f"{len(task.rows):,} of {task.available:,} examples"] if len(task.rows) < task.available else []
+            notes = [f"{len(values):,} of the {len(samples):,}, the surest"] if len(values) < len(samples) else []
+            notes += [f"{len(task.rows):,} of {task.available:,} examples"] if len(task.rows) < task.available else []
             notes += [f"{task.too_long:,} more have an answer longer than the context"] if task.too_long else []
+            notes += [str(task.setting)] if task.setting else []
+            notes += [sentence(found)] if sentence(found) else []
             yield {
                 "suite": task.task.suite,
                 "task": task.name,
@@ -94,13 +164,24 @@ def score_rows(tasks: Sequence[TaskRows], results: Mapping[str, Any]) -> Iterato
                 "baseline": "" if own is None else f"{metadata.baseline} {own:.3f}",
                 "baseline_value": rounded(own),
                 "lower_is_better": not entry.get("higher_is_better", True),
-                "examples": len(task.rows),
+                "examples": len(values),
                 "available": task.available,
                 "too_long": task.too_long,
                 "description": metadata.description,
                 "note": "; ".join([*notes, *([metadata.description] if metadata.description else [])]),
                 "version": metadata.version,
+                **({"published": metadata.published[metric].model_dump()} if metric in metadata.published else {}),
+                **({"shots": task.setting.name, "demonstrations": asdict(task.setting)} if task.setting else {}),
+                **found,
             }
+
+
+def _metrics_of(task: TaskRows) -> list[dict[str, Any]]:
+    """Of lm_eval's metrics, then those that are added to them: metric, aggregation, higher_is_better."""
+    metadata, own = task.task.metadata, task.task.keys["metric_list"]
+    added = [{"metric": metric, "aggregation": "mean"} for metric in metadata.metrics]
+    share = metadata.confident
+    return [*own, *added, *([{**entry, "metric": confident_name(entry["metric"], share)} for entry in own] if share else [])]
 
 
 def shown_samples(tasks: Sequence[TaskRows], results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -108,6 +189,7 @@ def shown_samples(tasks: Sequence[TaskRows], results: Mapping[str, Any]) -> list
     return [
         {"suite": task.task.suite, "task": task.name, **_sample(sample)}
         for task in tasks
+        if task.scored
         for sample in results["samples"][task.full_name][:SAMPLES]
     ]
 

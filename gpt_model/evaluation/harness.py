@@ -207,6 +207,8 @@ class GPTLM(TemplateLM):
     def _generated(self, contexts: list[list[int]], settings: dict[str, Any]) -> list[str]:
         stop = handle_stop_sequences(settings.get("until"), eos=self.tokenizer.decode([self.eot_token_id]))
         sampled = bool(settings.get("do_sample"))
+        if unwanted := settings.get("begin_suppress_tokens"):
+            return [postprocess_generated_text(text, stop, None) for text in self._begun_without(unwanted, contexts, settings)]
         written = generate(
             self.model, contexts, settings["max_gen_toks"],
             temperature=float(settings.get("temperature") or 1.0) if sampled else 0.0,
@@ -216,6 +218,20 @@ class GPTLM(TemplateLM):
             stop=[self.eot_token_id, *stop], decode=lambda ids: self.tokenizer.decode(ids[:-1]),
         )  # fmt: skip
         return [postprocess_generated_text(self.tokenizer.decode(ids), stop, None) for ids in written]
+
+    @torch.no_grad()
+    def _begun_without(self, unwanted: list[int], contexts: list[list[int]], settings: dict[str, Any]) -> list[str]:
+        """Greedy texts whose first token is none of `unwanted`, which the rest may be: `transformers`' begin_suppress_tokens."""
+        if settings.get("do_sample"):
+            raise UserError("begin_suppress_tokens goes with greedy decoding here. Take do_sample out of the suite's generation_kwargs.")
+        lengths = torch.tensor([len(context) for context in contexts], device=self._device)
+        states = self.model.hidden(self._padded(contexts))[torch.arange(len(contexts), device=self._device), lengths - 1]
+        logits = F.linear(states, self.model.wte.weight).float()
+        logits[:, unwanted] = -torch.inf
+        begun = [[*context, token] for context, token in zip(contexts, logits.argmax(-1).tolist(), strict=True)]
+        rest = generate(self.model, begun, settings["max_gen_toks"] - 1, temperature=0.0, stop=[self.eot_token_id])
+        written = [[row[-1], *more] for row, more in zip(begun, rest, strict=True)]
+        return [self.tokenizer.decode([] if ids[0] == self.eot_token_id else ids) for ids in written]
 
 
 def _contexts(requests: Iterable[Request], context: int) -> list[_Context]:

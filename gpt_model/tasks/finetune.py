@@ -24,6 +24,7 @@ from gpt_model.progress import Progress
 from gpt_model.tasks.batches import TrainingBatches, class_logits, collate
 from gpt_model.tasks.entry import SplitName
 from gpt_model.tasks.layouts import Laid
+from gpt_model.tasks.metrics import Scoring
 from gpt_model.tasks.model import Batch, TaskModel
 from gpt_model.training.loop import Execution, Hook, Settings, train
 from gpt_model.training.schedules import warmup_linear
@@ -52,7 +53,7 @@ class FineTuning:
 class FineTuned:
     """What came of it. The model handed in then has the weights of the epoch that was best on validation."""
 
-    validation: list[float]  # accuracy after each epoch
+    validation: list[float]  # the task's metric after each epoch
     best_epoch: int  # from 1; the first of equals
     loss: float  # L3 of the last step
     seconds: float  # of training, evaluation apart
@@ -62,16 +63,20 @@ class FineTuned:
 class TaskObjective:
     """L3 = L2 + λ·L1 over labelled examples (equation 5): the labels' cross-entropy, and language modelling of the same text.
 
-    L1 is a mean over the tokens of a micro-batch, Delim and Extract among them (the released code: a mean over each sequence, then
-    over sequences; a batch here holds sequences of like length). Its softmax is over the vocabulary and the specials.
+    L1 as in the released code (train.py): a mean over each sequence's tokens, Delim and Extract among them, then over sequences. Its
+    softmax is over the vocabulary and the specials, and of a gpt1 over all rows of the released code's one matrix `we`, which has the
+    positions in use for its last rows.
     """
 
     unit = "examples"
     flops_per_unit = 0.0  # lengths differ too much for one figure
 
-    def __init__(self, batches: TrainingBatches, auxiliary_weight: float) -> None:
-        self.batches, self.auxiliary_weight = batches, auxiliary_weight
-        self.units_per_step = batches.batch
+    def __init__(self, batches: TrainingBatches, auxiliary_weight: float, positions: int) -> None:
+        """`positions` in use: tokens of the longest row of all splits, which the released code shrinks its context to."""
+        self.batches, self.auxiliary_weight, self.positions = batches, auxiliary_weight, positions
+
+    def units_before(self, step: int) -> int:
+        return step * self.batches.batch
 
     def micro_batches(self, step: int) -> list[Batch]:
         return [collate(part) for part in self.batches.micro_batches(step)]
@@ -79,20 +84,26 @@ class TaskObjective:
     def loss(self, model: nn.Module, micro_batch: Batch) -> tuple[Tensor, Mapping[str, tuple[object, object]]]:
         assert isinstance(model, TaskModel)
         batch = micro_batch.to(model.head.weight.device)
-        logits, states = model(batch)
-        label_loss = F.cross_entropy(logits.float(), batch.labels)
+        embeddings = model.gpt.embeddings()
+        logits, states = model(batch, embeddings)
+        loss = F.cross_entropy(logits.float(), batch.labels)
         count = len(batch.labels)
-        figures: dict[str, tuple[object, object]] = {"label_loss": (label_loss.detach() * count, count)}
-        figures["accuracy"] = ((logits.argmax(1) == batch.labels).sum(), count)
-        loss = label_loss
+        figures: dict[str, tuple[object, object]] = {"label_loss": (loss.detach() * count, count)}
+        if batch.labels.dim() == 1:
+            figures["accuracy"] = ((logits.argmax(1) == batch.labels).sum(), count)
         if self.auxiliary_weight:
-            targets = next_tokens(batch)
-            text_loss = linear_cross_entropy(states.flatten(0, 1), model.gpt.wte.weight, targets.flatten(), IGNORED)
-            tokens = (targets != IGNORED).sum()
-            figures["text_loss"] = (text_loss.detach() * tokens, tokens)
+            text_loss = self._text_loss(model, batch, states, embeddings)
+            figures["text_loss"] = (text_loss.detach() * len(batch.lengths), len(batch.lengths))
             loss = loss + self.auxiliary_weight * text_loss
         # The loop averages over parts as if they were equal; a batch that does not divide evenly has parts one example apart.
         return loss * (count * self.batches.parts / self.batches.batch), figures
+
+    def _text_loss(self, model: TaskModel, batch: Batch, states: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
+        tokens, positions = embeddings
+        head = torch.cat([tokens, positions[: self.positions]]) if model.gpt.config.family == "gpt1" else tokens
+        shares = 1.0 / ((batch.lengths - 1) * len(batch.lengths))  # of each token of a sequence
+        by_token = shares[:, None].expand(batch.tokens.shape).flatten()
+        return linear_cross_entropy(states.flatten(0, 1), head, next_tokens(batch).flatten(), IGNORED, by_token)
 
 
 def next_tokens(batch: Batch) -> Tensor:
@@ -107,13 +118,14 @@ def fine_tune(
     model: TaskModel,
     splits: Mapping[SplitName, Sequence[Laid]],
     how: FineTuning,
+    scoring: Scoring,
     execution: Execution,
     *,
     folder: Path,
     progress: Progress,
     micro_rows: int | None = None,
 ) -> FineTuned:
-    """Fine-tune `model` in place, and have it answer the test split with the weights of its best epoch on validation.
+    """Fine-tune `model` in place, and have it answer the test split with the weights of its best epoch on validation by `scoring`.
 
     Every rank calls it with the same arguments. `folder` keeps what a killed attempt had done; all ranks must see it.
     `splits`: training, validation and test. Raises UserError where there is less than a batch to train on, or training diverges.
@@ -124,7 +136,8 @@ def fine_tune(
         return FineTuned(**json.loads((folder / DONE).read_text()))
     folder.mkdir(parents=True, exist_ok=True)
     batches = TrainingBatches(splits["training"], how.batch, how.seed, execution.rank, execution.world_size, micro_rows)
-    keeper = _BestEpoch(folder, splits["validation"], batches.steps_per_epoch, execution)
+    keeper = _BestEpoch(folder, splits["validation"], scoring, batches.steps_per_epoch, execution)
+    positions = max(example.length for examples in splits.values() for example in examples)
     steps = how.epochs * batches.steps_per_epoch
     settings = Settings(
         steps=steps,
@@ -136,7 +149,7 @@ def fine_tune(
     )
     ends = range(batches.steps_per_epoch, steps + 1, batches.steps_per_epoch)
     outcome = train(
-        model, TaskObjective(batches, how.auxiliary_weight), settings, execution,
+        model, TaskObjective(batches, how.auxiliary_weight, positions), settings, execution,
         checkpoints=folder / "checkpoints", progress=progress, hooks=[Hook(ends, keeper)],
     )  # fmt: skip
     if execution.world_size > 1:
@@ -144,8 +157,8 @@ def fine_tune(
     model.load_state_dict(load_file(folder / BEST))
     model.to(execution.device).eval()
     logits = class_logits(model, splits["test"], execution.rank, execution.world_size)
-    accuracies = [keeper.accuracies[epoch] for epoch in sorted(keeper.accuracies)]
-    done = FineTuned(accuracies, keeper.best(how.epochs), outcome.loss, outcome.seconds, logits.tolist())
+    scores = [keeper.scores[epoch] for epoch in sorted(keeper.scores)]
+    done = FineTuned(scores, keeper.best(how.epochs), outcome.loss, outcome.seconds, logits.tolist())
     if execution.rank == 0:
         _write(folder / DONE, json.dumps(asdict(done)))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -153,34 +166,34 @@ def fine_tune(
 
 
 class _BestEpoch:
-    """After each epoch: the accuracy on validation, and the weights kept if no epoch before was as good (the released code's rule).
+    """After each epoch: the task's metric on validation, and the weights kept if no epoch before was as good (the released code's rule).
 
     What is on disk is a function of the epoch, so an epoch that is run again after a kill leaves what it left before.
     """
 
-    def __init__(self, folder: Path, validation: Sequence[Laid], steps_per_epoch: int, execution: Execution) -> None:
-        self.folder, self.validation, self.steps_per_epoch, self.execution = folder, validation, steps_per_epoch, execution
+    def __init__(self, folder: Path, validation: Sequence[Laid], scoring: Scoring, steps_per_epoch: int, execution: Execution) -> None:
+        self.folder, self.validation, self.scoring = folder, validation, scoring
+        self.steps_per_epoch, self.execution = steps_per_epoch, execution
         kept = folder / SCORES
-        self.accuracies = {int(epoch): value for epoch, value in json.loads(kept.read_text()).items()} if kept.is_file() else {}
+        self.scores = {int(epoch): value for epoch, value in json.loads(kept.read_text()).items()} if kept.is_file() else {}
 
     def best(self, epochs: int) -> int:
         """The best of the first so many epochs, from 1."""
-        return max(range(1, epochs + 1), key=lambda epoch: (self.accuracies[epoch], -epoch))
+        return max(range(1, epochs + 1), key=lambda epoch: (self.scores[epoch], -epoch))
 
     def __call__(self, step: int, model: nn.Module) -> Mapping[str, float]:
         assert isinstance(model, TaskModel)
         epoch = step // self.steps_per_epoch
         logits = class_logits(model, self.validation, self.execution.rank, self.execution.world_size)
-        right = sum(int(row.argmax()) == example.label for row, example in zip(logits, self.validation, strict=True))
-        self.accuracies[epoch] = right / len(self.validation)
+        self.scores[epoch] = self.scoring.of(self.validation, logits.tolist())
         if self.execution.rank == 0:
             if self.best(epoch) == epoch:
                 weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
                 part = self.folder / f"{BEST}.part"
                 save_file(weights, part)
                 part.replace(self.folder / BEST)
-            _write(self.folder / SCORES, json.dumps(self.accuracies))
-        return {"validation_accuracy": self.accuracies[epoch]}
+            _write(self.folder / SCORES, json.dumps(self.scores))
+        return {f"validation_{self.scoring.metric}": self.scores[epoch]}
 
 
 def _write(path: Path, text: str) -> None:

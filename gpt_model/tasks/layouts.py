@@ -5,21 +5,31 @@
     similarity       Start first Delim second Extract  and  Start second Delim first Extract, final states added
     multiple choice  Start [context question] Delim option Extract  for each option, a scalar each, softmax over them
 
-Start, Delim and Extract are three ids after the vocabulary's last. What does not fit the context is cut from the end of the longest
-segment (the released code cuts every segment at n_ctx//2 - 2 tokens, which would halve a passage beside a short question).
+Start, Delim and Extract are three ids after the vocabulary's last. What does not fit the context is cut from the ends of segments: of the
+longest, so that as much is read as there is room for, or of a gpt1's two segments each at half the context (`cut_of`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from gpt_model.config import Family
 from gpt_model.errors import UserError
 from gpt_model.tasks.entry import Form
 from gpt_model.tasks.examples import Example
 from gpt_model.tokenizer import Tokenizer
 
 SPECIALS = ("<|start|>", "<|delim|>", "<|extract|>")
+Cut = Literal["longest", "halves"]
+
+
+def cut_of(family: Family) -> Cut:
+    """How a family's inputs are cut. The released code (train.py) cuts each of two segments at n_ctx//2 - 2 tokens, however short the other
+    is, which halves a passage beside a short question: so that is kept to the model it was written for.
+    """
+    return "halves" if family == "gpt1" else "longest"
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,9 @@ class Laid:
     rows: tuple[tuple[int, ...], ...]
     label: int
     cut: bool  # something did not fit the context
+    rating: float | None = None
+    target: tuple[float, ...] = ()  # how much of each class is right, where not `label` is
+    part: str = ""  # of the test split
 
     @property
     def length(self) -> int:
@@ -45,6 +58,7 @@ class Layout:
     form: Form
     vocab_size: int  # without the three specials
     context: int
+    cut: Cut = "longest"
 
     def __post_init__(self) -> None:
         if self.context < 8:
@@ -71,7 +85,8 @@ class Layout:
             segments = [next(ids) for _ in example.segments]
             options = [next(ids) for _ in example.options]
             rows, cut = zip(*(self._row(parts) for parts in self._passes(segments, options)), strict=True)
-            laid.append(Laid(example.id, example.group, tuple(rows), example.label, any(cut)))
+            how = (example.label, any(cut), example.rating, example.target, example.part)
+            laid.append(Laid(example.id, example.group, tuple(rows), *how))
         return laid
 
     def _passes(self, segments: list[list[int]], options: list[list[int]]) -> list[list[list[int]]]:
@@ -82,11 +97,15 @@ class Layout:
         return [segments]
 
     def _row(self, segments: list[list[int]]) -> tuple[tuple[int, ...], bool]:
-        kept = fit([len(segment) for segment in segments], self.context - len(segments) - 1)
+        lengths = [len(segment) for segment in segments]
+        if self.cut == "halves" and len(segments) > 1:
+            kept = [min(length, self.context // 2 - 2) for length in lengths]
+        else:
+            kept = fit(lengths, self.context - len(segments) - 1)
         row = [self.start]
         for i, (segment, length) in enumerate(zip(segments, kept, strict=True)):
             row += [*([self.delim] if i else []), *segment[:length]]
-        return (*row, self.extract), kept != [len(segment) for segment in segments]
+        return (*row, self.extract), kept != lengths
 
 
 def fit(lengths: list[int], budget: int) -> list[int]:

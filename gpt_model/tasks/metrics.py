@@ -1,4 +1,4 @@
-"""What predictions are worth: scores with 95 % intervals, and a paired difference of two models.
+"""What a model's answers are worth: scores with 95 % intervals, and a paired difference of two models.
 
 An accuracy's interval is Wilson's, which holds for small test sets and near 0 and 1. Every other one is a bootstrap with a fixed seed that
 draws whole groups, because questions about one passage are not independent. Each of those scores is a function of sums over examples, so
@@ -8,11 +8,15 @@ a sample is a weighted sum of the groups' own sums.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt_model.evaluation.scores import wilson
+from gpt_model.tasks.entry import Metric, TaskEntry
+from gpt_model.tasks.layouts import Laid
+from gpt_model.tasks.ratings import expected
 
 RESAMPLES, BATCH = 10_000, 500
 
@@ -27,7 +31,7 @@ def scores(labels: Sequence[int], predicted: Sequence[int], named_classes: int, 
     correct = int(np.sum(np.asarray(labels) == np.asarray(predicted)))
     found = _named("accuracy", correct / len(labels), wilson(correct, len(labels)))
     if named_classes:
-        pairs = np.eye(named_classes**2)[np.asarray(labels) * named_classes + np.asarray(predicted)]  # [examples, label × predicted]
+        pairs = _pairs(np.asarray(labels), np.asarray(predicted), named_classes)
         found |= _named("f1", *_bootstrapped(pairs, groups, _f1, (0.0, 1.0)))
         found |= _named("matthews", *_bootstrapped(pairs, groups, _matthews, (-1.0, 1.0)))
     return found
@@ -35,15 +39,56 @@ def scores(labels: Sequence[int], predicted: Sequence[int], named_classes: int, 
 
 def correlation(predicted: Sequence[float], ratings: Sequence[float], groups: Sequence[str]) -> dict[str, float]:
     """pearson, pearson_low, pearson_high: of what the model gives with what people gave."""
-    x, y = (np.asarray(values, dtype=float) - np.mean(values) for values in (predicted, ratings))
-    return _named("pearson", *_bootstrapped(np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1), groups, _pearson, (-1.0, 1.0)))
+    return _named("pearson", *_bootstrapped(_moments(predicted, ratings), groups, _pearson, (-1.0, 1.0)))
 
 
-def paired_difference(first: Sequence[bool], second: Sequence[bool], groups: Sequence[str]) -> tuple[float, float, float]:
-    """(accuracy of `first` minus that of `second`, 2.5 %, 97.5 %) on the same examples."""
-    difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
-    parts = np.stack([difference, np.ones_like(difference)], 1)
-    value, (low, high) = _bootstrapped(parts, groups, lambda sums: sums[..., 0] / sums[..., 1], (-1.0, 1.0))
+@dataclass(frozen=True)
+class Scoring:
+    """How a task's answers are scored: its metric, and what its classes mean."""
+
+    metric: Metric
+    named_classes: int = 0  # none where the classes are options
+    lowest: int | None = None  # of a scale of ratings
+    high_end: int | None = None  # the class at the high end of ratings that two labels are the ends of
+
+    @classmethod
+    def of_task(cls, entry: TaskEntry) -> Scoring:
+        return cls(entry.metric, len(entry.labels), entry.scale[0] if entry.scale else None, entry.high_end())
+
+    def parts(self, examples: Sequence[Laid], logits: Sequence[Sequence[float]]) -> Floats:
+        """[examples, parts]: what `value` makes the metric of, added up over examples."""
+        if self.metric == "pearson":
+            return _moments(self.ratings(logits), [0.0 if one.rating is None else one.rating for one in examples])
+        labels, predicted = np.asarray([one.label for one in examples]), np.asarray(logits).argmax(1)
+        if self.metric == "accuracy":
+            return np.stack([labels == predicted, np.ones_like(labels)], 1).astype(float)
+        return _pairs(labels, predicted, self.named_classes)
+
+    def value(self, sums: Floats) -> Floats:
+        """The metric: [..., parts] -> [...]."""
+        return VALUES[self.metric](sums)
+
+    def of(self, examples: Sequence[Laid], logits: Sequence[Sequence[float]]) -> float:
+        return float(self.value(self.parts(examples, logits).sum(0)))
+
+    def ratings(self, logits: Sequence[Sequence[float]]) -> list[float]:
+        """What the model gives: on a scale the rating it expects, between two ends the probability of the high one."""
+        shares = np.exp(np.asarray(logits) - np.max(logits, 1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        if self.high_end is not None:
+            return [float(share) for share in shares[:, self.high_end]]
+        assert self.lowest is not None
+        return [expected(row, self.lowest) for row in shares.tolist()]
+
+
+def paired_difference(scoring: Scoring, first: Floats, second: Floats, groups: Sequence[str]) -> tuple[float, float, float]:
+    """(metric of `first` minus that of `second`, 2.5 %, 97.5 %), two models' parts of the same examples."""
+    count = first.shape[1]
+
+    def gained(sums: Floats) -> Floats:
+        return scoring.value(sums[..., :count]) - scoring.value(sums[..., count:])
+
+    value, (low, high) = _bootstrapped(np.concatenate([first, second], 1), groups, gained, (-1.0, 1.0))
     return value, low, high
 
 
@@ -71,6 +116,17 @@ def _bootstrapped(
     return value, (float(low), float(high))
 
 
+def _pairs(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> Floats:
+    """[examples, label × predicted], 1 where an example is."""
+    return np.eye(classes**2)[labels * classes + predicted]
+
+
+def _moments(given: Sequence[float], ratings: Sequence[float]) -> Floats:
+    """[examples, 6], about the means, which keeps the differences of `_pearson` from losing digits."""
+    x, y = (np.asarray(values, dtype=float) - np.mean(values) for values in (given, ratings))
+    return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1)
+
+
 def _f1(pairs: Floats) -> Floats:
     """[..., label × predicted] counts -> [...]. 0 for a class that is neither there nor predicted."""
     counts = _square(pairs)
@@ -90,6 +146,14 @@ def _matthews(pairs: Floats) -> Floats:
 def _pearson(sums: Floats) -> Floats:
     n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
     return _ratio(n * xy - x * y, np.sqrt(np.maximum(0.0, n * xx - x * x) * np.maximum(0.0, n * yy - y * y)))
+
+
+VALUES: dict[Metric, Callable[[Floats], Floats]] = {
+    "accuracy": lambda sums: _ratio(sums[..., 0], sums[..., 1]),
+    "f1": _f1,
+    "matthews": _matthews,
+    "pearson": _pearson,
+}
 
 
 def _square(pairs: Floats) -> Floats:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpt_model import convert
+from gpt_model.decoder import Decoder, build
 from gpt_model.errors import UserError
 from gpt_model.tasks.layouts import SPECIALS, Layout
 from gpt_model.transformer import GPT
 
+D = TypeVar("D", bound=Decoder)
 HEAD_FILE, LAYOUT_FILE = "head.safetensors", "task_layout.json"
 
 
@@ -30,7 +33,7 @@ class Batch:
 
     tokens: Tensor  # [examples * rows_each, time]
     lengths: Tensor  # [examples * rows_each]; Extract is the last token of each
-    labels: Tensor  # [examples]
+    labels: Tensor  # [examples] classes, or [examples, classes] how much of each is right
     rows_each: int
 
     def to(self, device: torch.device) -> Batch:
@@ -40,8 +43,11 @@ class Batch:
 class TaskModel(nn.Module):
     """`model(batch)` -> (class logits [examples, classes], final states [rows, time, width])."""
 
-    def __init__(self, gpt: GPT, layout: Layout, classes: int, dropout: float, seed: int) -> None:
-        """`gpt` already has the specials' rows (`with_specials`, or a fresh one). `classes`: labels, or options of a question."""
+    def __init__(self, gpt: Decoder, layout: Layout, classes: int, dropout: float, seed: int) -> None:
+        """`gpt`, or what stands in its place, already has the specials' rows (`with_specials`, or a fresh one).
+
+        `classes`: labels, or options of a question.
+        """
         super().__init__()
         self.gpt, self.layout, self.classes, self.dropout = gpt, layout, classes, dropout
         self.head = nn.Linear(gpt.config.width, 1 if layout.form == "multiple_choice" else classes)
@@ -50,8 +56,9 @@ class TaskModel(nn.Module):
             self.head.weight.copy_(torch.normal(0.0, 0.02, self.head.weight.shape, generator=generator))
             self.head.bias.zero_()
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        states = self.gpt.hidden(batch.tokens)  # [rows, time, width]
+    def forward(self, batch: Batch, embeddings: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """`embeddings`: the decoder's own (`GPT.embeddings`), where the caller needs those of this pass too."""
+        states = self.gpt.hidden(batch.tokens, embeddings=embeddings)  # [rows, time, width]
         at_extract = states[torch.arange(len(states), device=states.device), batch.lengths - 1]
         at_extract = at_extract.unflatten(0, (-1, batch.rows_each))  # [examples, rows each, width]
         if self.layout.form == "similarity":
@@ -61,11 +68,11 @@ class TaskModel(nn.Module):
         return logits.flatten(1), states
 
 
-def with_specials(gpt: GPT, dropout: float, seed: int) -> GPT:
+def with_specials(gpt: D, dropout: float, seed: int) -> D:
     """A copy of `gpt` with dropout and one row more in the vocabulary for each of Start, Delim and Extract, drawn from N(0, 0.02)."""
     rows = gpt.config.vocab_size
     config = gpt.config.model_copy(update={"vocab_size": rows + len(SPECIALS), "dropout": dropout})
-    grown = GPT(config, seed)
+    grown = cast("D", build(config, seed))
     weights = gpt.state_dict()
     weights["wte.weight"] = torch.cat([weights["wte.weight"], grown.wte.weight[rows:].detach()])
     grown.load_state_dict(weights)
@@ -74,6 +81,7 @@ def with_specials(gpt: GPT, dropout: float, seed: int) -> GPT:
 
 def save(model: TaskModel, labels: list[str], folder: Path, end_of_text: int) -> None:
     """The decoder as `transformers` loads it, the head, and what is needed to lay out a text. The tokenizer is the caller's to add."""
+    assert isinstance(model.gpt, GPT)  # what stands in its place is compared with it and not kept
     convert.save(model.gpt, folder, end_of_text)
     save_file({name: tensor.detach().contiguous() for name, tensor in model.head.state_dict().items()}, folder / HEAD_FILE)
     described = {"layout": asdict(model.layout), "classes": model.classes, "labels": labels, "dropout": model.dropout}

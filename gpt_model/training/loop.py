@@ -37,8 +37,10 @@ class Objective(Protocol):
     """What is optimised: a loss over batches, each batch a pure function of the step."""
 
     unit: str  # what is counted: "tokens", "examples"
-    units_per_step: int  # over all ranks
     flops_per_unit: float  # model FLOPs, forward and backward; 0 where nobody asks
+
+    def units_before(self, step: int) -> int:
+        """Units of all steps before a step, over all ranks."""
 
     def micro_batches(self, step: int) -> Sequence[Any]:
         """This rank's micro-batches of a step (counted from 0): a pure function of it, as many on every rank."""
@@ -135,12 +137,12 @@ class _Run:
                 if hooked or done % every == 0 or done == settings.steps:
                     values = self._report(step, loss, figures, norm)
                     now = time.perf_counter()
-                    values |= self._rates(done - mark_step, now - mark)
+                    values |= self._rates(objective.units_before(done) - objective.units_before(mark_step), now - mark)
                     self.seconds += now - mark
                     values |= self._hooks(done)
                     self.progress.metrics(done, values)
                     mark, mark_step = time.perf_counter(), done
-                self.progress.advance(done * objective.units_per_step, settings.steps * objective.units_per_step, objective.unit)
+                self.progress.advance(objective.units_before(done), objective.units_before(settings.steps), objective.unit)
                 if self.checkpoints and done < settings.steps and self.checkpoints.due():
                     facts = {"seconds": self.seconds + time.perf_counter() - mark, "loss": self.loss}
                     self.checkpoints.save(self.engine, done, facts)
@@ -179,15 +181,15 @@ class _Run:
         means = {name: pairs[2 * i] / pairs[2 * i + 1] for i, name in enumerate(names) if pairs[2 * i + 1]}
         return {
             "loss": self.loss,
-            self.objective.unit: (step + 1) * self.objective.units_per_step,
+            self.objective.unit: self.objective.units_before(step + 1),
             "learning_rate": self.settings.learning_rate(step),
             "gradient_norm": norm,
             **means,
         }
 
-    def _rates(self, steps: int, seconds: float) -> dict[str, float]:
-        unit, rate = self.objective.unit, steps * self.objective.units_per_step / seconds
-        rates = {f"{unit}_per_second": rate}
+    def _rates(self, units: int, seconds: float) -> dict[str, float]:
+        rate = units / seconds
+        rates = {f"{self.objective.unit}_per_second": rate}
         if self.execution.peak_flops:
             rates["model_flops_utilisation"] = rate * self.objective.flops_per_unit / self.execution.peak_flops
         return rates
@@ -201,7 +203,7 @@ class _Run:
         return values
 
     def _outcome(self) -> Outcome:
-        units = self.settings.steps * self.objective.units_per_step
+        units = self.objective.units_before(self.settings.steps)
         return Outcome(
             steps=self.settings.steps,
             resumed_from=self.resumed_from,

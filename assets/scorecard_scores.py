@@ -1,0 +1,248 @@
+"""What a score is, and which scores a recipe's artifacts have: each with interval, split, sample size and baseline, or why it was not run.
+
+A number without an interval, a split and a size is no score. What stands beside them on the page is `scorecard_published.py`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from assets import scorecard_tables as tables
+from assets.base_model import not_run
+from assets.contract import Artifact, Inputs, Metrics
+from assets.finetuning_page import CONSTANT, SCORE_NAMES, parts_of
+from gpt_model.evaluation.suites import Cloze, Data, Dataset, Labelled, LastWord, Passages, TaskMetadata, suite_tasks
+from gpt_model.tasks.entry import SPLITS, TaskEntry
+
+HELD_OUT = "held out"
+
+
+def scaled(value: float, factor: float) -> str:
+    return tables.number(value) if factor == 1 else f"{value * factor:.2f}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number with what makes it worth something: its interval, its baseline, its sample size, and how to walk back."""
+
+    asset: str
+    fingerprint: str
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    baseline: str = ""  # "majority 0.504"
+    against: float | None = None  # the best of the baselines
+    examples: int | None = None
+    unit: str = "examples"
+    split: str = ""
+    lower_is_better: bool = False
+    note: str = ""
+    scale: str = ""  # "%" where the value is in hundredths already; else a share, or whatever the metric is in
+    published: Mapping[str, str] | None = None  # {task, metric} of the published numbers measured the same way
+    paper: str | None = None  # the generation whose protocol it is, where the published name alone does not say
+    shots: str | None = None  # zero, one or few
+    k: str = ""  # demonstrations that fitted, on average, of those asked for
+    overlap: float | None = None  # % of the task's 8-grams that stand in the training text
+
+    @property
+    def sure(self) -> bool:
+        """Whether it may be shown: with interval, split and size."""
+        return self.low is not None and self.high is not None and bool(self.split) and bool(self.examples)
+
+    @property
+    def verdict(self) -> str:
+        """Against the best baseline, interval and all."""
+        if self.against is None or self.low is None or self.high is None:
+            return ""
+        if self.low <= self.against <= self.high:
+            return "undecided"
+        return "better" if (self.value < self.against) == self.lower_is_better else "worse"
+
+    def interval(self, factor: float = 1.0) -> str:
+        """ "0.321 – 0.402"; with a factor of 100, "32.10 – 40.20" """
+        return f"{scaled(self.low or 0.0, factor)} – {scaled(self.high or 0.0, factor)}" if self.sure else ""
+
+    def on(self) -> str:
+        """ "500 examples, validation" """
+        return f"{self.examples:,} {self.unit}, {self.split}" if self.sure else ""
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A score that was asked for and whose data cannot be had here."""
+
+    asset: str
+    fingerprint: str
+    name: str
+    reason: str
+    published: tuple[Mapping[str, str], ...] = ()
+    paper: str | None = None
+
+
+def collect(recipe: str, inputs: Inputs) -> tuple[list[Score], list[NotRun]]:
+    """Every score of the inputs, from the metrics their stages report, and what was not run here."""
+    found = list(_collected(recipe, inputs))
+    return [one for one in found if isinstance(one, Score)], [one for one in found if isinstance(one, NotRun)]
+
+
+def _collected(recipe: str, inputs: Inputs) -> Iterator[Score | NotRun]:
+    for name, artifact in inputs.items():
+        asset, reason = f"{recipe}/{name}", not_run(artifact)
+        if artifact.stage == "finetuned":
+            yield from _finetuned_scores(asset, artifact)
+        elif reason:
+            yield NotRun(asset, artifact.fingerprint, name, reason)
+        elif artifact.stage == "pretrained":
+            yield from _pretrained_scores(asset, artifact, inputs)
+        elif artifact.stage == "zero_shot":
+            yield from _zero_shot_scores(asset, artifact, inputs["corpus"].metrics if "corpus" in inputs else {})
+
+
+def _pretrained_scores(asset: str, artifact: Artifact, inputs: Inputs) -> Iterator[Score]:
+    metrics, corpus, tokens = artifact.metrics, inputs["corpus"], inputs["tokens"].metrics
+    sources = sorted(key.split("/")[1] for key in metrics if fnmatch(key, "held_out/*/bpb"))
+    by_source = [
+        Score(
+            asset,
+            artifact.fingerprint,
+            f"bits per byte, {source}",
+            metrics[f"held_out/{source}/bpb"],
+            metrics.get(f"held_out/{source}/bpb_low"),
+            metrics.get(f"held_out/{source}/bpb_high"),
+            f"xz -9e {corpus.metrics[f'xz/{source}/bpb']:.3f}",
+            corpus.metrics[f"xz/{source}/bpb"],
+            int(tokens[f"held_out/{source}/tokens"]),
+            "tokens",
+            HELD_OUT,
+            lower_is_better=True,
+            note="every held-out token; xz primed with the same training text",
+        )
+        for source in sources
+    ]
+    weights = {source["name"]: float(source["weight"]) for source in corpus.config["sources"]}
+    yield _by_mixture(by_source, [weights[source] for source in sources], metrics)
+    yield from by_source
+
+
+def _by_mixture(scores: list[Score], weights: list[float], metrics: Metrics) -> Score:
+    """The sources' bits per byte, and xz's, weighted as they are trained on. The interval takes the sources for independent."""
+    shares = [weight / (sum(weights) or 1.0) for weight in weights]
+    value, xz = metrics["held_out/bpb"], sum(share * (score.against or 0.0) for share, score in zip(shares, scores, strict=True))
+    known = all(score.low is not None for score in scores)
+    half = sum((share * (score.value - (score.low or 0.0))) ** 2 for share, score in zip(shares, scores, strict=True)) ** 0.5
+    return Score(
+        scores[0].asset,
+        scores[0].fingerprint,
+        "bits per byte, by mixture",
+        value,
+        value - half if known else None,
+        value + half if known else None,
+        f"xz -9e {xz:.3f}, uniform {metrics['uniform_bpb']:.3f}",
+        xz,
+        sum(score.examples or 0 for score in scores),
+        "tokens",
+        HELD_OUT,
+        lower_is_better=True,
+        note="sources, and xz's figures of them, weighted as they are trained on",
+    )
+
+
+def _finetuned_scores(asset: str, artifact: Artifact) -> Iterator[Score | NotRun]:
+    m, entry = artifact.metrics, TaskEntry.model_validate(artifact.config["source"])
+    row, parts = entry.published, entry.published.parts if entry.published else {}
+    if reason := not_run(artifact):
+        rows = tuple({"task": task, "metric": row.metric} for task in (row.task, *parts.values())) if row else ()
+        yield NotRun(asset, artifact.fingerprint, SCORE_NAMES[entry.metric], reason, rows, "gpt1")
+        return
+    note = ", ".join(f"{split} on {tables.share_of(int(m[f'{split}_examples']), int(m[f'{split}_examples_available']))}"
+                     for split in ("training", "test"))  # fmt: skip
+    note += f"; {entry.description}" if entry.description else ""
+    for key in entry.reported():
+        constant = {"majority" if key == "accuracy" else "one answer": m[CONSTANT[key]]} if CONSTANT.get(key) in m else {}
+        beside = {**constant, "random weights": m[f"random_{key}"]}
+        yield Score(
+            asset, artifact.fingerprint, SCORE_NAMES[key], m[key], m[f"{key}_low"], m[f"{key}_high"],
+            ", ".join(f"{name} {value:.3f}" for name, value in beside.items()), max(beside.values()),
+            int(m["test_examples"]), split=test_split(entry), note=note, paper="gpt1",
+            published={"task": row.task, "metric": key} if row and row.metric == key else None,
+        )  # fmt: skip
+    for part in parts_of(m):
+        key = entry.metric
+        yield Score(
+            asset, artifact.fingerprint, f"{SCORE_NAMES[key]}, {part}",
+            m[f"{part}/{key}"], m[f"{part}/{key}_low"], m[f"{part}/{key}_high"],
+            examples=int(m[f"{part}/test_examples"]), split=test_split(entry, part), note=note, paper="gpt1",
+            published={"task": parts[part], "metric": key} if part in parts else None,
+        )  # fmt: skip
+    yield Score(
+        asset, artifact.fingerprint, "transfer", m["transfer"], m["transfer_low"], m["transfer_high"], "no transfer 0", 0.0,
+        int(m["test_examples"]), split=test_split(entry),
+        note=f"{SCORE_NAMES[entry.metric]} over the same network fine-tuned from random weights",
+    )  # fmt: skip
+
+
+def test_split(entry: TaskEntry, part: str | None = None) -> str:
+    """What the task is tested on: its owners' name of the split on the hub, the file given in its place, or plain "test"."""
+    source = entry.source
+    if source.hub is not None and source.splits is not None:
+        tests = source.splits.tests()
+        return tests[part] if part in tests else " and ".join(tests.values())
+    own = f" of {Path(source.files()[-1]).name}" if source.package is None and source.file is not None else ""
+    return f"test{own}" + (f", {part}" if part else "")
+
+
+def _zero_shot_scores(asset: str, artifact: Artifact, corpus: Metrics) -> Iterator[Score | NotRun]:
+    for row in json.loads((artifact.path / "results.json").read_text(encoding="utf-8"))["rows"]:
+        paper = found.group() if (found := re.match(r"gpt\d(?=_)", row["suite"])) else None  # a suite named so has that paper's protocols
+        metadata = _metadata(artifact, row["suite"], row["task"])
+        if reason := row.get("not_run"):
+            places = tuple(place.model_dump() for place in metadata.published.values())
+            yield NotRun(asset, artifact.fingerprint, f"{row['suite']} {row['task']}", reason, places, paper)
+            continue
+        baseline, against = row["baseline"], row["baseline_value"]
+        if row["metric"] == "bits_per_byte" and (against := corpus.get(f"xz/{row['task']}/bpb")) is not None:
+            baseline = f"xz -9e {against:.3f}"
+        used = row.get("demonstrations", {})
+        yield Score(
+            asset,
+            artifact.fingerprint,
+            f"{row['task']} {row['metric']}",
+            row["value"],
+            row["low"],
+            row["high"],
+            baseline,
+            against,
+            row["examples"],
+            split=row.get("split") or _split(metadata.data),
+            lower_is_better=row["lower_is_better"],
+            note=row["note"],
+            scale=row.get("unit") or "",
+            published=row.get("published") or (place.model_dump() if (place := metadata.published.get(row["metric"])) else None),
+            paper=paper,
+            shots=row.get("shots"),
+            k=f"{used['mean']:.1f} of {used['asked']}" if used.get("asked") else "",
+            overlap=row.get("overlap_percent"),
+        )
+
+
+def _metadata(artifact: Artifact, suite: str, task: str) -> TaskMetadata:
+    """What the suite says of a task. Rows of one task may be named by source or by shots, after its name or in its place."""
+    known = {one.name: one.metadata for one in suite_tasks(suite, artifact.config["suites"][suite])}
+    near = max((name for name in known if task.startswith(name)), key=len, default=next(iter(known)))
+    return known[near]
+
+
+def _split(data: Data) -> str:
+    """Which split a suite's task reads, or the file in its place."""
+    if isinstance(data, Labelled):
+        return "all splits" if len(data.splits) == len(SPLITS) else " and ".join(data.splits)
+    if isinstance(data, Dataset):
+        source = data.source
+        return source.split if source.hub is not None else Path(source.path or source.package or "").name
+    return HELD_OUT if isinstance(data, (Passages, LastWord, Cloze)) else "generated"

@@ -1,0 +1,78 @@
+"""What a decoder has read, as its layers' keys and values, so that the next token costs one token and not the whole text again."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt_model.config import ModelConfig
+
+
+class Cache:
+    """Rows of different lengths side by side. Memory is allocated once.
+
+    `lengths`: [rows], tokens read so far by each row. `kept`: [layers, rows, 2 · heads, capacity, head width], keys and then values.
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.layers, rows, 2 * config.heads, capacity, config.width // config.heads)
+        self.kept = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+
+    @property
+    def capacity(self) -> int:
+        return self.kept.shape[3]
+
+    def rows(self, index: Tensor) -> Cache:
+        """A copy that holds the rows of `index` ([n], repeats allowed): one context shared out to all its continuations."""
+        chosen = object.__new__(Cache)
+        chosen.kept, chosen.lengths = self.kept[:, index], self.lengths[index]
+        return chosen
+
+    def replace(self, index: Tensor, other: Cache) -> None:
+        """The rows of `index` become those of `other`, which has the same capacity."""
+        self.kept[:, index], self.lengths[index] = other.kept, other.lengths
+
+    def begin(self, time: int) -> Tensor:
+        """The positions [rows, time] of the tokens that come next; `write` and `attend` are then about these."""
+        self.least, self.most = (int(length) for length in torch.stack(self.lengths.aminmax()).tolist())
+        positions = self.lengths[:, None] + torch.arange(time, device=self.lengths.device)
+        self.positions = positions.clamp_(max=self.capacity - 1)  # only padding lies beyond
+        rows, heads = self.kept.shape[1:3]
+        first = torch.arange(0, rows * heads * self.capacity, self.capacity, device=positions.device).view(rows, heads, 1)
+        self.places = (first + self.positions[:, None]).flatten()
+        self.masks: dict[int | None, tuple[slice, Tensor | None]] = {}
+        return self.positions
+
+    @property
+    def fresh(self) -> bool:
+        """Whether no row had read anything before `begin`: then the tokens see each other and nothing else."""
+        return self.most == 0
+
+    def write(self, layer: int, fused: Tensor) -> None:
+        """Keep the keys and values of queries, keys and values [rows, time, 3 · width]."""
+        new = fused[..., fused.shape[-1] // 3 :].unflatten(-1, self.kept.shape[2::2]).transpose(1, 2)  # [rows, 2 · heads, time, head width]
+        kept = self.kept[layer].flatten(0, 2)
+        kept.index_copy_(0, self.places, new.flatten(0, 2).to(kept.dtype))
+
+    def attend(self, layer: int, query: Tensor, band: int | None) -> Tensor:
+        """Attention of queries [rows, heads, time, head width] over what was written, or over the last `band` tokens of it."""
+        seen, mask = self.masks.get(band) or self._visible(band)
+        key, value = self.kept[layer][:, :, seen].chunk(2, dim=1)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+    def _visible(self, band: int | None) -> tuple[slice, Tensor | None]:
+        """Which part of the capacity any row sees, and which of it each does [rows, 1, time, part]; None: all of it."""
+        time = self.positions.shape[1]
+        first = 0 if band is None else max(0, self.least - band + 1)
+        seen, mask = slice(first, min(self.most + time, self.capacity)), None
+        if time > 1 or self.least < self.most:
+            place, at = torch.arange(seen.start, seen.stop, device=self.positions.device), self.positions[:, None, :, None]
+            mask = place <= at if band is None else (place <= at) & (place > at - band)
+        self.masks[band] = seen, mask
+        return self.masks[band]
+
+    def end(self, lengths: Tensor | int) -> None:
+        """So many of the tokens count, of all rows or of each ([rows]); the rest was padding on the right."""
+        self.lengths += lengths

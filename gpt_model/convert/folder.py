@@ -1,0 +1,149 @@
+"""A decoder's folder: the store's own and `transformers`' (config.json, safetensors). The tokenizer's files are the caller's to add."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from gpt_model.config import ModelConfig
+from gpt_model.convert.dialects import PREFIX, Weights, of_config, of_family, shape_of
+from gpt_model.convert.network import filled, generation, theirs
+from gpt_model.decoder import Decoder
+from gpt_model.errors import CorruptFile, UserError
+from gpt_model.transformer import GPT
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"  # of a model in several files: tensor -> file
+PICKLED = "pytorch_model*.bin"
+NATIVE = {"gpt3": "gpt_lineage_gpt3", "lstm": "gpt_lineage_lstm"}  # family -> model_type of the store's own folder
+
+
+def save(model: Decoder, folder: Path | str, end_of_text: int | None = None) -> None:
+    """Write the store's own folder, which `load` reads to the bit: for gpt1 and gpt2 what `export` writes, for others a native one.
+
+    The same model gives the same bytes, and `transformers`, which takes seconds to import, is not needed.
+    """
+    if model.config.family not in NATIVE:
+        return export(model, folder, end_of_text)
+    described = {"model_type": NATIVE[model.config.family], "end_of_text": end_of_text, "model": model.config.model_dump()}
+    _write(Path(folder), {CONFIG: described}, {name: tensor.detach() for name, tensor in model.state_dict().items()})
+
+
+def export(model: Decoder, folder: Path | str, end_of_text: int | None = None) -> None:
+    """Write config.json, generation_config.json and model.safetensors, which `AutoModelForCausalLM.from_pretrained` loads.
+
+    Raises UserError where no class of `transformers` is this decoder.
+    """
+    dialect = of_family(model.config.family)
+    described = {
+        CONFIG: dialect.config(model.config, end_of_text),
+        "generation_config.json": generation(model.config, end_of_text),
+    }
+    _write(Path(folder), described, {f"{PREFIX}{name}": tensor for name, tensor in theirs(model, dialect).items()})
+
+
+def export_folder(source: Path, target: Path) -> None:
+    """Copy a stored model folder, the tokenizer's and other files in it too, to `target`, as `transformers` loads it.
+
+    Raises UserError, before anything is written, where no class of `transformers` is this decoder.
+    """
+    check_exportable(source)
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    if (stored := described(source)).get("model_type") in NATIVE.values():
+        export(load(source), target, stored.get("end_of_text"))
+
+
+def check_exportable(folder: Path) -> None:
+    """Raises UserError where no class of `transformers` is this folder's decoder."""
+    found = shape(folder)
+    of_family(found.family).config(found, None)
+
+
+def _write(folder: Path, described: Mapping[str, Mapping[str, Any]], weights: Weights) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, contents in described.items():
+        (folder / name).write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def load(folder: Path | str) -> GPT:
+    """A GPT from a folder that `save`, `export` or `transformers` wrote. Raises UserError naming the file and field that do not fit."""
+    model = load_decoder(folder)
+    if not isinstance(model, GPT):
+        raise UserError(f"{folder} is an {model.config.family.upper()}, and a GPT is wanted here. Give another model.")
+    return model
+
+
+def load_decoder(folder: Path | str) -> Decoder:
+    """The same, of whatever kind it is."""
+    folder = Path(folder)
+    stored = described(folder)
+    where = str(folder / CONFIG)
+    if stored.get("model_type") in NATIVE.values():
+        return filled(_native(stored, where), *_weights(folder))
+    dialect = of_config(stored, where)
+    return filled(dialect.read(stored, where), *_weights(folder), dialect)
+
+
+def shape(folder: Path | str) -> ModelConfig:
+    """The shape of a folder's decoder, from its config.json alone. Raises UserError as `load` does."""
+    stored, where = described(Path(folder)), str(Path(folder) / CONFIG)
+    return _native(stored, where) if stored.get("model_type") in NATIVE.values() else of_config(stored, where).read(stored, where)
+
+
+def _native(stored: Mapping[str, Any], where: str) -> ModelConfig:
+    fields = stored.get("model")
+    return shape_of(fields if isinstance(fields, dict) else {}, where)
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What config.json says. Raises UserError where there is none."""
+    file = folder / CONFIG
+    if not file.is_file():
+        raise UserError(f"{folder} is not a model folder: it has no {CONFIG}. Give a folder with {CONFIG} and {WEIGHTS}.")
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFile(f"{file} is not JSON: {error}.") from error
+    if not isinstance(stored, dict):
+        raise CorruptFile(f"{file} is not a JSON object.")
+    return stored
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The one file of weights, or those that an index names. Raises UserError where they are not there, or are pickled."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        if pickled := sorted(folder.glob(PICKLED)):
+            raise UserError(
+                f"{pickled[0]} is pickled, and reading it could run whatever its author wrote into it. Give the model as safetensors: "
+                f"transformers' save_pretrained writes {WEIGHTS}."
+            )
+        raise UserError(f"{folder} is not a model folder: it has no {WEIGHTS}. Give a folder with {CONFIG} and {WEIGHTS}.")
+    try:
+        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptFile(f"{folder / INDEX} is not an index of weights: {error!r}. Fetch or export the model again.") from error
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise UserError(f"{folder / INDEX} names the file {name!r}, which is not beside it. Fetch or export the model again.")
+    return [folder / name for name in names]
+
+
+def _weights(folder: Path) -> tuple[Weights, str]:
+    """Every tensor of a folder, and the file to name where one does not fit."""
+    weights: Weights = {}
+    files = weight_files(folder)
+    for file in files:
+        try:
+            weights |= load_file(file)
+        except (SafetensorError, ValueError) as error:
+            raise CorruptFile(f"{file} is not a whole safetensors file: {error}. Fetch or export it again.") from error
+    return weights, str(files[0] if len(files) == 1 else folder / INDEX)

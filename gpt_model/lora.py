@@ -1,0 +1,125 @@
+"""LoRA (Hu et al. 2021): low-rank adapters beside a decoder's frozen projections, by `peft`, and merged into them again.
+
+`peft` does the adapting; here is what it does not know: that our Projection keeps its weight [in, out] as GPT-2's Conv1D does, and that
+fresh adapters are a function of the seed and each one's name. An adapted block leaves the fused kernels, which read a projection's own
+weight alone (`Block.forward`). Adapters alone are trained: nothing else of the decoder asks for a gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gpt_model.decoder import generator_of
+from gpt_model.transformer import GPT, Projection
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+ADAPTER = "default"  # peft's name for the only one
+FACTOR = "lora_A"  # the factor that is drawn; the other begins at 0, so that nothing is added at first
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """How: the recipe's section."""
+
+    rank: int
+    alpha: float  # what is added is multiplied by alpha / rank
+    dropout: float  # of an adapter's input
+    targets: Sequence[str]  # of a block's projections: "attn.c_attn", "mlp.c_proj"
+
+
+def adapt(gpt: GPT, how: LoRA, seed: int) -> None:
+    """Put fresh adapters beside the projections `how` names, in place, and freeze all else. The decoder's answers do not change."""
+    from peft import inject_adapter_in_model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Unsupported layer type")  # peft's way of saying that ours is a class of our own
+        inject_adapter_in_model(_config(how), gpt)
+    with torch.no_grad():
+        for name, parameter in gpt.named_parameters():
+            if FACTOR in name:
+                bound = 1 / math.sqrt(parameter.shape[1])  # as torch's Linear, and LoRA's released code
+                parameter.copy_(torch.rand(parameter.shape, generator=generator_of(name, seed)) * 2 * bound - bound)
+
+
+def _config(how: LoRA) -> LoraConfig:
+    from peft import LoraConfig
+    from peft.tuners.lora import Linear
+
+    class AdaptedProjection(Linear):
+        """peft's layer beside one of our projections."""
+
+        def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+            inputs, outputs = getattr(module.weight, "ds_shape", module.weight.shape)  # DeepSpeed's ZeRO 3 keeps the shape apart
+            return int(inputs), int(outputs)
+
+    config = LoraConfig(
+        r=how.rank, lora_alpha=how.alpha, lora_dropout=how.dropout, target_modules=list(how.targets), fan_in_fan_out=True, bias="none",
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    config._register_custom_module({Projection: AdaptedProjection})
+    return config
+
+
+def adapters(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters' weights, by name."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if "lora_" in name}
+
+
+def merge(gpt: GPT) -> None:
+    """Add each adapter to the weight it stands beside, in place: a plain decoder that answers alike, all of it to be trained again."""
+    for parent, name, adapted in list(_adapted(gpt)):
+        adapted.merge()
+        setattr(parent, name, adapted.get_base_layer())
+    gpt.requires_grad_(True)
+
+
+def _adapted(gpt: GPT) -> Iterator[tuple[nn.Module, str, Any]]:
+    """(module, name in it, peft's layer)"""
+    from peft.tuners.lora import LoraLayer
+
+    for parent in gpt.modules():
+        if not isinstance(parent, LoraLayer):
+            for name, child in parent.named_children():
+                if isinstance(child, LoraLayer):
+                    yield parent, name, child
+
+
+def keep_and_merge(model: nn.Module, gpt: GPT, how: LoRA, folder: Path) -> dict[str, float]:
+    """After training: save the adapters in `folder`, merge them into `gpt`, and count what was trained of `model`, the decoder or more."""
+    counted = {
+        "adapter_parameters": float(sum(weight.numel() for weight in adapters(gpt).values())),
+        "trained_parameters": float(sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)),
+    }
+    save(gpt, how, folder)
+    merge(gpt)
+    return counted
+
+
+def save(model: GPT, how: LoRA, folder: Path) -> None:
+    """Write the adapters as `peft` does: `PeftModel.from_pretrained` puts them on the exported decoder they were trained beside.
+
+    Those of a gpt3 carry our names: the class of `transformers` it fits has other projections.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": how.rank, "lora_alpha": how.alpha, "lora_dropout": how.dropout,
+        "target_modules": sorted(how.targets), "fan_in_fan_out": True, "bias": "none",
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    weights = {
+        f"base_model.model.transformer.{name.replace(f'.{ADAPTER}.', '.')}": tensor.cpu().contiguous()
+        for name, tensor in adapters(model).items()
+    }
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})

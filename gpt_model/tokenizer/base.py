@@ -1,0 +1,256 @@
+"""What every tokenizer does, and the ways to make one. The styles are in byte_level.py and gpt1.py.
+
+Every style has an end-of-text token, which stands after each document, and a length in bytes for each token. What a style reads of a text
+is `normalise(text)`: for it, and for nothing else, decoding gives back what was encoded and the tokens' bytes add up.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from gpt_model.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+PIECE = 1 << 16  # characters
+BATCH = 1 << 20  # characters tokenized at a time; the library needs some 60 bytes for each while it works
+
+Merges = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A document, or a part of one that is short enough to be tokenized at once."""
+
+    text: str
+    last: bool = True  # the document ends with it
+    markup: bool = False  # a "<" stands in the document before it (of interest to style gpt1)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The ids of a piece. Those of a document are its pieces' ids, one after another, and so are its bytes."""
+
+    ids: list[int]
+    bytes: int  # UTF-8, of the normalised text
+    read: int  # UTF-8 bytes of the text itself
+    last: bool
+
+
+class Tokenizer(ABC):
+    """A trained tokenizer. Make one by `train`, `load`, `from_gpt2_files` or `from_gpt1_files`."""
+
+    style: ClassVar[str]  # the recipe's word for it
+    normalises: ClassVar[bool] = False  # whether it reads another text than it is given
+    caveat: ClassVar[str] = ""  # what has to be said beside bits per byte of this style's tokens, if anything
+    unknown: int | None = None  # id of the token for what the vocabulary lacks, where there is one
+    _seam: ClassVar[str] = ""  # normalised text between two pieces of a document
+
+    def __init__(self, rust: tokenizers.Tokenizer, end_of_text: int, first_merge: int) -> None:
+        self._rust = rust
+        self.end_of_text = end_of_text
+        self.first_merge = first_merge  # the id: below it are the symbols that merges join
+        self.vocab_size: int = rust.get_vocab_size()
+
+    # -- made --------------------------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def of(style: str) -> type[Tokenizer]:
+        """The class of a style; raises UserError where there is none of that name."""
+        for kind in Tokenizer.__subclasses__():
+            if kind.style == style:
+                return kind
+        raise UserError(
+            f"The tokenizer's `style` is {style!r}; there are 'gpt2' (byte-level BPE, of GPT-2 and GPT-3) and "
+            "'gpt1' (BPE of normalised, lower-cased words). Write style: gpt2 or style: gpt1.",
+            field="style",
+        )
+
+    @staticmethod
+    def train(texts: Iterable[str], *, vocab_size: int, style: str = "gpt2") -> Tokenizer:
+        """Learn `vocab_size` tokens from `texts`, which are read once and not kept. The same texts give the same tokenizer.
+
+        A merge needs a pair that stands twice. Raises UserError where the text has too few of those for the vocabulary.
+        """
+        return Tokenizer.of(style)._learn(texts, vocab_size)
+
+    @staticmethod
+    def from_gpt2_files(vocabulary: Path, merges: Path) -> Tokenizer:
+        """From GPT-2's own two files, vocab.json (or encoder.json) and merges.txt (or vocab.bpe): gives GPT-2's ids."""
+        return _from_files("gpt2", vocabulary, merges)
+
+    @staticmethod
+    def from_gpt1_files(vocabulary: Path, merges: Path) -> Tokenizer:
+        """From GPT-1's own two files, encoder_bpe_40000.json and vocab_40000.bpe (or vocab.json and merges.txt): gives GPT-1's ids."""
+        return _from_files("gpt1", vocabulary, merges)
+
+    @staticmethod
+    def load(folder: Path) -> Tokenizer:
+        """From a folder that `save` wrote, or any with a tokenizer.json of GPT-2's or of GPT-1's kind."""
+        path = Path(folder) / "tokenizer.json"
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is missing: {folder} is not a tokenizer's folder. Give the folder of a tokenizer or a model."
+            ) from None
+        except ValueError:
+            raise UserError(f"{path} is not JSON. Build or export the tokenizer again.") from None
+        for kind in Tokenizer.__subclasses__():
+            if kind._wrote(saved):
+                pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in saved["model"]["merges"]]
+                return kind._made(saved["model"]["vocab"], [(left, right) for left, right in pairs])
+        kinds = " nor ".join(f"of {kind._described()}" for kind in Tokenizer.__subclasses__())
+        raise UserError(f"{path} is not a tokenizer {kinds}. Use one that is.")
+
+    @classmethod
+    @abstractmethod
+    def _made(cls, vocabulary: dict[str, int], merges: Merges) -> Tokenizer: ...
+
+    @classmethod
+    @abstractmethod
+    def _learn(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer: ...
+
+    @classmethod
+    @abstractmethod
+    def _wrote(cls, saved: dict[str, Any]) -> bool:
+        """Whether a tokenizer.json is of this style."""
+
+    @classmethod
+    @abstractmethod
+    def _described(cls) -> str: ...
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json, vocab.json and merges.txt into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = json.loads(self._rust.to_str())["model"]
+        said = self._for_transformers()
+        special = {name: token for name, token in said.items() if name in ("bos_token", "eos_token", "unk_token")}
+        files = {
+            "tokenizer.json": self._saved().to_str(pretty=True),
+            "tokenizer_config.json": json.dumps(said, indent=2, sort_keys=True) + "\n",
+            "special_tokens_map.json": json.dumps(special, indent=2, sort_keys=True) + "\n",
+            "vocab.json": json.dumps(model["vocab"], ensure_ascii=False, separators=(",", ":")),
+            "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]) + "\n",
+        }
+        for name, content in files.items():  # not by the library: a full disk is then an OSError, like everywhere else
+            (folder / name).write_text(content, encoding="utf-8", newline="\n")
+
+    @abstractmethod
+    def _for_transformers(self) -> dict[str, Any]:
+        """tokenizer_config.json: what `transformers` must know."""
+
+    @abstractmethod
+    def _saved(self) -> tokenizers.Tokenizer:
+        """tokenizer.json: the library's tokenizer that `transformers` loads."""
+
+    # -- used --------------------------------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Ids of `text`. `allow_special`: each `<|endoftext|>` spelt out in it becomes the one token."""
+        first, *others = text.split(END_OF_TEXT) if allow_special else [text]
+        ids = self._encoded(first)
+        for part in others:
+            ids += [self.end_of_text, *self._encoded(part)]
+        return ids
+
+    def _encoded(self, text: str) -> list[int]:
+        ids: list[int] = self._rust.encode(self._normalised([Piece(text)])[0]).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, on as many threads as there are cores (RAYON_NUM_THREADS)."""
+        return [encoding.ids for encoding in self._rust.encode_batch_fast(self._normalised([Piece(text) for text in texts]))]
+
+    def encode_documents(self, documents: Iterable[str]) -> Iterator[list[Encoded]]:
+        """The documents' ids, long ones in parts: `BATCH` characters or a little more at a time, on as many threads as there are cores.
+
+        Memory is a matter of the batch and neither of the documents nor of their number.
+        """
+        for batch in self._stream(documents):
+            texts = [text for _, text in batch]
+            for_each = zip(batch, self._rust.encode_batch_fast(texts), strict=True)
+            yield [
+                Encoded(encoding.ids, len(self._shown(text).encode()), len(piece.text.encode()), piece.last)
+                for (piece, text), encoding in for_each
+            ]
+
+    @classmethod
+    def _stream(cls, documents: Iterable[str]) -> Iterator[list[tuple[Piece, str]]]:
+        """The documents in pieces, each with its normalised text, a batch at a time."""
+        begun = False  # the document has normalised text already
+        for batch in _batches(cls._pieces(document) for document in documents):
+            texts = []
+            for piece, text in zip(batch, cls._normalised(batch), strict=True):
+                texts.append(cls._seam + text if begun and text else text)
+                begun = not piece.last and (begun or bool(text))
+            yield list(zip(batch, texts, strict=True))
+
+    @classmethod
+    @abstractmethod
+    def _pieces(cls, document: str) -> Iterator[Piece]:
+        """`document` in pieces of about `PIECE` characters, whose ids, one after another, are the ids of the whole."""
+
+    @classmethod
+    @abstractmethod
+    def _normalised(cls, pieces: Sequence[Piece]) -> list[str]:
+        """What the library is given of each piece."""
+
+    def normalise(self, text: str) -> str:
+        """The text that is encoded in place of `text`, and that decoding gives back."""
+        return self._shown(self._normalised([Piece(text)])[0])
+
+    def _shown(self, normalised: str) -> str:
+        """Normalised text as its tokens show it."""
+        return normalised
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; those outside the vocabulary have none."""
+
+    def tokens(self) -> list[str]:
+        """Every token, by id, as the style spells it."""
+        by_id = {index: token for token, index in self._rust.get_vocab().items()}
+        return [by_id[index] for index in range(self.vocab_size)]
+
+    @abstractmethod
+    def byte_lengths(self) -> NDArray[np.uint32]:
+        """Bytes of normalised text that each id stands for: [vocab_size]. Makes bits per byte of any tokens exact."""
+
+
+def _batches(documents: Iterable[Iterator[Piece]]) -> Iterator[list[Piece]]:
+    """The documents' pieces, `BATCH` characters or a little more at a time."""
+    batch: list[Piece] = []
+    characters = 0
+    for pieces in documents:
+        for piece in pieces:
+            if characters >= BATCH:
+                yield batch
+                batch, characters = [], 0
+            batch.append(piece)
+            characters += len(piece.text) + 64  # an empty document costs something, too
+    if batch:
+        yield batch
+
+
+def _from_files(style: str, vocabulary: Path, merges: Path) -> Tokenizer:
+    kind = Tokenizer.of(style)
+    try:
+        ids = json.loads(Path(vocabulary).read_text(encoding="utf-8"))
+        lines = Path(merges).read_text(encoding="utf-8").split("\n")
+        pairs = [(left, right) for left, right in (line.split(" ") for line in lines if line and not line.startswith("#version"))]
+        return kind._made(ids, pairs)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{vocabulary} and {merges} are not the vocabulary (a JSON object, token to id) and the merges (two tokens a line) "
+            f"of {kind._described()}: {error!r}."
+        ) from None

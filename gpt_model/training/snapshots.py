@@ -1,0 +1,59 @@
+"""Snapshots: the weights a training run had after steps on a log schedule, kept for good beside the finished model. Not checkpoints: those
+hold the moments too, go on from a kill, and are gone at the end.
+
+    snapshots/index.json                    {"precision": "float32", "snapshots": [{"step": …, "tokens": …}, …]}
+    snapshots/<step>/model.safetensors      and config.json; the weights as they were trained, to the bit
+    model/                                  the last one, which is not kept twice
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from gpt_model import convert
+from gpt_model.decoder import Decoder
+from gpt_model.disk import fsync, write_json
+
+FOLDER, INDEX, MODEL = "snapshots", "index.json", "model"
+
+
+def snapshot_steps(steps: int, count: int) -> list[int]:
+    """After which of `steps` steps a snapshot is taken: `count` of them, the first after one step, the last at the end, evenly spaced in
+    the logarithm as far as whole steps allow. All steps where there are fewer."""
+    if count < 2:
+        return [steps] * count
+    taken: list[int] = []
+    for number in range(min(count, steps)):
+        even = round(steps ** (number / (min(count, steps) - 1))) if steps > 1 else 1
+        taken.append(max(even, taken[-1] + 1 if taken else 1))
+    return taken
+
+
+def keep(model: Decoder, output: Path, step: int) -> None:
+    """The model as it is after `step` steps; in place of one that a killed attempt may have left."""
+    folder = output / FOLDER / str(step)
+    partial_ = folder.with_name(f"{step}.partial")
+    for leftover in (folder, partial_):
+        shutil.rmtree(leftover, ignore_errors=True)
+    convert.save(model, partial_)
+    fsync(partial_ / "model.safetensors")
+    partial_.rename(folder)
+
+
+def write_index(output: Path, tokens: dict[int, int]) -> None:
+    """`tokens`: step -> tokens trained on, of every snapshot, the end's too."""
+    known = [{"step": step, "tokens": tokens[step]} for step in sorted(tokens)]
+    write_json(output / FOLDER / INDEX, {"precision": "float32", "snapshots": known})
+
+
+def snapshots(artifact: Path) -> Iterator[tuple[float, Callable[[], Decoder]]]:
+    """(tokens trained on, loader) of each snapshot in a pre-trained artifact's folder, in order; nothing where none were kept."""
+    index = artifact / FOLDER / INDEX
+    known = json.loads(index.read_text(encoding="utf-8"))["snapshots"] if index.is_file() else []
+    for one in known:
+        own = artifact / FOLDER / str(one["step"])
+        yield float(one["tokens"]), partial(convert.load_decoder, own if own.is_dir() else artifact / MODEL)

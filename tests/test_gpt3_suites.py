@@ -1,0 +1,201 @@
+"""GPT-3's suites: each data set's questions as the paper puts them, in every setting, scored as lm_eval's own backend scores them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from public_rows import rows_for
+from world import CONTEXT, World, make_world
+
+from assets import evaluation
+from assets.contract import Built
+from gpt_model.data import documents, hub
+from gpt_model.evaluation.suites import SUITES, Dataset, SuiteTask, suite_tasks
+from gpt_model.published import references
+
+NAMES = sorted(path.stem for path in SUITES.glob("gpt3_*.yaml"))
+LOCAL = ["gpt3_arithmetic", "gpt3_scramble", "gpt3_piqa", "gpt3_openbookqa"]  # their data needs no hub
+ASKED = 8  # of each public data set: all of its rows here
+LIMITS = {**dict.fromkeys(NAMES, ASKED), **dict.fromkeys(LOCAL, 3)}
+PUBLISHED_K = {  # the task's name in the paper's tables -> the name there of its K
+    **dict.fromkeys(("2D+", "2D-", "3D+", "3D-", "4D+", "4D-", "5D+", "5D-", "2Dx", "1DC"), "arithmetic"),
+    **dict.fromkeys(("CL", "A1", "A2", "RI", "RW"), "word scrambling"),
+    **dict.fromkeys(("BoolQ", "CB", "RTE", "COPA", "WiC", "ReCoRD"), "SuperGLUE"),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterator[World]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LINEAGE_DOWNLOADS", str(downloads))
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+        patch.setattr(hub, "_silent_since", float("-inf"))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the model is tiny, and its operations many
+        yield make_world(tmp_path_factory.mktemp("world"))
+        torch.set_num_threads(threads)
+
+
+def tasks_of(suite: str) -> list[SuiteTask]:
+    return suite_tasks(suite, yaml.safe_load((SUITES / f"{suite}.yaml").read_text()))
+
+
+@pytest.fixture(scope="module")
+def built(world: World) -> Built:
+    """Every suite, on local files of a few rows where it reads a public data set; demonstrations are among the rows asked."""
+    files = {}
+    for task in (task for suite in NAMES for task in tasks_of(suite)):
+        if isinstance(data := task.metadata.data, Dataset):
+            path = world.folder / f"{task.suite}.{task.name}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows_for(data)))
+            names = ("", "/demonstrations") if data.demonstrations else ("",)
+            files |= {f"{task.suite}/{task.name}{name}": str(path) for name in names}
+    return world.run(world.folder / "gpt3", NAMES, LIMITS, files)
+
+
+def results(built: Built) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((built.output / "results.json").read_text())["rows"]
+    return rows
+
+
+def questions(built: Built, task: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (built.output / "tasks" / f"{task}.jsonl").read_text().splitlines()]
+
+
+def test_every_task_is_scored_in_its_three_settings_and_says_its_k(built: Built) -> None:
+    rows = results(built)
+    assert not [row for row in rows if "not_run" in row]
+    for task in (task for suite in NAMES for task in tasks_of(suite)):
+        assert task.metadata.shots
+        own = [row for row in rows if row["suite"] == task.suite and row["task"].rpartition("_")[0] == task.name]
+        assert {row["shots"] for row in own} == {"zero", "one", "few"} and len(own) == 3 * len({row["metric"] for row in own})
+        assert {row["metric"] for row in own} == {entry["metric"] for entry in task.keys["metric_list"]} | set(task.metadata.metrics)
+        for row in own:
+            used = row["demonstrations"]
+            assert 0 <= used["fewest"] <= used["mean"] <= used["asked"] and used["asked"] in task.metadata.shots.numbers
+            assert row["shots"] != "few" or f"K = {used['mean']:.1f} of {used['asked']} on average" in row["note"]
+            assert row["low"] <= row["value"] <= row["high"] and row["examples"] <= LIMITS[task.suite]
+
+
+def test_what_is_few_is_the_papers_k_and_a_published_row_is_one_of_its_tables(built: Built) -> None:
+    k = {reference.task: reference.value for reference in references(metric="k", generation="gpt3")}
+    for task in (task for suite in NAMES for task in tasks_of(suite)):
+        for row in task.metadata.published.values():
+            assert task.metadata.shots and max(task.metadata.shots.numbers) == k[PUBLISHED_K.get(row.task, row.task)]
+            found = references(task=row.task, metric=row.metric, generation="gpt3")
+            assert any(one.shots in ("few", None) for one in found), row  # None: few-shot on a test server
+    assert all("published" in row for row in results(built) if row["suite"] == "gpt3_arithmetic")
+
+
+def test_every_score_equals_lm_evals_own_backend(world: World, built: Built) -> None:
+    pytest.importorskip("accelerate")
+    from lm_eval.models.huggingface import HFLM
+
+    from gpt_model.evaluation.evaluate import evaluate
+    from gpt_model.evaluation.few_shot import answer_normalised, per_token
+
+    folder = built.output / "tasks"
+    model = HFLM(pretrained=str(world.folder / "pretrained" / "model"), device="cpu", dtype="float32", batch_size=16)
+    theirs = evaluate(model, folder, [path.stem for path in sorted(folder.glob("*.yaml"))])
+    for row in results(built):
+        name = f"{row['suite']}.{row['task']}"
+        if row["metric"] == "acc_per_token":
+            values = per_token(theirs["samples"][name])
+        elif row["metric"] == "acc_answer_norm":
+            alone = theirs["samples"][name.rpartition("_")[0] + "_answers_alone"]
+            values = answer_normalised(theirs["samples"][name], alone)
+        else:
+            assert row["value"] == pytest.approx(theirs["results"][name][f"{row['metric']},none"], rel=1e-4), name
+            continue
+        assert row["value"] == pytest.approx(sum(values) / len(values)), name
+
+
+def test_questions_are_put_as_the_paper_puts_them(built: Built) -> None:
+    """Figures G.1 to G.51."""
+    asked = {name: questions(built, name)[0] for name in (path.stem for path in (built.output / "tasks").glob("*_zero.jsonl"))}
+    assert asked["gpt3_arc.easy_zero"]["question"] == "Question: What is a candle for?\nAnswer:"
+    assert asked["gpt3_hellaswag.hellaswag_zero"]["question"].startswith("Painting a table: ")
+    assert asked["gpt3_questions.triviaqa_zero"]["question"] == "Q: Who made the candle?\n\nA:"
+    assert asked["gpt3_superglue.cb_zero"]["question"] == (
+        "Anselm says that the candle was sold.\nquestion: the candle was sold. true, false, or neither?\nanswer:"
+    )
+    assert asked["gpt3_superglue.copa_zero"]["question"] == "Anselm took the candle because"
+    assert asked["gpt3_superglue.copa_zero"]["choices"] == ["it was dark.", "the candle fell."]
+    assert asked["gpt3_superglue.record_zero"]["question"] == "Anselm and Ludwig met.\n\n- The candle was lost\n"
+    assert asked["gpt3_superglue.record_zero"]["choices"] == ["- Anselm lost it.", "- Ingo lost it.", "- Ludwig lost it."]
+    assert asked["gpt3_superglue.record_zero"]["label"] == [0, 2]
+    assert "the word 'bank' used" in asked["gpt3_superglue.wic_zero"]["question"]
+    assert asked["gpt3_superglue.multirc_zero"]["choices"] == ["- [False] no one", "- [True] no one"]
+    assert asked["gpt3_winogrande.winogrande_zero"]["contexts"] == [
+        "The candle fell on the box so the candle", "The candle fell on the box so the box"
+    ]  # fmt: skip
+    assert asked["gpt3_winogrande.winogrande_zero"]["target"] == " broke."
+    assert asked["gpt3_race.high_zero"]["question"] == "Article:\nAnselm has the candle.\n\nQ: Who has it?\n\nA:"
+    assert questions(built, "gpt3_race.high_zero")[1]["question"] == (
+        "Article:\nAnselm has the candle.\n\nQ: Who has it?\n\nA: Anselm\n\nQ: It is _ .\n\nA:"
+    )
+    assert asked["gpt3_scramble.reversed_words_zero"]["demonstrations"] == (
+        "Please unscramble the letters into a word, and write that word:"
+    )
+    one = questions(built, "gpt3_lambada.lambada_one")[0]
+    assert one["question"].endswith(" ____. ->") and one["demonstrations"].count(" ____. -> ") == one["shots"] == 1
+
+
+def test_nothing_demonstrates_itself_and_everything_fits(world: World, built: Built) -> None:
+    for path in (built.output / "tasks").glob("*_few.jsonl"):
+        for row in questions(built, path.stem):
+            if "contexts" in row:
+                continue
+            assert row["question"] not in row["demonstrations"].removesuffix(row["question"]), path.stem
+            new = 24 if "questions" in path.stem else 12 if "scramble" in path.stem else 10 if "arithmetic" in path.stem else 0
+            endings = [f" {choice}" for choice in row["choices"]] if "choices" in row else [""]
+            longest = max(len(world.tokenizer.encode(row["demonstrations"] + row["question"] + ending)) for ending in endings)
+            assert longest <= CONTEXT - new or row["shots"] == 0
+
+
+def test_suites_on_packages_and_made_up_ones_run_without_the_hub_and_others_say_why(world: World, tmp_path: Path) -> None:
+    built = world.run(tmp_path / "out", [*LOCAL, "gpt3_hellaswag", "gpt3_storycloze"], dict.fromkeys(LOCAL, 2))
+    rows = results(built)
+    not_run = {row["task"]: row["not_run"] for row in rows if "not_run" in row}
+    assert set(not_run) == {"hellaswag", "storycloze"} and "https://cs.rochester.edu/nlp/rocstories" in not_run["storycloze"]
+    assert {row["suite"] for row in rows if "not_run" not in row} == set(LOCAL)
+    assert {row["task"] for row in rows if row["suite"] == "gpt3_piqa"} == {"piqa_zero", "piqa_one", "piqa_few"}
+
+
+def test_without_demonstrations_the_zero_shot_score_stays(world: World, tmp_path: Path) -> None:
+    (task,) = tasks_of("gpt3_hellaswag")
+    path = tmp_path / "rows.jsonl"
+    assert isinstance(task.metadata.data, Dataset)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_for(task.metadata.data)))
+    rows = results(world.run(tmp_path / "out", ["gpt3_hellaswag"], {}, {"gpt3_hellaswag/hellaswag": str(path)}))
+    assert [row["task"] for row in rows if "not_run" not in row] == ["hellaswag_zero"] * 2
+    (missing,) = [row["not_run"] for row in rows if "not_run" in row]
+    assert "{gpt3_hellaswag/hellaswag/demonstrations: PATH}" in missing
+
+
+def test_what_was_trained_on_stands_beside_each_score(world: World, tmp_path: Path) -> None:
+    """The world's own held-out passages are new text; a question copied from a training document is found, and is dirty."""
+    trained = next(documents.read(world.folder / "corpus", "first", "training"))
+    words = " ".join(trained.split()[:40])
+    fresh = "An unheard of story that nobody wrote down and that goes on without any of it being anywhere at all ends in the"
+    path = tmp_path / "rows.jsonl"
+    texts = [f"{words} {trained.split()[40]}", *(f"{fresh} {thing}" for thing in ("lamp", "stove", "ditch"))]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    files = {"gpt3_lambada/lambada": str(path), "gpt3_lambada/lambada/demonstrations": str(path)}
+    built = world.run(tmp_path / "out", ["gpt3_lambada", "held_out"], {"held_out": 8}, files)
+    rows = [row for row in results(built) if row["suite"] == "gpt3_lambada"]
+    assert len(rows) == 6
+    for row in rows:  # the demonstrations, one of which is the copied one, are not counted
+        assert row["overlap_percent"] == pytest.approx(100 * 34 / (34 + 3 * 17), rel=1e-5) and row["ngrams"] == 34 + 3 * 17
+        found = row["contamination"]
+        assert (found["run"], found["dirty"]["examples"], found["clean"]["examples"], found["clean_percent"]) == (13, 1, 3, 75)
+        assert "40 % of its 8-grams stand in the training text" in row["note"] and "75 % of examples" in row["note"]
+    evaluation.show(built, tmp_path)
+    table = (tmp_path / "training_text.md").read_text()
+    assert "| gpt3_lambada | lambada_few | acc |" in table and "| 40 % | 13 | 75 % |" in table

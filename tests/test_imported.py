@@ -1,0 +1,308 @@
+"""Somebody else's model: imported in the hub's layout, trained on with LoRA, fine-tuned, evaluated, exported; and known answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Cli, run_cli, write_notes
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from assets.contract import Built
+from assets.graph import nodes
+from assets.imported import IMPORTED
+from assets.known_answers import reproduces_what_is_known
+from assets.recipe import Recipe, load_recipe
+from assets.resources.store import Store
+from gpt_model import convert
+from gpt_model.data import hub
+from gpt_model.errors import UserError
+from gpt_model.tokenizer import Tokenizer
+
+NAMES = ["fox", "crow", "stork", "wolf", "lamb", "goat", "hare", "frog"]
+ROWS = [{"text": f"The {a} met the {b} at gate {i}.", "label": "yes" if a < b else "no"} for i in range(4) for a in NAMES for b in NAMES]
+TASK = """
+licence: made up
+source: {file: rows.jsonl}
+form: classification
+columns: {text: text, label: label}
+labels: ["no", "yes"]
+split: {validation: 0.1, test: 0.2}
+"""
+RECIPE = """\
+name: mine
+imported: {folder: checkpoint, licence: made up}
+corpus:
+  sources: [{name: notes, path: "notes/*.txt", documents: paragraphs, licence: CC0-1.0}]
+  held_out: 0.1
+pretraining: {tokens: 8192, batch_tokens: 512, learning_rate: 3e-2, evaluations: 1, samples: 1}
+lora: {rank: 4, alpha: 8}
+finetuning: {tasks: [gates.yaml], epochs: 1, batch: 16, learning_rate: 1e-3}
+evaluation: {suites: [held_out], examples: {held_out: 8}}
+"""
+
+
+def write_checkpoint(folder: Path, seed: int = 0) -> GPT2LMHeadModel:
+    """A small random GPT-2 as `transformers` leaves it on the hub, with a tokenizer of the notes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_notes(folder / "notes", 40)
+    tokenizer = Tokenizer.train([(folder / "notes" / "notes0.txt").read_text()], vocab_size=300)
+    shutil.rmtree(folder / "notes")
+    tokenizer.save(folder)
+    torch.manual_seed(seed)
+    ends = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
+    network = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=32, n_head=2, n_positions=64, vocab_size=300, **ends)).eval()
+    network.save_pretrained(folder)
+    return network
+
+
+class Mine:
+    """The recipe above, built once."""
+
+    def __init__(self, folder: Path, downloads: Path) -> None:
+        self.folder, self.home, self.downloads = folder, folder / "lineage", downloads
+        self.network = write_checkpoint(folder / "checkpoint")
+        write_notes(folder / "notes", 150)
+        (folder / "gates.yaml").write_text(TASK)
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        (folder / "mine.yaml").write_text(RECIPE)
+        self.said = self.cli("run", str(folder / "mine.yaml"))
+        assert self.said.returncode == 0, self.said.stdout[-3000:] + self.said.stderr[-6000:]
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run_cli(self.home, self.downloads, *arguments)
+
+    def artifact(self, name: str) -> Any:
+        return Store(self.home).resolve(f"mine/{name}")
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Mine:
+    return Mine(tmp_path_factory.mktemp("mine"), downloads)
+
+
+def test_an_imported_model_is_the_checkpoints_own_and_its_lineage_ends_at_the_files_bytes(mine: Mine) -> None:
+    read = torch.randint(0, 300, (2, 64), generator=torch.Generator().manual_seed(1))
+    artifact = mine.artifact("imported")
+    assert (convert.load(artifact.path / "model").eval()(read) - mine.network(read).logits).abs().max() < 1e-5
+    traced = json.loads(mine.cli("trace", "mine/finetuned/gates", "--json").stdout)
+    below = {one["stage"]: one for one in traced["inputs"]} | {one["stage"]: one for one in traced["inputs"][0]["inputs"]}
+    [source] = below["imported"]["sources"]
+    weights = next(file for file in source["pinned"] if file["path"] == "model.safetensors")
+    assert weights["bytes"] == (mine.folder / "checkpoint" / "model.safetensors").stat().st_size and source["licence"] == "made up"
+
+
+def test_training_on_with_lora_trains_adapters_alone_and_lowers_the_loss(mine: Mine) -> None:
+    pretrained, base = mine.artifact("pretrained"), mine.artifact("imported")
+    adapters = 2 * 4 * ((32 + 96) + (32 + 32) + (32 + 128) + (128 + 32))  # layers x rank x (in + out)
+    assert pretrained.metrics["adapter_parameters"] == pretrained.metrics["trained_parameters"] == adapters
+    before, after = (convert.load(one.path / "model").state_dict() for one in (base, pretrained))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    places = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert changed == {f"h.{layer}.{place}.weight" for layer in range(2) for place in places}
+    assert pretrained.metrics["held_out/total_bpb"] < 0.98 * pretrained.metrics["uniform_bpb"]
+
+
+def test_kept_adapters_on_the_imported_model_are_the_merged_model_in_peft(mine: Mine) -> None:
+    from peft import PeftModel
+
+    pretrained = mine.artifact("pretrained")
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(mine.folder / "checkpoint"), pretrained.path / "adapters"
+    ).eval()
+    read = torch.randint(0, 300, (2, 64), generator=torch.Generator().manual_seed(1))
+    assert (adapted(read).logits - convert.load(pretrained.path / "model").eval()(read)).abs().max() < 1e-5
+
+
+def test_an_imported_model_is_fine_tuned_and_evaluated_and_its_scorecard_says_where_it_is_from(mine: Mine) -> None:
+    from gpt_model.tasks.model import load
+
+    finetuned = mine.artifact("finetuned/gates")
+    head = 2 * 32 + 2
+    assert finetuned.metrics["trained_parameters"] == finetuned.metrics["adapter_parameters"] + head
+    model, labels = load(finetuned.path / "model")
+    assert labels == ["no", "yes"] and model.gpt.config.vocab_size == 303
+    page = Store(mine.home).show(mine.artifact("scorecard")) / "scorecard.md"
+    text = page.read_text()
+    assert "imported from: checkpoint, 5 files by their sha256" in text and "(adapters alone, by LoRA): notes 100%" in text
+    assert "zero_shot" in text and "bits_per_byte" in text and "2 layers of width 32, 2 heads, context 64" in text
+
+
+def test_what_was_imported_and_trained_on_is_exported_for_transformers(mine: Mine, tmp_path: Path) -> None:
+    assert mine.cli("export", "mine/pretrained", str(tmp_path / "out")).returncode == 0
+    read = torch.randint(0, 300, (2, 64), generator=torch.Generator().manual_seed(1))
+    ours = convert.load(mine.artifact("pretrained").path / "model").eval()
+    assert (AutoModelForCausalLM.from_pretrained(tmp_path / "out")(read).logits - ours(read)).abs().max() < 1e-5
+
+
+def test_importing_from_the_command_line_finds_it_again_and_registers_it(mine: Mine) -> None:
+    first = mine.cli("import", str(mine.folder / "checkpoint"), "--licence", "made up", "--name", "other", "--json")
+    assert first.returncode == 0, first.stderr
+    told = json.loads(first.stdout)
+    assert told["found"] and told["ref"] == "other/imported" and told["fingerprint"] == mine.artifact("imported").fingerprint
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{mine.home / 'mlflow.db'}", f"sqlite:///{mine.home / 'mlflow.db'}")
+    assert "mine-imported" in {model.name for model in client.search_registered_models()}
+
+
+def test_plan_of_an_imported_recipe_knows_its_model_once_it_is_there(mine: Mine, cli: Cli) -> None:
+    known = json.loads(mine.cli("plan", str(mine.folder / "mine.yaml"), "--json").stdout)
+    assert known["parameters"]["all"] == 300 * 32 + 64 * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 64 and known["tokens"] == 8192
+    unknown = json.loads(cli("plan", str(mine.folder / "mine.yaml"), "--json").stdout)
+    assert unknown["parameters"] is None and {stage["state"] for stage in unknown["stages"]} == {"build"}
+
+
+# -- sections ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_that_only_imports_has_no_text_stages_and_the_tasks_build_on_the_import() -> None:
+    recipe = Recipe.model_validate({"name": "r", "imported": {"hub": "a/b"}, "finetuning": {"tasks": ["sentiment"]}})
+    assert {node.name: node.upstream for node in nodes(recipe)} == {
+        "imported": [],
+        "finetuned/sentiment": ["imported"],
+        "scorecard": ["imported", "finetuned/sentiment"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ("", "`corpus` is missing"),
+        ("imported: {}", "`imported`: give either hub, .* or folder"),
+        ("imported: {folder: x, revision: main}", "revision is of a hub repository"),
+        (
+            "imported: {hub: a/b}\nmodel: {layers: 1, width: 8, heads: 1, context: 8}",
+            "`model`: an imported model brings its own: leave model out",
+        ),
+        (
+            "imported: {hub: a/b}\npretraining: {tokens: 9, batch_tokens: 9, learning_rate: 1.0}",
+            "no text to go on training on: add a corpus",
+        ),
+        ("imported: {hub: a/b}\nlora: {}", "lora adapts weights that are there already: add finetuning"),
+        (
+            "imported: {hub: a/b}\nevaluation: {suites: [calibration], known: gpt5}",
+            "no score of 'gpt5' is known; there are some of gpt2-small",
+        ),
+    ],
+)
+def test_sections_that_do_not_fit_an_import_are_said_in_a_sentence(tmp_path: Path, sections: str, sentence: str) -> None:
+    (tmp_path / "r.yaml").write_text(f"name: r\n{sections}\n")
+    with pytest.raises(UserError, match=sentence):
+        load_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_a_held_out_suite_without_a_corpus_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("name: r\nimported: {hub: a/b}\nevaluation: {suites: [held_out]}\n")
+    zero_shot = next(node for node in nodes(load_recipe(str(tmp_path / "r.yaml"))) if node.name == "zero_shot")
+    with pytest.raises(UserError, match="held_out is made of held-out text, and this recipe has no corpus: add one"):
+        zero_shot.config(tmp_path)
+
+
+# -- the stage ----------------------------------------------------------------------------------------------------------------------------
+
+
+def imported(config: dict[str, Any], base: Path, output: Path) -> dict[str, float]:
+    from world import Alone
+
+    section = {"hub": None, "revision": "main", "folder": None, "licence": "unknown", **config}
+    output.mkdir(parents=True, exist_ok=True)
+    return IMPORTED.run(IMPORTED.pin(section, base), {}, output, Alone())
+
+
+@pytest.fixture
+def own_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LINEAGE_DOWNLOADS", str(tmp_path / "downloads"))
+    monkeypatch.setattr(hub, "_silent_since", float("-inf"))
+    return tmp_path / "downloads"
+
+
+def test_a_model_of_the_hub_is_tied_to_its_commit_and_read_from_the_hubs_own_layout(
+    own_downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789" * 4
+    network = write_checkpoint(own_downloads / "hub" / "models--some--model" / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    metrics = imported({"hub": "some/model", "revision": commit}, tmp_path, tmp_path / "out")
+    read = torch.randint(0, 300, (2, 64), generator=torch.Generator().manual_seed(1))
+    assert (convert.load(tmp_path / "out" / "model").eval()(read) - network(read).logits).abs().max() < 1e-5
+    facts = json.loads((tmp_path / "out" / "imported.json").read_text())
+    assert facts["from"] == {"hub": "some/model", "revision": commit} and metrics["vocab_size"] == 300
+    assert {file["path"] for file in facts["files"]} >= {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_a_hub_that_does_not_answer_is_an_artifact_that_says_not_run_here(own_downloads: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    metrics = imported({"hub": "some/model"}, tmp_path, tmp_path / "out")
+    assert metrics == {"not_run": 1.0} and [path.name for path in (tmp_path / "out").iterdir()] == ["not_run.json"]
+    [check] = IMPORTED.checks
+    verdict = check.verdict(Built({}, {}, tmp_path / "out", metrics, {}, ()))
+    assert verdict.passed and verdict.summary == "Not run here: some/model is a model on the hub, which does not answer here."
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), r"pytorch_model\.bin is pickled"),
+        (lambda folder: (folder / "tokenizer.json").unlink() or (folder / "vocab.json").unlink(), r"checkpoint/tokenizer\.json is missing"),
+        (
+            lambda folder: Tokenizer.train(["a b " * 9], vocab_size=258).save(folder),
+            "vocab_size is 300, but the tokenizer beside it has 258",
+        ),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), r"checkpoint/config\.json: model_type is 'llama'"),
+    ],
+)
+def test_a_folder_that_is_no_model_of_these_is_refused_by_name(own_downloads: Path, tmp_path: Path, spoil: Any, sentence: str) -> None:
+    write_checkpoint(tmp_path / "checkpoint")
+    spoil(tmp_path / "checkpoint")
+    with pytest.raises(UserError, match=sentence):
+        imported({"folder": "checkpoint"}, tmp_path, tmp_path / "out")
+
+
+def test_vocabulary_and_merges_stand_in_for_a_tokenizer_json(own_downloads: Path, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint")
+    before = Tokenizer.load(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "tokenizer.json").unlink()
+    imported({"folder": "checkpoint"}, tmp_path, tmp_path / "out")
+    text = "In the year 7, the king sees a sailor."
+    assert Tokenizer.load(tmp_path / "out").encode(text) == before.encode(text)
+
+
+# -- known answers ------------------------------------------------------------------------------------------------------------------------
+
+
+def known(tmp_path: Path, value: float, examples: int = 5153) -> Any:
+    row = {
+        "suite": "calibration", "task": "lambada_openai", "metric": "acc", "value": value, "low": value - 0.013, "high": value + 0.013,
+        "examples": examples, "available": 5153, "published": {"task": "lambada_openai", "metric": "acc"},
+    }  # fmt: skip
+    missing = {"suite": "calibration", "task": "wikitext", "not_run": "the hub does not answer here"}
+    (tmp_path / "results.json").write_text(json.dumps({"rows": [row, missing]}))
+    return reproduces_what_is_known(Built({"known": "gpt2-small"}, {}, tmp_path, {}, {}, ()))
+
+
+def test_known_answers_that_come_out_pass_and_others_are_named(tmp_path: Path) -> None:
+    right = known(tmp_path, 0.3256)
+    assert right.passed and "1 of 1 known answers of gpt2-small come out: lambada_openai acc 0.3256, known 0.3256" in right.summary
+    assert "Not run here: calibration/wikitext: the hub does not answer here" in right.summary
+    wrong = known(tmp_path, 0.3156)
+    assert not wrong.passed and "Not these: lambada_openai acc." in wrong.summary and wrong.figures == {"compared": 1, "wrong": 1}
+    assert known(tmp_path, 0.3156, examples=500).passed  # of a subset, the known answer lies in the interval
+
+
+def test_the_calibration_recipe_says_not_run_here_where_the_hub_cannot_be_reached(home: Path, cli: Cli, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert os.environ["HF_ENDPOINT"]
+    built = cli("run", "calibration")
+    assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-4000:]
+    store = Store(home)
+    text = (store.show(store.resolve("calibration/scorecard")) / "scorecard.md").read_text()
+    assert text.count("not run here") >= 4 and "openai-community/gpt2 is a model on the hub, which does not answer here" in text
+    assert "0.3256 ± .0065" in text or "0.3256" in text  # what is known stands there all the same
+    assert "37.37" in text

@@ -1,0 +1,99 @@
+"""LoRA by peft on our own projections: what it trains, what it adds, and that merging it changes no answer."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gpt_model import GPT, ModelConfig, kernels, lora
+from gpt_model.lora import LoRA
+
+EVERYWHERE = LoRA(rank=4, alpha=8.0, dropout=0.0, targets=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"))
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt1": {"family": "gpt1"},
+    "gpt2": {"family": "gpt2"},
+    "gpt3": {"family": "gpt3", "band": 9, "attention_bias": False},
+}
+
+
+def small(family: str = "gpt2") -> GPT:
+    return GPT(ModelConfig(layers=2, width=32, heads=2, context=32, vocab_size=50, **FAMILIES[family]), seed=1)
+
+
+def tokens() -> Tensor:
+    return torch.randint(0, 50, (4, 32), generator=torch.Generator().manual_seed(0))
+
+
+def trained(model: GPT, steps: int = 8) -> GPT:
+    """`model` after a few steps of whatever of it asks for gradients."""
+    optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], 1e-2)
+    model.train()
+    for _ in range(steps):
+        model(tokens()[:, :-1], tokens()[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_merged_model_answers_as_the_adapted_one_did(family: str) -> None:
+    base = small(family).eval()
+    model = copy.deepcopy(base)
+    lora.adapt(model, EVERYWHERE, seed=3)
+    assert (model.eval()(tokens()) - base(tokens())).abs().max() < 1e-6  # fresh adapters add nothing
+    adapted = trained(model)(tokens())
+    assert (adapted - base(tokens())).abs().max() > 0.05  # and then they do, on the way that is not the fused kernels'
+    lora.merge(model)
+    assert (model(tokens()) - adapted).abs().max() < 1e-5
+    assert list(model.state_dict()) == list(base.state_dict()) and all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_adapters_alone_are_trained_and_each_is_drawn_by_its_name_and_the_seed() -> None:
+    torch.manual_seed(1)
+    model, base = small(), small().state_dict()
+    lora.adapt(model, EVERYWHERE, seed=3)
+    fresh = {name: tensor.clone() for name, tensor in lora.adapters(model).items()}
+    asking = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert asking == fresh.keys() and sum(tensor.numel() for tensor in fresh.values()) == 2 * 4 * (128 + 64 + 160 + 160)
+    torch.manual_seed(2)
+    again, other = small(), small()
+    lora.adapt(again, EVERYWHERE, seed=3)
+    lora.adapt(other, EVERYWHERE, seed=4)
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in lora.adapters(again).items())
+    assert not all(torch.equal(tensor, fresh[name]) for name, tensor in lora.adapters(other).items())
+    trained(model)
+    frozen = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
+    assert frozen.keys() == base.keys() and all(torch.equal(tensor, base[name]) for name, tensor in frozen.items())
+    assert not all(torch.equal(tensor, fresh[name]) for name, tensor in lora.adapters(model).items())
+
+
+def test_an_adapted_blocks_gradients_are_those_of_the_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    lora.adapt(model, EVERYWHERE, seed=3)
+    trained(model).train()
+
+    def gradients() -> list[Tensor]:
+        return list(torch.autograd.grad(model(tokens()[:, :-1], tokens()[:, 1:]), [p for p in model.parameters() if p.requires_grad]))
+
+    ours = gradients()
+    monkeypatch.setattr(kernels, "usable", lambda *_: False)
+    assert all(torch.equal(mine, plain) for mine, plain in zip(ours, gradients(), strict=True))
+
+
+def test_only_the_projections_named_are_adapted_and_what_is_kept_says_so(tmp_path: Path) -> None:
+    model = small()
+    how = LoRA(rank=2, alpha=4.0, dropout=0.1, targets=("attn.c_attn",))
+    lora.adapt(model, how, seed=0)
+    counted = lora.keep_and_merge(trained(model), model, how, tmp_path)
+    assert counted == {"adapter_parameters": 2 * 2 * 128.0, "trained_parameters": 2 * 2 * 128.0}
+    kept = load_file(tmp_path / "adapter_model.safetensors")
+    assert {name.split(".lora_")[0] for name in kept} == {f"base_model.model.transformer.h.{n}.attn.c_attn" for n in range(2)}
+    described = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (described["r"], described["lora_alpha"], described["target_modules"]) == (2, 4.0, ["attn.c_attn"])
