@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from assets.contract import Built
+from assets.contract import Built, Check, Verdict
 from assets.yaml_file import validate
 from gpt_model.errors import UserError
 
@@ -211,3 +211,17 @@ def _apart(places: Sequence[float], distance: float) -> Iterator[float]:
     for place in places:
         last = max(place, last + distance)
         yield last
+
+
+def _whole(built: Built) -> Verdict:
+    """The document reads, and holds something that a person can look at."""
+    document = read(built.output)
+    points = sum(len(series.x) for plot in document.plots for series in plot.series)
+    rows = sum(len(table.rows) for table in document.tables)
+    said = (
+        f"{len(document.plots)} plots of {points} points, {len(document.tables)} tables of {rows} rows, {len(document.summary)} sentences."
+    )
+    return Verdict(bool(document.summary), said, {"points": points, "rows": rows})
+
+
+WHOLE = Check("page_is_whole", True, "experiment.json reads, every number in it is finite, and it says what was found.", _whole)

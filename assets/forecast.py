@@ -8,11 +8,13 @@ basis, in this order:
   the earlier builds, never narrower than what one build can tell. A build of another size tells less: small ones are all overhead;
 * else, and the more so the further the nearest earlier build is, default rates, with intervals of a factor of three and more.
 
-Loss falls as a power of compute: Kaplan et al. 2020, equation 1.3, L ∝ C^-0.050 along the efficient frontier. No Dagster, MLflow or torch.
+Loss: from a scaling ladder of the same text where there is one (`scaling.py`), else it falls as a power of compute: Kaplan et al. 2020,
+equation 1.3, L ∝ C^-0.050 along the efficient frontier. No Dagster, MLflow or torch.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping
@@ -25,7 +27,9 @@ from assets.contract import Artifact, Config, Inputs
 from assets.graph import Node
 from assets.profile import Profile
 from assets.resources.store import Store
+from assets.scaling import FIT
 from gpt_model.config import ModelConfig
+from gpt_model.sizing import counted
 
 LOSS_METRIC = "held_out/bpb"  # bits per byte over all held-out text, as the pretrained artifact reports it
 FAR = 3.0  # times smaller or larger: from here on an earlier build tells less, and less
@@ -79,7 +83,10 @@ def forecast(node: Node, config: Config, inputs: Inputs, profile: Profile, store
     yet may be a planned one (`planned`). Never raises: a forecast must not stop a build.
     """
     try:
-        return _forecast(node, config, inputs, profile, list(earlier_builds(node, profile, store)))
+        told = _forecast(node, config, inputs, profile, list(earlier_builds(node, profile, store)))
+        if node.stage.name == "pretrained" and (law := _by_ladder(told["work"]["amount"], config, inputs, store)):
+            told["loss"], told["loss_basis"] = law
+        return told
     except Exception as error:  # a build is worth more than its forecast; what went wrong is said where the forecast would stand
         return {"basis": f"No forecast could be made ({type(error).__name__}: {error})."}
 
@@ -248,6 +255,30 @@ def _scaled(amount: float, each: float, factor: float, points: list[tuple[float,
     found = statistics.median(off)
     width = told * spread + (1 - told) * max(math.log(factor), abs(found))
     return _around(amount * each * math.exp(told * found), math.exp(width))
+
+
+def _by_ladder(flops: float, config: Config, inputs: Inputs, store: Store) -> tuple[dict[str, float], str] | None:
+    """Bits per byte by the newest ladder of models of the same tokens, and what that rests on; None where there is none."""
+    digest = inputs["tokens"].digest
+    ladders = [one for one in store.artifacts() if one.stage == "scaling" and _has_input(one, "tokens", digest)] if digest else []
+    if not ladders:
+        return None
+    from gpt_model.scaling import PF_DAY, Law
+
+    fit = json.loads((ladders[-1].path / FIT).read_text(encoding="utf-8"))
+    law, compute = Law.from_json(fit["bpb"]), flops / PF_DAY
+    low, high = law.interval(compute, 0.95)
+    away = max(compute / fit["compute"][1], fit["compute"][0] / compute, 1.0)
+    basis = f"The law through the {fit['models']} models of the ladder {store.short(ladders[-1].fingerprint)}, of the same text"
+    basis += f", {away:,.0f} times beyond them in compute" if away > FAR else ""
+    ratio = config["pretraining"]["tokens"] / counted(_model(config["model"], inputs))
+    if not fit["ratios"][0] / FAR < ratio < fit["ratios"][1] * FAR:
+        basis += f"; it is of {' to '.join(f'{end:.3g}' for end in fit['ratios'])} tokens a parameter, and this is of {ratio:.3g}"
+    return {"low": low, "expected": law.at(compute), "high": high}, f"{basis}."
+
+
+def _has_input(artifact: Artifact, name: str, digest: str) -> bool:
+    return any(entry["name"] == name and entry["digest"] == digest for entry in artifact.manifest["inputs"])
 
 
 def _loss(flops: float, points: list[tuple[float, float]]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from assets.evaluation import ZERO_SHOT, zero_shot_config
 from assets.experiments.nodes import experiment_nodes
 from assets.finetuning import FINETUNED, finetuning_config, task_names
 from assets.imported import IMPORTED
+from assets.ladder import scaling_nodes
 from assets.node import Node
 from assets.pretraining import PRETRAINED
 from assets.recipe import Recipe
@@ -68,7 +69,7 @@ def _graph(recipe: Recipe) -> list[Node]:
                 needing("pretrained", "tokenizer", "corpus", "tokens"), roles, field="evaluation",
             )
         )  # fmt: skip
-    graph += experiment_nodes(recipe)
+    graph += [*experiment_nodes(recipe), *scaling_nodes(recipe)]
     everything = tuple(node.name for node in graph)
     graph.append(
         Node(

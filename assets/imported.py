@@ -79,18 +79,15 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
             model, tokenizer = _read(folder)
         except UserError as error:
             raise type(error)(str(error).replace(str(folder), name), field=config.get("folder") and "folder") from None
-        files = [
-            {"path": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size}
-            for path in sorted(folder.iterdir())
-            if path.is_file()
-        ]
+        paths = sorted(path for path in folder.iterdir() if path.is_file())
+        read = sum(path.stat().st_size for path in paths)
+        files = [{"path": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size} for path in paths]
     convert.save(model, output / "model", tokenizer.end_of_text)
     tokenizer.save(output / "model")
     tokenizer.save(output)
     write_shape(model.config, output)
     facts = {"from": {key: config[key] for key in ("hub", "revision", "folder") if key in config}, "files": files}
     (output / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    read = sum(file["bytes"] for file in files)
     return {"parameters": model.config.parameters(), "vocab_size": tokenizer.vocab_size, "bytes_read": read}
 
 

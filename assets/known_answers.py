@@ -18,18 +18,19 @@ TOLERANCE = 0.005  # of the value
 
 
 def reproduces_what_is_known(built: Built) -> Verdict:
-    """Every verified number of the model that a score of the same task and metric stands beside."""
+    """Every known number of the model that a score of the same task and metric stands beside; one that is unverified decides nothing."""
     model = built.config.get("known")
     if model is None:
         return Verdict(True, "The recipe names no model whose scores are known (evaluation.known).")
     rows = json.loads((built.output / "results.json").read_text(encoding="utf-8"))["rows"]
     missing = [f"{row['suite']}/{row['task']}: {row['not_run']}" for row in rows if "not_run" in row]
-    compared = [(row, one) for row in rows if (one := _known(row, model))]
-    wrong = [(row, one) for row, one in compared if not _same(row, one)]
-    said = [f"{row['task']} {row['metric']} {row['value']:.4g}, known {one.text}" for row, one in compared]
-    told = f"{len(compared) - len(wrong)} of {len(compared)} known answers of {model} come out: {'; '.join(said)}." if compared else ""
+    beside = [(row, one) for row in rows if (one := _known(row, model))]
+    compared = [(row, one) for row, one in beside if one.sure == "verified"]
+    wrong = [row for row, one in compared if not _same(row, one)]
+    said = [f"{row['task']} {row['metric']} {row['value']:.4g}, known {one.printed}" for row, one in beside]
+    told = f"{len(compared) - len(wrong)} of {len(compared)} verified answers of {model} come out: {'; '.join(said)}." if beside else ""
     if wrong:
-        told += " Not these: " + ", ".join(f"{row['task']} {row['metric']}" for row, _ in wrong) + "."
+        told += " Not these: " + ", ".join(f"{row['task']} {row['metric']}" for row in wrong) + "."
     if missing:
         told = f"{told} Not run here: {'; '.join(missing)}.".strip()
     return Verdict(not wrong, told or f"No score here has a known answer of {model}.", {"compared": len(compared), "wrong": len(wrong)})
@@ -40,7 +41,7 @@ def _known(row: Mapping[str, Any], model: str) -> Reference | None:
     if not place:
         return None
     found = references(task=place["task"], metric=place["metric"], role="reproduction")
-    return next((one for one in found if one.model == model and one.sure == "verified"), None)
+    return min((one for one in found if one.model == model), key=lambda one: one.sure != "verified", default=None)
 
 
 def _same(row: Mapping[str, Any], known: Reference) -> bool:

@@ -22,6 +22,7 @@ class Node:
     section: Callable[[Path], Config]
     needs: tuple[str, ...] = ()  # what its stage calls its inputs: each the asset of that name, or the one that `roles` says
     roles: tuple[tuple[str, str], ...] = ()
+    after: tuple[str, ...] = ()  # assets built before it, though nothing of them is its input
     description: str = ""
     files: tuple[Path, ...] = ()  # the recipe's, and those it extends
     field: str = ""  # where in the recipe the section's own fields stand, for the errors of a stage, which knows no more than its section

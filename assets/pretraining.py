@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assets import base_model
+from assets import base_model, mixture_page
 from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from assets.profile import Profile
 from gpt_model.errors import UserError, about
@@ -338,9 +338,10 @@ def _better_than_uniform(built: Built) -> Verdict:
 
 
 def show(built: Built, folder: Path) -> None:
-    """training.png (curves), figures.md (a table) and samples.md (the last texts)."""
+    """training.png (curves), figures.md (a table), mixture.md (sources, weights and epochs) and samples.md (the last texts)."""
     _curves(built, folder / "training.png")
     (folder / "figures.md").write_text(_figures(built), encoding="utf-8")
+    (folder / "mixture.md").write_text(mixture_page.table(built.inputs["tokens"].path, built.metrics), encoding="utf-8")
     if built.texts:
         last = max(step for step, _, _ in built.texts)
         texts = [f"**{name}**\n\n```text\n{text}\n```\n" for step, name, text in built.texts if step == last]
@@ -389,9 +390,7 @@ def _figures(built: Built) -> str:
         bpb, perplexity = metrics[f"held_out/{source}/bpb"], metrics[f"held_out/{source}/perplexity"]
         low, high = (metrics.get(f"held_out/{source}/bpb_{end}", math.nan) for end in ("low", "high"))
         rows.append((f"held-out {source}", f"{bpb:.3f} bits per byte ({low:.3f} to {high:.3f}), perplexity {perplexity:.1f} a token"))
-    epochs = ", ".join(f"{name.removeprefix('epochs/')} {value:.2f}" for name, value in metrics.items() if name.startswith("epochs/"))
     rows += [
-        ("epochs of each source", epochs),
         ("held-out, by mixture", f"{metrics['held_out/bpb']:.3f} bits per byte"),
         ("held-out, all text", f"{metrics['held_out/total_bpb']:.3f} bits per byte (uniform guess: {metrics['uniform_bpb']:.3f})"),
         ("speed", f"{metrics['tokens_per_second']:,.0f} tokens a second over {metrics['seconds']:.0f} s"),

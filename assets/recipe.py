@@ -1,6 +1,7 @@
 """Recipe: WHAT to build, one YAML a model, nothing about machines. Each section is what identifies the stages it feeds.
 
 `extends: NAME` merges a recipe over another: mappings are merged key by key, `null` takes out what the other has, all else is replaced.
+`depth: N` sets what a number of layers sets (`dial.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from assets.dial import Dial, merged
 from assets.experiments.section import ExperimentsSection
 from assets.yaml_file import SUFFIXES, find_file, naming, read_yaml, validate, yaml_files
 from gpt_model.config import PUBLISHED, ModelConfig, ModelShape
@@ -140,6 +142,38 @@ class FinetuningSection(Section):
     )
 
 
+Count = Annotated[int, Field(ge=1)]
+
+
+class ScalingSection(Section):
+    """A ladder of small models of the recipe, whose losses make a law; the largest is predicted before it is trained (`ladder.py`)."""
+
+    rungs: list[Count | Annotated[list[Count], Field(min_length=2, max_length=2)]] = Field(
+        min_length=2, description="numbers of layers, or [layers, width]; the rest by the rules of the dial, anchored at the recipe"
+    )
+    tokens_per_parameter: float | list[float] = Field(default=20.0, description="a list: every rung at each of them")
+    seeds: list[Seed] = Field(default=[1], min_length=1, description="each rung is trained with each of them")
+
+    @property
+    def ratios(self) -> list[float]:
+        return self.tokens_per_parameter if isinstance(self.tokens_per_parameter, list) else [self.tokens_per_parameter]
+
+    @model_validator(mode="after")
+    def _enough_for_a_law(self) -> ScalingSection:
+        if not self.ratios or min(self.ratios) <= 0:
+            raise ValueError("tokens_per_parameter is above 0")
+        for name, values in (("rungs", self.rungs), ("seeds", self.seeds), ("tokens_per_parameter", self.ratios)):
+            if len({str(value) for value in values}) < len(values):
+                raise ValueError(f"{name}: one stands twice; take it out")
+        models = len(self.rungs) * len(self.ratios)
+        if (models - 1) * len(self.seeds) < 4 or models < 3:
+            raise ValueError(
+                f"{models} sizes leave {(models - 1) * len(self.seeds)} models beside the largest, which is predicted: a law whose interval "
+                "says something takes four, of two sizes or more. Add a rung, or seeds"
+            )
+        return self
+
+
 class ImportedSection(Section):
     """Somebody else's model in place of one trained here: a repository on the Hugging Face hub, or a folder laid out like one."""
 
@@ -161,7 +195,7 @@ class LoRASection(Section):
     """Adapters in place of whole weights, wherever training starts from given ones (Hu et al. 2021)."""
 
     rank: int = Field(default=8, ge=1)
-    alpha: float = Field(default=16, gt=0, description="what is added is multiplied by alpha / rank")
+    alpha: int = Field(default=16, ge=1, description="what is added is multiplied by alpha / rank")
     dropout: float = Field(default=0.05, ge=0, lt=1, description="of an adapter's input")
     targets: list[Projections] = Field(default=list(get_args(Projections)), min_length=1)
 
@@ -180,13 +214,12 @@ class EvaluationSection(Section):
         default_factory=dict, description="suite/task -> a local file of the data set's columns, as seen from the recipe, read in its place"
     )
 
-
-    known: str | None = Field(default=None, description="the published model this one is, whose verified scores must come out: gpt2-small")
+    known: str | None = Field(default=None, description="the published model this one is, whose known scores must come out: gpt2-small")
 
     @field_validator("known")
     @classmethod
     def _has_known_scores(cls, known: str | None) -> str | None:
-        models = dict.fromkeys(one.model for one in references(role="reproduction") if one.sure == "verified" and one.model in PUBLISHED)
+        models = dict.fromkeys(one.model for one in references(role="reproduction") if one.kind == "scores" and one.model in PUBLISHED)
         if known is not None and known not in models:
             raise ValueError(f"no score of {known!r} is known; there are some of {', '.join(models)}")
         return known
@@ -208,7 +241,14 @@ class Recipe(Section):
     finetuning: FinetuningSection | None = None
     evaluation: EvaluationSection | None = None
     experiments: ExperimentsSection | None = None
+    scaling: ScalingSection | None = None
     _files: tuple[Path, ...] = PrivateAttr(default=())
+    _dial: Dial | None = PrivateAttr(default=None)
+
+    @property
+    def dial(self) -> Dial | None:
+        """What `depth: N` has set, where it stands in the recipe's file or in one that extends it: `dial.py`."""
+        return self._dial
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -252,8 +292,9 @@ class Recipe(Section):
             raise ValueError("lora adapts weights that are there already: add finetuning, or imported and pretraining, or leave lora out")
         if self.lora and goes_on and self.pretraining and self.pretraining.snapshots:
             raise ValueError("snapshots are of whole weights, and lora trains adapters: leave pretraining.snapshots or lora out")
-        if self.experiments and self.imported:
-            raise ValueError("experiments are about a model that is trained here: leave them out, or imported")
+        for name in ("experiments", "scaling"):
+            if getattr(self, name) and self.imported:
+                raise ValueError(f"{name} are about models that are trained here: leave {name} out, or imported")
         return self
 
     @property
@@ -285,11 +326,9 @@ def whole_sequences(batch_tokens: int, context: int, field: str = "batch_tokens"
 def load_recipe(name_or_path: str) -> Recipe:
     """A recipe by its name under recipes/ or by path. Raises UserError naming file, line and field."""
     files = _extended(find_file(name_or_path, RECIPES, "recipe"))
-    data: dict[str, Any] = {}
-    for contents in reversed(files.values()):
-        data = _merge(data, contents)
+    data, dial = merged(files, _merge)
     recipe = validate(Recipe, data, list(files))
-    recipe._files = tuple(files)
+    recipe._files, recipe._dial = tuple(files), dial
     return recipe
 
 

@@ -37,7 +37,7 @@ def as_asset(node: Node, base: Path, owners: list[str]) -> dg.AssetsDefinition:
 
     @dg.asset(
         key=node.key,
-        deps=[dg.AssetKey([node.recipe, *name.split("/")]) for name in node.upstream],
+        deps=[dg.AssetKey([node.recipe, *name.split("/")]) for name in (*node.upstream, *node.after)],
         group_name=node.recipe,
         kinds=set(stage.kinds),
         owners=owners or None,

@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=2000, help="of text to tokenize (default 2000)")
     parser.add_argument("--documents", choices=("many", "one"), default="many", help="documents of 60 kB, or one of everything")
-    parser.add_argument("--style", choices=("gpt2", "gpt1"), default="gpt2", help="the tokenizer's; gpt1's helper processes are not counted")
+    parser.add_argument("--style", choices=("gpt2", "gpt1"), default="gpt2", help="gpt1's helper processes are not counted")
     parser.add_argument("--folder", type=Path, help="where the shards go (default: a temporary folder)")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp())

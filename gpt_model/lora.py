@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gpt_model.decoder import generator_of
-from gpt_model.transformer import GPT, Projection
+from gpt_model.projection import Projection
+from gpt_model.transformer import GPT
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -34,7 +35,7 @@ class LoRA:
     """How: the recipe's section."""
 
     rank: int
-    alpha: float  # what is added is multiplied by alpha / rank
+    alpha: int  # what is added is multiplied by alpha / rank
     dropout: float  # of an adapter's input
     targets: Sequence[str]  # of a block's projections: "attn.c_attn", "mlp.c_proj"
 
@@ -61,8 +62,9 @@ def _config(how: LoRA) -> LoraConfig:
         """peft's layer beside one of our projections."""
 
         def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-            inputs, outputs = getattr(module.weight, "ds_shape", module.weight.shape)  # DeepSpeed's ZeRO 3 keeps the shape apart
-            return int(inputs), int(outputs)
+            assert isinstance(module, Projection)
+            inputs, outputs = module.weight.shape
+            return inputs, outputs
 
     config = LoraConfig(
         r=how.rank, lora_alpha=how.alpha, lora_dropout=how.dropout, target_modules=list(how.targets), fan_in_fan_out=True, bias="none",

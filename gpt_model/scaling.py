@@ -1,7 +1,7 @@
 """Scaling laws: the loss of models of one recipe as a function of compute, or of parameters and data, with intervals. No training here.
 
-- **Compute**: L = floor + scale · C^-exponent, fitted to ln L by least squares; the floor is 0 with few points (Kaplan et al. 2020, equation
-  1.3; Brown et al. 2020, figure 3.1: L = 2.57 · C^-0.048, no floor). Prediction of a larger model: the law at its compute.
+- **Compute**: L = floor + scale · C^-exponent, fitted to ln L by least squares; the floor is 0 with few points (Kaplan et al. 2020,
+  equation 1.3; Brown et al. 2020, figure 3.1: L = 2.57 · C^-0.048, no floor). Prediction of a larger model: the law at its compute.
 - **Parameters and data**: L = E + A/N^α + B/D^β by a Huber loss on ln L from many starts (Hoffmann et al. 2022, section 3.3, appendix D.2).
   Only where N and D were varied apart from each other: with as many tokens a parameter everywhere, A/N^α and B/D^β cannot be told apart.
 - **Intervals**: a parametric bootstrap of the residuals. Each draw takes a spread from what so few residuals say of it (scaled inverse χ²),
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares, minimize
 
 PF_DAY = 1e15 * 86_400  # FLOPs
-DRAWS, DRAWS_OF_FLOOR, DRAWS_OF_TERMS = 2000, 300, 200
+DRAWS, DRAWS_OF_FLOOR, DRAWS_OF_TERMS = 1000, 300, 200
 POINTS_FOR_A_FLOOR = 6  # a floor is fitted from so many points on: with fewer the interval is all floor
 HUBER = 1e-3  # Hoffmann et al., appendix D.2
 DIGITS = 6

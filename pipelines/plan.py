@@ -7,6 +7,7 @@ Runs nothing and imports no torch: arithmetic on the recipe (`gpt_model.config`,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def plan(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[str
     return {
         "recipe": recipe.name,
         "profile": profile.name,
+        "dial": asdict(recipe.dial) if recipe.dial else None,
         "parameters": parameters_by_part(model) if model else None,
         **(_training(recipe, recipe.pretraining, model, artifacts, profile) if model and recipe.pretraining else {}),
         "stages": stages,
@@ -178,6 +180,9 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
     if facts["parameters"] is None:
         table.add_row("[bold]model", "imported: its size is known once it is here")
         return table
+    if dial := facts["dial"]:
+        told = ", ".join(f"{name} {value}" for name, value in dial["set"].items())
+        table.add_row("[bold]dial", f"depth {dial['layers']} set {told or 'nothing'}, from {dial['rules']}")
     parts = ", ".join(f"{name} {human(count)}" for name, count in facts["parameters"].items() if name != "all")
     table.add_row("[bold]parameters", f"{human(facts['parameters']['all'])}: {parts}")
     if "tokens" not in facts:  # nothing is pre-trained
@@ -211,7 +216,7 @@ def _draw_stages(facts: Mapping[str, Any]) -> Table:
 def _draw_bases(facts: Mapping[str, Any]) -> list[str]:
     """What the forecasts rest on, each sentence once with the stages it is about."""
     told = [(row["asset"].partition("/")[2], row["forecast"]) for row in facts["stages"] if row["forecast"]]
-    lines = [f"Loss: {foretold['loss_basis']}" for _, foretold in told if "loss_basis" in foretold]
+    lines = list(dict.fromkeys(f"Loss: {foretold['loss_basis']}" for _, foretold in told if "loss_basis" in foretold))
     for basis in dict.fromkeys(foretold["basis"] for _, foretold in told):
         names = [name for name, foretold in told if foretold["basis"] == basis]
         lines.append(f"Time of {', '.join(names)}: {basis}" if len(names) < len(told) else f"Time: {basis}")

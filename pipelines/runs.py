@@ -1,4 +1,5 @@
-"""Dagster runs that the command line starts: one process, one run of a recipe's job, in the same history that the UI shows.
+"""Dagster runs that the command line starts: one process, one run of a recipe's job, in the same history that the UI shows. Each model of a
+scaling ladder has a run of its own, and so has what a ladder needs and what comes after it.
 
 The work is in the worker's process tree, which dies with this one; Dagster's own record of a run whose process was killed with -9
 says STARTED for ever, so such runs are closed here, at the next start, by host, pid and the process's start time.
@@ -21,6 +22,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.events import RunFailureReason
 from dagster._utils.interrupts import setup_interrupt_handlers
 
+from assets.ladder import dagster_runs
 from assets.resources import guard
 from assets.resources.lineage import Lineage, prepare_home
 from pipelines.definitions import RecipeFile, build_defs
@@ -59,10 +61,14 @@ def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay
             display.say(sentence)
         with _quiet():
             try:
-                result = definitions.resolve_job_def(file.recipe.name).execute_in_process(
-                    instance=instance, raise_on_error=False, tags=process_tags(), run_config={"loggers": {"display": {}}}
-                )
-                feed.report.run_id, feed.report.succeeded = result.run_id, result.success
+                for part in dagster_runs(file.nodes):
+                    result = definitions.resolve_job_def(file.recipe.name).execute_in_process(
+                        instance=instance, raise_on_error=False, tags=process_tags(), run_config={"loggers": {"display": {}}},
+                        asset_selection=[dg.AssetKey(node.key) for node in part],
+                    )  # fmt: skip
+                    feed.report.run_id, feed.report.succeeded = result.run_id, result.success
+                    if not result.success:
+                        break
             except (KeyboardInterrupt, DagsterExecutionInterruptedError):
                 feed.report.interrupted = True
     if not feed.report.interrupted:

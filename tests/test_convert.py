@@ -123,10 +123,16 @@ def test_a_gpt3_with_attention_biases_is_kept_by_the_store_and_refused_by_name_t
     ours = perturbed("gpt3", attention_bias=True)
     convert.save(ours, tmp_path / "saved")
     assert torch.equal(convert.load(tmp_path / "saved")(tokens()), ours(tokens()))
-    for refused in (lambda: convert.to_transformers(ours), lambda: convert.export(ours, tmp_path / "exported")):
+    exported = tmp_path / "exported"
+    ways = (
+        convert.to_transformers,
+        lambda ours: convert.export(ours, exported),
+        lambda _: convert.export_folder(tmp_path / "saved", exported),
+    )
+    for refused in ways:
         with pytest.raises(UserError, match=r"GPTNeoForCausalLM, has no biases of query, key and value.*`attention_bias: false`"):
-            refused()
-    assert not (tmp_path / "exported").exists()
+            refused(ours)
+    assert not exported.exists()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -197,8 +203,10 @@ USED_ELSEWHERE = """
         write = pipeline("text-generation", model=folder, device="cpu")
         written = write("the king sees", do_sample=False, return_tensors=True)[0]["generated_token_ids"]
         text = write("the king sees", do_sample=False)[0]["generated_text"]
-        told[folder] = {"class": type(model).__name__, "ids": ids[0].tolist(), "logits": model(ids).logits[0, -1].tolist(), "text": text, "written": written,
-                        "longest": model.generation_config.max_length, "end": model.generation_config.eos_token_id}
+        told[folder] = {
+            "class": type(model).__name__, "ids": ids[0].tolist(), "logits": model(ids).logits[0, -1].tolist(), "text": text,
+            "written": written, "longest": model.generation_config.max_length, "end": model.generation_config.eos_token_id,
+        }
     print(json.dumps(told))
 """
 

@@ -136,6 +136,6 @@ def test_a_banded_layer_does_not_see_beyond_its_band_and_a_dense_one_does() -> N
     changed = states.clone()
     changed[0, 3] += 1
     with torch.no_grad():
-        moved = [(block.attn(changed, None, None) - block.attn(states, None, None)).abs().amax(-1)[0] > 1e-7 for block in model.h]
+        moved = [(block.attn(changed, None) - block.attn(states, None)).abs().amax(-1)[0] > 1e-7 for block in model.h]
     assert moved[0].nonzero().flatten().tolist() == list(range(3, 20))
     assert moved[1].nonzero().flatten().tolist() == list(range(3, 8))

@@ -142,7 +142,7 @@ def test_room_is_left_for_what_is_to_be_generated_and_a_header_stands_first(worl
     assert rendered.rows[0]["target"] == ["Dora table", "Dora"]
 
 
-# -- scores ----------------------------------------------------------------------------------------------------------------------------------
+# -- scores --------------------------------------------------------------------------------------------------------------------------------
 
 
 def write(folder: Path, name: str, rendered: Rendered) -> str:

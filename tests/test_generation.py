@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from gpt_model import GPT, ModelConfig
 from gpt_model.convert import to_transformers
-from gpt_model.generation import generate
+from gpt_model.generation import LIKELY, LONG, generate
+from gpt_model.projection import head, laid_out
 
 PROMPTS = [[1, 2, 3], [4, 5], [9, 8, 7, 6, 5, 4, 3], [1, 2, 3]]
 
 
-@pytest.fixture(scope="module")
-def model() -> GPT:
-    model = GPT(ModelConfig(layers=3, width=48, heads=4, context=32, vocab_size=101), seed=3)
+def made(**shape: Any) -> GPT:
+    model = GPT(ModelConfig(**({"layers": 3, "width": 48, "heads": 4, "context": 32, "vocab_size": 101} | shape)), seed=3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)  # far from uniform, so that every choice is a clear one
     return model
 
 
-def test_greedy_text_of_unequal_prompts_is_that_of_transformers(model: GPT) -> None:
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    return made()
+
+
+@pytest.mark.parametrize("shape", [{}, {"family": "gpt1"}, {"family": "gpt3", "band": 5, "attention_bias": False}], ids=str)
+def test_greedy_text_of_unequal_prompts_is_that_of_transformers(shape: dict[str, Any]) -> None:
+    model = made(**shape)
     other = to_transformers(model)
     for prompt, text in zip(PROMPTS, generate(model, PROMPTS, 20, temperature=0), strict=True):
         theirs = other.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=0)
@@ -93,3 +102,47 @@ def test_what_cannot_be_generated_is_refused(model: GPT) -> None:
             generate(model, PROMPTS, 3, **options)
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         generate(model, [[1], []], 3)
+
+
+@torch.no_grad()
+def test_a_banded_layer_reads_the_last_keys_of_its_band_and_no_others() -> None:
+    model = made(family="gpt3", layers=2, band=5)
+    tokens = torch.randint(0, 101, (2, 20), generator=torch.Generator().manual_seed(0))
+    cache = model.new_cache(2)
+    model.hidden(tokens[:, :19], cache)
+    cache.kept[1, :, :, :15] = torch.nan  # what the token at place 19 sees in layer 1 is 15 to 19
+    assert torch.allclose(model.hidden(tokens[:, 19:], cache), model.hidden(tokens)[:, 19:], atol=1e-4)
+    cache.lengths -= 2  # at place 18 it would see 14 too
+    assert model.hidden(tokens[:, 19:], cache).isnan().all()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN lays nothing out")
+@torch.no_grad()
+def test_weights_laid_out_give_the_same_numbers_and_are_put_away_afterwards(model: GPT) -> None:
+    states = torch.randn(3, 2, 48, generator=torch.Generator().manual_seed(0))
+    projection, head_weight = model.h[1].mlp.c_fc, model.wte.weight
+    plain = projection(states), head(states, head_weight)
+    with laid_out(model):
+        with laid_out(model):
+            pass
+        found = projection(states), head(states, head_weight)
+        assert all((mine - its).abs().max() < 1e-4 for mine, its in zip(found, plain, strict=True))
+        projection.weight.blocks = projection.weight.blocks * 0  # it is the blocks that are multiplied by
+        assert torch.equal(projection(states), projection.bias.expand(3, 2, -1))
+        with torch.enable_grad():
+            assert torch.equal(projection(states), plain[0])
+    assert not any(hasattr(parameter, "blocks") for parameter in model.parameters())
+
+
+def test_a_long_text_is_the_beginning_of_a_longer_one_whether_weights_are_laid_out_or_not(model: GPT) -> None:
+    options = {"temperature": 0.9, "top_p": 0.9, "seed": 1}
+    short, long = generate(model, PROMPTS, LONG - 1, **options), generate(model, PROMPTS, LONG, **options)
+    assert short == [text[:-1] for text in long]
+
+
+def test_a_nucleus_wider_than_the_likely_tokens_is_drawn_from_whole() -> None:
+    flat = GPT(ModelConfig(layers=1, width=8, heads=1, context=8, vocab_size=3 * LIKELY))  # nearly uniform
+    drawn = torch.tensor(generate(flat, [[1, 2, 3]] * 3000, 1, top_p=0.9, seed=1)).flatten()
+    order = flat(torch.tensor([[1, 2, 3]]))[0, -1].argsort(descending=True, stable=True).argsort()[drawn]
+    assert order.max() < 0.91 * 3 * LIKELY
+    assert (order > 2 * LIKELY).float().mean().item() == pytest.approx((0.9 - 2 / 3) / 0.9, abs=0.05)

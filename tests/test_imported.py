@@ -277,23 +277,35 @@ def test_vocabulary_and_merges_stand_in_for_a_tokenizer_json(own_downloads: Path
 # -- known answers ------------------------------------------------------------------------------------------------------------------------
 
 
-def known(tmp_path: Path, value: float, examples: int = 5153) -> Any:
+def known(tmp_path: Path, value: float, examples: int = 5153, model: str = "gpt2-small") -> Any:
     row = {
         "suite": "calibration", "task": "lambada_openai", "metric": "acc", "value": value, "low": value - 0.013, "high": value + 0.013,
         "examples": examples, "available": 5153, "published": {"task": "lambada_openai", "metric": "acc"},
     }  # fmt: skip
     missing = {"suite": "calibration", "task": "wikitext", "not_run": "the hub does not answer here"}
     (tmp_path / "results.json").write_text(json.dumps({"rows": [row, missing]}))
-    return reproduces_what_is_known(Built({"known": "gpt2-small"}, {}, tmp_path, {}, {}, ()))
+    return reproduces_what_is_known(Built({"known": model}, {}, tmp_path, {}, {}, ()))
 
 
 def test_known_answers_that_come_out_pass_and_others_are_named(tmp_path: Path) -> None:
     right = known(tmp_path, 0.3256)
-    assert right.passed and "1 of 1 known answers of gpt2-small come out: lambada_openai acc 0.3256, known 0.3256" in right.summary
+    assert right.passed and "1 of 1 verified answers of gpt2-small come out: lambada_openai acc 0.3256, known 0.3256" in right.summary
     assert "Not run here: calibration/wikitext: the hub does not answer here" in right.summary
     wrong = known(tmp_path, 0.3156)
     assert not wrong.passed and "Not these: lambada_openai acc." in wrong.summary and wrong.figures == {"compared": 1, "wrong": 1}
     assert known(tmp_path, 0.3156, examples=500).passed  # of a subset, the known answer lies in the interval
+    unsure = known(tmp_path, 0.1, model="gpt2-medium")
+    assert (
+        unsure.passed
+        and "0 of 0 verified answers of gpt2-medium come out: lambada_openai acc 0.1, known .430 (unverified)" in unsure.summary
+    )
+
+
+def test_every_size_of_the_calibration_names_its_own_weights_and_known_scores() -> None:
+    found = {size: load_recipe(f"calibration{size and '-'}{size}") for size in ("", "medium", "large", "xl")}
+    for size, recipe in found.items():
+        assert recipe.imported and recipe.imported.hub == f"openai-community/gpt2{size and '-'}{size}" and recipe.imported.licence == "MIT"
+        assert recipe.evaluation and (recipe.evaluation.suites, recipe.evaluation.known) == (["calibration"], f"gpt2-{size or 'small'}")
 
 
 def test_the_calibration_recipe_says_not_run_here_where_the_hub_cannot_be_reached(home: Path, cli: Cli, monkeypatch: Any) -> None:

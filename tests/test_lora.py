@@ -15,7 +15,7 @@ from torch import Tensor
 from gpt_model import GPT, ModelConfig, kernels, lora
 from gpt_model.lora import LoRA
 
-EVERYWHERE = LoRA(rank=4, alpha=8.0, dropout=0.0, targets=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"))
+EVERYWHERE = LoRA(rank=4, alpha=8, dropout=0.0, targets=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"))
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt1": {"family": "gpt1"},
     "gpt2": {"family": "gpt2"},
@@ -89,11 +89,11 @@ def test_an_adapted_blocks_gradients_are_those_of_the_plain_operators(monkeypatc
 
 def test_only_the_projections_named_are_adapted_and_what_is_kept_says_so(tmp_path: Path) -> None:
     model = small()
-    how = LoRA(rank=2, alpha=4.0, dropout=0.1, targets=("attn.c_attn",))
+    how = LoRA(rank=2, alpha=4, dropout=0.1, targets=("attn.c_attn",))
     lora.adapt(model, how, seed=0)
     counted = lora.keep_and_merge(trained(model), model, how, tmp_path)
     assert counted == {"adapter_parameters": 2 * 2 * 128.0, "trained_parameters": 2 * 2 * 128.0}
     kept = load_file(tmp_path / "adapter_model.safetensors")
     assert {name.split(".lora_")[0] for name in kept} == {f"base_model.model.transformer.h.{n}.attn.c_attn" for n in range(2)}
     described = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert (described["r"], described["lora_alpha"], described["target_modules"]) == (2, 4.0, ["attn.c_attn"])
+    assert (described["r"], described["lora_alpha"], described["target_modules"]) == (2, 4, ["attn.c_attn"])

@@ -35,6 +35,10 @@ def test_every_yaml_in_the_folder_is_a_graph_with_its_job_schedule_and_sensor(tm
         assert [node.key.path[0] for node in nodes] == [name] * 5
 
 
+# What takes both cores for long: one of them at a time.
+HEAVY = ("pretrained", "finetuned", "zero_shot", "layers_transferred", "ablations", "visible_context", "zero_shot_dynamics")
+
+
 @pytest.mark.parametrize("path", [*yaml_files(RECIPES), CI_RECIPE], ids=lambda path: path.stem)
 def test_every_asset_of_every_recipe_says_what_it_is_who_owns_it_and_how_it_runs(path: Path) -> None:
     recipe = load_recipe(str(path))
@@ -49,11 +53,12 @@ def test_every_asset_of_every_recipe_says_what_it_is_who_owns_it_and_how_it_runs
         assert (spec.description or "").startswith(stage.description) and stage.description
         assert spec.code_version == stage.version
         assert node.assets_def.op.retry_policy == RETRY and RETRY.max_retries == 1
-        assert bool(node.pools) == (stage.name in ("pretrained", "finetuned", "zero_shot"))
+        assert bool(node.pools) == (stage.name in HEAVY)
         blocking = {check.name: check.blocking for check in stage.checks}
         assert {spec.name: spec.blocking for spec in node.assets_def.check_specs} == blocking
     warnings = {(stage.name, check.name) for stage in stages.values() for check in stage.checks if not check.blocking}
-    assert warnings >= {("finetuned", "beats_majority"), ("finetuned", "transfer_beats_random"), ("corpus", "held_out_is_new_text")}
+    expected = {("finetuned", "beats_majority"), ("finetuned", "transfer_beats_random"), ("corpus", "held_out_is_new_text")}
+    assert warnings >= {(stage, check) for stage, check in expected if stage in {stage.name for stage in stages.values()}}
     assert all(any(check.blocking for check in stage.checks) for stage in stages.values())
 
 

@@ -22,7 +22,7 @@ def test_every_answer_is_right_and_every_problem_another(task: str) -> None:
     for row in problems + others:
         (question,) = re.fullmatch(r"\n\nQ: What is (.+)\?\n\nA:", row["context"]).groups()  # type: ignore[union-attr]
         sum_ = " ".join(SYMBOLS.get(word, word) for word in question.split())
-        assert set(sum_) <= set("0123456789+-*() ") and row["completion"] == f" {eval(sum_)}", row
+        assert set(sum_) <= set("0123456789+-*() ") and row["completion"] == f" {eval(sum_)}", row  # noqa: S307 - digits and signs only
 
 
 def test_operands_are_uniform_from_zero_and_differences_may_be_negative() -> None:

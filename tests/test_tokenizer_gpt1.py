@@ -132,7 +132,7 @@ def test_vocabulary_is_laid_out_as_the_released_one(tokenizer: Tokenizer) -> Non
 def test_end_of_word_unknown_and_newline(tokenizer: Tokenizer) -> None:
     spelt = [tokenizer.tokens()[index] for index in tokenizer.encode("中t t中 中\nT")]
     assert spelt == ["<unk>", "t</w>", "t", "<unk>", "<unk>", "\n</w>", "t</w>"]
-    assert tokenizer.decode(tokenizer.encode("中x 中 it\nit")) == "\ufffdx \ufffdit \n it "
+    assert tokenizer.decode(tokenizer.encode("中t 中 it\nit")) == "\ufffdt \ufffdit \n it "
     assert tokenizer.encode("\n\n") == []
 
 
@@ -183,7 +183,7 @@ def test_documents_in_pieces_give_the_ids_and_bytes_of_the_whole(tokenizer: Toke
         parts = [piece for batch in tokenizer.encode_documents(documents) for piece in batch]
     ids: list[list[int]] = [[]]
     for part in parts:
-        ids[-1] += part.ids
+        ids[-1] += part.ids.tolist()
         if part.last:
             ids.append([])
     assert ids == [*(tokenizer.encode(text) for text in documents), []]
@@ -204,7 +204,7 @@ def test_helper_processes_give_the_words_that_one_process_does(monkeypatch: pyte
     monkeypatch.setattr("loky.get_reusable_executor", executor)
     monkeypatch.setenv("RAYON_NUM_THREADS", "2")
     assert tokenizer.encode_batch(texts) == alone
-    assert [part.ids for part in next(tokenizer.encode_documents(texts))] == alone
+    assert [part.ids.tolist() for part in next(tokenizer.encode_documents(texts))] == alone
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     assert tokenizer.encode_batch(texts) == alone
     assert asked == [2, 2]

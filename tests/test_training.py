@@ -18,7 +18,7 @@ from conftest import write_local_recipe
 from rank import MODEL, SECTION, STEPS, Ranks, make_inputs, run, said
 from torch import Tensor, nn
 
-from assets.contract import Built
+from assets.contract import Artifact, Built
 from assets.pretraining import PRETRAINED, check_shared_out, evaluation_steps, micro_batch
 from assets.profile import Profile
 from assets.recipe import load_recipe
@@ -242,7 +242,8 @@ def built(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Built
         for name, value in values.items():
             series.setdefault(name, []).append((step, value))
     config = {"model": MODEL, "pretraining": SECTION}
-    return Built(config, {}, folder / "one", told["result"], series, [tuple(text) for text in told["texts"]]), told
+    given = {"tokens": Artifact(inputs / "tokens", "tokens", "", "", {}, {})}
+    return Built(config, given, folder / "one", told["result"], series, [tuple(text) for text in told["texts"]]), told
 
 
 def test_the_same_profile_gives_the_same_files(built: tuple[Built, dict[str, Any]]) -> None:
@@ -276,6 +277,13 @@ def test_the_stage_passes_its_own_checks_and_is_shown(built: tuple[Built, dict[s
     PRETRAINED.show(built[0], tmp_path)
     assert (tmp_path / "training.png").stat().st_size > 10_000
     assert "held-out plays" in (tmp_path / "figures.md").read_text() and "[Act 0" in (tmp_path / "samples.md").read_text()
+    metrics, sources = built[0].metrics, TokenData(built[0].inputs["tokens"].path)
+    for source in ("plays", "facts"):  # as GPT-3's table 2.2
+        share = sources.weights[source] / sum(sources.weights.values())
+        line = f"| {source} | {len(sources.tokens(source, 'training')):,} | {share:.1%} | {metrics[f'epochs/{source}']:.2f} |"
+        assert line in (tmp_path / "mixture.md").read_text()
+        windows = share * metrics["tokens"] / len(sources.tokens(source, "training"))
+        assert metrics[f"epochs/{source}"] == pytest.approx(windows, rel=0.05)
 
 
 def test_checks_fail_where_they_should(built: tuple[Built, dict[str, Any]], tmp_path: Path) -> None:

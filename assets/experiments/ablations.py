@@ -189,6 +189,7 @@ ABLATIONS = Stage(
     description="Tasks without the auxiliary objective, without pre-training, and with an LSTM (GPT-1, table 5).",
     kinds=("pytorch", "deepspeed"),
     checks=(
+        experiment_page.WHOLE,
         Check("pretraining_helps", False, "Without pre-training something is lost on average, interval and all.", _lost("no_pretraining")),
         Check("transformer_helps", False, "With an LSTM something is lost on average, interval and all.", _lost("lstm")),
     ),

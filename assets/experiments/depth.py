@@ -64,6 +64,6 @@ DEPTH = Stage(
     version="1",
     run=run,
     description="Held-out bits per byte of models of fewer and more layers, trained alike.",
-    checks=(Check("deeper_is_better", False, "Bits per byte fall with the number of layers.", _deeper_is_better),),
+    checks=(experiment_page.WHOLE, Check("deeper_is_better", False, "Bits per byte fall with the number of layers.", _deeper_is_better)),
     show=experiment_page.show,
 )

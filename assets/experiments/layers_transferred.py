@@ -130,7 +130,10 @@ LAYERS_TRANSFERRED = Stage(
     run=run,
     description="A task's score against how many of the pre-trained layers are kept (GPT-1, figure 2 left).",
     kinds=("pytorch", "deepspeed"),
-    checks=(Check("layers_help", False, "The slope of the score over layers is above 0, interval and all.", _layers_help),),
+    checks=(
+        experiment_page.WHOLE,
+        Check("layers_help", False, "The slope of the score over layers is above 0, interval and all.", _layers_help),
+    ),
     show=experiment_page.show,
     pin=pin_tasks,
     ranks="profile",

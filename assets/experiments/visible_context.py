@@ -88,7 +88,10 @@ VISIBLE_CONTEXT = Stage(
     run=run,
     description="Held-out bits per byte of the pre-trained model against how many tokens before it a prediction sees.",
     kinds=("pytorch",),
-    checks=(Check("context_helps", False, "With the whole context each source takes fewer bits than with the shortest.", _context_helps),),
+    checks=(
+        experiment_page.WHOLE,
+        Check("context_helps", False, "With the whole context each source takes fewer bits than with the shortest.", _context_helps),
+    ),
     show=experiment_page.show,
     pool="training",
 )

@@ -146,7 +146,10 @@ ZERO_SHOT_DYNAMICS = Stage(
     run=run,
     description="GPT-1's zero-shot heuristics at each snapshot of pre-training, Transformer and LSTM (figure 2, right).",
     kinds=("pytorch",),
-    checks=(Check("something_is_learnt", False, "A heuristic of the Transformer ends above chance, interval and all.", _rises),),
+    checks=(
+        experiment_page.WHOLE,
+        Check("something_is_learnt", False, "A heuristic of the Transformer ends above chance, interval and all.", _rises),
+    ),
     show=experiment_page.show,
     pin=pin,
     pool="training",

@@ -97,7 +97,8 @@ class _SplitWriter:
     def add(self, batch: list[Encoded], end_of_text: int, bytes_of_it: int) -> None:
         ends = []
         for piece in batch:
-            self._append(np.array([*piece.ids, end_of_text] if piece.last else piece.ids, dtype=self._dtype))
+            ids = np.append(piece.ids, np.uint32(end_of_text)) if piece.last else piece.ids
+            self._append(ids.astype(self._dtype))
             self.bytes += piece.bytes + (bytes_of_it if piece.last else 0)
             if piece.last:
                 ends.append(self.tokens)

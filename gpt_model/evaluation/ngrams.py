@@ -21,6 +21,7 @@ Hashes = NDArray[np.uint64]
 WORDS = 8
 FALSE_POSITIVES = 1e-8  # at most, section 4
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, and so a word's place in its run counts
+BATCH = 1 << 18  # hashes put into a filter at once
 _ALPHANUMERIC = re.compile(r"[^\W_]+")
 
 
@@ -81,10 +82,15 @@ class BloomFilter:
 
 def filter_of(texts: Callable[[], Iterable[str]]) -> BloomFilter:
     """The 8-grams of `texts()`, which is read twice: to count them, then to put them in."""
-    count = sum(max(0, len(alphanumeric_words(text)) - WORDS + 1) for text in texts())
-    made = BloomFilter(count)
+    made = BloomFilter(sum(max(0, len(alphanumeric_words(text)) - WORDS + 1) for text in texts()))
+    waiting: list[Hashes] = []  # a few documents' at a time, as many short additions take longer than one
     for text in texts():
-        made.add(runs(alphanumeric_words(text), WORDS))
+        waiting.append(runs(alphanumeric_words(text), WORDS))
+        if sum(map(len, waiting)) >= BATCH or len(waiting) >= BATCH // 1024:
+            made.add(np.concatenate(waiting))
+            waiting = []
+    if waiting:
+        made.add(np.concatenate(waiting))
     return made
 
 

@@ -39,7 +39,7 @@ class Piece:
 class Encoded:
     """The ids of a piece. Those of a document are its pieces' ids, one after another, and so are its bytes."""
 
-    ids: list[int]
+    ids: NDArray[np.uint32]
     bytes: int  # UTF-8, of the normalised text
     read: int  # UTF-8 bytes of the text itself
     last: bool
@@ -177,12 +177,14 @@ class Tokenizer(ABC):
         Memory is a matter of the batch and neither of the documents nor of their number.
         """
         for batch in self._stream(documents):
-            texts = [text for _, text in batch]
-            for_each = zip(batch, self._rust.encode_batch_fast(texts), strict=True)
-            yield [
-                Encoded(encoding.ids, len(self._shown(text).encode()), len(piece.text.encode()), piece.last)
-                for (piece, text), encoding in for_each
-            ]
+            yield self._encoded_pieces(batch)
+
+    def _encoded_pieces(self, pieces: list[tuple[Piece, str]]) -> list[Encoded]:
+        encodings = self._rust.encode_batch_fast([text for _, text in pieces])
+        return [
+            Encoded(np.array(encoding.ids, np.uint32), len(self._shown(text).encode()), len(piece.text.encode()), piece.last)
+            for (piece, text), encoding in zip(pieces, encodings, strict=True)
+        ]
 
     @classmethod
     def _stream(cls, documents: Iterable[str]) -> Iterator[list[tuple[Piece, str]]]:

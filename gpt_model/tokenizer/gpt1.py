@@ -93,7 +93,11 @@ class GPT1Tokenizer(Tokenizer):
     @classmethod
     def _wrote(cls, saved: dict[str, Any]) -> bool:
         model = saved.get("model", {})
-        return model.get("type") == "BPE" and model.get("end_of_word_suffix") == END_OF_WORD and {UNKNOWN, NEWLINE} <= set(model.get("vocab", {}))
+        return (
+            model.get("type") == "BPE"
+            and model.get("end_of_word_suffix") == END_OF_WORD
+            and {UNKNOWN, NEWLINE} <= set(model.get("vocab", {}))
+        )
 
     @classmethod
     def _described(cls) -> str:

@@ -1,6 +1,7 @@
 """GPT-1's normalisation as far as a tokenizer.json can say it, so that `transformers` reads text as we do (words.py) without our code.
 
-The same ids on ordinary prose: of 9,307 lines of Shakespeare, the Bible and Wikipedia, 19 differed. What differs, since a tokenizer.json knows neither ftfy nor spaCy:
+The same ids on ordinary prose: of 9,307 lines of Shakespeare, the Bible and Wikipedia, 19 differed. What differs, since a tokenizer.json
+knows neither ftfy nor spaCy:
 
 * ftfy: quotes are straightened, line ends, width, ligatures and accents composed, control characters dropped; wrongly decoded text ("Ã©")
   and HTML entities stay as they are.

@@ -1,0 +1,94 @@
+"""Sizing: what a number of layers sets besides itself: width, heads, learning rate, batch and tokens. Arithmetic; nothing is read or trained.
+
+The rules lead from a known model (an anchor) to one of another depth:
+
+    width           aspect · layers, in whole heads of the anchor's width
+    learning rate   ∝ width^-0.77: the slope through the eight sizes of GPT-3 (Brown et al. 2020, table 2.1)
+    batch           ∝ N^0.30, the slope through the same table, in doublings or halvings of the anchor's: so it divides as the anchor's does
+    tokens          as many for each parameter as the anchor's; without one 20 (Hoffmann et al. 2022, table 3)
+
+N counts what is multiplied: all parameters, the tied embedding once, without positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gpt_model.config import PUBLISHED, ModelConfig
+
+DIGITS = 3  # of a learning rate
+
+
+def counted(model: ModelConfig) -> int:
+    """N: every parameter but the positions, which are looked up."""
+    return model.parameters() - (0 if model.family == "lstm" else model.context * model.width)
+
+
+class Rules(BaseModel):
+    """The anchor, and how things grow from it. Without one: GPT-3 small, at Hoffmann et al.'s number of tokens a parameter."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    aspect: float = Field(default=64.0, gt=0, description="width for each layer")
+    head_width: int = Field(default=64, ge=1)
+    width: int = Field(default=768, ge=1, description="of the anchor")
+    parameters: int = Field(default=counted(PUBLISHED["gpt3-small"]), ge=1, description="of the anchor, without positions")
+    learning_rate: float = Field(default=6e-4, gt=0, description="of the anchor")
+    learning_rate_exponent: float = -0.77
+    batch_tokens: int = Field(default=524_288, ge=1, description="of the anchor")
+    batch_exponent: float = 0.30
+    tokens_per_parameter: float = Field(default=20.0, gt=0)
+
+    @classmethod
+    def of(cls, model: ModelConfig, pretraining: Mapping[str, Any]) -> Self:
+        """Anchored at a model as it is trained."""
+        return cls(
+            aspect=model.width / model.layers, head_width=model.width // model.heads, width=model.width, parameters=counted(model),
+            learning_rate=pretraining["learning_rate"], batch_tokens=pretraining["batch_tokens"],
+            tokens_per_parameter=pretraining["tokens"] / counted(model),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    model: ModelConfig
+    learning_rate: float
+    batch_tokens: int
+    tokens: int
+
+
+def sized(rules: Rules, layers: int, fixed: Mapping[str, Any]) -> Size:
+    """The size of `layers` layers. `fixed`: the other fields of the model, its vocabulary among them; width and heads too, where they are given.
+
+    Raises pydantic's ValidationError where they do not fit each other.
+    """
+    width = fixed.get("width") or max(1, round(rules.aspect * layers / rules.head_width)) * rules.head_width
+    model = ModelConfig(**{**fixed, "layers": layers, "width": width, "heads": fixed.get("heads") or _heads(width, rules.head_width)})
+    grown = counted(model) / rules.parameters
+    rate = rules.learning_rate * (width / rules.width) ** rules.learning_rate_exponent
+    doublings = round(rules.batch_exponent * math.log2(grown))
+    batch = max(1, round(rules.batch_tokens * 2.0**doublings / model.context)) * model.context
+    tokens = max(1, round(rules.tokens_per_parameter * counted(model) / batch)) * batch
+    return Size(model, float(f"{rate:.{DIGITS}g}"), batch, tokens)
+
+
+def scaled_with_tokens(pretraining: Mapping[str, Any], tokens: int, batch_tokens: int, context: int) -> dict[str, Any]:
+    """What of a training's section is counted in tokens, for a training of other length: the same shares of it."""
+    share = tokens / pretraining["tokens"]
+    told: dict[str, Any] = {"warmup_tokens": round(pretraining.get("warmup_tokens", 0) * share)}
+    if decay := pretraining.get("decay_tokens"):
+        told["decay_tokens"] = max(told["warmup_tokens"] + 1, round(decay * share))
+    if ramp := pretraining.get("batch_ramp"):
+        first = max(1, round(ramp["from_tokens"] * batch_tokens / pretraining["batch_tokens"] / context)) * context
+        told["batch_ramp"] = {"from_tokens": first, "over_tokens": max(1, round(ramp["over_tokens"] * share))}
+    return told
+
+
+def _heads(width: int, head_width: int) -> int:
+    """Heads of about `head_width` that divide `width`."""
+    return min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(math.log(width / n / head_width)))
