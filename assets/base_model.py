@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assets.contract import NOT_RUN, Artifact, Config, Inputs, Metrics
+from assets.contract import NOT_RUN, Artifact, Built, Config, Inputs, Metrics
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BASE = "base"  # the input of a stage that goes on training a model
 ADAPTERS = "adapters"  # folder of an artifact whose model was trained by LoRA, beside model/, which has them merged
+BITS_PER_BYTE = ("bpb", "bits_per_byte")  # how such a metric's name ends
 SHAPE = "shape.json"  # in the output of a stage whose section does not say its model's shape: the whole ModelConfig
 
 
@@ -56,6 +57,17 @@ def require(inputs: Inputs, name: str) -> Artifact:
     if reason := not_run(inputs[name]):
         raise UserError(f"There is no model to go on from: {reason}.", field="imported")
     return inputs[name]
+
+
+def caveat(of: Built | Artifact, inputs: Inputs) -> str:
+    """What has to be said beside the bits per byte that `of` reports, if anything: the tokenizer in `inputs`, or the model's, knows."""
+    from gpt_model.tokenizer import Tokenizer
+
+    places = (("tokenizer", ""), ("imported", ""), ("pretrained", "model"))
+    folders = [inputs[name].path / below for name, below in places if name in inputs and not not_run(inputs[name])]
+    if not folders or not any(name.endswith(BITS_PER_BYTE) for name in of.metrics):
+        return ""
+    return Tokenizer.load(folders[0]).caveat
 
 
 # -- trained on ------------------------------------------------------------------------------------------------------------------------

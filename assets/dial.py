@@ -53,21 +53,26 @@ def merged(files: Mapping[Path, Contents], merge: Merge) -> tuple[Contents, Dial
     paths = list(files)
     dialled = next((place for place, path in enumerate(paths) if "depth" in files[path]), None)
     if dialled is None:
-        return reduce(merge, reversed(files.values()), {}), None
+        return _all([files[path] for path in reversed(paths)], merge), None
     base, _ = merged({path: files[path] for path in paths[dialled + 1 :]}, merge)
     over = [{k: v for k, v in files[path].items() if k != "depth"} for path in reversed(paths[: dialled + 1])]
     given = files[paths[dialled]]["depth"]
     depth = validate(_Dialled, {"depth": given if isinstance(given, dict) else {"layers": given}}, [paths[dialled]]).depth
-    beside = reduce(merge, over, {})
+    beside = _all(over, merge)
     with naming([paths[dialled]]), about("depth"):
         rules, origin = _rules(depth, base, paths[dialled].parent)
         try:
-            numbers = _numbers(depth.layers, rules, base, beside, reduce(merge, over, base))
+            numbers = _numbers(depth.layers, rules, base, beside, _all(over, merge, base))
         except (TypeError, ValueError):
             numbers = {}  # something it reads is of a wrong kind; that is said when the whole is read
     own = {section: {k: v for k, v in fields.items() if k not in _part(beside, section)} for section, fields in numbers.items()}
     found = Dial(depth.layers, origin, {f"{section}.{name}": value for section, fields in own.items() for name, value in fields.items()})
-    return reduce(merge, over, merge(base, own)), found
+    return _all(over, merge, merge(base, own)), found
+
+
+def _all(contents: list[Contents], merge: Merge, base: Contents | None = None) -> Contents:
+    """Each of `contents` merged over what is before it."""
+    return reduce(merge, contents, base or {})
 
 
 def _part(contents: Contents, section: str) -> Contents:
@@ -97,7 +102,8 @@ def _numbers(layers: int, rules: Rules, base: Contents, beside: Contents, writte
     """The fields the dial sets, by section. Width and heads, batch and tokens that stand beside it are what the others follow."""
     shaped = {k: v for k, v in _part(written, "model").items() if k not in ("layers", "width", "heads")}
     shape, trained = _part(beside, "model"), _part(beside, "pretraining")
-    fixed = {"context": PUBLISHED["gpt2-small"].context, **shaped, **{k: shape[k] for k in ("width", "heads") if k in shape}}
+    given = {k: v for k, v in shape.items() if k in ("width", "heads")}
+    fixed: Contents = {"context": PUBLISHED["gpt2-small"].context, **shaped, **given}
     try:
         size = sized(rules, shape.get("layers", layers), {**fixed, "vocab_size": _vocabulary(written)})
     except ValidationError as error:

@@ -108,7 +108,7 @@ def _pin(config: Config, base: Path) -> Config:
 
 def _pinned_data(source: dict[str, Any], task: str, files: Mapping[str, str], base: Path) -> dict[str, Any]:
     """A public data set's source, or the recipe's file in its place, under its bare name: where it lies is no part of what it is."""
-    with about(f"evaluation.files.{task}" if task in files else "evaluation.suites"):
+    with about(f"files.{task}" if task in files else "suites"):
         if task in files:
             tied = public.pinned(public.DataSource(path=files[task]), base, downloads_folder())
             tied = tied.model_copy(update={"path": Path(files[task]).name})
@@ -127,6 +127,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     from gpt_model.evaluation.examples import Material, TaskRows, rows_of
     from gpt_model.evaluation.harness import GPTLM
     from gpt_model.evaluation.settings import add_metrics, in_each_setting
+    from gpt_model.evaluation.superglue import averages
     from gpt_model.evaluation.training_text import seen_in_training
     from gpt_model.tokenizer import Tokenizer
 
@@ -167,7 +168,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     add_metrics(tasks, results)
     rows = list(score_rows(tasks, results, seen))
     for name, contents in config["suites"].items():
-        for row in centred_means(suite_tasks(name, contents), rows):
+        of_suite = suite_tasks(name, contents)
+        for row in [*centred_means(of_suite, rows), *averages(of_suite, rows)]:
             (not_run if "not_run" in row else rows).append(row)
     _write(
         output / "results.json",
@@ -244,27 +246,41 @@ def _interval(row: Mapping[str, Any]) -> str:
 def show(built: Built, folder: Path) -> None:
     """zero_shot.md (the table), training_text.md (overlap), zero_shot.png (accuracies against what guessing gives), samples.md."""
     rows = _rows(built)
-    (folder / "zero_shot.md").write_text(_table(rows) + _missing(_not_run(built)), encoding="utf-8")
+    (folder / "zero_shot.md").write_text(_table(rows, base_model.caveat(built, built.inputs)) + _missing(_not_run(built)), encoding="utf-8")
     if compared := [row for row in rows if "contamination" in row]:
         (folder / "training_text.md").write_text(training_text_page.table(compared), encoding="utf-8")
     samples = json.loads((built.output / "samples.json").read_text(encoding="utf-8"))["samples"]
-    (folder / "samples.md").write_text(_samples(samples), encoding="utf-8")
+    fewer = _with_fewer_demonstrations(rows)
+    shown = [sample for sample in samples if (sample["suite"], sample["task"]) not in fewer]
+    (folder / "samples.md").write_text(_samples(shown), encoding="utf-8")
     if accuracies := [row for row in rows if row["baseline_value"] is not None]:
         _bars(accuracies, folder / "zero_shot.png")
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _table(rows: list[dict[str, Any]], caveat: str) -> str:
     lines = ["| suite | task | metric | value | 95 % interval | beside | examples | what it is |", "|---|---|---|--:|---|---|--:|---|"]
     for row in rows:
         of = f"{row['examples']:,}" + (f" of {row['available']:,}" if row["available"] > row["examples"] else "")
+        of += f", {row['too_long']:,} more too long" if row["too_long"] else ""
         metric = row["metric"] + (" ↓" if row["lower_is_better"] else "")
         cells = [row["suite"], row["task"], metric, f"{row['value']:.4g}", _interval(row), row["baseline"] or "–", of, row["description"]]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "↓: lower is better."]) + "\n"
+    return "\n".join([*lines, "", f"↓: lower is better. {caveat}".rstrip()]) + "\n"
 
 
 def _missing(not_run: list[dict[str, Any]]) -> str:
     return "".join(f"\n**{row['suite']}/{row['task']}** not run here: {row['not_run']}.\n" for row in not_run)
+
+
+def _with_fewer_demonstrations(rows: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """(suite, task) of settings that ask the same as one with more demonstrations, whose prompt shows it all."""
+    most: dict[tuple[str, str], tuple[int, str]] = {}
+    settings = [(row["suite"], row["task"], row["demonstrations"]["asked"], row["shots"]) for row in rows if "shots" in row]
+    for suite, task, asked, shots in settings:
+        key = (suite, task.removesuffix(f"_{shots}"))
+        most[key] = max(most.get(key, (-1, "")), (asked, task))
+    kept = {(suite, task) for (suite, _), (_, task) in most.items()}
+    return {(suite, task) for suite, task, *_ in settings} - kept
 
 
 def _samples(samples: list[dict[str, Any]]) -> str:
@@ -279,7 +295,7 @@ def _samples(samples: list[dict[str, Any]]) -> str:
         for place, answer in enumerate(sample["answers"]):
             right = "**right** " if sample["target"] in (place, answer) else ""
             nats = f" {sample['logprobs'][place]:.2f} nats" if sample["logprobs"] else ""
-            answers.append(f"- {right}`{answer.strip()}`{nats}")
+            answers.append(f"- {right}" + (f"`{answer.strip()}`{nats}" if answer.strip() else f"nothing{nats}"))
         parts.append(f"**{sample['suite']}/{sample['task']}**\n\n{quoted}\n\n" + "\n".join(answers) + "\n")
     return "\n".join(parts) + "\n"
 
@@ -296,7 +312,7 @@ def _bars(rows: list[dict[str, Any]], path: Path) -> None:
         axes.plot([row["baseline_value"]] * 2, [place - 0.4, place + 0.4], color="black", linewidth=2)
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("accuracy, with 95 % interval; black: chance or the commonest answer")
+    figure.supxlabel("accuracy, with 95 % interval; black: chance or the commonest answer", fontsize="medium")
     figure.savefig(path, dpi=110)
 
 
@@ -304,7 +320,7 @@ ZERO_SHOT = Stage(
     name="zero_shot",
     version="3",
     run=run,
-    description="The pre-trained model on lm_eval suites of local data: held-out text, cloze, multiple choice, BoolQ.",
+    description="The model on the recipe's suites, by lm_eval: held-out text, cloze, the papers' tasks with and without demonstrations.",
     kinds=("python", "pytorch"),
     checks=(
         Check("every_suite_has_scores", True, "Every suite asked for has scores, and all are finite.", _every_suite_has_scores),

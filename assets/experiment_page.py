@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from assets import base_model
 from assets.contract import Built, Check, Verdict
 from assets.yaml_file import validate
 from gpt_model.errors import UserError
@@ -131,11 +132,11 @@ def read(folder: Path) -> Document:
 
 def show(built: Built, folder: Path) -> None:
     """page.md, and 1.png, 2.png, … of the plots: a Stage's `show`."""
-    show_document(read(built.output), folder)
+    show_document(read(built.output), folder, base_model.caveat(built, built.inputs))
 
 
-def show_document(document: Document, folder: Path) -> None:
-    (folder / "page.md").write_text(tables_markdown(document), encoding="utf-8")
+def show_document(document: Document, folder: Path, caveat: str = "") -> None:
+    (folder / "page.md").write_text(tables_markdown(document) + (f"\n{caveat}\n" if caveat else ""), encoding="utf-8")
     for number, plot in enumerate(document.plots, 1):
         draw(plot).savefig(folder / f"{number}.png", dpi=110)
 

@@ -38,12 +38,19 @@ def nodes(recipe: Recipe) -> list[Node]:
         return [replace(node, files=recipe.files) for node in _graph(recipe)]
 
 
-def check(graph: list[Node], base: Path, read: Callable[[Node, Path], Config] = Node.config) -> None:
-    """Whether all that `graph` is told can be read, before any of it is built. Raises UserError with a sentence for each mistake."""
+def check(
+    graph: list[Node], base: Path, read: Callable[[Node, Path], Config] = Node.config, passing: tuple[type[UserError], ...] = ()
+) -> None:
+    """Whether all that `graph` is told can be read, before any of it is built. Raises UserError with a sentence for each mistake.
+
+    `passing`: kinds of error that are none here.
+    """
     mistakes = []
     for node in graph:
         try:
             read(node, base)
+        except passing:
+            continue
         except UserError as error:
             mistakes.append(str(error))
     if mistakes:

@@ -129,5 +129,3 @@ def _trained(recipe: Recipe, rung: Rung, after: tuple[str, ...] = ()) -> Node:
 
 def _as_it_is(config: Config, base: Path) -> Config:
     return config
-
-

@@ -201,7 +201,12 @@ class LanguageModelling:
 
 
 def _evaluation(
-    data: TokenData, tokenizer: Tokenizer, section: Mapping[str, Any], steps: int, execution: Execution, progress: Progress,
+    data: TokenData,
+    tokenizer: Tokenizer,
+    section: Mapping[str, Any],
+    steps: int,
+    execution: Execution,
+    progress: Progress,
     final: dict[str, float],
 ) -> Callable[[int, Any], dict[str, float]]:
     """What is done at each evaluation: held-out text is measured, samples are written. At the end all of it, left in `final`."""
@@ -402,7 +407,8 @@ def _figures(built: Built) -> str:
         ("longest wait for a checkpoint", f"{metrics['checkpoint_stall_seconds']:.3f} s"),
     ]
     table = "| figure | value |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
-    return f"{table}\nIn brackets: 95 % interval, windows of the model's context taken for independent.\n"
+    note = "In brackets: 95 % interval, windows of the model's context taken for independent."
+    return f"{table}\n{note} {base_model.caveat(built, built.inputs)}".rstrip() + "\n"
 
 
 PRETRAINED = Stage(

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 LEVEL = 0.9  # of the prediction's interval
 PREDICTED, FIT, RULES = "prediction.json", "fit.json", "rules.yaml"
 CURVE = 25  # points a law is drawn by
-GPT3_EMBEDDING = (0.31, 0.0035)  # share of the parameters at 125M and at 175B: 50,257 · d over N
 
 
 @dataclass(frozen=True)
@@ -159,12 +158,14 @@ def _write_page(
     output: Path, inputs: Inputs, told: Mapping[str, Any], every: Sequence[Point], came: Sequence[Point], loss: Law, terms: Terms | None,
     why: str | None,
 ) -> None:  # fmt: skip
+    from gpt_model.config import PUBLISHED
     from gpt_model.data.shards import TokenData
     from gpt_model.scaling import Law
+    from gpt_model.sizing import counted
 
     weights, vocab_size = TokenData(inputs["tokens"].path).weights, inputs["tokenizer"].metrics["vocab_size"]
-    embedding = [vocab_size * point.width / point.parameters for point in every]
-    shares = max(embedding), min(embedding)
+    embedded = [vocab_size * point.width / point.parameters for point in every]
+    of_gpt3 = [model.vocab_size * model.width / counted(model) for name, model in PUBLISHED.items() if name.startswith("gpt3")]
     before, low, high = Law.from_json(told["law"]), told["low"], told["high"]
     inside = [low <= point.loss <= high for point in came]
     landed = "inside" if all(inside) else "outside" if not any(inside) else f"{sum(inside)} of {len(inside)} inside"
@@ -178,7 +179,7 @@ def _write_page(
             f"Through all {len(every)} models: L = {_law(loss)}, C in petaflop/s-days of model FLOPs.",
             _terms(terms) if terms else f"No law of parameters and data apart: {why}.",
             f"{_published()}: of another tokenizer and another corpus, so that its losses are not comparable with these and only its slope "
-            f"may be. GPT-3's models are {_embedding(*GPT3_EMBEDDING)} token embedding, these {_embedding(*shares)}.",
+            f"may be. Of GPT-3's parameters {_range(of_gpt3)} are the token embedding, of these {_range(embedded)}.",
         ],
         "tables": [_models(every, came, weights), _laws(loss, before, told, came)],
         "plots": [_plot(before, told, every, came)],
@@ -195,12 +196,13 @@ def _terms(terms: Terms) -> str:
     ends = {name: " to ".join(f"{end:.3f}" for end in terms.interval(name, LEVEL)) for name in ("floor", "alpha", "beta")}
     return (
         f"By parameters and data: L = {terms.floor:.3f} + {terms.of_parameters:.3g}/N^{terms.alpha:.3f} + "
-        f"{terms.of_data:.3g}/D^{terms.beta:.3f}; {LEVEL:.0%} of the floor {ends['floor']}, of the exponents {ends['alpha']} and {ends['beta']}."
+        f"{terms.of_data:.3g}/D^{terms.beta:.3f}; {LEVEL:.0%} of the floor {ends['floor']}, "
+        f"of the exponents {ends['alpha']} and {ends['beta']}."
     )
 
 
-def _embedding(largest: float, smallest: float) -> str:
-    return f"{largest:.0%} to {smallest:.1%}"
+def _range(shares: Sequence[float]) -> str:
+    return f"{min(shares):.2g} to {max(shares):.2g}"
 
 
 def _gpt3() -> tuple[float, float]:
@@ -253,7 +255,7 @@ def _laws(loss: Law, before: Law, told: Mapping[str, Any], came: Sequence[Point]
         ["with the largest", len(told["fitted"]) + len(came), _law(loss), f"{loss.spread:.4f}", f"{seen} came"],
     ]
     return {
-        "caption": "The law by compute. Intervals: a bootstrap of the residuals, which takes in how little few models tell of their spread.",
+        "caption": "The law by compute. Intervals: a bootstrap of the residuals, in which few models tell little of their spread.",
         "columns": ["law", "models", "L", "spread of ln L", f"loss of the largest, {told['target']['level']:.0%}"],
         "rows": rows,
     }

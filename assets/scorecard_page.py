@@ -82,30 +82,42 @@ def is_broad(picture: Path) -> bool:
     return int.from_bytes(picture.read_bytes()[16:20], "big") > HALF_PAGE_PIXELS  # where a PNG's header has its width
 
 
-def write_page(folder: Path, title: str, description: str, facts: Mapping[str, str], headline: Table, sections: Sequence[Section]) -> None:
-    """scorecard.html, scorecard.md with pictures/ beside it, and headline.json, into `folder`. `facts`: what it is, name -> value."""
+def look(cell: str) -> str:
+    """The class of a cell that is, or ends with, one of WORDS."""
+    return WORDS.get(cell) or WORDS.get(cell.rpartition(" ")[2], "")
+
+
+def write_page(
+    folder: Path, title: str, description: str, facts: Mapping[str, str], first: Mapping[str, Table], sections: Sequence[Section]
+) -> None:
+    """scorecard.html, scorecard.md with pictures/ beside it, and each of the `first` tables as JSON of its name, into `folder`.
+
+    `facts`: what it is, name -> value. The first tables begin with an artifact and end with its commands, which head its rows on the page.
+    """
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape())
     environment.filters["markdown"] = lambda text: Markup(markdown.render(text))  # noqa: S704 - html is off, so text stays text
     environment.filters["phrase"] = lambda text: Markup(markdown.renderInline(text))  # noqa: S704
     environment.filters["inline"] = lambda path: f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     environment.filters["kind"] = lambda column: next(iter(column.replace("95 % ", "").replace(",", "").split()))  # a column's class
-    environment.globals["words"] = WORDS
+    environment.filters["look"] = look
     environment.tests["wide"], environment.tests["broad"] = is_wide, is_broad
     page = environment.get_template("scorecard.html.jinja").render(
-        title=title, description=description, facts=facts, headline=headline, sections=sections
+        title=title, description=description, facts=facts, first=first.values(), sections=sections
     )
     (folder / "scorecard.html").write_text(page, encoding="utf-8")
-    (folder / "scorecard.md").write_text(_markdown(folder, title, description, facts, headline, sections), encoding="utf-8")
-    told = {"facts": dict(facts), "columns": headline.columns, "rows": headline.rows, "short": headline.short}
-    (folder / "headline.json").write_text(json.dumps(told))
+    (folder / "scorecard.md").write_text(_markdown(folder, title, description, facts, first, sections), encoding="utf-8")
+    for name, table in first.items():
+        told = {"title": table.title, "facts": dict(facts), "columns": table.columns, "rows": table.rows, "short": table.short}
+        (folder / f"{name}.json").write_text(json.dumps(told))
 
 
 def _markdown(
-    folder: Path, title: str, description: str, facts: Mapping[str, str], headline: Table, sections: Sequence[Section]
-) -> str:  # fmt: skip
+    folder: Path, title: str, description: str, facts: Mapping[str, str], first: Mapping[str, Table], sections: Sequence[Section]
+) -> str:
     lines = [f"# {title}", "", description, "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
-    lines += [f"## {headline.title}", "", headline.markdown(), ""]
+    for table in first.values():
+        lines += [f"## {table.title}", "", table.markdown(), ""]
     for section in sections:
         lines += [f"## {section.title}", "", *([section.intro, ""] if section.intro else [])]
         for name, text in section.texts():

@@ -91,7 +91,7 @@ def _ours(row: tuple[str, str, str, str | None], found: Iterable[Score], missing
     """(value with its interval, what it was measured on), or that there is none and why."""
     shown = [score for score in found if score.sure]
     if not shown:
-        reasons = [one.reason for one in missing for place in one.published if (place["task"], place["metric"]) == row[:2]]
+        reasons = [one.short_reason for one in missing for place in one.published if (place["task"], place["metric"]) == row[:2]]
         return NOT_HERE, "; ".join(dict.fromkeys(reasons)) or NOT_ASKED
     factors = [100.0 if row[2] in HUNDREDTHS and not score.scale else 1.0 for score in shown]
     values = [f"{scaled(s.value, f)} ({s.interval(f)})" for s, f in zip(shown, factors, strict=True)]
@@ -110,18 +110,8 @@ def _without_one(scores: Sequence[Score], missing: Sequence[NotRun]) -> list[Tab
     told = [((one.asset, one.note), one.name) for one in scores if one.published is None and one.sure]
     told += [((one.asset, f"{NOT_HERE}: {one.reason}"), one.name) for one in missing if not one.published]
     rows = [
-        [asset, ", ".join(name for key, name in told if key == (asset, note)), note]
+        [asset, " · ".join(name for key, name in told if key == (asset, note)), note]
         for asset, note in dict.fromkeys(key for key, _ in told)
     ]
     title = "measured otherwise than any published number, so none stands beside"
     return [Table(title, ["artifact", "scores", "what they are"], rows)] if rows else []
-
-
-def columns_of(scores: Sequence[Score]) -> dict[str, list[str]]:
-    """Columns that only some suites have, where a score here has them: name -> a cell a score."""
-    cells = {
-        "shots": [one.shots or "" for one in scores],
-        "K": [one.k for one in scores],
-        "8-grams seen": ["" if one.overlap is None else f"{one.overlap:.3g} %" for one in scores],
-    }
-    return {name: column for name, column in cells.items() if any(column)}

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
+from assets import base_model
 from assets import scorecard_tables as tables
-from assets.base_model import not_run
 from assets.contract import Artifact, Inputs, Metrics
 from assets.finetuning_page import CONSTANT, SCORE_NAMES, parts_of
 from gpt_model.evaluation.suites import Cloze, Data, Dataset, Labelled, LastWord, Passages, TaskMetadata, suite_tasks
@@ -48,6 +49,7 @@ class Score:
     paper: str | None = None  # the generation whose protocol it is, where the published name alone does not say
     shots: str | None = None  # zero, one or few
     k: str = ""  # demonstrations that fitted, on average, of those asked for
+    available: int | None = None  # examples that the split has
     overlap: float | None = None  # % of the task's 8-grams that stand in the training text
 
     @property
@@ -69,8 +71,9 @@ class Score:
         return f"{scaled(self.low or 0.0, factor)} – {scaled(self.high or 0.0, factor)}" if self.sure else ""
 
     def on(self) -> str:
-        """ "500 examples, validation" """
-        return f"{self.examples:,} {self.unit}, {self.split}" if self.sure else ""
+        """ "500 of 1,300 examples, validation" """
+        of = f" of {self.available:,}" if self.available and self.examples and self.available > self.examples else ""
+        return f"{self.examples:,}{of} {self.unit}, {self.split}" if self.sure else ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,11 @@ class NotRun:
     published: tuple[Mapping[str, str], ...] = ()
     paper: str | None = None
 
+    @property
+    def short_reason(self) -> str:
+        """Without what to do about it, which stands under the artifact."""
+        return self.reason.partition(";")[0]
+
 
 def collect(recipe: str, inputs: Inputs) -> tuple[list[Score], list[NotRun]]:
     """Every score of the inputs, from the metrics their stages report, and what was not run here."""
@@ -93,7 +101,7 @@ def collect(recipe: str, inputs: Inputs) -> tuple[list[Score], list[NotRun]]:
 
 def _collected(recipe: str, inputs: Inputs) -> Iterator[Score | NotRun]:
     for name, artifact in inputs.items():
-        asset, reason = f"{recipe}/{name}", not_run(artifact)
+        asset, reason = f"{recipe}/{name}", base_model.not_run(artifact)
         if artifact.stage == "finetuned":
             yield from _finetuned_scores(asset, artifact)
         elif reason:
@@ -101,11 +109,13 @@ def _collected(recipe: str, inputs: Inputs) -> Iterator[Score | NotRun]:
         elif artifact.stage == "pretrained":
             yield from _pretrained_scores(asset, artifact, inputs)
         elif artifact.stage == "zero_shot":
-            yield from _zero_shot_scores(asset, artifact, inputs["corpus"].metrics if "corpus" in inputs else {})
+            yield from _zero_shot_scores(asset, artifact, inputs)
 
 
 def _pretrained_scores(asset: str, artifact: Artifact, inputs: Inputs) -> Iterator[Score]:
     metrics, corpus, tokens = artifact.metrics, inputs["corpus"], inputs["tokens"].metrics
+    caveat = base_model.caveat(artifact, inputs)
+    xz = {} if caveat else {source: corpus.metrics[f"xz/{source}/bpb"] for source in _weights(corpus)}  # xz reads the text itself
     sources = sorted(key.split("/")[1] for key in metrics if fnmatch(key, "held_out/*/bpb"))
     by_source = [
         Score(
@@ -115,25 +125,29 @@ def _pretrained_scores(asset: str, artifact: Artifact, inputs: Inputs) -> Iterat
             metrics[f"held_out/{source}/bpb"],
             metrics.get(f"held_out/{source}/bpb_low"),
             metrics.get(f"held_out/{source}/bpb_high"),
-            f"xz -9e {corpus.metrics[f'xz/{source}/bpb']:.3f}",
-            corpus.metrics[f"xz/{source}/bpb"],
+            f"xz -9e {xz[source]:.3f}" if xz else "",
+            xz.get(source),
             int(tokens[f"held_out/{source}/tokens"]),
             "tokens",
             HELD_OUT,
             lower_is_better=True,
-            note="every held-out token; xz primed with the same training text",
+            note=f"every held-out token. {caveat}" if caveat else "every held-out token; xz primed with the same training text",
         )
         for source in sources
     ]
-    weights = {source["name"]: float(source["weight"]) for source in corpus.config["sources"]}
-    yield _by_mixture(by_source, [weights[source] for source in sources], metrics)
+    yield _by_mixture(by_source, [_weights(corpus)[source] for source in sources], metrics, caveat)
     yield from by_source
 
 
-def _by_mixture(scores: list[Score], weights: list[float], metrics: Metrics) -> Score:
+def _weights(corpus: Artifact) -> dict[str, float]:
+    return {source["name"]: float(source["weight"]) for source in corpus.config["sources"]}
+
+
+def _by_mixture(scores: list[Score], weights: list[float], metrics: Metrics, caveat: str) -> Score:
     """The sources' bits per byte, and xz's, weighted as they are trained on. The interval takes the sources for independent."""
     shares = [weight / (sum(weights) or 1.0) for weight in weights]
-    value, xz = metrics["held_out/bpb"], sum(share * (score.against or 0.0) for share, score in zip(shares, scores, strict=True))
+    value, uniform = metrics["held_out/bpb"], metrics["uniform_bpb"]
+    xz = None if caveat else sum(share * (score.against or 0.0) for share, score in zip(shares, scores, strict=True))
     known = all(score.low is not None for score in scores)
     half = sum((share * (score.value - (score.low or 0.0))) ** 2 for share, score in zip(shares, scores, strict=True)) ** 0.5
     return Score(
@@ -143,25 +157,27 @@ def _by_mixture(scores: list[Score], weights: list[float], metrics: Metrics) -> 
         value,
         value - half if known else None,
         value + half if known else None,
-        f"xz -9e {xz:.3f}, uniform {metrics['uniform_bpb']:.3f}",
-        xz,
+        f"uniform {uniform:.3f}" if xz is None else f"xz -9e {xz:.3f}, uniform {uniform:.3f}",
+        uniform if xz is None else xz,
         sum(score.examples or 0 for score in scores),
         "tokens",
         HELD_OUT,
         lower_is_better=True,
-        note="sources, and xz's figures of them, weighted as they are trained on",
+        note=f"sources weighted as they are trained on. {caveat}"
+        if caveat
+        else "sources, and xz's figures of them, weighted as they are trained on",
     )
 
 
 def _finetuned_scores(asset: str, artifact: Artifact) -> Iterator[Score | NotRun]:
     m, entry = artifact.metrics, TaskEntry.model_validate(artifact.config["source"])
     row, parts = entry.published, entry.published.parts if entry.published else {}
-    if reason := not_run(artifact):
+    if reason := base_model.not_run(artifact):
         rows = tuple({"task": task, "metric": row.metric} for task in (row.task, *parts.values())) if row else ()
         yield NotRun(asset, artifact.fingerprint, SCORE_NAMES[entry.metric], reason, rows, "gpt1")
         return
-    note = ", ".join(f"{split} on {tables.share_of(int(m[f'{split}_examples']), int(m[f'{split}_examples_available']))}"
-                     for split in ("training", "test"))  # fmt: skip
+    note = f"trained on {tables.share_of(int(m['training_examples']), int(m['training_examples_available']))}"
+    available = int(m["test_examples_available"])
     note += f"; {entry.description}" if entry.description else ""
     for key in entry.reported():
         constant = {"majority" if key == "accuracy" else "one answer": m[CONSTANT[key]]} if CONSTANT.get(key) in m else {}
@@ -170,7 +186,7 @@ def _finetuned_scores(asset: str, artifact: Artifact) -> Iterator[Score | NotRun
             asset, artifact.fingerprint, SCORE_NAMES[key], m[key], m[f"{key}_low"], m[f"{key}_high"],
             ", ".join(f"{name} {value:.3f}" for name, value in beside.items()), max(beside.values()),
             int(m["test_examples"]), split=test_split(entry), note=note, paper="gpt1",
-            published={"task": row.task, "metric": key} if row and row.metric == key else None,
+            published={"task": row.task, "metric": key} if row and row.metric == key else None, available=available,
         )  # fmt: skip
     for part in parts_of(m):
         key = entry.metric
@@ -182,7 +198,7 @@ def _finetuned_scores(asset: str, artifact: Artifact) -> Iterator[Score | NotRun
         )  # fmt: skip
     yield Score(
         asset, artifact.fingerprint, "transfer", m["transfer"], m["transfer_low"], m["transfer_high"], "no transfer 0", 0.0,
-        int(m["test_examples"]), split=test_split(entry),
+        int(m["test_examples"]), split=test_split(entry), available=available,
         note=f"{SCORE_NAMES[entry.metric]} over the same network fine-tuned from random weights",
     )  # fmt: skip
 
@@ -197,16 +213,18 @@ def test_split(entry: TaskEntry, part: str | None = None) -> str:
     return f"test{own}" + (f", {part}" if part else "")
 
 
-def _zero_shot_scores(asset: str, artifact: Artifact, corpus: Metrics) -> Iterator[Score | NotRun]:
+def _zero_shot_scores(asset: str, artifact: Artifact, inputs: Inputs) -> Iterator[Score | NotRun]:
+    caveat = base_model.caveat(artifact, inputs)
+    comparable: Metrics = inputs["corpus"].metrics if "corpus" in inputs and not caveat else {}
     for row in json.loads((artifact.path / "results.json").read_text(encoding="utf-8"))["rows"]:
         paper = found.group() if (found := re.match(r"gpt\d(?=_)", row["suite"])) else None  # a suite named so has that paper's protocols
         metadata = _metadata(artifact, row["suite"], row["task"])
         if reason := row.get("not_run"):
-            places = tuple(place.model_dump() for place in metadata.published.values())
+            places = (row["published"],) if "published" in row else tuple(place.model_dump() for place in metadata.published.values())
             yield NotRun(asset, artifact.fingerprint, f"{row['suite']} {row['task']}", reason, places, paper)
             continue
         baseline, against = row["baseline"], row["baseline_value"]
-        if row["metric"] == "bits_per_byte" and (against := corpus.get(f"xz/{row['task']}/bpb")) is not None:
+        if row["metric"] == "bits_per_byte" and (against := comparable.get(f"xz/{row['task']}/bpb")) is not None:
             baseline = f"xz -9e {against:.3f}"
         used = row.get("demonstrations", {})
         yield Score(
@@ -221,14 +239,23 @@ def _zero_shot_scores(asset: str, artifact: Artifact, corpus: Metrics) -> Iterat
             row["examples"],
             split=row.get("split") or _split(metadata.data),
             lower_is_better=row["lower_is_better"],
-            note=row["note"],
+            note=_protocol(row, caveat),
             scale=row.get("unit") or "",
             published=row.get("published") or (place.model_dump() if (place := metadata.published.get(row["metric"])) else None),
             paper=paper,
             shots=row.get("shots"),
             k=f"{used['mean']:.1f} of {used['asked']}" if used.get("asked") else "",
+            available=row.get("available"),
             overlap=row.get("overlap_percent"),
         )
+
+
+def _protocol(row: Mapping[str, Any], caveat: str) -> str:
+    """What no other column says: counts, shots and overlap have theirs."""
+    told = [row["description"]] if row["description"] else []
+    told += ["its surest answers"] if "_top_" in row["metric"] else []
+    told += [f"{row['too_long']:,} more have an answer longer than the context"] if row["too_long"] else []
+    return "; ".join(told) + (f" {caveat}" if caveat and row["metric"].endswith(base_model.BITS_PER_BYTE) else "")
 
 
 def _metadata(artifact: Artifact, suite: str, task: str) -> TaskMetadata:

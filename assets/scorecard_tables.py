@@ -44,6 +44,7 @@ def facts(inputs: Inputs) -> dict[str, str]:
         "model": _described(model, imported or inputs["tokenizer"]),
         **({"imported from": _described_import(imported)} if imported else {}),
         **({"trained on": _trained_on(model, inputs["corpus"])} if model is not imported else {}),
+        **({"note": caveat} if (caveat := base_model.caveat(model, inputs)) else {}),
         "built": f"{ended[:16].replace('T', ' ')} UTC in {spent / 60:.1f} min inside the stages, profile {made['profile']['name']}, "
         f"code {commit}",
     }

@@ -1,6 +1,6 @@
 """`make bench`: every figure of docs/performance.md, measured one after the other. About 40 minutes on two cores, nothing beside it.
 
-python -m benchmarks [demo|bits|speed|evaluation|memory …]     all of them by default; figures also go to benchmarks/results/
+python -m benchmarks [PART …]     all by default: demo bits speed banded generation evaluation memory; figures go to benchmarks/results/
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ PARTS = {
     "demo": ["demo.py", "--json", str(RESULTS / "demo.json")],
     "bits": ["bits_per_byte.py", "--json", str(RESULTS / "bits_per_byte.json")],
     "speed": ["throughput.py", "--json", str(RESULTS / "throughput.json")],
+    "banded": ["banded_attention.py", "--json", str(RESULTS / "banded_attention.json")],
+    "generation": ["generation_speed.py", "--json", str(RESULTS / "generation_speed.json")],
     "evaluation": ["evaluation_speed.py"],
     "memory": ["tokenize_memory.py"],
 }

@@ -2,9 +2,9 @@
 
     python benchmarks/banded_attention.py [--rounds 7] [--json FILE]
 
-One sequence, 12 heads of 64, float32, forward and backward. Dense is torch's scaled_dot_product_attention(is_causal=True), which never makes a
-[time, time] buffer on a CPU either: it is the time that grows with the square. Both take turns in one process; the ratio is of medians. Memory is
-what a fresh process holds at its peak beyond what it held with the inputs made: result, gradients, everything kept and scratch.
+One sequence, 12 heads of 64, float32, forward and backward. Dense is torch's scaled_dot_product_attention(is_causal=True), which makes no
+[time, time] buffer on a CPU either: it is its time that grows with the square. Both take turns in one process; the ratio is of medians.
+Memory is what a fresh process holds at its peak beyond what it held with the inputs made: result, gradients, everything kept and scratch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -87,7 +88,7 @@ def report(found: dict[str, dict[str, dict[str, float]]]) -> str:
         lines.append(f"context {int(context):,}: banded {1e3 * banded:.1f} ms / dense {1e3 * dense:.1f} ms = {banded / dense:.2f}{bar}")
     for way in WAYS:
         at = [held[str(context)][way] for context in CONTEXTS]
-        growth = max(later / earlier for earlier, later in zip(at, at[1:], strict=False))
+        growth = max(later / earlier for earlier, later in pairwise(at))
         bar = f", at most {growth:.2f} times at twice the context {below(growth, GROWTH_BAR)}" if way == "banded" else ""
         lines.append(f"peak memory, {way}: {', '.join(f'{size / 1e6:.1f}' for size in at)} MB{bar}")
     return "\n".join(lines)

@@ -176,7 +176,9 @@ def fit_terms(parameters: Sequence[float], tokens: Sequence[float], losses: Sequ
     spreads = np.sqrt(np.sum((y - fitted) ** 2) / draw.chisquare(freedom, DRAWS_OF_TERMS))
     others = fitted + spreads[:, None] * draw.standard_normal((DRAWS_OF_TERMS, len(y)))
     draws = np.array([_terms(n, d, other, best)[1] for other in others])
-    return Terms(*map(float, np.exp(best[:3])), *map(float, best[3:]), draws)
+    floor, of_parameters, of_data = np.exp(best[:3]).tolist()
+    alpha, beta = best[3:].tolist()
+    return Terms(floor, of_parameters, of_data, alpha, beta, draws)
 
 
 def _terms(n: Values, d: Values, y: Values, start: Values) -> tuple[float, Values]:

@@ -1,4 +1,4 @@
-"""Sizing: what a number of layers sets besides itself: width, heads, learning rate, batch and tokens. Arithmetic; nothing is read or trained.
+"""Sizing: what a number of layers sets besides itself: width, heads, learning rate, batch and tokens. Arithmetic only.
 
 The rules lead from a known model (an anchor) to one of another depth:
 
@@ -63,7 +63,7 @@ class Size:
 
 
 def sized(rules: Rules, layers: int, fixed: Mapping[str, Any]) -> Size:
-    """The size of `layers` layers. `fixed`: the other fields of the model, its vocabulary among them; width and heads too, where they are given.
+    """The size of `layers` layers. `fixed`: the model's other fields, vocabulary among them; width and heads where they are given.
 
     Raises pydantic's ValidationError where they do not fit each other.
     """

@@ -25,6 +25,7 @@ from gpt_model.projection import Projection
 
 __all__ = ["GPT", "IGNORED", "NORM_EPSILON", "Cache"]
 NORM_EPSILON = 1e-5
+GPT1_WIDTH = 768
 
 
 class Attention(nn.Module):
@@ -107,10 +108,12 @@ class GPT(Decoder):
         """GPT-1: 0.02 (section 4.1). GPT-2 and GPT-3: 0.01 for position embeddings, else 0.02, and residual projections scaled by
         1/sqrt(residual layers).
 
+        GPT-1's 0.02 is that of a width of 768. At a width of 128 what a layer would add to the stream, which is normalised after each
+        sum, were too small to learn from (training stayed at the words' frequencies); so a block's matrices keep the size of what they add.
         Standard deviations: GPT-2's released model.py; the scaling: GPT-2, section 2.3 (there are two residual layers a block).
         """
         if self.config.family == "gpt1":
-            return 0.02
+            return 0.02 * math.sqrt(GPT1_WIDTH / self.config.width) if name.startswith("h.") else 0.02
         if name.endswith("c_proj.weight"):
             return 0.02 / math.sqrt(2 * self.config.layers)
         return 0.01 if name.startswith("wpe") else 0.02

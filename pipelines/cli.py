@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from assets.contract import Artifact
 from assets.profile import Profile, load_profile
 from assets.resources.store import Store
-from gpt_model.errors import UserError
+from gpt_model.errors import Unreachable, UserError
 from gpt_model.memory import peak_resident_bytes
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def _ready(recipe: str, profile: str) -> tuple[Recipe, Path, Profile]:
+def _ready(recipe: str, profile: str, hub_may_be_silent: bool = False) -> tuple[Recipe, Path, Profile]:
     """Recipe, its file, profile. What can be known to be wrong is said here: before anything heavy is imported, let alone built."""
     from assets.graph import check, nodes
     from assets.pretraining import PRETRAINED, check_shared_out
@@ -82,7 +82,7 @@ def _ready(recipe: str, profile: str) -> tuple[Recipe, Path, Profile]:
     path = find_file(recipe, RECIPES, "recipe")
     loaded, execution = load_recipe(str(path)), load_profile(profile)
     graph = nodes(loaded)
-    check(graph, path.parent)
+    check(graph, path.parent, passing=(Unreachable,) if hub_may_be_silent else ())
     with naming(loaded.files):
         for config in (node.settings(path.parent) for node in graph if node.stage is PRETRAINED):
             if "model" in config:  # an imported model's context is known once it is here
@@ -127,7 +127,7 @@ def plan(recipe: RecipeName, profile: ProfileName = "cpu", as_json: AsJson = Fal
     from pipelines import plan as plans
 
     store = _store()
-    loaded, path, execution = _ready(recipe, profile)
+    loaded, path, execution = _ready(recipe, profile, hub_may_be_silent=True)
     facts = plans.plan(loaded, path.parent, execution, store)
     if as_json:
         _print_json(facts)

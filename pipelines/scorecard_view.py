@@ -7,15 +7,15 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from assets.resources.store import Store
+from assets.scorecard_headline import ARTIFACT, COMMANDS, FIRST, PROTOCOL, SEEN, SETTINGS, K
 from assets.scorecard_published import NOT_HERE
 
-ARTIFACT, COMMANDS = "artifact", "walk it back, make it again"  # said once above an artifact's scores
-PAGE_ONLY = ("protocol", "K", "8-grams seen")  # too wide for a terminal
+PAGE_ONLY = (PROTOCOL, SEEN, K)  # too wide for a terminal
+COLOURS = {"better": "green", "worse": "red"}
 
 
 def as_values(store: Store, recipe: str) -> dict[str, Any]:
@@ -35,22 +35,17 @@ def announce(store: Store, recipe: str, say: Callable[[Any], None]) -> None:
     """What was built, its scores by artifact with the commands that walk them back, the scorecard's paths, and where to look next."""
     artifact = store.resolve(f"{recipe}/scorecard")
     shown = store.show(artifact)
-    headline = json.loads((shown / "headline.json").read_text(encoding="utf-8"))
-    for fact, value in headline["facts"].items():
+    first = [json.loads(path.read_text(encoding="utf-8")) for name in FIRST if (path := shown / f"{name}.json").is_file()]
+    for fact, value in first[0]["facts"].items():
         say(f"{fact:<11} {value}")
-    columns = headline["columns"]
-    not_run, rows = ([row for row in headline["rows"] if (row[columns.index("value")] == NOT_HERE) is told] for told in (True, False))
-    places = [place for place, column in enumerate(columns) if column not in (ARTIFACT, COMMANDS, *PAGE_ONLY)]
-    widths = [max(len(row[place]) for row in (columns, *rows)) for place in places]
-    say(Text(""))
-    say(_table(widths, [[columns[place] for place in places]], style="dim"))
-    of, commands = columns.index(ARTIFACT), columns.index(COMMANDS)
-    for (name, walk), group in groupby(rows, key=lambda row: (row[of], row[commands])):
-        say(Text.assemble("\n", (name, "bold"), "   ", (walk.strip("`").replace("` `", "   "), "cyan")))
-        say(_table(widths, [[row[place] for place in places] for row in group]))
+    not_run: list[str] = []
+    for table in first:
+        rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+        not_run += [row["score"] for row in rows if row.get("value") == NOT_HERE]
+        if run := [row for row in rows if row.get("value") != NOT_HERE]:
+            _say_scores(table["columns"], run, say)
     if not_run:
-        names = ", ".join(row[columns.index("score")] for row in not_run)
-        say(Text(f"\nnot run here   {names}: the scorecard says why", style="dim"))
+        say(Text(f"\nnot run here   {', '.join(not_run)}: the scorecard says why", style="dim"))
     say(
         f"\nscorecard      {shown / 'scorecard.html'}\n"
         f"as Markdown    {shown / 'scorecard.md'}\n"
@@ -59,11 +54,32 @@ def announce(store: Store, recipe: str, say: Callable[[Any], None]) -> None:
     )
 
 
-def _table(widths: list[int], rows: list[list[str]], style: str = "") -> Table:
+def _say_scores(columns: list[str], rows: list[dict[str, str]], say: Callable[[Any], None]) -> None:
+    """A table's rows under each artifact with its commands, their columns below each other."""
+    shown = [column for column in columns if column not in (ARTIFACT, COMMANDS, *PAGE_ONLY)]
+    lines = [[_narrow(column, row[column]) for column in shown] for row in rows]
+    widths = [max(len(line[place]) for line in ([*map(Text, shown)], *lines)) for place in range(len(shown))]
+    say(Text(""))
+    say(_table(widths, [[*map(Text, shown)]], style="dim"))
+    for (name, walk), group in groupby(zip(rows, lines, strict=True), key=lambda pair: (pair[0][ARTIFACT], pair[0][COMMANDS])):
+        say(Text.assemble("\n", (name, "bold"), "   ", (walk.strip("`").replace("` `", "   "), "cyan")))
+        say(_table(widths, [line for _, line in group]))
+
+
+def _narrow(column: str, cell: str) -> Text:
+    """What is counted is examples if nothing is said; where settings stand side by side, the verdict is a colour."""
+    value, _, verdict = cell.rpartition(" ")
+    if column not in SETTINGS.values():
+        return Text(cell.replace(" examples,", ","))
+    told, style = (value, COLOURS[verdict]) if verdict in COLOURS else (cell, "")
+    return Text(told.replace(" – ", "–"), style=style)
+
+
+def _table(widths: list[int], rows: list[list[Text]], style: str = "") -> Table:
     """Rows whose columns stand below those of the table before."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False, style=style)
     for width in widths:
         table.add_column(min_width=width)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table

@@ -59,6 +59,51 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"paragraph": f"{who} has the {thing}.", "question": "Who has it?", "answer": who if n % 2 else "no one", "label": n % 2}
         for n, (thing, who) in enumerate(BOTH)
     ],
+    "section_dialogue": [
+        {
+            "title": f"The {thing}", "section": "History", "passage": f"{who} made the {thing} in the garden. CANNOTANSWER",
+            "questions": ["Who made it?", "When?", "Where?"],
+            "answers": {"texts": [[who, f"it was {who}"], ["CANNOTANSWER", "CANNOTANSWER", "in the garden"], [who, "garden"]]},
+            "first_answers": {"texts": [who, "CANNOTANSWER", "the garden"]},
+        }
+        for thing, who in BOTH
+    ],
+    "passage_questions": [
+        {"title": f"The_{thing}", "passage": f"{who} made the {thing}.", "question": question, "answers": {"text": answers}}
+        for thing, who in BOTH[:4]
+        for question, answers in (("Who made it?", [who, f"it was {who}"]), ("Who sold it? ", []))
+    ],
+    "discrete_reasoning": [
+        {
+            "passage": f"{who} and Ludwig sold {n + 2} of 9 {thing}s in May.",
+            "question": ("How many were left?", "Who sold them?", "When was it?")[n % 3],
+            "answer": answer,
+            "validated_answers": {key: [value, value] for key, value in answer.items()},
+        }
+        for n, (thing, who) in enumerate(BOTH)
+        for answer in [
+            {
+                "number": str(7 - n) if n % 3 == 0 else "",
+                "spans": [who, "Ludwig"] if n % 3 == 1 else [],
+                "date": {"day": "", "month": "May" if n % 3 == 2 else "", "year": ""},
+            }
+        ]
+    ],
+    "sentences_to_translate": [
+        {"translation": {"en": f"The {thing} fell.", "fr": f"Le {thing} tomba.", "de": f"Der {thing} fiel.", "ro": f"Un {thing} a căzut."}}
+        for thing in THINGS
+    ],
+    "marked_pronouns": [
+        {
+            "text": f"{who} gave Ludwig the {thing} since he had two .", "noun": ("Ludwig", who)[n % 2], "pronoun": "he",
+            "place": 6, "label": n % 2,
+        }
+        for n, (thing, who) in enumerate(BOTH)
+    ],
+    "analogies": [
+        {"stem": [thing, who], "choice": [["wood", "fire"], ["hall", "yard"], ["loft", "bed"], ["a", "b"], ["c", "d"]], "answer": n % 5}
+        for n, (thing, who) in enumerate(BOTH)
+    ],
     "record": [
         {
             "passage": f"{who} and Ludwig met.\n@highlight\nThe {thing} was lost", "query": "@placeholder lost it.",

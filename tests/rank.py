@@ -137,11 +137,11 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
     """
     from safetensors.torch import save_file
 
+    from assets.base_model import trained_shape
     from assets.contract import Artifact
     from assets.experiments.ablations import ABLATIONS
     from assets.experiments.layers_transferred import LAYERS_TRANSFERRED
     from assets.finetuning import FINETUNED
-    from assets.base_model import trained_shape
     from assets.pretraining import PRETRAINED, LanguageModelling, batches_of, execution_of, settings_of
     from gpt_model.data.sampler import Sampler
     from gpt_model.data.shards import TokenData

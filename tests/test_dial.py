@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,9 @@ def test_an_artifact_is_identified_by_the_numbers_and_not_by_the_dial(tmp_path: 
 
 def test_rules_of_a_file_take_the_place_of_those(tmp_path: Path) -> None:
     write_local_recipe(tmp_path)
-    (tmp_path / "rules.yaml").write_text("aspect: 16\nhead_width: 16\nwidth: 32\nparameters: 35000\nlearning_rate: 4.0e-3\nbatch_tokens: 512\ntokens_per_parameter: 2\n")
+    (tmp_path / "rules.yaml").write_text(
+        "aspect: 16\nhead_width: 16\nwidth: 32\nparameters: 35000\nlearning_rate: 4.0e-3\nbatch_tokens: 512\ntokens_per_parameter: 2\n"
+    )
     recipe = load_recipe(written(tmp_path, "extends: local\ndepth: {layers: 4, rules: rules.yaml}\n"))
     assert recipe.own[1].tokens == pytest.approx(2 * counted(recipe.model_config_for()), abs=recipe.own[1].batch_tokens)
     assert recipe.own[1].learning_rate == pytest.approx(4e-3 * 2**-0.77, rel=0.01)
@@ -114,7 +117,10 @@ def test_rules_of_a_file_take_the_place_of_those(tmp_path: Path) -> None:
         ("depth: deep\n", r"deep\.yaml, line 2: `depth\.layers` is 'deep'"),
         ("depth: {layers: 4, rules: none.yaml}\n", r"deep\.yaml, line 2: `depth`: There is no rules file"),
         ("depth: {layer: 4}\n", r"`depth\.layer` is not a key here\. Did you mean `layers`"),
-        ("depth: 4\nmodel: {width: 33, heads: 2}\n", r"deep\.yaml, line 2: `depth`: it makes no model .* width 33 is not divisible by heads 2"),
+        (
+            "depth: 4\nmodel: {width: 33, heads: 2}\n",
+            r"deep\.yaml, line 2: `depth`: it makes no model .* width 33 is not divisible by heads 2",
+        ),
         ("depth: 4\npretraining: {tokens: many}\n", r"`pretraining\.tokens` is 'many'"),
     ],
 )
@@ -139,5 +145,5 @@ def test_sizes_grow_without_a_jump_and_batches_divide_as_the_anchors_do() -> Non
     rules = Rules.of(PUBLISHED["gpt2-small"], {"learning_rate": 6e-4, "batch_tokens": 524_288, "tokens": 10**10})
     sizes = [sized(rules, n, {"context": 1024, "vocab_size": 50257}) for n in range(1, 49)]
     assert [size.model.width for size in sizes] == [64 * n for n in range(1, 49)]
-    assert all(a.tokens < b.tokens and a.learning_rate > b.learning_rate for a, b in zip(sizes, sizes[1:], strict=False))
+    assert all(a.tokens < b.tokens and a.learning_rate > b.learning_rate for a, b in itertools.pairwise(sizes))
     assert all(size.batch_tokens & (size.batch_tokens - 1) == 0 and size.tokens % size.batch_tokens == 0 for size in sizes)

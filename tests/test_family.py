@@ -102,13 +102,18 @@ def test_the_network_is_the_papers_formula(family: str, fields: dict[str, object
 
 
 def test_weights_begin_as_each_paper_has_them() -> None:
-    for family, place, residual in (("gpt1", 0.02, 0.02), ("gpt2", 0.01, 0.02 / 16**0.5), ("gpt3", 0.01, 0.02 / 16**0.5)):
+    of_768 = 0.02 * 6**0.5  # at a sixth of GPT-1's width
+    for family, place, residual, others in (
+        ("gpt1", 0.02, of_768, of_768), ("gpt2", 0.01, 0.02 / 16**0.5, 0.02), ("gpt3", 0.01, 0.02 / 16**0.5, 0.02),
+    ):  # fmt: skip
         model = decoder(family, layers=8, width=128, context=256)
         spread = {name: float(weight.detach().std()) for name, weight in model.named_parameters() if weight.dim() == 2}
         assert spread["wpe.weight"] == pytest.approx(place, rel=0.05)
         assert spread["wte.weight"] == pytest.approx(0.02, rel=0.05)
         assert spread["h.3.mlp.c_proj.weight"] == pytest.approx(residual, rel=0.05)
-        assert spread["h.7.attn.c_attn.weight"] == pytest.approx(0.02, rel=0.05)
+        assert spread["h.7.attn.c_attn.weight"] == pytest.approx(others, rel=0.05)
+    with torch.device("meta"):
+        assert GPT(ModelConfig.published("gpt1")).spread_of("h.0.attn.c_attn.weight") == 0.02
 
 
 def test_gpt1_drops_elements_of_the_embedding_matrix_which_is_looked_up_and_is_the_head() -> None:

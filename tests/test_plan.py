@@ -243,7 +243,9 @@ def test_plan_counts_a_ramps_steps_and_what_snapshots_take(store: Store, base: P
     plain, facts = plan(RECIPE, base, CPU, store), plan(longer, base, CPU, store)
     assert plain["steps"] == 40 and facts["steps"] == Batches(512, 64, 8192).within(20_480) > 50
     assert (plain["snapshot_bytes"], facts["snapshot_bytes"]) == (0, 5 * 4 * facts["parameters"]["all"])
-    sizes = [next(row for row in one["stages"] if row["asset"] == "small/pretrained")["forecast"]["bytes"]["expected"] for one in (plain, facts)]
+    sizes = [
+        next(row for row in one["stages"] if row["asset"] == "small/pretrained")["forecast"]["bytes"]["expected"] for one in (plain, facts)
+    ]
     assert sizes[1] == pytest.approx(6 * sizes[0])
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(draw_plan(facts))

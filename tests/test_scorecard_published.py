@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import BuiltStore
+from rich.console import Console
 from test_experiment_page import DOCUMENT
 from test_scorecard import Card, Page
 
-from assets import experiment_page, scorecard
+from assets import experiment_page, scorecard, scorecard_headline, scorecard_tables
 from assets.contract import NOT_RUN, Built
+from assets.pretraining import PRETRAINED
 from assets.resources.store import Store
-from assets.scorecard_page import Section, Table
+from assets.scorecard_page import Section, Table, write_page
 from assets.scorecard_published import OURS, beside_the_paper, reproductions
 from assets.scorecard_scores import NotRun, Score, collect, test_split
 from gpt_model.published import references
 from gpt_model.tasks.entry import TaskEntry
+from gpt_model.tokenizer import Tokenizer
+from pipelines.scorecard_view import announce
 
 NUMBER = r"-?[\d.,]+(e[+-]\d+)?"
 INTERVAL = re.compile(rf"{NUMBER} – {NUMBER}")
 OURS_CELL = re.compile(rf"{NUMBER} \({INTERVAL.pattern}\)( · {NUMBER} \({INTERVAL.pattern}\))*")
-ON_CELL = re.compile(r"[\d,]+ (examples|tokens), (held out|test|validation|training and validation|all splits)")
+ON_CELL = re.compile(r"[\d,]+( of [\d,]+)? (examples|tokens), (held out|test|validation|training and validation|all splits)")
 LAMBADA = Score(
     "tiny/zero_shot", "f" * 64, "last_word acc", 0.1234, 0.101, 0.149, examples=500, split="test",
     published={"task": "LAMBADA", "metric": "acc"}, paper="gpt2",
 )  # fmt: skip
+CAVEAT = Tokenizer.of("gpt1").caveat
 test_split.__test__ = False  # type: ignore[attr-defined]  # a function of the scorecard, whatever its name begins with
 
 
@@ -93,7 +100,7 @@ def test_a_score_of_no_published_protocol_is_named_with_what_it_is_and_no_number
 def test_a_number_without_interval_split_or_size_is_not_shown(lacking: dict[str, Any]) -> None:
     score = replace(LAMBADA, value=0.98765, **lacking)
     section = beside_the_paper("gpt2", "", [score], [])
-    headline = scorecard.headline([score], [])
+    headline = scorecard_headline.headline([score], [])
     shown = "".join(table.markdown() for table in (*section.tables, headline))
     assert "0.988" not in shown and "98.7" not in shown and headline.rows[0][2] == "no interval"
 
@@ -115,17 +122,68 @@ def test_a_reproduction_measured_as_ours_has_ours_beside_it() -> None:
     assert found[OURS[0]] == "0.123 (0.101 – 0.149)" and found["gpt2-small"] == "0.3256 ± .0065"
 
 
-def test_headline_has_columns_of_shots_and_overlap_only_where_a_suite_has_them() -> None:
-    assert {"shots", "K", "8-grams seen"}.isdisjoint(scorecard.headline([LAMBADA], []).columns)
-    table = scorecard.headline([replace(LAMBADA, shots="few", k="4.5 of 15", overlap=2.357), LAMBADA], [])
-    place = table.columns.index("shots")
-    assert table.columns[place : place + 3] == ["shots", "K", "8-grams seen"]
-    assert [one[place : place + 3] for one in table.rows] == [["few", "4.5 of 15", "2.36 %"], ["", "", ""]]
+def test_settings_of_a_task_stand_side_by_side_in_one_line_each_with_its_interval_and_verdict() -> None:
+    zero, one, few = (
+        replace(LAMBADA, name=f"piqa_{shots} acc", shots=shots, k=k, value=value, low=value - 0.1, high=value + 0.1, against=0.5,
+                baseline="chance 0.500", available=600, overlap=2.357)
+        for shots, k, value in (("zero", "", 0.35), ("one", "1.0 of 1", 0.45), ("few", "6.6 of 50", 0.65))
+    )  # fmt: skip
+    assert scorecard_headline.by_shots([LAMBADA]) is None and len(scorecard_headline.headline([LAMBADA, zero, one, few], []).rows) == 1
+    table = scorecard_headline.by_shots([LAMBADA, zero, one, few, replace(few, name="anli_few acc", k="", low=None)])
+    assert table is not None
+    piqa, anli = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert (piqa["score"], piqa["beside"], piqa["K"], piqa["on examples"]) == ("piqa acc", "chance 0.500", "6.6 of 50", "500 of 600, test")
+    assert piqa["zero-shot"] == "0.350 (0.250 – 0.450) worse" and piqa["one-shot"] == "0.450 (0.350 – 0.550)"
+    assert piqa["few-shot"] == "0.650 (0.550 – 0.750) better" and piqa["8-grams seen"] == "2.4 %"
+    assert (anli["zero-shot"], anli["few-shot"], anli["beside"], anli["on examples"]) == ("", "no interval", "", "")
+    fewer = scorecard_headline.by_shots([zero, replace(one, k="0.4 of 1"), few])
+    assert fewer is not None and "one-shot 0.4 of 1, 6.6 of 50" in fewer.rows[0]
+
+
+def test_settings_are_printed_in_a_line_of_a_terminal_and_keep_their_colours(tmp_path: Path) -> None:
+    settings = [
+        replace(LAMBADA, name=f"random_insertion_in_word_{shots} exact_match", shots=shots, against=0.5, baseline="chance 0.500",
+                available=10_000, split="all splits")
+        for shots in ("zero", "one", "few")
+    ]  # fmt: skip
+    first = {"headline": scorecard_headline.headline([LAMBADA], []), "by_shots": scorecard_headline.by_shots(settings)}
+    write_page(tmp_path, "Scorecard", "", {"model": "a small one"}, {name: table for name, table in first.items() if table}, [])
+    console = Console(width=200, force_terminal=True, record=True, file=io.StringIO())
+    store: Any = SimpleNamespace(resolve=lambda ref: ref, show=lambda artifact: tmp_path)
+    announce(store, "tiny", console.print)
+    styled = console.export_text(styles=True, clear=False)
+    (line,) = [line.rstrip() for line in console.export_text().splitlines() if "random_insertion" in line]
+    assert line.count("0.123 (0.101–0.149)") == 3 and "chance 0.500" in line and line.endswith("500 of 10,000, all splits")
+    assert len(line) <= 140 and styled.count("\x1b[31m0.123") == 3
+
+
+def test_bits_per_byte_of_normalised_text_say_so_and_stand_beside_nothing_of_the_text_itself(card: Card, tmp_path: Path) -> None:
+    Tokenizer.train(["The king has come. " * 20, "Go, tell the king; he waits."] * 20, vocab_size=50, style="gpt1").save(tmp_path)
+    tokenizer = replace(card.inputs()["tokenizer"], path=tmp_path)
+    inputs = {**card.inputs(), "tokenizer": tokenizer}
+    scores, _ = collect("ci", inputs)
+    told = [score for score in scores if score.name.startswith("bits per byte") or score.name.endswith("bits_per_byte")]
+    assert {score.asset for score in told} == {"ci/pretrained", "ci/zero_shot"}
+    for score in told:
+        assert CAVEAT in score.note and "xz" not in score.baseline + score.note, score
+        assert score.against in (None, inputs["pretrained"].metrics["uniform_bpb"])
+    assert not [score for score in scores if score not in told and CAVEAT in score.note]
+    assert scorecard_tables.facts(inputs)["note"] == CAVEAT and "note" not in scorecard_tables.facts(card.inputs())
+    pretrained = inputs["pretrained"]
+    built = Built(pretrained.config, {"tokens": inputs["tokens"], "tokenizer": tokenizer}, pretrained.path, pretrained.metrics, {}, [])
+    PRETRAINED.show(built, tmp_path)
+    assert CAVEAT in (tmp_path / "figures.md").read_text(encoding="utf-8")
+
+
+def test_headline_has_a_column_of_overlap_only_where_a_suite_has_it() -> None:
+    assert "8-grams seen" not in scorecard_headline.headline([LAMBADA], []).columns
+    table = scorecard_headline.headline([replace(LAMBADA, overlap=2.357), LAMBADA], [])
+    assert [one[table.columns.index("8-grams seen")] for one in table.rows] == ["2.4 %", ""]
 
 
 def test_rows_of_the_headline_stay_with_their_artifact() -> None:
     missing = NotRun("a", "f" * 64, "cbt", "why")
-    rows = scorecard.headline([replace(LAMBADA, asset="a"), replace(LAMBADA, asset="b")], [missing]).rows
+    rows = scorecard_headline.headline([replace(LAMBADA, asset="a"), replace(LAMBADA, asset="b")], [missing]).rows
     assert [one[:3] for one in rows] == [["a", "last_word acc", "0.123"], ["a", "cbt", "not run here"], ["b", "last_word acc", "0.123"]]
     assert rows[1][-2] == "why"
 
@@ -152,13 +210,16 @@ def test_public_data_that_cannot_be_had_and_published_rows_are_read_from_an_eval
     keys = {"task": "yes_no", "output_type": "multiple_choice", "doc_to_text": "x", "doc_to_choice": "options", "doc_to_target": "label",
             "metric_list": [{"metric": "acc"}], "metadata": metadata}  # fmt: skip
     known = {"suite": "gpt3_made", "task": "yes_no", "metric": "acc", "value": 0.5, "low": 0.4, "high": 0.6, "baseline": "",
-             "baseline_value": None, "examples": 90, "note": "90 of 100 examples", "lower_is_better": False,
+             "baseline_value": None, "examples": 90, "available": 100, "too_long": 3, "description": "made up", "lower_is_better": False,
              "shots": "few", "demonstrations": {"asked": 15, "fewest": 2, "mean": 4.52}, "overlap_percent": 1.5}  # fmt: skip
     (tmp_path / "results.json").write_text(json.dumps({"rows": [known, {"suite": "gpt3_made", "task": "yes_no", "not_run": "no hub"}]}))
     fake = replace(zero_shot, path=tmp_path, config={"suites": {"gpt3_made": keys}})
     (score,), (missing,) = collect("ci", {"zero_shot": fake, "corpus": card.inputs()["corpus"]})
     assert (score.split, score.published, score.paper) == ("validation", {"task": "BoolQ", "metric": "acc"}, "gpt3")
-    assert (score.shots, score.k, score.overlap, score.note) == ("few", "4.5 of 15", 1.5, "90 of 100 examples")
+    assert (score.shots, score.k, score.overlap, score.note) == (
+        "few", "4.5 of 15", 1.5, "made up; 3 more have an answer longer than the context"
+    )  # fmt: skip
+    assert score.on() == "90 of 100 examples, validation"
     assert (missing.reason, missing.published, missing.paper) == ("no hub", ({"task": "BoolQ", "metric": "acc"},), "gpt3")
 
 
@@ -169,7 +230,8 @@ def test_a_fine_tuned_task_stands_in_the_paper_s_row_or_says_why_it_was_not_run(
     scores, _ = collect("ci", {"finetuned/sentiment": known})
     found = row(beside_the_paper("gpt1", "", scores, []), "tables 2, 3 and 4", "SST-2", "accuracy, %")
     assert found[OURS[0]].startswith(f"{100 * task.metrics['accuracy']:.2f} (") and found["gpt1"] == "91.3"
-    assert found[OURS[1]].startswith(f"{int(task.metrics['test_examples']):,} examples, test")
+    asked, available = int(task.metrics["test_examples"]), int(task.metrics["test_examples_available"])
+    assert found[OURS[1]] == f"{asked:,} of {available:,} examples, test"
     (tmp_path / NOT_RUN).write_text(json.dumps({"not_run": "its authors give it on request"}))
     scores, missing = collect("ci", {"finetuned/sentiment": replace(known, path=tmp_path, metrics={"not_run": 1.0})})
     found = row(beside_the_paper("gpt1", "", scores, missing), "tables 2, 3 and 4", "SST-2", "accuracy, %")

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from gpt_model.tokenizer.words import normalised, standardise
 
 quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
+ROOT = Path(__file__).parent.parent
 LETTER = (
     'My dear Sir: I don\'t know what you\'d have me say. "Come home," he wrote, "or we\'ll sell it!"',
     "Mrs. Dale's brothers (all three) weren't at home; they'd gone to St. Ives at 7pm, hadn't they?",
@@ -210,6 +212,22 @@ def test_helper_processes_give_the_words_that_one_process_does(monkeypatch: pyte
     assert asked == [2, 2]
 
 
+def test_helpers_of_a_killed_process_are_gone_soon() -> None:
+    script = (
+        "import time; from gpt_model.tokenizer import words; from gpt_model.tokenizer.base import Piece;"
+        "words.HELPED_FROM = 0; print(words.normalised_all([Piece('It is')] * 2), flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "RAYON_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"['it is ', 'it is ']\n"
+        helpers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert len(helpers) >= 2
+    assert psutil.wait_procs(helpers, timeout=20)[1] == []
+
+
 def test_spelt_out_end_of_text_is_text_unless_asked(tokenizer: Tokenizer) -> None:
     assert tokenizer.end_of_text not in tokenizer.encode(f"one{END_OF_TEXT} two")
     ids = tokenizer.encode(f"one{END_OF_TEXT} two", allow_special=True)
@@ -283,7 +301,7 @@ def test_same_text_gives_the_same_bytes_on_disk_whatever_the_threads_and_hashes(
     )
     environment = {**os.environ, "RAYON_NUM_THREADS": "3", "PYTHONHASHSEED": "3"}
     command = [sys.executable, "-c", script, str(tmp_path)]
-    subprocess.run(command, input=json.dumps(PROSE), text=True, check=True, env=environment, cwd=Path(__file__).parent.parent)
+    subprocess.run(command, input=json.dumps(PROSE), text=True, check=True, env=environment, cwd=ROOT)
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
     assert all((tmp_path / name).read_bytes() == (saved / name).read_bytes() for name in files)
@@ -300,7 +318,7 @@ def test_importing_loads_neither_torch_nor_spacy() -> None:
     script = (
         "import sys, gpt_model.tokenizer as t; t.Tokenizer.of('gpt1'); print(sorted({'torch', 'spacy', 'ftfy', 'loky'} & set(sys.modules)))"
     )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
 
 

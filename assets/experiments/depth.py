@@ -1,7 +1,7 @@
 """Stage `depth`: held-out bits per byte of models of fewer and more layers, each trained from the start as the recipe's own is.
 
 GPT-1's figure 2 (left) varies how many layers of one model are transferred; this varies how many there are. The models are assets of their
-own, `depth/<layers>`, of the pre-training stage.
+own, `depth/layers_<number>`, of the pre-training stage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gpt_model.config import ModelConfig
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
-    """Write experiment.json from the metrics of the models that stand before it: "pretrained" and "depth/<layers>"."""
+    """Write experiment.json from the metrics of the models that stand before it: "pretrained" and "depth/layers_<number>"."""
     models = {int(one.config["model"]["layers"]): one for name, one in inputs.items() if name == "pretrained" or name.startswith("depth/")}
     layers = sorted(models)
     sources = sorted(name.split("/")[1] for name in models[layers[0]].metrics if name.startswith("held_out/") and name.endswith("/bpb_low"))

@@ -33,8 +33,8 @@ def experiment_nodes(recipe: Recipe) -> list[Node]:
     if section.depth:
         own, _ = recipe.own
         others = [n for n in section.depth.layers if n != own.layers]
-        made += [_trained(recipe, f"depth/{n}", own.model_copy(update={"layers": n}), snapshots=0) for n in others]
-        made.append(_experiment(recipe, DEPTH, lambda base: {}, ("tokenizer", "pretrained", *(f"depth/{n}" for n in others))))
+        made += [_trained(recipe, f"depth/layers_{n}", own.model_copy(update={"layers": n}), snapshots=0) for n in others]
+        made.append(_experiment(recipe, DEPTH, lambda base: {}, ("tokenizer", "pretrained", *(f"depth/layers_{n}" for n in others))))
     beside_lstm = [one for one in (section.zero_shot_dynamics, section.ablations) if one and one.lstm]
     if beside_lstm:
         model, _ = recipe.own

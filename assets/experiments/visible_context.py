@@ -5,6 +5,7 @@ them. What is measured stands in gpt_model/experiments/visible_context.py.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from assets import experiment_page
 from assets.contract import Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
@@ -19,7 +20,9 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     data = TokenData(inputs["tokens"].path)
     model = convert.load(inputs["pretrained"].path / "model").to(progress.profile.device).eval()
     contexts = _contexts(config["contexts"], model.config.context)
-    series, rows, metrics = [], [], {}
+    series: list[dict[str, Any]] = []
+    rows: list[list[Any]] = []
+    metrics: Metrics = {}
     for number, source in enumerate(data.sources):
         at = positions(data, source, contexts[-1], config["positions"], config["seed"])
         if len(at) < 2:
@@ -63,7 +66,7 @@ def _interval(found: tuple[float, float, float]) -> str:
     return f"{found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f})"
 
 
-def _sentence(one: dict[str, list[float]], contexts: list[int]) -> str:
+def _sentence(one: dict[str, Any], contexts: list[int]) -> str:
     return f"{one['label']}: {one['y'][0]:.3f} bits per byte from {contexts[0]} token, {one['y'][-1]:.3f} from {contexts[-1]}."
 
 

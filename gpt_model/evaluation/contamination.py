@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 # GPT-3's words too: its released 13-grams (overlap_frequency.md) have "i m" for "I'm" and "36 30" for "36°30'".
 from gpt_model.evaluation.ngrams import Hashes, alphanumeric_words, runs
-from gpt_model.evaluation.scores import rounded, spread
+from gpt_model.evaluation.scores import aggregated, rounded, spread
 
 SHORTEST, LONGEST = 8, 13  # words of a run
 PERCENTILE = 5
@@ -79,8 +79,6 @@ def split_score(metric: str, aggregation: str, values: Sequence[Any], dirty: Seq
 
 
 def _score(metric: str, aggregation: str, values: Sequence[Any]) -> dict[str, Any]:
-    from lm_eval.api.registry import get_aggregation
-
     sure = spread(metric, aggregation, values)
-    value = float(get_aggregation(aggregation)(values))
+    value = aggregated(aggregation, values)
     return {"value": rounded(value), "low": rounded(sure.low), "high": rounded(sure.high), "examples": len(values)}

@@ -72,9 +72,16 @@ def write_tasks(folder: Path, tasks: Sequence[TaskRows]) -> None:
         }
         if function := task.task.keys.get("process_results"):
             config["process_results"] = _Function(function)
+            config["metric_list"] = [_with_functions(entry) for entry in config["metric_list"]]
             shutil.copyfile(str(scoring.__file__), folder / "scoring.py")
         text = yaml.dump(config, Dumper=_TaskYaml, allow_unicode=True, sort_keys=True)
         (folder / f"{task.full_name}.yaml").write_text(text, encoding="utf-8")
+
+
+def _with_functions(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A metric of a task file; its aggregation may be a function of scoring.py."""
+    name = str(entry.get("aggregation"))
+    return {**entry, "aggregation": _Function(name)} if hasattr(scoring, name) else dict(entry)
 
 
 def evaluate(lm: LM, folder: Path, names: Sequence[str]) -> dict[str, Any]:

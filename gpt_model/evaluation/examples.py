@@ -102,7 +102,8 @@ def demonstrations_of(task: SuiteTask, material: Material) -> list[Row]:
     if isinstance(data, Arithmetic):
         rows: Iterator[Row] = iter(synthetic.arithmetic(data.problems, material.seed)[1])
     elif isinstance(data, Dataset) and data.demonstrations:
-        rows = _public(material, task, data.model_copy(update={"source": data.demonstrations}), "/demonstrations")
+        changes = {"source": data.demonstrations, "options": {**data.options, **data.demonstration_options}}
+        rows = _public(material, task, data.model_copy(update=changes), "/demonstrations")
     elif isinstance(data, Labelled) and data.demonstrations:
         rows = _labelled_rows(material, task, data, [data.demonstrations])
     else:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from gpt_model.evaluation import scoring
 
 Z = 1.959964  # of a two-sided 95 % interval
 ACCURACIES = ("acc", "acc_norm", "acc_bytes", "exact_match", "acc_mutual_info", "acc_per_token", "acc_answer_norm")
@@ -46,7 +48,26 @@ def spread(metric: str, aggregation: str, values: Sequence[Any]) -> Spread:
             return _exponential(nats, error)
         bits = 1 / math.log(2)
         return Spread(error * bits, (nats - Z * error) * bits, (nats + Z * error) * bits)
+    if aggregation == "share_of_questions":
+        return _share(np.asarray(scoring.by_question(values)))
+    if aggregation in ("f1_of_answers", "macro_f1"):
+        return _resampled(values, getattr(scoring, aggregation))
     return _resampled_bleu(values) if aggregation == "bleu" else Spread()
+
+
+def aggregated(aggregation: str, values: Sequence[Any]) -> float:
+    """`values` as lm_eval makes a task's score of them: by an aggregation of its own, or one of scoring.py."""
+    from lm_eval.api.registry import get_aggregation
+
+    return float((getattr(scoring, aggregation, None) or get_aggregation(aggregation))(values))
+
+
+def _resampled(values: Sequence[Any], aggregate: Callable[[Sequence[Any]], float]) -> Spread:
+    """Of what is no mean of its examples: they are drawn again 200 times, from a fixed seed."""
+    draw, value = np.random.default_rng(0), aggregate(values)
+    again = [aggregate([values[place] for place in draw.integers(0, len(values), len(values))]) for _ in range(200)]
+    error = float(np.std(again, ddof=1))
+    return Spread(error, value - Z * error, value + Z * error)
 
 
 def _resampled_bleu(pairs: Sequence[tuple[str, str]]) -> Spread:

@@ -38,7 +38,7 @@ SUITES = Path(__file__).resolve().parent / "suites"
 TASK_KEYS = (
     "task", "task_alias", "doc_to_text", "doc_to_target", "doc_to_choice", "description", "target_delimiter", "gen_prefix",
     "metric_list", "output_type", "generation_kwargs", "repeats", "filter_list", "metadata",
-    "process_results",  # the name of a function of scoring.py, where lm_eval has a Python function
+    "process_results",  # the name of a function of scoring.py, where lm_eval has a Python function; so may a metric's `aggregation` be
 )  # fmt: skip
 NEEDED_KEYS = ("task", "output_type", "doc_to_text", "doc_to_target", "metric_list", "metadata")
 
@@ -95,6 +95,7 @@ class Dataset(_Strict):
     make: str = Field(description="a row maker, by name")
     options: dict[str, bool | int | float | str] = Field(default_factory=dict, description="the maker's")
     demonstrations: DataSource | None = Field(default=None, description="of few-shot demonstrations; default: the evaluated rows")
+    demonstration_options: dict[str, bool | int | float | str] = Field(default_factory=dict, description="the maker's, for them only")
 
     @model_validator(mode="after")
     def _fits_the_maker(self) -> Dataset:
@@ -102,7 +103,7 @@ class Dataset(_Strict):
             near = difflib.get_close_matches(self.make, MAKERS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"there is no row maker {self.make!r}{hint}. There are {', '.join(sorted(MAKERS))}")
-        if complaint := MAKERS[self.make].complaint(self.columns, self.options):
+        if complaint := MAKERS[self.make].complaint(self.columns, {**self.options, **self.demonstration_options}):
             raise ValueError(complaint)
         return self
 
@@ -161,6 +162,7 @@ class TaskMetadata(_Strict):
     centred: dict[str, float] = Field(
         default_factory=dict, description="what guessing gives, in per cent, by version: the accuracy goes into the suite's centred mean"
     )
+    average: list[str] = Field(default_factory=list, description="metrics whose mean goes into the suite's SuperGLUE score")
     published: dict[str, PublishedRow] = Field(default_factory=dict, description="metric -> the paper's row")
     shots: Shots | None = None
     metrics: list[AddedMetric] = Field(default_factory=list, description="beside metric_list's; they need `shots`")

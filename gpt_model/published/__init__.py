@@ -104,6 +104,9 @@ def references(
     ]
 
 
+_TEXT = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # libyaml's, where PyYAML has it
+
+
 @cache
 def every_reference() -> tuple[Reference, ...]:
     return tuple(reference for path in sorted(FOLDER.glob("*.yaml")) for reference in read(path))
@@ -111,7 +114,7 @@ def every_reference() -> tuple[Reference, ...]:
 
 def read(path: Path) -> Iterator[Reference]:
     """One file's numbers. Raises UserError naming file, table and cell of what is wrong."""
-    data = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506 - makes text only, so digits stay as printed
+    data = yaml.load(path.read_text(encoding="utf-8"), Loader=_TEXT)  # noqa: S506 - makes text only, so digits stay as printed
     try:
         sheet = _Sheet.model_validate(data)
     except ValidationError as error:

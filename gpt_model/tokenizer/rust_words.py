@@ -3,8 +3,8 @@
 The same ids on ordinary prose: of 9,307 lines of Shakespeare, the Bible and Wikipedia, 19 differed. What differs, since a tokenizer.json
 knows neither ftfy nor spaCy:
 
-* ftfy: quotes are straightened, line ends, width, ligatures and accents composed, control characters dropped; wrongly decoded text ("Ã©")
-  and HTML entities stay as they are.
+* ftfy: quotes are straightened, line ends and ligatures mapped, accents composed, control characters dropped; wrongly decoded text,
+  full-width letters and HTML entities stay as they are.
 * Case: all is lower-cased first, so rules for capitals hold for small letters, too ("gen." keeps its dot as "Gen." does; of those that are
   words, such as "miss.", none keeps it), and an end of sentence without a space before the next capital ("end.Begin") is not seen.
 * A few of spaCy's rules are left out: web addresses, squares and rarer units, emoticons.

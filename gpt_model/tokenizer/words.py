@@ -12,15 +12,17 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from functools import cache
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 from gpt_model.tokenizer.base import Piece
 
 HELPED_FROM = 200_000  # characters: helpers take two seconds to start
 IDLE = 60  # seconds after which a helper ends; it ends with this process, too
+WATCH = 1.0  # seconds between two looks at whether that is still there
 
 _CHARACTERS = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
 _RUN = re.compile(r"""(-+|~+|!+|"+|;+|\?+|\++|,+|\)+|\(+|\\+|/+|\*+|\[+|\]+|}+|{+|\|+|_+)""")
@@ -56,7 +58,7 @@ def normalised_all(pieces: Sequence[Piece]) -> list[str]:
     from loky import get_reusable_executor
 
     # Not by multiprocessing's own pool: that would import the caller's main module again in each helper.
-    executor = get_reusable_executor(max_workers=helpers, timeout=IDLE, initializer=_without_torch)
+    executor = get_reusable_executor(max_workers=helpers, timeout=IDLE, initializer=_help, initargs=(os.getpid(),))
     return list(executor.map(normalised, pieces, chunksize=max(1, len(pieces) // (4 * helpers))))
 
 
@@ -75,6 +77,14 @@ def english() -> Any:
     return English()
 
 
-def _without_torch() -> None:
-    """spaCy imports torch where it can, a second and 200 MB for nothing: in a helper it cannot."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+def _help(parent: int) -> None:
+    """What a helper does first."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # spaCy imports it where it can: a second and 200 MB for nothing
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Where the process that is helped was killed, loky's workers would wait for ever."""
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    os._exit(1)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt_model.data.shards import TokenData, held_out_windows
+from gpt_model.decoder import Decoder
 from gpt_model.evaluation.scores import spread
 from gpt_model.memory import peak_resident_bytes
 from gpt_model.training.settings import Execution
-from gpt_model.transformer import GPT
 
 EVALUATION_TOKENS = 8192  # a forward pass of evaluation, each rank
 PRODUCT_SIZES = (512, 1024, 2048)  # square products tried for the peak on CPU; the best counts
@@ -62,7 +62,7 @@ class HeldOut:
         return None if found.low is None or found.high is None else (found.low, found.high)
 
 
-def held_out(model: GPT, data: TokenData, execution: Execution, limit_tokens: int | None = None) -> dict[str, HeldOut]:
+def held_out(model: Decoder, data: TokenData, execution: Execution, limit_tokens: int | None = None) -> dict[str, HeldOut]:
     """Every source's held-out text, or the first `limit_tokens` of each. Split over ranks. Collective.
 
     Each token is predicted once, from at least half a context of text before it: windows overlap by half, as is usual where a model is set

@@ -55,8 +55,8 @@ class Batches:
 def warmup_cosine(peak: float, *, warmup: float, decay: float, final: float) -> Callable[[float], float]:
     """Of the tokens seen: linear from 0 over `warmup`, a cosine down to `final` · peak at `decay`, and that from there on.
 
-    GPT-3, appendix B: final 0.1 after 260 billion tokens of 300. GPT-1, section 4.1: final 0; its 2,000 updates are tokens too, as its batch
-    is constant. Both counts are from the first token on, so the cosine's own stretch is `decay` - `warmup`.
+    GPT-3, appendix B: final 0.1 after 260 billion tokens of 300. GPT-1, section 4.1: final 0; its 2,000 updates are tokens too, as its
+    batch is constant. Both counts are from the first token on, so the cosine's own stretch is `decay` - `warmup`.
     """
 
     def rate(tokens: float) -> float:

@@ -107,7 +107,7 @@ def answers_to_judge(rows: Rows, material: Material) -> Iterator[Row]:
 
 @maker("passage", "query", "entities", "answers")
 def record(rows: Rows, material: Material) -> Iterator[Row]:
-    """ReCoRD. Columns: passage (its highlights as a list), options (the query with each entity), label (every right one)."""
+    """ReCoRD. Columns: passage (its highlights as a list), options (the query with each of entities), label (every right one), answers."""
     for row in rows:
         text, *highlights = re.split(r"\n@highlight\n", str(row["passage"]).strip())
         entities = sorted(set(row["entities"]))
@@ -117,4 +117,33 @@ def record(rows: Rows, material: Material) -> Iterator[Row]:
                 "passage": "\n\n".join([text, "\n".join(f"- {highlight}" for highlight in highlights)]).rstrip() + "\n",
                 "options": [f"- {str(row['query']).replace('@placeholder', entity)}" for entity in entities],
                 "label": labels,
+                "entities": entities,
+                "answers": sorted(set(row["answers"])),
             }
+
+
+@maker("text", "noun", "pronoun", "place", "label")
+def marked_pronouns(rows: Rows, material: Material, *, only_right: bool = False) -> Iterator[Row]:
+    """SuperGLUE's WSC. Columns: passage (with the pronoun between asterisks), pronoun, referent, label (whether it is the referent).
+
+    `only_right`: a noun that is not the referent is no answer, and so no demonstration.
+    """
+    from lm_eval.utils import general_detokenize
+
+    for row in rows:
+        if only_right and int(row["label"]) != 1:
+            continue
+        text, pronoun = str(row["text"]), str(row["pronoun"])
+        before = " ".join(text.split()[: int(row["place"])])  # the place is counted in words
+        rest = text[len(before) + len(pronoun) + 1 :] if before else text[len(pronoun) :]
+        passage = general_detokenize(f"{before} *{pronoun}*{rest}".strip())
+        yield {"passage": passage, "pronoun": pronoun, "referent": str(row["noun"]), "label": int(row["label"])}
+
+
+@maker("stem", "choice", "answer")
+def analogies(rows: Rows, material: Material) -> Iterator[Row]:
+    """SAT analogies. Columns: context ("lull is to trust as"), options ("cajole is to compliance"), label. Pairs are lists of two words."""
+    for row in rows:
+        one, other = row["stem"]
+        options = [f"{first} is to {second}" for first, second in row["choice"]]
+        yield {"context": f"{one} is to {other} as", "options": options, "label": int(row["answer"])}

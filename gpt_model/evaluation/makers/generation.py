@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 @maker("story", "questions", "answers", "additional_answers")
-def conversation(rows: Rows, material: Material) -> Iterator[Row]:
+def conversation(rows: Rows, material: Material, *, separator: str = "\n") -> Iterator[Row]:
     """Columns: context, answers. A row a turn: the document, the conversation so far with its human answers, the question, "A:"."""
     for row in rows:
         context = str(row["story"])
         first = list(row["answers"]["input_text"])
         others = [more["input_text"] for more in (row["additional_answers"] or {}).values() if more]
         for turn, (question, answer) in enumerate(zip(row["questions"]["input_text"], first, strict=True)):
-            context += f"\nQ: {question}\nA:"
+            context += f"{separator}Q: {question}{separator}A:"
             yield {"context": context, "answers": [answer, *(other[turn] for other in others)]}
             context += f" {answer}"
 
@@ -55,6 +55,13 @@ def translations(rows: Rows, material: Material, *, source: str, target: str, ex
     for row in remaining:
         pair = _pair(row)
         yield {"context": f"{shown}{pair[source]} =", "target": pair[target]}
+
+
+@maker("translation")
+def sentences_to_translate(rows: Rows, material: Material, *, source: str, target: str) -> Iterator[Row]:
+    """Columns: sentence, target: pairs without a prompt round them."""
+    for pair in map(_pair, rows):
+        yield {"sentence": pair[source], "target": pair[target]}
 
 
 def _pair(row: Mapping[str, Any]) -> Mapping[str, str]:
