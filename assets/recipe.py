@@ -168,8 +168,8 @@ class ScalingSection(Section):
         models = len(self.rungs) * len(self.ratios)
         if (models - 1) * len(self.seeds) < 4 or models < 3:
             raise ValueError(
-                f"{models} sizes leave {(models - 1) * len(self.seeds)} models beside the largest, which is predicted: a law whose interval "
-                "says something takes four, of two sizes or more. Add a rung, or seeds"
+                f"{models} sizes leave {(models - 1) * len(self.seeds)} models beside the largest, which is predicted: a law whose "
+                "interval says something takes four, of two sizes or more. Add a rung, or seeds"
             )
         return self
 

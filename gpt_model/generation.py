@@ -172,6 +172,7 @@ def _cumulated(logits: Tensor, top_k: int | None, top_p: float | None) -> tuple[
     if top_k is not None:
         ranked, tokens = _most_probable(logits, min(top_k, vocabulary))
         return ranked.softmax(-1).cumsum(-1), tokens
+    assert top_p is not None
     whole = logits.logsumexp(-1, keepdim=True)
     for size in (min(LIKELY, vocabulary), vocabulary):
         ranked, tokens = _most_probable(logits, size)

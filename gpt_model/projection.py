@@ -62,7 +62,7 @@ def laid_out(model: Decoder) -> Iterator[None]:
         yield
     finally:
         for weight in mine:
-            del weight.blocks
+            del weight.blocks  # type: ignore[attr-defined]
 
 
 def _fits(weight: Tensor) -> bool:

@@ -18,9 +18,12 @@ from assets import evaluation
 from assets.contract import Built
 from gpt_model.data import documents, hub
 from gpt_model.evaluation import scoring
+from gpt_model.evaluation.examples import Material, demonstrations_of, rows_of
 from gpt_model.evaluation.makers import MAKERS
+from gpt_model.evaluation.public import DataSource, pinned
 from gpt_model.evaluation.suites import SUITES, Dataset, SuiteTask, suite_tasks
 from gpt_model.evaluation.superglue import averages
+from gpt_model.progress import Silent
 from gpt_model.published import references
 
 NAMES = sorted(path.stem for path in SUITES.glob("gpt3_*.yaml"))
@@ -212,9 +215,17 @@ def test_quac_asks_what_people_agree_on_and_takes_the_majority_for_there_being_n
     assert (three["question"], three["answers"], three["passage"]) == ("three?", ["a candle", "candle"], "A candle.")
 
 
-def test_wsc_shows_only_nouns_that_the_pronoun_refers_to(built: Built) -> None:
-    shown = questions(built, "gpt3_superglue.wsc_few")[0]["demonstrations"]
-    assert "Answer: Ludwig" not in shown and shown.count("Answer: ") == 2  # of the four rows, those with label 1
+def test_wsc_asks_of_any_noun_and_shows_only_those_that_the_pronoun_refers_to(tmp_path: Path) -> None:
+    (task,) = (task for task in tasks_of("gpt3_superglue") if task.name == "wsc")
+    data = task.metadata.data
+    assert isinstance(data, Dataset)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_for(data)))
+    own = pinned(DataSource(path=str(path)), tmp_path, tmp_path)
+    here = task.metadata.model_copy(update={"data": data.model_copy(update={"source": own, "demonstrations": own})})
+    task, material = task.model_copy(update={"metadata": here}), Material(None, 0, tmp_path, lambda text: [*text.encode()], 2048, Silent())
+    assert [row["label"] for row in rows_of(task, material, None)[0].rows] == [0, 1] * 4
+    assert {row["referent"] for row in demonstrations_of(task, material)} == {"Berta", "Dora", "Frieda", "Hanna"}
 
 
 def test_questions_are_put_as_the_paper_puts_them(built: Built) -> None:

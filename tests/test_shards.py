@@ -167,7 +167,8 @@ def test_targets_are_the_inputs_moved_by_one_and_stand_so_in_the_source(data: To
 
 def draws(sampler: Sampler, step: int) -> dict[str, int]:
     """How many windows of each source were drawn before `step`."""
-    return {name: int(sampler._draws(number, np.array([sampler.batches.before(step) // sampler.context]))[0]) for number, name in enumerate(sampler.sources)}
+    sequences = np.array([sampler.batches.before(step) // sampler.context])
+    return {name: int(sampler._draws(number, sequences)[0]) for number, name in enumerate(sampler.sources)}
 
 
 @pytest.mark.parametrize("steps", [10, 1000, 20_000])

@@ -15,7 +15,10 @@ from typing import Any
 
 import psutil
 
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "numpy", "dagster", "mlflow")
+PACKAGES = (
+    "torch", "deepspeed", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "numpy", "peft", "ftfy", "spacy", "dagster",
+    "mlflow",
+)  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from gpt_model.errors import UserError
 from gpt_model.generation import generate
 from gpt_model.progress import Progress, Silent
+from gpt_model.projection import head, laid_out
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.transformer import GPT
 
@@ -96,11 +97,12 @@ class GPTLM(TemplateLM):
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[Score]:
         scores: list[Score | None] = [None] * len(requests)
         done = 0
-        for scored in self._scored(_contexts(requests, self.model.config.context)):
-            for number, score in scored:
-                scores[number] = score
-            done += len(scored)
-            self.progress.advance(done, len(requests), "answers")
+        with laid_out(self.model):
+            for scored in self._scored(_contexts(requests, self.model.config.context)):
+                for number, score in scored:
+                    scores[number] = score
+                done += len(scored)
+                self.progress.advance(done, len(requests), "answers")
         return [score for score in scores if score is not None]
 
     def _scored(self, contexts: list[_Context]) -> Iterator[list[tuple[int, Score]]]:
@@ -162,11 +164,11 @@ class GPTLM(TemplateLM):
         targets = torch.tensor([token for _, _, ids in spans for token in ids], device=states.device)
         logprobs = torch.empty(len(targets), dtype=torch.float64)
         greedy = torch.empty(len(targets), dtype=torch.bool)
-        head = self.model.wte.weight
-        step = max(1, LOGITS // head.shape[0])
+        weight = self.model.wte.weight
+        step = max(1, LOGITS // weight.shape[0])
         for start in range(0, len(targets), step):
             part = slice(start, start + step)
-            logits = F.linear(states[rows[part], places[part]], head).float()
+            logits = head(states[rows[part], places[part]], weight).float()
             logprobs[part] = -F.cross_entropy(logits, targets[part], reduction="none").double().cpu()
             greedy[part] = (logits.argmax(-1) == targets[part]).cpu()
         counts = [len(ids) for _, _, ids in spans]
