@@ -27,6 +27,7 @@ from gpt_model.errors import UserError
 from gpt_model.sizing import Rules, Size, scaled_with_tokens, sized
 
 FOLDER = "scaling/"  # what the ladder's assets are called
+FEWEST_STEPS = 10  # of a rung: what is below has hardly left its first weights
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,17 @@ def ladder(recipe: Recipe, section: ScalingSection) -> list[list[Rung]]:
             layers, width = (rung, None) if isinstance(rung, int) else rung
             fixed = {**shape.model_dump(exclude={"layers", "width", "heads"}), "vocab_size": recipe.model_config_for().vocab_size}
             try:
-                sizes.append(sized(rules.model_copy(update={"tokens_per_parameter": ratio}), layers, {**fixed, "width": width}))
+                size = sized(rules.model_copy(update={"tokens_per_parameter": ratio}), layers, {**fixed, "width": width})
             except ValidationError as error:
                 raise UserError(error.errors()[0]["msg"].removeprefix("Value error, "), field=f"scaling.rungs[{number}]") from None
+            if (steps := size.tokens // size.batch_tokens) < FEWEST_STEPS:
+                raise UserError(
+                    f"{size.model.layers} layers of width {size.model.width} at {ratio:g} tokens a parameter are trained in {steps} steps "
+                    f"of {size.batch_tokens} tokens, and fewer than {FEWEST_STEPS} say nothing: raise tokens_per_parameter, lower "
+                    "pretraining.batch_tokens, or leave the rung out",
+                    field=f"scaling.rungs[{number}]",
+                )
+            sizes.append(size)
     sizes.sort(key=_compute)
     if _compute(sizes[-1]) == _compute(sizes[-2]):
         raise UserError("two rungs are the largest: make one of them larger, for it is what is predicted", field="scaling.rungs")

@@ -10,7 +10,7 @@ from gpt_model.config import ModelConfig
 
 
 class Cache:
-    """Rows of different lengths side by side. Memory is allocated once.
+    """Rows of different lengths side by side. Memory is allocated once, and what lies in it carries no gradient.
 
     `lengths`: [rows], tokens read so far by each row. `kept`: [layers, rows, 2 · heads, capacity, head width], keys and then values.
     """
@@ -19,15 +19,21 @@ class Cache:
         shape = (config.layers, rows, 2 * config.heads, capacity, config.width // config.heads)
         self.kept = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.context = config.context
 
     @property
     def capacity(self) -> int:
         return self.kept.shape[3]
 
-    def rows(self, index: Tensor) -> Cache:
-        """A copy that holds the rows of `index` ([n], repeats allowed): one context shared out to all its continuations."""
+    def rows(self, index: Tensor, capacity: int | None = None) -> Cache:
+        """A copy that holds the rows of `index` ([n], repeats allowed): one context shared out to all its continuations. `capacity`: of the
+        copy, where it is less."""
         chosen = object.__new__(Cache)
-        chosen.kept, chosen.lengths = self.kept[:, index], self.lengths[index]
+        wanted = self.kept[..., :capacity, :]
+        chosen.kept = wanted.new_empty(len(wanted), len(index), *wanted.shape[2:])
+        for mine, others in zip(chosen.kept, wanted, strict=True):  # one by one they take a third of the time
+            torch.index_select(others, 0, index, out=mine)
+        chosen.lengths, chosen.context = self.lengths[index], self.context
         return chosen
 
     def replace(self, index: Tensor, other: Cache) -> None:
@@ -35,7 +41,7 @@ class Cache:
         self.kept[:, index], self.lengths[index] = other.kept, other.lengths
 
     def begin(self, time: int) -> Tensor:
-        """The positions [rows, time] of the tokens that come next; `write` and `attend` are then about these."""
+        """The positions in the context [rows, time] of the tokens that come next; `write` and `attend` are then about these."""
         self.least, self.most = (int(length) for length in torch.stack(self.lengths.aminmax()).tolist())
         positions = self.lengths[:, None] + torch.arange(time, device=self.lengths.device)
         self.positions = positions.clamp_(max=self.capacity - 1)  # only padding lies beyond
@@ -43,7 +49,7 @@ class Cache:
         first = torch.arange(0, rows * heads * self.capacity, self.capacity, device=positions.device).view(rows, heads, 1)
         self.places = (first + self.positions[:, None]).flatten()
         self.masks: dict[int | None, tuple[slice, Tensor | None]] = {}
-        return self.positions
+        return self.positions if self.capacity <= self.context else self.positions.clamp(max=self.context - 1)
 
     @property
     def fresh(self) -> bool:
@@ -52,7 +58,7 @@ class Cache:
 
     def write(self, layer: int, fused: Tensor) -> None:
         """Keep the keys and values of queries, keys and values [rows, time, 3 · width]."""
-        new = fused[..., fused.shape[-1] // 3 :].unflatten(-1, self.kept.shape[2::2]).transpose(1, 2)  # [rows, 2 · heads, time, head width]
+        new = fused.detach()[..., fused.shape[-1] // 3 :].unflatten(-1, self.kept.shape[2::2]).transpose(1, 2)  # as `kept` has it
         kept = self.kept[layer].flatten(0, 2)
         kept.index_copy_(0, self.places, new.flatten(0, 2).to(kept.dtype))
 

@@ -115,6 +115,18 @@ def test_a_context_is_read_once_for_all_its_answers(world: World, monkeypatch: p
     assert read == [len(context), 4 * 2]  # the context, then all but the last token of each answer
 
 
+def test_answers_go_on_beside_others_of_about_their_length(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpt_model.evaluation.harness import GPTLM
+
+    read = []
+    hidden = world.model.hidden
+    monkeypatch.setattr(world.model, "hidden", lambda tokens, *rest: (read.append(tuple(tokens.shape)), hidden(tokens, *rest))[1])
+    lengths = [3] * 20 + [31, 30] + [3] * 10
+    requests: list[Any] = [(None, [5, 6, 7 + n % 3], [8 + n, *range(1, length)]) for n, length in enumerate(lengths)]
+    GPTLM(world.model, world.tokenizer)._loglikelihood_tokens(requests)
+    assert read == [(3, 3), (4, 30), (28, 2)]  # contexts; long answers, and two others that are not worth a pass; the rest
+
+
 def test_rolling_scores_every_token_once_and_batches_do_not_matter(world: World) -> None:
     import torch
 

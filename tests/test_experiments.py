@@ -150,7 +150,7 @@ def test_figure_2_left_is_a_curve_from_embeddings_to_all_layers_with_its_slope(b
     seeds = [float(value) for value in str(table.rows[1][2]).split(", ")]
     assert len(seeds) == 2 and np.mean(seeds) == pytest.approx(m["0/accuracy"], abs=6e-4)
     assert "2 seeds. gates: 64 of 248 training" in table.caption and any("read off a plot" in line for line in document.summary)
-    [check] = LAYERS_TRANSFERRED.checks
+    check = next(check for check in LAYERS_TRANSFERRED.checks if check.name == "layers_help")
     assert check.verdict(found).passed == (m["slope_low"] > 0) and f"{m['slope']:+.4f}" in check.verdict(found).summary
     LAYERS_TRANSFERRED.show(found, tmp_path)
     assert (tmp_path / "1.png").stat().st_size > 2000 and "embeddings and 2" in (tmp_path / "page.md").read_text()

@@ -68,13 +68,17 @@ def test_rungs_are_the_recipe_at_other_sizes_in_order_of_compute() -> None:
         ({"rungs": [[2, 64], 1, 2, 3, 4], "seeds": []}, "scaling.seeds"),
         ({"tokens_per_parameter": 0.0}, "tokens_per_parameter is above 0"),
         ({"rungs": [1, 2, 3, 4, [2, 0]]}, "scaling"),
+        (
+            {"rungs": [2, 3, 4, 5, 1], "tokens_per_parameter": 0.2},
+            r"rungs\[4\].*1 layers of width 16 at 0.2 tokens a parameter .* in 6 steps of 256",
+        ),
     ],
 )
 def test_a_ladder_that_makes_no_law_is_refused(tmp_path: Path, scaling: dict[str, Any], expected: str) -> None:
     path = write_local_recipe(tmp_path)
     path.write_text(path.read_text() + f"scaling: {json.dumps({**SCALING_SECTION, **scaling})}\n")
     with pytest.raises(UserError, match=rf"local\.yaml, line 9: .*{expected}"):
-        load_recipe(str(path))
+        nodes(load_recipe(str(path)))
 
 
 def test_the_prediction_knows_nothing_of_the_largest_but_its_size() -> None:
@@ -241,7 +245,7 @@ def test_the_plan_foretells_by_the_ladder_of_the_same_text(trained: Trained, tmp
 
 def test_a_recipe_with_a_ladder_is_built_a_run_a_model(cli: Cli, home: Path, tmp_path: Path) -> None:
     path = write_local_recipe(tmp_path, tokens=5120, paragraphs=200)
-    path.write_text(path.read_text() + "scaling: {rungs: [[1, 8], [1, 16], [1, 24], [1, 32], [1, 48]], tokens_per_parameter: 0.1}\n")
+    path.write_text(path.read_text() + "scaling: {rungs: [[1, 16], [1, 20], [1, 24], [1, 32], [1, 48]], tokens_per_parameter: 0.5}\n")
     done = cli("run", str(path), "--profile", "single", "--json")
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["built"] == 5 + 5 + 2  # no one twice, however many runs

@@ -4,7 +4,7 @@ It answers every request as lm_eval's own Hugging Face backend (lm_eval/models/h
 strings are encoded and then divided, spaces at a context's end belong to the answer, what is too long is cut from the left, and
 end-of-text stands before a text that has no context. It differs in what it computes:
 
-- a context is read once for all its answers; they go on from copies of its keys and values, side by side in a batch;
+- a context is read once for all its answers; they go on from copies of its keys and values, those of one length side by side;
 - the first token of every answer is scored from that one reading, so answers of one token cost nothing more;
 - the head is applied at the scored positions only;
 - requests are batched by length, a batch being so many tokens and not so many requests.
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
 LOGITS = 1 << 22  # logits in memory at once
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+PASS = 64  # tokens that take about as long as what a pass through the layers costs besides
 MAX_NEW_TOKENS = 256  # lm_eval's default where a task does not say
 
 Score = tuple[float, bool]  # log-probability in nats; whether greedy decoding gives exactly this
+_Answer = tuple[int, int, list[int]]  # row of its context, request number, ids
 Request = tuple[Any, list[int], list[int]]  # (context and continuation as text, the one's ids, the other's)
 
 
@@ -108,7 +110,7 @@ class GPTLM(TemplateLM):
     def _scored(self, contexts: list[_Context]) -> Iterator[list[tuple[int, Score]]]:
         """Batches of (request number, score). Contexts with one answer are read with it; the others once for all their answers."""
         alone = [context for context in contexts if len(context.answers) == 1]
-        shared = [context for context in contexts if len(context.answers) > 1]
+        shared = sorted((context for context in contexts if len(context.answers) > 1), key=lambda one: (-len(one.ids), one.ids))
         for batch in _batches(alone, self.batch_tokens, self._cost_alone):
             yield self._score_alone(batch)
         for batch in _batches(shared, self.batch_tokens, self._cost_shared):
@@ -118,13 +120,11 @@ class GPTLM(TemplateLM):
     def _cost_alone(batch: Sequence[_Context]) -> float:
         return len(batch) * max(len(context.ids) + context.longest for context in batch)
 
-    def _cost_shared(self, batch: Sequence[_Context]) -> float:
-        """Tokens of the larger of the two passes. Infinite where padding would run past the context."""
+    @staticmethod
+    def _cost_shared(batch: Sequence[_Context]) -> float:
+        """Tokens of the contexts, or a quarter of what the cache has room for where that is more."""
         length, more = max(len(context.ids) for context in batch), max(context.longest for context in batch)
-        if length + more > self.model.config.context and len(batch) > 1:
-            return float("inf")
-        rows = sum(len(context.answers) for context in batch)
-        return max(len(batch) * length, rows * more, rows * (length + more) / 4 if more else 0)  # the last: the copied keys and values
+        return len(batch) * max(length, (length + more) / 4)
 
     def _score_alone(self, batch: Sequence[_Context]) -> list[tuple[int, Score]]:
         rows = [context.ids + context.answers[0][1][:-1] for context in batch]
@@ -144,11 +144,12 @@ class GPTLM(TemplateLM):
         answers = [(row, number, ids) for row, context in enumerate(batch) for number, ids in context.answers]
         first = self._score_spans(states, [(row, len(batch[row].ids) - 1, ids[:1]) for row, _, ids in answers])
         scores = {number: score for (_, number, _), score in zip(answers, first, strict=True)}
-        if longer := [answer for answer in answers if len(answer[2]) > 1]:
-            copies = cache.rows(torch.tensor([row for row, _, _ in longer], device=self._device))
-            states = self.model.hidden(self._padded([ids[:-1] for _, _, ids in longer]), copies)
-            rest = self._score_spans(states, [(row, 0, ids[1:]) for row, (_, _, ids) in enumerate(longer)])
-            for (_, number, _), (logprob, greedy) in zip(longer, rest, strict=True):
+        for group in _alike([answer for answer in answers if len(answer[2]) > 1], 4 * self.batch_tokens // (length + more)):
+            capacity = max(len(batch[row].ids) for row, _, _ in group) + len(group[0][2]) - 1
+            copies = cache.rows(torch.tensor([row for row, _, _ in group], device=self._device), capacity)
+            states = self.model.hidden(self._padded([ids[:-1] for _, _, ids in group]), copies)
+            rest = self._score_spans(states, [(row, 0, ids[1:]) for row, (_, _, ids) in enumerate(group)])
+            for (_, number, _), (logprob, greedy) in zip(group, rest, strict=True):
                 scores[number] = (scores[number][0] + logprob, scores[number][1] and greedy)
         return list(scores.items())
 
@@ -189,12 +190,13 @@ class GPTLM(TemplateLM):
             contexts = {number: self._context_ids(requests[number].args[0], settings["max_gen_toks"]) for number in numbers}
             numbers = sorted(numbers, key=lambda number: (-len(contexts[number]), contexts[number]))
             rows = max(1, self.batch_tokens // self.model.config.context)
-            for start in range(0, len(numbers), rows):
-                batch = numbers[start : start + rows]
-                for number, text in zip(batch, self._generated([contexts[n] for n in batch], settings), strict=True):
-                    texts[number] = text
-                done += len(batch)
-                self.progress.advance(done, len(requests), "generated answers")
+            with laid_out(self.model):
+                for start in range(0, len(numbers), rows):
+                    batch = numbers[start : start + rows]
+                    for number, text in zip(batch, self._generated([contexts[n] for n in batch], settings), strict=True):
+                        texts[number] = text
+                    done += len(batch)
+                    self.progress.advance(done, len(requests), "generated answers")
         return texts
 
     def _context_ids(self, context: str, new_tokens: int) -> list[int]:
@@ -249,6 +251,20 @@ def _contexts(requests: Iterable[Request], context: int) -> list[_Context]:
         ids = (before + answer)[-(context + 1) : -len(answer)]
         found.setdefault(tuple(ids), _Context(ids, [])).answers.append((number, answer))
     return sorted(found.values(), key=lambda one: (-len(one.ids) - one.longest, one.ids))
+
+
+def _alike(answers: list[_Answer], most: int) -> Iterator[list[_Answer]]:
+    """Groups of at most `most` answers, the longest first, of so much the same length that padding costs no more than a pass does."""
+    group: list[_Answer] = []
+    padding = 0
+    for answer in sorted(answers, key=lambda one: -len(one[2])):
+        padding += len(group[0][2]) - len(answer[2]) if group else 0
+        if len(group) >= max(1, most) or padding > PASS:
+            yield group
+            group, padding = [], 0
+        group.append(answer)
+    if group:
+        yield group
 
 
 def _batches(contexts: Sequence[_Context], budget: int, cost: Any) -> Iterator[list[_Context]]:
