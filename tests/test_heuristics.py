@@ -122,9 +122,10 @@ def test_a_visible_context_of_k_is_exactly_the_last_k_tokens(model: GPT, tokeniz
             alone = direct(model, tuple(tokens[place - k : place + 1]), k)
             assert nats[row, column] == pytest.approx(-alone, abs=1e-4)
     sizes = data.byte_lengths[tokens[at]].astype(int)
-    value, low, high = bits_per_byte(nats[:, 2], sizes)
-    assert value == pytest.approx(nats[:, 2].sum() / math.log(2) / sizes.sum()) and low < value < high
-    assert gain(nats[:, 0], nats[:, 2], sizes)[0] == pytest.approx(bits_per_byte(nats[:, 0], sizes)[0] - value)
+    all_seen = bits_per_byte(nats[:, 2], sizes)
+    assert all_seen.value == pytest.approx(nats[:, 2].sum() / math.log(2) / sizes.sum()) and all_seen.low < all_seen.value < all_seen.high
+    saved = gain(nats[:, 0], nats[:, 2], sizes)
+    assert saved.value == pytest.approx(bits_per_byte(nats[:, 0], sizes).value - all_seen.value) and saved.low < saved.value < saved.high
 
 
 def test_the_lstm_learns_and_ends_where_its_seed_says() -> None:

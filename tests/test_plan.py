@@ -251,3 +251,14 @@ def test_plan_counts_a_ramps_steps_and_what_snapshots_take(store: Store, base: P
     console.print(draw_plan(facts))
     text = console.export_text()
     assert "steps of 512, from 64 over the first 8.19k tokens" in text and "5 snapshots" in text
+
+
+def test_a_published_size_is_planned_where_the_hub_does_not_answer(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    said = cli("plan", "gpt2-xl", "--json")
+    assert said.returncode == 0, said.stderr
+    facts = json.loads(said.stdout)
+    assert facts["parameters"]["all"] == 1_557_611_200
+    assert facts["stages"][0]["asset"] == "gpt2_xl/corpus" and "the hub does not answer" in facts["stages"][0]["why"]
+    built = cli("run", "gpt2-xl")
+    assert built.returncode != 0 and "could not be asked which commit 'main' of Skylion007/openwebtext is" in built.stdout + built.stderr

@@ -199,3 +199,16 @@ def test_readmes_recipe_is_the_tiny_one_line_by_line(tmp_path: Path) -> None:
     explained = (ROOT / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
     (tmp_path / "explained.yaml").write_text(explained, encoding="utf-8")
     assert read_yaml(tmp_path / "explained.yaml") == read_yaml(RECIPES / "tiny.yaml")
+
+
+def test_null_takes_out_what_an_extended_recipe_has_and_a_curve_over_snapshots_needs_some(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: tiny\nname: mine\nevaluation: null\nfinetuning: {examples: {boolq: null}}\n")
+    mine, tiny = load_recipe(str(path)), load_recipe("tiny")
+    assert mine.evaluation is None and mine.finetuning is not None and tiny.finetuning is not None
+    assert mine.finetuning.examples == {name: n for name, n in tiny.finetuning.examples.items() if name != "boolq"}
+    path.write_text("extends: tiny\nname: mine\nexperiments: {zero_shot_dynamics: {sentiment: sentiment, questions: piqa}}\n")
+    with pytest.raises(
+        UserError, match=r"mine.yaml, line 3: `experiments.zero_shot_dynamics`: .* fewer than two snapshots: set pretraining.snapshots"
+    ):
+        nodes(load_recipe(str(path)))

@@ -18,6 +18,7 @@ from assets.pretraining import PRETRAINED
 from assets.recipe import Recipe
 from assets.task_entries import entry_named
 from gpt_model.config import ModelShape
+from gpt_model.errors import UserError
 
 LSTM = "experiments/lstm"
 
@@ -45,6 +46,9 @@ def experiment_nodes(recipe: Recipe) -> list[Node]:
         return (LSTM,) if one in beside_lstm else ()
 
     if section.zero_shot_dynamics:
+        if recipe.pretraining is None or recipe.pretraining.snapshots < 2:
+            told = "It is a curve over pre-training, of which this recipe keeps fewer than two snapshots: set pretraining.snapshots."
+            raise UserError(told, field="experiments.zero_shot_dynamics")
         needs = ("pretrained", "tokenizer", "corpus", *lstm(section.zero_shot_dynamics))
         made.append(_experiment(recipe, ZERO_SHOT_DYNAMICS, partial(_dynamics, recipe), needs))
     if section.layers_transferred:

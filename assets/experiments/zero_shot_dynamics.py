@@ -7,17 +7,17 @@ stand-in, the scale is that of the paper's data set, and the page says both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets import experiment_page
-from assets.contract import Artifact, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
+from assets.contract import Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from assets.experiments.probes import TASKS, Probe, probes_of
 from assets.task_entries import pinned_entry
 
 if TYPE_CHECKING:
-    from gpt_model.decoder import Decoder
+    pass
 
 Point = tuple[float, float, float, float]  # tokens trained on; score, and the ends of its 95 % interval
 Curves = dict[tuple[str, str], list[Point]]  # (model, heuristic) -> its points
@@ -26,12 +26,13 @@ Curves = dict[tuple[str, str], list[Point]]  # (model, heuristic) -> its points
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Write experiment.json: each heuristic's score at each snapshot, for "pretrained" and, where there is one, "lstm"."""
     from gpt_model.tokenizer import Tokenizer
+    from gpt_model.training.snapshots import snapshots as snapshots_in
 
     tokenizer = Tokenizer.load(inputs["tokenizer"].path)
     probes, missing = probes_of(config, inputs, tokenizer, progress)
     kinds = {"Transformer": inputs["pretrained"], **({"LSTM": inputs["experiments/lstm"]} if "experiments/lstm" in inputs else {})}
     curves: Curves = {}
-    taken = {kind: list(_snapshots(artifact)) for kind, artifact in kinds.items()}
+    taken = {kind: list(snapshots_in(artifact.path)) for kind, artifact in kinds.items()}
     total, done = sum(map(len, taken.values())), 0
     for kind, snapshots in taken.items():
         for tokens, load in snapshots:
@@ -46,13 +47,6 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         for name, value in zip(("", "_low", "_high"), points[-1][1:], strict=True):
             metrics[f"{kind.lower()}/{task}{name}"] = value
     return metrics
-
-
-def _snapshots(artifact: Artifact) -> Iterator[tuple[float, Callable[[], Decoder]]]:
-    """(tokens trained on, loader) of each snapshot of a pre-training, in order; the last is the finished model."""
-    from gpt_model.training.snapshots import snapshots
-
-    yield from snapshots(artifact.path)
 
 
 # -- scores ---------------------------------------------------------------------------------------------------------------------------
@@ -75,7 +69,9 @@ def _scaled(probe: Probe, value: float) -> float:
 
 
 def _interval(point: Point) -> str:
-    return f"{point[1]:.3f} ({point[2]:.3f} to {point[3]:.3f})"
+    from gpt_model.experiments.intervals import Estimate
+
+    return str(Estimate(*point[1:]))
 
 
 def _document(probes: Mapping[str, Probe], missing: Mapping[str, str], curves: Curves) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+        value, low, high = (round(number, 3) + 0.0 for number in (self.value, self.low, self.high))  # + 0.0: no "-0.000"
+        return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 @dataclass(frozen=True)
