@@ -83,6 +83,14 @@ def test_seeds_that_disagree_widen_an_interval_and_paired_examples_narrow_a_diff
     assert spread[0].high - spread[0].low > 3 * (spread[1].high - spread[1].low)
 
 
+def test_tasks_resampled_by_numbers_of_their_own_are_independent_and_their_mean_narrows() -> None:
+    draw, groups = np.random.default_rng(4), [str(i) for i in range(300)]
+    tasks = [resampled(cells(draw.random((2, 3, 300)) < 0.6), Scoring("accuracy"), groups, number) for number in range(9)]
+    lone = [task.samples[:, 0] - task.samples[:, 1] for task in tasks]
+    assert np.abs(np.corrcoef(lone)[np.triu_indices(9, 1)]).max() < 0.15
+    assert np.mean(lone, 0).std() == pytest.approx(np.mean([one.std() for one in lone]) / 3, rel=0.15)  # 1/√9
+
+
 # -- the section ----------------------------------------------------------------------------------------------------------------------
 
 

@@ -184,7 +184,7 @@ def _lost(name: str) -> Any:
 
 ABLATIONS = Stage(
     name="ablations",
-    version="1",
+    version="2",
     run=run,
     description="Tasks without the auxiliary objective, without pre-training, and with an LSTM (GPT-1, table 5).",
     kinds=("pytorch", "deepspeed"),

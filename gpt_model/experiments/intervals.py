@@ -56,8 +56,8 @@ def resampled(parts: Sequence[Sequence[Floats]], scoring: Scoring, groups: Seque
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     by_group = np.zeros((len(parts), len(parts[0]), len(names), parts[0][0].shape[1]))
     for point, models in enumerate(parts):
-        for seed, one in enumerate(models):
-            np.add.at(by_group[point, seed], member, one)
+        for number, one in enumerate(models):
+            np.add.at(by_group[point, number], member, one)
     draw = np.random.default_rng(seed)
     times = np.stack([np.bincount(draw.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(RESAMPLES)])
     scores = scoring.value(np.einsum("rg,psgk->rpsk", times.astype(float), by_group, optimize=True))  # [resamples, points, seeds]
