@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from assets.yaml_file import load_strict, naming, validate
+from assets.yaml_file import load_strict, naming, validate, words
 from gpt_model.config import PUBLISHED, ModelConfig
 from gpt_model.errors import UserError, about
 from gpt_model.sizing import Rules, counted, scaled_with_tokens, sized
@@ -59,6 +59,10 @@ def merged(files: Mapping[Path, Contents], merge: Merge) -> tuple[Contents, Dial
     given = files[paths[dialled]]["depth"]
     depth = validate(_Dialled, {"depth": given if isinstance(given, dict) else {"layers": given}}, [paths[dialled]]).depth
     beside = _all(over, merge)
+    if (layers := _part(beside, "model").get("layers")) not in (None, depth.layers):
+        with naming(paths):
+            told = f"{layers} layers here and depth {depth.layers} contradict each other: leave one of them out."
+            raise UserError(told, field="model.layers")
     with naming([paths[dialled]]), about("depth"):
         rules, origin = _rules(depth, base, paths[dialled].parent)
         try:
@@ -105,11 +109,11 @@ def _numbers(layers: int, rules: Rules, base: Contents, beside: Contents, writte
     given = {k: v for k, v in shape.items() if k in ("width", "heads")}
     fixed: Contents = {"context": PUBLISHED["gpt2-small"].context, **shaped, **given}
     try:
-        size = sized(rules, shape.get("layers", layers), {**fixed, "vocab_size": _vocabulary(written)})
+        size = sized(rules, layers, {**fixed, "vocab_size": _vocabulary(written)})
     except ValidationError as error:
         problem = error.errors()[0]
         what = f"model.{'.'.join(map(str, problem['loc']))}: " if problem["loc"] else ""
-        raise UserError(f"it makes no model of what is written beside it: {what}{problem['msg'].removeprefix('Value error, ')}.") from None
+        raise UserError(f"it makes no model of what is written beside it: {what}{words(problem)}.") from None
     batch, tokens = trained.get("batch_tokens", size.batch_tokens), trained.get("tokens")
     if tokens is None:
         tokens = max(1, round(rules.tokens_per_parameter * counted(size.model) / batch)) * batch

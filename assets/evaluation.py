@@ -20,7 +20,7 @@ from assets.known_answers import reproduces_what_is_known
 from assets.recipe import Recipe
 from assets.yaml_file import find_file, load_strict, read_yaml
 from gpt_model.data.sources import downloads_folder
-from gpt_model.errors import Unreachable, UserError, about, about_all_of
+from gpt_model.errors import Unreachable, UserError, about_all_of
 from gpt_model.evaluation import public
 from gpt_model.evaluation.suites import OF_TEXT, SUITES, Dataset, Labelled, suite_tasks
 from gpt_model.tasks.entry import CATALOGUE, TaskEntry, TaskSource, pinned, seen_from
@@ -108,7 +108,7 @@ def _pin(config: Config, base: Path) -> Config:
 
 def _pinned_data(source: dict[str, Any], task: str, files: Mapping[str, str], base: Path) -> dict[str, Any]:
     """A public data set's source, or the recipe's file in its place, under its bare name: where it lies is no part of what it is."""
-    with about(f"files.{task}" if task in files else "suites"):
+    with about_all_of(f"files.{task}" if task in files else "suites"):
         if task in files:
             tied = public.pinned(public.DataSource(path=files[task]), base, downloads_folder())
             tied = tied.model_copy(update={"path": Path(files[task]).name})

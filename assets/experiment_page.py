@@ -25,6 +25,7 @@ from assets import base_model
 from assets.contract import Built, Check, Verdict
 from assets.yaml_file import validate
 from gpt_model.errors import UserError
+from gpt_model.rounding import rounded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 FILE = "experiment.json"
 MOST_BARS = 16  # points of a series drawn with error bars; more of them become a band
-DIGITS = 6  # significant ones kept: below what the order of additions on another number of threads changes
 
 
 class _Strict(BaseModel):
@@ -115,7 +115,7 @@ def _rounded(value: Any) -> Any:
         return {key: _rounded(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_rounded(inner) for inner in value]
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+    return rounded(value) if isinstance(value, float) else value
 
 
 def read(folder: Path) -> Document:

@@ -20,9 +20,9 @@ from assets.finetuning_page import ARMS, CONSTANT, SCORE_NAMES, json_lines, show
 from assets.finetuning_results import results_of, write_model, write_outputs
 from assets.finetuning_run import Part, fine_tuned, how_to, pin_task, prepare
 from assets.recipe import Recipe
-from assets.task_entries import entry_named
-from gpt_model.errors import UserError, about_all_of
-from gpt_model.tasks.entry import CATALOGUE, SPLITS, Splits, TaskEntry, TaskSource
+from assets.task_entries import entry_named, is_file, of_own_files, task_name
+from gpt_model.errors import UserError
+from gpt_model.tasks.entry import CATALOGUE, SPLITS, TaskEntry
 
 # -- the recipe's section -----------------------------------------------------------------------------------------------------------------
 
@@ -30,11 +30,11 @@ from gpt_model.tasks.entry import CATALOGUE, SPLITS, Splits, TaskEntry, TaskSour
 def task_names(recipe: Recipe) -> list[str]:
     """The recipe's tasks by name; a task that is a file is named after it. Raises UserError for an unknown or repeated one."""
     given = recipe.finetuning.tasks if recipe.finetuning else []
-    names = [_name(task) for task in given]
+    names = [task_name(task) for task in given]
     known = sorted(path.stem for path in CATALOGUE.glob("*.yaml"))
     for number, (task, name) in enumerate(zip(given, names, strict=True)):
         field = f"finetuning.tasks[{number}]"
-        if not _is_file(task) and task not in known:
+        if not is_file(task) and task not in known:
             near = difflib.get_close_matches(task, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(f"{task!r} is not a task.{hint} There are {', '.join(known)}, or the path of a task's YAML file.", field=field)
@@ -47,23 +47,12 @@ def task_names(recipe: Recipe) -> list[str]:
     return names
 
 
-def _is_file(task: str) -> bool:
-    return task.endswith((".yaml", ".yml")) or "/" in task
-
-
-def _name(task: str) -> str:
-    return Path(task).stem if _is_file(task) else task
-
-
 def finetuning_config(recipe: Recipe, task: str, base: Path) -> dict[str, Any]:
     """What identifies finetuned/`task`: the task's entry, whole, and how it is fine-tuned. `base`: the recipe's folder."""
     section = recipe.finetuning
     assert section is not None  # or there would be no task
-    number = [_name(one) for one in section.tasks].index(task)
-    entry = entry_named(section.tasks[number], base, f"finetuning.tasks[{number}]")
-    if task in section.files:
-        with about_all_of(f"finetuning.files.{task}"):
-            entry = entry.model_copy(update={"source": _own_files(section.files[task], entry)})
+    number = [task_name(one) for one in section.tasks].index(task)
+    entry = of_own_files(entry_named(section.tasks[number], base, f"finetuning.tasks[{number}]"), task, recipe)
     return {
         "task": task,
         "finetuning": section.model_dump(mode="json", exclude={"tasks", "examples", "held_back", "files"}),
@@ -75,22 +64,13 @@ def finetuning_config(recipe: Recipe, task: str, base: Path) -> dict[str, Any]:
     }
 
 
-def _own_files(file: str | Splits, entry: TaskEntry) -> TaskSource:
-    """The recipe's files in place of a task's own source."""
-    source = TaskSource(file=file)
-    try:
-        entry.model_copy(update={"source": source}).refuse_unknown_formats()
-    except ValueError as error:
-        raise UserError(f"{error}, or give the file a name that says it.") from None
-    return source
-
-
 # -- the stage ----------------------------------------------------------------------------------------------------------------------------
 
 
 def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Fine-tune both arms, one after the other, and write the pre-trained one's model and what both answered."""
     from gpt_model import GPT, convert, lora
+    from gpt_model.tasks.layouts import SPECIALS
     from gpt_model.tasks.model import with_specials
     from gpt_model.tokenizer import Tokenizer
 
@@ -104,11 +84,13 @@ def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Me
     adapting = lora.LoRA(**config["lora"]) if "lora" in config else None
     arms = {}
     for number, arm in enumerate(ARMS):
-        # The pre-trained decoder, or the same network with fresh weights. Everything else is the same for both.
+        # The pre-trained decoder, or the same network with fresh weights. Everything else is the same for both, except that there is
+        # nothing in fresh weights to adapt: they are trained whole, or what transfer is measured against would hardly learn.
         gpt = with_specials(convert.load(inputs["pretrained"].path / "model"), how.dropout, how.seed)
-        gpt = GPT(gpt.config, how.seed) if arm == "random" else gpt
-        if adapting:
-            lora.adapt(gpt, adapting, how.seed)
+        if arm == "random":
+            gpt = GPT(gpt.config, how.seed)
+        elif adapting:
+            lora.adapt(gpt, adapting, how.seed, new_rows=len(SPECIALS))
         progress.log(f"{task.task}: fine-tuning from {arm} weights")
         arms[arm] = fine_tuned(gpt, task, how, output / SCRATCH / arm, progress, Part(progress, arm, number, len(ARMS)))
     if progress.rank:
@@ -198,7 +180,7 @@ def _check(name: str, blocking: bool, description: str, verdict: Callable[[Built
 
 FINETUNED = Stage(
     name="finetuned",
-    version="3",
+    version="4",
     run=_run,
     description="The pre-trained model fine-tuned on one task as GPT-1 was, beside the same network fine-tuned from random weights.",
     kinds=("pytorch", "deepspeed"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from assets.contract import NOT_RUN, Built
+from assets.contract import NOT_RUN, Built, Config, Metrics
 
 SCORE_NAMES = {"accuracy": "accuracy", "f1": "F1", "matthews": "Matthews correlation", "pearson": "Pearson correlation with the ratings"}
 CONSTANT = {"accuracy": "majority", "f1": "constant_f1", "matthews": "constant_matthews"}  # what the best of always one answer gets
@@ -42,6 +42,9 @@ def _scores_table(built: Built) -> str:
     m, facts = built.metrics, json.loads((built.output / "task.json").read_text(encoding="utf-8"))
     left_out = "".join(f"; {count:,} rows left out ({reason})" for reason, count in sorted(facts["left_out"].items()))
 
+    how = adapted(built.config, m)
+    how = f"{how[0].upper()}{how[1:]}.\n\n" if how else ""
+
     def cell(key: str) -> str:
         return f"{m[key]:.3f} ({m[f'{key}_low']:.3f} – {m[f'{key}_high']:.3f})"
 
@@ -54,7 +57,7 @@ def _scores_table(built: Built) -> str:
     return (
         f"**{built.config['task']}** ({facts['entry']['form'].replace('_', ' ')}): "
         f"{_of(m, 'training')} training, {_of(m, 'validation')} validation, {_of(m, 'test')} test examples; "
-        f"{int(m['cut_examples']):,} cut to the context{left_out}.\n\n"
+        f"{int(m['cut_examples']):,} cut to the context{left_out}.\n\n{how}"
         "| on test | pre-trained | random weights | always one answer, the best |\n|---|---|---|---|\n"
         + "".join(row(key) for key in shown)
         + "".join(
@@ -67,6 +70,17 @@ def _scores_table(built: Built) -> str:
         f"{int(m['random_best_epoch'])} random).\n\n"
         f"Licence: {facts['entry']['licence']}\n"
     )  # fmt: skip
+
+
+def adapted(config: Config, metrics: Metrics) -> str:
+    """How the arms were trained, where not alike: with `lora` in the recipe. Else nothing."""
+    if "lora" not in config:
+        return ""
+    return (
+        f"pre-trained weights adapted with LoRA of rank {config['lora']['rank']} beside {' and '.join(config['lora']['targets'])}: "
+        f"{int(metrics['trained_parameters']):,} parameters trained, those of the adapters, of Start, Delim and Extract, and of the head; "
+        "random weights trained whole"
+    )
 
 
 def parts_of(metrics: Mapping[str, float]) -> list[str]:

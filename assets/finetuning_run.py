@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from assets import base_model
 from assets.contract import Artifact, Config, Progress
 from assets.pretraining import execution_of
+from assets.task_entries import tied
 from gpt_model.data.sources import downloads_folder
-from gpt_model.errors import Unreachable, about_all_of
+from gpt_model.errors import about_all_of
 from gpt_model.progress import Progress as Said
-from gpt_model.tasks.entry import SPLITS, SplitName, TaskEntry, pinned
+from gpt_model.tasks.entry import SPLITS, SplitName, TaskEntry
 
 if TYPE_CHECKING:
     from gpt_model.decoder import Decoder
@@ -30,16 +31,9 @@ if TYPE_CHECKING:
 
 def pin_task(config: Config, base: Path) -> Config:
     """The task's local files tied to their bytes, a branch on the hub to its commit; or `not_run`, why its data cannot be had here."""
-    entry = TaskEntry.model_validate(config["source"])
     with about_all_of(""):
-        if entry.source.on_request:
-            reason = f"its authors give the data on request ({entry.source.on_request}); name your files under finetuning.files"
-            return {**config, "not_run": reason}
-        try:
-            source = pinned(entry.source, base, downloads_folder())
-        except Unreachable:
-            return {**config, "not_run": f"{entry.source.hub} is read from the hub, which does not answer here"}
-    return {**config, "source": entry.model_copy(update={"source": source}).model_dump(mode="json", exclude_none=True)}
+        source, reason = tied(config["source"], base)
+    return {**config, "not_run": reason} if reason else {**config, "source": source}
 
 
 @dataclass(frozen=True)

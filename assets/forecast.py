@@ -24,6 +24,7 @@ from typing import Any
 
 from assets import base_model
 from assets.contract import Artifact, Config, Inputs
+from assets.forecast_sizes import examples_of, text_of, tokens_of_example
 from assets.graph import Node
 from assets.profile import Profile
 from assets.resources.store import Store
@@ -56,6 +57,7 @@ class Work:
     seconds_factor: float = 3.0  # half-width of the default interval, as a factor
     bytes_factor: float = 2.0
     start_seconds: float = 0.5  # before the real work begins: importing torch, starting the engine
+    unsure: float = 1.0  # the factor by which `amount` and `size` themselves may be off, where nobody has told the size of what is read
 
     @property
     def with_start(self) -> float:
@@ -94,7 +96,7 @@ def forecast(node: Node, config: Config, inputs: Inputs, profile: Profile, store
 def planned(node: Node, config: Config, told: Mapping[str, Any]) -> Artifact:
     """A stand-in for an artifact that is not built yet, as an input of `forecast` only: its section and its forecast size."""
     files = [{"path": "", "size": told.get("bytes", {}).get("expected", 0.0)}]
-    return Artifact(Path(), node.stage.name, "", "", config, {}, {"files": files})
+    return Artifact(Path(), node.stage.name, "", "", config, {}, {"files": files, "unsure": told.get("work", {}).get("unsure", 1.0)})
 
 
 def _forecast(node: Node, config: Config, inputs: Inputs, profile: Profile, earlier: list[Earlier]) -> dict[str, Any]:
@@ -103,9 +105,13 @@ def _forecast(node: Node, config: Config, inputs: Inputs, profile: Profile, earl
     told: dict[str, Any] = {
         "seconds": _scaled(work.with_start, work.seconds_each, work.seconds_factor, [(e.with_start, e.seconds) for e in same]),
         "bytes": _scaled(work.size, work.bytes_each, work.bytes_factor, [(e.size, e.bytes) for e in earlier]),
-        "work": {"amount": work.amount, "with_start": work.with_start, "unit": work.unit, "size": work.size},
+        "work": {"amount": work.amount, "with_start": work.with_start, "unit": work.unit, "size": work.size, "unsure": work.unsure},
     }
+    for quantity in ("seconds", "bytes"):
+        told[quantity] = _no_narrower(told[quantity], work.unsure)
     told["basis"] = _basis(work, same, profile)
+    if work.unsure > 1:
+        told["basis"] += f" How much there is to read is unverified: {work.unsure:.0f} times less or more is within the interval."
     if node.stage.name == "pretrained":
         points = [(e.amount, e.loss) for e in earlier if e.loss]
         told["loss"] = _loss(work.amount, points)
@@ -155,35 +161,36 @@ def work_of(node: Node, config: Config, inputs: Inputs, profile: Profile) -> Wor
     """What the node has to do, by its stage."""
     stage = node.stage.name
     if stage == "corpus":
-        stated = sum(
-            float(file.get("bytes") or 0)
-            for source in config["sources"]
-            for file in source.get("pinned") or ()
-            if isinstance(file, Mapping)
-        )
-        size = stated or 5e6 * len(config["sources"])  # packages and hub sets do not say their size beforehand
-        return Work(size, "bytes of sources", size, 1 / 1e6, 0.4, seconds_factor=5.0, bytes_factor=1.5 if stated else 10.0)
+        texts = [text_of(source) for source in config["sources"]]
+        size, unsure = sum(one.much for one in texts), max(one.unsure for one in texts)
+        packages = any(source.get("package") for source in config["sources"])
+        factor = 10.0 if packages else 1.5
+        return Work(size, "bytes of sources", size, 1 / 1e6, 0.4, seconds_factor=5.0, bytes_factor=factor, unsure=unsure)
     if stage == "tokenizer":
         text = _text_bytes(inputs)
-        return Work(text, "bytes of text", float(config["vocab_size"]), 1 / 4e6, 60.0)
+        return Work(text, "bytes of text", float(config["vocab_size"]), 1 / 4e6, 60.0, unsure=_unsure(inputs))
     if stage == "tokens":
         text = _text_bytes(inputs)
-        return Work(text, "bytes of text", text, 1 / 2e6, 2 / BYTES_PER_TOKEN, bytes_factor=1.4)
+        return Work(text, "bytes of text", text, 1 / 2e6, 2 / BYTES_PER_TOKEN, bytes_factor=1.4, unsure=_unsure(inputs))
     if stage == "pretrained":
-        model = _model(config.get("model") or _shape(inputs["base"]), inputs)
+        model = _trained(config, inputs)
         flops = training_flops(model, config["pretraining"]["tokens"])
         values = float(model.parameters()) * max(1, config["pretraining"].get("snapshots", 0))  # the last snapshot is the model
         # float32 weights, plus the tokenizer's files
         return Work(flops, "training FLOPs", values, 1 / speed(profile), 4.3, bytes_factor=1.2, start_seconds=5.0)
     if stage == "finetuned":
         model = _model(_shape(inputs["pretrained"]), inputs)
-        flops = 2 * _finetuning_flops(config, model)  # once from the pre-trained weights and once from random ones
-        return Work(flops, "training FLOPs", float(model.parameters()), 1.5 / speed(profile), 4.3, seconds_factor=4.0, start_seconds=8.0)
+        once, unsure = _finetuning_flops(config, model)
+        flops, values = 2 * once, float(model.parameters())  # once from the pre-trained weights and once from random ones
+        return Work(flops, "training FLOPs", values, 1.5 / speed(profile), 4.3, seconds_factor=4.0, start_seconds=8.0, unsure=unsure)
     if stage in ("layers_transferred", "ablations"):
         model = _model(_shape(inputs["pretrained"]), inputs)
         ways = 4 if stage == "ablations" else 1 + len(config["layers"] or range(model.layers + 1))
-        flops = ways * sum(task["seeds"] * _finetuning_flops(task, model) for task in config["tasks"])
-        return Work(flops, "training FLOPs", 1.0, 1.5 / speed(profile), 2e4, seconds_factor=4.0, bytes_factor=10.0, start_seconds=8.0)
+        each = [(task["seeds"], *_finetuning_flops(task, model)) for task in config["tasks"]]
+        flops, unsure = ways * sum(seeds * flops for seeds, flops, _ in each), max(unsure for _, _, unsure in each)
+        return Work(
+            flops, "training FLOPs", 1.0, 1.5 / speed(profile), 2e4, seconds_factor=4.0, bytes_factor=10.0, start_seconds=8.0, unsure=unsure
+        )
     if stage == "zero_shot":
         model = _model(_shape(inputs["pretrained"]), inputs)
         flops = 3e5 * max(1, len(config.get("suites") or ())) * model.flops_per_token() / 3  # tokens a suite on local data reads
@@ -195,10 +202,13 @@ def work_of(node: Node, config: Config, inputs: Inputs, profile: Profile) -> Wor
     return Work(1.0, "artifacts", 1.0, 0.2, 2e4, seconds_factor=5.0, bytes_factor=10.0)
 
 
-def _finetuning_flops(config: Config, model: ModelConfig) -> float:
-    """Of one model on one task; nothing of a task that is not run here."""
-    tokens = float((config.get("examples") or 3000) * config["finetuning"]["epochs"]) * min(model.context, 64)  # examples are short
-    return 1.0 if "not_run" in config else training_flops(model, tokens)
+def _finetuning_flops(config: Config, model: ModelConfig) -> tuple[float, float]:
+    """Of one model on one task, and the factor by which they may be off; nothing of a task that is not run here."""
+    if "not_run" in config:
+        return 1.0, 1.0
+    examples = examples_of(config)
+    tokens = examples.much * config["finetuning"]["epochs"] * tokens_of_example(config["source"], model.context)
+    return training_flops(model, tokens), examples.unsure
 
 
 def training_flops(model: ModelConfig, tokens: float) -> float:
@@ -218,6 +228,16 @@ def _text_bytes(inputs: Inputs) -> float:
     return max(1.0, counted or 2.6 * corpus.size)
 
 
+def _unsure(inputs: Inputs) -> float:
+    """Of a planned corpus: the factor by which its size may be off."""
+    return float(inputs["corpus"].manifest.get("unsure", 1.0))
+
+
+def _trained(config: Config, inputs: Inputs) -> ModelConfig:
+    """The model that is pre-trained: the recipe's own, or an imported one that is trained further."""
+    return _model(config.get("model") or _shape(inputs["base"]), inputs)
+
+
 def _shape(artifact: Artifact) -> Mapping[str, Any]:
     """Of the model in an artifact; of an imported one that is not here yet, nobody knows."""
     try:
@@ -234,6 +254,12 @@ def _model(shape: Mapping[str, Any], inputs: Inputs) -> ModelConfig:
 
 def _around(expected: float, factor: float) -> dict[str, float]:
     return {"low": expected / factor, "expected": expected, "high": expected * factor}
+
+
+def _no_narrower(told: Mapping[str, float], factor: float) -> dict[str, float]:
+    """An interval widened to `factor` either way where it is narrower."""
+    expected = told["expected"]
+    return {"low": min(told["low"], expected / factor), "expected": expected, "high": max(told["high"], expected * factor)}
 
 
 def _scaled(amount: float, each: float, factor: float, points: list[tuple[float, float]]) -> dict[str, float]:
@@ -258,20 +284,22 @@ def _scaled(amount: float, each: float, factor: float, points: list[tuple[float,
 
 
 def _by_ladder(flops: float, config: Config, inputs: Inputs, store: Store) -> tuple[dict[str, float], str] | None:
-    """Bits per byte by the newest ladder of models of the same tokens, and what that rests on; None where there is none."""
-    digest = inputs["tokens"].digest
+    """Bits per byte by the newest ladder of models of the same tokens and family, and what that rests on; None where there is none."""
+    digest, model = inputs["tokens"].digest, _trained(config, inputs)
     ladders = [one for one in store.artifacts() if one.stage == "scaling" and _has_input(one, "tokens", digest)] if digest else []
-    if not ladders:
+    fits = [(one, json.loads((one.path / FIT).read_text(encoding="utf-8"))) for one in ladders]
+    fits = [(one, fit) for one, fit in fits if fit.get("family") == model.family]  # a law of one network tells nothing of another's
+    if not fits:
         return None
     from gpt_model.scaling import PF_DAY, Law
 
-    fit = json.loads((ladders[-1].path / FIT).read_text(encoding="utf-8"))
+    newest, fit = fits[-1]
     law, compute = Law.from_json(fit["bpb"]), flops / PF_DAY
     low, high = law.interval(compute, 0.95)
     away = max(compute / fit["compute"][1], fit["compute"][0] / compute, 1.0)
-    basis = f"The law through the {fit['models']} models of the ladder {store.short(ladders[-1].fingerprint)}, of the same text"
+    basis = f"The law through the {fit['models']} models of the ladder {store.short(newest.fingerprint)}, of the same text"
     basis += f", {away:,.0f} times beyond them in compute" if away > FAR else ""
-    ratio = config["pretraining"]["tokens"] / counted(_model(config["model"], inputs))
+    ratio = config["pretraining"]["tokens"] / counted(model)
     if not fit["ratios"][0] / FAR < ratio < fit["ratios"][1] * FAR:
         basis += f"; it is of {' to '.join(f'{end:.3g}' for end in fit['ratios'])} tokens a parameter, and this is of {ratio:.3g}"
     return {"low": low, "expected": law.at(compute), "high": high}, f"{basis}."

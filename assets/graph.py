@@ -1,10 +1,12 @@
 """A recipe's graph: which stages it has, what feeds what, and the section that identifies each. No Dagster; `stage.py` wraps it.
 
-corpus ─► tokenizer ─► tokens ─► pretrained ─┬─► finetuned/<task> … ─┬─► scorecard
-                                             └─► zero_shot           ─┘
+corpus ─► tokenizer ─► tokens ─┬─► pretrained ─┬─► finetuned/<task> … ─┬─► scorecard
+                               │               ├─► zero_shot          ─┤
+                               │               └─► experiments/<name> ─┤
+                               └─► scaling/… ───► experiments/scaling ─┘
 
 A recipe that imports a model has `imported` in place of tokenizer and pretrained; or only of the tokenizer, where it goes on training it
-on a corpus: then `pretrained` is what comes of that.
+on a corpus: then `pretrained` is what comes of that. It has neither experiments nor scaling.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def _graph(recipe: Recipe) -> list[Node]:
 
     for number, task in enumerate(task_names(recipe)):
         node = Node(name, f"finetuned/{task}", FINETUNED, "assets.finetuning:FINETUNED", partial(finetuning_config, recipe, task))
-        node = replace(node, needs=needing("pretrained", "tokenizer", "corpus"), roles=roles, field=f"finetuning.tasks[{number}]")
+        rows = f"finetuning.files.{task}" if recipe.finetuning and task in recipe.finetuning.files else f"finetuning.tasks[{number}]"
+        node = replace(node, needs=needing("pretrained", "tokenizer", "corpus"), roles=roles, field=rows)
         graph.append(replace(node, description=f"{FINETUNED.description} Task: {task}."))
     if recipe.evaluation:
         graph.append(
@@ -78,6 +81,9 @@ def _graph(recipe: Recipe) -> list[Node]:
         )  # fmt: skip
     graph += [*experiment_nodes(recipe), *scaling_nodes(recipe)]
     everything = tuple(node.name for node in graph)
+    for node in graph:  # Dagster takes no two assets of one key, and says so of all recipes at once
+        if everything.count(node.name) > 1:
+            raise UserError(f"Two assets of this recipe are named {node.name}. Leave out what asks for one of them.", field=node.field)
     graph.append(
         Node(
             name, "scorecard", SCORECARD, "assets.scorecard:SCORECARD", lambda base: {"recipe": recipe.model_dump(mode="json")}, everything

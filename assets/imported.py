@@ -26,7 +26,8 @@ from gpt_model.data.files import PinnedFile, locate, pin
 from gpt_model.data.hub import commit_of, silent
 from gpt_model.data.sources import downloads_folder
 from gpt_model.disk import sha256_of
-from gpt_model.errors import Unreachable, UserError
+from gpt_model.errors import Unreachable, UserError, about_all_of
+from gpt_model.model_folder import PICKLED, described, pickled, weight_files
 
 if TYPE_CHECKING:
     from gpt_model.tokenizer import Tokenizer
@@ -52,14 +53,11 @@ def _pin(config: Config, base: Path) -> Config:
     folder = base / Path(config["folder"]).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Give one with config.json, model.safetensors and a tokenizer.", field="folder")
+    with about_all_of("folder"):
+        described(folder)
+        weight_files(folder)
     paths = sorted(path for pattern in (*WEIGHTS, *OTHERS) for path in folder.glob(pattern))
     pinned = [pin(str(path), base, downloads_folder())[0].model_copy(update={"path": path.name}) for path in paths]
-    if pickled := [] if any(path.name.endswith(".safetensors") for path in paths) else sorted(folder.glob("*.bin")):
-        raise UserError(
-            f"{pickled[0]} is pickled, and reading it could run whatever its author wrote into it. Give the model as safetensors: "
-            "transformers' save_pretrained writes model.safetensors.",
-            field="folder",
-        )
     return {"folder": folder.name, "licence": config["licence"], "files": [file.model_dump(mode="json") for file in pinned]}
 
 
@@ -121,10 +119,8 @@ def _fetched(repository: str, commit: str) -> Path:
             ) from None
         raise
     if not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{repository} at {commit[:12]} has no weights as safetensors, and pickled ones (pytorch_model.bin) are not read: that could "
-            "run whatever their author wrote into them. Choose a revision or another repository that has them."
-        )
+        what = f"What {repository} at {commit[:12]} has in place of safetensors ({PICKLED})"
+        raise pickled(what, "Choose a revision or another repository that has them.")
     return folder
 
 

@@ -23,6 +23,7 @@ from assets.node import Node
 from assets.pretraining import PRETRAINED
 from assets.recipe import PretrainingSection, Recipe, ScalingSection
 from assets.scaling import LEVEL, PREDICTION, SCALING
+from assets.yaml_file import words
 from gpt_model.errors import UserError
 from gpt_model.sizing import Rules, Size, scaled_with_tokens, sized
 
@@ -70,18 +71,18 @@ def ladder(recipe: Recipe, section: ScalingSection) -> list[list[Rung]]:
             try:
                 size = sized(rules.model_copy(update={"tokens_per_parameter": ratio}), layers, {**fixed, "width": width})
             except ValidationError as error:
-                raise UserError(error.errors()[0]["msg"].removeprefix("Value error, "), field=f"scaling.rungs[{number}]") from None
+                raise UserError(f"{words(error.errors()[0])}.", field=f"scaling.rungs[{number}]") from None
             if (steps := size.tokens // size.batch_tokens) < FEWEST_STEPS:
                 raise UserError(
-                    f"{size.model.layers} layers of width {size.model.width} at {ratio:g} tokens a parameter are trained in {steps} steps "
-                    f"of {size.batch_tokens} tokens, and fewer than {FEWEST_STEPS} say nothing: raise tokens_per_parameter, lower "
-                    "pretraining.batch_tokens, or leave the rung out",
+                    f"{_shape(size.model.layers, size.model.width)} at {ratio:g} tokens a parameter: {steps} steps of {size.batch_tokens} "
+                    f"tokens, and fewer than {FEWEST_STEPS} say nothing. Raise tokens_per_parameter, lower pretraining.batch_tokens, or "
+                    "leave the rung out.",
                     field=f"scaling.rungs[{number}]",
                 )
             sizes.append(size)
     sizes.sort(key=_compute)
     if _compute(sizes[-1]) == _compute(sizes[-2]):
-        raise UserError("two rungs are the largest: make one of them larger, for it is what is predicted", field="scaling.rungs")
+        raise UserError("two rungs are the largest: make one of them larger, for it is what is predicted.", field="scaling.rungs")
     return [
         [Rung(_name(number, seed, section), *_sections(size, pretraining, seed)) for seed in section.seeds]
         for number, size in enumerate(sizes, 1)
@@ -108,6 +109,10 @@ def _rules(recipe: Recipe) -> Rules:
     return Rules.of(recipe.model_config_for(), recipe.own[1].model_dump(mode="json"))
 
 
+def _shape(layers: int, width: int) -> str:
+    return f"{layers} layer{'s' if layers > 1 else ''} of width {width}"
+
+
 def _compute(size: Size) -> float:
     return size.model.flops_per_token() * size.tokens
 
@@ -128,11 +133,11 @@ def _name(number: int, seed: int, section: ScalingSection) -> str:
 
 def _trained(recipe: Recipe, rung: Rung, after: tuple[str, ...] = ()) -> Node:
     config = {"model": rung.model, "pretraining": rung.pretraining}
-    size = f"{rung.model['layers']} layers of width {rung.model['width']}"
+    size = _shape(rung.model["layers"], rung.model["width"])
     how = f"A rung of the scaling ladder: {size}, trained on {rung.pretraining['tokens']:,} tokens."
     return Node(
         recipe.name, rung.name, PRETRAINED, "assets.pretraining:PRETRAINED", partial(_as_it_is, config), ("tokens", "tokenizer"),
-        description=how, after=after,
+        description=f"{PRETRAINED.description} {how}", after=after,
     )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Recipe: WHAT to build, one YAML a model, nothing about machines. Each section is what identifies the stages it feeds.
 
-`extends: NAME` merges a recipe over another: mappings are merged key by key, `null` takes out what the other has, all else is replaced.
-`depth: N` sets what a number of layers sets (`dial.py`).
+`extends: NAME` merges a recipe over another (`extending.py`), `depth: N` sets what a number of layers sets (`dial.py`).
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from assets.dial import Dial, merged
+from assets.dial import Dial
+from assets.dial import merged as dialled
 from assets.experiments.section import ExperimentsSection
-from assets.yaml_file import SUFFIXES, find_file, naming, read_yaml, validate, yaml_files
+from assets.extending import extended, merged
+from assets.yaml_file import Misfit, find_file, naming, validate
 from gpt_model.config import PUBLISHED, ModelConfig, ModelShape
 from gpt_model.data.sources import Source
-from gpt_model.errors import UserError, about
+from gpt_model.errors import UserError
 from gpt_model.published import references
 from gpt_model.tasks.source import Splits
 
@@ -165,12 +166,10 @@ class ScalingSection(Section):
         for name, values in (("rungs", self.rungs), ("seeds", self.seeds), ("tokens_per_parameter", self.ratios)):
             if len({str(value) for value in values}) < len(values):
                 raise ValueError(f"{name}: one stands twice; take it out")
-        models = len(self.rungs) * len(self.ratios)
-        if (models - 1) * len(self.seeds) < 4 or models < 3:
-            raise ValueError(
-                f"{models} sizes leave {(models - 1) * len(self.seeds)} models beside the largest, which is predicted: a law whose "
-                "interval says something takes four, of two sizes or more. Add a rung, or seeds"
-            )
+        if (sizes := len(self.rungs) * len(self.ratios)) < 3:
+            raise Misfit(f"a law takes three sizes, the largest to predict and two to be fitted to: found {sizes}. Add a rung", "rungs")
+        if (models := (sizes - 1) * len(self.seeds)) < 4:
+            raise Misfit(f"an interval takes four models below the largest size: found {models}. Add a rung, or seeds", "rungs")
         return self
 
 
@@ -219,7 +218,8 @@ class EvaluationSection(Section):
     @field_validator("known")
     @classmethod
     def _has_known_scores(cls, known: str | None) -> str | None:
-        models = dict.fromkeys(one.model for one in references(role="reproduction") if one.kind == "scores" and one.model in PUBLISHED)
+        shown = [one.model for one in references(role="reproduction") if one.kind == "scores"]
+        models = dict.fromkeys(one for one in shown if one in PUBLISHED and PUBLISHED[one].family != "gpt3")  # nobody has GPT-3's weights
         if known is not None and known not in models:
             raise ValueError(f"no score of {known!r} is known; there are some of {', '.join(models)}")
         return known
@@ -276,6 +276,21 @@ class Recipe(Section):
             raise ValueError("there is no text to go on training on: add a corpus, or leave pretraining out")
         return section
 
+    @field_validator("finetuning", "evaluation", "experiments")
+    @classmethod
+    def _of_a_transformer(cls, section: Section | None, info: ValidationInfo) -> Section | None:
+        if section and (model := info.data.get("model")) and model.family == "lstm":
+            raise ValueError(f"an LSTM is only measured against: leave {info.field_name} out, or write model.family: gpt1, gpt2 or gpt3")
+        return section
+
+    @field_validator("evaluation")
+    @classmethod
+    def _only_an_imported_model_is_known(cls, section: EvaluationSection | None, info: ValidationInfo) -> EvaluationSection | None:
+        trained_here = info.data.get("imported", section) is None or info.data.get("pretraining") is not None
+        if section and section.known and trained_here:
+            raise Misfit("it is of an imported model as it is, and this one is trained here: leave known out, or pretraining", "known")
+        return section
+
     @field_validator("pretraining")
     @classmethod
     def _batch_is_whole_sequences(cls, pretraining: PretrainingSection | None, info: ValidationInfo) -> PretrainingSection | None:
@@ -289,12 +304,13 @@ class Recipe(Section):
     def _has_what_it_names(self) -> Recipe:
         goes_on = self.imported is not None and self.pretraining is not None
         if self.lora and not (self.finetuning or goes_on):
-            raise ValueError("lora adapts weights that are there already: add finetuning, or imported and pretraining, or leave lora out")
+            told = "it adapts weights that are there already: add finetuning, or imported and pretraining, or leave lora out"
+            raise Misfit(told, "lora")
         if self.lora and goes_on and self.pretraining and self.pretraining.snapshots:
-            raise ValueError("snapshots are of whole weights, and lora trains adapters: leave pretraining.snapshots or lora out")
+            raise Misfit("snapshots are of whole weights, and lora trains adapters: leave them or lora out", "pretraining.snapshots")
         for name in ("experiments", "scaling"):
             if getattr(self, name) and self.imported:
-                raise ValueError(f"{name} are about models that are trained here: leave {name} out, or imported")
+                raise Misfit(f"it is about models that are trained here: leave {name} out, or imported", name)
         return self
 
     @property
@@ -325,35 +341,11 @@ def whole_sequences(batch_tokens: int, context: int, field: str = "batch_tokens"
 
 def load_recipe(name_or_path: str) -> Recipe:
     """A recipe by its name under recipes/ or by path. Raises UserError naming file, line and field."""
-    files = _extended(find_file(name_or_path, RECIPES, "recipe"))
-    data, dial = merged(files, _merge)
+    files = extended(find_file(name_or_path, RECIPES, "recipe"), RECIPES)
+    data, dial = dialled(files, merged)
+    if dial and data.get("imported") is not None:
+        with naming(list(files)):
+            raise UserError("It is of a model that is trained here, and an imported one has its own: leave depth out.", field="depth")
     recipe = validate(Recipe, data, list(files))
     recipe._files, recipe._dial = tuple(files), dial
     return recipe
-
-
-def _extended(path: Path) -> dict[Path, dict[str, Any]]:
-    """What stands in a recipe's file, and in each one it extends, nearest first."""
-    files = {path: read_yaml(path)}
-    while (parent := files[path].pop("extends", None)) is not None:
-        with naming([path]), about("extends"):
-            path = _parent(str(parent), path.parent)
-            if path in files:
-                raise UserError(f"It comes back to itself: {' → '.join(file.stem for file in (*files, path))}.")
-        files[path] = read_yaml(path)
-    return files
-
-
-def _parent(name: str, folder: Path) -> Path:
-    """The recipe that `extends` means: a file as seen from `folder`, or the name of one in it, or of one under recipes/."""
-    if name.endswith(SUFFIXES):
-        return find_file(str(folder / name), folder, "recipe")
-    return find_file(name, folder if any(file.stem == name for file in yaml_files(folder)) else RECIPES, "recipe")
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = {key: value for key, value in base.items() if over.get(key, value) is not None}
-    for key, value in over.items():
-        if value is not None or key not in base:
-            merged[key] = _merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-    return merged

@@ -14,10 +14,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from assets import experiment_page
 from assets.contract import Artifact, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
+from gpt_model.rounding import rounded
 
 if TYPE_CHECKING:
     from gpt_model.scaling import Law, Terms
@@ -32,6 +33,7 @@ class Point:
     """One trained model of the ladder."""
 
     name: str
+    family: str
     layers: int
     width: int
     seed: int
@@ -54,7 +56,7 @@ def _point(name: str, artifact: Artifact, vocab_size: int) -> Point:
     shape, metrics = artifact.config["model"], artifact.metrics
     parameters, compute = _size(shape, metrics["tokens"], vocab_size)
     return Point(
-        name.removeprefix("scaling/"), shape["layers"], shape["width"], artifact.config["pretraining"]["seed"], parameters,
+        name.removeprefix("scaling/"), shape["family"], shape["layers"], shape["width"], artifact.config["pretraining"]["seed"], parameters,
         int(metrics["tokens"]), compute, metrics["held_out/loss"], metrics["held_out/bpb"], metrics,
     )  # fmt: skip
 
@@ -69,6 +71,38 @@ def _size(shape: Mapping[str, Any], tokens: float, vocab_size: int) -> tuple[int
     return counted(model), model.flops_per_token() * tokens / PF_DAY
 
 
+@dataclass(frozen=True)
+class Text:
+    """The held-out text that every rung is measured on, and how sure what is measured on it is."""
+
+    weights: Mapping[str, float]  # of its sources, as the mixture
+    size: str  # in words
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> Text:
+        from gpt_model.data.shards import TokenData
+
+        data = TokenData(inputs["tokens"].path)
+        tokens = sum(len(data.tokens(source, "held_out")) for source in data.sources)
+        return cls(data.weights, f"{tokens:,} held-out tokens")
+
+    def half(self, point: Point, unit: Literal["loss", "bpb"]) -> float | None:
+        """Half the 95 % interval of the mixture's loss: the sources', taken for independent. Nats a token are bits a byte times what a
+        source has of bytes a token, which no model changes. None where no source has two windows."""
+        metrics, halves = point.metrics, {}
+        for name in self.weights:
+            own = f"held_out/{name}/"
+            if f"{own}bpb_low" in metrics:
+                each = metrics[f"{own}{unit}"] / metrics[f"{own}bpb"]
+                halves[name] = each * (metrics[f"{own}bpb_high"] - metrics[f"{own}bpb_low"]) / 2
+        share = sum(self.weights[name] for name in halves)
+        return math.sqrt(sum((self.weights[name] / share * value) ** 2 for name, value in halves.items())) if share else None
+
+    def said(self, point: Point, unit: Literal["loss", "bpb"] = "loss", digits: int = 4) -> str:
+        value, half = point.metrics[f"held_out/{unit}"], self.half(point, unit)
+        return f"{value:.{digits}f}" + ("" if half is None else f" ({value - half:.{digits}f} to {value + half:.{digits}f})")
+
+
 # -- the prediction ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -80,28 +114,29 @@ def predict(config: Config, inputs: Inputs, output: Path, progress: Progress) ->
     law = fit_compute([point.compute for point in fitted], [point.loss for point in fitted])
     parameters, compute = _size(config["model"], config["tokens"], int(inputs["tokenizer"].metrics["vocab_size"]))
     low, high = law.interval(compute, config["level"])
+    text = Text.of(inputs)
     told = {
-        "target": {**config, "parameters": parameters, "compute": _short(compute)},
-        "loss": _short(law.at(compute)), "low": _short(low), "high": _short(high),
-        "fitted": [{"rung": point.name, "compute": _short(point.compute), "loss": _short(point.loss)} for point in fitted],
-        "law": law.as_json(),
+        "target": {**config, "parameters": parameters, "compute": rounded(compute)},
+        "loss": rounded(law.at(compute)), "low": rounded(low), "high": rounded(high),
+        "fitted": [
+            {"rung": point.name, "compute": rounded(point.compute), "loss": rounded(point.loss), "said": text.said(point)}
+            for point in fitted
+        ],
+        "law": law.as_json(), "text": text.size,
     }  # fmt: skip
     (output / PREDICTED).write_text(json.dumps(told, sort_keys=True) + "\n", encoding="utf-8")
     return {"loss": law.at(compute), "loss_low": low, "loss_high": high, "exponent": law.exponent, "compute": compute}
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
-
-
 def _show_prediction(built: Built, folder: Path) -> None:
     told = json.loads((built.output / PREDICTED).read_text(encoding="utf-8"))
-    rows = "".join(f"| {one['rung']} | {one['compute']:.3g} | {one['loss']:.4f} |\n" for one in told["fitted"])
+    rows = "".join(f"| {one['rung']} | {one['compute']:.3g} | {one['said']} |\n" for one in told["fitted"])
     target = told["target"]
     (folder / "prediction.md").write_text(
         f"**{target['model']['layers']} layers of width {target['model']['width']}, {target['tokens']:,} tokens, {target['compute']:.3g} "
         f"petaflop/s-days: {told['loss']:.3f} nats a token ({told['low']:.3f} to {told['high']:.3f}, {target['level']:.0%}).**\n\n"
-        f"From these alone:\n\n| model | petaflop/s-days | held-out loss, nats a token |\n|---|---|---|\n{rows}",
+        f"From these alone, of {told['text']}; 95 % intervals over its windows:\n\n"
+        f"| model | petaflop/s-days | held-out loss, nats a token |\n|---|---|---|\n{rows}",
         encoding="utf-8",
     )
 
@@ -130,11 +165,16 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     terms = None if why else fit_terms(*sizes, [point.loss for point in every])
     inside = sum(told["low"] <= point.loss <= told["high"] for point in came)
     _write_laws(output, config, every, {"loss": loss, "bpb": bpb}, terms)
-    _write_page(output, inputs, told, every, came, loss, terms, why)
+    text = Text.of(inputs)
+    _write_page(output, inputs, text, told, every, came, loss, terms, why)
     low, high = loss.exponent_interval(LEVEL)
     metrics = {"exponent": loss.exponent, "exponent_low": low, "exponent_high": high, "floor": loss.floor}
     metrics |= {"predicted_loss": told["loss"], "predicted_low": told["low"], "predicted_high": told["high"]}
-    return metrics | {"largest_loss": sum(point.loss for point in came) / len(came), "inside": inside / len(came)}
+    metrics |= {"largest_loss": sum(point.loss for point in came) / len(came), "inside": inside / len(came)}
+    if halves := [half for point in came if (half := text.half(point, "loss")) is not None]:  # of the same windows: they do not average out
+        half = sum(halves) / len(halves)
+        metrics |= {"largest_low": metrics["largest_loss"] - half, "largest_high": metrics["largest_loss"] + half}
+    return metrics
 
 
 def _write_laws(output: Path, config: Config, every: Sequence[Point], laws: Mapping[str, Law], terms: Terms | None) -> None:
@@ -144,44 +184,53 @@ def _write_laws(output: Path, config: Config, every: Sequence[Point], laws: Mapp
 
     ratios = [point.tokens / point.parameters for point in every]
     fit = {name: law.as_json() for name, law in laws.items()}
-    span = {"compute": [_short(every[0].compute), _short(every[-1].compute)], "ratios": [_short(min(ratios)), _short(max(ratios))]}
-    (output / FIT).write_text(json.dumps({**fit, **span, "models": len(every)}, sort_keys=True) + "\n", encoding="utf-8")
+    span = {"compute": [rounded(every[0].compute), rounded(every[-1].compute)], "ratios": [rounded(min(ratios)), rounded(max(ratios))]}
+    told = {**fit, **span, "models": len(every), "family": every[0].family}
+    (output / FIT).write_text(json.dumps(told, sort_keys=True) + "\n", encoding="utf-8")
     best = terms.tokens_per_parameter(every[-1].compute) if terms else ratios[-1]
-    law = "what is best at the largest model's compute, by the law of parameters and data"
-    why = law if terms else "the ladder's own: nothing in it tells a better one"
-    rules = Rules.model_validate({**config["rules"], "tokens_per_parameter": _short(best)})
-    head = f"# Rules for `depth: {{layers: N, rules: …}}`, from a ladder of {len(every)} models. tokens_per_parameter is {why}.\n"
+    rules = Rules.model_validate({**config["rules"], "tokens_per_parameter": rounded(best)})
+    head = "".join(f"# {line}\n" for line in _where_rules_are_from(len(every), fitted=terms is not None))
     (output / RULES).write_text(head + yaml.safe_dump(rules.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
+def _where_rules_are_from(models: int, fitted: bool) -> list[str]:
+    """The header of rules.yaml: which rules this ladder was fitted for, and which are only passed on."""
+    law = f"fitted here: best at the largest model's compute, by the law of parameters and data through {models} models."
+    own = f"carried over, not fitted: the ladder's own of {models} models. A fit takes three sizes at three numbers of tokens a parameter."
+    return [
+        "Rules for `depth: {layers: N, rules: …}`, as a scaling ladder left them.",
+        f"tokens_per_parameter: {law if fitted else own}",
+        "learning_rate_exponent, batch_exponent: carried over, not fitted: slopes through GPT-3's table 2.1 (gpt_model/sizing.py).",
+        "all else: carried over, the recipe's own model, at which the rules are anchored.",
+    ]
+
+
 def _write_page(
-    output: Path, inputs: Inputs, told: Mapping[str, Any], every: Sequence[Point], came: Sequence[Point], loss: Law, terms: Terms | None,
-    why: str | None,
+    output: Path, inputs: Inputs, text: Text, told: Mapping[str, Any], every: Sequence[Point], came: Sequence[Point], loss: Law,
+    terms: Terms | None, why: str | None,
 ) -> None:  # fmt: skip
     from gpt_model.config import PUBLISHED
-    from gpt_model.data.shards import TokenData
     from gpt_model.scaling import Law
     from gpt_model.sizing import counted
 
-    weights, vocab_size = TokenData(inputs["tokens"].path).weights, inputs["tokenizer"].metrics["vocab_size"]
+    vocab_size = inputs["tokenizer"].metrics["vocab_size"]
     embedded = [vocab_size * point.width / point.parameters for point in every]
     of_gpt3 = [model.vocab_size * model.width / counted(model) for name, model in PUBLISHED.items() if name.startswith("gpt3")]
     before, low, high = Law.from_json(told["law"]), told["low"], told["high"]
     inside = [low <= point.loss <= high for point in came]
     landed = "inside" if all(inside) else "outside" if not any(inside) else f"{sum(inside)} of {len(inside)} inside"
-    seen = " and ".join(f"{point.loss:.3f}" for point in came)
     experiment_page.write(output, {
         "title": "Loss against compute, parameters and data",
         "source": "GPT-3, figure 3.1, and Hoffmann et al. 2022 for parameters and data",
         "summary": [
             f"The largest of the ladder, left out of the fit: {told['loss']:.3f} nats a token were predicted ({low:.3f} to {high:.3f}, "
-            f"{told['target']['level']:.0%}) and {seen} came: {landed}.",
+            f"{told['target']['level']:.0%}) and {_seen(came, text)} came: {landed}. Of {text.size}; 95 % of what came, over its windows.",
             f"Through all {len(every)} models: L = {_law(loss)}, C in petaflop/s-days of model FLOPs.",
             _terms(terms) if terms else f"No law of parameters and data apart: {why}.",
             f"{_published()}: of another tokenizer and another corpus, so that its losses are not comparable with these and only its slope "
             f"may be. Of GPT-3's parameters {_range(of_gpt3)} are the token embedding, of these {_range(embedded)}.",
         ],
-        "tables": [_models(every, came, weights), _laws(loss, before, told, came)],
+        "tables": [_models(every, came, text), _laws(loss, before, told, came, text)],
         "plots": [_plot(before, told, every, came)],
     })  # fmt: skip
 
@@ -218,38 +267,29 @@ def _published() -> str:
     return f"GPT-3's line, L = {coefficient} · C^{exponent} (figure 3.1)"
 
 
-def _models(every: Sequence[Point], came: Sequence[Point], weights: Mapping[str, float]) -> dict[str, Any]:
+def _seen(came: Sequence[Point], text: Text) -> str:
+    return " and ".join(text.said(point, digits=3) for point in came)
+
+
+def _models(every: Sequence[Point], came: Sequence[Point], text: Text) -> dict[str, Any]:
     rows: list[list[Any]] = [
         [
             point.name, f"{point.layers} × {point.width}", point.seed, point.parameters, point.tokens, f"{point.compute:.3g}",
-            f"{point.loss:.4f}", f"{point.bpb:.4f}{_interval(point.metrics, weights)}", "predicted" if point in came else "fitted",
+            text.said(point), text.said(point, "bpb"), "predicted" if point in came else "fitted",
         ]
         for point in every
     ]  # fmt: skip
     return {
-        "caption": "The ladder. Held-out text of each source weighed as the mixture, the same for all models; 95 % intervals over its "
-        "windows. As that text is shared, its windows move all models together and are no part of the laws' intervals.",
+        "caption": f"The ladder, on {text.size}, the same for all models, each source weighed as the mixture; 95 % intervals over its "
+        "windows, of nats as of bits per byte, by each source's bytes a token. As that text is shared, its windows move all models "
+        "together and are no part of the laws' intervals.",
         "columns": ["model", "layers × width", "seed", "N", "D", "petaflop/s-days", "loss, nats a token", "bits per byte", "use"],
         "rows": rows,
     }  # fmt: skip
 
 
-def _interval(metrics: Metrics, weights: Mapping[str, float]) -> str:
-    """Of the mixture's bits per byte: the sources' intervals, taken for independent."""
-    halves = {
-        name: (metrics[f"held_out/{name}/bpb_high"] - metrics[f"held_out/{name}/bpb_low"]) / 2
-        for name in weights
-        if f"held_out/{name}/bpb_low" in metrics
-    }
-    if not halves:
-        return ""
-    share = sum(weights[name] for name in halves)
-    half = math.sqrt(sum((weights[name] / share * value) ** 2 for name, value in halves.items()))
-    return f" ({metrics['held_out/bpb'] - half:.4f} to {metrics['held_out/bpb'] + half:.4f})"
-
-
-def _laws(loss: Law, before: Law, told: Mapping[str, Any], came: Sequence[Point]) -> dict[str, Any]:
-    predicted, seen = f"{told['loss']:.3f} ({told['low']:.3f} to {told['high']:.3f})", " and ".join(f"{one.loss:.3f}" for one in came)
+def _laws(loss: Law, before: Law, told: Mapping[str, Any], came: Sequence[Point], text: Text) -> dict[str, Any]:
+    predicted, seen = f"{told['loss']:.3f} ({told['low']:.3f} to {told['high']:.3f})", _seen(came, text)
     rows = [
         ["without the largest", len(told["fitted"]), _law(before), f"{before.spread:.4f}", predicted],
         ["with the largest", len(told["fitted"]) + len(came), _law(loss), f"{loss.spread:.4f}", f"{seen} came"],
@@ -284,10 +324,11 @@ def _plot(before: Law, told: Mapping[str, Any], every: Sequence[Point], came: Se
 def _inside(built: Built) -> Verdict:
     metrics = built.metrics
     landed = "inside" if metrics["inside"] == 1 else "not inside"
+    sure = f" (95 % over its windows: {metrics['largest_low']:.3f} to {metrics['largest_high']:.3f})" if "largest_low" in metrics else ""
     return Verdict(
         metrics["inside"] == 1,
-        f"The largest model came to {metrics['largest_loss']:.3f} nats a token, {landed} the {LEVEL:.0%} interval predicted of it, "
-        f"{metrics['predicted_low']:.3f} to {metrics['predicted_high']:.3f}.",
+        f"The largest model came to {metrics['largest_loss']:.3f} nats a held-out token{sure}, {landed} the {LEVEL:.0%} interval predicted "
+        f"of it, {metrics['predicted_low']:.3f} to {metrics['predicted_high']:.3f}.",
         {name: metrics[name] for name in ("largest_loss", "predicted_low", "predicted_high")},
     )
 
@@ -304,7 +345,7 @@ def _made_before(built: Built) -> Verdict:
 
 PREDICTION = Stage(
     name="scaling_prediction",
-    version="1",
+    version="2",
     run=predict,
     description="What the smaller models of the ladder foretell of the largest, before that is trained.",
     checks=(Check("interval_is_finite", True, "The prediction has an interval.", _interval_is_finite),),
@@ -313,7 +354,7 @@ PREDICTION = Stage(
 
 SCALING = Stage(
     name="scaling",
-    version="1",
+    version="2",
     run=run,
     description="Loss of a ladder of models against compute, parameters and data; the largest predicted before it was trained.",
     checks=(

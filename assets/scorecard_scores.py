@@ -16,7 +16,7 @@ from typing import Any
 from assets import base_model
 from assets import scorecard_tables as tables
 from assets.contract import Artifact, Inputs, Metrics
-from assets.finetuning_page import CONSTANT, SCORE_NAMES, parts_of
+from assets.finetuning_page import CONSTANT, SCORE_NAMES, adapted, parts_of
 from gpt_model.evaluation.suites import Cloze, Data, Dataset, Labelled, LastWord, Passages, TaskMetadata, suite_tasks
 from gpt_model.tasks.entry import SPLITS, TaskEntry
 
@@ -178,13 +178,15 @@ def _finetuned_scores(asset: str, artifact: Artifact) -> Iterator[Score | NotRun
         return
     note = f"trained on {tables.share_of(int(m['training_examples']), int(m['training_examples_available']))}"
     available = int(m["test_examples_available"])
-    note += f"; {entry.description}" if entry.description else ""
+    how = adapted(artifact.config, m)
+    note += "".join(f"; {told}" for told in (entry.description, how) if told)
     for key in entry.reported():
         constant = {"majority" if key == "accuracy" else "one answer": m[CONSTANT[key]]} if CONSTANT.get(key) in m else {}
-        beside = {**constant, "random weights": m[f"random_{key}"]}
+        random = f"random weights {m[f'random_{key}']:.3f} ({m[f'random_{key}_low']:.3f} – {m[f'random_{key}_high']:.3f})"
         yield Score(
             asset, artifact.fingerprint, SCORE_NAMES[key], m[key], m[f"{key}_low"], m[f"{key}_high"],
-            ", ".join(f"{name} {value:.3f}" for name, value in beside.items()), max(beside.values()),
+            ", ".join([*(f"{name} {value:.3f}" for name, value in constant.items()), random]),
+            max([*constant.values(), m[f"random_{key}"]]),
             int(m["test_examples"]), split=test_split(entry), note=note, paper="gpt1",
             published={"task": row.task, "metric": key} if row and row.metric == key else None, available=available,
         )  # fmt: skip
@@ -199,7 +201,7 @@ def _finetuned_scores(asset: str, artifact: Artifact) -> Iterator[Score | NotRun
     yield Score(
         asset, artifact.fingerprint, "transfer", m["transfer"], m["transfer_low"], m["transfer_high"], "no transfer 0", 0.0,
         int(m["test_examples"]), split=test_split(entry), available=available,
-        note=f"{SCORE_NAMES[entry.metric]} over the same network fine-tuned from random weights",
+        note=f"{SCORE_NAMES[entry.metric]} over the same network fine-tuned from random weights" + (f"; {how}" if how else ""),
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def _score(part: Mapping[str, Any] | None) -> str:
 
 NOTES = (
     "K: demonstrations before a question, on average, and at least; as many of those asked for as fit the context. 8-grams: GPT-2's "
-    "overlap (Radford et al. 2019, section 4), by a Bloom filter of the training text. Dirty: an example that shares N words in a row "
+    "overlap (Radford et al. 2019, section 4), without its Bloom filter's false positives. Dirty: an example that shares N words in a row "
     "with a training document; N is the 5th percentile of the examples' lengths, 8 to 13 (Brown et al. 2020, appendix C). In brackets: "
     "95 % interval."
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -17,6 +17,19 @@ from gpt_model.errors import UserError, dotted
 M = TypeVar("M", bound=BaseModel)
 Location = tuple[str | int, ...]
 SUFFIXES = (".yaml", ".yml")
+KINDS = {  # pydantic's errors for a value of the wrong kind: what was expected
+    "string_type": "text", "int_type": "an integer", "int_from_float": "an integer", "float_type": "a number", "bool_type": "true or false",
+    "list_type": "a list, in brackets", "tuple_type": "a list, in brackets",
+    "dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping",
+}  # fmt: skip
+
+
+class Misfit(ValueError):
+    """What a validator of several keys together finds wrong, and which of them, seen from where it stands, to mend."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's, where PyYAML has it: ten times faster
@@ -69,8 +82,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}{where}: this is not valid YAML ({getattr(error, 'problem', error)}).") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
+    if data is None:
+        raise UserError(f"{path}: there is nothing in it. Write `key: value` lines.")
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected `key: value` lines, found {type(data).__name__}.")
+        raise UserError(f"{path}: expected `key: value` lines, found {'a list' if isinstance(data, list) else f'only {_shown(data)}'}.")
     return data
 
 
@@ -85,12 +100,38 @@ def validate(model: type[M], data: dict[str, Any], files: Sequence[Path]) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = error.errors()
+        problems: list[Any] = [{**problem, "loc": _location(data, problem)} for problem in error.errors()]
         meant = {(*problem["loc"][:-1], near) for problem in problems if (near := _nearest(model, problem))}
+        wrong = {problem["loc"]: _expected(model, problem["loc"], problems) for problem in problems}
         sentences = [
-            _sentence(model, problem, files) for problem in problems if problem["type"] != "missing" or problem["loc"] not in meant
+            _sentence(model, problem, wrong[problem["loc"]], files)
+            for problem in problems
+            if (problem["type"] != "missing" or problem["loc"] not in meant)
+            and not (problem["type"] in KINDS and not wrong[problem["loc"]])
         ]
         raise UserError("\n".join(dict.fromkeys(sentences))) from None
+
+
+def _location(data: Any, problem: Any) -> Location:
+    """Where `data` has the problem: without the names that pydantic gives the alternatives of a union, and functions."""
+    found: list[str | int] = []
+    for part in problem["loc"]:
+        if (isinstance(data, Mapping) and part in data) or (isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)):
+            found, data = [*found, part], data[part]
+    if problem["type"] == "missing":
+        found.append(problem["loc"][-1])
+    field = getattr(problem.get("ctx", {}).get("error"), "field", None)
+    return (*found, *(field.split(".") if field else ()))
+
+
+def _expected(model: type[BaseModel], location: Location, problems: Sequence[Any]) -> str:
+    """The kinds a value at `location` may be of; "" where it is of one of them, in which something else is wrong."""
+    here = [problem["type"] for problem in problems if problem["loc"] == location]
+    below = any(len(problem["loc"]) > len(location) and problem["loc"][: len(location)] == location for problem in problems)
+    if below or any(kind not in KINDS for kind in here):
+        return ""
+    keys = f" with keys of {', '.join(_keys_at(model, location))}"
+    return " or ".join(dict.fromkeys(KINDS[kind] + (keys if kind.startswith("model") else "") for kind in here))
 
 
 def _nearest(model: type[BaseModel], problem: Any) -> str | None:
@@ -101,21 +142,46 @@ def _nearest(model: type[BaseModel], problem: Any) -> str | None:
     return next(iter(difflib.get_close_matches(str(key), _keys_at(model, tuple(parents)), n=1, cutoff=0.5)), None)
 
 
-def _sentence(model: type[BaseModel], problem: Any, files: Sequence[Path]) -> str:
-    location: Location = tuple(part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-")))
-    where = f"{_place(files, location)}: "
+def _sentence(model: type[BaseModel], problem: Any, expected: str, files: Sequence[Path]) -> str:
+    location, kind = problem["loc"], problem["type"]
+    where = f"{_place(files, location[:-1] if kind == 'missing' else location)}: "
     name = _dotted(location)
-    kind, found = problem["type"], problem.get("input")
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "invalid_key"):
         near = _nearest(model, problem)
         hint = f" Did you mean `{near}`?" if near else ""
         return f"{where}`{name}` is not a key here.{hint} Keys here: {', '.join(_keys_at(model, location[:-1]))}."
     if kind == "missing":
         return f"{where}`{name}` is missing."
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind in ("value_error", "assertion_error"):
-        return f"{where}{f'`{name}`: ' if name else ''}{message[0].lower() + message[1:] if name else message}."
-    return f"{where}`{name}` is {found!r}: {message[0].lower() + message[1:]}."
+        return f"{where}{f'`{name}`: ' if name else ''}{words(problem)}."
+    told = f"it should be {expected}" if expected else words(problem, _description_at(model, location))
+    return f"{where}`{name}` is {_shown(problem.get('input'))}: {told}{'' if told.endswith('?') else '.'}"
+
+
+def words(problem: Any, description: str = "") -> str:
+    """What pydantic finds wrong with a value, as a person says it. `description`: of the field, what is expected before its semicolon."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind in KINDS:
+        return f"it should be {KINDS[kind]}"
+    if kind == "too_short":
+        return "it should not be empty" if context["min_length"] == 1 else f"it should hold {context['min_length']} values or more"
+    if kind == "too_long":
+        return f"it should hold no more than {context['max_length']} values"
+    if kind == "string_pattern_mismatch":
+        near = re.sub(r"\W", "_", problem["input"])
+        hint = f". Did you mean {near!r}?" if re.fullmatch(context["pattern"], near) else ""
+        return f"it should be {description.split(';')[0] or 'as ' + context['pattern'] + ' has it'}{hint}"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = message.replace("Input should be", "it should be").replace("Input should", "it should")
+    return f"{message[0].lower()}{message[1:]}" if problem["loc"] or kind not in ("value_error", "assertion_error") else message
+
+
+def _shown(value: Any) -> str:
+    """A value as it stands in YAML, not all of it where it is long."""
+    if value is None or isinstance(value, bool):
+        return "empty" if value is None else str(value).lower()
+    told = repr(value)
+    return told if len(told) <= 80 else f"{told[:77]}…"
 
 
 def _dotted(location: Location) -> str:
@@ -127,13 +193,25 @@ def _dotted(location: Location) -> str:
 
 def _keys_at(model: type[BaseModel], location: Location) -> list[str]:
     """The keys a mapping at `location` may have."""
+    section = _model_at(model, location)
+    return list(section.model_fields) if section else []
+
+
+def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel] | None:
     current: Any = model
     for part in location:
         if isinstance(part, int):
             current = _inner_model(current)
         elif isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
             current = _inner_model(current.model_fields[part].annotation) or current.model_fields[part].annotation
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+def _description_at(model: type[BaseModel], location: Location) -> str:
+    """What is said of the field at `location`; "" where it is none of a section."""
+    section = _model_at(model, location[:-1])
+    field = section.model_fields.get(str(location[-1])) if section and location else None
+    return (field.description if field else None) or ""
 
 
 def _inner_model(annotation: Any) -> Any:
@@ -177,11 +255,11 @@ def _found(path: Path, location: Location) -> tuple[int, int | None]:
         return 0, None
     depth, line = 0, None
     for depth, part in enumerate(location):
-        if isinstance(node, yaml.MappingNode) and (pair := next((pair for pair in node.value if pair[0].value == part), None)):
+        if isinstance(node, yaml.MappingNode) and (pair := next((pair for pair in node.value if pair[0].value == str(part)), None)):
             line, node = pair[0].start_mark.line + 1, pair[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1
         else:
-            return (len(location) if any(isinstance(part, int) for part in location[:depth]) else depth), line
+            return (len(location) if any(isinstance(part, int) for part in location[: depth + 1]) else depth), line
     return len(location), line

@@ -26,7 +26,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.bars import below  # noqa: E402
+from benchmarks.bars import below, verdict  # noqa: E402
 from gpt_model.banded import banded_attention  # noqa: E402
 from gpt_model.memory import peak_resident_bytes  # noqa: E402
 
@@ -84,24 +84,27 @@ def report(found: dict[str, dict[str, dict[str, float]]]) -> str:
     lines = [f"band {BAND}, {HEADS} heads of {WIDTH}, one sequence, float32, forward and backward, {torch.get_num_threads()} threads"]
     for context in map(str, CONTEXTS):
         banded, dense = seconds[context]["banded"], seconds[context]["dense"]
-        bar = f" {below(banded / dense, TIME_BAR)}" if context == str(CONTEXTS[-1]) else ""
+        bar = f" {below(f'banded / dense at {context}', banded / dense, TIME_BAR)}" if context == str(CONTEXTS[-1]) else ""
         lines.append(f"context {int(context):,}: banded {1e3 * banded:.1f} ms / dense {1e3 * dense:.1f} ms = {banded / dense:.2f}{bar}")
     for way in WAYS:
         at = [held[str(context)][way] for context in CONTEXTS]
         growth = max(later / earlier for earlier, later in pairwise(at))
-        bar = f", at most {growth:.2f} times at twice the context {below(growth, GROWTH_BAR)}" if way == "banded" else ""
-        lines.append(f"peak memory, {way}: {', '.join(f'{size / 1e6:.1f}' for size in at)} MB{bar}")
+        line = f"peak memory, {way}: {', '.join(f'{size / 1e6:.1f}' for size in at)} MB"
+        if way == "banded":
+            line += f", at most {growth:.2f} times at twice the context {below('growth of memory', growth, GROWTH_BAR)}"
+        lines.append(line)
     return "\n".join(lines)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory:
-        return memory_process(given.memory[0], int(given.memory[1]))
+        memory_process(given.memory[0], int(given.memory[1]))
+        return 0
     found = {
         "seconds": {str(context): times(context, given.rounds) for context in CONTEXTS},
         "bytes": {str(context): {way: float(memory(way, context)) for way in WAYS} for context in CONTEXTS},
@@ -109,7 +112,8 @@ def main() -> None:
     print(report(found))
     if given.json:
         given.json.write_text(json.dumps(found, indent=2) + "\n")
+    return verdict()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from assets.resources.store import Store  # noqa: E402
-from benchmarks.bars import below  # noqa: E402
+from benchmarks.bars import below, verdict  # noqa: E402
 from gpt_model.data.shards import TokenData  # noqa: E402
 
 
@@ -121,11 +121,11 @@ def report(name: str, found: dict[str, Any]) -> str:
         lines.append(f"  {source}: {one['ours']:.3f} bits per byte")
         for other, words in (("plain", "plain loop"), ("xz", "xz -9e")):
             if other in one:
-                lines.append(f"    {words} {one[other]:.3f} {below(one['ours'], one[other])}")
+                lines.append(f"    {words} {one[other]:.3f} {below(f'{name}, {source}, against {words}:', one['ours'], one[other])}")
     return "\n".join(lines)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", action="append", help="name or path; default: tiny and benchmarks/recipes/plays.yaml")
     parser.add_argument("--json", type=Path)
@@ -140,7 +140,8 @@ def main() -> None:
         print(report(Path(recipe).stem, results[Path(recipe).stem]))
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
+    return verdict()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from assets.resources.store import Store  # noqa: E402
-from benchmarks.bars import at_most  # noqa: E402
+from benchmarks.bars import at_most, verdict  # noqa: E402
 
 
 def run(recipe: str, home: Path) -> tuple[float, int]:
@@ -56,17 +56,17 @@ def measure(recipe: str, home: Path) -> dict[str, Any]:
 
 def report(found: dict[str, Any]) -> str:
     return (
-        f"first run {found['first_seconds']:.0f} s {at_most(found['first_seconds'], 600, 's')}\n"
-        f"second run {found['second_seconds']:.1f} s {at_most(found['second_seconds'], 30, 's')}\n"
-        f"not in stage functions: {found['overhead_seconds']:.0f} s {at_most(found['overhead_seconds'], 60, 's')}, "
-        f"{100 * found['overhead_share']:.1f} % {at_most(100 * found['overhead_share'], 15, '%')}\n"
+        f"first run {found['first_seconds']:.0f} s {at_most('first run', found['first_seconds'], 600, 's')}\n"
+        f"second run {found['second_seconds']:.1f} s {at_most('second run', found['second_seconds'], 30, 's')}\n"
+        f"not in stage functions: {found['overhead_seconds']:.0f} s {at_most('overhead', found['overhead_seconds'], 60, 's')}, "
+        f"{100 * found['overhead_share']:.1f} % {at_most('overhead', 100 * found['overhead_share'], 15, '%')}\n"
         f"orchestrator's peak memory {found['orchestrator_peak_bytes'] / 1e6:.0f} MB "
-        f"{at_most(found['orchestrator_peak_bytes'] / 1e6, 400, 'MB')}\n"
+        f"{at_most('peak memory', found['orchestrator_peak_bytes'] / 1e6, 400, 'MB')}\n"
         + "\n".join(f"  {name}: {seconds:.1f} s" for name, seconds in found["stage_seconds"].items())
     )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", default="tiny")
     parser.add_argument("--home", type=Path, help="an empty folder; default: a temporary one")
@@ -77,7 +77,8 @@ def main() -> None:
     print(report(found))
     if given.json:
         given.json.write_text(json.dumps(found, indent=2) + "\n")
+    return verdict()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

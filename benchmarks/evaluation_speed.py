@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from assets.evaluation import ZERO_SHOT, zero_shot_config  # noqa: E402
 from assets.recipe import EvaluationSection  # noqa: E402
-from benchmarks.bars import at_least, at_most  # noqa: E402
+from benchmarks.bars import at_least, at_most, verdict  # noqa: E402
 from gpt_model import convert  # noqa: E402
 from gpt_model.config import ModelConfig  # noqa: E402
 from gpt_model.data import documents  # noqa: E402
@@ -61,7 +61,7 @@ def random_model(folder: Path, texts: list[str]) -> None:
     convert.save(model, folder, tokenizer.end_of_text)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a model folder with its tokenizer")
     parser.add_argument("--examples", type=int, default=200, help="questions a task")
@@ -101,9 +101,10 @@ def main() -> None:
     for name, value in zip(backends, (slow, fast), strict=True):
         print(f"{name}: {value:.1f} s")
     apart = float(np.abs(theirs - ours).max())
-    print(f"ratio: {slow / fast:.2f} {at_least(slow / fast, BARS['ratio'])}")
-    print(f"largest difference of a log-probability: {apart:.1e} nats {at_most(apart, BARS['nats'])}")
+    print(f"ratio: {slow / fast:.2f} {at_least('ratio', slow / fast, BARS['ratio'])}")
+    print(f"largest difference of a log-probability: {apart:.1e} nats {at_most('log-probability apart', apart, BARS['nats'])}")
+    return verdict()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

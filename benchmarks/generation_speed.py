@@ -22,7 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.bars import at_least  # noqa: E402
+from benchmarks.bars import at_least, verdict  # noqa: E402
 from gpt_model import GPT, ModelConfig, convert  # noqa: E402
 from gpt_model.generation import generate  # noqa: E402
 
@@ -74,7 +74,7 @@ def logits_apart(model: GPT, prompt: list[int], mine: list[int], its: list[int])
     return float((logits[mine[at]] - logits[its[at]]).abs())
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", nargs="+", choices=SHAPES, default=list(SHAPES))
@@ -89,13 +89,14 @@ def main() -> None:
             rates = {way: batch * NEW / found[way] for way in ("ours", "transformers")}
             print(
                 f"{name}, batch {batch}: {rates['ours']:,.0f} tokens/s / transformers {rates['transformers']:,.0f} = {ratio:.2f} "
-                f"{at_least(ratio, BARS[batch])}; {found['same']:.0%} of rows the same"
+                f"{at_least(f'{name}, batch {batch}: ratio', ratio, BARS[batch])}; {found['same']:.0%} of rows the same"
                 + (f", the others part where two logits are {found['apart']:.0e} apart" if found["apart"] else ""),
                 flush=True,
             )
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
+    return verdict()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from assets.profile import Profile, load_profile  # noqa: E402
 from assets.recipe import load_recipe  # noqa: E402
 from assets.resources.launcher import MALLOC, worker_environment  # noqa: E402
-from benchmarks.bars import at_least, at_most  # noqa: E402
+from benchmarks.bars import at_least, at_most, verdict  # noqa: E402
 
 SKIPPED_STEPS = 2
 PLAIN_MICRO_BATCHES = (4, 8, 16, 32)  # sequences of 256 tokens
@@ -216,16 +216,16 @@ def report(results: dict[str, Any]) -> str:
         for how, bar in BARS.items():
             rate, ratio = found["plain_tokens_per_second"][how], found["ratio"][how]
             plain = f"{rate:,.0f} plain transformers loop {how} (micro-batch {found['plain_micro_batch']})"
-            lines.append(f"  / {plain} = {ratio:.2f} {at_least(ratio, bar)}")
+            lines.append(f"  / {plain} = {ratio:.2f} {at_least(f'{name} {how}: ratio', ratio, bar)}")
         peak, used = found["matrix_product_peak_flops"] / 1e9, found["model_flops_utilisation"]
-        held = at_least(used, UTILISATION_BAR) if name == "6x384" else ""
+        held = at_least(f"{name}: utilisation", used, UTILISATION_BAR) if name == "6x384" else ""
         lines.append(f"  (6N + 12·L·d·T) · tokens/s = {used:.2f} of the matrix-product peak of {peak:,.0f} GFLOP/s {held}".rstrip())
         stall = found["checkpoint_stall_seconds"]
-        lines.append(f"  longest wait for a checkpoint {stall:.3f} s {at_most(stall, 1, 's')}")
+        lines.append(f"  longest wait for a checkpoint {stall:.3f} s {at_most(f'{name}: wait for a checkpoint', stall, 1, 's')}")
     return "\n".join(lines)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny-steps", type=int, default=30)
@@ -238,9 +238,9 @@ def main() -> None:
     parser.add_argument("--plain", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.rank:
-        return pipeline_rank(given.rank)
+        pipeline_rank(given.rank)
     if given.plain:
-        return plain_process(given.plain)
+        plain_process(given.plain)
     profile = load_profile(given.profile)
     if given.micro_batch:
         profile = profile.model_copy(update={"micro_batch": given.micro_batch})
@@ -252,7 +252,8 @@ def main() -> None:
             print(report({name: results[name]}), flush=True)
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
+    return verdict()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares, minimize
 
+from gpt_model.rounding import rounded
+
 PF_DAY = 1e15 * 86_400  # FLOPs
 DRAWS, DRAWS_OF_FLOOR, DRAWS_OF_TERMS = 1000, 300, 200
 POINTS_FOR_A_FLOOR = 6  # a floor is fitted from so many points on: with fewer the interval is all floor
 HUBER = 1e-3  # Hoffmann et al., appendix D.2
-DIGITS = 6
 
 Values = NDArray[np.float64]
 
@@ -57,8 +58,8 @@ class Law:
         return _ends(self.draws[:, 2], level)
 
     def as_json(self) -> dict[str, Any]:
-        fields = {name: _short(getattr(self, name)) for name in ("floor", "scale", "exponent", "spread")}
-        return {**fields, "freedom": self.freedom, "draws": [[_short(value) for value in draw] for draw in self.draws.tolist()]}
+        fields = {name: rounded(getattr(self, name)) for name in ("floor", "scale", "exponent", "spread")}
+        return {**fields, "freedom": self.freedom, "draws": [[rounded(value) for value in draw] for draw in self.draws.tolist()]}
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Self:
@@ -207,7 +208,3 @@ def _ln_terms(at: Values, n: Values, d: Values) -> tuple[Values, Values]:
 def _ends(values: Values, level: float) -> tuple[float, float]:
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")

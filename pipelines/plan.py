@@ -17,6 +17,7 @@ from rich.table import Table
 
 from assets import base_model
 from assets.contract import Artifact
+from assets.evaluation import members
 from assets.forecast import forecast, planned, training_flops
 from assets.graph import Node, nodes
 from assets.pretraining import batches_of, check_shared_out, micro_batch
@@ -128,6 +129,7 @@ def _stages(recipe: Recipe, base: Path, profile: Profile, store: Store) -> tuple
     rows: list[dict[str, Any]] = []
     there: dict[str, Artifact] = {}
     known: dict[str, Artifact] = {}  # there, or planned
+    skipped: set[str] = set()  # of which nothing is run here
     for node in nodes(recipe):
         row: dict[str, Any] = {"asset": node.ref, "state": "build", "fingerprint": None, "why": "", "forecast": {}}
         rows.append(row)
@@ -148,9 +150,34 @@ def _stages(recipe: Recipe, base: Path, profile: Profile, store: Store) -> tuple
                 row["state"], row["why"] = ("blocked", f"its check {failed[0]!r} failed") if failed else ("found", "")
                 continue
             row["why"] = _why(node, config, store)
-        row["forecast"] = forecast(node, config, {name: known[node.asset(name)] for name in node.needs}, profile, store)
+        missing, all_of_it = _not_run(node, config, skipped)
+        row["why"] = missing if all_of_it else "; ".join(filter(None, [missing, row["why"]]))
+        if all_of_it:
+            skipped.add(node.name)
+        else:
+            row["forecast"] = forecast(node, config, {name: known[node.asset(name)] for name in node.needs}, profile, store)
         known[node.name] = planned(node, config, row["forecast"])
     return rows, there
+
+
+def _not_run(node: Node, config: Mapping[str, Any], skipped: set[str]) -> tuple[str, bool]:
+    """What of a stage is not run here, and why, in words; and whether that is all of it."""
+    if reason := config.get("not_run"):
+        return f"not run here: {reason}", True
+    if models := skipped & {node.asset(need) for need in node.needs if need in ("pretrained", "base")}:
+        return f"not run here: {', '.join(sorted(models))} is not", True
+    told = config.get("tasks") or {}
+    tasks = {name: one for name, one in told.items() if one} if isinstance(told, Mapping) else {one["task"]: one for one in told}
+    for suite, contents in (config.get("suites") or {}).items():
+        tasks |= {f"{suite}/{keys['task']}": keys["metadata"]["data"] for keys in members(contents)}
+    missing = {name: one["not_run"] for name, one in tasks.items() if "not_run" in one}
+    if not missing:
+        return "", False
+    reason = next(iter(missing.values()))
+    if len(missing) == len(tasks):
+        return f"not run here: {reason}", True
+    names = ", ".join(missing) if len(missing) < 4 else f"{len(missing)} of {len(tasks)} tasks"
+    return f"{names} not run here: {reason}", False
 
 
 def _why(node: Node, config: Mapping[str, Any], store: Store) -> str:
@@ -183,8 +210,8 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
     if dial := facts["dial"]:
         told = ", ".join(f"{name} {value}" for name, value in dial["set"].items())
         table.add_row("[bold]dial", f"depth {dial['layers']} set {told or 'nothing'}, from {dial['rules']}")
-    parts = ", ".join(f"{name} {human(count)}" for name, count in facts["parameters"].items() if name != "all")
-    table.add_row("[bold]parameters", f"{human(facts['parameters']['all'])}: {parts}")
+    parts = ", ".join(f"{name} {human(count, 4)}" for name, count in facts["parameters"].items() if name != "all")
+    table.add_row("[bold]parameters", f"{human(facts['parameters']['all'], 4)}: {parts}")
     if "tokens" not in facts:  # nothing is pre-trained
         return table
     table.add_row("[bold]tokens", f"{human(facts['tokens'])} in {facts['steps']:,} steps of {human(facts['batch_tokens'])}{_ramp(facts)}")

@@ -37,23 +37,25 @@ def amount(done: float, total: float, unit: str) -> str:
     return f"{human(done)}/{human(total)} {unit}"
 
 
-def human(number: float) -> str:
-    """Three figures and a unit: 1500000 -> "1.5M"."""
+def human(number: float, figures: int = 3) -> str:
+    """Three figures, or so many, and a unit: 1500000 -> "1.5M"."""
     for limit, suffix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= limit:
-            return f"{number / limit:.3g}{suffix}"
-    return f"{number:.3g}"
+            return f"{number / limit:.{figures}g}{suffix}"
+    return f"{number:.{figures}g}"
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: "0.4 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"."""
+    """As a person says it: "0.4 s", "3 min 20 s", "2 h 5 min", "3 d 4 h", "50,600 years"."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     for small, large, names in ((60, 3600, ("min", "s")), (3600, 86400, ("h", "min"))):
         if seconds < large:
             rest = {60: 1, 3600: 60}[small]
             return f"{int(seconds // small)} {names[0]} {int(seconds % small // rest)} {names[1]}"
-    return f"{int(seconds // 86400)} d {int(seconds % 86400 // 3600)} h"
+    if seconds < 365 * 86400:
+        return f"{int(seconds // 86400)} d {int(seconds % 86400 // 3600)} h"
+    return f"{float(f'{seconds / (365.25 * 86400):.3g}'):,.15g} years"
 
 
 class BuildDisplay:

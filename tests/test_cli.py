@@ -376,7 +376,8 @@ def test_display_says_how_far_a_build_is(terminal: bool, home: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0.42, "0.4 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (273_600, "3 d 4 h")]
+    ("seconds", "words"),
+    [(0.42, "0.4 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (273_600, "3 d 4 h"), (1.5974e12, "50,600 years")],
 )
 def test_durations_are_as_a_person_says_them(seconds: float, words: str) -> None:
     assert duration(seconds) == words

@@ -1,37 +1,62 @@
-"""What evaluated text shares with training text: GPT-2's 8-grams by a Bloom filter, GPT-3's clean and dirty examples."""
+"""What evaluated text shares with training text: GPT-2's 8-grams, GPT-3's clean and dirty examples."""
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pytest
 from world import story
 
 from gpt_model.evaluation import ngrams
-from gpt_model.evaluation.contamination import Examples, marked, split_score
+from gpt_model.evaluation.contamination import Examples, marked, split_score, wanted
 
 TRAINING = [story(seed, 60) for seed in range(8)]
 
 
-def test_a_filter_holds_what_was_put_in_and_none_of_a_million_random_strings() -> None:
-    """GPT-2, section 4: false positives are bounded by 1e-8, checked with a million random strings, of which none was found."""
+def found_in(training: Iterable[str], texts: Sequence[str]) -> ngrams.Hashes:
+    """The 8-grams of `texts` that stand in `training`."""
+    own = [ngrams.runs(ngrams.alphanumeric_words(text), ngrams.WORDS) for text in texts]
+    return ngrams.shared({ngrams.WORDS: np.concatenate(own)}, training)[ngrams.WORDS]
+
+
+def test_the_overlap_is_that_of_a_set_of_the_training_texts_own_runs() -> None:
+    """The paper's way round, without hashes or filter: every 8 words of the training text in a set, the evaluated text looked up in it."""
+    texts = [story(seed, 40) for seed in range(4, 12)] + [TRAINING[2][100:900] + " " + story(30, 5), "too short"]
+
+    def eights(text: str) -> list[tuple[str, ...]]:
+        words = ngrams.alphanumeric_words(text)
+        return [tuple(words[at : at + 8]) for at in range(len(words) - 7)]
+
+    kept = {run for text in TRAINING for run in eights(text)}
+    looked_up = [run in kept for text in texts for run in eights(text)]
+    assert 0 < sum(looked_up) < len(looked_up)
+    assert ngrams.overlap(found_in(TRAINING, texts), texts) == ngrams.Overlap(sum(looked_up), len(looked_up))
+
+
+def test_none_of_a_million_random_strings_is_found() -> None:
+    """GPT-2, section 4, has of a million random strings none in its filter."""
     draw = np.random.default_rng(0)
-    inside, outside = (draw.integers(0, 2**64, count, dtype=np.uint64) for count in (300_000, 1_000_000))
-    made = ngrams.BloomFilter(len(inside))
-    made.add(inside)
-    assert made.holds(inside).all() and made.holds(outside).sum() == 0
-    filled = float(np.unpackbits(made._bits).mean())
-    assert filled**made.probes <= 1e-8  # what it comes to by the bits that are set
-    assert made.bytes <= 2 * 300_000 * 39 / 8  # 38.9 bits each at the least number, rounded up to a power of two
+    texts, strings = [f"{TRAINING[0]} {TRAINING[1]}"], draw.integers(0, 2**64, 1_000_000, dtype=np.uint64)
+    found = ngrams.shared({8: np.concatenate([strings, ngrams.runs(ngrams.alphanumeric_words(texts[0]), 8)])}, TRAINING)[8]
+    assert len(found) > 100 and not np.isin(strings, found).any()
 
 
-def test_a_coarser_filter_errs_as_often_as_it_says() -> None:
-    draw = np.random.default_rng(1)
-    made = ngrams.BloomFilter(12_000, false_positives=0.01)
-    made.add(draw.integers(0, 2**64, 12_000, dtype=np.uint64))
-    assert 0 < made.holds(draw.integers(0, 2**64, 100_000, dtype=np.uint64)).mean() <= 0.01
+def test_memory_follows_from_the_evaluated_text_and_not_from_the_training_text() -> None:
+    def many() -> Iterator[str]:  # 1.6 million 8-grams, of which a Bloom filter takes 8 MB and a list of hashes 13
+        words = [f"w{n}" for n in range(2000)]
+        draw = random.Random(1)
+        yield from (" ".join(draw.choices(words, k=2007)) for _ in range(800))
+
+    tracemalloc.start()
+    found = found_in(many(), [TRAINING[0]])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 0 and peak < 3_000_000
 
 
 def test_words_are_lower_cased_letters_and_digits_and_their_order_counts() -> None:
@@ -48,20 +73,22 @@ def test_hashes_are_the_same_in_another_process() -> None:
 
 
 def test_overlap_is_the_share_of_eight_word_runs_found_whatever_the_punctuation() -> None:
-    training = ngrams.filter_of(lambda: TRAINING)
+    def overlap(texts: Sequence[str]) -> ngrams.Overlap:
+        return ngrams.overlap(found_in(TRAINING, texts), texts)
+
     copied = TRAINING[3].upper().replace(" ", " -- ")
     fresh = " ".join(f"word{n}" for n in range(40))
-    assert ngrams.overlap(training, [copied]).percent == 100
-    assert ngrams.overlap(training, [fresh, "too short"]) == ngrams.Overlap(0, 33)
+    assert overlap([copied]).percent == 100
+    assert overlap([fresh, "too short"]) == ngrams.Overlap(0, 33)
     ten = " ".join(ngrams.alphanumeric_words(TRAINING[0])[:10])  # three runs of its own, then some with new words in them
-    assert ngrams.overlap(training, [f"{ten} {fresh}"]) == ngrams.Overlap(3, 43)
-    assert ngrams.overlap(training, ["too short"]).percent is None
+    assert overlap([f"{ten} {fresh}"]) == ngrams.Overlap(3, 43)
+    assert overlap(["too short"]).percent is None
 
 
 def test_documents_do_not_run_into_one_another() -> None:
     words = ngrams.alphanumeric_words(TRAINING[0])
-    training = ngrams.filter_of(lambda: [" ".join(words[:10]), " ".join(words[10:20])])
-    assert ngrams.overlap(training, [" ".join(words[:20])]) == ngrams.Overlap(6, 13)
+    texts = [" ".join(words[:20])]
+    assert ngrams.overlap(found_in([" ".join(words[:10]), " ".join(words[10:20])], texts), texts) == ngrams.Overlap(6, 13)
 
 
 def test_the_run_length_is_the_fifth_percentile_between_eight_and_thirteen() -> None:
@@ -77,9 +104,10 @@ def test_one_shared_run_makes_an_example_dirty_and_a_short_one_is_neither() -> N
     words = ngrams.alphanumeric_words(TRAINING[5])
     fresh = " ".join(f"word{n}" for n in range(30))
     texts = [fresh, f"{fresh} {' '.join(words[20:33])}.", f"{fresh} {' '.join(words[20:32])}", "a few words"]
-    found = marked({"long": Examples([*texts, *[fresh] * 60]), "short": Examples([" ".join(words[:8]), fresh] * 20)}, iter(TRAINING))
-    assert found["long"][:5] == [False, True, False, None, False]  # 13 words, all but one of them, too few
-    assert found["short"] == [True, False] * 20  # its runs have 8 words
+    long, short = Examples([*texts, *[fresh] * 60]), Examples([" ".join(words[:8]), fresh] * 20)
+    found = ngrams.shared(wanted([long, short]), iter(TRAINING))  # a stream that is read once
+    assert marked(long, found)[:5] == [False, True, False, None, False]  # 13 words, all but one of them, too few
+    assert marked(short, found) == [True, False] * 20  # its runs have 8 words
 
 
 def test_scores_are_split_with_intervals_and_numbers() -> None:

@@ -15,6 +15,7 @@ from assets import experiment_page
 from assets.contract import SCRATCH, Built
 from assets.experiments.ablations import ABLATIONS, ablations_config
 from assets.experiments.layers_transferred import LAYERS_TRANSFERRED, layers_transferred_config
+from assets.experiments.lstm import ONE_RUN
 from assets.graph import nodes
 from assets.recipe import Recipe
 from gpt_model import GPT, ModelConfig, convert
@@ -179,6 +180,7 @@ def test_table_5_has_each_way_and_what_is_lost_beside_the_papers_own(built: dict
     assert set(texts) == {"whole", "no_pretraining", "lstm"} and len(set(texts.values())) == 3  # each another model
     assert first["gates/no_auxiliary/1/label_loss"] == pytest.approx(first["gates/whole/1/label_loss"])  # and but for that the same
     assert str(lost.rows[0][1]).startswith(f"{m['average/no_pretraining_loss']:+.3f}")
+    assert ONE_RUN in document.summary  # of each network, which no seed of fine-tuning tells of
     assert published.rows[0][:3] == ["gpt1", "74.7", "45.4"] and len(published.rows) == 4
     assert [series.label for series in document.plots[0].series] == [row[0] for row in scores.rows]
 

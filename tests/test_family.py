@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 from pydantic import ValidationError
 
+from assets.recipe import RECIPES, load_recipe
 from gpt_model import GPT, ModelConfig
 from gpt_model.config import DEFAULT_BAND, PUBLISHED
 
@@ -26,6 +28,32 @@ COUNTS = {  # V·d + T·d + L·(12d² + 13d), and 2d where there is a final norm
     "gpt3-175b": 174_604_259_328,
 }
 
+# The papers' hyper-parameters, typed from them and not from the recipes. GPT-1: section 4.1 (betas and clip: the released fine-tuning code;
+# tokens: a million updates). GPT-2: table 2 and section 2.3; the rest was never published and is nanoGPT's, the larger rates GPT-3's.
+# GPT-3: table 2.1 (0.5M, 1M, 2M and 3.2M as whole sequences; XL's 16 heads and 13B's 5,120 are what divides) and appendix B.
+M, B = 10**6, 10**9
+HALF, ONE, TWO, THREE = 2**19, 2**20, 2**21, 1536 * 2048  # tokens a batch
+TRAINING = {  # layers, width, heads, learning rate, batch, tokens until the batch is full (None: full from the start)
+    "gpt1": (12, 768, 12, 2.5e-4, 64 * 512, None),
+    "gpt2-small": (12, 768, 12, 6e-4, 512 * 1024, None),
+    "gpt2-medium": (24, 1024, 16, 3e-4, 512 * 1024, None),
+    "gpt2-large": (36, 1280, 20, 2.5e-4, 512 * 1024, None),
+    "gpt2-xl": (48, 1600, 25, 2e-4, 512 * 1024, None),
+    "gpt3-small": (12, 768, 12, 6e-4, HALF, 4 * B),
+    "gpt3-medium": (24, 1024, 16, 3e-4, HALF, 4 * B),
+    "gpt3-large": (24, 1536, 16, 2.5e-4, HALF, 4 * B),
+    "gpt3-xl": (24, 2048, 16, 2e-4, ONE, 4 * B),
+    "gpt3-2.7b": (32, 2560, 32, 1.6e-4, ONE, 8 * B),
+    "gpt3-6.7b": (32, 4096, 32, 1.2e-4, TWO, 8 * B),
+    "gpt3-13b": (40, 5120, 40, 1e-4, TWO, 12 * B),
+    "gpt3-175b": (96, 12288, 96, 0.6e-4, THREE, 12 * B),
+}
+OF_FAMILY = {  # style, vocabulary, context, dropout, tokens, warm-up, tokens of the cosine, its end, betas, decay, clip
+    "gpt1": ("gpt1", 40_478, 512, 0.1, 10**6 * 64 * 512, 2000 * 64 * 512, None, 0.0, (0.9, 0.999), 0.01, 1.0),
+    "gpt2": ("gpt2", 50_257, 1024, 0.0, 300 * B, 2000 * 512 * 1024, None, 0.1, (0.9, 0.95), 0.1, 1.0),
+    "gpt3": ("gpt2", 50_257, 2048, 0.0, 300 * B, 375 * M, 260 * B, 0.1, (0.9, 0.95), 0.1, 1.0),
+}
+
 
 def decoder(family: str, **fields: object) -> GPT:
     shape = {"layers": 2, "width": 32, "heads": 4, "context": 24, "vocab_size": 50, "dropout": 0.0, **fields}
@@ -39,6 +67,46 @@ def test_a_published_size_has_the_papers_number_of_parameters(name: str) -> None
     assert config.parameters() == COUNTS[name]
     with torch.device("meta"):
         assert sum(weight.numel() for weight in GPT(config).parameters()) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_published_size_is_trained_as_its_paper_says(name: str) -> None:
+    """The recipe as it is loaded: what a wrong figure in recipes/*.yaml would be found by."""
+    recipe = load_recipe(name)
+    assert set(TRAINING) == set(COUNTS) == {path.stem for path in RECIPES.glob("gpt[123]*.yaml") if not path.stem.endswith("tiny")}
+    assert recipe.tokenizer is not None
+    (model, trained), whole, family = recipe.own, recipe.model_config_for(), name.partition("-")[0]
+    ramp = (trained.batch_ramp.from_tokens, trained.batch_ramp.over_tokens) if trained.batch_ramp else None
+    layers, width, heads, rate, batch, ramped = TRAINING[name]
+    assert (model.layers, model.width, model.heads, trained.learning_rate, trained.batch_tokens) == (layers, width, heads, rate, batch)
+    assert ramp == (ramped and (32_768, ramped))
+    assert OF_FAMILY[family] == (
+        recipe.tokenizer.style, recipe.tokenizer.vocab_size, model.context, model.dropout, trained.tokens, trained.warmup_tokens,
+        trained.decay_tokens, trained.final_learning_rate, trained.betas, trained.weight_decay, trained.gradient_clip,
+    )  # fmt: skip
+    assert whole.parameters() == COUNTS[name] and whole == ModelConfig.published(name)
+
+
+def test_gpt1_is_fine_tuned_as_its_paper_says() -> None:
+    """Section 4.1: twelve tasks, 3 epochs, batch 32, 6.25e-5, 0.2 % of warm-up, dropout 0.1, lambda 0.5, decay 0.01."""
+    section = load_recipe("gpt1").finetuning
+    assert section is not None and len(section.tasks) == 12
+    assert (section.epochs, section.batch, section.learning_rate, section.warmup) == (3, 32, 6.25e-5, 0.002)
+    assert (section.dropout, section.auxiliary_weight, section.weight_decay, section.gradient_clip) == (0.1, 0.5, 0.01, 1.0)
+
+
+def test_the_page_of_the_family_has_the_sizes_and_marks_what_is_unverified() -> None:
+    lines = (ROOT / "docs" / "family.md").read_text().splitlines()
+    rows = [line.split("|")[1:-1] for line in lines if line.startswith(("| gpt1 ", "| gpt2-", "| gpt3-"))]
+    sizes = {name.strip(): [cell.strip() for cell in cells] for name, *cells in rows if len(cells) == 5}
+    assert set(sizes) == set(COUNTS)
+    for name, cells in sizes.items():
+        model = PUBLISHED[name]
+        numbers = [int(cell.replace(",", "").removesuffix(" †")) for cell in cells]
+        assert numbers == [COUNTS[name], model.layers, model.width, model.heads, model.context], name
+    marked = {(name, number) for name, cells in sizes.items() for number, cell in enumerate(cells) if cell.endswith("†")}
+    heads, width = 3, 2
+    assert marked == {*((name, heads) for name in ("gpt2-medium", "gpt2-large", "gpt2-xl", "gpt3-xl")), ("gpt3-13b", width)}
 
 
 def test_bands_and_missing_biases_are_gpt3s_alone() -> None:

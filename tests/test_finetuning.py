@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rank import Ranks, Said, said
 
 from assets.contract import NOT_RUN, SCRATCH, Artifact, Built
@@ -31,6 +32,7 @@ NAMES = ["fox", "crow", "stork", "wolf", "lamb", "goat", "hare", "frog"]
 PASSAGES = [f"The {a} met the {b} at gate {i}." for i in range(6) for a in NAMES for b in NAMES if a != b]
 ROWS = [{"passage": text, "question": f"did the {name} go", "answer": "yes" if name in ("fox", "hare", "lamb", "goat") else "no"}
         for text in PASSAGES for name in [text.split()[1]]]  # fmt: skip
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["attn.c_attn", "mlp.c_fc"]}
 TASK = """
 licence: made up
 source: {file: rows.jsonl}
@@ -178,10 +180,10 @@ def config_of(folder: Path) -> Any:
     return FINETUNED.pin(finetuning_config(section, "gates", folder), folder)
 
 
-def runs(folder: Path, output: Path, zero_stages: tuple[int, ...] = (1,)) -> list[dict[str, Any]]:
+def runs(folder: Path, output: Path, zero_stages: tuple[int, ...] = (1,), name: str = "zero", **config: Any) -> list[dict[str, Any]]:
     """The stage at each of these ZeRO stages, for `rank.py`."""
-    job = {"what": "finetuned", "config": config_of(folder), "given": GIVEN}
-    return [{**job, "output": output / f"zero{stage}", "zero_stage": stage} for stage in zero_stages]
+    job = {"what": "finetuned", "config": config_of(folder) | config, "given": GIVEN}
+    return [{**job, "output": output / f"{name}{stage}", "zero_stage": stage} for stage in zero_stages]
 
 
 def digest(output: Path) -> dict[str, str]:
@@ -193,9 +195,11 @@ def digest(output: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built on two ranks at ZeRO 1; beside it, in zero3/, at ZeRO 3."""
+    """Built on two ranks at ZeRO 1; beside it, in zero3/, at ZeRO 3, and with adapters in lora1/, of a few examples in lora0/, lora3/."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    Ranks(inputs, runs(inputs, folder, (1, 3))).wait()
+    few = {"lora": LORA, "examples": 32, "held_back": 32}
+    adapted = [*runs(inputs, folder, (1,), "lora", lora=LORA), *runs(inputs, folder, (0, 3), "lora", **few)]
+    Ranks(inputs, [*runs(inputs, folder, (1, 3)), *adapted]).wait()
     return folder / "zero1"
 
 
@@ -226,6 +230,51 @@ def test_sharded_weights_train_alike(undisturbed: Path) -> None:
         return [values["pretrained/loss"] for _, values in sorted(said(output)["metrics"].items())]
 
     assert losses(undisturbed.parent / "zero3") == pytest.approx(losses(undisturbed), rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_lora_learns_start_delim_and_extract_and_moves_no_other_row(inputs: Path, undisturbed: Path, stage: int) -> None:
+    from gpt_model import convert
+    from gpt_model.tasks.model import with_specials
+
+    output = undisturbed.parent / f"lora{stage}"
+    begun = with_specials(convert.load(inputs / "pretrained" / "model"), 0.1, config_of(inputs)["finetuning"]["seed"])
+    before, after = begun.state_dict(), convert.load(output / "model").state_dict()
+    moved = (after["wte.weight"] - before["wte.weight"]).abs().amax(1)
+    assert (moved[:-3] == 0).all() and (moved[-3:] > 1e-3).all()  # the recipe's weight decay is not 0
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        "wte.weight", *(f"h.{layer}.{place}.weight" for layer in range(2) for place in LORA["targets"]),
+    }  # fmt: skip
+    m = said(output)["result"]
+    assert m["adapter_parameters"] == 2 * 4 * ((32 + 96) + (32 + 128)) and m["new_row_parameters"] == 3 * 32
+    assert m["trained_parameters"] == m["adapter_parameters"] + m["new_row_parameters"] + 2 * 32 + 2
+
+
+def test_with_lora_the_random_arm_is_the_whole_network_trained_and_its_page_says_so(
+    inputs: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    adapted = undisturbed.parent / "lora1"
+    mine, whole = said(adapted)["result"], said(undisturbed)["result"]
+    of_it = [name for name in whole if name.startswith("random_") and name != "random_seconds"]
+    assert {name: mine[name] for name in of_it} == {name: whole[name] for name in of_it} and mine["pretrained_loss"] != whole[
+        "pretrained_loss"
+    ]
+    found = replace(built(inputs, adapted), config=config_of(inputs) | {"lora": LORA})
+    FINETUNED.show(found, tmp_path)
+    assert (
+        "Pre-trained weights adapted with LoRA of rank 4 beside attn.c_attn and mlp.c_fc: 2,466 parameters trained, those of the adapters, "
+        "of Start, Delim and Extract, and of the head; random weights trained whole.\n\n| on test"
+    ) in (tmp_path / "scores.md").read_text()
+    FINETUNED.show(built(inputs, undisturbed), tmp_path)
+    assert "LoRA" not in (tmp_path / "scores.md").read_text()
+
+
+def test_a_finished_part_with_adapters_is_not_done_again(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed.parent / "lora1", tmp_path / "files")
+    shutil.rmtree(tmp_path / "files" / "model")
+    progress = Said("again")
+    FINETUNED.run(config_of(inputs) | {"lora": LORA}, artifacts(inputs), tmp_path / "files", progress)
+    assert digest(tmp_path / "files") == digest(undisturbed.parent / "lora1") and progress.said["metrics"] == {}
 
 
 def built(inputs: Path, output: Path) -> Built:

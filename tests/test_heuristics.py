@@ -99,6 +99,11 @@ def test_answers_and_referents_go_by_the_mean_over_their_tokens_not_the_sum(mode
         ("The cup does not fit the box because _ is too big.", ("the cup", "the box"), 0,
          Substitution("The cup does not fit the box because ", ("the cup", "the box"), " is too big.", 0)),
         ("The nurse told the guest that she was late.", ("The nurse was late", "The guest was late", "Ambiguous"), 2, None),
+        ("Kim met Sam, and he left.", ("Sam left", "left"), 0, None),  # one of them names nobody
+        ("Kim met Sam, and he left.", ("left", "left"), 0, None),  # neither does
+        ("Kim met Sam when he left early.", ("Kim left Early", "Sam left early"), 1,
+         Substitution("Kim met Sam when ", ("Kim", "Sam"), " left early.", 1)),
+        ("The nurse met the cook when she left.", ("The nurse the nurse left", "The nurse left"), 0, None),  # alike from both ends
         ("She said that he left.", ("Ann left", "Bob left"), 1, None),  # two pronouns
         ("The nurse thanked her.", ("The nurse thanked the guest", "The nurse thanked the cook"), 0, None),  # nothing follows
     ],

@@ -120,17 +120,34 @@ def test_kept_adapters_on_the_imported_model_are_the_merged_model_in_peft(mine: 
     assert (adapted(read).logits - convert.load(pretrained.path / "model").eval()(read)).abs().max() < 1e-5
 
 
+def test_a_tasks_kept_adapters_bring_start_delim_and_extract_to_the_model_they_were_trained_beside(mine: Mine, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    finetuned = mine.artifact("finetuned/gates")
+    assert mine.cli("export", "mine/pretrained", str(tmp_path / "out")).returncode == 0
+    beside = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    beside.resize_token_embeddings(303)
+    with torch.no_grad():
+        beside.get_input_embeddings().weight[300:] = 7.0  # whatever stands there
+    adapted = PeftModel.from_pretrained(beside, finetuned.path / "adapters").eval()
+    read = torch.randint(0, 303, (2, 64), generator=torch.Generator().manual_seed(1))
+    assert (adapted(read).logits - convert.load(finetuned.path / "model").eval()(read)).abs().max() < 1e-5
+
+
 def test_an_imported_model_is_fine_tuned_and_evaluated_and_its_scorecard_says_where_it_is_from(mine: Mine) -> None:
     from gpt_model.tasks.model import load
 
     finetuned = mine.artifact("finetuned/gates")
     head = 2 * 32 + 2
-    assert finetuned.metrics["trained_parameters"] == finetuned.metrics["adapter_parameters"] + head
+    assert finetuned.metrics["trained_parameters"] == finetuned.metrics["adapter_parameters"] + 3 * 32 + head
     model, labels = load(finetuned.path / "model")
     assert labels == ["no", "yes"] and model.gpt.config.vocab_size == 303
     page = Store(mine.home).show(mine.artifact("scorecard")) / "scorecard.md"
     text = page.read_text()
     assert "imported from: checkpoint, 5 files by their sha256" in text and "(adapters alone, by LoRA): notes 100%" in text
+    trained = f"{int(finetuned.metrics['trained_parameters']):,} parameters trained"
+    adapted = f"LoRA of rank 4 beside attn.c_attn and attn.c_proj and mlp.c_fc and mlp.c_proj: {trained}"
+    assert text.count(adapted) >= 2 and "random weights trained whole" in text  # beside the score, and beside transfer
     assert "zero_shot" in text and "bits_per_byte" in text and "2 layers of width 32, 2 heads, context 64" in text
 
 
@@ -185,10 +202,19 @@ def test_a_recipe_that_only_imports_has_no_text_stages_and_the_tasks_build_on_th
             "imported: {hub: a/b}\npretraining: {tokens: 9, batch_tokens: 9, learning_rate: 1.0}",
             "no text to go on training on: add a corpus",
         ),
-        ("imported: {hub: a/b}\nlora: {}", "lora adapts weights that are there already: add finetuning"),
+        ("imported: {hub: a/b}\nlora: {}", "line 3: `lora`: it adapts weights that are there already: add finetuning"),
         (
             "imported: {hub: a/b}\nevaluation: {suites: [calibration], known: gpt5}",
             "no score of 'gpt5' is known; there are some of gpt2-small",
+        ),
+        (
+            "imported: {hub: a/b}\nevaluation: {suites: [calibration], known: gpt3-175b}",
+            r"no score of 'gpt3-175b' is known; there are some of [^3]+\.$",  # nobody can import one of GPT-3's
+        ),
+        (
+            "imported: {hub: a/b}\ncorpus: {sources: [{name: a, path: a.txt}]}\n"
+            "pretraining: {tokens: 9, batch_tokens: 9, learning_rate: 1.0}\nevaluation: {suites: [calibration], known: gpt2-small}",
+            "`evaluation.known`: it is of an imported model as it is, and this one is trained here",
         ),
     ],
 )
@@ -263,6 +289,18 @@ def test_a_folder_that_is_no_model_of_these_is_refused_by_name(own_downloads: Pa
     spoil(tmp_path / "checkpoint")
     with pytest.raises(UserError, match=sentence):
         imported({"folder": "checkpoint"}, tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_folder_without_a_model_in_it_is_refused_when_a_build_is_planned(own_downloads: Path, tmp_path: Path, missing: str) -> None:
+    write_checkpoint(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / missing).unlink()
+    (tmp_path / "r.yaml").write_text("name: r\nimported: {folder: checkpoint}\n")
+    [node] = [node for node in nodes(load_recipe(str(tmp_path / "r.yaml"))) if node.stage is IMPORTED]
+    with pytest.raises(UserError) as error:
+        node.config(tmp_path)
+    told = f"{tmp_path / 'r.yaml'}, line 2: `imported.folder`: {tmp_path / 'checkpoint'} is not a model folder: it has no {missing}."
+    assert str(error.value).startswith(told)
 
 
 def test_vocabulary_and_merges_stand_in_for_a_tokenizer_json(own_downloads: Path, tmp_path: Path) -> None:

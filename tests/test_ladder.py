@@ -21,11 +21,13 @@ from assets.contract import Artifact, Built
 from assets.forecast import forecast
 from assets.graph import node_named, nodes
 from assets.ladder import dagster_runs, ladder
+from assets.pretraining import check_shared_out
 from assets.profile import load_profile
 from assets.recipe import Recipe, load_recipe
 from assets.resources.manifest import Facts
 from assets.resources.store import Store
-from assets.scaling import FIT, PREDICTED, PREDICTION, RULES, SCALING
+from assets.scaling import FIT, PREDICTED, PREDICTION, RULES, SCALING, _where_rules_are_from
+from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.scaling import PF_DAY, Law
 from gpt_model.sizing import Rules, counted
@@ -63,14 +65,15 @@ def test_rungs_are_the_recipe_at_other_sizes_in_order_of_compute() -> None:
 @pytest.mark.parametrize(
     ("scaling", "expected"),
     [
-        ({"rungs": [1, 2, 3]}, "scaling.*3 sizes leave 2 models beside the largest"),
+        ({"rungs": [1, 2, 3]}, r"`scaling.rungs`: an interval takes four models below the largest size: found 2\. Add a rung, or seeds\.$"),
+        ({"rungs": [1, 2], "seeds": [1, 2, 3, 4]}, r"`scaling.rungs`: a law takes three sizes, .*: found 2\. Add a rung\.$"),
         ({"rungs": [1, 2, 3, 4, 4]}, "rungs: one stands twice"),
         ({"rungs": [[2, 64], 1, 2, 3, 4], "seeds": []}, "scaling.seeds"),
         ({"tokens_per_parameter": 0.0}, "tokens_per_parameter is above 0"),
         ({"rungs": [1, 2, 3, 4, [2, 0]]}, "scaling"),
         (
             {"rungs": [2, 3, 4, 5, 1], "tokens_per_parameter": 0.2},
-            r"rungs\[4\].*1 layers of width 16 at 0.2 tokens a parameter .* in 6 steps of 256",
+            r"rungs\[4\].*1 layer of width 16 at 0.2 tokens a parameter: 6 steps of 256 .* leave the rung out\.$",
         ),
     ],
 )
@@ -92,6 +95,23 @@ def test_the_prediction_knows_nothing_of_the_largest_but_its_size() -> None:
     for name in (f"scaling/rung_{n}" for n in range(1, 5)):  # another largest: another prediction, of the same smaller models
         assert node_named(untouched, name).config(Path()) == node_named(graph, name).config(Path())
     assert node_named(untouched, "scaling/prediction").config(Path()) != prediction.config(Path())
+
+
+def test_gpt3_tiny_has_a_ladder_of_itself_that_two_ranks_can_share() -> None:
+    recipe = load_recipe("gpt3-tiny")
+    assert recipe.scaling is not None and recipe.scaling.ratios == [0.3]
+    rungs = [rung for step in ladder(recipe, recipe.scaling) for rung in step]
+    assert [(rung.model["layers"], rung.model["width"]) for rung in rungs] == [(1, 32), (2, 64), (3, 96), (4, 128), (6, 192)]
+    whole, own = recipe.model_config_for(), recipe.own[1]
+    at_the_recipe = rungs[3]
+    assert at_the_recipe.model == whole.model_dump(mode="json", exclude={"vocab_size"})
+    assert (at_the_recipe.pretraining["learning_rate"], at_the_recipe.pretraining["batch_tokens"]) == (own.learning_rate, own.batch_tokens)
+    for rung in rungs:
+        size = ModelConfig(**rung.model, vocab_size=whole.vocab_size)
+        assert rung.pretraining["tokens"] == pytest.approx(0.3 * counted(size), rel=0.02)
+        check_shared_out(rung.pretraining, size.context, "cpu", load_profile("cpu").processes)
+    cut_down = load_recipe(str(Path(__file__).parent / "recipes" / "gpt3-ci.yaml"))
+    assert cut_down.scaling is None  # what the tests build is to stay cheap
 
 
 def test_each_model_of_the_ladder_is_a_dagster_run_after_what_it_needs(tmp_path: Path) -> None:
@@ -187,20 +207,27 @@ def test_the_page_says_what_was_predicted_what_came_and_what_gpt3s_line_is_worth
     came = trained.artifacts["scaling/rung_5"].metrics["held_out/loss"]
     landed = "inside" if told["low"] <= came <= told["high"] else "outside"
     predicted = f"{told['loss']:.3f} nats a token were predicted ({told['low']:.3f} to {told['high']:.3f}, 90%)"
-    assert document.summary[0].endswith(f"{predicted} and {came:.3f} came: {landed}.")
+    outcome = rf"{came:.3f} \(([\d.]+) to ([\d.]+)\) came: {landed}\. Of [\d,]+ held-out"
+    said = re.search(f"{re.escape(predicted)} and {outcome}", document.summary[0])
+    assert said and float(said[1]) < came < float(said[2])
     assert one.metrics["inside"] == (landed == "inside")
     assert "5 different models are fewer than the six" in document.summary[2]
     assert "2.57 · C^-0.048" in document.summary[3] and "not comparable" in document.summary[3]
     models = document.tables[0].rows
     assert [row[0] for row in models] == [f"rung_{n}" for n in range(1, 6)]
     assert [row[-1] for row in models] == ["fitted"] * 4 + ["predicted"]
-    assert all(re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", str(row[7])) for row in models)
+    assert all(re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", str(row[column])) for row in models for column in (6, 7))
+    nats, bits = ([float(part) for part in re.findall(r"[\d.]+", str(models[0][column]))] for column in (6, 7))
+    each = (nats[0] / bits[0], (nats[2] - nats[1]) / (bits[2] - bits[1]))
+    assert each[1] == pytest.approx(each[0], rel=0.05)  # one source: nats a token are bits a byte times its bytes a token
+    assert re.search(r"on [\d,]+ held-out tokens", document.tables[0].caption)
     fitted, law, largest, gpt3 = document.plots[0].series
     assert (len(fitted.x), len(largest.x)) == (4, 1) and largest.y == [pytest.approx(came, rel=1e-5)] and law.low and law.high
     assert gpt3.y == pytest.approx([2.57 * compute**-0.048 for compute in gpt3.x], rel=1e-4)
     SCALING.show(trained.built("experiments/scaling"), tmp_path)
     PREDICTION.show(trained.built("scaling/prediction"), tmp_path)
     assert (tmp_path / "1.png").stat().st_size > 10_000 and f"{told['loss']:.3f} nats a token" in (tmp_path / "prediction.md").read_text()
+    assert len(re.findall(r"\| [\d.]+ \([\d.]+ to [\d.]+\) \|", (tmp_path / "prediction.md").read_text())) == 4
 
 
 def test_the_checks_say_whether_it_landed_and_whether_it_was_said_before(trained: Trained) -> None:
@@ -213,7 +240,19 @@ def test_the_checks_say_whether_it_landed_and_whether_it_was_said_before(trained
     built = trained.built("experiments/scaling")
     assert inside(built).passed == (built.metrics["inside"] == 1)
     missed = dataclasses.replace(built, metrics={**built.metrics, "inside": 0.0, "largest_loss": 99.0})
-    assert not inside(missed).passed and "99.000 nats a token, not inside" in inside(missed).summary
+    assert not inside(missed).passed
+    assert re.search(r"99\.000 nats a held-out token \(95 % over its windows: [\d.]+ to [\d.]+\), not inside", inside(missed).summary)
+
+
+def test_rules_say_which_of_them_the_ladder_was_fitted_for(trained: Trained, tmp_path: Path) -> None:
+    header = [line for line in (trained.artifacts["experiments/scaling"].path / RULES).read_text().splitlines() if line.startswith("# ")]
+    of = {line[2:].split(":")[0]: line for line in header}
+    assert "carried over, not fitted" in of["tokens_per_parameter"] and "three sizes at three numbers" in of["tokens_per_parameter"]
+    assert "not fitted: slopes through GPT-3's table 2.1" in of["learning_rate_exponent, batch_exponent"]
+    assert "carried over" in of["all else"]
+    fitted = _where_rules_are_from(9, fitted=True)
+    assert fitted[1].startswith("tokens_per_parameter: fitted here") and "9 models" in fitted[1]
+    assert fitted[2:] == [line[2:] for line in header[2:]]
 
 
 def test_the_ladder_leaves_rules_that_a_dial_reads(trained: Trained, tmp_path: Path) -> None:
@@ -241,6 +280,9 @@ def test_the_plan_foretells_by_the_ladder_of_the_same_text(trained: Trained, tmp
     other = dataclasses.replace(trained.artifacts["tokens"], digest="of another text")
     elsewhere = forecast(node, config, {"tokens": other, "tokenizer": trained.artifacts["tokenizer"]}, profile, store)
     assert "ladder" not in elsewhere["loss_basis"]
+    lstm = {**config, "model": {**config["model"], "family": "lstm"}}
+    of_lstm = forecast(node, lstm, {name: trained.artifacts[name] for name in ("tokens", "tokenizer")}, profile, store)
+    assert "ladder" not in of_lstm["loss_basis"] and of_lstm["loss"] != told["loss"]  # a law of Transformers tells nothing of an LSTM
 
 
 def test_a_recipe_with_a_ladder_is_built_a_run_a_model(cli: Cli, home: Path, tmp_path: Path) -> None:

@@ -97,3 +97,22 @@ def test_only_the_projections_named_are_adapted_and_what_is_kept_says_so(tmp_pat
     assert {name.split(".lora_")[0] for name in kept} == {f"base_model.model.transformer.h.{n}.attn.c_attn" for n in range(2)}
     described = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (described["r"], described["lora_alpha"], described["target_modules"]) == (2, 4, ["attn.c_attn"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_embeddings_new_rows_are_trained_with_the_adapters_and_no_other_row_moves(family: str, tmp_path: Path) -> None:
+    model, base = small(family), small(family).state_dict()
+    lora.adapt(model, EVERYWHERE, seed=3, new_rows=3)
+    assert (model.eval()(tokens()) - small(family).eval()(tokens())).abs().max() < 1e-6
+    asking = {name for name, parameter in model.named_parameters() if parameter.requires_grad} - lora.adapters(model).keys()
+    assert asking == {"wte.token_adapter.trainable_tokens_delta.default"}
+    answers = trained(model)(tokens())
+    counted = lora.keep_and_merge(model, model, EVERYWHERE, tmp_path)
+    assert counted["new_row_parameters"] == 3 * 32 and counted["trained_parameters"] == counted["adapter_parameters"] + 3 * 32
+    merged = model.state_dict()
+    assert (model(tokens()) - answers).abs().max() < 1e-5 and list(merged) == list(base)
+    assert torch.equal(merged["wte.weight"][:47], base["wte.weight"][:47])
+    assert ((merged["wte.weight"][47:] - base["wte.weight"][47:]).abs() > 1e-3).any(1).all()
+    kept = load_file(tmp_path / "adapter_model.safetensors")["base_model.model.transformer.wte.token_adapter.trainable_tokens_delta"]
+    assert torch.equal(kept, merged["wte.weight"][47:]) and all(parameter.requires_grad for parameter in model.parameters())
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["trainable_token_indices"] == {"wte": [47, 48, 49]}

@@ -20,7 +20,7 @@ from assets.contract import Artifact, Metrics, Stage
 from assets.forecast import forecast
 from assets.graph import Node, node_named, nodes
 from assets.profile import Profile, load_profile
-from assets.recipe import BatchRamp, Recipe
+from assets.recipe import BatchRamp, Recipe, load_recipe
 from assets.resources.manifest import Facts
 from assets.resources.store import Store
 from gpt_model.config import ModelConfig
@@ -251,6 +251,68 @@ def test_plan_counts_a_ramps_steps_and_what_snapshots_take(store: Store, base: P
     console.print(draw_plan(facts))
     text = console.export_text()
     assert "steps of 512, from 64 over the first 8.19k tokens" in text and "5 snapshots" in text
+
+
+@pytest.fixture
+def gpt1() -> dict[str, Node]:
+    return {node.name: node for node in nodes(load_recipe("gpt1"))}
+
+
+def of_gpt1(node: Node, store: Store, config: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Its forecast where the hub would answer, and nothing is built yet."""
+    shape = load_recipe("gpt1").own[0].model_dump(mode="json")
+    inputs = {"tokenizer": artifact("tokenizer", {"vocab_size": 40_478}), "pretrained": artifact("pretrained", {"model": shape})}
+    return forecast(node, config or node.settings(Path()), {**inputs, "corpus": artifact("corpus")}, CPU, store)
+
+
+def test_a_task_of_the_hub_is_planned_by_its_number_of_examples(gpt1: dict[str, Node], store: Store) -> None:
+    work = {task: of_gpt1(gpt1[f"finetuned/{task}"], store)["work"] for task in ("mnli", "rte", "race", "mrpc")}
+    each = 2 * 3 * 64 * ModelConfig.published("gpt1").flops_per_token()  # both arms, three epochs
+    assert work["mnli"]["amount"] == pytest.approx(each * 392_702 * 0.98)
+    assert work["rte"]["amount"] / work["mnli"]["amount"] == pytest.approx(2_490 / 392_702, rel=0.1)
+    assert work["mrpc"]["amount"] == pytest.approx(each * 2 * 3_668)  # both orders; it has a validation split of its own
+    assert work["race"]["amount"] == pytest.approx(each * 87_866 * 4 * 512 / 64)  # each of four answers after its passage
+    assert {one["unsure"] for one in work.values()} == {1.0}
+    fewer = gpt1["finetuned/mnli"].settings(Path()) | {"examples": 1000}
+    assert of_gpt1(gpt1["finetuned/mnli"], store, fewer)["work"]["amount"] == pytest.approx(each * 1000)
+    once = gpt1["experiments/ablations"].settings(Path())
+    assert of_gpt1(gpt1["experiments/ablations"], store, once)["work"]["amount"] > 4 * work["mnli"]["amount"] / 2
+
+
+def test_a_known_corpus_has_its_size_and_an_unknown_one_of_the_hub_a_wide_interval(gpt1: dict[str, Node], store: Store) -> None:
+    node = gpt1["corpus"]
+    books = node.settings(Path())
+    assert of_gpt1(node, store)["work"]["size"] == 4.854e9
+    other = {**books, "sources": [{**books["sources"][0], "hub": "somebody/letters"}]}
+    for seconds in (9.0, 10.0, 11.0):  # small ones of the same size as the guess, so that their interval alone would be narrow
+        built(store, node, {**other, "seconds": seconds}, seconds, 1.0)
+    for quantity in ("seconds", "bytes"):
+        known, unknown = of_gpt1(node, store)[quantity], of_gpt1(node, store, other)[quantity]
+        assert unknown["high"] >= 10 * unknown["expected"] >= 100 * unknown["low"]
+        assert known["expected"] > 100 * unknown["expected"]
+    assert "unverified: 10 times" in of_gpt1(node, store, other)["basis"] and "unverified" not in of_gpt1(node, store)["basis"]
+    wikipedia = {**books, "sources": [{**books["sources"][0], "hub": "wikimedia/wikipedia", "config": "20231101.en", "group": None}]}
+    assert "unverified: 2 times" in of_gpt1(node, store, wikipedia)["basis"]
+    part = {**wikipedia, "sources": [{**wikipedia["sources"][0], "limit": 64_078}]}
+    assert of_gpt1(node, store, part)["work"]["size"] == pytest.approx(20.2e9 / 100, rel=0.01)
+
+
+def test_a_plan_says_what_is_not_run_where_the_hub_does_not_answer(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    said = cli("plan", "gpt1", "--json")
+    assert said.returncode == 0, said.stderr
+    facts = json.loads(said.stdout)
+    rows = {row["asset"].partition("/")[2]: row for row in facts["stages"]}
+    tasks = [row for name, row in rows.items() if name.startswith("finetuned/")]
+    assert len(tasks) == 12 and all(row["why"].startswith("not run here: ") and not row["forecast"] for row in tasks)
+    assert sum("which does not answer" in row["why"] for row in tasks) == 11 and "on request" in rows["finetuned/storycloze"]["why"]
+    for name in ("layers_transferred", "ablations"):
+        assert rows[f"experiments/{name}"]["why"].startswith("not run here: ") and not rows[f"experiments/{name}"]["forecast"]
+    assert "sentiment, acceptability, questions not run here: " in rows["experiments/zero_shot_dynamics"]["why"]
+    assert rows["tokens"]["forecast"]["bytes"]["expected"] > 1e9  # of the corpus's planned size
+    console = Console(width=240, record=True, file=io.StringIO())
+    console.print(draw_plan(facts))
+    assert "116.5M: token embedding 31.09M" in console.export_text()
 
 
 def test_a_published_size_is_planned_where_the_hub_does_not_answer(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,12 @@ def test_tasks_show_what_their_field_reports_beside_majority_and_random_weights(
     assert names["sentiment"] == ["accuracy", "F1", "Pearson correlation with the ratings", "transfer"]
     assert names["factual_summary"] == ["accuracy", "F1", "transfer"] and names["boolq"] == ["accuracy", "transfer"] == names["piqa"]
     m = card.inputs()["finetuned/sentiment"].metrics
-    assert found["sentiment"][1].baseline == f"one answer {m['constant_f1']:.3f}, random weights {m['random_f1']:.3f}"
+
+    def interval(key: str) -> str:
+        return f"{m[key]:.3f} ({m[f'{key}_low']:.3f} – {m[f'{key}_high']:.3f})"
+
+    assert found["sentiment"][1].baseline == f"one answer {m['constant_f1']:.3f}, random weights {interval('random_f1')}"
+    assert found["sentiment"][0].baseline == f"majority {m['majority']:.3f}, random weights {interval('random_accuracy')}"
     pearson = found["sentiment"][2]
     assert (pearson.value, pearson.low, pearson.high) == (m["pearson"], m["pearson_low"], m["pearson_high"])
     assert pearson.against == m["random_pearson"] and {"random_pearson_low", "random_f1_high", "random_matthews_low"} <= m.keys()

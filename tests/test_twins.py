@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,15 @@ from conftest import ROOT, run_cli
 from filelock import FileLock
 
 from assets import experiment_page
+from assets.experiments.lstm import ONE_RUN
+from assets.profile import load_profile
+from assets.recipe import load_recipe
+from assets.resources.provenance import seconds_spent
+from assets.resources.store import Store
+from pipelines.plan import plan
 
 RECIPES = ROOT / "tests" / "recipes"
+TWINS = ("gpt1-ci", "gpt3-ci")
 
 
 class Twins:
@@ -24,7 +32,7 @@ class Twins:
         with FileLock(home.parent / "lock"):
             if not said.exists():
                 printed = ""
-                for name in ("gpt1-ci", "gpt3-ci"):
+                for name in TWINS:
                     done = run_cli(home, downloads, "run", str(RECIPES / f"{name}.yaml"))
                     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
                     printed += done.stdout
@@ -60,6 +68,23 @@ def test_every_experiment_has_its_plots_its_tables_and_its_section_in_the_scorec
     assert len(list((folder.parent / "show").glob("*.png"))) == len(document.plots)
     page = (twins.artifact("gpt1_ci/scorecard").parent / "show" / "scorecard.md").read_text()
     assert document.title in page and all(sentence in page for sentence in document.summary)
+    assert (ONE_RUN in document.summary) == (name in ("ablations", "zero_shot_dynamics"))
+    assert name != "depth" or "Means of 2 seeds a depth" in document.tables[0].caption
+
+
+def test_both_are_planned_within_six_minutes_and_what_they_took_is_recorded(
+    twins: Twins, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The forecast by default rates is the same on every machine; what was measured goes into the report and is not held against anyone."""
+    foretold = [plan(load_recipe(str(RECIPES / f"{name}.yaml")), RECIPES, load_profile("cpu"), Store(tmp_path)) for name in TWINS]
+    assert sum(one["seconds"]["expected"] for one in foretold) < 360
+    spent = {}
+    for path in sorted((twins.home / "artifacts").glob("*/artifact.json")):
+        made = json.loads(path.read_text())["provenance"]
+        spent[made["asset"]] = seconds_spent(made)
+    assert {stage["asset"] for one in foretold for stage in one["stages"]} >= set(spent) and min(spent.values()) > 0
+    for asset, seconds in {**spent, "in all": sum(spent.values())}.items():
+        record_property(f"seconds of {asset}", round(seconds, 1))
 
 
 def test_figure_2_left_has_a_point_for_every_number_of_layers_and_its_slope_an_interval(twins: Twins) -> None:

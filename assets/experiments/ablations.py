@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from assets import base_model, experiment_page
 from assets.contract import Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from assets.experiments.finetunings import Way, data_of, not_run, pin_tasks, scored, task_config
+from assets.experiments.lstm import LSTM, ONE_RUN
 from assets.finetuning import task_names
 from assets.finetuning_page import SCORE_NAMES
 from assets.recipe import Recipe
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 SOURCE = "GPT-1, table 5"
 TITLE = "What pre-training, the auxiliary objective and the Transformer are worth"
-LSTM = "experiments/lstm"
 NAMES = {  # of a way to train, as the page has it, in the table's order
     "whole": "whole (with the auxiliary objective)",
     "no_pretraining": "without pre-training",
@@ -135,6 +135,7 @@ def _document(
             *(f"{row[0].capitalize()}: {row[1]} lost on average." for row in lost),
             *missing,
             f"Intervals: 95 %, a bootstrap over {over}; of differences, in pairs.",
+            ONE_RUN,
         ],
         "tables": tables,
         "plots": [_plot(every, heads, names)],
@@ -184,7 +185,7 @@ def _lost(name: str) -> Any:
 
 ABLATIONS = Stage(
     name="ablations",
-    version="2",
+    version="3",
     run=run,
     description="Tasks without the auxiliary objective, without pre-training, and with an LSTM (GPT-1, table 5).",
     kinds=("pytorch", "deepspeed"),

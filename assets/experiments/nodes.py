@@ -11,16 +11,18 @@ from assets.contract import Config
 from assets.experiments.ablations import ABLATIONS, ablations_config
 from assets.experiments.depth import DEPTH
 from assets.experiments.layers_transferred import LAYERS_TRANSFERRED, layers_transferred_config
+from assets.experiments.lstm import LSTM
+from assets.experiments.probes import WANTED
+from assets.experiments.section import Depth
 from assets.experiments.visible_context import VISIBLE_CONTEXT
 from assets.experiments.zero_shot_dynamics import TASKS, ZERO_SHOT_DYNAMICS
 from assets.node import Node
 from assets.pretraining import PRETRAINED
 from assets.recipe import Recipe
-from assets.task_entries import entry_named
+from assets.task_entries import entry_named, of_own_files, task_name
 from gpt_model.config import ModelShape
 from gpt_model.errors import UserError
-
-LSTM = "experiments/lstm"
+from gpt_model.sizing import scaled_with_tokens
 
 
 def experiment_nodes(recipe: Recipe) -> list[Node]:
@@ -29,13 +31,13 @@ def experiment_nodes(recipe: Recipe) -> list[Node]:
     if section is None:
         return []
     if section.visible_context:
-        settings = section.visible_context.model_dump(mode="json")
+        settings, context = section.visible_context.model_dump(mode="json"), recipe.own[0].context
+        if (longest := max(section.visible_context.contexts or [1])) > context:
+            told = f"No prediction of a model whose context is {context} sees {longest} tokens: leave it out."
+            raise UserError(told, field="experiments.visible_context.contexts")
         made.append(_experiment(recipe, VISIBLE_CONTEXT, lambda base: settings, ("pretrained", "tokens")))
     if section.depth:
-        own, _ = recipe.own
-        others = [n for n in section.depth.layers if n != own.layers]
-        made += [_trained(recipe, f"depth/layers_{n}", own.model_copy(update={"layers": n}), snapshots=0) for n in others]
-        made.append(_experiment(recipe, DEPTH, lambda base: {}, ("tokenizer", "pretrained", *(f"depth/layers_{n}" for n in others))))
+        made += _depth(recipe, section.depth)
     beside_lstm = [one for one in (section.zero_shot_dynamics, section.ablations) if one and one.lstm]
     if beside_lstm:
         model, _ = recipe.own
@@ -65,9 +67,35 @@ def _experiment(recipe: Recipe, stage: Any, section: Callable[[Path], Config], n
     return Node(recipe.name, f"experiments/{stage.name}", stage, path, section, needs, field=f"experiments.{stage.name}")
 
 
-def _trained(recipe: Recipe, name: str, model: ModelShape, snapshots: int) -> Node:
-    """A model of another shape, trained as the recipe's own is."""
-    settings = {"model": model.model_dump(mode="json"), "pretraining": recipe.own[1].model_dump(mode="json") | {"snapshots": snapshots}}
+def _depth(recipe: Recipe, section: Depth) -> list[Node]:
+    """The models of each depth that are not there anyway, and the experiment that sets all side by side."""
+    own, pretraining = recipe.own
+    if len(depths := sorted({own.layers, *section.layers})) == 1:
+        told = f"It is the recipe's own depth, and there is no other model to set it against: list others beside {own.layers}."
+        raise UserError(told, field="experiments.depth.layers")
+    others: dict[str, Any] = {"snapshots": 0}
+    if section.tokens:
+        if section.tokens < pretraining.batch_tokens:
+            told = f"{section.tokens} tokens are less than one batch of {pretraining.batch_tokens}: make it larger."
+            raise UserError(told, field="experiments.depth.tokens")
+        others |= {"tokens": section.tokens}
+        others |= scaled_with_tokens(pretraining.model_dump(mode="json"), section.tokens, pretraining.batch_tokens, own.context)
+    apart = section.tokens is not None or section.seeds > 1  # then the pre-trained model is not one of them
+    models = [
+        _trained(
+            recipe, f"depth/layers_{n}" + (f"_seed_{seed}" if section.seeds > 1 else ""), own.model_copy(update={"layers": n}),
+            **others, seed=seed,
+        )
+        for n in depths if apart or n != own.layers
+        for seed in range(pretraining.seed, pretraining.seed + section.seeds)
+    ]  # fmt: skip
+    needs = ("tokens", "tokenizer", *(() if apart else ("pretrained",)), *(node.name for node in models))
+    return [*models, _experiment(recipe, DEPTH, lambda base: {}, needs)]
+
+
+def _trained(recipe: Recipe, name: str, model: ModelShape, **others: Any) -> Node:
+    """A model of another shape, trained as the recipe's own is but for `others` of the section `pretraining`."""
+    settings = {"model": model.model_dump(mode="json"), "pretraining": recipe.own[1].model_dump(mode="json") | others}
     return Node(recipe.name, name, PRETRAINED, "assets.pretraining:PRETRAINED", lambda base: settings, ("tokens", "tokenizer"))
 
 
@@ -81,5 +109,11 @@ def _dynamics(recipe: Recipe, base: Path) -> Config:
             tasks[task] = None
             continue
         entry = entry_named(given, base, f"experiments.zero_shot_dynamics.{task}")
+        if (found := (entry.form, len(entry.label_names()))) != WANTED[task]:
+            is_, wanted = (f"{form}{f' of {labels} labels' if labels else ''}" for form, labels in (found, WANTED[task]))
+            told = f"{given} is {is_}, and this heuristic wants {wanted}: name another task."
+            raise UserError(told, field=f"experiments.zero_shot_dynamics.{task}")
+        if recipe.finetuning and given in recipe.finetuning.tasks:
+            entry = of_own_files(entry, task_name(given), recipe)
         tasks[task] = {"name": given, "entry": entry.model_dump(mode="json", exclude_none=True)}
     return {"tasks": tasks, "examples": section.examples, "split_seed": recipe.split_seed}

@@ -13,18 +13,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.contract import Config, Inputs, Progress
-from gpt_model.errors import Unreachable
 
 if TYPE_CHECKING:
     from gpt_model.decoder import Decoder
     from gpt_model.tasks.examples import Example
     from gpt_model.tokenizer import Tokenizer
 
-TASKS = ("sentiment", "acceptability", "pronouns", "questions")
+# What each heuristic asks of its task: the form, and the number of labels (of multiple choice none: its classes are the options).
+WANTED = {
+    "sentiment": ("classification", 2),
+    "acceptability": ("classification", 2),
+    "pronouns": ("multiple_choice", 0),
+    "questions": ("multiple_choice", 0),
+}
+TASKS = tuple(WANTED)
 # Where a heuristic's scale ends: the best published score on the paper's own data set, by task and metric as gpt_model/published has
 # them, and what chance is there. On other data it is as far from that data's chance to a perfect score as the best was on the
 # paper's. Of pronoun resolution (DPRD) the paper's tables have no best score, so that scale ends at 1.
 BEST = {"sentiment": ("SST-2", "accuracy", 0.5), "acceptability": ("CoLA", "matthews", 0.0), "questions": ("RACE", "accuracy", 0.25)}
+# Why data that is there may have nothing to ask in it.
+NOTHING = {
+    "acceptability": "there are fewer than two sentences, one to choose the threshold on and one to test",
+    "pronouns": "no question holds one pronoun, or _, with text after it, and names two who may be meant",
+}
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,15 @@ def probes_of(config: Config, inputs: Inputs, tokenizer: Tokenizer, progress: Pr
     makers = {"sentiment": _sentiment, "acceptability": _acceptability, "pronouns": _pronouns, "questions": _questions}
     probes, missing = [], {}
     for task in TASKS:
-        try:
+        told = config["tasks"][task] or {}
+        if "not_run" not in told:
             examples = _examples(config, task, inputs, progress)
-            probes.append(makers[task](config["tasks"][task], examples, tokenizer))
-        except Unreachable as error:
-            missing[task] = str(error)
-            progress.log(f"{task}: not run here: {error}")
+            probe = makers[task](config["tasks"][task], examples, tokenizer)
+            if probe.labels:
+                probes.append(probe)
+                continue
+        missing[task] = told.get("not_run") or f"{NOTHING[task]} ({len(examples)} looked at)"
+        progress.log(f"{task}: not run here: {missing[task]}")
     return probes, missing
 
 
@@ -121,8 +135,15 @@ def _probe(
         [known] = [one for one in references(task=dataset, metric=metric, generation="gpt1") if one.model == "best before"]
         best = chance + (known.value / 100 - its_chance) / (1 - its_chance) * (1 - chance)
         against = f"{best:.3f}, as {known.printed} % are on {dataset} ({known.source})"
-    what = told["name"] if told else "held-out sentences, half with two neighbouring words swapped (not CoLA)"
+    what = _data(told) if told else "held-out sentences, half with two neighbouring words swapped (not CoLA)"
     return Probe(task, what, chance, best, against, labels, answer, matthews)
+
+
+def _data(told: Mapping[str, Any]) -> str:
+    """A task by name, and the files read in place of its own source."""
+    source = told["entry"]["source"]
+    files = sorted({Path(one["path"]).name for one in source.get("pinned", ())}) if "file" in source and "package" not in source else []
+    return f"{told['name']} ({', '.join(files)})" if files else str(told["name"])
 
 
 def _made_sentences(corpus: Path, count: int, seed: int) -> list[Example]:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    if twice := [value for number, value in enumerate(values) if value in values[:number]]:
+        raise ValueError(f"{twice[0]!r} stands twice: take it out")
+    return values
+
 
 Count = Annotated[int, Field(ge=1)]
+Each = AfterValidator(_each_once)
 
 
 class _Strict(BaseModel):
@@ -16,15 +24,22 @@ class _Strict(BaseModel):
 class VisibleContext(_Strict):
     """Held-out bits per byte against the number of tokens a prediction sees."""
 
-    contexts: list[Count] | None = Field(default=None, description="default: the powers of two up to the model's context, and that")
+    contexts: Annotated[list[Count], Field(min_length=2), Each] | None = Field(
+        default=None, description="default: the powers of two up to the model's context, and that"
+    )
     positions: int = Field(default=1000, ge=2, description="held-out tokens of each source that are predicted, the same for every context")
     seed: int = Field(default=0, ge=0)
 
 
 class Depth(_Strict):
-    """Whole models of fewer and more layers, trained alike."""
+    """Whole models of fewer and more layers, trained alike.
 
-    layers: list[Count] = Field(min_length=1, description="each a model of its own; the recipe's own depth is the pre-trained one")
+    The recipe's own depth is among them: its pre-trained model, or where `tokens` or more than one seed is given models of its own.
+    """
+
+    layers: Annotated[list[Count], Field(min_length=1), Each] = Field(description="each a model of its own, or one a seed")
+    tokens: Count | None = Field(default=None, description="each is trained on; default: pretraining.tokens")
+    seeds: Count = Field(default=1, description="models of each depth; the first has pretraining.seed")
 
 
 class ZeroShotDynamics(_Strict):
@@ -53,13 +68,15 @@ class LayersTransferred(_Finetunings):
     """GPT-1, figure 2 left: a task's score against how many of the pre-trained layers are kept."""
 
     task: str = Field(description="one of finetuning.tasks")
-    layers: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=2, description="default: 0, 1, … all of them")
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2), Each] | None = Field(
+        default=None, description="default: 0, 1, … all of them"
+    )
 
 
 class Ablations(_Finetunings):
     """GPT-1, table 5: without the auxiliary objective, without pre-training, and an LSTM in the Transformer's place."""
 
-    tasks: list[str] | None = Field(default=None, min_length=1, description="default: all of finetuning.tasks")
+    tasks: Annotated[list[str], Field(min_length=1), Each] | None = Field(default=None, description="default: all of finetuning.tasks")
     lstm: bool = Field(default=True, description="an LSTM of the same width, trained alike, as table 5's last row")
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from assets import experiment_page
 from assets.contract import Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
+from assets.experiments.lstm import ONE_RUN
 from assets.experiments.probes import TASKS, Probe, probes_of
-from assets.task_entries import pinned_entry
-
-if TYPE_CHECKING:
-    pass
+from assets.task_entries import tied
+from gpt_model.errors import about_all_of
 
 Point = tuple[float, float, float, float]  # tokens trained on; score, and the ends of its 95 % interval
 Curves = dict[tuple[str, str], list[Point]]  # (model, heuristic) -> its points
@@ -30,6 +29,9 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
 
     tokenizer = Tokenizer.load(inputs["tokenizer"].path)
     probes, missing = probes_of(config, inputs, tokenizer, progress)
+    if not probes:
+        experiment_page.write(output, _document({}, missing, {}))
+        return {"not_run": 1.0}
     kinds = {"Transformer": inputs["pretrained"], **({"LSTM": inputs["experiments/lstm"]} if "experiments/lstm" in inputs else {})}
     curves: Curves = {}
     taken = {kind: list(snapshots_in(artifact.path)) for kind, artifact in kinds.items()}
@@ -74,6 +76,10 @@ def _interval(point: Point) -> str:
     return str(Estimate(*point[1:]))
 
 
+def _on_the_scale(probe: Probe, point: Point) -> str:
+    return _interval((point[0], _scaled(probe, point[1]), _scaled(probe, point[2]), _scaled(probe, point[3])))
+
+
 def _document(probes: Mapping[str, Probe], missing: Mapping[str, str], curves: Curves) -> dict[str, Any]:
     """The experiment's page: where the scales begin and end, every point, and the plot."""
     ends = [
@@ -89,7 +95,7 @@ def _document(probes: Mapping[str, Probe], missing: Mapping[str, str], curves: C
         "splits, as nothing is trained on them.",
         "columns": ["heuristic", "model", "tokens trained on", "score", "on the scale", "examples"],
         "rows": [
-            [task, kind, f"{point[0]:,.0f}", _interval(point), round(_scaled(probes[task], point[1]), 3), len(probes[task].labels)]
+            [task, kind, f"{point[0]:,.0f}", _interval(point), _on_the_scale(probes[task], point), len(probes[task].labels)]
             for (kind, task), points in curves.items()
             for point in points
         ],
@@ -97,7 +103,7 @@ def _document(probes: Mapping[str, Probe], missing: Mapping[str, str], curves: C
     return {
         "title": "Zero-shot behaviour against pre-training",
         "source": "GPT-1, figure 2 (right)",
-        "summary": [*ends, *(f"{task}: not run here. {why}" for task, why in missing.items())],
+        "summary": [*ends, *(f"{task}: not run here. {why}." for task, why in missing.items()), *([ONE_RUN] if probes else [])],
         "tables": [scales, points_table] if probes else [],
         "plots": [_plot(kind, probes, curves) for kind in dict.fromkeys(kind for kind, _ in curves)],
     }
@@ -121,7 +127,7 @@ def _rises(built: Built) -> Verdict:
         if (low := built.metrics.get(f"transformer/{task}_low")) is not None:
             above[task] = low
     if not above:
-        return Verdict(True, "No heuristic's data could be had here.")
+        return Verdict(True, "No heuristic of the Transformer could be run here.")
     document = experiment_page.read(built.output)
     chance = {str(row[0]): float(row[2]) for row in document.tables[0].rows}
     clear = [task for task, low in above.items() if low > chance[task]]
@@ -131,14 +137,18 @@ def _rises(built: Built) -> Verdict:
 
 
 def pin(config: Config, base: Path) -> Config:
-    """Local task files tied to their bytes."""
-    tasks = {task: told and {**told, "entry": pinned_entry(told["entry"], base)} for task, told in config["tasks"].items()}
+    """Each task tied to its data, or `not_run`, why that cannot be had here."""
+    tasks: dict[str, Any] = {}
+    for task, told in config["tasks"].items():
+        with about_all_of(task):
+            entry, reason = tied(told["entry"], base) if told else (None, None)
+        tasks[task] = told and {**told, "entry": entry, **({"not_run": reason} if reason else {})}
     return {**config, "tasks": tasks}
 
 
 ZERO_SHOT_DYNAMICS = Stage(
     name="zero_shot_dynamics",
-    version="1",
+    version="4",
     run=run,
     description="GPT-1's zero-shot heuristics at each snapshot of pre-training, Transformer and LSTM (figure 2, right).",
     kinds=("pytorch",),

@@ -16,11 +16,9 @@ from gpt_model.convert.dialects import PREFIX, Weights, of_config, of_family, sh
 from gpt_model.convert.network import filled, generation, theirs
 from gpt_model.decoder import Decoder
 from gpt_model.errors import CorruptFile, UserError
+from gpt_model.model_folder import CONFIG, INDEX, WEIGHTS, described, weight_files
 from gpt_model.transformer import GPT
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"  # of a model in several files: tensor -> file
-PICKLED = "pytorch_model*.bin"
 NATIVE = {"gpt3": "gpt_lineage_gpt3", "lstm": "gpt_lineage_lstm"}  # family -> model_type of the store's own folder
 
 
@@ -100,41 +98,6 @@ def shape(folder: Path | str) -> ModelConfig:
 def _native(stored: Mapping[str, Any], where: str) -> ModelConfig:
     fields = stored.get("model")
     return shape_of(fields if isinstance(fields, dict) else {}, where)
-
-
-def described(folder: Path) -> dict[str, Any]:
-    """What config.json says. Raises UserError where there is none."""
-    file = folder / CONFIG
-    if not file.is_file():
-        raise UserError(f"{folder} is not a model folder: it has no {CONFIG}. Give a folder with {CONFIG} and {WEIGHTS}.")
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFile(f"{file} is not JSON: {error}.") from error
-    if not isinstance(stored, dict):
-        raise CorruptFile(f"{file} is not a JSON object.")
-    return stored
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The one file of weights, or those that an index names. Raises UserError where they are not there, or are pickled."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        if pickled := sorted(folder.glob(PICKLED)):
-            raise UserError(
-                f"{pickled[0]} is pickled, and reading it could run whatever its author wrote into it. Give the model as safetensors: "
-                f"transformers' save_pretrained writes {WEIGHTS}."
-            )
-        raise UserError(f"{folder} is not a model folder: it has no {WEIGHTS}. Give a folder with {CONFIG} and {WEIGHTS}.")
-    try:
-        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptFile(f"{folder / INDEX} is not an index of weights: {error!r}. Fetch or export the model again.") from error
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise UserError(f"{folder / INDEX} names the file {name!r}, which is not beside it. Fetch or export the model again.")
-    return [folder / name for name in names]
 
 
 def _weights(folder: Path) -> tuple[Weights, str]:

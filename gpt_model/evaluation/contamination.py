@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 # GPT-3's words too: its released 13-grams (overlap_frequency.md) have "i m" for "I'm" and "36 30" for "36°30'".
-from gpt_model.evaluation.ngrams import Hashes, alphanumeric_words, runs
-from gpt_model.evaluation.scores import aggregated, rounded, spread
+from gpt_model.evaluation.ngrams import WORDS, Hashes, alphanumeric_words, runs
+from gpt_model.evaluation.scores import aggregated, spread
+from gpt_model.rounding import rounded
 
 SHORTEST, LONGEST = 8, 13  # words of a run
 PERCENTILE = 5
@@ -34,32 +34,19 @@ class Examples:
         return min(LONGEST, max(1 if self.synthetic else SHORTEST, percentile))
 
 
-def marked(tasks: Mapping[str, Examples], training: Iterable[str]) -> dict[str, list[bool | None]]:
-    """By task, whether each example is dirty: has a run in common with any document of `training`, which is read once.
-
-    None for an example too short to have a run. Memory follows from the examples and the longest document.
-    """
-    lengths = {name: examples.length for name, examples in tasks.items()}
-    own = {name: [runs(alphanumeric_words(text), lengths[name]) for text in examples.texts] for name, examples in tasks.items()}
-    wanted = {
-        length: np.unique(np.concatenate([hashes for name in tasks if lengths[name] == length for hashes in own[name]]))
-        for length in sorted(set(lengths.values()))
-    }
-    seen = {length: np.zeros(len(hashes), dtype=np.bool_) for length, hashes in wanted.items()}
-    for text in training:
-        words = alphanumeric_words(text)
-        for length, hashes in wanted.items():
-            seen[length][_places(hashes, runs(words, length))] = True
-    dirty = {length: hashes[seen[length]] for length, hashes in wanted.items()}
-    return {name: [bool(np.isin(h, dirty[lengths[name]]).any()) if len(h) else None for h in hashes] for name, hashes in own.items()}
+def wanted(tasks: Iterable[Examples]) -> dict[int, Hashes]:
+    """By their length in words, the runs to be looked for in the training text: each task's own, and those of GPT-2's overlap."""
+    sought: dict[int, list[Hashes]] = {WORDS: [np.zeros(0, dtype=np.uint64)]}
+    for examples in tasks:
+        for length in {WORDS, examples.length}:
+            sought.setdefault(length, []).extend(runs(alphanumeric_words(text), length) for text in examples.texts)
+    return {length: np.unique(np.concatenate(hashes)) for length, hashes in sought.items()}
 
 
-def _places(hashes: Hashes, found: Hashes) -> NDArray[np.intp]:
-    """Where in `hashes`, sorted, those of `found` stand that are in it."""
-    if not len(hashes):
-        return np.zeros(0, dtype=np.intp)
-    places = np.minimum(np.searchsorted(hashes, found), len(hashes) - 1)
-    return places[hashes[places] == found]
+def marked(examples: Examples, found: Mapping[int, Hashes]) -> list[bool | None]:
+    """Whether each example is dirty: has one of the runs that were `found` in the training text. None: too short to have a run."""
+    own = [runs(alphanumeric_words(text), examples.length) for text in examples.texts]
+    return [bool(np.isin(hashes, found[examples.length]).any()) if len(hashes) else None for hashes in own]
 
 
 def split_score(metric: str, aggregation: str, values: Sequence[Any], dirty: Sequence[bool | None]) -> dict[str, Any]:

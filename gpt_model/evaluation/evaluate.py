@@ -24,8 +24,9 @@ import yaml
 from gpt_model.errors import UserError
 from gpt_model.evaluation import scoring
 from gpt_model.evaluation.examples import TaskRows
-from gpt_model.evaluation.scores import ACCURACIES, baseline, rounded, spread
+from gpt_model.evaluation.scores import ACCURACIES, baseline, spread
 from gpt_model.evaluation.training_text import Seen, sentence
+from gpt_model.rounding import rounded
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM

@@ -1,15 +1,15 @@
-"""Runs of words that a data set shares with the training text: GPT-2's 8-grams in a Bloom filter (Radford et al. 2019, section 4).
+"""Runs of words that a data set shares with the training text: GPT-2's overlap by 8-grams (Radford et al. 2019, section 4).
 
-The filter is built from the training documents as a stream; its size follows from their number of 8-grams, and nothing else is kept.
-GPT-3's exact analysis by example is `contamination.py`'s.
+The paper puts the training text's 8-grams into a Bloom filter, which takes 39 bits each for its false positives of 1e-8: 49 GB for 10
+billion of them. Here it is the other way round: the evaluated text's runs are kept, and the training text is looked up in them as a stream.
+What is found is the same, less the false positives. GPT-3's analysis by example is `contamination.py`'s.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 Hashes = NDArray[np.uint64]
 
 WORDS = 8
-FALSE_POSITIVES = 1e-8  # at most, section 4
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, and so a word's place in its run counts
-BATCH = 1 << 18  # hashes put into a filter at once
 _ALPHANUMERIC = re.compile(r"[^\W_]+")
 
 
@@ -45,53 +43,26 @@ def _word_hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-class BloomFilter:
-    """A set of hashes that may be larger than it should be by `false_positives`, but never smaller (Bloom 1970)."""
+def shared(wanted: Mapping[int, Hashes], training: Iterable[str]) -> dict[int, Hashes]:
+    """By their length in words, those of the runs `wanted` that stand in a document of `training`, which is read once; each once, sorted.
 
-    def __init__(self, expected: int, false_positives: float = FALSE_POSITIVES) -> None:
-        """Sized for `expected` different hashes: a power of two of bits, of which at most half come to be set."""
-        self.probes = math.ceil(-math.log2(false_positives))  # each finds a bit set in at most every second case
-        self._exponent = max(10, math.ceil(math.log2(max(1, expected) * self.probes / math.log(2))))
-        self._bits = np.zeros(1 << (self._exponent - 3), dtype=np.uint8)
-        self._odd = [np.uint64(_word_hash(f"probe {number}") | 1) for number in range(self.probes)]
-
-    @property
-    def bytes(self) -> int:
-        return self._bits.nbytes
-
-    def add(self, hashes: Hashes) -> None:
-        for odd in self._odd:
-            places, bits = self._place(hashes, odd)
-            np.bitwise_or.at(self._bits, places, bits)
-
-    def holds(self, hashes: Hashes) -> NDArray[np.bool_]:
-        """Which of `hashes` are in it."""
-        left = np.arange(len(hashes))
-        for odd in self._odd:
-            places, bits = self._place(hashes[left], odd)
-            left = left[(self._bits[places] & bits) != 0]
-        held = np.zeros(len(hashes), dtype=np.bool_)
-        held[left] = True
-        return held
-
-    def _place(self, hashes: Hashes, odd: np.uint64) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
-        """Byte and bit of one probe: the highest bits of a product (multiply-shift hashing, Dietzfelbinger et al. 1997)."""
-        bits = (hashes * odd) >> np.uint64(64 - self._exponent)
-        return (bits >> np.uint64(3)).astype(np.intp), np.left_shift(np.uint8(1), (bits & np.uint64(7)).astype(np.uint8))
+    Memory follows from `wanted` and the longest document, however long `training` is.
+    """
+    sought = {length: np.unique(hashes) for length, hashes in wanted.items()}
+    seen = {length: np.zeros(len(hashes), dtype=np.bool_) for length, hashes in sought.items()}
+    for text in training:
+        words = alphanumeric_words(text)
+        for length, hashes in sought.items():
+            seen[length][_places(hashes, runs(words, length))] = True
+    return {length: hashes[seen[length]] for length, hashes in sought.items()}
 
 
-def filter_of(texts: Callable[[], Iterable[str]]) -> BloomFilter:
-    """The 8-grams of `texts()`, which is read twice: to count them, then to put them in."""
-    made = BloomFilter(sum(max(0, len(alphanumeric_words(text)) - WORDS + 1) for text in texts()))
-    waiting: list[Hashes] = []  # a few documents' at a time, as many short additions take longer than one
-    for text in texts():
-        waiting.append(runs(alphanumeric_words(text), WORDS))
-        if sum(map(len, waiting)) >= BATCH or len(waiting) >= BATCH // 1024:
-            made.add(np.concatenate(waiting))
-            waiting = []
-    if waiting:
-        made.add(np.concatenate(waiting))
-    return made
+def _places(hashes: Hashes, found: Hashes) -> NDArray[np.intp]:
+    """Where in `hashes`, sorted, those of `found` stand that are in it."""
+    if not len(hashes):
+        return np.zeros(0, dtype=np.intp)
+    places = np.minimum(np.searchsorted(hashes, found), len(hashes) - 1)
+    return places[hashes[places] == found]
 
 
 @dataclass(frozen=True)
@@ -107,10 +78,10 @@ class Overlap:
         return 100 * self.found / self.ngrams if self.ngrams else None
 
 
-def overlap(training: BloomFilter, texts: Iterable[str]) -> Overlap:
-    """Of the 8-grams of `texts`, each counted as often as it stands there."""
-    found = total = 0
+def overlap(found: Hashes, texts: Iterable[str]) -> Overlap:
+    """Of the 8-grams of `texts`, each counted as often as it stands there; `found` are those that `shared` has found."""
+    there = total = 0
     for text in texts:
         hashes = runs(alphanumeric_words(text), WORDS)
-        found, total = found + int(training.holds(hashes).sum()), total + len(hashes)
-    return Overlap(found, total)
+        there, total = there + int(np.isin(hashes, found).sum()), total + len(hashes)
+    return Overlap(there, total)

@@ -110,8 +110,3 @@ def baseline(kind: str, samples: Sequence[dict[str, Any]]) -> float | None:
     if kind == "majority":
         return Counter(str(sample["target"]) for sample in samples).most_common(1)[0][1] / len(samples)
     return None
-
-
-def rounded(value: float | None) -> float | None:
-    """Six significant digits: below what the order of additions on another number of threads changes, above what anyone reads."""
-    return None if value is None else float(f"{value:.6g}")

@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gpt_model.evaluation.scores import Z, rounded
+from gpt_model.evaluation.scores import Z
 from gpt_model.evaluation.suites import SuiteTask
+from gpt_model.rounding import rounded
 
 NAME = "SuperGLUE"
 PUBLISHED = {"task": "SuperGLUE", "metric": "score"}

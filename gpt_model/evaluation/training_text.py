@@ -1,6 +1,7 @@
 """What of the evaluated text stands in the training text: GPT-2's overlap and GPT-3's clean and dirty examples, for each task.
 
-Both read the corpus's training documents of the sources that are trained on, as streams.
+The corpus's training documents of the sources that are trained on are read once, as a stream, whatever their size; what is held in memory
+is the evaluated text's runs, 9 bytes each.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 from gpt_model.data import documents
 from gpt_model.evaluation import contamination, ngrams
 from gpt_model.evaluation.examples import TaskRows
-from gpt_model.evaluation.scores import rounded
 from gpt_model.evaluation.settings import texts_of
 from gpt_model.evaluation.suites import Arithmetic, Scramble
+from gpt_model.rounding import rounded
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,11 @@ def seen_in_training(tasks: Sequence[TaskRows], corpus: Path) -> dict[str, Seen]
     made_up = {task.full_name: isinstance(task.task.metadata.data, (Arithmetic, Scramble)) for task in tasks}
     names = {(made_up[name], own): name for name, own in texts.items()}  # one for all that have these texts
     examples = {name: contamination.Examples(own, made_up[name]) for (_, own), name in names.items()}
-    bloom = ngrams.filter_of(training)
-    dirty = contamination.marked(examples, training())
-    seen = {name: Seen(ngrams.overlap(bloom, one.texts), one.length, dirty[name]) for name, one in examples.items()}
+    found = ngrams.shared(contamination.wanted(examples.values()), training())
+    seen = {
+        name: Seen(ngrams.overlap(found[ngrams.WORDS], one.texts), one.length, contamination.marked(one, found))
+        for name, one in examples.items()
+    }
     return {name: seen[names[made_up[name], own]] for name, own in texts.items()}
 
 

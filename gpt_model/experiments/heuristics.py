@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
@@ -163,17 +164,21 @@ def substitution(sentence: str, readings: tuple[str, str], label: int) -> Substi
     """
     found = list(PRONOUN.finditer(sentence))
     first, second = (reading.split() for reading in readings)
-    shared = range(min(len(first), len(second)))
-    head = next((i for i in shared if first[i].lower() != second[i].lower()), None)
-    if len(found) != 1 or head is None:
+    head = _alike(first, second)
+    tail = _alike(first[head:][::-1], second[head:][::-1])
+    if len(found) != 1:
         return None
-    tail = next(i for i in shared if first[-1 - i] != second[-1 - i])
     article = "the " if head and first[head - 1].lower() == "the" else ""
     named = tuple(article + _lowered(" ".join(words[head : len(words) - tail]), sentence) for words in (first, second))
     before, after = sentence[: found[0].start()], sentence[found[0].end() :]
     if not after.strip(" .!?") or not all(named):
         return None
     return Substitution(before, (named[0], named[1]), after, label)
+
+
+def _alike(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many words the two begin with alike, but for their case."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0].lower() == pair[1].lower(), zip(first, second, strict=False)))
 
 
 def _lowered(referent: str, sentence: str) -> str:

