@@ -129,7 +129,7 @@ def test_peak_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
         return float(found[1]), float(found[2])
 
     peak, at_first_quarter = peaks(12, "many")
-    assert peak < at_first_quarter + 5  # 9 MB more of text, 3 million tokens
+    assert peak < at_first_quarter + 7  # 9 MB more of text, 3 million tokens
     peak, before = peaks(4, "one")  # the library needs some 60 bytes a character: this document is not tokenized whole
     assert peak < before + 150
 
