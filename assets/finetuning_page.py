@@ -9,7 +9,7 @@ from typing import Any
 
 from assets.contract import NOT_RUN, Built, Config, Metrics
 
-SCORE_NAMES = {"accuracy": "accuracy", "f1": "F1", "matthews": "Matthews correlation", "pearson": "Pearson correlation with the ratings"}
+SCORE_NAMES = {"accuracy": "accuracy", "f1": "F1", "matthews": "Matthews correlation", "pearson": "Pearson with the ratings"}
 CONSTANT = {"accuracy": "majority", "f1": "constant_f1", "matthews": "constant_matthews"}  # what the best of always one answer gets
 ARMS = ("pretrained", "random")  # fine-tuned from pre-trained weights, and from random ones
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from assets import base_model
 from assets.contract import Artifact, Config, Inputs
+from assets.experiments.lstm import LSTM
 from assets.forecast_sizes import examples_of, text_of, tokens_of_example
 from assets.graph import Node
 from assets.profile import Profile
@@ -185,7 +186,7 @@ def work_of(node: Node, config: Config, inputs: Inputs, profile: Profile) -> Wor
         return Work(flops, "training FLOPs", values, 1.5 / speed(profile), 4.3, seconds_factor=4.0, start_seconds=8.0, unsure=unsure)
     if stage in ("layers_transferred", "ablations"):
         model = _model(_shape(inputs["pretrained"]), inputs)
-        ways = 4 if stage == "ablations" else 1 + len(config["layers"] or range(model.layers + 1))
+        ways = 3 + (LSTM in inputs) if stage == "ablations" else 1 + len(config["layers"] or range(model.layers + 1))
         each = [(task["seeds"], *_finetuning_flops(task, model)) for task in config["tasks"]]
         flops, unsure = ways * sum(seeds * flops for seeds, flops, _ in each), max(unsure for _, _, unsure in each)
         return Work(

@@ -182,7 +182,7 @@ def _finetuned_scores(asset: str, artifact: Artifact) -> Iterator[Score | NotRun
     note += "".join(f"; {told}" for told in (entry.description, how) if told)
     for key in entry.reported():
         constant = {"majority" if key == "accuracy" else "one answer": m[CONSTANT[key]]} if CONSTANT.get(key) in m else {}
-        random = f"random weights {m[f'random_{key}']:.3f} ({m[f'random_{key}_low']:.3f} – {m[f'random_{key}_high']:.3f})"
+        random = f"random {m[f'random_{key}']:.3f} ({m[f'random_{key}_low']:.3f}–{m[f'random_{key}_high']:.3f})"
         yield Score(
             asset, artifact.fingerprint, SCORE_NAMES[key], m[key], m[f"{key}_low"], m[f"{key}_high"],
             ", ".join([*(f"{name} {value:.3f}" for name, value in constant.items()), random]),

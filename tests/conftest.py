@@ -131,3 +131,10 @@ def write_local_recipe(folder: Path, name: str = "local", tokens: int = 20_480, 
     path = folder / f"{name}.yaml"
     path.write_text(LOCAL_RECIPE.format(name=name, tokens=tokens))
     return path
+
+
+def extending(folder: Path, sections: str, parent: str = "tiny") -> Path:
+    """A recipe that extends `parent` with `sections`, which begin in its line 3."""
+    path = folder / "mine.yaml"
+    path.write_text(f"extends: {parent}\nname: mine\n{sections}\n")
+    return path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from conftest import CI_RECIPE, ROOT, environment_of, write_local_recipe
+from conftest import CI_RECIPE, ROOT, environment_of, extending, write_local_recipe
 
 from assets.graph import Node, check, node_named, nodes
 from assets.recipe import RECIPES, load_recipe
@@ -162,37 +162,6 @@ def test_mistake_in_the_file_is_a_sentence_that_names_it(line: str, said: str, t
     assert said in str(error.value)
 
 
-def test_recipe_extends_another_beside_it(tmp_path: Path) -> None:
-    write_local_recipe(tmp_path, "small")
-    (tmp_path / "wide.yaml").write_text("extends: small\nname: wide\nmodel: {width: 64}\n")
-    small, wide = load_recipe(str(tmp_path / "small.yaml")), load_recipe(str(tmp_path / "wide.yaml"))
-    assert wide.model.width == 64 and wide.model.layers == small.model.layers and wide.corpus == small.corpus
-
-
-@pytest.mark.parametrize(
-    ("change", "child", "said"),
-    [
-        (("width: 32", "width: -32"), "", "small.yaml, line 7: `model.width` is -32"),  # the parent's own
-        (("vocab_size: 300", "vocab: 300"), "", "small.yaml, line 6: `tokenizer.vocab` is not a key here"),
-        (("", ""), "model: {width: -64}", "wide.yaml, line 3: `model.width` is -64"),  # the child's
-        (("heads: 2", "heads: none"), "model: {width: 64}", "small.yaml, line 7: `model.heads` is 'none'"),
-        (("", ""), "corpus: {sources: [{path: a.txt}]}", "wide.yaml, line 3: `corpus.sources[0].name` is missing"),  # lists do not merge
-        (("", ""), "corpus: {sources: [{name: a, path: a.txt, weight: -1.0}]}", "wide.yaml, line 3: `corpus.sources[0].weight` is -1.0"),
-        (("", ""), "finetuning: {tasks: [piqua]}", "wide.yaml, line 3: `finetuning.tasks[0]`: 'piqua' is not a task"),
-        (("", "finetuning: {tasks: [piqua]}\n"), "model: {width: 64}", "small.yaml, line 1: `finetuning.tasks[0]`: 'piqua' is not a task"),
-    ],
-)
-def test_mistake_names_the_file_it_is_written_in_also_where_one_extends_another(
-    change: tuple[str, str], child: str, said: str, tmp_path: Path
-) -> None:
-    path = write_local_recipe(tmp_path, "small")
-    path.write_text(path.read_text().replace(*change, 1))
-    (tmp_path / "wide.yaml").write_text(f"extends: small\nname: wide\n{child}\n")
-    with pytest.raises(UserError) as error:
-        nodes(load_recipe(str(tmp_path / "wide.yaml")))
-    assert str(error.value).splitlines()[0].startswith(f"{tmp_path}/{said}"), str(error.value)
-
-
 def test_numbers_are_read_as_a_person_means_them(tmp_path: Path) -> None:
     (tmp_path / "numbers.yaml").write_text("a: 2e-3\nb: 1_500_000\nc: 6.25e-5\nd: 1.2.3\ne: e5\nf: 3.0.0\n")
     assert read_yaml(tmp_path / "numbers.yaml") == {"a": 0.002, "b": 1_500_000, "c": 6.25e-5, "d": "1.2.3", "e": "e5", "f": "3.0.0"}
@@ -202,75 +171,6 @@ def test_readmes_recipe_is_the_tiny_one_line_by_line(tmp_path: Path) -> None:
     explained = (ROOT / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
     (tmp_path / "explained.yaml").write_text(explained, encoding="utf-8")
     assert read_yaml(tmp_path / "explained.yaml") == read_yaml(RECIPES / "tiny.yaml")
-
-
-def test_null_takes_out_what_an_extended_recipe_has_and_a_curve_over_snapshots_needs_some(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text("extends: tiny\nname: mine\nevaluation: null\nfinetuning: {examples: {boolq: null}}\n")
-    mine, tiny = load_recipe(str(path)), load_recipe("tiny")
-    assert mine.evaluation is None and mine.finetuning is not None and tiny.finetuning is not None
-    assert mine.finetuning.examples == {name: n for name, n in tiny.finetuning.examples.items() if name != "boolq"}
-    path.write_text("extends: tiny\nname: mine\nexperiments: {zero_shot_dynamics: {sentiment: sentiment, questions: piqa}}\n")
-    with pytest.raises(
-        UserError, match=r"mine.yaml, line 3: `experiments.zero_shot_dynamics`: .* fewer than two snapshots: set pretraining.snapshots"
-    ):
-        nodes(load_recipe(str(path)))
-
-
-def extending(folder: Path, sections: str, parent: str = "tiny") -> Path:
-    """A recipe that extends `parent` with `sections`, which begin in its line 3."""
-    path = folder / "mine.yaml"
-    path.write_text(f"extends: {parent}\nname: mine\n{sections}\n")
-    return path
-
-
-def test_tasks_and_suites_that_replace_others_take_their_limits_with_them(tmp_path: Path) -> None:
-    tiny = load_recipe("tiny")
-    assert tiny.finetuning is not None and tiny.evaluation is not None
-    path = extending(tmp_path, "finetuning: {tasks: [sentiment]}\nevaluation: {suites: [cloze, gpt3_lambada]}")
-    mine = load_recipe(str(path))
-    assert mine.finetuning is not None and mine.evaluation is not None
-    assert mine.finetuning.examples == {"sentiment": tiny.finetuning.examples["sentiment"]}
-    assert mine.finetuning.held_back == {"sentiment": tiny.finetuning.held_back["sentiment"]}
-    assert mine.evaluation.examples == {"cloze": tiny.evaluation.examples["cloze"]}
-    for node in nodes(mine):
-        node.settings(tmp_path)
-    files = "finetuning: {{tasks: [{0}], files: {{{1}}}}}\nevaluation: {{suites: [{2}], files: {{{3}}}}}".format
-    first = files("cola, sst2", "cola: a.csv, sst2: b.csv", "gpt3_lambada, core", "gpt3_lambada/lambada: c.jsonl, core: bundle")
-    extending(tmp_path, first).rename(tmp_path / "first.yaml")
-    again = load_recipe(str(extending(tmp_path, "finetuning: {tasks: [cola]}\nevaluation: {suites: [gpt3_lambada]}", "first")))
-    assert again.finetuning is not None and again.finetuning.files == {"cola": "a.csv"}
-    assert again.evaluation is not None and again.evaluation.files == {"gpt3_lambada/lambada": "c.jsonl"}
-
-
-@pytest.mark.parametrize(
-    ("sections", "field"),
-    [
-        ("finetuning: {tasks: [sentiment], examples: {boolq: 3}}", "finetuning.examples.boolq"),  # tiny has a limit of the name
-        ("finetuning: {tasks: [sentiment], files: {boolq: a.csv}}", "finetuning.files.boolq"),
-        ("evaluation: {suites: [cloze], examples: {boolq: 3}}", "evaluation.examples.boolq"),
-        ("evaluation: {suites: [cloze], files: {core: bundle}}", "evaluation.files.core"),
-    ],
-)
-def test_a_limit_of_ones_own_for_what_is_not_named_is_a_mistake_in_ones_own_file(tmp_path: Path, sections: str, field: str) -> None:
-    path = extending(tmp_path, sections)
-    with pytest.raises(UserError, match=rf"^{path}, line 3: `{field}`: "):
-        for node in nodes(load_recipe(str(path))):
-            node.settings(tmp_path)
-
-
-def test_an_imported_model_takes_the_place_of_all_that_is_of_a_training_here(tmp_path: Path) -> None:
-    for parent in ("tiny", "gpt1-tiny"):
-        mine = load_recipe(str(extending(tmp_path, "imported: {hub: a/b}", parent)))
-        assert (mine.tokenizer, mine.model, mine.pretraining, mine.experiments, mine.scaling, mine.dial) == (None,) * 6
-        assert mine.corpus == load_recipe(parent).corpus and mine.finetuning == load_recipe(parent).finetuning
-    further = "imported: {hub: a/b}\npretraining: {tokens: 9_000, batch_tokens: 100, learning_rate: 1e-4}"
-    extending(tmp_path, further).rename(tmp_path / "further.yaml")
-    again = load_recipe(str(extending(tmp_path, "imported: {hub: a/c}\npretraining: {seed: 2}", "further")))
-    assert again.pretraining is not None and again.imported is not None
-    assert (again.pretraining.tokens, again.pretraining.seed, again.imported.hub) == (9_000, 2, "a/c")
-    extending(tmp_path, "depth: 3").rename(tmp_path / "dialled.yaml")
-    assert load_recipe(str(extending(tmp_path, "imported: {hub: a/b}", "dialled"))).model is None
 
 
 @pytest.mark.parametrize(
