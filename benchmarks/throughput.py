@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -93,7 +93,7 @@ def run_pipeline(inputs: Path, case: dict[str, Any], profile: Profile) -> dict[s
     return dict(json.loads(printed.splitlines()[-1]))
 
 
-def pipeline_rank(job_path: Path) -> None:
+def pipeline_rank(job_path: Path) -> NoReturn:
     """One rank of the stage; rank 0 prints what came of it."""
     from assets.contract import Artifact
     from assets.pretraining import PRETRAINED
@@ -144,7 +144,7 @@ def run_plain(case: dict[str, Any], micro_batch: int, steps: int, environment: d
     return float(done.stdout.splitlines()[-1])
 
 
-def plain_process(job: dict[str, Any]) -> None:
+def plain_process(job: dict[str, Any]) -> NoReturn:
     """What anyone would write."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
