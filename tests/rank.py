@@ -82,20 +82,21 @@ class Ranks:
     def kill_at(self, output: Path, done: float) -> None:
         """SIGKILL every rank as soon as rank 0 has said that it has done so much of the run in `output`, and wait until they are gone."""
         self._read_until(self.parents[0], lambda line: line.startswith(f"{output.name} ") and float(line.split()[1]) >= done)
-        for pid in self.pids:
-            os.kill(pid, signal.SIGKILL)
+        for how in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: none is to see another one's end
+            for pid in self.pids:
+                os.kill(pid, how)
         for parent in self.parents:
             self._read_until(parent, lambda line: line == "killed\n")
 
-    @staticmethod
-    def _read_until(parent: subprocess.Popen[str], wanted: Callable[[str], bool]) -> str:
+    def _read_until(self, parent: subprocess.Popen[str], wanted: Callable[[str], bool]) -> str:
         assert parent.stdout is not None
         seen = []
         for line in parent.stdout:
             if wanted(line):
                 return line
             seen.append(line)
-        raise AssertionError(f"it ended before: {''.join(seen)}")
+        others = [other.communicate(timeout=60)[0] for other in self.parents if other is not parent]
+        raise AssertionError("\n".join(["it ended before:", "".join(seen), "the others:", *others]))
 
 
 def said(output: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 from rank import SECTION, STEPS, Ranks, make_inputs, said
 from safetensors.torch import load_file
+
+from gpt_model.disk import write_json
 
 STAGES = (0, 1, 2, 3)
 RAMP = {"batch_ramp": {"from_tokens": 64, "over_tokens": 6400}, "snapshots": 5}  # the whole stage, on a growing batch
@@ -101,6 +104,24 @@ def test_the_last_two_checkpoints_are_kept_and_stall_training_for_less_than_a_se
     left = sorted(path.name for path in (undisturbed / f"zero{stage}" / "checkpoints").iterdir())
     assert len(left) == 2 and all(name.startswith("step-") and not name.endswith(".partial") for name in left)
     assert 0 < said(undisturbed / f"zero{stage}")["result"]["checkpoint_stall_seconds"] < 1.0
+
+
+def test_a_folder_may_be_renamed_as_soon_as_the_file_in_it_is_there(tmp_path: Path) -> None:
+    """As rank 0 does with a checkpoint whose last file is another rank's."""
+    for attempt in range(100):
+        partial, whole = tmp_path / f"{attempt}.partial", tmp_path / str(attempt)
+        partial.mkdir()
+
+        def publish(partial: Path = partial, whole: Path = whole) -> None:
+            while not (partial / "rank.json").exists():
+                pass
+            partial.rename(whole)
+
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        write_json(partial / "rank.json", {"attempt": attempt})
+        publisher.join()
+        assert [path.name for path in whole.iterdir()] == ["rank.json"]
 
 
 def test_all_zero_stages_take_the_same_steps(undisturbed: Path) -> None:
