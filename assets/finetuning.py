@@ -180,7 +180,7 @@ def _check(name: str, blocking: bool, description: str, verdict: Callable[[Built
 
 FINETUNED = Stage(
     name="finetuned",
-    version="4",
+    version="5",
     run=_run,
     description="The pre-trained model fine-tuned on one task as GPT-1 was, beside the same network fine-tuned from random weights.",
     kinds=("pytorch", "deepspeed"),

@@ -87,10 +87,12 @@ def _check_spec(check: Check, node: Node) -> dg.AssetCheckSpec:
 
 
 def _check_results(verdicts: Mapping[str, Recorded], node: Node) -> Iterator[dg.AssetCheckResult]:
-    for name, verdict in verdicts.items():
+    """One for each check of the stage as it is now, which Dagster asks for, whatever the artifact that was found was judged by."""
+    for check in node.stage.checks:
+        verdict = verdicts.get(check.name) or Recorded(False, False, "Not judged: this check is newer than the artifact.")
         yield dg.AssetCheckResult(
             asset_key=dg.AssetKey(node.key),
-            check_name=name,
+            check_name=check.name,
             passed=verdict.passed,
             severity=dg.AssetCheckSeverity.ERROR if verdict.blocking else dg.AssetCheckSeverity.WARN,
             description=verdict.summary,

@@ -6,6 +6,7 @@ import errno
 from dataclasses import replace
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from conftest import write_local_recipe
 
@@ -17,8 +18,9 @@ from assets.recipe import load_recipe
 from assets.resources.launcher import Exit, LocalLauncher
 from assets.resources.manifest import Facts
 from assets.resources.provenance import provenance
-from assets.resources.store import Building, Store
+from assets.resources.store import Building, Recorded, Store
 from assets.resources.tracking import Tracking
+from assets.stage import _check_results
 from assets.worker import _leave_word
 from gpt_model.errors import UserError
 
@@ -59,3 +61,17 @@ def test_a_disk_too_full_for_a_word_is_still_said(tmp_path: Path) -> None:
     assert code == errno.ENOSPC
     failure = _failure(building, Exit(code, 0, 0, building.log))
     assert isinstance(failure, UserError) and "disk is full" in str(failure) and "bytes free" in str(failure)
+
+
+def test_a_check_newer_than_the_artifact_found_is_said_not_to_have_judged_it(home: Path, tmp_path: Path) -> None:
+    """And one that is gone is left out: Dagster wants the checks that the stage has now, no other."""
+    recipe = load_recipe(str(write_local_recipe(tmp_path)))
+    node = node_named(nodes(recipe), "corpus")
+    newer = Check("newer", blocking=False, description="", verdict=lambda built: Verdict(True, "fine"))
+    kept = node.stage.checks[0]
+    now = replace(node, stage=replace(node.stage, checks=(kept, newer)))
+    recorded = {kept.name: Recorded(True, kept.blocking, "as it was"), "gone": Recorded(True, False, "")}
+    first, second = _check_results(recorded, now)
+    assert (first.check_name, first.passed, first.description) == (kept.name, True, "as it was")
+    assert (second.check_name, second.passed) == ("newer", False) and second.severity == dg.AssetCheckSeverity.WARN
+    assert second.description == "Not judged: this check is newer than the artifact."

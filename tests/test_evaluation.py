@@ -212,6 +212,30 @@ def test_intervals_hold_the_truth_95_times_in_100() -> None:
     assert all(0.92 <= count / 600 <= 0.98 for count in inside.values()), inside
 
 
+@pytest.mark.parametrize(
+    ("metric", "aggregation", "values", "best"),
+    [
+        ("em", "mean", [0.0] * 50, 1),
+        ("f1", "mean", [1.0] * 50, 1),
+        ("rouge_mean", "mean", [0.0] * 50, 100),
+        ("f1", "macro_f1", [(0, 0)] * 50, 1),
+        ("f1", "f1_of_answers", [(1, 0)] * 50, 1),
+        ("bleu", "bleu", [("there are seven of them on the hill", "no word is right in what was said")] * 50, 100),
+    ],
+)
+def test_a_score_of_examples_that_came_out_alike_is_not_certain(metric: str, aggregation: str, values: list[Any], best: float) -> None:
+    score, found = scores.aggregated(aggregation, values), scores.spread(metric, aggregation, values)
+    assert found.low is not None and found.high is not None
+    assert 0 <= found.low <= score <= found.high <= best and found.high - found.low > 0.05 * best
+
+
+def test_an_interval_stays_where_a_score_can_be() -> None:
+    for values in ([1.0] * 9 + [0.0], [0.0] * 9 + [1.0]):
+        found = scores.spread("f1", "mean", values)
+        assert found.low is not None and found.high is not None and 0 <= found.low < found.high <= 1
+        assert found.low == 0 or found.high == 1
+
+
 def test_standard_error_of_a_mean_is_lm_evals_own() -> None:
     from lm_eval.api.metrics import mean_stderr
 

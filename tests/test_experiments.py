@@ -84,6 +84,16 @@ def test_seeds_that_disagree_widen_an_interval_and_paired_examples_narrow_a_diff
     assert spread[0].high - spread[0].low > 3 * (spread[1].high - spread[1].low)
 
 
+def test_models_that_always_answer_alike_are_not_certain() -> None:
+    groups = [str(i // 2) for i in range(400)]  # each of one that is right and one that is wrong
+    same = np.tile(np.arange(400) % 2 == 0, (2, 3, 1))
+    points = resampled(cells(same), Scoring("accuracy"), groups)
+    for one in points.each():
+        assert one.value == 0.5 and 0.485 < one.low < 0.497 and 0.503 < one.high < 0.515
+    apart = points.estimate([1.0, -1.0])
+    assert apart.value == 0 and -0.03 < apart.low < -0.005 and 0.005 < apart.high < 0.03
+
+
 def test_tasks_resampled_by_numbers_of_their_own_are_independent_and_their_mean_narrows() -> None:
     draw, groups = np.random.default_rng(4), [str(i) for i in range(300)]
     tasks = [resampled(cells(draw.random((2, 3, 300)) < 0.6), Scoring("accuracy"), groups, number) for number in range(9)]

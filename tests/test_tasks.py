@@ -212,7 +212,7 @@ def test_scores_are_the_textbook_s() -> None:
     assert found["f1"] == pytest.approx(2 / 3)
     assert found["matthews"] == pytest.approx((2 * 4 - 1 * 1) / (3 * 3 * 5 * 5) ** 0.5)
     constant = metrics.scores([1, 1, 0], [1, 1, 1], 2, list("abc"))
-    assert constant["f1"] == pytest.approx(0.8) and constant["matthews"] == constant["matthews_low"] == constant["matthews_high"] == 0
+    assert constant["f1"] == pytest.approx(0.8) and constant["matthews"] == 0
     assert "f1" not in metrics.scores([0, 1], [0, 1], 0, ["a", "b"])
 
 
@@ -241,6 +241,19 @@ def test_pearson_is_the_textbook_s_and_its_interval_fisher_s() -> None:
     assert found["pearson_high"] == pytest.approx(fisher.confidence_interval().high, abs=0.01)
 
 
+def test_the_same_answer_to_all_does_not_make_a_score_certain() -> None:
+    """Two of each group's labels, so that no resample differs: as of a model that says "yes" to every pair."""
+    groups = [str(i // 2) for i in range(400)]
+    found = metrics.scores([i % 2 for i in range(400)], [1] * 400, 2, groups)
+    other = 1 - 0.025 ** (1 / 200)
+    assert found["f1"] == pytest.approx(2 / 3) and found["matthews"] == 0
+    assert found["f1_low"] == pytest.approx((1 - other) / (0.5 * (1 - other) + (1 - other) + other))  # the unmet ones taken for 0s
+    assert found["f1_high"] == pytest.approx(2 * (0.5 * (1 - other) + other) / (1.5 * (1 - other) + 2 * other))  # right 1s
+    assert -0.15 < found["matthews_low"] < -0.05 and 0.05 < found["matthews_high"] < 0.15
+    flat = metrics.correlation([1.0] * 400, [float(i % 5) for i in range(400)], groups)
+    assert (flat["pearson"], flat["pearson_low"], flat["pearson_high"]) == (0.0, -1.0, 1.0)
+
+
 def test_an_interval_is_wider_where_examples_come_in_groups() -> None:
     labels = [i % 2 for i in range(400)]
     predicted = [(i % 2) ^ (i // 8 % 3 == 0) for i in range(400)]  # eight at a time are wrong together
@@ -255,13 +268,16 @@ def test_wilson_s_interval_is_the_published_one() -> None:
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
 
 
-def test_a_paired_difference_is_nothing_between_equals_and_certain_between_opposites() -> None:
+def test_a_paired_difference_is_nothing_between_equals_and_one_between_opposites() -> None:
     def parts(right: list[bool]) -> np.ndarray:
         return np.stack([np.asarray(right, dtype=float), np.ones(len(right))], 1)
 
     right, accuracy = [i % 3 == 0 for i in range(300)], metrics.Scoring("accuracy")
     groups = [str(i // 2) for i in range(300)]
-    assert metrics.paired_difference(accuracy, parts(right), parts(right), groups) == (0.0, 0.0, 0.0)
-    assert metrics.paired_difference(accuracy, parts([True] * 300), parts([False] * 300), groups) == (1.0, 1.0, 1.0)
+    other = 1 - 0.025 ** (1 / 150)  # as many of 150 groups may be of another sort, none of which was met
+    assert metrics.paired_difference(accuracy, parts(right), parts(right), groups) == pytest.approx((0.0, -other, other))
+    assert metrics.paired_difference(accuracy, parts([True] * 300), parts([False] * 300), groups) == pytest.approx(
+        (1.0, 1 - 2 * other, 1.0)
+    )
     value, low, high = metrics.paired_difference(accuracy, parts([i % 4 > 0 for i in range(300)]), parts(right), groups)
     assert value == pytest.approx(0.75 - 1 / 3) and low < value < high and high - low < 0.2

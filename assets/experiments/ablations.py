@@ -185,7 +185,7 @@ def _lost(name: str) -> Any:
 
 ABLATIONS = Stage(
     name="ablations",
-    version="3",
+    version="4",
     run=run,
     description="Tasks without the auxiliary objective, without pre-training, and with an LSTM (GPT-1, table 5).",
     kinds=("pytorch", "deepspeed"),

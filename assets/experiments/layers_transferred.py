@@ -126,7 +126,7 @@ def _layers_help(built: Built) -> Verdict:
 
 LAYERS_TRANSFERRED = Stage(
     name="layers_transferred",
-    version="2",
+    version="3",
     run=run,
     description="A task's score against how many of the pre-trained layers are kept (GPT-1, figure 2 left).",
     kinds=("pytorch", "deepspeed"),

@@ -2,15 +2,18 @@
 
 lm_eval's aggregated values are taken as they are. Its standard errors of perplexities are bootstraps over processes, slow, and it has
 none of bits per byte, so errors are made here in closed form: of a mean, and of a ratio of sums by linearisation (the delta
-method). Intervals are Wilson's for shares of right answers, and normal on the log-probability's own scale for the rest.
+method). Intervals are Wilson's for shares of right answers, and normal on the log-probability's own scale for the rest. Where every
+example came out alike there is nothing to estimate an error from: the interval is then what a share of unlike ones not met yet may do.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,8 @@ import numpy as np
 from gpt_model.evaluation import scoring
 
 Z = 1.959964  # of a two-sided 95 % interval
+ALIKE = 1e-12  # a standard error below which examples came out alike
+BOUNDS = {"f1": 1.0, "em": 1.0, **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rouge_mean"), 100.0)}  # the best there is; the worst is 0
 ACCURACIES = ("acc", "acc_norm", "acc_bytes", "exact_match", "acc_mutual_info", "acc_per_token", "acc_answer_norm")
 
 
@@ -38,7 +43,12 @@ def spread(metric: str, aggregation: str, values: Sequence[Any]) -> Spread:
         return _share(np.asarray(values, dtype=float))
     if aggregation == "mean":
         centre, error = _ratio(np.asarray(values, dtype=float), np.ones(len(values)))
-        return Spread(error, centre - Z * error, centre + Z * error)
+        if metric not in BOUNDS:
+            return Spread(error, centre - Z * error, centre + Z * error)
+        best, other = BOUNDS[metric], unseen(len(values))
+        if error < ALIKE:
+            return Spread(error, (1 - other) * centre, (1 - other) * centre + other * best)
+        return Spread(error, max(0.0, centre - Z * error), min(best, centre + Z * error))
     if aggregation == "perplexity":
         return _exponential(*_ratio(-np.asarray(values, dtype=float), np.ones(len(values))))
     if aggregation in ("weighted_perplexity", "bits_per_byte"):
@@ -51,7 +61,8 @@ def spread(metric: str, aggregation: str, values: Sequence[Any]) -> Spread:
     if aggregation == "share_of_questions":
         return _share(np.asarray(scoring.by_question(values)))
     if aggregation in ("f1_of_answers", "macro_f1"):
-        return _resampled(values, getattr(scoring, aggregation))
+        seen = {answer for judgement in values for answer in judgement}
+        return _resampled(values, getattr(scoring, aggregation), list(itertools.product(seen | {0, 1}, repeat=2)))
     return _resampled_bleu(values) if aggregation == "bleu" else Spread()
 
 
@@ -62,12 +73,14 @@ def aggregated(aggregation: str, values: Sequence[Any]) -> float:
     return float((getattr(scoring, aggregation, None) or get_aggregation(aggregation))(values))
 
 
-def _resampled(values: Sequence[Any], aggregate: Callable[[Sequence[Any]], float]) -> Spread:
-    """Of what is no mean of its examples: they are drawn again 200 times, from a fixed seed."""
+def _resampled(values: Sequence[Any], aggregate: Callable[[Sequence[Any]], float], possible: Sequence[Any]) -> Spread:
+    """Of a share that is no mean of its examples: they are drawn again 200 times, from a fixed seed. `possible`: what one may be."""
     draw, value = np.random.default_rng(0), aggregate(values)
     again = [aggregate([values[place] for place in draw.integers(0, len(values), len(values))]) for _ in range(200)]
     error = float(np.std(again, ddof=1))
-    return Spread(error, value - Z * error, value + Z * error)
+    if error < ALIKE:
+        return Spread(error, *_with_others(values, aggregate, possible))
+    return Spread(error, max(0.0, value - Z * error), min(1.0, value + Z * error))
 
 
 def _resampled_bleu(pairs: Sequence[tuple[str, str]]) -> Spread:
@@ -76,7 +89,29 @@ def _resampled_bleu(pairs: Sequence[tuple[str, str]]) -> Spread:
 
     references, translations = zip(*pairs, strict=True)
     score: Any = BLEU().corpus_score(list(translations), [list(references)], n_bootstrap=1000)
-    return Spread(score._ci / Z, score._mean - score._ci, score._mean + score._ci)
+    if score._ci < ALIKE:
+        reference = max(references, key=len)
+        return Spread(0.0, *_with_others(pairs, partial(aggregated, "bleu"), [(reference, reference), (reference, "")]))
+    return Spread(score._ci / Z, max(0.0, score._mean - score._ci), min(100.0, score._mean + score._ci))
+
+
+def unseen(number: int) -> float:
+    """The largest share of others where `number` were met and all alike, at 97.5 %: 1 - 0.025^(1/n) (Clopper and Pearson 1934)."""
+    return float(1 - 0.025 ** (1 / number))
+
+
+def _with_others(values: Sequence[Any], aggregate: Callable[[Sequence[Any]], float], possible: Sequence[Any]) -> tuple[float, float]:
+    """The least and the most that the score is where examples all came out alike, and as many of another sort as `unseen` are added."""
+    share = unseen(len(values))
+    others = math.ceil(len(values) * share / (1 - share))
+    found = [aggregate(values), *(aggregate([*values, *[one] * others]) for one in possible)]
+    return min(found), max(found)
+
+
+def error_of(row: Mapping[str, Any]) -> float:
+    """A score's standard error; of examples that came out alike, a quarter of its interval, nearly. 0 where nothing is known of it."""
+    width = 0.0 if row["low"] is None else row["high"] - row["low"]
+    return float(row["stderr"] or width / (2 * Z))
 
 
 def _ratio(totals: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

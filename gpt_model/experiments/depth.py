@@ -21,6 +21,9 @@ class BitsPerByte:
         bits: Floats = sums[..., 0] / math.log(2) / sums[..., 1]
         return bits
 
+    def possible(self) -> None:
+        """Nats may be any."""
+
 
 def compared(windows: Sequence[Sequence[Floats]], seed: int) -> Points:
     """`windows[depth][seed]`: a model's rows of nats, tokens and bytes, one a window (`HeldOut.windows`). `seed`: of the resamples."""

@@ -3,7 +3,8 @@
 A point is one way to train, each of its seeds a model that answered the same test examples. Examples are drawn by group, the same ones for
 all models, so that differences are paired. Of a point's n seeds n - 1 are drawn, which makes the spread of their mean right and
 not too small (Rao and Wu 1988); points draw on their own, as their models have nothing in common but the data. One seed says nothing of
-its own spread: the interval is then over examples alone.
+its own spread: the interval is then over examples alone. Where all resamples of a point are one number, as of models that always give the
+same answer, each is what a random share of unlike groups not met yet may do, as likely as none of them having been met.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gpt_model.evaluation.scores import ALIKE
+from gpt_model.tasks.metrics import with_others
 
 RESAMPLES = 2000
 Floats = NDArray[np.float64]
@@ -35,6 +39,9 @@ class Metric(Protocol):
 
     def value(self, sums: Floats) -> Floats:
         """[..., parts] -> [...]."""
+
+    def possible(self) -> Floats | None:
+        """Every row that an example's parts may be: [rows, parts]. None where they are without number."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,11 @@ def resampled(parts: Sequence[Sequence[Floats]], scoring: Metric, groups: Sequen
     seeds = scores.shape[2]
     drawn = draw.integers(seeds, size=(RESAMPLES, len(parts), max(1, seeds - 1)))
     samples = np.take_along_axis(scores, drawn, axis=2).mean(2)
+    if (possible := scoring.possible()) is not None:
+        for alike in np.flatnonzero(np.ptp(samples, axis=0) < ALIKE):
+            others = possible[draw.integers(len(possible), size=RESAMPLES)]
+            shares = draw.beta(1, len(names), size=RESAMPLES)  # of which 97.5 % are below `unseen`
+            samples[:, alike] = scoring.value(with_others(by_group[alike].sum(1).mean(0), len(groups), others, shares))
     return Points(scoring.value(by_group.sum(2)).mean(1), samples)
 
 

@@ -2,7 +2,8 @@
 
 An accuracy's interval is Wilson's, which holds for small test sets and near 0 and 1. Every other one is a bootstrap with a fixed seed that
 draws whole groups, because questions about one passage are not independent. Each of those scores is a function of sums over examples, so
-a sample is a weighted sum of the groups' own sums.
+a sample is a weighted sum of the groups' own sums. Where no sample differs from another, as with a model that always gives the same answer,
+the interval is what a share of unlike groups not met yet may do.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_model.evaluation.scores import wilson
+from gpt_model.evaluation.scores import ALIKE, unseen, wilson
 from gpt_model.tasks.entry import Metric, TaskEntry
 from gpt_model.tasks.layouts import Laid
 from gpt_model.tasks.ratings import expected
@@ -32,8 +33,9 @@ def scores(labels: Sequence[int], predicted: Sequence[int], named_classes: int, 
     found = _named("accuracy", correct / len(labels), wilson(correct, len(labels)))
     if named_classes:
         pairs = _pairs(np.asarray(labels), np.asarray(predicted), named_classes)
-        found |= _named("f1", *_bootstrapped(pairs, groups, _f1, (0.0, 1.0)))
-        found |= _named("matthews", *_bootstrapped(pairs, groups, _matthews, (-1.0, 1.0)))
+        possible = np.eye(named_classes**2)
+        found |= _named("f1", *_bootstrapped(pairs, groups, _f1, (0.0, 1.0), possible))
+        found |= _named("matthews", *_bootstrapped(pairs, groups, _matthews, (-1.0, 1.0), possible))
     return found
 
 
@@ -64,6 +66,12 @@ class Scoring:
             return np.stack([labels == predicted, np.ones_like(labels)], 1).astype(float)
         return _pairs(labels, predicted, self.named_classes)
 
+    def possible(self) -> Floats | None:
+        """Every row that `parts` may have: [rows, parts]. None of ratings, which are without number."""
+        if self.metric == "pearson":
+            return None
+        return np.array([[0.0, 1.0], [1.0, 1.0]]) if self.metric == "accuracy" else np.eye(self.named_classes**2)
+
     def value(self, sums: Floats) -> Floats:
         """The metric: [..., parts] -> [...]."""
         return VALUES[self.metric](sums)
@@ -88,8 +96,16 @@ def paired_difference(scoring: Scoring, first: Floats, second: Floats, groups: S
     def gained(sums: Floats) -> Floats:
         return scoring.value(sums[..., :count]) - scoring.value(sums[..., count:])
 
-    value, (low, high) = _bootstrapped(np.concatenate([first, second], 1), groups, gained, (-1.0, 1.0))
+    possible = None if (rows := scoring.possible()) is None else _side_by_side(rows, scoring.named_classes)
+    value, (low, high) = _bootstrapped(np.concatenate([first, second], 1), groups, gained, (-1.0, 1.0), possible)
     return value, low, high
+
+
+def _side_by_side(rows: Floats, classes: int) -> Floats:
+    """What two models may answer to one example: [pairs, 2 × parts]. Its label, which a row of labelled classes has, is the same."""
+    label = np.arange(len(rows)) // classes if len(rows) == classes**2 else np.zeros(len(rows))
+    first, second = np.nonzero(label[:, None] == label)
+    return np.concatenate([rows[first], rows[second]], 1)
 
 
 def _named(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
@@ -97,9 +113,12 @@ def _named(name: str, value: float, interval: tuple[float, float]) -> dict[str, 
 
 
 def _bootstrapped(
-    parts: Floats, groups: Sequence[str], of: Callable[[Floats], Floats], limits: tuple[float, float]
+    parts: Floats, groups: Sequence[str], of: Callable[[Floats], Floats], limits: tuple[float, float], possible: Floats | None = None
 ) -> tuple[float, tuple[float, float]]:
-    """`of` the sum of `parts` [examples, parts], and its percentile interval; `limits` where one group says nothing of the spread."""
+    """`of` the sum of `parts` [examples, parts], and its percentile interval; `limits` where nothing says what the spread is.
+
+    `possible`: every row that `parts` may have.
+    """
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     sums = np.zeros((len(names), parts.shape[1]))
     np.add.at(sums, member, parts)
@@ -113,7 +132,18 @@ def _bootstrapped(
         times = np.bincount(drawn.ravel(), minlength=BATCH * len(names)).reshape(BATCH, len(names))  # each group is in each sample
         values.append(of(times @ sums))
     low, high = np.percentile(np.concatenate(values), (2.5, 97.5))
+    if high - low < ALIKE:
+        if possible is None:
+            return value, limits
+        others = of(with_others(sums.sum(0), len(parts), possible, unseen(len(names))))
+        low, high = min(value, *others), max(value, *others)
     return value, (float(low), float(high))
+
+
+def with_others(sums: Floats, count: int, others: Floats, share: float | Floats) -> Floats:
+    """`sums` of `count` examples of which a `share` came out as `others` [rows, parts]: [rows, parts]."""
+    share = np.reshape(np.asarray(share), (-1, 1))
+    return np.asarray((1 - share) * sums + share * count * others)
 
 
 def _pairs(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> Floats:
