@@ -16,21 +16,20 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from assets.yaml_file import load_strict, naming, validate, words
+from assets.yaml_file import load_strict, naming, validate
 from gpt_model.config import PUBLISHED, ModelConfig
 from gpt_model.errors import UserError, about
 from gpt_model.sizing import Rules, counted, scaled_with_tokens, sized
+from gpt_model.strict import Strict, words
 
 WARMUP = 0.01  # share of the tokens, where no recipe gives one: ours, no paper's
 Contents = dict[str, Any]
 Merge = Callable[[Contents, Contents], Contents]
 
 
-class _Depth(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
+class _Depth(Strict):
     layers: int = Field(ge=1)
     rules: str | None = None
 

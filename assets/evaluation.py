@@ -318,7 +318,7 @@ def _bars(rows: list[dict[str, Any]], path: Path) -> None:
 
 ZERO_SHOT = Stage(
     name="zero_shot",
-    version="3",
+    version="4",
     run=run,
     description="The model on the recipe's suites, by lm_eval: held-out text, cloze, the papers' tasks with and without demonstrations.",
     kinds=("python", "pytorch"),

@@ -19,13 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from assets import base_model
 from assets.contract import Built, Check, Verdict
 from assets.yaml_file import validate
 from gpt_model.errors import UserError
 from gpt_model.rounding import rounded
+from gpt_model.strict import Strict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,11 +36,7 @@ FILE = "experiment.json"
 MOST_BARS = 16  # points of a series drawn with error bars; more of them become a band
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Series(_Strict):
+class Series(Strict):
     label: str = Field(min_length=1)
     x: list[float] = Field(min_length=1)
     y: list[float]
@@ -59,12 +56,12 @@ class Series(_Strict):
         return self
 
 
-class Level(_Strict):
+class Level(Strict):
     label: str = Field(min_length=1)
     y: float
 
 
-class Plot(_Strict):
+class Plot(Strict):
     title: str = Field(min_length=1)
     x: str = Field(min_length=1, description="what the horizontal axis is, with its unit")
     y: str = Field(min_length=1)
@@ -80,7 +77,7 @@ class Plot(_Strict):
         return self
 
 
-class PageTable(_Strict):
+class PageTable(Strict):
     caption: str = Field(min_length=1)
     columns: list[str] = Field(min_length=1)
     rows: list[list[str | int | float]]
@@ -93,7 +90,7 @@ class PageTable(_Strict):
         return self
 
 
-class Document(_Strict):
+class Document(Strict):
     title: str = Field(min_length=1)
     source: str = Field(min_length=1, description="the paper's table or figure that this repeats")
     summary: list[str] = Field(min_length=1)

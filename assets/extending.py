@@ -1,7 +1,7 @@
 """`extends: NAME`: a recipe's file merged over another's. What the numbers mean is `recipe.py`'s.
 
 Mappings are merged key by key, `null` takes out what the other has, all else is replaced. Limits of a task or a suite that is no longer
-named go with it, and so does the training of a model where one is imported in its place.
+named go with it, and so do the experiments on such a task, and the training of a model where one is imported in its place.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _without_what_imports_replace(files: dict[Path, Contents]) -> dict[Path, Con
 
 
 def merged(base: Contents, over: Contents) -> Contents:
-    """`over` over `base`, without the limits that `base` has for tasks and suites that `over` no longer names."""
+    """`over` over `base`, without the limits and experiments that `base` has for tasks and suites that `over` no longer names."""
     contents = _merge(base, over)
     for part, (names, limits) in LIMITS.items():
         section, own = contents.get(part), over.get(part)
@@ -59,7 +59,28 @@ def merged(base: Contents, over: Contents) -> Contents:
             if isinstance(inherited := section.get(limit), dict):
                 written = own.get(limit) or ()
                 section[limit] = {key: value for key, value in inherited.items() if key in written or _is_of(key, kept)}
-    return contents
+        if part == "finetuning":
+            contents = _without_experiments_on_others(contents, over, kept)
+    return _without_experiments_on_others(contents, over, set()) if over.get("finetuning", over) is None else contents
+
+
+def _without_experiments_on_others(contents: Contents, over: Contents, tasks: set[str]) -> Contents:
+    """`contents` without the experiments that `over` says nothing of and that fine-tune on none of `tasks`.
+
+    Ablations are of all tasks where they name none, so those whose tasks are all gone are of the new ones, if there are any.
+    """
+    inherited, own = contents.get("experiments"), over.get("experiments") or {}
+    if not isinstance(inherited, dict) or not isinstance(own, dict):
+        return contents
+    kept = dict(inherited)
+    moved, ablations = kept.get("layers_transferred"), kept.get("ablations")
+    if isinstance(moved, dict) and "layers_transferred" not in own and moved.get("task") not in tasks:
+        del kept["layers_transferred"]
+    if isinstance(ablations, dict) and "ablations" not in own:
+        named = [task for task in ablations.get("tasks") or () if task in tasks]
+        others = {key: value for key, value in ablations.items() if key != "tasks"}
+        kept["ablations"] = {**others, **({"tasks": named} if named else {})} if tasks else None
+    return {**contents, "experiments": kept}
 
 
 def _is_of(key: Any, names: set[str]) -> bool:

@@ -9,7 +9,8 @@ basis, in this order:
 * else, and the more so the further the nearest earlier build is, default rates, with intervals of a factor of three and more.
 
 Loss: from a scaling ladder of the same text where there is one (`scaling.py`), else it falls as a power of compute: Kaplan et al. 2020,
-equation 1.3, L ∝ C^-0.050 along the efficient frontier. No Dagster, MLflow or torch.
+equation 1.3, L ∝ C^-0.050 along the efficient frontier. Both are of models trained from the start: of one that somebody else's weights
+begin, nothing is foretold. What a stage has to do says `forecast_work.py`. No Dagster, MLflow or torch.
 """
 
 from __future__ import annotations
@@ -24,46 +25,20 @@ from typing import Any
 
 from assets import base_model
 from assets.contract import Artifact, Config, Inputs
-from assets.experiments.lstm import LSTM
-from assets.forecast_sizes import examples_of, text_of, tokens_of_example
+from assets.forecast_sizes import held_out_tokens
+from assets.forecast_work import CORE_FLOPS, GPU_FLOPS, Work, shape_in, trained, work_of
 from assets.graph import Node
 from assets.profile import Profile
 from assets.resources.store import Store
 from assets.scaling import FIT
-from gpt_model.config import ModelConfig
 from gpt_model.sizing import counted
 
 LOSS_METRIC = "held_out/bpb"  # bits per byte over all held-out text, as the pretrained artifact reports it
 FAR = 3.0  # times smaller or larger: from here on an earlier build tells less, and less
 MEMORY = 50  # earlier builds looked at, newest first: enough for a spread, cheap to read
 
-CORE_FLOPS = 1e11  # FLOP/s a CPU core sustains in training, float32: measured, 2.2·10^6 parameters at 6,700 tokens/s a core
-GPU_FLOPS = 1e14  # FLOP/s a data-centre GPU sustains in training, bfloat16: not measured, a tenth to a third of what its maker prints
-BYTES_PER_TOKEN = 3.5  # English text under a byte-level BPE of a few thousand pieces
 COMPUTE_EXPONENT = 0.05  # Kaplan et al. 2020, equation 1.3
 ANCHOR_FLOPS, ANCHOR_BPB = 2e13, 2.5  # nanoGPT's loop, 2.2·10^6 parameters, 240 s on two cores, plays: 2.54 bits per byte
-IMPORTED_BYTES = 5e8  # of a repository on the hub, which does not say its size beforehand: GPT-2 small's
-FALLBACK_MODEL = ModelConfig(layers=4, width=192, heads=4, context=256, vocab_size=2048)  # only where the input says nothing of its shape
-
-
-@dataclass(frozen=True)
-class Work:
-    """How much there is to do, and the two default rates, used where no earlier build tells better."""
-
-    amount: float  # of `unit`; what seconds grow with
-    unit: str
-    size: float  # what the artifact's bytes grow with
-    seconds_each: float  # seconds a unit of `amount`
-    bytes_each: float  # bytes a unit of `size`
-    seconds_factor: float = 3.0  # half-width of the default interval, as a factor
-    bytes_factor: float = 2.0
-    start_seconds: float = 0.5  # before the real work begins: importing torch, starting the engine
-    unsure: float = 1.0  # the factor by which `amount` and `size` themselves may be off, where nobody has told the size of what is read
-
-    @property
-    def with_start(self) -> float:
-        """`amount`, and what could be done in the seconds before it: what seconds are in proportion to, of small builds too."""
-        return self.amount + self.start_seconds / self.seconds_each
 
 
 @dataclass(frozen=True)
@@ -72,6 +47,7 @@ class Earlier:
 
     amount: float
     with_start: float
+    unit: str
     size: float
     seconds: float
     bytes: float
@@ -80,28 +56,33 @@ class Earlier:
 
 
 def forecast(node: Node, config: Config, inputs: Inputs, profile: Profile, store: Store) -> dict[str, Any]:
-    """{"seconds": {low, expected, high}, "bytes": {…}, "work": {…}, "basis": a sentence; of pretrained also "loss", "loss_basis"}.
+    """{"seconds": {low, expected, high}, "bytes": {…}, "work": {…}, "basis": a sentence; of a model trained from the start also "loss",
+    "loss_basis"}.
 
     `seconds` are those inside the stage function, `bytes` the published files', `loss` held-out bits per byte. An input not built
     yet may be a planned one (`planned`). Never raises: a forecast must not stop a build.
     """
     try:
         told = _forecast(node, config, inputs, profile, list(earlier_builds(node, profile, store)))
-        if node.stage.name == "pretrained" and (law := _by_ladder(told["work"]["amount"], config, inputs, store)):
+        if "loss" in told and (law := _by_ladder(told["work"]["amount"], config, inputs, store)):
             told["loss"], told["loss_basis"] = law
         return told
     except Exception as error:  # a build is worth more than its forecast; what went wrong is said where the forecast would stand
         return {"basis": f"No forecast could be made ({type(error).__name__}: {error})."}
 
 
-def planned(node: Node, config: Config, told: Mapping[str, Any]) -> Artifact:
+def planned(node: Node, config: Config, told: Mapping[str, Any], inputs: Inputs) -> Artifact:
     """A stand-in for an artifact that is not built yet, as an input of `forecast` only: its section and its forecast size."""
     files = [{"path": "", "size": told.get("bytes", {}).get("expected", 0.0)}]
-    return Artifact(Path(), node.stage.name, "", "", config, {}, {"files": files, "unsure": told.get("work", {}).get("unsure", 1.0)})
+    if base_model.BASE in inputs and (shape := shape_in(inputs[base_model.BASE])):
+        config = {**config, "model": shape}  # which the artifact's own file will say
+    metrics = held_out_tokens(inputs["corpus"]) if node.stage.name == "tokens" else {}
+    return Artifact(Path(), node.stage.name, "", "", config, metrics, {"files": files, "unsure": told.get("work", {}).get("unsure", 1.0)})
 
 
 def _forecast(node: Node, config: Config, inputs: Inputs, profile: Profile, earlier: list[Earlier]) -> dict[str, Any]:
     work = work_of(node, config, inputs, profile)
+    earlier = [e for e in earlier if e.unit == work.unit]  # others counted their work otherwise, or had none here
     same = [e for e in earlier if e.same_profile]
     told: dict[str, Any] = {
         "seconds": _scaled(work.with_start, work.seconds_each, work.seconds_factor, [(e.with_start, e.seconds) for e in same]),
@@ -112,8 +93,8 @@ def _forecast(node: Node, config: Config, inputs: Inputs, profile: Profile, earl
         told[quantity] = _no_narrower(told[quantity], work.unsure)
     told["basis"] = _basis(work, same, profile)
     if work.unsure > 1:
-        told["basis"] += f" How much there is to read is unverified: {work.unsure:.0f} times less or more is within the interval."
-    if node.stage.name == "pretrained":
+        told["basis"] += f" {work.doubt}: {work.unsure:.0f} times less or more is within the interval."
+    if node.stage.name == "pretrained" and base_model.BASE not in inputs:
         points = [(e.amount, e.loss) for e in earlier if e.loss]
         told["loss"] = _loss(work.amount, points)
         told["loss_basis"] = (
@@ -144,113 +125,17 @@ def earlier_builds(node: Node, profile: Profile, store: Store) -> Iterable[Earli
     for artifact in reversed(same_stage[-MEMORY:]):
         facts = artifact.manifest["provenance"]
         work = facts.get("forecast", {}).get("work", {})
-        if not {"amount", "with_start", "size"} <= work.keys() or "attempts" not in facts or facts["stage_seconds"] <= 0:
+        if not {"amount", "with_start", "unit", "size"} <= work.keys() or "attempts" not in facts or facts["stage_seconds"] <= 0:
             continue  # built by code that said no forecast, or another one
         on_it = _execution(facts["profile"]) == execution and facts["attempts"] == 1  # of a resumed build only the end was timed
-        size = float(artifact.size)
-        yield Earlier(
-            work["amount"], work["with_start"], work["size"], facts["stage_seconds"], size, artifact.metrics.get(LOSS_METRIC), on_it
-        )
+        from_the_start = all(entry["name"] != base_model.BASE for entry in artifact.manifest["inputs"])
+        loss, size = artifact.metrics.get(LOSS_METRIC) if from_the_start else None, float(artifact.size)
+        yield Earlier(work["amount"], work["with_start"], work["unit"], work["size"], facts["stage_seconds"], size, loss, on_it)
 
 
 def _execution(profile: Mapping[str, Any]) -> dict[str, Any]:
     """What of a profile bears on speed: all but what it is called."""
     return {key: value for key, value in profile.items() if key not in ("name", "description", "checkpoint_seconds")}
-
-
-def work_of(node: Node, config: Config, inputs: Inputs, profile: Profile) -> Work:
-    """What the node has to do, by its stage."""
-    stage = node.stage.name
-    if stage == "corpus":
-        texts = [text_of(source) for source in config["sources"]]
-        size, unsure = sum(one.much for one in texts), max(one.unsure for one in texts)
-        packages = any(source.get("package") for source in config["sources"])
-        factor = 10.0 if packages else 1.5
-        return Work(size, "bytes of sources", size, 1 / 1e6, 0.4, seconds_factor=5.0, bytes_factor=factor, unsure=unsure)
-    if stage == "tokenizer":
-        text = _text_bytes(inputs)
-        return Work(text, "bytes of text", float(config["vocab_size"]), 1 / 4e6, 60.0, unsure=_unsure(inputs))
-    if stage == "tokens":
-        text = _text_bytes(inputs)
-        return Work(text, "bytes of text", text, 1 / 2e6, 2 / BYTES_PER_TOKEN, bytes_factor=1.4, unsure=_unsure(inputs))
-    if stage == "pretrained":
-        model = _trained(config, inputs)
-        flops = training_flops(model, config["pretraining"]["tokens"])
-        values = float(model.parameters()) * max(1, config["pretraining"].get("snapshots", 0))  # the last snapshot is the model
-        # float32 weights, plus the tokenizer's files
-        return Work(flops, "training FLOPs", values, 1 / speed(profile), 4.3, bytes_factor=1.2, start_seconds=5.0)
-    if stage == "finetuned":
-        model = _model(_shape(inputs["pretrained"]), inputs)
-        once, unsure = _finetuning_flops(config, model)
-        flops, values = 2 * once, float(model.parameters())  # once from the pre-trained weights and once from random ones
-        return Work(flops, "training FLOPs", values, 1.5 / speed(profile), 4.3, seconds_factor=4.0, start_seconds=8.0, unsure=unsure)
-    if stage in ("layers_transferred", "ablations"):
-        model = _model(_shape(inputs["pretrained"]), inputs)
-        ways = 3 + (LSTM in inputs) if stage == "ablations" else 1 + len(config["layers"] or range(model.layers + 1))
-        each = [(task["seeds"], *_finetuning_flops(task, model)) for task in config["tasks"]]
-        flops, unsure = ways * sum(seeds * flops for seeds, flops, _ in each), max(unsure for _, _, unsure in each)
-        return Work(
-            flops, "training FLOPs", 1.0, 1.5 / speed(profile), 2e4, seconds_factor=4.0, bytes_factor=10.0, start_seconds=8.0, unsure=unsure
-        )
-    if stage == "zero_shot":
-        model = _model(_shape(inputs["pretrained"]), inputs)
-        flops = 3e5 * max(1, len(config.get("suites") or ())) * model.flops_per_token() / 3  # tokens a suite on local data reads
-        return Work(flops, "forward FLOPs", 1.0, 2 / speed(profile), 1e6, seconds_factor=5.0, bytes_factor=10.0, start_seconds=12.0)
-    if stage == "imported":
-        size = float(sum(file["bytes"] for file in config.get("files", ()))) or IMPORTED_BYTES
-        known = 1.2 if config.get("files") else 10.0
-        return Work(size, "bytes of weights", size, 1 / 2e8, 1.0, seconds_factor=5.0, bytes_factor=known, start_seconds=4.0)
-    return Work(1.0, "artifacts", 1.0, 0.2, 2e4, seconds_factor=5.0, bytes_factor=10.0)
-
-
-def _finetuning_flops(config: Config, model: ModelConfig) -> tuple[float, float]:
-    """Of one model on one task, and the factor by which they may be off; nothing of a task that is not run here."""
-    if "not_run" in config:
-        return 1.0, 1.0
-    examples = examples_of(config)
-    tokens = examples.much * config["finetuning"]["epochs"] * tokens_of_example(config["source"], model.context)
-    return training_flops(model, tokens), examples.unsure
-
-
-def training_flops(model: ModelConfig, tokens: float) -> float:
-    """Model FLOPs of training on `tokens` tokens, forward and backward."""
-    return model.flops_per_token() * float(tokens)
-
-
-def speed(profile: Profile) -> float:
-    """FLOP/s the profile is expected to sustain in training, where nothing was measured."""
-    return GPU_FLOPS * profile.processes if profile.device == "cuda" else CORE_FLOPS * profile.processes * profile.threads_each()
-
-
-def _text_bytes(inputs: Inputs) -> float:
-    """UTF-8 bytes of a corpus; of a planned one, from the bytes its compressed files will have (English: about 2.6 for each)."""
-    corpus = inputs["corpus"]
-    counted = sum(value for name, value in corpus.metrics.items() if name.endswith("/bytes"))
-    return max(1.0, counted or 2.6 * corpus.size)
-
-
-def _unsure(inputs: Inputs) -> float:
-    """Of a planned corpus: the factor by which its size may be off."""
-    return float(inputs["corpus"].manifest.get("unsure", 1.0))
-
-
-def _trained(config: Config, inputs: Inputs) -> ModelConfig:
-    """The model that is pre-trained: the recipe's own, or an imported one that is trained further."""
-    return _model(config.get("model") or _shape(inputs["base"]), inputs)
-
-
-def _shape(artifact: Artifact) -> Mapping[str, Any]:
-    """Of the model in an artifact; of an imported one that is not here yet, nobody knows."""
-    try:
-        return base_model.shape(artifact)
-    except OSError:
-        return FALLBACK_MODEL.model_dump(exclude={"vocab_size"})
-
-
-def _model(shape: Mapping[str, Any], inputs: Inputs) -> ModelConfig:
-    tokenizer = inputs.get("tokenizer")
-    vocab_size = (tokenizer.config.get("vocab_size") if tokenizer else None) or FALLBACK_MODEL.vocab_size
-    return ModelConfig(**shape, vocab_size=vocab_size)
 
 
 def _around(expected: float, factor: float) -> dict[str, float]:
@@ -286,7 +171,7 @@ def _scaled(amount: float, each: float, factor: float, points: list[tuple[float,
 
 def _by_ladder(flops: float, config: Config, inputs: Inputs, store: Store) -> tuple[dict[str, float], str] | None:
     """Bits per byte by the newest ladder of models of the same tokens and family, and what that rests on; None where there is none."""
-    digest, model = inputs["tokens"].digest, _trained(config, inputs)
+    digest, model = inputs["tokens"].digest, trained(config, inputs)
     ladders = [one for one in store.artifacts() if one.stage == "scaling" and _has_input(one, "tokens", digest)] if digest else []
     fits = [(one, json.loads((one.path / FIT).read_text(encoding="utf-8"))) for one in ladders]
     fits = [(one, fit) for one, fit in fits if fit.get("family") == model.family]  # a law of one network tells nothing of another's

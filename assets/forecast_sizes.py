@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from assets.contract import Artifact
+
 UNKNOWN = 10.0  # the factor by which a size that nobody told may be off, either way
 UNVERIFIED = 2.0  # and one that is marked so
+BYTES_PER_TOKEN = 3.5  # English text under a byte-level BPE of a few thousand pieces
 DEFAULT_TEXT = 5e6  # bytes of a source of unknown size
 DEFAULT_EXAMPLES = 3000
 DEFAULT_OPTIONS = 4  # of a multiple-choice question whose options are a list in a column
@@ -69,6 +72,15 @@ def text_of(source: Mapping[str, Any]) -> Amount:
     group = source.get("group")
     documents = told.rows / (group if isinstance(group, int) else 1)
     return Amount(told.bytes * min(1.0, (source.get("limit") or documents) / documents), 1.0 if told.verified else UNVERIFIED)
+
+
+def held_out_tokens(corpus: Artifact) -> dict[str, float]:
+    """Held-out tokens of each source of a corpus that is built or planned, named as the tokens' own metrics."""
+    size = {name.partition("/")[0]: value for name, value in corpus.metrics.items() if name.endswith("/held_out/bytes")}
+    if not size:
+        share = corpus.config.get("held_out", 0.0)
+        size = {one["name"]: text_of(one).much * (one.get("held_out") or share) for one in corpus.config.get("sources", ())}
+    return {f"held_out/{source}/tokens": much / BYTES_PER_TOKEN for source, much in size.items()}
 
 
 def examples_of(config: Mapping[str, Any]) -> Amount:

@@ -18,7 +18,10 @@ TOLERANCE = 0.005  # of the value
 
 
 def reproduces_what_is_known(built: Built) -> Verdict:
-    """Every known number of the model that a score of the same task and metric stands beside; one that is unverified decides nothing."""
+    """Every known number of the model that a score of the same task and metric stands beside; one that is unverified decides nothing.
+
+    Where nothing decides, nothing is known of the evaluator, and that is no pass.
+    """
     model = built.config.get("known")
     if model is None:
         return Verdict(True, "The recipe names no model whose scores are known (evaluation.known).")
@@ -26,14 +29,17 @@ def reproduces_what_is_known(built: Built) -> Verdict:
     missing = [f"{row['suite']}/{row['task']}: {row['not_run']}" for row in rows if "not_run" in row]
     beside = [(row, one) for row in rows if (one := _known(row, model))]
     compared = [(row, one) for row, one in beside if one.sure == "verified"]
-    wrong = [row for row, one in compared if not _same(row, one)]
-    said = [f"{row['task']} {row['metric']} {row['value']:.4g}, known {one.printed}" for row, one in beside]
-    told = f"{len(compared) - len(wrong)} of {len(compared)} verified answers of {model} come out: {'; '.join(said)}." if beside else ""
-    if wrong:
-        told += " Not these: " + ", ".join(f"{row['task']} {row['metric']}" for row in wrong) + "."
-    if missing:
-        told = f"{told} Not run here: {'; '.join(missing)}.".strip()
-    return Verdict(not wrong, told or f"No score here has a known answer of {model}.", {"compared": len(compared), "wrong": len(wrong)})
+    wrong = [f"{row['task']} {row['metric']}" for row, one in compared if not _same(row, one)]
+    said = "; ".join(f"{row['task']} {row['metric']} {row['value']:.4g}, known {one.printed}" for row, one in beside)
+    told = (
+        f"{len(compared) - len(wrong)} of {len(compared)} verified answers of {model} come out"
+        if compared
+        else f"Nothing compared: no score stands beside a verified answer of {model}, so the evaluator is not known to be right"
+    )
+    told += f": {said}." if said else "."
+    told += f" Not these: {', '.join(wrong)}." if wrong else ""
+    told += f" Not run here: {'; '.join(missing)}." if missing else ""
+    return Verdict(bool(compared) and not wrong, told, {"compared": len(compared), "wrong": len(wrong)})
 
 
 def _known(row: Mapping[str, Any], model: str) -> Reference | None:
@@ -46,7 +52,8 @@ def _known(row: Mapping[str, Any], model: str) -> Reference | None:
 
 def _same(row: Mapping[str, Any], known: Reference) -> bool:
     """Within rounding; of a subset of the examples, within the score's own interval."""
-    value, rounding = known.value, 0.5 * 10.0 ** -len(known.text.partition(" ")[0].partition(".")[2])
+    hundredths = 0.01 if known.unit == "%" else 1.0  # a share of ours stands in per cent there
+    value, decimals = known.value * hundredths, len(known.text.partition(" ")[0].partition(".")[2])
     if row["examples"] < row["available"]:
         return bool(row["low"] <= value <= row["high"])
-    return abs(row["value"] - value) <= rounding + TOLERANCE * value
+    return abs(row["value"] - value) <= 0.5 * 10.0**-decimals * hundredths + TOLERANCE * value

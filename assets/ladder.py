@@ -23,9 +23,9 @@ from assets.node import Node
 from assets.pretraining import PRETRAINED
 from assets.recipe import PretrainingSection, Recipe, ScalingSection
 from assets.scaling import LEVEL, PREDICTION, SCALING
-from assets.yaml_file import words
 from gpt_model.errors import UserError
 from gpt_model.sizing import Rules, Size, scaled_with_tokens, sized
+from gpt_model.strict import words
 
 FOLDER = "scaling/"  # what the ladder's assets are called
 FEWEST_STEPS = 10  # of a rung: what is below has hardly left its first weights

@@ -9,17 +9,16 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from assets.yaml_file import load_strict
+from gpt_model.strict import Strict
 
 PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 
 
-class Profile(BaseModel):
+class Profile(Strict):
     """How many processes, with what, on which device."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
     description: str = ""

@@ -9,26 +9,27 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from assets.dial import Dial
 from assets.dial import merged as dialled
 from assets.experiments.section import ExperimentsSection
 from assets.extending import extended, merged
-from assets.yaml_file import Misfit, find_file, naming, validate
+from assets.yaml_file import find_file, naming, validate
 from gpt_model.config import PUBLISHED, ModelConfig, ModelShape
 from gpt_model.data.sources import Source
 from gpt_model.errors import UserError
 from gpt_model.published import references
+from gpt_model.strict import Misfit, Strict
 from gpt_model.tasks.source import Splits
 
 OWNER = re.compile(r"team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")  # as Dagster has it
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+class Section(Strict):
+    """A part of a recipe."""
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take

@@ -23,6 +23,12 @@ from assets.scorecard_page import Section, Text, write_page
 from assets.scorecard_published import beside_the_paper, reproductions
 from assets.scorecard_scores import NotRun, Score, collect
 
+# What another recipe built is no input of the page, so this much is all that it can say.
+CALIBRATION = (
+    "whether the evaluator gives the answers known of released weights say the calibration recipes, no page of another; gpt-lineage run "
+    "prints what the store has of it"
+)
+
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     recipe = config["recipe"]["name"]
@@ -43,6 +49,7 @@ def show(built: Built, folder: Path) -> None:
     document = json.loads((built.output / "scorecard.json").read_text())
     scores, missing = [Score(**one) for one in document["scores"]], [NotRun(**one) for one in document["not_run"]]
     generation, facts = tables.family(inputs) or _known_family(built.config["recipe"]), tables.facts(inputs)
+    facts |= {"calibration": CALIBRATION} if "zero_shot" in inputs else {}
     experiments = {name: artifact for name, artifact in inputs.items() if (artifact.path / experiment_page.FILE).is_file()}
     with tempfile.TemporaryDirectory() as drawn:
         caveats = {name: base_model.caveat(artifact, inputs) for name, artifact in inputs.items()}
@@ -89,7 +96,7 @@ def _every_score_finite(built: Built) -> Verdict:
 
 SCORECARD = Stage(
     name="scorecard",
-    version="4",
+    version="5",
     run=run,
     description="Every score beside its baselines, with its interval, its cost and the way back to the text it came from.",
     kinds=("python", "html"),

@@ -1,7 +1,7 @@
 """Our scores beside the published ones: the tables of the recipe's own paper, a column of ours in each, and the public reproductions.
 
-The numbers are `gpt_model.published`'s, each table under its source. A score of ours stands in a row only where data and protocol are that
-row's (`published` of the suite's task or of the catalogue's entry says so); all others are named apart, without a paper's number.
+The numbers are `gpt_model.published`'s, each table under its source. A score of ours stands in the row that `published` of the suite's task
+or of the catalogue's entry names, with what of data or protocol is known to differ; all others are named apart, without a paper's number.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from gpt_model.published import Reference, Role, references
 TITLES = {"gpt1": "GPT-1", "gpt2": "GPT-2", "gpt3": "GPT-3"}
 HUNDREDTHS = ("%", "points")  # units of a paper in which a share of ours is multiplied by 100
 NOT_HERE, NOT_ASKED = "not run here", "not in the recipe"
+DIFFERS = "; differs: "  # before what does, after what a score of ours is on
 OURS = ("ours (95 % interval)", "ours on")
 READING = (
     "The paper's numbers stand as printed, each table under its source. *Unverified*: checked against no source; *read off a plot* and "
-    "*derived* (by arithmetic) say what they are. Ours stand only in a row of the same data and protocol, with their 95 % interval, sample "
-    "size and split. *Not run here*: the data cannot be had on this machine, or the recipe has no task of that protocol."
+    "*derived* (by arithmetic) say what they are. Ours stand in the row of their task and metric, with their 95 % interval, sample size "
+    "and split (or the recipe's own file in its place), and *differs* says what of data or protocol is known not to be the paper's; model "
+    "and training text are ours throughout, and K is what fits our context. *Not run here*: the data cannot be had on this machine, or the "
+    "recipe has no task that could stand there (*not in the recipe*)."
 )
 
 Key = tuple[str, str, str | None]  # task, metric, shots
@@ -36,7 +39,7 @@ def beside_the_paper(generation: str, ours: str, scores: Sequence[Score], missin
 
 
 def reproductions(generation: str, scores: Sequence[Score]) -> Section:
-    """What others made public of the same kind, ours in it where the protocol is the same."""
+    """What others made public of the same kind, ours in the row of the same task and metric."""
     return Section("Public reproductions", [_table(group, scores, ()) for group in _by_source(generation, "reproduction")], in_order=True)
 
 
@@ -88,14 +91,19 @@ def _key(score: Score, asked: str | None) -> Key | None:
 
 
 def _ours(row: tuple[str, str, str, str | None], found: Iterable[Score], missing: Iterable[NotRun]) -> tuple[str, str]:
-    """(value with its interval, what it was measured on), or that there is none and why."""
+    """(value with its interval, what it was measured on and what differs), or that there is none and why."""
     shown = [score for score in found if score.sure]
     if not shown:
         reasons = [one.short_reason for one in missing for place in one.published if (place["task"], place["metric"]) == row[:2]]
         return NOT_HERE, "; ".join(dict.fromkeys(reasons)) or NOT_ASKED
     factors = [100.0 if row[2] in HUNDREDTHS and not score.scale else 1.0 for score in shown]
     values = [f"{scaled(s.value, f)} ({s.interval(f)})" for s, f in zip(shown, factors, strict=True)]
-    return " · ".join(values), " · ".join(score.on() for score in shown)
+    return " · ".join(values), " · ".join(score.on() + _differs(score) for score in shown)
+
+
+def _differs(score: Score) -> str:
+    told = (score.published or {}).get("differs")
+    return f"{DIFFERS}{told}" if told else ""
 
 
 def _note(published: Sequence[Reference]) -> str:

@@ -17,7 +17,7 @@ from assets import base_model
 from assets import scorecard_tables as tables
 from assets.contract import Artifact, Inputs, Metrics
 from assets.finetuning_page import CONSTANT, SCORE_NAMES, adapted, parts_of
-from gpt_model.evaluation.suites import Cloze, Data, Dataset, Labelled, LastWord, Passages, TaskMetadata, suite_tasks
+from gpt_model.evaluation.suites import Cloze, Data, Dataset, Labelled, LastWord, Passages, PublishedRow, TaskMetadata, suite_tasks
 from gpt_model.tasks.entry import SPLITS, TaskEntry
 
 HELD_OUT = "held out"
@@ -45,7 +45,7 @@ class Score:
     lower_is_better: bool = False
     note: str = ""
     scale: str = ""  # "%" where the value is in hundredths already; else a share, or whatever the metric is in
-    published: Mapping[str, str] | None = None  # {task, metric} of the published numbers measured the same way
+    published: Mapping[str, str] | None = None  # {task, metric} of the published numbers it stands beside, and what `differs`, if known
     paper: str | None = None  # the generation whose protocol it is, where the published name alone does not say
     shots: str | None = None  # zero, one or few
     k: str = ""  # demonstrations that fitted, on average, of those asked for
@@ -107,7 +107,10 @@ def _collected(recipe: str, inputs: Inputs) -> Iterator[Score | NotRun]:
         elif reason:
             yield NotRun(asset, artifact.fingerprint, name, reason)
         elif artifact.stage == "pretrained":
-            yield from _pretrained_scores(asset, artifact, inputs)
+            whole, *by_source = _pretrained_scores(asset, artifact, inputs)
+            yield whole
+            if "/" not in name:  # of an experiment's many models one figure each: the rest is on its page and in the artifact
+                yield from by_source
         elif artifact.stage == "zero_shot":
             yield from _zero_shot_scores(asset, artifact, inputs)
 
@@ -173,7 +176,7 @@ def _finetuned_scores(asset: str, artifact: Artifact) -> Iterator[Score | NotRun
     m, entry = artifact.metrics, TaskEntry.model_validate(artifact.config["source"])
     row, parts = entry.published, entry.published.parts if entry.published else {}
     if reason := base_model.not_run(artifact):
-        rows = tuple({"task": task, "metric": row.metric} for task in (row.task, *parts.values())) if row else ()
+        rows = tuple(row.place(task) for task in (row.task, *parts.values())) if row else ()
         yield NotRun(asset, artifact.fingerprint, SCORE_NAMES[entry.metric], reason, rows, "gpt1")
         return
     note = f"trained on {tables.share_of(int(m['training_examples']), int(m['training_examples_available']))}"
@@ -188,7 +191,7 @@ def _finetuned_scores(asset: str, artifact: Artifact) -> Iterator[Score | NotRun
             ", ".join([*(f"{name} {value:.3f}" for name, value in constant.items()), random]),
             max([*constant.values(), m[f"random_{key}"]]),
             int(m["test_examples"]), split=test_split(entry), note=note, paper="gpt1",
-            published={"task": row.task, "metric": key} if row and row.metric == key else None, available=available,
+            published=row.place(row.task) if row and row.metric == key else None, available=available,
         )  # fmt: skip
     for part in parts_of(m):
         key = entry.metric
@@ -196,7 +199,7 @@ def _finetuned_scores(asset: str, artifact: Artifact) -> Iterator[Score | NotRun
             asset, artifact.fingerprint, f"{SCORE_NAMES[key]}, {part}",
             m[f"{part}/{key}"], m[f"{part}/{key}_low"], m[f"{part}/{key}_high"],
             examples=int(m[f"{part}/test_examples"]), split=test_split(entry, part), note=note, paper="gpt1",
-            published={"task": parts[part], "metric": key} if part in parts else None,
+            published=row.place(parts[part]) if row and part in parts else None,
         )  # fmt: skip
     yield Score(
         asset, artifact.fingerprint, "transfer", m["transfer"], m["transfer_low"], m["transfer_high"], "no transfer 0", 0.0,
@@ -222,7 +225,7 @@ def _zero_shot_scores(asset: str, artifact: Artifact, inputs: Inputs) -> Iterato
         paper = found.group() if (found := re.match(r"gpt\d(?=_)", row["suite"])) else None  # a suite named so has that paper's protocols
         metadata = _metadata(artifact, row["suite"], row["task"])
         if reason := row.get("not_run"):
-            places = (row["published"],) if "published" in row else tuple(place.model_dump() for place in metadata.published.values())
+            places = (row["published"],) if "published" in row else tuple(_place(one) for one in metadata.published.values())
             yield NotRun(asset, artifact.fingerprint, f"{row['suite']} {row['task']}", reason, places, paper)
             continue
         baseline, against = row["baseline"], row["baseline_value"]
@@ -243,13 +246,17 @@ def _zero_shot_scores(asset: str, artifact: Artifact, inputs: Inputs) -> Iterato
             lower_is_better=row["lower_is_better"],
             note=_protocol(row, caveat),
             scale=row.get("unit") or "",
-            published=row.get("published") or (place.model_dump() if (place := metadata.published.get(row["metric"])) else None),
+            published=row.get("published") or (_place(one) if (one := metadata.published.get(row["metric"])) else None),
             paper=paper,
             shots=row.get("shots"),
             k=f"{used['mean']:.1f} of {used['asked']}" if used.get("asked") else "",
             available=row.get("available"),
             overlap=row.get("overlap_percent"),
         )
+
+
+def _place(row: PublishedRow) -> dict[str, str]:
+    return row.model_dump(exclude_defaults=True)
 
 
 def _protocol(row: Mapping[str, Any], caveat: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -13,23 +13,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gpt_model.errors import UserError, dotted
+from gpt_model.strict import KINDS, Location, dotted_location, location_of, sentence, shown, words
 
 M = TypeVar("M", bound=BaseModel)
-Location = tuple[str | int, ...]
 SUFFIXES = (".yaml", ".yml")
-KINDS = {  # pydantic's errors for a value of the wrong kind: what was expected
-    "string_type": "text", "int_type": "an integer", "int_from_float": "an integer", "float_type": "a number", "bool_type": "true or false",
-    "list_type": "a list, in brackets", "tuple_type": "a list, in brackets",
-    "dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping",
-}  # fmt: skip
-
-
-class Misfit(ValueError):
-    """What a validator of several keys together finds wrong, and which of them, seen from where it stands, to mend."""
-
-    def __init__(self, message: str, field: str) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's, where PyYAML has it: ten times faster
@@ -85,7 +72,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if data is None:
         raise UserError(f"{path}: there is nothing in it. Write `key: value` lines.")
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected `key: value` lines, found {'a list' if isinstance(data, list) else f'only {_shown(data)}'}.")
+        raise UserError(f"{path}: expected `key: value` lines, found {'a list' if isinstance(data, list) else f'only {shown(data)}'}.")
     return data
 
 
@@ -100,7 +87,7 @@ def validate(model: type[M], data: dict[str, Any], files: Sequence[Path]) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems: list[Any] = [{**problem, "loc": _location(data, problem)} for problem in error.errors()]
+        problems: list[Any] = [{**problem, "loc": location_of(data, problem)} for problem in error.errors()]
         meant = {(*problem["loc"][:-1], near) for problem in problems if (near := _nearest(model, problem))}
         wrong = {problem["loc"]: _expected(model, problem["loc"], problems) for problem in problems}
         sentences = [
@@ -110,18 +97,6 @@ def validate(model: type[M], data: dict[str, Any], files: Sequence[Path]) -> M:
             and not (problem["type"] in KINDS and not wrong[problem["loc"]])
         ]
         raise UserError("\n".join(dict.fromkeys(sentences))) from None
-
-
-def _location(data: Any, problem: Any) -> Location:
-    """Where `data` has the problem: without the names that pydantic gives the alternatives of a union, and functions."""
-    found: list[str | int] = []
-    for part in problem["loc"]:
-        if (isinstance(data, Mapping) and part in data) or (isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)):
-            found, data = [*found, part], data[part]
-    if problem["type"] == "missing":
-        found.append(problem["loc"][-1])
-    field = getattr(problem.get("ctx", {}).get("error"), "field", None)
-    return (*found, *(field.split(".") if field else ()))
 
 
 def _expected(model: type[BaseModel], location: Location, problems: Sequence[Any]) -> str:
@@ -145,50 +120,13 @@ def _nearest(model: type[BaseModel], problem: Any) -> str | None:
 def _sentence(model: type[BaseModel], problem: Any, expected: str, files: Sequence[Path]) -> str:
     location, kind = problem["loc"], problem["type"]
     where = f"{_place(files, location[:-1] if kind == 'missing' else location)}: "
-    name = _dotted(location)
+    name = dotted_location(location)
     if kind in ("extra_forbidden", "invalid_key"):
         near = _nearest(model, problem)
         hint = f" Did you mean `{near}`?" if near else ""
         return f"{where}`{name}` is not a key here.{hint} Keys here: {', '.join(_keys_at(model, location[:-1]))}."
-    if kind == "missing":
-        return f"{where}`{name}` is missing."
-    if kind in ("value_error", "assertion_error"):
-        return f"{where}{f'`{name}`: ' if name else ''}{words(problem)}."
     told = f"it should be {expected}" if expected else words(problem, _description_at(model, location))
-    return f"{where}`{name}` is {_shown(problem.get('input'))}: {told}{'' if told.endswith('?') else '.'}"
-
-
-def words(problem: Any, description: str = "") -> str:
-    """What pydantic finds wrong with a value, as a person says it. `description`: of the field, what is expected before its semicolon."""
-    kind, context = problem["type"], problem.get("ctx", {})
-    if kind in KINDS:
-        return f"it should be {KINDS[kind]}"
-    if kind == "too_short":
-        return "it should not be empty" if context["min_length"] == 1 else f"it should hold {context['min_length']} values or more"
-    if kind == "too_long":
-        return f"it should hold no more than {context['max_length']} values"
-    if kind == "string_pattern_mismatch":
-        near = re.sub(r"\W", "_", problem["input"])
-        hint = f". Did you mean {near!r}?" if re.fullmatch(context["pattern"], near) else ""
-        return f"it should be {description.split(';')[0] or 'as ' + context['pattern'] + ' has it'}{hint}"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    message = message.replace("Input should be", "it should be").replace("Input should", "it should")
-    return f"{message[0].lower()}{message[1:]}" if problem["loc"] or kind not in ("value_error", "assertion_error") else message
-
-
-def _shown(value: Any) -> str:
-    """A value as it stands in YAML, not all of it where it is long."""
-    if value is None or isinstance(value, bool):
-        return "empty" if value is None else str(value).lower()
-    told = repr(value)
-    return told if len(told) <= 80 else f"{told[:77]}…"
-
-
-def _dotted(location: Location) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
-    return text
+    return f"{where}{sentence(problem, name, told)}"
 
 
 def _keys_at(model: type[BaseModel], location: Location) -> list[str]:

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from gpt_model.strict import Strict
 
 Family = Literal["gpt1", "gpt2", "gpt3", "lstm"]
 DEFAULT_BAND = 256  # GPT-3 gives no width of its banded layers; this is that of GPT-Neo, the public model that has them
 
 
-class ModelShape(BaseModel):
+class ModelShape(Strict):
     """The shape of a decoder, its vocabulary apart: the recipe's `model` section, whose vocabulary is the tokenizer's.
 
     The family is the paper's: gpt1 normalises after each residual sum and has no final norm (Radford et al. 2018, section 4.1); gpt2
     normalises each sub-block's input, and once more at the end (Radford et al. 2019, section 2.3); gpt3 is gpt2 with every second layer's
     attention locally banded (Brown et al. 2020, section 2.1). lstm is not of them: it is what GPT-1's table 5 sets against its Transformer.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     family: Family = "gpt2"
     layers: int = Field(ge=1)

@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gpt_model.config import PUBLISHED, ModelConfig
+from gpt_model.strict import Strict
 
 DIGITS = 3  # of a learning rate
 
@@ -29,10 +30,8 @@ def counted(model: ModelConfig) -> int:
     return model.parameters() - (0 if model.family == "lstm" else model.context * model.width)
 
 
-class Rules(BaseModel):
+class Rules(Strict, strict=False):
     """The anchor, and how things grow from it. Without one: GPT-3 small, at Hoffmann et al.'s number of tokens a parameter."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     aspect: float = Field(default=64.0, gt=0, description="width for each layer")
     head_width: int = Field(default=64, ge=1)

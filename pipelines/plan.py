@@ -18,7 +18,8 @@ from rich.table import Table
 from assets import base_model
 from assets.contract import Artifact
 from assets.evaluation import members
-from assets.forecast import forecast, planned, training_flops
+from assets.forecast import forecast, planned
+from assets.forecast_work import training_flops
 from assets.graph import Node, nodes
 from assets.pretraining import batches_of, check_shared_out, micro_batch
 from assets.profile import Profile
@@ -152,11 +153,12 @@ def _stages(recipe: Recipe, base: Path, profile: Profile, store: Store) -> tuple
             row["why"] = _why(node, config, store)
         missing, all_of_it = _not_run(node, config, skipped)
         row["why"] = missing if all_of_it else "; ".join(filter(None, [missing, row["why"]]))
+        inputs = {name: known[node.asset(name)] for name in node.needs}
         if all_of_it:
             skipped.add(node.name)
         else:
-            row["forecast"] = forecast(node, config, {name: known[node.asset(name)] for name in node.needs}, profile, store)
-        known[node.name] = planned(node, config, row["forecast"])
+            row["forecast"] = forecast(node, config, inputs, profile, store)
+        known[node.name] = planned(node, config, row["forecast"], inputs)
     return rows, there
 
 

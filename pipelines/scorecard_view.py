@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from assets.evaluation import ZERO_SHOT
+from assets.known_answers import reproduces_what_is_known
 from assets.resources.store import Store
 from assets.scorecard_headline import ARTIFACT, COMMANDS, FIRST, PROTOCOL, SEEN, SETTINGS, K
 from assets.scorecard_published import NOT_HERE
 
 PAGE_ONLY = (PROTOCOL, SEEN, K)  # too wide for a terminal
 COLOURS = {"better": "green", "worse": "red"}
+CALIBRATION = "calibration"
 
 
 def as_values(store: Store, recipe: str) -> dict[str, Any]:
-    """For scripts: every score, what each was built from, and where the page is."""
+    """For scripts: every score, what each was built from, where the page is, and what is known of the evaluator."""
     artifact = store.resolve(f"{recipe}/scorecard")
     document = json.loads((artifact.path / "scorecard.json").read_text(encoding="utf-8"))
     artifacts = {**document["built_from"], "scorecard": {"fingerprint": artifact.fingerprint, "digest": artifact.digest}}
@@ -28,7 +31,34 @@ def as_values(store: Store, recipe: str) -> dict[str, Any]:
         "not_run": document["not_run"],
         "artifacts": artifacts,
         "scorecard": str(store.show(artifact) / "scorecard.html"),
+        CALIBRATION: calibrated(store),
     }
+
+
+def calibrated(store: Store) -> dict[str, dict[str, int]]:
+    """Of each released model that the evaluator, as it is now, has scored in this store: how many known answers were compared, and wrong.
+
+    It is of the store and of no one recipe, so no page has it: a page is a function of what its recipe built.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for artifact in store.artifacts():  # the newest counts
+        known, version = artifact.config.get("known"), artifact.manifest["version"]
+        if (artifact.stage, version) == (ZERO_SHOT.name, ZERO_SHOT.version) and known:
+            figures = store.gate(artifact)[reproduces_what_is_known.__name__].figures
+            found[known] = {name: int(figures[name]) for name in ("compared", "wrong")}
+    return found
+
+
+def calibration_line(found: Mapping[str, Mapping[str, int]]) -> str:
+    """What `calibrated` found, in a line."""
+    said = [
+        f"{model} failed, {one['wrong']} of {one['compared']} known answers do not come out"
+        if one["wrong"]
+        else f"{model} reproduced, {one['compared']} of {one['compared']} known answers"
+        for model, one in found.items()
+        if one["compared"]
+    ]
+    return "; ".join(said) or f"{NOT_HERE}; gpt-lineage run calibration says whether known answers come out"
 
 
 def announce(store: Store, recipe: str, say: Callable[[Any], None]) -> None:
@@ -36,7 +66,7 @@ def announce(store: Store, recipe: str, say: Callable[[Any], None]) -> None:
     artifact = store.resolve(f"{recipe}/scorecard")
     shown = store.show(artifact)
     first = [json.loads(path.read_text(encoding="utf-8")) for name in FIRST if (path := shown / f"{name}.json").is_file()]
-    for fact, value in first[0]["facts"].items():
+    for fact, value in {**first[0]["facts"], CALIBRATION: calibration_line(calibrated(store))}.items():
         say(f"{fact:<11} {value}")
     not_run: list[str] = []
     for table in first:

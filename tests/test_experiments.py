@@ -120,8 +120,10 @@ def test_an_experiment_is_a_node_of_the_graph_and_names_only_tasks_of_the_recipe
         layers_transferred_config(with_experiments(layers_transferred={"task": "gate"}), tmp_path)
     with pytest.raises(UserError, match="3 layers cannot be transferred from a model of 2"):
         layers_transferred_config(with_experiments(layers_transferred={"task": "gates", "layers": [0, 3]}), tmp_path)
-    config = layers_transferred_config(with_experiments(layers_transferred={"task": "gates", "examples": 64, "epochs": 1}), tmp_path)
-    assert config["tasks"][0]["examples"] == 64 and config["tasks"][0]["finetuning"]["epochs"] == 1 and config["tasks"][0]["seeds"] == 3
+    size = {"task": "gates", "examples": 64, "epochs": 1, "learning_rate": 1e-3}
+    config = layers_transferred_config(with_experiments(layers_transferred=size), tmp_path)
+    [task] = config["tasks"]
+    assert (task["examples"], task["finetuning"]["epochs"], task["finetuning"]["learning_rate"], task["seeds"]) == (64, 1, 1e-3, 3)
 
 
 # -- both stages on real ranks --------------------------------------------------------------------------------------------------------

@@ -91,6 +91,33 @@ def test_a_limit_of_ones_own_for_what_is_not_named_is_a_mistake_in_ones_own_file
             node.settings(tmp_path)
 
 
+def test_experiments_on_tasks_that_are_no_longer_named_go_with_them(tmp_path: Path) -> None:
+    other = load_recipe(str(extending(tmp_path, "finetuning: {tasks: [boolq, piqa]}", "gpt1-tiny")))
+    made = other.experiments
+    assert made and made.layers_transferred is None and made.ablations and (made.ablations.tasks, made.ablations.seeds) == (None, 3)
+    assert made.depth and made.visible_context and made.zero_shot_dynamics  # which fine-tune on none
+    tuned = {node.name: node.settings(tmp_path) for node in nodes(other) if node.name.startswith("experiments/")}
+    assert [one["task"] for one in tuned["experiments/ablations"]["tasks"]] == ["boolq", "piqa"]
+    more = load_recipe(str(extending(tmp_path, "finetuning: {tasks: [sentiment, boolq]}", "gpt1-tiny"))).experiments
+    assert more and more.layers_transferred and more.layers_transferred.task == "sentiment"
+    assert more.ablations and more.ablations.tasks == ["sentiment"]
+    fewer = load_recipe(str(extending(tmp_path, "finetuning: {tasks: [rte, cola]}", "gpt1"))).experiments
+    assert fewer and fewer.ablations and fewer.ablations.tasks == ["cola", "rte"] and fewer.layers_transferred is None
+    none = load_recipe(str(extending(tmp_path, "finetuning: null", "gpt1-tiny")))
+    assert none.experiments and none.experiments.ablations is None and none.experiments.layers_transferred is None
+    assert {node.name for node in nodes(none)} >= {"experiments/depth", "experiments/zero_shot_dynamics"}
+
+
+def test_an_experiment_of_ones_own_on_a_task_that_is_not_named_is_a_mistake_that_says_what_to_name(tmp_path: Path) -> None:
+    sections = "finetuning: {tasks: [boolq]}\nexperiments: {layers_transferred: {task: sentiment}}"
+    path = extending(tmp_path, sections, "gpt1-tiny")
+    with pytest.raises(
+        UserError, match=rf"^{path}, line 4: `experiments.layers_transferred.task`: 'sentiment' is not among finetuning.tasks"
+    ):
+        for node in nodes(load_recipe(str(path))):
+            node.settings(tmp_path)
+
+
 def test_an_imported_model_takes_the_place_of_all_that_is_of_a_training_here(tmp_path: Path) -> None:
     for parent in ("tiny", "gpt1-tiny"):
         mine = load_recipe(str(extending(tmp_path, "imported: {hub: a/b}", parent)))

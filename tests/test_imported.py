@@ -14,16 +14,20 @@ import torch
 from conftest import Cli, run_cli, write_notes
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from assets.contract import Built
+from assets.contract import Built, Verdict
+from assets.evaluation import ZERO_SHOT
 from assets.graph import nodes
 from assets.imported import IMPORTED
 from assets.known_answers import reproduces_what_is_known
 from assets.recipe import Recipe, load_recipe
+from assets.resources.manifest import Facts
 from assets.resources.store import Store
 from gpt_model import convert
 from gpt_model.data import hub
 from gpt_model.errors import UserError
+from gpt_model.published import references
 from gpt_model.tokenizer import Tokenizer
+from pipelines.scorecard_view import calibrated, calibration_line
 
 NAMES = ["fox", "crow", "stork", "wolf", "lamb", "goat", "hare", "frog"]
 ROWS = [{"text": f"The {a} met the {b} at gate {i}.", "label": "yes" if a < b else "no"} for i in range(4) for a in NAMES for b in NAMES]
@@ -315,10 +319,12 @@ def test_vocabulary_and_merges_stand_in_for_a_tokenizer_json(own_downloads: Path
 # -- known answers ------------------------------------------------------------------------------------------------------------------------
 
 
-def known(tmp_path: Path, value: float, examples: int = 5153, model: str = "gpt2-small") -> Any:
+def known(
+    tmp_path: Path, value: float, examples: int = 5153, model: str = "gpt2-small", task: str = "lambada_openai", metric: str = "acc"
+) -> Any:
     row = {
-        "suite": "calibration", "task": "lambada_openai", "metric": "acc", "value": value, "low": value - 0.013, "high": value + 0.013,
-        "examples": examples, "available": 5153, "published": {"task": "lambada_openai", "metric": "acc"},
+        "suite": "calibration", "task": task, "metric": metric, "value": value, "low": value - 0.013, "high": value + 0.013,
+        "examples": examples, "available": 5153, "published": {"task": task, "metric": metric},
     }  # fmt: skip
     missing = {"suite": "calibration", "task": "wikitext", "not_run": "the hub does not answer here"}
     (tmp_path / "results.json").write_text(json.dumps({"rows": [row, missing]}))
@@ -332,11 +338,56 @@ def test_known_answers_that_come_out_pass_and_others_are_named(tmp_path: Path) -
     wrong = known(tmp_path, 0.3156)
     assert not wrong.passed and "Not these: lambada_openai acc." in wrong.summary and wrong.figures == {"compared": 1, "wrong": 1}
     assert known(tmp_path, 0.3156, examples=500).passed  # of a subset, the known answer lies in the interval
+    in_hundredths = known(tmp_path, 0.5121, model="gpt2-xl")  # printed as 51.21 %
+    assert in_hundredths.passed and not known(tmp_path, 0.5221, model="gpt2-xl").passed
+
+
+def test_no_evaluator_is_believed_where_nothing_was_compared(tmp_path: Path) -> None:
+    [check] = [check for check in ZERO_SHOT.checks if check.name == "reproduces_what_is_known"]
+    assert not check.blocking  # a warning, in Dagster too
     unsure = known(tmp_path, 0.1, model="gpt2-medium")
-    assert (
-        unsure.passed
-        and "0 of 0 verified answers of gpt2-medium come out: lambada_openai acc 0.1, known .430 (unverified)" in unsure.summary
-    )
+    assert not unsure.passed and unsure.figures == {"compared": 0, "wrong": 0}
+    assert unsure.summary.startswith("Nothing compared: no score stands beside a verified answer of gpt2-medium, so the evaluator is not")
+    assert "lambada_openai acc 0.1, known .430 (unverified)" in unsure.summary
+    (tmp_path / "results.json").write_text(json.dumps({"rows": [{"suite": "calibration", "task": "wikitext", "not_run": "no hub"}]}))
+    nowhere = reproduces_what_is_known(Built({"known": "gpt2-small"}, {}, tmp_path, {}, {}, ()))
+    assert not nowhere.passed and nowhere.summary.endswith("Not run here: calibration/wikitext: no hub.")
+
+
+def test_only_a_figure_of_todays_protocol_calibrates_todays_evaluator(tmp_path: Path) -> None:
+    """The harness of 2021 has 17.48 for GPT-2 xl on WikiText, where a later one is near 20.4."""
+    for value in (17.48, 20.4):
+        found = known(tmp_path, value, model="gpt2-xl", task="wikitext", metric="word_perplexity")
+        assert found.figures["compared"] == 0 and "known ~20.4 (unverified)" in found.summary
+    verified = {(one.model, one.task, one.metric): one.text for one in references(role="reproduction") if one.sure == "verified"}
+    calibrated = {("lambada_openai", "perplexity"), ("lambada_openai", "acc"), ("wikitext", "word_perplexity"),
+                  ("hellaswag", "acc"), ("hellaswag", "acc_norm")}  # fmt: skip
+    small, xl = ({key[1:]: text for key, text in verified.items() if key[0] == f"gpt2-{size}"} for size in ("small", "xl"))
+    assert small.keys() >= calibrated and small["wikitext", "word_perplexity"] == "37.37"
+    assert xl.keys() & calibrated == calibrated - {("wikitext", "word_perplexity")}
+    assert not [key for key in xl if key[0] in ("winogrande", "piqa", "mathqa", "pubmedqa")]
+
+
+def test_what_is_printed_of_a_build_says_whether_the_evaluator_was_calibrated_in_this_store(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert calibrated(store) == {}
+
+    def evaluated(model: str, compared: int, wrong: int, version: str = ZERO_SHOT.version) -> None:
+        config = {"known": model, "compared": compared, "wrong": wrong}
+        building = store.building(store.fingerprint("zero_shot", version, config, {}))
+        (building.files / "results.json").write_text("{}")
+        [check] = [check for check in ZERO_SHOT.checks if check.name == "reproduces_what_is_known"]
+        verdict = Verdict(compared > wrong, "", {"compared": compared, "wrong": wrong})
+        store.publish(building, Facts("zero_shot", version, config, {}, {}, {}), {check.name: (check, verdict)})
+
+    evaluated("gpt2-small", 5, 0, version="before")  # by another evaluator
+    evaluated("gpt2-medium", 0, 0)
+    assert calibrated(store) == {"gpt2-medium": {"compared": 0, "wrong": 0}}
+    assert calibration_line(calibrated(store)).startswith("not run here; gpt-lineage run calibration")
+    evaluated("gpt2-small", 5, 0)
+    evaluated("gpt2-xl", 4, 1)
+    told = "gpt2-small reproduced, 5 of 5 known answers; gpt2-xl failed, 1 of 4 known answers do not come out"
+    assert calibration_line(calibrated(store)) == told
 
 
 def test_every_size_of_the_calibration_names_its_own_weights_and_known_scores() -> None:
@@ -356,3 +407,5 @@ def test_the_calibration_recipe_says_not_run_here_where_the_hub_cannot_be_reache
     assert text.count("not run here") >= 4 and "openai-community/gpt2 is a model on the hub, which does not answer here" in text
     assert "0.3256 ± .0065" in text or "0.3256" in text  # what is known stands there all the same
     assert "37.37" in text
+    assert "calibration not run here; gpt-lineage run calibration says whether known answers come out" in built.stdout
+    assert "calibration: whether the evaluator gives the answers known of released weights" in text

@@ -17,7 +17,7 @@ from conftest import ROOT
 from rich.console import Console
 
 from assets.contract import Artifact, Metrics, Stage
-from assets.forecast import forecast
+from assets.forecast import forecast, planned
 from assets.graph import Node, node_named, nodes
 from assets.profile import Profile, load_profile
 from assets.recipe import BatchRamp, Recipe, load_recipe
@@ -277,6 +277,87 @@ def test_a_task_of_the_hub_is_planned_by_its_number_of_examples(gpt1: dict[str, 
     assert of_gpt1(gpt1["finetuned/mnli"], store, fewer)["work"]["amount"] == pytest.approx(each * 1000)
     once = gpt1["experiments/ablations"].settings(Path())
     assert of_gpt1(gpt1["experiments/ablations"], store, once)["work"]["amount"] > 4 * work["mnli"]["amount"] / 2
+
+
+@pytest.fixture
+def gpt1_tiny() -> dict[str, Node]:
+    return {node.name: node for node in nodes(load_recipe("gpt1-tiny"))}
+
+
+def before_any_build(graph: dict[str, Node], store: Store) -> dict[str, tuple[dict[str, Any], Artifact]]:
+    """(forecast, stand-in) of each node, as a plan makes them of an empty store."""
+    made: dict[str, tuple[dict[str, Any], Artifact]] = {}
+    for name, node in graph.items():
+        inputs, section = {need: made[node.asset(need)][1] for need in node.needs}, node.settings(Path())
+        told = forecast(node, section, inputs, CPU, store)
+        made[name] = told, planned(node, section, told, inputs)
+    return made
+
+
+def test_experiments_that_read_are_planned_by_what_their_models_read(gpt1_tiny: dict[str, Node], store: Store) -> None:
+    made = before_any_build(gpt1_tiny, store)
+    work = {name: told["work"] for name, (told, _) in made.items()}
+    shapes = {n: ModelConfig(family="gpt1", layers=n, width=128, heads=4, context=128, vocab_size=8192) for n in (1, 2, 4)}
+    reading = {n: shape.flops_per_token() / 3 for n, shape in shapes.items()}
+    held_out = sum(made["tokens"][1].metrics.values())
+    assert held_out == pytest.approx((0.05 + 0.05 + 0.15) * 5e6 / 3.5)  # of each source its own share
+    assert work["experiments/depth"]["amount"] == pytest.approx(2 * held_out * 2 * sum(reading.values()))  # two seeds; overlapping windows
+    windows = 500 * (1 + 2 + 4 + 8 + 16 + 32 + 64 + 128) * 3  # of each of three sources
+    assert work["experiments/visible_context"]["amount"] == pytest.approx(windows * (reading[4] - 2 * 128 * 8192))  # no head but the last
+    lstm = ModelConfig(family="lstm", layers=1, width=128, heads=1, context=128, vocab_size=8192).flops_per_token() / 3
+    asked = 500 * 64 * (2 + 1 + 4 + 4)  # sentiment's two words, a sentence, two lists of options
+    assert work["experiments/zero_shot_dynamics"]["amount"] == pytest.approx(8 * (reading[4] + lstm) * asked)
+    for name in ("depth", "visible_context", "zero_shot_dynamics"):
+        told = made[f"experiments/{name}"][0]
+        assert work[f"experiments/{name}"]["unit"] == "forward FLOPs" and told["seconds"]["expected"] > 5
+    known = replace(made["tokens"][1], metrics={"held_out/plays/tokens": 1000, "training/plays/tokens": 9000})
+    inputs = {name: known if name == "tokens" else made[name][1] for name in gpt1_tiny["experiments/depth"].needs}
+    once_built = forecast(gpt1_tiny["experiments/depth"], {}, inputs, CPU, store)
+    assert once_built["work"]["amount"] == pytest.approx(2 * 1000 * 2 * sum(reading.values()))
+
+
+IMPORTING = {
+    "name": "mine", "imported": {"hub": "a/b"}, "finetuning": {"tasks": ["sentiment"], "examples": {"sentiment": 100}},
+    "corpus": {"sources": [{"name": "notes", "path": "notes.txt", "documents": "lines"}], "held_out": 0.1},
+    "pretraining": {"tokens": 20_480, "batch_tokens": 512, "learning_rate": 1e-3},
+}  # fmt: skip
+
+
+def test_an_imported_model_is_planned_by_its_own_size_and_before_it_is_here_by_one_that_is_said(store: Store, tmp_path: Path) -> None:
+    graph = {node.name: node for node in nodes(Recipe.model_validate(IMPORTING))}
+    made = before_any_build(graph, store)
+    small = ModelConfig.published("gpt2-small")
+    told = made["pretrained"][0]
+    assert told["work"]["amount"] == 20_480 * small.flops_per_token() and told["work"]["unsure"] == 10
+    said = "The imported model is not here yet, so GPT-2 small's size is assumed: 10 times less or more is within the interval."
+    assert said in told["basis"] and said in made["finetuned/sentiment"][0]["basis"]
+    shape = ModelConfig(layers=2, width=32, heads=2, context=64, vocab_size=300)
+    (tmp_path / "shape.json").write_text(shape.model_dump_json())
+    here = replace(artifact("imported", {"hub": "a/b"}, {"vocab_size": 300}), path=tmp_path)  # its section has no vocabulary
+    inputs = {"base": here, "tokenizer": here, "tokens": artifact("tokens")}
+    section = graph["pretrained"].settings(Path())
+    known = forecast(graph["pretrained"], section, inputs, CPU, store)
+    assert known["work"]["amount"] == 20_480 * shape.flops_per_token() and "imported" not in known["basis"]
+    trained = planned(graph["pretrained"], section, known, inputs)
+    task = {"pretrained": trained, "tokenizer": here, "corpus": artifact("corpus")}
+    finetuned = forecast(graph["finetuned/sentiment"], graph["finetuned/sentiment"].settings(Path()), task, CPU, store)
+    assert finetuned["work"]["amount"] == 2 * 3 * 100 * 64 * shape.flops_per_token() and "imported" not in finetuned["basis"]
+    (tmp_path / "not_run.json").write_text('{"not_run": "no hub"}')
+    assert forecast(graph["pretrained"], section, inputs, CPU, store)["work"]["unit"] == "artifacts"  # nothing to do
+
+
+def test_no_loss_is_foretold_of_a_model_that_others_began_and_none_of_a_model_of_ones_own_from_theirs(store: Store) -> None:
+    graph = {node.name: node for node in nodes(Recipe.model_validate(IMPORTING))}
+    assert not {"loss", "loss_basis"} & before_any_build(graph, store)["pretrained"][0].keys()
+    alone = forecast(pretrained_node(), config(), INPUTS, CPU, store)
+    assert "loss" in alone
+    building = store.building(store.fingerprint("pretrained", "x", {}, {}))
+    (building.files / "weights").write_bytes(b"0")
+    provenance = {"profile": CPU.model_dump(mode="json"), "forecast": alone, "stage_seconds": 9.0, "seconds": 9.0, "attempts": 1}
+    base = artifact("imported")
+    store.publish(building, Facts("pretrained", "x", {}, {"base": base}, {"held_out/bpb": 0.9}, provenance), {})
+    after = forecast(pretrained_node(), config(), INPUTS, CPU, store)
+    assert after["loss"] == alone["loss"] and after["seconds"] != alone["seconds"]
 
 
 def test_a_known_corpus_has_its_size_and_an_unknown_one_of_the_hub_a_wide_interval(gpt1: dict[str, Node], store: Store) -> None:

@@ -19,15 +19,16 @@ from world import CONTEXT, World, make_world
 from assets import evaluation
 from gpt_model.data import hub
 from gpt_model.errors import UserError
-from gpt_model.evaluation import public, scoring
+from gpt_model.evaluation import examples, public, scoring
 from gpt_model.evaluation.detokenizers import DETOKENIZERS
 from gpt_model.evaluation.evaluate import _score_confident
-from gpt_model.evaluation.examples import Material
+from gpt_model.evaluation.examples import Material, rows_of
 from gpt_model.evaluation.makers import MAKERS
 from gpt_model.evaluation.scores import spread
 from gpt_model.evaluation.stop_words import STOP_WORDS
 from gpt_model.evaluation.suites import Dataset, suite_tasks
 from gpt_model.progress import Silent
+from gpt_model.published import references
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,27 @@ def test_a_task_of_the_catalogue_that_cannot_be_had_is_not_run_here(world: World
     monkeypatch.setattr(evaluation, "SUITES", tmp_path / "suites")
     rte, storycloze = results(world.run(tmp_path / "out", ["own"], {}))
     assert "did not answer when asked for nyu-mll/glue" in rte["not_run"] and "on request" in storycloze["not_run"]
+
+
+def test_a_public_set_is_evaluated_whole_unless_the_recipe_asks_a_part(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lambada.jsonl"
+    path.write_text("".join(json.dumps({"text": f"Berta counted to {number}"}) + "\n" for number in range(10_042)))
+    source = public.pinned(public.DataSource(path=str(path)), tmp_path, tmp_path)
+    known, *_ = suite_tasks("gpt2_lambada", yaml.safe_load((evaluation.SUITES / "gpt2_lambada.yaml").read_text()))
+    assert isinstance(known.metadata.data, Dataset)
+    data = known.metadata.data.model_copy(update={"source": source})
+    task = known.model_copy(update={"metadata": known.metadata.model_copy(update={"data": data})})
+    material = Material(None, 0, tmp_path, world.tokenizer.encode, CONTEXT, Silent())
+
+    def used(limit: int | None) -> tuple[int, int]:
+        (found,) = rows_of(task, material, limit)
+        return len(found.rows), found.available
+
+    assert used(None) == (10_042, 10_042) and used(7) == (7, 10_042)
+    monkeypatch.setattr(examples, "MOST_OF_A_SET", 9_000)  # memory is bounded all the same, and what was left out is counted
+    assert used(None) == (9_000, 10_042)
 
 
 # -- the protocols' questions --------------------------------------------------------------------------------------------------------------
@@ -271,7 +293,8 @@ def test_written_answers_have_their_rows_and_the_surest_ones_of_their_own(world:
     ]  # fmt: skip
     surest = scored["natural_questions", "exact_match_top_1_percent"]
     assert surest["examples"] == 1 and surest["note"].startswith("1 of the 5, the surest")
-    assert surest["published"] == {"task": "Natural Questions on the most confident 1 %", "metric": "exact_match"}
+    assert surest["published"]["task"] == "Natural Questions on the most confident 1 %"
+    assert surest["published"]["differs"].startswith("five questions of the evaluated set as examples")
     assert scored["english_to_french", "bleu"]["examples"] == 5 and scored["english_to_french", "bleu"]["low"] is not None
     assert {row["task"] for row in rows if "not_run" in row} == {"coqa", "cnn_dm", "french_to_english"}
 
@@ -314,7 +337,27 @@ def test_core_has_dclms_22_tasks_with_their_demonstrations_and_both_baselines(wo
     assert shots == {10: 14, 0: 7, 3: 1}
     changed = {task.name for task in tasks if task.metadata.centred["v1"] != task.metadata.centred["v2"]}
     assert changed == {"commonsense_qa", "agi_eval_lsat_ar", "bigbench_language_identification"}
-    assert all("unverified" in task.metadata.description for task in tasks if task.name in changed)
+    assert all(task.metadata.description.endswith("worked out from DCLM's results") for task in tasks if task.name in changed)
+
+
+def test_cores_baselines_are_those_that_dclm_and_nanochat_have_scored_by() -> None:
+    tasks = suite_tasks("core", yaml.safe_load((evaluation.SUITES / "core.yaml").read_text()))
+    centred = {task.name: task.metadata.centred for task in tasks}
+
+    def by(version: str, task: str, accuracy: float) -> float:
+        return (accuracy - (guessing := centred[task][version] / 100)) / (1 - guessing)
+
+    changed = ("commonsense_qa", "agi_eval_lsat_ar", "bigbench_language_identification")
+    for accuracies, first, corrected in (  # DCLM's exp_data/evals: Falcon-7B, Llama-3-8B; their means by v1 and v2
+        ((0.25798526406288147, 0.291304349899292, 0.25699999928474426), 0.4406495227745305, 0.4157526939145964),
+        ((0.7903357744216919, 0.30000001192092896, 0.5921000242233276), 0.5757178449472801, 0.5646914269632108),
+    ):
+        moved = sum(by("v1", *one) - by("v2", *one) for one in zip(changed, accuracies, strict=True)) / len(tasks)
+        assert moved == pytest.approx(first - corrected, abs=1e-14)
+    xl = {"bigbench_language_identification": (0.25, 0.174917), "commonsense_qa": (0.227, 0.03375), "boolq": (0.619, -0.002632)}
+    for task, (accuracy, said) in xl.items():  # GPT-2 XL in nanochat's bundle
+        assert by("v1", task, accuracy) == pytest.approx(said, abs=1e-6)
+        assert by("v2", task, accuracy) == pytest.approx(said, abs=1e-6) or task in changed
 
 
 def test_cores_demonstrations_are_others_of_the_same_rows(made: Any) -> None:
@@ -357,6 +400,10 @@ def test_core_is_the_mean_of_its_centred_accuracies(world: World, tmp_path: Path
         expected = sum((accuracy[name]["value"] - own) / (1 - own) for name, own in guessing.items()) / 22
         assert core["value"] == pytest.approx(expected, abs=1e-5) and core["low"] < core["value"] < core["high"]
         assert version in core["description"] and built.metrics[f"core/CORE/{version}"] == core["value"]
+        assert ("three are worked out from its own results" in core["note"]) == (version == "v2") and core["note"] == core["description"]
+        assert core["published"]["task"] == {"v1": "CORE", "v2": "CORE by v2"}[version]
+        named = {one.source for one in references(task=core["published"]["task"], metric="score")}
+        assert named and all(("nanochat" in source) == (version == "v1") for source in named)  # DCLM's are by v2
     assert str(tmp_path) not in json.dumps(built.config)
 
 

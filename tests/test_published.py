@@ -11,10 +11,12 @@ import yaml
 from gpt_model import published
 from gpt_model.config import PUBLISHED
 from gpt_model.errors import UserError
-from gpt_model.evaluation.suites import SUITES
+from gpt_model.evaluation import superglue
+from gpt_model.evaluation.suites import SUITES, suite_tasks
 from gpt_model.published import Reference, every_reference, references
-from gpt_model.tasks.entry import CATALOGUE
+from gpt_model.tasks.entry import CATALOGUE, TaskEntry
 
+DOCS = Path(__file__).parents[1] / "docs"
 G1, G2, G3 = "GPT-1 (Radford et al. 2018)", "GPT-2 (Radford et al. 2019)", "GPT-3 (Brown et al. 2020)"
 CELLS = [  # a few of each table: source, model, task, metric, shots, as it prints
     (f"{G1}, tables 2, 3 and 4", "gpt1", "MNLI-m", "accuracy", None, "82.1"),
@@ -123,9 +125,9 @@ GOOD = "{source: table 1, sure: verified, columns: [T / acc / %], rows: [[m, 1.5
 @pytest.mark.parametrize(
     ("table", "told"),
     [
-        (GOOD.replace("source: table 1, ", ""), "`tables.0.source` is missing"),
-        (GOOD.replace("table 1", '""'), "`tables.0.source` is ''"),
-        (GOOD.replace("verified", "certain"), "`tables.0.sure` is 'certain'"),
+        (GOOD.replace("source: table 1, ", ""), "`tables[0].source` is missing"),
+        (GOOD.replace("table 1", '""'), "`tables[0].source` is ''"),
+        (GOOD.replace("verified", "certain"), "`tables[0].sure` is 'certain'"),
         (GOOD.replace("1.50", "1.50 perhaps"), "table 1, m, T / acc / %: '1.50 perhaps' is no cell"),
         (GOOD.replace("1.50", "1.50, 2"), "row 'm' has 2 cells and there are 1 columns"),
         (GOOD.replace("acc / %", "acc / % / five"), "shots are zero, one or few, not 'five'"),
@@ -143,15 +145,70 @@ def test_cells_keep_what_was_printed_and_may_say_how_sure_they_are(tmp_path: Pat
     assert (one.printed, one.value, one.note) == ("~2.85 ± 0.1 (unverified)", 2.85, "of two runs")
 
 
-def test_every_row_that_a_suite_or_a_task_names_is_published() -> None:
-    known = {(one.task, one.metric) for one in every_reference()}
+def _named() -> list[tuple[str, str, str, str]]:
+    """(file, task, metric, what differs) of every row that a suite or a task of the catalogue names."""
     named = []
     for path in SUITES.rglob("*.yaml"):
-        contents = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for task in contents.get("task", []) if isinstance(contents.get("task"), list) else [contents]:
-            named += [(path.name, row["task"], row["metric"]) for row in task.get("metadata", {}).get("published", {}).values()]
+        for task in suite_tasks(path.stem, yaml.safe_load(path.read_text(encoding="utf-8"))):
+            named += [(path.stem, row.task, row.metric, row.differs) for row in task.metadata.published.values()]
     for path in CATALOGUE.glob("*.yaml"):
-        if row := yaml.safe_load(path.read_text(encoding="utf-8")).get("published"):
-            tasks = list(row.get("parts", {}).values()) or [row["task"]]
-            named += [(path.name, task, row.get("metric", "accuracy")) for task in (row["task"], *tasks)]
-    assert named and [one for one in named if one[1:] not in known] == []
+        if row := TaskEntry.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).published:
+            named += [(path.stem, task, row.metric, row.differs or "") for task in (row.task, *row.parts.values())]
+    mean = superglue.PUBLISHED
+    return [*named, ("gpt3_superglue", mean["task"], mean["metric"], mean["differs"])]
+
+
+def test_every_row_that_a_suite_or_a_task_names_is_published() -> None:
+    known = {(one.task, one.metric) for one in every_reference()}
+    assert _named() and [one for one in _named() if one[1:3] not in known] == []
+
+
+def test_what_is_known_to_differ_from_the_paper_is_said_where_ours_stands() -> None:
+    said = {(file, task): differs for file, task, _, differs in _named()}
+    known = {  # a word of what each must say
+        "not by a beam of 4": ["gpt3_questions", "gpt3_coqa", "gpt3_drop", "gpt3_arithmetic", "gpt3_scramble", "gpt3_superglue"],
+        "validation set": ["gpt3_piqa"],
+        "test set": ["gpt3_openbookqa"],
+        "tokenized": ["gpt3_lambada"],
+        "BoolQ on a part": ["gpt3_superglue"],
+        "not the test server": ["cola", "sst2", "stsb", "qqp", "mnli", "qnli", "rte"],
+        "unverified": ["gpt2_cbt", "gpt2_winograd"],
+        "not known here": ["gpt2_generation"],
+        "last token": ["gpt2_lambada"],
+        "windows": ["gpt2_language_modelling"],
+    }
+    for word, files in known.items():
+        for file in files:
+            texts = [differs for (name, _), differs in said.items() if name == file]
+            assert texts and all(word in text for text in texts), (file, word)
+    alike = {"gpt3_arc", "gpt3_hellaswag", "gpt3_race", "gpt3_storycloze", "gpt3_winograd", "gpt3_winogrande", "calibration",
+             "mrpc", "race", "scitail", "snli", "storycloze"}  # fmt: skip
+    assert {file for (file, _), differs in said.items() if not differs} == alike
+
+
+def test_no_score_of_another_kind_stands_beside_a_number() -> None:
+    """GPT-2's perplexity on LAMBADA is of the last token, that on WikiText-2 likely over tokens; ours are over words."""
+    named = {(file, task, metric) for file, task, metric, _ in _named()}
+    assert ("gpt2_lambada", "LAMBADA", "acc") in named and ("gpt2_language_modelling", "WikiText-103", "perplexity") in named
+    assert not named & {("gpt2_lambada", "LAMBADA", "perplexity"), ("gpt2_language_modelling", "WikiText-2", "perplexity")}
+
+
+def test_what_is_only_remembered_of_the_papers_is_called_unverified() -> None:
+    """Each sentence on what was never published or released, in the documents, the suites and the modules, says so."""
+    folder = SUITES.parent
+    files = [
+        *SUITES.glob("*.yaml"),
+        folder / "stop_words.py",
+        folder / "detokenizers.py",
+        DOCS / "evaluation.md",
+        published.FOLDER / "gpt2.yaml",
+    ]
+    claims = 0
+    for path in files:
+        text = re.sub(r"\n\s*#?\s*", " ", path.read_text(encoding="utf-8"))
+        for found in re.finditer(r"never (ever )?(published|released)|not released", text):
+            claims += 1
+            assert re.search("unverified", text[max(0, found.start() - 150) : found.end() + 80], re.IGNORECASE), (path.name, found)
+    assert claims >= 10
+    notes = [task.metadata.description for task in suite_tasks("gpt2_lambada", yaml.safe_load((SUITES / "gpt2_lambada.yaml").read_text()))]
+    assert [("unverified" in note) for note in notes] == [False, True, False] and "not the paper's" in notes[0]

@@ -65,6 +65,14 @@ def test_ours_stand_in_the_paper_s_unit_with_interval_size_and_split_beside_ever
     assert "a small one" in section.intro
 
 
+def test_what_differs_from_the_paper_stands_beside_ours() -> None:
+    own = replace(LAMBADA, published={**(LAMBADA.published or {}), "differs": "our list of stop words"})
+    section = beside_the_paper("gpt2", "", [own], [])
+    assert row(section, "table 3", "LAMBADA", "acc, %")[OURS[1]] == "500 examples, test; differs: our list of stop words"
+    assert "*differs* says what of data or protocol is known not to be the paper's" in section.intro
+    assert "same data and protocol" not in section.intro
+
+
 def test_what_was_not_run_says_so_with_its_reason_and_what_was_not_asked_for_says_that() -> None:
     missing = NotRun("tiny/zero_shot", "f" * 64, "cbt", "the hub did not answer", ({"task": "CBT-CN", "metric": "acc"},), "gpt2")
     section = beside_the_paper("gpt2", "", [LAMBADA], [missing])
@@ -149,7 +157,7 @@ def test_settings_are_printed_in_a_line_of_a_terminal_and_keep_their_colours(tmp
     first = {"headline": scorecard_headline.headline([LAMBADA], []), "by_shots": scorecard_headline.by_shots(settings)}
     write_page(tmp_path, "Scorecard", "", {"model": "a small one"}, {name: table for name, table in first.items() if table}, [])
     console = Console(width=200, force_terminal=True, record=True, file=io.StringIO())
-    store: Any = SimpleNamespace(resolve=lambda ref: ref, show=lambda artifact: tmp_path)
+    store: Any = SimpleNamespace(resolve=lambda ref: ref, show=lambda artifact: tmp_path, artifacts=lambda: [])
     announce(store, "tiny", console.print)
     styled = console.export_text(styles=True, clear=False)
     (line,) = [line.rstrip() for line in console.export_text().splitlines() if "random_insertion" in line]
@@ -205,8 +213,8 @@ def test_every_number_of_ours_on_the_built_page_has_interval_split_and_size(card
 
 def test_public_data_that_cannot_be_had_and_published_rows_are_read_from_an_evaluation(card: Card, tmp_path: Path) -> None:
     zero_shot = card.inputs()["zero_shot"]
-    metadata = {"version": 1.0, "data": {"builder": "labelled", "task": "boolq", "splits": ["validation"]},
-                "published": {"acc": {"task": "BoolQ", "metric": "acc"}}}  # fmt: skip
+    place = {"task": "BoolQ", "metric": "acc", "differs": "a part of its sets"}
+    metadata = {"version": 1.0, "data": {"builder": "labelled", "task": "boolq", "splits": ["validation"]}, "published": {"acc": place}}
     keys = {"task": "yes_no", "output_type": "multiple_choice", "doc_to_text": "x", "doc_to_choice": "options", "doc_to_target": "label",
             "metric_list": [{"metric": "acc"}], "metadata": metadata}  # fmt: skip
     known = {"suite": "gpt3_made", "task": "yes_no", "metric": "acc", "value": 0.5, "low": 0.4, "high": 0.6, "baseline": "",
@@ -215,23 +223,23 @@ def test_public_data_that_cannot_be_had_and_published_rows_are_read_from_an_eval
     (tmp_path / "results.json").write_text(json.dumps({"rows": [known, {"suite": "gpt3_made", "task": "yes_no", "not_run": "no hub"}]}))
     fake = replace(zero_shot, path=tmp_path, config={"suites": {"gpt3_made": keys}})
     (score,), (missing,) = collect("ci", {"zero_shot": fake, "corpus": card.inputs()["corpus"]})
-    assert (score.split, score.published, score.paper) == ("validation", {"task": "BoolQ", "metric": "acc"}, "gpt3")
+    assert (score.split, score.published, score.paper) == ("validation", place, "gpt3")
     assert (score.shots, score.k, score.overlap, score.note) == (
         "few", "4.5 of 15", 1.5, "made up; 3 more have an answer longer than the context"
     )  # fmt: skip
     assert score.on() == "90 of 100 examples, validation"
-    assert (missing.reason, missing.published, missing.paper) == ("no hub", ({"task": "BoolQ", "metric": "acc"},), "gpt3")
+    assert (missing.reason, missing.published, missing.paper) == ("no hub", (place,), "gpt3")
 
 
 def test_a_fine_tuned_task_stands_in_the_paper_s_row_or_says_why_it_was_not_run(card: Card, tmp_path: Path) -> None:
     task = card.inputs()["finetuned/sentiment"]
-    source = {**task.config["source"], "published": {"task": "SST-2", "metric": "accuracy"}}
+    source = {**task.config["source"], "published": {"task": "SST-2", "metric": "accuracy", "differs": "the development set"}}
     known = replace(task, config={**task.config, "source": source})
     scores, _ = collect("ci", {"finetuned/sentiment": known})
     found = row(beside_the_paper("gpt1", "", scores, []), "tables 2, 3 and 4", "SST-2", "accuracy, %")
     assert found[OURS[0]].startswith(f"{100 * task.metrics['accuracy']:.2f} (") and found["gpt1"] == "91.3"
     asked, available = int(task.metrics["test_examples"]), int(task.metrics["test_examples_available"])
-    assert found[OURS[1]] == f"{asked:,} of {available:,} examples, test"
+    assert found[OURS[1]] == f"{asked:,} of {available:,} examples, test; differs: the development set"
     (tmp_path / NOT_RUN).write_text(json.dumps({"not_run": "its authors give it on request"}))
     scores, missing = collect("ci", {"finetuned/sentiment": replace(known, path=tmp_path, metrics={"not_run": 1.0})})
     found = row(beside_the_paper("gpt1", "", scores, missing), "tables 2, 3 and 4", "SST-2", "accuracy, %")

@@ -72,6 +72,12 @@ def test_every_experiment_has_its_plots_its_tables_and_its_section_in_the_scorec
     assert name != "depth" or "Means of 2 seeds a depth" in document.tables[0].caption
 
 
+def test_an_experiments_many_models_have_one_score_each_on_the_scorecard_and_the_recipes_own_has_all(twins: Twins) -> None:
+    page = (twins.artifact("gpt1_ci/scorecard").parent / "show" / "scorecard.md").read_text()
+    scores = page.split("\n## Scores", 1)[1].split("\n## ", 1)[0]
+    assert scores.count("bits per byte, plays") == 1 and scores.count("bits per byte, by mixture") == 1 + 4 + 1  # depth's four, the LSTM
+
+
 def test_both_are_planned_within_six_minutes_and_what_they_took_is_recorded(
     twins: Twins, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -28,8 +28,8 @@ def task_config(recipe: Recipe, task: str, sizes: Any, field: str, base: Path) -
         raise UserError(f"{task!r} is not among finetuning.tasks: {there}. An experiment fine-tunes as that section says.", field=field)
     config = finetuning_config(recipe, task, base)
     given = {name: getattr(sizes, name) for name in ("examples", "held_back") if getattr(sizes, name) is not None}
-    epochs = {"epochs": sizes.epochs} if sizes.epochs else {}
-    return {**config, **given, "finetuning": {**config["finetuning"], **epochs}, "seeds": sizes.seeds}
+    how = {name: getattr(sizes, name) for name in ("epochs", "learning_rate") if getattr(sizes, name) is not None}
+    return {**config, **given, "finetuning": {**config["finetuning"], **how}, "seeds": sizes.seeds}
 
 
 def pin_tasks(config: Config, base: Path) -> Config:

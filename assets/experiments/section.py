@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
+
+from gpt_model.strict import Strict
 
 
 def _each_once(values: list[Any]) -> list[Any]:
@@ -17,11 +19,7 @@ Count = Annotated[int, Field(ge=1)]
 Each = AfterValidator(_each_once)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class VisibleContext(_Strict):
+class VisibleContext(Strict):
     """Held-out bits per byte against the number of tokens a prediction sees."""
 
     contexts: Annotated[list[Count], Field(min_length=2), Each] | None = Field(
@@ -31,7 +29,7 @@ class VisibleContext(_Strict):
     seed: int = Field(default=0, ge=0)
 
 
-class Depth(_Strict):
+class Depth(Strict):
     """Whole models of fewer and more layers, trained alike.
 
     The recipe's own depth is among them: its pre-trained model, or where `tokens` or more than one seed is given models of its own.
@@ -42,7 +40,7 @@ class Depth(_Strict):
     seeds: Count = Field(default=1, description="models of each depth; the first has pretraining.seed")
 
 
-class ZeroShotDynamics(_Strict):
+class ZeroShotDynamics(Strict):
     """GPT-1, figure 2 right: what a model can do that was only pre-trained, against how long it was, for the Transformer and an LSTM."""
 
     lstm: bool = Field(default=True, description="an LSTM of the same width, trained alike, beside it")
@@ -55,11 +53,12 @@ class ZeroShotDynamics(_Strict):
     examples: int = Field(default=500, ge=20, description="of each task, at most")
 
 
-class _Finetunings(_Strict):
+class _Finetunings(Strict):
     """How large an experiment is that fine-tunes many times. What is not given is as the section `finetuning` has it."""
 
     seeds: Count = Field(default=3, description="models of each kind")
     epochs: Count | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
     examples: Count | None = Field(default=None, description="at most so many training examples of a task")
     held_back: Annotated[int, Field(ge=2)] | None = Field(default=None, description="at most so many validation and so many test examples")
 
@@ -80,7 +79,7 @@ class Ablations(_Finetunings):
     lstm: bool = Field(default=True, description="an LSTM of the same width, trained alike, as table 5's last row")
 
 
-class ExperimentsSection(_Strict):
+class ExperimentsSection(Strict):
     """Each of them where its name is given."""
 
     layers_transferred: LayersTransferred | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpt_model.config import Family, ModelConfig
 from gpt_model.errors import UserError
+from gpt_model.strict import dotted_location, sentence
 from gpt_model.transformer import NORM_EPSILON
 
 Weights = dict[str, Tensor]
@@ -84,7 +85,7 @@ def shape_of(fields: Mapping[str, Any], where: str) -> ModelConfig:
         return ModelConfig(**fields)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']} (found {first['input']!r}).") from error
+        raise UserError(f"{where}: {sentence(first, dotted_location(first['loc']))}") from error
 
 
 def _attention_types(layers: int) -> list[Any]:

@@ -20,17 +20,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 import zstandard
-from pydantic import BaseModel, ConfigDict
 
 from gpt_model.errors import UserError
+from gpt_model.strict import Strict
 
 ROWS = (".jsonl", ".json", ".parquet")
 
 
-class PinnedFile(BaseModel):
+class PinnedFile(Strict):
     """A local file tied to its bytes: its name as the recipe sees it, never an absolute path."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     path: str
     sha256: str

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -30,6 +28,7 @@ from gpt_model.data.files import PinnedFile
 from gpt_model.data.packages import Kind, fetch_package, name_and_version
 from gpt_model.errors import Unreachable, UserError, about
 from gpt_model.progress import Progress
+from gpt_model.strict import Strict
 
 __all__ = ["NAMED", "Source", "downloads_folder", "fetch_package", "hub_rows", "is_folder", "open_source", "pinned", "read_members"]
 
@@ -53,10 +52,8 @@ _ONLY = {
 }
 
 
-class Source(BaseModel):
+class Source(Strict):
     """One entry of a recipe's `corpus.sources`: exactly one of `package`, `path`, `hub` or `named`, and how it becomes documents."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="letters, digits and _")
     weight: float = Field(default=1.0, ge=0, description="share of the training tokens, relative to the other sources'")

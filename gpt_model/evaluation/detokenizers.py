@@ -1,7 +1,8 @@
 """De-tokenizers that lose nothing: text in a data set's tokenized spelling, as people write it, and back again exactly.
 
 GPT-2 was trained on plain text, so a test set's artefacts (" , ", " 's", " @-@ ") cost it probability that has nothing to do with language;
-invertible de-tokenizers gained it 2.5 to 5 perplexity (Radford et al. 2019, section 3.1). Its own were never released. These are ours.
+invertible de-tokenizers gained it 2.5 to 5 perplexity (Radford et al. 2019, section 3.1). These are ours: that its own were never released
+is from memory, unverified.
 
 A line is its tokens with spaces between. A token is joined to the one before where a rule says so *and* dividing what comes out gives those
 tokens again; a token that would be divided wrongly is marked by a tab. So `tokenized(plain(line)) == line` for every line whatever.

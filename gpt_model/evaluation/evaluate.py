@@ -178,7 +178,7 @@ def score_rows(tasks: Sequence[TaskRows], results: Mapping[str, Any], seen: Mapp
                 "description": metadata.description,
                 "note": "; ".join([*notes, *([metadata.description] if metadata.description else [])]),
                 "version": metadata.version,
-                **({"published": metadata.published[metric].model_dump()} if metric in metadata.published else {}),
+                **({"published": metadata.published[metric].model_dump(exclude_defaults=True)} if metric in metadata.published else {}),
                 **({"shots": task.setting.name, "demonstrations": asdict(task.setting)} if task.setting else {}),
                 **found,
             }

@@ -28,7 +28,10 @@ from gpt_model.tasks.examples import read_examples
 
 Row = dict[str, Any]
 
-MOST_ROWS = 10_000  # of a task, where the recipe sets no limit: LAMBADA has 5,153, CBT 2,500 a kind
+# Rows of a task, where the recipe sets no limit. A public set is evaluated whole: the largest, One Billion Word's test set, has 306,688. As
+# lm_eval has some 5 KB a row in memory beside its prompt, the bound comes to 2 GB, which a file without end does not pass either.
+MOST_OF_A_SET = 400_000
+MOST_MADE = 10_000  # of what the recipe's own text gives without end
 MOST_DEMONSTRATIONS = 2_000  # that a task's are drawn from
 MOST_CHARACTERS = 4_000_000  # of a source's held-out text that questions are made from
 
@@ -73,7 +76,7 @@ class Material:
 
 
 def rows_of(task: SuiteTask, material: Material, limit: int | None) -> list[TaskRows]:
-    """The rows of a suite's task: at most `limit` of each, the same for the same seed.
+    """The rows of a suite's task: at most `limit` of each, the same for the same seed; else a public set's every row.
 
     Raises UserError for a task without any, NotRun for one whose public data set cannot be had here.
     """
@@ -82,7 +85,8 @@ def rows_of(task: SuiteTask, material: Material, limit: int | None) -> list[Task
         made = [(source, _passages(material, source, data)) for source in documents.index(material.text)]
     else:
         made = [(task.name, _made(material, task, data))]
-    found = [TaskRows(task, name, *_subset(rows, limit or MOST_ROWS, f"{task.suite} {name}", material)) for name, rows in made]
+    most = limit or (MOST_OF_A_SET if isinstance(data, (Dataset, Labelled)) else MOST_MADE)
+    found = [TaskRows(task, name, *_subset(rows, most, f"{task.suite} {name}", material)) for name, rows in made]
     if empty := [rows for rows in found if not rows.rows]:
         raise UserError(
             f"suites/{task.suite}.yaml, task {empty[0].name!r} has no examples: {_why_empty(data)} "

@@ -14,7 +14,9 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from gpt_model.strict import Strict
 
 Row = dict[str, Any]
 Keys = Mapping[str, Any]
@@ -42,10 +44,8 @@ class Setting:
         return f"{self.name}-shot, K = {self.mean:.1f} of {self.asked} on average, {self.fewest} at least, as fits the context"
 
 
-class Shots(BaseModel):
+class Shots(Strict):
     """`metadata.shots` of a suite's task: how many demonstrations stand before a question, and how. Its data says where they come from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     numbers: list[int] = Field(min_length=1, description="demonstrations, one task each: 0, 1 and the paper's K")
     separator: str = Field(default="\n\n", description="after each demonstration")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from gpt_model.data import files, hub, sources
 from gpt_model.data.archives import open_members
@@ -18,16 +18,15 @@ from gpt_model.data.files import PinnedFile
 from gpt_model.data.packages import Kind, fetch_package
 from gpt_model.errors import Unreachable, UserError
 from gpt_model.progress import Progress
+from gpt_model.strict import Strict
 
 
 class NotRun(Exception):
     """Why a task's data cannot be had here: a clause, to stand after "not run here: "."""
 
 
-class DataSource(BaseModel):
+class DataSource(Strict):
     """One split of a data set: on the hub, in local files, in a package's archive, or at its authors' desk."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     hub: str | None = Field(default=None, description="a data set's id on the Hugging Face hub, or ./folder with a copy of one")
     revision: str = Field(default="main", description="its commit, or a branch, which is tied to a commit when a build is planned")

@@ -1,6 +1,6 @@
 """Words that LAMBADA's stop-word filter forbids as an answer: English function words, of which a passage's last word is hardly ever one.
 
-The list is OURS: GPT-2's (Radford et al. 2019, section 3.3) was never published.
+The list is OURS. That GPT-2's (Radford et al. 2019, section 3.3) was never published is unverified: from memory.
 """
 
 from __future__ import annotations

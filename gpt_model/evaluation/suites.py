@@ -11,7 +11,8 @@ defaults). Only where the data comes from is said differently: instead of `datas
       data: {builder: …}      # one of those below; its rows become <task>.jsonl, and lm_eval reads that
       shots: {numbers: [0, 1, 50]}  # GPT-3's protocol: a task for each number of demonstrations (`few_shot.py`)
       metrics: [acc_per_token]      # scores made from lm_eval's log-probabilities (`few_shot.py`), beside those of metric_list
-      published: {acc: {task: …, metric: …}}  # for a metric, the row of gpt_model/published that was measured the same way
+      published: {acc: {task: …, metric: …, differs: …}}  # for a metric, the row of gpt_model/published that it stands in, and what of
+                                                          # data or protocol is known to differ; a score of another kind has none
 
 So adding a suite is adding a file here, and naming it in a recipe. No torch and no lm_eval in this module.
 """
@@ -23,13 +24,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gpt_model.errors import UserError
 from gpt_model.evaluation import scoring, synthetic
 from gpt_model.evaluation.few_shot import AddedMetric, Shots
 from gpt_model.evaluation.makers import MAKERS
 from gpt_model.evaluation.public import DataSource
+from gpt_model.strict import Strict, dotted_location, location_of, sentence
 from gpt_model.tasks.entry import SplitName, TaskEntry
 
 SUITES = Path(__file__).resolve().parent / "suites"
@@ -43,25 +45,21 @@ TASK_KEYS = (
 NEEDED_KEYS = ("task", "output_type", "doc_to_text", "doc_to_target", "metric_list", "metadata")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Passages(_Strict):
+class Passages(Strict):
     """Held-out documents in passages of whole words; one task a source, named by it. Column: text."""
 
     builder: Literal["passages"]
     characters: int = Field(default=4096, ge=64, description="longest passage; a shorter document is one passage")
 
 
-class LastWord(_Strict):
+class LastWord(Strict):
     """Runs of held-out sentences, the last word apart. Columns: context, target, source."""
 
     builder: Literal["last_word"]
     sentences: int = Field(default=5, ge=2, description="in a passage, the one that ends in the target included")
 
 
-class Cloze(_Strict):
+class Cloze(Strict):
     """A held-out sentence with a word taken out, after the sentences before it. Columns: context, choices, label, kind, source."""
 
     builder: Literal["cloze"]
@@ -69,7 +67,7 @@ class Cloze(_Strict):
     choices: int = Field(default=10, ge=2)
 
 
-class Labelled(_Strict):
+class Labelled(Strict):
     """A supervised task's examples. Columns: its form's segments (question, or premise and hypothesis, …), options, label."""
 
     builder: Literal["labelled"]
@@ -86,7 +84,7 @@ class Labelled(_Strict):
         return self
 
 
-class Dataset(_Strict):
+class Dataset(Strict):
     """A public data set's rows, as a row maker (gpt_model/evaluation/makers) makes them: its columns."""
 
     builder: Literal["dataset"]
@@ -108,7 +106,7 @@ class Dataset(_Strict):
         return self
 
 
-class Arithmetic(_Strict):
+class Arithmetic(Strict):
     """GPT-3's generated problems. Columns: context, completion."""
 
     builder: Literal["arithmetic"]
@@ -120,7 +118,7 @@ class Arithmetic(_Strict):
         return _one_of(name, synthetic.ARITHMETIC)
 
 
-class Scramble(_Strict):
+class Scramble(Strict):
     """The held-out text's commonest words, scrambled as GPT-3's. Columns: context, completion."""
 
     builder: Literal["scramble"]
@@ -142,14 +140,15 @@ OF_TEXT = (Passages, LastWord, Cloze, Scramble)  # what is made of the corpus's 
 Data = Annotated[Passages | LastWord | Cloze | Labelled | Dataset | Arithmetic | Scramble, Field(discriminator="builder")]
 
 
-class PublishedRow(_Strict):
-    """Where a paper's number of the same protocol stands: a row of gpt_model/published."""
+class PublishedRow(Strict):
+    """Where a paper's number of the same kind stands: a row of gpt_model/published."""
 
     task: str
     metric: str
+    differs: str = Field(default="", description="what of data or protocol is known to differ from the paper's; stands beside our score")
 
 
-class TaskMetadata(_Strict):
+class TaskMetadata(Strict):
     """The part of a task that is ours: lm_eval leaves `metadata` to its users."""
 
     version: float
@@ -178,7 +177,7 @@ class TaskMetadata(_Strict):
         return self
 
 
-class SuiteTask(_Strict):
+class SuiteTask(Strict):
     """One task of a suite: lm_eval's keys as they stand in the file, and what we need to know of it."""
 
     suite: str
@@ -231,15 +230,7 @@ def _checked(suite: str, keys: dict[str, Any]) -> SuiteTask:
     try:
         metadata = TaskMetadata.model_validate(keys["metadata"])
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {_sentence(problem)}" for problem in error.errors())) from None
+        found: list[Any] = [{**problem, "loc": location_of(keys["metadata"], problem)} for problem in error.errors()]
+        said = [sentence(problem, dotted_location(("metadata", *problem["loc"]))) for problem in found]
+        raise UserError("\n".join(f"{where}: {one}" for one in dict.fromkeys(said))) from None
     return SuiteTask(suite=suite, name=keys["task"], keys={k: v for k, v in keys.items() if k != "metadata"}, metadata=metadata)
-
-
-def _sentence(problem: Any) -> str:
-    field = ".".join(("metadata", *map(str, problem["loc"])))
-    if problem["type"] == "extra_forbidden":
-        return f"`{field}` is not a key here."
-    if problem["type"] == "missing":
-        return f"`{field}` is missing."
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"`{field}`: {message[0].lower()}{message[1:]} (found {problem.get('input')!r})."

@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from gpt_model.errors import UserError
+from gpt_model.strict import Strict, dotted_location, sentence
 
 FOLDER = Path(__file__).resolve().parent
 Sure = Literal["verified", "derived", "plot", "memory"]
@@ -68,11 +69,7 @@ class Reference:
         return f"{text} ({SAID[self.sure]})" if SAID[self.sure] else text
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Table(_Strict):
+class _Table(Strict):
     source: str = Field(min_length=1)
     sure: Sure
     columns: list[str] = Field(min_length=1)
@@ -84,7 +81,7 @@ class _Table(_Strict):
     generations: list[Generation] = Field(default_factory=list)
 
 
-class _Sheet(_Strict):
+class _Sheet(Strict):
     paper: str
     role: Role
     generations: list[Generation] = Field(default_factory=list)
@@ -119,9 +116,8 @@ def read(path: Path) -> Iterator[Reference]:
         sheet = _Sheet.model_validate(data)
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        told = "is missing" if problem["type"] == "missing" else f"is {problem.get('input')!r}: {problem['msg'].lower()}"
-        raise UserError(f"{path}: `{where}` {told}.", field=where) from None
+        where = dotted_location(problem["loc"])
+        raise UserError(f"{path}: {sentence(problem, where)}", field=where) from None
     for number, table in enumerate(sheet.tables):
         if not (generations := tuple(table.generations or sheet.generations)):
             raise UserError(f"{path}, table {number} ({table.source}): give it, or the file, `generations`.", field=f"tables[{number}]")

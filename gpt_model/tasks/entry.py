@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gpt_model.tasks.source import SPLITS, SplitName, Splits, Strict, TaskSource, pinned, seen_from
+from gpt_model.strict import Strict
+from gpt_model.tasks.source import SPLITS, SplitName, Splits, TaskSource, pinned, seen_from
 
 __all__ = [
     "CATALOGUE", "SEGMENTS", "SPLITS", "Form", "Metric", "Rule", "SplitName", "Splits", "TaskEntry", "TaskSource", "pinned", "seen_from",
@@ -69,6 +70,13 @@ class Published(Strict):
     task: str
     metric: Metric = "accuracy"
     parts: dict[str, str] = Field(default_factory=dict, description="part of the test split -> its own name in the tables")
+    differs: str | None = Field(
+        default=None, description="what of data or protocol is known to differ from the paper's; stands beside ours"
+    )
+
+    def place(self, task: str) -> dict[str, str]:
+        """The row of gpt_model/published that has `task`, which is the whole task's name or a part's."""
+        return {"task": task, "metric": self.metric, **({"differs": self.differs} if self.differs else {})}
 
 
 class TaskEntry(Strict):
