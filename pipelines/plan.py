@@ -245,7 +245,7 @@ def _draw_stages(facts: Mapping[str, Any]) -> Table:
 def _draw_bases(facts: Mapping[str, Any]) -> list[str]:
     """What the forecasts rest on, each sentence once with the stages it is about."""
     told = [(row["asset"].partition("/")[2], row["forecast"]) for row in facts["stages"] if row["forecast"]]
-    lines = list(dict.fromkeys(f"Loss: {foretold['loss_basis']}" for _, foretold in told if "loss_basis" in foretold))
+    lines = [f"Loss: {foretold['loss_basis']}" for name, foretold in told if name == "pretrained" and "loss_basis" in foretold]
     for basis in dict.fromkeys(foretold["basis"] for _, foretold in told):
         names = [name for name, foretold in told if foretold["basis"] == basis]
         lines.append(f"Time of {', '.join(names)}: {basis}" if len(names) < len(told) else f"Time: {basis}")
@@ -256,8 +256,8 @@ def _draw_totals(facts: Mapping[str, Any]) -> Table | str:
     if not any(row["state"] == "build" for row in facts["stages"]):
         return "Nothing to build: everything is found."
     table = Table.grid(padding=(0, 2))
-    loss = next((row["forecast"]["loss"] for row in facts["stages"] if row["forecast"].get("loss")), None)
-    if loss:
+    own = [row["forecast"] for row in facts["stages"] if row["asset"].endswith("/pretrained")]  # not that of an experiment's model
+    if loss := next((foretold["loss"] for foretold in own if "loss" in foretold), None):
         table.add_row("[bold]held-out loss", f"{_span(loss, lambda v: f'{v:.2f}')} bits per byte")
     table.add_row("[bold]time", _span(facts["seconds"], duration))
     checkpoints = f", and {_bytes(facts['checkpoint_bytes'])} of checkpoints on the way" if "checkpoint_bytes" in facts else ""

@@ -391,9 +391,17 @@ def test_a_plan_says_what_is_not_run_where_the_hub_does_not_answer(cli: Any, mon
         assert rows[f"experiments/{name}"]["why"].startswith("not run here: ") and not rows[f"experiments/{name}"]["forecast"]
     assert "sentiment, acceptability, questions not run here: " in rows["experiments/zero_shot_dynamics"]["why"]
     assert rows["tokens"]["forecast"]["bytes"]["expected"] > 1e9  # of the corpus's planned size
+    drawn = _drawn(facts)
+    assert "116.5M: token embedding 31.09M" in drawn and "held-out loss" in drawn
+    for row in facts["stages"]:  # as where the recipe's own model is found, and an experiment's is not
+        row["asset"] = row["asset"].replace("/pretrained", "/depth/layers_1")
+    assert "loss" not in _drawn(facts).lower()
+
+
+def _drawn(facts: dict[str, Any]) -> str:
     console = Console(width=240, record=True, file=io.StringIO())
     console.print(draw_plan(facts))
-    assert "116.5M: token embedding 31.09M" in console.export_text()
+    return console.export_text()
 
 
 def test_a_published_size_is_planned_where_the_hub_does_not_answer(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
