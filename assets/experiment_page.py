@@ -6,9 +6,10 @@ document again. The document:
     {"title": …, "source": "GPT-1, figure 2 left", "summary": [sentences with figures],
      "tables": [{"caption": …, "columns": […], "rows": [[text or number]]}],
      "plots": [{"title": …, "x": …, "y": …, "log_x": false, "series": [{"label": …, "x": […], "y": […], "low": […], "high": […]}],
-                "levels": [{"label": …, "y": …}]}]}
+                "levels": [{"label": …, "y": …}], "places": ["CoLA", …]}]}
 
-`low` and `high` are the ends of an interval, or null; a level is a line across the plot, as a chance or a published value is.
+`low` and `high` are the ends of an interval, or null; a level is a line across the plot, as a chance or a published value is. `places` are
+names of x = 0, 1, …, between which there is nothing: points are then not joined.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE = "experiment.json"
+MOST_TICKS, LONGEST_TICK = 10, 100_000  # values of a logarithmic axis that are its ticks, if they are so few and short
 MOST_BARS = 16  # points of a series drawn with error bars; more of them become a band
 
 
@@ -68,6 +70,9 @@ class Plot(Strict):
     log_x: bool = False
     series: list[Series] = Field(min_length=1)
     levels: list[Level] = Field(default_factory=list)
+    places: list[str] = Field(
+        default_factory=list, exclude_if=lambda names: not names, description="what x = 0, 1, … are, where they are no numbers"
+    )
 
     @model_validator(mode="after")
     def _logarithms_exist(self) -> Self:
@@ -161,16 +166,12 @@ def _cell(value: str | int | float) -> str:
 def draw(plot: Plot) -> Figure:
     """The plot, with intervals as error bars or, of many points, a band; levels dashed, their names at the right edge."""
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, series in enumerate(plot.series):
-        _draw_series(axes, series, f"C{number % 10}")
-    if plot.log_x:
-        axes.set_xscale("log")
-    elif all(x == math.floor(x) for series in plot.series for x in series.x):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _draw_series(axes, series, f"C{number % 10}", "none" if plot.places else "-")
+    _set_ticks(axes, plot)
     axes.set_title(plot.title, fontsize=11)
     axes.set_xlabel(plot.x)
     axes.set_ylabel(plot.y)
@@ -181,17 +182,36 @@ def draw(plot: Plot) -> Figure:
     return figure
 
 
-def _draw_series(axes: Axes, series: Series, color: str) -> None:
+def _set_ticks(axes: Axes, plot: Plot) -> None:
+    """Of a logarithmic axis the values themselves, where they are few."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    values = sorted({x for series in plot.series for x in series.x})
+    whole = all(x == math.floor(x) for x in values)
+    if plot.log_x:
+        axes.set_xscale("log")
+        if whole and len(values) <= MOST_TICKS and values[-1] < LONGEST_TICK:
+            axes.set_xticks(values, [f"{x:.0f}" for x in values])
+            axes.xaxis.set_minor_locator(NullLocator())
+    elif plot.places:
+        axes.set_xticks(range(len(plot.places)), plot.places)
+        axes.set_xlim(-0.5, len(plot.places) - 0.5)
+    elif whole:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_series(axes: Axes, series: Series, color: str, line: str) -> None:
     points = sorted(zip(series.x, series.y, series.low or series.y, series.high or series.y, strict=True))
     x, y, low, high = (list(column) for column in zip(*points, strict=True))
     if series.low is None:
-        axes.plot(x, y, marker="o", markersize=3, color=color, label=series.label)
+        axes.plot(x, y, line, marker="o", markersize=3, color=color, label=series.label)
     elif len(x) > MOST_BARS:
         axes.plot(x, y, color=color, label=series.label)
         axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
     else:
         below, above = ([abs(end - middle) for end, middle in zip(ends, y, strict=True)] for ends in (low, high))
-        axes.errorbar(x, y, yerr=[below, above], color=color, label=series.label, marker="o", markersize=4, capsize=3, elinewidth=1)
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 3, "elinewidth": 1, "linestyle": line}
+        axes.errorbar(x, y, yerr=[below, above], color=color, label=series.label, **style)
 
 
 def _draw_levels(axes: Axes, levels: Sequence[Level]) -> None:

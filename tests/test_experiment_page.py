@@ -104,6 +104,18 @@ def test_many_points_have_a_band_and_a_logarithmic_axis_is_one() -> None:
     assert axes.get_xscale() == "log" and (heights.min(), heights.max()) == (0.5, 2.0) and not axes.containers
 
 
+def test_places_are_named_and_not_joined_and_a_short_logarithmic_axis_has_its_own_values(tmp_path: Path) -> None:
+    plot = {"title": "t", "x": "task", "y": "score", "places": ["CoLA", "RTE"]}
+    series = {"label": "ours", "x": [0, 1], "y": [0.5, 0.6], "low": [0.4, 0.5], "high": [0.6, 0.7]}
+    axes = experiment_page.draw(experiment_page.Plot.model_validate({**plot, "series": [series]})).axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["CoLA", "RTE"]
+    assert axes.containers[0].lines[0].get_linestyle() == "None"  # type: ignore[attr-defined]
+    layers = {"title": "t", "x": "layers", "y": "bits", "log_x": True, "series": [{**series, "x": [1, 4]}]}
+    axes = experiment_page.draw(experiment_page.Plot.model_validate(layers)).axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "4"]
+    assert "places" not in experiment_page.write(tmp_path, DOCUMENT).model_dump()["plots"][0]
+
+
 def test_show_leaves_a_page_and_a_picture_a_plot(tmp_path: Path) -> None:
     (output := tmp_path / "files").mkdir()
     (folder := tmp_path / "show").mkdir()
