@@ -25,8 +25,8 @@ from assets.scorecard_scores import NotRun, Score, collect
 
 # What another recipe built is no input of the page, so this much is all that it can say.
 CALIBRATION = (
-    "whether the evaluator gives the answers known of released weights say the calibration recipes, no page of another; gpt-lineage run "
-    "prints what the store has of it"
+    "whether the evaluator reproduces what is known of released weights is not this page's to say, as it is made of its own recipe alone: "
+    "gpt-lineage run prints what the calibration recipes left in the store"
 )
 
 
@@ -96,7 +96,7 @@ def _every_score_finite(built: Built) -> Verdict:
 
 SCORECARD = Stage(
     name="scorecard",
-    version="5",
+    version="6",
     run=run,
     description="Every score beside its baselines, with its interval, its cost and the way back to the text it came from.",
     kinds=("python", "html"),
