@@ -408,4 +408,4 @@ def test_the_calibration_recipe_says_not_run_here_where_the_hub_cannot_be_reache
     assert "0.3256 ± .0065" in text or "0.3256" in text  # what is known stands there all the same
     assert "37.37" in text
     assert "calibration not run here; gpt-lineage run calibration says whether known answers come out" in built.stdout
-    assert "calibration: whether the evaluator gives the answers known of released weights" in text
+    assert "calibration: whether the evaluator reproduces what is known of released weights" in text
