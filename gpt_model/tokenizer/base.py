@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from gpt_model.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+CHAT_TEMPLATE = "chat_template.jinja"
 PIECE = 1 << 16  # characters
 BATCH = 1 << 20  # characters tokenized at a time; the library needs some 60 bytes for each while it works
 
@@ -52,6 +53,7 @@ class Tokenizer(ABC):
     normalises: ClassVar[bool] = False  # whether it reads another text than it is given
     caveat: ClassVar[str] = ""  # what has to be said beside bits per byte of this style's tokens, if anything
     unknown: int | None = None  # id of the token for what the vocabulary lacks, where there is one
+    markers: Mapping[str, int]  # tokens of no text, such as roles in a dialogue, and their ids: the last ones of the vocabulary
     _seam: ClassVar[str] = ""  # normalised text between two pieces of a document
 
     def __init__(self, rust: tokenizers.Tokenizer, end_of_text: int, first_merge: int) -> None:
@@ -59,6 +61,8 @@ class Tokenizer(ABC):
         self.end_of_text = end_of_text
         self.first_merge = first_merge  # the id: below it are the symbols that merges join
         self.vocab_size: int = rust.get_vocab_size()
+        self.markers = {}
+        self.chat_template: str | None = None  # Jinja, as `transformers` keeps it beside a tokenizer
 
     # -- made --------------------------------------------------------------------------------------------------------------------------
 
@@ -107,9 +111,22 @@ class Tokenizer(ABC):
         for kind in Tokenizer.__subclasses__():
             if kind._wrote(saved):
                 pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in saved["model"]["merges"]]
-                return kind._made(saved["model"]["vocab"], [(left, right) for left, right in pairs])
+                made = kind._made(saved["model"]["vocab"], [(left, right) for left, right in pairs])
+                template = Path(folder) / CHAT_TEMPLATE
+                added = [token["content"] for token in saved.get("added_tokens", ()) if token["id"] >= made.vocab_size]
+                return made.with_markers(added, template.read_text(encoding="utf-8") if template.is_file() else None)
         kinds = " nor ".join(f"of {kind._described()}" for kind in Tokenizer.__subclasses__())
         raise UserError(f"{path} is not a tokenizer {kinds}. Use one that is.")
+
+    def with_markers(self, markers: Sequence[str], chat_template: str | None = None) -> Tokenizer:
+        """The same tokenizer with a token more for each marker, after all others. Text that spells one out stays text."""
+        model = json.loads(self._rust.to_str())["model"]
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        made = self._made(model["vocab"], [(left, right) for left, right in pairs])
+        made.markers = {marker: made.vocab_size + number for number, marker in enumerate(markers)}
+        made.chat_template = chat_template
+        made.vocab_size += len(markers)
+        return made
 
     @classmethod
     @abstractmethod
@@ -136,12 +153,14 @@ class Tokenizer(ABC):
         said = self._for_transformers()
         special = {name: token for name, token in said.items() if name in ("bos_token", "eos_token", "unk_token")}
         files = {
-            "tokenizer.json": self._saved().to_str(pretty=True),
+            "tokenizer.json": self._saved_with_markers().to_str(pretty=True),
             "tokenizer_config.json": json.dumps(said, indent=2, sort_keys=True) + "\n",
             "special_tokens_map.json": json.dumps(special, indent=2, sort_keys=True) + "\n",
             "vocab.json": json.dumps(model["vocab"], ensure_ascii=False, separators=(",", ":")),
             "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]) + "\n",
         }
+        if self.chat_template is not None:
+            files[CHAT_TEMPLATE] = self.chat_template
         for name, content in files.items():  # not by the library: a full disk is then an OSError, like everywhere else
             (folder / name).write_text(content, encoding="utf-8", newline="\n")
 
@@ -152,6 +171,13 @@ class Tokenizer(ABC):
     @abstractmethod
     def _saved(self) -> tokenizers.Tokenizer:
         """tokenizer.json: the library's tokenizer that `transformers` loads."""
+
+    def _saved_with_markers(self) -> tokenizers.Tokenizer:
+        if not self.markers:
+            return self._saved()
+        rust = tokenizers.Tokenizer.from_str(self._saved().to_str())
+        rust.add_special_tokens([tokenizers.AddedToken(marker, special=True, normalized=False) for marker in self.markers])
+        return rust
 
     # -- used --------------------------------------------------------------------------------------------------------------------------
 
@@ -222,7 +248,7 @@ class Tokenizer(ABC):
     def tokens(self) -> list[str]:
         """Every token, by id, as the style spells it."""
         by_id = {index: token for token, index in self._rust.get_vocab().items()}
-        return [by_id[index] for index in range(self.vocab_size)]
+        return [by_id[index] for index in range(len(by_id))] + list(self.markers)
 
     @abstractmethod
     def byte_lengths(self) -> NDArray[np.uint32]:

@@ -137,11 +137,11 @@ class GPT1Tokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The normalised text of `ids`. What two rows of ids decode to, one after another, is what the two rows as one do."""
-        return "".join(self._texts[index] for index in ids if 0 <= index < self.vocab_size)
+        return "".join(self._texts[index] for index in ids if 0 <= index < len(self._texts))
 
     def byte_lengths(self) -> NDArray[np.uint32]:
         """Bytes of normalised text that each id stands for: [vocab_size]; `\\n</w>` is "\\n " after a document as within it."""
-        return np.array([len(text.encode()) for text in self._texts], dtype=np.uint32)
+        return np.array([len(text.encode()) for text in self._texts] + [0] * len(self.markers), dtype=np.uint32)
 
 
 def _bpe(vocabulary: dict[str, int], merges: Merges) -> models.BPE:
