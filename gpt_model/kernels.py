@@ -31,9 +31,9 @@ SCALE = 2 * math.sqrt(2 / math.pi)  # gelu_tanh(x) = x · sigmoid(SCALE · (x + 
 CUBIC = 0.044715
 
 
-def usable(x: Tensor, dropout: float, band: int | None = None) -> bool:
-    """Whether the halves below compute what the plain operators would, for x [batch, time, width]."""
-    if x.device.type != "cpu" or dropout != 0.0 or min(x.shape[1], band or LONGEST + 1) > LONGEST:
+def usable(x: Tensor, dropout: float, band: int | None = None, longest: int | None = None) -> bool:
+    """Whether the halves below compute what the plain operators would, for x [batch, time, width]; `longest`: text of those in a row."""
+    if x.device.type != "cpu" or dropout != 0.0 or min(longest or x.shape[1], band or LONGEST + 1) > LONGEST:
         return False
     if torch.is_autocast_enabled("cpu"):
         return x.dtype == torch.float32 and torch.get_autocast_dtype("cpu") == torch.bfloat16
@@ -50,16 +50,26 @@ class Affine(Protocol):
     bias: torch.nn.Parameter | None
 
 
-def attention_half(x: Tensor, norm: torch.nn.LayerNorm, into: Affine, out: Affine, heads: int, band: int | None = None) -> Tensor:
+def attention_half(
+    x: Tensor,
+    norm: torch.nn.LayerNorm,
+    into: Affine,
+    out: Affine,
+    heads: int,
+    band: int | None = None,
+    lengths: tuple[int, ...] | None = None,
+) -> Tensor:
     """x + attention(norm(x)) for x [batch, time, width]; `into` makes fused query, key and value, `out` the result.
 
-    `band`: how many tokens each sees, itself among them; all before it by default.
+    `band`: how many tokens each sees, itself among them; all before it by default. `lengths`: of the texts that lie one after another in
+    x [1, all their tokens, width], none of which sees another (`gpt_model.ragged`).
     """
     kind = _kind_of_products(x)
     with torch.autocast("cpu", enabled=False):  # what is cast to what is said below
         return _AttentionHalf.apply(
-            x, norm.weight, norm.bias, into.weight, into.bias, out.weight, out.bias, norm.eps, heads, band, kind, torch.is_grad_enabled()
-        )
+            x, norm.weight, norm.bias, into.weight, into.bias, out.weight, out.bias, norm.eps, heads, band, lengths, kind,
+            torch.is_grad_enabled(),
+        )  # fmt: skip
 
 
 def mlp_half(x: Tensor, norm: torch.nn.LayerNorm, into: Affine, out: Affine) -> Tensor:
@@ -89,6 +99,7 @@ class _AttentionHalf(torch.autograd.Function):
         eps: float,
         heads: int,
         band: int | None,
+        lengths: tuple[int, ...] | None,
         kind: torch.dtype,
         keep: bool,
     ) -> Tensor:
@@ -98,29 +109,40 @@ class _AttentionHalf(torch.autograd.Function):
         qkv = product(normed, w_in)
         qkv = (qkv.to(x.dtype) if b_in is None else _biased(qkv, b_in)).unflatten(0, x.shape[:2])
         mixed = padded(qkv, len(normed), x.shape[-1])
-        out = mixed.unflatten(0, x.shape[:2]).unflatten(-1, (heads, -1)).transpose(1, 2)
-        kept = attend(*_by_head(qkv, heads), out, band, keep)
+        if lengths is None:
+            out = mixed.unflatten(0, x.shape[:2]).unflatten(-1, (heads, -1)).transpose(1, 2)
+            kept = [attend(*by_head(qkv, heads), out, band, keep)]
+        else:
+            from gpt_model.kernels_ragged import attend_texts  # which is made of what is below
+
+            kept = attend_texts(qkv[0], mixed, heads, band, keep, lengths)
         mixed = mixed.to(kind)
-        ctx.save_for_backward(x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, kept)
-        ctx.heads, ctx.band, ctx.biased = heads, band, b_in is not None
+        ctx.save_for_backward(x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, *kept)
+        ctx.heads, ctx.band, ctx.lengths, ctx.biased = heads, band, lengths, b_in is not None
         return _plus_product(x + b_out, mixed, w_out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, kept = ctx.saved_tensors
+        x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, *kept = ctx.saved_tensors
         slope = upstream.flatten(0, 1).to(w_out.dtype)
-        d_mixed = _whole(slope, w_out.t(), x.dtype).view_as(x).unflatten(-1, (ctx.heads, -1)).transpose(1, 2)
+        d_mixed = _whole(slope, w_out.t(), x.dtype)
         d_w_out, d_b_out = _whole(mixed.t(), slope, x.dtype), upstream.sum((0, 1))
         d_qkv = padded(qkv, len(slope), qkv.shape[-1])
-        attend_backward(d_mixed, *_by_head(qkv, ctx.heads), kept, ctx.band, *_by_head(d_qkv.view_as(qkv), ctx.heads))
+        if ctx.lengths is None:
+            d_heads = d_mixed.view_as(x).unflatten(-1, (ctx.heads, -1)).transpose(1, 2)
+            attend_backward(d_heads, *by_head(qkv, ctx.heads), kept[0], ctx.band, *by_head(d_qkv.view_as(qkv), ctx.heads))
+        else:
+            from gpt_model.kernels_ragged import attend_texts_backward
+
+            attend_texts_backward(d_mixed, qkv[0], kept, ctx.band, d_qkv, ctx.heads, ctx.lengths)
         d_b_in, d_qkv = d_qkv.sum(0) if ctx.biased else None, d_qkv.to(w_in.dtype)
         d_w_in = _whole(normed.t(), d_qkv, x.dtype)
         d_normed = _whole(d_qkv, w_in.t(), x.dtype).view_as(x)
         d_x, d_gain, d_shift = torch.ops.aten.native_layer_norm_backward(
             d_normed, x, [x.shape[-1]], mean, rstd, gain, shift, [True, True, True]
         )
-        return d_x.add_(upstream), d_gain, d_shift, d_w_in, d_b_in, d_w_out, d_b_out, None, None, None, None, None
+        return d_x.add_(upstream), d_gain, d_shift, d_w_in, d_b_in, d_w_out, d_b_out, None, None, None, None, None, None
 
 
 class _MLPHalf(torch.autograd.Function):
@@ -231,13 +253,13 @@ def _largest(blocks: list[tuple[slice, slice, slice]]) -> int:
     return max(place.stop - place.start for *_, place in blocks)
 
 
-def _by_head(fused: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def by_head(fused: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Views of [batch, time, 3 · width] as query, key and value, each [batch, heads, time, width / heads]."""
     query, key, value = fused.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     return query, key, value
 
 
-def _unseen(blocks: list[tuple[slice, slice, slice]], band: int | None, like: Tensor) -> list[Tensor]:
+def unseen(blocks: list[tuple[slice, slice, slice]], band: int | None, like: Tensor) -> list[Tensor]:
     """What is added to each block's scores [queries, keys]: -inf where the key is later, or `band` or more tokens back; else 0."""
     back = [queries.start - keys.start for queries, keys, _ in blocks]
     ahead = torch.arange(-max(back), QUERIES) - torch.arange(QUERIES)[:, None]
@@ -255,7 +277,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor, band: int | N
     batch, heads, time, width = query.shape
     blocks = _blocks(time, heads, band)
     store = query.new_empty((batch, blocks[-1][2].stop) if keep else (1, _largest(blocks)))
-    masks = _unseen(blocks, band, query)
+    masks = unseen(blocks, band, query)
     for row in range(batch):
         q, k, v, y = query[row], key[row], value[row], out[row]
         for (queries, keys, place), mask in zip(blocks, masks, strict=True):

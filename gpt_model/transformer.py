@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt_model import kernels
+from gpt_model import kernels, ragged
 from gpt_model.banded import banded_attention
 from gpt_model.cache import Cache
 from gpt_model.config import ModelConfig
 from gpt_model.decoder import IGNORED, Decoder
 from gpt_model.projection import Projection
+from gpt_model.ragged import Ragged
 
 __all__ = ["GPT", "IGNORED", "NORM_EPSILON", "Cache"]
 NORM_EPSILON = 1e-5
@@ -37,8 +38,10 @@ class Attention(nn.Module):
         self.c_attn = Projection(config.width, 3 * config.width, bias=config.attention_bias)
         self.c_proj = Projection(config.width, config.width)
 
-    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None, rows: Ragged | None = None) -> Tensor:
         fused = self.c_attn(x)
+        if rows is not None:
+            return self.c_proj(ragged.attention(fused[0], rows, self.heads, self.band, self.dropout if self.training else 0.0)[None])
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in fused.chunk(3, dim=-1))
         if cache is not None:
             cache.write(self.layer, fused)
@@ -79,14 +82,17 @@ class Block(nn.Module):
         """Whether the projections are their own weights and no more. Adapters (`gpt_model.lora`) are more, and kernels do not read them."""
         return all(type(one) is Projection for one in (self.attn.c_attn, self.attn.c_proj, self.mlp.c_fc, self.mlp.c_proj))
 
-    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None, rows: Ragged | None = None) -> Tensor:
+        """`rows`: x is [1, tokens, width], and these texts one after another."""
         if self.norm_last:
-            x = self.ln_1(x + F.dropout(self.attn(x, cache), self.dropout, self.training))
+            x = self.ln_1(x + F.dropout(self.attn(x, cache, rows), self.dropout, self.training))
             return self.ln_2(x + F.dropout(self.mlp(x), self.dropout, self.training))
-        if cache is None and self.plain and kernels.usable(x, self.dropout if self.training else 0.0, self.attn.band):
-            x = kernels.attention_half(x, self.ln_1, self.attn.c_attn, self.attn.c_proj, self.attn.heads, self.attn.band)
+        dropout, band = self.dropout if self.training else 0.0, self.attn.band
+        if cache is None and self.plain and kernels.usable(x, dropout, band, rows.longest if rows else None):
+            lengths = rows.lengths if rows else None
+            x = kernels.attention_half(x, self.ln_1, self.attn.c_attn, self.attn.c_proj, self.attn.heads, band, lengths)
             return kernels.mlp_half(x, self.ln_2, self.mlp.c_fc, self.mlp.c_proj)
-        x = x + F.dropout(self.attn(self.ln_1(x), cache), self.dropout, self.training)
+        x = x + F.dropout(self.attn(self.ln_1(x), cache, rows), self.dropout, self.training)
         return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
 
 
@@ -157,6 +163,20 @@ class GPT(Decoder):
         if cache is not None:
             cache.end(time if lengths is None else lengths)
         return self.ln_f(x)
+
+    def states_of(self, rows: Ragged, embeddings: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """States [tokens, width] of texts one after another, each read as if it stood alone (`gpt_model.ragged`)."""
+        if rows.longest > self.config.context:
+            raise ValueError(f"{rows.longest} tokens are more than the context of {self.config.context}")
+        token_rows, position_rows = embeddings or self.embeddings()
+        x = F.embedding(rows.tokens, token_rows) + F.embedding(rows.positions, position_rows)
+        x = x[None]
+        if self.config.family != "gpt1":
+            x = F.dropout(x, self.config.dropout, self.training)
+        for block in self.h:
+            x = block(x, None, rows)
+        states: Tensor = self.ln_f(x)[0]
+        return states
 
     def new_cache(self, rows: int, capacity: int | None = None) -> Cache:
         """An empty cache for `rows` rows of at most `capacity` tokens (the context by default)."""

@@ -111,10 +111,14 @@ class FusedAdamW(torch.optim.AdamW):
     _step = inspect.unwrap(torch.optim.AdamW.step)
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
-        matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
-        vectors = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
-        decayed = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        groups = [group for group in decayed if group["params"]]
+        groups: list[dict[str, Any]] = []
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        scale_of = {name: next((s for prefix, s in settings.scales.items() if name.startswith(prefix)), 1.0) for name, _ in trained}
+        for scale in sorted(set(scale_of.values())):
+            matrices = [p for name, p in trained if scale_of[name] == scale and p.dim() >= 2]
+            vectors = [p for name, p in trained if scale_of[name] == scale and p.dim() < 2]
+            groups += [{"params": matrices, "weight_decay": settings.weight_decay, "scale": scale}] if matrices else []
+            groups += [{"params": vectors, "weight_decay": 0.0, "scale": scale}] if vectors else []
         super().__init__(groups, lr=settings.learning_rate(0), betas=settings.betas, eps=settings.eps, fused=True)
 
     @torch.no_grad()
@@ -180,7 +184,7 @@ class Engine:
         """
         engine, figures = self._deepspeed, []
         for group in self._base.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         total = torch.zeros((), device=self.execution.device)
         for index, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
             torch.manual_seed(seed)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -19,6 +19,8 @@ class Settings:
     gradient_clip: float = 1.0  # global norm
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 1  # of dropout
+    # Beginning of a parameter's name -> its learning rate, as a multiple of the others'. The first that fits counts.
+    scales: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
