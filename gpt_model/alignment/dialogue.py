@@ -42,7 +42,7 @@ def dialogue(messages: Sequence[Mapping[str, Any]], *, ends_with: tuple[Role, ..
             raise NoDialogue("an unknown role", f"turn {number} is of role {role!r}, and there are {', '.join(ROLES)}")
         if not isinstance(text, str) or not text.strip():
             raise NoDialogue("an empty turn", f"turn {number} ({role}) says nothing")
-        turns.append(Turn(role, text.strip()))  # type: ignore[arg-type]
+        turns.append(Turn(role, text.strip()))
     if not turns:
         raise NoDialogue("no turns", "it has no turns")
     said = turns[1:] if turns[0].role == "system" else turns

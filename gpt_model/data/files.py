@@ -27,6 +27,14 @@ from gpt_model.strict import Strict
 ROWS = (".jsonl", ".json", ".parquet")
 
 
+class NoColumn(UserError):
+    """A file lacks a column that is read."""
+
+    def __init__(self, message: str, column: str) -> None:
+        super().__init__(message)
+        self.column = column
+
+
 class PinnedFile(Strict):
     """A local file tied to its bytes: its name as the recipe sees it, never an absolute path."""
 
@@ -226,4 +234,4 @@ def _not_utf8(batch: Any, before: int) -> str:
 def require(row: Mapping[str, Any], columns: Sequence[str], where: str) -> None:
     for column in columns:
         if column not in row:
-            raise UserError(f"{where}: there is no column {column!r}. Columns found: {', '.join(row)}.")
+            raise NoColumn(f"{where}: there is no column {column!r}. Columns found: {', '.join(row)}.", column)

@@ -1,0 +1,284 @@
+"""The stages `demonstrations`, `comparisons` and `prompts`: splits that do not cross, an account of every row, places and recipes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rank import Said
+from test_human_forms import jsonl
+
+from assets.alignment.human_data import COMPARISONS, DEMONSTRATIONS, PROMPTS
+from assets.alignment.section import AlignmentSection
+from assets.contract import Artifact, Built, Stage
+from assets.recipe import load_recipe
+from gpt_model.alignment import reading
+from gpt_model.data import hub
+from gpt_model.errors import Unreachable, UserError
+
+SENTENCES = [{"text": f"the {word} sees tree {n} and the king", "rating": n % 7 - 3} for n in range(60) for word in ("sailor", "baker")]
+RATED = {"name": "reviews", "path": "reviews.jsonl", "form": "rated", "instruction": "Write.", "ranked": 4}
+TEXTS = {**RATED, "form": "text"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, downloads: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe's folder with rows in it."""
+    monkeypatch.setenv("LINEAGE_DOWNLOADS", str(downloads))
+    jsonl(tmp_path / "reviews.jsonl", SENTENCES)
+    rows = [{"instruction": f"What is {n}?", "response": f"It is {n}."} for n in range(40)]
+    jsonl(tmp_path / "said.jsonl", rows)
+    return tmp_path
+
+
+def pinned(folder: Path, stage: Stage, *sources: dict[str, Any], **more: Any) -> dict[str, Any]:
+    section = {"demonstrations": {"sources": [{"name": "said", "path": "said.jsonl", "form": "instruction"}]}}
+    section[stage.name] = {"sources": list(sources), **more}
+    config = getattr(AlignmentSection.model_validate(section), stage.name).model_dump(mode="json")
+    return dict(stage.pin({**config, "split_seed": 0}, folder))
+
+
+def build(folder: Path, stage: Stage, *sources: dict[str, Any], inputs: dict[str, Artifact] | None = None, **more: Any) -> Built:
+    output = folder / f"made-{stage.name}-{len(list(folder.iterdir()))}"
+    output.mkdir()
+    config = pinned(folder, stage, *sources, **more)
+    return Built(config, inputs or {}, output, stage.run(config, inputs or {}, output, Said(stage.name)), {}, ())
+
+
+def artifact(built: Built) -> Artifact:
+    return Artifact(built.output, "", "", "", built.config, built.metrics)
+
+
+def failed(stage: Stage, built: Built) -> dict[str, str]:
+    verdicts = {check.name: check.verdict(built) for check in stage.checks}
+    return {name: verdict.summary for name, verdict in verdicts.items() if not verdict.passed}
+
+
+def report(built: Built) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((built.output / "report.json").read_text())["sources"]
+    return told
+
+
+def reading_of(made: Artifact) -> dict[str, list[reading.Ranking]]:
+    return {split: reading.read_comparisons(made.path, split) for split in ("training", "held_out", "judge")}
+
+
+def rankings(built: Built) -> dict[str, list[reading.Ranking]]:
+    return reading_of(artifact(built))
+
+
+# -- comparisons -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_no_sentence_is_in_two_rankings_and_what_is_left_over_is_counted(folder: Path) -> None:
+    built = build(folder, COMPARISONS, RATED, held_out=0.2, judge=0.3)
+    made = rankings(built)
+    every = [ranking for split in made.values() for ranking in split]
+    texts = [one.text for ranking in every for one in ranking.responses]
+    assert {len(ranking.responses) for ranking in every} == {4} and len(texts) == len(set(texts))
+    left = report(built)["reviews"]["left_out"].get("too few left to be set against", {"count": 0})["count"]
+    assert len(texts) + left == len(SENTENCES) and 0 < left <= 9
+    assert all(made.values()) and not failed(COMPARISONS, built).keys() - {"enough"}
+    rating: dict[Any, Any] = {row["text"]: row["rating"] for row in SENTENCES}
+    for ranking in every:
+        assert all(rating[ranking.responses[a].text] > rating[ranking.responses[b].text] for a, b in ranking.pairs())
+        assert all((a.rank == b.rank) == (rating[a.text] == rating[b.text]) for a in ranking.responses for b in ranking.responses)
+    pairs = sum(len(ranking.pairs()) for ranking in made["training"])
+    assert built.metrics["training_pairs"] == pairs == 6 * len(made["training"]) - built.metrics["training_ties"]
+
+
+def test_a_sentence_of_two_sources_is_in_one_ranking(folder: Path) -> None:
+    built = build(folder, COMPARISONS, {**RATED, "name": "some", "part": [0.0, 0.5]}, RATED, held_out=0.2)
+    texts = [one.text for split in rankings(built).values() for ranking in split for one in ranking.responses]
+    assert len(texts) == len(set(texts)) and not failed(COMPARISONS, built).keys() - {"enough"}
+
+
+def test_a_sentence_planted_in_two_splits_fails_the_check(folder: Path) -> None:
+    built = build(folder, COMPARISONS, RATED, held_out=0.2)
+    line = (built.output / "training.jsonl").read_text().splitlines()[0]
+    with (built.output / "held_out.jsonl").open("a") as file:
+        file.write(line + "\n")
+    assert failed(COMPARISONS, built)["splits_do_not_cross"].startswith("4 are in more than one split")
+
+
+def test_equal_answers_to_different_questions_do_not_cross(folder: Path) -> None:
+    rows = [{"prompt": f"Is it {n}?", "responses": ["Yes.", "No."], "scores": [1, n % 2]} for n in range(40)]
+    jsonl(folder / "scored.jsonl", rows)
+    source = {"name": "scored", "path": "scored.jsonl", "form": "rankings", "columns": {"scores": "scores"}}
+    built = build(folder, COMPARISONS, source, held_out=0.3)
+    assert failed(COMPARISONS, built) == {} or set(failed(COMPARISONS, built)) == {"enough"}
+    assert built.metrics["training_ties"] == built.metrics["training"] - built.metrics["training_pairs"] > 0
+
+
+def test_too_few_rated_texts_to_rank_is_a_mistake_that_names_the_source(folder: Path) -> None:
+    jsonl(folder / "reviews.jsonl", SENTENCES[:3])
+    with pytest.raises(
+        UserError, match=r"'reviews': none of its 3 rows can be used for comparisons.*too few left to be set against"
+    ) as found:
+        build(folder, COMPARISONS, RATED)
+    assert found.value.field is None or "sources" in found.value.field
+
+
+# -- prompts -----------------------------------------------------------------------------------------------------------------------------
+
+
+def prompted(folder: Path, **shares: Any) -> Built:
+    shown = build(folder, DEMONSTRATIONS, {**TEXTS, "part": shares.get("shown", [0.0, 0.3])})
+    judged = build(folder, COMPARISONS, {**RATED, "part": shares.get("judged", [0.3, 0.7])})
+    inputs = {"demonstrations": artifact(shown), "comparisons": artifact(judged)}
+    return build(folder, PROMPTS, {**TEXTS, "opening": 6, "part": [0.7, 1.0]}, inputs=inputs)
+
+
+def test_prompts_are_in_neither_demonstrations_nor_comparisons(folder: Path) -> None:
+    built = prompted(folder)
+    assert not failed(PROMPTS, built).keys() - {"enough"}
+    assert "in demonstrations or comparisons" not in report(built)["reviews"]["left_out"]
+    found = [one for split in ("training", "held_out") for one in reading.read_prompts(built.output, split)]
+    texts = {one.turns[-1].text + (one.rest or "") for one in found}
+    assert texts and texts <= {row["text"] for row in SENTENCES}
+
+
+def test_a_prompt_whose_text_was_shown_or_judged_is_left_out(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"'reviews': none of its 120 rows can be used for prompts.*in demonstrations or comparisons"):
+        prompted(folder, shown=[0.5, 1.0])
+    built = prompted(folder, judged=[0.3, 1.0])
+    ranked = {one.text for split in reading_of(built.inputs["comparisons"]).values() for ranking in split for one in ranking.responses}
+    left = report(built)["reviews"]["left_out"]["in demonstrations or comparisons"]["count"]
+    found = [one for split in ("training", "held_out") for one in reading.read_prompts(built.output, split)]
+    assert left > 20 > len(found) > 0  # what was too few to be ranked was not judged
+    assert not {one.turns[-1].text + (one.rest or "") for one in found} & ranked and not failed(PROMPTS, built).keys() - {"enough"}
+
+
+def test_a_planted_prompt_fails_the_blocking_check(folder: Path) -> None:
+    built = prompted(folder)
+    asked = reading.read_demonstrations(built.inputs["demonstrations"].path, "training")[0].turns[-1].text.rpartition(" ")
+    planted = reading.Prompt("reviews", "x", reading.read_prompts(built.output, "training")[0].turns[:1], None)
+    words = {"source": "reviews", "id": "x", "rest": asked[1] + asked[2]}
+    messages = [*reading.as_row(planted)["messages"], {"role": "assistant", "content": asked[0]}]
+    with (built.output / "training.jsonl").open("a") as file:
+        file.write(json.dumps({**words, "messages": messages}) + "\n")
+    assert failed(PROMPTS, built)["disjoint"].startswith("1 of ")
+    assert next(check for check in PROMPTS.checks if check.name == "disjoint").blocking
+
+
+def test_a_row_that_the_account_lacks_fails_the_blocking_check(folder: Path) -> None:
+    built = build(folder, DEMONSTRATIONS, {"name": "said", "path": "said.jsonl", "form": "instruction"})
+    assert failed(DEMONSTRATIONS, built) == {}
+    path = built.output / "report.json"
+    path.write_text(path.read_text().replace('"rows": 40', '"rows": 41'))
+    assert failed(DEMONSTRATIONS, built)["nothing_lost"].endswith("lost: 1 of said.")
+
+
+def test_a_page_says_what_was_left_out_and_shows_little_of_what_is_not_ours(folder: Path) -> None:
+    rows = [{"instruction": "Say | it.", "response": "x" * 100}, {"instruction": "Say.", "response": ""}]
+    jsonl(folder / "said.jsonl", rows)
+    built = build(
+        folder, DEMONSTRATIONS, {"name": "said", "path": "said.jsonl", "form": "instruction", "show_text": False, "licence": "CC0"}
+    )
+    DEMONSTRATIONS.show(built, folder)
+    assert (
+        "| said | 2 | 1 | no answer: 1 (first: said.jsonl, row 2: it is one turn, the user's) | CC0 |"
+        in (folder / "sources.md").read_text()
+    )
+    assert "x" * 40 in (folder / "samples.md").read_text() and "x" * 61 not in (folder / "samples.md").read_text()
+
+
+# -- places ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_other_bytes_are_another_config_and_a_file_that_changed_since_is_refused(folder: Path) -> None:
+    source = {"name": "said", "path": "said.jsonl", "form": "instruction"}
+    first = pinned(folder, DEMONSTRATIONS, source)
+    assert first == pinned(folder, DEMONSTRATIONS, source)
+    jsonl(folder / "said.jsonl", [{"instruction": "Who?", "response": "No one."}])
+    assert pinned(folder, DEMONSTRATIONS, source) != first
+    with pytest.raises(UserError, match=r"said\.jsonl is no longer the file that was pinned") as found:
+        DEMONSTRATIONS.run(first, {}, folder, Said("x"))
+    assert found.value.field == "sources[0].path"
+
+
+def test_a_folder_in_the_hubs_layout_is_read_as_the_hub_is(folder: Path) -> None:
+    (folder / "copy" / "data").mkdir(parents=True)
+    for split in ("train", "test"):
+        jsonl(folder / "copy" / "data" / f"{split}-00000-of-00001.jsonl", [{"instruction": split, "response": "x"}])
+    built = build(folder, DEMONSTRATIONS, {"name": "copied", "hub": "./copy", "split": "test", "form": "instruction"}, held_out=1e-9)
+    assert [one.turns[0].text for one in reading.read_demonstrations(built.output, "training")] == ["test"]
+
+
+def test_a_hub_that_does_not_answer_is_said_with_the_source(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "_silent_since", float("-inf"))
+    with pytest.raises(Unreachable, match="hub could not be asked which commit 'main' of some/data is") as found:
+        pinned(folder, DEMONSTRATIONS, {"name": "theirs", "hub": "some/data", "revision": "main", "form": "messages"})
+    assert (found.value.field or "").startswith("sources[0]")
+
+
+def test_a_list_in_one_json_file_and_a_tsv_without_a_header_are_rows(folder: Path) -> None:
+    (folder / "alpaca.json").write_text(json.dumps([{"instruction": "a", "response": "b"}], indent=1))
+    (folder / "rows.tsv").write_text("c\td\n")
+    built = build(
+        folder, DEMONSTRATIONS, {"name": "alpaca", "path": "alpaca.json", "form": "instruction"},
+        {"name": "table", "path": "rows.tsv", "form": "instruction", "header": ["instruction", "response"]}, held_out=1e-9,
+    )  # fmt: skip
+    assert [one.turns[0].text for one in reading.read_demonstrations(built.output, "training")] == ["a", "c"]
+
+
+def test_the_shipped_packages_are_read(folder: Path) -> None:
+    """chat-tiny's conversations, a good half of which are there twice, and a labelled set as instructions."""
+    recipe = load_recipe("chat-tiny").alignment
+    assert recipe
+    sources = [
+        source.model_dump(mode="json") for source in recipe.demonstrations.sources if source.name in ("conversations", "factual_summary")
+    ]
+    built = build(folder, DEMONSTRATIONS, *sources)
+    told = report(built)
+    assert (told["conversations"]["rows"], told["conversations"]["kept"]) == (2026, 898)
+    assert told["factual_summary"]["kept"] == 60 and not failed(DEMONSTRATIONS, built)
+
+
+# -- recipes -----------------------------------------------------------------------------------------------------------------------------
+
+RECIPE = """\
+name: talk
+corpus: {sources: [{name: notes, path: "notes.txt"}]}
+tokenizer: {vocab_size: 300}
+model: {layers: 2, width: 32, heads: 2, context: 64}
+pretraining: {tokens: 4096, batch_tokens: 512, learning_rate: 1e-3}
+alignment:
+  demonstrations:
+    sources:
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ('{name: a, path: "a.jsonl"}', r"line 9: .*sources\[0\].*`form` is missing: what a row is, one of messages, instruction"),
+        ('{name: a, path: "a.jsonl", form: messages, columns: {text: x}}', r"line 9: .*columns.*form messages has no part 'text'"),
+        ('{name: a, path: "a.jsonl", hub: b/c, form: messages}', "line 9: .*exactly one of package, path.*found path and hub"),
+        ("{name: a, form: messages}", "line 9: .*exactly one of.*found none"),
+        ('{name: a, path: "a.jsonl", form: rated, instruction: Write.}', "line .*'a' has form rated, which makes no demonstrations"),
+        ('{name: a, path: "a.jsonl", form: message}', "line 9: .*form.*'message'"),
+        ('{name: a, path: "a.jsonl", form: text}', "line 9: .*`instruction` is missing"),
+        ('{name: a, path: "a.jsonl", form: text, instruction: " "}', "line 9: .*instruction.*says nothing"),
+        ('{name: a, path: "a.jsonl", form: messages, part: [0.5, 0.2]}', r"line 9: .*part.*\[0.5, 0.2\] is no part"),
+        ('{name: a, path: "a.jsonl", form: messages, opening: 3}', "line 9: .*opening.*form messages reads none"),
+        ('{name: a, package: "a==1", files: x, form: messages}', "line 9: .*a package needs `sha256`"),
+        ("{name: a, hub: b/c, form: messages}", "line 9: .*`revision` is missing"),
+        ("{name: a, task: boolq, form: messages}", "line 9: .*form.*has its own"),
+    ],
+)
+def test_a_mistake_in_a_source_is_a_sentence_with_its_place(tmp_path: Path, source: str, told: str) -> None:
+    (tmp_path / "talk.yaml").write_text(f"{RECIPE}      - {source}\n")
+    with pytest.raises(UserError, match=rf"talk\.yaml, {told}"):
+        load_recipe(str(tmp_path / "talk.yaml"))
+
+
+def test_no_sources_and_two_of_one_name_are_mistakes(tmp_path: Path) -> None:
+    one = '{name: a, path: "a.jsonl", form: messages}'
+    for text, told in (("[]", "line 8: .*sources.*should not be empty"), (f"[{one}, {one}]", "line 8: .*two sources are named 'a'")):
+        (tmp_path / "talk.yaml").write_text(RECIPE.rstrip("\n") + f" {text}\n")
+        with pytest.raises(UserError, match=rf"talk\.yaml, {told}"):
+            load_recipe(str(tmp_path / "talk.yaml"))
