@@ -1,4 +1,4 @@
-# make demo | papers | test | ui | mlflow | bench: each sets up .venv first if needed. Needs Python 3.11 or newer with venv, nothing else.
+# make demo | demo-chat | papers | test | ui | mlflow | bench: each sets up .venv first if needed. Needs Python 3.11 or newer with venv, nothing else.
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
@@ -8,10 +8,13 @@ export LINEAGE_HOME ?= $(CURDIR)/lineage
 export DAGSTER_HOME ?= $(LINEAGE_HOME)/dagster
 RECIPE ?= tiny
 
-.PHONY: demo papers test lint ui mlflow bench pictures clean
+.PHONY: demo demo-chat papers test lint ui mlflow bench pictures clean
 
 demo: $(VENV)/ready  ## build recipes/tiny.yaml, print its scorecard and where to look next
 	$(BIN)/gpt-lineage run $(RECIPE)
+
+demo-chat: $(VENV)/ready  ## a model that answers: demonstrations, reward model, PPO-ptx; then: gpt-lineage chat chat_tiny/aligned --browser
+	$(BIN)/gpt-lineage run chat-tiny
 
 papers: $(VENV)/ready  ## the tiny twins of GPT-1 and GPT-3, with the experiments of their papers
 	$(BIN)/gpt-lineage run gpt1-tiny

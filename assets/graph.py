@@ -2,7 +2,8 @@
 
 corpus ─► tokenizer ─► tokens ─┬─► pretrained ─┬─► finetuned/<task> … ─┬─► scorecard
                                │               ├─► zero_shot          ─┤
-                               │               └─► experiments/<name> ─┤
+                               │               ├─► experiments/<name> ─┤
+                               │               └─► supervised … aligned ─┤ (`assets.alignment.nodes`)
                                └─► scaling/… ───► experiments/scaling ─┘
 
 A recipe that imports a model has `imported` in place of tokenizer and pretrained; or only of the tokenizer, where it goes on training it
@@ -16,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from assets.alignment.nodes import alignment_nodes
 from assets.contract import Config
 from assets.corpus import CORPUS
 from assets.evaluation import ZERO_SHOT, zero_shot_config
@@ -79,7 +81,7 @@ def _graph(recipe: Recipe) -> list[Node]:
                 needing("pretrained", "tokenizer", "corpus", "tokens"), roles, field="evaluation",
             )
         )  # fmt: skip
-    graph += [*experiment_nodes(recipe), *scaling_nodes(recipe)]
+    graph += [*experiment_nodes(recipe), *scaling_nodes(recipe), *alignment_nodes(recipe, there, roles)]
     everything = tuple(node.name for node in graph)
     for node in graph:  # Dagster takes no two assets of one key, and says so of all recipes at once
         if everything.count(node.name) > 1:

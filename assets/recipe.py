@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from assets.alignment.section import AlignmentSection
 from assets.dial import Dial
 from assets.dial import merged as dialled
 from assets.experiments.section import ExperimentsSection
@@ -243,6 +244,7 @@ class Recipe(Section):
     evaluation: EvaluationSection | None = None
     experiments: ExperimentsSection | None = None
     scaling: ScalingSection | None = None
+    alignment: AlignmentSection | None = None
     _files: tuple[Path, ...] = PrivateAttr(default=())
     _dial: Dial | None = PrivateAttr(default=None)
 
@@ -277,7 +279,7 @@ class Recipe(Section):
             raise ValueError("there is no text to go on training on: add a corpus, or leave pretraining out")
         return section
 
-    @field_validator("finetuning", "evaluation", "experiments")
+    @field_validator("finetuning", "evaluation", "experiments", "alignment")
     @classmethod
     def _of_a_transformer(cls, section: Section | None, info: ValidationInfo) -> Section | None:
         if section and (model := info.data.get("model")) and model.family == "lstm":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,11 +14,12 @@ from gpt_model.config import ModelConfig
 class Cache:
     """Rows of different lengths side by side. Memory is allocated once, and what lies in it carries no gradient.
 
-    `lengths`: [rows], tokens read so far by each row. `kept`: [layers, rows, 2 · heads, capacity, head width], keys and then values.
+    `lengths`: [rows], tokens read so far by each row. `kept`: [layers, 2 · heads, rows, capacity, head width], keys and then values:
+    each of the two is a plain stack of matrices, as torch's batched products take it without a copy.
     """
 
     def __init__(self, config: ModelConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.layers, rows, 2 * config.heads, capacity, config.width // config.heads)
+        shape = (config.layers, 2 * config.heads, rows, capacity, config.width // config.heads)
         self.kept = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.context = config.context
@@ -30,24 +33,24 @@ class Cache:
         copy, where it is less."""
         chosen = object.__new__(Cache)
         wanted = self.kept[..., :capacity, :]
-        chosen.kept = wanted.new_empty(len(wanted), len(index), *wanted.shape[2:])
+        chosen.kept = wanted.new_empty(*wanted.shape[:2], len(index), *wanted.shape[3:])
         for mine, others in zip(chosen.kept, wanted, strict=True):  # one by one they take a third of the time
-            torch.index_select(others, 0, index, out=mine)
+            torch.index_select(others, 1, index, out=mine)
         chosen.lengths, chosen.context = self.lengths[index], self.context
         return chosen
 
     def replace(self, index: Tensor, other: Cache) -> None:
         """The rows of `index` become those of `other`, which has the same capacity."""
-        self.kept[:, index], self.lengths[index] = other.kept, other.lengths
+        self.kept[:, :, index], self.lengths[index] = other.kept, other.lengths
 
     def begin(self, time: int) -> Tensor:
         """The positions in the context [rows, time] of the tokens that come next; `write` and `attend` are then about these."""
         self.least, self.most = (int(length) for length in torch.stack(self.lengths.aminmax()).tolist())
         positions = self.lengths[:, None] + torch.arange(time, device=self.lengths.device)
         self.positions = positions.clamp_(max=self.capacity - 1)  # only padding lies beyond
-        rows, heads = self.kept.shape[1:3]
-        first = torch.arange(0, rows * heads * self.capacity, self.capacity, device=positions.device).view(rows, heads, 1)
-        self.places = (first + self.positions[:, None]).flatten()
+        heads, rows = self.kept.shape[1:3]
+        first = torch.arange(0, heads * rows * self.capacity, self.capacity, device=positions.device).view(heads, rows, 1)
+        self.places = (first + self.positions).flatten()
         self.masks: dict[int | None, tuple[slice, Tensor | None]] = {}
         return self.positions if self.capacity <= self.context else self.positions.clamp(max=self.context - 1)
 
@@ -58,15 +61,18 @@ class Cache:
 
     def write(self, layer: int, fused: Tensor) -> None:
         """Keep the keys and values of queries, keys and values [rows, time, 3 · width]."""
-        new = fused.detach()[..., fused.shape[-1] // 3 :].unflatten(-1, self.kept.shape[2::2]).transpose(1, 2)  # as `kept` has it
+        heads, width = self.kept.shape[1], self.kept.shape[-1]
+        new = fused.detach()[..., fused.shape[-1] // 3 :].unflatten(-1, (heads, width)).permute(2, 0, 1, 3)  # as `kept` has it
         kept = self.kept[layer].flatten(0, 2)
         kept.index_copy_(0, self.places, new.flatten(0, 2).to(kept.dtype))
 
     def attend(self, layer: int, query: Tensor, band: int | None) -> Tensor:
         """Attention of queries [rows, heads, time, head width] over what was written, or over the last `band` tokens of it."""
         seen, mask = self.masks.get(band) or self._visible(band)
-        key, value = self.kept[layer][:, :, seen].chunk(2, dim=1)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        key, value = self.kept[layer][:, :, seen].chunk(2)  # [heads, rows, part, head width]
+        if query.shape[2] == 1 and query.device.type == "cpu":
+            return _attend_once(query, key, value, mask)
+        return F.scaled_dot_product_attention(query, key.transpose(0, 1), value.transpose(0, 1), attn_mask=mask)
 
     def _visible(self, band: int | None) -> tuple[slice, Tensor | None]:
         """Which part of the capacity any row sees, and which of it each does [rows, 1, time, part]; None: all of it."""
@@ -82,3 +88,13 @@ class Cache:
     def end(self, lengths: Tensor | int) -> None:
         """So many of the tokens count, of all rows or of each ([rows]); the rest was padding on the right."""
         self.lengths += lengths
+
+
+def _attend_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of one query a row, [rows, heads, 1, head width], for a CPU, where torch's own is made for many queries."""
+    heads, rows, part, width = key.shape
+    asked = (query * width**-0.5).transpose(0, 1).reshape(heads * rows, 1, width)
+    scores = torch.bmm(asked, key.flatten(0, 1).transpose(1, 2))  # [heads · rows, 1, part]
+    if mask is not None:
+        scores.view(heads, rows, part).masked_fill_(~mask[:, 0, 0], -math.inf)
+    return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(heads, rows, 1, width).transpose(0, 1)

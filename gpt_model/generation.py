@@ -52,12 +52,14 @@ def generate(
     stop: Sequence[int | str] = (),
     decode: Callable[[list[int]], str] | None = None,
     on_token: Callable[[int, int], None] | None = None,
+    on_choice: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None,
 ) -> list[list[int]]:
     """New token ids for every prompt, the prompt left out: at most `max_new_tokens`, ending before the first `stop`.
 
     `stop` holds token ids (e.g. end-of-text; not part of the result) and strings, which need `decode`, the tokenizer's. A string
     that ends inside a token ends the row before that token. A prompt longer than the context is read from its end.
-    `on_token` is told (number of the prompt, token) as each is written.
+    `on_token` is told (number of the prompt, token) as each is written; `on_choice` of all rows at once, before that and of a stop too:
+    (numbers of the prompts [rows], states [rows, width], their logits [rows, vocabulary], the tokens chosen [rows]).
     Raises ValueError for an empty prompt, a temperature below 0, a top_k below 1, a top_p outside (0, 1], stop strings without `decode`.
     """
     strings = [text for text in stop if isinstance(text, str)]
@@ -73,9 +75,13 @@ def generate(
         reading = list(rows) if max_new_tokens > 0 else []  # the rows in the cache; those that have ended stay until they are half of it
         if reading:
             longest = max(len(row.window) for row in reading)
-            logits, cache = _read(model, reading, min(model.config.context, longest + max_new_tokens))
+            states, cache = _read(model, reading, min(model.config.context, longest + max_new_tokens))
         while reading:
-            for row, token in zip(reading, _choose(logits, reading, temperature, top_k, top_p), strict=True):
+            logits = head(states, model.wte.weight)
+            tokens = _choose(logits, reading, temperature, top_k, top_p)
+            if on_choice is not None:
+                on_choice(*_of_living(reading, states, logits, tokens))
+            for row, token in zip(reading, tokens, strict=True):
                 if not row.ended:
                     row.ended = _ended(row, token, ids, strings, decode, on_token) or len(row.written) == max_new_tokens
             alive = [place for place, row in enumerate(reading) if not row.ended]
@@ -83,7 +89,7 @@ def generate(
                 reading = [reading[place] for place in alive]
                 cache = cache.rows(torch.tensor(alive, dtype=torch.long, device=cache.lengths.device))
             if reading:
-                logits = _advance(model, reading, cache)
+                states = _advance(model, reading, cache)
     return [row.written for row in rows]
 
 
@@ -121,34 +127,40 @@ def _rows(prompts: Sequence[Sequence[int]], seed: int, context: int) -> list[_Ro
 
 
 def _read(model: GPT, rows: list[_Row], capacity: int) -> tuple[Tensor, Cache]:
-    """Read every row's window afresh: logits of the next token [rows, vocabulary], and the cache, with room for `capacity` tokens a row."""
+    """Read every row's window afresh: states of its last token [rows, width], and the cache, with room for `capacity` tokens a row."""
     device = model.wte.weight.device
     longest = max(len(row.window) for row in rows)
     tokens = torch.tensor([row.window + [0] * (longest - len(row.window)) for row in rows], device=device)
     lengths = torch.tensor([len(row.window) for row in rows], device=device)
     cache = model.new_cache(len(rows), capacity)
     hidden = model.hidden(tokens, cache, lengths)
-    last = hidden[torch.arange(len(rows), device=device), lengths - 1]
-    return head(last, model.wte.weight), cache
+    return hidden[torch.arange(len(rows), device=device), lengths - 1], cache
 
 
 def _advance(model: GPT, rows: list[_Row], cache: Cache) -> Tensor:
-    """Logits after each row's newest token [rows, vocabulary], which is read into the cache; of rows that have ended, anything."""
+    """States of each row's newest token [rows, width], which is read into the cache; of rows that have ended, anything."""
     device = model.wte.weight.device
     context = model.config.context
     full = [place for place, row in enumerate(rows) if len(row.window) > context and not row.ended]
     tokens = torch.tensor([[row.window[-1]] for row in rows], device=device)
-    if len(full) < len(rows):
-        logits = head(model.hidden(tokens, cache)[:, -1], model.wte.weight)
-    else:
-        logits = model.wte.weight.new_empty(len(rows), model.config.vocab_size)
+    anew = len(full) == len(rows)
+    states = model.wte.weight.new_empty(len(rows), model.config.width) if anew else model.hidden(tokens, cache)[:, -1]
     if full:
         for place in full:
             rows[place].window = rows[place].window[-max(1, context // 2) :]
         index = torch.tensor(full, device=device)
-        logits[index], read = _read(model, [rows[place] for place in full], context)
+        states[index], read = _read(model, [rows[place] for place in full], context)
         cache.replace(index, read)
-    return logits
+    return states
+
+
+def _of_living(rows: list[_Row], states: Tensor, logits: Tensor, tokens: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `on_choice` is told, of the rows that have not ended."""
+    numbers, chosen = (torch.tensor(column, device=states.device) for column in ([row.number for row in rows], tokens))
+    if not any(row.ended for row in rows):
+        return numbers, states, logits, chosen
+    index = torch.tensor([place for place, row in enumerate(rows) if not row.ended], device=states.device)
+    return numbers[index], states[index], logits[index], chosen[index]
 
 
 def _choose(logits: Tensor, rows: list[_Row], temperature: float, top_k: int | None, top_p: float | None) -> list[int]:

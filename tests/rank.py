@@ -134,10 +134,11 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
     """One run on this rank. Its final weights are OUTPUT/model.safetensors (the loop) or in OUTPUT/model/ (a stage).
 
     Of the loop and `pretrained`, {"section": {…}, "model": {…}} are laid over SECTION and MODEL, and the loop takes a "micro_batch";
-    `finetuned` and the experiments that fine-tune take their "config", the config "given" to their inputs, and which these are ("needs").
+    The other stages and experiments take their "config", the config "given" to their inputs, and which these are ("needs").
     """
     from safetensors.torch import save_file
 
+    from assets.alignment.aligned import ALIGNED
     from assets.base_model import trained_shape
     from assets.contract import Artifact
     from assets.experiments.ablations import ABLATIONS
@@ -152,7 +153,7 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
     output = Path(job["output"])
     output.mkdir(parents=True, exist_ok=True)
     progress = Said(output.name, rank, world_size, zero_stage=job.get("zero_stage", 1), **job.get("profile", {}))
-    if stage := {one.name: one for one in (FINETUNED, LAYERS_TRANSFERRED, ABLATIONS)}.get(job["what"]):
+    if stage := {one.name: one for one in (FINETUNED, LAYERS_TRANSFERRED, ABLATIONS, ALIGNED)}.get(job["what"]):
         given = {name: Artifact(inputs / name, name, name, name, job["given"], {}) for name in job.get("needs", NEEDS)}
         progress.said["result"] = stage.run(job["config"], given, output, progress)
         return progress

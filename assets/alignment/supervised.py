@@ -1,0 +1,240 @@
+"""Stage `supervised`: InstructGPT's first step (Ouyang et al. 2022, section 3.5): the pre-trained model tuned on demonstrations.
+
+Every epoch's weights are kept: validation loss is best after one, and people prefer later ones, so which of them is used is the reward
+model's to say (`instructed.py`). What is trained is `gpt_model.alignment.supervised`. Beside what `tuned.py` says:
+
+    epochs/<n>/      the model as it was after epoch n, without the tokenizer; the last one is model/ too
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from assets.alignment import tuned
+from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
+from assets.pretraining import execution_of
+from gpt_model.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt_model.alignment.batches import Batches
+    from gpt_model.alignment.chat import Laid, Layout
+    from gpt_model.alignment.reading import Demonstration
+    from gpt_model.alignment.supervised import Supervised
+    from gpt_model.training.loop import Execution, Outcome
+    from gpt_model.transformer import GPT
+
+HELD_OUT = 1000  # held-out dialogues at most whose loss is measured after each epoch
+SAMPLES, SAMPLE_TOKENS = 3, 48
+
+
+@dataclass(frozen=True)
+class Dialogues:
+    """Demonstrations as one model's tokens, and what could not be used whole."""
+
+    training: Sequence[Laid]
+    held_out: Sequence[Laid]
+    asked: Sequence[Demonstration]  # held-out ones whose prompts are answered on the way
+    counts: Mapping[str, int]
+
+
+def dialogues(artifact: Path, layout: Layout, context: int, progress: Progress) -> Dialogues:
+    """Raises UserError where none fits the context."""
+    from gpt_model.alignment.reading import read_demonstrations
+    from gpt_model.alignment.supervised import fitting
+
+    training, counts = fitting([one.turns for one in read_demonstrations(artifact, "training")], layout, context)
+    known = read_demonstrations(artifact, "held_out")
+    held_out, _ = fitting([one.turns for one in known[:HELD_OUT]], layout, context)
+    if not training or not held_out:
+        raise UserError(
+            f"None of the {'training' if not training else 'held-out'} demonstrations fits the model's context of {context} tokens: "
+            "give shorter ones, or a model with a longer context."
+        )
+    if any(counts.values()):
+        progress.log(
+            f"Demonstrations that do not fit the context of {context} tokens: {counts['shortened']} lost their oldest turns, "
+            f"{counts['too_long']} were left out."
+        )
+    return Dialogues(training, held_out, known[:SAMPLES], counts)
+
+
+def tune(
+    gpt: GPT, layout: Layout, data: Dialogues, objective: Supervised, section: Mapping[str, Any], output: Path, progress: Progress,
+    *, keeping: bool,
+) -> tuple[Outcome, list[float]]:  # fmt: skip
+    """Train in place, held-out loss after every epoch; `keeping`: its weights, too. (outcome, held-out loss by epoch)"""
+    from gpt_model.alignment.batches import settings_of
+    from gpt_model.alignment.supervised import held_out_loss, keep_epoch
+    from gpt_model.training.engine import start
+    from gpt_model.training.loop import Hook, train
+
+    execution = replace(execution_of(progress.profile, progress), compile=False)  # shapes change with every batch
+    start(execution)
+    batches = objective.batches
+    settings = settings_of(section, batches.steps)
+
+    def after_an_epoch(step: int, model: Any) -> dict[str, float]:
+        epoch = step // batches.steps_per_epoch
+        found = held_out_loss(model, data.held_out, execution)
+        if execution.rank == 0:
+            if keeping:
+                keep_epoch(model, output, epoch)
+            for name, text in _samples(model, layout, data.asked, section["seed"]):
+                progress.text(step, name, text)
+        return {"held_out/loss": found, "epoch": float(epoch)}
+
+    ends = range(batches.steps_per_epoch, batches.steps + 1, batches.steps_per_epoch)
+    outcome = train(
+        gpt, objective, settings, execution,
+        checkpoints=output / SCRATCH / "checkpoints", progress=progress, hooks=[Hook(ends, after_an_epoch)],
+    )  # fmt: skip
+    return outcome, _losses_by_epoch(gpt, data, execution, output, section["epochs"], keeping)
+
+
+def _losses_by_epoch(gpt: GPT, data: Dialogues, execution: Execution, output: Path, epochs: int, keeping: bool) -> list[float]:
+    """Measured of the weights that are kept, as an earlier attempt's numbers are gone; of the last ones alone where none are."""
+    from gpt_model import convert
+    from gpt_model.alignment.supervised import EPOCHS, held_out_loss
+
+    if not keeping:
+        return [held_out_loss(gpt.eval(), data.held_out, execution)]
+    if execution.world_size > 1:
+        import torch.distributed as dist
+
+        dist.barrier()  # rank 0 has written the last one
+    folders = [output / EPOCHS / str(epoch) for epoch in range(1, epochs + 1)]
+    return [held_out_loss(convert.load(folder).to(execution.device).eval(), data.held_out, execution) for folder in folders]
+
+
+def _samples(model: GPT, layout: Layout, asked: Sequence[Demonstration], seed: int) -> list[tuple[str, str]]:
+    from gpt_model.alignment.answering import answer
+
+    prompts = [one.turns[:-1] for one in asked]
+    answers = answer(model, layout, prompts, max_new_tokens=SAMPLE_TOKENS, temperature=0.7, seed=seed)
+    said = ["\n".join(f"{turn.role}: {turn.text}" for turn in prompt) for prompt in prompts]
+    return [
+        (f"{n} {one.source}", f"{before}\nassistant: {found.text}")
+        for n, (one, before, found) in enumerate(zip(asked, said, answers, strict=True), 1)
+    ]
+
+
+def micro_tokens(progress: Progress, context: int) -> int:
+    """Tokens of a rank and forward pass: the profile's bound is in sequences."""
+    from gpt_model.alignment.batches import MICRO_TOKENS
+
+    return progress.profile.micro_batch * context if progress.profile.micro_batch else MICRO_TOKENS
+
+
+def batches_of(sizes: Sequence[int], batch: int, section: Mapping[str, Any], progress: Progress, context: int) -> Batches:
+    """Which dialogues are met when. Raises UserError where there are fewer in a batch than processes."""
+    from gpt_model.alignment.batches import Batches
+
+    if min(batch, len(sizes)) < progress.world_size:
+        raise UserError(
+            f"A batch of {min(batch, len(sizes))} of the {len(sizes)} demonstrations cannot be shared out to {progress.world_size} "
+            f"processes: give more of them, raise batch, or set fewer processes in profiles/{progress.profile.name}.yaml."
+        )
+    how = section["epochs"], section["seed"], progress.rank, progress.world_size, micro_tokens(progress, context)
+    return Batches(sizes, batch, *how)
+
+
+def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    from gpt_model.alignment.supervised import Supervised
+
+    section = config["supervised"]
+    gpt, layout = tuned.begin(inputs["pretrained"], inputs["tokenizer"].path, section["dropout"], section["seed"])
+    shape = gpt.config
+    data = dialogues(inputs["demonstrations"].path, layout, shape.context, progress)
+    sizes = [len(one.tokens) for one in data.training]
+    batches = batches_of(sizes, section["batch"], section, progress, shape.context)
+    objective = Supervised(data.training, batches, shape.flops_per_token())
+    outcome, losses = tune(gpt, layout, data, objective, section, output, progress, keeping=True)
+    metrics = metrics_of(outcome, data, sizes)
+    metrics |= {"held_out_loss": losses[-1], "best_epoch_by_loss": float(min(range(len(losses)), key=losses.__getitem__) + 1)}
+    if progress.rank == 0:
+        epochs = [{"epoch": n, "held_out_loss": round(loss, 6)} for n, loss in enumerate(losses, start=1)]
+        tuned.write(output, gpt, layout.tokenizer, {**facts_of(data, sizes, outcome.steps), "epochs": epochs})
+    return metrics
+
+
+def metrics_of(outcome: Outcome, data: Dialogues, sizes: Sequence[int]) -> Metrics:
+    return {
+        "loss": outcome.loss,
+        "steps": float(outcome.steps),
+        "dialogues": float(len(data.training)),
+        "tokens_an_epoch": float(sum(sizes)),
+        **{name: float(count) for name, count in data.counts.items()},
+        "seconds": outcome.seconds,
+        "dialogues_per_second": outcome.units_per_second,
+        "checkpoint_stall_seconds": outcome.checkpoint_stall_seconds,
+    }
+
+
+def facts_of(data: Dialogues, sizes: Sequence[int], steps: int) -> dict[str, Any]:
+    learnt = sum(sum(one.learnt) for one in data.training)
+    return {"dialogues": len(data.training), "tokens": sum(sizes), "learnt_tokens": learnt, "steps": steps, **data.counts}
+
+
+# -- checks and pictures -----------------------------------------------------------------------------------------------------------------
+
+
+def _alike_in_transformers(built: Built) -> Verdict:
+    from transformers import AutoTokenizer
+
+    from gpt_model.alignment.chat import Layout
+    from gpt_model.alignment.dialogue import messages
+    from gpt_model.alignment.reading import read_demonstrations
+    from gpt_model.tokenizer import Tokenizer
+
+    folder = built.output / "model"
+    layout = Layout(Tokenizer.load(folder))
+    theirs: Any = AutoTokenizer.from_pretrained(folder)
+    known = read_demonstrations(built.inputs["demonstrations"].path, "held_out")[:100]
+    alike = sum(
+        theirs.apply_chat_template(messages(one.turns), tokenize=True)["input_ids"] == layout.whole(one.turns).tokens for one in known
+    )
+    return Verdict(alike == len(known), f"transformers lays {alike} of {len(known)} held-out dialogues out as we do.", {"alike": alike})
+
+
+def _held_out_falls(built: Built) -> Verdict:
+    losses = [value for _, value in built.series.get("held_out/loss", ())]
+    if len(losses) < 2:
+        return Verdict(True, "There was one epoch, and so nothing to compare.")
+    told = f"Held-out nats a token: {losses[0]:.3f} after the first epoch, {min(losses):.3f} at best, {losses[-1]:.3f} after the last."
+    return Verdict(min(losses) < losses[0], told, {"first": losses[0], "best": min(losses), "last": losses[-1]})
+
+
+def show(built: Built, folder: Path) -> None:
+    """tuning.png (training and held-out loss, learning rate) and samples.md."""
+    training, held_out = built.series.get("nats", ()), built.series.get("held_out/loss", ())
+    panels = [
+        ("nats a token of the assistant's", "step", [("training", training), ("held out, after each epoch", held_out)]),
+        ("learning rate", "step", [("", built.series.get("learning_rate", ()))]),
+    ]
+    tuned.curves(panels, folder / "tuning.png")
+    (folder / "samples.md").write_text(tuned.last_texts(built, "Held-out prompts, answered after the last epoch."), encoding="utf-8")
+
+
+LAID_OUT = Check("laid_out_alike", False, "transformers' chat template gives the tokens that training saw.", _alike_in_transformers)
+
+SUPERVISED = Stage(
+    name="supervised",
+    version="1",
+    run=_run,
+    description="The pre-trained model tuned on demonstrations (InstructGPT's first step), every epoch kept.",
+    kinds=("pytorch", "deepspeed"),
+    checks=(
+        tuned.LOSS_IS_FINITE,
+        tuned.MODEL_LOADS,
+        tuned.LOSS_FALLS,
+        LAID_OUT,
+        Check("held_out_falls", False, "Held-out loss is lower after some epoch than after the first.", _held_out_falls),
+    ),
+    show=show,
+    ranks="profile",
+    pool="training",
+    model=True,
+)

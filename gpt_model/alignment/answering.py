@@ -1,0 +1,78 @@
+"""Answers of a model to prompts, many at once. What an answer is worth is the reward model's matter (`reward.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gpt_model.alignment.chat import Layout
+from gpt_model.alignment.dialogue import Dialogue
+from gpt_model.generation import generate
+from gpt_model.transformer import GPT
+
+ROWS = 64  # answers that are written together: what a CPU decodes fastest
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`text`: the continuation as it was written, without the end; after opening words its space is kept."""
+
+    text: str
+    tokens: list[int]  # with the end, where it ended
+    ended: bool  # by the model itself; else it was cut at the longest allowed
+    prompt_cut: bool = False  # the prompt's first turns did not fit the context
+
+    @property
+    def empty(self) -> bool:
+        """Whether it says nothing. Such an answer stays one: it is scored and counted as all others are."""
+        return not self.text.strip()
+
+
+def answer(
+    model: GPT, layout: Layout, prompts: Sequence[Dialogue], *, max_new_tokens: int, temperature: float, seed: int, copies: int = 1
+) -> list[Answer]:
+    """`copies` answers to each prompt, a prompt's after another's. What is drawn depends on seed and prompt alone."""
+    room = max(model.config.context // 2, model.config.context - max_new_tokens)
+    laid = [_prompt(layout, prompt, room) for prompt in prompts for _ in range(copies)]
+    found: list[Answer | None] = [None] * len(laid)
+    for part in _parts([tokens for tokens, _ in laid]):
+        rows = [laid[number][0] for number in part]
+        written = generate(model, rows, max_new_tokens, temperature, seed=seed, stop=(layout.end,))
+        for number, tokens in zip(part, written, strict=True):
+            ended = len(tokens) < max_new_tokens
+            text = layout.tokenizer.decode(tokens)
+            found[number] = Answer(text, [*tokens, layout.end] if ended else tokens, ended, laid[number][1])
+    return [one for one in found if one is not None]
+
+
+def _prompt(layout: Layout, prompt: Dialogue, room: int) -> tuple[list[int], bool]:
+    """A prompt's tokens, and whether turns were left out; of one whose last turn alone is too long the decoder reads the end."""
+    whole = layout.prompt(prompt)
+    if len(whole) <= room:
+        return whole, False
+    return shortened(layout, prompt, room) or whole, True
+
+
+def shortened(layout: Layout, prompt: Dialogue, room: int) -> list[int] | None:
+    """The prompt in at most `room` tokens: its first turns are left out, a question with its answer. None where the last one does not fit.
+
+    What the system says is kept.
+    """
+    system, said = (prompt[:1], prompt[1:]) if prompt[0].role == "system" else ((), prompt)
+    for first in range(0, len(said), 2):
+        tokens = layout.prompt((*system, *said[first:]))
+        if len(tokens) <= room:
+            return tokens
+    return None
+
+
+def _parts(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Numbers of rows of like length. Equal rows stay together: `generate` tells copies apart by their place among them."""
+    part: list[int] = []
+    for number in sorted(range(len(rows)), key=lambda number: (len(rows[number]), rows[number], number)):
+        if len(part) >= ROWS and rows[number] != rows[part[-1]]:
+            yield part
+            part = []
+        part.append(number)
+    if part:
+        yield part

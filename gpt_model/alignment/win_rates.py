@@ -1,0 +1,125 @@
+"""Which of two models answers better, how far one is from its reference, and which of two texts a model itself finds likelier.
+
+Figures with 95 % intervals by bootstrap over prompts: what answers the same prompt, or stands under it, is drawn together. Who judges
+is not known here, and how texts drift is `drift.py`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gpt_model.evaluation.scores import ALIKE, unseen
+from gpt_model.experiments.intervals import RESAMPLES, Estimate
+
+if TYPE_CHECKING:
+    from gpt_model.transformer import GPT
+
+Floats = NDArray[np.float64]
+READ_TOKENS = 8192  # a forward pass of what is only read: as in evaluation
+CENTRAL = (2.5, 97.5)
+
+
+# -- intervals -------------------------------------------------------------------------------------------------------------------------
+
+
+def ratio(above: ArrayLike, below: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0) -> Estimate:
+    """Sum of `above` over sum of `below`. `groups`: which rows are drawn together; each alone where nothing is said."""
+    value, samples = _resampled(above, below, groups, seed)
+    low, high = np.percentile(samples, CENTRAL)
+    return Estimate(value, min(float(low), value), max(float(high), value))
+
+
+def mean(values: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0) -> Estimate:
+    return ratio(values, np.ones(len(np.asarray(values))), groups, seed)
+
+
+def share(values: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0) -> Estimate:
+    """The mean of what lies from 0 to 1. Where all prompts came out alike, the interval is what a share of others not met yet may do."""
+    values = np.asarray(values, dtype=float)
+    value, samples = _resampled(values, np.ones(len(values)), groups, seed)
+    if np.ptp(samples) < ALIKE:
+        other = unseen(len(set(groups)) if groups is not None else len(values))
+        return Estimate(value, (1 - other) * value, (1 - other) * value + other)
+    low, high = np.percentile(samples, CENTRAL)
+    return Estimate(value, min(float(low), value), max(float(high), value))
+
+
+def _resampled(above: ArrayLike, below: ArrayLike, groups: Sequence[str] | None, seed: int) -> tuple[float, Floats]:
+    """The ratio, and what it is in each resample: [resamples]."""
+    above, below = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    if groups is not None:
+        names, member = np.unique(np.asarray(groups), return_inverse=True)
+        above, below = (np.bincount(member, part, minlength=len(names)) for part in (above, below))
+    draw = np.random.default_rng(seed)
+    samples = np.empty(RESAMPLES)
+    for number in range(RESAMPLES):
+        chosen = draw.integers(len(above), size=len(above))
+        samples[number] = above[chosen].sum() / below[chosen].sum()
+    return float(above.sum() / below.sum()), samples
+
+
+# -- who answers better ----------------------------------------------------------------------------------------------------------------
+
+
+def wins(ours: ArrayLike, theirs: ArrayLike) -> Floats:
+    """Prompt by prompt: 1 where ours is scored higher, 0 where theirs is, ½ of a tie, no number where one of the two has none."""
+    ours, theirs = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
+    found = 0.5 + 0.5 * np.sign(ours - theirs)
+    return np.where(np.isfinite(ours) & np.isfinite(theirs), found, np.nan)
+
+
+def win_rate(won: Floats, groups: Sequence[str]) -> Estimate | None:
+    """Of `wins`; None where no prompt has a number."""
+    counted = np.isfinite(won)
+    return share(won[counted], [group for group, one in zip(groups, counted, strict=True) if one]) if counted.any() else None
+
+
+def best(scores: ArrayLike, n: int) -> list[int]:
+    """Of `n` answers to each prompt, one after another, which is scored highest: its place among all. NaN is never the best of numbers."""
+    by_prompt = np.nan_to_num(np.asarray(scores, dtype=float).reshape(-1, n), nan=-np.inf)
+    return [int(prompt * n + place) for prompt, place in enumerate(by_prompt.argmax(1))]
+
+
+def best_of_kl(n: int) -> float:
+    """Nats an answer that the best of `n` may be from what it is chosen among: log n - (n - 1)/n, a bound (Beirami et al. 2024)."""
+    return math.log(n) - (n - 1) / n
+
+
+# -- log-probabilities -----------------------------------------------------------------------------------------------------------------
+
+
+def log_probabilities(model: GPT, texts: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float = 1.0) -> Floats:
+    """Nats of each (prompt, answer)'s answer, its tokens' summed: [texts]. At a temperature: of what is sampled at it."""
+    import torch
+
+    from gpt_model.alignment.episodes import places
+    from gpt_model.loss import linear_cross_entropy_by_row
+    from gpt_model.ragged import Ragged
+
+    found, device, was_training = np.zeros(len(texts)), model.wte.weight.device, model.training
+    model.eval()
+    with torch.no_grad():
+        for part in _parts([len(prompt) + len(answer) for prompt, answer in texts]):
+            rows = Ragged.of([[*texts[one][0], *texts[one][1]] for one in part], device)
+            before, actions = (torch.tensor([len(texts[one][side]) for one in part], device=device) for side in (0, 1))
+            at = places(rows.starts, before, actions)
+            states = model.states_of(rows)[at] / temperature
+            nats = linear_cross_entropy_by_row(states, model.wte.weight, rows.tokens[at + 1]).double().cpu()
+            found[part] = [-float(one.sum()) for one in nats.split(actions.tolist())]
+    model.train(was_training)
+    return found
+
+
+def _parts(lengths: Sequence[int]) -> list[list[int]]:
+    """Numbers of texts that are read together, of like length, so that little is padded."""
+    parts: list[list[int]] = [[]]
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if parts[-1] and (len(parts[-1]) + 1) * lengths[number] > READ_TOKENS:
+            parts.append([])
+        parts[-1].append(number)
+    return [part for part in parts if part]

@@ -1,0 +1,128 @@
+"""The section `alignment`: which assets a recipe with one has, what feeds what, and what is said of a mistake in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from assets.alignment.section import AlignmentSection
+from assets.graph import nodes
+from assets.lineage_tree import origin
+from assets.recipe import Recipe, load_recipe
+from gpt_model.errors import UserError
+
+RECIPE = """\
+name: talk
+corpus: {sources: [{name: notes, path: "notes.txt"}]}
+tokenizer: {vocab_size: 300}
+model: {layers: 2, width: 32, heads: 2, context: 64}
+pretraining: {tokens: 4096, batch_tokens: 512, learning_rate: 1e-3}
+"""
+DEMONSTRATIONS = """\
+  demonstrations: {sources: [{name: said, path: "said.jsonl", form: messages}]}
+"""
+COMPARISONS = """\
+  comparisons: {sources: [{name: judged, path: "judged.jsonl", form: pairs}], judge: 0.2}
+"""
+PROMPTS = """\
+  prompts: {sources: [{name: asked, path: "asked.jsonl", form: messages}]}
+"""
+PPO = "  ppo: {learning_rate: 1e-5, episodes: 64, batch: 16, minibatch: 8}\n"
+
+
+def recipe(folder: Path, alignment: str, head: str = RECIPE) -> Recipe:
+    path = folder / "talk.yaml"
+    path.write_text(f"{head}alignment:\n{alignment}")
+    return load_recipe(str(path))
+
+
+def graph(folder: Path, alignment: str) -> dict[str, list[str]]:
+    """Asset -> what feeds it."""
+    return {node.name: node.upstream for node in nodes(recipe(folder, alignment))}
+
+
+def test_demonstrations_alone_make_a_supervised_model(tmp_path: Path) -> None:
+    found = graph(tmp_path, DEMONSTRATIONS)
+    assert found["supervised"] == ["pretrained", "tokenizer", "demonstrations"]
+    assert not {"reward_model", "policy_init", "aligned", "preferences", "instructed"} & set(found)
+
+
+def test_every_step_is_fed_by_the_one_before_and_nothing_goes_round(tmp_path: Path) -> None:
+    found = graph(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO + "  dpo: {}\n")
+    assert found["reward_model"] == ["supervised", "tokenizer", "demonstrations", "comparisons"]
+    assert found["instructed"] == ["supervised", "reward_model", "prompts"]
+    assert found["policy_init"] == ["pretrained", "tokenizer", "demonstrations", "tokens"]
+    assert found["aligned"] == found["aligned_without_ptx"] == ["policy_init", "reward_model", "prompts", "tokens"]
+    assert found["dpo"] == ["policy_init", "comparisons"]
+    assert {"aligned", "aligned_without_ptx", "dpo", "instructed", "judge"} <= set(found["preferences"])
+    seen: set[str] = set()
+    for name, needs in found.items():  # each after what it needs
+        assert set(needs) <= seen, name
+        seen.add(name)
+
+
+def test_a_reward_model_may_start_from_the_pretrained_model(tmp_path: Path) -> None:
+    found = graph(tmp_path, DEMONSTRATIONS + COMPARISONS + "  reward_model: {start: pretrained}\n")
+    assert found["reward_model"][0] == "pretrained"
+
+
+def test_ppo_without_pretraining_text_is_made_once(tmp_path: Path) -> None:
+    without = PPO.replace("batch: 16", "batch: 16, ptx_weight: 0")
+    assert "aligned_without_ptx" not in graph(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + without)
+
+
+def test_the_two_policies_differ_in_pretraining_text_alone(tmp_path: Path) -> None:
+    found = {node.name: node for node in nodes(recipe(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO))}
+    with_text, without = (found[name].settings(tmp_path)["ppo"] for name in ("aligned", "aligned_without_ptx"))
+    assert {key for key in with_text if with_text[key] != without[key]} == {"ptx_weight", "ptx_examples"}
+    assert without["ptx_weight"] == 0
+
+
+def test_the_tax_is_measured_by_the_suites_of_zero_shot(tmp_path: Path) -> None:
+    alignment = DEMONSTRATIONS + "  preferences: {suites: [held_out]}\nevaluation: {suites: [held_out, cloze], examples: {cloze: 20}}\n"
+    made = {node.name: node for node in nodes(recipe(tmp_path, alignment))}
+    assert made["zero_shot_after/supervised"].upstream == ["supervised", "tokenizer", "corpus", "tokens"]
+    assert list(made["zero_shot_after/supervised"].settings(tmp_path)["suites"]) == ["held_out"]
+    assert list(made["zero_shot"].settings(tmp_path)["suites"]) == ["held_out", "cloze"]
+
+
+def test_a_recipe_without_the_section_is_as_it_was() -> None:
+    assert not {"supervised", "demonstrations", "preferences"} & {node.name for node in nodes(load_recipe("tiny"))}
+
+
+def test_the_papers_values_are_the_defaults() -> None:
+    section = AlignmentSection.model_validate({"demonstrations": {"sources": [{"name": "said", "path": "said.jsonl", "form": "messages"}]}})
+    supervised, reward, init = section.supervised, section.reward_model, section.policy_init
+    assert (supervised.epochs, supervised.dropout, supervised.final_learning_rate, supervised.batch) == (16, 0.2, 0.1, 32)
+    assert (reward.epochs, reward.batch, init.epochs, init.pretraining_share) == (1, 64, 2, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("alignment", "told"),
+    [
+        ("  supervised: {epochs: 2}\n", r"talk.yaml, line 6.*alignment.demonstrations.*missing"),
+        (DEMONSTRATIONS + PPO, r"talk.yaml, line 8.*alignment.ppo.*add comparisons and prompts"),
+        (DEMONSTRATIONS + "  dpo: {}\n", r"line 8.*alignment.dpo.*takes comparisons"),
+        (DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO.replace("minibatch: 8", "minibatch: 5"), "line 10.*not a whole number of minibatch"),
+        (DEMONSTRATIONS.replace("messages", "rated"), "alignment.demonstrations.*instruction"),
+        (DEMONSTRATIONS.replace("messages", "pairs"), "'said' has form pairs, which makes no demonstrations"),
+        (DEMONSTRATIONS + COMPARISONS.replace("judge: 0.2", "judge: 0.95"), "leave nothing to train on"),
+        (DEMONSTRATIONS + "  supervised: {epoch: 2}\n", "line 8.*epoch.*not a key.*Did you mean.*epochs"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_said_with_its_place(tmp_path: Path, alignment: str, told: str) -> None:
+    with pytest.raises(UserError, match=f"(?s){told}"):
+        nodes(recipe(tmp_path, alignment))
+
+
+def test_text_to_mix_in_needs_a_corpus(tmp_path: Path) -> None:
+    head = "name: talk\nimported: {folder: theirs}\n"
+    with pytest.raises(UserError, match=r"alignment.policy_init.pretraining_share.*no corpus"):
+        nodes(recipe(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO, head))
+
+
+def test_an_origin_is_said_of_every_kind_of_source() -> None:
+    assert origin({"task": "sentiment"}) == "task sentiment"
+    assert origin({"votes": True, "pinned": []}) == "votes cast here"
+    assert origin({"package": "a==1", "files": "x"}) == "a==1, x"

@@ -1,0 +1,117 @@
+"""Answers to prompts, and the supervised epoch that the reward model likes best."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import human_world as world
+import pytest
+import torch
+from rank import Said
+
+from assets.alignment.instructed import INSTRUCTED
+from assets.contract import Artifact, Built, Inputs
+from gpt_model import convert
+from gpt_model.alignment import reward
+from gpt_model.alignment.answering import ROWS, answer, shortened
+from gpt_model.alignment.dialogue import Turn
+from gpt_model.alignment.reward import RewardModel
+from gpt_model.errors import UserError
+
+CONFIG = {"instructed": {"prompts": 12, "max_new_tokens": 8, "temperature": 1.0, "seed": 1}}
+ASKED = [(Turn("user", f"And the {thing}?"),) for thing in world.THINGS]
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_depends_on_seed_and_prompt_and_not_on_the_prompts_beside_it() -> None:
+    layout = world.layout()
+    model = world.tiny(layout).eval()
+    how: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3, "copies": 2}
+    together = answer(model, layout, ASKED, **how)
+    assert len(together) == 2 * len(ASKED)
+    assert answer(model, layout, ASKED[3:4], **how) == together[6:8]
+    assert together[6].tokens != together[7].tokens
+    many = answer(model, layout, ASKED[:1], max_new_tokens=6, temperature=1.0, seed=3, copies=ROWS + 10)
+    assert len({tuple(one.tokens) for one in many}) > ROWS  # no copy is drawn twice where there are more than are written together
+
+
+def test_an_answer_ends_with_its_end_or_is_cut_and_an_empty_one_stays_one() -> None:
+    layout = world.layout()
+    model = world.tiny(layout).eval()
+    cut = answer(model, layout, ASKED, max_new_tokens=1, temperature=1.0, seed=1)
+    assert all(len(one.tokens) == 1 for one in cut)
+    with torch.no_grad():
+        parameters = dict(model.named_parameters())
+        parameters["wte.weight"][layout.end] += 100  # and every state has a mean of 1, so that the end is what follows
+        parameters["ln_f.bias"].fill_(1.0)
+    empty = answer(model, layout, ASKED[:2], max_new_tokens=4, temperature=0.0, seed=1)
+    assert [(one.text, one.tokens, one.ended, one.empty) for one in empty] == [("", [layout.end], True, True)] * 2
+
+
+def test_a_prompt_that_is_too_long_gives_way_by_whole_turns_and_what_the_system_says_stays() -> None:
+    layout = world.layout()
+    talk = (
+        Turn("system", "Be kind."), Turn("user", "The film was fine. " * 9), Turn("assistant", "Yes."), Turn("user", "And the plot?"),
+    )  # fmt: skip
+    assert shortened(layout, talk, 40) == layout.prompt((talk[0], talk[3]))
+    assert shortened(layout, (Turn("user", "dull " * 90),), 40) is None
+    (found,) = answer(world.tiny(layout).eval(), layout, [talk], max_new_tokens=4, temperature=1.0, seed=1)
+    assert found.prompt_cut
+
+
+# -- the stage -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """Three epochs of which the second says what the reward model likes: a text whose last state lies along its head."""
+    folder, layout = tmp_path_factory.mktemp("inputs"), world.layout()
+    supervised = world.model(folder / "supervised", world.tiny(layout, seed=3), layout)
+    for epoch in (1, 2, 3):
+        convert.save(world.tiny(layout, seed=epoch), supervised.path / "epochs" / str(epoch), layout.end)
+    losses = [{"epoch": epoch, "held_out_loss": loss} for epoch, loss in ((1, 2.0), (2, 2.5), (3, 3.0))]
+    (supervised.path / "training.json").write_text(json.dumps({"epochs": losses}))
+    model = RewardModel(world.tiny(layout, seed=9))
+    reward.save(model, layout.tokenizer, folder / "reward_model")
+    scorer = Artifact(folder / "reward_model", "reward_model", "", "", {}, {})
+    return {"supervised": supervised, "reward_model": scorer, "prompts": world.write(folder / "prompts", held_out=world.prompts(20))}
+
+
+@pytest.fixture(scope="module")
+def chosen(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    output, said = tmp_path_factory.mktemp("instructed"), Said("instructed")
+    metrics = INSTRUCTED.run(CONFIG, inputs, output, said)
+    names = {name for values in said.said["metrics"].values() for name in values}
+    series = {name: [(step, values[name]) for step, values in sorted(said.said["metrics"].items())] for name in names}
+    return Built(CONFIG, inputs, output, metrics, series, [tuple(one) for one in said.said["texts"]])
+
+
+def test_the_epoch_with_the_best_mean_reward_is_kept_whatever_its_loss(chosen: Built, inputs: Inputs) -> None:
+    rows = [json.loads(line) for line in (chosen.output / "answers.jsonl").read_text().splitlines()]
+    means = {epoch: sum(row["reward"] for row in rows if row["epoch"] == epoch) / 12 for epoch in (1, 2, 3)}
+    best = max(means, key=means.__getitem__)
+    assert chosen.metrics["best_epoch"] == best
+    assert chosen.metrics["reward"] == pytest.approx(means[best])
+    assert chosen.metrics["reward_low"] < means[best] < chosen.metrics["reward_high"]
+    assert chosen.metrics["epoch_of_lowest_loss"] == 1
+    kept = chosen.output / "model" / "model.safetensors"
+    assert kept.read_bytes() == (inputs["supervised"].path / "epochs" / str(best) / "model.safetensors").read_bytes()
+    assert world.failed(INSTRUCTED, chosen) == {}
+
+
+def test_reward_and_validation_loss_are_shown_side_by_side(chosen: Built, tmp_path: Path) -> None:
+    INSTRUCTED.show(chosen, tmp_path)
+    assert (tmp_path / "epochs.png").is_file()
+    table = (tmp_path / "epochs.md").read_text()
+    assert "| 2.500 |" in table
+    assert "(kept)" in table
+
+
+def test_without_held_out_prompts_it_says_what_to_change(inputs: Inputs, tmp_path: Path) -> None:
+    none = world.write(tmp_path / "prompts", held_out=[])
+    with pytest.raises(UserError, match=r"make prompts\.held_out larger"):
+        INSTRUCTED.run(CONFIG, {**inputs, "prompts": none}, tmp_path / "out", Said("instructed"))

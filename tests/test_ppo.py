@@ -1,0 +1,321 @@
+"""PPO-ptx: advantages against a hand-computed example, the loss, what a run learns and what stops it. Kills: test_ppo_resume.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank import Said, make_inputs
+from torch import Tensor
+
+from assets.alignment.aligned import objective_of, settings_of
+from assets.alignment.section import PPOSection
+from assets.contract import Artifact
+from gpt_model.alignment import ema
+from gpt_model.alignment.advantages import gae, next_coefficient, whitened, worth
+from gpt_model.alignment.episodes import Asking, Episodes, make
+from gpt_model.alignment.ppo import PPO, Actions, Actors, clipped_value_loss, constant_rate, through
+from gpt_model.alignment.reward import RewardModel
+from gpt_model.alignment.rollouts import Limits, diverged
+from gpt_model.config import ModelConfig
+from gpt_model.data.shards import TokenData
+from gpt_model.errors import UserError
+from gpt_model.ragged import Ragged
+from gpt_model.training.engine import start
+from gpt_model.training.loop import Execution, Hook, train
+from gpt_model.training.measure import held_out
+from gpt_model.transformer import GPT
+
+VOCABULARY, END = 300, 7
+SHAPE = ModelConfig(layers=2, width=32, heads=2, context=32, vocab_size=VOCABULARY, dropout=0.1)
+LIKED = range(100)  # tokens that the reward model of these tests likes: a third of them
+PROMPTS = [[20 + number, 40 + number, 60] for number in range(10)]
+SECTION: dict[str, Any] = {
+    "episodes": 192, "batch": 32, "minibatch": 16, "learning_rate": 1e-3, "value_learning_rate": 1e-3, "warmup_batches": 0,
+    "ptx_weight": 0.0, "max_new_tokens": 6, "ema": 0.5, "kl": 0.02,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """This process as the only rank, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+            patch.setenv(name, value)
+        start(Execution())
+        yield
+    torch.set_num_threads(threads)
+
+
+class Likes(RewardModel):
+    """Likes texts by the share of their tokens in LIKED after the prompt; `broken`: every how many-th text has no number."""
+
+    broken = 0
+
+    def rewards(self, rows: Ragged) -> Tensor:
+        texts = [text[3:-1] for text in rows.tokens.split(list(rows.lengths))]
+        found = torch.tensor([sum(int(token) in LIKED for token in text) / 6 for text in texts])
+        return torch.where(torch.arange(len(found)) % self.broken == 0, math.nan, found) if self.broken else found
+
+
+def actors(shared: bool = False, broken: int = 0, vocabulary: int = VOCABULARY) -> Actors:
+    shape = SHAPE.model_copy(update={"vocab_size": vocabulary})
+    reward = Likes(GPT(shape, seed=2))
+    reward.broken = broken
+    return Actors(GPT(shape, seed=1), reward, shared=shared, seed=1)
+
+
+def objective(folder: Path, tokens: Path | None = None, **section: Any) -> tuple[PPO, dict[str, Any]]:
+    given = PPOSection.model_validate({**SECTION, **section}).model_dump(mode="json")
+    asking = Asking(END, given["max_new_tokens"], given["temperature"])
+    artifact = Artifact(tokens, "tokens", "", "", {}, {}) if tokens else None
+    return objective_of(given, PROMPTS, asking, artifact, SHAPE.context, folder, Execution(), 16), given
+
+
+def learnt(model: Actors, folder: Path, tokens: Path | None = None, **section: Any) -> tuple[PPO, dict[int, dict[str, float]]]:
+    """PPO on the real engine. What it said."""
+    ppo, given = objective(folder, tokens, **section)
+    progress = Said("ppo")
+    hooks = [Hook(ppo.rollouts.steps, lambda step, whole: ppo.rollouts.between(step, whole.cast()))]  # type: ignore[operator]
+    train(model, ppo, settings_of(given), Execution(), checkpoints=None, progress=progress, hooks=hooks)
+    return ppo, progress.said["metrics"]
+
+
+def episodes_of(rewards: list[float], log_ratios: list[list[float]], values: list[list[float]]) -> Episodes:
+    sizes = torch.tensor([len(one) for one in values])
+    flat = torch.tensor([one for each in log_ratios for one in each])
+    return Episodes(
+        asked=torch.arange(len(sizes)), before=torch.ones_like(sizes), actions=sizes, ended=sizes > 0, rewards=torch.tensor(rewards),
+        tokens=torch.zeros(int(sizes.sum()) + len(sizes), dtype=torch.long), policy=flat, reference=torch.zeros_like(flat),
+        entropy=torch.zeros_like(flat), values=torch.tensor([one for each in values for one in each]),
+    )  # fmt: skip
+
+
+# -- arithmetic ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_advantages_are_those_computed_by_hand() -> None:
+    """δ = (0.4 - 0.5, 0.2 - 0.4, 1 - 0.2) = (-0.1, -0.2, 0.8); with λ ½: 0.8, -0.2 + 0.4, -0.1 + 0.1."""
+    advantages, returns = gae(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.5, 0.4, 0.2]), 0.5)
+    assert advantages.tolist() == pytest.approx([0.0, 0.2, 0.8], abs=1e-6)
+    assert returns.tolist() == pytest.approx([0.5, 0.6, 1.0])
+
+
+def test_the_penalty_is_paid_token_by_token_and_the_reward_at_the_last() -> None:
+    """With λ 1 and values 0 an advantage is all that is gained from there on: penalties -0.1·(1, 2), reward 3."""
+    found = worth(episodes_of([3.0], [[1.0, 2.0]], [[0.0, 0.0]]), 0.1, 1.0)
+    assert found.returns.tolist() == pytest.approx([2.7, 2.8])
+    assert found.advantages.tolist() == pytest.approx([-1.0, 1.0], abs=1e-4)  # whitened
+
+
+def test_advantages_are_whitened_over_the_batch_and_a_reward_that_is_no_number_is_left_out() -> None:
+    found = worth(episodes_of([1.0, math.nan, -1.0], [[0.0], [0.0, 0.0], [0.0]], [[0.0], [0.0, 0.0], [0.0]]), 0.1, 0.95)
+    assert found.counted.tolist() == [True, False, False, True]
+    assert found.advantages.tolist() == pytest.approx([1.0, 0.0, 0.0, -1.0])
+    values = whitened(torch.tensor([2.0, 4.0, 100.0]), torch.tensor([True, True, False]))
+    assert values[:2].tolist() == pytest.approx([-1.0, 1.0])
+
+
+def test_the_coefficient_follows_the_kl_by_at_most_a_fifth_of_the_error() -> None:
+    assert next_coefficient(0.1, kl=12.0, episodes=500, target=6.0, horizon=10_000) == pytest.approx(0.1 * (1 + 0.2 * 0.05))
+    assert next_coefficient(0.1, kl=5.4, episodes=500, target=6.0, horizon=10_000) == pytest.approx(0.1 * (1 - 0.1 * 0.05))
+
+
+def test_the_rate_rises_from_a_tenth_over_the_first_batches_and_is_then_constant() -> None:
+    rate = constant_rate(1.0, warmup_batches=10, steps_each=8)
+    assert [rate(step) for step in (0, 7, 40, 80, 10_000)] == pytest.approx([0.1, 0.1, 0.55, 1.0, 1.0])
+
+
+def test_the_worse_of_a_value_and_its_clipped_self_counts() -> None:
+    loss = clipped_value_loss(torch.tensor([2.0, 0.1]), torch.tensor([0.0, 0.0]), torch.tensor([2.0, 1.0]), 0.2)
+    assert loss.tolist() == pytest.approx([0.5 * 1.8**2, 0.5 * 0.9**2])
+
+
+def test_a_loss_of_log_probabilities_has_the_gradient_of_full_logits() -> None:
+    draw = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(9, 8, generator=draw).requires_grad_(), torch.randn(30, 8, generator=draw).requires_grad_())
+    targets, slopes = torch.randint(0, 30, (9,), generator=draw), torch.randn(9, generator=draw)
+
+    def of(logs: Tensor) -> Tensor:
+        return ((logs / 3).exp() * slopes).sum()
+
+    loss, logs = through(states, weight, targets, of)
+    gradients = torch.autograd.grad(loss, (states, weight))
+    whole = (states @ weight.t()).log_softmax(1).gather(1, targets[:, None])[:, 0]
+    assert torch.allclose(logs, whole, atol=1e-5) and loss.item() == pytest.approx(of(whole).item(), rel=1e-5)
+    for found, expected in zip(gradients, torch.autograd.grad(of(whole), (states, weight)), strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+# -- episodes --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_episode_has_what_each_model_says_of_each_token() -> None:
+    model = actors().eval()
+    with torch.no_grad():  # no longer the reference
+        model.policy.wte.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+        model.policy.ln_f.weight[0], model.policy.ln_f.bias[0] = 0.0, 1.0  # type: ignore[index,operator]
+        model.policy.wte.weight[END] = torch.eye(32)[0] * 7  # so that some end
+    found = make(model.cast(), PROMPTS, range(10), Asking(END, 6, 0.7), seed=3)
+    row = 0
+    for number, text in enumerate(found.texts()):
+        assert text[:3] == PROMPTS[number] and (text[-1] == END) == bool(found.ended[number])
+        logits = [gpt(torch.tensor([text]))[0, 2:-1].detach() / 0.7 for gpt in (model.policy, model.reference)]
+        logs = [one.log_softmax(1).gather(1, torch.tensor(text[3:])[:, None])[:, 0] for one in logits]
+        own = slice(row, row := row + len(text) - 3)
+        assert torch.allclose(found.policy[own], logs[0], atol=1e-4) and torch.allclose(found.reference[own], logs[1], atol=1e-4)
+        assert torch.allclose(found.entropy[own], torch.distributions.Categorical(logits=logits[0]).entropy(), atol=1e-4)
+        whole = Ragged.of([text])
+        assert torch.allclose(found.values[own], model.value.values(whole)[2:-1], atol=1e-4)  # type: ignore[operator]
+        assert found.kl()[number].item() == pytest.approx(float((logs[0] - logs[1]).sum()), abs=1e-3)
+    assert 0 < found.ended.sum() < 10 and row == len(found.policy)
+
+
+def test_an_answer_that_says_nothing_is_its_end_alone_and_is_counted(tmp_path: Path) -> None:
+    model = actors()
+    for gpt in (model.policy, model.reference):
+        with torch.no_grad():
+            gpt.wte.weight.zero_()
+            gpt.wte.weight[END] = 50 * gpt.ln_f.weight.sign()
+            gpt.ln_f.weight.fill_(1e-6)  # type: ignore[union-attr]
+            gpt.ln_f.bias.fill_(1.0)  # type: ignore[union-attr]
+    ppo, _ = objective(tmp_path)
+    told = ppo.rollouts.between(0, model.eval().cast())
+    assert told["empty"] == 32 and told["length"] == 1 and told["ended"] == 1 and told["empty_so_far"] == 32
+
+
+def test_all_ratios_are_one_in_the_first_minibatch(tmp_path: Path) -> None:
+    for shared in (False, True):
+        model = actors(shared)
+        ppo, _ = objective(tmp_path / str(shared))
+        ppo.rollouts.between(0, model.eval().cast())
+        model.train()
+        for part in ppo.micro_batches(0):
+            assert isinstance(part, Actions)
+            _, figures = ppo.loss(model, part)
+            assert figures["clip_fraction"][0] == 0 and abs(float(figures["moved"][0])) < 1e-4
+            assert float(figures["policy_loss"][0]) == pytest.approx(-float(part.advantages.sum()), abs=1e-3)
+
+
+def test_a_minibatch_is_a_mean_over_its_actions_however_it_is_cut(tmp_path: Path) -> None:
+    model = actors()
+    ppo, _ = objective(tmp_path)
+    ppo.rollouts.between(0, model.eval().cast())
+    shares = {}
+    for ranks in (1, 4):
+        one = PPO(ppo.rollouts, 16, 1.0, ppo.losses, None, Execution(), 1)
+        parts = []
+        for rank in range(ranks):
+            one.execution = Execution(rank=rank, world_size=ranks)
+            parts += one.micro_batches(1)
+        shares[ranks] = sum(float(part.share.sum()) for part in parts) / len(parts)  # type: ignore[union-attr]
+    assert shares[1] == pytest.approx(1) and shares[4] == pytest.approx(1)
+
+
+def test_every_episode_is_in_one_minibatch_of_an_inner_epoch_and_every_prompt_is_answered_as_often(tmp_path: Path) -> None:
+    ppo, _ = objective(tmp_path, inner_epochs=2, episodes=320)
+    assert ppo.rollouts.making.steps_each == 4
+    first, second = (sorted(item for step in steps for item in ppo._items(step)) for steps in ((4, 5), (6, 7)))
+    assert first == second == list(range(32)) and ppo._items(4) != ppo._items(6)
+    asked = [prompt for batch in range(10) for prompt in ppo.rollouts.making.asked(batch)]
+    assert [asked.count(prompt) for prompt in range(10)] == [32] * 10
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["value model", "shared trunk"])
+def test_ppo_raises_the_reward_and_leaves_the_reference_and_the_reward_model_alone(tmp_path: Path, shared: bool) -> None:
+    model = actors(shared)
+    frozen = {name: p.clone() for name, p in model.named_parameters() if name.startswith(("reference.", "reward."))}
+    ppo, told = learnt(model, tmp_path, episodes=960, batch=64, minibatch=32, learning_rate=3e-3)
+    rewards = [values["reward"] for _, values in sorted(told.items()) if "reward" in values]
+    assert rewards[-1] > rewards[0] + 0.2, rewards
+    assert told[28]["kl"] > 0.05 > abs(told[0]["kl"]) and max(values.get("clip_fraction", 0) for values in told.values()) > 0
+    assert told[28]["value_error"] < told[2]["value_error"] * 2
+    assert all(torch.equal(dict(model.named_parameters())[name], kept) for name, kept in frozen.items())
+    kept = sorted(path.name for path in ppo.rollouts.folder.iterdir())
+    assert [name.split("-")[1][:6] for name in kept if name.startswith("batch")] == ["000013", "000014"]
+
+
+def test_what_is_kept_is_the_moving_average(tmp_path: Path) -> None:
+    model = actors()
+    begin = {name: p.clone() for name, p in model.policy.named_parameters()}
+    ppo, _ = learnt(model, tmp_path, episodes=32)  # one batch, decay a half
+    average = GPT(model.policy.config, seed=9)
+    ema.take(ppo.rollouts.folder, 1, average)
+    for name, parameter in average.named_parameters():
+        assert torch.allclose(parameter, (begin[name] + dict(model.policy.named_parameters())[name]) / 2, atol=1e-6)
+
+
+def test_pre_training_text_is_forgotten_without_ptx_and_kept_with_it(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path)
+    data = TokenData(inputs / "tokens")
+    settings = {"episodes": 512, "batch": 64, "minibatch": 32, "learning_rate": 3e-3, "ptx_examples": 1, "stop": {"kl": 1e3}}
+
+    def bits(model: Actors) -> float:
+        return sum(one.bpb for one in held_out(model.policy.eval(), data, Execution()).values())
+
+    begun = actors(vocabulary=data.vocab_size + 3)
+    learnt(begun, tmp_path / "begun", inputs / "tokens", **{**settings, "ptx_weight": 100.0})  # hardly more than pre-training
+    found = {}
+    for weight in (0.0, 27.8):
+        model = Actors(begun.policy, begun.reward, shared=False, seed=1)
+        _, told = learnt(model, tmp_path / str(weight), inputs / "tokens", **{**settings, "ptx_weight": weight})
+        found[weight] = bits(model) / bits(begun)
+        assert ("ptx_loss" in told[16]) == (weight > 0)
+    assert found[0.0] > 1.03 > found[27.8], found
+
+
+def test_an_adaptive_coefficient_moves(tmp_path: Path) -> None:
+    _, told = learnt(actors(), tmp_path, adaptive_kl={"target": 6.0, "horizon": 64})
+    coefficients = [values["kl_coefficient"] for _, values in sorted(told.items()) if "kl_coefficient" in values]
+    assert coefficients[0] == 0.02 and coefficients[1] == pytest.approx(0.02 * 0.9) and coefficients[2] < coefficients[1]
+
+
+def test_rewards_that_are_no_numbers_are_left_out_and_counted(tmp_path: Path) -> None:
+    model = actors(broken=4)
+    _, told = learnt(model, tmp_path, episodes=64)
+    assert told[0]["not_a_number"] == 8 and told[2]["not_a_number_so_far"] == 16 and math.isfinite(told[4]["loss"])
+    assert all(bool(p.isfinite().all()) for p in model.policy.parameters())
+    with pytest.raises(UserError, match=r"before batch 1 of 6: the reward of 32 of 32 answers is not a number"):
+        learnt(actors(broken=1), tmp_path / "broken")
+
+
+def test_a_policy_that_runs_away_stops_the_run_and_says_why(tmp_path: Path) -> None:
+    told = r"before batch \d+ of 20: the policy is \d+\.\d nats an answer from the reference, and stop.kl is 0.3"
+    with pytest.raises(UserError, match=told):
+        learnt(actors(), tmp_path, episodes=640, learning_rate=1e-2, kl=0.0, stop={"kl": 0.3})
+
+
+def test_each_blow_up_has_its_sentence() -> None:
+    first, limits = {"reward": 0.0, "reward_spread": 1.0, "length": 10.0}, Limits(50, 3, 20)
+    well = {"reward": 1.0, "kl": 5.0, "length": 12.0, "not_a_number": 0.0}
+    assert diverged(well, first, limits, 8) is None
+    assert "31.0 tokens long, 10.0 at the start, and stop.length allows 3" in str(diverged({**well, "length": 31.0}, first, limits, 8))
+    assert "3.0 tokens long" in str(diverged({**well, "length": 3.0}, first, limits, 8))
+    assert "21.0 of its standard deviations" in str(diverged({**well, "reward": -21.0}, first, limits, 8))
+    assert "nan nats" in str(diverged({**well, "kl": math.nan}, first, limits, 8))
+
+
+def test_the_value_model_has_its_own_learning_rate(tmp_path: Path) -> None:
+    """With a rate of next to nothing it stays where it is, while the policy moves."""
+    model = actors()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    learnt(model, tmp_path, episodes=32, value_learning_rate=1e-12)
+    moved = {name: float((p - before[name]).detach().abs().max()) for name, p in model.named_parameters()}
+    assert max(moved[name] for name in moved if name.startswith("value.")) < 1e-9
+    assert max(moved[name] for name in moved if name.startswith("policy.")) > 1e-4
+
+
+def test_a_minibatch_smaller_than_the_ranks_is_refused(tmp_path: Path) -> None:
+    ppo, given = objective(tmp_path)
+    with pytest.raises(UserError, match="16 episodes cannot be shared out to the profile's 32 processes"):
+        objective_of(given, PROMPTS, ppo.rollouts.making.how, None, 32, tmp_path, replace(Execution(), world_size=32), 16)

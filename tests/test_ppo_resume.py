@@ -1,0 +1,123 @@
+"""The stage `aligned` on two real ranks: killed in mid-step and in mid-rollout it ends where an undisturbed one does, to the bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ppo_world import BATCHES, EACH, make_ppo_inputs, one_run
+from rank import Ranks, said
+from safetensors.torch import load_file
+
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.checkpoint import verify
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_ppo_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of it at ZeRO 1, and one batch at each other stage, and with a shared trunk."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    stages = [one_run(folder / f"zero{stage}", stage, episodes=16) for stage in (0, 2, 3)]
+    shared = [one_run(folder / f"shared{stage}", stage, episodes=16, value="shared") for stage in (0, 3)]
+    Ranks(inputs, [one_run(folder / "whole"), *stages, *shared]).wait()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Killed at a random step, and then in the middle of making a batch."""
+    output = tmp_path_factory.mktemp("killed") / "whole"
+    seed = random.randrange(1 << 30)
+    print(f"kill moments from seed {seed}")  # shown where a test fails
+    moments = random.Random(seed)
+    ranks = Ranks(inputs, [one_run(output)])
+    ranks.kill_at(output, moments.randrange(EACH + 1, EACH * BATCHES // 2) * 8)
+    leave_a_damaged_checkpoint(output / ".scratch" / "checkpoints")
+    ranks.start()
+    kill_in_mid_rollout(ranks, output / ".scratch" / "rollouts", moments.randrange(BATCHES // 2 + 1, BATCHES - 2))
+    ranks.start()
+    ranks.wait()
+    return output
+
+
+def leave_a_damaged_checkpoint(checkpoints: Path) -> None:
+    """Where there are two: the older one is then gone on from, whose batch's files must be there."""
+    sound = sorted(checkpoints.glob("step-*[0-9]"))
+    if len(sound) > 1:
+        file = sound[-1] / next(iter(verify(sound[-1])["files"]))
+        file.write_bytes(file.read_bytes()[:-1])
+
+
+def kill_in_mid_rollout(ranks: Ranks, folder: Path, batch: int) -> None:
+    """SIGKILL every rank while some chunks of a batch, this one or a later, are on the disk and others not."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        being_made = max((path for path in folder.glob("batch-*") if path.suffix == ""), default=None)
+        if being_made is None or int(being_made.name.split("-")[1]) < batch:
+            continue
+        for pid in ranks.pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.01)
+        made = list(being_made.glob("*.safetensors")) if being_made.is_dir() else []
+        if 0 < len(made) < 8 and not being_made.with_suffix(".safetensors").exists():
+            for pid in ranks.pids:
+                os.kill(pid, signal.SIGKILL)
+            for parent in ranks.parents:
+                ranks._read_until(parent, lambda line: line == "killed\n")
+            return
+        for pid in ranks.pids:
+            os.kill(pid, signal.SIGCONT)
+    raise AssertionError("no batch was met in the making")
+
+
+def test_a_run_killed_in_mid_step_and_in_mid_rollout_ends_with_the_same_files(undisturbed: Path, killed: Path) -> None:
+    expected = undisturbed / "whole"
+    every = [path.relative_to(expected) for path in sorted(expected.rglob("*")) if path.is_file()]
+    files = [path for path in every if ".scratch" not in path.parts and path.name != "said.json"]
+    assert {"model/model.safetensors", "model/config.json", "training.json", "shape.json"} <= set(map(str, files))
+    for path in files:
+        assert (expected / path).read_bytes() == (killed / path).read_bytes(), path
+    [resumed] = [line for line in said(killed)["log"] if line.startswith("Goes on from the checkpoint of step ")]
+    before, after = said(expected)["metrics"], said(killed)["metrics"]
+    assert int(resumed.split()[7]) >= EACH * (BATCHES // 2 - 1)
+    for step in range(int(resumed.split()[7]) + 1, max(before) + 1):
+        for name in set(before[step]) - {"episodes_per_second"}:
+            assert after[step][name] == before[step][name], (step, name)
+
+
+def test_what_is_kept_is_neither_the_start_nor_the_last_weights_and_its_figures_are_whole(inputs: Path, undisturbed: Path) -> None:
+    output = undisturbed / "whole"
+    told = said(output)
+    model, begun = load_file(output / "model" / "model.safetensors"), load_file(inputs / "policy_init" / "model" / "model.safetensors")
+    assert any(not torch.equal(model[name], begun[name]) for name in model)
+    assert Tokenizer.load(output / "model").chat_template
+    found = told["result"]
+    assert found["episodes"] == 128 and found["batches"] == 8 and found["prompts_left_out"] == 2
+    assert "30 prompts to answer, 12 held out; 1 and 1 longer than 23 tokens are left out." in told["log"]
+    assert found["kl_low"] < found["kl"] < found["kl_high"] and found["reward_low"] < found["reward"] < found["reward_high"]
+    assert found["bpb_rise"] < 0  # what is predicted is text that the policy had never met
+    steps = {step for step, _, _ in told["texts"]}
+    assert steps == {0, 8, 16} and len(told["texts"]) == 12
+    assert {values.get("kl_coefficient") for step, values in told["metrics"].items() if step % EACH == 0} - {None, 0.02}
+
+
+def test_every_zero_stage_takes_the_same_first_steps(undisturbed: Path) -> None:
+    whole = said(undisturbed / "whole")["metrics"]
+    for stage in (0, 2, 3):
+        found = said(undisturbed / f"zero{stage}")["metrics"]
+        for step in (1, 2):
+            for name in ("loss", "gradient_norm", "value_error", "ptx_loss"):
+                assert found[step][name] == pytest.approx(whole[step][name], rel=1e-3), (stage, step, name)
+    shared = [said(undisturbed / f"shared{stage}")["metrics"] for stage in (0, 3)]
+    for step in (1, 2):
+        assert shared[0][step]["loss"] == pytest.approx(shared[1][step]["loss"], rel=1e-3)

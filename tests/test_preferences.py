@@ -1,0 +1,267 @@
+"""Models compared: win rates with their intervals, KL, held-out text, drift, and the stage on real files with models that differ."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rank import Said, make_inputs
+
+from assets import base_model
+from assets.alignment.judge import FACTS, LEARNT
+from assets.alignment.preferences import PREFERENCES, compare
+from assets.alignment.preferences_results import ANSWERS, flat, read
+from assets.contract import Artifact, Built, Metrics, Verdict
+from gpt_model import convert
+from gpt_model.alignment import drift, reading, reward, win_rates
+from gpt_model.alignment.bag_of_words import BagOfWords
+from gpt_model.alignment.chat import Layout, chat_tokenizer
+from gpt_model.alignment.dialogue import Dialogue, Turn
+from gpt_model.alignment.reading import Prompt, Ranking, Response
+from gpt_model.config import ModelConfig
+from gpt_model.data.shards import TokenData
+from gpt_model.errors import UserError
+from gpt_model.loss import linear_cross_entropy
+from gpt_model.ragged import Ragged
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.training import measure
+from gpt_model.training.settings import Execution
+from gpt_model.transformer import GPT
+
+ASKED = "Write a sentence."
+ENDINGS = {"good": ["is even", "is the king", "is the square"], "bad": ["is left", "follows", "is odd"]}
+SECTION = {"prompts": 40, "best_of": 4, "max_new_tokens": 10, "temperature": 1.0, "seed": 1, "suites": []}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# -- arithmetic ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_ties_are_half_and_what_has_no_number_is_left_out() -> None:
+    won = win_rates.wins([1.0, 2.0, 0.0, math.nan], [0.0, 2.0, 1.0, 0.0])
+    assert won[:3].tolist() == [1.0, 0.5, 0.0] and math.isnan(won[3])
+    found = win_rates.win_rate(won, ["a", "b", "c", "d"])
+    assert found is not None and found.value == 0.5 and (found.low, found.high) == (0.0, 1.0)
+    assert win_rates.win_rate(np.array([math.nan]), ["a"]) is None
+
+
+def test_an_interval_is_that_of_a_mean_and_wider_where_prompts_are_asked_more_than_once() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    alone = win_rates.mean(values)
+    assert (alone.high - alone.low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.05)
+    four_times = win_rates.mean(np.repeat(values[:100], 4), [str(number // 4) for number in range(400)])
+    assert (four_times.high - four_times.low) / 2 == pytest.approx(1.96 * values[:100].std() / 10, rel=0.1)
+
+
+def test_winning_on_every_prompt_is_no_certainty() -> None:
+    found = win_rates.share(np.ones(30))
+    assert found.value == 1.0 == found.high and found.low == pytest.approx(0.025 ** (1 / 30))
+
+
+def test_the_best_of_n_is_each_prompt_s_own_and_its_kl_has_a_bound() -> None:
+    assert win_rates.best([0.1, 0.9, math.nan, 0.5, -1.0, -2.0], 3) == [1, 3]
+    assert win_rates.best_of_kl(1) == 0.0 and win_rates.best_of_kl(16) == pytest.approx(math.log(16) - 15 / 16)
+
+
+def test_log_probabilities_are_those_of_each_answer_read_alone() -> None:
+    model = GPT(ModelConfig(layers=2, width=32, heads=2, context=32, vocab_size=300, dropout=0.0), seed=1).eval()
+    texts = [([5, 6, 7], [8, 9]), ([1], [2, 3, 4, 5]), ([9, 9], [1])]
+    found = win_rates.log_probabilities(model, texts, temperature=0.7)
+    for (prompt, answer), nats in zip(texts, found, strict=True):
+        states = model.states_of(Ragged.of([[*prompt, *answer]]))[len(prompt) - 1 : -1]
+        logs = (states @ model.wte.weight.T / 0.7).log_softmax(1)
+        assert nats == pytest.approx(float(logs[torch.arange(len(answer)), torch.tensor(answer)].sum().detach()), abs=1e-4)
+
+
+def test_drift_counts_what_is_repeated_and_copied() -> None:
+    assert drift.repetition(["a", "b", "c", "a", "b", "c"]) == pytest.approx(1 / 4) and drift.repetition(["a"]) == 0.0
+    assert drift.copies(["same", "same ", "other", "other"], ["1", "2", "3", "3"]) == [True, True, False, False]
+    assert drift.distinct([["a", "b", "a", "b"]] * 8, 2).value == pytest.approx(2 / 3)  # pools of one: ab, ba, ab
+    assert drift.distinct([["a", "b"]] * 80, 1).value == pytest.approx(2 / 20)  # pools of ten answers
+    assert drift.distinct([[]], 2).value == 0.0
+
+
+def test_what_is_watched_stands_beside_the_reference_s_interval() -> None:
+    rng, words = np.random.default_rng(0), ["red", "blue", "green", "one", "two", "three", "sun", "moon"]
+    texts = [" ".join(rng.choice(words, size=rng.integers(4, 9))) for _ in range(160)]
+    answers, groups = [drift.Written(text, len(text.split()), True) for text in texts], [str(number) for number in range(160)]
+    same, stuck = drift.drift(answers, groups), drift.drift([drift.Written("red red red red red", 5, True)] * 160, groups)
+    assert [one.inside for one in drift.beside_reference(same, same)] == [True, True, True]
+    assert [one.inside for one in drift.beside_reference(stuck, same)] == [False, False, False]
+    assert "distinct-2 0.025 below " in str(drift.beside_reference(stuck, same)[0])  # a pool's 40 pairs are one
+    assert stuck["copies"].value == 1.0
+
+
+# -- the stage -------------------------------------------------------------------------------------------------------------------------
+
+
+def _prompt(number: int) -> Dialogue:
+    return (Turn("user", ASKED), Turn("assistant", f"The number {number}"))
+
+
+def _tuned(gpt: GPT, layout: Layout, kinds: tuple[str, ...], steps: int) -> GPT:
+    """Learns to go on with endings of these kinds."""
+    optimizer = torch.optim.AdamW(gpt.parameters(), lr=3e-3)
+    texts = [(_prompt(number), f" {ending}.") for number in range(0, 40, 3) for kind in kinds for ending in ENDINGS[kind]]
+    rows = [[*layout.prompt(prompt), *layout.response(prompt, text)] for prompt, text in texts]
+    ragged = Ragged.of(rows)
+    ends = torch.zeros(len(ragged.tokens), dtype=torch.bool)
+    ends[ragged.last] = True
+    targets = torch.where(ends, -100, ragged.tokens.roll(-1))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        linear_cross_entropy(gpt.states_of(ragged), gpt.wte.weight, targets).backward()
+        optimizer.step()
+    return gpt.eval()
+
+
+def _artifact(folder: Path, name: str, metrics: Metrics | None = None, **config: Any) -> Artifact:
+    return Artifact(folder / name, name, "f" * 64, "d" * 64, config, metrics or {})
+
+
+def _keep(gpt: GPT, tokenizer: Tokenizer, folder: Path) -> None:
+    convert.save(gpt, folder / "model", tokenizer.end_of_text)
+    tokenizer.save(folder / "model")
+    base_model.write_shape(gpt.config, folder)
+
+
+def _ranking(number: int) -> Ranking:
+    texts = [f"The number {number} {ENDINGS[kind][number % 3]}." for kind in ("good", "bad")]
+    return Ranking("rated", str(number), (Turn("user", ASKED),), tuple(Response(text, rank) for rank, text in enumerate(texts)))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """policy_init writes good and bad endings, aligned good ones alone; the judge likes the good."""
+    folder = make_inputs(tmp_path_factory.mktemp("preferences"))
+    tokenizer = chat_tokenizer(Tokenizer.load(folder / "tokenizer"))
+    layout = Layout(tokenizer)
+    shape = ModelConfig(layers=2, width=32, heads=2, context=64, vocab_size=tokenizer.vocab_size, dropout=0.0)
+    first = _tuned(GPT(shape, seed=1), layout, ("good", "bad"), 120)
+    _keep(first, tokenizer, folder / "policy_init")
+    aligned = GPT(shape, seed=1)
+    aligned.load_state_dict(first.state_dict())
+    _keep(_tuned(aligned, layout, ("good",), 60), tokenizer, folder / "aligned")
+    reward.save(reward.RewardModel(GPT(shape, seed=3)), tokenizer, folder / "reward_model")
+    (folder / "comparisons").mkdir()
+    for split, numbers in (("training", range(100, 140)), ("held_out", range(140, 160)), ("judge", range(200, 260))):
+        reading.write([_ranking(number) for number in numbers], folder / "comparisons" / f"{split}.jsonl")
+    (folder / "judge").mkdir()
+    judged = reading.read_comparisons(folder / "comparisons", "judge")
+    BagOfWords.fit(judged).save(folder / "judge")
+    (folder / "judge" / LEARNT).write_text("".join(json.dumps({"source": one.source, "id": one.id}) + "\n" for one in judged))
+    (folder / "judge" / FACTS).write_text("{}")
+    (folder / "prompts").mkdir()
+    reading.write([Prompt("rated", str(number), _prompt(number)) for number in range(1, 61)], folder / "prompts" / "held_out.jsonl")
+    (folder / "prompts" / "report.json").write_text(json.dumps({"sources": {"rated": {"show_text": False}}}))
+    names = ("policy_init", "aligned", "reward_model", "judge", "prompts", "comparisons", "tokens")
+    return {name: _artifact(folder, name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def built(inputs: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Built:
+    output = tmp_path_factory.mktemp("output")
+    metrics = compare({"preferences": SECTION}, inputs, output, Said("preferences"))
+    return Built({"preferences": SECTION}, inputs, output, metrics, {}, ())
+
+
+def verdict(name: str, built: Built) -> Verdict:
+    [check] = [check for check in PREFERENCES.checks if check.name == name]
+    return check.verdict(built)
+
+
+def test_every_model_answers_the_same_prompts_and_every_answer_is_kept_with_its_scores(built: Built) -> None:
+    rows = [json.loads(line) for line in (built.output / ANSWERS).read_text().splitlines()]
+    by_model = {name: [row for row in rows if row["model"] == name] for name in ("policy_init", "aligned", "best_of")}
+    assert sum(map(len, by_model.values())) == len(rows) == 3 * 40
+    assert len({tuple(row["prompt"] for row in own) for own in by_model.values()}) == 1
+    assert all(isinstance(row["reward_model"], float) and isinstance(row["judge"], float) for row in rows)
+    means = {name: sum(row["reward_model"] for row in own) for name, own in by_model.items()}
+    assert means["best_of"] > means["policy_init"]
+
+
+def test_aligned_wins_by_the_judge_and_pays_for_it_in_kl(built: Built) -> None:
+    found = read(built.output)
+    [step] = [step for step in found["steps"] if step["model"] == "aligned"]
+    assert step["judge"]["low"] > 0.5 and verdict("aligned_wins", built).passed
+    assert step["gap"]["value"] == pytest.approx(step["reward_model"]["value"] - step["judge"]["value"])
+    assert found["models"]["aligned"]["kl"]["low"] > 0 and found["models"]["policy_init"]["kl"]["value"] == 0.0
+    assert found["models"]["best_of"]["kl_bound"] == pytest.approx(win_rates.best_of_kl(4)) and "kl" not in found["models"]["best_of"]
+    assert found["models"]["aligned"]["prefers"]["low"] > 0.5  # it finds likelier what the rankings have first
+    assert built.metrics["aligned_over_policy_init/judge_low"] == step["judge"]["low"] and flat(found) == built.metrics
+
+
+def test_held_out_text_is_that_of_each_model_and_a_rise_beyond_3_percent_is_said(built: Built) -> None:
+    found, bpb = read(built.output)["text"], {}
+    for name in ("policy_init", "aligned"):
+        data = TokenData(built.inputs["tokens"].path)
+        own = measure.held_out(convert.load(built.inputs[name].path / "model"), data, Execution())
+        bpb[name] = measure.held_out_metrics(own, data.weights)["held_out/total_bpb"]
+        assert found[name]["bits_per_byte"]["value"] == pytest.approx(bpb[name])
+    rise = found["aligned"]["over_policy_init"]
+    assert rise["value"] == pytest.approx(bpb["aligned"] / bpb["policy_init"] - 1) and rise["low"] < rise["value"] < rise["high"]
+    assert verdict("text_kept", built).passed == (rise["value"] <= 0.03)
+
+
+def test_the_same_again_gives_the_same_bytes(built: Built, tmp_path: Path) -> None:
+    compare({"preferences": SECTION}, built.inputs, tmp_path, Said("again"))
+    for path in built.output.iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
+def test_drift_beyond_the_reference_is_a_warning_with_the_figures(built: Built) -> None:
+    held, found = read(built.output)["within_reference"], verdict("within_reference", built)
+    assert held.keys() == set(drift.WATCHED) and found.passed == all(one["inside"] for one in held.values())
+    assert all(one["told"] in found.summary for one in held.values())
+
+
+def test_a_judge_that_read_the_reward_model_s_texts_blocks(built: Built, tmp_path: Path) -> None:
+    assert verdict("judged_apart", built).passed and next(c for c in PREFERENCES.checks if c.name == "judged_apart").blocking
+    for split in ("training", "held_out", "judge"):
+        reading.write(reading.read_comparisons(built.inputs["comparisons"].path, split), tmp_path / f"{split}.jsonl")
+    shared = [*reading.read_comparisons(tmp_path, "training"), _ranking(200)]
+    reading.write(shared, tmp_path / "training.jsonl")
+    mixed = {**built.inputs, "comparisons": replace(built.inputs["comparisons"], path=tmp_path)}
+    found = verdict("judged_apart", replace(built, inputs=mixed))
+    assert not found.passed and found.summary.startswith("2 of the judge's 120 texts")
+
+
+def test_without_a_judge_the_reward_model_alone_is_shown_and_nothing_independent_claimed(built: Built, tmp_path: Path) -> None:
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / FACTS).write_text(json.dumps({"not_run": "comparisons keep no part for a judge"}))
+    inputs = {**built.inputs, "judge": replace(built.inputs["judge"], path=tmp_path / "judge")}
+    section = {**SECTION, "prompts": 8, "best_of": 1}
+    (tmp_path / "output").mkdir()
+    metrics = compare({"preferences": section}, inputs, tmp_path / "output", Said("no judge"))
+    own = replace(built, inputs=inputs, output=tmp_path / "output", metrics=metrics)
+    assert read(own.output)["judges"] == ["reward_model"] and verdict("judged_apart", own).passed
+    assert not verdict("aligned_wins", own).passed and "alignment.comparisons.judge" in verdict("aligned_wins", own).summary
+
+
+def test_prompts_without_room_for_an_answer_are_an_error_that_says_what_to_change(built: Built, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="None of 40 held-out prompts leaves room for an answer: the context is 64 tokens"):
+        compare({"preferences": {**SECTION, "max_new_tokens": 60}}, built.inputs, tmp_path, Said("no room"))
+
+
+def test_what_is_shown_has_the_tables_a_picture_and_three_short_samples_of_a_text_that_is_not_ours_to_show(
+    built: Built, tmp_path: Path
+) -> None:
+    PREFERENCES.show(built, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"win_rates.png", "win_rates.md", "models.md", "drift.md", "samples.md"}
+    samples = (tmp_path / "samples.md").read_text()
+    assert samples.count("```text") == 3 and max(map(len, samples.splitlines())) < 200
+    assert "| aligned | policy_init |" in (tmp_path / "win_rates.md").read_text()
