@@ -78,7 +78,11 @@ def _of_task(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def origin(source: Mapping[str, Any]) -> str:
-    """Where a source is from: package, data set or path, and the files in it."""
+    """Where a source is from: package, data set, path, a task of the catalogue or the store's votes; and the files in it."""
+    if source.get("votes"):
+        return "votes cast here"
+    if task := source.get("task"):
+        return f"task {task}"
     text = str(source.get("package") or source.get("hub") or source.get("path"))
     return f"{text}, {source['files']}" if source.get("files") else text
 

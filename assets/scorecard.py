@@ -4,7 +4,7 @@ Hashed: `scorecard.json`, the scores and the fingerprints they come from. Beside
 them: `show/scorecard.html` (self-contained), its twin `show/scorecard.md`, and the first tables as `show/headline.json` and
 `show/by_shots.json`. Each stage's own tables and pictures are taken from its `show/` folder, so a new stage appears here by having one, and
 an experiment's are drawn from its data. What a score is says `scorecard_scores.py`; the first tables are `scorecard_headline.py`'s, the
-others `scorecard_tables.py`'s, those of the papers `scorecard_published.py`'s.
+others `scorecard_tables.py`'s, those of the papers `scorecard_published.py`'s, those of aligned models `scorecard_alignment.py`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from assets import base_model, experiment_page
+from assets import base_model, experiment_page, scorecard_alignment
 from assets import scorecard_tables as tables
 from assets.contract import Artifact, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from assets.scorecard_headline import by_shots, headline
@@ -38,6 +38,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         "built_from": {name: {"fingerprint": a.fingerprint, "digest": a.digest} for name, a in sorted(inputs.items())},
         "scores": [asdict(score) for score in scores],
         "not_run": [asdict(one) for one in missing],
+        **({"alignment": scorecard_alignment.statement(inputs)} if scorecard_alignment.is_in(inputs) else {}),
     }
     (output / "scorecard.json").write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
     return {f"{score.asset.split('/', 1)[1]}/{score.name}": score.value for score in scores}
@@ -57,6 +58,7 @@ def show(built: Built, folder: Path) -> None:
         sections = [
             *([beside_the_paper(generation, facts["model"], scores, missing)] if generation else []),
             *(_experiment(f"{recipe}/{name}", artifact, Path(drawn) / name, caveats[name]) for name, artifact in experiments.items()),
+            *([scorecard_alignment.section(inputs)] if scorecard_alignment.is_in(inputs) else []),
             *([others] if generation and (others := reproductions(generation, scores)).tables else []),
             Section("What was built from what", [tables.lineage(recipe, inputs), tables.data(recipe, inputs)]),
             Section("Time, memory and cost", [tables.cost(inputs), tables.forecasts(inputs)], intro=caveat),

@@ -21,6 +21,7 @@ from gpt_model.evaluation.suites import Cloze, Data, Dataset, Labelled, LastWord
 from gpt_model.tasks.entry import SPLITS, TaskEntry
 
 HELD_OUT = "held out"
+ZERO_SHOT_AFTER = "zero_shot_after/"  # how the names of the suites of aligned models begin
 
 
 def scaled(value: float, factor: float) -> str:
@@ -111,7 +112,11 @@ def _collected(recipe: str, inputs: Inputs) -> Iterator[Score | NotRun]:
             yield whole
             if "/" not in name:  # of an experiment's many models one figure each: the rest is on its page and in the artifact
                 yield from by_source
-        elif artifact.stage == "zero_shot":
+        elif artifact.stage == "reward_model":
+            yield from _reward_model_scores(asset, artifact)
+        elif artifact.stage == "preferences":
+            yield from _win_rates(asset, artifact)
+        elif artifact.stage == "zero_shot" and not name.startswith(ZERO_SHOT_AFTER):  # those stand side by side under "Alignment"
             yield from _zero_shot_scores(asset, artifact, inputs)
 
 
@@ -216,6 +221,29 @@ def test_split(entry: TaskEntry, part: str | None = None) -> str:
         return tests[part] if part in tests else " and ".join(tests.values())
     own = f" of {Path(source.files()[-1]).name}" if source.package is None and source.file is not None else ""
     return f"test{own}" + (f", {part}" if part else "")
+
+
+def _reward_model_scores(asset: str, artifact: Artifact) -> Iterator[Score]:
+    m = artifact.metrics
+    if "accuracy" in m:
+        words = m.get("bag_of_words/accuracy", 0.5)
+        yield Score(
+            asset, artifact.fingerprint, "pairwise accuracy", m["accuracy"], m["accuracy_low"], m["accuracy_high"],
+            f"bag of words {words:.3f}, chance 0.500", max(words, 0.5), int(m["comparisons"]), "comparisons", HELD_OUT,
+        )  # fmt: skip
+
+
+def _win_rates(asset: str, artifact: Artifact) -> Iterator[Score]:
+    """By the judge, which no model was trained to please; the reward model's are under "Alignment"."""
+    m = artifact.metrics
+    for name in m:
+        step, _, judge = name.partition("/")
+        if judge == "judge" and "_over_" in step:
+            model, over = (part.replace("_", " ") for part in step.split("_over_"))
+            yield Score(
+                asset, artifact.fingerprint, f"{model} over {over}, win rate", m[name], m[f"{name}_low"], m[f"{name}_high"],
+                "no difference 0.500", 0.5, int(m["prompts"]), "prompts", HELD_OUT, note="by a judge that no model was trained to please",
+            )  # fmt: skip
 
 
 def _zero_shot_scores(asset: str, artifact: Artifact, inputs: Inputs) -> Iterator[Score | NotRun]:
