@@ -21,8 +21,8 @@ from assets.recipe import Recipe
 from assets.yaml_file import find_file, load_strict, read_yaml
 from gpt_model.data.sources import downloads_folder
 from gpt_model.errors import Unreachable, UserError, about_all_of
-from gpt_model.evaluation import public
-from gpt_model.evaluation.suites import OF_TEXT, SUITES, Dataset, Labelled, suite_tasks
+from gpt_model.evaluation import public, toxicity
+from gpt_model.evaluation.suites import OF_TEXT, SUITES, Dataset, Labelled, SuiteTask, suite_tasks
 from gpt_model.tasks.entry import CATALOGUE, TaskEntry, TaskSource, pinned, seen_from
 
 
@@ -54,6 +54,7 @@ def _files_are_for_known_tasks(files: Mapping[str, str], suites: Mapping[str, An
     for suite, task in ((name, task) for name, contents in suites.items() for task in suite_tasks(name, contents)):
         if isinstance(data := task.metadata.data, Dataset):
             public_tasks += [f"{suite}/{task.name}", *([f"{suite}/{task.name}/demonstrations"] if data.demonstrations else [])]
+            public_tasks += [f"{suite}/{task.name}/classifier"] if task.metadata.classifier else []
             public_tasks += [suite] if data.source.member and suite not in public_tasks else []
     for stray in sorted(files.keys() - set(public_tasks)):
         near = difflib.get_close_matches(stray, public_tasks, n=1)
@@ -103,6 +104,8 @@ def _pin(config: Config, base: Path) -> Config:
                 data["source"] = _pinned_data(data["source"], f"{suite}/{keys['task']}", given, base)
                 if "demonstrations" in data:
                     data["demonstrations"] = _pinned_data(data["demonstrations"], f"{suite}/{keys['task']}/demonstrations", files, base)
+            if judge := keys["metadata"].get("classifier"):
+                keys["metadata"]["classifier"] = _pinned_classifier(judge, f"{suite}/{keys['task']}/classifier", files, base)
     return {**{name: value for name, value in config.items() if name != "files"}, "suites": suites}
 
 
@@ -115,6 +118,16 @@ def _pinned_data(source: dict[str, Any], task: str, files: Mapping[str, str], ba
         else:
             tied = public.pinned(public.DataSource.model_validate(source), SUITES, downloads_folder())
     return tied.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+
+
+def _pinned_classifier(told: dict[str, Any], name: str, files: Mapping[str, str], base: Path) -> dict[str, Any]:
+    """A suite's classifier, or the recipe's folder in its place, whose licence the suite does not know."""
+    classifier = toxicity.Classifier.model_validate(told)
+    with about_all_of(f"files.{name}" if name in files else "suites"):
+        if name in files:
+            classifier = toxicity.Classifier(folder=files[name], licence="not stated", label=classifier.label)
+        tied = toxicity.pinned(classifier, base, downloads_folder())
+    return tied.model_dump(mode="json", exclude_none=True)
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
@@ -144,10 +157,12 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     limits: Mapping[str, int] = config["examples"]
     tasks: list[TaskRows] = []
     not_run: list[dict[str, Any]] = []
+    judges: dict[str, toxicity.Score] = {}
     for name, contents in config["suites"].items():
         for task in suite_tasks(name, contents):
             try:
                 with about_all_of("suites"):
+                    judges |= _judge(task, progress.profile.device)
                     for found in rows_of(task, material, limits.get(name)):
                         for setting in in_each_setting(found, material):  # those that were had stay, where a later one cannot be
                             tasks.append(setting)
@@ -166,6 +181,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         progress.log("what of the examples stands in the training text")
         seen = seen_in_training(tasks, inputs["corpus"].path)
     add_metrics(tasks, results)
+    toxicity.add_scores(tasks, results, judges)
     rows = list(score_rows(tasks, results, seen))
     for name, contents in config["suites"].items():
         of_suite = suite_tasks(name, contents)
@@ -179,6 +195,16 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     finished = time.monotonic()
     scores = {f"{row['suite']}/{row['task']}/{row['metric']}": row["value"] for row in rows}
     return {**scores, "prepare_seconds": prepared - started, "score_seconds": finished - prepared}
+
+
+def _judge(task: SuiteTask, device: str) -> dict[str, toxicity.Score]:
+    """The task's classifier under its name, where it has one. Raises NotRun where that cannot be had here."""
+    if task.metadata.classifier is None:
+        return {}
+    try:
+        return {f"{task.suite}/{task.name}": toxicity.load(task.metadata.classifier, downloads_folder(), device)}
+    except public.NotRun as reason:
+        raise public.NotRun(toxicity.what_to_do(str(reason), task.suite, task.name)) from None
 
 
 def _nothing(config: Config, output: Path, reason: str) -> Metrics:

@@ -37,6 +37,9 @@ LOSS_METRIC = "held_out/bpb"  # bits per byte over all held-out text, as the pre
 FAR = 3.0  # times smaller or larger: from here on an earlier build tells less, and less
 MEMORY = 50  # earlier builds looked at, newest first: enough for a spread, cheap to read
 
+TUNED = ("supervised", "policy_init", "reward_model", "dpo", "aligned", "instructed")  # models of the shape of what they start from
+STARTS = ("pretrained", "policy_init", "start", "supervised")
+
 COMPUTE_EXPONENT = 0.05  # Kaplan et al. 2020, equation 1.3
 ANCHOR_FLOPS, ANCHOR_BPB = 2e13, 2.5  # nanoGPT's loop, 2.2·10^6 parameters, 240 s on two cores, plays: 2.54 bits per byte
 
@@ -76,6 +79,8 @@ def planned(node: Node, config: Config, told: Mapping[str, Any], inputs: Inputs)
     files = [{"path": "", "size": told.get("bytes", {}).get("expected", 0.0)}]
     if base_model.BASE in inputs and (shape := shape_in(inputs[base_model.BASE])):
         config = {**config, "model": shape}  # which the artifact's own file will say
+    elif node.stage.name in TUNED and (start := next((inputs[name] for name in STARTS if name in inputs), None)):
+        config = {**config, "model": shape_in(start)} if shape_in(start) else config
     metrics = held_out_tokens(inputs["corpus"]) if node.stage.name == "tokens" else {}
     return Artifact(Path(), node.stage.name, "", "", config, metrics, {"files": files, "unsure": told.get("work", {}).get("unsure", 1.0)})
 

@@ -49,10 +49,12 @@ class Work:
 
 def work_of(node: Node, config: Config, inputs: Inputs, profile: Profile) -> Work:
     """What the node has to do, by its stage."""
+    from assets.forecast_alignment import ALIGNMENT  # which is made of this module's parts
+
     models = [inputs[name] for name in (base_model.BASE, "pretrained") if name in inputs]
     if "not_run" in config or any(map(base_model.not_run, models)):
         return NOTHING
-    work = STAGES.get(node.stage.name, lambda *_: NOTHING)(config, inputs, speed(profile))
+    work = {**STAGES, **ALIGNMENT}.get(node.stage.name, lambda *_: NOTHING)(config, inputs, speed(profile))
     if work.unit in OF_A_MODEL and any(shape_in(model) is None for model in models):
         return replace(work, unsure=max(work.unsure, UNKNOWN), doubt=ASSUMING)
     return work

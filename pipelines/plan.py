@@ -19,6 +19,7 @@ from assets import base_model
 from assets.contract import Artifact
 from assets.evaluation import members
 from assets.forecast import forecast, planned
+from assets.forecast_alignment import memory_of_ppo
 from assets.forecast_work import training_flops
 from assets.graph import Node, nodes
 from assets.pretraining import batches_of, check_shared_out, micro_batch
@@ -42,6 +43,7 @@ def plan(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[str
     stages, artifacts = _stages(recipe, base, profile, store)
     model = _model(recipe, artifacts)
     to_build = [stage for stage in stages if stage["state"] == "build"]
+    ppo = recipe.alignment.ppo.model_dump(mode="json") if recipe.alignment and recipe.alignment.ppo else None
     seconds = _sum([stage["forecast"].get("seconds") for stage in to_build])
     cores = profile.processes if profile.device == "cuda" else profile.processes * profile.threads_each()
     return {
@@ -50,6 +52,7 @@ def plan(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[str
         "dial": asdict(recipe.dial) if recipe.dial else None,
         "parameters": parameters_by_part(model) if model else None,
         **(_training(recipe, recipe.pretraining, model, artifacts, profile) if model and recipe.pretraining else {}),
+        **({"ppo_memory": memory_of_ppo(model, ppo, profile.processes)} if model and ppo else {}),
         "stages": stages,
         "seconds": seconds,
         "bytes": _sum([stage["forecast"].get("bytes") for stage in to_build]),
@@ -214,6 +217,9 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
         table.add_row("[bold]dial", f"depth {dial['layers']} set {told or 'nothing'}, from {dial['rules']}")
     parts = ", ".join(f"{name} {human(count, 4)}" for name, count in facts["parameters"].items() if name != "all")
     table.add_row("[bold]parameters", f"{human(facts['parameters']['all'], 4)}: {parts}")
+    if ppo := facts.get("ppo_memory"):
+        shared = f"{_bytes(ppo['bytes_per_rank_shared_out'])} a rank where all is shared out"
+        table.add_row("[bold]PPO's models", f"{_bytes(ppo['bytes'])}: policy, value, reference, reward; {shared}")
     if "tokens" not in facts:  # nothing is pre-trained
         return table
     table.add_row("[bold]tokens", f"{human(facts['tokens'])} in {facts['steps']:,} steps of {human(facts['batch_tokens'])}{_ramp(facts)}")

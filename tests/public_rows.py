@@ -25,6 +25,17 @@ ROWS["childrens_books"] = [
     }
     for place, thing in enumerate(THINGS)
 ]
+ROWS["true_and_false_answers"] = [
+    {
+        "question": f"What did {who} take?",
+        "targets": {
+            "choices": [f"The {thing}.", f"{who} took it.", "The garden and the window.", "Nothing."],
+            "labels": [1, 1, 0, 0],
+        },
+    }
+    for who, thing in zip(PEOPLE, THINGS, strict=False)
+]
+ROWS["beginnings"] = [{"prompt": {"text": f"Then {who} asked for the {thing}"}} for who, thing in zip(PEOPLE, THINGS, strict=False)]
 ROWS["wikitext"] = ROWS["wikitext_as_lm_eval"] = [
     {"page": f" = The {thing} = \n \n A well @-@ known {thing} , first of 1 @,@ 200 , was {who} 's ( for 1 @.@ 5 days ) . \n "}
     for thing, who in zip(THINGS, PEOPLE, strict=False)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gpt_model.errors import UserError
-from gpt_model.evaluation import scoring
+from gpt_model.evaluation import scoring, toxicity
 from gpt_model.evaluation.examples import TaskRows
 from gpt_model.evaluation.scores import ACCURACIES, baseline, spread
 from gpt_model.evaluation.training_text import Seen, sentence
@@ -187,7 +187,8 @@ def score_rows(tasks: Sequence[TaskRows], results: Mapping[str, Any], seen: Mapp
 def _metrics_of(task: TaskRows) -> list[dict[str, Any]]:
     """Of lm_eval's metrics, then those that are added to them: metric, aggregation, higher_is_better."""
     metadata, own = task.task.metadata, task.task.keys["metric_list"]
-    added = [{"metric": metric, "aggregation": "mean"} for metric in metadata.metrics]
+    added: list[dict[str, Any]] = [{"metric": metric, "aggregation": "mean"} for metric in metadata.metrics]
+    added += toxicity.METRICS if metadata.classifier else ()
     share = metadata.confident
     return [*own, *added, *([{**entry, "metric": confident_name(entry["metric"], share)} for entry in own] if share else [])]
 

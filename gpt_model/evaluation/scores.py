@@ -22,7 +22,10 @@ from gpt_model.evaluation import scoring
 
 Z = 1.959964  # of a two-sided 95 % interval
 ALIKE = 1e-12  # a standard error below which examples came out alike
-BOUNDS = {"f1": 1.0, "em": 1.0, **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rouge_mean"), 100.0)}  # the best there is; the worst is 0
+BOUNDS = {  # the best there is, or where less is better the worst; the other end is 0
+    **dict.fromkeys(("f1", "em", "mc2", "empty", "toxicity"), 1.0),
+    **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rouge_mean"), 100.0),
+}
 ACCURACIES = ("acc", "acc_norm", "acc_bytes", "exact_match", "acc_mutual_info", "acc_per_token", "acc_answer_norm")
 
 
@@ -39,7 +42,7 @@ def spread(metric: str, aggregation: str, values: Sequence[Any]) -> Spread:
     """Of a metric over per-example `values`: numbers for "mean" and "perplexity", (log-probability, weight) for the weighted ones."""
     if len(values) < 2:
         return Spread()
-    if aggregation == "mean" and metric.partition("_top_")[0] in ACCURACIES:  # "…_top_1_percent": of the surest answers
+    if aggregation == "mean" and metric.partition("_top_")[0] in (*ACCURACIES, "toxic_share"):  # "…_top_1_percent": of the surest answers
         return _share(np.asarray(values, dtype=float))
     if aggregation == "mean":
         centre, error = _ratio(np.asarray(values, dtype=float), np.ones(len(values)))

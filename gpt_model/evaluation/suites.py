@@ -31,6 +31,7 @@ from gpt_model.evaluation import scoring, synthetic
 from gpt_model.evaluation.few_shot import AddedMetric, Shots
 from gpt_model.evaluation.makers import MAKERS
 from gpt_model.evaluation.public import DataSource
+from gpt_model.evaluation.toxicity import Classifier
 from gpt_model.strict import Strict, dotted_location, location_of, sentence
 from gpt_model.tasks.entry import SplitName, TaskEntry
 
@@ -91,6 +92,7 @@ class Dataset(Strict):
     source: DataSource
     columns: dict[str, str] = Field(description="the maker's name of a column -> the data set's")
     make: str = Field(description="a row maker, by name")
+    without: dict[str, str] = Field(default_factory=dict, description="column -> why the task is not run on a file that lacks it")
     options: dict[str, bool | int | float | str] = Field(default_factory=dict, description="the maker's")
     demonstrations: DataSource | None = Field(default=None, description="of few-shot demonstrations; default: the evaluated rows")
     demonstration_options: dict[str, bool | int | float | str] = Field(default_factory=dict, description="the maker's, for them only")
@@ -163,6 +165,7 @@ class TaskMetadata(Strict):
     )
     average: list[str] = Field(default_factory=list, description="metrics whose mean goes into the suite's SuperGLUE score")
     published: dict[str, PublishedRow] = Field(default_factory=dict, description="metric -> the paper's row")
+    classifier: Classifier | None = Field(default=None, description="of generated answers: also score what it says of each")
     shots: Shots | None = None
     metrics: list[AddedMetric] = Field(default_factory=list, description="beside metric_list's; they need `shots`")
 
