@@ -1,6 +1,7 @@
 """`make bench`: every figure of docs/performance.md, measured one after the other. About 40 minutes on two cores, nothing beside it.
 
-python -m benchmarks [PART …]     all by default: demo bits speed banded generation evaluation memory; figures go to benchmarks/results/
+python -m benchmarks [PART …]     all by default: demo bits speed banded generation evaluation memory sft reward dpo ppo;
+figures go to benchmarks/results/
 
 Every part is run, whatever came of those before; the status is 1 where one failed or missed a bar, and the last lines say which.
 """
@@ -28,6 +29,10 @@ PARTS = {
     "generation": ["generation_speed.py", "--json", str(RESULTS / "generation_speed.json")],
     "evaluation": ["evaluation_speed.py"],
     "memory": ["tokenize_memory.py"],
+    "sft": ["alignment_sft.py", "--json", str(RESULTS / "alignment_sft.json")],
+    "reward": ["alignment_reward.py", "--json", str(RESULTS / "alignment_reward.json")],
+    "dpo": ["alignment_dpo.py", "--json", str(RESULTS / "alignment_dpo.json")],
+    "ppo": ["alignment_ppo.py", "--json", str(RESULTS / "alignment_ppo.json")],
 }
 
 

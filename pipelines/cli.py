@@ -276,6 +276,38 @@ def generate(
         typer.echo(prompt + text)
 
 
+@app.command()
+def chat(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="an artifact to talk with, e.g. chat_tiny/supervised")] = None,
+    model2: Annotated[str | None, typer.Argument(metavar="MODEL2", help="another, which answers beside it, to vote between")] = None,
+    browser: Annotated[bool, typer.Option("--browser", help="a page, and an OpenAI-compatible endpoint, on this machine only")] = False,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time")] = 0.7,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0: all; in the terminal")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="of an answer")] = 256,
+    seed: Annotated[int, typer.Option()] = 0,
+    system: Annotated[str, typer.Option(help="what the model is told before the talk")] = "",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="the page's")] = 7860,
+    endpoint_port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    votes: Annotated[bool, typer.Option("--votes", help="only say how many votes are kept")] = False,
+) -> None:
+    """Talk with a model that was tuned to answer, in the terminal or (--browser) on a page."""
+    from pipelines import chat as talk
+
+    store = _store()
+    if votes:
+        typer.echo(talk.votes_told(store.home))
+        return
+    if model is None:
+        raise typer.BadParameter("which model? Give an artifact, e.g. chat_tiny/supervised", param_hint="MODEL")
+    sampling = talk.Sampling(temperature, top_p, top_k, max_new_tokens, seed)
+    partners = [talk.partner(store, store.resolve(name)) for name in (model, model2) if name]
+    if browser:
+        talk.in_browser(store, partners, sampling, system, port, endpoint_port)
+    else:
+        talk.in_terminal(store, partners, sampling, system)
+
+
 @app.command("import")
 def import_(
     model: Annotated[str, typer.Argument(metavar="HUB_ID|DIR", help="a repository on the Hugging Face hub, or a folder laid out like one")],

@@ -123,7 +123,7 @@ class ByteLevelTokenizer(Tokenizer):
         return self._rust.decode(list(ids), skip_special_tokens=False)
 
     def byte_lengths(self) -> NDArray[np.uint32]:
-        """Bytes of text that each id stands for: [vocab_size]; none for `<|endoftext|>` and markers. Makes bits per byte of any tokens exact."""
+        """Bytes of text that each id stands for: [vocab_size]; none for `<|endoftext|>` and markers. Makes bits per byte exact."""
         lengths = np.array([len(token) for token in self.tokens()], dtype=np.uint32)  # the alphabet has one character a byte
         lengths[[self.end_of_text, *self.markers.values()]] = 0
         return lengths

@@ -1,0 +1,189 @@
+"""PPO episodes a second against TRL's RLOO trainer: the same policy, reward, lengths, episodes and updates, on the same cores.
+
+    python benchmarks/alignment_ppo.py [--batches 4] [--json FILE]
+
+A policy of 6 × 384 with 8,192 tokens and random weights, prompts of 32 tokens, answers of exactly 64 (the end is made all but impossible),
+float32. A batch is 64 episodes, learnt from in 4 optimizer steps of 16, with a KL penalty to a reference. The reward is one function of
+the tokens. Each side runs in a process of its own, with all cores; its first batch is not counted. RLOO has no value model: the bar is
+held against PPO whose values are a head on the policy's trunk. What it costs to have one of the policy's size besides is told beside it.
+What is counted is everything: answers, log-probabilities, rewards, updates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.bars import at_least, verdict  # noqa: E402
+
+PROMPT, NEW, BATCH, MINIBATCH, VOCABULARY = 32, 64, 64, 16, 8192
+SHAPE = {"family": "gpt2", "layers": 6, "width": 384, "heads": 6, "context": 128, "dropout": 0.0}
+RATE, KL = 1e-5, 0.05
+SIDES = ("value model", "shared trunk", "trl")
+BAR = 1.5
+
+
+def make_inputs(folder: Path) -> None:
+    """policy/ (a folder that transformers loads, tokenizer and all) and prompts.json (text of exactly PROMPT tokens each)."""
+    import torch
+
+    from gpt_model import GPT, ModelConfig, convert
+    from gpt_model.tokenizer import Tokenizer
+
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(20_000)]
+    tokenizer = Tokenizer.train([" ".join(draw.choices(words, k=500)) for _ in range(300)], vocab_size=VOCABULARY)
+    model = GPT(ModelConfig.model_validate({**SHAPE, "vocab_size": tokenizer.vocab_size}), seed=1)
+    with torch.no_grad():  # the end's logit is -50 wherever it is asked for: one of the states is 1 there, and only the end looks at it
+        model.ln_f.weight[0], model.ln_f.bias[0] = 0.0, 1.0  # type: ignore[index,operator]
+        model.wte.weight[:, 0] = 0.0
+        model.wte.weight[tokenizer.end_of_text] = 0.0
+        model.wte.weight[tokenizer.end_of_text, 0] = -50.0
+    convert.export(model, folder / "policy", tokenizer.end_of_text)
+    tokenizer.save(folder / "policy")
+    prompts: list[str] = []
+    while len(prompts) < 4 * BATCH:
+        text = tokenizer.decode(tokenizer.encode(" ".join(draw.choices(words, k=60)))[:PROMPT])
+        if len(tokenizer.encode(text)) == PROMPT:
+            prompts.append(text)
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+
+
+def liked(tokens: list[int]) -> float:
+    """The reward: the share of an answer's tokens that are below a third of the vocabulary."""
+    return sum(token < VOCABULARY // 3 for token in tokens) / len(tokens)
+
+
+def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
+    """Seconds a batch, and the mean length of an answer."""
+    import torch
+    from torch import Tensor
+
+    from gpt_model import convert
+    from gpt_model.alignment.episodes import Asking
+    from gpt_model.alignment.ppo import PPO, Actors, Losses, constant_rate
+    from gpt_model.alignment.reward import RewardModel
+    from gpt_model.alignment.rollouts import Limits, Making, Rollouts
+    from gpt_model.progress import Silent
+    from gpt_model.ragged import Ragged
+    from gpt_model.tokenizer import Tokenizer
+    from gpt_model.training.loop import Execution, Hook, Settings, train
+
+    class Liking(RewardModel):
+        def rewards(self, rows: Ragged) -> Tensor:
+            return torch.tensor([liked(text[PROMPT : PROMPT + NEW].tolist()) for text in rows.tokens.split(list(rows.lengths))])
+
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    tokenizer, start = Tokenizer.load(folder / "policy"), convert.load(folder / "policy")
+    prompts = [tokenizer.encode(text) for text in json.loads((folder / "prompts.json").read_text())]
+    making = Making(
+        prompts=prompts, how=Asking(tokenizer.end_of_text, NEW, 1.0), batch=BATCH, batches=batches + 1, steps_each=BATCH // MINIBATCH,
+        coefficient=KL, target=None, smoothing=0.95, decay=0.992, seed=1, limits=Limits(math.inf, 1e9, math.inf),
+    )  # fmt: skip
+    marks: list[float] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        rollouts = Rollouts(Path(scratch), None, making, Execution())
+        objective = PPO(rollouts, MINIBATCH, 1.0, Losses(0.2, 0.2, 0.1, 0.0), None, Execution(), 1)
+
+        def between(step: int, model: Any) -> dict[str, float]:
+            marks.append(time.perf_counter())  # a batch begins as it is made, and ends where the next begins
+            return rollouts.between(step, model.cast())
+
+        model = Actors(start, Liking(convert.load(folder / "policy")), shared=side == "shared trunk", seed=1)
+        steps = (batches + 1) * making.steps_each
+        settings = Settings(steps, constant_rate(RATE, 0, making.steps_each), betas=(0.9, 0.95), weight_decay=0.0)
+        hooks = [Hook(rollouts.steps, between)]
+        train(model, objective, settings, Execution(), checkpoints=None, progress=Silent(), hooks=hooks)
+        told = rollouts.batch(batches).told
+    return {"seconds": (marks[-1] - marks[1]) / batches, "length": told["length"], "reward": told["reward"]}
+
+
+def run_trl(folder: Path, batches: int) -> dict[str, float]:
+    """The same of TRL's trainer: one generation of BATCH episodes, two for each prompt, for every BATCH / MINIBATCH updates."""
+    import datasets
+    import transformers
+    import trl
+
+    lengths: list[int] = []
+    rewards: list[float] = []
+    marks: list[float] = []
+
+    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        lengths.extend(len(one) for one in completion_ids)
+        rewards[:] = [liked(one) for one in completion_ids]
+        return list(rewards)
+
+    class Mark(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step % (BATCH // MINIBATCH) == 0:
+                marks.append(time.perf_counter())
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "policy", padding_side="left")
+    tokenizer.pad_token = tokenizer.eos_token
+    args = trl.RLOOConfig(
+        output_dir=str(folder / "trl"), use_cpu=True, bf16=False, per_device_train_batch_size=MINIBATCH, gradient_accumulation_steps=1,
+        steps_per_generation=BATCH // MINIBATCH, num_generations=2, max_completion_length=NEW, temperature=1.0, beta=KL, num_iterations=1,
+        learning_rate=RATE, lr_scheduler_type="constant", max_steps=(batches + 1) * (BATCH // MINIBATCH), gradient_checkpointing=False,
+        save_strategy="no", report_to=[], logging_strategy="no", disable_tqdm=True, weight_decay=0.0, adam_beta2=0.95,
+        model_init_kwargs={"dtype": "float32"}, generation_kwargs={"min_new_tokens": NEW, "use_cache": True}, dataloader_pin_memory=False,
+    )  # fmt: skip
+    rows = datasets.Dataset.from_list([{"prompt": text} for text in json.loads((folder / "prompts.json").read_text())])
+    trainer = trl.RLOOTrainer(
+        model=str(folder / "policy"), reward_funcs=reward, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[Mark()]
+    )
+    trainer.train()
+    return {
+        "seconds": (marks[-1] - marks[0]) / batches,
+        "length": sum(lengths) / len(lengths),
+        "reward": sum(rewards) / len(rewards),
+        "answered": len(lengths) / (batches + 1),
+    }
+
+
+def measure(folder: Path, side: str, batches: int) -> dict[str, float]:
+    """A side in a process of its own."""
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--batches", str(batches)]
+    done = subprocess.run(command, env={**os.environ, **offline}, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, default=4, help="that are counted")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.side:
+        found = run_trl(given.folder, given.batches) if given.side == "trl" else run_ours(given.folder, given.side, given.batches)
+        print(json.dumps(found))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="ppo-") as folder:
+        make_inputs(Path(folder))
+        results = {side: measure(Path(folder), side, given.batches) for side in SIDES}
+    for side, found in results.items():
+        print(f"{side}: {BATCH / found['seconds']:.2f} episodes/s, answers of {found['length']:.1f} tokens", flush=True)
+    ratios = {side: results["trl"]["seconds"] / results[side]["seconds"] for side in SIDES}
+    print(f"PPO with a shared trunk / TRL's RLOO: {ratios['shared trunk']:.2f} {at_least('PPO: ratio', ratios['shared trunk'], BAR)}")
+    print(f"PPO with a value model beside it / TRL's RLOO, which has none: {ratios['value model']:.2f}", flush=True)
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=2) + "\n")
+    return verdict()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
