@@ -36,6 +36,7 @@ mlflow: $(VENV)/ready  ## MLflow at http://127.0.0.1:5000
 	$(BIN)/gpt-lineage mlflow
 
 bench: $(VENV)/ready  ## the figures of docs/performance.md, measured again
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
 pictures: $(VENV)/ready  ## the README's screenshots, taken again from the built store (needs Chromium)
