@@ -37,7 +37,10 @@ def test_every_yaml_in_the_folder_is_a_graph_with_its_job_schedule_and_sensor(tm
 
 
 # What takes both cores for long: one of them at a time.
-HEAVY = ("pretrained", "finetuned", "zero_shot", "layers_transferred", "ablations", "visible_context", "depth", "zero_shot_dynamics")
+HEAVY = (
+    "pretrained", "finetuned", "zero_shot", "layers_transferred", "ablations", "visible_context", "depth", "zero_shot_dynamics",
+    "supervised", "reward_model", "instructed", "policy_init", "aligned", "dpo", "preferences",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("path", [*yaml_files(RECIPES), CI_RECIPE], ids=lambda path: path.stem)

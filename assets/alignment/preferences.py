@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gpt_model.experiments.intervals import Estimate
     from gpt_model.transformer import GPT
 
-RATED = 500  # rankings at most that models' own likings are measured on
+RATED = 200  # rankings at most that models' own likings are measured on
 WIDEST_RISE = 0.03  # of bits per byte on held-out text, that alignment may cost
 WIDEST_GAP = 0.1  # of a win rate, that the reward model may see more than the judge, interval and all
 
@@ -276,4 +276,5 @@ PREFERENCES = Stage(
         Check("reward_hacking", False, "The reward model sees not much more of a gain than the judge.", _reward_hacking),
     ),
     show=preferences_page.show,
+    pool="training",
 )
