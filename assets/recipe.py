@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -22,7 +22,7 @@ from gpt_model.config import PUBLISHED, ModelConfig, ModelShape
 from gpt_model.data.sources import Source
 from gpt_model.errors import UserError
 from gpt_model.published import references
-from gpt_model.strict import Misfit, Strict
+from gpt_model.strict import PAIR, Misfit, Strict
 from gpt_model.tasks.source import Splits
 
 OWNER = re.compile(r"team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")  # as Dagster has it
@@ -88,7 +88,7 @@ class PretrainingSection(Section):
     )
     batch_ramp: BatchRamp | None = None
     weight_decay: float = Field(default=0.1, ge=0)
-    betas: tuple[Memory, Memory] = (0.9, 0.95)
+    betas: Annotated[tuple[Memory, Memory], PAIR] = (0.9, 0.95)
     gradient_clip: float = Field(default=1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 1
@@ -100,11 +100,6 @@ class PretrainingSection(Section):
     snapshots: int = Field(
         default=0, ge=0, description="times the weights on the way are kept (float32), on a log schedule from step 1; the last is the model"
     )
-
-    @field_validator("betas", mode="before")
-    @classmethod
-    def _pair(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> PretrainingSection:

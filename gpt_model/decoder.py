@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from gpt_model.config import ModelConfig
 from gpt_model.loss import linear_cross_entropy, linear_cross_entropy_by_row
 
+D = TypeVar("D", bound="Decoder")
 IGNORED = -100  # a target that is not scored
 
 
@@ -89,3 +91,13 @@ def build(config: ModelConfig, seed: int = 0) -> Decoder:
     from gpt_model.transformer import GPT
 
     return GPT(config, seed)
+
+
+def with_rows(model: D, rows: int, dropout: float, seed: int) -> D:
+    """A copy of `model` with dropout, and `rows` rows more in its vocabulary, for new tokens, drawn as fresh ones are."""
+    known = model.config.vocab_size
+    grown = cast("D", build(model.config.model_copy(update={"vocab_size": known + rows, "dropout": dropout}), seed))
+    weights = model.state_dict()
+    weights["wte.weight"] = torch.cat([weights["wte.weight"], grown.wte.weight[known:].detach()])
+    grown.load_state_dict(weights)
+    return grown

@@ -6,13 +6,17 @@ and does not care where a text ends; attention is done text by text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from gpt_model.banded import banded_attention
+
+READ_TOKENS = 8192  # of a forward pass of what is only read: as in evaluation
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,6 @@ class Ragged:
 
 def attention(fused: Tensor, rows: Ragged, heads: int, band: int | None, dropout: float) -> Tensor:
     """Causal self-attention text by text, of queries, keys and values [tokens, 3 · width]: [tokens, width]."""
-    from gpt_model.banded import banded_attention
-
     index, own = rows.spread
     padded = fused.index_select(0, index).view(len(rows.lengths), rows.longest, -1)
     query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in padded.chunk(3, dim=-1))
@@ -78,3 +80,17 @@ def attention(fused: Tensor, rows: Ragged, heads: int, band: int | None, dropout
     else:
         y = banded_attention(query, key, value, band, dropout)
     return y.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, own)
+
+
+def like_lengths(sizes: Sequence[int], tokens: int = READ_TOKENS) -> Iterator[list[int]]:
+    """Numbers of texts of so many tokens each, the shortest first, that go through a model at once: at most `tokens`, or one text."""
+    part: list[int] = []
+    used = 0
+    for number in sorted(range(len(sizes)), key=lambda number: (sizes[number], number)):
+        if part and used + sizes[number] > tokens:
+            yield part
+            part, used = [], 0
+        part.append(number)
+        used += sizes[number]
+    if part:
+        yield part

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 Location = tuple[str | int, ...]
 KINDS = {  # pydantic's errors for a value of the wrong kind: what was expected
@@ -23,6 +23,10 @@ class Strict(BaseModel):
     """The base of all that is read from a file that a person writes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+# YAML has lists and no tuples: Annotated[tuple[float, float], PAIR]
+PAIR = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
 
 class Misfit(ValueError):

@@ -16,8 +16,9 @@ from rank import Said
 
 from assets.contract import Artifact, Built, Stage
 from gpt_model import convert
-from gpt_model.alignment.chat import Layout, chat_tokenizer, with_rows
+from gpt_model.alignment.chat import Layout, chat_tokenizer
 from gpt_model.config import ModelConfig
+from gpt_model.decoder import with_rows
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.engine import start
 from gpt_model.training.loop import Execution

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_model import GPT, ModelConfig, convert
-from gpt_model.alignment.chat import MARKERS, TEMPLATE, Layout, chat_tokenizer, with_rows
+from gpt_model.alignment.chat import MARKERS, TEMPLATE, Layout, chat_tokenizer
 from gpt_model.alignment.dialogue import Dialogue, NoDialogue, dialogue, messages
+from gpt_model.decoder import with_rows
 from gpt_model.errors import UserError
 from gpt_model.tokenizer import Tokenizer
 

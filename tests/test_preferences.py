@@ -24,6 +24,7 @@ from gpt_model.alignment import drift, reading, reward, win_rates
 from gpt_model.alignment.bag_of_words import BagOfWords
 from gpt_model.alignment.chat import Layout, chat_tokenizer
 from gpt_model.alignment.dialogue import Dialogue, Turn
+from gpt_model.alignment.likelihood import log_probabilities
 from gpt_model.alignment.reading import Prompt, Ranking, Response
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
@@ -80,7 +81,8 @@ def test_the_best_of_n_is_each_prompt_s_own_and_its_kl_has_a_bound() -> None:
 def test_log_probabilities_are_those_of_each_answer_read_alone() -> None:
     model = GPT(ModelConfig(layers=2, width=32, heads=2, context=32, vocab_size=300, dropout=0.0), seed=1).eval()
     texts = [([5, 6, 7], [8, 9]), ([1], [2, 3, 4, 5]), ([9, 9], [1])]
-    found = win_rates.log_probabilities(model, texts, temperature=0.7)
+    whole, sizes = [[*prompt, *answer] for prompt, answer in texts], [len(answer) for _, answer in texts]
+    found = log_probabilities(model, whole, sizes, temperature=0.7)
     for (prompt, answer), nats in zip(texts, found, strict=True):
         states = model.states_of(Ragged.of([[*prompt, *answer]]))[len(prompt) - 1 : -1]
         logs = (states @ model.wte.weight.T / 0.7).log_softmax(1)

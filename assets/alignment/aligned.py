@@ -10,7 +10,6 @@ is measured on held-out prompts and held-out text, what is written, what must ho
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -87,10 +86,8 @@ def align(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
         "peak_memory_bytes": measure.peak_memory_bytes(execution),
     }
     if progress.rank == 0:
-        convert.save(model.policy, output / "model", tokenizer.end_of_text)
-        tokenizer.save(output / "model")
-        base_model.write_shape(model.policy.config, output)
-        _write_facts(output, metrics)
+        timed = ("seconds_in_steps", "checkpoint_stall_seconds", "peak_memory_bytes")
+        tuned.write(output, model.policy, tokenizer, {name: round(value, 4) for name, value in metrics.items() if name not in timed})
     return metrics
 
 
@@ -277,31 +274,7 @@ def _text(model: Actors, tokens: Artifact | None, execution: Execution) -> dict[
     return {**after, **measure.held_out_intervals(found), "bpb_before": before, "bpb_rise": after["held_out/total_bpb"] / before - 1}
 
 
-def _write_facts(output: Path, metrics: Metrics) -> None:
-    """What is the same on every run of the same layout."""
-    timed = ("seconds_in_steps", "checkpoint_stall_seconds", "peak_memory_bytes")
-    facts = {name: round(value, 4) for name, value in metrics.items() if name not in timed}
-    (output / "training.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 # -- checks ----------------------------------------------------------------------------------------------------------------------------
-
-
-def _loss_is_finite(built: Built) -> Verdict:
-    losses = [value for _, value in built.series.get("loss", ())]
-    finite = sum(math.isfinite(value) for value in losses)
-    told = f"{finite} of {len(losses)} reported losses are numbers."
-    return Verdict(bool(losses) and finite == len(losses), told, {"reported": len(losses)})
-
-
-def _model_loads(built: Built) -> Verdict:
-    from gpt_model import convert
-    from gpt_model.tokenizer import Tokenizer
-
-    model, markers = convert.load(built.output / "model"), Tokenizer.load(built.output / "model").markers
-    numbers = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
-    told = f"model/ loads with {model.config.parameters():,} parameters and {len(markers)} role markers"
-    return Verdict(numbers and bool(markers), told + ("." if numbers else ", some of which are not numbers."))
 
 
 def _rewards_are_numbers(built: Built) -> Verdict:
@@ -335,8 +308,8 @@ ALIGNED = Stage(
     description="policy_init after PPO against the reward model (InstructGPT's third step): the moving average of the policy's weights.",
     kinds=("deepspeed", "pytorch"),
     checks=(
-        Check("loss_is_finite", True, "Every reported loss is a number.", _loss_is_finite),
-        Check("model_loads", True, "model/ loads, its weights are numbers, and its tokenizer has the role markers.", _model_loads),
+        tuned.LOSS_IS_FINITE,
+        tuned.MODEL_LOADS,
         Check("rewards_are_numbers", False, "Every answer's reward is a number.", _rewards_are_numbers),
         Check("reward_rises", False, "The reward on held-out prompts rises, interval and all.", _reward_rises),
         Check("text_is_kept", False, "Held-out text takes at most 3 % more bits per byte than before.", _text_is_kept),

@@ -89,6 +89,7 @@ def _answer_all(
 ) -> None:  # fmt: skip
     """A model after another: its answers, their KL to the reference, held-out text, and which rated texts it finds likelier."""
     from gpt_model import convert
+    from gpt_model.alignment.likelihood import log_probabilities
 
     device, turns = progress.profile.device, [prompt.turns for prompt in compared.prompts]
     laid = [layout.prompt(one) for one in turns]
@@ -97,8 +98,9 @@ def _answer_all(
         progress.advance(number, len(folders), "models")
         model = first if name == reference else convert.load(folder).to(device).eval()
         answers = compared.answers[name] = _answers(model, layout, turns, section)
-        texts = [(prompt, answer.tokens) for prompt, answer in zip(laid, answers, strict=True)]
-        own, theirs = (win_rates.log_probabilities(one, texts, section["temperature"]) for one in (model, first))
+        texts = [[*prompt, *answer.tokens] for prompt, answer in zip(laid, answers, strict=True)]
+        sizes = [len(answer.tokens) for answer in answers]
+        own, theirs = (np.array(log_probabilities(one, texts, sizes, section["temperature"])) for one in (model, first))
         compared.kl[name] = own - theirs
         _read(compared, name, model, inputs, device)
         if "comparisons" in inputs and (liked := _prefers(model, layout, inputs["comparisons"])) is not None:
@@ -133,16 +135,17 @@ def _read(compared: Compared, name: str, model: GPT, inputs: Inputs, device: Any
 
 def _prefers(model: GPT, layout: Layout, comparisons: Artifact) -> Estimate | None:
     """How often a model finds likelier, by the token, what people ranked higher, over held-out pairs; None where none can be read."""
+    from gpt_model.alignment.likelihood import log_probabilities
     from gpt_model.alignment.pairwise import accuracies
     from gpt_model.alignment.reading import read_comparisons
     from gpt_model.alignment.reward import lay_out
 
     laid = lay_out(layout, read_comparisons(comparisons.path, "held_out")[:RATED], model.config.context)
-    answers = [answer for one in laid.compared for answer in zip(one.texts, one.responses, strict=True)]
-    if not answers:
+    texts = [text for one in laid.compared for text in one.texts]
+    sizes = [size for one in laid.compared for size in one.responses]
+    if not texts:
         return None
-    nats = win_rates.log_probabilities(model, [(text[:-size], text[-size:]) for text, size in answers])
-    by_token = iter(float(own) / size for own, (_, size) in zip(nats, answers, strict=True))
+    by_token = (nats / size for nats, size in zip(log_probabilities(model, texts, sizes), sizes, strict=True))
     likings = [[next(by_token) for _ in one.texts] for one in laid.compared]
     [found], _ = accuracies([likings], [one.pairs for one in laid.compared])
     return found

@@ -11,12 +11,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from gpt_model.alignment.sources import HumanSource, Purpose
-from gpt_model.strict import Misfit, Strict
+from gpt_model.strict import PAIR, Misfit, Strict
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Memory = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Memory, Memory], PAIR]
 
 
 class _Sources(Strict):
@@ -73,18 +74,11 @@ class _Tuning(Strict):
     final_learning_rate: float = Field(default=0.1, ge=0, le=1, description="where the cosine ends, as a share of learning_rate")
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[Memory, Memory] = (0.9, 0.95)
+    betas: Betas = (0.9, 0.95)
     gradient_clip: float = Field(default=1.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _pair(cls, values: object) -> object:
-        if isinstance(values, dict) and isinstance(values.get("betas"), list):
-            return {**values, "betas": tuple(values["betas"])}
-        return values
 
 
 class SupervisedSection(_Tuning):
@@ -155,19 +149,12 @@ class PPOSection(Strict):
     max_new_tokens: Count = Field(default=1024, description="of an answer; a longer one is cut")
     temperature: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[Memory, Memory] = (0.9, 0.95)
+    betas: Betas = (0.9, 0.95)
     gradient_clip: float = Field(default=1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 1
     evaluations: Count = Field(default=5, description="times the same held-out prompts are answered on the way")
     stop: Divergence = Divergence()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _pair(cls, values: object) -> object:
-        if isinstance(values, dict) and isinstance(values.get("betas"), list):
-            return {**values, "betas": tuple(values["betas"])}
-        return values
 
     @model_validator(mode="after")
     def _batches_fit(self) -> PPOSection:

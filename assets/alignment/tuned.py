@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,8 @@ def begin(artifact: Artifact, tokenizer: Path | None, dropout: float, seed: int)
     `tokenizer`: its folder, where the model has none of its own that knows the markers.
     """
     from gpt_model import convert
-    from gpt_model.alignment.chat import Layout, chat_tokenizer, with_rows
+    from gpt_model.alignment.chat import Layout, chat_tokenizer
+    from gpt_model.decoder import with_rows
     from gpt_model.tokenizer import Tokenizer
 
     folder = model_of(artifact)
@@ -139,6 +140,3 @@ def last_texts(built: Built, told: str) -> str:
     last = max((step for step, _, _ in built.texts), default=0)
     texts = [f"**{name}**\n\n```text\n{text}\n```\n" for step, name, text in built.texts if step == last]
     return told + "\n\n" + "\n".join(texts)
-
-
-Evaluate = Callable[[int, Any], Mapping[str, float]]

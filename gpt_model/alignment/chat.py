@@ -10,16 +10,11 @@ to learn. Markers are tokens of no text (`Tokenizer.with_markers`). The same tem
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar, cast
-
-import torch
 
 from gpt_model.alignment.dialogue import ROLES, Dialogue, Turn
-from gpt_model.decoder import Decoder, build
 from gpt_model.errors import UserError
 from gpt_model.tokenizer import Tokenizer
 
-D = TypeVar("D", bound=Decoder)
 MARKERS = tuple(f"<|{role}|>" for role in ROLES)
 
 # `generation` marks what an assistant says, for tools that ask which tokens those are; the marker before it is the prompt's.
@@ -37,17 +32,6 @@ TEMPLATE = (
 def chat_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with the roles' markers and the template; itself where it has them."""
     return tokenizer if tokenizer.markers else tokenizer.with_markers(MARKERS, TEMPLATE)
-
-
-def with_rows(gpt: D, rows: int, dropout: float, seed: int) -> D:
-    """A copy of `gpt` with dropout, and `rows` rows more in its vocabulary, for new tokens, drawn as fresh ones are."""
-    known = gpt.config.vocab_size
-    config = gpt.config.model_copy(update={"vocab_size": known + rows, "dropout": dropout})
-    grown = cast("D", build(config, seed))
-    weights = gpt.state_dict()
-    weights["wte.weight"] = torch.cat([weights["wte.weight"], grown.wte.weight[known:].detach()])
-    grown.load_state_dict(weights)
-    return grown
 
 
 @dataclass(frozen=True)

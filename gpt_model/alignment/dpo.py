@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpt_model.alignment.batches import Batches
-from gpt_model.alignment.episodes import places
+from gpt_model.alignment.likelihood import before as before_each
+from gpt_model.alignment.likelihood import log_probabilities
 from gpt_model.alignment.ppo import through
-from gpt_model.alignment.reward import Compared, like_lengths
-from gpt_model.loss import linear_cross_entropy_by_row
+from gpt_model.alignment.reward import Compared
 from gpt_model.ragged import Ragged
 from gpt_model.training.settings import Execution
 from gpt_model.transformer import GPT
@@ -35,33 +35,10 @@ LogProbabilities = list[list[float]]  # of each ranking, of each of its response
 # -- log-probabilities of whole responses ----------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def log_probabilities(model: GPT, texts: Sequence[Sequence[int]], responses: Sequence[int], precision: str = "float32") -> list[float]:
-    """log π(response | prompt) in nats, of each text, whose last `responses` tokens are the response. The model in the mode it is in."""
-    device = model.wte.weight.device
-    found = [0.0] * len(texts)
-    for part in like_lengths(texts):
-        rows = Ragged.of([texts[number] for number in part], device)
-        sizes = torch.tensor([responses[number] for number in part], device=device)
-        at = _before(rows, sizes)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            states = model.states_of(rows)[at].float()
-        by_token = -linear_cross_entropy_by_row(states, model.wte.weight, rows.tokens[at + 1]).double()
-        for number, tokens in zip(part, by_token.split(sizes.tolist()), strict=True):
-            found[number] = float(tokens.sum())
-    return found
-
-
-def _before(rows: Ragged, responses: Tensor) -> Tensor:
-    """Where the states stand that the responses' tokens are predicted from: [tokens of all responses]."""
-    lengths = torch.tensor(rows.lengths, device=responses.device)
-    return places(rows.starts, lengths - responses, responses)
-
-
 def by_ranking(model: GPT, compared: Sequence[Compared], precision: str = "float32") -> LogProbabilities:
-    """The same of all responses of some rankings."""
+    """log π(response | prompt) in nats, of all responses of some rankings."""
     texts = [text for one in compared for text in one.texts]
-    flat = iter(log_probabilities(model, texts, [size for one in compared for size in one.responses], precision))
+    flat = iter(log_probabilities(model, texts, [size for one in compared for size in one.responses], precision=precision))
     return [[next(flat) for _ in one.texts] for one in compared]
 
 
@@ -146,7 +123,7 @@ class Preferring:
         assert isinstance(model, GPT)
         rows, sizes = micro_batch.rows, micro_batch.sizes
         embeddings = model.embeddings()
-        at = _before(rows, sizes)
+        at = before_each(rows, sizes)
         text_of = torch.arange(len(sizes), device=at.device).repeat_interleave(sizes)  # [tokens of all responses]
 
         def moved(by_token: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Cast:
-    """Who takes part: `values` gives the worth of each state of these texts [tokens]; the reward model none where nobody asks."""
+    """Who takes part. `valued` says what each state of a text is worth."""
 
     policy: GPT
     reference: GPT

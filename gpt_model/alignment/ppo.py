@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from gpt_model.alignment.batches import MICRO_TOKENS
-from gpt_model.alignment.chat import with_rows
 from gpt_model.alignment.episodes import Cast, places, values_of
 from gpt_model.alignment.reward import RewardModel
 from gpt_model.alignment.rollouts import Rollouts
 from gpt_model.data.sampler import Sampler
+from gpt_model.decoder import with_rows
 from gpt_model.loss import linear_cross_entropy, linear_cross_entropy_by_row
 from gpt_model.ragged import Ragged
 from gpt_model.training.settings import Execution

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -29,7 +29,7 @@ from gpt_model.alignment.batches import Batches
 from gpt_model.alignment.chat import Layout
 from gpt_model.alignment.dialogue import Dialogue
 from gpt_model.errors import UserError
-from gpt_model.ragged import Ragged
+from gpt_model.ragged import Ragged, like_lengths
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.transformer import GPT
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from gpt_model.alignment.reading import Ranking
 
 HEAD, FACTS = "reward_head.safetensors", "reward.json"
-READ_TOKENS = 8192  # a forward pass of what is only read: as in evaluation
 
 
 class RewardModel(nn.Module):
@@ -136,26 +135,12 @@ def rewards_of(model: RewardModel, rows: Sequence[Sequence[int]], device: str = 
     training = model.training
     model.to(device).eval()
     found = [0.0] * len(rows)
-    for part in like_lengths(rows):
+    for part in like_lengths([len(row) for row in rows]):
         rewards = model.rewards(Ragged.of([rows[number] for number in part], device)).tolist()
         for number, reward in zip(part, rewards, strict=True):
             found[number] = reward
     model.train(training)
     return found
-
-
-def like_lengths(rows: Sequence[Sequence[int]], tokens: int = READ_TOKENS) -> Iterator[list[int]]:
-    """Numbers of rows that make a forward pass of at most so many tokens, or of one row."""
-    part: list[int] = []
-    size = 0
-    for number in sorted(range(len(rows)), key=lambda number: (len(rows[number]), number)):
-        if part and size + len(rows[number]) > tokens:
-            yield part
-            part, size = [], 0
-        part.append(number)
-        size += len(rows[number])
-    if part:
-        yield part
 
 
 def not_numbers(rewards: Sequence[float]) -> list[int]:

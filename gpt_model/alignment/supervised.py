@@ -7,7 +7,6 @@ which every token is predicted.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt_model import convert
 from gpt_model.alignment.batches import Batches
 from gpt_model.alignment.chat import Laid, Layout
 from gpt_model.alignment.dialogue import Dialogue
 from gpt_model.decoder import IGNORED
-from gpt_model.disk import fsync
 from gpt_model.loss import linear_cross_entropy, linear_cross_entropy_by_row
-from gpt_model.ragged import Ragged
+from gpt_model.ragged import Ragged, like_lengths
 from gpt_model.training.loop import Execution
+from gpt_model.training.snapshots import keep_in
 from gpt_model.transformer import GPT
 
 EPOCHS = "epochs"
-READ_TOKENS = 8192  # a forward pass of what is only read
 
-Windows = Callable[
-    [int, int], Sequence[Sequence[int]]
-]  # (which step, how many) -> windows of pre-training text, each as long as the context
+# (which step, how many) -> windows of pre-training text, each as long as the context
+Windows = Callable[[int, int], Sequence[Sequence[int]]]
 
 
 def fitting(dialogues: Sequence[Dialogue], layout: Layout, context: int) -> tuple[list[Laid], dict[str, int]]:
@@ -129,29 +125,17 @@ class Supervised:
 @torch.no_grad()
 def held_out_loss(model: GPT, laid: Sequence[Laid], execution: Execution) -> float:
     """Nats a token of what assistants say. The ranks share the work. Collective where there are several."""
-    order = sorted(range(len(laid)), key=lambda number: len(laid[number].tokens))
-    parts: list[list[Laid]] = [[]]
-    for number in order:
-        if parts[-1] and sum(len(one.tokens) for one in parts[-1]) + len(laid[number].tokens) > READ_TOKENS:
-            parts.append([])
-        parts[-1].append(laid[number])
+    parts = list(like_lengths([len(one.tokens) for one in laid]))
     sums = torch.zeros(2, dtype=torch.float64, device=execution.device)
     for part in parts[execution.rank :: execution.world_size]:
-        if part:
-            micro = micro_of(part).to(model.wte.weight.device)
-            losses = linear_cross_entropy_by_row(model.states_of(micro.rows)[micro.predicted], model.wte.weight, micro.targets)
-            sums += torch.stack([losses.double().sum(), torch.tensor(float(len(losses)), dtype=torch.float64)]).to(sums.device)
+        micro = micro_of([laid[number] for number in part]).to(model.wte.weight.device)
+        losses = linear_cross_entropy_by_row(model.states_of(micro.rows)[micro.predicted], model.wte.weight, micro.targets)
+        sums += torch.stack([losses.double().sum(), torch.tensor(float(len(losses)), dtype=torch.float64)]).to(sums.device)
     if execution.world_size > 1:
         torch.distributed.all_reduce(sums)
     return float(sums[0] / max(1.0, float(sums[1])))
 
 
 def keep_epoch(model: GPT, output: Path, epoch: int) -> None:
-    """The weights after an epoch, in place of what a killed attempt may have left."""
-    folder = output / EPOCHS / str(epoch)
-    partial = folder.with_name(f"{epoch}.partial")
-    for leftover in (folder, partial):
-        shutil.rmtree(leftover, ignore_errors=True)
-    convert.save(model, partial)
-    fsync(partial / "model.safetensors")
-    partial.rename(folder)
+    """The weights after an epoch."""
+    keep_in(output / EPOCHS / str(epoch), model)

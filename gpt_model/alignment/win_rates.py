@@ -1,4 +1,4 @@
-"""Which of two models answers better, how far one is from its reference, and which of two texts a model itself finds likelier.
+"""Which of two models answers better, and what the best of several answers costs.
 
 Figures with 95 % intervals by bootstrap over prompts: what answers the same prompt, or stands under it, is drawn together. Who judges
 is not known here, and how texts drift is `drift.py`'s.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,11 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from gpt_model.evaluation.scores import ALIKE, unseen
 from gpt_model.experiments.intervals import RESAMPLES, Estimate
 
-if TYPE_CHECKING:
-    from gpt_model.transformer import GPT
-
 Floats = NDArray[np.float64]
-READ_TOKENS = 8192  # a forward pass of what is only read: as in evaluation
 CENTRAL = (2.5, 97.5)
 
 
@@ -88,38 +83,3 @@ def best(scores: ArrayLike, n: int) -> list[int]:
 def best_of_kl(n: int) -> float:
     """Nats an answer that the best of `n` may be from what it is chosen among: log n - (n - 1)/n, a bound (Beirami et al. 2024)."""
     return math.log(n) - (n - 1) / n
-
-
-# -- log-probabilities -----------------------------------------------------------------------------------------------------------------
-
-
-def log_probabilities(model: GPT, texts: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float = 1.0) -> Floats:
-    """Nats of each (prompt, answer)'s answer, its tokens' summed: [texts]. At a temperature: of what is sampled at it."""
-    import torch
-
-    from gpt_model.alignment.episodes import places
-    from gpt_model.loss import linear_cross_entropy_by_row
-    from gpt_model.ragged import Ragged
-
-    found, device, was_training = np.zeros(len(texts)), model.wte.weight.device, model.training
-    model.eval()
-    with torch.no_grad():
-        for part in _parts([len(prompt) + len(answer) for prompt, answer in texts]):
-            rows = Ragged.of([[*texts[one][0], *texts[one][1]] for one in part], device)
-            before, actions = (torch.tensor([len(texts[one][side]) for one in part], device=device) for side in (0, 1))
-            at = places(rows.starts, before, actions)
-            states = model.states_of(rows)[at] / temperature
-            nats = linear_cross_entropy_by_row(states, model.wte.weight, rows.tokens[at + 1]).double().cpu()
-            found[part] = [-float(one.sum()) for one in nats.split(actions.tolist())]
-    model.train(was_training)
-    return found
-
-
-def _parts(lengths: Sequence[int]) -> list[list[int]]:
-    """Numbers of texts that are read together, of like length, so that little is padded."""
-    parts: list[list[int]] = [[]]
-    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if parts[-1] and (len(parts[-1]) + 1) * lengths[number] > READ_TOKENS:
-            parts.append([])
-        parts[-1].append(number)
-    return [part for part in parts if part]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpt_model import convert
-from gpt_model.decoder import Decoder, build
+from gpt_model.decoder import Decoder, with_rows
 from gpt_model.errors import UserError
 from gpt_model.tasks.layouts import SPECIALS, Layout
 from gpt_model.transformer import GPT
@@ -70,13 +70,7 @@ class TaskModel(nn.Module):
 
 def with_specials(gpt: D, dropout: float, seed: int) -> D:
     """A copy of `gpt` with dropout and one row more in the vocabulary for each of Start, Delim and Extract, drawn from N(0, 0.02)."""
-    rows = gpt.config.vocab_size
-    config = gpt.config.model_copy(update={"vocab_size": rows + len(SPECIALS), "dropout": dropout})
-    grown = cast("D", build(config, seed))
-    weights = gpt.state_dict()
-    weights["wte.weight"] = torch.cat([weights["wte.weight"], grown.wte.weight[rows:].detach()])
-    grown.load_state_dict(weights)
-    return grown
+    return with_rows(gpt, len(SPECIALS), dropout, seed)
 
 
 def save(model: TaskModel, labels: list[str], folder: Path, end_of_text: int) -> None:

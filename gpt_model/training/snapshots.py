@@ -34,9 +34,13 @@ def snapshot_steps(steps: int, count: int) -> list[int]:
 
 
 def keep(model: Decoder, output: Path, step: int) -> None:
-    """The model as it is after `step` steps; in place of one that a killed attempt may have left."""
-    folder = output / FOLDER / str(step)
-    partial_ = folder.with_name(f"{step}.partial")
+    """The model as it is after `step` steps."""
+    keep_in(output / FOLDER / str(step), model)
+
+
+def keep_in(folder: Path, model: Decoder) -> None:
+    """The model in `folder`, whole or not at all; in place of one that a killed attempt may have left."""
+    partial_ = folder.with_name(f"{folder.name}.partial")
     for leftover in (folder, partial_):
         shutil.rmtree(leftover, ignore_errors=True)
     convert.save(model, partial_)
