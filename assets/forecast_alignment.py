@@ -24,7 +24,6 @@ ROWS = {
 PROMPT, ANSWER = 256, 256  # tokens: above InstructGPT's mean prompt of 166 to 408, table 6
 SLOW = 0.1  # of the rate of reading, that answers are written at: a token a pass, which memory bounds
 TRAINED_BYTES, FROZEN_BYTES = 16, 4  # a parameter: weight, gradient and two moments in float32; a weight alone
-COMPARED = ("pretrained", "supervised", "instructed", "policy_init", "aligned", "aligned_without_ptx", "dpo")
 HUMAN = ("demonstrations", "comparisons", "prompts")
 
 

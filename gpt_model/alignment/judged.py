@@ -9,7 +9,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt_model.alignment.candidate import Answer, Candidate, key_of
-from gpt_model.alignment.cells import Messages, Unusable, asked_in, at, messages_in, numbers_in, same, spoken, text_of, truth_in, value_of
+from gpt_model.alignment.cells import (
+    Messages,
+    Unusable,
+    asked_in,
+    at,
+    figure,
+    messages_in,
+    numbers_in,
+    same,
+    spoken,
+    text_of,
+    truth_in,
+    value_of,
+)
 from gpt_model.alignment.dialogue import Dialogue, Turn, dialogue
 from gpt_model.alignment.places import Row
 from gpt_model.alignment.reading import PROMPT_ENDS
@@ -120,9 +133,6 @@ def _numbers(source: HumanSource, row: Row, part: str, answers: Sequence[Any]) -
 def of_rated(source: HumanSource, row: Row) -> Candidate:
     """A single, to be set against others: `splitting.rankings`."""
     text, value = text_of(source, row, "text"), text_of(source, row, "rating")
-    try:
-        rating = float(value)
-        numbers_in([rating], 1, "rating")
-    except (ValueError, Unusable):
-        raise Unusable("no number for a rating", f"found {value!r}") from None
+    if (rating := figure(value)) is None:
+        raise Unusable("no number for a rating", f"found {value!r}")
     return Candidate("", (Turn("user", source.instruction or ""),), text, (Answer(text, 0, rating),))
