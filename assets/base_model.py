@@ -55,7 +55,7 @@ def write_not_run(output: Path, reason: str) -> None:
 def require(inputs: Inputs, name: str) -> Artifact:
     """An input that a stage cannot do without. Raises UserError where nothing is in it."""
     if reason := not_run(inputs[name]):
-        raise UserError(f"There is no model to go on from: {reason}.", field="imported")
+        raise UserError(f"There is no model to go on from: {reason}.", field=".imported")
     return inputs[name]
 
 

@@ -98,7 +98,7 @@ def _every_score_finite(built: Built) -> Verdict:
 
 SCORECARD = Stage(
     name="scorecard",
-    version="6",
+    version="7",
     run=run,
     description="Every score beside its baselines, with its interval, its cost and the way back to the text it came from.",
     kinds=("python", "html"),

@@ -1,7 +1,8 @@
 """The scorecard's section about alignment: who answers better, what it cost (the alignment tax), how texts drift, and what it all can show.
 
 Its tables are those of the stage `preferences`, and the zero-shot suites of each model side by side. InstructGPT's qualitative finding,
-that PPO regresses and PPO-ptx recovers, is put to the test here, and said to be true, false or undecided.
+that PPO regresses on tasks and PPO-ptx recovers, is put to the test here, and said to be true, false or undecided; held-out text of the
+corpus that PPO-ptx is trained on is said apart, as it is no such task.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from statistics import NormalDist
 from typing import Any
 
 from assets.alignment import preferences_page as page
-from assets.alignment.preferences_results import ALIGNED, PLAIN, REFERENCE, read
+from assets.alignment.preferences_results import ALIGNED, CHOSEN, PLAIN, PRETRAINED, REFERENCE, read
+from assets.alignment.rankings import BAG_OF_WORDS, NO_WORDS
 from assets.contract import Artifact, Inputs
 from assets.scorecard_page import Section, Table, Text
 from assets.scorecard_scores import ZERO_SHOT_AFTER
 from gpt_model.evaluation.scores import error_of
 
-NAMED = {
-    "pretrained": "pretrained", "supervised": "supervised", REFERENCE: "policy_init", PLAIN: "PPO", ALIGNED: "PPO-ptx", "dpo": "DPO",
-}  # fmt: skip
+ORDER = (PRETRAINED, "supervised", CHOSEN, REFERENCE, PLAIN, ALIGNED, "dpo")  # of columns
+PPO, PTX = "PPO", "PPO-ptx"
 TEXT = "held-out text, bits per byte"
+SAME_TEXT = "held_out"  # the suite that is of the same text again
+OF_CORPUS = ("cloze", "last_word")  # suites whose tasks are made of it
 ON_ANOTHER_SCALE = ("byte_perplexity", "word_perplexity")  # the same figure as bits per byte
+BROADER = {"toxicity": "toxicity", "truthfulqa": "TruthfulQA"}  # suites of what preferences do not show
 TRUE, FALSE, UNDECIDED = "true", "false", "undecided"
 # Ouyang et al. 2022, table 14 (appendix E), GPT-3 XL of 1.3B: GPT, SFT, PPO, PPO-ptx. From a single transcription of the paper.
 PAPER = {
@@ -37,6 +41,12 @@ PAPER = {
 
 def is_in(inputs: Inputs) -> bool:
     return "preferences" in inputs
+
+
+def named(inputs: Inputs) -> dict[str, str]:
+    """What each model is called. `aligned` is PPO-ptx only where its recipe mixes pre-training text in."""
+    mixed = ALIGNED in inputs and inputs[ALIGNED].config["ppo"]["ptx_weight"]
+    return {**{name: name for name in ORDER}, PLAIN: PPO, ALIGNED: PTX if mixed else PPO, "dpo": "DPO"}
 
 
 # -- what is measured before and after -------------------------------------------------------------------------------------------------
@@ -55,27 +65,29 @@ class Taxed:
 
 def taxed(inputs: Inputs) -> list[Taxed]:
     """Held-out text, window by window, and then every zero-shot score that a model has before and after."""
-    found = list(_of_text(read(inputs["preferences"].path)["text"]))
+    plain = PLAIN if named(inputs)[ALIGNED] == PTX else ALIGNED
+    found = list(_of_text(read(inputs["preferences"].path)["text"], plain))
     suites = list(_of_suites(inputs))
     surely = NormalDist().inv_cdf(1 - 0.025 / max(1, len(suites)))  # Bonferroni: of many scores one is worse by chance
     for one in suites:
-        verdicts = (_against(one, ours, theirs, surely) for ours, theirs in ((PLAIN, REFERENCE), (ALIGNED, PLAIN)))
+        verdicts = (_against(one, ours, theirs, surely) for ours, theirs in ((plain, REFERENCE), (ALIGNED, PLAIN)))
         found.append(Taxed(one.name, one.scores, one.lower_is_better, *verdicts))
     return found
 
 
-def _of_text(text: Mapping[str, Any]) -> Iterator[Taxed]:
+def _of_text(text: Mapping[str, Any], plain: str) -> Iterator[Taxed]:
     if text:
-        rises = (text.get(PLAIN, {}).get(f"over_{REFERENCE}"), text.get(ALIGNED, {}).get(f"over_{PLAIN}"))
+        rises = (text.get(plain, {}).get(f"over_{REFERENCE}"), text.get(ALIGNED, {}).get(f"over_{PLAIN}"))
         verdicts = [{"better": "worse", "worse": "better"}.get(told := page.verdict(rise, 0.0), told) for rise in rises]
-        yield Taxed(TEXT, {name: text[name]["bits_per_byte"] for name in NAMED if name in text}, True, *verdicts)
+        yield Taxed(TEXT, {name: text[name]["bits_per_byte"] for name in ORDER if name in text}, True, *verdicts)
 
 
 def _of_suites(inputs: Inputs) -> Iterator[Taxed]:
-    artifacts = {name: f"{ZERO_SHOT_AFTER}{name}" for name in NAMED} | {"pretrained": "zero_shot"}
+    """Scores of tasks, and not of the text that stands above them already."""
+    artifacts = {name: f"{ZERO_SHOT_AFTER}{name}" for name in ORDER} | {PRETRAINED: "zero_shot"}
     rows = {name: _rows(inputs[one]) for name, one in artifacts.items() if one in inputs}
-    after = [name for name in rows if name != "pretrained"]
-    for key in dict.fromkeys(key for name in after for key in rows[name]):
+    after = [name for name in rows if name != PRETRAINED]
+    for key in dict.fromkeys(key for name in after for key in rows[name] if key[0] != SAME_TEXT):
         scores = {name: own[key] for name, own in rows.items() if key in own}
         of_each = {name: {**{end: row[end] for end in ("value", "low", "high")}, "error": error_of(row)} for name, row in scores.items()}
         yield Taxed(" ".join(key), of_each, next(iter(scores.values()))["lower_is_better"])
@@ -120,18 +132,17 @@ class Signature:
         return TRUE if (self.regresses, self.recovers) == (TRUE, TRUE) else UNDECIDED
 
 
-def signature(measured: list[Taxed]) -> Signature | None:
-    """None where the recipe has not both kinds of PPO.
+def signature(rows: list[Taxed]) -> Signature | None:
+    """Of some of what is measured. None where nothing is of both kinds of PPO.
 
-    PPO regresses where it is surely worse than policy_init in anything; it does not where held-out text is surely predicted better, and
-    nothing is worse. PPO-ptx recovers where it is surely better than PPO in something that regressed, and worse in nothing that did.
+    PPO regresses where it is surely worse than policy_init in any row; it does not where it is surely better in all. PPO-ptx recovers
+    where it is surely better than PPO in something that regressed, and worse in nothing that did.
     """
-    if not any(one.regression for one in measured) or not any(one.recovery for one in measured):
+    if not any(one.regression for one in rows) or not any(one.recovery for one in rows):
         return None
-    regressed = [one for one in measured if one.regression == "worse"]
+    regressed = [one for one in rows if one.regression == "worse"]
     if not regressed:
-        spared = any(one.name == TEXT and one.regression == "better" for one in measured)
-        return Signature(FALSE if spared else UNDECIDED, UNDECIDED)
+        return Signature(FALSE if all(one.regression == "better" for one in rows) else UNDECIDED, UNDECIDED)
     recovered = [one for one in regressed if one.recovery == "better"]
     lost = any(one.recovery == "worse" for one in regressed)
     return Signature(
@@ -140,9 +151,28 @@ def signature(measured: list[Taxed]) -> Signature | None:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Signatures:
+    """The signature twice: on tasks, where the paper has it, and on held-out text of the very corpus that PPO-ptx is trained on."""
+
+    tasks: Signature | None
+    text: Signature | None
+
+    @staticmethod
+    def of(measured: list[Taxed]) -> Signatures | None:
+        """None where the recipe has not both kinds of PPO."""
+        found = [signature([one for one in measured if (one.name == TEXT) == of_text]) for of_text in (False, True)]
+        return Signatures(*found) if any(found) else None
+
+    @property
+    def holds(self) -> str:
+        """Whether the paper's finding does: text has no say in it."""
+        return self.tasks.holds if self.tasks else UNDECIDED
+
+
 def statement(inputs: Inputs) -> dict[str, Any]:
     """What scorecard.json keeps: the signature, and whether the texts of aligned stay within the reference's intervals."""
-    found, held = signature(taxed(inputs)), read(inputs["preferences"].path)["within_reference"]
+    found, held = Signatures.of(taxed(inputs)), read(inputs["preferences"].path)["within_reference"]
     return {
         "signature": None if found is None else {**asdict(found), "holds": found.holds},
         "within_reference": {measure: one["inside"] for measure, one in held.items()},
@@ -154,16 +184,16 @@ def statement(inputs: Inputs) -> dict[str, Any]:
 
 def section(inputs: Inputs) -> Section:
     preferences = inputs["preferences"]
-    results, measured = read(preferences.path), taxed(inputs)
+    results, measured, names = read(preferences.path), taxed(inputs), named(inputs)
     tables: list[Table | Text] = []
     if results["judges"]:
         tables.append(_table("Win rates, step by step", page.steps(results), page.steps_note(results)))
     tables.append(_table("The models", page.models(results), page.MODELS_NOTE))
     if measured:
-        tables += [_tax(measured), Text("PPO regresses, PPO-ptx recovers", _told(measured)), _paper()]
+        tables += [_tax(measured, names), Text("PPO regresses, PPO-ptx recovers", _told(measured, names)), _paper()]
     tables += _judges(inputs)
     tables.append(_table("Drift: is the reward hacked?", page.drifts(results), page.drift_note(results)))
-    if paragraph := _dpo(results):
+    if paragraph := _dpo(results, names):
         tables.append(Text("DPO beside PPO", paragraph))
     tables.append(Text("The same prompts", page.samples(preferences.path, inputs.get("prompts"))))
     tables.append(Text("What this can and cannot show", _limits(inputs, results)))
@@ -177,50 +207,63 @@ def _table(title: str, cells: page.Cells, note: str) -> Table:
     return Table(title, [columns[place] for place in kept], [[row[place] for place in kept] for row in rows], note)
 
 
-def _tax(measured: list[Taxed]) -> Table:
-    names = [name for name in NAMED if any(name in one.scores for one in measured)]
+def _tax(measured: list[Taxed], names: Mapping[str, str]) -> Table:
+    there = [name for name in ORDER if any(name in one.scores for one in measured)]
     rows = [
         [
-            one.name + (" ↓" if one.lower_is_better else ""), *(page.interval(one.scores.get(name)) for name in names),
+            one.name + (" ↓" if one.lower_is_better else ""), *(page.interval(one.scores.get(name)) for name in there),
             one.regression, one.recovery,
         ]
         for one in measured
     ]  # fmt: skip
-    columns = ["score", *(NAMED[name] for name in names), "PPO against policy_init", "PPO-ptx against PPO"]
+    columns = ["score", *(names[name] for name in there), "PPO against policy_init", "PPO-ptx against PPO"]
     note = (
         "↓: lower is better. In brackets: 95 % interval. Better or worse: surely so. Of held-out text windows are drawn together for both "
         "models; of suites the two scores are taken for independent, though the examples are the same, and the level is shared out over "
-        "the suites' scores (Bonferroni), so a small regression may go unseen."
+        "the suites' scores (Bonferroni), so a small regression may go unseen. The suite held_out is of the first row's "
+        "text once more, and is left out."
     )
     return _table("Alignment tax: before and after", (columns, rows), note)
 
 
-def _told(measured: list[Taxed]) -> str:
-    found = signature(measured)
+def _told(measured: list[Taxed], names: Mapping[str, str]) -> str:
+    found = Signatures.of(measured)
     if found is None:
         return "Not measured: the recipe has not PPO with and without pre-training text both."
+    tasks, text = ([one for one in measured if (one.name == TEXT) == of_text] for of_text in (False, True))
+    own = [suite for suite in OF_CORPUS if any(one.name.startswith(f"{suite} ") for one in tasks)]
+    same = f" ({' and '.join(own)}: made of held-out text of the same corpus, where the paper's are public)" if own else ""
     lines = [
-        f"InstructGPT's finding holds here: **{found.holds}**.",
-        f"- PPO without pre-training text regresses from policy_init: **{found.regresses}**"
-        + (f" ({'; '.join(_beside(measured, name, REFERENCE, PLAIN) for name in found.regressed)})." if found.regressed else "."),
-        "- PPO-ptx recovers what PPO lost: "
-        + (f"**{found.recovers}**" if found.regressed else f"**{found.recovers}**, as nothing is surely lost")
-        + (f" ({'; '.join(_beside(measured, name, PLAIN, ALIGNED) for name in found.regressed)})." if found.regressed else "."),
+        f"InstructGPT's finding (4.2), that on tasks PPO loses and PPO-ptx wins it back, holds here: **{found.holds}**.",
+        "",
+        f"On tasks{same}:" if found.tasks else "No task was measured before and after.",
+        *(_of(found.tasks, tasks, names) if found.tasks else ()),
     ]
-    if not found.regressed and (text := next((one for one in measured if one.name == TEXT), None)):
-        lines.append(f"- For the record, {_beside(measured, text.name, REFERENCE, PLAIN)}; {_beside(measured, text.name, PLAIN, ALIGNED)}.")
+    if found.text:
+        lines += ["", "On held-out text of the corpus, more of which PPO-ptx is trained on, so that this is no finding of the paper's:"]
+        lines += _of(found.text, text, names)
     lines.append(
-        "\nRegresses: surely worse in at least one row above. Does not: held-out text is surely predicted better and no row is worse. "
-        "Recovers: surely better than PPO in a row that regressed, worse in none of them. Else it is undecided."
+        "\nRegresses: surely worse in at least one row above. Does not: surely better in all. Recovers: surely better than PPO in a row "
+        "that regressed, worse in none of them. Else it is undecided."
     )
-    return "\n".join([lines[0], "", *lines[1:]])
+    return "\n".join(lines)
 
 
-def _beside(measured: list[Taxed], name: str, before: str, after: str) -> str:
+def _of(found: Signature, rows: list[Taxed], names: Mapping[str, str]) -> list[str]:
+    """Both halves of the finding, with the figures of what regressed; of what did not, where a row is all there is."""
+    shown = [one for one in rows if one.name in found.regressed or len(rows) == 1]
+    before, after = ("; ".join(_beside(one, names, *pair) for one in shown) for pair in ((REFERENCE, PLAIN), (PLAIN, ALIGNED)))
+    nothing = "" if found.regressed else ", as nothing is surely lost"
+    return [
+        f"- PPO without pre-training text regresses from policy_init: **{found.regresses}**{f' ({before})' if shown else ''}.",
+        f"- PPO-ptx recovers what PPO lost: **{found.recovers}**{nothing}{f' ({after})' if shown else ''}.",
+    ]
+
+
+def _beside(one: Taxed, names: Mapping[str, str], before: str, after: str) -> str:
     """ "held-out text, bits per byte: policy_init 2.101 (…), PPO 2.140 (…)" """
-    [one] = [one for one in measured if one.name == name]
-    scores = [f"{NAMED[model]} {page.interval(one.scores[model])}" for model in (before, after) if model in one.scores]
-    return f"{name}: {', '.join(scores)}"
+    scores = [f"{names[model]} {page.interval(one.scores[model])}" for model in (before, after) if model in one.scores]
+    return f"{one.name}: {', '.join(scores)}"
 
 
 def _paper() -> Table:
@@ -234,13 +277,15 @@ def _paper() -> Table:
 def _judges(inputs: Inputs) -> list[Table | Text]:
     """The reward model beside the bag of words on the same pairs, and the judge."""
     rows = []
-    asked = (("reward_model", "reward model", ""), ("reward_model", "bag of words, same pairs", "bag_of_words/"), ("judge", "judge", ""))
+    asked = (("reward_model", "reward model", ""), ("reward_model", "bag of words, same pairs", f"{BAG_OF_WORDS}/"), ("judge", "judge", ""))
     for name, told, prefix in asked:
         metrics = inputs[name].metrics if name in inputs else {}
         if f"{prefix}accuracy" in metrics:
             value = {end: metrics[f"{prefix}accuracy{suffix}"] for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high"))}
             error = f"{metrics['calibration_error']:.3f}" if not prefix and "calibration_error" in metrics else ""
             rows.append([told, page.interval(value), page.verdict(value), error])
+        elif prefix and f"{prefix}not_run" in metrics:
+            rows.append([told, f"not run: {NO_WORDS}", "", ""])
     note = (
         "Share of held-out comparisons in which the better text has the higher score; 95 % interval by bootstrap over rankings; better: "
         "than chance, 0.5. Calibration error: expected, of the probability that the difference of two rewards says. The judge is a bag of "
@@ -252,15 +297,16 @@ def _judges(inputs: Inputs) -> list[Table | Text]:
     return [_table("The reward model beside a bag of words", cells, note)]
 
 
-def _dpo(results: Mapping[str, Any]) -> str:
+def _dpo(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """What the same comparisons give without a reward model."""
     step = next((one for one in results["steps"] if (one["model"], one["over"]) == (ALIGNED, "dpo")), None)
     if step is None:
         return ""
     by_judge = step.get("judge")
-    words = {"better": "PPO-ptx is preferred to DPO", "worse": "DPO is preferred to PPO-ptx", "undecided": "neither is surely preferred"}
+    ours = names[ALIGNED]
+    words = {"better": f"{ours} is preferred to DPO", "worse": f"DPO is preferred to {ours}", "undecided": "neither is surely preferred"}
     told = f"By the judge {words[page.verdict(by_judge)]}: {page.interval(by_judge)}. " if by_judge else ""
-    kl = [f"{NAMED[name]} {page.interval(results['models'][name]['kl'])}" for name in (ALIGNED, "dpo") if "kl" in results["models"][name]]
+    kl = [f"{names[name]} {page.interval(results['models'][name]['kl'])}" for name in (ALIGNED, "dpo") if "kl" in results["models"][name]]
     return (
         f"{told}KL from policy_init, nats an answer: {', '.join(kl)}. The two went different ways from it with settings of their own, so "
         "which is better at one and the same KL is not measured."
@@ -288,5 +334,7 @@ def _limits(inputs: Inputs, results: Mapping[str, Any]) -> str:
             "The judge is a bag of words. It saw none of the reward model's texts, so a win by it is not the reward model's flaw exploited "
             "again; but it knows neither order nor sense, and what both like for the same wrong reason (a kind word) wins with both."
         )
-    parts.append("Toxicity and TruthfulQA: not run here, unless a suite above says so.")
+    ran = {suite for artifact in inputs.values() if artifact.stage == "zero_shot" for suite, _, _ in _rows(artifact)}
+    if missing := [told for suite, told in BROADER.items() if suite not in ran]:
+        parts.append(f"Not run here: {' and '.join(missing)}.")
     return "\n\n".join(parts)

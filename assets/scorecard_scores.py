@@ -15,6 +15,7 @@ from typing import Any
 
 from assets import base_model
 from assets import scorecard_tables as tables
+from assets.alignment.rankings import BAG_OF_WORDS, NO_WORDS
 from assets.contract import Artifact, Inputs, Metrics
 from assets.finetuning_page import CONSTANT, SCORE_NAMES, adapted, parts_of
 from gpt_model.evaluation.suites import Cloze, Data, Dataset, Labelled, LastWord, Passages, PublishedRow, TaskMetadata, suite_tasks
@@ -226,10 +227,11 @@ def test_split(entry: TaskEntry, part: str | None = None) -> str:
 def _reward_model_scores(asset: str, artifact: Artifact) -> Iterator[Score]:
     m = artifact.metrics
     if "accuracy" in m:
-        words = m.get("bag_of_words/accuracy", 0.5)
+        words = m.get(f"{BAG_OF_WORDS}/accuracy")
+        beside = f"{words:.3f}" if words is not None else f"not run ({NO_WORDS})"
         yield Score(
             asset, artifact.fingerprint, "pairwise accuracy", m["accuracy"], m["accuracy_low"], m["accuracy_high"],
-            f"bag of words {words:.3f}, chance 0.500", max(words, 0.5), int(m["comparisons"]), "comparisons", HELD_OUT,
+            f"bag of words {beside}, chance 0.500", max(words or 0.0, 0.5), int(m["comparisons"]), "comparisons", HELD_OUT,
         )  # fmt: skip
 
 

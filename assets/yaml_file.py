@@ -172,7 +172,7 @@ def naming(files: Sequence[Path], part: str = "") -> Iterator[None]:
     except UserError as error:
         if error.field is None or not files:
             raise
-        field = dotted(part, error.field)
+        field = error.field[1:] if error.field.startswith(".") else dotted(part, error.field)
         location = tuple(int(name) if name.isdigit() else name for name in re.findall(r"[^.\[\]]+", field))
         raise type(error)(f"{_place(files, location)}: {f'`{field}`: ' if field else ''}{error}") from None
 

@@ -4,9 +4,9 @@
 
 A policy of 6 × 384 with 8,192 tokens and random weights, prompts of 32 tokens, answers of exactly 64 (the end is made all but impossible),
 float32. A batch is 64 episodes, learnt from in 4 optimizer steps of 16, with a KL penalty to a reference. The reward is one function of
-the tokens. Each side runs in a process of its own, with all cores; its first batch is not counted. RLOO has no value model: the bar is
-held against PPO whose values are a head on the policy's trunk. What it costs to have one of the policy's size besides is told beside it.
-What is counted is everything: answers, log-probabilities, rewards, updates.
+the tokens. What is counted is everything: answers, log-probabilities, rewards, updates. Each side runs in a process of its own, with all
+cores, and takes turns with the others (`--rounds`); the first batch of a run is not counted, and ratios are of medians. RLOO has no value
+model: the bar is held against PPO whose values are a head on the policy's trunk. What one of the policy's size costs is told beside it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import math
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -90,7 +91,7 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
     prompts = [tokenizer.encode(text) for text in json.loads((folder / "prompts.json").read_text())]
     making = Making(
         prompts=prompts, how=Asking(tokenizer.end_of_text, NEW, 1.0), batch=BATCH, batches=batches + 1, steps_each=BATCH // MINIBATCH,
-        coefficient=KL, target=None, smoothing=0.95, decay=0.992, seed=1, limits=Limits(math.inf, 1e9, math.inf),
+        coefficient=KL, unfinished=0.0, target=None, smoothing=0.95, decay=0.992, seed=1, limits=Limits(math.inf, 1e9, math.inf),
     )  # fmt: skip
     marks: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -164,6 +165,7 @@ def measure(folder: Path, side: str, batches: int) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, default=4, help="that are counted")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -174,10 +176,14 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="ppo-") as folder:
         make_inputs(Path(folder))
-        results = {side: measure(Path(folder), side, given.batches) for side in SIDES}
-    for side, found in results.items():
-        print(f"{side}: {BATCH / found['seconds']:.2f} episodes/s, answers of {found['length']:.1f} tokens", flush=True)
-    ratios = {side: results["trl"]["seconds"] / results[side]["seconds"] for side in SIDES}
+        results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        for number in range(given.rounds):
+            for side in SIDES if number % 2 == 0 else SIDES[::-1]:
+                results[side].append(measure(Path(folder), side, given.batches))
+    seconds = {side: statistics.median(one["seconds"] for one in runs) for side, runs in results.items()}
+    for side, runs in results.items():
+        print(f"{side}: {BATCH / seconds[side]:.2f} episodes/s, answers of {runs[0]['length']:.1f} tokens", flush=True)
+    ratios = {side: seconds["trl"] / seconds[side] for side in SIDES}
     print(f"PPO with a shared trunk / TRL's RLOO: {ratios['shared trunk']:.2f} {at_least('PPO: ratio', ratios['shared trunk'], BAR)}")
     print(f"PPO with a value model beside it / TRL's RLOO, which has none: {ratios['value model']:.2f}", flush=True)
     if given.json:

@@ -18,7 +18,10 @@ class UserError(Exception):
     """Something outside the code is wrong, and the message says what and where and what to do."""
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
-        """`field`: the setting to mend; "" where it is all of them together, None where it is none."""
+        """`field`: the setting to mend; "" where it is all of them together, None where it is none.
+
+        One that begins with a dot is no part of the settings at hand: it is counted from the recipe itself.
+        """
         super().__init__(message)
         self.field = field
 

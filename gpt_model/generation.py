@@ -2,7 +2,8 @@
 
 - Greedy at temperature 0; otherwise temperature, top-k and nucleus (Holtzman et al. 2020), applied in that order.
 - A row draws from a generator seeded by (seed, prompt, which copy of that prompt it is), so its text does not depend on the
-  prompts beside it; equal prompts get different texts.
+  prompts beside it; equal prompts get different texts. Nor on how many are answered at once, where each has a seed of its own.
+- Logits are in full precision under autocast, too: a token is drawn from the probabilities that are later asked for.
 - A long text is worth laying the weights out for (`gpt_model.projection.laid_out`). Whoever generates often with the same weights
   holds that open round all of it.
 - GPT-2's positions are learned and end at the context. A row that reaches it goes on from the later half of its own tokens, read anew: a
@@ -48,7 +49,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     stop: Sequence[int | str] = (),
     decode: Callable[[list[int]], str] | None = None,
     on_token: Callable[[int, int], None] | None = None,
@@ -56,8 +57,9 @@ def generate(
 ) -> list[list[int]]:
     """New token ids for every prompt, the prompt left out: at most `max_new_tokens`, ending before the first `stop`.
 
-    `stop` holds token ids (e.g. end-of-text; not part of the result) and strings, which need `decode`, the tokenizer's. A string
-    that ends inside a token ends the row before that token. A prompt longer than the context is read from its end.
+    `seed`: one for all, or one a prompt. `stop` holds token ids (e.g. end-of-text; not part of the result) and strings, which need
+    `decode`, the tokenizer's. A string that ends inside a token ends the row before that token. A prompt longer than the context is read
+    from its end.
     `on_token` is told (number of the prompt, token) as each is written; `on_choice` of all rows at once, before that and of a stop too:
     (numbers of the prompts [rows], states [rows, width], their logits [rows, vocabulary], the tokens chosen [rows]).
     Raises ValueError for an empty prompt, a temperature below 0, a top_k below 1, a top_p outside (0, 1], stop strings without `decode`.
@@ -77,7 +79,7 @@ def generate(
             longest = max(len(row.window) for row in reading)
             states, cache = _read(model, reading, min(model.config.context, longest + max_new_tokens))
         while reading:
-            logits = head(states, model.wte.weight)
+            logits = _logits(states, model.wte.weight)
             tokens = _choose(logits, reading, temperature, top_k, top_p)
             if on_choice is not None:
                 on_choice(*_of_living(reading, states, logits, tokens))
@@ -114,13 +116,19 @@ def _check(
         raise ValueError(f"stop strings {strings} need decode=, the tokenizer's")
 
 
-def _rows(prompts: Sequence[Sequence[int]], seed: int, context: int) -> list[_Row]:
-    copies: Counter[tuple[int, ...]] = Counter()
+def _logits(states: Tensor, weight: Tensor) -> Tensor:
+    with torch.autocast(states.device.type, enabled=False):
+        return head(states.to(weight.dtype), weight)
+
+
+def _rows(prompts: Sequence[Sequence[int]], seed: int | Sequence[int], context: int) -> list[_Row]:
+    copies: Counter[tuple[int, tuple[int, ...]]] = Counter()
     rows = []
-    for number, prompt in enumerate(prompts):
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+    for number, (prompt, start) in enumerate(zip(prompts, seeds, strict=True)):
         key = tuple(int(token) for token in prompt)
-        own = hashlib.sha256(repr((seed, copies[key], key)).encode()).digest()
-        copies[key] += 1
+        own = hashlib.sha256(repr((start, copies[start, key], key)).encode()).digest()
+        copies[start, key] += 1
         draw = np.random.Generator(np.random.Philox(int.from_bytes(own[:16], "little")))
         rows.append(_Row(number, list(key[-context:]), draw))
     return rows

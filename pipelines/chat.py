@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assets.contract import Artifact
-from assets.resources.store import Store
+from assets.resources.store import SHORT, Store
 from gpt_model.errors import UserError
 from pipelines.models import model_folder
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from gpt_model.alignment.chat import Layout
     from gpt_model.alignment.dialogue import Dialogue
 
+LEARNING = "gpt-lineage run chat-tiny-votes"  # what makes of votes comparisons
 ROOM = 4  # an answer may have a quarter of the context at least
 
 
@@ -69,18 +69,12 @@ class Partner:
     ref: str
     fingerprint: str
     folder: Path
+    layout: Layout = field(compare=False, repr=False)
 
     @property
     def label(self) -> str:
-        short = self.fingerprint[:12]
+        short = self.fingerprint[:SHORT]
         return short if self.ref == short else f"{self.ref} {short}"
-
-    @cached_property
-    def layout(self) -> Layout:
-        from gpt_model.alignment.chat import Layout
-        from gpt_model.tokenizer import Tokenizer
-
-        return Layout(Tokenizer.load(self.folder))
 
     @cached_property
     def context(self) -> int:
@@ -121,16 +115,23 @@ class Partner:
         return text
 
 
-def partner(store: Store, artifact: Artifact) -> Partner:
-    """Raises UserError for an artifact without a model, or whose model is not one to talk with."""
+def partner(store: Store, name: str) -> Partner:
+    """The artifact called `name`, by that name; by its first one where `name` is the start of a fingerprint.
+
+    Raises UserError for an artifact without a model, or whose model is not one to talk with.
+    """
+    from gpt_model.alignment.chat import Layout
+    from gpt_model.tokenizer import Tokenizer
+
+    artifact = store.resolve(name)
     folder = model_folder(store, artifact)
     names = [ref for ref, fingerprint in store.refs().items() if fingerprint == artifact.fingerprint]
-    found = Partner(names[0] if names else artifact.fingerprint[:12], artifact.fingerprint, folder)
+    asked = name.strip().strip("/")
+    ref = asked if asked in names else next(iter(names), artifact.fingerprint[:SHORT])
     try:
-        assert found.layout
+        return Partner(ref, artifact.fingerprint, folder, Layout(Tokenizer.load(folder)))
     except UserError as error:
-        raise UserError(f"{found.label}: {error}") from None
-    return found
+        raise UserError(f"{ref}: {error}") from None
 
 
 def room(partner: Partner, prompt: list[int], sampling: Sampling) -> int:
@@ -141,8 +142,11 @@ def room(partner: Partner, prompt: list[int], sampling: Sampling) -> int:
 def fitted(partner: Partner, turns: Dialogue, sampling: Sampling) -> tuple[Dialogue, list[int], int]:
     """(the turns the model can read, what system says among them; their tokens; how many older ones are left out).
 
-    Raises UserError where the last message alone is too long.
+    Raises UserError where the last message alone is too long, or one spells a token out that is no text.
     """
+    from gpt_model.alignment.chat import check_spells_none
+
+    check_spells_none(turns, partner.layout.reserved)
     system = turns[:1] if turns[0].role == "system" else ()
     said = turns[len(system) :]
     limit = partner.context - min(sampling.max_new_tokens, max(1, partner.context // ROOM))
@@ -160,21 +164,28 @@ def votes_told(home: Path) -> str:
     from gpt_model.alignment import votes
 
     cast = votes.read(home)
-    return f"Votes: {len(cast)}, of which ties: {sum(one.tie for one in cast)}. They are in {home / votes.FILE}"
+    told = f"Votes: {len(cast)}, of which ties: {sum(one.tie for one in cast)}. They are in {home / votes.FILE}"
+    return f"{told}\nA reward model that learns from them too: {LEARNING}" if cast else told
+
+
+def _check_apart(partners: list[Partner]) -> None:
+    if len(partners) == 2 and partners[0].fingerprint == partners[1].fingerprint:
+        raise UserError(f"{partners[0].label} is both models: give two different ones to vote between, or one.")
 
 
 def in_terminal(store: Store, partners: list[Partner], sampling: Sampling, system: str) -> None:
+    """Until /quit. Raises UserError where both models are one."""
     from pipelines.chat_terminal import Terminal
 
+    _check_apart(partners)
     Terminal(store.home, partners, sampling, system).talk()
 
 
 def in_browser(store: Store, partners: list[Partner], sampling: Sampling, system: str, port: int, endpoint_port: int) -> None:
-    """Endpoint and page, until Ctrl-C. Raises UserError where what they need is not installed."""
+    """Endpoint and page, until Ctrl-C. Raises UserError where what they need is not installed, or both models are one."""
     if missing := [name for name in ("nicegui", "openai", "uvicorn") if importlib.util.find_spec(name) is None]:
         raise UserError(f"The page needs {', '.join(missing)}, not installed here: pip install 'gpt-lineage[chat]' -c constraints.txt")
-    if len(partners) == 2 and partners[0].fingerprint == partners[1].fingerprint:
-        raise UserError(f"{partners[0].label} is both models: give two different ones to vote between, or one.")
+    _check_apart(partners)
     if sampling.top_k:
         raise UserError("The endpoint's protocol has no top-k: leave --top-k out with --browser, or talk in the terminal.")
     from pipelines.chat_page import serve_page

@@ -15,7 +15,8 @@ from typing import Any, cast
 from gpt_model.alignment.dialogue import Dialogue, Turn, messages
 from gpt_model.alignment.votes import Answered, append, read, vote
 from gpt_model.errors import UserError
-from pipelines.chat import Partner, Sampling, fitted, room
+from pipelines.chat import LEARNING, Partner, Sampling, fitted, room
+from pipelines.chat_guard import LocalOnly
 from pipelines.chat_server import HOST, check_free, name_of
 
 STYLE = """
@@ -42,7 +43,9 @@ def serve_page(home: Path, partners: list[Partner], endpoint: str, port: int, sa
     """The page, until Ctrl-C."""
     check_free(port, "--port")
     os.environ["NICEGUI_STORAGE_PATH"] = str(home / "chat" / "page")
-    from nicegui import ui
+    from nicegui import app, ui
+
+    app.add_middleware(LocalOnly)
 
     @ui.page("/")
     def index() -> None:
@@ -101,8 +104,8 @@ class Page:
             ui.label("How it answers").classes("text-base font-semibold")
             self.prompt = ui.textarea("System prompt", value=self.system).props("outlined autogrow dense").classes("w-full")
             self.prompt.tooltip("What the model is told before the talk; it holds from the next message on")
-            self.temperature = _slider("Temperature", 0.0, 2.0, 0.05, self.sampling.temperature)
-            self.top_p = _slider("Top-p", 0.05, 1.0, 0.05, self.sampling.top_p)
+            self.temperature = _slider("Temperature", 0.0, max(2.0, self.sampling.temperature), 0.05, self.sampling.temperature)
+            self.top_p = _slider("Top-p", min(0.05, self.sampling.top_p), 1.0, 0.05, self.sampling.top_p)
             self.length = ui.number("New tokens at most", value=self.sampling.max_new_tokens, min=1, precision=0)
             self.length.props("outlined dense").classes("w-full")
             if len(self.partners) == 2:
@@ -144,10 +147,11 @@ class Page:
             self._begin()
 
     def _settings(self) -> Sampling:
+        """How the next answers are drawn, each exchange by a seed of its own."""
         length = self.length.value
         if length is None:
             raise UserError("New tokens at most is empty: write a number from 1 on.")
-        return Sampling(self.temperature.value, self.top_p.value, 0, int(length), self.sampling.seed)
+        return Sampling(self.temperature.value, self.top_p.value, 0, int(length), self.sampling.seed + len(self.turns))
 
     async def send(self, text: str = "") -> None:
         """`text`, or the message in the box, to every model, unless there is none or an answer is still being written."""
@@ -218,7 +222,7 @@ class Page:
         text = ""
         try:
             stream = await self.client.chat.completions.create(
-                model=name_of(partner), messages=cast(Any, messages(kept)), stream=True, seed=sampling.seed + len(self.turns),
+                model=name_of(partner), messages=cast(Any, messages(kept)), stream=True, seed=sampling.seed,
                 temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=room(partner, prompt, sampling),
             )  # fmt: skip
             ended = False
@@ -240,7 +244,11 @@ class Page:
         from nicegui import ui
 
         def vote_for(better: int, tie: bool = False) -> None:
-            append(self.home, vote(prompt, answers[better], answers[1 - better], asdict(sampling), tie=tie))
+            try:
+                append(self.home, vote(prompt, answers[better], answers[1 - better], asdict(sampling), tie=tie))
+            except UserError as error:
+                ui.notify(str(error), type="negative", multi_line=True, timeout=10_000)
+                return
             if self.turns == (*turns, Turn("assistant", answers[0].text)):  # still the last exchange
                 self.turns = (*turns, Turn("assistant", answers[better].text))
             below.clear()
@@ -248,6 +256,7 @@ class Page:
                 card.reveal(better=not tie and place == better)
             with below:
                 ui.label("Vote kept: a tie" if tie else f"Vote kept: {answers[better].ref} is better").classes("label")
+                ui.label(f"A reward model that learns from it: {LEARNING}").classes("label")
             self._count()
 
         with below:
@@ -296,6 +305,6 @@ def _slider(name: str, low: float, high: float, step: float, value: float):  # t
     with ui.row().classes("w-full justify-between"):
         ui.label(name).classes("text-sm text-gray-700")
         shown = ui.label().classes("label")
-    slider = ui.slider(min=low, max=high, step=step, value=min(max(value, low), high)).props(f'aria-label="{name}"')
-    shown.bind_text_from(slider, "value", lambda found: f"{found:.2f}")
+    slider = ui.slider(min=low, max=high, step=step, value=value).props(f'aria-label="{name}"')
+    shown.bind_text_from(slider, "value", lambda found: f"{found:.4g}")
     return slider

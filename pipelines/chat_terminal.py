@@ -9,9 +9,10 @@ from pathlib import Path
 from gpt_model.alignment.dialogue import Dialogue, Turn
 from gpt_model.alignment.votes import Answered, append, vote
 from gpt_model.errors import UserError
-from pipelines.chat import Partner, Sampling, fitted
+from pipelines.chat import LEARNING, Partner, Sampling, fitted
 
 HELP = "/reset begins anew, /settings temperature=0.7 top_p=0.9 changes how it answers, /quit ends"
+VOTES = ("1", "2", "t", "")  # the last is none
 
 
 class Terminal:
@@ -66,12 +67,17 @@ class Terminal:
         """The answer that the talk goes on with."""
         if not (first.text and second.text):
             return first if first.text else second
-        said = (_asked("\nWhich is better? 1, 2, t for a tie, Enter for no vote> ") or "").strip().lower()
-        if said not in ("1", "2", "t"):
+        while (said := (_asked("\nWhich is better? 1, 2, t for a tie, Enter for no vote> ") or "").strip().lower()) not in VOTES:
+            _say(f"{said!r} is no vote.")
+        if not said:
             return first
         chosen, rejected = (second, first) if said == "2" else (first, second)
-        path = append(self.home, vote(turns, chosen, rejected, asdict(self.sampling), tie=said == "t"))
-        _say(f"Kept in {path}. The talk goes on with {chosen.ref}'s answer.")
+        try:
+            path = append(self.home, vote(turns, chosen, rejected, asdict(self.sampling), tie=said == "t"))
+            _say(f"Kept in {path}. A reward model that learns from it: {LEARNING}")
+        except UserError as error:
+            _say(str(error))
+        _say(f"The talk goes on with {chosen.ref}'s answer.")
         return chosen
 
 

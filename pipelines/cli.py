@@ -301,7 +301,7 @@ def chat(
     if model is None:
         raise typer.BadParameter("which model? Give an artifact, e.g. chat_tiny/supervised", param_hint="MODEL")
     sampling = talk.Sampling(temperature, top_p, top_k, max_new_tokens, seed)
-    partners = [talk.partner(store, store.resolve(name)) for name in (model, model2) if name]
+    partners = [talk.partner(store, name) for name in (model, model2) if name]
     if browser:
         talk.in_browser(store, partners, sampling, system, port, endpoint_port)
     else:

@@ -97,12 +97,40 @@ def test_checks_pass_and_say_their_figures(built: Built) -> None:
     assert failed == {"rewards_are_numbers", "text_is_kept", "reward_rises"}
 
 
+def test_a_policy_that_ran_away_in_the_last_batch_fails_a_blocking_check(built: Built) -> None:
+    [check] = [check for check in ALIGNED.checks if check.name == "has_not_run_away"]
+    assert check.blocking and "within ppo.stop" in check.verdict(built).summary
+    stop = built.config["ppo"]["stop"]
+    found = check.verdict(replace(built, metrics={**built.metrics, "kl": stop["kl"] + 1}))
+    assert not found.passed and f"stop.kl is {stop['kl']:g}" in found.summary
+    found = check.verdict(replace(built, metrics={name: value for name, value in built.metrics.items() if name != "reward"}))
+    assert not found.passed and "a reward that is a number" in found.summary
+
+
 def test_the_page_has_curves_figures_and_samples(built: Built, tmp_path: Path) -> None:
     ALIGNED.show(built, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"training.png", "reward_kl.png", "figures.md", "samples.md"}
     figures, samples = (tmp_path / "figures.md").read_text(), (tmp_path / "samples.md").read_text()
     assert "64 in 4 batches" in figures and "nan" not in figures and "30, 12, 2" in figures
     assert samples.count("## prompt") == 4 and samples.count("After step 0:") == 4 and samples.count("After step 8:") == 4
+
+
+def test_prompts_whose_licence_does_not_cover_the_text_are_shown_cut(inputs: Path, tmp_path: Path) -> None:
+    """Of two sources one after the other; samples are of both."""
+    shutil.copytree(inputs, tmp_path / "inputs")
+    text = "the king " * 7
+    rows = [
+        {"source": source, "id": str(n), "messages": [{"role": "user", "content": f"{text}{n}"}]}
+        for source in ("closed", "open")
+        for n in range(10)
+    ]
+    prompts = tmp_path / "inputs" / "prompts"
+    (prompts / "held_out.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (prompts / "report.json").write_text(json.dumps({"sources": {"closed": {"show_text": False}, "open": {"show_text": True}}}))
+    found = made(tmp_path / "inputs", tmp_path / "output", episodes=16)
+    asked = [told[: told.index("]")] for step, _, told in found.texts if step == 0]
+    assert ["…" in one for one in asked] == [True, True, False, False]
+    assert all(one.removeprefix("[").startswith("the king the king") for one in asked) and {len(one) for one in asked[:2]} == {62}
 
 
 def test_without_a_corpus_there_is_ppo_alone(inputs: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_every_step_is_fed_by_the_one_before_and_nothing_goes_round(tmp_path: Pa
     assert found["policy_init"] == ["pretrained", "tokenizer", "demonstrations", "tokens"]
     assert found["aligned"] == found["aligned_without_ptx"] == ["policy_init", "reward_model", "prompts", "tokens"]
     assert found["dpo"] == ["policy_init", "comparisons"]
-    assert {"aligned", "aligned_without_ptx", "dpo", "instructed", "judge"} <= set(found["preferences"])
+    assert {"aligned", "aligned_without_ptx", "dpo", "instructed", "judge", "pretrained"} <= set(found["preferences"])
     seen: set[str] = set()
     for name, needs in found.items():  # each after what it needs
         assert set(needs) <= seen, name
@@ -83,8 +83,16 @@ def test_the_tax_is_measured_by_the_suites_of_zero_shot(tmp_path: Path) -> None:
     alignment = DEMONSTRATIONS + "  preferences: {suites: [held_out]}\nevaluation: {suites: [held_out, cloze], examples: {cloze: 20}}\n"
     made = {node.name: node for node in nodes(recipe(tmp_path, alignment))}
     assert made["zero_shot_after/supervised"].upstream == ["supervised", "tokenizer", "corpus", "tokens"]
+    assert "zero_shot_after/instructed" in graph(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + "evaluation: {suites: [held_out]}\n")
     assert list(made["zero_shot_after/supervised"].settings(tmp_path)["suites"]) == ["held_out"]
     assert list(made["zero_shot"].settings(tmp_path)["suites"]) == ["held_out", "cloze"]
+
+
+def test_a_suite_that_is_not_there_is_looked_for_where_it_was_asked_for(tmp_path: Path) -> None:
+    alignment = DEMONSTRATIONS + "  preferences: {suites: [held_ou]}\nevaluation: {suites: [held_out]}\n"
+    [node] = [node for node in nodes(recipe(tmp_path, alignment)) if node.name == "zero_shot_after/supervised"]
+    with pytest.raises(UserError, match=r"talk\.yaml, line 8: `alignment\.preferences\.suites\[0\]`: .*held_ou"):
+        node.settings(tmp_path)
 
 
 def test_a_recipe_without_the_section_is_as_it_was() -> None:
@@ -105,6 +113,10 @@ def test_the_papers_values_are_the_defaults() -> None:
         (DEMONSTRATIONS + PPO, r"talk.yaml, line 8.*alignment.ppo.*add comparisons and prompts"),
         (DEMONSTRATIONS + "  dpo: {}\n", r"line 8.*alignment.dpo.*takes comparisons"),
         (DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO.replace("minibatch: 8", "minibatch: 5"), "line 10.*not a whole number of minibatch"),
+        (DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO.replace("episodes: 64", "episodes: 70"),
+         "line 10.*alignment.ppo.episodes.*70 episodes are not a whole number of batches of 16: 64 or 80 are"),
+        (DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO.replace("minibatch: 8", "minibatch: 8, ptx_examples: 0"),
+         "line 10.*alignment.ppo.ptx_examples.*leave nothing for ptx_weight 27.8 to weigh.*set ptx_weight to 0"),
         (DEMONSTRATIONS.replace("messages", "rated"), "alignment.demonstrations.*instruction"),
         (DEMONSTRATIONS.replace("messages", "pairs"), "'said' has form pairs, which makes no demonstrations"),
         (DEMONSTRATIONS + COMPARISONS.replace("judge: 0.2", "judge: 0.95"), "leave nothing to train on"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import subprocess
@@ -18,11 +19,12 @@ import psutil
 import pytest
 from chat_store import chat_store, voted_comparisons
 from playwright.sync_api import Browser, Page, expect
-from test_chat import free_port
+from test_chat import FORGED, SPELT, free_port, status
 
 from assets.resources.store import Store
 from docs.pictures import HOST, browser, chromium
 from gpt_model.alignment import votes
+from pipelines.chat import LEARNING
 
 pytestmark = pytest.mark.skipif(chromium() is None and "CI" not in os.environ, reason="no Chromium or Chrome on this machine")
 MESSAGE = "who sees the sailor?"
@@ -40,7 +42,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
     home = tmp_path_factory.mktemp("chat_page")
     store, port = chat_store(home), free_port()
     command = [sys.executable, "-m", "pipelines.cli", "chat", "tiny/supervised", "tiny/aligned", "--browser", "--temperature", "0"]
-    command += ["--max-new-tokens", "40", "--port", str(port), "--endpoint-port", str(free_port())]
+    command += ["--max-new-tokens", "40", "--seed", "7", "--top-p", "0.01", "--port", str(port), "--endpoint-port", str(free_port())]
     log = home / "page.log"
     # With this variable NiceGUI holds itself to be in a test of its own, and takes its port from what its `screen` fixture sets.
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
@@ -100,6 +102,7 @@ def test_two_models_answer_as_they_write_and_the_vote_is_in_the_store(chat: Chat
         page.screenshot(path=shot)
     page.get_by_role("button", name="Right is better").click()
     expect(page.get_by_text("Vote kept: tiny/aligned is better")).to_be_visible()
+    expect(page.get_by_text(LEARNING)).to_be_visible()
     (cast,) = votes.read(chat.store.home)
     assert (cast.messages, cast.tie) == ([{"role": "user", "content": MESSAGE}], False)
     assert [cast.rejected, cast.chosen] == [answer.strip() for answer in answers]
@@ -121,12 +124,62 @@ def test_blind_names_are_shown_after_the_vote_only(chat: Chat, chrome: Browser) 
     assert votes.read(chat.store.home)[-1].tie
 
 
-def test_an_empty_message_and_one_longer_than_the_context_are_not_sent(chat: Chat, chrome: Browser) -> None:
+def test_a_vote_that_the_disk_has_no_room_for_is_said_and_can_be_cast_again(chat: Chat, chrome: Browser) -> None:
+    page = opened(chrome, chat)
+    for said in (MESSAGE, "and the tree?"):
+        say(page, said)
+        expect(page.locator(".writing")).to_have_count(0, timeout=60_000)
+    expect(page.get_by_role("button", name="Left is better")).to_have_count(2)
+    path = votes.append(chat.store.home, votes.vote((), votes.Answered("a", "a" * 64, "x"), votes.Answered("b", "b" * 64, "y"), {}))
+    before = path.read_bytes()
+    process = psutil.Process(chat.process.pid)
+    limits = process.rlimit(psutil.RLIMIT_FSIZE)
+    process.rlimit(psutil.RLIMIT_FSIZE, (len(before) + 40, limits[1]))
+    try:
+        page.get_by_role("button", name="Left is better").last.click()
+        expect(page.get_by_text("The vote is not kept")).to_be_visible()
+    finally:
+        process.rlimit(psutil.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    page.get_by_role("button", name="Left is better").last.click()
+    expect(page.get_by_text("Vote kept: tiny/supervised is better")).to_be_visible()
+    cast = votes.read(chat.store.home)[-1]
+    # as the second answers were drawn: after two turns, and within the nucleus asked for at the start, below the slider's usual end
+    assert (len(cast.messages), cast.sampling["seed"], cast.sampling["top_p"]) == (3, 7 + 2, 0.01)
+
+
+def test_only_this_machine_is_answered(chat: Chat) -> None:
+    port = urlsplit(chat.url).port
+    polling = f"{chat.url}/_nicegui_ws/socket.io/?EIO=4&transport=polling"
+    for own in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"):
+        assert status(chat.url, Host=own) == 200
+        assert status(polling, Host=own, Origin=f"http://{own}") == 200
+        assert status_of_socket(port, Host=own, Origin=f"http://{own}") == 101
+    for foreign in ({"Host": f"rebound.example:{port}"}, {"Origin": "https://elsewhere.example"}):
+        assert status(chat.url, **foreign) == status(chat.url, b"{}", **foreign) == 403
+        assert status(polling, **foreign) == status_of_socket(port, **foreign) == 403
+
+
+def status_of_socket(port: int | None, **headers: str) -> int:
+    """What a request to go on as a websocket is answered with."""
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    upgrade["Sec-WebSocket-Key"] = "MDEyMzQ1Njc4OWFiY2RlZg=="
+    connection = http.client.HTTPConnection(HOST, port, timeout=30)
+    try:
+        connection.request("GET", "/_nicegui_ws/socket.io/?EIO=4&transport=websocket", headers={**upgrade, **headers})
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_a_message_that_is_empty_too_long_or_spells_a_marker_is_not_sent(chat: Chat, chrome: Browser) -> None:
     page = opened(chrome, chat)
     say(page, "  ")
     expect(page.get_by_text("An empty message is not sent")).to_be_visible()
     say(page, "tree " * 200)
     expect(page.get_by_text("The message is too long for")).to_be_visible()
+    say(page, FORGED)
+    expect(page.get_by_text(f"What the user says {SPELT}")).to_be_visible()
     expect(page.locator(".card")).to_have_count(0)
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_model import GPT, ModelConfig, convert
-from gpt_model.alignment.chat import MARKERS, TEMPLATE, Layout, chat_tokenizer
-from gpt_model.alignment.dialogue import Dialogue, NoDialogue, dialogue, messages
+from gpt_model.alignment.chat import MARKERS, TEMPLATE, Layout, chat_tokenizer, check_spells_none
+from gpt_model.alignment.dialogue import Dialogue, NoDialogue, Turn, dialogue, messages
 from gpt_model.decoder import with_rows
 from gpt_model.errors import UserError
 from gpt_model.tokenizer import Tokenizer
@@ -66,6 +66,15 @@ def test_opening_words_are_the_answers_first(tokenizer, theirs) -> None:  # type
     assert prompt == theirs.apply_chat_template(opened, tokenize=True, continue_final_message=True)["input_ids"]
     whole = Layout(tokenizer).whole(turns([*opened[:2], {"role": "assistant", "content": "The king does."}])).tokens
     assert prompt + Layout(tokenizer).response(turns(opened), " does.") == whole
+
+
+def test_reserved_are_the_tokens_that_transformers_finds_in_text(tokenizer, theirs) -> None:  # type: ignore[no-untyped-def]
+    assert set(Layout(tokenizer).reserved) == {token.content for token in theirs.added_tokens_decoder.values()}
+    for spelt in Layout(tokenizer).reserved:
+        assert len(theirs.encode(spelt)) == 1 < len(tokenizer.encode(spelt))
+        with pytest.raises(UserError, match="is a token to the model and not text"):
+            check_spells_none((Turn("user", f"the king{spelt}"),), Layout(tokenizer).reserved)
+    check_spells_none((Turn("user", "<|user |> <user> <|"),), Layout(tokenizer).reserved)
 
 
 def test_a_marker_that_text_spells_out_is_text() -> None:

@@ -112,6 +112,37 @@ def test_equal_answers_to_different_questions_do_not_cross(folder: Path) -> None
     assert built.metrics["training_ties"] == built.metrics["training"] - built.metrics["training_pairs"] > 0
 
 
+def test_rows_of_one_prompt_are_one_line_and_every_row_is_counted(folder: Path) -> None:
+    """Ten people on each of six prompts, who do not agree; two of a prompt's three answers are in each row."""
+    rows = [
+        {"prompt": f"Is it {n % 6}?", "responses": ["Yes.", "No.", "Who knows."][n // 6 % 2 :][:2], "scores": [n % 5, 2]} for n in range(60)
+    ]
+    jsonl(folder / "scored.jsonl", rows)
+    source = {"name": "scored", "path": "scored.jsonl", "form": "rankings", "columns": {"scores": "scores"}}
+    built = build(folder, COMPARISONS, source, held_out=0.3)
+    made = [one for split in rankings(built).values() for one in split]
+    assert len({one.prompt for one in made}) == len(made) == 6 and failed(COMPARISONS, built).keys() <= {"enough"}
+    assert report(built)["scored"]["kept"] == 60 == sum(len(one.orders()) for one in made)
+    assert all(len({response.text for response in one.responses}) == len(one.responses) == 3 for one in made)
+    expected = sorted(
+        (row["prompt"], *(row["responses"] if row["scores"][0] > 2 else row["responses"][::-1])) for row in rows if row["scores"][0] != 2
+    )
+    assert expected == sorted((one.prompt[0].text, one.responses[a].text, one.responses[b].text) for one in made for a, b in one.pairs())
+    COMPARISONS.show(built, folder)
+    assert "rank 1, –, 0, –" in (folder / "samples.md").read_text()
+
+
+def test_answers_that_cannot_be_used_are_dropped_by_themselves_and_stand_on_the_page(folder: Path) -> None:
+    rows = [{"prompt": f"Is it {n}?", "responses": ["Yes.", "No.", "" if n == 7 else "Who knows."], "scores": [1, 2, 3]} for n in range(30)]
+    jsonl(folder / "scored.jsonl", rows)
+    source = {"name": "scored", "path": "scored.jsonl", "form": "rankings", "columns": {"scores": "scores"}}
+    built = build(folder, COMPARISONS, source, held_out=0.3)
+    assert not failed(COMPARISONS, built) and report(built)["scored"]["kept"] == 30
+    COMPARISONS.show(built, folder)
+    told = "30; dropped of their answers: a missing answer: 1 (first: scored.jsonl, row 8: answer 3 of 3 is empty, or no text)"
+    assert told in (folder / "sources.md").read_text()
+
+
 def test_too_few_rated_texts_to_rank_is_a_mistake_that_names_the_source(folder: Path) -> None:
     jsonl(folder / "reviews.jsonl", SENTENCES[:3])
     with pytest.raises(

@@ -282,6 +282,33 @@ def test_a_row_that_cannot_be_used_is_named_and_the_others_are_kept(tmp_path: Pa
     assert re.search(told, first)
 
 
+NINE = ["a", "b", "c", "d", "e", "f", "g", "h", "i"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "rank", "left", "told"),
+    [
+        ("", 3, [text for text in NINE if text != "d"], {"a missing answer": 1}),
+        (None, 3, [text for text in NINE if text != "d"], {"a missing answer": 1}),
+        (HALF, 3, [text for text in NINE if text != "d"], {"half a character": 1}),
+        (" c", 2, [text for text in NINE if text != "d"], {"equal answers": 1}),  # and its rank is c's: one of them stays
+        ("c ", 3, [text for text in NINE if text not in "cd"], {"equal answers": 2}),  # which is it?
+    ],
+)
+def test_one_bad_answer_does_not_lose_the_ranking(tmp_path: Path, bad: Any, rank: int, left: list[str], told: dict[str, int]) -> None:
+    row = {"prompt": ASKED, "responses": [*NINE[:3], bad, *NINE[4:]], "ranks": [0, 1, 2, rank, 4, 5, 6, 7, 8]}
+    [one], report = candidates(tmp_path, [row], "comparisons", form="rankings", columns={"ranks": "ranks"})
+    assert ranked(one) == {text: place for place, text in enumerate(left)} and not report.left_out
+    assert {reason: dropped["count"] for reason, dropped in report.dropped.items()} == told
+    assert all(dropped["first"].startswith("rows.jsonl, row 1: ") for dropped in report.dropped.values())
+
+
+def test_an_empty_answer_of_a_tree_does_not_lose_its_siblings(tmp_path: Path) -> None:
+    tree = [*TREE, message("f", "a", "assistant", " ", 2)]
+    [one], report = candidates(tmp_path, tree, "comparisons", form="tree")
+    assert ranked(one) == {"I do.": 1, ANSWERED: 0} and report.dropped["a missing answer"]["count"] == 1
+
+
 def test_messages_of_one_id_are_left_out(tmp_path: Path) -> None:
     found, report = candidates(tmp_path, [*TREE, TREE[3]], "prompts", form="tree")
     assert [said(one) for one in found] == [TALK[:1]]

@@ -11,12 +11,14 @@ import pytest
 import torch
 from rank import Said
 
+from assets.alignment.drawn import drawn
 from assets.alignment.instructed import INSTRUCTED
 from assets.contract import Artifact, Built, Inputs
 from gpt_model import convert
 from gpt_model.alignment import reward
-from gpt_model.alignment.answering import ROWS, answer, shortened
+from gpt_model.alignment.answering import ROWS, PlainText, answer, shortened
 from gpt_model.alignment.dialogue import Turn
+from gpt_model.alignment.likelihood import log_probabilities
 from gpt_model.alignment.reward import RewardModel
 from gpt_model.errors import UserError
 
@@ -61,6 +63,23 @@ def test_a_prompt_that_is_too_long_gives_way_by_whole_turns_and_what_the_system_
     assert shortened(layout, (Turn("user", "dull " * 90),), 40) is None
     (found,) = answer(world.tiny(layout).eval(), layout, [talk], max_new_tokens=4, temperature=1.0, seed=1)
     assert found.prompt_cut
+
+
+def test_how_likely_an_answer_is_is_known_as_it_is_written() -> None:
+    layout = world.layout()
+    model = world.tiny(layout).eval()
+    found = answer(model, layout, ASKED, max_new_tokens=6, temperature=0.8, seed=3)
+    texts = [[*layout.prompt(asked), *one.tokens] for asked, one in zip(ASKED, found, strict=True)]
+    read = log_probabilities(model, texts, [len(one.tokens) for one in found], 0.8)
+    assert [one.nats for one in found] == pytest.approx(read, abs=1e-4) and max(read) < -1
+
+
+def test_a_model_that_knows_no_markers_reads_the_same_words_as_plain_text() -> None:
+    tokenizer = world.layout().tokenizer
+    talk = (Turn("user", "The film was fine."), Turn("assistant", "Yes."), Turn("user", "And the plot?"))
+    assert PlainText(tokenizer).prompt(talk) == [tokenizer.end_of_text, *tokenizer.encode("The film was fine.\nYes.\nAnd the plot?\n")]
+    opened = (Turn("user", "And the plot?"), Turn("assistant", "It was"))
+    assert PlainText(tokenizer).prompt(opened) == [tokenizer.end_of_text, *tokenizer.encode("And the plot?\nIt was")]
 
 
 # -- the stage -------------------------------------------------------------------------------------------------------------------------
@@ -109,6 +128,30 @@ def test_reward_and_validation_loss_are_shown_side_by_side(chosen: Built, tmp_pa
     table = (tmp_path / "epochs.md").read_text()
     assert "| 2.500 |" in table
     assert "(kept)" in table
+
+
+def test_the_epoch_is_chosen_on_prompts_that_models_are_not_compared_on(inputs: Inputs, tmp_path: Path) -> None:
+    """Of 80 prompts, 10 of which ask what another one asks, 12 are compared on and as many others choose."""
+    rows = [*world.prompts(70), *({**row, "id": f"again {row['id']}"} for row in world.prompts(10))]
+    prompts, output = world.write(tmp_path / "prompts", held_out=rows), tmp_path / "out"
+    output.mkdir()
+    found = drawn(prompts.path, CONFIG["instructed"])
+    asked = [{prompt.turns for prompt in part} for part in (found.compared, found.choosing)]
+    assert found.apart and len(found.compared) == len(found.choosing) == 12 and not asked[0] & asked[1]
+    assert drawn(prompts.path, {**CONFIG["instructed"], "seed": 2}).compared != found.compared
+
+    metrics = INSTRUCTED.run(CONFIG, {**inputs, "prompts": prompts}, output, Said("instructed"))
+    answered = [json.loads(line)["id"] for line in (output / "answers.jsonl").read_text().splitlines()[:12]]
+    assert answered == [prompt.id for prompt in found.choosing]
+    INSTRUCTED.show(Built(CONFIG, inputs, output, metrics, {}, []), tmp_path)
+    assert "Models are compared on none of them." in (tmp_path / "epochs.md").read_text()
+
+
+def test_where_too_few_others_are_left_the_same_prompts_choose_and_the_page_says_so(chosen: Built, inputs: Inputs, tmp_path: Path) -> None:
+    found = drawn(inputs["prompts"].path, CONFIG["instructed"])
+    assert not found.apart and found.choosing == found.compared and found.left == 8
+    INSTRUCTED.show(chosen, tmp_path)
+    assert "there are only 8 others: what is said of this epoch there, by the judge too" in (tmp_path / "epochs.md").read_text()
 
 
 def test_without_held_out_prompts_it_says_what_to_change(inputs: Inputs, tmp_path: Path) -> None:

@@ -42,13 +42,25 @@ def test_a_published_size_is_aligned_as_its_paper_says(name: str) -> None:
     base, rate, batch, init_rate, init_batch, value_rate = PAPER[name]
     recipe, pretrained = load_recipe(name), load_recipe(base)
     assert recipe.model == pretrained.model and recipe.pretraining == pretrained.pretraining
-    assert (alignment := recipe.alignment) and (ppo := alignment.ppo)
+    alignment = recipe.alignment
+    assert alignment and alignment.ppo
+    ppo = alignment.ppo
     assert (alignment.supervised.learning_rate, alignment.supervised.batch) == (rate, batch)
     assert (alignment.supervised.epochs, alignment.supervised.dropout, alignment.supervised.final_learning_rate) == (16, 0.2, 0.1)
     assert (alignment.policy_init.learning_rate, alignment.policy_init.batch, alignment.policy_init.epochs) == (init_rate, init_batch, 2)
     assert alignment.reward_model.learning_rate == 9e-6 and alignment.reward_model.batch == 64
     assert (ppo.episodes, ppo.batch, ppo.minibatch, ppo.inner_epochs, ppo.kl, ppo.ptx_weight) == (256_000, 512, 64, 1, 0.02, 27.8)
     assert ppo.value_learning_rate == value_rate and 2.55e-6 <= ppo.learning_rate < 8.05e-6
+    # what no recipe of these writes, as it is the section's default: appendix C's too
+    assert (ppo.ptx_examples, ppo.ema, ppo.clip, ppo.warmup_batches, ppo.temperature) == (8, 0.992, 0.2, 10, 1.0)
+    assert (ppo.value, ppo.adaptive_kl, ppo.max_new_tokens) == ("reward_model", None, 1024)
+    assert alignment.policy_init.pretraining_share == 0.1 and alignment.reward_model.epochs == 1
+    for section in (alignment.supervised, alignment.reward_model, alignment.policy_init, ppo):
+        assert section.betas == (0.9, 0.95)
+    for tuning in (alignment.supervised, alignment.reward_model):
+        assert (tuning.final_learning_rate, tuning.warmup) == (0.1, 0.0)
+    # its predecessor's released code (openai/lm-human-preferences), where the paper is silent
+    assert (ppo.gae, ppo.value_clip, ppo.value_weight) == (0.95, 0.2, 0.1)
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rank import Said, make_inputs
+from safetensors.torch import load_file
 from torch import Tensor
 
 from assets.alignment.aligned import objective_of, settings_of
@@ -18,7 +19,7 @@ from assets.alignment.section import PPOSection
 from assets.contract import Artifact
 from gpt_model.alignment import ema
 from gpt_model.alignment.advantages import gae, next_coefficient, whitened, worth
-from gpt_model.alignment.episodes import Asking, Episodes, make
+from gpt_model.alignment.episodes import Asking, Episodes, make, roll_out
 from gpt_model.alignment.ppo import PPO, Actions, Actors, clipped_value_loss, constant_rate, through
 from gpt_model.alignment.reward import RewardModel
 from gpt_model.alignment.rollouts import Limits, diverged
@@ -115,6 +116,12 @@ def test_the_penalty_is_paid_token_by_token_and_the_reward_at_the_last() -> None
     assert found.advantages.tolist() == pytest.approx([-1.0, 1.0], abs=1e-4)  # whitened
 
 
+def test_an_answer_that_was_cut_is_paid_less() -> None:
+    """Both have reward 3; the first was cut, and gains 1 less at each of its actions."""
+    episodes = replace(episodes_of([3.0, 3.0], [[0.0, 0.0], [0.0]], [[0.0, 0.0], [0.0]]), ended=torch.tensor([False, True]))
+    assert worth(episodes, 0.1, 1.0, unfinished=1.0).returns.tolist() == pytest.approx([2.0, 2.0, 3.0])
+
+
 def test_advantages_are_whitened_over_the_batch_and_a_reward_that_is_no_number_is_left_out() -> None:
     found = worth(episodes_of([1.0, math.nan, -1.0], [[0.0], [0.0, 0.0], [0.0]], [[0.0], [0.0, 0.0], [0.0]]), 0.1, 0.95)
     assert found.counted.tolist() == [True, False, False, True]
@@ -163,7 +170,7 @@ def test_an_episode_has_what_each_model_says_of_each_token() -> None:
         model.policy.wte.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
         model.policy.ln_f.weight[0], model.policy.ln_f.bias[0] = 0.0, 1.0  # type: ignore[index,operator]
         model.policy.wte.weight[END] = torch.eye(32)[0] * 7  # so that some end
-    found = make(model.cast(), PROMPTS, range(10), Asking(END, 6, 0.7), seed=3)
+    found = make(model.cast(), PROMPTS, range(10), Asking(END, 6, 0.7), range(10))
     row = 0
     for number, text in enumerate(found.texts()):
         assert text[:3] == PROMPTS[number] and (text[-1] == END) == bool(found.ended[number])
@@ -191,17 +198,37 @@ def test_an_answer_that_says_nothing_is_its_end_alone_and_is_counted(tmp_path: P
     assert told["empty"] == 32 and told["length"] == 1 and told["ended"] == 1 and told["empty_so_far"] == 32
 
 
-def test_all_ratios_are_one_in_the_first_minibatch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [2, 64])
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_what_is_drawn_depends_on_neither_chunks_nor_ranks(tmp_path: Path, size: int, ranks: int) -> None:
+    model, asked, how = actors().eval(), [one % 10 for one in range(32)], Asking(END, 6, 1.0)
+    alone = make(model.cast(), [PROMPTS[one] for one in asked], asked, how, range(5, 37))
+    for rank in reversed(range(ranks)):  # the first one finds the others' chunks
+        paths = list(roll_out(model.cast(), PROMPTS, asked, how, 5, tmp_path, (size, rank, ranks)))
+    found = Episodes.together([Episodes.of(load_file(path)) for path in paths])
+    assert found.texts() == alone.texts() and len({tuple(text) for text in found.texts()}) > 25
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_all_ratios_are_one_in_the_first_minibatch(tmp_path: Path, precision: torch.dtype) -> None:
+    """And the policy is where the reference is, to the rounding of the decoder's own products: logits of a head ten times as large as a
+    fresh one's, which bfloat16 tells apart by a sixteenth."""
+    near = 1e-4 if precision == torch.float32 else 0.02
     for shared in (False, True):
         model = actors(shared)
+        with torch.no_grad():
+            for gpt in (model.policy, model.reference):
+                gpt.wte.weight.mul_(20)
         ppo, _ = objective(tmp_path / str(shared))
-        ppo.rollouts.between(0, model.eval().cast())
-        model.train()
-        for part in ppo.micro_batches(0):
-            assert isinstance(part, Actions)
-            _, figures = ppo.loss(model, part)
-            assert figures["clip_fraction"][0] == 0 and abs(float(figures["moved"][0])) < 1e-4
-            assert float(figures["policy_loss"][0]) == pytest.approx(-float(part.advantages.sum()), abs=1e-3)
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            told = ppo.rollouts.between(0, model.eval().cast())
+            assert abs(told["kl"]) < near
+            model.train()
+            for part in ppo.micro_batches(0):
+                assert isinstance(part, Actions)
+                _, figures = ppo.loss(model, part)
+                assert figures["clip_fraction"][0] == 0 and abs(float(figures["moved"][0])) < near
+                assert float(figures["policy_loss"][0]) == pytest.approx(-float(part.advantages.sum()), abs=10 * near)
 
 
 def test_a_minibatch_is_a_mean_over_its_actions_however_it_is_cut(tmp_path: Path) -> None:
@@ -222,6 +249,9 @@ def test_a_minibatch_is_a_mean_over_its_actions_however_it_is_cut(tmp_path: Path
 def test_every_episode_is_in_one_minibatch_of_an_inner_epoch_and_every_prompt_is_answered_as_often(tmp_path: Path) -> None:
     ppo, _ = objective(tmp_path, inner_epochs=2, episodes=320)
     assert ppo.rollouts.making.steps_each == 4
+    model = actors().eval()
+    for step in (0, 4):
+        ppo.rollouts.between(step, model.cast())
     first, second = (sorted(item for step in steps for item in ppo._items(step)) for steps in ((4, 5), (6, 7)))
     assert first == second == list(range(32)) and ppo._items(4) != ppo._items(6)
     asked = [prompt for batch in range(10) for prompt in ppo.rollouts.making.asked(batch)]
@@ -289,18 +319,51 @@ def test_rewards_that_are_no_numbers_are_left_out_and_counted(tmp_path: Path) ->
         learnt(actors(broken=1), tmp_path / "broken")
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["value model", "shared trunk"])
+def test_a_token_that_the_reward_model_has_no_number_for_costs_its_episodes_alone(tmp_path: Path, shared: bool) -> None:
+    """The value model is the reward model's copy, and has no number for them either."""
+    reward = RewardModel(GPT(SHAPE, seed=2))
+    with torch.no_grad():
+        reward.gpt.wte.weight[200:210] = math.nan
+    model = Actors(GPT(SHAPE, seed=1), reward, shared=shared, seed=1)
+    ppo, told = learnt(model, tmp_path, episodes=64, max_new_tokens=6, value_learning_rate=1e-4)
+    broken = ppo.rollouts.batch(0).episodes.rewards.isnan()
+    assert 0 < broken.sum() == told[0]["not_a_number"] < 16
+    met = [item for step in (0, 1) for item in ppo._items(step)]
+    assert sorted(met) == (~broken).nonzero()[:, 0].tolist()
+    assert all(bool(p.isfinite().all()) for p in model.policy.parameters()) and math.isfinite(told[4]["loss"])
+
+
+def test_more_ranks_than_episodes_with_a_reward_still_have_one_each(tmp_path: Path) -> None:
+    model = actors(broken=2)
+    ppo, _ = objective(tmp_path, minibatch=4)
+    ppo.rollouts.between(0, model.eval().cast())
+    ppo.execution = replace(Execution(), world_size=4)
+    for step in range(8):
+        parts = ppo._parts(step)
+        assert len(parts) % 4 == 0 and all(parts) and len(set(ppo._items(step))) == 2
+
+
 def test_a_policy_that_runs_away_stops_the_run_and_says_why(tmp_path: Path) -> None:
+    """What is known of the batch that it was stopped for is told before."""
+    ppo, given = objective(tmp_path, episodes=640, learning_rate=1e-2, kl=0.0, stop={"kl": 0.3})
+    progress = Said("ppo")
+    hooks = [Hook(ppo.rollouts.steps, lambda step, whole: ppo.rollouts.between(step, whole.cast()))]  # type: ignore[operator]
     told = r"before batch \d+ of 20: the policy is \d+\.\d nats an answer from the reference, and stop.kl is 0.3"
     with pytest.raises(UserError, match=told):
-        learnt(actors(), tmp_path, episodes=640, learning_rate=1e-2, kl=0.0, stop={"kl": 0.3})
+        train(actors(), ppo, settings_of(given), Execution(), checkpoints=None, progress=progress, hooks=hooks)
+    kl = [values["kl"] for _, values in sorted(progress.said["metrics"].items()) if "kl" in values]
+    assert kl[-1] > 0.3 >= max(kl[:-1])
 
 
 def test_each_blow_up_has_its_sentence() -> None:
-    first, limits = {"reward": 0.0, "reward_spread": 1.0, "length": 10.0}, Limits(50, 3, 20)
-    well = {"reward": 1.0, "kl": 5.0, "length": 12.0, "not_a_number": 0.0}
+    first, limits = {"reward": 0.0, "reward_spread": 1.0, "length": 10.0, "ended": 0.9}, Limits(50, 3, 20)
+    well = {"reward": 1.0, "kl": 5.0, "length": 12.0, "not_a_number": 0.0, "ended": 0.4}
     assert diverged(well, first, limits, 8) is None
     assert "31.0 tokens long, 10.0 at the start, and stop.length allows 3" in str(diverged({**well, "length": 31.0}, first, limits, 8))
     assert "3.0 tokens long" in str(diverged({**well, "length": 3.0}, first, limits, 8))
+    assert "20% of the answers end before max_new_tokens, 90% at the start" in str(diverged({**well, "ended": 0.2}, first, limits, 8))
+    assert diverged({**well, "ended": 0.0}, {**first, "ended": 0.1}, limits, 8) is None  # few ever ended
     assert "21.0 of its standard deviations" in str(diverged({**well, "reward": -21.0}, first, limits, 8))
     assert "nan nats" in str(diverged({**well, "kl": math.nan}, first, limits, 8))
 

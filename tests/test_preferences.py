@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,15 @@ import torch
 from rank import Said, make_inputs
 
 from assets import base_model
+from assets.alignment import preferences
 from assets.alignment.judge import FACTS, LEARNT
 from assets.alignment.preferences import PREFERENCES, compare
-from assets.alignment.preferences_results import ANSWERS, flat, read
+from assets.alignment.preferences_page import steps_note
+from assets.alignment.preferences_results import ANSWERS, Compared, flat, read, results_of, write
 from assets.contract import Artifact, Built, Metrics, Verdict
 from gpt_model import convert
 from gpt_model.alignment import drift, reading, reward, win_rates
+from gpt_model.alignment.answering import Answer
 from gpt_model.alignment.bag_of_words import BagOfWords
 from gpt_model.alignment.chat import Layout, chat_tokenizer
 from gpt_model.alignment.dialogue import Dialogue, Turn
@@ -131,6 +135,19 @@ def _tuned(gpt: GPT, layout: Layout, kinds: tuple[str, ...], steps: int) -> GPT:
     return gpt.eval()
 
 
+def _plainly(gpt: GPT, tokenizer: Tokenizer, steps: int) -> GPT:
+    """Learns the corpus's kind of sentences."""
+    optimizer = torch.optim.AdamW(gpt.parameters(), lr=3e-3)
+    text = torch.tensor(
+        [tokenizer.encode(f"The number {number} follows {number - 1}; it is odd.\n" * 4)[:32] for number in range(1, 60, 5)]
+    )
+    for _ in range(steps):
+        optimizer.zero_grad()
+        gpt.loss(text[:, :-1], text[:, 1:]).backward()
+        optimizer.step()
+    return gpt.eval()
+
+
 def _artifact(folder: Path, name: str, metrics: Metrics | None = None, **config: Any) -> Artifact:
     return Artifact(folder / name, name, "f" * 64, "d" * 64, config, metrics or {})
 
@@ -155,6 +172,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     shape = ModelConfig(layers=2, width=32, heads=2, context=64, vocab_size=tokenizer.vocab_size, dropout=0.0)
     first = _tuned(GPT(shape, seed=1), layout, ("good", "bad"), 120)
     _keep(first, tokenizer, folder / "policy_init")
+    plain = _plainly(GPT(shape.model_copy(update={"vocab_size": tokenizer.vocab_size - len(tokenizer.markers)}), seed=1), tokenizer, 20)
+    _keep(plain, Tokenizer.load(folder / "tokenizer"), folder / "pretrained")
     aligned = GPT(shape, seed=1)
     aligned.load_state_dict(first.state_dict())
     _keep(_tuned(aligned, layout, ("good",), 60), tokenizer, folder / "aligned")
@@ -170,8 +189,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     (folder / "prompts").mkdir()
     reading.write([Prompt("rated", str(number), _prompt(number)) for number in range(1, 61)], folder / "prompts" / "held_out.jsonl")
     (folder / "prompts" / "report.json").write_text(json.dumps({"sources": {"rated": {"show_text": False}}}))
-    names = ("policy_init", "aligned", "reward_model", "judge", "prompts", "comparisons", "tokens")
-    return {name: _artifact(folder, name) for name in names}
+    names = ("pretrained", "policy_init", "aligned", "reward_model", "judge", "prompts", "comparisons", "tokens")
+    return {name: _artifact(folder, name) for name in names} | {"supervised": _artifact(folder, "policy_init")}
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +207,11 @@ def verdict(name: str, built: Built) -> Verdict:
 
 def test_every_model_answers_the_same_prompts_and_every_answer_is_kept_with_its_scores(built: Built) -> None:
     rows = [json.loads(line) for line in (built.output / ANSWERS).read_text().splitlines()]
-    by_model = {name: [row for row in rows if row["model"] == name] for name in ("policy_init", "aligned", "best_of")}
-    assert sum(map(len, by_model.values())) == len(rows) == 3 * 40
+    by_model = {
+        name: [row for row in rows if row["model"] == name] for name in ("pretrained", "supervised", "policy_init", "aligned", "best_of")
+    }
+    assert list(dict.fromkeys(row["model"] for row in rows)) == list(by_model) == list(read(built.output)["models"])  # as they are shown
+    assert sum(map(len, by_model.values())) == len(rows) == 5 * 40
     assert len({tuple(row["prompt"] for row in own) for own in by_model.values()}) == 1
     assert all(isinstance(row["reward_model"], float) and isinstance(row["judge"], float) for row in rows)
     means = {name: sum(row["reward_model"] for row in own) for name, own in by_model.items()}
@@ -198,7 +220,7 @@ def test_every_model_answers_the_same_prompts_and_every_answer_is_kept_with_its_
 
 def test_aligned_wins_by_the_judge_and_pays_for_it_in_kl(built: Built) -> None:
     found = read(built.output)
-    [step] = [step for step in found["steps"] if step["model"] == "aligned"]
+    [step] = [step for step in found["steps"] if (step["model"], step["over"]) == ("aligned", "policy_init")]
     assert step["judge"]["low"] > 0.5 and verdict("aligned_wins", built).passed
     assert step["gap"]["value"] == pytest.approx(step["reward_model"]["value"] - step["judge"]["value"])
     assert found["models"]["aligned"]["kl"]["low"] > 0 and found["models"]["policy_init"]["kl"]["value"] == 0.0
@@ -207,7 +229,19 @@ def test_aligned_wins_by_the_judge_and_pays_for_it_in_kl(built: Built) -> None:
     assert built.metrics["aligned_over_policy_init/judge_low"] == step["judge"]["low"] and flat(found) == built.metrics
 
 
-def test_held_out_text_is_that_of_each_model_and_a_rise_beyond_3_percent_is_said(built: Built) -> None:
+def test_the_first_step_stands_beside_the_model_before_it_which_reads_plain_text(built: Built) -> None:
+    steps = {(step["model"], step["over"]): step for step in read(built.output)["steps"]}
+    rows = [json.loads(line) for line in (built.output / ANSWERS).read_text().splitlines()]
+    ours, theirs = ([row["judge"] for row in rows if row["model"] == name] for name in ("supervised", "pretrained"))
+    won = sum((a > b) + (a == b) / 2 for a, b in zip(ours, theirs, strict=True)) / 40
+    assert steps["supervised", "pretrained"]["judge"]["value"] == pytest.approx(won) and ours != theirs
+    assert steps["supervised", "policy_init"]["judge"]["value"] == 0.5  # here they are one model, and give the same answers
+    found = read(built.output)["models"]["pretrained"]
+    assert "kl" not in found and "prefers" not in found and found["drift"]["length"]["value"] > 0
+    assert "pretrained knows no turns: it reads the same words as plain text" in steps_note(read(built.output))
+
+
+def test_held_out_text_is_that_of_each_model(built: Built) -> None:
     found, bpb = read(built.output)["text"], {}
     for name in ("policy_init", "aligned"):
         data = TokenData(built.inputs["tokens"].path)
@@ -216,7 +250,47 @@ def test_held_out_text_is_that_of_each_model_and_a_rise_beyond_3_percent_is_said
         assert found[name]["bits_per_byte"]["value"] == pytest.approx(bpb[name])
     rise = found["aligned"]["over_policy_init"]
     assert rise["value"] == pytest.approx(bpb["aligned"] / bpb["policy_init"] - 1) and rise["low"] < rise["value"] < rise["high"]
-    assert verdict("text_kept", built).passed == (rise["value"] <= 0.03)
+
+
+def _supposed(folder: Path, *, rise: float = 0.0, stuck: bool = False, judged: float = 0.9, rewarded: float = 0.9) -> Built:
+    """What comes of a comparison in which `aligned` needs so much more for held-out text, writes one sentence again and again if `stuck`,
+    and is scored above policy_init on such shares of 200 prompts."""
+    rng, words = np.random.default_rng(0), ["red", "blue", "green", "one", "two", "three", "sun", "moon"]
+    compared = Compared([Prompt("rated", str(number), _prompt(number)) for number in range(200)])
+    texts = [" ".join(rng.choice(words, size=rng.integers(4, 9))) for _ in range(200)]
+    same = "red red red red red"
+    base = rng.uniform(90, 110, size=60)
+    for name, own, cost in (("policy_init", texts, 1.0), ("aligned", [same] * 200 if stuck else texts, 1 + rise)):
+        compared.answers[name] = [Answer(text, list(range(len(text.split()))), False) for text in own]
+        compared.windows[name] = np.stack([base * cost, np.full(60, 30.0), np.full(60, 60.0)], 1)
+        compared.kl[name] = np.zeros(200)
+    for judge, share in (("reward_model", rewarded), ("judge", judged)):
+        compared.scores[judge] = {"policy_init": np.full(200, 0.5), "aligned": (np.arange(200) % 10 < 10 * share).astype(float)}
+    results = {"prompts": 200, "left_out": 0, "reference": "policy_init", "best_of": 1, "judges": ["reward_model", "judge"]}
+    results |= results_of(compared, "policy_init", 1)
+    folder.mkdir(exist_ok=True)
+    write(folder, compared, results)
+    return Built({"preferences": SECTION}, {}, folder, flat(results), {}, ())
+
+
+@pytest.mark.parametrize(
+    ("check", "fine", "bad", "told"),
+    [
+        ("text_kept", {"rise": 0.02}, {"rise": 0.04}, r"\+4\.00% over policy_init .*, of at most \+3%"),
+        ("text_kept", {"rise": -0.05}, {"rise": 0.031}, r"\+3\.10% over policy_init"),
+        ("within_reference", {}, {"stuck": True}, r"distinct-2 0\.025 below "),
+        ("reward_hacking", {"rewarded": 0.9, "judged": 0.9}, {"rewarded": 0.9, "judged": 0.6}, r"0\.900 by the reward model and 0\.600 by"),
+        ("reward_hacking", {"rewarded": 0.6, "judged": 0.9}, {"rewarded": 1.0, "judged": 0.5}, r"a gap of 0\.500"),
+        ("aligned_wins", {"judged": 0.7}, {"judged": 0.5}, r"on 0\.500 \(0\.4"),
+    ],
+)  # fmt: skip
+def test_a_check_warns_of_what_it_is_there_for_and_of_nothing_else(
+    check: str, fine: dict[str, Any], bad: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    assert verdict(check, _supposed(tmp_path / "fine", **fine)).passed
+    found = verdict(check, _supposed(tmp_path / "bad", **bad))
+    assert not found.passed and re.search(told, found.summary), found.summary
+    assert not next(one for one in PREFERENCES.checks if one.name == check).blocking
 
 
 def test_the_same_again_gives_the_same_bytes(built: Built, tmp_path: Path) -> None:
@@ -225,10 +299,9 @@ def test_the_same_again_gives_the_same_bytes(built: Built, tmp_path: Path) -> No
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
-def test_drift_beyond_the_reference_is_a_warning_with_the_figures(built: Built) -> None:
+def test_the_figures_of_all_that_is_watched_are_said(built: Built) -> None:
     held, found = read(built.output)["within_reference"], verdict("within_reference", built)
-    assert held.keys() == set(drift.WATCHED) and found.passed == all(one["inside"] for one in held.values())
-    assert all(one["told"] in found.summary for one in held.values())
+    assert held.keys() == set(drift.WATCHED) and all(one["told"] in found.summary for one in held.values())
 
 
 def test_a_judge_that_read_the_reward_model_s_texts_blocks(built: Built, tmp_path: Path) -> None:
@@ -252,6 +325,23 @@ def test_without_a_judge_the_reward_model_alone_is_shown_and_nothing_independent
     own = replace(built, inputs=inputs, output=tmp_path / "output", metrics=metrics)
     assert read(own.output)["judges"] == ["reward_model"] and verdict("judged_apart", own).passed
     assert not verdict("aligned_wins", own).passed and "alignment.comparisons.judge" in verdict("aligned_wins", own).summary
+
+
+def test_what_a_model_finds_likelier_is_asked_of_every_source_where_there_are_too_many(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preferences, "ON_THE_WAY", 10)
+    model = convert.load(built.inputs["aligned"].path / "model").eval()
+    rankings = [_ranking(number) for number in range(200, 240)]
+    for place, one in enumerate(rankings[:10]):  # a source of its own, of people who like what it does not
+        rankings[place] = replace(one, responses=tuple(replace(said, rank=1 - said.rank) for said in one.responses))
+    layout = Layout(Tokenizer.load(built.inputs["policy_init"].path / "model"))
+    found = []
+    for name, chosen in (("all", rankings), ("evenly", rankings[::4]), ("first", rankings[:10])):
+        (tmp_path / name).mkdir()
+        reading.write(chosen, tmp_path / name / "held_out.jsonl")
+        found.append(preferences._prefers(model, layout, replace(built.inputs["comparisons"], path=tmp_path / name)))
+    assert found[0] == found[1] != found[2]
 
 
 def test_prompts_without_room_for_an_answer_are_an_error_that_says_what_to_change(built: Built, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from gpt_model.alignment import pairwise, reward
 from gpt_model.alignment.bag_of_words import BagOfWords
 from gpt_model.alignment.batches import Batches
 from gpt_model.alignment.dialogue import Turn
-from gpt_model.alignment.reading import Ranking, Response, read_comparisons
+from gpt_model.alignment.reading import Ranking, Response, read_comparisons, together
 from gpt_model.alignment.reward import Comparing, RewardModel
 from gpt_model.errors import UserError
 from gpt_model.ragged import Ragged
@@ -70,6 +70,24 @@ def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 # -- the loss --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_one_prompt_are_one_ranking_with_each_response_once_and_the_pairs_of_every_row() -> None:
+    """Also where they contradict; and the interval of the accuracy is then as wide as that of so few prompts."""
+    layout = world.layout()
+    rows = [ranked(("fine", 0), ("dull", 1)), ranked(("fine", 0), ("awful", 1)), ranked(("awful", 0), ("dull ", 0), ("fine", 1))]
+    whole = together(rows)
+    assert [one.text for one in whole.responses] == ["fine", "dull", "awful"] and whole.id == "1 and 2 others"
+    assert whole.orders() == ((0, 1, None), (0, None, 1), (1, 0, 0)) and whole.ties() == 1
+    assert sorted(whole.pairs()) == [(0, 1), (0, 2), (1, 0), (2, 0)]
+    laid = reward.lay_out(layout, [whole], 64)
+    assert len(laid.compared[0].texts) == 3 and laid.pairs == 4
+    batches = Batches([one.tokens for one in laid.compared], 1, 1, seed=0)
+    [part] = Comparing(laid.compared, batches).micro_batches(0)
+    assert part.rows.lengths == tuple(map(len, laid.compared[0].texts)) and part.share.sum() == pytest.approx(1)
+    apart = pairwise.accuracies([[[float(n % 2), 0.5] for n in range(16) for _ in range(8)]], [[(0, 1)]] * 128)[0][0]
+    joined = pairwise.accuracies([[[float(n % 2), 0.5] for n in range(16)]], [[(0, 1)] * 8] * 16)[0][0]
+    assert joined.value == apart.value and joined.high - joined.low > 2 * (apart.high - apart.low)
 
 
 def test_the_loss_is_the_mean_over_prompts_of_the_mean_over_their_pairs() -> None:
@@ -124,13 +142,18 @@ def test_each_response_is_read_once_and_ties_make_no_pair() -> None:
     assert objective.units_before(1) == 5
 
 
-def test_a_long_prompt_gives_way_by_whole_turns_and_a_long_response_leaves_the_ranking_out() -> None:
+def test_a_long_prompt_gives_way_by_whole_turns_and_a_long_response_is_left_out_of_its_ranking() -> None:
     layout = world.layout()
     long = (Turn("user", "The film was fine. " * 8), Turn("assistant", "Yes."), Turn("user", "Why?"))
     text = reward.text_of(layout, long, "It was lovely.", 40)
     assert text == [*layout.prompt(long[2:]), *layout.response(long, "It was lovely.")]
-    laid = reward.lay_out(layout, [ranked(("fine", 0), ("dull " * 60, 1))], 40)
-    assert (laid.compared, laid.too_long) == ([], 1)
+    laid = reward.lay_out(layout, [ranked(("fine", 0), ("dull " * 60, 1), ("poor", 1)), ranked(("fine", 0), ("dull " * 60, 1))], 40)
+    [compared] = laid.compared
+    assert [text[-size:] for text, size in zip(compared.texts, compared.responses, strict=True)] == [
+        layout.response(ASKED, text) for text in ("fine", "poor")
+    ]
+    assert (compared.pairs, laid.too_long, laid.lost) == ([(0, 1)], ["reviews, 1, response 2"] * 2, 1)
+    assert "2 responses longer than the context (the first: reviews, 1, response 2), and 1 rankings that" in laid.told("training")
 
 
 # -- the model -------------------------------------------------------------------------------------------------------------------------
@@ -223,6 +246,24 @@ def test_comparisons_without_a_better_response_stop_the_stage_with_a_sentence(in
     tied = world.write(tmp_path / "comparisons", training=[world.ranking(1, ["a", "b"], [0, 0])], held_out=[])
     with pytest.raises(UserError, match="There is nothing to learn from"):
         train_reward_model(CONFIG, {**inputs, "comparisons": tied}, tmp_path / "out", Said("none"))
+
+
+def test_responses_without_a_word_have_no_baseline_and_it_is_said_why(inputs: Inputs, tmp_path: Path) -> None:
+    """A bag of words knows words of two letters and more."""
+    letters = [world.ranking(n, [f"{n % 10}", "!"], [0, 1]) for n in range(12)]
+    comparisons = world.write(tmp_path / "comparisons", training=letters, held_out=letters[:6])
+    config = {"reward_model": {**CONFIG["reward_model"], "epochs": 1}}
+    (tmp_path / "out").mkdir()
+    metrics = train_reward_model(config, {**inputs, "comparisons": comparisons}, tmp_path / "out", said := Said("letters"))
+    assert "accuracy" in metrics and not [name for name in metrics if name.startswith(("bag_of_words/acc", "gained"))]
+    assert any("A bag of words is not run: the responses have no words in them" in line for line in said.said["log"])
+    built = Built(config, inputs, tmp_path / "out", metrics, {}, [])
+    REWARD_MODEL.show(built, tmp_path)
+    page = (tmp_path / "figures.md").read_text()
+    assert "Bag of words: not run, as the responses have no words in them." in page and "| all | 6 | " in page
+    [check] = [one for one in REWARD_MODEL.checks if one.name == "accuracy_above_half"]
+    assert "a bag of words is not run" in check.verdict(built).summary
+    assert "bag_of_words" not in (tmp_path / "out" / "held_out.jsonl").read_text()
 
 
 # -- pairwise figures ------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 from rank import Said
 
 from assets import scorecard, scorecard_alignment
-from assets.alignment.preferences_results import Compared, flat, results_of, write
+from assets.alignment.preferences_page import models
+from assets.alignment.preferences_results import Compared, flat, read, results_of, write
 from assets.contract import Artifact
 from assets.scorecard_alignment import PAPER, TEXT, Signature, Taxed, section, signature, statement, taxed
 from assets.scorecard_page import write_page
@@ -20,7 +23,7 @@ from gpt_model.alignment.answering import Answer
 from gpt_model.alignment.dialogue import Turn
 from gpt_model.alignment.reading import Prompt
 
-MODELS = ("policy_init", "aligned_without_ptx", "aligned", "dpo")
+MODELS = ("policy_init", "dpo", "aligned_without_ptx", "aligned")
 HELLASWAG = {"pretrained": 0.5, "policy_init": 0.5, "aligned_without_ptx": 0.4, "aligned": 0.48, "dpo": 0.5}
 
 
@@ -29,13 +32,16 @@ def _artifact(folder: Path, stage: str, metrics: dict[str, float] | None = None,
     return Artifact(folder, stage, "f" * 64, "d" * 64, config, metrics or {})
 
 
-def _suite(folder: Path, value: float) -> Artifact:
+def _suite(folder: Path, value: float, suite: str = "commonsense", task: str = "hellaswag") -> Artifact:
     artifact = _artifact(folder, "zero_shot", suites={})
     row = {
-        "suite": "commonsense", "task": "hellaswag", "metric": "acc", "value": value, "low": value - 0.02, "high": value + 0.02,
+        "suite": suite, "task": task, "metric": "acc", "value": value, "low": value - 0.02, "high": value + 0.02,
         "stderr": 0.01, "lower_is_better": False,
     }  # fmt: skip
-    (folder / "results.json").write_text(json.dumps({"rows": [row, {"suite": "x", "task": "y", "not_run": "no hub"}]}))
+    same_text = {**row, "suite": "held_out", "task": "notes", "metric": "bits_per_byte"}
+    (folder / "results.json").write_text(
+        json.dumps({"rows": [row, same_text, {"suite": "truthfulqa", "task": "mc1", "not_run": "no hub"}]})
+    )
     return artifact
 
 
@@ -65,12 +71,13 @@ def inputs(tmp_path: Path) -> dict[str, Artifact]:
     return {
         "zero_shot": _suite(tmp_path / "zero_shot", HELLASWAG["pretrained"]), **suites, "preferences": preferences,
         "reward_model": _artifact(tmp_path / "reward_model", "reward_model", model),
+        "aligned": _artifact(tmp_path / "ppo", "aligned", ppo={"ptx_weight": 1.0}),
         "comparisons": _artifact(tmp_path / "comparisons", "comparisons", sources=[{"name": "film_reviews", "form": "rated"}]),
     }  # fmt: skip
 
 
 def test_the_tax_stands_before_and_after_side_by_side_with_what_is_surely_worse(inputs: dict[str, Artifact]) -> None:
-    text, hellaswag = taxed(inputs)
+    text, hellaswag = taxed(inputs)  # and not the suite held_out, which is of the same text
     assert (text.name, text.regression, text.recovery) == (TEXT, "worse", "better") and text.scores.keys() == set(HELLASWAG)
     assert (hellaswag.name, hellaswag.regression, hellaswag.recovery) == ("commonsense hellaswag acc", "worse", "better")
     assert {name: score["value"] for name, score in hellaswag.scores.items()} == HELLASWAG
@@ -78,7 +85,8 @@ def test_the_tax_stands_before_and_after_side_by_side_with_what_is_surely_worse(
 
 def test_ppo_regresses_and_ppo_ptx_recovers_is_measured_and_kept(inputs: dict[str, Artifact]) -> None:
     found = statement(inputs)
-    assert found["signature"]["holds"] == "true" and found["signature"]["regressed"] == (TEXT, "commonsense hellaswag acc")
+    assert found["signature"]["holds"] == "true" and found["signature"]["tasks"]["regressed"] == ("commonsense hellaswag acc",)
+    assert found["signature"]["text"]["regresses"] == "true" and found["signature"]["text"]["regressed"] == (TEXT,)
     assert found["within_reference"].keys() == {"distinct_2", "repetition", "length"}
 
 
@@ -88,9 +96,63 @@ def test_ppo_regresses_and_ppo_ptx_recovers_is_measured_and_kept(inputs: dict[st
      ("undecided", "better", "undecided")],
 )  # fmt: skip
 def test_the_signature_is_true_false_or_undecided(regression: str, recovery: str, holds: str) -> None:
-    found = signature([Taxed(TEXT, {}, True, regression, recovery)])
+    found = signature([Taxed("hellaswag", {}, False, regression, recovery)])
     assert isinstance(found, Signature) and found.holds == holds
-    assert signature([Taxed(TEXT, {}, True)]) is None  # without both kinds of PPO there is nothing to say
+    assert signature([Taxed("hellaswag", {}, False)]) is None  # without both kinds of PPO there is nothing to say
+
+
+def test_held_out_text_of_the_corpus_that_is_mixed_in_does_not_make_the_finding_hold(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    """PPO loses text and PPO-ptx wins it back, and no task moves: so nothing is said to hold."""
+    still = {name: _suite(tmp_path / f"still {name}", 0.5, "cloze", "cloze") for name in inputs if name.startswith("zero_shot")}
+    found = statement({**inputs, **{name: artifact for name, artifact in still.items()}})["signature"]
+    assert (found["holds"], found["tasks"]["regresses"], found["text"]["regresses"], found["text"]["recovers"]) == (
+        "undecided", "undecided", "true", "true",
+    )  # fmt: skip
+    write_page(tmp_path, "Scorecard", "", {}, {}, [section({**inputs, **still})])
+    page = (tmp_path / "scorecard.md").read_text()
+    assert "holds here: **undecided**" in page and "this is no finding of the paper's" in page
+    assert "On tasks (cloze: made of held-out text of the same corpus, where the paper's are public):" in page
+    without = {name: one for name, one in inputs.items() if not name.startswith("zero_shot")}
+    assert statement(without)["signature"]["holds"] == "undecided" and statement(without)["signature"]["tasks"] is None
+
+
+def test_ppo_without_pretraining_text_is_not_called_ppo_ptx(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    alone = {**inputs, "aligned": replace(inputs["aligned"], config={"ppo": {"ptx_weight": 0.0}})}
+    del alone["zero_shot_after/aligned_without_ptx"]
+    results = read(inputs["preferences"].path)
+    results["steps"] = [step for step in results["steps"] if "aligned_without_ptx" not in (step["model"], step["over"])]
+    for part in ("models", "text"):
+        del results[part]["aligned_without_ptx"]
+    for one in results["text"].values():
+        one.pop("over_aligned_without_ptx", None)
+    folder = tmp_path / "alone"
+    shutil.copytree(inputs["preferences"].path, folder)
+    (folder / "results.json").write_text(json.dumps(results))
+    alone["preferences"] = replace(inputs["preferences"], path=folder)
+    write_page(tmp_path, "Scorecard", "", {}, {}, [section(alone)])
+    page = (tmp_path / "scorecard.md").read_text()
+    assert "| pretrained | policy_init | PPO | DPO | PPO against policy_init |" in page and "By the judge PPO is preferred to DPO" in page
+    assert "Not measured: the recipe has not PPO with and without pre-training text both." in page
+    text, hellaswag = taxed(alone)
+    assert (text.regression, text.recovery, hellaswag.recovery) == ("worse", "", "")
+
+
+def test_what_was_not_run_is_looked_for(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    write_page(tmp_path, "Scorecard", "", {}, {}, [section(inputs)])
+    assert "Not run here: toxicity and TruthfulQA." in (tmp_path / "scorecard.md").read_text()  # of TruthfulQA there is a reason alone
+    ran = {**inputs, "zero_shot_after/dpo": _suite(tmp_path / "toxicity", 0.1, "toxicity", "basic")}
+    write_page(tmp_path, "Scorecard", "", {}, {}, [section(ran)])
+    assert "Not run here: TruthfulQA." in (tmp_path / "scorecard.md").read_text()
+    ran["zero_shot"] = _suite(tmp_path / "truthfulqa", 0.3, "truthfulqa", "mc1")
+    write_page(tmp_path, "Scorecard", "", {}, {}, [section(ran)])
+    assert "Not run here" not in (tmp_path / "scorecard.md").read_text()
+
+
+def test_models_stand_in_the_order_of_the_steps(inputs: dict[str, Artifact]) -> None:
+    """And not by name, as they would in sorted JSON."""
+    results = read(inputs["preferences"].path)
+    assert list(results["models"]) == list(MODELS) != sorted(MODELS)
+    assert [row[0] for row in models(results)[1]] == list(MODELS)
 
 
 def test_page_and_twin_have_the_section_with_its_limits_and_samples(inputs: dict[str, Artifact], tmp_path: Path) -> None:
@@ -98,7 +160,7 @@ def test_page_and_twin_have_the_section_with_its_limits_and_samples(inputs: dict
     html, markdown = ((tmp_path / f"scorecard.{kind}").read_text() for kind in ("html", "md"))
     for title in ("Win rates, step by step", "Alignment tax: before and after", "InstructGPT, table 14", "What this can and cannot show"):
         assert title in html and title in markdown
-    assert "InstructGPT's finding holds here: **true**" in markdown and "unrelated single sentences" in markdown
+    assert "on tasks PPO loses and PPO-ptx wins it back, holds here: **true**" in markdown and "unrelated single sentences" in markdown
     assert "0.620 (0.580 – 0.660)" in markdown and "0.600 (0.560 – 0.640)" in markdown and "0.040" in markdown
     assert all(cell in markdown for cells in PAPER.values() for cell in cells) and markdown.count("```text") == 3
     assert "By the judge PPO-ptx is preferred to DPO: 0.750" in markdown
@@ -108,6 +170,16 @@ def test_headline_has_the_win_rates_by_the_judge_and_the_reward_model_beside_a_b
     found = {score.name: score for score in collect("tiny", {name: one for name, one in inputs.items() if name != "zero_shot"})[0]}
     assert found["aligned over policy init, win rate"].verdict == "better" and found["aligned over policy init, win rate"].value == 0.75
     assert (found["pairwise accuracy"].against, found["pairwise accuracy"].verdict) == (0.6, "undecided")
+
+
+def test_a_bag_of_words_that_was_not_run_has_no_figure(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    metrics = {name: value for name, value in inputs["reward_model"].metrics.items() if not name.startswith("bag_of_words")}
+    lacking = inputs | {"reward_model": replace(inputs["reward_model"], metrics=metrics | {"bag_of_words/not_run": 1.0})}
+    found = {score.name: score for score in collect("tiny", {name: one for name, one in lacking.items() if name != "zero_shot"})[0]}
+    score = found["pairwise accuracy"]
+    assert score.baseline == "bag of words not run (the responses have no words in them), chance 0.500" and score.against == 0.5
+    write_page(tmp_path, "Scorecard", "", {}, {}, [section(lacking)])
+    assert "| bag of words, same pairs | not run: the responses have no words in them |" in (tmp_path / "scorecard.md").read_text()
 
 
 def test_without_the_section_the_scorecard_has_no_word_of_it(tmp_path: Path) -> None:

@@ -196,6 +196,21 @@ class TestLocalFilesArePinned:
         monkeypatch.setattr(files.hashlib, "file_digest", lambda *_: pytest.fail("an unchanged file was read again"))
         assert here() == here()
 
+    def test_a_file_that_grows_while_it_is_pinned_is_pinned_at_one_moment(self, tmp_path: Path) -> None:
+        path = tmp_path / "log.txt"
+        path.write_bytes(b"a line of it\n" * 1_000_000)
+        growing = "import sys\nwith open(sys.argv[1], 'ab', 0) as file:\n  while True: file.write(b'one more line of it\\n')"
+        writer = subprocess.Popen([sys.executable, "-c", growing, str(path)])
+        try:
+            size = path.stat().st_size
+            while path.stat().st_size == size:  # it writes
+                pass
+            (pin,) = files.pin("log.txt", tmp_path, tmp_path / "downloads")
+        finally:
+            writer.kill()
+            writer.wait()
+        assert hashlib.sha256(path.read_bytes()[: pin.bytes]).hexdigest() == pin.sha256
+
     def test_pinned_files_are_found_from_anywhere_and_refused_once_changed(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("one")
         tied = pinned(source(path="a.txt"), tmp_path, tmp_path / "downloads")

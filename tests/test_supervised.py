@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rank import ROOT, Said, make_inputs
 
 from assets.alignment.policy_init import POLICY_INIT
 from assets.alignment.section import PolicyInitSection, SupervisedSection
-from assets.alignment.supervised import SUPERVISED
+from assets.alignment.supervised import HELD_OUT, SUPERVISED, dialogues, panels
 from assets.contract import Artifact, Built
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.alignment.batches import Batches
@@ -100,6 +101,32 @@ def test_the_loss_is_of_what_the_assistant_says_a_mean_over_the_batchs_tokens(in
     assert len(parts) > 1 and found == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_pre_training_text_has_its_share_of_the_loss_however_long_its_windows_are(inputs: Path, ranks: int) -> None:
+    """(1 - share) of a mean over the assistant's tokens, share of one over the text's; one window, so with two ranks beside dialogues."""
+    layout = Layout(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
+    dialogues = [tuple(Turn(one["role"], one["content"]) for one in talk(n)) for n in (1, 22, 1333, 4)]  # type: ignore[arg-type]
+    laid, _ = fitting(dialogues, layout, 48)
+    model = GPT(ModelConfig(layers=2, width=32, heads=2, context=48, vocab_size=layout.tokenizer.vocab_size, dropout=0.0), seed=1)
+    window = [number % 200 for number in range(7, 7 + 48)]
+    said, text = [], model.loss_by_token(torch.tensor([window[:-1]]), torch.tensor([window[1:]]))[0]
+    for one in laid:
+        of_all = model.loss_by_token(torch.tensor([one.tokens[:-1]]), torch.tensor([one.tokens[1:]]))[0]
+        said.append(of_all[torch.tensor(one.learnt[1:])])
+    means = {"nats": torch.cat(said).mean().item(), "text_nats": text.mean().item()}
+    found, sums = [], {name: [0.0, 0] for name in means}
+    for rank in range(ranks):
+        batches = Batches([len(one.tokens) for one in laid], 4, 1, 0, rank, ranks, micro_tokens=60)
+        objective = Supervised(laid, batches, 0.0, 1, lambda step, count: [window], share=0.1)
+        for part in objective.micro_batches(0):
+            loss, figures = objective.loss(model, part)
+            found.append(loss.item())
+            for name, (total, count) in figures.items():
+                sums[name] = [sums[name][0] + float(total), sums[name][1] + count]
+    assert len(found) > 1 and sum(found) / len(found) == pytest.approx(0.9 * means["nats"] + 0.1 * means["text_nats"], rel=1e-5)
+    assert {name: total / count for name, (total, count) in sums.items()} == pytest.approx(means, rel=1e-5)
+
+
 def test_every_epoch_is_kept_and_measured_and_the_last_is_the_model(built: dict[str, Built]) -> None:
     output = built["supervised"].output
     assert sorted(path.name for path in (output / "epochs").iterdir()) == ["1", "2", "3"]
@@ -124,6 +151,18 @@ def test_of_a_batch_some_sequences_are_windows_of_the_corpus(built: dict[str, Bu
     found = built["policy_init"]
     assert found.metrics["pretraining_sequences_a_batch"] == 1  # a tenth of 8, and at least one
     assert json.loads((found.output / "training.json").read_text())["mixed"] == 1
+    series, step = found.series, -1
+    mixed = 0.9 * series["nats"][step][1] + 0.1 * series["text_nats"][step][1]
+    assert series["loss"][step][1] == pytest.approx(mixed, rel=1e-5)
+    told = {title: [label for label, _ in lines] for title, _, lines in panels(series)}
+    assert told["nats a token of pre-training text"] == [""] and "text_nats" not in built["supervised"].series
+
+
+def test_whether_the_loss_falls_is_judged_on_demonstrations_and_not_on_the_text_mixed_in(built: dict[str, Built]) -> None:
+    [falls] = [check for check in POLICY_INIT.checks if check.name == "loss_falls"]
+    found = built["policy_init"]
+    rising = {"nats": [(step, 1.0 + step) for step in range(9)], "loss": [(step, 9.0 - step) for step in range(9)]}
+    assert not falls.verdict(replace(found, series=rising)).passed
 
 
 def test_a_dialogue_too_long_loses_its_oldest_turns_or_is_left_out(inputs: Path) -> None:
@@ -131,6 +170,15 @@ def test_a_dialogue_too_long_loses_its_oldest_turns_or_is_left_out(inputs: Path)
     first, last = (Turn("user", "no " * 40), Turn("assistant", "yes")), (Turn("user", "And 2?"), Turn("assistant", "3."))
     laid, counts = fitting([(*first, *last), first, last], layout, 48)
     assert [one.tokens for one in laid] == [layout.whole(last).tokens] * 2 and counts == {"shortened": 1, "too_long": 1}
+
+
+def test_held_out_dialogues_are_of_every_source_where_there_are_too_many(inputs: Path, tmp_path: Path) -> None:
+    write_demonstrations(tmp_path / "many", [talk(1)], [talk(n) for n in range(3 * HELD_OUT)])
+    layout = Layout(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
+    found = dialogues(tmp_path / "many", layout, 48, Said("many"))
+    whole, _ = fitting([tuple(Turn(one["role"], one["content"]) for one in talk(3 * n)) for n in range(HELD_OUT)], layout, 48)  # type: ignore[arg-type]
+    assert [one.tokens for one in found.held_out] == [one.tokens for one in whole]
+    assert [one.id for one in found.asked] == ["0", "1000", "2000"]
 
 
 def test_no_dialogue_that_fits_is_told(inputs: Path, tmp_path: Path) -> None:

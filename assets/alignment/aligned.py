@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from assets import base_model
 from assets.alignment import aligned_page, tuned
+from assets.alignment.human_data import hidden, shortened
 from assets.contract import SCRATCH, Artifact, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from assets.pretraining import execution_of
 from gpt_model.errors import UserError, about
@@ -44,6 +45,7 @@ def align(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
     from gpt_model.alignment.chat import Layout
     from gpt_model.alignment.episodes import Asking
     from gpt_model.alignment.ppo import Actors
+    from gpt_model.alignment.reading import evenly
     from gpt_model.alignment.rollouts import CHUNK
     from gpt_model.tokenizer import Tokenizer
     from gpt_model.training import measure
@@ -60,10 +62,11 @@ def align(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
     execution = replace(execution_of(progress.profile, progress), compile=False)  # answers are of any length
 
     chunk = progress.profile.micro_batch or CHUNK
+    context = start.config.context
     model = Actors(start, scorer, shared=section["value"] == "shared", seed=section["seed"])
-    objective = objective_of(section, prompts.training, asking, inputs.get("tokens"), start.config.context, scratch, execution, chunk)
+    objective = objective_of(section, prompts.training, asking, inputs.get("tokens"), context, scratch, execution, chunk)
     rollouts, settings = objective.rollouts, settings_of(section)
-    show = _shown(rollouts, section["evaluations"], prompts.held_out[:SHOWN], Layout(tokenizer), asking, progress)
+    show = _shown(rollouts, section["evaluations"], prompts.shown, Layout(tokenizer), asking, progress)
     hooks = [
         Hook(rollouts.steps, lambda step, actors: rollouts.between(step, actors.cast())),  # type: ignore[operator]
         Hook(shown_steps(rollouts, section["evaluations"]), show),
@@ -73,7 +76,7 @@ def align(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
     model.eval()
     told = rollouts.batch(rollouts.making.batches - 1).told
     metrics: Metrics = {
-        **_held_out(model, prompts.held_out[:MEASURED], asking, scratch / "held_out", section["seed"], execution, chunk),
+        **_held_out(model, evenly(prompts.held_out, MEASURED), asking, scratch / "held_out", section["seed"], execution, chunk),
         **_text(model, inputs.get("tokens"), execution),
         **{f"{name}_answers": told[f"{name}_so_far"] for name in ("empty", "not_a_number")},
         **{f"prompts_{name}": float(count) for name, count in prompts.counts().items()},
@@ -127,7 +130,8 @@ def objective_of(
     adaptive, stop = section["adaptive_kl"], section["stop"]
     making = Making(
         prompts=prompts, how=asking, batch=section["batch"], batches=section["episodes"] // section["batch"],
-        steps_each=steps_each(section), coefficient=section["kl"], target=(adaptive["target"], adaptive["horizon"]) if adaptive else None,
+        steps_each=steps_each(section), coefficient=section["kl"],
+        unfinished=section["unfinished"], target=(adaptive["target"], adaptive["horizon"]) if adaptive else None,
         smoothing=section["gae"], decay=section["ema"], seed=section["seed"], limits=Limits(stop["kl"], stop["length"], stop["reward"]),
         chunk=chunk,
     )  # fmt: skip
@@ -135,11 +139,9 @@ def objective_of(
     if section["ptx_weight"] and (sequences := section["ptx_examples"] * section["minibatch"]):
         if tokens is None:
             raise UserError("PPO-ptx takes pre-training text, and there is none: set ptx_weight to 0.", field="ppo.ptx_weight")
-        with about("model"):
+        with about(".model"):
             ptx = Sampler(TokenData(tokens.path), context, Batches(sequences * context), section["seed"])
-    # A value model of its own has its own learning rate, and its loss shares no weights: nothing to weigh.
-    weight = section["value_weight"] if section["value"] == "shared" else 1.0
-    losses = Losses(section["clip"], section["value_clip"], weight, section["ptx_weight"])
+    losses = Losses(section["clip"], section["value_clip"], section["value_weight"], section["ptx_weight"])
     rollouts = Rollouts(scratch / "rollouts", scratch / "checkpoints", making, execution)
     return PPO(rollouts, section["minibatch"], section["temperature"], losses, ptx, execution, section["seed"])
 
@@ -150,19 +152,20 @@ class Prompts:
 
     training: list[list[int]]
     held_out: list[list[int]]
+    shown: list[tuple[list[int], bool]]  # a few of these; and whether the licence covers the text
     left_out: Mapping[str, int]
     room: int  # tokens of a prompt at most
 
     @staticmethod
     def read(artifact: Artifact, layout: Layout, context: int, asking: Asking) -> Prompts:
         """Raises UserError where none can be answered within the context."""
-        from gpt_model.alignment.reading import read_prompts
+        from gpt_model.alignment.reading import evenly, read_prompts
 
         room = context - asking.max_new_tokens - 1  # one for the end that is read after a cut answer
-        kept, left_out = {}, {}
+        unseen, kept, left_out = hidden(artifact.path), {}, {}
         for split in ("training", "held_out"):
-            laid = [layout.prompt(prompt.turns) for prompt in read_prompts(artifact.path, split)]
-            kept[split] = [tokens for tokens in laid if len(tokens) <= room]
+            laid = [(layout.prompt(prompt.turns), prompt.source not in unseen) for prompt in read_prompts(artifact.path, split)]
+            kept[split] = [one for one in laid if len(one[0]) <= room]
             left_out[split] = len(laid) - len(kept[split])
             if not kept[split]:
                 raise UserError(
@@ -170,7 +173,8 @@ class Prompts:
                     f"{asking.max_new_tokens}, so a prompt may have {max(0, room)}. Make max_new_tokens smaller, or give shorter prompts.",
                     field="ppo.max_new_tokens",
                 )
-        return Prompts(kept["training"], kept["held_out"], left_out, room)
+        training, held_out = ([tokens for tokens, _ in kept[split]] for split in ("training", "held_out"))
+        return Prompts(training, held_out, evenly(kept["held_out"], SHOWN), left_out, room)
 
     def counts(self) -> dict[str, int]:
         return {"training": len(self.training), "held_out": len(self.held_out), "left_out": sum(self.left_out.values())}
@@ -189,17 +193,18 @@ def shown_steps(rollouts: Rollouts, evaluations: int) -> list[int]:
 
 
 def _shown(
-    rollouts: Rollouts, evaluations: int, prompts: Sequence[list[int]], layout: Layout, asking: Asking, progress: Progress
+    rollouts: Rollouts, evaluations: int, prompts: Sequence[tuple[list[int], bool]], layout: Layout, asking: Asking, progress: Progress
 ) -> Callable[[int, Any], dict[str, float]]:
     """Samples: the same held-out prompts answered on the way, by the policy as it is."""
     from gpt_model.generation import generate
 
     def show(step: int, model: Actors) -> dict[str, float]:
         if progress.rank == 0:
-            written = generate(model.policy, prompts, asking.max_new_tokens, asking.temperature, seed=0, stop=(asking.end,))
-            for number, (prompt, answer) in enumerate(zip(prompts, written, strict=True), start=1):
-                decode = layout.tokenizer.decode
-                progress.text(step, f"prompt {number}", f"[{decode(prompt)}]{decode(answer)}")
+            asked, decode = [prompt for prompt, _ in prompts], layout.tokenizer.decode
+            written = generate(model.policy, asked, asking.max_new_tokens, asking.temperature, seed=0, stop=(asking.end,))
+            for number, ((prompt, whole), answer) in enumerate(zip(prompts, written, strict=True), start=1):
+                text = decode(prompt) if whole else shortened(decode(prompt))
+                progress.text(step, f"prompt {number}", f"[{text}]{decode(answer)}")
         return {}
 
     return show
@@ -227,7 +232,9 @@ def _held_out(
         **_interval("length", after.actions),
         "entropy_before": float(before.entropy.mean()),
         "entropy": float(after.entropy.mean()),
+        "ended_before": float(before.ended.float().mean()),
         "ended": float(after.ended.float().mean()),
+        "reward_before_spread": float(before.rewards[before.rewards.isfinite()].std(correction=0)),
     }
 
 
@@ -283,6 +290,24 @@ def _rewards_are_numbers(built: Built) -> Verdict:
     return Verdict(broken == 0, told, {"not_a_number": broken, "empty": empty})
 
 
+def _has_not_run_away(built: Built) -> Verdict:
+    """What stops a run between two batches, held against what the last one made of the policy."""
+    from gpt_model.alignment.rollouts import Limits, diverged
+
+    m, stop = built.metrics, built.config["ppo"]["stop"]
+    if not {"reward", "reward_before", "reward_before_spread"} <= set(m):
+        return Verdict(False, "No answer to a held-out prompt has a reward that is a number.")
+    told = {"kl": m["kl"], "length": m["length"], "ended": m["ended"], "reward": m["reward"], "not_a_number": 0.0}
+    first = {
+        "length": m["length_before"],
+        "ended": m["ended_before"],
+        "reward": m["reward_before"],
+        "reward_spread": m["reward_before_spread"],
+    }
+    reason = diverged(told, first, Limits(stop["kl"], stop["length"], stop["reward"]), 1)
+    return Verdict(reason is None, f"On held-out prompts, at the end: {reason or 'KL, length and reward are within ppo.stop.'}")
+
+
 def _reward_rises(built: Built) -> Verdict:
     m = built.metrics
     if "reward_gain_low" not in m:
@@ -303,13 +328,14 @@ def _text_is_kept(built: Built) -> Verdict:
 
 ALIGNED = Stage(
     name="aligned",
-    version="1",
+    version="2",
     run=align,
     description="policy_init after PPO against the reward model (InstructGPT's third step): the moving average of the policy's weights.",
     kinds=("deepspeed", "pytorch"),
     checks=(
         tuned.LOSS_IS_FINITE,
         tuned.MODEL_LOADS,
+        Check("has_not_run_away", True, "After the last batch too the policy is within what stops a run.", _has_not_run_away),
         Check("rewards_are_numbers", False, "Every answer's reward is a number.", _rewards_are_numbers),
         Check("reward_rises", False, "The reward on held-out prompts rises, interval and all.", _reward_rises),
         Check("text_is_kept", False, "Held-out text takes at most 3 % more bits per byte than before.", _text_is_kept),

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.alignment import tuned
-from assets.alignment.rankings import HELD_OUT, batches_of, counted, evaluation_steps, laid_out, measured, on_the_way
+from assets.alignment.rankings import HELD_OUT, ON_THE_WAY, counted, evaluation_steps, laid_out, measured
 from assets.alignment.reward_model import accuracy_above_half
 from assets.alignment.reward_model_page import figures
+from assets.alignment.supervised import batches_of
 from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Progress, Stage
 from assets.pretraining import execution_of
-from gpt_model.errors import UserError
+from gpt_model.errors import UserError, about
 
 if TYPE_CHECKING:
     from gpt_model.alignment.dpo import LogProbabilities
@@ -34,22 +35,24 @@ def prefer(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
     """Train, measuring held-out rankings as it goes; resumes from output/.scratch. Every rank runs it, rank 0 writes."""
     from gpt_model.alignment import dpo
     from gpt_model.alignment.batches import settings_of
+    from gpt_model.alignment.reading import evenly
     from gpt_model.training.engine import start
     from gpt_model.training.loop import Hook, train
 
     section, scratch = config["dpo"], output / SCRATCH
     gpt, layout = tuned.begin(inputs["policy_init"], None, section["dropout"], section["seed"])
-    laid, kept = laid_out(inputs["comparisons"], layout, gpt.config.context, progress)
+    laid = laid_out(inputs["comparisons"], layout, gpt.config.context, progress)
     training, held_out = laid["training"].compared, laid["held_out"].compared
-    batch = dpo.prompts_of(section["batch"], training)
-    batches = batches_of(training, batch, section, gpt.config.context, progress)
+    prompts = dpo.prompts_of(section["batch"], training)
+    with about("dpo"):
+        batches = batches_of([one.tokens for one in training], prompts, section, progress, gpt.config.context)
     execution = replace(execution_of(progress.profile, progress), compile=False)  # texts are of any length
     start(execution)
     before = dpo.reference(gpt, [*training, *held_out], scratch / "reference", execution, section["precision"])
     then = before[len(training) :]
 
     objective = dpo.Preferring(training, before[: len(training)], section["beta"], batches, execution.device)
-    some = on_the_way(held_out)
+    some = evenly(range(len(held_out)), ON_THE_WAY)
     evaluate = _evaluation([held_out[place] for place in some], [then[place] for place in some], section, progress.rank)
     outcome = train(
         gpt, objective, settings_of(section, batches.steps), execution,
@@ -62,14 +65,11 @@ def prefer(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
     rewards = dpo.implicit_rewards(now, then, section["beta"])
     _check_numbers(rewards, held_out)
     metrics = measured({"": rewards}, held_out) | _moved(now, then, held_out) | counted(laid)
-    metrics |= {"loss": outcome.loss, "steps": outcome.steps, "prompts_a_step": batches.batch}
+    metrics |= {"loss": outcome.loss, "steps": outcome.steps, "prompts_a_step": len(training) / batches.steps_per_epoch}
     facts = {name: round(value, 6) for name, value in metrics.items()}
     gpt.to("cpu")
     tuned.write(output, gpt, layout.tokenizer, facts)
-    rows = [
-        {"source": one.source, "id": one.id, "ranks": [response.rank for response in ranking.responses], "rewards": own}
-        for ranking, one, own in zip(kept["held_out"], held_out, rewards, strict=True)
-    ]
+    rows = [{"source": one.source, "id": one.id, "pairs": one.pairs, "rewards": own} for one, own in zip(held_out, rewards, strict=True)]
     (output / HELD_OUT).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return {**metrics, "seconds": outcome.seconds, "pairs_per_second": outcome.units_per_second}
 
@@ -145,7 +145,7 @@ def show(built: Built, folder: Path) -> None:
 
 DPO = Stage(
     name="dpo",
-    version="1",
+    version="2",
     run=prefer,
     description="policy_init tuned on comparisons directly (DPO), for comparison with the reward model and PPO.",
     kinds=("deepspeed", "pytorch"),

@@ -1,7 +1,7 @@
 """Stages `demonstrations`, `comparisons` and `prompts`: what people wrote and judged, read once, split, and kept with what was left out.
 
     training.jsonl, held_out.jsonl (comparisons: judge.jsonl)     `gpt_model.alignment.reading` says what a line is
-    report.json                                                   rows, kept and left out by reason, of each source
+    report.json                     of each source: rows, kept and left out by reason, and answers dropped of rows that are kept
 
 Where rows come from and what their forms mean is `gpt_model.alignment.places` and `forms`. Every stage of the section reads these.
 """
@@ -73,13 +73,20 @@ def _write(output: Path, parts: Sequence[Part], purpose: Purpose) -> Metrics:
         reading.write(together, output / f"{split}.jsonl")
         metrics[split] = float(len(together))
     for source, made, report in parts:
-        report.kept = sum(len(one.responses) if source.form == "rated" else 1 for split in made.values() for one in split)
+        report.kept = sum(_rows_of(one, source) for split in made.values() for one in split)
         if not (report.kept or source.votes):
             raise forms.nothing_left(source, purpose, report)
         told[source.name] = {**asdict(report), "licence": source.licence, "show_text": source.show_text}
         metrics |= {f"{source.name}/kept": float(report.kept), f"{source.name}/left_out": float(report.total())}
     (output / "report.json").write_text(json.dumps({"sources": told}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return metrics
+
+
+def _rows_of(one: Any, source: HumanSource) -> int:
+    """How many rows of the source it is of."""
+    if not isinstance(one, reading.Ranking):
+        return 1
+    return len(one.responses) if source.form == "rated" else len(one.orders())
 
 
 def _demonstrations(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
@@ -102,9 +109,9 @@ def _comparisons(config: Config, inputs: Inputs, output: Path, progress: Progres
         for source, found, report in _read(config, "comparisons", progress)
     ]
     metrics = _write(output, parts, "comparisons")
-    pairs = [len(one.pairs()) for _, made, _ in parts for one in made["training"]]
-    tied = sum(len(one.responses) * (len(one.responses) - 1) // 2 for _, made, _ in parts for one in made["training"]) - sum(pairs)
-    return metrics | {"training_pairs": float(sum(pairs)), "training_ties": float(tied)}
+    training = [one for _, made, _ in parts for one in made["training"]]
+    pairs, ties = sum(len(one.pairs()) for one in training), sum(one.ties() for one in training)
+    return metrics | {"training_pairs": float(pairs), "training_ties": float(ties)}
 
 
 def _prompts(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
@@ -188,11 +195,29 @@ def show(built: Built, folder: Path) -> None:
     told = json.loads((built.output / "report.json").read_text(encoding="utf-8"))["sources"]
     lines = ["| source | rows | kept | left out | licence |", "|---|---|---|---|---|"]
     for name, one in told.items():
-        left = "; ".join(f"{reason}: {found['count']} (first: {_cell(found['first'])})" for reason, found in one["left_out"].items())
+        left = _reasons(one["left_out"])
         kept = f"{one['kept']}" + (f" ({one['shortened']} without a last turn that nobody answered)" if one["shortened"] else "")
+        kept += f"; dropped of their answers: {dropped}" if (dropped := _reasons(one["dropped"])) else ""
         lines.append(f"| {name} | {one['rows']} | {kept} | {left or 'none'} | {_cell(one['licence'])} |")
     (folder / "sources.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "samples.md").write_text("\n".join(_samples(built, told)), encoding="utf-8")
+
+
+def hidden(folder: Path) -> set[str]:
+    """Sources of demonstrations, comparisons or prompts, read from their artifact, whose licence does not cover their text."""
+    if not (path := folder / "report.json").is_file():
+        return set()
+    sources = json.loads(path.read_text(encoding="utf-8"))["sources"]
+    return {name for name, one in sources.items() if not one.get("show_text", True)}
+
+
+def shortened(text: str) -> str:
+    """As much of such a text as a page may show."""
+    return text[:SHORT] + ("…" if len(text) > SHORT else "")
+
+
+def _reasons(counted: Mapping[str, Any]) -> str:
+    return "; ".join(f"{reason}: {found['count']} (first: {_cell(found['first'])})" for reason, found in counted.items())
 
 
 def _cell(text: str) -> str:
@@ -208,9 +233,10 @@ def _samples(built: Built, told: dict[str, Any]) -> list[str]:
             continue
         shown[row["source"]] += 1
         said = [f"{one['role']}: {one['content']}" for one in row["messages"]]
-        said += [f"rank {one['rank']}: {one['text']}" for one in row.get("responses", ())]
+        for one, *ranks in zip(row.get("responses", ()), *row.get("further", ()), strict=True):
+            said.append(f"rank {', '.join('–' if rank is None else str(rank) for rank in (one['rank'], *ranks))}: {one['text']}")
         if not told[row["source"]]["show_text"]:
-            said = [text[:SHORT] + ("…" if len(text) > SHORT else "") for text in said]
+            said = [shortened(text) for text in said]
         text = "\n".join(text[:400] for text in said)
         fence = "````" if "```" in text else "```"
         found.append(f"**{row['source']}**\n\n{fence}text\n{text}\n{fence}\n")
@@ -223,7 +249,7 @@ SOME = Check("enough", False, f"There are at least {ENOUGH} to train on.", _enou
 
 DEMONSTRATIONS = Stage(
     name="demonstrations",
-    version="1",
+    version="2",
     run=_demonstrations,
     description="Dialogues in which an assistant answers as it should.",
     checks=(NOTHING_LOST, SOME, APART),
@@ -232,7 +258,7 @@ DEMONSTRATIONS = Stage(
 )
 COMPARISONS = Stage(
     name="comparisons",
-    version="1",
+    version="2",
     run=_comparisons,
     description="Answers to one prompt, ranked by people.",
     checks=(NOTHING_LOST, SOME, APART),
@@ -241,7 +267,7 @@ COMPARISONS = Stage(
 )
 PROMPTS = Stage(
     name="prompts",
-    version="1",
+    version="2",
     run=_prompts,
     description="What PPO answers: prompts that are in neither demonstrations nor comparisons.",
     checks=(

@@ -7,13 +7,13 @@ artifact is as `tuned.py` says, and answers.jsonl: of every epoch and prompt the
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.alignment import tuned
+from assets.alignment.drawn import drawn
 from assets.base_model import require
 from assets.contract import Artifact, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from gpt_model.errors import UserError
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 ANSWERS = "answers.jsonl"
 SHOWN = 3  # answers of each epoch
+APART = "Models are compared on none of them."
+SHARED = (
+    "Models are compared on the same ones, as there are only {} others: what is said of this epoch there, by the judge too, is a little "
+    "too good."
+)
 EMPTY = 0.5  # share of answers that say nothing, from which on something is wrong
 
 
@@ -61,7 +66,10 @@ def choose(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
     supervised, section = require(inputs, "supervised"), config["instructed"]
     tokenizer = Tokenizer.load(supervised.path / "model")
     reward.check_vocabulary(Tokenizer.load(inputs["reward_model"].path / "model"), tokenizer)
-    prompts = _prompts(inputs["prompts"], section)
+    asked = drawn(inputs["prompts"].path, section)
+    prompts = asked.choosing
+    if not prompts:
+        raise UserError("There is no held-out prompt to choose an epoch by: make prompts.held_out larger.", field="prompts.held_out")
     losses = losses_by_epoch(supervised)
     folders = epoch_folders(supervised)
     epochs = []
@@ -77,6 +85,8 @@ def choose(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
     facts = {
         "best_epoch": best.number,
         "prompts": len(prompts),
+        "apart": asked.apart,
+        "left": asked.left,
         "epochs": [{"epoch": one.number, **{name: round(value, 6) for name, value in one.told().items()}} for one in epochs],
     }
     tuned.write(output, convert.load(dict(folders)[best.number]), tokenizer, facts)
@@ -87,16 +97,6 @@ def choose(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
         "reward_of_last_epoch": last["reward"], "empty_share": told["empty"] / len(prompts),
         **({"epoch_of_lowest_loss": min(losses, key=lambda number: (losses[number], number))} if losses else {}),
     }  # fmt: skip
-
-
-def _prompts(artifact: Artifact, section: Config) -> list[Prompt]:
-    """So many held-out prompts, a seeded subset."""
-    from gpt_model.alignment.reading import read_prompts
-
-    given = read_prompts(artifact.path, "held_out")
-    if not given:
-        raise UserError("There is no held-out prompt to choose an epoch by: make prompts.held_out larger.", field="prompts.held_out")
-    return random.Random(f"{section['seed']} prompts").sample(given, min(section["prompts"], len(given)))
 
 
 def _answered(
@@ -184,7 +184,8 @@ def show(built: Built, folder: Path) -> None:
             f"| {row['epoch']}{mark} | {row['reward']:.3f} ({row['reward_low']:.3f} to {row['reward_high']:.3f}) | {loss} "
             f"| {row['length']:.1f} | {row['ended']:.0%} | {row['empty']} |"
         )
-    said = f"{facts['prompts']} held-out prompts, the same for every epoch. The best mean reward is kept; loss has no say in it."
+    said = f"{facts['prompts']} held-out prompts, the same for every epoch. The best mean reward is kept; loss has no say in it. "
+    said += APART if facts["apart"] else SHARED.format(facts["left"])
     (folder / "epochs.md").write_text("\n".join(lines) + f"\n\n{said}\n", encoding="utf-8")
     if built.texts:
         (folder / "samples.md").write_text(tuned.last_texts(built, "Answers of the last epoch to held-out prompts."), encoding="utf-8")
@@ -192,7 +193,7 @@ def show(built: Built, folder: Path) -> None:
 
 INSTRUCTED = Stage(
     name="instructed",
-    version="1",
+    version="2",
     run=choose,
     description="The supervised epoch whose answers to held-out prompts have the best mean reward.",
     kinds=("pytorch",),

@@ -12,6 +12,7 @@ epoch, and `instructed` is the epoch it prefers: so there is no circle.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from assets.alignment.aligned import ALIGNED
@@ -24,15 +25,16 @@ from assets.alignment.preferences import PREFERENCES
 from assets.alignment.reward_model import REWARD_MODEL
 from assets.alignment.section import AlignmentSection, ComparisonsSection
 from assets.alignment.supervised import SUPERVISED
-from assets.contract import Stage
+from assets.contract import Config, Stage
 from assets.evaluation import ZERO_SHOT, zero_shot_config
 from assets.node import Node
 from assets.recipe import Recipe
 from gpt_model.errors import UserError
 from gpt_model.strict import Strict
 
+SECTION = "alignment"  # the recipe's
 Roles = tuple[tuple[str, str], ...]
-TAXED = ("supervised", "policy_init", "aligned_without_ptx", "aligned", "dpo")  # what the alignment tax is looked for in
+TAXED = ("supervised", "instructed", "policy_init", "aligned_without_ptx", "aligned", "dpo")  # what the alignment tax is looked for in
 
 
 def alignment_nodes(recipe: Recipe, there: set[str], roles: Roles) -> list[Node]:
@@ -81,11 +83,11 @@ class _Graph:
         needs = ("start", "tokenizer", "demonstrations", "comparisons")
         self._add("reward_model", REWARD_MODEL, {"reward_model": _plain(section)}, *needs, roles=(("start", start),))
         if comparisons.judge:
-            self._add("judge", JUDGE, {}, "comparisons", field="alignment.comparisons.judge")
+            self._add("judge", JUDGE, {}, "comparisons")
         if self.section.prompts:
             asked = self.section.preferences.model_dump(mode="json", include={"prompts", "max_new_tokens", "temperature", "seed"})
             of = ("supervised", "reward_model", "prompts")
-            self._add("instructed", INSTRUCTED, {"instructed": asked}, *of, field="alignment.preferences")
+            self._add("instructed", INSTRUCTED, {"instructed": asked}, *of)
 
     def _check_text(self) -> None:
         """Raises UserError where pre-training text is asked for and there is none."""
@@ -96,30 +98,31 @@ class _Graph:
         for field, value in wanted.items():
             if value and "tokens" not in self.there:
                 told = "It mixes pre-training text in, and this recipe has no corpus: add one, or set it to 0."
-                raise UserError(told, field=f"alignment.{field}")
+                raise UserError(told, field=f"{SECTION}.{field}")
 
     def _add(
-        self, name: str, stage: Stage, config: dict[str, Any], *needs: str, roles: Roles = (), field: str = "", described: str = ""
+        self, name: str, stage: Stage, config: dict[str, Any], *needs: str, roles: Roles = (), field: str = SECTION, described: str = ""
     ) -> None:
+        """`field`: where the fields stand that the stage's errors name; most know those of the whole section."""
         who = {**dict(self.roles), **dict(roles)}
         present = tuple(need for need in needs if who.get(need, need) in self.there)
         path = f"{_module(stage)}:{stage.name.upper()}"
         node = Node(
             self.recipe.name, name, stage, path, lambda base: config, present,
-            tuple(who.items()), field=field or f"alignment.{name}", description=described,
+            tuple(who.items()), field=field, description=described,
         )  # fmt: skip
         self.nodes.append(node)
         self.there.add(name)
 
     def _data(self, name: str, stage: Stage, section: Strict, *needs: str) -> None:
-        self._add(name, stage, {**_plain(section), "split_seed": self.recipe.split_seed}, *needs)
+        self._add(name, stage, {**_plain(section), "split_seed": self.recipe.split_seed}, *needs, field=f"{SECTION}.{name}")
 
     def _tuned(self, name: str, stage: Stage, section: Strict, *needs: str) -> None:
         self._add(name, stage, {name: _plain(section)}, *needs)
 
     def _aligned(self, name: str, section: Strict, told: str) -> None:
         needs = ("policy_init", "reward_model", "prompts", "tokens")
-        self._add(name, ALIGNED, {"ppo": _plain(section)}, *needs, field="alignment.ppo", described=f"{ALIGNED.description}{told}")
+        self._add(name, ALIGNED, {"ppo": _plain(section)}, *needs, described=f"{ALIGNED.description}{told}")
 
     def _compared(self) -> None:
         """What every model there is is compared by."""
@@ -137,12 +140,21 @@ class _Graph:
             files = {place: file for place, file in evaluation.files.items() if place.split("/")[0] in chosen}
             evaluation = evaluation.model_copy(update={"suites": chosen, "examples": limits, "files": files, "known": None})
         recipe = self.recipe.model_copy(update={"evaluation": evaluation})
+
+        def section(base: Path) -> Config:
+            try:
+                return zero_shot_config(recipe)
+            except UserError as error:
+                if chosen and error.field:  # which suites there are was said here
+                    error.field = error.field.replace("evaluation.suites", f"{SECTION}.preferences.suites", 1)
+                raise
+
         for model in (one for one in TAXED if one in self.there):
             self._add(
                 f"zero_shot_after/{model}", ZERO_SHOT, {}, "pretrained", "tokenizer", "corpus", "tokens",
-                roles=(("pretrained", model),), field="alignment.preferences.suites", described=f"{ZERO_SHOT.description} Of {model}.",
+                roles=(("pretrained", model),), field="evaluation", described=f"{ZERO_SHOT.description} Of {model}.",
             )  # fmt: skip
-            self.nodes[-1] = replace(self.nodes[-1], section=lambda base: zero_shot_config(recipe))
+            self.nodes[-1] = replace(self.nodes[-1], section=section)
 
 
 def _plain(section: Strict) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Stage `policy_init`: where PPO starts, and what it is held to (Ouyang et al. 2022, appendix C.3): demonstrations with pre-training text.
 
-Two epochs of demonstrations, and of every batch's sequences a tenth are windows of the corpus. It is not `supervised`: that one is tuned
-for many epochs and without them. What is trained is `gpt_model.alignment.supervised`, what is written `tuned.py`'s.
+Two epochs of demonstrations; a tenth of the loss is the corpus's, and of every batch's sequences a tenth are windows of it. It is not
+`supervised`: that one is tuned for many epochs and without them. What is trained is `gpt_model.alignment.supervised`, what is written
+`tuned.py`'s.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from assets.alignment import tuned
 from assets.alignment.supervised import LAID_OUT, batches_of, dialogues, facts_of, metrics_of, show, tune
 from assets.contract import Artifact, Config, Inputs, Metrics, Progress, Stage
+from gpt_model.errors import about
 
 
 def windows_of(tokens: Artifact, context: int, each: int, seed: int) -> Callable[[int, int], Sequence[Sequence[int]]]:
@@ -43,9 +45,11 @@ def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Me
     share = section["pretraining_share"]
     # of a batch's sequences, text of the corpus among them: `batch` of both together
     mixed = max(1, round(section["batch"] * share)) if share else 0
-    batches = batches_of(sizes, max(1, section["batch"] - mixed), section, progress, shape.context)
-    windows = windows_of(inputs["tokens"], shape.context, mixed, section["seed"]) if mixed else None
-    objective = Supervised(data.training, batches, shape.flops_per_token(), mixed, windows)
+    with about("policy_init"):
+        batches = batches_of(sizes, max(1, section["batch"] - mixed), section, progress, shape.context)
+    with about(".model"):
+        windows = windows_of(inputs["tokens"], shape.context, mixed, section["seed"]) if mixed else None
+    objective = Supervised(data.training, batches, shape.flops_per_token(), mixed, windows, share)
     outcome, losses = tune(gpt, layout, data, objective, section, output, progress, keeping=False)
     metrics = metrics_of(outcome, data, sizes) | {"held_out_loss": losses[-1], "pretraining_sequences_a_batch": float(mixed)}
     if progress.rank == 0:
@@ -56,7 +60,7 @@ def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Me
 
 POLICY_INIT = Stage(
     name="policy_init",
-    version="1",
+    version="2",
     run=_run,
     description="Where PPO starts: the pre-trained model tuned on demonstrations with pre-training text mixed in.",
     kinds=("pytorch", "deepspeed"),

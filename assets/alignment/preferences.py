@@ -18,14 +18,31 @@ import numpy as np
 
 from assets import base_model
 from assets.alignment import preferences_page, tuned
+from assets.alignment.drawn import Drawn, drawn
 from assets.alignment.judge import LEARNT, not_run
-from assets.alignment.preferences_results import ALIGNED, BEST, JUDGES, MODELS, REFERENCE, Compared, flat, read, results_of, write
+from assets.alignment.preferences_results import (
+    ALIGNED,
+    BEST,
+    CHOSEN,
+    JUDGES,
+    MODELS,
+    PRETRAINED,
+    REFERENCE,
+    Compared,
+    flat,
+    read,
+    results_of,
+    write,
+)
+from assets.alignment.rankings import ON_THE_WAY
 from assets.contract import Artifact, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from gpt_model.alignment import win_rates
 from gpt_model.errors import UserError
 
 if TYPE_CHECKING:
-    from gpt_model.alignment.answering import Answer
+    from numpy.typing import NDArray
+
+    from gpt_model.alignment.answering import Answer, Asks
     from gpt_model.alignment.bag_of_words import BagOfWords
     from gpt_model.alignment.chat import Layout
     from gpt_model.alignment.dialogue import Dialogue
@@ -33,7 +50,6 @@ if TYPE_CHECKING:
     from gpt_model.experiments.intervals import Estimate
     from gpt_model.transformer import GPT
 
-RATED = 200  # rankings at most that models' own likings are measured on
 WIDEST_RISE = 0.03  # of bits per byte on held-out text, that alignment may cost
 WIDEST_GAP = 0.1  # of a win rate, that the reward model may see more than the judge, interval and all
 
@@ -50,37 +66,36 @@ def compare(config: Config, inputs: Inputs, output: Path, progress: Progress) ->
 
     section, names = config["preferences"], [name for name in MODELS if name in inputs]
     folders = {name: base_model.require(inputs, name).path / "model" for name in names}
-    reference = REFERENCE if REFERENCE in inputs else names[0]
+    reference = REFERENCE if REFERENCE in inputs else next(name for name in names if name != PRETRAINED)
     layout = Layout(Tokenizer.load(folders[reference]))
     context = int(base_model.shape(inputs[reference])["context"])
-    prompts, left_out = _prompts(inputs["prompts"], layout, context, section)
+    asked = drawn(inputs["prompts"].path, section)
+    prompts, left_out = _with_room(asked, layout, context, section)
     progress.log(f"{len(prompts)} held-out prompts, {left_out} longer than what leaves room for an answer are left out")
     compared = Compared(prompts)
     _answer_all(compared, folders, reference, layout, section, inputs, progress)
     _score_all(compared, layout, section, inputs, progress)
     results = {
         "prompts": len(prompts), "left_out": left_out, "reference": reference, "best_of": section["best_of"],
-        "judges": [judge for judge in JUDGES if judge in compared.scores], **results_of(compared, reference, section["best_of"]),
+        "judges": [judge for judge in JUDGES if judge in compared.scores],
+        **({"chosen_apart": asked.apart, "chosen_left": asked.left} if CHOSEN in inputs else {}),
+        **results_of(compared, reference, section["best_of"]),
     }  # fmt: skip
     write(output, compared, results)
     return flat(results)
 
 
-def _prompts(artifact: Artifact, layout: Layout, context: int, section: Mapping[str, Any]) -> tuple[list[Prompt], int]:
-    """Held-out prompts, a seeded subset, and how many of it leave no room for an answer. Raises UserError where none does."""
-    from gpt_model.alignment.reading import read_prompts
-
-    found = read_prompts(artifact.path, "held_out")
-    chosen = np.sort(np.random.default_rng(section["seed"]).permutation(len(found))[: section["prompts"]])
+def _with_room(asked: Drawn, layout: Layout, context: int, section: Mapping[str, Any]) -> tuple[list[Prompt], int]:
+    """The prompts, and how many of them leave no room for an answer. Raises UserError where none does."""
     room = context - section["max_new_tokens"] - 1
-    kept = [found[place] for place in chosen if len(layout.prompt(found[place].turns)) <= room]
+    kept = [prompt for prompt in asked.compared if len(layout.prompt(prompt.turns)) <= room]
     if not kept:
         raise UserError(
-            f"None of {len(chosen)} held-out prompts leaves room for an answer: the context is {context} tokens and an answer up to "
-            f"{section['max_new_tokens']}. Make max_new_tokens smaller, or give shorter prompts.",
+            f"None of {len(asked.compared)} held-out prompts leaves room for an answer: the context is {context} tokens and an answer up "
+            f"to {section['max_new_tokens']}. Make max_new_tokens smaller, or give shorter prompts.",
             field="preferences.max_new_tokens",
         )
-    return kept, len(chosen) - len(kept)
+    return kept, len(asked.compared) - len(kept)
 
 
 def _answer_all(
@@ -89,36 +104,44 @@ def _answer_all(
 ) -> None:  # fmt: skip
     """A model after another: its answers, their KL to the reference, held-out text, and which rated texts it finds likelier."""
     from gpt_model import convert
-    from gpt_model.alignment.likelihood import log_probabilities
+    from gpt_model.alignment.answering import PlainText
 
     device, turns = progress.profile.device, [prompt.turns for prompt in compared.prompts]
-    laid = [layout.prompt(one) for one in turns]
     first = convert.load(folders[reference]).to(device).eval()
     for number, (name, folder) in enumerate(folders.items()):
         progress.advance(number, len(folders), "models")
         model = first if name == reference else convert.load(folder).to(device).eval()
-        answers = compared.answers[name] = _answers(model, layout, turns, section)
-        texts = [[*prompt, *answer.tokens] for prompt, answer in zip(laid, answers, strict=True)]
-        sizes = [len(answer.tokens) for answer in answers]
-        own, theirs = (np.array(log_probabilities(one, texts, sizes, section["temperature"])) for one in (model, first))
-        compared.kl[name] = own - theirs
         _read(compared, name, model, inputs, device)
+        if name == PRETRAINED:  # it knows no markers: it goes on with the same words, and finds nothing likely that has any
+            compared.answers[name] = _answers(model, PlainText(layout.tokenizer), turns, section)
+            continue
+        answers = compared.answers[name] = _answers(model, layout, turns, section)
+        compared.kl[name] = _kl(answers, first, layout, turns, section) if name != reference else np.zeros(len(answers))
         if "comparisons" in inputs and (liked := _prefers(model, layout, inputs["comparisons"])) is not None:
             compared.prefers[name] = liked
-    if "pretrained" in inputs:
-        _read(compared, "pretrained", convert.load(inputs["pretrained"].path / "model").to(device).eval(), inputs, device)
     if reference == REFERENCE and "reward_model" in inputs:
         compared.answers[BEST] = _answers(first, layout, turns, section, copies=section["best_of"])
     progress.advance(len(folders), len(folders), "models")
 
 
-def _answers(model: GPT, layout: Layout, turns: Sequence[Dialogue], section: Mapping[str, Any], copies: int = 1) -> list[Answer]:
+def _answers(model: GPT, layout: Asks, turns: Sequence[Dialogue], section: Mapping[str, Any], copies: int = 1) -> list[Answer]:
     from gpt_model.alignment.answering import answer
 
     seed = section["seed"] + (copies > 1)  # the best of n is of answers of its own
     return answer(
         model, layout, turns, max_new_tokens=section["max_new_tokens"], temperature=section["temperature"], seed=seed, copies=copies
     )
+
+
+def _kl(
+    answers: Sequence[Answer], first: GPT, layout: Layout, turns: Sequence[Dialogue], section: Mapping[str, Any]
+) -> NDArray[np.float64]:
+    """Nats of each answer from the reference, which reads it; what the model itself gives it was known as it was written."""
+    from gpt_model.alignment.likelihood import log_probabilities
+
+    texts = [[*layout.prompt(prompt), *answer.tokens] for prompt, answer in zip(turns, answers, strict=True)]
+    theirs = log_probabilities(first, texts, [len(answer.tokens) for answer in answers], section["temperature"])
+    return np.array([answer.nats for answer in answers]) - np.array(theirs)
 
 
 def _read(compared: Compared, name: str, model: GPT, inputs: Inputs, device: Any) -> None:
@@ -137,10 +160,11 @@ def _prefers(model: GPT, layout: Layout, comparisons: Artifact) -> Estimate | No
     """How often a model finds likelier, by the token, what people ranked higher, over held-out pairs; None where none can be read."""
     from gpt_model.alignment.likelihood import log_probabilities
     from gpt_model.alignment.pairwise import accuracies
-    from gpt_model.alignment.reading import read_comparisons
+    from gpt_model.alignment.reading import evenly, read_comparisons
     from gpt_model.alignment.reward import lay_out
 
-    laid = lay_out(layout, read_comparisons(comparisons.path, "held_out")[:RATED], model.config.context)
+    rankings = evenly(read_comparisons(comparisons.path, "held_out"), ON_THE_WAY)
+    laid = lay_out(layout, rankings, model.config.context)
     texts = [text for one in laid.compared for text in one.texts]
     sizes = [size for one in laid.compared for size in one.responses]
     if not texts:
@@ -267,7 +291,7 @@ def _reward_hacking(built: Built) -> Verdict:
 
 PREFERENCES = Stage(
     name="preferences",
-    version="1",
+    version="2",
     run=compare,
     description="Every model answers the same held-out prompts: win rates by two judges, KL, held-out text, and how the texts drift.",
     kinds=("pytorch",),

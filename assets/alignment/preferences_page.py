@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from assets.alignment.preferences_results import ANSWERS, BEST, JUDGES, read
+from assets.alignment.human_data import hidden
+from assets.alignment.preferences_results import ANSWERS, BEST, CHOSEN, JUDGES, PRETRAINED, read
 from assets.contract import Artifact, Built
 from gpt_model.alignment.drift import NAMES
 
@@ -71,6 +72,16 @@ def steps_note(results: Mapping[str, Any]) -> str:
         "by bootstrap over prompts. 0.5: no difference. The policies were trained to please the reward model, not the judge, which learnt "
         "from texts it never saw: a gain that the reward model alone sees is a sign of reward hacking."
     )
+    if PRETRAINED in results["models"]:
+        told += (
+            " pretrained knows no turns: it reads the same words as plain text, the turns joined by line breaks without markers, and what "
+            "it goes on with is its answer, to end-of-text or the longest allowed."
+        )
+    if not results.get("chosen_apart", True):
+        told += (
+            f" {CHOSEN} was chosen by the reward model on these very prompts, as there are only {results['chosen_left']} others: what is "
+            "said of it, by the judge too, is a little too good."
+        )
     if BEST in results["models"]:
         told += (
             f" {BEST}: the best of {results['best_of']} answers of policy_init by the reward model, whose own rate is high by that alone."
@@ -84,8 +95,8 @@ def models(results: Mapping[str, Any]) -> Cells:
     columns = ["model", "mean reward", "mean score of the judge", f"KL to {reference}, nats an answer", "bits per byte",
                f"over {reference}", "over pretrained", "likes what people prefer", "empty answers"]  # fmt: skip
     rows = []
-    for name in [*(["pretrained"] if "pretrained" in results["text"] else []), *results["models"]]:
-        found, text = results["models"].get(name, {}), results["text"].get(name, {})
+    for name, found in results["models"].items():
+        text = results["text"].get(name, {})
         kl = f"at most {found['kl_bound']:.3f}" if "kl_bound" in found else interval(found.get("kl"))
         rows.append([
             name, interval(found.get("reward_model")), interval(found.get("judge")), kl, interval(text.get("bits_per_byte")),
@@ -138,14 +149,14 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def samples(output: Path, prompts: Artifact | None) -> str:
     """The same prompts answered by each model. Answers are cut, and more so where a source's licence does not cover its text."""
-    hidden = _hidden(prompts)
+    unseen = hidden(prompts.path) if prompts else set()
     by_prompt: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with (output / ANSWERS).open(encoding="utf-8") as lines:
         for row in map(json.loads, lines):
             by_prompt.setdefault((row["source"], row["prompt"]), []).append(row)
     parts = [f"The same {min(SHOWN, len(by_prompt))} held-out prompts, answered by each model."]
     for (source, _), rows in list(by_prompt.items())[:SHOWN]:
-        size = SHORT if source in hidden else LONG
+        size = SHORT if source in unseen else LONG
         answers = "\n\n".join(f"{row['model']}{_scores(row)}:\n{_cut(row['text'].strip(), size) or '(nothing)'}" for row in rows)
         parts.append(f"```text\n[{_cut(rows[0]['asked'], size)}]\n\n{answers}\n```")
     return "\n\n".join(parts) + "\n"
@@ -159,14 +170,6 @@ def _scores(row: Mapping[str, Any]) -> str:
 def _cut(text: str, size: int) -> str:
     text = text.replace("```", "'''")
     return text if len(text) <= size else f"{text[:size]}…"
-
-
-def _hidden(prompts: Artifact | None) -> set[str]:
-    """Sources whose licence does not cover their text."""
-    if prompts is None or not (path := prompts.path / "report.json").is_file():
-        return set()
-    sources = json.loads(path.read_text(encoding="utf-8"))["sources"]
-    return {name for name, one in sources.items() if not one.get("show_text", True)}
 
 
 def _picture(results: Mapping[str, Any], path: Path) -> None:

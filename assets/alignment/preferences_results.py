@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from gpt_model.alignment.dialogue import Dialogue
     from gpt_model.alignment.reading import Prompt
 
-MODELS = ("supervised", "instructed", "policy_init", "dpo", "aligned_without_ptx", "aligned")  # in the order they are shown
+MODELS = ("pretrained", "supervised", "instructed", "policy_init", "dpo", "aligned_without_ptx", "aligned")  # in the order they are shown
 REFERENCE, BEST, ALIGNED, PLAIN = "policy_init", "best_of", "aligned", "aligned_without_ptx"
+PRETRAINED, CHOSEN = "pretrained", "instructed"
 STEPS = (
-    ("supervised", REFERENCE), ("instructed", "supervised"), ("dpo", REFERENCE), (PLAIN, REFERENCE), (ALIGNED, REFERENCE),
-    (BEST, REFERENCE), (ALIGNED, PLAIN), (ALIGNED, "dpo"),
+    ("supervised", PRETRAINED), (CHOSEN, "supervised"), ("supervised", REFERENCE), ("dpo", REFERENCE), (PLAIN, REFERENCE),
+    (ALIGNED, REFERENCE), (BEST, REFERENCE), (ALIGNED, PLAIN), (ALIGNED, "dpo"), (ALIGNED, CHOSEN),
 )  # fmt: skip
 JUDGES = ("reward_model", "judge")
 RESULTS, ANSWERS = "results.json", "answers.jsonl"
@@ -106,7 +107,7 @@ def _text(windows: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
     for name, own in windows.items():
         rises = {
             f"over_{other}": _plain_one(win_rates.ratio(own[:, 0], windows[other][:, 0]), less=1.0)
-            for other in ("pretrained", REFERENCE, PLAIN)
+            for other in (PRETRAINED, REFERENCE, PLAIN)
             if other in windows and other != name
         }
         found[name] = {"bits_per_byte": asdict(win_rates.ratio(own[:, 0] / math.log(2), own[:, 2])), **rises}
@@ -160,7 +161,7 @@ def write(output: Path, compared: Compared, results: Mapping[str, Any]) -> None:
                 row |= {judge: _rounded(scores[name][place]) for judge, scores in compared.scores.items()}
                 row |= {"kl": _rounded(compared.kl[name][place])} if name in compared.kl else {}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    (output / RESULTS).write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (output / RESULTS).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def _rounded(value: float) -> float | None:

@@ -1,38 +1,35 @@
-"""What the two stages that learn from comparisons share: rankings as tokens, batches of them, and the words for what is in neither."""
+"""What the two stages that learn from comparisons share: rankings as tokens, and the words for what is in neither."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from assets.alignment.supervised import micro_tokens
 from assets.contract import Artifact, Metrics, Progress
 from gpt_model.errors import UserError
 
 if TYPE_CHECKING:
-    from gpt_model.alignment.batches import Batches
     from gpt_model.alignment.chat import Layout
     from gpt_model.alignment.pairwise import Scores
-    from gpt_model.alignment.reading import Ranking
     from gpt_model.alignment.reward import Compared, Laid
     from gpt_model.experiments.intervals import Estimate
 
 SPLITS = ("training", "held_out")
 HELD_OUT = "held_out.jsonl"  # what was given to each response of the held-out rankings
+BAG_OF_WORDS = "bag_of_words"  # the reward model's baseline, in names of metrics
+NO_WORDS = "the responses have no words in them"  # why there is no baseline, where the metric …/not_run is there
 EVALUATIONS = 5  # times that held-out rankings are measured on the way
-ON_THE_WAY = 256  # of them
+ON_THE_WAY = 256  # of them at most
 
 
-def laid_out(comparisons: Artifact, layout: Layout, context: int, progress: Progress) -> tuple[dict[str, Laid], dict[str, list[Ranking]]]:
-    """Both splits as tokens, and the rankings these are of. Raises UserError where there is nothing to learn from."""
+def laid_out(comparisons: Artifact, layout: Layout, context: int, progress: Progress) -> dict[str, Laid]:
+    """Both splits as tokens. Raises UserError where there is nothing to learn from."""
     from gpt_model.alignment.reading import read_comparisons
     from gpt_model.alignment.reward import lay_out
 
-    laid, kept = {}, {}
+    laid = {}
     for split in SPLITS:
-        rankings = read_comparisons(comparisons.path, split)
-        laid[split] = lay_out(layout, rankings, context)
-        kept[split] = [rankings[place] for place in laid[split].places]
+        laid[split] = lay_out(layout, read_comparisons(comparisons.path, split), context)
         progress.log(laid[split].told(split))
     if not laid["training"].compared:
         raise UserError(
@@ -40,39 +37,15 @@ def laid_out(comparisons: Artifact, layout: Layout, context: int, progress: Prog
             f"which fit the context of {context} tokens.",
             field="comparisons",
         )
-    return laid, kept
+    return laid
 
 
 def counted(laid: Mapping[str, Laid]) -> Metrics:
     found: Metrics = {}
     for split, one in laid.items():
         found |= {f"{split}/rankings": len(one.compared), f"{split}/comparisons": one.pairs}
-        found |= {f"{split}/without_pairs": one.without_pairs, f"{split}/too_long": one.too_long}
+        found |= {f"{split}/without_pairs": one.without_pairs, f"{split}/too_long": len(one.too_long), f"{split}/lost": one.lost}
     return found
-
-
-def batches_of(compared: Sequence[Compared], batch: int, section: Mapping[str, Any], context: int, progress: Progress) -> Batches:
-    """`batch`: prompts an optimizer step."""
-    from gpt_model.alignment.batches import Batches
-
-    tokens = micro_tokens(progress, context)
-    try:
-        return Batches(
-            [one.tokens for one in compared], batch, section["epochs"], section["seed"], progress.rank, progress.world_size, tokens
-        )
-    except ValueError:
-        raise UserError(
-            f"{min(batch, len(compared))} prompts a step cannot be shared out to the profile's {progress.world_size} processes: give "
-            f"profiles/{progress.profile.name}.yaml fewer, make batch larger, or give more comparisons.",
-            field="batch",
-        ) from None
-
-
-def on_the_way(held_out: Sequence[Any]) -> list[int]:
-    """Which held-out rankings are measured on the way: all, or some at even distances, as sources stand one after another."""
-    return (
-        [len(held_out) * number // ON_THE_WAY for number in range(ON_THE_WAY)] if len(held_out) > ON_THE_WAY else list(range(len(held_out)))
-    )
 
 
 def evaluation_steps(steps: int) -> list[int]:

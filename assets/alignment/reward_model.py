@@ -5,7 +5,8 @@ measured on held-out rankings, what must hold. The artifact:
 
     model/, reward_head.safetensors, reward.json     as `gpt_model.alignment.reward.load` reads them
     shape.json, training.json                        its shape; what was done and what came of it, the same on every run
-    held_out.jsonl                                   of each held-out ranking: what was given to its responses, by it and by the baseline
+    held_out.jsonl                                   of each held-out ranking: pairs (better, worse), and what was given to its responses,
+                                                     by the model and, where there is one, by the baseline
 """
 
 from __future__ import annotations
@@ -19,18 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from assets import base_model
 from assets.alignment import reward_model_page, tuned
-from assets.alignment.rankings import HELD_OUT, batches_of, counted, evaluation_steps, laid_out, measured, on_the_way
+from assets.alignment.rankings import BAG_OF_WORDS, HELD_OUT, NO_WORDS, ON_THE_WAY, counted, evaluation_steps, laid_out, measured
+from assets.alignment.supervised import batches_of
 from assets.contract import SCRATCH, Artifact, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from assets.pretraining import execution_of
-from gpt_model.errors import UserError
+from gpt_model.errors import UserError, about
 
 if TYPE_CHECKING:
     from gpt_model.alignment.chat import Layout
     from gpt_model.alignment.pairwise import Scores
-    from gpt_model.alignment.reading import Ranking
-    from gpt_model.alignment.reward import Compared, RewardModel
+    from gpt_model.alignment.reward import Compared, Laid, RewardModel
 
-BAG_OF_WORDS = "bag_of_words"  # the baseline, in names of metrics
 DEMONSTRATIONS = 512  # the mean reward of so many is 0
 ZERO = 1e-3  # what their mean may be off, being added up anew
 
@@ -41,18 +41,20 @@ ZERO = 1e-3  # what their mean may be off, being added up anew
 def train_reward_model(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Train, measuring held-out rankings as it goes; resumes from output/.scratch. Every rank runs it, rank 0 writes."""
     from gpt_model.alignment.batches import settings_of
+    from gpt_model.alignment.reading import evenly
     from gpt_model.alignment.reward import Comparing, RewardModel
     from gpt_model.training.loop import Hook, train
 
     section = config["reward_model"]
     own = (tuned.model_of(inputs["start"]) / "tokenizer.json").is_file()  # an imported one may be without
     gpt, layout = tuned.begin(inputs["start"], None if own else inputs["tokenizer"].path, section["dropout"], section["seed"])
-    laid, kept = laid_out(inputs["comparisons"], layout, gpt.config.context, progress)
+    laid = laid_out(inputs["comparisons"], layout, gpt.config.context, progress)
     training, held_out = laid["training"].compared, laid["held_out"].compared
-    batches = batches_of(training, section["batch"], section, gpt.config.context, progress)
+    with about("reward_model"):
+        batches = batches_of([one.tokens for one in training], section["batch"], section, progress, gpt.config.context)
     execution = replace(execution_of(progress.profile, progress), compile=False)  # texts are of any length
 
-    model, some = RewardModel(gpt, section["seed"]), [held_out[place] for place in on_the_way(held_out)]
+    model, some = RewardModel(gpt, section["seed"]), evenly(held_out, ON_THE_WAY)
     objective = Comparing(training, batches, execution.device)
     hooks = [Hook(evaluation_steps(batches.steps), _evaluation(some, execution.device, progress.rank))]
     outcome = train(
@@ -63,12 +65,17 @@ def train_reward_model(config: Config, inputs: Inputs, output: Path, progress: P
         return {}
     model.eval()
     metrics = _shifted(model, layout, inputs["demonstrations"], section["seed"], execution.device)
-    scores = {"": scores_of(model, held_out, execution.device), BAG_OF_WORDS: _baseline(kept)}
+    scores: dict[str, Scores] = {"": scores_of(model, held_out, execution.device)}
+    if (baseline := _baseline(laid)) is None:
+        progress.log(f"A bag of words is not run: {NO_WORDS}.")
+        metrics[f"{BAG_OF_WORDS}/not_run"] = 1.0
+    else:
+        scores[BAG_OF_WORDS] = baseline
     metrics |= measured(scores, held_out) | counted(laid)
     metrics |= {"loss": outcome.loss, "steps": outcome.steps, "seconds": outcome.seconds}
     metrics["comparisons_per_second"] = outcome.units_per_second
     _write(model, layout, output, metrics)
-    _write_held_out(output, kept["held_out"], held_out, scores)
+    _write_held_out(output, laid["held_out"], scores)
     return metrics
 
 
@@ -119,14 +126,14 @@ def _shifted(model: RewardModel, layout: Layout, demonstrations: Artifact, seed:
     return {"demonstrations": len(texts), "demonstrations_mean": sum(again) / len(again), "shift": model.shift}
 
 
-def _baseline(kept: Mapping[str, Sequence[Ranking]]) -> Scores:
-    """What a bag of words, trained on the same rankings, gives the held-out responses. Where they have no words: 0 to each."""
+def _baseline(laid: Mapping[str, Laid]) -> Scores | None:
+    """What a bag of words, trained on the same rankings, gives the held-out responses; None where they have no words."""
     from gpt_model.alignment.bag_of_words import BagOfWords
 
     try:
-        return BagOfWords.fit(kept["training"]).scores(kept["held_out"])
+        return BagOfWords.fit(laid["training"].rankings).scores(laid["held_out"].rankings)
     except UserError:
-        return [[0.0] * len(ranking.responses) for ranking in kept["held_out"]]
+        return None
 
 
 def _write(model: RewardModel, layout: Layout, output: Path, metrics: Metrics) -> None:
@@ -141,15 +148,14 @@ def _write(model: RewardModel, layout: Layout, output: Path, metrics: Metrics) -
     (output / tuned.FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_held_out(output: Path, rankings: Sequence[Ranking], compared: Sequence[Compared], scores: Mapping[str, Scores]) -> None:
+def _write_held_out(output: Path, held_out: Laid, scores: Mapping[str, Scores]) -> None:
     """Ids and numbers, no text: who may not be shown is not copied."""
     rows = [
         {
-            "source": one.source, "id": one.id, "ranks": [response.rank for response in ranking.responses],
-            "ratings": [response.rating for response in ranking.responses], "rewards": scores[""][place],
-            BAG_OF_WORDS: scores[BAG_OF_WORDS][place],
+            "source": one.source, "id": one.id, "pairs": one.pairs, "ratings": [response.rating for response in ranking.responses],
+            **{name or "rewards": given[place] for name, given in scores.items()},
         }
-        for place, (ranking, one) in enumerate(zip(rankings, compared, strict=True))
+        for place, (ranking, one) in enumerate(zip(held_out.rankings, held_out.compared, strict=True))
     ]  # fmt: skip
     (output / HELD_OUT).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -167,6 +173,8 @@ def accuracy_above_half(built: Built) -> Verdict:
     if f"{BAG_OF_WORDS}/accuracy" in m:
         low, high = m[f"{BAG_OF_WORDS}/accuracy_low"], m[f"{BAG_OF_WORDS}/accuracy_high"]
         said += f"; a bag of words has {m[f'{BAG_OF_WORDS}/accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+    if f"{BAG_OF_WORDS}/not_run" in m:
+        said += f"; a bag of words is not run: {NO_WORDS}"
     return Verdict(m["accuracy_low"] > 0.5, said + ".", {"accuracy": m["accuracy"], "accuracy_low": m["accuracy_low"]})
 
 
@@ -189,7 +197,7 @@ def _model_loads(built: Built) -> Verdict:
 
 REWARD_MODEL = Stage(
     name="reward_model",
-    version="1",
+    version="2",
     run=train_reward_model,
     description="A model that gives every answer a number, learnt from rankings, beside a bag of words learnt from the same.",
     kinds=("deepspeed", "pytorch"),

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from assets.alignment import tuned
-from assets.alignment.rankings import HELD_OUT
+from assets.alignment.rankings import BAG_OF_WORDS, HELD_OUT, NO_WORDS
 from assets.contract import Built, Metrics
 
-SHOWN = {"": "reward model", "bag_of_words": "bag of words"}
+SHOWN = {"": "reward model", BAG_OF_WORDS: "bag of words"}
 
 
 def show(built: Built, folder: Path) -> None:
@@ -55,12 +55,14 @@ def figures(metrics: Metrics, shown: dict[str, str]) -> str:
         count = int(metrics.get(f"{source}{ends}".lstrip("/"), 0))
         lines.append(f"| {source or 'all'} | {count:,} | {' | '.join(cell(model, source) for model in shown)} |")
     said = [
-        "In brackets: 95 % interval, bootstrap over rankings: pairs of one prompt share responses. Where a ranking is of single texts "
-        "under one instruction, no text is in two rankings, so these are groups of texts drawn again.",
+        "In brackets: 95 % interval, bootstrap over prompts, whose pairs share responses. Where single texts are ranked under one "
+        "instruction, no text is in two rankings, and these are drawn again.",
         f"Trained on {int(metrics['training/comparisons']):,} comparisons in {int(metrics['training/rankings']):,} rankings; left out "
-        f"{left_out('without_pairs'):,} rankings without a better and a worse response and {left_out('too_long'):,} with a response "
-        "longer than the context.",
+        f"{left_out('without_pairs'):,} rankings without a better and a worse response, {left_out('too_long'):,} responses longer than "
+        f"the context, and {left_out('lost'):,} rankings that compare nothing without these.",
     ]
+    if f"{BAG_OF_WORDS}/not_run" in metrics:
+        said.append(f"Bag of words: not run, as {NO_WORDS}.")
     if "log_loss" in metrics:
         said.append(
             f"Log loss {metrics['log_loss']:.3f} nats (0.693 knows nothing); expected calibration error {metrics['calibration_error']:.3f}."
@@ -77,8 +79,7 @@ def _plot_calibration(rows: list[dict[str, Any]], path: Path) -> None:
 
     from gpt_model.alignment.pairwise import calibration
 
-    pairs = [[(a, b) for a, one in enumerate(row["ranks"]) for b, other in enumerate(row["ranks"]) if one < other] for row in rows]
-    bins, error = calibration([row["rewards"] for row in rows], pairs)
+    bins, error = calibration([row["rewards"] for row in rows], [row["pairs"] for row in rows])
     figure = Figure(figsize=(4.6, 4.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], ":", color="grey", label="calibrated")

@@ -76,17 +76,20 @@ class _Tuning(Strict):
     weight_decay: float = Field(default=0.0, ge=0)
     betas: Betas = (0.9, 0.95)
     gradient_clip: float = Field(default=1.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of residuals, and of attention weights and embeddings, too")
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 1
 
 
 class SupervisedSection(_Tuning):
-    """Step 1 (appendix C.1): 16 epochs, cosine to 10 %, residual dropout 0.2; every epoch is kept."""
+    """Step 1 (appendix C.1): 16 epochs, cosine to 10 %, dropout 0.2; every epoch is kept.
+
+    The paper's dropout is of residuals alone. Here `dropout` is of attention weights and embeddings, too, which regularises more.
+    """
 
     learning_rate: float = Field(default=9.65e-6, gt=0)
     epochs: Count = 16
-    batch: Count = Field(default=32, description="dialogues an optimizer step")
+    batch: Count = Field(default=32, description="dialogues an optimizer step, at most: an epoch's batches are of nearly one size")
     dropout: float = Field(default=0.2, ge=0, lt=1)
 
 
@@ -96,7 +99,7 @@ class RewardModelSection(_Tuning):
     learning_rate: float = Field(default=9e-6, gt=0)
     start: Literal["pretrained", "supervised"] = Field(default="supervised", description="supervised: its last epoch")
     epochs: Count = 1
-    batch: Count = Field(default=64, description="prompts an optimizer step")
+    batch: Count = Field(default=64, description="prompts an optimizer step, at most")
 
 
 class PolicyInitSection(_Tuning):
@@ -105,7 +108,9 @@ class PolicyInitSection(_Tuning):
     learning_rate: float = Field(default=5e-6, gt=0, description="5e-6, 1.04e-5, 2.45e-6 at 1.3B, 6B, 175B")
     epochs: Count = 2
     batch: Count = 32
-    pretraining_share: float = Field(default=0.1, ge=0, lt=1, description="of the sequences of a batch, text of the corpus")
+    pretraining_share: float = Field(
+        default=0.1, ge=0, lt=1, description="of the loss, text of the corpus; and of the sequences of a batch, each as long as the context"
+    )
 
 
 class AdaptiveKL(Strict):
@@ -119,7 +124,11 @@ class Divergence(Strict):
     """What stops a run, and says why."""
 
     kl: float = Field(default=50.0, gt=0, description="mean nats an episode from the reference")
-    length: float = Field(default=3.0, gt=1, description="times the mean length at the start, or a third of it, and so on")
+    length: float = Field(
+        default=3.0,
+        gt=1,
+        description="times the mean length at the start, or a third of it, and so on; and how many times fewer may end of themselves",
+    )
     reward: float = Field(default=20.0, gt=0, description="standard deviations of the reward at the start that the mean may move by")
 
 
@@ -137,9 +146,16 @@ class PPOSection(Strict):
         default="reward_model",
         description="a model of its own, from the reward model; shared: a head on the policy's trunk, half the memory",
     )
-    value_weight: float = Field(default=0.1, gt=0, description="of the value's loss, where the trunk is shared")
+    value_weight: float = Field(
+        default=0.1, gt=0, description="of the value's loss beside the policy's; the gradient clip is of both together"
+    )
     kl: float = Field(default=0.02, ge=0, description="β, of the penalty on every token's log-ratio to the reference")
     adaptive_kl: AdaptiveKL | None = None
+    unfinished: float = Field(
+        default=0.0,
+        ge=0,
+        description="taken off the reward of an answer that reached max_new_tokens; not in the paper; TRL's missing_eos_penalty",
+    )
     clip: float = Field(default=0.2, gt=0)
     value_clip: float = Field(default=0.2, gt=0)
     gae: float = Field(default=0.95, ge=0, le=1, description="λ; there is no discount")
@@ -162,6 +178,13 @@ class PPOSection(Strict):
             raise Misfit(f"batch {self.batch} is not a whole number of minibatches of {self.minibatch} episodes", "minibatch")
         if self.batch > self.episodes:
             raise Misfit(f"batch {self.batch} is more than episodes {self.episodes}: make it smaller", "batch")
+        if self.episodes % self.batch:
+            below = self.episodes // self.batch * self.batch
+            told = f"{self.episodes} episodes are not a whole number of batches of {self.batch}: {below} or {below + self.batch} are"
+            raise Misfit(told, "episodes")
+        if self.ptx_weight and not self.ptx_examples:
+            told = f"0 sequences of pre-training text leave nothing for ptx_weight {self.ptx_weight:g} to weigh: give 1 or more, or set"
+            raise Misfit(f"{told} ptx_weight to 0, which is PPO without it", "ptx_examples")
         return self
 
 

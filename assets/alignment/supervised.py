@@ -8,15 +8,16 @@ model's to say (`instructed.py`). What is trained is `gpt_model.alignment.superv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.alignment import tuned
+from assets.alignment.human_data import hidden, shortened
 from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from assets.pretraining import execution_of
-from gpt_model.errors import UserError
+from gpt_model.errors import UserError, about
 
 if TYPE_CHECKING:
     from gpt_model.alignment.batches import Batches
@@ -37,28 +38,30 @@ class Dialogues:
     training: Sequence[Laid]
     held_out: Sequence[Laid]
     asked: Sequence[Demonstration]  # held-out ones whose prompts are answered on the way
+    unseen: Collection[str]  # sources whose licence does not cover their text
     counts: Mapping[str, int]
 
 
 def dialogues(artifact: Path, layout: Layout, context: int, progress: Progress) -> Dialogues:
     """Raises UserError where none fits the context."""
-    from gpt_model.alignment.reading import read_demonstrations
+    from gpt_model.alignment.reading import evenly, read_demonstrations
     from gpt_model.alignment.supervised import fitting
 
     training, counts = fitting([one.turns for one in read_demonstrations(artifact, "training")], layout, context)
     known = read_demonstrations(artifact, "held_out")
-    held_out, _ = fitting([one.turns for one in known[:HELD_OUT]], layout, context)
+    held_out, _ = fitting([one.turns for one in evenly(known, HELD_OUT)], layout, context)
     if not training or not held_out:
         raise UserError(
             f"None of the {'training' if not training else 'held-out'} demonstrations fits the model's context of {context} tokens: "
-            "give shorter ones, or a model with a longer context."
+            "give shorter ones, or a model with a longer context.",
+            field="demonstrations",
         )
     if any(counts.values()):
         progress.log(
             f"Demonstrations that do not fit the context of {context} tokens: {counts['shortened']} lost their oldest turns, "
             f"{counts['too_long']} were left out."
         )
-    return Dialogues(training, held_out, known[:SAMPLES], counts)
+    return Dialogues(training, held_out, evenly(known, SAMPLES), hidden(artifact), counts)
 
 
 def tune(
@@ -82,7 +85,7 @@ def tune(
         if execution.rank == 0:
             if keeping:
                 keep_epoch(model, output, epoch)
-            for name, text in _samples(model, layout, data.asked, section["seed"]):
+            for name, text in _samples(model, layout, data, section["seed"]):
                 progress.text(step, name, text)
         return {"held_out/loss": found, "epoch": float(epoch)}
 
@@ -109,16 +112,16 @@ def _losses_by_epoch(gpt: GPT, data: Dialogues, execution: Execution, output: Pa
     return [held_out_loss(convert.load(folder).to(execution.device).eval(), data.held_out, execution) for folder in folders]
 
 
-def _samples(model: GPT, layout: Layout, asked: Sequence[Demonstration], seed: int) -> list[tuple[str, str]]:
+def _samples(model: GPT, layout: Layout, data: Dialogues, seed: int) -> list[tuple[str, str]]:
     from gpt_model.alignment.answering import answer
 
-    prompts = [one.turns[:-1] for one in asked]
+    prompts = [one.turns[:-1] for one in data.asked]
     answers = answer(model, layout, prompts, max_new_tokens=SAMPLE_TOKENS, temperature=0.7, seed=seed)
-    said = ["\n".join(f"{turn.role}: {turn.text}" for turn in prompt) for prompt in prompts]
-    return [
-        (f"{n} {one.source}", f"{before}\nassistant: {found.text}")
-        for n, (one, before, found) in enumerate(zip(asked, said, answers, strict=True), 1)
-    ]
+    samples = []
+    for number, (one, prompt, found) in enumerate(zip(data.asked, prompts, answers, strict=True), 1):
+        said = [f"{turn.role}: {shortened(turn.text) if one.source in data.unseen else turn.text}" for turn in prompt]
+        samples.append((f"{number} {one.source}", "\n".join([*said, f"assistant: {found.text}"])))
+    return samples
 
 
 def micro_tokens(progress: Progress, context: int) -> int:
@@ -129,16 +132,18 @@ def micro_tokens(progress: Progress, context: int) -> int:
 
 
 def batches_of(sizes: Sequence[int], batch: int, section: Mapping[str, Any], progress: Progress, context: int) -> Batches:
-    """Which dialogues are met when. Raises UserError where there are fewer in a batch than processes."""
+    """What is met when, `sizes` being tokens of each. Raises UserError where a batch has fewer than there are processes."""
     from gpt_model.alignment.batches import Batches
 
-    if min(batch, len(sizes)) < progress.world_size:
-        raise UserError(
-            f"A batch of {min(batch, len(sizes))} of the {len(sizes)} demonstrations cannot be shared out to {progress.world_size} "
-            f"processes: give more of them, raise batch, or set fewer processes in profiles/{progress.profile.name}.yaml."
-        )
     how = section["epochs"], section["seed"], progress.rank, progress.world_size, micro_tokens(progress, context)
-    return Batches(sizes, batch, *how)
+    try:
+        return Batches(sizes, batch, *how)
+    except ValueError as error:
+        raise UserError(
+            f"Batches cannot be shared out: {error}. Give more data, raise batch, or set fewer processes in "
+            f"profiles/{progress.profile.name}.yaml.",
+            field="batch",
+        ) from None
 
 
 def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
@@ -149,7 +154,8 @@ def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Me
     shape = gpt.config
     data = dialogues(inputs["demonstrations"].path, layout, shape.context, progress)
     sizes = [len(one.tokens) for one in data.training]
-    batches = batches_of(sizes, section["batch"], section, progress, shape.context)
+    with about("supervised"):
+        batches = batches_of(sizes, section["batch"], section, progress, shape.context)
     objective = Supervised(data.training, batches, shape.flops_per_token())
     outcome, losses = tune(gpt, layout, data, objective, section, output, progress, keeping=True)
     metrics = metrics_of(outcome, data, sizes)
@@ -207,14 +213,20 @@ def _held_out_falls(built: Built) -> Verdict:
     return Verdict(min(losses) < losses[0], told, {"first": losses[0], "best": min(losses), "last": losses[-1]})
 
 
-def show(built: Built, folder: Path) -> None:
-    """tuning.png (training and held-out loss, learning rate) and samples.md."""
-    training, held_out = built.series.get("nats", ()), built.series.get("held_out/loss", ())
-    panels = [
-        ("nats a token of the assistant's", "step", [("training", training), ("held out, after each epoch", held_out)]),
-        ("learning rate", "step", [("", built.series.get("learning_rate", ()))]),
+def panels(series: Mapping[str, Sequence[tuple[int, float]]]) -> list[tuned.Panel]:
+    """What tuning.png has."""
+    training, held_out = series.get("nats", ()), series.get("held_out/loss", ())
+    found: list[tuned.Panel] = [
+        ("nats a token of the assistant's", "step", [("training", training), ("held out, after each epoch", held_out)])
     ]
-    tuned.curves(panels, folder / "tuning.png")
+    if "text_nats" in series:
+        found.append(("nats a token of pre-training text", "step", [("", series["text_nats"])]))
+    return [*found, ("learning rate", "step", [("", series.get("learning_rate", ()))])]
+
+
+def show(built: Built, folder: Path) -> None:
+    """tuning.png (training and held-out loss, that of pre-training text where some is mixed in, learning rate) and samples.md."""
+    tuned.curves(panels(built.series), folder / "tuning.png")
     (folder / "samples.md").write_text(tuned.last_texts(built, "Held-out prompts, answered after the last epoch."), encoding="utf-8")
 
 
@@ -222,7 +234,7 @@ LAID_OUT = Check("laid_out_alike", False, "transformers' chat template gives the
 
 SUPERVISED = Stage(
     name="supervised",
-    version="1",
+    version="2",
     run=_run,
     description="The pre-trained model tuned on demonstrations (InstructGPT's first step), every epoch kept.",
     kinds=("pytorch", "deepspeed"),

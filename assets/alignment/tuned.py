@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from gpt_model.transformer import GPT
 
 FACTS = "training.json"
-TEXT_TOKENS = 32_768  # held-out text of each source that a tuned model is measured on, at most, as are those it is set against
+TEXT_TOKENS = 16_384  # held-out text of each source that a tuned model is measured on, at most, as are those it is set against
 
 
 def model_of(artifact: Artifact) -> Path:
     """The model's folder. Raises UserError where the model could not be had here."""
     if reason := base_model.not_run(artifact):
-        raise UserError(f"There is no model to go on from: {reason}.", field="imported")
+        raise UserError(f"There is no model to go on from: {reason}.", field=".imported")
     return artifact.path / "model"
 
 
@@ -49,7 +49,8 @@ def begin(artifact: Artifact, tokenizer: Path | None, dropout: float, seed: int)
     missing = known.vocab_size - gpt.config.vocab_size
     if missing < 0:
         raise UserError(
-            f"The model has {gpt.config.vocab_size:,} rows for tokens and its tokenizer {known.vocab_size:,} tokens: they are not a pair."
+            f"The model has {gpt.config.vocab_size:,} rows for tokens and its tokenizer {known.vocab_size:,} tokens: they are not a pair.",
+            field=".imported",
         )
     return with_rows(gpt, missing, dropout, seed), Layout(known)
 
@@ -82,12 +83,13 @@ def _loss_is_finite(built: Built) -> Verdict:
 
 
 def _loss_falls(built: Built) -> Verdict:
-    losses = [value for _, value in built.series.get("loss", ())]
+    losses = [value for _, value in built.series.get("nats", ())]
     if len(losses) < 4:
         return Verdict(True, f"{len(losses)} losses were reported: too few to say.")
     third = max(1, len(losses) // 3)
     first, last = sum(losses[:third]) / third, sum(losses[-third:]) / third
-    return Verdict(last < first, f"Mean loss of the first third {first:.3f}, of the last {last:.3f}.", {"first": first, "last": last})
+    told = f"Mean nats a token of the assistant's: {first:.3f} in the first third, {last:.3f} in the last."
+    return Verdict(last < first, told, {"first": first, "last": last})
 
 
 def _model_loads(built: Built) -> Verdict:
@@ -106,17 +108,20 @@ def _model_loads(built: Built) -> Verdict:
 
 
 LOSS_IS_FINITE = Check("loss_is_finite", True, "Every reported loss is a number.", _loss_is_finite)
-LOSS_FALLS = Check("loss_falls", False, "The loss of the last third of training is below that of the first.", _loss_falls)
+LOSS_FALLS = Check(
+    "loss_falls", False, "Of demonstrations, the loss of the last third of training is below that of the first.", _loss_falls
+)
 MODEL_LOADS = Check("model_loads", True, "model/ loads, its weights are numbers, and its tokenizer has the roles' markers.", _model_loads)
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------------------------
 
-Line = tuple[str, Sequence[tuple[float, float]]]
+Line = tuple[str, Sequence[tuple[float, float]]]  # label, points
+Panel = tuple[str, str, Sequence[Line]]  # title, what x is, lines
 
 
-def curves(panels: Sequence[tuple[str, str, Sequence[Line]]], path: Path, columns: int = 2) -> None:
-    """A picture of panels (title, what x is, lines), each line (label, points)."""
+def curves(panels: Sequence[Panel], path: Path, columns: int = 2) -> None:
+    """A picture of panels."""
     from matplotlib.figure import Figure
 
     rows = -(-len(panels) // columns)

@@ -10,7 +10,6 @@ What a manifest says is `manifest.py`'s. Nothing is ever deleted from artifacts/
 from __future__ import annotations
 
 import difflib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from assets.resources.locks import locked
 from assets.resources.manifest import Facts, Verdicts, explain_full_disk, read_json
 from gpt_model.disk import TEMPORARY, fsync, write_json
 from gpt_model.errors import CorruptFile, UserError
+from gpt_model.home import store_home
 
 VERSION = 1  # of the layout; a store with a higher one was written by a newer gpt-lineage
 SHORT = 12
@@ -110,7 +110,7 @@ class Store:
     @staticmethod
     def default_home() -> Path:
         """$LINEAGE_HOME, else ./lineage; absolute."""
-        return Path(os.environ.get("LINEAGE_HOME") or "lineage").expanduser().absolute()
+        return store_home()
 
     # Identity
 

@@ -37,19 +37,25 @@ def gae(rewards: Tensor, values: Tensor, smoothing: float) -> tuple[Tensor, Tens
     return found, found + values
 
 
-def worth(episodes: Episodes, coefficient: float, smoothing: float) -> Worth:
-    """Of a whole batch: the reward at the last action, minus coefficient · log-ratio to the reference at each; whitened over them all."""
-    counted = episodes.rewards.isfinite()
+def worth(episodes: Episodes, coefficient: float, smoothing: float, unfinished: float = 0.0) -> Worth:
+    """Of a whole batch: the reward at the last action, minus coefficient · log-ratio to the reference at each; whitened over them all.
+    `unfinished`: what is taken off the reward of an answer that was cut."""
+    counted, last = episodes.rewards.isfinite(), paid(episodes, unfinished)
     sizes = episodes.actions.tolist()
     penalties = (-coefficient * (episodes.policy - episodes.reference).double()).split(sizes)
     found = []
     for number, (penalty, values) in enumerate(zip(penalties, episodes.values.double().split(sizes), strict=True)):
         rewards = penalty.clone()
-        rewards[-1] += torch.nan_to_num(episodes.rewards[number].double(), nan=0.0, posinf=0.0, neginf=0.0)
+        rewards[-1] += torch.nan_to_num(last[number], nan=0.0, posinf=0.0, neginf=0.0)
         found.append(gae(rewards, values, smoothing))
     mask = counted.repeat_interleave(episodes.actions)
     advantages, returns = (torch.cat(column) for column in zip(*found, strict=True))
     return Worth(torch.where(mask, whitened(advantages, mask), 0.0).float(), torch.where(mask, returns, 0.0).float(), mask)
+
+
+def paid(episodes: Episodes, unfinished: float) -> Tensor:
+    """The reward of each answer, less `unfinished` where it was cut: [episodes]."""
+    return episodes.rewards.double() - unfinished * ~episodes.ended
 
 
 def whitened(values: Tensor, counted: Tensor) -> Tensor:

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from gpt_model.alignment.chat import Layout
+import torch
+from torch import Tensor
+
 from gpt_model.alignment.dialogue import Dialogue
 from gpt_model.generation import generate
+from gpt_model.tokenizer import Tokenizer
 from gpt_model.transformer import GPT
 
 ROWS = 64  # answers that are written together: what a CPU decodes fastest
+
+
+class Asks(Protocol):
+    """How a prompt becomes tokens: a `Layout`, or plain text."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def end(self) -> int: ...
+
+    def prompt(self, turns: Dialogue) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """For a model that knows no markers: the turns as the beginning of a text, a line each. An answer's opening words are gone on with."""
+
+    tokenizer: Tokenizer
+
+    @property
+    def end(self) -> int:
+        return self.tokenizer.end_of_text
+
+    def prompt(self, turns: Dialogue) -> list[int]:
+        text = "\n".join(turn.text for turn in turns)
+        return [self.end, *self.tokenizer.encode(text if turns[-1].role == "assistant" else f"{text}\n")]
 
 
 @dataclass(frozen=True)
@@ -21,6 +52,7 @@ class Answer:
     tokens: list[int]  # with the end, where it ended
     ended: bool  # by the model itself; else it was cut at the longest allowed
     prompt_cut: bool = False  # the prompt's first turns did not fit the context
+    nats: float = field(default=0.0, compare=False)  # log-probability of its tokens, at the temperature they were drawn at
 
     @property
     def empty(self) -> bool:
@@ -29,7 +61,7 @@ class Answer:
 
 
 def answer(
-    model: GPT, layout: Layout, prompts: Sequence[Dialogue], *, max_new_tokens: int, temperature: float, seed: int, copies: int = 1
+    model: GPT, layout: Asks, prompts: Sequence[Dialogue], *, max_new_tokens: int, temperature: float, seed: int, copies: int = 1
 ) -> list[Answer]:
     """`copies` answers to each prompt, a prompt's after another's. What is drawn depends on seed and prompt alone."""
     room = max(model.config.context // 2, model.config.context - max_new_tokens)
@@ -37,15 +69,28 @@ def answer(
     found: list[Answer | None] = [None] * len(laid)
     for part in _parts([tokens for tokens, _ in laid]):
         rows = [laid[number][0] for number in part]
-        written = generate(model, rows, max_new_tokens, temperature, seed=seed, stop=(layout.end,))
-        for number, tokens in zip(part, written, strict=True):
+        noted = _Noted(len(rows), temperature)
+        written = generate(model, rows, max_new_tokens, temperature, seed=seed, stop=(layout.end,), on_choice=noted)
+        for number, tokens, nats in zip(part, written, noted.nats.tolist(), strict=True):
             ended = len(tokens) < max_new_tokens
             text = layout.tokenizer.decode(tokens)
-            found[number] = Answer(text, [*tokens, layout.end] if ended else tokens, ended, laid[number][1])
+            found[number] = Answer(text, [*tokens, layout.end] if ended else tokens, ended, laid[number][1], nats)
     return [one for one in found if one is not None]
 
 
-def _prompt(layout: Layout, prompt: Dialogue, room: int) -> tuple[list[int], bool]:
+class _Noted:
+    """Log-probability of what was written in each row so far, its end among it: [rows]. Of the likeliest tokens, at temperature 0: 0."""
+
+    def __init__(self, rows: int, temperature: float) -> None:
+        self.nats, self.temperature = torch.zeros(rows, dtype=torch.float64), temperature
+
+    def __call__(self, numbers: Tensor, states: Tensor, logits: Tensor, tokens: Tensor) -> None:
+        if self.temperature:
+            logs = (logits.float() / self.temperature).log_softmax(1).gather(1, tokens[:, None])[:, 0]
+            self.nats.index_add_(0, numbers.cpu(), logs.double().cpu())
+
+
+def _prompt(layout: Asks, prompt: Dialogue, room: int) -> tuple[list[int], bool]:
     """A prompt's tokens, and whether turns were left out; of one whose last turn alone is too long the decoder reads the end."""
     whole = layout.prompt(prompt)
     if len(whole) <= room:
@@ -53,7 +98,7 @@ def _prompt(layout: Layout, prompt: Dialogue, room: int) -> tuple[list[int], boo
     return shortened(layout, prompt, room) or whole, True
 
 
-def shortened(layout: Layout, prompt: Dialogue, room: int) -> list[int] | None:
+def shortened(layout: Asks, prompt: Dialogue, room: int) -> list[int] | None:
     """The prompt in at most `room` tokens: its first turns are left out, a question with its answer. None where the last one does not fit.
 
     What the system says is kept.

@@ -14,25 +14,31 @@ MICRO_TOKENS = 2048  # a rank and forward pass, unless the profile says otherwis
 
 
 class Batches:
-    """`sizes`: tokens of each item. Each epoch meets all of them in another order, but for the last few that make no whole batch."""
+    """`sizes`: tokens of each item. Each epoch meets all of them once, in another order, in as few batches as may be, of sizes that differ
+    by one at most."""
 
     def __init__(
         self, sizes: Sequence[int], batch: int, epochs: int, seed: int, rank: int = 0, world_size: int = 1, micro_tokens: int = MICRO_TOKENS
     ) -> None:
-        """`batch`: items an optimizer step, all ranks together; all of them where there are fewer. Raises ValueError where they are fewer
-        than ranks."""
-        self.sizes, self.batch, self.epochs, self.seed = sizes, min(batch, len(sizes)), epochs, seed
+        """`batch`: items an optimizer step at most, all ranks together. Raises ValueError where a step has fewer than there are ranks."""
+        self.sizes, self.epochs, self.seed = sizes, epochs, seed
         self.rank, self.world_size, self.micro_tokens = rank, world_size, micro_tokens
-        if self.batch < world_size:
-            raise ValueError(f"{self.batch} items cannot be shared out to {world_size} processes")
-        self.steps_per_epoch = len(sizes) // self.batch
+        self.steps_per_epoch = max(1, math.ceil(len(sizes) / batch))
         self.steps = epochs * self.steps_per_epoch
+        if (fewest := len(sizes) // self.steps_per_epoch) < world_size:
+            raise ValueError(f"steps of at most {batch} of {len(sizes)} have {fewest}, fewer than {world_size} processes")
         self._epoch = lru_cache(maxsize=2)(self._drawn)
+
+    def before(self, step: int) -> int:
+        """Items of all steps before a step, each as often as it was met."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        return epoch * len(self.sizes) + at * len(self.sizes) // self.steps_per_epoch
 
     def items(self, step: int) -> list[int]:
         """Indices of the items of a step, all ranks together."""
-        epoch, at = divmod(step, self.steps_per_epoch)
-        return self._epoch(epoch)[at * self.batch : (at + 1) * self.batch]
+        epoch = step // self.steps_per_epoch
+        first = epoch * len(self.sizes)
+        return self._epoch(epoch)[self.before(step) - first : self.before(step + 1) - first]
 
     def _drawn(self, epoch: int) -> list[int]:
         order = list(range(len(self.sizes)))

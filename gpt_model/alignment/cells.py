@@ -92,6 +92,15 @@ def truth_in(value: Any, what: str) -> bool:
     return said
 
 
+def broken(text: str) -> str | None:
+    """Where a text has half of a surrogate pair, which JSON's escapes can spell and no encoding can write; None where it has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"a lone surrogate after {error.object[max(0, error.start - 20) : error.start]!r}"
+    return None
+
+
 def role_in(value: Any) -> Any:
     """Our name for a role, or what stands there where it is none, which `dialogue` refuses."""
     return ROLES.get(str(value).lower(), value)

@@ -4,12 +4,15 @@
 
 Each turn is its role's marker, its text, and end-of-text, with which a document ends in pre-training too: so where to stop is nothing new
 to learn. Markers are tokens of no text (`Tokenizer.with_markers`). The same template in Jinja is saved beside the tokenizer, so
-`transformers` and whatever builds on it lay a dialogue out alike (a test holds that).
+`transformers` and whatever builds on it lay a dialogue out alike (a test holds that), unless a turn spells a marker out: to us that is
+text, to `transformers` the token. So nobody may say one to a model (`check_spells_none`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 from gpt_model.alignment.dialogue import ROLES, Dialogue, Turn
 from gpt_model.errors import UserError
@@ -34,6 +37,15 @@ def chat_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer if tokenizer.markers else tokenizer.with_markers(MARKERS, TEMPLATE)
 
 
+def check_spells_none(turns: Dialogue, reserved: Collection[str]) -> None:
+    """Raises UserError where a turn spells out one of `reserved`, with which it could end itself and speak as another."""
+    for turn in turns:
+        if found := [token for token in reserved if token in turn.text]:
+            cure = "Begin a new talk." if turn.role == "assistant" else "Write it in another way, for instance with a space in it."
+            first = min(found, key=turn.text.index)
+            raise UserError(f"What the {turn.role} says spells {first!r}, which is a token to the model and not text. {cure}")
+
+
 @dataclass(frozen=True)
 class Laid:
     """Tokens of a dialogue. `learnt[i]`: whether token i is the assistant's (its text or the end after it), and so to be predicted."""
@@ -53,6 +65,12 @@ class Layout:
                 "Take one that was tuned on demonstrations: supervised, instructed, policy_init or aligned."
             )
         self.tokenizer, self.end = tokenizer, tokenizer.end_of_text
+
+    @cached_property
+    def reserved(self) -> tuple[str, ...]:
+        """How the tokens are spelt that `transformers` finds in text too: markers, end-of-text, and the unknown one where there is one."""
+        spelt = self.tokenizer.tokens()
+        return (*self.tokenizer.markers, *(spelt[token] for token in (self.end, self.tokenizer.unknown) if token is not None))
 
     def marker(self, role: str) -> int:
         return self.tokenizer.markers[f"<|{role}|>"]

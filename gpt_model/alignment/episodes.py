@@ -87,11 +87,11 @@ class Asking:
 
 
 @torch.no_grad()
-def make(cast: Cast, prompts: Sequence[Sequence[int]], asked: Sequence[int], how: Asking, seed: int) -> Episodes:
-    """An episode for each of `prompts`, which are numbered `asked`. What the policy thinks of its tokens is noted as it writes them: it
-    does not read them again."""
+def make(cast: Cast, prompts: Sequence[Sequence[int]], asked: Sequence[int], how: Asking, seeds: Sequence[int]) -> Episodes:
+    """An episode for each of `prompts`, which are numbered `asked`, each drawn with its own seed. What the policy thinks of its
+    tokens is noted as it writes them: it does not read them again."""
     noted = _Noted(cast.valued, how.temperature)
-    written = generate(cast.policy, prompts, how.max_new_tokens, how.temperature, seed=seed, stop=(how.end,), on_choice=noted)
+    written = generate(cast.policy, prompts, how.max_new_tokens, how.temperature, seed=seeds, stop=(how.end,), on_choice=noted)
     ended = [len(tokens) < how.max_new_tokens for tokens in written]
     actions = [tokens + [how.end] * done for tokens, done in zip(written, ended, strict=True)]
     texts = [[*prompt, *own] for prompt, own in zip(prompts, actions, strict=True)]
@@ -101,13 +101,13 @@ def make(cast: Cast, prompts: Sequence[Sequence[int]], asked: Sequence[int], how
             parts.append([])
         parts[-1].append(number)
     read = [_read(cast, [texts[one] for one in part], [len(actions[one]) for one in part], how) for part in parts]
-    policy, entropy, by_head = noted.by_prompt()
+    policy, entropy, noted_values = noted.by_prompt()
     reference, by_model, rewards = (torch.cat(column).float().cpu() for column in zip(*read, strict=True))
     return Episodes(
         asked=torch.tensor(asked), before=torch.tensor([len(prompt) for prompt in prompts]),
         actions=torch.tensor([len(own) for own in actions]), ended=torch.tensor(ended), rewards=rewards,
         tokens=torch.tensor([token for text in texts for token in text]),
-        policy=policy, reference=reference, entropy=entropy, values=by_model if isinstance(cast.valued, RewardModel) else by_head,
+        policy=policy, reference=reference, entropy=entropy, values=by_model if isinstance(cast.valued, RewardModel) else noted_values,
     )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ class _Noted:
 
     def __call__(self, numbers: Tensor, states: Tensor, logits: Tensor, tokens: Tensor) -> None:
         log, entropy = chosen(logits / self.temperature, tokens)
-        value = torch.zeros_like(log) if self.valued is None else self.valued(states)[:, 0].float()
+        value = torch.zeros_like(log) if self.valued is None else by_head(self.valued, states)
         self.numbers.append(numbers)
         self.found.append(torch.stack([log, entropy, value]))
 
@@ -154,7 +154,14 @@ def places(starts: Tensor, before: Tensor, actions: Tensor) -> Tensor:
 
 def values_of(valued: nn.Module, rows: Ragged, states: Tensor) -> Tensor:
     """The worth of each state of the texts, [tokens]: by a model of its own, or by a head on the policy's `states`."""
-    return valued.values(rows) if isinstance(valued, RewardModel) else valued(states)[:, 0]
+    return valued.values(rows) if isinstance(valued, RewardModel) else by_head(valued, states)
+
+
+def by_head(head: nn.Module, states: Tensor) -> Tensor:
+    """In full precision, as a reward model's: [states]."""
+    with torch.autocast(states.device.type, enabled=False):
+        found: Tensor = head(states.float())[:, 0]
+    return found
 
 
 def chosen(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,13 +187,14 @@ def roll_out(
     cast: Cast, prompts: Sequence[Sequence[int]], asked: Sequence[int], how: Asking, seed: int, folder: Path, share: tuple[int, int, int]
 ) -> Iterator[Path]:
     """Answer `asked` of the prompts in chunks, each kept in `folder` as soon as it is there; those that are there already are not made
-    again. `share`: (chunk size, rank, ranks), of which every rank makes its own chunks. Gives each chunk's path, all ranks'."""
+    again. `share`: (chunk size, rank, ranks), of which every rank makes its own chunks; what is drawn does not depend on it. Gives each
+    chunk's path, all ranks'."""
     size, rank, ranks = share
     for number, first in enumerate(range(0, len(asked), size)):
         path = folder / f"chunk-{number:05d}.safetensors"
         own = list(asked[first : first + size])
         if number % ranks == rank and not _is_of(path, own):
-            keep(make(cast, [prompts[one] for one in own], own, how, seed + first).tensors(), path)
+            keep(make(cast, [prompts[one] for one in own], own, how, range(seed + first, seed + first + len(own))).tensors(), path)
         yield path
 
 

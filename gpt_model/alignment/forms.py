@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_model.alignment.candidate import Candidate, Report, key_of
-from gpt_model.alignment.cells import Messages, Unusable, messages_in, spoken, text_of, value_of
+from gpt_model.alignment.cells import Messages, Unusable, broken, messages_in, spoken, text_of, value_of
 from gpt_model.alignment.dialogue import Dialogue, NoDialogue, Turn, dialogue
 from gpt_model.alignment.judged import of_pair, of_ranking, of_rated, prompt_of_pair, prompt_of_ranking
 from gpt_model.alignment.places import Row, rows
@@ -52,6 +52,9 @@ def candidates(source: HumanSource, purpose: Purpose, downloads: Path, progress:
         report.leave_out("beyond the limit", beyond[0].id, count=len(beyond))
         found = [one for place, one in enumerate(found) if place in chosen]
     report.shortened = sum(one.shortened for one in found)
+    for one in found:
+        for reason, told in one.dropped:
+            report.drop(reason, one.id, told)
     if not (found or source.votes):
         raise nothing_left(source, purpose, report)
     return found, report
@@ -107,11 +110,8 @@ def _in_part(source: HumanSource, one: Candidate) -> Candidate:
 
 
 def _writable(one: Candidate) -> Candidate:
-    """JSON's escapes can spell half of a surrogate pair, which no encoding can write."""
-    try:
-        "".join(one.texts()).encode()
-    except UnicodeEncodeError as error:
-        raise Unusable("half a character", f"a lone surrogate after {error.object[max(0, error.start - 20) : error.start]!r}") from None
+    if told := broken("".join(one.texts())):
+        raise Unusable("half a character", told)
     return one
 
 

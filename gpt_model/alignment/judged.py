@@ -14,6 +14,7 @@ from gpt_model.alignment.cells import (
     Unusable,
     asked_in,
     at,
+    broken,
     figure,
     messages_in,
     numbers_in,
@@ -31,23 +32,33 @@ from gpt_model.data.splits import normalised
 
 
 def ranked(prompt: Dialogue, answers: Sequence[tuple[Any, float, float | None]]) -> Candidate:
-    """A ranking of answers (text, rank, rating). Raises Unusable where one is missing or there twice, and where there are fewer than two.
+    """A ranking of answers (text, rank, rating). Those that cannot be used are dropped, each with its reason, while two are left; else
+    raises Unusable with the first reason.
 
-    Ranks become 0, 1, …, equal ones staying equal: a tie is kept here, and dropped where pairs are made of a ranking.
+    Of equal answers one is kept where their ranks are equal, and none where these contradict. Ranks become 0, 1, …, equal ones staying
+    equal: a tie is kept here, and dropped where pairs are made of a ranking.
     """
-    kept: list[tuple[str, float, float | None]] = []
-    known: set[str] = set()
-    for text, rank, rating in answers:
+    kept: dict[str, tuple[str, float, float | None]] = {}
+    contradicted: set[str] = set()
+    dropped: list[tuple[str, str]] = []
+    for place, (text, rank, rating) in enumerate(answers, start=1):
         if not isinstance(text, str) or not text.strip():
-            raise Unusable("a missing answer", "an answer is empty, or no text")
-        if (own := normalised(text)) in known:
-            raise Unusable("equal answers", f"two answers are {own[:40]!r}")
-        known.add(own)
-        kept.append((text.strip(), rank, rating))
+            dropped.append(("a missing answer", f"answer {place} of {len(answers)} is empty, or no text"))
+        elif told := broken(text):
+            dropped.append(("half a character", told))
+        elif (own := normalised(text)) in kept:
+            dropped.append(("equal answers", f"two answers are {own[:40]!r}"))
+            contradicted |= {own} if rank != kept[own][1] else set()
+        else:
+            kept[own] = (text.strip(), rank, rating)
+    for own in contradicted:
+        dropped.append(("equal answers", f"two answers are {own[:40]!r}, with different ranks"))
+        del kept[own]
     if len(kept) < 2:
-        raise Unusable("fewer than two answers", f"there is {len(kept)}")
-    order = sorted({rank for _, rank, _ in kept})
-    return Candidate("", prompt, key_of(prompt), tuple(Answer(text, order.index(rank), rating) for text, rank, rating in kept))
+        raise Unusable(*(dropped[0] if dropped else ("fewer than two answers", f"there is {len(kept)}")))
+    order = sorted({rank for _, rank, _ in kept.values()})
+    found = tuple(Answer(text, order.index(rank), rating) for text, rank, rating in kept.values())
+    return Candidate("", prompt, key_of(prompt), found, dropped=tuple(dropped))
 
 
 # -- pairs -----------------------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """How well numbers given to responses agree with how people ranked them: accuracy over pairs, log loss, calibration. No torch.
 
-Rankings are what is drawn again for the intervals: pairs of one prompt share its responses and are not independent. Where a ranking is
-K single texts under one instruction, no text is in two rankings, so to draw rankings is to draw groups of texts.
+Rankings are what is drawn again for the intervals, a source's rows of one prompt being one of them: pairs of one prompt share its responses
+and are not independent. Where a ranking is K single texts under one instruction, no text is in two rankings, so to draw rankings is to draw
+groups of texts.
 """
 
 from __future__ import annotations

@@ -5,36 +5,31 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
 
+from gpt_model.alignment import votes
 from gpt_model.alignment.sources import HumanSource
 from gpt_model.data import files, sources
 from gpt_model.data.archives import open_members
 from gpt_model.data.packages import fetch_package
 from gpt_model.errors import UserError, about
+from gpt_model.home import store_home
 from gpt_model.progress import Progress
 
 Row = Mapping[str, Any]
-VOTES = "votes/*.jsonl"  # below the store's home
 FORMATS = ("jsonl", "csv", "tsv", "yaml", "parquet")
-
-
-def votes_home() -> Path:
-    """The store's home, $LINEAGE_HOME, where a build is planned. The process that reads knows it as the folder of its downloads."""
-    return Path(os.environ.get("LINEAGE_HOME") or "lineage").expanduser().absolute()
 
 
 def pinned(source: HumanSource, base: Path, downloads: Path) -> HumanSource:
     """`source` with its local files, or the votes, tied to their bytes, and its branch on the hub to a commit. Raises Unreachable."""
     if source.votes:
-        home = votes_home()
-        found = files.pin(VOTES, home, downloads) if any(home.glob(VOTES)) else []
-        return source.model_copy(update={"pinned": found})
+        cast = votes.whole_lines(store_home())
+        found = files.PinnedFile(path=votes.FILE.as_posix(), sha256=hashlib.sha256(cast).hexdigest(), bytes=len(cast))
+        return source.model_copy(update={"pinned": [found] if cast else []})
     if source.path is not None:
         with about("path"):
             return source.model_copy(update={"pinned": files.pin(source.path, base, downloads)})
@@ -70,7 +65,7 @@ def _opened(source: HumanSource, downloads: Path, progress: Progress) -> Iterato
         return
     for file in source.pinned or []:
         if source.votes:
-            yield file.path, _votes(file, downloads.parent / file.path)
+            yield file.path, _votes(file, store_home() / file.path)
             continue
         with about("path"):
             path = files.locate(file, Path(), downloads)
@@ -79,11 +74,11 @@ def _opened(source: HumanSource, downloads: Path, progress: Progress) -> Iterato
 
 
 def _votes(file: files.PinnedFile, path: Path) -> BinaryIO:
-    """The votes that there were when the build was planned: the file grows while people vote. Half a line at its end is none."""
+    """The votes that there were when the build was planned: the file grows while people vote."""
     pinned_bytes = path.read_bytes()[: file.bytes] if path.is_file() else b""
     if hashlib.sha256(pinned_bytes).hexdigest() != file.sha256:
         raise UserError(f"{path} no longer holds the votes that were pinned (sha256 {file.sha256}). Run again to use it as it is now.")
-    return io.BytesIO(pinned_bytes[: pinned_bytes.rfind(b"\n") + 1])
+    return io.BytesIO(pinned_bytes)
 
 
 def _rows_of(source: HumanSource, name: str, stream: BinaryIO) -> Iterator[Row]:

@@ -37,8 +37,8 @@ class Actors(nn.Module):
     """All that PPO needs, so that the engine shares out all of it: policy and value are trained, reference and reward model are not."""
 
     def __init__(self, start: GPT, reward: RewardModel, *, shared: bool, seed: int) -> None:
-        """The policy starts from `start`, which is the reference; the value model from the reward model, or as a fresh head on the
-        policy's trunk. Without dropout: what an action was chosen with is what its ratio is taken to."""
+        """The policy starts as a copy of `start`, which becomes the reference itself; the value model as a copy of `reward`, or as a fresh
+        head on the policy's trunk. Without dropout: what an action was chosen with is what its ratio is taken to."""
         super().__init__()
         self.policy = with_rows(start, 0, 0.0, seed)
         if shared:
@@ -49,7 +49,7 @@ class Actors(nn.Module):
             self.value = copy.deepcopy(reward)
             self.value.gpt = with_rows(reward.gpt, 0, 0.0, seed)
             self.value.requires_grad_(True)
-        self.reference, self.reward = copy.deepcopy(start).requires_grad_(False), copy.deepcopy(reward).requires_grad_(False)
+        self.reference, self.reward = start.requires_grad_(False), reward.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> Actors:
@@ -78,7 +78,7 @@ class Actions:
 
     rows: Ragged
     chosen_at: Tensor  # where the states stand that they are chosen from
-    share: Tensor  # of each in the loss; 0 where the episode's reward is not a number
+    share: Tensor  # of each in the loss
     old: Tensor  # log-probability when they were made
     advantages: Tensor
     returns: Tensor
@@ -114,7 +114,10 @@ class PPO:
         return step * self.rollouts.making.batch // each
 
     def micro_batches(self, step: int) -> list[Text | Actions]:
-        """This rank's: the episodes, then the pre-training text, whose gradients add up (appendix C.4)."""
+        """This rank's: the episodes, then the pre-training text, whose gradients add up (appendix C.4). Raises UserError where the policy
+        has run away: before anything is learnt from such a batch, and after what is known of it was told."""
+        if step % self.rollouts.making.steps_each == 0:
+            self.rollouts.check(step // self.rollouts.making.steps_each)
         rank, ranks = self.execution.rank, self.execution.world_size
         parts = self._parts(step)
         texts = self._texts(step)
@@ -124,11 +127,16 @@ class PPO:
         return [*(self._actions(step, part, both * ranks) for part in parts[rank::ranks]), *own]
 
     def _items(self, step: int) -> list[int]:
-        """The episodes of a step's minibatch: each inner epoch meets the batch in another order."""
-        making = self.rollouts.making
+        """The episodes of a step's minibatch: each inner epoch meets the batch in another order. Those whose reward is not a number are in
+        none, as what such a text makes of the value model may not be one either; some stand twice where ranks are more than the rest."""
+        making, ranks = self.rollouts.making, self.execution.world_size
         batch, within = divmod(step, making.steps_each)
         epoch, at = divmod(within, making.batch // self.minibatch)
-        return self._order(batch, epoch)[at * self.minibatch : (at + 1) * self.minibatch]
+        counted = self.rollouts.batch(batch).episodes.rewards.isfinite()
+        order = [item for item in self._order(batch, epoch) if counted[item]]
+        first, end = (place * len(order) * self.minibatch // making.batch for place in (at, at + 1))
+        own = order[first:end]
+        return own if len(own) >= ranks else (own * ranks)[:ranks]
 
     def _drawn(self, batch: int, epoch: int) -> list[int]:
         order = list(range(self.rollouts.making.batch))
@@ -147,8 +155,7 @@ class PPO:
         batch = self.rollouts.batch(step // self.rollouts.making.steps_each)
         episodes, device = batch.episodes, self.execution.device
         sizes = episodes.actions.tolist()
-        counted = batch.episodes.rewards.isfinite()
-        total = max(1, sum(sizes[item] for item in self._items(step) if counted[item]))
+        total = sum(sizes[item] for item in self._items(step))
         texts = episodes.texts()
         rows = Ragged.of([texts[item] for item in part], device)
         actions = episodes.actions[part].to(device)
@@ -159,7 +166,8 @@ class PPO:
 
         worth = batch.worth
         return Actions(
-            rows, places(rows.starts, episodes.before[part].to(device), actions), of(worth.counted.float()) * scale / total,
+            rows, places(rows.starts, episodes.before[part].to(device), actions),
+            torch.full((int(actions.sum()),), scale / total, device=device),
             of(episodes.policy), of(worth.advantages), of(worth.returns), of(episodes.values),
         )  # fmt: skip
 
@@ -193,7 +201,7 @@ class PPO:
         states = model.policy.states_of(own.rows)
         acting = states[own.chosen_at] / self.temperature
         targets = own.rows.tokens[own.chosen_at + 1]
-        clip, counted = self.losses.clip, (own.share > 0).float()
+        clip, count = self.losses.clip, len(targets)
 
         def surrogate(logs: Tensor) -> Tensor:
             ratio = (logs - own.old).exp()
@@ -203,12 +211,11 @@ class PPO:
         values = values_of(model.value, own.rows, states)[own.chosen_at].float()
         error = clipped_value_loss(values, own.values, own.returns, self.losses.value_clip)
         ratio = (logs - own.old).exp()
-        count = counted.sum()
         figures = _figures(
-            policy_loss=((surrogate(logs) * counted).sum(), count),
-            value_error=(((values.detach() - own.returns) ** 2 * counted).sum(), count),
-            clip_fraction=((((ratio - 1).abs() > clip) * counted).sum(), count),
-            moved=(((ratio - 1 - (logs - own.old)) * counted).sum(), count),
+            policy_loss=(surrogate(logs).sum(), count),
+            value_error=(((values.detach() - own.returns) ** 2).sum(), count),
+            clip_fraction=(((ratio - 1).abs() > clip).sum(), count),
+            moved=((ratio - 1 - (logs - own.old)).sum(), count),
         )
         return loss + self.losses.value_weight * (error * own.share).sum(), figures
 

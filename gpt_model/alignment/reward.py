@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,13 +94,15 @@ def check_vocabulary(reward: Tokenizer, policy: Tokenizer) -> None:
     if reward.style != policy.style or reward.vocab_size != policy.vocab_size:
         raise UserError(
             f"The reward model's vocabulary is {reward.vocab_size} tokens of style {reward.style!r}, and the policy's {policy.vocab_size} "
-            f"of style {policy.style!r}: they must be the same. Train the reward model with the policy's tokenizer."
+            f"of style {policy.style!r}: they must be the same. Train the reward model with the policy's tokenizer.",
+            field="reward_model",
         )
     for number, (own, other) in enumerate(zip(reward.tokens(), policy.tokens(), strict=True)):
         if own != other:
             raise UserError(
                 f"The reward model has another vocabulary than the policy: token {number} is {own!r} to it and {other!r} to the policy. "
-                "Train the reward model with the policy's tokenizer."
+                "Train the reward model with the policy's tokenizer.",
+                field="reward_model",
             )
 
 
@@ -153,7 +155,8 @@ def check_numbers(rewards: Sequence[float], named: Callable[[int], str], of: str
     if bad := not_numbers(rewards):
         raise UserError(
             f"The reward of {len(bad)} of {len(rewards)} {of} is not a number, the first of {named(bad[0])}: the reward model is broken. "
-            "Lower reward_model.learning_rate or gradient_clip, and build it again."
+            "Lower reward_model.learning_rate or gradient_clip, and build it again.",
+            field="reward_model.learning_rate",
         )
 
 
@@ -162,7 +165,8 @@ def check_numbers(rewards: Sequence[float], named: Callable[[int], str], of: str
 
 @dataclass(frozen=True)
 class Compared:
-    """A prompt with its K responses, each laid out once. `pairs`: (better, worse) places among them, those of equal rank left out."""
+    """A prompt with its K responses, each laid out once. `pairs`: (better, worse) places among them, those of equal rank left out, and as
+    often as people said so."""
 
     source: str
     id: str
@@ -177,41 +181,46 @@ class Compared:
 
 @dataclass(frozen=True)
 class Laid:
-    """Rankings that can be learnt from or measured on, where each stood among those given, and why the others cannot."""
+    """Rankings that can be learnt from or measured on, and what cannot."""
 
     compared: list[Compared]
-    places: list[int]
-    without_pairs: int  # all responses are of equal rank
-    too_long: int  # a response does not fit the context with its prompt's last turn
+    rankings: list[Ranking]  # what each of these is of, without the responses that are too long
+    without_pairs: int  # rankings whose responses are all of equal rank
+    too_long: list[str]  # responses that do not fit the context with their prompt's last turn, by name
+    lost: int  # rankings that without these have no better and worse response
 
     @property
     def pairs(self) -> int:
         return sum(len(one.pairs) for one in self.compared)
 
     def told(self, what: str) -> str:
+        first = f" (the first: {self.too_long[0]})" if self.too_long else ""
         return (
             f"{what}: {len(self.compared)} rankings with {self.pairs} comparisons; left out: {self.without_pairs} without a better and a "
-            f"worse response, {self.too_long} with a response longer than the context."
+            f"worse response; {len(self.too_long)} responses longer than the context{first}, and {self.lost} rankings that without them "
+            "compare nothing."
         )
 
 
 def lay_out(layout: Layout, rankings: Sequence[Ranking], context: int) -> Laid:
     """Rankings as tokens."""
-    compared, places, without_pairs, too_long = [], [], 0, 0
-    for place, ranking in enumerate(rankings):
-        pairs = [(better, worse) for better, worse in ranking.pairs()]
-        if not pairs:
+    laid = Laid([], [], 0, [], 0)
+    without_pairs, lost = 0, 0
+    for whole in rankings:
+        if not whole.pairs():
             without_pairs += 1
             continue
-        texts = [text_of(layout, ranking.prompt, response.text, context) for response in ranking.responses]
-        whole = [text for text in texts if text is not None]
-        if len(whole) < len(texts):
-            too_long += 1
+        texts = [text_of(layout, whole.prompt, response.text, context) for response in whole.responses]
+        fitting = {place: text for place, text in enumerate(texts) if text is not None}
+        laid.too_long.extend(f"{whole.source}, {whole.id}, response {place + 1}" for place in range(len(texts)) if place not in fitting)
+        ranking = whole.only(list(fitting))
+        if not (pairs := ranking.pairs()):
+            lost += 1
             continue
         sizes = [len(layout.response(ranking.prompt, response.text)) for response in ranking.responses]
-        compared.append(Compared(ranking.source, ranking.id, whole, sizes, pairs))
-        places.append(place)
-    return Laid(compared, places, without_pairs, too_long)
+        laid.compared.append(Compared(ranking.source, ranking.id, list(fitting.values()), sizes, pairs))
+        laid.rankings.append(ranking)
+    return replace(laid, without_pairs=without_pairs, lost=lost)
 
 
 # -- what is learnt --------------------------------------------------------------------------------------------------------------------
@@ -231,7 +240,7 @@ class Comparing:
     """The objective: −1/(K choose 2) · Σ log σ(r_better − r_worse) of a prompt, a mean over the prompts of a step.
 
     Each response goes through the model once, and all pairs of a prompt are in one micro-batch, as the paper found that shuffled pairs
-    are overfitted in one epoch. Of K choose 2 those of equal rank are left out.
+    are overfitted in one epoch; so are those of several people's rankings. Of K choose 2 those of equal rank are left out.
     """
 
     unit, flops_per_unit = "comparisons", 0.0  # lengths differ too much for one figure

@@ -28,13 +28,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt_model.alignment import ema
-from gpt_model.alignment.advantages import Worth, next_coefficient, worth
+from gpt_model.alignment.advantages import Worth, next_coefficient, paid, worth
 from gpt_model.alignment.episodes import Asking, Cast, Episodes, keep, roll_out
 from gpt_model.errors import UserError
 from gpt_model.training.settings import Execution
 
 CHUNK = 64  # episodes that a rank makes together, unless the profile says otherwise
 COUNTS = ("empty", "not_a_number")  # which are added up over batches, too
+ENDING = 0.2  # of the first answers: where fewer end before their longest, nothing is said of later ones that do not
 KEPT = 3  # of the newest batches' files, beside those of the batches that checkpoints are of: one may be being written
 
 
@@ -57,6 +58,7 @@ class Making:
     batches: int
     steps_each: int  # optimizer steps a batch
     coefficient: float  # of the penalty, at first
+    unfinished: float  # taken off the reward of an answer that was cut
     target: tuple[float, int] | None  # KL an episode and horizon, where the coefficient is steered
     smoothing: float  # λ
     decay: float  # of the moving average
@@ -112,7 +114,6 @@ class Rollouts:
                 self._make(batch, cast)
             torch.distributed.barrier()
             told = dict(self.batch(batch).told)
-            self._check(batch)
         if self.execution.rank == 0:
             self._forget(batch)
         torch.distributed.barrier()
@@ -139,8 +140,8 @@ class Rollouts:
             episodes = Episodes.together([Episodes.of(load_file(path)) for path in paths])
             before = self.batch(batch - 1) if batch else None
             coefficient = self._coefficient(before)
-            values = worth(episodes, coefficient, making.smoothing)
-            told = described(episodes, values, coefficient)
+            values = worth(episodes, coefficient, making.smoothing, making.unfinished)
+            told = described(episodes, values, coefficient, making.unfinished)
             told |= {f"{name}_so_far": told[name] + (before.told[f"{name}_so_far"] if before else 0.0) for name in COUNTS}
             kept = Batch(episodes, values, coefficient, told, before.first if before else first_of(episodes))
             keep(_as_tensors(kept), self._path(batch))
@@ -151,8 +152,8 @@ class Rollouts:
             return before.coefficient if before else self.making.coefficient
         return next_coefficient(before.coefficient, before.told["kl"], self.making.batch, *self.making.target)
 
-    def _check(self, number: int) -> None:
-        """Raises UserError where the policy has run away, or the reward model has nothing to say."""
+    def check(self, number: int) -> None:
+        """Raises UserError where, by a batch that was made, the policy has run away, or the reward model has nothing to say."""
         batch = self.batch(number)
         if reason := diverged(batch.told, batch.first, self.making.limits, len(batch.episodes)):
             raise UserError(f"PPO was stopped before batch {number + 1} of {self.making.batches}: {reason}", field="ppo")
@@ -175,7 +176,7 @@ class Rollouts:
 # -- what is told of a batch -----------------------------------------------------------------------------------------------------------
 
 
-def described(episodes: Episodes, values: Worth, coefficient: float) -> dict[str, float]:
+def described(episodes: Episodes, values: Worth, coefficient: float, unfinished: float) -> dict[str, float]:
     """Means over a batch's episodes; of what hangs on the reward, over those whose reward is a number."""
     counted, kl = episodes.rewards.isfinite(), episodes.kl()
     rewards = episodes.rewards.double()[counted]
@@ -184,7 +185,7 @@ def described(episodes: Episodes, values: Worth, coefficient: float) -> dict[str
     spread = float(returns.var(correction=0)) if len(returns) else 0.0
     return {
         "reward": _mean(rewards),
-        "reward_with_penalty": _mean(rewards - coefficient * kl[counted]),
+        "reward_with_penalty": _mean(paid(episodes, unfinished)[counted] - coefficient * kl[counted]),
         "kl": _mean(kl),
         "kl_coefficient": coefficient,
         "entropy": _mean(episodes.entropy),
@@ -200,7 +201,7 @@ def first_of(episodes: Episodes) -> dict[str, float]:
     """What later batches are held against."""
     rewards = episodes.rewards.double()[episodes.rewards.isfinite()]
     spread = float(rewards.std(correction=0)) if len(rewards) else 0.0
-    return {"reward": _mean(rewards), "reward_spread": spread, "length": _mean(episodes.actions)}
+    return {"reward": _mean(rewards), "reward_spread": spread, "length": _mean(episodes.actions), "ended": _mean(episodes.ended)}
 
 
 def _mean(values: Tensor) -> float:
@@ -222,6 +223,11 @@ def diverged(told: Mapping[str, float], first: Mapping[str, float], limits: Limi
             f"answers are {told['length']:.1f} tokens long, {first['length']:.1f} at the start, and stop.length allows "
             f"{limits.length:g} times more or less. The reward model may prefer length: raise ppo.kl, lower ppo.learning_rate, or look at "
             "what it was trained on."
+        )
+    if first["ended"] > ENDING and told["ended"] < first["ended"] / limits.length:
+        return (
+            f"{told['ended']:.0%} of the answers end before max_new_tokens, {first['ended']:.0%} at the start, and stop.length allows "
+            f"{limits.length:g} times fewer. The reward model may prefer length: set ppo.unfinished, or raise ppo.kl or max_new_tokens."
         )
     moved = abs(told["reward"] - first["reward"])
     if first["reward_spread"] and moved > limits.reward * first["reward_spread"]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from gpt_model.alignment.candidate import Candidate, Report
 from gpt_model.alignment.dialogue import Dialogue
-from gpt_model.alignment.reading import Demonstration, Prompt, Ranking, Response
+from gpt_model.alignment.reading import Demonstration, Prompt, Ranking, Response, together
 from gpt_model.data.splits import bucket, normalised
 
 Shares = Mapping[str, float]  # of the splits that are held back; the rest is training
@@ -35,7 +35,8 @@ def demonstrations(source: str, found: Sequence[Candidate], shares: Shares, seed
 def rankings(
     source: str, found: Sequence[Candidate], shares: Shares, seed: int, ranked: int, known: set[str], report: Report
 ) -> dict[str, list[Ranking]]:  # fmt: skip
-    """`ranked`: how many singles are set against each other. What is left over of them makes no ranking, and is counted.
+    """Rows of one prompt are one ranking. `ranked`: how many singles are set against each other, which have the instruction in common and
+    no prompt of their own. What is left over of them makes no ranking, and is counted.
 
     `known`: the singles of the sources before, to which these are added.
     """
@@ -46,7 +47,12 @@ def rankings(
 
 
 def _grouped(source: str, seed: str, found: Sequence[Candidate], ranked: int, known: set[str], report: Report) -> list[Ranking]:
-    whole = [Ranking(source, one.id, one.turns, _responses(one)) for one in found if len(one.answers) > 1]
+    by_prompt: dict[Dialogue, list[Ranking]] = {}
+    for one in found:
+        if len(one.answers) > 1:
+            row = Ranking(source, one.id, one.turns, tuple(Response(*answer) for answer in one.answers))
+            by_prompt.setdefault(one.turns, []).append(row)
+    whole = [together(rows) for rows in by_prompt.values()]
     singles = [one for one in found if len(one.answers) == 1]
     each_once = []
     for one in singles:
@@ -65,10 +71,6 @@ def _grouped(source: str, seed: str, found: Sequence[Candidate], ranked: int, kn
         responses = tuple(Response(text, ratings.index(rating or 0.0), rating) for one in group for text, _, rating in one.answers)
         whole.append(Ranking(source, f"{group[0].id} and {ranked - 1} others", group[0].turns, responses))
     return whole
-
-
-def _responses(one: Candidate) -> tuple[Response, ...]:
-    return tuple(Response(*answer) for answer in one.answers)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any
 
 from gpt_model.alignment.dialogue import Dialogue, messages
 from gpt_model.disk import fsync
-from gpt_model.errors import CorruptFile
+from gpt_model.errors import CorruptFile, UserError
 
 FILE = Path("votes") / "votes.jsonl"  # below the store's home
 
@@ -54,40 +54,58 @@ def vote(prompt: Dialogue, chosen: Answered, rejected: Answered, sampling: Mappi
 
 
 def append(home: Path, cast: Vote) -> Path:
-    """Adds a line, on disk when this returns. Any number of processes may. Returns the file."""
+    """Adds a line, on disk when this returns. Any number of processes may. Returns the file. Raises UserError where it cannot be kept."""
     path = home / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(asdict(cast), ensure_ascii=False).encode() + b"\n"
-    with _alone(path) as handle:
-        os.ftruncate(handle, _whole(handle))  # half a line is a vote whose writer was killed, and that nobody was told is kept
-        os.lseek(handle, 0, os.SEEK_END)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as handle:
+            _add(handle, line)
+        fsync(path.parent)
+    except OSError as error:
+        raise UserError(f"The vote is not kept: {path} could not be written ({error.strerror}). Make room there, and vote again.") from None
+    return path
+
+
+def _add(handle: int, line: bytes) -> None:
+    """All of `line` after the last whole line, or nothing."""
+    end = _whole(handle)
+    os.ftruncate(handle, end)  # half a line is a vote whose writer was killed, and that nobody was told is kept
+    try:
         written = 0
         while written < len(line):
-            written += os.write(handle, line[written:])
+            written += os.pwrite(handle, line[written:], end + written)
         os.fsync(handle)
-    fsync(path.parent)
-    return path
+    except OSError:
+        os.ftruncate(handle, end)
+        raise
 
 
 def read(home: Path) -> list[Vote]:
     """Every vote, oldest first. Raises CorruptFile naming the line that is none."""
-    path = home / FILE
-    if not path.is_file():
-        return []
     votes = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(whole_lines(home).splitlines(), start=1):
         try:
             votes.append(Vote(**json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise CorruptFile(f"{path}, line {number} is no vote ({error}). Take that line out of the file.") from None
+            raise CorruptFile(f"{home / FILE}, line {number} is no vote ({error}). Take that line out of the file.") from None
     return votes
 
 
+def whole_lines(home: Path) -> bytes:
+    """The file as far as its last whole line, at one moment: what stands after it is being written, or its writer was killed."""
+    path = home / FILE
+    if not path.is_file():
+        return b""
+    with _locked(path, os.O_RDONLY, fcntl.LOCK_SH), path.open("rb") as file:
+        return file.read(_whole(file.fileno()))
+
+
 @contextmanager
-def _alone(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _locked(path: Path, flags: int, lock: int) -> Iterator[int]:
+    handle = os.open(path, flags, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, lock)
         yield handle
     finally:
         os.close(handle)

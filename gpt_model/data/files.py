@@ -72,9 +72,9 @@ def pin(pattern: str, base: Path, downloads: Path) -> list[PinnedFile]:
     root, _ = _rooted(pattern, base)
     pinned = []
     for path in find(pattern, base):
-        digest = _digest(path, downloads)
+        digest, size = _digest(path, downloads)
         _write(downloads / "local" / digest, str(path.resolve()))
-        pinned.append(PinnedFile(path=path.relative_to(root).as_posix(), sha256=digest, bytes=path.stat().st_size))
+        pinned.append(PinnedFile(path=path.relative_to(root).as_posix(), sha256=digest, bytes=size))
     return pinned
 
 
@@ -83,22 +83,24 @@ def locate(file: PinnedFile, base: Path, downloads: Path) -> Path:
     note = downloads / "local" / file.sha256
     places = [base / file.path, *([Path(note.read_text(encoding="utf-8"))] if note.is_file() else [])]
     for path in places:
-        if path.is_file() and _digest(path, downloads) == file.sha256:
+        if path.is_file() and _digest(path, downloads)[0] == file.sha256:
             return path
     raise UserError(f"{file.path} is no longer the file that was pinned (sha256 {file.sha256}). Run again to use it as it is now.")
 
 
-def _digest(path: Path, downloads: Path) -> str:
+def _digest(path: Path, downloads: Path) -> tuple[str, int]:
+    """A file's sha256, and of how many bytes it is: it may be growing."""
     status = path.stat()
     seen = f"{status.st_size} {status.st_mtime_ns}"
     note = downloads / "local" / "seen" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()
     known = note.read_text(encoding="utf-8").rpartition(" ") if note.is_file() else ("", "", "")
     if known[0] == seen:
-        return known[2]
+        return known[2], status.st_size
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    _write(note, f"{seen} {digest}")
-    return digest
+        digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+    if size == status.st_size:
+        _write(note, f"{seen} {digest}")
+    return digest, size
 
 
 def _write(path: Path, text: str) -> None:

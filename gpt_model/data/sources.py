@@ -27,6 +27,7 @@ from gpt_model.data.archives import open_members, read_members
 from gpt_model.data.files import PinnedFile
 from gpt_model.data.packages import Kind, fetch_package, name_and_version
 from gpt_model.errors import Unreachable, UserError, about
+from gpt_model.home import store_home
 from gpt_model.progress import Progress
 from gpt_model.strict import Strict
 
@@ -145,8 +146,7 @@ _WHY = {"sha256": ", so that the same bytes are read every time", "revision": ":
 
 def downloads_folder() -> Path:
     """$LINEAGE_DOWNLOADS, else $LINEAGE_HOME/downloads, else ./lineage/downloads."""
-    home = Path(os.environ.get("LINEAGE_HOME") or "lineage")
-    return Path(os.environ.get("LINEAGE_DOWNLOADS") or home / "downloads").expanduser().absolute()
+    return Path(os.environ.get("LINEAGE_DOWNLOADS") or store_home() / "downloads").expanduser().absolute()
 
 
 def pinned(source: Source, base: Path, downloads: Path) -> Source:

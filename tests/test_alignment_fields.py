@@ -1,0 +1,149 @@
+"""An error of a stage of alignment names a field that the recipe's section has, and the file that it is written in."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import human_world as world
+import pytest
+import torch
+from ppo_world import NEEDS, make_ppo_inputs, one_run
+from rank import Said
+from test_alignment_recipe import COMPARISONS, DEMONSTRATIONS, PPO, PROMPTS, recipe
+
+from assets.alignment import aligned, dpo, reward_model
+from assets.alignment.aligned import ALIGNED
+from assets.alignment.dpo import DPO
+from assets.alignment.instructed import INSTRUCTED
+from assets.alignment.policy_init import POLICY_INIT
+from assets.alignment.preferences import PREFERENCES
+from assets.alignment.reward_model import REWARD_MODEL
+from assets.alignment.supervised import SUPERVISED
+from assets.contract import Artifact, Stage
+from assets.graph import node_named, nodes
+from gpt_model.alignment import reward
+from gpt_model.alignment.chat import Layout, chat_tokenizer
+from gpt_model.alignment.episodes import Asking
+from gpt_model.alignment.reading import read_comparisons
+from gpt_model.alignment.reward import RewardModel, lay_out
+from gpt_model.errors import UserError
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.settings import Execution
+
+CONTEXTS = {"": 64, "_short": 4}  # in the second no dialogue fits
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank() -> Iterator[None]:
+    with world.one_rank():
+        yield
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """All that a stage may ask for; "model_short" has a short context."""
+    folder, layout = tmp_path_factory.mktemp("given"), world.layout()
+    found = {
+        f"model{name}": world.model(folder / f"model{name}", world.tiny(layout, context=size), layout) for name, size in CONTEXTS.items()
+    }
+    for artifact, size in zip(found.values(), CONTEXTS.values(), strict=True):
+        (artifact.path / "training.json").write_text("{}")
+        (artifact.path / "shape.json").write_text(json.dumps({"context": size}))
+    layout.tokenizer.save(folder / "tokenizer")
+    other = Layout(chat_tokenizer(Tokenizer.train(world.TEXTS, vocab_size=290)))
+    for name, own in (("scorer", layout), ("scorer_of_others", other)):
+        reward.save(RewardModel(world.tiny(own)), own.tokenizer, folder / name)
+        found[name] = Artifact(folder / name, name, "", "", {}, {})
+    found["tokenizer"] = Artifact(folder / "tokenizer", "tokenizer", "", "", {}, {})
+    found["demonstrations"] = world.write(folder / "demonstrations", training=world.demonstrations(20), held_out=world.demonstrations(4))
+    found["comparisons"] = world.write(folder / "comparisons", training=world.rankings(8, 1), held_out=world.rankings(8, 2))
+    found["prompts"] = world.write(folder / "prompts", training=world.prompts(8), held_out=world.prompts(8))
+    found["no_prompts"] = world.write(folder / "no_prompts", training=world.prompts(8), held_out=[])
+    return found
+
+
+class Case:
+    """What goes wrong in an asset, and the field that its error is to name."""
+
+    def __init__(self, asset: str, field: str, wrong: Callable[[Any, dict[str, Artifact], Path], Any]) -> None:
+        self.asset, self.field, self.wrong = asset, field, wrong
+
+
+def _stage(stage: Stage, ranks: int = 1, **inputs: str) -> Callable[[Any, dict[str, Artifact], Path], Any]:
+    """The stage itself, with inputs of other names in `given` than their own."""
+
+    def run(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
+        own = {**given, **{name: given[other] for name, other in inputs.items()}}
+        return stage.run(section, own, folder, Said("wrong", world_size=ranks))
+
+    return run
+
+
+def _no_number(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
+    model, compared = reward.load(given["scorer"].path), _compared(given)
+    torch.nn.init.constant_(model.head.weight, math.nan)
+    reward_model.scores_of(model, compared, "cpu")
+
+
+def _compared(given: dict[str, Artifact]) -> Any:
+    return lay_out(world.layout(), read_comparisons(given["comparisons"].path, "held_out"), 64).compared
+
+
+def _minibatch(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
+    many = replace(Execution(), world_size=64)
+    aligned.objective_of(section["ppo"], [[1]], Asking(0, 4, 1.0), None, 64, folder, many, 16)
+
+
+def _no_text(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
+    aligned.objective_of(section["ppo"], [[1]], Asking(0, 4, 1.0), None, 64, folder, Execution(), 16)
+
+
+def _no_room(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
+    aligned.Prompts.read(given["prompts"], world.layout(), 8, Asking(0, 4, 1.0))
+
+
+def _stopped(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
+    inputs = make_ppo_inputs(folder.with_name("ppo"))
+    own = {name: Artifact(inputs / name, name, "", "", {}, {}) for name in NEEDS}
+    ALIGNED.run(one_run(folder, stop={"length": 1.0001})["config"], own, folder, Said("stopped"))
+
+
+CASES = [
+    Case("supervised", "demonstrations", _stage(SUPERVISED, pretrained="model_short")),
+    Case("supervised", "supervised.batch", _stage(SUPERVISED, 64, pretrained="model")),
+    Case("policy_init", "demonstrations", _stage(POLICY_INIT, pretrained="model_short")),
+    Case("policy_init", "policy_init.batch", _stage(POLICY_INIT, 64, pretrained="model")),
+    Case("reward_model", "comparisons", _stage(REWARD_MODEL, start="model_short")),
+    Case("reward_model", "reward_model.batch", _stage(REWARD_MODEL, 64, start="model")),
+    Case("reward_model", "reward_model.learning_rate", _no_number),
+    Case("dpo", "comparisons", _stage(DPO, policy_init="model_short")),
+    Case("dpo", "dpo.batch", _stage(DPO, 64, policy_init="model")),
+    Case("dpo", "dpo.learning_rate", lambda section, given, folder: dpo._check_numbers([[math.nan] * 3] * 8, _compared(given))),
+    Case("aligned", "ppo.minibatch", _minibatch),
+    Case("aligned", "ppo.ptx_weight", _no_text),
+    Case("aligned", "ppo.max_new_tokens", _no_room),
+    Case("aligned", "ppo", _stopped),
+    Case("instructed", "prompts.held_out", _stage(INSTRUCTED, supervised="model", reward_model="scorer", prompts="no_prompts")),
+    Case("instructed", "supervised", _stage(INSTRUCTED, supervised="model", reward_model="scorer")),
+    Case("instructed", "reward_model", _stage(INSTRUCTED, supervised="model", reward_model="scorer_of_others")),
+    Case("preferences", "preferences.max_new_tokens", _stage(PREFERENCES, supervised="model_short")),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.asset}-{case.field}")
+def test_the_field_is_one_of_the_section(case: Case, given: dict[str, Artifact], tmp_path: Path) -> None:
+    read = recipe(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO + "  dpo: {}\n")
+    node = node_named(nodes(read), case.asset)
+    with pytest.raises(UserError) as raised, node.naming():
+        case.wrong(node.settings(tmp_path), given, tmp_path / "output")
+    found = re.match(r".*talk\.yaml, line \d+: `([\w.]+)`: ", str(raised.value))
+    assert found, raised.value
+    assert found[1] == f"alignment.{case.field}"
+    reduce(getattr, found[1].split("."), read)  # there is such a key
