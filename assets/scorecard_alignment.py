@@ -188,7 +188,7 @@ def section(inputs: Inputs) -> Section:
     tables: list[Table | Text] = []
     if results["judges"]:
         tables.append(_table("Win rates, step by step", page.steps(results), page.steps_note(results)))
-    tables.append(_table("The models", page.models(results), page.MODELS_NOTE))
+    tables.append(_table("The models", page.models(results), page.models_note(results)))
     if measured:
         tables += [_tax(measured, names), Text("PPO regresses, PPO-ptx recovers", _told(measured, names)), _paper()]
     tables += _judges(inputs)

@@ -165,7 +165,7 @@ def votes_told(home: Path) -> str:
 
     cast = votes.read(home)
     told = f"Votes: {len(cast)}, of which ties: {sum(one.tie for one in cast)}. They are in {home / votes.FILE}"
-    return f"{told}\nA reward model that learns from them too: {LEARNING}" if cast else told
+    return f"{told}\nA recipe that takes them in: {LEARNING}" if cast else told
 
 
 def _check_apart(partners: list[Partner]) -> None:

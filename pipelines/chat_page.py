@@ -256,7 +256,7 @@ class Page:
                 card.reveal(better=not tie and place == better)
             with below:
                 ui.label("Vote kept: a tie" if tie else f"Vote kept: {answers[better].ref} is better").classes("label")
-                ui.label(f"A reward model that learns from it: {LEARNING}").classes("label")
+                ui.label(f"A recipe that takes it in: {LEARNING}").classes("label")
             self._count()
 
         with below:

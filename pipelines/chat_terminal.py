@@ -74,7 +74,7 @@ class Terminal:
         chosen, rejected = (second, first) if said == "2" else (first, second)
         try:
             path = append(self.home, vote(turns, chosen, rejected, asdict(self.sampling), tie=said == "t"))
-            _say(f"Kept in {path}. A reward model that learns from it: {LEARNING}")
+            _say(f"Kept in {path}. A recipe that takes it in: {LEARNING}")
         except UserError as error:
             _say(str(error))
         _say(f"The talk goes on with {chosen.ref}'s answer.")

@@ -103,6 +103,9 @@ def test_a_policy_that_ran_away_in_the_last_batch_fails_a_blocking_check(built: 
     stop = built.config["ppo"]["stop"]
     found = check.verdict(replace(built, metrics={**built.metrics, "kl": stop["kl"] + 1}))
     assert not found.passed and f"stop.kl is {stop['kl']:g}" in found.summary
+    assert built.metrics["answered"] == 12 and built.metrics["not_a_number"] == 0
+    found = check.verdict(replace(built, metrics={**built.metrics, "not_a_number": 7.0}))
+    assert not found.passed and "the reward of 7 of 12 answers is not a number" in found.summary
     found = check.verdict(replace(built, metrics={name: value for name, value in built.metrics.items() if name != "reward"}))
     assert not found.passed and "a reward that is a number" in found.summary
 

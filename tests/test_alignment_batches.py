@@ -10,7 +10,8 @@ from gpt_model.alignment.batches import Batches
 
 
 @pytest.mark.parametrize(
-    ("count", "batch", "ranks"), [(127, 64, 1), (127, 64, 2), (100, 64, 1), (64, 64, 2), (65, 64, 3), (5, 64, 2), (9, 4, 3), (7, 1, 1)]
+    ("count", "batch", "ranks"),
+    [(127, 64, 1), (127, 64, 2), (100, 64, 1), (64, 64, 2), (65, 64, 3), (5, 64, 2), (9, 4, 3), (7, 1, 1), (33, 32, 32), (7, 3, 3)],
 )
 def test_every_epoch_meets_every_item_once_in_batches_of_nearly_one_size(count: int, batch: int, ranks: int) -> None:
     sizes = [random.Random(item).randint(3, 90) for item in range(count)]
@@ -20,7 +21,7 @@ def test_every_epoch_meets_every_item_once_in_batches_of_nearly_one_size(count: 
         steps = range(epoch * each, (epoch + 1) * each)
         met = [own[0].items(step) for step in steps]
         assert sorted(item for items in met for item in items) == list(range(count))
-        assert max(map(len, met)) <= batch and max(map(len, met)) - min(map(len, met)) <= 1
+        assert max(map(len, met)) <= batch + (ranks > count // -(-count // batch)) and max(map(len, met)) - min(map(len, met)) <= 1
         for step in steps:
             shared = [one.micro_batches(step) for one in own]
             assert len({len(parts) for parts in shared}) == 1 and all(part for parts in shared for part in parts)
@@ -33,5 +34,8 @@ def test_every_epoch_meets_every_item_once_in_batches_of_nearly_one_size(count: 
 
 def test_a_batch_with_fewer_items_than_ranks_is_refused() -> None:
     Batches([1] * 5, 5, 1, 0, world_size=4)
-    with pytest.raises(ValueError, match="steps of at most 4 of 5 have 2, fewer than 4 processes"):
-        Batches([1] * 5, 4, 1, 0, world_size=4)
+    assert Batches([1] * 5, 4, 1, 0, world_size=4).steps == 1
+    with pytest.raises(ValueError, match="3 of 5 items a step are fewer than 4 processes"):
+        Batches([1] * 5, 3, 1, 0, world_size=4)
+    with pytest.raises(ValueError, match="3 of 3 items a step are fewer than 4 processes"):
+        Batches([1] * 3, 8, 1, 0, world_size=4)

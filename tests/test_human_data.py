@@ -132,6 +132,14 @@ def test_rows_of_one_prompt_are_one_line_and_every_row_is_counted(folder: Path) 
     assert "rank 1, –, 0, –" in (folder / "samples.md").read_text()
 
 
+def test_a_prompt_that_hundreds_answer_is_as_many_lines_as_go_through_a_model(folder: Path) -> None:
+    rows = [{"prompt": "Write a joke.", "responses": [f"Joke {n}.", f"Pun {n}."], "scores": [1, 2]} for n in range(150)]
+    jsonl(folder / "scored.jsonl", rows)
+    source = {"name": "scored", "path": "scored.jsonl", "form": "rankings", "columns": {"scores": "scores"}}
+    made = [one for split in rankings(build(folder, COMPARISONS, source, held_out=0.3)).values() for one in split]
+    assert [len(one.responses) for one in made] == [64] * 4 + [44] and sum(len(one.orders()) for one in made) == 150
+
+
 def test_answers_that_cannot_be_used_are_dropped_by_themselves_and_stand_on_the_page(folder: Path) -> None:
     rows = [{"prompt": f"Is it {n}?", "responses": ["Yes.", "No.", "" if n == 7 else "Who knows."], "scores": [1, 2, 3]} for n in range(30)]
     jsonl(folder / "scored.jsonl", rows)

@@ -68,7 +68,7 @@ def test_a_prompt_that_is_too_long_gives_way_by_whole_turns_and_what_the_system_
 def test_how_likely_an_answer_is_is_known_as_it_is_written() -> None:
     layout = world.layout()
     model = world.tiny(layout).eval()
-    found = answer(model, layout, ASKED, max_new_tokens=6, temperature=0.8, seed=3)
+    found = answer(model, layout, ASKED, max_new_tokens=6, temperature=0.8, seed=3, noting=True)
     texts = [[*layout.prompt(asked), *one.tokens] for asked, one in zip(ASKED, found, strict=True)]
     read = log_probabilities(model, texts, [len(one.tokens) for one in found], 0.8)
     assert [one.nats for one in found] == pytest.approx(read, abs=1e-4) and max(read) < -1

@@ -334,6 +334,11 @@ def test_a_token_that_the_reward_model_has_no_number_for_costs_its_episodes_alon
     assert all(bool(p.isfinite().all()) for p in model.policy.parameters()) and math.isfinite(told[4]["loss"])
 
 
+def test_minibatches_of_one_are_none_of_them_empty(tmp_path: Path) -> None:
+    _, told = learnt(actors(broken=16), tmp_path, episodes=16, batch=16, minibatch=1)
+    assert told[0]["not_a_number"] == 1 and math.isfinite(told[16]["loss"])
+
+
 def test_more_ranks_than_episodes_with_a_reward_still_have_one_each(tmp_path: Path) -> None:
     model = actors(broken=2)
     ppo, _ = objective(tmp_path, minibatch=4)

@@ -19,7 +19,7 @@ from assets import base_model
 from assets.alignment import preferences
 from assets.alignment.judge import FACTS, LEARNT
 from assets.alignment.preferences import PREFERENCES, compare
-from assets.alignment.preferences_page import steps_note
+from assets.alignment.preferences_page import models_note, steps_note
 from assets.alignment.preferences_results import ANSWERS, Compared, flat, read, results_of, write
 from assets.contract import Artifact, Built, Metrics, Verdict
 from gpt_model import convert
@@ -75,6 +75,14 @@ def test_an_interval_is_that_of_a_mean_and_wider_where_prompts_are_asked_more_th
 def test_winning_on_every_prompt_is_no_certainty() -> None:
     found = win_rates.share(np.ones(30))
     assert found.value == 1.0 == found.high and found.low == pytest.approx(0.025 ** (1 / 30))
+
+
+def test_one_rare_thing_met_makes_an_interval_no_narrower_than_none() -> None:
+    none, one, some = (win_rates.share(np.arange(300) < count) for count in (0, 1, 90))
+    rare = win_rates.share(np.where(np.arange(300) < 1, 0.04, 0.0))
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / 300))
+    assert none.high < rare.high < one.high and rare.low == 0.0
+    assert (some.high - some.low) / 2 == pytest.approx(1.96 * math.sqrt(0.3 * 0.7 / 300), rel=0.05)  # as it was
 
 
 def test_the_best_of_n_is_each_prompt_s_own_and_its_kl_has_a_bound() -> None:
@@ -342,6 +350,18 @@ def test_what_a_model_finds_likelier_is_asked_of_every_source_where_there_are_to
         reading.write(chosen, tmp_path / name / "held_out.jsonl")
         found.append(preferences._prefers(model, layout, replace(built.inputs["comparisons"], path=tmp_path / name)))
     assert found[0] == found[1] != found[2]
+
+
+def test_without_policy_init_what_models_are_held_against_is_named_everywhere() -> None:
+    draw = np.random.default_rng(0)
+    windows = {name: np.stack([draw.uniform(90, 110, 8) * worse, np.full(8, 50.0), np.full(8, 60.0)], 1)
+               for name, worse in (("supervised", 1.0), ("instructed", 1.1))}  # fmt: skip
+    compared = Compared([], {}, {}, {}, windows, {})
+    found = results_of(compared, "supervised", 1)["text"]["instructed"]["over_supervised"]
+    assert found["low"] <= found["value"] and found["value"] == pytest.approx(
+        windows["instructed"][:, 0].sum() / windows["supervised"][:, 0].sum() - 1
+    )
+    assert "less what supervised gives them" in models_note({"reference": "supervised"})
 
 
 def test_prompts_without_room_for_an_answer_are_an_error_that_says_what_to_change(built: Built, tmp_path: Path) -> None:

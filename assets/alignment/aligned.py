@@ -21,7 +21,7 @@ from assets.alignment import aligned_page, tuned
 from assets.alignment.human_data import hidden, shortened
 from assets.contract import SCRATCH, Artifact, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from assets.pretraining import execution_of
-from gpt_model.errors import UserError, about
+from gpt_model.errors import UserError, about_all_of
 
 if TYPE_CHECKING:
     from gpt_model.alignment.chat import Layout
@@ -139,7 +139,7 @@ def objective_of(
     if section["ptx_weight"] and (sequences := section["ptx_examples"] * section["minibatch"]):
         if tokens is None:
             raise UserError("PPO-ptx takes pre-training text, and there is none: set ptx_weight to 0.", field="ppo.ptx_weight")
-        with about(".model"):
+        with about_all_of(".corpus"):
             ptx = Sampler(TokenData(tokens.path), context, Batches(sequences * context), section["seed"])
     losses = Losses(section["clip"], section["value_clip"], section["value_weight"], section["ptx_weight"])
     rollouts = Rollouts(scratch / "rollouts", scratch / "checkpoints", making, execution)
@@ -234,6 +234,8 @@ def _held_out(
         "entropy": float(after.entropy.mean()),
         "ended_before": float(before.ended.float().mean()),
         "ended": float(after.ended.float().mean()),
+        "answered": float(len(after)),
+        "not_a_number": float((~after.rewards.isfinite()).sum()),
         "reward_before_spread": float(before.rewards[before.rewards.isfinite()].std(correction=0)),
     }
 
@@ -297,14 +299,9 @@ def _has_not_run_away(built: Built) -> Verdict:
     m, stop = built.metrics, built.config["ppo"]["stop"]
     if not {"reward", "reward_before", "reward_before_spread"} <= set(m):
         return Verdict(False, "No answer to a held-out prompt has a reward that is a number.")
-    told = {"kl": m["kl"], "length": m["length"], "ended": m["ended"], "reward": m["reward"], "not_a_number": 0.0}
-    first = {
-        "length": m["length_before"],
-        "ended": m["ended_before"],
-        "reward": m["reward_before"],
-        "reward_spread": m["reward_before_spread"],
-    }
-    reason = diverged(told, first, Limits(stop["kl"], stop["length"], stop["reward"]), 1)
+    told = {name: m[name] for name in ("kl", "length", "ended", "reward", "not_a_number")}
+    first = {name: m[f"{name}_before"] for name in ("length", "ended", "reward")} | {"reward_spread": m["reward_before_spread"]}
+    reason = diverged(told, first, Limits(stop["kl"], stop["length"], stop["reward"]), int(m["answered"]))
     return Verdict(reason is None, f"On held-out prompts, at the end: {reason or 'KL, length and reward are within ppo.stop.'}")
 
 

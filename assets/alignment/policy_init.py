@@ -13,7 +13,7 @@ from pathlib import Path
 from assets.alignment import tuned
 from assets.alignment.supervised import LAID_OUT, batches_of, dialogues, facts_of, metrics_of, show, tune
 from assets.contract import Artifact, Config, Inputs, Metrics, Progress, Stage
-from gpt_model.errors import about
+from gpt_model.errors import about, about_all_of
 
 
 def windows_of(tokens: Artifact, context: int, each: int, seed: int) -> Callable[[int, int], Sequence[Sequence[int]]]:
@@ -47,7 +47,7 @@ def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Me
     mixed = max(1, round(section["batch"] * share)) if share else 0
     with about("policy_init"):
         batches = batches_of(sizes, max(1, section["batch"] - mixed), section, progress, shape.context)
-    with about(".model"):
+    with about_all_of(".corpus"):  # an imported model has no section that its context could be changed in
         windows = windows_of(inputs["tokens"], shape.context, mixed, section["seed"]) if mixed else None
     objective = Supervised(data.training, batches, shape.flops_per_token(), mixed, windows, share)
     outcome, losses = tune(gpt, layout, data, objective, section, output, progress, keeping=False)

@@ -129,8 +129,9 @@ def _answers(model: GPT, layout: Asks, turns: Sequence[Dialogue], section: Mappi
 
     seed = section["seed"] + (copies > 1)  # the best of n is of answers of its own
     return answer(
-        model, layout, turns, max_new_tokens=section["max_new_tokens"], temperature=section["temperature"], seed=seed, copies=copies
-    )
+        model, layout, turns, max_new_tokens=section["max_new_tokens"], temperature=section["temperature"], seed=seed, copies=copies,
+        noting=copies == 1,
+    )  # fmt: skip
 
 
 def _kl(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from assets.alignment.human_data import hidden
+from assets.alignment.human_data import hidden, shortened
 from assets.alignment.preferences_results import ANSWERS, BEST, CHOSEN, JUDGES, PRETRAINED, read
 from assets.contract import Artifact, Built
 from gpt_model.alignment.drift import NAMES
@@ -27,7 +27,7 @@ def show(built: Built, folder: Path) -> None:
     if any(judge in step for step in results["steps"] for judge in JUDGES):
         _picture(results, folder / "win_rates.png")
         (folder / "win_rates.md").write_text(f"{_markdown(*steps(results))}\n\n{steps_note(results)}\n", encoding="utf-8")
-    (folder / "models.md").write_text(f"{_markdown(*models(results))}\n\n{MODELS_NOTE}\n", encoding="utf-8")
+    (folder / "models.md").write_text(f"{_markdown(*models(results))}\n\n{models_note(results)}\n", encoding="utf-8")
     (folder / "drift.md").write_text(f"{_markdown(*drifts(results))}\n\n{drift_note(results)}\n", encoding="utf-8")
     (folder / "samples.md").write_text(samples(built.output, built.inputs.get("prompts")), encoding="utf-8")
 
@@ -106,12 +106,13 @@ def models(results: Mapping[str, Any]) -> Cells:
     return columns, rows
 
 
-MODELS_NOTE = (
-    "In brackets: 95 % interval. KL: log-probability of a model's own answers less what policy_init gives them; of the best of n the bound "
-    "log n − (n − 1)/n. Bits per byte: of held-out text of the corpus, windows drawn together for both models. Likes what people prefer: "
-    "share of held-out comparisons in which the model itself gives the better text more log-probability by the token; no new text is "
-    "rated by people here."
-)
+def models_note(results: Mapping[str, Any]) -> str:
+    return (
+        f"In brackets: 95 % interval. KL: log-probability of a model's own answers less what {results['reference']} gives them; of the "
+        "best of n the bound log n − (n − 1)/n. Bits per byte: of held-out text of the corpus, windows drawn together for both models. "
+        "Likes what people prefer: share of held-out comparisons in which the model itself gives the better text more log-probability by "
+        "the token; no new text is rated by people here."
+    )
 
 
 def drifts(results: Mapping[str, Any]) -> Cells:
@@ -158,7 +159,8 @@ def samples(output: Path, prompts: Artifact | None) -> str:
     for (source, _), rows in list(by_prompt.items())[:SHOWN]:
         size = SHORT if source in unseen else LONG
         answers = "\n\n".join(f"{row['model']}{_scores(row)}:\n{_cut(row['text'].strip(), size) or '(nothing)'}" for row in rows)
-        parts.append(f"```text\n[{_cut(rows[0]['asked'], size)}]\n\n{answers}\n```")
+        asked = shortened(rows[0]["asked"]) if source in unseen else rows[0]["asked"]
+        parts.append(f"```text\n[{_cut(asked, LONG)}]\n\n{answers}\n```")
     return "\n\n".join(parts) + "\n"
 
 

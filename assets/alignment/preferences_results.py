@@ -69,7 +69,7 @@ def results_of(compared: Compared, reference: str, best_of: int) -> dict[str, An
         if model in compared.answers and over in compared.answers
     ]
     return {
-        "models": models, "steps": steps, "text": _text(compared.windows),
+        "models": models, "steps": steps, "text": _text(compared.windows, reference),
         "within_reference": {one.measure: {"inside": one.inside, "told": str(one)} for one in held},
     }  # fmt: skip
 
@@ -101,13 +101,13 @@ def _step(compared: Compared, model: str, over: str, groups: list[str]) -> dict[
     return found
 
 
-def _text(windows: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+def _text(windows: Mapping[str, NDArray[np.float64]], reference: str) -> dict[str, Any]:
     """Bits per byte of held-out text, and by what share they are more than another model's, window by window."""
     found: dict[str, Any] = {}
     for name, own in windows.items():
         rises = {
             f"over_{other}": _plain_one(win_rates.ratio(own[:, 0], windows[other][:, 0]), less=1.0)
-            for other in (PRETRAINED, REFERENCE, PLAIN)
+            for other in (PRETRAINED, reference, PLAIN)
             if other in windows and other != name
         }
         found[name] = {"bits_per_byte": asdict(win_rates.ratio(own[:, 0] / math.log(2), own[:, 2])), **rises}

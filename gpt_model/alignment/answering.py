@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -52,7 +53,7 @@ class Answer:
     tokens: list[int]  # with the end, where it ended
     ended: bool  # by the model itself; else it was cut at the longest allowed
     prompt_cut: bool = False  # the prompt's first turns did not fit the context
-    nats: float = field(default=0.0, compare=False)  # log-probability of its tokens, at the temperature they were drawn at
+    nats: float = field(default=math.nan, compare=False)  # log-probability of its tokens, at their temperature, where it was noted
 
     @property
     def empty(self) -> bool:
@@ -61,17 +62,19 @@ class Answer:
 
 
 def answer(
-    model: GPT, layout: Asks, prompts: Sequence[Dialogue], *, max_new_tokens: int, temperature: float, seed: int, copies: int = 1
-) -> list[Answer]:
-    """`copies` answers to each prompt, a prompt's after another's. What is drawn depends on seed and prompt alone."""
+    model: GPT, layout: Asks, prompts: Sequence[Dialogue], *, max_new_tokens: int, temperature: float, seed: int, copies: int = 1,
+    noting: bool = False,
+) -> list[Answer]:  # fmt: skip
+    """`copies` answers to each prompt, a prompt's after another's; their `nats` if `noting`. What is drawn depends on seed and prompt."""
     room = max(model.config.context // 2, model.config.context - max_new_tokens)
     laid = [_prompt(layout, prompt, room) for prompt in prompts for _ in range(copies)]
     found: list[Answer | None] = [None] * len(laid)
     for part in _parts([tokens for tokens, _ in laid]):
         rows = [laid[number][0] for number in part]
-        noted = _Noted(len(rows), temperature)
+        noted = _Noted(len(rows), temperature) if noting else None
         written = generate(model, rows, max_new_tokens, temperature, seed=seed, stop=(layout.end,), on_choice=noted)
-        for number, tokens, nats in zip(part, written, noted.nats.tolist(), strict=True):
+        known = noted.nats.tolist() if noted else [math.nan] * len(rows)
+        for number, tokens, nats in zip(part, written, known, strict=True):
             ended = len(tokens) < max_new_tokens
             text = layout.tokenizer.decode(tokens)
             found[number] = Answer(text, [*tokens, layout.end] if ended else tokens, ended, laid[number][1], nats)

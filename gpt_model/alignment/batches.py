@@ -15,18 +15,18 @@ MICRO_TOKENS = 2048  # a rank and forward pass, unless the profile says otherwis
 
 class Batches:
     """`sizes`: tokens of each item. Each epoch meets all of them once, in another order, in as few batches as may be, of sizes that differ
-    by one at most."""
+    by one at most: `batch`, or one more where a step would have fewer than there are ranks."""
 
     def __init__(
         self, sizes: Sequence[int], batch: int, epochs: int, seed: int, rank: int = 0, world_size: int = 1, micro_tokens: int = MICRO_TOKENS
     ) -> None:
-        """`batch`: items an optimizer step at most, all ranks together. Raises ValueError where a step has fewer than there are ranks."""
+        """`batch`: items an optimizer step, all ranks together. Raises ValueError where there are fewer, or fewer items, than ranks."""
         self.sizes, self.epochs, self.seed = sizes, epochs, seed
         self.rank, self.world_size, self.micro_tokens = rank, world_size, micro_tokens
-        self.steps_per_epoch = max(1, math.ceil(len(sizes) / batch))
+        if (most := min(batch, len(sizes))) < world_size:
+            raise ValueError(f"{most} of {len(sizes)} items a step are fewer than {world_size} processes")
+        self.steps_per_epoch = min(math.ceil(len(sizes) / batch), len(sizes) // world_size)
         self.steps = epochs * self.steps_per_epoch
-        if (fewest := len(sizes) // self.steps_per_epoch) < world_size:
-            raise ValueError(f"steps of at most {batch} of {len(sizes)} have {fewest}, fewer than {world_size} processes")
         self._epoch = lru_cache(maxsize=2)(self._drawn)
 
     def before(self, step: int) -> int:

@@ -135,7 +135,7 @@ class PPO:
         counted = self.rollouts.batch(batch).episodes.rewards.isfinite()
         order = [item for item in self._order(batch, epoch) if counted[item]]
         first, end = (place * len(order) * self.minibatch // making.batch for place in (at, at + 1))
-        own = order[first:end]
+        own = order[first:end] or order[:1]
         return own if len(own) >= ranks else (own * ranks)[:ranks]
 
     def _drawn(self, batch: int, epoch: int) -> list[int]:

@@ -5,7 +5,7 @@ set against each other: within a split, each in one ranking, so that no sentence
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpt_model.alignment.candidate import Candidate, Report
@@ -13,6 +13,7 @@ from gpt_model.alignment.dialogue import Dialogue
 from gpt_model.alignment.reading import Demonstration, Prompt, Ranking, Response, together
 from gpt_model.data.splits import bucket, normalised
 
+MOST = 64  # answers to one prompt in a ranking; the paper had 4 to 9
 Shares = Mapping[str, float]  # of the splits that are held back; the rest is training
 
 
@@ -52,7 +53,7 @@ def _grouped(source: str, seed: str, found: Sequence[Candidate], ranked: int, kn
         if len(one.answers) > 1:
             row = Ranking(source, one.id, one.turns, tuple(Response(*answer) for answer in one.answers))
             by_prompt.setdefault(one.turns, []).append(row)
-    whole = [together(rows) for rows in by_prompt.values()]
+    whole = [together(part) for rows in by_prompt.values() for part in _parts(rows)]
     singles = [one for one in found if len(one.answers) == 1]
     each_once = []
     for one in singles:
@@ -71,6 +72,18 @@ def _grouped(source: str, seed: str, found: Sequence[Candidate], ranked: int, kn
         responses = tuple(Response(text, ratings.index(rating or 0.0), rating) for one in group for text, _, rating in one.answers)
         whole.append(Ranking(source, f"{group[0].id} and {ranked - 1} others", group[0].turns, responses))
     return whole
+
+
+def _parts(rows: Sequence[Ranking]) -> Iterator[list[Ranking]]:
+    """Rows of one prompt, in order, with at most MOST answers together, or one row: a ranking goes through a model at once."""
+    part: list[Ranking] = []
+    for row in rows:
+        if part and sum(len(one.responses) for one in (*part, row)) > MOST:
+            yield part
+            part = []
+        part.append(row)
+    if part:
+        yield part
 
 
 @dataclass

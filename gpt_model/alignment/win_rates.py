@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gpt_model.evaluation.scores import ALIKE, unseen
+from gpt_model.evaluation.scores import unseen
 from gpt_model.experiments.intervals import RESAMPLES, Estimate
 
 Floats = NDArray[np.float64]
@@ -34,14 +34,13 @@ def mean(values: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0) 
 
 
 def share(values: ArrayLike, groups: Sequence[str] | None = None, seed: int = 0) -> Estimate:
-    """The mean of what lies from 0 to 1. Where all prompts came out alike, the interval is what a share of others not met yet may do."""
+    """The mean of what lies from 0 to 1. The interval reaches at least as far as a share of others, not met yet, may move it: where all
+    prompts came out alike, or all but one, there is nothing in the resamples that could say so."""
     values = np.asarray(values, dtype=float)
-    value, samples = _resampled(values, np.ones(len(values)), groups, seed)
-    if np.ptp(samples) < ALIKE:
-        other = unseen(len(set(groups)) if groups is not None else len(values))
-        return Estimate(value, (1 - other) * value, (1 - other) * value + other)
-    low, high = np.percentile(samples, CENTRAL)
-    return Estimate(value, min(float(low), value), max(float(high), value))
+    found = mean(values, groups, seed)
+    other = unseen(len(set(groups)) if groups is not None else len(values))
+    kept = (1 - other) * found.value
+    return Estimate(found.value, min(found.low, kept), max(found.high, kept + other))
 
 
 def _resampled(above: ArrayLike, below: ArrayLike, groups: Sequence[str] | None, seed: int) -> tuple[float, Floats]:
