@@ -39,8 +39,8 @@ bench: $(VENV)/ready  ## the figures of docs/performance.md, measured again
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
-pictures: $(VENV)/ready  ## the README's screenshots, taken again from the built store (needs Chromium)
-	$(BIN)/python -m docs.pictures
+pictures: $(VENV)/ready  ## the README's screenshots, taken again from the built store (needs Chromium); RECIPE=chat-tiny: the chat's
+	$(BIN)/python -m docs.pictures $(RECIPE)
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "gpt-lineage needs Python 3.11 or newer with venv; set PYTHON=/path/to/python3.11"; exit 1; }

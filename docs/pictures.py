@@ -1,4 +1,6 @@
-"""The README's screenshots, taken from a built store: `python -m docs.pictures [RECIPE]`. The browser test uses the same steps.
+"""The README's screenshots, taken from a built store: `python -m docs.pictures [RECIPE]`. The browser tests use the same steps.
+
+Of a recipe with `alignment` it is the chat's page; of any other Dagster's graph, MLflow's comparison and the scorecard.
 
 Needs Chromium: $CHROMIUM, or chromium / google-chrome on the PATH, or one that Playwright has installed.
 """
@@ -21,7 +23,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from assets.graph import nodes
-from assets.recipe import load_recipe
+from assets.recipe import Recipe, load_recipe
 from assets.resources.server import Server
 from assets.resources.store import Store
 from assets.resources.tracking import Tracking
@@ -121,26 +123,47 @@ def open_comparison(page: Page, base: str, recipe: str, home: Path, names: Seque
     page.wait_for_timeout(1500)
 
 
+def say(page: Page, text: str) -> None:
+    """On the chat's page, to every model."""
+    page.get_by_label("Message").fill(text)
+    page.get_by_label("Message").press("Enter")
+
+
 def main() -> int:
-    recipe = sys.argv[1] if len(sys.argv) > 1 else "tiny"
-    home = Store.default_home()
-    store = Store(home)
+    recipe = load_recipe(sys.argv[1] if len(sys.argv) > 1 else "tiny")
     IMAGES.mkdir(exist_ok=True)
     with browser() as chrome:
-        with serving(dagster_command(3100), f"http://{HOST}:3100/server_info", home):
-            page = chrome.new_page(viewport={"width": 1600, "height": 1250})
-            open_asset_graph(page, f"http://{HOST}:3100", recipe)
-            page.screenshot(path=IMAGES / "asset-graph.png")
-        with serving(mlflow_command(5100, home), f"http://{HOST}:5100/health", home):
-            page = chrome.new_page(viewport={"width": 1500, "height": 1050})
-            tasks = [node.name for node in nodes(load_recipe(recipe)) if node.name.startswith("finetuned/")]
-            open_comparison(page, f"http://{HOST}:5100", recipe, home, tasks)
-            page.screenshot(path=IMAGES / "mlflow-comparison.png")
-        page = chrome.new_page(viewport={"width": 1400, "height": 900})
-        page.goto((store.show(store.resolve(f"{recipe}/scorecard")) / "scorecard.html").as_uri())
-        page.screenshot(path=IMAGES / "scorecard.png")
+        (_of_the_chat if recipe.alignment else _of_the_pages)(chrome, recipe, Store.default_home())
     print(f"written: {', '.join(str(p.relative_to(IMAGES.parent.parent)) for p in sorted(IMAGES.glob('*.png')))}")
     return 0
+
+
+def _of_the_pages(chrome: Browser, recipe: Recipe, home: Path) -> None:
+    store = Store(home)
+    with serving(dagster_command(3100), f"http://{HOST}:3100/server_info", home):
+        page = chrome.new_page(viewport={"width": 1600, "height": 1250})
+        open_asset_graph(page, f"http://{HOST}:3100", recipe.name)
+        page.screenshot(path=IMAGES / "asset-graph.png")
+    with serving(mlflow_command(5100, home), f"http://{HOST}:5100/health", home):
+        page = chrome.new_page(viewport={"width": 1500, "height": 1050})
+        tasks = [node.name for node in nodes(recipe) if node.name.startswith("finetuned/")]
+        open_comparison(page, f"http://{HOST}:5100", recipe.name, home, tasks)
+        page.screenshot(path=IMAGES / "mlflow-comparison.png")
+    page = chrome.new_page(viewport={"width": 1400, "height": 900})
+    page.goto((store.show(store.resolve(f"{recipe.name}/scorecard")) / "scorecard.html").as_uri())
+    page.screenshot(path=IMAGES / "scorecard.png")
+
+
+def _of_the_chat(chrome: Browser, recipe: Recipe, home: Path) -> None:
+    models = [f"{recipe.name}/{name}" for name in ("aligned", "policy_init")]
+    command = [sys.executable, "-m", "pipelines.cli", "chat", *models, "--browser", "--port", "7900", "--endpoint-port", "8100"]
+    with serving(command, f"http://{HOST}:7900", home):
+        page = chrome.new_page(viewport={"width": 1300, "height": 520})
+        page.goto(f"http://{HOST}:7900")
+        expect(page.get_by_text("Ask something")).to_be_visible(timeout=60_000)
+        say(page, "Write one sentence of a film review.")
+        expect(page.get_by_text("Left is better")).to_be_visible(timeout=120_000)
+        page.screenshot(path=IMAGES / "chat.png")
 
 
 if __name__ == "__main__":

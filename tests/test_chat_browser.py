@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, expect
 from test_chat import FORGED, SPELT, free_port, status
 
 from assets.resources.store import Store
-from docs.pictures import HOST, browser, chromium
+from docs.pictures import HOST, browser, chromium, say
 from gpt_model.alignment import votes
 from pipelines.chat import LEARNING
 
@@ -74,11 +74,6 @@ def opened(chrome: Browser, chat: Chat) -> Page:
     page.goto(chat.url)
     expect(page.get_by_text("Ask something")).to_be_visible(timeout=30_000)
     return page
-
-
-def say(page: Page, text: str) -> None:
-    page.get_by_label("Message").fill(text)
-    page.get_by_label("Message").press("Enter")
 
 
 def test_two_models_answer_as_they_write_and_the_vote_is_in_the_store(chat: Chat, chrome: Browser, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class TestFormats:
         [
             ("rows.jsonl", JSONL),
             ("rows.json", JSONL),
-            ("rows.jsonl.gz", gzip.compress(JSONL)),
+            ("rows.jsonl.gz", gzip.compress(JSONL, mtime=0)),
             ("rows.jsonl.zst", zstandard.compress(JSONL[:40]) + zstandard.compress(JSONL[40:])),
             ("rows.parquet", parquet(ROWS)),
         ],
@@ -142,7 +142,7 @@ class TestFormats:
             ("a.jsonl", b"[1]\n", r"a\.jsonl, line 1: expected a JSON object, found list"),
             ("a.jsonl", b'{"text": "x"}\n{"text": 7}\n', r"a\.jsonl, row 2: column 'text' holds int"),
             ("a.jsonl", b'{"text": "\\ud800"}\n', "half a character"),
-            ("a.jsonl.gz", gzip.compress(JSONL)[:-12], r"a\.jsonl\.gz is damaged or cut short"),
+            ("a.jsonl.gz", gzip.compress(JSONL, mtime=0)[:-12], r"a\.jsonl\.gz is damaged or cut short"),
             ("a.jsonl.zst", zstandard.compress(JSONL)[:-3], r"a\.jsonl\.zst is damaged or cut short"),
             ("a.txt.zst", b"not zstd", r"a\.txt\.zst is damaged"),
             ("a.parquet", b"PAR1 no", r"a\.parquet is not a parquet file"),
