@@ -18,7 +18,7 @@ from typing import Any
 
 from assets.contract import Artifact, Config, Inputs, Verdict
 from assets.forecast import forecast
-from assets.graph import Node
+from assets.node import Node
 from assets.profile import Profile
 from assets.resources.journal import attempts, seconds
 from assets.resources.launcher import Exit, LocalLauncher, log_of, name_of_signal

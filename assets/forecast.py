@@ -27,7 +27,7 @@ from assets import base_model
 from assets.contract import Artifact, Config, Inputs
 from assets.forecast_sizes import held_out_tokens
 from assets.forecast_work import CORE_FLOPS, GPU_FLOPS, Work, shape_in, trained, work_of
-from assets.graph import Node
+from assets.node import Node
 from assets.profile import Profile
 from assets.resources.store import Store
 from assets.scaling import FIT

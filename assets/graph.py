@@ -33,8 +33,6 @@ from assets.tokenizer import TOKENIZER, TOKENS
 from assets.yaml_file import naming
 from gpt_model.errors import UserError
 
-__all__ = ["Node", "check", "node_named", "nodes"]
-
 
 def nodes(recipe: Recipe) -> list[Node]:
     """Every asset of `recipe`, each after what it needs. Raises UserError for an unknown or repeated task."""

@@ -17,7 +17,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from assets.build import Outcome, Request, WorkerFailed, build
 from assets.contract import Check
-from assets.graph import Node
+from assets.node import Node
 from assets.resources.lineage import Lineage
 from assets.resources.provenance import seconds_spent
 from assets.resources.store import SHORT, Recorded

@@ -18,7 +18,8 @@ from typing import Any
 
 import dagster as dg
 
-from assets.graph import Node, check, nodes
+from assets.graph import check, nodes
+from assets.node import Node
 from assets.recipe import RECIPES, Recipe, load_recipe
 from assets.resources.lineage import Lineage
 from assets.stage import as_asset

@@ -21,7 +21,8 @@ from assets.evaluation import members
 from assets.forecast import forecast, planned
 from assets.forecast_alignment import memory_of_ppo
 from assets.forecast_work import training_flops
-from assets.graph import Node, nodes
+from assets.graph import nodes
+from assets.node import Node
 from assets.pretraining import batches_of, check_shared_out, micro_batch
 from assets.profile import Profile
 from assets.recipe import PretrainingSection, Recipe

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from assets.build import Request, WorkerFailed, build
 from assets.contract import Artifact, as_it_stands
-from assets.graph import Node
+from assets.node import Node
 from assets.profile import Profile
 from assets.resources.courier import Say
 from assets.resources.launcher import LocalLauncher

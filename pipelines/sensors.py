@@ -7,7 +7,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from assets.graph import Node
+from assets.node import Node
 from assets.recipe import Recipe
 from assets.resources.lineage import Lineage
 from gpt_model.errors import UserError

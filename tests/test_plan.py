@@ -18,7 +18,8 @@ from rich.console import Console
 
 from assets.contract import Artifact, Metrics, Stage
 from assets.forecast import forecast, planned
-from assets.graph import Node, node_named, nodes
+from assets.graph import node_named, nodes
+from assets.node import Node
 from assets.profile import Profile, load_profile
 from assets.recipe import BatchRamp, Recipe, load_recipe
 from assets.resources.manifest import Facts

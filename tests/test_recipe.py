@@ -11,7 +11,8 @@ import dagster as dg
 import pytest
 from conftest import CI_RECIPE, ROOT, environment_of, extending, write_local_recipe
 
-from assets.graph import Node, check, node_named, nodes
+from assets.graph import check, node_named, nodes
+from assets.node import Node
 from assets.recipe import RECIPES, load_recipe
 from assets.resources.lineage import Lineage
 from assets.stage import RETRY
