@@ -1,4 +1,5 @@
-"""Building one artifact: find it or make it. The contract in motion, without Dagster (`stage.py` shows it there).
+"""Building one artifact: find it or make it. The contract in motion, without Dagster (`stage.py`
+shows it there).
 
 inputs from refs ─► refuse failed gates ─► pin, fingerprint ─► lock ─┬─► found and verified: a hit
                                                                      └─► launch the worker ─► verdicts ─► publish by one rename
@@ -17,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import Artifact, Config, Inputs, Verdict
-from assets.forecast import forecast
+from assets.estimate.forecast import forecast
+from assets.launch.launcher import Exit, LocalLauncher, log_of, name_of_signal
 from assets.node import Node
-from assets.profile import Profile
-from assets.resources.journal import attempts, seconds
-from assets.resources.launcher import Exit, LocalLauncher, log_of, name_of_signal
-from assets.resources.manifest import Facts, explain_full_disk, full_disk
-from assets.resources.provenance import provenance
-from assets.resources.store import Building, Recorded, Store
-from assets.resources.tracking import Build, Tracking
+from assets.recipe.profile import Profile
+from assets.store.manifest import Facts, explain_full_disk, full_disk
+from assets.store.provenance import provenance
+from assets.store.store import Building, Recorded, Store
+from assets.tracking.event_log import attempts, seconds
+from assets.tracking.tracking import Build, Tracking
 from gpt_model.disk import write_json
 from gpt_model.errors import UserError
 
@@ -36,7 +37,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Request:
-    """One build as somebody asks for it: the node, where its recipe stands, how to execute, and who asks."""
+    """One build as somebody asks for it: the node, where its recipe stands, how to execute, and who
+    asks.
+    """
 
     node: Node
     base: Path
@@ -55,7 +58,9 @@ class Outcome:
 
 
 class WorkerFailed(Exception):
-    """The worker ended without a result, and not for a reason a person can act on. `details`: its traceback, or its last words."""
+    """The worker ended without a result, and not for a reason a person can act on. `details`: its
+    traceback, or its last words.
+    """
 
     def __init__(self, sentence: str, log: Path, details: str) -> None:
         super().__init__(f"{sentence} Its log: {log}")
@@ -63,14 +68,18 @@ class WorkerFailed(Exception):
 
 
 def gather_inputs(store: Store, node: Node) -> dict[str, Artifact]:
-    """The artifacts the refs of `node`'s upstream assets name. Refuses one that is missing or whose blocking check failed."""
+    """The artifacts the refs of `node`'s upstream assets name. Refuses one that is missing or whose
+    blocking check failed.
+    """
     inputs = {}
     for need in node.needs:
         name = node.asset(need)
         fingerprint = store.get_ref(node.recipe, name)
         artifact = store.find(fingerprint) if fingerprint else None
         if artifact is None:
-            raise UserError(f"{node.ref} needs {node.recipe}/{name}, which is not built. Build it first: gpt-lineage run {node.recipe}")
+            raise UserError(
+                f"{node.ref} needs {node.recipe}/{name}, which is not built. Build it first: gpt-lineage run {node.recipe}"
+            )
         for check, verdict in store.gate(artifact).items():
             if verdict.blocking and not verdict.passed:
                 raise UserError(
@@ -82,21 +91,36 @@ def gather_inputs(store: Store, node: Node) -> dict[str, Artifact]:
 
 
 def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tracking) -> Outcome:
-    """Find the artifact of `request`, or make it. Raises UserError or WorkerFailed; leaves no half-made artifact either way."""
+    """Find the artifact of `request`, or make it. Raises UserError or WorkerFailed; leaves no
+    half-made artifact either way.
+    """
     node = request.node
     tracking.serve(request.dagster_run_id, request.say)
     inputs = gather_inputs(store, node)
     config = node.config(request.base)
-    fingerprint = store.fingerprint(node.stage.name, node.stage.version, config, {name: a.digest for name, a in inputs.items()})
+    fingerprint = store.fingerprint(
+        node.stage.name, node.stage.version, config, {name: a.digest for name, a in inputs.items()}
+    )
 
     def waiting(holder: str) -> None:
-        request.say(f"{holder} is building {node.ref} ({store.short(fingerprint)}); waiting to use what it makes")
+        request.say(
+            f"{holder} is building {node.ref} ({store.short(fingerprint)}); waiting to use what it makes"
+        )
 
     with store.lock(fingerprint, waiting) as lock:
         artifact = _found(store, fingerprint, request.say)
         hit = artifact is not None
         if artifact is None:
-            artifact = _made(request, config, inputs, store.building(fingerprint), lock, store, launcher, tracking)
+            artifact = _made(
+                request,
+                config,
+                inputs,
+                store.building(fingerprint),
+                lock,
+                store,
+                launcher,
+                tracking,
+            )
         store.set_ref(node.recipe, node.name, fingerprint)
     if not hit:
         tracking.finish(artifact.path.parent)
@@ -104,12 +128,16 @@ def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tra
 
 
 def _found(store: Store, fingerprint: str, say: Say) -> Artifact | None:
-    """The finished artifact, once its files verify; one whose files do not is moved aside, to be built again."""
+    """The finished artifact, once its files verify; one whose files do not is moved aside, to be
+    built again.
+    """
     artifact = store.find(fingerprint)
     problems = store.verify(artifact) if artifact else []
     if artifact is None or not problems:
         return artifact
-    say(f"{store.short(fingerprint)} does not verify: {problems[0]} Moved to {store.quarantine(artifact)}, and built again.")
+    say(
+        f"{store.short(fingerprint)} does not verify: {problems[0]} Moved to {store.quarantine(artifact)}, and built again."
+    )
     return None
 
 
@@ -138,7 +166,14 @@ def _made(
     }
     started = time.time()
     what = Build(
-        node.recipe, node.name, stage.version, building.fingerprint, config, inputs, stage.model, node.description or stage.description
+        node.recipe,
+        node.name,
+        stage.version,
+        building.fingerprint,
+        config,
+        inputs,
+        stage.model,
+        node.description or stage.description,
     )
     with explain_full_disk(building.folder):
         write_json(building.job, job)
@@ -170,15 +205,23 @@ def _made(
     known |= {
         "asset": node.ref,
         "stage_path": node.stage_path,
-        "stage_seconds": result["stage_seconds"],  # of the last attempt; what `seconds` counts is all of them
+        "stage_seconds": result[
+            "stage_seconds"
+        ],  # of the last attempt; what `seconds` counts is all of them
         "attempts": attempts(building.events),
         "ranks": ranks,
         "threads": threads,
     }
     checks = {check.name: check for check in stage.checks}
-    verdicts = {name: (checks[name], Verdict(**verdict)) for name, verdict in result["verdicts"].items()}
+    verdicts = {
+        name: (checks[name], Verdict(**verdict)) for name, verdict in result["verdicts"].items()
+    }
     try:
-        return store.publish(building, Facts(stage.name, stage.version, config, inputs, result["metrics"], known), verdicts)
+        return store.publish(
+            building,
+            Facts(stage.name, stage.version, config, inputs, result["metrics"], known),
+            verdicts,
+        )
     except Exception as error:
         tracking.failed(building, str(error))
         raise

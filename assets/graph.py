@@ -1,13 +1,15 @@
-"""A recipe's graph: which stages it has, what feeds what, and the section that identifies each. No Dagster; `stage.py` wraps it.
+"""A recipe's graph: which stages it has, what feeds what, and the section that identifies each. No
+Dagster; `stage.py` wraps it.
 
 corpus ─► tokenizer ─► tokens ─┬─► pretrained ─┬─► finetuned/<task> … ─┬─► scorecard
                                │               ├─► zero_shot          ─┤
                                │               ├─► experiments/<name> ─┤
-                               │               └─► supervised … aligned ─┤ (`assets.alignment.nodes`)
+                               │               └─► supervised … aligned ─┤ (`assets.stages.alignment_nodes`)
                                └─► scaling/… ───► experiments/scaling ─┘
 
-A recipe that imports a model has `imported` in place of tokenizer and pretrained; or only of the tokenizer, where it goes on training it
-on a corpus: then `pretrained` is what comes of that. It has neither experiments nor scaling.
+A recipe that imports a model has `imported` in place of tokenizer and pretrained; or only of the
+tokenizer, where it goes on training it on a corpus: then `pretrained` is what comes of that. It has
+neither experiments nor scaling.
 """
 
 from __future__ import annotations
@@ -17,33 +19,39 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from assets.alignment.nodes import alignment_nodes
 from assets.contract import Config
-from assets.corpus import CORPUS
-from assets.evaluation import ZERO_SHOT, zero_shot_config
-from assets.experiments.nodes import experiment_nodes
-from assets.finetuning import FINETUNED, finetuning_config, task_names
-from assets.imported import IMPORTED
-from assets.ladder import scaling_nodes
 from assets.node import Node
-from assets.pretraining import PRETRAINED
-from assets.recipe import Recipe
-from assets.scorecard import SCORECARD
-from assets.tokenizer import TOKENIZER, TOKENS
-from assets.yaml_file import naming
+from assets.recipe.recipe import Recipe
+from assets.recipe.yaml_file import naming
+from assets.stages.alignment_nodes import alignment_nodes
+from assets.stages.corpus import CORPUS
+from assets.stages.experiment_nodes import experiment_nodes
+from assets.stages.finetuning import FINETUNED, finetuning_config, task_names
+from assets.stages.imported import IMPORTED
+from assets.stages.ladder import scaling_nodes
+from assets.stages.pretraining import PRETRAINED
+from assets.stages.scorecard import SCORECARD
+from assets.stages.tokenizer import TOKENIZER, TOKENS
+from assets.stages.zero_shot import ZERO_SHOT, zero_shot_config
 from gpt_model.errors import UserError
 
 
 def nodes(recipe: Recipe) -> list[Node]:
-    """Every asset of `recipe`, each after what it needs. Raises UserError for an unknown or repeated task."""
+    """Every asset of `recipe`, each after what it needs. Raises UserError for an unknown or
+    repeated task.
+    """
     with naming(recipe.files):
         return [replace(node, files=recipe.files) for node in _graph(recipe)]
 
 
 def check(
-    graph: list[Node], base: Path, read: Callable[[Node, Path], Config] = Node.config, passing: tuple[type[UserError], ...] = ()
+    graph: list[Node],
+    base: Path,
+    read: Callable[[Node, Path], Config] = Node.config,
+    passing: tuple[type[UserError], ...] = (),
 ) -> None:
-    """Whether all that `graph` is told can be read, before any of it is built. Raises UserError with a sentence for each mistake.
+    """Whether all that `graph` is told can be read, before any of it is built. Raises UserError
+    with a sentence for each mistake.
 
     `passing`: kinds of error that are none here.
     """
@@ -68,25 +76,55 @@ def _graph(recipe: Recipe) -> list[Node]:
         return tuple(need for need in needs if dict(roles).get(need, need) in there)
 
     for number, task in enumerate(task_names(recipe)):
-        node = Node(name, f"finetuned/{task}", FINETUNED, "assets.finetuning:FINETUNED", partial(finetuning_config, recipe, task))
-        rows = f"finetuning.files.{task}" if recipe.finetuning and task in recipe.finetuning.files else f"finetuning.tasks[{number}]"
-        node = replace(node, needs=needing("pretrained", "tokenizer", "corpus"), roles=roles, field=rows)
+        node = Node(
+            name,
+            f"finetuned/{task}",
+            FINETUNED,
+            "assets.stages.finetuning:FINETUNED",
+            partial(finetuning_config, recipe, task),
+        )
+        rows = (
+            f"finetuning.files.{task}"
+            if recipe.finetuning and task in recipe.finetuning.files
+            else f"finetuning.tasks[{number}]"
+        )
+        node = replace(
+            node, needs=needing("pretrained", "tokenizer", "corpus"), roles=roles, field=rows
+        )
         graph.append(replace(node, description=f"{FINETUNED.description} Task: {task}."))
     if recipe.evaluation:
         graph.append(
             Node(
-                name, "zero_shot", ZERO_SHOT, "assets.evaluation:ZERO_SHOT", lambda base: zero_shot_config(recipe),
-                needing("pretrained", "tokenizer", "corpus", "tokens"), roles, field="evaluation",
+                name,
+                "zero_shot",
+                ZERO_SHOT,
+                "assets.stages.zero_shot:ZERO_SHOT",
+                lambda base: zero_shot_config(recipe),
+                needing("pretrained", "tokenizer", "corpus", "tokens"),
+                roles,
+                field="evaluation",
             )
-        )  # fmt: skip
-    graph += [*experiment_nodes(recipe), *scaling_nodes(recipe), *alignment_nodes(recipe, there, roles)]
+        )
+    graph += [
+        *experiment_nodes(recipe),
+        *scaling_nodes(recipe),
+        *alignment_nodes(recipe, there, roles),
+    ]
     everything = tuple(node.name for node in graph)
     for node in graph:  # Dagster takes no two assets of one key, and says so of all recipes at once
         if everything.count(node.name) > 1:
-            raise UserError(f"Two assets of this recipe are named {node.name}. Leave out what asks for one of them.", field=node.field)
+            raise UserError(
+                f"Two assets of this recipe are named {node.name}. Leave out what asks for one of them.",
+                field=node.field,
+            )
     graph.append(
         Node(
-            name, "scorecard", SCORECARD, "assets.scorecard:SCORECARD", lambda base: {"recipe": recipe.model_dump(mode="json")}, everything
+            name,
+            "scorecard",
+            SCORECARD,
+            "assets.stages.scorecard:SCORECARD",
+            lambda base: {"recipe": recipe.model_dump(mode="json")},
+            everything,
         )
     )
     return graph
@@ -98,23 +136,86 @@ def _trained_here(recipe: Recipe) -> list[Node]:
 
     def pretrained(base: Path) -> Config:
         model, pretraining = recipe.own
-        return {"model": model.model_dump(mode="json"), "pretraining": pretraining.model_dump(mode="json")}
+        return {
+            "model": model.model_dump(mode="json"),
+            "pretraining": pretraining.model_dump(mode="json"),
+        }
 
     return [
-        Node(name, "corpus", CORPUS, "assets.corpus:CORPUS", _section(recipe, "corpus"), field="corpus"),
-        Node(name, "tokenizer", TOKENIZER, "assets.tokenizer:TOKENIZER", _section(recipe, "tokenizer"), ("corpus",), field="tokenizer"),
-        Node(name, "tokens", TOKENS, "assets.tokenizer:TOKENS", lambda base: {}, ("corpus", "tokenizer")),
-        Node(name, "pretrained", PRETRAINED, "assets.pretraining:PRETRAINED", pretrained, ("tokens", "tokenizer")),
+        Node(
+            name,
+            "corpus",
+            CORPUS,
+            "assets.stages.corpus:CORPUS",
+            _section(recipe, "corpus"),
+            field="corpus",
+        ),
+        Node(
+            name,
+            "tokenizer",
+            TOKENIZER,
+            "assets.stages.tokenizer:TOKENIZER",
+            _section(recipe, "tokenizer"),
+            ("corpus",),
+            field="tokenizer",
+        ),
+        Node(
+            name,
+            "tokens",
+            TOKENS,
+            "assets.stages.tokenizer:TOKENS",
+            lambda base: {},
+            ("corpus", "tokenizer"),
+        ),
+        Node(
+            name,
+            "pretrained",
+            PRETRAINED,
+            "assets.stages.pretraining:PRETRAINED",
+            pretrained,
+            ("tokens", "tokenizer"),
+        ),
     ]
 
 
 def _imported(recipe: Recipe) -> tuple[list[Node], tuple[tuple[str, str], ...]]:
-    """Somebody else's model, its tokens of a corpus if there is one, and what comes of training it on them; and who is what to the rest."""
+    """Somebody else's model, its tokens of a corpus if there is one, and what comes of training it
+    on them; and who is what to the rest.
+    """
     name, roles = recipe.name, (("tokenizer", "imported"), ("base", "imported"))
-    graph = [Node(name, "imported", IMPORTED, "assets.imported:IMPORTED", _section(recipe, "imported"), field="imported")]
+    graph = [
+        Node(
+            name,
+            "imported",
+            IMPORTED,
+            "assets.stages.imported:IMPORTED",
+            _section(recipe, "imported"),
+            field="imported",
+        )
+    ]
     if recipe.corpus:
-        graph.insert(0, Node(name, "corpus", CORPUS, "assets.corpus:CORPUS", _section(recipe, "corpus"), field="corpus"))
-        graph.append(Node(name, "tokens", TOKENS, "assets.tokenizer:TOKENS", lambda base: {}, ("corpus", "tokenizer"), roles))
+        graph.insert(
+            0,
+            Node(
+                name,
+                "corpus",
+                CORPUS,
+                "assets.stages.corpus:CORPUS",
+                _section(recipe, "corpus"),
+                field="corpus",
+            ),
+        )
+        graph.append(
+            Node(
+                name,
+                "tokens",
+                TOKENS,
+                "assets.stages.tokenizer:TOKENS",
+                lambda base: {},
+                ("corpus", "tokenizer"),
+                roles,
+            )
+        )
     if recipe.pretraining is None:
         return graph, (*roles, ("pretrained", "imported"))
 
@@ -122,9 +223,21 @@ def _imported(recipe: Recipe) -> tuple[list[Node], tuple[tuple[str, str], ...]]:
         lora = {"lora": recipe.lora.model_dump(mode="json")} if recipe.lora else {}
         return {"pretraining": _section(recipe, "pretraining")(base), **lora}
 
-    node = Node(name, "pretrained", PRETRAINED, "assets.pretraining:PRETRAINED", pretrained, ("tokens", "tokenizer", "base"), roles)
+    node = Node(
+        name,
+        "pretrained",
+        PRETRAINED,
+        "assets.stages.pretraining:PRETRAINED",
+        pretrained,
+        ("tokens", "tokenizer", "base"),
+        roles,
+    )
     how = "adapters of it (LoRA) trained" if recipe.lora else "trained further"
-    graph.append(replace(node, description=f"The imported model, {how} on the corpus's tokens, by DeepSpeed."))
+    graph.append(
+        replace(
+            node, description=f"The imported model, {how} on the corpus's tokens, by DeepSpeed."
+        )
+    )
     return graph, roles
 
 

@@ -1,4 +1,6 @@
-"""Node: one asset of one recipe, as plain data: its stage, its section of the recipe, what it needs. No Dagster; `stage.py` wraps it."""
+"""Node: one asset of one recipe, as plain data: its stage, its section of the recipe, what it
+needs. No Dagster; `stage.py` wraps it.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from assets.contract import Config, Stage
-from assets.yaml_file import naming
+from assets.recipe.yaml_file import naming
 
 
 @dataclass(frozen=True)
 class Node:
-    """One asset of one recipe. `section(base)` is its part of the recipe as plain JSON; `base` is the recipe's folder."""
+    """One asset of one recipe. `section(base)` is its part of the recipe as plain JSON; `base` is
+    the recipe's folder.
+    """
 
     recipe: str
     name: str  # "finetuned/sentiment"
     stage: Stage
-    stage_path: str  # "assets.finetuning:FINETUNED", for the worker
+    stage_path: str  # "assets.stages.finetuning:FINETUNED", for the worker
     section: Callable[[Path], Config]
-    needs: tuple[str, ...] = ()  # what its stage calls its inputs: each the asset of that name, or the one that `roles` says
+    needs: tuple[
+        str, ...
+        # what its stage calls its inputs: each the asset of that name, or the one that `roles` says
+    ] = ()
     roles: tuple[tuple[str, str], ...] = ()
     after: tuple[str, ...] = ()  # assets built before it, though nothing of them is its input
     description: str = ""
     files: tuple[Path, ...] = ()  # the recipe's, and those it extends
-    field: str = ""  # where in the recipe the section's own fields stand, for the errors of a stage, which knows no more than its section
+    # where in the recipe the section's own fields stand, for the errors of a stage, which knows no
+    # more than its section
+    field: str = ""
 
     @property
     def key(self) -> list[str]:
@@ -46,16 +55,22 @@ class Node:
         return list(dict.fromkeys(map(self.asset, self.needs)))
 
     def config(self, base: Path) -> Config:
-        """The section with everything outside the store tied to its bytes. Raises UserError naming the recipe's file, line and field."""
+        """The section with everything outside the store tied to its bytes. Raises UserError naming
+        the recipe's file, line and field.
+        """
         section = self.settings(base)
         with self.naming():
             return self.stage.pin(section, base)
 
     def settings(self, base: Path) -> Config:
-        """The section as it stands, no local text file opened for it. Raises UserError as `config` does."""
+        """The section as it stands, no local text file opened for it. Raises UserError as `config`
+        does.
+        """
         with naming(self.files):
             return self.section(base)
 
     def naming(self) -> AbstractContextManager[None]:
-        """A UserError of the stage in here says where in the recipe the field it is about is written."""
+        """A UserError of the stage in here says where in the recipe the field it is about is
+        written.
+        """
         return naming(self.files, self.field)

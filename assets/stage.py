@@ -1,7 +1,9 @@
-"""The ONE wrapper that turns a stage into a Dagster asset: build or find its artifact, and show it as a person wants it.
+"""The ONE wrapper that turns a stage into a Dagster asset: build or find its artifact, and show it
+as a person wants it.
 
-Dagster concepts: a software-defined asset with asset checks, `DataVersion` = digest, Pipes for what the worker says as it happens.
-What a build *is* stands in `build.py`, without Dagster. (No postponed annotations in here: Dagster reads them as they stand.)
+Dagster concepts: a software-defined asset with asset checks, `DataVersion` = digest, Pipes for what
+the worker says as it happens. What a build *is* stands in `build.py`, without Dagster. (No
+postponed annotations in here: Dagster reads them as they stand.)
 """
 
 import base64
@@ -17,27 +19,33 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from assets.build import Outcome, Request, WorkerFailed, build
 from assets.contract import Check
+from assets.lineage import Lineage
 from assets.node import Node
-from assets.resources.lineage import Lineage
-from assets.resources.provenance import seconds_spent
-from assets.resources.store import SHORT, Recorded
+from assets.store.provenance import seconds_spent
+from assets.store.store import SHORT, Recorded
 from gpt_model.errors import UserError
 
 # Every Pipes session raises it, about a parameter that is Dagster's own and not ours.
 warnings.filterwarnings("ignore", message=".*expected_writer_count.*", category=dg.PreviewWarning)
 
-RETRY = dg.RetryPolicy(max_retries=1, delay=5)  # a worker that died once may have met a passing fault; it resumes, it does not start over
+RETRY = dg.RetryPolicy(
+    max_retries=1, delay=5
+)  # a worker that died once may have met a passing fault; it resumes, it does not start over
 PICTURE_LIMIT_BYTES = 1_000_000  # inline in one metadata entry; what is more is in MLflow
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+\.png)\)")  # as Markdown links to one
 
 
 def as_asset(node: Node, base: Path, owners: list[str]) -> dg.AssetsDefinition:
-    """`node` as a Dagster asset. `base` is the folder of its recipe, which local sources are relative to."""
+    """`node` as a Dagster asset. `base` is the folder of its recipe, which local sources are
+    relative to.
+    """
     stage = node.stage
 
     @dg.asset(
         key=node.key,
-        deps=[dg.AssetKey([node.recipe, *name.split("/")]) for name in (*node.upstream, *node.after)],
+        deps=[
+            dg.AssetKey([node.recipe, *name.split("/")]) for name in (*node.upstream, *node.after)
+        ],
         group_name=node.recipe,
         kinds=set(stage.kinds),
         owners=owners or None,
@@ -57,12 +65,20 @@ def as_asset(node: Node, base: Path, owners: list[str]) -> dg.AssetsDefinition:
             context.log.error(error.details)
             raise dg.Failure(str(error)) from None
         except (KeyboardInterrupt, DagsterExecutionInterruptedError) as interruption:
-            # Raised as it is, the retry policy would start the step again. A failed step of a run that is being canceled cancels it;
-            # the page has said so already, Ctrl-C and SIGTERM have not.
-            if context.instance.get_run_by_id(context.run.run_id).status != dg.DagsterRunStatus.CANCELING:
+            # Raised as it is, the retry policy would start the step again. A failed step of a run
+            # that is being canceled cancels it; the page has said so already, Ctrl-C and SIGTERM
+            # have not.
+            if (
+                context.instance.get_run_by_id(context.run.run_id).status
+                != dg.DagsterRunStatus.CANCELING
+            ):
                 context.instance.report_run_canceling(context.run, "The run was interrupted.")
-            raise dg.Failure(f"{node.ref} was terminated; the next run goes on from there.", allow_retries=False) from interruption
-        context.log.info(f"{node.ref}: {'found and verified' if outcome.hit else 'built'} {outcome.artifact.fingerprint[:12]}")
+            raise dg.Failure(
+                f"{node.ref} was terminated; the next run goes on from there.", allow_retries=False
+            ) from interruption
+        context.log.info(
+            f"{node.ref}: {'found and verified' if outcome.hit else 'built'} {outcome.artifact.fingerprint[:12]}"
+        )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(outcome.artifact.digest),
             metadata=_metadata(outcome, lineage, node),
@@ -74,27 +90,44 @@ def as_asset(node: Node, base: Path, owners: list[str]) -> dg.AssetsDefinition:
 
 def _build(context: dg.AssetExecutionContext, node: Node, base: Path, lineage: Lineage) -> Outcome:
     injector, reader = dg.PipesEnvContextInjector(), dg.PipesTempFileMessageReader()
-    with dg.open_pipes_session(context=context, context_injector=injector, message_reader=reader) as session:
+    with dg.open_pipes_session(
+        context=context, context_injector=injector, message_reader=reader
+    ) as session:
         request = Request(
-            node, base, lineage.execution(), dagster_run_id=context.run.run_id,
-            environment=session.get_bootstrap_env_vars(), say=context.log.info,
-        )  # fmt: skip
+            node,
+            base,
+            lineage.execution(),
+            dagster_run_id=context.run.run_id,
+            environment=session.get_bootstrap_env_vars(),
+            say=context.log.info,
+        )
         return build(request, lineage.store(), lineage.launcher(), lineage.tracking())
 
 
 def _check_spec(check: Check, node: Node) -> dg.AssetCheckSpec:
-    return dg.AssetCheckSpec(check.name, asset=dg.AssetKey(node.key), description=check.description, blocking=check.blocking)
+    return dg.AssetCheckSpec(
+        check.name,
+        asset=dg.AssetKey(node.key),
+        description=check.description,
+        blocking=check.blocking,
+    )
 
 
 def _check_results(verdicts: Mapping[str, Recorded], node: Node) -> Iterator[dg.AssetCheckResult]:
-    """One for each check of the stage as it is now, which Dagster asks for, whatever the artifact that was found was judged by."""
+    """One for each check of the stage as it is now, which Dagster asks for, whatever the artifact
+    that was found was judged by.
+    """
     for check in node.stage.checks:
-        verdict = verdicts.get(check.name) or Recorded(False, False, "Not judged: this check is newer than the artifact.")
+        verdict = verdicts.get(check.name) or Recorded(
+            False, False, "Not judged: this check is newer than the artifact."
+        )
         yield dg.AssetCheckResult(
             asset_key=dg.AssetKey(node.key),
             check_name=check.name,
             passed=verdict.passed,
-            severity=dg.AssetCheckSeverity.ERROR if verdict.blocking else dg.AssetCheckSeverity.WARN,
+            severity=dg.AssetCheckSeverity.ERROR
+            if verdict.blocking
+            else dg.AssetCheckSeverity.WARN,
             description=verdict.summary,
             metadata=dict(verdict.figures),
         )
@@ -116,18 +149,26 @@ def _metadata(outcome: Outcome, lineage: Lineage, node: Node) -> dict[str, Any]:
         shown["MLflow run"] = dg.MetadataValue.url(url)
     shown |= _pictures(lineage.store().show(artifact))
     for name, value in artifact.metrics.items():
-        shown[name if name not in shown else f"{name} (metric)"] = float(value)  # a stage may call a number of its own by a name of ours
+        shown[name if name not in shown else f"{name} (metric)"] = float(
+            value
+        )  # a stage may call a number of its own by a name of ours
     return shown
 
 
 def _pictures(folder: Path) -> dict[str, Any]:
-    """Every table, text and picture of the artifact, inline, and the path of every page; each under its file's name."""
+    """Every table, text and picture of the artifact, inline, and the path of every page; each under
+    its file's name.
+    """
     shown: dict[str, Any] = {}
     for path in sorted(path for path in folder.glob("*") if path.is_file()):
         if path.suffix == ".md":
-            shown[path.name] = dg.MetadataValue.md(_with_pictures(path.read_text(encoding="utf-8"), folder))
+            shown[path.name] = dg.MetadataValue.md(
+                _with_pictures(path.read_text(encoding="utf-8"), folder)
+            )
         elif path.suffix == ".png":
-            shown[path.name] = dg.MetadataValue.md(_with_pictures(f"![{path.stem}]({path.name})", folder))
+            shown[path.name] = dg.MetadataValue.md(
+                _with_pictures(f"![{path.stem}]({path.name})", folder)
+            )
         elif path.suffix == ".json":
             shown[path.name] = _table(json.loads(path.read_text(encoding="utf-8")))
         else:
@@ -136,16 +177,21 @@ def _pictures(folder: Path) -> dict[str, Any]:
 
 
 def _table(table: Mapping[str, Any]) -> dg.TableMetadataValue:
-    """The "short" columns of a table, which Dagster shows at once; Markdown of more than a few lines waits behind a click."""
+    """The "short" columns of a table, which Dagster shows at once; Markdown of more than a few
+    lines waits behind a click.
+    """
     names = table["short"]
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
     return dg.MetadataValue.table(
-        [dg.TableRecord({name: row[name] for name in names}) for row in rows], dg.TableSchema([dg.TableColumn(name) for name in names])
+        [dg.TableRecord({name: row[name] for name in names}) for row in rows],
+        dg.TableSchema([dg.TableColumn(name) for name in names]),
     )
 
 
 def _with_pictures(markdown: str, folder: Path) -> str:
-    """`markdown` with the pictures it links to in `folder` in it, in their order while they fit; the path of each that does not."""
+    """`markdown` with the pictures it links to in `folder` in it, in their order while they fit;
+    the path of each that does not.
+    """
     room = PICTURE_LIMIT_BYTES
 
     def inline(link: re.Match[str]) -> str:

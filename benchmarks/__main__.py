@@ -1,9 +1,11 @@
-"""`make bench`: every figure of docs/performance.md, measured one after the other. About 40 minutes on two cores, nothing beside it.
+"""`make bench`: every figure of docs/performance.md, measured one after the other. About 40 minutes
+on two cores, nothing beside it.
 
-python -m benchmarks [PART …]     all by default: demo bits speed banded generation evaluation memory sft reward dpo ppo;
-figures go to benchmarks/results/
+python -m benchmarks [PART …]     all by default: demo bits speed banded generation evaluation
+memory sft reward dpo ppo; figures go to benchmarks/results/
 
-Every part is run, whatever came of those before; the status is 1 where one failed or missed a bar, and the last lines say which.
+Every part is run, whatever came of those before; the status is 1 where one failed or missed a bar,
+and the last lines say which.
 """
 
 from __future__ import annotations
@@ -39,20 +41,28 @@ PARTS = {
 def main() -> int:
     chosen = sys.argv[1:] or list(PARTS)
     if unknown := [name for name in chosen if name not in PARTS]:
-        print(f"There is no benchmark {unknown[0]!r}; there are {', '.join(PARTS)}.", file=sys.stderr)
+        print(
+            f"There is no benchmark {unknown[0]!r}; there are {', '.join(PARTS)}.", file=sys.stderr
+        )
         return 2
     RESULTS.mkdir(exist_ok=True)
     return run({name: [str(HERE / PARTS[name][0]), *PARTS[name][1:]] for name in chosen})
 
 
 def run(parts: Mapping[str, Sequence[str]]) -> int:
-    """Run every part, then say which bars were missed and which parts failed otherwise; 1 where there are any."""
+    """Run every part, then say which bars were missed and which parts failed otherwise; 1 where
+    there are any.
+    """
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
         for name, command in parts.items():
             print(f"\n== {name} ==", flush=True)
             missed = Path(folder) / name
-            status = subprocess.run([sys.executable, *command], env={**os.environ, MISSED_FILE: str(missed)}, check=False).returncode
+            status = subprocess.run(
+                [sys.executable, *command],
+                env={**os.environ, MISSED_FILE: str(missed)},
+                check=False,
+            ).returncode
             lines = missed.read_text(encoding="utf-8").splitlines() if missed.exists() else []
             wrong += [f"{name} missed: {line}" for line in lines]
             if status and not lines:

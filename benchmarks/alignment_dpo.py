@@ -1,9 +1,11 @@
-"""DPO pairs a second against TRL's DPO trainer: the same model, texts, pairs and batch, on the same cores.
+"""DPO pairs a second against TRL's DPO trainer: the same model, texts, pairs and batch, on the same
+cores.
 
     python benchmarks/alignment_dpo.py [--steps 8] [--json FILE]
 
-Model, texts and batch are alignment_reward.py's. Both sides ask the reference for its log-probabilities before training begins (TRL's
-`precompute_ref_log_probs`), and that time is counted on neither side: what is compared is the steps.
+Model, texts and batch are alignment_reward.py's. Both sides ask the reference for its
+log-probabilities before training begins (TRL's `precompute_ref_log_probs`), and that time is
+counted on neither side: what is compared is the steps.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.alignment_reward import BATCH, compare, compared_in, pairs_in, timed, train_ours, trl_options  # noqa: E402
+from benchmarks.alignment_reward import (  # noqa: E402  # noqa: E402
+    BATCH,
+    compare,
+    compared_in,
+    pairs_in,
+    timed,
+    train_ours,
+    trl_options,
+)
 from benchmarks.bars import verdict  # noqa: E402
 
 BETA = 0.1
@@ -23,12 +33,14 @@ BETA = 0.1
 
 def run_ours(folder: Path, steps: int) -> dict[str, float]:
     from gpt_model import convert
-    from gpt_model.alignment.batches import Batches
-    from gpt_model.alignment.dpo import Preferring, by_ranking
+    from gpt_model.rlhf.batches import Batches
+    from gpt_model.rlhf.dpo import Preferring, by_ranking
 
     model, compared = convert.load(folder / "model"), compared_in(folder)
     before = by_ranking(model.eval(), compared)
-    objective = Preferring(compared, before, BETA, Batches([one.tokens for one in compared], BATCH, 1, seed=1))
+    objective = Preferring(
+        compared, before, BETA, Batches([one.tokens for one in compared], BATCH, 1, seed=1)
+    )
     return train_ours(model, objective, steps)
 
 
@@ -46,9 +58,13 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
     tokenizer.pad_token = tokenizer.eos_token
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype="float32")
-    rows = datasets.Dataset.from_list([{f"{name}_ids": tokens for name, tokens in one.items()} for one in pairs_in(folder)])
+    rows = datasets.Dataset.from_list(
+        [{f"{name}_ids": tokens for name, tokens in one.items()} for one in pairs_in(folder)]
+    )
     args = trl.DPOConfig(**trl_options(folder, steps), beta=BETA, precompute_ref_log_probs=True)
-    return timed(OfTokens(model=model, args=args, train_dataset=rows, processing_class=tokenizer), steps)
+    return timed(
+        OfTokens(model=model, args=args, train_dataset=rows, processing_class=tokenizer), steps
+    )
 
 
 def main() -> int:

@@ -1,12 +1,15 @@
-"""PPO episodes a second against TRL's RLOO trainer: the same policy, reward, lengths, episodes and updates, on the same cores.
+"""PPO episodes a second against TRL's RLOO trainer: the same policy, reward, lengths, episodes and
+updates, on the same cores.
 
     python benchmarks/alignment_ppo.py [--batches 4] [--json FILE]
 
-A policy of 6 × 384 with 8,192 tokens and random weights, prompts of 32 tokens, answers of exactly 64 (the end is made all but impossible),
-float32. A batch is 64 episodes, learnt from in 4 optimizer steps of 16, with a KL penalty to a reference. The reward is one function of
-the tokens. What is counted is everything: answers, log-probabilities, rewards, updates. Each side runs in a process of its own, with all
-cores, and takes turns with the others (`--rounds`); the first batch of a run is not counted, and ratios are of medians. RLOO has no value
-model: the bar is held against PPO whose values are a head on the policy's trunk. What one of the policy's size costs is told beside it.
+A policy of 6 × 384 with 8,192 tokens and random weights, prompts of 32 tokens, answers of exactly
+64 (the end is made all but impossible), float32. A batch is 64 episodes, learnt from in 4 optimizer
+steps of 16, with a KL penalty to a reference. The reward is one function of the tokens. What is
+counted is everything: answers, log-probabilities, rewards, updates. Each side runs in a process of
+its own, with all cores, and takes turns with the others (`--rounds`); the first batch of a run is
+not counted, and ratios are of medians. RLOO has no value model: the bar is held against PPO whose
+values are a head on the policy's trunk. What one of the policy's size costs is told beside it.
 """
 
 from __future__ import annotations
@@ -37,17 +40,26 @@ BAR = 1.5
 
 
 def make_inputs(folder: Path) -> None:
-    """policy/ (a folder that transformers loads, tokenizer and all) and prompts.json (text of exactly PROMPT tokens each)."""
+    """policy/ (a folder that transformers loads, tokenizer and all) and prompts.json (text of
+    exactly PROMPT tokens each).
+    """
     import torch
 
     from gpt_model import GPT, ModelConfig, convert
     from gpt_model.tokenizer import Tokenizer
 
     draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(20_000)]
-    tokenizer = Tokenizer.train([" ".join(draw.choices(words, k=500)) for _ in range(300)], vocab_size=VOCABULARY)
+    words = [
+        "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9)))
+        for _ in range(20_000)
+    ]
+    tokenizer = Tokenizer.train(
+        [" ".join(draw.choices(words, k=500)) for _ in range(300)], vocab_size=VOCABULARY
+    )
     model = GPT(ModelConfig.model_validate({**SHAPE, "vocab_size": tokenizer.vocab_size}), seed=1)
-    with torch.no_grad():  # the end's logit is -50 wherever it is asked for: one of the states is 1 there, and only the end looks at it
+    # the end's logit is -50 wherever it is asked for: one of the states is 1 there, and only the
+    # end looks at it
+    with torch.no_grad():
         model.ln_f.weight[0], model.ln_f.bias[0] = 0.0, 1.0  # type: ignore[index,operator]
         model.wte.weight[:, 0] = 0.0
         model.wte.weight[tokenizer.end_of_text] = 0.0
@@ -73,46 +85,87 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
     from torch import Tensor
 
     from gpt_model import convert
-    from gpt_model.alignment.episodes import Asking
-    from gpt_model.alignment.ppo import PPO, Actors, Losses, constant_rate
-    from gpt_model.alignment.reward import RewardModel
-    from gpt_model.alignment.rollouts import Limits, Making, Rollouts
+    from gpt_model.ops.varlen import Ragged
     from gpt_model.progress import Silent
-    from gpt_model.ragged import Ragged
+    from gpt_model.rlhf.episodes import Asking
+    from gpt_model.rlhf.ppo import PPO, Actors, Losses, constant_rate
+    from gpt_model.rlhf.reward_model import RewardModel
+    from gpt_model.rlhf.rollouts import Limits, Making, Rollouts
     from gpt_model.tokenizer import Tokenizer
     from gpt_model.training.loop import Execution, Hook, Settings, train
 
     class Liking(RewardModel):
         def rewards(self, rows: Ragged) -> Tensor:
-            return torch.tensor([liked(text[PROMPT : PROMPT + NEW].tolist()) for text in rows.tokens.split(list(rows.lengths))])
+            return torch.tensor(
+                [
+                    liked(text[PROMPT : PROMPT + NEW].tolist())
+                    for text in rows.tokens.split(list(rows.lengths))
+                ]
+            )
 
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ |= {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
     tokenizer, start = Tokenizer.load(folder / "policy"), convert.load(folder / "policy")
     prompts = [tokenizer.encode(text) for text in json.loads((folder / "prompts.json").read_text())]
     making = Making(
-        prompts=prompts, how=Asking(tokenizer.end_of_text, NEW, 1.0), batch=BATCH, batches=batches + 1, steps_each=BATCH // MINIBATCH,
-        coefficient=KL, unfinished=0.0, target=None, smoothing=0.95, decay=0.992, seed=1, limits=Limits(math.inf, 1e9, math.inf),
-    )  # fmt: skip
+        prompts=prompts,
+        how=Asking(tokenizer.end_of_text, NEW, 1.0),
+        batch=BATCH,
+        batches=batches + 1,
+        steps_each=BATCH // MINIBATCH,
+        coefficient=KL,
+        unfinished=0.0,
+        target=None,
+        smoothing=0.95,
+        decay=0.992,
+        seed=1,
+        limits=Limits(math.inf, 1e9, math.inf),
+    )
     marks: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
         rollouts = Rollouts(Path(scratch), None, making, Execution())
         objective = PPO(rollouts, MINIBATCH, 1.0, Losses(0.2, 0.2, 0.1, 0.0), None, Execution(), 1)
 
         def between(step: int, model: Any) -> dict[str, float]:
-            marks.append(time.perf_counter())  # a batch begins as it is made, and ends where the next begins
+            marks.append(
+                time.perf_counter()
+            )  # a batch begins as it is made, and ends where the next begins
             return rollouts.between(step, model.cast())
 
-        model = Actors(start, Liking(convert.load(folder / "policy")), shared=side == "shared trunk", seed=1)
+        model = Actors(
+            start, Liking(convert.load(folder / "policy")), shared=side == "shared trunk", seed=1
+        )
         steps = (batches + 1) * making.steps_each
-        settings = Settings(steps, constant_rate(RATE, 0, making.steps_each), betas=(0.9, 0.95), weight_decay=0.0)
+        settings = Settings(
+            steps, constant_rate(RATE, 0, making.steps_each), betas=(0.9, 0.95), weight_decay=0.0
+        )
         hooks = [Hook(rollouts.steps, between)]
-        train(model, objective, settings, Execution(), checkpoints=None, progress=Silent(), hooks=hooks)
+        train(
+            model,
+            objective,
+            settings,
+            Execution(),
+            checkpoints=None,
+            progress=Silent(),
+            hooks=hooks,
+        )
         told = rollouts.batch(batches).told
-    return {"seconds": (marks[-1] - marks[1]) / batches, "length": told["length"], "reward": told["reward"]}
+    return {
+        "seconds": (marks[-1] - marks[1]) / batches,
+        "length": told["length"],
+        "reward": told["reward"],
+    }
 
 
 def run_trl(folder: Path, batches: int) -> dict[str, float]:
-    """The same of TRL's trainer: one generation of BATCH episodes, two for each prompt, for every BATCH / MINIBATCH updates."""
+    """The same of TRL's trainer: one generation of BATCH episodes, two for each prompt, for every
+    BATCH / MINIBATCH updates.
+    """
     import datasets
     import transformers
     import trl
@@ -134,15 +187,41 @@ def run_trl(folder: Path, batches: int) -> dict[str, float]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "policy", padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token
     args = trl.RLOOConfig(
-        output_dir=str(folder / "trl"), use_cpu=True, bf16=False, per_device_train_batch_size=MINIBATCH, gradient_accumulation_steps=1,
-        steps_per_generation=BATCH // MINIBATCH, num_generations=2, max_completion_length=NEW, temperature=1.0, beta=KL, num_iterations=1,
-        learning_rate=RATE, lr_scheduler_type="constant", max_steps=(batches + 1) * (BATCH // MINIBATCH), gradient_checkpointing=False,
-        save_strategy="no", report_to=[], logging_strategy="no", disable_tqdm=True, weight_decay=0.0, adam_beta2=0.95,
-        model_init_kwargs={"dtype": "float32"}, generation_kwargs={"min_new_tokens": NEW, "use_cache": True}, dataloader_pin_memory=False,
-    )  # fmt: skip
-    rows = datasets.Dataset.from_list([{"prompt": text} for text in json.loads((folder / "prompts.json").read_text())])
+        output_dir=str(folder / "trl"),
+        use_cpu=True,
+        bf16=False,
+        per_device_train_batch_size=MINIBATCH,
+        gradient_accumulation_steps=1,
+        steps_per_generation=BATCH // MINIBATCH,
+        num_generations=2,
+        max_completion_length=NEW,
+        temperature=1.0,
+        beta=KL,
+        num_iterations=1,
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        max_steps=(batches + 1) * (BATCH // MINIBATCH),
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to=[],
+        logging_strategy="no",
+        disable_tqdm=True,
+        weight_decay=0.0,
+        adam_beta2=0.95,
+        model_init_kwargs={"dtype": "float32"},
+        generation_kwargs={"min_new_tokens": NEW, "use_cache": True},
+        dataloader_pin_memory=False,
+    )
+    rows = datasets.Dataset.from_list(
+        [{"prompt": text} for text in json.loads((folder / "prompts.json").read_text())]
+    )
     trainer = trl.RLOOTrainer(
-        model=str(folder / "policy"), reward_funcs=reward, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[Mark()]
+        model=str(folder / "policy"),
+        reward_funcs=reward,
+        args=args,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=[Mark()],
     )
     trainer.train()
     return {
@@ -156,8 +235,19 @@ def run_trl(folder: Path, batches: int) -> dict[str, float]:
 def measure(folder: Path, side: str, batches: int) -> dict[str, float]:
     """A side in a process of its own."""
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--batches", str(batches)]
-    done = subprocess.run(command, env={**os.environ, **offline}, stdout=subprocess.PIPE, text=True, check=True)
+    command = [
+        sys.executable,
+        __file__,
+        "--side",
+        side,
+        "--folder",
+        str(folder),
+        "--batches",
+        str(batches),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, **offline}, stdout=subprocess.PIPE, text=True, check=True
+    )
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
@@ -171,7 +261,11 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
-        found = run_trl(given.folder, given.batches) if given.side == "trl" else run_ours(given.folder, given.side, given.batches)
+        found = (
+            run_trl(given.folder, given.batches)
+            if given.side == "trl"
+            else run_ours(given.folder, given.side, given.batches)
+        )
         print(json.dumps(found))
         return 0
     with tempfile.TemporaryDirectory(prefix="ppo-") as folder:
@@ -180,12 +274,22 @@ def main() -> int:
         for number in range(given.rounds):
             for side in SIDES if number % 2 == 0 else SIDES[::-1]:
                 results[side].append(measure(Path(folder), side, given.batches))
-    seconds = {side: statistics.median(one["seconds"] for one in runs) for side, runs in results.items()}
+    seconds = {
+        side: statistics.median(one["seconds"] for one in runs) for side, runs in results.items()
+    }
     for side, runs in results.items():
-        print(f"{side}: {BATCH / seconds[side]:.2f} episodes/s, answers of {runs[0]['length']:.1f} tokens", flush=True)
+        print(
+            f"{side}: {BATCH / seconds[side]:.2f} episodes/s, answers of {runs[0]['length']:.1f} tokens",
+            flush=True,
+        )
     ratios = {side: seconds["trl"] / seconds[side] for side in SIDES}
-    print(f"PPO with a shared trunk / TRL's RLOO: {ratios['shared trunk']:.2f} {at_least('PPO: ratio', ratios['shared trunk'], BAR)}")
-    print(f"PPO with a value model beside it / TRL's RLOO, which has none: {ratios['value model']:.2f}", flush=True)
+    print(
+        f"PPO with a shared trunk / TRL's RLOO: {ratios['shared trunk']:.2f} {at_least('PPO: ratio', ratios['shared trunk'], BAR)}"
+    )
+    print(
+        f"PPO with a value model beside it / TRL's RLOO, which has none: {ratios['value model']:.2f}",
+        flush=True,
+    )
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
     return verdict()

@@ -1,11 +1,13 @@
-"""Comparisons a second against TRL's reward trainer: the same model, texts, pairs and batch, on the same cores.
+"""Comparisons a second against TRL's reward trainer: the same model, texts, pairs and batch, on the
+same cores.
 
     python benchmarks/alignment_reward.py [--steps 8] [--json FILE]
 
-A decoder of 6 × 384 with 8,192 tokens and random weights, two responses a prompt, prompts of 32 to 96 tokens and responses of 16 to 96,
-16 pairs an optimizer step, float32. The texts are the same tokens on both sides, laid out before the clock starts; of TRL the batch is one
-micro-batch. Each side runs in a process of its own, with all cores, and takes turns with the other (`--rounds`); the first two steps of a
-run are not counted, and the ratio is of medians.
+A decoder of 6 × 384 with 8,192 tokens and random weights, two responses a prompt, prompts of 32 to
+96 tokens and responses of 16 to 96, 16 pairs an optimizer step, float32. The texts are the same
+tokens on both sides, laid out before the clock starts; of TRL the batch is one micro-batch. Each
+side runs in a process of its own, with all cores, and takes turns with the other (`--rounds`); the
+first two steps of a run are not counted, and the ratio is of medians.
 """
 
 from __future__ import annotations
@@ -29,24 +31,38 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.bars import at_least, verdict  # noqa: E402
 
 VOCABULARY, CONTEXT, BATCH, WARM = 8192, 256, 16, 2
-SHAPE = {"family": "gpt2", "layers": 6, "width": 384, "heads": 6, "context": CONTEXT, "dropout": 0.0}
+SHAPE = {
+    "family": "gpt2",
+    "layers": 6,
+    "width": 384,
+    "heads": 6,
+    "context": CONTEXT,
+    "dropout": 0.0,
+}
 PROMPT, RESPONSE = (32, 96), (16, 96)  # tokens, at least and at most
 RATE = 1e-5
 SIDES = ("ours", "trl")
 BAR = 1.25
 
 
-# -- what both sides are given ---------------------------------------------------------------------------------------------------------
+# --- what both sides are given ---
 
 
 def make_inputs(folder: Path, steps: int) -> None:
-    """model/ (a folder that transformers loads, tokenizer and all) and pairs.json: prompt, chosen and rejected, as tokens."""
+    """model/ (a folder that transformers loads, tokenizer and all) and pairs.json: prompt, chosen
+    and rejected, as tokens.
+    """
     from gpt_model import GPT, ModelConfig, convert
     from gpt_model.tokenizer import Tokenizer
 
     draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(20_000)]
-    tokenizer = Tokenizer.train([" ".join(draw.choices(words, k=500)) for _ in range(300)], vocab_size=VOCABULARY)
+    words = [
+        "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9)))
+        for _ in range(20_000)
+    ]
+    tokenizer = Tokenizer.train(
+        [" ".join(draw.choices(words, k=500)) for _ in range(300)], vocab_size=VOCABULARY
+    )
     model = GPT(ModelConfig.model_validate({**SHAPE, "vocab_size": tokenizer.vocab_size}), seed=1)
     convert.export(model, folder / "model", tokenizer.end_of_text)
     tokenizer.save(folder / "model")
@@ -55,7 +71,11 @@ def make_inputs(folder: Path, steps: int) -> None:
         return [draw.randrange(1, VOCABULARY) for _ in range(draw.randint(*limits))]
 
     pairs = [
-        {"prompt": text(PROMPT), "chosen": [*text(RESPONSE), tokenizer.end_of_text], "rejected": [*text(RESPONSE), tokenizer.end_of_text]}
+        {
+            "prompt": text(PROMPT),
+            "chosen": [*text(RESPONSE), tokenizer.end_of_text],
+            "rejected": [*text(RESPONSE), tokenizer.end_of_text],
+        }
         for _ in range(BATCH * (WARM + steps))
     ]
     (folder / "pairs.json").write_text(json.dumps(pairs))
@@ -68,18 +88,21 @@ def pairs_in(folder: Path) -> list[dict[str, list[int]]]:
 
 def compared_in(folder: Path) -> list[Any]:
     """The pairs as our objectives take them."""
-    from gpt_model.alignment.reward import Compared
+    from gpt_model.rlhf.reward_model import Compared
 
     return [
         Compared(
-            "", str(number), [one["prompt"] + one["chosen"], one["prompt"] + one["rejected"]],
-            [len(one["chosen"]), len(one["rejected"])], [(0, 1)],
+            "",
+            str(number),
+            [one["prompt"] + one["chosen"], one["prompt"] + one["rejected"]],
+            [len(one["chosen"]), len(one["rejected"])],
+            [(0, 1)],
         )
         for number, one in enumerate(pairs_in(folder))
-    ]  # fmt: skip
+    ]
 
 
-# -- the two sides ---------------------------------------------------------------------------------------------------------------------
+# --- the two sides ---
 
 
 def train_ours(model: Any, objective: Any, steps: int) -> dict[str, float]:
@@ -87,7 +110,13 @@ def train_ours(model: Any, objective: Any, steps: int) -> dict[str, float]:
     from gpt_model.progress import Silent
     from gpt_model.training.loop import Execution, Hook, Settings, train
 
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ |= {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
     marks: list[float] = []
 
     def mark(step: int, model: Any) -> dict[str, float]:
@@ -95,14 +124,22 @@ def train_ours(model: Any, objective: Any, steps: int) -> dict[str, float]:
         return {}
 
     settings = Settings(WARM + steps, lambda step: RATE, betas=(0.9, 0.999), weight_decay=0.0)
-    outcome = train(model, objective, settings, Execution(), checkpoints=None, progress=Silent(), hooks=[Hook([WARM, WARM + steps], mark)])
+    outcome = train(
+        model,
+        objective,
+        settings,
+        Execution(),
+        checkpoints=None,
+        progress=Silent(),
+        hooks=[Hook([WARM, WARM + steps], mark)],
+    )
     return {"seconds": (marks[1] - marks[0]) / steps, "loss": outcome.loss}
 
 
 def run_ours(folder: Path, steps: int) -> dict[str, float]:
     from gpt_model import convert
-    from gpt_model.alignment.batches import Batches
-    from gpt_model.alignment.reward import Comparing, RewardModel
+    from gpt_model.rlhf.batches import Batches
+    from gpt_model.rlhf.reward_model import Comparing, RewardModel
 
     compared = compared_in(folder)
     objective = Comparing(compared, Batches([one.tokens for one in compared], BATCH, 1, seed=1))
@@ -112,11 +149,23 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
 def trl_options(folder: Path, steps: int) -> dict[str, Any]:
     """What its trainers are told alike: nothing but training."""
     return {
-        "output_dir": str(folder / "trl"), "use_cpu": True, "bf16": False, "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": 1, "gradient_checkpointing": False, "learning_rate": RATE, "lr_scheduler_type": "constant",
-        "max_steps": WARM + steps, "max_length": CONTEXT, "save_strategy": "no", "report_to": [], "logging_strategy": "no",
-        "disable_tqdm": True, "weight_decay": 0.0, "dataloader_pin_memory": False,
-    }  # fmt: skip
+        "output_dir": str(folder / "trl"),
+        "use_cpu": True,
+        "bf16": False,
+        "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "constant",
+        "max_steps": WARM + steps,
+        "max_length": CONTEXT,
+        "save_strategy": "no",
+        "report_to": [],
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "weight_decay": 0.0,
+        "dataloader_pin_memory": False,
+    }
 
 
 def timed(trainer: Any, steps: int) -> dict[str, float]:
@@ -141,15 +190,26 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
     tokenizer.pad_token = tokenizer.eos_token
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=1, dtype="float32")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder / "model", num_labels=1, dtype="float32"
+    )
     rows = datasets.Dataset.from_list(
-        [{"chosen_ids": one["prompt"] + one["chosen"], "rejected_ids": one["prompt"] + one["rejected"]} for one in pairs_in(folder)]
+        [
+            {
+                "chosen_ids": one["prompt"] + one["chosen"],
+                "rejected_ids": one["prompt"] + one["rejected"],
+            }
+            for one in pairs_in(folder)
+        ]
     )
     args = trl.RewardConfig(**trl_options(folder, steps))
-    return timed(trl.RewardTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer), steps)
+    return timed(
+        trl.RewardTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer),
+        steps,
+    )
 
 
-# -- side by side ----------------------------------------------------------------------------------------------------------------------
+# --- side by side ---
 
 
 def measure(script: str, folder: Path, side: str, steps: int) -> dict[str, float]:
@@ -160,8 +220,19 @@ def measure(script: str, folder: Path, side: str, steps: int) -> dict[str, float
         "CUDA_VISIBLE_DEVICES": "",
         "HF_DATASETS_CACHE": str(folder / "cache"),
     }
-    command = [sys.executable, script, "--side", side, "--folder", str(folder), "--steps", str(steps)]
-    done = subprocess.run(command, env={**os.environ, **offline}, stdout=subprocess.PIPE, text=True, check=True)
+    command = [
+        sys.executable,
+        script,
+        "--side",
+        side,
+        "--folder",
+        str(folder),
+        "--steps",
+        str(steps),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, **offline}, stdout=subprocess.PIPE, text=True, check=True
+    )
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
@@ -184,16 +255,24 @@ def compare(script: str, told: str, unit: str, sides: Mapping[str, Any]) -> int:
         for number in range(given.rounds):
             for side in sorted(SIDES, reverse=number % 2 == 1):
                 results[side].append(measure(script, Path(folder), side, given.steps))
-    rates = {side: BATCH / statistics.median(one["seconds"] for one in runs) for side, runs in results.items()}
+    rates = {
+        side: BATCH / statistics.median(one["seconds"] for one in runs)
+        for side, runs in results.items()
+    }
     ratio = rates["ours"] / rates["trl"]
-    print(f"{unit}/s: {rates['ours']:.1f} / TRL {rates['trl']:.1f} = {ratio:.2f} {at_least(f'{unit}/s: ratio', ratio, BAR)}", flush=True)
+    print(
+        f"{unit}/s: {rates['ours']:.1f} / TRL {rates['trl']:.1f} = {ratio:.2f} {at_least(f'{unit}/s: ratio', ratio, BAR)}",
+        flush=True,
+    )
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
     return 0
 
 
 def main() -> int:
-    if status := compare(__file__, __doc__, "reward-model comparisons", {"ours": run_ours, "trl": run_trl}):
+    if status := compare(
+        __file__, __doc__, "reward-model comparisons", {"ours": run_ours, "trl": run_trl}
+    ):
         return status
     return verdict()
 

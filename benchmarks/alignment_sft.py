@@ -1,11 +1,14 @@
-"""Supervised tuning, tokens a second, against TRL's SFTTrainer: the same model, dialogues and batch, on the same cores.
+"""Supervised tuning, tokens a second, against TRL's SFTTrainer: the same model, dialogues and
+batch, on the same cores.
 
     python benchmarks/alignment_sft.py [--steps 12] [--json FILE]
 
-A model of 6 × 384 with 8,192 tokens and random weights, float32, without dropout, 32 dialogues an optimizer step. Dialogues are made up:
-a question of 10 to 60 tokens and an answer whose length is log-normal about 50, one in five with a second exchange. The loss is of the
-assistant's tokens alone on both sides. Each side runs in a process of its own, with all cores, three times in turn, and the medians are
-compared; of a run the first two steps are not counted. Tokens are the dialogues' own: what pads them is not counted.
+A model of 6 × 384 with 8,192 tokens and random weights, float32, without dropout, 32 dialogues an
+optimizer step. Dialogues are made up: a question of 10 to 60 tokens and an answer whose length is
+log-normal about 50, one in five with a second exchange. The loss is of the assistant's tokens alone
+on both sides. Each side runs in a process of its own, with all cores, three times in turn, and the
+medians are compared; of a run the first two steps are not counted. Tokens are the dialogues' own:
+what pads them is not counted.
 """
 
 from __future__ import annotations
@@ -35,41 +38,63 @@ BAR = 1.25
 
 
 def make_inputs(folder: Path, steps: int) -> None:
-    """model/ (a folder that transformers loads, tokenizer and all) and dialogues.json, as many as the steps take."""
+    """model/ (a folder that transformers loads, tokenizer and all) and dialogues.json, as many as
+    the steps take.
+    """
     from gpt_model import GPT, ModelConfig, convert
-    from gpt_model.alignment.chat import chat_tokenizer
+    from gpt_model.rlhf.chat_template import chat_tokenizer
     from gpt_model.tokenizer import Tokenizer
 
     draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(20_000)]
-    tokenizer = chat_tokenizer(Tokenizer.train([" ".join(draw.choices(words, k=500)) for _ in range(300)], vocab_size=VOCABULARY))
+    words = [
+        "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9)))
+        for _ in range(20_000)
+    ]
+    tokenizer = chat_tokenizer(
+        Tokenizer.train(
+            [" ".join(draw.choices(words, k=500)) for _ in range(300)], vocab_size=VOCABULARY
+        )
+    )
     model = GPT(ModelConfig.model_validate({**SHAPE, "vocab_size": tokenizer.vocab_size}), seed=1)
     convert.export(model, folder / "model", tokenizer.end_of_text)
     tokenizer.save(folder / "model")
 
     def text(tokens: float) -> str:
-        return tokenizer.decode(tokenizer.encode(" ".join(draw.choices(words, k=200)))[: round(tokens)]).strip()
+        return tokenizer.decode(
+            tokenizer.encode(" ".join(draw.choices(words, k=200)))[: round(tokens)]
+        ).strip()
 
     def exchange() -> list[dict[str, str]]:
         answer = text(min(150.0, max(3.0, draw.lognormvariate(3.9, 0.6))))
-        return [{"role": "user", "content": text(draw.randint(10, 60))}, {"role": "assistant", "content": answer}]
+        return [
+            {"role": "user", "content": text(draw.randint(10, 60))},
+            {"role": "assistant", "content": answer},
+        ]
 
-    dialogues = [exchange() + (exchange() if draw.random() < 0.2 else []) for _ in range(steps * BATCH)]
+    dialogues = [
+        exchange() + (exchange() if draw.random() < 0.2 else []) for _ in range(steps * BATCH)
+    ]
     (folder / "dialogues.json").write_text(json.dumps(dialogues))
 
 
 def run_ours(folder: Path, steps: int) -> dict[str, float]:
     """Tokens a second, and the first step's loss."""
     from gpt_model import convert
-    from gpt_model.alignment.batches import Batches
-    from gpt_model.alignment.chat import Layout
-    from gpt_model.alignment.dialogue import dialogue
-    from gpt_model.alignment.supervised import Supervised, fitting
     from gpt_model.progress import Silent
+    from gpt_model.rlhf.batches import Batches
+    from gpt_model.rlhf.chat_template import Layout
+    from gpt_model.rlhf.dialogue import dialogue
+    from gpt_model.rlhf.sft import Supervised, fitting
     from gpt_model.tokenizer import Tokenizer
     from gpt_model.training.loop import Execution, Settings, train
 
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ |= {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
     marks: list[float] = []
     losses: list[float] = []
 
@@ -85,9 +110,22 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
     laid, _ = fitting([dialogue(messages) for messages in told], layout, int(str(SHAPE["context"])))
     batches = Batches([len(one.tokens) for one in laid], BATCH, 1, 1)
     settings = Settings(steps, lambda _: RATE, betas=(0.9, 0.999), weight_decay=0.0)
-    train(convert.load(folder / "model"), Supervised(laid, batches, 0.0), settings, Execution(), checkpoints=None, progress=Marks())
-    tokens = sum(batches.sizes[item] for step in range(NOT_COUNTED, steps) for item in batches.items(step))
-    return {"tokens_per_second": tokens / (marks[-1] - marks[NOT_COUNTED - 1]), "loss": losses[0], "tokens": sum(batches.sizes)}
+    train(
+        convert.load(folder / "model"),
+        Supervised(laid, batches, 0.0),
+        settings,
+        Execution(),
+        checkpoints=None,
+        progress=Marks(),
+    )
+    tokens = sum(
+        batches.sizes[item] for step in range(NOT_COUNTED, steps) for item in batches.items(step)
+    )
+    return {
+        "tokens_per_second": tokens / (marks[-1] - marks[NOT_COUNTED - 1]),
+        "loss": losses[0],
+        "tokens": sum(batches.sizes),
+    }
 
 
 def run_trl(folder: Path, steps: int) -> dict[str, float]:
@@ -112,14 +150,31 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
     tokenizer.pad_token = tokenizer.eos_token
     args = trl.SFTConfig(
-        output_dir=str(folder / "trl"), use_cpu=True, bf16=False, per_device_train_batch_size=BATCH, gradient_accumulation_steps=1,
-        max_length=int(str(SHAPE["context"])), assistant_only_loss=True, learning_rate=RATE, lr_scheduler_type="constant", max_steps=steps,
-        gradient_checkpointing=False, save_strategy="no", report_to=[], logging_steps=1, disable_tqdm=True, weight_decay=0.0,
+        output_dir=str(folder / "trl"),
+        use_cpu=True,
+        bf16=False,
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=1,
+        max_length=int(str(SHAPE["context"])),
+        assistant_only_loss=True,
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        max_steps=steps,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to=[],
+        logging_steps=1,
+        disable_tqdm=True,
+        weight_decay=0.0,
         dataloader_pin_memory=False,
-    )  # fmt: skip
-    rows = datasets.Dataset.from_list([{"messages": one} for one in json.loads((folder / "dialogues.json").read_text())])
+    )
+    rows = datasets.Dataset.from_list(
+        [{"messages": one} for one in json.loads((folder / "dialogues.json").read_text())]
+    )
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    trainer = Counting(model=model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[Mark()])
+    trainer = Counting(
+        model=model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[Mark()]
+    )
     trainer.train()
     return {
         "tokens_per_second": sum(tokens[NOT_COUNTED:]) / (marks[-1] - marks[NOT_COUNTED - 1]),
@@ -130,22 +185,45 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
 
 def measure(folder: Path, side: str, steps: int) -> dict[str, float]:
     """A side in a process of its own."""
-    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--steps", str(steps)]
-    done = subprocess.run(command, env={**os.environ, **offline}, stdout=subprocess.PIPE, text=True, check=True)
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+    }
+    command = [
+        sys.executable,
+        __file__,
+        "--side",
+        side,
+        "--folder",
+        str(folder),
+        "--steps",
+        str(steps),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, **offline}, stdout=subprocess.PIPE, text=True, check=True
+    )
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=12, help=f"optimizer steps, of which the first {NOT_COUNTED} are not counted")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=12,
+        help=f"optimizer steps, of which the first {NOT_COUNTED} are not counted",
+    )
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
-        print(json.dumps((run_ours if given.side == "ours" else run_trl)(given.folder, given.steps)))
+        print(
+            json.dumps((run_ours if given.side == "ours" else run_trl)(given.folder, given.steps))
+        )
         return 0
     results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory(prefix="sft-") as folder:
@@ -153,11 +231,20 @@ def main() -> int:
         for turn in range(ROUNDS):
             for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
                 results[side].append(measure(Path(folder), side, given.steps))
-    rates = {side: statistics.median(one["tokens_per_second"] for one in found) for side, found in results.items()}
+    rates = {
+        side: statistics.median(one["tokens_per_second"] for one in found)
+        for side, found in results.items()
+    }
     for side, found in results.items():
-        print(f"{side}: {rates[side]:,.0f} tokens/s, {found[0]['tokens']:,.0f} tokens, first loss {found[0]['loss']:.4f}", flush=True)
+        print(
+            f"{side}: {rates[side]:,.0f} tokens/s, {found[0]['tokens']:,.0f} tokens, first loss {found[0]['loss']:.4f}",
+            flush=True,
+        )
     ratio = rates["ours"] / rates["trl"]
-    print(f"supervised tuning / TRL's SFTTrainer: {ratio:.2f} {at_least('SFT: ratio', ratio, BAR)}", flush=True)
+    print(
+        f"supervised tuning / TRL's SFTTrainer: {ratio:.2f} {at_least('SFT: ratio', ratio, BAR)}",
+        flush=True,
+    )
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
     return verdict()

@@ -1,10 +1,13 @@
-"""Locally banded attention against dense attention, the operation alone: time, and how memory grows with the context.
+"""Locally banded attention against dense attention, the operation alone: time, and how memory grows
+with the context.
 
     python benchmarks/banded_attention.py [--rounds 7] [--json FILE]
 
-One sequence, 12 heads of 64, float32, forward and backward. Dense is torch's scaled_dot_product_attention(is_causal=True), which makes no
-[time, time] buffer on a CPU either: it is its time that grows with the square. Both take turns in one process; the ratio is of medians.
-Memory is what a fresh process holds at its peak beyond what it held with the inputs made: result, gradients, everything kept and scratch.
+One sequence, 12 heads of 64, float32, forward and backward. Dense is torch's
+scaled_dot_product_attention(is_causal=True), which makes no [time, time] buffer on a CPU either: it
+is its time that grows with the square. Both take turns in one process; the ratio is of medians.
+Memory is what a fresh process holds at its peak beyond what it held with the inputs made: result,
+gradients, everything kept and scratch.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.bars import below, verdict  # noqa: E402
-from gpt_model.banded import banded_attention  # noqa: E402
 from gpt_model.memory import peak_resident_bytes  # noqa: E402
+from gpt_model.ops.sliding_window import banded_attention  # noqa: E402
 
 BAND = 256
 CONTEXTS = (1024, 2048, 4096)
@@ -38,13 +41,20 @@ GROWTH_BAR = 2.2  # times the memory at twice the context; linear is 2, and 4 we
 
 WAYS: dict[str, Callable[..., Tensor]] = {
     "banded": lambda query, key, value: banded_attention(query, key, value, BAND),
-    "dense": lambda query, key, value: F.scaled_dot_product_attention(query, key, value, is_causal=True),
+    "dense": lambda query, key, value: F.scaled_dot_product_attention(
+        query, key, value, is_causal=True
+    ),
 }
 
 
 def inputs(context: int) -> tuple[list[Tensor], Tensor]:
-    """Query, key and value as a model makes them, views of one product; and the gradient of the result."""
-    fused, upstream = torch.randn(1, context, 3 * HEADS * WIDTH), torch.randn(1, context, HEADS * WIDTH)
+    """Query, key and value as a model makes them, views of one product; and the gradient of the
+    result.
+    """
+    fused, upstream = (
+        torch.randn(1, context, 3 * HEADS * WIDTH),
+        torch.randn(1, context, HEADS * WIDTH),
+    )
     return [_by_head(part).requires_grad_() for part in fused.chunk(3, -1)], _by_head(upstream)
 
 
@@ -66,7 +76,12 @@ def times(context: int, rounds: int) -> dict[str, float]:
 
 def memory(way: str, context: int) -> int:
     """Bytes at the peak beyond the inputs, of a process that does nothing else."""
-    done = subprocess.run([sys.executable, __file__, "--memory", way, str(context)], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--memory", way, str(context)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     return int(done.stdout.split()[-1])
 
 
@@ -81,11 +96,19 @@ def memory_process(way: str, context: int) -> None:
 
 def report(found: dict[str, dict[str, dict[str, float]]]) -> str:
     seconds, held = found["seconds"], found["bytes"]
-    lines = [f"band {BAND}, {HEADS} heads of {WIDTH}, one sequence, float32, forward and backward, {torch.get_num_threads()} threads"]
+    lines = [
+        f"band {BAND}, {HEADS} heads of {WIDTH}, one sequence, float32, forward and backward, {torch.get_num_threads()} threads"
+    ]
     for context in map(str, CONTEXTS):
         banded, dense = seconds[context]["banded"], seconds[context]["dense"]
-        bar = f" {below(f'banded / dense at {context}', banded / dense, TIME_BAR)}" if context == str(CONTEXTS[-1]) else ""
-        lines.append(f"context {int(context):,}: banded {1e3 * banded:.1f} ms / dense {1e3 * dense:.1f} ms = {banded / dense:.2f}{bar}")
+        bar = (
+            f" {below(f'banded / dense at {context}', banded / dense, TIME_BAR)}"
+            if context == str(CONTEXTS[-1])
+            else ""
+        )
+        lines.append(
+            f"context {int(context):,}: banded {1e3 * banded:.1f} ms / dense {1e3 * dense:.1f} ms = {banded / dense:.2f}{bar}"
+        )
     for way in WAYS:
         at = [held[str(context)][way] for context in CONTEXTS]
         growth = max(later / earlier for earlier, later in pairwise(at))
@@ -107,7 +130,9 @@ def main() -> int:
         return 0
     found = {
         "seconds": {str(context): times(context, given.rounds) for context in CONTEXTS},
-        "bytes": {str(context): {way: float(memory(way, context)) for way in WAYS} for context in CONTEXTS},
+        "bytes": {
+            str(context): {way: float(memory(way, context)) for way in WAYS} for context in CONTEXTS
+        },
     }
     print(report(found))
     if given.json:

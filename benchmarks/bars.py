@@ -1,4 +1,5 @@
-"""What a figure is held against, in words. A missed bar is printed as missed, and the benchmark ends with status 1: `verdict`.
+"""What a figure is held against, in words. A missed bar is printed as missed, and the benchmark
+ends with status 1: `verdict`.
 
 Nothing is rounded towards a bar, and what is not a number has missed it.
 """
@@ -8,7 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-MISSED_FILE = "BENCHMARKS_MISSED"  # the environment's variable: a file to which `verdict` adds what was missed
+# the environment's variable: a file to which `verdict` adds what was missed
+MISSED_FILE = "BENCHMARKS_MISSED"
 _missed: list[str] = []  # of this process, in the order they were said
 
 
@@ -32,7 +34,9 @@ def _said(figure: str, value: float, sign: str, bar: float, unit: str, met: bool
 
 
 def verdict() -> int:
-    """The status to end with; every bar that this process missed is printed, and written where `python -m benchmarks` reads it."""
+    """The status to end with; every bar that this process missed is printed, and written where
+    `python -m benchmarks` reads it.
+    """
     for line in _missed:
         print(f"missed: {line}", flush=True)
     if _missed and (file := os.environ.get(MISSED_FILE)):

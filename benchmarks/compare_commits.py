@@ -2,11 +2,13 @@
 
     python benchmarks/compare_commits.py STORE BEFORE AFTER [--recipes tiny gpt3-tiny …] [--fresh tiny]
 
-BEFORE and AFTER are commits, or "." for the working tree. STORE is not changed: the script works on a copy. It compares
+BEFORE and AFTER are commits, or "." for the working tree. STORE is not changed: the script works on
+a copy. It compares
 
 1. what identifies every artifact of every recipe: stage, version, section of the recipe, inputs;
 2. `gpt-lineage run RECIPE` by AFTER on the store: everything must be a cache hit;
-3. the scorecard that AFTER writes from the stored artifacts: its digest, thus each of its numbers, must be the one of BEFORE;
+3. the scorecard that AFTER writes from the stored artifacts: its digest, thus each of its numbers,
+  must be the one of BEFORE;
 4. with --fresh, the digest of every artifact that AFTER builds of a recipe from nothing.
 
 The status is 1 where anything differs.
@@ -48,7 +50,9 @@ def checkout(commit: str, folder: Path) -> Path:
     if commit == ".":
         return ROOT
     folder.mkdir()
-    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    archive = subprocess.run(
+        ["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE
+    )
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
     return folder
 
@@ -58,7 +62,14 @@ def python(tree: Path, *command: str, home: Path | None = None) -> subprocess.Co
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     if home:
         environment |= {"LINEAGE_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
-    return subprocess.run([sys.executable, *command], cwd=tree, env=environment, text=True, stdout=subprocess.PIPE, check=True)
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=tree,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
 
 
 def identities(tree: Path) -> dict[str, Any]:
@@ -66,7 +77,9 @@ def identities(tree: Path) -> dict[str, Any]:
 
 
 def copy_of(store: Path, target: Path) -> Path:
-    """A copy whose large files are hard links. Published files are never written to, and databases are copied."""
+    """A copy whose large files are hard links. Published files are never written to, and databases
+    are copied.
+    """
     for part in store.iterdir():
         if part.name in ("artifacts", "downloads"):
             shutil.copytree(part, target / part.name, copy_function=os.link, symlinks=True)
@@ -80,8 +93,15 @@ def copy_of(store: Path, target: Path) -> Path:
 def digests(home: Path, recipe: str) -> dict[str, str]:
     """The digest of each artifact that the refs of `recipe` name."""
     folder = home / "refs" / recipe
-    refs = {str(path.relative_to(folder)): fingerprint(path) for path in folder.rglob("*") if path.is_file()}
-    return {name: json.loads((home / "artifacts" / ref / "artifact.json").read_text())["digest"] for name, ref in refs.items()}
+    refs = {
+        str(path.relative_to(folder)): fingerprint(path)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    return {
+        name: json.loads((home / "artifacts" / ref / "artifact.json").read_text())["digest"]
+        for name, ref in refs.items()
+    }
 
 
 def fingerprint(ref: Path) -> str:
@@ -95,7 +115,9 @@ def differences(kind: str, before: dict[str, Any], after: dict[str, Any]) -> lis
 
 
 def build(tree: Path, recipe: str, home: Path) -> dict[str, Any]:
-    outcome: dict[str, Any] = json.loads(python(tree, "-m", "pipelines.cli", "run", recipe, "--json", home=home).stdout)
+    outcome: dict[str, Any] = json.loads(
+        python(tree, "-m", "pipelines.cli", "run", recipe, "--json", home=home).stdout
+    )
     return outcome
 
 
@@ -117,21 +139,35 @@ def main() -> int:
     parser.add_argument("store", type=Path)
     parser.add_argument("before")
     parser.add_argument("after")
-    parser.add_argument("--recipes", nargs="*", default=RECIPES, help="recipes that STORE holds whole")
-    parser.add_argument("--fresh", nargs="*", default=[], help="recipes to build from nothing as well")
+    parser.add_argument(
+        "--recipes", nargs="*", default=RECIPES, help="recipes that STORE holds whole"
+    )
+    parser.add_argument(
+        "--fresh", nargs="*", default=[], help="recipes to build from nothing as well"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="compare-", dir=given.store.resolve().parent) as folder:
-        before, after = (checkout(commit, Path(folder) / name) for commit, name in ((given.before, "before"), (given.after, "after")))
+        before, after = (
+            checkout(commit, Path(folder) / name)
+            for commit, name in ((given.before, "before"), (given.after, "after"))
+        )
         known, now = identities(before), identities(after)
         wrong = differences("the identity", known, now)
-        print(f"{len(known)} artifacts of every recipe, {len(wrong)} with another identity", flush=True)
+        print(
+            f"{len(known)} artifacts of every recipe, {len(wrong)} with another identity",
+            flush=True,
+        )
         home = copy_of(given.store.resolve(), Path(folder) / "store")
         for recipe in given.recipes:
             wrong += compare(after, recipe, home)
         for recipe in given.fresh:
             build(after, recipe, Path(folder) / recipe)
             name = recipe.replace("-", "_")
-            wrong += differences(f"{recipe} from nothing: the digest", digests(given.store, name), digests(Path(folder) / recipe, name))
+            wrong += differences(
+                f"{recipe} from nothing: the digest",
+                digests(given.store, name),
+                digests(Path(folder) / recipe, name),
+            )
     print("\n".join(wrong) or "nothing differs", flush=True)
     return 1 if wrong else 0
 

@@ -1,9 +1,10 @@
-"""The demo as a person runs it, in a home of its own: wall time, the second time, time not spent in stage functions, memory.
+"""The demo as a person runs it, in a home of its own: wall time, the second time, time not spent in
+stage functions, memory.
 
     python benchmarks/demo.py [--recipe tiny] [--home DIR] [--json FILE]
 
-Overhead is the wall time of the first run less the seconds inside stage functions (every manifest has its own): Dagster, MLflow, process
-starts, checks, pictures, publication.
+Overhead is the wall time of the first run less the seconds inside stage functions (every manifest
+has its own): Dagster, MLflow, process starts, checks, pictures, publication.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from assets.resources.store import Store  # noqa: E402
+from assets.store.store import Store  # noqa: E402
 from benchmarks.bars import at_most, verdict  # noqa: E402
 
 
@@ -30,7 +31,9 @@ def run(recipe: str, home: Path) -> tuple[float, int]:
     """(wall seconds, peak memory of the orchestrator in bytes) of `gpt-lineage run`."""
     environment = {**os.environ, "LINEAGE_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
     began, peak = time.monotonic(), 0
-    process = psutil.Popen([sys.executable, "-m", "pipelines.cli", "run", recipe], cwd=ROOT, env=environment)
+    process = psutil.Popen(
+        [sys.executable, "-m", "pipelines.cli", "run", recipe], cwd=ROOT, env=environment
+    )
     while process.poll() is None:
         status = Path(f"/proc/{process.pid}/status").read_text()
         if "VmHWM:" in status:
@@ -46,12 +49,20 @@ def measure(recipe: str, home: Path) -> dict[str, Any]:
     again, peak_again = run(recipe, home)
     store = Store(home)
     name = Path(recipe).stem
-    stages = {ref: store.resolve(ref).manifest["provenance"]["stage_seconds"] for ref in store.refs() if ref.startswith(f"{name}/")}
+    stages = {
+        ref: store.resolve(ref).manifest["provenance"]["stage_seconds"]
+        for ref in store.refs()
+        if ref.startswith(f"{name}/")
+    }
     overhead = first - sum(stages.values())
     return {
-        "first_seconds": first, "second_seconds": again, "stage_seconds": stages, "overhead_seconds": overhead,
-        "overhead_share": overhead / first, "orchestrator_peak_bytes": max(peak, peak_again),
-    }  # fmt: skip
+        "first_seconds": first,
+        "second_seconds": again,
+        "stage_seconds": stages,
+        "overhead_seconds": overhead,
+        "overhead_share": overhead / first,
+        "orchestrator_peak_bytes": max(peak, peak_again),
+    }
 
 
 def report(found: dict[str, Any]) -> str:
@@ -62,7 +73,9 @@ def report(found: dict[str, Any]) -> str:
         f"{100 * found['overhead_share']:.1f} % {at_most('overhead', 100 * found['overhead_share'], 15, '%')}\n"
         f"orchestrator's peak memory {found['orchestrator_peak_bytes'] / 1e6:.0f} MB "
         f"{at_most('peak memory', found['orchestrator_peak_bytes'] / 1e6, 400, 'MB')}\n"
-        + "\n".join(f"  {name}: {seconds:.1f} s" for name, seconds in found["stage_seconds"].items())
+        + "\n".join(
+            f"  {name}: {seconds:.1f} s" for name, seconds in found["stage_seconds"].items()
+        )
     )
 
 

@@ -1,9 +1,11 @@
-"""How much reading a question's context once buys: our lm_eval adapter against lm_eval's own Hugging Face backend, same tokens a batch.
+"""How much reading a question's context once buys: our lm_eval adapter against lm_eval's own
+Hugging Face backend, same tokens a batch.
 
     python benchmarks/evaluation_speed.py [--model DIR] [--examples 200] [--rounds 3]
 
-The suite is multiple_choice; without --model, a GPT-2 of tiny's shape with random weights and GPT-2's vocabulary cut to 2,048 (speed does
-not depend on what the weights are). Both answer everything in turn, several rounds; prints median seconds and their ratio, and the largest
+The suite is multiple_choice; without --model, a GPT-2 of tiny's shape with random weights and
+GPT-2's vocabulary cut to 2,048 (speed does not depend on what the weights are). Both answer
+everything in turn, several rounds; prints median seconds and their ratio, and the largest
 difference of their log-probabilities.
 """
 
@@ -25,8 +27,8 @@ from lm_eval.models.huggingface import HFLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from assets.evaluation import ZERO_SHOT, zero_shot_config  # noqa: E402
-from assets.recipe import EvaluationSection  # noqa: E402
+from assets.recipe.recipe import EvaluationSection  # noqa: E402
+from assets.stages.zero_shot import ZERO_SHOT, zero_shot_config  # noqa: E402
 from benchmarks.bars import at_least, at_most, verdict  # noqa: E402
 from gpt_model import convert  # noqa: E402
 from gpt_model.config import ModelConfig  # noqa: E402
@@ -34,7 +36,7 @@ from gpt_model.data import documents  # noqa: E402
 from gpt_model.data.sources import downloads_folder  # noqa: E402
 from gpt_model.evaluation.evaluate import evaluate, write_tasks  # noqa: E402
 from gpt_model.evaluation.examples import Material, TaskRows, rows_of  # noqa: E402
-from gpt_model.evaluation.harness import GPTLM  # noqa: E402
+from gpt_model.evaluation.lm import GPTLM  # noqa: E402
 from gpt_model.evaluation.suites import suite_tasks  # noqa: E402
 from gpt_model.progress import Silent  # noqa: E402
 from gpt_model.tokenizer import Tokenizer  # noqa: E402
@@ -47,7 +49,9 @@ BARS = {"ratio": 1.5, "nats": 1e-4}
 def the_rows(corpus: Path, context: int, limit: int, encode: Any) -> list[TaskRows]:
     """The suite's tasks. The corpus is empty: these tasks take nothing from it."""
     documents.write_index(corpus, {})
-    recipe: Any = SimpleNamespace(evaluation=EvaluationSection(suites=["multiple_choice"]), corpus=corpus, split_seed=0)
+    recipe: Any = SimpleNamespace(
+        evaluation=EvaluationSection(suites=["multiple_choice"]), corpus=corpus, split_seed=0
+    )
     config = ZERO_SHOT.pin(zero_shot_config(recipe), corpus)
     material = Material(corpus, 0, downloads_folder(), encode, context, Silent())
     tasks = suite_tasks("multiple_choice", config["suites"]["multiple_choice"])
@@ -57,7 +61,9 @@ def the_rows(corpus: Path, context: int, limit: int, encode: Any) -> list[TaskRo
 def random_model(folder: Path, texts: list[str]) -> None:
     tokenizer = Tokenizer.train(texts, vocab_size=2048)
     tokenizer.save(folder)
-    model = GPT(ModelConfig(layers=4, width=192, heads=4, context=256, vocab_size=tokenizer.vocab_size))
+    model = GPT(
+        ModelConfig(layers=4, width=192, heads=4, context=256, vocab_size=tokenizer.vocab_size)
+    )
     convert.save(model, folder, tokenizer.end_of_text)
 
 
@@ -78,11 +84,18 @@ def main() -> int:
         write_tasks(work / "tasks", tasks)
         names = [task.full_name for task in tasks]
         longest = max(
-            len(tokenizer.encode(f"{row['question']} {option}")) for task in tasks for row in task.rows for option in row["options"]
+            len(tokenizer.encode(f"{row['question']} {option}"))
+            for task in tasks
+            for row in task.rows
+            for option in row["options"]
         )
-        sequences = max(1, BATCH_TOKENS // min(longest, model.config.context))  # as many tokens in their largest batch as in ours
+        sequences = max(
+            1, BATCH_TOKENS // min(longest, model.config.context)
+        )  # as many tokens in their largest batch as in ours
         backends: dict[str, Any] = {
-            "lm_eval's Hugging Face backend": HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=sequences),
+            "lm_eval's Hugging Face backend": HFLM(
+                pretrained=str(folder), device="cpu", dtype="float32", batch_size=sequences
+            ),
             "ours": GPTLM(model, tokenizer, batch_tokens=BATCH_TOKENS),
         }
         seconds: dict[str, list[float]] = {name: [] for name in backends}
@@ -93,16 +106,25 @@ def main() -> int:
                 results = evaluate(backends[name], work / "tasks", names)
                 seconds[name].append(time.perf_counter() - started)
                 logprobs[name] = np.array(
-                    [pair[0] for task in names for sample in results["samples"][task] for pair in sample["filtered_resps"]]
+                    [
+                        pair[0]
+                        for task in names
+                        for sample in results["samples"][task]
+                        for pair in sample["filtered_resps"]
+                    ]
                 )
     theirs, ours = (logprobs[name] for name in backends)
-    print(f"{len(ours):,} answers of {sum(len(task.rows) for task in tasks):,} questions, {BATCH_TOKENS:,} tokens a batch")
+    print(
+        f"{len(ours):,} answers of {sum(len(task.rows) for task in tasks):,} questions, {BATCH_TOKENS:,} tokens a batch"
+    )
     slow, fast = (statistics.median(seconds[name]) for name in backends)
     for name, value in zip(backends, (slow, fast), strict=True):
         print(f"{name}: {value:.1f} s")
     apart = float(np.abs(theirs - ours).max())
     print(f"ratio: {slow / fast:.2f} {at_least('ratio', slow / fast, BARS['ratio'])}")
-    print(f"largest difference of a log-probability: {apart:.1e} nats {at_most('log-probability apart', apart, BARS['nats'])}")
+    print(
+        f"largest difference of a log-probability: {apart:.1e} nats {at_most('log-probability apart', apart, BARS['nats'])}"
+    )
     return verdict()
 
 

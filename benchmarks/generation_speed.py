@@ -1,10 +1,12 @@
-"""Generation with a cache against `transformers.generate`: the same weights, prompts and cores, in turn.
+"""Generation with a cache against `transformers.generate`: the same weights, prompts and cores, in
+turn.
 
     python benchmarks/generation_speed.py [--rounds 5] [--model NAME …] [--json FILE]
 
-Greedy, a prompt of 32 tokens, 128 new ones, float32, random weights (speed does not depend on what they are), GPT-2's vocabulary. Each
-round lets both write once, and the other one begins the next; the ratio is of medians. Everything a call does is in its time, laying out
-the weights included. Both must write the same; where they part, it is told how near the two tokens' logits are.
+Greedy, a prompt of 32 tokens, 128 new ones, float32, random weights (speed does not depend on what
+they are), GPT-2's vocabulary. Each round lets both write once, and the other one begins the next;
+the ratio is of medians. Everything a call does is in its time, laying out the weights included.
+Both must write the same; where they part, it is told how near the two tokens' logits are.
 """
 
 from __future__ import annotations
@@ -33,25 +35,37 @@ SHAPES = {
     "gpt2 12x768": {"family": "gpt2", "layers": 12, "width": 768, "heads": 12, "context": 1024},
     "gpt1 6x384": {"family": "gpt1", "layers": 6, "width": 384, "heads": 6, "context": 512},
     "gpt3 6x384, band 64": {
-        "family": "gpt3", "layers": 6, "width": 384, "heads": 6, "context": 2048, "band": 64, "attention_bias": False,
+        "family": "gpt3",
+        "layers": 6,
+        "width": 384,
+        "heads": 6,
+        "context": 2048,
+        "band": 64,
+        "attention_bias": False,
     },
-}  # fmt: skip
+}
 
 
 def measure(name: str, batch: int, rounds: int) -> dict[str, float]:
-    """Median seconds of both, the share of rows in which both wrote the same, and how far apart the logits are where they part."""
+    """Median seconds of both, the share of rows in which both wrote the same, and how far apart the
+    logits are where they part.
+    """
     model = GPT(ModelConfig.model_validate(SHAPES[name])).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)  # far from uniform, so that the next token is a clear choice
     other = convert.to_transformers(model)
     other.generation_config.max_length = None  # max_new_tokens is given instead
-    prompts = torch.randint(0, model.config.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
+    prompts = torch.randint(
+        0, model.config.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0)
+    )
     rows = prompts.tolist()
     options = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     ways: dict[str, Callable[[], list[list[int]]]] = {
         "ours": lambda: generate(model, rows, NEW, temperature=0),
-        "transformers": lambda: other.generate(prompts, attention_mask=torch.ones_like(prompts), **options)[:, PROMPT:].tolist(),
+        "transformers": lambda: other.generate(
+            prompts, attention_mask=torch.ones_like(prompts), **options
+        )[:, PROMPT:].tolist(),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     written: dict[str, list[list[int]]] = {}
@@ -61,9 +75,15 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, float]:
             written[way] = ways[way]()
             seconds[way].append(time.perf_counter() - began)
     pairs = list(zip(rows, written["ours"], written["transformers"], strict=True))
-    apart = max((logits_apart(model, prompt, mine, its) for prompt, mine, its in pairs if mine != its), default=0.0)
+    apart = max(
+        (logits_apart(model, prompt, mine, its) for prompt, mine, its in pairs if mine != its),
+        default=0.0,
+    )
     same = statistics.fmean(mine == its for _, mine, its in pairs)
-    return {way: statistics.median(taken[1:]) for way, taken in seconds.items()} | {"same": same, "apart": apart}
+    return {way: statistics.median(taken[1:]) for way, taken in seconds.items()} | {
+        "same": same,
+        "apart": apart,
+    }
 
 
 @torch.no_grad()
@@ -90,7 +110,11 @@ def main() -> int:
             print(
                 f"{name}, batch {batch}: {rates['ours']:,.0f} tokens/s / transformers {rates['transformers']:,.0f} = {ratio:.2f} "
                 f"{at_least(f'{name}, batch {batch}: ratio', ratio, BARS[batch])}; {found['same']:.0%} of rows the same"
-                + (f", the others part where two logits are {found['apart']:.0e} apart" if found["apart"] else ""),
+                + (
+                    f", the others part where two logits are {found['apart']:.0e} apart"
+                    if found["apart"]
+                    else ""
+                ),
                 flush=True,
             )
     if given.json:

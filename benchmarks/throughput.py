@@ -1,12 +1,16 @@
-"""Training tokens a second inside the pipeline, against a plain `transformers` GPT-2 loop on the same cores: `make bench`.
+"""Training tokens a second inside the pipeline, against a plain `transformers` GPT-2 loop on the
+same cores: `make bench`.
 
-- pipeline: the stage `pretrained` itself, in ranks with the worker's own environment: DeepSpeed at the profile's ZeRO stage, sampler,
-  metrics into the journal, checkpoints. Held-out evaluation is left out of the time, as the stage itself leaves it out.
-- plain: one process with every core, `GPT2LMHeadModel` with SDPA, fused AdamW, gradient clipping, the same batch, dropout, shape
-  and precision; of several micro-batches the fastest. Once as a user would run it, once with the pipeline's allocator settings.
+- pipeline: the stage `pretrained` itself, in ranks with the worker's own environment: DeepSpeed at
+  the profile's ZeRO stage, sampler, metrics into the journal, checkpoints. Held-out evaluation is
+  left out of the time, as the stage itself leaves it out.
+- plain: one process with every core, `GPT2LMHeadModel` with SDPA, fused AdamW, gradient clipping,
+  the same batch, dropout, shape and precision; of several micro-batches the fastest. Once as a user
+  would run it, once with the pipeline's allocator settings.
 
-All run in turn, several rounds, and ratios are of medians. The first steps of each are left out. Utilisation is
-model FLOP/s ÷ matrix-product peak, model FLOPs being 6N + 12·L·d·T a token (PaLM, appendix B), the peak measured by the same ranks at once.
+All run in turn, several rounds, and ratios are of medians. The first steps of each are left out.
+Utilisation is model FLOP/s ÷ matrix-product peak, model FLOPs being 6N + 12·L·d·T a token (PaLM,
+appendix B), the peak measured by the same ranks at once.
 """
 
 from __future__ import annotations
@@ -27,9 +31,9 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from assets.profile import Profile, load_profile  # noqa: E402
-from assets.recipe import load_recipe  # noqa: E402
-from assets.resources.launcher import MALLOC, worker_environment  # noqa: E402
+from assets.launch.launcher import MALLOC, worker_environment  # noqa: E402
+from assets.recipe.profile import Profile, load_profile  # noqa: E402
+from assets.recipe.recipe import load_recipe  # noqa: E402
 from benchmarks.bars import at_least, at_most, verdict  # noqa: E402
 
 SKIPPED_STEPS = 2
@@ -39,17 +43,40 @@ UTILISATION_BAR = 0.85
 
 
 def cases(steps: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """Shape, vocabulary, batch, steps and precision of each case; both sides take the same. tiny: as its recipe has them."""
+    """Shape, vocabulary, batch, steps and precision of each case; both sides take the same. tiny:
+    as its recipe has them.
+    """
     tiny = load_recipe("tiny")
-    larger = {"family": "gpt2", "layers": 6, "width": 384, "heads": 6, "context": 256, "dropout": 0.0}
+    larger = {
+        "family": "gpt2",
+        "layers": 6,
+        "width": 384,
+        "heads": 6,
+        "context": 256,
+        "dropout": 0.0,
+    }
     own = {
-        "model": tiny.model.model_dump(mode="json"), "vocab_size": tiny.tokenizer.vocab_size, "steps": steps["tiny"],
-        "batch_tokens": tiny.pretraining.batch_tokens, "precision": tiny.pretraining.precision,
-    }  # fmt: skip
+        "model": tiny.model.model_dump(mode="json"),
+        "vocab_size": tiny.tokenizer.vocab_size,
+        "steps": steps["tiny"],
+        "batch_tokens": tiny.pretraining.batch_tokens,
+        "precision": tiny.pretraining.precision,
+    }
     return {
         "tiny": own,
-        "tiny, float32": {**own, "steps": steps["6x384"], "batch_tokens": 8192, "precision": "float32"},
-        "6x384": {"model": larger, "vocab_size": 8192, "steps": steps["6x384"], "batch_tokens": 8192, "precision": "float32"},
+        "tiny, float32": {
+            **own,
+            "steps": steps["6x384"],
+            "batch_tokens": 8192,
+            "precision": "float32",
+        },
+        "6x384": {
+            "model": larger,
+            "vocab_size": 8192,
+            "steps": steps["6x384"],
+            "batch_tokens": 8192,
+            "precision": "float32",
+        },
     }
 
 
@@ -59,14 +86,21 @@ def make_inputs(folder: Path, vocab_size: int) -> None:
     from gpt_model.tokenizer import Tokenizer
 
     draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(20_000)]
+    words = [
+        "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9)))
+        for _ in range(20_000)
+    ]
     documents = [" ".join(draw.choices(words, k=500)) for _ in range(300)]
     tokenizer = Tokenizer.train(documents, vocab_size=vocab_size)
     tokenizer.save(folder / "tokenizer")
-    write(folder / "tokens", {"words": SourceTexts(1.0, {"training": documents[:-2], "held_out": documents[-2:]})}, tokenizer)
+    write(
+        folder / "tokens",
+        {"words": SourceTexts(1.0, {"training": documents[:-2], "held_out": documents[-2:]})},
+        tokenizer,
+    )
 
 
-# -- the two contestants, each in processes of its own -----------------------------------------------------------------------------------
+# --- the two contestants, each in processes of its own ---
 
 
 def run_pipeline(inputs: Path, case: dict[str, Any], profile: Profile) -> dict[str, float]:
@@ -76,8 +110,19 @@ def run_pipeline(inputs: Path, case: dict[str, Any], profile: Profile) -> dict[s
         port = free.getsockname()[1]
         free.close()
         job = Path(folder) / "job.json"
-        job.write_text(json.dumps({"inputs": str(inputs), "case": case, "profile": profile.model_dump(mode="json"), "output": folder}))
-        environment = worker_environment("cpu", profile.processes, profile.threads_each()) | {"MASTER_PORT": str(port)}
+        job.write_text(
+            json.dumps(
+                {
+                    "inputs": str(inputs),
+                    "case": case,
+                    "profile": profile.model_dump(mode="json"),
+                    "output": folder,
+                }
+            )
+        )
+        environment = worker_environment("cpu", profile.processes, profile.threads_each()) | {
+            "MASTER_PORT": str(port)
+        }
         ranks = [
             subprocess.Popen(
                 [sys.executable, __file__, "--rank", str(job)],
@@ -96,8 +141,8 @@ def run_pipeline(inputs: Path, case: dict[str, Any], profile: Profile) -> dict[s
 def pipeline_rank(job_path: Path) -> NoReturn:
     """One rank of the stage; rank 0 prints what came of it."""
     from assets.contract import Artifact
-    from assets.pretraining import PRETRAINED
-    from assets.resources.journal import Spool
+    from assets.stages.pretraining import PRETRAINED
+    from assets.tracking.event_log import Spool
     from assets.worker import SpooledProgress
 
     job = json.loads(job_path.read_text())
@@ -114,12 +159,27 @@ def pipeline_rank(job_path: Path) -> NoReturn:
 
     progress.metrics = metrics  # type: ignore[method-assign, assignment]
     section = {
-        "tokens": case["steps"] * case["batch_tokens"], "batch_tokens": case["batch_tokens"], "learning_rate": 1e-3,
-        "final_learning_rate": 0.1, "warmup_tokens": case["batch_tokens"], "weight_decay": 0.1, "betas": [0.9, 0.95], "gradient_clip": 1.0,
-        "precision": case["precision"], "seed": 1, "evaluations": 1, "evaluation_tokens": 1024, "samples": 0,
-    }  # fmt: skip
-    inputs = {name: Artifact(Path(job["inputs"]) / name, name, "", "", {}, {}) for name in ("tokens", "tokenizer")}
-    result = PRETRAINED.run({"model": case["model"], "pretraining": section}, inputs, output, progress)
+        "tokens": case["steps"] * case["batch_tokens"],
+        "batch_tokens": case["batch_tokens"],
+        "learning_rate": 1e-3,
+        "final_learning_rate": 0.1,
+        "warmup_tokens": case["batch_tokens"],
+        "weight_decay": 0.1,
+        "betas": [0.9, 0.95],
+        "gradient_clip": 1.0,
+        "precision": case["precision"],
+        "seed": 1,
+        "evaluations": 1,
+        "evaluation_tokens": 1024,
+        "samples": 0,
+    }
+    inputs = {
+        name: Artifact(Path(job["inputs"]) / name, name, "", "", {}, {})
+        for name in ("tokens", "tokenizer")
+    }
+    result = PRETRAINED.run(
+        {"model": case["model"], "pretraining": section}, inputs, output, progress
+    )
     kept = [rate for step, rate in reported if step > SKIPPED_STEPS]
     rate = statistics.harmonic_mean(kept)
     utilisation = result["model_flops_utilisation"] * rate / result["tokens_per_second"]
@@ -137,10 +197,18 @@ def pipeline_rank(job_path: Path) -> NoReturn:
     os._exit(0)
 
 
-def run_plain(case: dict[str, Any], micro_batch: int, steps: int, environment: dict[str, str]) -> float:
+def run_plain(
+    case: dict[str, Any], micro_batch: int, steps: int, environment: dict[str, str]
+) -> float:
     """Tokens a second of the plain loop in a process with these variables."""
     job = json.dumps({"case": case, "micro_batch": micro_batch, "steps": steps})
-    done = subprocess.run([sys.executable, __file__, "--plain", job], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--plain", job],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     return float(done.stdout.splitlines()[-1])
 
 
@@ -153,12 +221,23 @@ def plain_process(job: dict[str, Any]) -> NoReturn:
     model_shape, vocabulary = job["case"]["model"], job["case"]["vocab_size"]
     dropout = model_shape["dropout"]
     config = GPT2Config(
-        n_layer=model_shape["layers"], n_embd=model_shape["width"], n_head=model_shape["heads"], n_positions=model_shape["context"],
-        vocab_size=vocabulary, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, attn_implementation="sdpa",
-        use_cache=False, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        n_layer=model_shape["layers"],
+        n_embd=model_shape["width"],
+        n_head=model_shape["heads"],
+        n_positions=model_shape["context"],
+        vocab_size=vocabulary,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        attn_implementation="sdpa",
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     model = GPT2LMHeadModel(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     rows = job["case"]["batch_tokens"] // model_shape["context"]
     began = 0.0
     for step in range(SKIPPED_STEPS + job["steps"]):
@@ -167,7 +246,9 @@ def plain_process(job: dict[str, Any]) -> NoReturn:
         tokens = torch.randint(0, vocabulary, (rows, model_shape["context"]))
         parts = tokens.split(job["micro_batch"])
         for part in parts:
-            with torch.autocast("cpu", torch.bfloat16, enabled=job["case"]["precision"] == "bfloat16"):
+            with torch.autocast(
+                "cpu", torch.bfloat16, enabled=job["case"]["precision"] == "bfloat16"
+            ):
                 loss = model(input_ids=part, labels=part).loss
             (loss / len(parts)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -177,15 +258,26 @@ def plain_process(job: dict[str, Any]) -> NoReturn:
     os._exit(0)
 
 
-# -- in turn -----------------------------------------------------------------------------------------------------------------------------
+# --- in turn ---
 
 
 def measure(case: dict[str, Any], profile: Profile, rounds: int, work: Path) -> dict[str, Any]:
     """All figures of one case."""
     make_inputs(work, case["vocab_size"])
-    as_user = {key: value for key, value in os.environ.items() if key not in MALLOC and key != "OMP_NUM_THREADS"}
-    environments = {"as a user would run it": as_user, "with our allocator settings": as_user | MALLOC}
-    sizes = [size for size in PLAIN_MICRO_BATCHES if size * case["model"]["context"] <= case["batch_tokens"]]
+    as_user = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in MALLOC and key != "OMP_NUM_THREADS"
+    }
+    environments = {
+        "as a user would run it": as_user,
+        "with our allocator settings": as_user | MALLOC,
+    }
+    sizes = [
+        size
+        for size in PLAIN_MICRO_BATCHES
+        if size * case["model"]["context"] <= case["batch_tokens"]
+    ]
     tried = {size: run_plain(case, size, 2, as_user) for size in sizes}
     best = max(tried, key=lambda size: tried[size])
     ours: list[dict[str, float]] = []
@@ -198,7 +290,9 @@ def measure(case: dict[str, Any], profile: Profile, rounds: int, work: Path) -> 
     return {
         "shape": {**case["model"], "vocab_size": case["vocab_size"]},
         "pipeline_tokens_per_second": speed,
-        "plain_tokens_per_second": {name: statistics.median(rates) for name, rates in plain.items()},
+        "plain_tokens_per_second": {
+            name: statistics.median(rates) for name, rates in plain.items()
+        },
         "ratio": {name: speed / statistics.median(rates) for name, rates in plain.items()},
         "model_flops_utilisation": statistics.median(one["utilisation"] for one in ours),
         "matrix_product_peak_flops": statistics.median(one["peak_flops"] for one in ours),
@@ -216,12 +310,18 @@ def report(results: dict[str, Any]) -> str:
         for how, bar in BARS.items():
             rate, ratio = found["plain_tokens_per_second"][how], found["ratio"][how]
             plain = f"{rate:,.0f} plain transformers loop {how} (micro-batch {found['plain_micro_batch']})"
-            lines.append(f"  / {plain} = {ratio:.2f} {at_least(f'{name} {how}: ratio', ratio, bar)}")
+            lines.append(
+                f"  / {plain} = {ratio:.2f} {at_least(f'{name} {how}: ratio', ratio, bar)}"
+            )
         peak, used = found["matrix_product_peak_flops"] / 1e9, found["model_flops_utilisation"]
         held = at_least(f"{name}: utilisation", used, UTILISATION_BAR) if name == "6x384" else ""
-        lines.append(f"  (6N + 12·L·d·T) · tokens/s = {used:.2f} of the matrix-product peak of {peak:,.0f} GFLOP/s {held}".rstrip())
+        lines.append(
+            f"  (6N + 12·L·d·T) · tokens/s = {used:.2f} of the matrix-product peak of {peak:,.0f} GFLOP/s {held}".rstrip()
+        )
         stall = found["checkpoint_stall_seconds"]
-        lines.append(f"  longest wait for a checkpoint {stall:.3f} s {at_most(f'{name}: wait for a checkpoint', stall, 1, 's')}")
+        lines.append(
+            f"  longest wait for a checkpoint {stall:.3f} s {at_most(f'{name}: wait for a checkpoint', stall, 1, 's')}"
+        )
     return "\n".join(lines)
 
 
@@ -232,7 +332,9 @@ def main() -> int:
     parser.add_argument("--large-steps", type=int, default=8)
     parser.add_argument("--case", choices=["tiny", "tiny, float32", "6x384"], help="only this one")
     parser.add_argument("--profile", default="cpu")
-    parser.add_argument("--micro-batch", type=int, help="sequences a rank, instead of the profile's")
+    parser.add_argument(
+        "--micro-batch", type=int, help="sequences a rank, instead of the profile's"
+    )
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--plain", type=json.loads, help=argparse.SUPPRESS)

@@ -1,8 +1,10 @@
-"""Peak memory of writing token shards: synthetic text, streamed from a generator, so that nothing but the pipeline itself holds any.
+"""Peak memory of writing token shards: synthetic text, streamed from a generator, so that nothing
+but the pipeline itself holds any.
 
     python benchmarks/tokenize_memory.py --megabytes 2000
 
-`--documents one` puts all of it into one document, and so holds that document; the tokenizer's own memory must not grow with it.
+`--documents one` puts all of it into one document, and so holds that document; the tokenizer's own
+memory must not grow with it.
 """
 
 from __future__ import annotations
@@ -25,13 +27,18 @@ from gpt_model.memory import peak_resident_bytes
 from gpt_model.tokenizer import Tokenizer
 
 BAR_MEGABYTES = 500
-SYLLABLES = [a + b for a in "bcdfghjklmnprstvwz" for b in ("a", "e", "i", "o", "u", "an", "er", "is")]
+SYLLABLES = [
+    a + b for a in "bcdfghjklmnprstvwz" for b in ("a", "e", "i", "o", "u", "an", "er", "is")
+]
 
 
 def documents(megabytes: int, seed: int) -> Iterator[str]:
     """About `megabytes` MB of made-up words with Zipf's frequencies, in documents of about 60 kB."""
     random_ = random.Random(seed)
-    words = ["".join(random_.choices(SYLLABLES, k=random_.choice((1, 2, 2, 3, 4)))) for _ in range(50_000)]
+    words = [
+        "".join(random_.choices(SYLLABLES, k=random_.choice((1, 2, 2, 3, 4))))
+        for _ in range(50_000)
+    ]
     weights = list(accumulate(1 / (rank + 3) for rank in range(len(words))))
     left = megabytes * 1_000_000
     while left > 0:
@@ -47,10 +54,24 @@ def peak() -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=2000, help="of text to tokenize (default 2000)")
-    parser.add_argument("--documents", choices=("many", "one"), default="many", help="documents of 60 kB, or one of everything")
-    parser.add_argument("--style", choices=("gpt2", "gpt1"), default="gpt2", help="gpt1's helper processes are not counted")
-    parser.add_argument("--folder", type=Path, help="where the shards go (default: a temporary folder)")
+    parser.add_argument(
+        "--megabytes", type=int, default=2000, help="of text to tokenize (default 2000)"
+    )
+    parser.add_argument(
+        "--documents",
+        choices=("many", "one"),
+        default="many",
+        help="documents of 60 kB, or one of everything",
+    )
+    parser.add_argument(
+        "--style",
+        choices=("gpt2", "gpt1"),
+        default="gpt2",
+        help="gpt1's helper processes are not counted",
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where the shards go (default: a temporary folder)"
+    )
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp())
     tokenizer = Tokenizer.train(documents(1, seed=1), vocab_size=8192, style=arguments.style)
@@ -67,16 +88,23 @@ def main() -> int:
     text = watched() if arguments.documents == "many" else iter(["\n".join(watched())])
     start = time.perf_counter()
     try:
-        write(folder, {"synthetic": SourceTexts(1.0, {"training": text, "held_out": []})}, tokenizer)
+        write(
+            folder, {"synthetic": SourceTexts(1.0, {"training": text, "held_out": []})}, tokenizer
+        )
         seconds = time.perf_counter() - start
         data = TokenData(folder)
-        count, size = len(data.tokens("synthetic", "training")), data.bytes("synthetic", "training") / 1e6
+        count, size = (
+            len(data.tokens("synthetic", "training")),
+            data.bytes("synthetic", "training") / 1e6,
+        )
     finally:
         shutil.rmtree(folder)
     print(f"{size:.0f} MB of text, {count} tokens, {seconds:.0f} s, {size / seconds:.1f} MB/s")
     most = peak()
     held = below("peak memory", most, BAR_MEGABYTES, "MB")
-    print(f"peak {most:.0f} MB resident {held}; after the first quarter of the text {peaks[0]:.0f} MB")
+    print(
+        f"peak {most:.0f} MB resident {held}; after the first quarter of the text {peaks[0]:.0f} MB"
+    )
     return verdict()
 
 

@@ -1,8 +1,11 @@
-"""The README's screenshots, taken from a built store: `python -m docs.pictures [RECIPE]`. The browser tests use the same steps.
+"""The README's screenshots, taken from a built store: `python -m docs.pictures [RECIPE]`. The
+browser tests use the same steps.
 
-Of a recipe with `alignment` it is the chat's page; of any other Dagster's graph, MLflow's comparison and the scorecard.
+Of a recipe with `alignment` it is the chat's page; of any other Dagster's graph, MLflow's
+comparison and the scorecard.
 
-Needs Chromium: $CHROMIUM, or chromium / google-chrome on the PATH, or one that Playwright has installed.
+Needs Chromium: $CHROMIUM, or chromium / google-chrome on the PATH, or one that Playwright has
+installed.
 """
 
 from __future__ import annotations
@@ -23,18 +26,24 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from assets.graph import nodes
-from assets.recipe import Recipe, load_recipe
-from assets.resources.server import Server
-from assets.resources.store import Store
-from assets.resources.tracking import Tracking
-from pipelines.servers import HOST, dagster_command, mlflow_command, server_environment
+from assets.recipe.recipe import Recipe, load_recipe
+from assets.store.store import Store
+from assets.tracking.server import Server
+from assets.tracking.tracking import Tracking
+from pipelines.cli.servers import HOST, dagster_command, mlflow_command, server_environment
 
 IMAGES = Path(__file__).parent / "images"
-# Without these Chromium talks to the outside at every start; a machine without a way out refuses each try.
+# Without these Chromium talks to the outside at every start; a machine without a way out refuses
+# each try.
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def chromium() -> str | None:
@@ -53,16 +62,26 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def serving(command: Sequence[str], url: str, home: Path, seconds: float = 120) -> Iterator[subprocess.Popen[bytes]]:
+def serving(
+    command: Sequence[str], url: str, home: Path, seconds: float = 120
+) -> Iterator[subprocess.Popen[bytes]]:
     """`command` while it answers at `url`."""
     log = home / f"server-{command[2].split('.')[0]}.log"
     with log.open("wb") as out:
-        server = subprocess.Popen(list(command), env=server_environment(home), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        server = subprocess.Popen(
+            list(command),
+            env=server_environment(home),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             deadline = time.monotonic() + seconds
             while not _answers(url):
                 if server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{' '.join(command)} does not answer at {url}:\n{log.read_text()[-3000:]}")
+                    raise RuntimeError(
+                        f"{' '.join(command)} does not answer at {url}:\n{log.read_text()[-3000:]}"
+                    )
                 time.sleep(0.3)
             yield server
         finally:
@@ -88,9 +107,13 @@ def open_asset_graph(page: Page, base: str, recipe: str) -> None:
     expect(page.get_by_text("scorecard", exact=True).first).to_be_visible(timeout=60_000)
     page.wait_for_timeout(2500)
     assert page.viewport_size
-    page.mouse.move(page.viewport_size["width"] * 0.57, page.viewport_size["height"] * 0.55)  # the middle of the graph
+    page.mouse.move(
+        page.viewport_size["width"] * 0.57, page.viewport_size["height"] * 0.55
+    )  # the middle of the graph
     page.keyboard.down("Control")
-    outer = [page.get_by_text(name, exact=True).first for name in ("corpus", "zero_shot")]  # at the ends of the graph
+    outer = [
+        page.get_by_text(name, exact=True).first for name in ("corpus", "zero_shot")
+    ]  # at the ends of the graph
     for _ in range(10):  # a step further away, until they are in view, and one more
         in_view = all(asset.is_visible() for asset in outer)
         page.mouse.wheel(0, 60)
@@ -109,14 +132,20 @@ def open_runs(page: Page, base: str, recipe: str, home: Path) -> None:
 
 
 def open_comparison(page: Page, base: str, recipe: str, home: Path, names: Sequence[str]) -> None:
-    """MLflow's comparison of the runs that built these artifacts: what was run, and the metrics side by side."""
+    """MLflow's comparison of the runs that built these artifacts: what was run, and the metrics
+    side by side.
+    """
     store, tracking = Store(home), Tracking(home)
     runs = [tracking.run_of(store.resolve(f"{recipe}/{name}")) for name in names]
-    asked = urllib.parse.urlencode({"runs": json.dumps(runs), "experiments": json.dumps([Server(home).experiment(recipe)])})
+    asked = urllib.parse.urlencode(
+        {"runs": json.dumps(runs), "experiments": json.dumps([Server(home).experiment(recipe)])}
+    )
     page.goto(f"{base}/#/compare-runs?{asked}")
     expect(page.get_by_text("Visualizations", exact=True)).to_be_visible(timeout=60_000)
     page.wait_for_timeout(1500)
-    if (assistant := page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]')).count():
+    if (
+        assistant := page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]')
+    ).count():
         assistant.click()
     for section in ("Visualizations", "Parameters"):
         page.get_by_text(section, exact=True).first.click()
@@ -134,7 +163,9 @@ def main() -> int:
     IMAGES.mkdir(exist_ok=True)
     with browser() as chrome:
         (_of_the_chat if recipe.alignment else _of_the_pages)(chrome, recipe, Store.default_home())
-    print(f"written: {', '.join(str(p.relative_to(IMAGES.parent.parent)) for p in sorted(IMAGES.glob('*.png')))}")
+    print(
+        f"written: {', '.join(str(p.relative_to(IMAGES.parent.parent)) for p in sorted(IMAGES.glob('*.png')))}"
+    )
     return 0
 
 
@@ -156,7 +187,18 @@ def _of_the_pages(chrome: Browser, recipe: Recipe, home: Path) -> None:
 
 def _of_the_chat(chrome: Browser, recipe: Recipe, home: Path) -> None:
     models = [f"{recipe.name}/{name}" for name in ("aligned", "policy_init")]
-    command = [sys.executable, "-m", "pipelines.cli", "chat", *models, "--browser", "--port", "7900", "--endpoint-port", "8100"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "chat",
+        *models,
+        "--browser",
+        "--port",
+        "7900",
+        "--endpoint-port",
+        "8100",
+    ]
     with serving(command, f"http://{HOST}:7900", home):
         page = chrome.new_page(viewport={"width": 1300, "height": 520})
         page.goto(f"http://{HOST}:7900")

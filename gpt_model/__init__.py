@@ -1,4 +1,5 @@
-"""gpt_model: what a GPT is. Tokenizer, data, model, training, tasks, evaluation; knows neither Dagster nor MLflow.
+"""gpt_model: what a GPT is. Tokenizer, data, model, training, tasks, evaluation; knows neither
+Dagster nor MLflow.
 
 `GPT` is loaded on first use, so that reading a recipe or a tokenizer never imports torch.
 """

@@ -1,4 +1,6 @@
-"""What a decoder has read, as its layers' keys and values, so that the next token costs one token and not the whole text again."""
+"""What a decoder has read, as its layers' keys and values, so that the next token costs one token
+and not the whole text again.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,22 @@ from gpt_model.config import ModelConfig
 
 
 class Cache:
-    """Rows of different lengths side by side. Memory is allocated once, and what lies in it carries no gradient.
+    """Rows of different lengths side by side. Memory is allocated once, and what lies in it carries
+    no gradient.
 
-    `lengths`: [rows], tokens read so far by each row. `kept`: [layers, 2 · heads, rows, capacity, head width], keys and then values:
-    each of the two is a plain stack of matrices, as torch's batched products take it without a copy.
+    `lengths`: [rows], tokens read so far by each row. `kept`: [layers, 2 · heads, rows, capacity,
+    head width], keys and then values: each of the two is a plain stack of matrices, as torch's
+    batched products take it without a copy.
     """
 
-    def __init__(self, config: ModelConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        rows: int,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
         shape = (config.layers, 2 * config.heads, rows, capacity, config.width // config.heads)
         self.kept = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
@@ -29,12 +40,15 @@ class Cache:
         return self.kept.shape[3]
 
     def rows(self, index: Tensor, capacity: int | None = None) -> Cache:
-        """A copy that holds the rows of `index` ([n], repeats allowed): one context shared out to all its continuations. `capacity`: of the
-        copy, where it is less."""
+        """A copy that holds the rows of `index` ([n], repeats allowed): one context shared out to
+        all its continuations. `capacity`: of the copy, where it is less.
+        """
         chosen = object.__new__(Cache)
         wanted = self.kept[..., :capacity, :]
         chosen.kept = wanted.new_empty(*wanted.shape[:2], len(index), *wanted.shape[3:])
-        for mine, others in zip(chosen.kept, wanted, strict=True):  # one by one they take a third of the time
+        for mine, others in zip(
+            chosen.kept, wanted, strict=True
+        ):  # one by one they take a third of the time
             torch.index_select(others, 1, index, out=mine)
         chosen.lengths, chosen.context = self.lengths[index], self.context
         return chosen
@@ -44,57 +58,90 @@ class Cache:
         self.kept[:, :, index], self.lengths[index] = other.kept, other.lengths
 
     def begin(self, time: int) -> Tensor:
-        """The positions in the context [rows, time] of the tokens that come next; `write` and `attend` are then about these."""
-        self.least, self.most = (int(length) for length in torch.stack(self.lengths.aminmax()).tolist())
+        """The positions in the context [rows, time] of the tokens that come next; `write` and
+        `attend` are then about these.
+        """
+        self.least, self.most = (
+            int(length) for length in torch.stack(self.lengths.aminmax()).tolist()
+        )
         positions = self.lengths[:, None] + torch.arange(time, device=self.lengths.device)
         self.positions = positions.clamp_(max=self.capacity - 1)  # only padding lies beyond
         heads, rows = self.kept.shape[1:3]
-        first = torch.arange(0, heads * rows * self.capacity, self.capacity, device=positions.device).view(heads, rows, 1)
+        first = torch.arange(
+            0, heads * rows * self.capacity, self.capacity, device=positions.device
+        ).view(heads, rows, 1)
         self.places = (first + self.positions).flatten()
         self.masks: dict[int | None, tuple[slice, Tensor | None]] = {}
-        return self.positions if self.capacity <= self.context else self.positions.clamp(max=self.context - 1)
+        return (
+            self.positions
+            if self.capacity <= self.context
+            else self.positions.clamp(max=self.context - 1)
+        )
 
     @property
     def fresh(self) -> bool:
-        """Whether no row had read anything before `begin`: then the tokens see each other and nothing else."""
+        """Whether no row had read anything before `begin`: then the tokens see each other and
+        nothing else.
+        """
         return self.most == 0
 
     def write(self, layer: int, fused: Tensor) -> None:
         """Keep the keys and values of queries, keys and values [rows, time, 3 · width]."""
         heads, width = self.kept.shape[1], self.kept.shape[-1]
-        new = fused.detach()[..., fused.shape[-1] // 3 :].unflatten(-1, (heads, width)).permute(2, 0, 1, 3)  # as `kept` has it
+        new = (
+            fused.detach()[..., fused.shape[-1] // 3 :]
+            .unflatten(-1, (heads, width))
+            .permute(2, 0, 1, 3)
+        )  # as `kept` has it
         kept = self.kept[layer].flatten(0, 2)
         kept.index_copy_(0, self.places, new.flatten(0, 2).to(kept.dtype))
 
     def attend(self, layer: int, query: Tensor, band: int | None) -> Tensor:
-        """Attention of queries [rows, heads, time, head width] over what was written, or over the last `band` tokens of it."""
+        """Attention of queries [rows, heads, time, head width] over what was written, or over the
+        last `band` tokens of it.
+        """
         seen, mask = self.masks.get(band) or self._visible(band)
         key, value = self.kept[layer][:, :, seen].chunk(2)  # [heads, rows, part, head width]
         if query.shape[2] == 1 and query.device.type == "cpu":
             return _attend_once(query, key, value, mask)
-        return F.scaled_dot_product_attention(query, key.transpose(0, 1), value.transpose(0, 1), attn_mask=mask)
+        return F.scaled_dot_product_attention(
+            query, key.transpose(0, 1), value.transpose(0, 1), attn_mask=mask
+        )
 
     def _visible(self, band: int | None) -> tuple[slice, Tensor | None]:
-        """Which part of the capacity any row sees, and which of it each does [rows, 1, time, part]; None: all of it."""
+        """Which part of the capacity any row sees, and which of it each does [rows, 1, time, part];
+        None: all of it.
+        """
         time = self.positions.shape[1]
         first = 0 if band is None else max(0, self.least - band + 1)
         seen, mask = slice(first, min(self.most + time, self.capacity)), None
         if time > 1 or self.least < self.most:
-            place, at = torch.arange(seen.start, seen.stop, device=self.positions.device), self.positions[:, None, :, None]
+            place, at = (
+                torch.arange(seen.start, seen.stop, device=self.positions.device),
+                self.positions[:, None, :, None],
+            )
             mask = place <= at if band is None else (place <= at) & (place > at - band)
         self.masks[band] = seen, mask
         return self.masks[band]
 
     def end(self, lengths: Tensor | int) -> None:
-        """So many of the tokens count, of all rows or of each ([rows]); the rest was padding on the right."""
+        """So many of the tokens count, of all rows or of each ([rows]); the rest was padding on the
+        right.
+        """
         self.lengths += lengths
 
 
 def _attend_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of one query a row, [rows, heads, 1, head width], for a CPU, where torch's own is made for many queries."""
+    """Attention of one query a row, [rows, heads, 1, head width], for a CPU, where torch's own is
+    made for many queries.
+    """
     heads, rows, part, width = key.shape
     asked = (query * width**-0.5).transpose(0, 1).reshape(heads * rows, 1, width)
     scores = torch.bmm(asked, key.flatten(0, 1).transpose(1, 2))  # [heads · rows, 1, part]
     if mask is not None:
         scores.view(heads, rows, part).masked_fill_(~mask[:, 0, 0], -math.inf)
-    return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(heads, rows, 1, width).transpose(0, 1)
+    return (
+        torch.bmm(scores.softmax(-1), value.flatten(0, 1))
+        .view(heads, rows, 1, width)
+        .transpose(0, 1)
+    )

@@ -18,9 +18,11 @@ def sha256_of(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces `path` in one step, on disk before it returns: a reader sees the old or the new, whatever dies.
+    """Replaces `path` in one step, on disk before it returns: a reader sees the old or the new,
+    whatever dies.
 
-    A reader may take the new file, and rename or remove its folder, before this returns: a checkpoint's rank 0 does.
+    A reader may take the new file, and rename or remove its folder, before this returns: a
+    checkpoint's rank 0 does.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}")
     try:
@@ -33,7 +35,9 @@ def write_json(path: Path, value: Any) -> None:
         temporary.unlink(missing_ok=True)
         error.filename = error.filename or str(path)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)  # under this name no longer, perhaps, once the file is there
+    folder = os.open(
+        path.parent, os.O_RDONLY
+    )  # under this name no longer, perhaps, once the file is there
     try:
         temporary.replace(path)
         os.fsync(folder)

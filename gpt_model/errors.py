@@ -1,11 +1,13 @@
 """The one kind of error a person is meant to read.
 
-A `UserError` is a sentence for the person who can act: which file and field, what was found, what was expected, what to do.
-Everything that reports errors (the command line, the Dagster run, the worker) prints its text and no traceback. Any other
-exception is a defect of ours and keeps its traceback.
+A `UserError` is a sentence for the person who can act: which file and field, what was found, what
+was expected, what to do. Everything that reports errors (the command line, the Dagster run, the
+worker) prints its text and no traceback. Any other exception is a defect of ours and keeps its
+traceback.
 
-An error may know which setting it is about: `field`, dotted, as whoever raises it is told its settings (`vocab_size`). Whoever passes a
-part of its own settings on puts that part's name before it (`about`), until somebody knows the file they stand in, and says so.
+An error may know which setting it is about: `field`, dotted, as whoever raises it is told its
+settings (`vocab_size`). Whoever passes a part of its own settings on puts that part's name before
+it (`about`), until somebody knows the file they stand in, and says so.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ class UserError(Exception):
     def __init__(self, message: str, *, field: str | None = None) -> None:
         """`field`: the setting to mend; "" where it is all of them together, None where it is none.
 
-        One that begins with a dot is no part of the settings at hand: it is counted from the recipe itself.
+        One that begins with a dot is no part of the settings at hand: it is counted from the recipe
+        itself.
         """
         super().__init__(message)
         self.field = field
@@ -31,7 +34,9 @@ class CorruptFile(UserError):
 
 
 class Unreachable(UserError):
-    """A place outside this machine did not answer, such as the hub: nothing is wrong with what was asked of it."""
+    """A place outside this machine did not answer, such as the hub: nothing is wrong with what was
+    asked of it.
+    """
 
 
 def dotted(*parts: str | None) -> str:
@@ -41,7 +46,9 @@ def dotted(*parts: str | None) -> str:
 
 @contextmanager
 def about(part: str) -> Iterator[None]:
-    """What goes wrong in here is about `part` of the settings: `part.field` where the error knows the field, else `part` itself."""
+    """What goes wrong in here is about `part` of the settings: `part.field` where the error knows
+    the field, else `part` itself.
+    """
     try:
         yield
     except UserError as error:
@@ -51,7 +58,9 @@ def about(part: str) -> Iterator[None]:
 
 @contextmanager
 def about_all_of(part: str) -> Iterator[None]:
-    """What goes wrong in here is about `part` of the settings, and no deeper: it names another file, whose own settings those are."""
+    """What goes wrong in here is about `part` of the settings, and no deeper: it names another
+    file, whose own settings those are.
+    """
     try:
         yield
     except UserError as error:

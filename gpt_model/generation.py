@@ -1,13 +1,17 @@
 """Decoding: many prompts at once, each key and value computed once, every row's text its own.
 
-- Greedy at temperature 0; otherwise temperature, top-k and nucleus (Holtzman et al. 2020), applied in that order.
-- A row draws from a generator seeded by (seed, prompt, which copy of that prompt it is), so its text does not depend on the
-  prompts beside it; equal prompts get different texts. Nor on how many are answered at once, where each has a seed of its own.
-- Logits are in full precision under autocast, too: a token is drawn from the probabilities that are later asked for.
-- A long text is worth laying the weights out for (`gpt_model.projection.laid_out`). Whoever generates often with the same weights
-  holds that open round all of it.
-- GPT-2's positions are learned and end at the context. A row that reaches it goes on from the later half of its own tokens, read anew: a
-  window that slides by half a context, the cost of one reading for every half context written.
+- Greedy at temperature 0; otherwise temperature, top-k and nucleus (Holtzman et al. 2020), applied
+  in that order.
+- A row draws from a generator seeded by (seed, prompt, which copy of that prompt it is), so its
+  text does not depend on the prompts beside it; equal prompts get different texts. Nor on how many
+  are answered at once, where each has a seed of its own.
+- Logits are in full precision under autocast, too: a token is drawn from the probabilities that are
+  later asked for.
+- A long text is worth laying the weights out for (`gpt_model.ops.conv1d.laid_out`). Whoever
+  generates often with the same weights holds that open round all of it.
+- GPT-2's positions are learned and end at the context. A row that reaches it goes on from the later
+  half of its own tokens, read anew: a window that slides by half a context, the cost of one reading
+  for every half context written.
 """
 
 from __future__ import annotations
@@ -23,11 +27,13 @@ import torch
 from torch import Tensor
 
 from gpt_model.cache import Cache
-from gpt_model.projection import head, laid_out
+from gpt_model.ops.conv1d import head, laid_out
 from gpt_model.transformer import GPT
 
 LONG = 32  # new tokens from which on laying out the weights costs less than it saves
-LIKELY = 1024  # tokens among which a nucleus is looked for first: to sort a whole vocabulary takes as long as the decoder
+# tokens among which a nucleus is looked for first: to sort a whole vocabulary takes as long as the
+# decoder
+LIKELY = 1024
 
 
 @dataclass
@@ -55,14 +61,16 @@ def generate(
     on_token: Callable[[int, int], None] | None = None,
     on_choice: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None,
 ) -> list[list[int]]:
-    """New token ids for every prompt, the prompt left out: at most `max_new_tokens`, ending before the first `stop`.
+    """New token ids for every prompt, the prompt left out: at most `max_new_tokens`, ending before
+    the first `stop`.
 
-    `seed`: one for all, or one a prompt. `stop` holds token ids (e.g. end-of-text; not part of the result) and strings, which need
-    `decode`, the tokenizer's. A string that ends inside a token ends the row before that token. A prompt longer than the context is read
-    from its end.
-    `on_token` is told (number of the prompt, token) as each is written; `on_choice` of all rows at once, before that and of a stop too:
-    (numbers of the prompts [rows], states [rows, width], their logits [rows, vocabulary], the tokens chosen [rows]).
-    Raises ValueError for an empty prompt, a temperature below 0, a top_k below 1, a top_p outside (0, 1], stop strings without `decode`.
+    `seed`: one for all, or one a prompt. `stop` holds token ids (e.g. end-of-text; not part of the
+    result) and strings, which need `decode`, the tokenizer's. A string that ends inside a token
+    ends the row before that token. A prompt longer than the context is read from its end.
+    `on_token` is told (number of the prompt, token) as each is written; `on_choice` of all rows at
+    once, before that and of a stop too: (numbers of the prompts [rows], states [rows, width], their
+    logits [rows, vocabulary], the tokens chosen [rows]). Raises ValueError for an empty prompt, a
+    temperature below 0, a top_k below 1, a top_p outside (0, 1], stop strings without `decode`.
     """
     strings = [text for text in stop if isinstance(text, str)]
     _check(prompts, temperature, top_k, top_p, strings, decode)
@@ -74,10 +82,14 @@ def generate(
         if max_new_tokens >= LONG:
             after.enter_context(laid_out(model))
         rows = _rows(prompts, seed, model.config.context)
-        reading = list(rows) if max_new_tokens > 0 else []  # the rows in the cache; those that have ended stay until they are half of it
+        reading = (
+            list(rows) if max_new_tokens > 0 else []
+        )  # the rows in the cache; those that have ended stay until they are half of it
         if reading:
             longest = max(len(row.window) for row in reading)
-            states, cache = _read(model, reading, min(model.config.context, longest + max_new_tokens))
+            states, cache = _read(
+                model, reading, min(model.config.context, longest + max_new_tokens)
+            )
         while reading:
             logits = _logits(states, model.wte.weight)
             tokens = _choose(logits, reading, temperature, top_k, top_p)
@@ -85,11 +97,16 @@ def generate(
                 on_choice(*_of_living(reading, states, logits, tokens))
             for row, token in zip(reading, tokens, strict=True):
                 if not row.ended:
-                    row.ended = _ended(row, token, ids, strings, decode, on_token) or len(row.written) == max_new_tokens
+                    row.ended = (
+                        _ended(row, token, ids, strings, decode, on_token)
+                        or len(row.written) == max_new_tokens
+                    )
             alive = [place for place, row in enumerate(reading) if not row.ended]
             if len(alive) <= len(reading) // 2:
                 reading = [reading[place] for place in alive]
-                cache = cache.rows(torch.tensor(alive, dtype=torch.long, device=cache.lengths.device))
+                cache = cache.rows(
+                    torch.tensor(alive, dtype=torch.long, device=cache.lengths.device)
+                )
             if reading:
                 states = _advance(model, reading, cache)
     return [row.written for row in rows]
@@ -105,7 +122,9 @@ def _check(
 ) -> None:
     for number, prompt in enumerate(prompts):
         if not len(prompt):
-            raise ValueError(f"prompt {number} is empty: begin with at least one token, such as end-of-text")
+            raise ValueError(
+                f"prompt {number} is empty: begin with at least one token, such as end-of-text"
+            )
     if temperature < 0:
         raise ValueError(f"temperature {temperature} is below 0")
     if top_k is not None and top_k < 1:
@@ -135,10 +154,14 @@ def _rows(prompts: Sequence[Sequence[int]], seed: int | Sequence[int], context: 
 
 
 def _read(model: GPT, rows: list[_Row], capacity: int) -> tuple[Tensor, Cache]:
-    """Read every row's window afresh: states of its last token [rows, width], and the cache, with room for `capacity` tokens a row."""
+    """Read every row's window afresh: states of its last token [rows, width], and the cache, with
+    room for `capacity` tokens a row.
+    """
     device = model.wte.weight.device
     longest = max(len(row.window) for row in rows)
-    tokens = torch.tensor([row.window + [0] * (longest - len(row.window)) for row in rows], device=device)
+    tokens = torch.tensor(
+        [row.window + [0] * (longest - len(row.window)) for row in rows], device=device
+    )
     lengths = torch.tensor([len(row.window) for row in rows], device=device)
     cache = model.new_cache(len(rows), capacity)
     hidden = model.hidden(tokens, cache, lengths)
@@ -146,13 +169,19 @@ def _read(model: GPT, rows: list[_Row], capacity: int) -> tuple[Tensor, Cache]:
 
 
 def _advance(model: GPT, rows: list[_Row], cache: Cache) -> Tensor:
-    """States of each row's newest token [rows, width], which is read into the cache; of rows that have ended, anything."""
+    """States of each row's newest token [rows, width], which is read into the cache; of rows that
+    have ended, anything.
+    """
     device = model.wte.weight.device
     context = model.config.context
     full = [place for place, row in enumerate(rows) if len(row.window) > context and not row.ended]
     tokens = torch.tensor([[row.window[-1]] for row in rows], device=device)
     anew = len(full) == len(rows)
-    states = model.wte.weight.new_empty(len(rows), model.config.width) if anew else model.hidden(tokens, cache)[:, -1]
+    states = (
+        model.wte.weight.new_empty(len(rows), model.config.width)
+        if anew
+        else model.hidden(tokens, cache)[:, -1]
+    )
     if full:
         for place in full:
             rows[place].window = rows[place].window[-max(1, context // 2) :]
@@ -162,33 +191,51 @@ def _advance(model: GPT, rows: list[_Row], cache: Cache) -> Tensor:
     return states
 
 
-def _of_living(rows: list[_Row], states: Tensor, logits: Tensor, tokens: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _of_living(
+    rows: list[_Row], states: Tensor, logits: Tensor, tokens: list[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `on_choice` is told, of the rows that have not ended."""
-    numbers, chosen = (torch.tensor(column, device=states.device) for column in ([row.number for row in rows], tokens))
+    numbers, chosen = (
+        torch.tensor(column, device=states.device)
+        for column in ([row.number for row in rows], tokens)
+    )
     if not any(row.ended for row in rows):
         return numbers, states, logits, chosen
-    index = torch.tensor([place for place, row in enumerate(rows) if not row.ended], device=states.device)
+    index = torch.tensor(
+        [place for place, row in enumerate(rows) if not row.ended], device=states.device
+    )
     return numbers[index], states[index], logits[index], chosen[index]
 
 
-def _choose(logits: Tensor, rows: list[_Row], temperature: float, top_k: int | None, top_p: float | None) -> list[int]:
+def _choose(
+    logits: Tensor, rows: list[_Row], temperature: float, top_k: int | None, top_p: float | None
+) -> list[int]:
     """One token a row from logits [rows, vocabulary]."""
     if temperature == 0:
         return logits.argmax(-1).tolist()
     mass, tokens = _cumulated(logits.double() / temperature, top_k, top_p)
     last = torch.full_like(tokens[:, :1], mass.shape[1] - 1)
-    if top_p is not None:  # the smallest set whose mass reaches top_p: everything whose predecessors have not reached it
+    if (
+        top_p is not None
+        # the smallest set whose mass reaches top_p: everything whose predecessors have not reached it
+    ):
         last = last.minimum((mass < top_p).sum(-1, keepdim=True))
-    uniform = torch.tensor([[row.draw.random()] for row in rows], dtype=mass.dtype, device=mass.device)
+    uniform = torch.tensor(
+        [[row.draw.random()] for row in rows], dtype=mass.dtype, device=mass.device
+    )
     place = torch.searchsorted(mass, uniform * mass.gather(1, last), right=True).minimum(last)
     return tokens.gather(1, place)[:, 0].tolist()
 
 
 def _cumulated(logits: Tensor, top_k: int | None, top_p: float | None) -> tuple[Tensor, Tensor]:
-    """Probabilities summed up token by token, and the tokens, each [rows, n]: of all, or from the most probable on as many as matter."""
+    """Probabilities summed up token by token, and the tokens, each [rows, n]: of all, or from the
+    most probable on as many as matter.
+    """
     vocabulary = logits.shape[1]
     if top_k is None and top_p is None:
-        return logits.softmax(-1).cumsum(-1), torch.arange(vocabulary, device=logits.device).expand_as(logits)
+        return logits.softmax(-1).cumsum(-1), torch.arange(
+            vocabulary, device=logits.device
+        ).expand_as(logits)
     if top_k is not None:
         ranked, tokens = _most_probable(logits, min(top_k, vocabulary))
         return ranked.softmax(-1).cumsum(-1), tokens
@@ -203,7 +250,9 @@ def _cumulated(logits: Tensor, top_k: int | None, top_p: float | None) -> tuple[
 
 
 def _most_probable(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The `size` highest logits of each row and their tokens, highest first; of equal ones the lower token."""
+    """The `size` highest logits of each row and their tokens, highest first; of equal ones the
+    lower token.
+    """
     tokens = logits.topk(size, dim=-1).indices.sort(dim=-1).values
     ranked, order = logits.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
     return ranked, tokens.gather(1, order)

@@ -1,4 +1,6 @@
-"""Where a person's store is: one rule for whoever plans a build, and for the worker that runs it, which inherits the environment."""
+"""Where a person's store is: one rule for whoever plans a build, and for the worker that runs it,
+which inherits the environment.
+"""
 
 from __future__ import annotations
 

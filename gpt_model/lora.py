@@ -1,9 +1,12 @@
-"""LoRA (Hu et al. 2021): low-rank adapters beside a decoder's frozen projections, by `peft`, and merged into them again.
+"""LoRA (Hu et al. 2021): low-rank adapters beside a decoder's frozen projections, by `peft`, and
+merged into them again.
 
-`peft` does the adapting; here is what it does not know: that our Projection keeps its weight [in, out] as GPT-2's Conv1D does, and that
-fresh adapters are a function of the seed and each one's name. An adapted block leaves the fused kernels, which read a projection's own
-weight alone (`Block.forward`). Adapters alone are trained, and the embedding's rows of new tokens where there are some (they have learnt
-nothing that an adapter could adapt): nothing else of the decoder asks for a gradient.
+`peft` does the adapting; here is what it does not know: that our Projection keeps its weight [in,
+out] as GPT-2's Conv1D does, and that fresh adapters are a function of the seed and each one's name.
+An adapted block leaves the fused kernels, which read a projection's own weight alone
+(`Block.forward`). Adapters alone are trained, and the embedding's rows of new tokens where there
+are some (they have learnt nothing that an adapter could adapt): nothing else of the decoder asks
+for a gradient.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gpt_model.decoder import generator_of
-from gpt_model.projection import Projection
+from gpt_model.ops.conv1d import Projection
 from gpt_model.transformer import GPT
 
 if TYPE_CHECKING:
@@ -30,7 +33,9 @@ if TYPE_CHECKING:
 ADAPTER = "default"  # peft's name for the only one
 EMBEDDING = "wte"
 ROWS = f"{EMBEDDING}.token_adapter.trainable_tokens_delta"  # peft's name for the rows themselves
-FACTOR = "lora_A"  # the factor that is drawn; the other begins at 0, so that nothing is added at first
+FACTOR = (
+    "lora_A"  # the factor that is drawn; the other begins at 0, so that nothing is added at first
+)
 
 
 @dataclass(frozen=True)
@@ -44,25 +49,36 @@ class LoRA:
 
 
 def adapt(gpt: GPT, how: LoRA, seed: int, new_rows: int = 0) -> None:
-    """Put fresh adapters beside the projections `how` names, in place, and freeze all else. The decoder's answers do not change.
+    """Put fresh adapters beside the projections `how` names, in place, and freeze all else. The
+    decoder's answers do not change.
 
-    The embedding's last `new_rows` rows are trained whole, by peft's trainable tokens: in a tensor of their own, which is laid over the
-    frozen matrix, so that no optimizer, decay or precision can move another row, and none keeps moments for them all.
+    The embedding's last `new_rows` rows are trained whole, by peft's trainable tokens: in a tensor
+    of their own, which is laid over the frozen matrix, so that no optimizer, decay or precision can
+    move another row, and none keeps moments for them all.
     """
     from peft import inject_adapter_in_model
     from peft.utils.other import TrainableTokensWrapper
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Unsupported layer type")  # peft's way of saying that ours is a class of our own
+        warnings.filterwarnings(
+            "ignore", "Unsupported layer type"
+        )  # peft's way of saying that ours is a class of our own
         inject_adapter_in_model(_config(how), gpt)
     with torch.no_grad():
         for name, parameter in gpt.named_parameters():
             if FACTOR in name:
-                bound = 1 / math.sqrt(parameter.shape[1])  # as torch's Linear, and LoRA's released code
-                parameter.copy_(torch.rand(parameter.shape, generator=generator_of(name, seed)) * 2 * bound - bound)
+                bound = 1 / math.sqrt(
+                    parameter.shape[1]
+                )  # as torch's Linear, and LoRA's released code
+                parameter.copy_(
+                    torch.rand(parameter.shape, generator=generator_of(name, seed)) * 2 * bound
+                    - bound
+                )
     if new_rows:
         rows = list(range(gpt.config.vocab_size - new_rows, gpt.config.vocab_size))
-        embedding: Any = TrainableTokensWrapper(gpt.wte, ADAPTER, rows)  # not by the config: peft would ask the model's for its `to_dict`
+        embedding: Any = TrainableTokensWrapper(
+            gpt.wte, ADAPTER, rows
+        )  # not by the config: peft would ask the model's for its `to_dict`
         gpt.wte = embedding
 
 
@@ -79,25 +95,41 @@ def _config(how: LoRA) -> LoraConfig:
             return inputs, outputs
 
     config = LoraConfig(
-        r=how.rank, lora_alpha=how.alpha, lora_dropout=how.dropout, target_modules=list(how.targets), fan_in_fan_out=True, bias="none",
+        r=how.rank,
+        lora_alpha=how.alpha,
+        lora_dropout=how.dropout,
+        target_modules=list(how.targets),
+        fan_in_fan_out=True,
+        bias="none",
         task_type="CAUSAL_LM",
-    )  # fmt: skip
+    )
     config._register_custom_module({Projection: AdaptedProjection})
     return config
 
 
 def adapters(model: nn.Module) -> dict[str, Tensor]:
     """The adapters' weights, by name."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if "lora_" in name}
+    return {
+        name: parameter.detach() for name, parameter in model.named_parameters() if "lora_" in name
+    }
 
 
 def new_rows(gpt: GPT) -> Tensor | None:
     """The embedding's rows that are trained, where there are some."""
-    return next((parameter.detach() for name, parameter in gpt.named_parameters() if name == f"{ROWS}.{ADAPTER}"), None)
+    return next(
+        (
+            parameter.detach()
+            for name, parameter in gpt.named_parameters()
+            if name == f"{ROWS}.{ADAPTER}"
+        ),
+        None,
+    )
 
 
 def merge(gpt: GPT) -> None:
-    """Add each adapter to the weight it stands beside, in place: a plain decoder that answers alike, all of it to be trained again."""
+    """Add each adapter to the weight it stands beside, in place: a plain decoder that answers
+    alike, all of it to be trained again.
+    """
     if new_rows(gpt) is not None:
         embedding: Any = gpt.wte
         embedding.token_adapter.merge()
@@ -120,12 +152,16 @@ def _adapted(gpt: GPT) -> Iterator[tuple[nn.Module, str, Any]]:
 
 
 def keep_and_merge(model: nn.Module, gpt: GPT, how: LoRA, folder: Path) -> dict[str, float]:
-    """After training: save the adapters in `folder`, merge them into `gpt`, and count what was trained of `model`, the decoder or more."""
+    """After training: save the adapters in `folder`, merge them into `gpt`, and count what was
+    trained of `model`, the decoder or more.
+    """
     rows = new_rows(gpt)
     counted = {
         "adapter_parameters": float(sum(weight.numel() for weight in adapters(gpt).values())),
         **({"new_row_parameters": float(rows.numel())} if rows is not None else {}),
-        "trained_parameters": float(sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)),
+        "trained_parameters": float(
+            sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        ),
     }
     save(gpt, how, folder)
     merge(gpt)
@@ -133,19 +169,31 @@ def keep_and_merge(model: nn.Module, gpt: GPT, how: LoRA, folder: Path) -> dict[
 
 
 def save(model: GPT, how: LoRA, folder: Path) -> None:
-    """Write the adapters as `peft` does: `PeftModel.from_pretrained` puts them on the exported decoder they were trained beside.
+    """Write the adapters as `peft` does: `PeftModel.from_pretrained` puts them on the exported
+    decoder they were trained beside.
 
-    Those of a gpt3 carry our names: the class of `transformers` it fits has other projections. Trained rows need a decoder with as many
-    rows (`resize_token_embeddings`), whatever is in the new ones.
+    Those of a gpt3 carry our names: the class of `transformers` it fits has other projections.
+    Trained rows need a decoder with as many rows (`resize_token_embeddings`), whatever is in the
+    new ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
     described: dict[str, Any] = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": how.rank, "lora_alpha": how.alpha, "lora_dropout": how.dropout,
-        "target_modules": sorted(how.targets), "fan_in_fan_out": True, "bias": "none",
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": how.rank,
+        "lora_alpha": how.alpha,
+        "lora_dropout": how.dropout,
+        "target_modules": sorted(how.targets),
+        "fan_in_fan_out": True,
+        "bias": "none",
+    }
     if (rows := new_rows(model)) is not None:
-        described["trainable_token_indices"] = {EMBEDDING: list(range(model.config.vocab_size - len(rows), model.config.vocab_size))}
-    (folder / "adapter_config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        described["trainable_token_indices"] = {
+            EMBEDDING: list(range(model.config.vocab_size - len(rows), model.config.vocab_size))
+        }
+    (folder / "adapter_config.json").write_text(
+        json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     weights = {
         f"base_model.model.transformer.{name.replace(f'.{ADAPTER}.', '.')}": tensor.cpu().contiguous()
         for name, tensor in adapters(model).items()

@@ -1,4 +1,5 @@
-"""What running code says while it runs. Not where it goes: a console, a spool file and a test each have their own.
+"""What running code says while it runs. Not where it goes: a console, a spool file and a test each
+have their own.
 
 Every rank calls the same methods; an implementation lets only rank 0's words out.
 """
@@ -13,7 +14,9 @@ class Progress(Protocol):
     """The four things long-running code has to say."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers at a step. Steps only rise; a step already said by an earlier, killed attempt is dropped."""
+        """Numbers at a step. Steps only rise; a step already said by an earlier, killed attempt is
+        dropped.
+        """
 
     def text(self, step: int, name: str, text: str) -> None:
         """A sample of text at a step, e.g. what the model writes."""
@@ -22,7 +25,9 @@ class Progress(Protocol):
         """One line for a person."""
 
     def advance(self, done: float, total: float, unit: str) -> None:
-        """How far along: `done` of `total` `unit`s ("tokens", "documents"). Cheap; call it as often as is natural."""
+        """How far along: `done` of `total` `unit`s ("tokens", "documents"). Cheap; call it as often
+        as is natural.
+        """
 
 
 class Silent:

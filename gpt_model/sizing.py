@@ -1,4 +1,5 @@
-"""Sizing: what a number of layers sets besides itself: width, heads, learning rate, batch and tokens. Arithmetic only.
+"""Sizing: what a number of layers sets besides itself: width, heads, learning rate, batch and
+tokens. Arithmetic only.
 
 The rules lead from a known model (an anchor) to one of another depth:
 
@@ -31,12 +32,18 @@ def counted(model: ModelConfig) -> int:
 
 
 class Rules(Strict, strict=False):
-    """The anchor, and how things grow from it. Without one: GPT-3 small, at Hoffmann et al.'s number of tokens a parameter."""
+    """The anchor, and how things grow from it. Without one: GPT-3 small, at Hoffmann et al.'s
+    number of tokens a parameter.
+    """
 
     aspect: float = Field(default=64.0, gt=0, description="width for each layer")
     head_width: int = Field(default=64, ge=1)
     width: int = Field(default=768, ge=1, description="of the anchor")
-    parameters: int = Field(default=counted(PUBLISHED["gpt3-small"]), ge=1, description="of the anchor, without positions")
+    parameters: int = Field(
+        default=counted(PUBLISHED["gpt3-small"]),
+        ge=1,
+        description="of the anchor, without positions",
+    )
     learning_rate: float = Field(default=6e-4, gt=0, description="of the anchor")
     learning_rate_exponent: float = -0.77
     batch_tokens: int = Field(default=524_288, ge=1, description="of the anchor")
@@ -47,10 +54,14 @@ class Rules(Strict, strict=False):
     def of(cls, model: ModelConfig, pretraining: Mapping[str, Any]) -> Self:
         """Anchored at a model as it is trained."""
         return cls(
-            aspect=model.width / model.layers, head_width=model.width // model.heads, width=model.width, parameters=counted(model),
-            learning_rate=pretraining["learning_rate"], batch_tokens=pretraining["batch_tokens"],
+            aspect=model.width / model.layers,
+            head_width=model.width // model.heads,
+            width=model.width,
+            parameters=counted(model),
+            learning_rate=pretraining["learning_rate"],
+            batch_tokens=pretraining["batch_tokens"],
             tokens_per_parameter=pretraining["tokens"] / counted(model),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -62,12 +73,23 @@ class Size:
 
 
 def sized(rules: Rules, layers: int, fixed: Mapping[str, Any]) -> Size:
-    """The size of `layers` layers. `fixed`: the model's other fields, vocabulary among them; width and heads where they are given.
+    """The size of `layers` layers. `fixed`: the model's other fields, vocabulary among them; width
+    and heads where they are given.
 
     Raises pydantic's ValidationError where they do not fit each other.
     """
-    width = fixed.get("width") or max(1, round(rules.aspect * layers / rules.head_width)) * rules.head_width
-    model = ModelConfig(**{**fixed, "layers": layers, "width": width, "heads": fixed.get("heads") or _heads(width, rules.head_width)})
+    width = (
+        fixed.get("width")
+        or max(1, round(rules.aspect * layers / rules.head_width)) * rules.head_width
+    )
+    model = ModelConfig(
+        **{
+            **fixed,
+            "layers": layers,
+            "width": width,
+            "heads": fixed.get("heads") or _heads(width, rules.head_width),
+        }
+    )
     grown = counted(model) / rules.parameters
     rate = rules.learning_rate * (width / rules.width) ** rules.learning_rate_exponent
     doublings = round(rules.batch_exponent * math.log2(grown))
@@ -76,18 +98,33 @@ def sized(rules: Rules, layers: int, fixed: Mapping[str, Any]) -> Size:
     return Size(model, float(f"{rate:.{DIGITS}g}"), batch, tokens)
 
 
-def scaled_with_tokens(pretraining: Mapping[str, Any], tokens: int, batch_tokens: int, context: int) -> dict[str, Any]:
-    """What of a training's section is counted in tokens, for a training of other length: the same shares of it."""
+def scaled_with_tokens(
+    pretraining: Mapping[str, Any], tokens: int, batch_tokens: int, context: int
+) -> dict[str, Any]:
+    """What of a training's section is counted in tokens, for a training of other length: the same
+    shares of it.
+    """
     share = tokens / pretraining["tokens"]
     told: dict[str, Any] = {"warmup_tokens": round(pretraining.get("warmup_tokens", 0) * share)}
     if decay := pretraining.get("decay_tokens"):
         told["decay_tokens"] = max(told["warmup_tokens"] + 1, round(decay * share))
     if ramp := pretraining.get("batch_ramp"):
-        first = max(1, round(ramp["from_tokens"] * batch_tokens / pretraining["batch_tokens"] / context)) * context
-        told["batch_ramp"] = {"from_tokens": first, "over_tokens": max(1, round(ramp["over_tokens"] * share))}
+        first = (
+            max(
+                1, round(ramp["from_tokens"] * batch_tokens / pretraining["batch_tokens"] / context)
+            )
+            * context
+        )
+        told["batch_ramp"] = {
+            "from_tokens": first,
+            "over_tokens": max(1, round(ramp["over_tokens"] * share)),
+        }
     return told
 
 
 def _heads(width: int, head_width: int) -> int:
     """Heads of about `head_width` that divide `width`."""
-    return min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(math.log(width / n / head_width)))
+    return min(
+        (n for n in range(1, width + 1) if width % n == 0),
+        key=lambda n: abs(math.log(width / n / head_width)),
+    )

@@ -1,6 +1,8 @@
-"""What a person writes, read strictly, and what pydantic finds wrong with it, said in this project's words. Files are the readers'.
+"""What a person writes, read strictly, and what pydantic finds wrong with it, said in this
+project's words. Files are the readers'.
 
-An unknown key, a value of the wrong kind or one that does not fit is a mistake: nothing is converted, nothing left out.
+An unknown key, a value of the wrong kind or one that does not fit is a mistake: nothing is
+converted, nothing left out.
 """
 
 from __future__ import annotations
@@ -13,10 +15,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 Location = tuple[str | int, ...]
 KINDS = {  # pydantic's errors for a value of the wrong kind: what was expected
-    "string_type": "text", "int_type": "an integer", "int_from_float": "an integer", "float_type": "a number", "bool_type": "true or false",
-    "list_type": "a list, in brackets", "tuple_type": "a list, in brackets",
-    "dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping",
-}  # fmt: skip
+    "string_type": "text",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list, in brackets",
+    "tuple_type": "a list, in brackets",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
 
 
 class Strict(BaseModel):
@@ -30,7 +39,9 @@ PAIR = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) els
 
 
 class Misfit(ValueError):
-    """What a validator of several keys together finds wrong, and which of them, seen from where it stands, to mend."""
+    """What a validator of several keys together finds wrong, and which of them, seen from where it
+    stands, to mend.
+    """
 
     def __init__(self, message: str, field: str) -> None:
         super().__init__(message)
@@ -38,7 +49,9 @@ class Misfit(ValueError):
 
 
 def sentence(problem: Any, name: str, told: str = "") -> str:
-    """One of pydantic's errors about the field `name`. `told`: what is wrong, where more is known of it than pydantic tells."""
+    """One of pydantic's errors about the field `name`. `told`: what is wrong, where more is known
+    of it than pydantic tells.
+    """
     kind = problem["type"]
     if kind in ("extra_forbidden", "invalid_key"):
         return f"`{name}` is not a key here."
@@ -54,13 +67,19 @@ def sentence(problem: Any, name: str, told: str = "") -> str:
 
 
 def words(problem: Any, description: str = "") -> str:
-    """What pydantic finds wrong with a value, as a person says it. `description`: of the field, what is expected before its semicolon."""
+    """What pydantic finds wrong with a value, as a person says it. `description`: of the field,
+    what is expected before its semicolon.
+    """
     kind, context = problem["type"], problem.get("ctx", {})
     if kind in KINDS:
         return f"it should be {KINDS[kind]}"
     if kind in ("too_short", "string_too_short"):
         of = "values" if kind == "too_short" else "characters"
-        return "it should not be empty" if context["min_length"] == 1 else f"it should hold {context['min_length']} {of} or more"
+        return (
+            "it should not be empty"
+            if context["min_length"] == 1
+            else f"it should hold {context['min_length']} {of} or more"
+        )
     if kind == "too_long":
         return f"it should hold no more than {context['max_length']} values"
     if kind == "union_tag_invalid":
@@ -72,8 +91,14 @@ def words(problem: Any, description: str = "") -> str:
         hint = f". Did you mean {near!r}?" if re.fullmatch(context["pattern"], near) else ""
         return f"it should be {description.split(';')[0] or 'as ' + context['pattern'] + ' has it'}{hint}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    message = message.replace("Input should be", "it should be").replace("Input should", "it should")
-    return f"{message[0].lower()}{message[1:]}" if problem["loc"] or kind not in ("value_error", "assertion_error") else message
+    message = message.replace("Input should be", "it should be").replace(
+        "Input should", "it should"
+    )
+    return (
+        f"{message[0].lower()}{message[1:]}"
+        if problem["loc"] or kind not in ("value_error", "assertion_error")
+        else message
+    )
 
 
 def unquoted(text: str) -> str:
@@ -81,10 +106,14 @@ def unquoted(text: str) -> str:
 
 
 def location_of(data: Any, problem: Any) -> Location:
-    """Where `data` has the problem: without the names that pydantic gives the alternatives of a union, and functions."""
+    """Where `data` has the problem: without the names that pydantic gives the alternatives of a
+    union, and functions.
+    """
     found: list[str | int] = []
     for part in problem["loc"]:
-        if (isinstance(data, Mapping) and part in data) or (isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)):
+        if (isinstance(data, Mapping) and part in data) or (
+            isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
+        ):
             found, data = [*found, part], data[part]
     if problem["type"] == "missing":
         found.append(problem["loc"][-1])

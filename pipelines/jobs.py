@@ -1,6 +1,7 @@
 """Jobs: one a recipe, that materializes its whole graph.
 
-They run in one process: the heavy work is in the workers anyway, and a process a step would cost more than most stages.
+They run in one process: the heavy work is in the workers anyway, and a process a step would cost
+more than most stages.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from assets.recipe import Recipe
+from assets.recipe.recipe import Recipe
 
 
 def recipe_job(recipe: Recipe) -> UnresolvedAssetJobDefinition:

@@ -1,7 +1,9 @@
-"""What a person sees while a recipe is built: a bar an asset on a terminal, a line now and then elsewhere (CI, a file).
+"""What a person sees while a recipe is built: a bar an asset on a terminal, a line now and then
+elsewhere (CI, a file).
 
-How far a build is stands in its journal, which the worker writes (`assets/resources/journal.py`); a thread here reads it. What
-begins and ends is told by whoever runs the build (`runs.py`). No Dagster concept and no import of it.
+How far a build is stands in its journal, which the worker writes (`assets/tracking/event_log.py`);
+a thread here reads it. What begins and ends is told by whoever runs the build (`runs.py`). No
+Dagster concept and no import of it.
 """
 
 from __future__ import annotations
@@ -15,22 +17,38 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
-from assets.resources.journal import Tail
+from assets.tracking.event_log import Tail
 from gpt_model.errors import CorruptFile
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 15.0  # between two lines about the same build, where there is no terminal
-SHOWN_METRICS = ("loss", "bpb", "accuracy")  # a metric whose last part is one of these stands beside the bar
+SHOWN_METRICS = (
+    "loss",
+    "bpb",
+    "accuracy",
+)  # a metric whose last part is one of these stands beside the bar
 
 
 class _Amount(ProgressColumn):
     """`1.2M/1.5M tokens`, empty until the worker has said how much there is."""
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.total is None else amount(task.completed, task.total, task.fields["unit"]), style="progress.download")
+        return Text(
+            "" if task.total is None else amount(task.completed, task.total, task.fields["unit"]),
+            style="progress.download",
+        )
 
 
 def amount(done: float, total: float, unit: str) -> str:
@@ -59,15 +77,24 @@ def duration(seconds: float) -> str:
 
 
 class BuildDisplay:
-    """Shows builds as they go on `console`. A context manager; its methods may be called from any thread."""
+    """Shows builds as they go on `console`. A context manager; its methods may be called from any
+    thread.
+    """
 
     def __init__(self, home: Path, console: Console) -> None:
         self._buildings, self._console = home / "building", console
         self._bars = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), _Amount(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
-            console=console, transient=True, disable=not console.is_interactive,
-        )  # fmt: skip
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            _Amount(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_interactive,
+        )
         self._lock = threading.RLock()
         self._current: _Current | None = None
         self._stop = threading.Event()
@@ -78,7 +105,12 @@ class BuildDisplay:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stop.set()
         self._thread.join(timeout=5)
         self._bars.stop()
@@ -91,7 +123,9 @@ class BuildDisplay:
     def began(self, asset: str) -> None:
         with self._lock:
             self._drop()
-            self._current = _Current(asset, self._bars.add_task(escape(asset), total=None, unit="", figures=""))
+            self._current = _Current(
+                asset, self._bars.add_task(escape(asset), total=None, unit="", figures="")
+            )
 
     def ended(self, asset: str, line: str) -> None:
         """The build of `asset` is over: its bar goes, `line` stays."""
@@ -113,15 +147,23 @@ class BuildDisplay:
                     for event in self._current.events(self._buildings):
                         self._tell(self._current, event)
                 except (OSError, CorruptFile):
-                    self._current.tail = None  # published or moved aside under our eyes: look for it again
+                    self._current.tail = (
+                        None  # published or moved aside under our eyes: look for it again
+                    )
                 self._line(self._current)
 
     def _tell(self, current: _Current, event: dict[str, Any]) -> None:
         if event["kind"] == "advance":
             current.advance = amount(event["done"], event["total"], event["unit"])
-            self._bars.update(current.task, completed=event["done"], total=event["total"], unit=event["unit"])
+            self._bars.update(
+                current.task, completed=event["done"], total=event["total"], unit=event["unit"]
+            )
         elif event["kind"] == "metrics":
-            shown = {name: value for name, value in event["values"].items() if name.rsplit("/", 1)[-1] in SHOWN_METRICS}
+            shown = {
+                name: value
+                for name, value in event["values"].items()
+                if name.rsplit("/", 1)[-1] in SHOWN_METRICS
+            }
             if shown:
                 name = min(shown, key=len)
                 current.figures = f"{name} {shown[name]:.4g}"
@@ -131,7 +173,11 @@ class BuildDisplay:
 
     def _line(self, current: _Current) -> None:
         now = time.monotonic()
-        if not self._console.is_interactive and current.advance and now - current.spoken >= LINE_SECONDS:
+        if (
+            not self._console.is_interactive
+            and current.advance
+            and now - current.spoken >= LINE_SECONDS
+        ):
             current.spoken = now
             said = [current.advance, current.figures, duration(time.time() - current.began)]
             self.say(f"  {current.asset}: {', '.join(part for part in said if part)}")
@@ -149,13 +195,23 @@ class _Current:
     def events(self, buildings: Path) -> list[dict[str, Any]]:
         if self.tail is None:
             self.tail = next(
-                (Tail(job.parent / "journal" / "events.jsonl") for job in buildings.glob("*/job.json") if self._is_mine(job)), None
+                (
+                    Tail(job.parent / "journal" / "events.jsonl")
+                    for job in buildings.glob("*/job.json")
+                    if self._is_mine(job)
+                ),
+                None,
             )
         return self.tail.read() if self.tail else []
 
     def _is_mine(self, job: Path) -> bool:
-        """Whether `job` was written for this build, and not left behind by a killed one whose text has changed since."""
+        """Whether `job` was written for this build, and not left behind by a killed one whose text
+        has changed since.
+        """
         try:
-            return job.stat().st_mtime >= self.began - 1 and json.loads(job.read_text())["asset"] == self.asset
+            return (
+                job.stat().st_mtime >= self.began - 1
+                and json.loads(job.read_text())["asset"] == self.asset
+            )
         except (OSError, json.JSONDecodeError, KeyError):
             return False

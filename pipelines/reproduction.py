@@ -1,7 +1,8 @@
-"""Building an artifact again from its manifest, in a store of its own that only borrows the inputs, and comparing what comes out.
+"""Building an artifact again from its manifest, in a store of its own that only borrows the inputs,
+and comparing what comes out.
 
-It is the ordinary build (`assets.build`) with the recorded configuration, inputs and profile. Nothing of it is kept,
-and MLflow is not told.
+It is the ordinary build (`assets.build`) with the recorded configuration, inputs and profile.
+Nothing of it is kept, and MLflow is not told.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from rich.console import Console
 
 from assets.build import Request, WorkerFailed, build
 from assets.contract import Artifact, as_it_stands
+from assets.launch.launcher import LocalLauncher
 from assets.node import Node
-from assets.profile import Profile
-from assets.resources.courier import Say
-from assets.resources.launcher import LocalLauncher
-from assets.resources.provenance import git_state
-from assets.resources.store import Building, Store
-from assets.resources.tracking import Build, Tracking
+from assets.recipe.profile import Profile
+from assets.store.provenance import git_state
+from assets.store.store import Building, Store
+from assets.tracking.outbox import Say
+from assets.tracking.tracking import Build, Tracking
 from assets.worker import stage_named
 from gpt_model.errors import UserError
 from pipelines.lineage_views import SHORT
@@ -46,15 +47,18 @@ class Untracked(Tracking):
 
 
 def reproduced(store: Store, original: Artifact, console: Console) -> list[str]:
-    """Build `original` again and compare: a sentence for each file that is not the same, [] where all are.
+    """Build `original` again and compare: a sentence for each file that is not the same, [] where
+    all are.
 
-    Raises UserError where it cannot be built from what is here: an input is gone or changed, the stage's code has another version,
-    or its worker fails.
+    Raises UserError where it cannot be built from what is here: an input is gone or changed, the
+    stage's code has another version, or its worker fails.
     """
     node = _node(original)
     inputs = _inputs(store, original)
     recorded = original.manifest["provenance"]["profile"]
-    profile = Profile.model_validate({key: value for key, value in recorded.items() if key in Profile.model_fields})  # others are gone
+    profile = Profile.model_validate(
+        {key: value for key, value in recorded.items() if key in Profile.model_fields}
+    )  # others are gone
     store.home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="reproduction.", dir=store.home) as folder:
         own = _store_with(Path(folder), store, node, inputs)
@@ -62,16 +66,22 @@ def reproduced(store: Store, original: Artifact, console: Console) -> list[str]:
             display.began(node.ref)
             request = Request(node, Path.cwd(), profile, say=display.say)
             try:
-                again = build(request, own, LocalLauncher(profile.device), Untracked(own.home)).artifact
+                again = build(
+                    request, own, LocalLauncher(profile.device), Untracked(own.home)
+                ).artifact
             except WorkerFailed as failure:  # its log goes with the folder
-                (log := store.home / "reproduction.log").write_text(failure.details, encoding="utf-8")
+                (log := store.home / "reproduction.log").write_text(
+                    failure.details, encoding="utf-8"
+                )
                 raise UserError(f"{failure.sentence} What it said last: {log}") from None
         unlike = _unlike(original, again)
         return unlike and [*unlike, *_code(original)]
 
 
 def _node(original: Artifact) -> Node:
-    """The artifact's place in a graph of its own, its section as recorded, local files already tied to their bytes."""
+    """The artifact's place in a graph of its own, its section as recorded, local files already tied
+    to their bytes.
+    """
     made = original.manifest["provenance"]
     stage = stage_named(made["stage_path"])
     recipe, _, name = made["asset"].partition("/")
@@ -82,7 +92,14 @@ def _node(original: Artifact) -> Node:
             f"{stage.name!r}; the code here is version {stage.version}. Check out commit {commit or '(not recorded)'} to reproduce it."
         )
     needs = tuple(entry["name"] for entry in original.manifest["inputs"])
-    return Node(recipe, name, replace(stage, pin=as_it_stands), made["stage_path"], lambda base: original.config, needs)
+    return Node(
+        recipe,
+        name,
+        replace(stage, pin=as_it_stands),
+        made["stage_path"],
+        lambda base: original.config,
+        needs,
+    )
 
 
 def _inputs(store: Store, original: Artifact) -> dict[str, Artifact]:
@@ -95,7 +112,9 @@ def _inputs(store: Store, original: Artifact) -> dict[str, Artifact]:
                 f"Its input {entry['name']} {entry['fingerprint'][:SHORT]} is not in the store any more: build that again first."
             )
         if problems := store.verify(artifact):
-            raise UserError(f"Its input {entry['name']} is not what it was built from: {problems[0]}")
+            raise UserError(
+                f"Its input {entry['name']} is not what it was built from: {problems[0]}"
+            )
         inputs[entry["name"]] = artifact
     return inputs
 
@@ -105,7 +124,9 @@ def _store_with(folder: Path, store: Store, node: Node, inputs: dict[str, Artifa
     own = Store(folder)
     own.artifacts_folder.mkdir()
     (store.home / "downloads").mkdir(exist_ok=True)
-    (folder / "downloads").symlink_to((store.home / "downloads").resolve(), target_is_directory=True)
+    (folder / "downloads").symlink_to(
+        (store.home / "downloads").resolve(), target_is_directory=True
+    )
     for name, artifact in inputs.items():
         link = own.artifacts_folder / artifact.fingerprint
         if not link.exists():
@@ -119,15 +140,23 @@ def _code(original: Artifact) -> list[str]:
     then, now = original.manifest["provenance"]["git"], git_state()
     if then == now and not now["dirty"]:
         return []
-    was, is_ = (f"commit {(git['commit'] or 'not recorded')[:SHORT]}{' with changes' if git['dirty'] else ''}" for git in (then, now))
+    was, is_ = (
+        f"commit {(git['commit'] or 'not recorded')[:SHORT]}{' with changes' if git['dirty'] else ''}"
+        for git in (then, now)
+    )
     return [f"It was built by the code of {was}; the code here is that of {is_}."]
 
 
 def _unlike(original: Artifact, again: Artifact) -> list[str]:
-    before, now = ({file["path"]: file["sha256"] for file in artifact.manifest["files"]} for artifact in (original, again))
+    before, now = (
+        {file["path"]: file["sha256"] for file in artifact.manifest["files"]}
+        for artifact in (original, again)
+    )
     sentences = []
     for path in sorted(before.keys() | now.keys()):
         if before.get(path) != now.get(path):
-            was, is_ = (files[path][:SHORT] if path in files else "not there" for files in (before, now))
+            was, is_ = (
+                files[path][:SHORT] if path in files else "not there" for files in (before, now)
+            )
             sentences.append(f"{path}: {was} as published, {is_} built again")
     return sentences

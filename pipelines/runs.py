@@ -1,8 +1,10 @@
-"""Dagster runs that the command line starts: one process, one run of a recipe's job, in the same history that the UI shows. Each model of a
-scaling ladder has a run of its own, and so has what a ladder needs and what comes after it.
+"""Dagster runs that the command line starts: one process, one run of a recipe's job, in the same
+history that the UI shows. Each model of a scaling ladder has a run of its own, and so has what a
+ladder needs and what comes after it.
 
-The work is in the worker's process tree, which dies with this one; Dagster's own record of a run whose process was killed with -9
-says STARTED for ever, so such runs are closed here, at the next start, by host, pid and the process's start time.
+The work is in the worker's process tree, which dies with this one; Dagster's own record of a run
+whose process was killed with -9 says STARTED for ever, so such runs are closed here, at the next
+start, by host, pid and the process's start time.
 """
 
 from __future__ import annotations
@@ -22,21 +24,32 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.events import RunFailureReason
 from dagster._utils.interrupts import setup_interrupt_handlers
 
-from assets.ladder import dagster_runs
-from assets.resources import guard
-from assets.resources.lineage import Lineage, prepare_home
+from assets.launch import guard
+from assets.lineage import Lineage, prepare_home
+from assets.stages.ladder import dagster_runs
 from pipelines.definitions import RecipeFile, build_defs
 from pipelines.progress import BuildDisplay, duration
 
-HOST, PID, STARTED = "gpt-lineage/host", "gpt-lineage/pid", "gpt-lineage/process_started"  # tags of a run
+HOST, PID, STARTED = (
+    "gpt-lineage/host",
+    "gpt-lineage/pid",
+    "gpt-lineage/process_started",
+)  # tags of a run
 INTERRUPTIONS = ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
 RETRYING = ("RetryRequested", "RetryRequestedFromPolicy", "DagsterMaxRetriesExceededError")
-UNFINISHED = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+UNFINISHED = [
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
 
 
 @dataclass
 class RunReport:
-    """What became of a run: a line an asset has been shown already, this is for what is said at the end."""
+    """What became of a run: a line an asset has been shown already, this is for what is said at the
+    end.
+    """
 
     run_id: str = ""
     succeeded: bool = False
@@ -48,13 +61,16 @@ class RunReport:
 
 
 def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay) -> RunReport:
-    """Build the recipe in this process through its Dagster job. SIGTERM and Ctrl-C end the run, with its workers."""
+    """Build the recipe in this process through its Dagster job. SIGTERM and Ctrl-C end the run,
+    with its workers.
+    """
     prepare_home(home)
     setup_interrupt_handlers()  # SIGTERM as Ctrl-C, outside the steps too
     feed = _Feed(display, {"__".join(node.key): node.ref for node in file.nodes})
     lineage = Lineage(home=str(home), profile=profile)
     definitions = dg.Definitions.merge(
-        build_defs([file], resource_overrides={"lineage": lineage}), dg.Definitions(loggers={"display": feed.definition()})
+        build_defs([file], resource_overrides={"lineage": lineage}),
+        dg.Definitions(loggers={"display": feed.definition()}),
     )
     with dg.DagsterInstance.get() as instance:
         for sentence in close_lost_runs(instance):
@@ -63,29 +79,44 @@ def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay
             try:
                 for part in dagster_runs(file.nodes):
                     result = definitions.resolve_job_def(file.recipe.name).execute_in_process(
-                        instance=instance, raise_on_error=False, tags=process_tags(), run_config={"loggers": {"display": {}}},
+                        instance=instance,
+                        raise_on_error=False,
+                        tags=process_tags(),
+                        run_config={"loggers": {"display": {}}},
                         asset_selection=[dg.AssetKey(node.key) for node in part],
-                    )  # fmt: skip
+                    )
                     feed.report.run_id, feed.report.succeeded = result.run_id, result.success
                     if not result.success:
                         break
             except (KeyboardInterrupt, DagsterExecutionInterruptedError):
                 feed.report.interrupted = True
     if not feed.report.interrupted:
-        for problem in {delivered.problem: None for delivered in lineage.tracking().deliver_pending() if delivered.problem}:
+        for problem in {
+            delivered.problem: None
+            for delivered in lineage.tracking().deliver_pending()
+            if delivered.problem
+        }:
             display.say(f"  {problem}")
     return feed.report
 
 
 def process_tags() -> dict[str, str]:
     """What tells this process from every other one."""
-    return {HOST: socket.gethostname(), PID: str(os.getpid()), STARTED: str(guard.started(os.getpid()))}
+    return {
+        HOST: socket.gethostname(),
+        PID: str(os.getpid()),
+        STARTED: str(guard.started(os.getpid())),
+    }
 
 
 def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Close each unfinished run of the command line whose process is gone, and free what it held. A sentence each."""
+    """Close each unfinished run of the command line whose process is gone, and free what it held. A
+    sentence each.
+    """
     sentences = []
-    for record in instance.get_run_records(RunsFilter(statuses=UNFINISHED, tags={HOST: socket.gethostname()})):
+    for record in instance.get_run_records(
+        RunsFilter(statuses=UNFINISHED, tags={HOST: socket.gethostname()})
+    ):
         run = record.dagster_run
         if _alive(run.tags):
             continue
@@ -96,7 +127,9 @@ def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
             instance.report_run_failed(run, message)
         with contextlib.suppress(NotImplementedError):
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-        sentences.append(f"Dagster run {run.run_id[:8]} of {run.job_name} had lost its process; closed. What it built so far is resumed.")
+        sentences.append(
+            f"Dagster run {run.run_id[:8]} of {run.job_name} had lost its process; closed. What it built so far is resumed."
+        )
     return sentences
 
 
@@ -140,8 +173,13 @@ class _Feed(logging.Handler):
         elif (
             record.threadName == "MainThread" and logging.INFO <= record.levelno < logging.ERROR
         ):  # the worker's words come from a reader's thread,
-            asset, message = self.assets.get(meta["step_key"] or "", ""), meta["orig_message"]  # and through the journal to the display
-            if not message.startswith((f"{asset}: ", "[pipes]")):  # the wrapper's last word, which `_materialized` has more of
+            asset, message = (
+                self.assets.get(meta["step_key"] or "", ""),
+                meta["orig_message"],
+            )  # and through the journal to the display
+            if not message.startswith(
+                (f"{asset}: ", "[pipes]")
+            ):  # the wrapper's last word, which `_materialized` has more of
                 self.display.say(f"  {asset}: {message}")
 
     def _event(self, event: Any) -> None:
@@ -156,7 +194,9 @@ class _Feed(logging.Handler):
             self._failed(event)
         elif kind == dg.DagsterEventType.RUN_FAILURE:
             reason = event.job_failure_data.failure_reason
-            self.report.interrupted |= reason == RunFailureReason.UNEXPECTED_TERMINATION  # between two steps
+            self.report.interrupted |= (
+                reason == RunFailureReason.UNEXPECTED_TERMINATION
+            )  # between two steps
         elif kind == dg.DagsterEventType.STEP_UP_FOR_RETRY:
             self.display.say(
                 f"  {self.assets[event.step_key]}: {_words(event.step_retry_data.error)}\n  It is tried once more, from where it was."
@@ -170,7 +210,9 @@ class _Feed(logging.Handler):
         self.report.found += found
         self.report.built += not found
         how = "found, files verified" if found else f"built in {duration(metadata['duration (s)'])}"
-        self.display.ended(asset, f"{'=' if found else '+'} {asset:<28} {metadata['fingerprint'][:12]}  {how}")
+        self.display.ended(
+            asset, f"{'=' if found else '+'} {asset:<28} {metadata['fingerprint'][:12]}  {how}"
+        )
 
     def _checked(self, check: Any) -> None:
         if check.passed:
@@ -187,17 +229,24 @@ class _Feed(logging.Handler):
         asset, error = self.assets[event.step_key], event.step_failure_data.error
         if _is(error, *INTERRUPTIONS) or (error.cause and _is(error.cause, *INTERRUPTIONS)):
             self.report.interrupted = True
-            self.display.ended(asset, f"! {asset:<28} interrupted; what it built so far is kept and resumed by the next run")
+            self.display.ended(
+                asset,
+                f"! {asset:<28} interrupted; what it built so far is kept and resumed by the next run",
+            )
             return
         if _is(error, "DagsterAssetCheckFailedError"):  # `_checked` has said which
-            self.display.ended(asset, f"! {asset:<28} a blocking check failed: nothing is built from it")
+            self.display.ended(
+                asset, f"! {asset:<28} a blocking check failed: nothing is built from it"
+            )
             return
         self.report.failures.append(f"{asset}: {_words(error)}")
         self.display.ended(asset, f"! {asset:<28} failed")
 
 
 def _words(error: Any) -> str:
-    """What the stage said of its failure: below Dagster's own wrapping of a retry, without the class name before it."""
+    """What the stage said of its failure: below Dagster's own wrapping of a retry, without the
+    class name before it.
+    """
     while error.cause is not None and _is(error, *RETRYING):
         error = error.cause
     return error.message.strip().removeprefix("dagster._core.definitions.events.Failure: ").strip()

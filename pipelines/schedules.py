@@ -1,11 +1,13 @@
-"""Schedules: retraining once a week, off until somebody turns it on. A week in which nothing changed is all hits."""
+"""Schedules: retraining once a week, off until somebody turns it on. A week in which nothing
+changed is all hits.
+"""
 
 from __future__ import annotations
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from assets.recipe import Recipe
+from assets.recipe.recipe import Recipe
 
 
 def weekly_retraining(recipe: Recipe, job: UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:

@@ -7,16 +7,25 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from assets.contract import Artifact
-from assets.resources.store import Store
+from assets.store.store import Store
 from gpt_model.errors import CorruptFile
 from pipelines.lineage_views import SHORT
 
 
 def verified(store: Store, artifact: Artifact | None, console: Console) -> tuple[int, list[str]]:
-    """Verify `artifact` and all it came from, or with None the whole store: (artifacts looked at, a sentence for each thing wrong)."""
+    """Verify `artifact` and all it came from, or with None the whole store: (artifacts looked at, a
+    sentence for each thing wrong).
+    """
     artifacts, problems = _lineage(store, artifact) if artifact else _everything(store)
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_interactive
+    ) as bar:
         task = bar.add_task("verifying", total=sum(one.size for one in artifacts))
         for one in artifacts:
             bar.update(task, description=escape(f"{one.stage} {one.fingerprint[:SHORT]}"))
@@ -54,7 +63,9 @@ def _lineage(store: Store, artifact: Artifact) -> tuple[list[Artifact], list[str
                 problems.append(str(error))
                 continue
             if below is None:
-                problems.append(f"{entry['stage']} {entry['fingerprint'][:SHORT]}, an input of {one.stage}, is not in the store any more.")
+                problems.append(
+                    f"{entry['stage']} {entry['fingerprint'][:SHORT]}, an input of {one.stage}, is not in the store any more."
+                )
             else:
                 if below.digest != entry["digest"]:
                     problems.append(

@@ -8,19 +8,21 @@ import pytest
 import torch
 from rank import Said
 
-from assets.alignment.human_data import COMPARISONS
-from assets.alignment.section import ComparisonsSection
 from assets.contract import Check, Verdict
-from assets.resources.manifest import Facts
-from assets.resources.store import Store
+from assets.recipe.alignment_section import ComparisonsSection
+from assets.stages.human_data import COMPARISONS
+from assets.store.manifest import Facts
+from assets.store.store import Store
 from gpt_model import GPT, ModelConfig, convert
-from gpt_model.alignment import reading
-from gpt_model.alignment.chat import Layout, chat_tokenizer
-from gpt_model.alignment.dialogue import Dialogue, Turn
+from gpt_model.rlhf import records
+from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
+from gpt_model.rlhf.dialogue import Dialogue, Turn
 from gpt_model.tokenizer import Tokenizer
 
 CONTEXT = 96
-TEXTS = ["the king sees the sailor and no one sees the old tree, be kind. who? and anyone does!\n"] * 50
+TEXTS = [
+    "the king sees the sailor and no one sees the old tree, be kind. who? and anyone does!\n"
+] * 50
 ANSWER = "the king sees the sailor and no one sees the old tree, and the sailor sees the king and the old tree does"
 OTHER = "no one sees the king, and anyone sees the old tree and the sailor, be kind, and no one does and the king does"
 
@@ -28,7 +30,9 @@ OTHER = "no one sees the king, and anyone sees the old tree and the sailor, be k
 def _taught(tokenizer: Tokenizer, answer: str, seed: int) -> GPT:
     """A few steps on one dialogue, so that it answers in words."""
     talk: Dialogue = (Turn("user", "who sees the sailor?"), Turn("assistant", answer))
-    config = ModelConfig(layers=2, heads=2, width=32, context=CONTEXT, vocab_size=tokenizer.vocab_size)
+    config = ModelConfig(
+        layers=2, heads=2, width=32, context=CONTEXT, vocab_size=tokenizer.vocab_size
+    )
     model = GPT(config, seed)
     tokens = torch.tensor([Layout(tokenizer).whole(talk).tokens])  # [1, tokens]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -45,27 +49,40 @@ def chat_store(home: Path) -> Store:
     store = Store(home)
     plain = Tokenizer.train(TEXTS, vocab_size=290, style="gpt2")
     chat = chat_tokenizer(plain)
-    models = {"supervised": (chat, _taught(chat, ANSWER, 1)), "aligned": (chat, _taught(chat, OTHER, 2))}
+    models = {
+        "supervised": (chat, _taught(chat, ANSWER, 1)),
+        "aligned": (chat, _taught(chat, OTHER, 2)),
+    }
     shape = ModelConfig(layers=2, heads=2, width=32, context=CONTEXT, vocab_size=plain.vocab_size)
     models["pretrained"] = (plain, GPT(shape, 3))
     for stage, (tokenizer, model) in models.items():
         building = store.building(store.fingerprint(stage, "1", {"chat": True}, {}))
         convert.save(model, building.files / "model", tokenizer.end_of_text)
         tokenizer.save(building.files / "model")
-        check = Check("finite", blocking=True, description="", verdict=lambda built: Verdict(True, ""))
+        check = Check(
+            "finite", blocking=True, description="", verdict=lambda built: Verdict(True, "")
+        )
         facts = Facts(stage, "1", {"chat": True}, {}, {"loss": 1.0}, {"seconds": 1.0})
-        artifact = store.publish(building, facts, {"finite": (check, Verdict(True, "It is finite."))})
+        artifact = store.publish(
+            building, facts, {"finite": (check, Verdict(True, "It is finite."))}
+        )
         store.set_ref("tiny", stage, artifact.fingerprint)
     return store
 
 
-def voted_comparisons(home: Path, output: Path) -> list[reading.Ranking]:
-    """What the stage `comparisons` makes of the votes of a store: pinned and run as a build does it."""
+def voted_comparisons(home: Path, output: Path) -> list[records.Ranking]:
+    """What the stage `comparisons` makes of the votes of a store: pinned and run as a build does
+    it.
+    """
     section = ComparisonsSection.model_validate({"sources": [{"name": "chat", "votes": True}]})
     output.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LINEAGE_HOME", str(home))
         patch.delenv("LINEAGE_DOWNLOADS", raising=False)
         assert COMPARISONS.pin
-        COMPARISONS.run(COMPARISONS.pin(section.model_dump(mode="json"), home), {}, output, Said("comparisons"))
-    return [one for split in ("training", "held_out") for one in reading.read_comparisons(output, split)]
+        COMPARISONS.run(
+            COMPARISONS.pin(section.model_dump(mode="json"), home), {}, output, Said("comparisons")
+        )
+    return [
+        one for split in ("training", "held_out") for one in records.read_comparisons(output, split)
+    ]

@@ -1,4 +1,6 @@
-"""What tests share: a home of their own, the downloads cache, and one small recipe built once through the Dagster job."""
+"""What tests share: a home of their own, the downloads cache, and one small recipe built once
+through the Dagster job.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,17 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parent.parent
 CI_RECIPE = ROOT / "tests" / "recipes" / "ci.yaml"
 # A shell's own settings (make exports some) are not the tests'; each has a home of its own.
-for name in ("LINEAGE_HOME", "DAGSTER_HOME", "LINEAGE_PROFILE", "LINEAGE_RECIPES", "MLFLOW_TRACKING_URI"):
+for name in (
+    "LINEAGE_HOME",
+    "DAGSTER_HOME",
+    "LINEAGE_PROFILE",
+    "LINEAGE_RECIPES",
+    "MLFLOW_TRACKING_URI",
+):
     os.environ.pop(name, None)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background commands with it ignored, and children inherit that
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell starts background commands with it ignored, and children inherit that
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "true")
 
@@ -31,13 +41,24 @@ def downloads() -> Path:
 
 
 def environment_of(home: Path, downloads: Path) -> dict[str, str]:
-    """The environment of a command on the store `home`, with the downloads shared between homes and no compiler within reach."""
+    """The environment of a command on the store `home`, with the downloads shared between homes and
+    no compiler within reach.
+    """
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "downloads").exists():
         (home / "downloads").symlink_to(downloads, target_is_directory=True)
-    clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "LINEAGE_PROFILE", "LINEAGE_RECIPES")}
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("MLFLOW_TRACKING_URI", "LINEAGE_PROFILE", "LINEAGE_RECIPES")
+    }
     no_compiler = {"CC": "/bin/false", "CXX": "/bin/false"}
-    return {**clean, **no_compiler, "LINEAGE_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
+    return {
+        **clean,
+        **no_compiler,
+        "LINEAGE_HOME": str(home),
+        "DAGSTER_HOME": str(home / "dagster"),
+    }
 
 
 @pytest.fixture
@@ -54,7 +75,9 @@ def home(tmp_path: Path, downloads: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_cli(home: Path, downloads: Path, *arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+def run_cli(
+    home: Path, downloads: Path, *arguments: str, timeout: float = 900
+) -> subprocess.CompletedProcess[str]:
     """`gpt-lineage` as a person runs it."""
     command = [sys.executable, "-m", "pipelines.cli", *arguments]
     return subprocess.run(
@@ -111,21 +134,37 @@ model: {{family: gpt2, layers: 2, width: 32, heads: 2, context: 32, dropout: 0.1
 pretraining: {{tokens: {tokens}, batch_tokens: 512, learning_rate: 3e-3, warmup_tokens: 512, seed: 1, evaluations: 2, samples: 1}}
 """
 
-SUBJECTS = ("the king", "a sailor", "my brother", "the old tree", "some rain", "no one", "the baker", "her letter")
+SUBJECTS = (
+    "the king",
+    "a sailor",
+    "my brother",
+    "the old tree",
+    "some rain",
+    "no one",
+    "the baker",
+    "her letter",
+)
 VERBS = ("sees", "carries", "forgets", "follows", "sings to", "waits for", "finds", "answers")
 
 
 def write_notes(folder: Path, paragraphs: int, start: int = 0) -> None:
-    """A file of plain made-up sentences in `folder`, each paragraph another, the same for the same numbers."""
+    """A file of plain made-up sentences in `folder`, each paragraph another, the same for the same
+    numbers.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for n in range(start, start + paragraphs):
-        words = [f"{SUBJECTS[(n * 7 + k * 3) % 8]} {VERBS[(n * 5 + k) % 8]} {SUBJECTS[(n + k * 5 + 1) % 8]}" for k in range(6)]
+        words = [
+            f"{SUBJECTS[(n * 7 + k * 3) % 8]} {VERBS[(n * 5 + k) % 8]} {SUBJECTS[(n + k * 5 + 1) % 8]}"
+            for k in range(6)
+        ]
         lines.append(f"In the year {n}, " + ", and ".join(words) + ".")
     (folder / f"notes{start}.txt").write_text("\n\n".join(lines) + "\n")
 
 
-def write_local_recipe(folder: Path, name: str = "local", tokens: int = 20_480, paragraphs: int = 400) -> Path:
+def write_local_recipe(
+    folder: Path, name: str = "local", tokens: int = 20_480, paragraphs: int = 400
+) -> Path:
     """A recipe over text files beside it: seconds to build, and its source can grow."""
     write_notes(folder / "notes", paragraphs)
     path = folder / f"{name}.yaml"

@@ -1,4 +1,6 @@
-"""Small artifacts for the tests of what is learnt from comparisons: a tokenizer, a model, demonstrations, comparisons, prompts."""
+"""Small artifacts for the tests of what is learnt from comparisons: a tokenizer, a model,
+demonstrations, comparisons, prompts.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from rank import Said
 
 from assets.contract import Artifact, Built, Stage
 from gpt_model import convert
-from gpt_model.alignment.chat import Layout, chat_tokenizer
 from gpt_model.config import ModelConfig
 from gpt_model.decoder import with_rows
+from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.engine import start
 from gpt_model.training.loop import Execution
@@ -26,7 +28,12 @@ from gpt_model.transformer import GPT
 
 GOOD, BAD = ("fine", "lovely", "superb"), ("dull", "awful", "poor")
 THINGS = ("film", "play", "plot", "song", "cast", "end", "book", "poem")
-TEXTS = [f"The {thing} was {word} and the {other} too. user assistant" for thing in THINGS for other in THINGS for word in (*GOOD, *BAD)]
+TEXTS = [
+    f"The {thing} was {word} and the {other} too. user assistant"
+    for thing in THINGS
+    for other in THINGS
+    for word in (*GOOD, *BAD)
+]
 
 
 @contextmanager
@@ -35,7 +42,13 @@ def one_rank() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        for name, value in {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }.items():
             patch.setenv(name, value)
         start(Execution())
         yield
@@ -47,15 +60,31 @@ def layout() -> Layout:
 
 
 def tiny(layout: Layout, seed: int = 1, context: int = 64) -> GPT:
-    plain = ModelConfig(layers=2, width=32, heads=2, context=context, vocab_size=layout.tokenizer.vocab_size - 3, dropout=0.0)
+    plain = ModelConfig(
+        layers=2,
+        width=32,
+        heads=2,
+        context=context,
+        vocab_size=layout.tokenizer.vocab_size - 3,
+        dropout=0.0,
+    )
     return with_rows(GPT(plain, seed), 3, 0.0, seed)
 
 
 def ranking(
-    number: int, texts: Sequence[str], ranks: Sequence[int], source: str = "reviews", question: str = "How was it?"
+    number: int,
+    texts: Sequence[str],
+    ranks: Sequence[int],
+    source: str = "reviews",
+    question: str = "How was it?",
 ) -> dict[str, Any]:
     responses = [{"text": text, "rank": rank} for text, rank in zip(texts, ranks, strict=True)]
-    return {"source": source, "id": str(number), "messages": [{"role": "user", "content": question}], "responses": responses}
+    return {
+        "source": source,
+        "id": str(number),
+        "messages": [{"role": "user", "content": question}],
+        "responses": responses,
+    }
 
 
 def rankings(count: int, seed: int, k: int = 3) -> list[dict[str, Any]]:
@@ -64,9 +93,19 @@ def rankings(count: int, seed: int, k: int = 3) -> list[dict[str, Any]]:
     rows = []
     for number in range(count):
         words = [draw.choice(GOOD), *(draw.choice(BAD) for _ in range(k - 1))]
-        texts = [f"The {draw.choice(THINGS)} was {word}, {draw.choice(THINGS)} {seed}{number}." for word in words]
+        texts = [
+            f"The {draw.choice(THINGS)} was {word}, {draw.choice(THINGS)} {seed}{number}."
+            for word in words
+        ]
         order = draw.sample(range(k), k)
-        rows.append(ranking(number, [texts[at] for at in order], [min(at, 1) for at in order], source=f"reviews{number % 2}"))
+        rows.append(
+            ranking(
+                number,
+                [texts[at] for at in order],
+                [min(at, 1) for at in order],
+                source=f"reviews{number % 2}",
+            )
+        )
     return rows
 
 
@@ -79,16 +118,26 @@ def write(folder: Path, **splits: Sequence[Mapping[str, Any]]) -> Artifact:
 
 def demonstrations(count: int) -> list[dict[str, Any]]:
     return [
-        {"source": "talk", "id": str(n), "messages": [
-            {"role": "user", "content": f"Tell me of the {THINGS[n % 8]}."}, {"role": "assistant", "content": f"It was {GOOD[n % 3]}."},
-        ]}
+        {
+            "source": "talk",
+            "id": str(n),
+            "messages": [
+                {"role": "user", "content": f"Tell me of the {THINGS[n % 8]}."},
+                {"role": "assistant", "content": f"It was {GOOD[n % 3]}."},
+            ],
+        }
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def prompts(count: int) -> list[dict[str, Any]]:
     return [
-        {"source": "asked", "id": str(n), "messages": [{"role": "user", "content": f"And the {THINGS[n % 8]} {n}?"}]} for n in range(count)
+        {
+            "source": "asked",
+            "id": str(n),
+            "messages": [{"role": "user", "content": f"And the {THINGS[n % 8]} {n}?"}],
+        }
+        for n in range(count)
     ]
 
 
@@ -118,7 +167,9 @@ class Interrupted(Said):
 def files(folder: Path) -> dict[str, bytes]:
     """What is published of an output."""
     return {
-        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".scratch" not in path.parts
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ".scratch" not in path.parts
     }
 
 

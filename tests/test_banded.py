@@ -1,4 +1,6 @@
-"""Locally banded attention: held against GPT-Neo's own local attention and against autograd, in value, gradient and memory."""
+"""Locally banded attention: held against GPT-Neo's own local attention and against autograd, in
+value, gradient and memory.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import GPTNeoConfig
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
-from gpt_model import GPT, ModelConfig, kernels
-from gpt_model.banded import banded_attention
+from gpt_model import GPT, ModelConfig
+from gpt_model.ops import cpu_kernels
+from gpt_model.ops.sliding_window import banded_attention
 
 WAYS = pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "torch's attention"])
 
@@ -21,28 +24,52 @@ WAYS = pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "torch'
 @pytest.fixture
 def way(by_hand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not by_hand:  # as on a GPU
-        monkeypatch.setattr(kernels, "LONGEST", 0)
+        monkeypatch.setattr(cpu_kernels, "LONGEST", 0)
 
 
-def drawn(time: int, batch: int = 2, heads: int = 3, width: int = 8, kind: torch.dtype = torch.float32) -> list[Tensor]:
+def drawn(
+    time: int, batch: int = 2, heads: int = 3, width: int = 8, kind: torch.dtype = torch.float32
+) -> list[Tensor]:
     """Query, key and value as a model makes them: views of one tensor."""
-    fused = torch.randn(batch, time, 3 * heads * width, dtype=kind, generator=torch.Generator().manual_seed(time))
-    return [part.unflatten(-1, (heads, -1)).transpose(1, 2).detach().requires_grad_() for part in fused.chunk(3, -1)]
+    fused = torch.randn(
+        batch, time, 3 * heads * width, dtype=kind, generator=torch.Generator().manual_seed(time)
+    )
+    return [
+        part.unflatten(-1, (heads, -1)).transpose(1, 2).detach().requires_grad_()
+        for part in fused.chunk(3, -1)
+    ]
 
 
 def gpt_neo(query: Tensor, key: Tensor, value: Tensor, band: int) -> Tensor:
-    config = GPTNeoConfig(hidden_size=24, num_heads=3, max_position_embeddings=query.shape[2], window_size=band, attention_dropout=0.0)
-    return GPTNeoSelfAttention(config, "local")._attn(query * query.shape[-1] ** -0.5, key, value)[0]
+    config = GPTNeoConfig(
+        hidden_size=24,
+        num_heads=3,
+        max_position_embeddings=query.shape[2],
+        window_size=band,
+        attention_dropout=0.0,
+    )
+    return GPTNeoSelfAttention(config, "local")._attn(query * query.shape[-1] ** -0.5, key, value)[
+        0
+    ]
 
 
 @WAYS
-@pytest.mark.parametrize(("time", "band"), [(1, 1), (40, 1), (64, 7), (130, 64), (200, 63), (300, 150), (300, 299), (50, 50), (50, 90)])
-def test_every_token_sees_what_gpt_neos_local_attention_shows_it(way: None, time: int, band: int) -> None:
+@pytest.mark.parametrize(
+    ("time", "band"),
+    [(1, 1), (40, 1), (64, 7), (130, 64), (200, 63), (300, 150), (300, 299), (50, 50), (50, 90)],
+)
+def test_every_token_sees_what_gpt_neos_local_attention_shows_it(
+    way: None, time: int, band: int
+) -> None:
     inputs = drawn(time)
     ours, theirs = banded_attention(*inputs, band), gpt_neo(*inputs, band)
     assert (ours - theirs).abs().max() < 1e-5
     upstream = torch.randn(ours.shape, generator=torch.Generator().manual_seed(0))
-    for mine, its in zip(torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream), strict=True):
+    for mine, its in zip(
+        torch.autograd.grad(ours, inputs, upstream),
+        torch.autograd.grad(theirs, inputs, upstream),
+        strict=True,
+    ):
         assert (mine - its).norm() <= 1e-5 * its.norm() + 1e-5
     with torch.no_grad():  # no weights are kept then
         assert torch.equal(banded_attention(*inputs, band), ours)
@@ -61,7 +88,16 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.bytes = max([self.bytes, *(leaf.untyped_storage().nbytes() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))])
+        self.bytes = max(
+            [
+                self.bytes,
+                *(
+                    leaf.untyped_storage().nbytes()
+                    for leaf in tree_leaves(result)
+                    if isinstance(leaf, Tensor)
+                ),
+            ]
+        )
         return result
 
 
@@ -73,7 +109,10 @@ def test_no_buffer_grows_faster_than_the_context(way: None) -> None:
         with Largest() as seen:
             banded_attention(*inputs, 32).sum().backward()
         largest.append(seen.bytes)
-    assert 1.9 * largest[0] < largest[1] < 2.1 * largest[0] and 1.9 * largest[1] < largest[2] < 2.1 * largest[1]
+    assert (
+        1.9 * largest[0] < largest[1] < 2.1 * largest[0]
+        and 1.9 * largest[1] < largest[2] < 2.1 * largest[1]
+    )
     assert largest[2] < 4096 * 4096  # bytes: not even a mask
 
 
@@ -84,7 +123,9 @@ def test_dropout_drops_weights_and_scales_up_the_others() -> None:
     assert set(found.unique().tolist()) == {0.0, 0.5, 1.0, 1.5, 2.0}
     assert found[..., 0].mean().item() == pytest.approx(1.0, abs=0.05)
     torch.manual_seed(0)
-    assert torch.equal(banded_attention(query, key, torch.ones_like(key), 4, dropout=0.5)[:, :, 3:], found)
+    assert torch.equal(
+        banded_attention(query, key, torch.ones_like(key), 4, dropout=0.5)[:, :, 3:], found
+    )
 
 
 @WAYS
@@ -94,7 +135,9 @@ def test_under_bfloat16_autocast_it_is_near_full_precision(way: None) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = banded_attention(*(part.bfloat16() for part in inputs), 50)
     assert found.dtype == torch.bfloat16
-    for mine, exact in zip(torch.autograd.grad(found.float().square().sum(), inputs), whole, strict=True):
+    for mine, exact in zip(
+        torch.autograd.grad(found.float().square().sum(), inputs), whole, strict=True
+    ):
         assert 1e-4 < (mine - exact).norm() / exact.norm() < 0.03
 
 
@@ -105,20 +148,32 @@ def test_an_empty_band_is_refused() -> None:
 
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("time", [20, 100, 200])
-def test_hand_written_gradients_of_a_gpt3_are_autograds(time: int, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = {"layers": 4, "width": 24, "heads": 2, "context": 200, "vocab_size": 90, "band": 37, "attention_bias": biased}
+def test_hand_written_gradients_of_a_gpt3_are_autograds(
+    time: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {
+        "layers": 4,
+        "width": 24,
+        "heads": 2,
+        "context": 200,
+        "vocab_size": 90,
+        "band": 37,
+        "attention_bias": biased,
+    }
     model = GPT(ModelConfig(family="gpt3", **shape), seed=1).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    tokens, targets = torch.randint(0, 90, (2, 3, time), generator=torch.Generator().manual_seed(time))
+    tokens, targets = torch.randint(
+        0, 90, (2, 3, time), generator=torch.Generator().manual_seed(time)
+    )
 
     def found() -> tuple[Tensor, ...]:
         loss = model.loss(tokens, targets)
         return loss, *torch.autograd.grad(loss, list(model.parameters()))
 
     by_hand = found()
-    monkeypatch.setattr(kernels, "usable", lambda *_: False)
-    monkeypatch.setattr(kernels, "LONGEST", 0)
+    monkeypatch.setattr(cpu_kernels, "usable", lambda *_: False)
+    monkeypatch.setattr(cpu_kernels, "LONGEST", 0)
     for mine, plain in zip(by_hand, found(), strict=True):
         assert (mine - plain).norm() <= 1e-6 * plain.norm() + 1e-12

@@ -1,4 +1,6 @@
-"""`make bench` fails where a bar is missed, says which, and runs the rest all the same. What is measured is the benchmarks' own."""
+"""`make bench` fails where a bar is missed, says which, and runs the rest all the same. What is
+measured is the benchmarks' own.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,16 @@ sys.exit(verdict())
 
 
 @pytest.mark.parametrize(("value", "met"), [(1.0, True), (1.0000001, False), (float("nan"), False)])
-def test_a_missed_bar_is_kept_with_its_figure_and_makes_the_status_1(value: float, met: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missed_bar_is_kept_with_its_figure_and_makes_the_status_1(
+    value: float, met: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bars, "_missed", [])
     monkeypatch.delenv(bars.MISSED_FILE, raising=False)
     assert bars.at_most("time", value, 1.0, "s") == f"(bar ≤ 1 s: {'met' if met else 'MISSED'})"
     assert bars.verdict() == (0 if met else 1)
-    assert [line.endswith("s, bar ≤ 1 s") and line.startswith("time ") for line in bars._missed] == ([] if met else [True])
+    assert [
+        line.endswith("s, bar ≤ 1 s") and line.startswith("time ") for line in bars._missed
+    ] == ([] if met else [True])
     assert "MISSED" in bars.below("time", 1.0, 1.0) and "MISSED" in bars.at_least("speed", 0.9, 1.0)
 
 
@@ -37,20 +43,53 @@ def test_all_parts_are_run_and_what_was_missed_stands_at_the_end(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     script = tmp_path / "figure.py"
     script.write_text(MAKES_A_FIGURE)
-    assert run({"slow": [str(script), "1.2"], "broken": ["-c", "raise SystemExit(3)"], "fast": [str(script), "1.6"]}) == 1
+    assert (
+        run(
+            {
+                "slow": [str(script), "1.2"],
+                "broken": ["-c", "raise SystemExit(3)"],
+                "fast": [str(script), "1.6"],
+            }
+        )
+        == 1
+    )
     said = capfd.readouterr().out
-    assert "speed (bar ≥ 1.5: met) (bar < 500 MB: met)" in said  # the last part was run though the first had missed
-    assert said.splitlines()[-2:] == ["slow missed: speed 1.2, bar ≥ 1.5", "broken failed with status 3"]
+    assert (
+        "speed (bar ≥ 1.5: met) (bar < 500 MB: met)" in said
+    )  # the last part was run though the first had missed
+    assert said.splitlines()[-2:] == [
+        "slow missed: speed 1.2, bar ≥ 1.5",
+        "broken failed with status 3",
+    ]
     assert run({"fast": [str(script), "1.6"]}) == 0 and "every bar met" in capfd.readouterr().out
 
 
 def test_a_benchmark_that_misses_its_bar_ends_with_status_1(tmp_path: Path) -> None:
     """A real one, whose bar no process with torch-free Python can meet: set to one megabyte."""
-    script = (ROOT / "benchmarks" / "tokenize_memory.py").read_text().replace("BAR_MEGABYTES = 500", "BAR_MEGABYTES = 1")
+    script = (
+        (ROOT / "benchmarks" / "tokenize_memory.py")
+        .read_text()
+        .replace("BAR_MEGABYTES = 500", "BAR_MEGABYTES = 1")
+    )
     (tmp_path / "tight.py").write_text(script)
-    command = [sys.executable, str(tmp_path / "tight.py"), "--megabytes", "1", "--folder", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
-    assert done.returncode == 1 and done.stdout.splitlines()[-1].startswith("missed: peak memory "), done.stdout + done.stderr
+    command = [
+        sys.executable,
+        str(tmp_path / "tight.py"),
+        "--megabytes",
+        "1",
+        "--folder",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 1 and done.stdout.splitlines()[-1].startswith(
+        "missed: peak memory "
+    ), done.stdout + done.stderr
 
 
 def test_every_benchmark_ends_with_the_verdict_on_its_bars() -> None:

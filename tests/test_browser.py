@@ -1,4 +1,6 @@
-"""The two pages, in a real browser on the built store: the recipe's graph in Dagster, its runs in MLflow, and their links to each other."""
+"""The two pages, in a real browser on the built store: the recipe's graph in Dagster, its runs in
+MLflow, and their links to each other.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,14 @@ import pytest
 from conftest import ROOT, BuiltStore
 from playwright.sync_api import Browser, expect
 
-from assets.resources.store import Store
-from assets.resources.tracking import Tracking
+from assets.store.store import Store
+from assets.tracking.tracking import Tracking
 from docs.pictures import HOST, browser, chromium, open_asset_graph, open_runs, serving
-from pipelines.servers import dagster_command, mlflow_command
+from pipelines.cli.servers import dagster_command, mlflow_command
 
-pytestmark = pytest.mark.skipif(chromium() is None and "CI" not in os.environ, reason="no Chromium or Chrome on this machine")
+pytestmark = pytest.mark.skipif(
+    chromium() is None and "CI" not in os.environ, reason="no Chromium or Chrome on this machine"
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +36,15 @@ def free_port() -> int:
 
 
 def test_dagster_page_shows_the_graph_and_its_materializations(
-    built: BuiltStore, chrome: Browser, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    built: BuiltStore,
+    chrome: Browser,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     recipes = tmp_path_factory.mktemp("recipes")
-    shutil.copy(ROOT / "tests" / "recipes" / "ci.yaml", recipes)  # any YAML dropped there appears as a graph
+    shutil.copy(
+        ROOT / "tests" / "recipes" / "ci.yaml", recipes
+    )  # any YAML dropped there appears as a graph
     monkeypatch.setenv("LINEAGE_RECIPES", str(recipes))
     monkeypatch.setenv("DAGSTER_HOME", str(built.home / "dagster"))
     port = free_port()
@@ -50,7 +59,9 @@ def test_dagster_page_shows_the_graph_and_its_materializations(
         expect(page.get_by_text(artifact.fingerprint[:12]).first).to_be_visible()
 
 
-def test_mlflow_page_shows_the_runs_and_links_back_to_dagster(built: BuiltStore, chrome: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_page_shows_the_runs_and_links_back_to_dagster(
+    built: BuiltStore, chrome: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(built.home / "dagster"))
     port = free_port()
     with serving(mlflow_command(port, built.home), f"http://{HOST}:{port}/health", built.home):

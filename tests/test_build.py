@@ -1,4 +1,6 @@
-"""How a build ends when its worker does not give a result: what a person reads, and where the rest is."""
+"""How a build ends when its worker does not give a result: what a person reads, and where the rest
+is.
+"""
 
 from __future__ import annotations
 
@@ -13,40 +15,65 @@ from conftest import write_local_recipe
 from assets.build import Request, WorkerFailed, _failure, build
 from assets.contract import Check, Verdict
 from assets.graph import node_named, nodes
-from assets.profile import load_profile
-from assets.recipe import load_recipe
-from assets.resources.launcher import Exit, LocalLauncher
-from assets.resources.manifest import Facts
-from assets.resources.provenance import provenance
-from assets.resources.store import Building, Recorded, Store
-from assets.resources.tracking import Tracking
+from assets.launch.launcher import Exit, LocalLauncher
+from assets.recipe.profile import load_profile
+from assets.recipe.recipe import load_recipe
 from assets.stage import _check_results
+from assets.store.manifest import Facts
+from assets.store.provenance import provenance
+from assets.store.store import Building, Recorded, Store
+from assets.tracking.tracking import Tracking
 from assets.worker import _leave_word
 from gpt_model.errors import UserError
 
 
-def test_defect_is_one_sentence_that_names_the_log_with_its_traceback(home: Path, tmp_path: Path) -> None:
+def test_defect_is_one_sentence_that_names_the_log_with_its_traceback(
+    home: Path, tmp_path: Path
+) -> None:
     recipe = write_local_recipe(tmp_path)
-    node = replace(node_named(nodes(load_recipe(str(recipe))), "corpus"), stage_path="assets.corpus:NOT_THERE")
+    node = replace(
+        node_named(nodes(load_recipe(str(recipe))), "corpus"),
+        stage_path="assets.stages.corpus:NOT_THERE",
+    )
     with pytest.raises(WorkerFailed) as failed:
-        build(Request(node, tmp_path, load_profile("single")), Store(home), LocalLauncher(), Tracking(home))
+        build(
+            Request(node, tmp_path, load_profile("single")),
+            Store(home),
+            LocalLauncher(),
+            Tracking(home),
+        )
     (log,) = home.glob("building/*/journal/worker.log")
-    assert str(failed.value).startswith("The worker's rank 0 failed: AttributeError: ") and str(failed.value).endswith(f"Its log: {log}")
+    assert str(failed.value).startswith("The worker's rank 0 failed: AttributeError: ") and str(
+        failed.value
+    ).endswith(f"Its log: {log}")
     assert "Traceback" not in str(failed.value) and "\n" not in str(failed.value)
     assert "Traceback" in failed.value.details and "NOT_THERE" in log.read_text()
 
 
-def test_input_whose_blocking_check_failed_in_an_earlier_run_is_refused(home: Path, tmp_path: Path) -> None:
+def test_input_whose_blocking_check_failed_in_an_earlier_run_is_refused(
+    home: Path, tmp_path: Path
+) -> None:
     """Dagster's own blocking holds only inside the run in which the check failed."""
     graph, store = nodes(load_recipe(str(write_local_recipe(tmp_path)))), Store(home)
     building = store.building("ab" * 32)
     (building.files / "documents.jsonl").write_text("{}\n")
     check = Check("no_leak", blocking=True, description="", verdict=lambda built: Verdict(True, ""))
-    known = provenance(profile={}, started=0.0, ended=1.0, seconds=1.0, cores=1, peak_memory_bytes=1)
-    corpus = store.publish(building, Facts("corpus", "1", {}, {}, {}, known), {"no_leak": (check, Verdict(False, "3 documents leak."))})
+    known = provenance(
+        profile={}, started=0.0, ended=1.0, seconds=1.0, cores=1, peak_memory_bytes=1
+    )
+    corpus = store.publish(
+        building,
+        Facts("corpus", "1", {}, {}, {}, known),
+        {"no_leak": (check, Verdict(False, "3 documents leak."))},
+    )
     store.set_ref("local", "corpus", corpus.fingerprint)
     with pytest.raises(UserError) as refused:
-        build(Request(node_named(graph, "tokenizer"), tmp_path, load_profile("single")), store, LocalLauncher(), Tracking(home))
+        build(
+            Request(node_named(graph, "tokenizer"), tmp_path, load_profile("single")),
+            store,
+            LocalLauncher(),
+            Tracking(home),
+        )
     assert str(refused.value) == (
         "local/tokenizer refuses its input local/corpus (abababababab): its blocking check 'no_leak' failed: 3 documents leak. "
         "Mend the recipe or the source, and build local/corpus again."
@@ -60,18 +87,32 @@ def test_a_disk_too_full_for_a_word_is_still_said(tmp_path: Path) -> None:
     code = _leave_word(building, 0, OSError(errno.ENOSPC, "No space left on device"))
     assert code == errno.ENOSPC
     failure = _failure(building, Exit(code, 0, 0, building.log))
-    assert isinstance(failure, UserError) and "disk is full" in str(failure) and "bytes free" in str(failure)
+    assert (
+        isinstance(failure, UserError)
+        and "disk is full" in str(failure)
+        and "bytes free" in str(failure)
+    )
 
 
-def test_a_check_newer_than_the_artifact_found_is_said_not_to_have_judged_it(home: Path, tmp_path: Path) -> None:
+def test_a_check_newer_than_the_artifact_found_is_said_not_to_have_judged_it(
+    home: Path, tmp_path: Path
+) -> None:
     """And one that is gone is left out: Dagster wants the checks that the stage has now, no other."""
     recipe = load_recipe(str(write_local_recipe(tmp_path)))
     node = node_named(nodes(recipe), "corpus")
-    newer = Check("newer", blocking=False, description="", verdict=lambda built: Verdict(True, "fine"))
+    newer = Check(
+        "newer", blocking=False, description="", verdict=lambda built: Verdict(True, "fine")
+    )
     kept = node.stage.checks[0]
     now = replace(node, stage=replace(node.stage, checks=(kept, newer)))
-    recorded = {kept.name: Recorded(True, kept.blocking, "as it was"), "gone": Recorded(True, False, "")}
+    recorded = {
+        kept.name: Recorded(True, kept.blocking, "as it was"),
+        "gone": Recorded(True, False, ""),
+    }
     first, second = _check_results(recorded, now)
     assert (first.check_name, first.passed, first.description) == (kept.name, True, "as it was")
-    assert (second.check_name, second.passed) == ("newer", False) and second.severity == dg.AssetCheckSeverity.WARN
+    assert (second.check_name, second.passed) == (
+        "newer",
+        False,
+    ) and second.severity == dg.AssetCheckSeverity.WARN
     assert second.description == "Not judged: this check is newer than the artifact."

@@ -1,4 +1,6 @@
-"""GPT-1's twelve sets: each entry of the catalogue on a few rows of its own columns, from a folder in the hub's layout and from files."""
+"""GPT-1's twelve sets: each entry of the catalogue on a few rows of its own columns, from a folder
+in the hub's layout and from files.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +13,41 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from assets.yaml_file import load_strict
+from assets.recipe.yaml_file import load_strict
 from gpt_model.errors import UserError
+from gpt_model.finetuning.entry import CATALOGUE, SPLITS, TaskEntry, TaskSource, pinned, seen_from
+from gpt_model.finetuning.examples import Examples, read_examples
 from gpt_model.progress import Silent
 from gpt_model.published import references
-from gpt_model.tasks.entry import CATALOGUE, SPLITS, TaskEntry, TaskSource, pinned, seen_from
-from gpt_model.tasks.examples import Examples, read_examples
 
 ROWS = 240
 
 
 def pair(first: str, second: str, labels: Sequence[Any]) -> Any:
     """Rows of two texts and a label that goes round."""
-    return lambda n: {first: f"The fox crossed bridge {n}.", second: f"Bridge {n} was crossed.", "label": labels[n % len(labels)]}
+    return lambda n: {
+        first: f"The fox crossed bridge {n}.",
+        second: f"Bridge {n} was crossed.",
+        "label": labels[n % len(labels)],
+    }
 
 
 def story(n: int) -> dict[str, Any]:
     sentences = {f"InputSentence{i}": f"Story {n} goes on to {i}." for i in range(1, 5)}
-    endings = {"RandomFifthSentenceQuiz1": f"It ends well {n}.", "RandomFifthSentenceQuiz2": f"It ends badly {n}."}
+    endings = {
+        "RandomFifthSentenceQuiz1": f"It ends well {n}.",
+        "RandomFifthSentenceQuiz2": f"It ends badly {n}.",
+    }
     return {"InputStoryid": str(n), **sentences, **endings, "AnswerRightEnding": 1 + n % 2}
 
 
 def examination(n: int) -> dict[str, Any]:
     options = [f"{word} {n}" for word in ("a fox", "a crow", "a stork", "a wolf")]
-    text = {"article": f"Fable {n // 2} tells of a {n // 2}.", "question": f"Who is it in {n}? It is _ .", "options": options}
+    text = {
+        "article": f"Fable {n // 2} tells of a {n // 2}.",
+        "question": f"Who is it in {n}? It is _ .",
+        "options": options,
+    }
     return {"example_id": f"high{n}.txt", **text, "answer": "ABCD"[n % 4]}
 
 
@@ -53,8 +66,15 @@ SETS: dict[str, Any] = {
     "race": examination,
     "storycloze": story,
 }
-FORMS = {"sst2": "classification", "cola": "classification", "mrpc": "similarity", "qqp": "similarity", "stsb": "similarity",
-         "race": "multiple_choice", "storycloze": "multiple_choice"}  # fmt: skip
+FORMS = {
+    "sst2": "classification",
+    "cola": "classification",
+    "mrpc": "similarity",
+    "qqp": "similarity",
+    "stsb": "similarity",
+    "race": "multiple_choice",
+    "storycloze": "multiple_choice",
+}
 METRICS = {"cola": "matthews", "mrpc": "f1", "qqp": "f1", "stsb": "pearson"}
 HUB = sorted(SETS.keys() - {"storycloze"})
 
@@ -69,12 +89,18 @@ def rows_of(name: str, start: int) -> list[dict[str, Any]]:
 
 def read(entry: TaskEntry, folder: Path, source: Mapping[str, Any]) -> Examples:
     """`entry`'s examples from another place, tied to its bytes as the pipeline ties it."""
-    there = pinned(seen_from(TaskSource.model_validate(source), folder, folder), folder, folder / "downloads")
-    return read_examples("it", entry.model_copy(update={"source": there}), 0, folder / "downloads", Silent())
+    there = pinned(
+        seen_from(TaskSource.model_validate(source), folder, folder), folder, folder / "downloads"
+    )
+    return read_examples(
+        "it", entry.model_copy(update={"source": there}), 0, folder / "downloads", Silent()
+    )
 
 
 def as_on_the_hub(name: str, folder: Path) -> dict[str, Any]:
-    """A copy of the set as the hub lays it out: parquet and a card that says which files are which split of which subset."""
+    """A copy of the set as the hub lays it out: parquet and a card that says which files are which
+    split of which subset.
+    """
     source = entry_of(name).source
     assert source.splits and source.hub
     subsets: dict[str, list[str]] = {}
@@ -85,7 +111,10 @@ def as_on_the_hub(name: str, folder: Path) -> dict[str, Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows_of(name, 1000 * start)), path)
         subsets.setdefault(subset, []).append(f"  - split: {own}\n    path: {subset}/{own}-*\n")
-    card = "".join(f"- config_name: {subset}\n  data_files:\n{''.join(splits)}" for subset, splits in subsets.items())
+    card = "".join(
+        f"- config_name: {subset}\n  data_files:\n{''.join(splits)}"
+        for subset, splits in subsets.items()
+    )
     (folder / "copy" / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
     return {**source.model_dump(exclude_none=True), "hub": "./copy"}
 
@@ -94,22 +123,36 @@ def as_on_the_hub(name: str, folder: Path) -> dict[str, Any]:
 def test_a_set_is_read_from_the_hubs_layout_in_its_own_splits(name: str, tmp_path: Path) -> None:
     entry = entry_of(name)
     found = read(entry, tmp_path, as_on_the_hub(name, tmp_path))
-    assert entry.form == FORMS.get(name, "entailment") and entry.metric == METRICS.get(name, "accuracy")
+    assert entry.form == FORMS.get(name, "entailment") and entry.metric == METRICS.get(
+        name, "accuracy"
+    )
     assert all(found.splits[split] for split in SPLITS)
     parts = list(entry.source.splits.tests()) if entry.source.splits else []
     labelled = ROWS * 3 // 4 if name == "snli" else ROWS
-    assert len(found.splits["test"]) == labelled * len(parts) and {one.part for one in found.splits["test"]} == set(parts)
-    assert len(found.splits["training"]) + (0 if entry.source.splits.validation else len(found.splits["validation"])) == labelled  # type: ignore[union-attr]
-    assert len({one.label for one in found.splits["training"]}) == (4 if name == "stsb" else len(entry.label_names()) or 4)
+    assert len(found.splits["test"]) == labelled * len(parts) and {
+        one.part for one in found.splits["test"]
+    } == set(parts)
+    assert (
+        len(found.splits["training"])
+        + (0 if entry.source.splits.validation else len(found.splits["validation"]))
+        == labelled
+    )  # type: ignore[union-attr]
+    assert len({one.label for one in found.splits["training"]}) == (
+        4 if name == "stsb" else len(entry.label_names()) or 4
+    )
     again = read(entry, tmp_path, as_on_the_hub(name, tmp_path))
     assert again == found
 
 
 @pytest.mark.parametrize("name", sorted(SETS))
-def test_local_files_of_the_same_columns_give_the_same_texts_and_labels(name: str, tmp_path: Path) -> None:
+def test_local_files_of_the_same_columns_give_the_same_texts_and_labels(
+    name: str, tmp_path: Path
+) -> None:
     entry = entry_of(name)
     for split, start in {"training": 0, "test": 1000}.items():
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of(name, start)))
+        (tmp_path / f"{split}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows_of(name, start))
+        )
     found = read(entry, tmp_path, {"file": {"training": "training.jsonl", "test": "test.jsonl"}})
     texts = {
         "sst2": "film 1000 was fine",
@@ -117,31 +160,58 @@ def test_local_files_of_the_same_columns_give_the_same_texts_and_labels(name: st
         "race": "Fable 500 tells of a 500. Who is it in 1000? It is _ .",
         "storycloze": " ".join(f"Story 1000 goes on to {i}." for i in range(1, 5)),
     }
-    first, swapped = found.splits["test"][0], name == "qnli"  # its premise is the sentence, which stands second
+    first, swapped = (
+        found.splits["test"][0],
+        name == "qnli",
+    )  # its premise is the sentence, which stands second
     expected = ("Bridge 1000 was crossed.", "The fox crossed bridge 1000.")
-    assert first.segments == ((texts[name],) if name in texts else expected if swapped else expected[::-1])
+    assert first.segments == (
+        (texts[name],) if name in texts else expected if swapped else expected[::-1]
+    )
     alone = read(entry, tmp_path, {"file": "training.jsonl"})
-    assert sum(map(len, alone.splits.values())) == (ROWS * 3 // 4 if name == "snli" else ROWS) and all(alone.splits.values())
+    assert sum(map(len, alone.splits.values())) == (
+        ROWS * 3 // 4 if name == "snli" else ROWS
+    ) and all(alone.splits.values())
 
 
 def test_what_a_label_means_is_the_data_sets_own(tmp_path: Path) -> None:
     def labels(name: str) -> list[Any]:
-        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of(name, 0)))
+        (tmp_path / "rows.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows_of(name, 0))
+        )
         found = read(entry_of(name), tmp_path, {"file": "rows.jsonl"})
         by_row = {int(one.id) - 1: one for split in SPLITS for one in found.splits[split]}
         names = entry_of(name).label_names()
-        return [names[by_row[n].label] if names else by_row[n].options[by_row[n].label] for n in range(4) if n in by_row]
+        return [
+            names[by_row[n].label] if names else by_row[n].options[by_row[n].label]
+            for n in range(4)
+            if n in by_row
+        ]
 
-    assert labels("mnli")[:3] == labels("snli")[:3] == ["entailment", "neutral", "contradiction"] and len(labels("snli")) == 3
-    assert labels("qnli")[:2] == labels("rte")[:2] == ["entailment", "not_entailment"] and labels("scitail")[:2] == ["entails", "neutral"]
-    assert labels("sst2")[:2] == ["negative", "positive"] and labels("mrpc")[:2] == labels("qqp")[:2] == ["different", "same"]
-    assert labels("race")[:2] == ["a fox 0", "a crow 1"] and labels("storycloze")[:2] == ["It ends well 0.", "It ends badly 1."]
+    assert (
+        labels("mnli")[:3] == labels("snli")[:3] == ["entailment", "neutral", "contradiction"]
+        and len(labels("snli")) == 3
+    )
+    assert labels("qnli")[:2] == labels("rte")[:2] == ["entailment", "not_entailment"] and labels(
+        "scitail"
+    )[:2] == ["entails", "neutral"]
+    assert labels("sst2")[:2] == ["negative", "positive"] and labels("mrpc")[:2] == labels("qqp")[
+        :2
+    ] == ["different", "same"]
+    assert labels("race")[:2] == ["a fox 0", "a crow 1"] and labels("storycloze")[:2] == [
+        "It ends well 0.",
+        "It ends badly 1.",
+    ]
 
 
-def test_a_rating_is_shared_out_to_the_two_whole_numbers_beside_it_as_in_the_released_code(tmp_path: Path) -> None:
+def test_a_rating_is_shared_out_to_the_two_whole_numbers_beside_it_as_in_the_released_code(
+    tmp_path: Path,
+) -> None:
     import numpy as np
 
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of("stsb", 0)))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows_of("stsb", 0))
+    )
     found = read(entry_of("stsb"), tmp_path, {"file": "rows.jsonl"})
     seen = {one.rating: one.target for split in SPLITS for one in found.splits[split]}
     assert set(seen) == {0.0, 5.0, 3.8, 2.25}
@@ -153,7 +223,9 @@ def test_a_rating_is_shared_out_to_the_two_whole_numbers_beside_it_as_in_the_rel
             if i == np.floor(rating):
                 released[i] = np.floor(rating) - rating + 1
         assert target == pytest.approx(released)
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"sentence1": "a", "sentence2": "b", "label": 5.5}) + "\n")
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"sentence1": "a", "sentence2": "b", "label": 5.5}) + "\n"
+    )
     with pytest.raises(UserError, match=r"rating 5.5 in column 'label' is not between 0 and 5"):
         read(entry_of("stsb"), tmp_path, {"file": "rows.jsonl"})
 
@@ -163,7 +235,11 @@ def test_every_set_has_its_row_in_the_papers_tables() -> None:
         published = entry_of(name).published
         assert published and published.metric == entry_of(name).metric
         for task in list(published.parts.values()) or [published.task]:
-            assert [one.value for one in references(task=task, metric=published.metric, generation="gpt1") if one.model == "gpt1"], task
+            assert [
+                one.value
+                for one in references(task=task, metric=published.metric, generation="gpt1")
+                if one.model == "gpt1"
+            ], task
 
 
 @pytest.mark.parametrize(
@@ -173,9 +249,14 @@ def test_every_set_has_its_row_in_the_papers_tables() -> None:
         ({"file": "a.csv", "hub": "b/c"}, "found file and hub"),
         ({"hub": "b/c", "splits": {"training": "train", "test": "test"}}, "needs `revision`"),
         ({"file": "a.csv", "subset": "c"}, "describe a data set on the hub"),
-        ({"package": "a==1", "kind": "wheel", "sha256": "0" * 64, "hub": "b/c"}, "`package` needs `file`"),
+        (
+            {"package": "a==1", "kind": "wheel", "sha256": "0" * 64, "hub": "b/c"},
+            "`package` needs `file`",
+        ),
     ],
 )
-def test_a_source_in_two_places_or_none_is_refused_in_words(source: dict[str, Any], said: str) -> None:
+def test_a_source_in_two_places_or_none_is_refused_in_words(
+    source: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         TaskSource.model_validate(source)

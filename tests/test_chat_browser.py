@@ -1,4 +1,6 @@
-"""The chat's page in a real browser, with the real endpoint behind it: two models beside each other, streaming, votes, a dead endpoint."""
+"""The chat's page in a real browser, with the real endpoint behind it: two models beside each
+other, streaming, votes, a dead endpoint.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,14 @@ from chat_store import chat_store, voted_comparisons
 from playwright.sync_api import Browser, Page, expect
 from test_chat import FORGED, SPELT, free_port, status
 
-from assets.resources.store import Store
+from assets.store.store import Store
 from docs.pictures import HOST, browser, chromium, say
-from gpt_model.alignment import votes
-from pipelines.chat import LEARNING
+from gpt_model.rlhf import votes
+from pipelines.chat.session import LEARNING
 
-pytestmark = pytest.mark.skipif(chromium() is None and "CI" not in os.environ, reason="no Chromium or Chrome on this machine")
+pytestmark = pytest.mark.skipif(
+    chromium() is None and "CI" not in os.environ, reason="no Chromium or Chrome on this machine"
+)
 MESSAGE = "who sees the sailor?"
 
 
@@ -41,14 +45,40 @@ class Chat:
 def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
     home = tmp_path_factory.mktemp("chat_page")
     store, port = chat_store(home), free_port()
-    command = [sys.executable, "-m", "pipelines.cli", "chat", "tiny/supervised", "tiny/aligned", "--browser", "--temperature", "0"]
-    command += ["--max-new-tokens", "40", "--seed", "7", "--top-p", "0.01", "--port", str(port), "--endpoint-port", str(free_port())]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "chat",
+        "tiny/supervised",
+        "tiny/aligned",
+        "--browser",
+        "--temperature",
+        "0",
+    ]
+    command += [
+        "--max-new-tokens",
+        "40",
+        "--seed",
+        "7",
+        "--top-p",
+        "0.01",
+        "--port",
+        str(port),
+        "--endpoint-port",
+        str(free_port()),
+    ]
     log = home / "page.log"
-    # With this variable NiceGUI holds itself to be in a test of its own, and takes its port from what its `screen` fixture sets.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    # With this variable NiceGUI holds itself to be in a test of its own, and takes its port from
+    # what its `screen` fixture sets.
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"
+    }
     environment["LINEAGE_HOME"] = str(home)
     with log.open("wb") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, cwd=Path(__file__).parent.parent)
+        process = subprocess.Popen(
+            command, env=environment, stdout=out, stderr=out, cwd=Path(__file__).parent.parent
+        )
     deadline = time.monotonic() + 120
     url = f"http://{HOST}:{port}"
     while True:
@@ -76,7 +106,9 @@ def opened(chrome: Browser, chat: Chat) -> Page:
     return page
 
 
-def test_two_models_answer_as_they_write_and_the_vote_is_in_the_store(chat: Chat, chrome: Browser, tmp_path: Path) -> None:
+def test_two_models_answer_as_they_write_and_the_vote_is_in_the_store(
+    chat: Chat, chrome: Browser, tmp_path: Path
+) -> None:
     page = chrome.new_page(viewport={"width": 1400, "height": 900})
     asked: list[str] = []  # every address the page asks for, with those of its websockets
     page.on("request", lambda request: asked.append(request.url))
@@ -91,7 +123,9 @@ def test_two_models_answer_as_they_write_and_the_vote_is_in_the_store(chat: Chat
     expect(page.get_by_role("button", name="Right is better")).to_be_visible(timeout=60_000)
     assert len(set(page.evaluate("window.seen"))) > 3  # it grew
     for ref in ("tiny/supervised", "tiny/aligned"):
-        expect(page.locator(".card").get_by_text(f"{ref} {chat.store.resolve(ref).fingerprint[:12]}")).to_be_visible()
+        expect(
+            page.locator(".card").get_by_text(f"{ref} {chat.store.resolve(ref).fingerprint[:12]}")
+        ).to_be_visible()
     answers = page.locator(".answer").all_inner_texts()
     if shot := os.environ.get("CHAT_PICTURE"):
         page.screenshot(path=shot)
@@ -103,8 +137,13 @@ def test_two_models_answer_as_they_write_and_the_vote_is_in_the_store(chat: Chat
     assert [cast.rejected, cast.chosen] == [answer.strip() for answer in answers]
     assert cast.artifacts["chosen"] == chat.store.resolve("tiny/aligned").fingerprint
     (compared,) = voted_comparisons(chat.store.home, tmp_path / "comparisons")
-    assert [one.text for one in compared.responses] == [cast.chosen, cast.rejected] and compared.pairs() == [(0, 1)]
-    assert len(asked) > 5 and {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {HOST}
+    assert [one.text for one in compared.responses] == [
+        cast.chosen,
+        cast.rejected,
+    ] and compared.pairs() == [(0, 1)]
+    assert len(asked) > 5 and {
+        urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))
+    } == {HOST}
 
 
 def test_blind_names_are_shown_after_the_vote_only(chat: Chat, chrome: Browser) -> None:
@@ -119,12 +158,19 @@ def test_blind_names_are_shown_after_the_vote_only(chat: Chat, chrome: Browser) 
     assert votes.read(chat.store.home)[-1].tie
 
 
-def test_a_vote_that_the_disk_has_no_room_for_is_said_and_can_be_cast_again(chat: Chat, chrome: Browser) -> None:
+def test_a_vote_that_the_disk_has_no_room_for_is_said_and_can_be_cast_again(
+    chat: Chat, chrome: Browser
+) -> None:
     page = opened(chrome, chat)
     for number, said in enumerate((MESSAGE, "and the tree?"), start=1):
         say(page, said)
-        expect(page.get_by_role("button", name="Left is better")).to_have_count(number, timeout=60_000)  # both have answered
-    path = votes.append(chat.store.home, votes.vote((), votes.Answered("a", "a" * 64, "x"), votes.Answered("b", "b" * 64, "y"), {}))
+        expect(page.get_by_role("button", name="Left is better")).to_have_count(
+            number, timeout=60_000
+        )  # both have answered
+    path = votes.append(
+        chat.store.home,
+        votes.vote((), votes.Answered("a", "a" * 64, "x"), votes.Answered("b", "b" * 64, "y"), {}),
+    )
     before = path.read_bytes()
     process = psutil.Process(chat.process.pid)
     limits = process.rlimit(psutil.RLIMIT_FSIZE)
@@ -138,7 +184,8 @@ def test_a_vote_that_the_disk_has_no_room_for_is_said_and_can_be_cast_again(chat
     page.get_by_role("button", name="Left is better").last.click()
     expect(page.get_by_text("Vote kept: tiny/supervised is better")).to_be_visible()
     cast = votes.read(chat.store.home)[-1]
-    # as the second answers were drawn: after two turns, and within the nucleus asked for at the start, below the slider's usual end
+    # as the second answers were drawn: after two turns, and within the nucleus asked for at the
+    # start, below the slider's usual end
     assert (len(cast.messages), cast.sampling["seed"], cast.sampling["top_p"]) == (3, 7 + 2, 0.01)
 
 
@@ -160,13 +207,19 @@ def status_of_socket(port: int | None, **headers: str) -> int:
     upgrade["Sec-WebSocket-Key"] = "MDEyMzQ1Njc4OWFiY2RlZg=="
     connection = http.client.HTTPConnection(HOST, port, timeout=30)
     try:
-        connection.request("GET", "/_nicegui_ws/socket.io/?EIO=4&transport=websocket", headers={**upgrade, **headers})
+        connection.request(
+            "GET",
+            "/_nicegui_ws/socket.io/?EIO=4&transport=websocket",
+            headers={**upgrade, **headers},
+        )
         return connection.getresponse().status
     finally:
         connection.close()
 
 
-def test_a_message_that_is_empty_too_long_or_spells_a_marker_is_not_sent(chat: Chat, chrome: Browser) -> None:
+def test_a_message_that_is_empty_too_long_or_spells_a_marker_is_not_sent(
+    chat: Chat, chrome: Browser
+) -> None:
     page = opened(chrome, chat)
     say(page, "  ")
     expect(page.get_by_text("An empty message is not sent")).to_be_visible()
@@ -177,11 +230,17 @@ def test_a_message_that_is_empty_too_long_or_spells_a_marker_is_not_sent(chat: C
     expect(page.locator(".card")).to_have_count(0)
 
 
-def test_a_dead_endpoint_is_said_on_the_page(chat: Chat, chrome: Browser) -> None:  # the last: it ends the endpoint
+def test_a_dead_endpoint_is_said_on_the_page(
+    chat: Chat, chrome: Browser
+) -> None:  # the last: it ends the endpoint
     page = opened(chrome, chat)
     (server,) = [
-        child for child in psutil.Process(chat.process.pid).children() if any(part.endswith("chat_endpoint.py") for part in child.cmdline())
+        child
+        for child in psutil.Process(chat.process.pid).children()
+        if any(part.endswith("chat_endpoint.py") for part in child.cmdline())
     ]
     server.kill()
     say(page, MESSAGE)
-    expect(page.get_by_text("The endpoint gave no whole answer").first).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("The endpoint gave no whole answer").first).to_be_visible(
+        timeout=30_000
+    )

@@ -1,4 +1,6 @@
-"""The command line on a small real store: what it prints, for people and for scripts, and the status it ends with."""
+"""The command line on a small real store: what it prints, for people and for scripts, and the
+status it ends with.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,15 @@ from typer.testing import CliRunner, Result
 
 from assets.build import Request, build
 from assets.graph import node_named, nodes
-from assets.profile import load_profile
-from assets.recipe import load_recipe
-from assets.resources.journal import Spool
-from assets.resources.launcher import LocalLauncher
-from assets.resources.lineage import prepare_home
-from assets.resources.manifest import Facts
-from assets.resources.store import Store
-from assets.resources.tracking import Tracking
-from pipelines.cli import app
+from assets.launch.launcher import LocalLauncher
+from assets.lineage import prepare_home
+from assets.recipe.profile import load_profile
+from assets.recipe.recipe import load_recipe
+from assets.store.manifest import Facts
+from assets.store.store import Store
+from assets.tracking.event_log import Spool
+from assets.tracking.tracking import Tracking
+from pipelines.cli.main import app
 from pipelines.progress import BuildDisplay, duration
 from pipelines.runs import HOST, PID, STARTED, close_lost_runs, process_tags
 
@@ -41,12 +43,19 @@ def build_stages(recipe: Path, home: Path, stages: tuple[str, ...] = STAGES) -> 
     store, graph = Store(home), nodes(load_recipe(str(recipe)))
     profile = load_profile("single")
     for name in stages:
-        build(Request(node_named(graph, name), recipe.parent, profile), store, LocalLauncher(), Tracking(home))
+        build(
+            Request(node_named(graph, name), recipe.parent, profile),
+            store,
+            LocalLauncher(),
+            Tracking(home),
+        )
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterator[Path]:
-    """The home of a store with the corpus, tokenizer and tokens of two recipes on the same text. Read it; do not write to it."""
+    """The home of a store with the corpus, tokenizer and tokens of two recipes on the same text.
+    Read it; do not write to it.
+    """
     folder = tmp_path_factory.mktemp("small")
     home = folder / "lineage"
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +64,11 @@ def small(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterator
         recipe = write_local_recipe(folder)
         build_stages(recipe, home)
         other = folder / "other.yaml"
-        other.write_text(recipe.read_text().replace("name: local", "name: other").replace("vocab_size: 300", "vocab_size: 320"))
+        other.write_text(
+            recipe.read_text()
+            .replace("name: local", "name: other")
+            .replace("vocab_size: 300", "vocab_size: 320")
+        )
         build_stages(other, home)
         yield home
 
@@ -64,7 +77,9 @@ Run = Callable[..., Result]
 
 
 def on(home: Path) -> Run:
-    return lambda *arguments: CliRunner().invoke(app, list(arguments), env={"LINEAGE_HOME": str(home)}, catch_exceptions=False)
+    return lambda *arguments: CliRunner().invoke(
+        app, list(arguments), env={"LINEAGE_HOME": str(home)}, catch_exceptions=False
+    )
 
 
 @pytest.fixture
@@ -81,9 +96,17 @@ def copy(small: Path, tmp_path: Path) -> Path:
 
 def test_list_names_every_artifact(call: Run, small: Path) -> None:
     rows = {row["ref"]: row for row in json.loads(call("list", "--json").stdout)}
-    assert list(rows) == sorted(f"{recipe}/{stage}" for recipe in ("local", "other") for stage in STAGES)
-    assert rows["local/corpus"]["fingerprint"] == rows["other/corpus"]["fingerprint"]  # the same text is the same artifact
-    assert len({row["fingerprint"] for row in rows.values()}) == len(list((small / "artifacts").iterdir())) == 5
+    assert list(rows) == sorted(
+        f"{recipe}/{stage}" for recipe in ("local", "other") for stage in STAGES
+    )
+    assert (
+        rows["local/corpus"]["fingerprint"] == rows["other/corpus"]["fingerprint"]
+    )  # the same text is the same artifact
+    assert (
+        len({row["fingerprint"] for row in rows.values()})
+        == len(list((small / "artifacts").iterdir()))
+        == 5
+    )
     table = call("list").stdout
     assert all(name in table and row["fingerprint"][:12] in table for name, row in rows.items())
 
@@ -101,7 +124,14 @@ def test_show_tells_the_manifest(call: Run, small: Path) -> None:
     assert facts["fingerprint"] == artifact.fingerprint and facts["refs"] == ["local/tokens"]
     assert all(check["passed"] for check in facts["checks"].values()) and facts["checks"]
     text = call("show", artifact.fingerprint[:10]).stdout
-    for said in (artifact.fingerprint, artifact.digest, "local/tokens", "bytes_per_token", "index.json", *facts["checks"]):
+    for said in (
+        artifact.fingerprint,
+        artifact.digest,
+        "local/tokens",
+        "bytes_per_token",
+        "index.json",
+        *facts["checks"],
+    ):
         assert said in text
 
 
@@ -112,15 +142,22 @@ def test_trace_ends_at_the_bytes_of_the_sources(call: Run) -> None:
     (source,) = lineage["inputs"][0]["sources"]
     assert source["licence"] == "CC0-1.0" and source["pinned"][0]["path"] == "notes/notes0.txt"
     tree = call("trace", "local/tokens").stdout
-    assert source["pinned"][0]["sha256"] in tree and "CC0-1.0" in tree and "notes/notes0.txt" in tree
-    assert tree.count(source["pinned"][0]["sha256"]) == 1 and "as above" in tree  # what stands in it twice is drawn once
+    assert (
+        source["pinned"][0]["sha256"] in tree and "CC0-1.0" in tree and "notes/notes0.txt" in tree
+    )
+    assert (
+        tree.count(source["pinned"][0]["sha256"]) == 1 and "as above" in tree
+    )  # what stands in it twice is drawn once
 
 
 def test_trace_goes_from_an_mlflow_run_to_the_text(call: Run, small: Path) -> None:
     store = Store(small)
     run = Tracking(small).run_of(store.resolve("local/tokens"))
     assert run is not None
-    assert json.loads(call("trace", run, "--json").stdout)["fingerprint"] == store.resolve("local/tokens").fingerprint
+    assert (
+        json.loads(call("trace", run, "--json").stdout)["fingerprint"]
+        == store.resolve("local/tokens").fingerprint
+    )
 
 
 def test_trace_fails_where_a_part_is_gone(copy: Path) -> None:
@@ -139,14 +176,22 @@ def test_verify_passes_on_what_was_published(call: Run) -> None:
 def test_verify_and_reproduce_answer_scripts_in_json(call: Run, copy: Path, small: Path) -> None:
     assert json.loads(call("verify", "--json").stdout) == {"artifacts": 5, "problems": []}
     tokenizer = Store(small).resolve("local/tokenizer")
-    same = {"stage": "tokenizer", "fingerprint": tokenizer.fingerprint, "digest": tokenizer.digest, "same": True, "differences": []}
+    same = {
+        "stage": "tokenizer",
+        "fingerprint": tokenizer.fingerprint,
+        "digest": tokenizer.digest,
+        "same": True,
+        "differences": [],
+    }
     assert json.loads(call("reproduce", "local/tokenizer", "--json").stdout) == same
     index = Store(copy).resolve("local/tokens").path / "index.json"
     index.write_text("{}")
     result = on(copy)("verify", "local/tokens", "--json")
     assert result.exit_code == 1 and str(index) in result.stderr
     told = json.loads(result.stdout)
-    assert told["artifacts"] == 3 and [str(index) in problem for problem in told["problems"]] == [True]
+    assert told["artifacts"] == 3 and [str(index) in problem for problem in told["problems"]] == [
+        True
+    ]
 
 
 def test_verify_names_a_flipped_byte_below_the_artifact(copy: Path) -> None:
@@ -211,8 +256,14 @@ def test_reproduce_in_json_names_them_too(copy: Path) -> None:
     path.write_text(json.dumps(facts))
     result = on(copy)("reproduce", "local/tokenizer", "--json")
     told = json.loads(result.stdout)
-    assert result.exit_code == 1 and told["same"] is False and told["fingerprint"] == facts["fingerprint"]
-    assert told["differences"][0].startswith(f"{facts['files'][0]['path']}: 000000000000 as published")
+    assert (
+        result.exit_code == 1
+        and told["same"] is False
+        and told["fingerprint"] == facts["fingerprint"]
+    )
+    assert told["differences"][0].startswith(
+        f"{facts['files'][0]['path']}: 000000000000 as published"
+    )
 
 
 def test_reproduce_refuses_a_changed_input(copy: Path) -> None:
@@ -225,7 +276,11 @@ def test_reproduce_refuses_another_version_of_the_code(copy: Path) -> None:
     path = Store(copy).resolve("local/corpus").path.parent / "artifact.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": "0"}))
     result = on(copy)("reproduce", "local/corpus")
-    assert result.exit_code == 1 and "version 0" in result.stderr and "Check out commit" in result.stderr
+    assert (
+        result.exit_code == 1
+        and "version 0" in result.stderr
+        and "Check out commit" in result.stderr
+    )
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +302,18 @@ def with_model(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_generate_writes_the_same_for_the_same_seed(with_model: Path) -> None:
-    write = ("generate", "local/pretrained", "In the year", "--max-new-tokens", "12", "--samples", "2", "--top-k", "50", "--seed")
+    write = (
+        "generate",
+        "local/pretrained",
+        "In the year",
+        "--max-new-tokens",
+        "12",
+        "--samples",
+        "2",
+        "--top-k",
+        "50",
+        "--seed",
+    )
     first, again, other = (on(with_model)(*write, seed).stdout for seed in ("1", "1", "2"))
     assert first == again != other
     assert [text.startswith("In the year") for text in first.split("---\n")] == [True, True]
@@ -258,29 +324,52 @@ def test_export_loads_in_transformers_and_says_the_same(with_model: Path, tmp_pa
 
     target = tmp_path / "exported"
     assert on(with_model)("export", "local/pretrained", str(target)).exit_code == 0
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(target), AutoTokenizer.from_pretrained(target)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(target),
+        AutoTokenizer.from_pretrained(target),
+    )
     ids = tokenizer("the king sees", return_tensors="pt").input_ids
-    theirs: str = tokenizer.decode(model.generate(ids, max_new_tokens=8, do_sample=False)[0], skip_special_tokens=True)
-    ours = on(with_model)("generate", "local/pretrained", "the king sees", "--max-new-tokens", "8", "--temperature", "0").stdout
+    theirs: str = tokenizer.decode(
+        model.generate(ids, max_new_tokens=8, do_sample=False)[0], skip_special_tokens=True
+    )
+    ours = on(with_model)(
+        "generate",
+        "local/pretrained",
+        "the king sees",
+        "--max-new-tokens",
+        "8",
+        "--temperature",
+        "0",
+    ).stdout
     assert ours.rstrip("\n") == theirs.rstrip("\n")
     refused = on(with_model)("export", "local/pretrained", str(target))
-    assert refused.exit_code == 1 and "is not empty" in refused.stderr and "--force" in refused.stderr
+    assert (
+        refused.exit_code == 1 and "is not empty" in refused.stderr and "--force" in refused.stderr
+    )
     (target / "extra").touch()
     assert on(with_model)("export", "local/pretrained", str(target), "--force").exit_code == 0
     assert not (target / "extra").exists()
 
 
-def test_export_of_a_fine_tuned_model_says_that_the_head_is_apart(built: BuiltStore, tmp_path: Path) -> None:
-    from gpt_model.tasks.model import load
+def test_export_of_a_fine_tuned_model_says_that_the_head_is_apart(
+    built: BuiltStore, tmp_path: Path
+) -> None:
+    from gpt_model.finetuning.heads import load
 
     done = on(built.home)("export", "ci/finetuned/sentiment", str(tmp_path / "exported"))
-    assert done.exit_code == 0 and "leaves out the task's head, which is in head.safetensors" in done.stdout
+    assert (
+        done.exit_code == 0
+        and "leaves out the task's head, which is in head.safetensors" in done.stdout
+    )
     model, labels = load(tmp_path / "exported")  # as the sentence says
     assert labels == ["negative", "positive"] and model.head.weight.shape[0] == 2
 
 
 def test_generate_and_export_need_a_model(call: Run, tmp_path: Path) -> None:
-    for arguments in (("generate", "local/tokens", "Once"), ("export", "local/tokens", str(tmp_path / "out"))):
+    for arguments in (
+        ("generate", "local/tokens", "Once"),
+        ("export", "local/tokens", str(tmp_path / "out")),
+    ):
         result = call(*arguments)
         assert result.exit_code == 1 and "has no model in it" in result.stderr
     assert not (tmp_path / "out").exists()
@@ -298,35 +387,58 @@ def test_generate_and_export_need_a_model(call: Run, tmp_path: Path) -> None:
         (("diff", "local/tokens"), 2, "Missing argument 'B'"),
     ],
 )
-def test_mistakes_end_in_one_sentence_and_no_traceback(arguments: tuple[str, ...], status: int, said: str, call: Run) -> None:
+def test_mistakes_end_in_one_sentence_and_no_traceback(
+    arguments: tuple[str, ...], status: int, said: str, call: Run
+) -> None:
     result = call(*arguments)
     assert result.exit_code == status
     assert said in result.stderr and "Traceback" not in result.output and result.stdout == ""
 
 
 def test_reading_the_store_imports_nothing_heavy(small: Path, downloads: Path) -> None:
-    for arguments in (["list"], ["trace", "local/tokens"], ["show", "local/tokens"], ["verify"], ["diff", "local/tokens", "other/tokens"]):
+    for arguments in (
+        ["list"],
+        ["trace", "local/tokens"],
+        ["show", "local/tokens"],
+        ["verify"],
+        ["diff", "local/tokens", "other/tokens"],
+    ):
         script = (
-            f"import sys; from pipelines.cli import app; app({arguments!r}, standalone_mode=False)\n"
+            f"import sys; from pipelines.cli.main import app; app({arguments!r}, standalone_mode=False)\n"
             "print(sorted({'torch', 'dagster', 'mlflow', 'pandas', 'transformers'} & set(sys.modules)))"
         )
         done = subprocess.run(
-            [sys.executable, "-c", script], env=environment_of(small, downloads), cwd=ROOT, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script],
+            env=environment_of(small, downloads),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert done.stdout.splitlines()[-1] == "[]", arguments
 
 
-def test_interrupted_run_ends_with_130_and_leaves_no_process(home: Path, downloads: Path, tmp_path: Path) -> None:
+def test_interrupted_run_ends_with_130_and_leaves_no_process(
+    home: Path, downloads: Path, tmp_path: Path
+) -> None:
     import psutil
 
     recipe = write_local_recipe(tmp_path)
     write_notes(tmp_path / "notes", 150_000, start=1000)  # seconds of work for the corpus stage
     run = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "run", str(recipe)], env=environment_of(home, downloads), cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "pipelines.cli", "run", str(recipe)],
+        env=environment_of(home, downloads),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 120
-    while run.poll() is None and time.monotonic() < deadline and not list(home.glob("building/*/journal/events.jsonl")):
+    while (
+        run.poll() is None
+        and time.monotonic() < deadline
+        and not list(home.glob("building/*/journal/events.jsonl"))
+    ):
         time.sleep(0.02)
     started = psutil.Process(run.pid).children(recursive=True)
     assert started
@@ -342,7 +454,9 @@ def test_interrupted_run_ends_with_130_and_leaves_no_process(home: Path, downloa
         assert run_.status == dg.DagsterRunStatus.CANCELED
 
 
-def test_failed_blocking_check_stops_the_run_and_is_named(copy: Path, downloads: Path, small: Path) -> None:
+def test_failed_blocking_check_stops_the_run_and_is_named(
+    copy: Path, downloads: Path, small: Path
+) -> None:
     gate = Store(copy).resolve("local/corpus").path.parent / "gate.json"
     verdicts = json.loads(gate.read_text())
     name = next(name for name, verdict in verdicts.items() if verdict["blocking"])
@@ -350,17 +464,24 @@ def test_failed_blocking_check_stops_the_run_and_is_named(copy: Path, downloads:
     gate.write_text(json.dumps(verdicts))
     done = run_cli(copy, downloads, "run", str(small.parent / "local.yaml"))
     assert done.returncode == 1
-    assert f"local/corpus: the blocking check {name!r} failed: 12 documents are in both." in done.stderr
+    assert (
+        f"local/corpus: the blocking check {name!r} failed: 12 documents are in both."
+        in done.stderr
+    )
     assert "local/tokenizer" not in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_display_says_how_far_a_build_is(terminal: bool, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_display_says_how_far_a_build_is(
+    terminal: bool, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipelines.progress.POLL_SECONDS", 0.02)
     monkeypatch.setattr("pipelines.progress.LINE_SECONDS", 0.05)
     building = Store(home).building("cd" * 32)
     said = io.StringIO()
-    with BuildDisplay(home, Console(file=said, force_terminal=terminal, force_interactive=terminal, width=200)) as display:
+    with BuildDisplay(
+        home, Console(file=said, force_terminal=terminal, force_interactive=terminal, width=200)
+    ) as display:
         display.began("tiny/pretrained")
         building.job.write_text(json.dumps({"asset": "tiny/pretrained"}))
         spool = Spool(building.events)
@@ -371,13 +492,25 @@ def test_display_says_how_far_a_build_is(terminal: bool, home: Path, monkeypatch
         while "1.2M/1.5M tokens" not in said.getvalue() and time.monotonic() < deadline:
             time.sleep(0.02)
         display.ended("tiny/pretrained", "+ tiny/pretrained built")
-    for words in ("1.2M/1.5M tokens", "loss 5.25", "tiny/pretrained: halfway", "+ tiny/pretrained built"):
+    for words in (
+        "1.2M/1.5M tokens",
+        "loss 5.25",
+        "tiny/pretrained: halfway",
+        "+ tiny/pretrained built",
+    ):
         assert words in said.getvalue()
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.42, "0.4 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (273_600, "3 d 4 h"), (1.5974e12, "50,600 years")],
+    [
+        (0.42, "0.4 s"),
+        (59.4, "59 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+        (273_600, "3 d 4 h"),
+        (1.5974e12, "50,600 years"),
+    ],
 )
 def test_durations_are_as_a_person_says_them(seconds: float, words: str) -> None:
     assert duration(seconds) == words
@@ -390,8 +523,15 @@ def test_run_whose_process_is_gone_is_closed(home: Path) -> None:
         gone = {**mine, STARTED: "long ago"}  # the same pid, another process
         elsewhere = {**gone, HOST: "another-host"}
         runs = {
-            name: instance.create_run_for_job(_job(), status=dg.DagsterRunStatus.STARTED, tags=tags).run_id
-            for name, tags in {"mine": mine, "gone": gone, "elsewhere": elsewhere, "not ours": {}}.items()
+            name: instance.create_run_for_job(
+                _job(), status=dg.DagsterRunStatus.STARTED, tags=tags
+            ).run_id
+            for name, tags in {
+                "mine": mine,
+                "gone": gone,
+                "elsewhere": elsewhere,
+                "not ours": {},
+            }.items()
         }
         (sentence,) = close_lost_runs(instance)
         assert runs["gone"][:8] in sentence

@@ -25,8 +25,13 @@ def found_in(training: Iterable[str], texts: Sequence[str]) -> ngrams.Hashes:
 
 
 def test_the_overlap_is_that_of_a_set_of_the_training_texts_own_runs() -> None:
-    """The paper's way round, without hashes or filter: every 8 words of the training text in a set, the evaluated text looked up in it."""
-    texts = [story(seed, 40) for seed in range(4, 12)] + [TRAINING[2][100:900] + " " + story(30, 5), "too short"]
+    """The paper's way round, without hashes or filter: every 8 words of the training text in a set,
+    the evaluated text looked up in it.
+    """
+    texts = [story(seed, 40) for seed in range(4, 12)] + [
+        TRAINING[2][100:900] + " " + story(30, 5),
+        "too short",
+    ]
 
     def eights(text: str) -> list[tuple[str, ...]]:
         words = ngrams.alphanumeric_words(text)
@@ -35,19 +40,29 @@ def test_the_overlap_is_that_of_a_set_of_the_training_texts_own_runs() -> None:
     kept = {run for text in TRAINING for run in eights(text)}
     looked_up = [run in kept for text in texts for run in eights(text)]
     assert 0 < sum(looked_up) < len(looked_up)
-    assert ngrams.overlap(found_in(TRAINING, texts), texts) == ngrams.Overlap(sum(looked_up), len(looked_up))
+    assert ngrams.overlap(found_in(TRAINING, texts), texts) == ngrams.Overlap(
+        sum(looked_up), len(looked_up)
+    )
 
 
 def test_none_of_a_million_random_strings_is_found() -> None:
     """GPT-2, section 4, has of a million random strings none in its filter."""
     draw = np.random.default_rng(0)
-    texts, strings = [f"{TRAINING[0]} {TRAINING[1]}"], draw.integers(0, 2**64, 1_000_000, dtype=np.uint64)
-    found = ngrams.shared({8: np.concatenate([strings, ngrams.runs(ngrams.alphanumeric_words(texts[0]), 8)])}, TRAINING)[8]
+    texts, strings = (
+        [f"{TRAINING[0]} {TRAINING[1]}"],
+        draw.integers(0, 2**64, 1_000_000, dtype=np.uint64),
+    )
+    found = ngrams.shared(
+        {8: np.concatenate([strings, ngrams.runs(ngrams.alphanumeric_words(texts[0]), 8)])},
+        TRAINING,
+    )[8]
     assert len(found) > 100 and not np.isin(strings, found).any()
 
 
 def test_memory_follows_from_the_evaluated_text_and_not_from_the_training_text() -> None:
-    def many() -> Iterator[str]:  # 1.6 million 8-grams, of which a Bloom filter takes 8 MB and a list of hashes 13
+    def many() -> Iterator[
+        str
+    ]:  # 1.6 million 8-grams, of which a Bloom filter takes 8 MB and a list of hashes 13
         words = [f"w{n}" for n in range(2000)]
         draw = random.Random(1)
         yield from (" ".join(draw.choices(words, k=2007)) for _ in range(800))
@@ -63,12 +78,16 @@ def test_words_are_lower_cased_letters_and_digits_and_their_order_counts() -> No
     words = ngrams.alphanumeric_words("I'm at 36°30' -- the É_end!")
     assert words == ["i", "m", "at", "36", "30", "the", "é", "end"]
     forwards, backwards = ngrams.runs(words, 8), ngrams.runs(words[::-1], 8)
-    assert len(forwards) == 1 and forwards[0] != backwards[0] and len(ngrams.runs(words[:7], 8)) == 0
+    assert (
+        len(forwards) == 1 and forwards[0] != backwards[0] and len(ngrams.runs(words[:7], 8)) == 0
+    )
 
 
 def test_hashes_are_the_same_in_another_process() -> None:
     code = "from gpt_model.evaluation import ngrams; print(ngrams.runs('abcdefghi', 8).tolist())"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert said.strip() == str(ngrams.runs("abcdefghi", 8).tolist())
 
 
@@ -80,7 +99,9 @@ def test_overlap_is_the_share_of_eight_word_runs_found_whatever_the_punctuation(
     fresh = " ".join(f"word{n}" for n in range(40))
     assert overlap([copied]).percent == 100
     assert overlap([fresh, "too short"]) == ngrams.Overlap(0, 33)
-    ten = " ".join(ngrams.alphanumeric_words(TRAINING[0])[:10])  # three runs of its own, then some with new words in them
+    ten = " ".join(
+        ngrams.alphanumeric_words(TRAINING[0])[:10]
+    )  # three runs of its own, then some with new words in them
     assert overlap([f"{ten} {fresh}"]) == ngrams.Overlap(3, 43)
     assert overlap(["too short"]).percent is None
 
@@ -88,11 +109,15 @@ def test_overlap_is_the_share_of_eight_word_runs_found_whatever_the_punctuation(
 def test_documents_do_not_run_into_one_another() -> None:
     words = ngrams.alphanumeric_words(TRAINING[0])
     texts = [" ".join(words[:20])]
-    assert ngrams.overlap(found_in([" ".join(words[:10]), " ".join(words[10:20])], texts), texts) == ngrams.Overlap(6, 13)
+    assert ngrams.overlap(
+        found_in([" ".join(words[:10]), " ".join(words[10:20])], texts), texts
+    ) == ngrams.Overlap(6, 13)
 
 
 def test_the_run_length_is_the_fifth_percentile_between_eight_and_thirteen() -> None:
-    texts = [" ".join(["word"] * count) for count in range(2, 102)]  # the 5th percentile of 2..101 is 6.95
+    texts = [
+        " ".join(["word"] * count) for count in range(2, 102)
+    ]  # the 5th percentile of 2..101 is 6.95
     assert Examples(texts).length == 8
     assert Examples(texts, synthetic=True).length == 6
     assert Examples([text + " more" * 4 for text in texts]).length == 10
@@ -103,10 +128,21 @@ def test_the_run_length_is_the_fifth_percentile_between_eight_and_thirteen() -> 
 def test_one_shared_run_makes_an_example_dirty_and_a_short_one_is_neither() -> None:
     words = ngrams.alphanumeric_words(TRAINING[5])
     fresh = " ".join(f"word{n}" for n in range(30))
-    texts = [fresh, f"{fresh} {' '.join(words[20:33])}.", f"{fresh} {' '.join(words[20:32])}", "a few words"]
+    texts = [
+        fresh,
+        f"{fresh} {' '.join(words[20:33])}.",
+        f"{fresh} {' '.join(words[20:32])}",
+        "a few words",
+    ]
     long, short = Examples([*texts, *[fresh] * 60]), Examples([" ".join(words[:8]), fresh] * 20)
     found = ngrams.shared(wanted([long, short]), iter(TRAINING))  # a stream that is read once
-    assert marked(long, found)[:5] == [False, True, False, None, False]  # 13 words, all but one of them, too few
+    assert marked(long, found)[:5] == [
+        False,
+        True,
+        False,
+        None,
+        False,
+    ]  # 13 words, all but one of them, too few
     assert marked(short, found) == [True, False] * 20  # its runs have 8 words
 
 
@@ -117,7 +153,19 @@ def test_scores_are_split_with_intervals_and_numbers() -> None:
     assert (split["dirty"]["value"], split["dirty"]["examples"]) == (0.75, 40)
     assert (split["clean"]["value"], split["clean"]["examples"]) == (0.25, 20)
     assert split["clean_percent"] == pytest.approx(33.3333) and split["too_short"] == 2
-    assert split["clean"]["low"] < 0.25 < split["clean"]["high"] < 0.5 < split["dirty"]["low"] < 0.75 < split["dirty"]["high"]
+    assert (
+        split["clean"]["low"]
+        < 0.25
+        < split["clean"]["high"]
+        < 0.5
+        < split["dirty"]["low"]
+        < 0.75
+        < split["dirty"]["high"]
+    )
     assert split_score("acc", "mean", values, [False] * 60)["dirty"] is None
-    nats = split_score("perplexity", "perplexity", [-2.0] * 10 + [-1.0] * 10, [True] * 10 + [False] * 10)
-    assert nats["clean"]["value"] == pytest.approx(np.e, rel=1e-4) and nats["dirty"]["value"] == pytest.approx(np.e**2, rel=1e-4)
+    nats = split_score(
+        "perplexity", "perplexity", [-2.0] * 10 + [-1.0] * 10, [True] * 10 + [False] * 10
+    )
+    assert nats["clean"]["value"] == pytest.approx(np.e, rel=1e-4) and nats["dirty"][
+        "value"
+    ] == pytest.approx(np.e**2, rel=1e-4)

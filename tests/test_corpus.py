@@ -1,4 +1,6 @@
-"""The corpus stage: documents split and counted, nothing held out is trained on, the same bytes every time."""
+"""The corpus stage: documents split and counted, nothing held out is trained on, the same bytes
+every time.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ from typing import Any
 import pytest
 
 from assets.contract import SCRATCH, Built, Progress, Verdict
-from assets.corpus import CORPUS, Seen
-from assets.profile import Profile
-from assets.recipe import CorpusSection
+from assets.recipe.profile import Profile
+from assets.recipe.recipe import CorpusSection
+from assets.stages.corpus import CORPUS, Seen
 from assets.worker import sentence
 from gpt_model.data import documents, overlap, splits
 from gpt_model.errors import CorruptFile, UserError
@@ -35,7 +37,9 @@ def _downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(folder: Path, name: str, texts: list[str]) -> None:
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / f"{name}.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    )
 
 
 def config(folder: Path, *sources: dict[str, Any], held_out: float = 0.1, seed: int = 0) -> Any:
@@ -66,22 +70,38 @@ TEXTS = [f"Document {n} says naïvely: {n * n}." for n in range(500)]
 
 
 class TestSplitting:
-    def test_a_document_is_held_out_exactly_when_its_bucket_is_below_the_share(self, tmp_path: Path) -> None:
+    def test_a_document_is_held_out_exactly_when_its_bucket_is_below_the_share(
+        self, tmp_path: Path
+    ) -> None:
         write(tmp_path, "a", TEXTS)
         write(tmp_path, "b", [text.upper() for text in TEXTS])
-        built = build(tmp_path, {"name": "a", "licence": "CC0"}, {"name": "b", "held_out": 0.3, "weight": 2.0}, seed=7)
-        for source, share, texts in (("a", 0.1, TEXTS), ("b", 0.3, [text.upper() for text in TEXTS])):
+        built = build(
+            tmp_path,
+            {"name": "a", "licence": "CC0"},
+            {"name": "b", "held_out": 0.3, "weight": 2.0},
+            seed=7,
+        )
+        for source, share, texts in (
+            ("a", 0.1, TEXTS),
+            ("b", 0.3, [text.upper() for text in TEXTS]),
+        ):
             held_out = [text for text in texts if splits.bucket(text, 7) < share]
             assert list(documents.read(built.output, source, "held_out")) == held_out
-            assert list(documents.read(built.output, source, "training")) == [text for text in texts if text not in held_out]
+            assert list(documents.read(built.output, source, "training")) == [
+                text for text in texts if text not in held_out
+            ]
             entry = documents.index(built.output)[source]
             assert entry["held_out"] == documents.count(held_out)
-            assert entry["training"]["bytes"] == sum(len(text.encode()) for text in texts if text not in held_out)
+            assert entry["training"]["bytes"] == sum(
+                len(text.encode()) for text in texts if text not in held_out
+            )
             assert built.metrics[f"{source}/held_out/documents"] == len(held_out)
         assert documents.index(built.output)["a"]["licence"] == "CC0"
         assert [entry["weight"] for entry in documents.index(built.output).values()] == [1.0, 2.0]
 
-    def test_the_same_text_makes_the_same_bytes_also_over_the_leavings_of_a_killed_attempt(self, tmp_path: Path) -> None:
+    def test_the_same_text_makes_the_same_bytes_also_over_the_leavings_of_a_killed_attempt(
+        self, tmp_path: Path
+    ) -> None:
         write(tmp_path, "a", TEXTS)
         first = build(tmp_path, {"name": "a"})
         (tmp_path / "again" / "documents" / "a").mkdir(parents=True)
@@ -89,9 +109,15 @@ class TestSplitting:
         (tmp_path / "again" / "documents" / "old").mkdir()
         second = build(tmp_path, {"name": "a"}, output="again")
         assert files_of(first.output) == files_of(second.output)
-        assert set(files_of(first.output)) == {"index.json", "documents/a/training.jsonl.zst", "documents/a/held_out.jsonl.zst"}
+        assert set(files_of(first.output)) == {
+            "index.json",
+            "documents/a/training.jsonl.zst",
+            "documents/a/held_out.jsonl.zst",
+        }
 
-    def test_duplicates_within_a_source_are_dropped_and_counted_whitespace_apart(self, tmp_path: Path) -> None:
+    def test_duplicates_within_a_source_are_dropped_and_counted_whitespace_apart(
+        self, tmp_path: Path
+    ) -> None:
         write(tmp_path, "a", [*TEXTS, TEXTS[0], " " + TEXTS[1].replace(" ", "\n"), TEXTS[2]])
         built = build(tmp_path, {"name": "a"})
         entry = documents.index(built.output)["a"]
@@ -101,35 +127,53 @@ class TestSplitting:
     def test_what_one_source_holds_out_no_other_source_trains_on(self, tmp_path: Path) -> None:
         write(tmp_path, "small", TEXTS)
         write(tmp_path, "large", [text.replace(" ", "  ") for text in TEXTS])
-        built = build(tmp_path, {"name": "small", "held_out": 0.05}, {"name": "large", "held_out": 0.5})
+        built = build(
+            tmp_path, {"name": "small", "held_out": 0.05}, {"name": "large", "held_out": 0.5}
+        )
         dropped = sum(0.05 <= splits.bucket(text, 0) < 0.5 for text in TEXTS)
-        assert documents.index(built.output)["small"]["dropped"]["on_the_other_side_elsewhere"] == dropped > 100
+        assert (
+            documents.index(built.output)["small"]["dropped"]["on_the_other_side_elsewhere"]
+            == dropped
+            > 100
+        )
         assert verdicts(built)["nothing_held_out_is_trained_on"].passed
 
     def test_excerpts_of_one_article_stay_on_one_side(self, tmp_path: Path) -> None:
         excerpts = [f"Article {n // 3} -- part {n % 3}" for n in range(300)]
         write(tmp_path, "a", excerpts)
         built = build(tmp_path, {"name": "a", "together": " -- "}, held_out=0.3)
-        titles = {split: {text.split(" -- ")[0] for text in documents.read(built.output, "a", split)} for split in documents.SPLITS}
+        titles = {
+            split: {text.split(" -- ")[0] for text in documents.read(built.output, "a", split)}
+            for split in documents.SPLITS
+        }
         assert len(titles["training"]) + len(titles["held_out"]) == 100
         assert not titles["training"] & titles["held_out"]
 
-    @pytest.mark.parametrize(("texts", "said"), [(["only one"], "none of them is a training one"), ([], "holds no document")])
-    def test_a_source_too_small_to_split_is_one_sentence(self, tmp_path: Path, texts: list[str], said: str) -> None:
+    @pytest.mark.parametrize(
+        ("texts", "said"),
+        [(["only one"], "none of them is a training one"), ([], "holds no document")],
+    )
+    def test_a_source_too_small_to_split_is_one_sentence(
+        self, tmp_path: Path, texts: list[str], said: str
+    ) -> None:
         write(tmp_path, "a", texts)
         with pytest.raises(UserError, match=said):
             build(tmp_path, {"name": "a"})
 
 
 class TestPinning:
-    def test_a_grown_local_file_makes_another_config_and_an_unchanged_one_the_same(self, tmp_path: Path) -> None:
+    def test_a_grown_local_file_makes_another_config_and_an_unchanged_one_the_same(
+        self, tmp_path: Path
+    ) -> None:
         write(tmp_path, "a", TEXTS)
         first = config(tmp_path, {"name": "a"})
         assert config(tmp_path, {"name": "a"}) == first
         assert str(tmp_path) not in json.dumps(first)
         write(tmp_path, "a", [*TEXTS, "new text"])
         grown = config(tmp_path, {"name": "a"})
-        assert grown["sources"][0]["pinned"][0]["sha256"] != first["sources"][0]["pinned"][0]["sha256"]
+        assert (
+            grown["sources"][0]["pinned"][0]["sha256"] != first["sources"][0]["pinned"][0]["sha256"]
+        )
         assert CORPUS.pin(json.loads(json.dumps(grown)), tmp_path) == grown
 
 
@@ -142,11 +186,17 @@ class TestChecks:
         )
         (tmp_path / "show").mkdir()
         CORPUS.show(built, tmp_path / "show")
-        assert {path.name for path in (tmp_path / "show").iterdir()} == {"sources.md", "sources.png", "samples.md"}
+        assert {path.name for path in (tmp_path / "show").iterdir()} == {
+            "sources.md",
+            "sources.png",
+            "samples.md",
+        }
         assert "| a | 4" in (tmp_path / "show" / "sources.md").read_text()
         assert "CC0" in (tmp_path / "show" / "sources.md").read_text()
 
-    def test_a_leaked_document_and_a_damaged_file_fail_their_blocking_checks(self, tmp_path: Path) -> None:
+    def test_a_leaked_document_and_a_damaged_file_fail_their_blocking_checks(
+        self, tmp_path: Path
+    ) -> None:
         write(tmp_path, "a", TEXTS)
         built = build(tmp_path, {"name": "a"})
         leaked = next(documents.read(built.output, "a", "held_out"))
@@ -167,14 +217,22 @@ class TestChecks:
     def test_near_copies_are_measured(self) -> None:
         words = [f"considerably{n * n}" for n in range(200)]
         training = [" ".join(words)]
-        assert overlap.mostly_seen([" ".join(words[20:80]), " ".join(reversed(words)), "short text"], training) == 1
+        assert (
+            overlap.mostly_seen(
+                [" ".join(words[20:80]), " ".join(reversed(words)), "short text"], training
+            )
+            == 1
+        )
 
 
 def test_the_stage_is_known_without_importing_torch_dagster_mlflow_or_datasets() -> None:
-    script = (
-        "import sys, assets.corpus; print(sorted({'torch', 'dagster', 'mlflow', 'datasets', 'pyarrow', 'matplotlib'} & set(sys.modules)))"
+    script = "import sys, assets.stages.corpus; print(sorted({'torch', 'dagster', 'mlflow', 'datasets', 'pyarrow', 'matplotlib'} & set(sys.modules)))"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
     )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_a_full_disk_is_one_sentence_where_sqlite_meets_it(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Dialogues: which turns are one, and that they are laid out in tokens as `transformers` lays them out."""
+"""Dialogues: which turns are one, and that they are laid out in tokens as `transformers` lays them
+out.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_model import GPT, ModelConfig, convert
-from gpt_model.alignment.chat import MARKERS, TEMPLATE, Layout, chat_tokenizer, check_spells_none
-from gpt_model.alignment.dialogue import Dialogue, NoDialogue, Turn, dialogue, messages
 from gpt_model.decoder import with_rows
 from gpt_model.errors import UserError
+from gpt_model.rlhf.chat_template import (
+    MARKERS,
+    TEMPLATE,
+    Layout,
+    chat_tokenizer,
+    check_spells_none,
+)
+from gpt_model.rlhf.dialogue import Dialogue, NoDialogue, Turn, dialogue, messages
 from gpt_model.tokenizer import Tokenizer
 
 TALK = [
@@ -28,8 +36,14 @@ TALK = [
 
 @pytest.fixture(scope="module", params=["gpt2", "gpt1"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    texts = ["the king sees the sailor and no one sees the old tree, be kind. who? and anyone does!\n"] * 50 + ["<|user|> " * 9]
-    return chat_tokenizer(Tokenizer.train(texts, vocab_size=290 if request.param == "gpt2" else 80, style=request.param))
+    texts = [
+        "the king sees the sailor and no one sees the old tree, be kind. who? and anyone does!\n"
+    ] * 50 + ["<|user|> " * 9]
+    return chat_tokenizer(
+        Tokenizer.train(
+            texts, vocab_size=290 if request.param == "gpt2" else 80, style=request.param
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +59,49 @@ def turns(talk: list[dict[str, str]]) -> Dialogue:
     return dialogue(talk, ends_with=("user", "assistant"))
 
 
-def test_transformers_lays_a_dialogue_out_alike_and_knows_which_tokens_are_the_assistants(tokenizer, theirs) -> None:  # type: ignore[no-untyped-def]
-    plain = [*TALK[:-1], {"role": "assistant", "content": "No one sees it."}]  # spelt-out markers are another test's
+def test_transformers_lays_a_dialogue_out_alike_and_knows_which_tokens_are_the_assistants(
+    tokenizer, theirs
+) -> None:  # type: ignore[no-untyped-def]
+    plain = [
+        *TALK[:-1],
+        {"role": "assistant", "content": "No one sees it."},
+    ]  # spelt-out markers are another test's
     laid = Layout(tokenizer).whole(turns(plain))
-    found = theirs.apply_chat_template(plain, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    found = theirs.apply_chat_template(
+        plain, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
     assert found["input_ids"] == laid.tokens
     assert [bool(one) for one in found["assistant_masks"]] == laid.learnt
 
 
 def test_a_prompt_is_what_transformers_has_before_an_answer(tokenizer, theirs) -> None:  # type: ignore[no-untyped-def]
     asked = TALK[:2]
-    assert theirs.apply_chat_template(asked, tokenize=True, add_generation_prompt=True)["input_ids"] == Layout(tokenizer).prompt(
-        turns(asked)
-    )
+    assert theirs.apply_chat_template(asked, tokenize=True, add_generation_prompt=True)[
+        "input_ids"
+    ] == Layout(tokenizer).prompt(turns(asked))
 
 
 def test_opening_words_are_the_answers_first(tokenizer, theirs) -> None:  # type: ignore[no-untyped-def]
     opened = [*TALK[:1], TALK[1], {"role": "assistant", "content": "The king"}]
     prompt = Layout(tokenizer).prompt(turns(opened))
-    assert prompt == theirs.apply_chat_template(opened, tokenize=True, continue_final_message=True)["input_ids"]
-    whole = Layout(tokenizer).whole(turns([*opened[:2], {"role": "assistant", "content": "The king does."}])).tokens
+    assert (
+        prompt
+        == theirs.apply_chat_template(opened, tokenize=True, continue_final_message=True)[
+            "input_ids"
+        ]
+    )
+    whole = (
+        Layout(tokenizer)
+        .whole(turns([*opened[:2], {"role": "assistant", "content": "The king does."}]))
+        .tokens
+    )
     assert prompt + Layout(tokenizer).response(turns(opened), " does.") == whole
 
 
 def test_reserved_are_the_tokens_that_transformers_finds_in_text(tokenizer, theirs) -> None:  # type: ignore[no-untyped-def]
-    assert set(Layout(tokenizer).reserved) == {token.content for token in theirs.added_tokens_decoder.values()}
+    assert set(Layout(tokenizer).reserved) == {
+        token.content for token in theirs.added_tokens_decoder.values()
+    }
     for spelt in Layout(tokenizer).reserved:
         assert len(theirs.encode(spelt)) == 1 < len(tokenizer.encode(spelt))
         with pytest.raises(UserError, match="is a token to the model and not text"):
@@ -78,20 +110,31 @@ def test_reserved_are_the_tokens_that_transformers_finds_in_text(tokenizer, thei
 
 
 def test_a_marker_that_text_spells_out_is_text() -> None:
-    tokenizer = chat_tokenizer(Tokenizer.train(["the king sees <|user|> the king"] * 9, vocab_size=270))
+    tokenizer = chat_tokenizer(
+        Tokenizer.train(["the king sees <|user|> the king"] * 9, vocab_size=270)
+    )
     laid = Layout(tokenizer).whole(turns(TALK))
     assert sum(token in tokenizer.markers.values() for token in laid.tokens) == len(TALK)
 
 
-def test_a_saved_tokenizer_loads_with_markers_and_template(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_loads_with_markers_and_template(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     tokenizer.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)
     assert loaded.markers == tokenizer.markers and list(loaded.markers) == list(MARKERS)
     assert loaded.chat_template == TEMPLATE
-    assert loaded.vocab_size == tokenizer.vocab_size == len(loaded.tokens()) == len(loaded.byte_lengths())
+    assert (
+        loaded.vocab_size
+        == tokenizer.vocab_size
+        == len(loaded.tokens())
+        == len(loaded.byte_lengths())
+    )
     assert not np.any(loaded.byte_lengths()[list(loaded.markers.values())])
     assert loaded.encode("the king") == tokenizer.encode("the king")
-    assert loaded.decode([*loaded.encode("the king"), *loaded.markers.values()]) == loaded.decode(loaded.encode("the king"))
+    assert loaded.decode([*loaded.encode("the king"), *loaded.markers.values()]) == loaded.decode(
+        loaded.encode("the king")
+    )
 
 
 def test_a_tokenizer_without_markers_is_refused_by_name() -> None:
@@ -112,7 +155,9 @@ def test_a_model_with_its_markers_loads_in_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     tokenizer = chat_tokenizer(Tokenizer.train(["the king and the sailor"] * 9, vocab_size=265))
-    gpt = GPT(ModelConfig(layers=1, width=16, heads=2, context=32, vocab_size=tokenizer.vocab_size), 1).eval()
+    gpt = GPT(
+        ModelConfig(layers=1, width=16, heads=2, context=32, vocab_size=tokenizer.vocab_size), 1
+    ).eval()
     convert.save(gpt, tmp_path, tokenizer.end_of_text)
     tokenizer.save(tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -124,16 +169,28 @@ def test_a_model_with_its_markers_loads_in_transformers(tmp_path: Path) -> None:
     ("talk", "kind", "told"),
     [
         ([], "no turns", "no turns"),
-        ([{"role": "user", "content": " "}, TALK[2]], "an empty turn", r"turn 1 \(user\) says nothing"),
+        (
+            [{"role": "user", "content": " "}, TALK[2]],
+            "an empty turn",
+            r"turn 1 \(user\) says nothing",
+        ),
         ([{"role": "user"}], "an empty turn", "turn 1"),
-        ([{"role": "narrator", "content": "Lo."}], "an unknown role", "'narrator'.*system, user, assistant"),
+        (
+            [{"role": "narrator", "content": "Lo."}],
+            "an unknown role",
+            "'narrator'.*system, user, assistant",
+        ),
         ([TALK[2], TALK[1]], "roles out of order", "turn 1 is of role 'assistant' where 'user'"),
-        ([TALK[0], TALK[1], TALK[1]], "roles out of order", "turn 3 is of role 'user' where 'assistant'"),
+        (
+            [TALK[0], TALK[1], TALK[1]],
+            "roles out of order",
+            "turn 3 is of role 'user' where 'assistant'",
+        ),
         ([TALK[1], TALK[0], TALK[2]], "roles out of order", "turn 2 is of role 'system'"),
         ([TALK[1], TALK[2], TALK[3]], "a wrong end", "ends with 'user'.*'assistant'"),
         ([TALK[0]], "a wrong end", "ends with 'system'"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_dialogue_is_named(talk: list[dict[str, str]], kind: str, told: str) -> None:
     with pytest.raises(NoDialogue, match=told) as found:
         dialogue(talk)
@@ -142,6 +199,11 @@ def test_what_is_no_dialogue_is_named(talk: list[dict[str, str]], kind: str, tol
 
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=6))
 def test_a_dialogue_is_what_its_messages_say(texts: list[str]) -> None:
-    talk = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(texts)]
-    assert [message["content"] for message in messages(turns(talk))] == [text.strip() for text in texts]
+    talk = [
+        {"role": ("user", "assistant")[place % 2], "content": text}
+        for place, text in enumerate(texts)
+    ]
+    assert [message["content"] for message in messages(turns(talk))] == [
+        text.strip() for text in texts
+    ]
     assert turns(messages(turns(talk))) == turns(talk)

@@ -11,21 +11,30 @@ import torch
 import torch.nn.functional as F
 from rank import Said
 
-from assets.alignment.dpo import DPO
-from assets.alignment.section import DPOSection
 from assets.contract import Built, Inputs
+from assets.recipe.alignment_section import DPOSection
+from assets.stages.dpo import DPO
 from gpt_model import convert
-from gpt_model.alignment import dpo, reward
-from gpt_model.alignment.batches import Batches
-from gpt_model.alignment.dialogue import Turn
-from gpt_model.alignment.reading import Ranking, Response
+from gpt_model.rlhf import dpo, reward_model
+from gpt_model.rlhf.batches import Batches
+from gpt_model.rlhf.dialogue import Turn
+from gpt_model.rlhf.records import Ranking, Response
 from gpt_model.training.loop import Execution
 from gpt_model.transformer import GPT
 
-CONFIG = {"dpo": DPOSection(learning_rate=3e-3, epochs=3, batch=16, beta=0.1).model_dump(mode="json")}
+CONFIG = {
+    "dpo": DPOSection(learning_rate=3e-3, epochs=3, batch=16, beta=0.1).model_dump(mode="json")
+}
 RANKINGS = [
-    Ranking("reviews", str(number), (Turn("user", "How was it?"),), tuple(Response(text, rank) for rank, text in enumerate(texts)))
-    for number, texts in enumerate([("fine", "dull", "awful"), ("lovely", "poor"), ("superb film", "a dull one, poor")])
+    Ranking(
+        "reviews",
+        str(number),
+        (Turn("user", "How was it?"),),
+        tuple(Response(text, rank) for rank, text in enumerate(texts)),
+    )
+    for number, texts in enumerate(
+        [("fine", "dull", "awful"), ("lovely", "poor"), ("superb film", "a dull one, poor")]
+    )
 ]
 
 
@@ -38,8 +47,13 @@ def alone() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     folder, layout = tmp_path_factory.mktemp("inputs"), world.layout()
-    comparisons = world.write(folder / "comparisons", training=world.rankings(60, 1), held_out=world.rankings(30, 2))
-    return {"policy_init": world.model(folder / "policy_init", world.tiny(layout), layout), "comparisons": comparisons}
+    comparisons = world.write(
+        folder / "comparisons", training=world.rankings(60, 1), held_out=world.rankings(30, 2)
+    )
+    return {
+        "policy_init": world.model(folder / "policy_init", world.tiny(layout), layout),
+        "comparisons": comparisons,
+    }
 
 
 def nats(model: GPT, text: list[int], response: int) -> torch.Tensor:
@@ -52,7 +66,7 @@ def nats(model: GPT, text: list[int], response: int) -> torch.Tensor:
 def test_the_loss_and_its_gradient_are_the_published_equation_over_all_pairs() -> None:
     layout = world.layout()
     model, before = world.tiny(layout, seed=1), world.tiny(layout, seed=2)
-    compared = reward.lay_out(layout, RANKINGS, 64).compared
+    compared = reward_model.lay_out(layout, RANKINGS, 64).compared
     batches = Batches([one.tokens for one in compared], 3, 1, seed=0, micro_tokens=50)
     objective = dpo.Preferring(compared, dpo.by_ranking(before.eval(), compared), 0.5, batches)
     parts = objective.micro_batches(0)
@@ -60,12 +74,19 @@ def test_the_loss_and_its_gradient_are_the_published_equation_over_all_pairs() -
     assert objective.units_before(1) == 5
     found = torch.stack([objective.loss(model, part)[0] for part in parts]).mean()
     found.backward()
-    slopes = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    slopes = {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
     model.zero_grad()
 
     each = []
     for one in compared:
-        moved = [nats(model, text, size) - nats(before, text, size).detach() for text, size in zip(one.texts, one.responses, strict=True)]
+        moved = [
+            nats(model, text, size) - nats(before, text, size).detach()
+            for text, size in zip(one.texts, one.responses, strict=True)
+        ]
         each += [-F.logsigmoid(0.5 * (moved[better] - moved[worse])) for better, worse in one.pairs]
     expected = torch.stack(each).mean()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -76,17 +97,26 @@ def test_the_loss_and_its_gradient_are_the_published_equation_over_all_pairs() -
 
 def test_the_reference_is_asked_once_and_a_run_that_goes_on_reads_it(tmp_path: Path) -> None:
     layout = world.layout()
-    compared = reward.lay_out(layout, RANKINGS, 64).compared
+    compared = reward_model.lay_out(layout, RANKINGS, 64).compared
     first = dpo.reference(world.tiny(layout, seed=1), compared, tmp_path, Execution())
     assert first == dpo.by_ranking(world.tiny(layout, seed=1).eval(), compared)
     assert dpo.reference(world.tiny(layout, seed=2), compared, tmp_path, Execution()) == first
 
 
-def test_it_learns_which_response_people_prefer_and_a_killed_run_ends_bit_for_bit_alike(inputs: Inputs, tmp_path: Path) -> None:
+def test_it_learns_which_response_people_prefer_and_a_killed_run_ends_bit_for_bit_alike(
+    inputs: Inputs, tmp_path: Path
+) -> None:
     said = Said("dpo")
     metrics = DPO.run(CONFIG, inputs, tmp_path / "dpo", said)
     names = {name for values in said.said["metrics"].values() for name in values}
-    series = {name: [(step, values[name]) for step, values in sorted(said.said["metrics"].items()) if name in values] for name in names}
+    series = {
+        name: [
+            (step, values[name])
+            for step, values in sorted(said.said["metrics"].items())
+            if name in values
+        ]
+        for name in names
+    }
     built = Built(CONFIG, inputs, tmp_path / "dpo", metrics, series, [])
     assert metrics["accuracy_low"] > 0.5, metrics
     again = tmp_path / "again"
@@ -95,9 +125,14 @@ def test_it_learns_which_response_people_prefer_and_a_killed_run_ends_bit_for_bi
     DPO.run(CONFIG, inputs, again, Said("again"))
     assert world.files(again) == world.files(tmp_path / "dpo")
     assert metrics["nats_gained/better"] > metrics["nats_gained/worse"]
-    assert metrics["prompts_a_step"] == 60 / 8  # 16 pairs at most, and each of these prompts has two
+    assert (
+        metrics["prompts_a_step"] == 60 / 8
+    )  # 16 pairs at most, and each of these prompts has two
     assert world.failed(DPO, built) == {}
-    assert convert.load(tmp_path / "dpo" / "model").config.vocab_size == world.layout().tokenizer.vocab_size
+    assert (
+        convert.load(tmp_path / "dpo" / "model").config.vocab_size
+        == world.layout().tokenizer.vocab_size
+    )
     pages = tmp_path / "pages"
     pages.mkdir()
     DPO.show(built, pages)

@@ -1,4 +1,6 @@
-"""A task's entry, and from it to labelled examples in their splits. What is done with them is test_tasks.py's."""
+"""A task's entry, and from it to labelled examples in their splits. What is done with them is
+test_tasks.py's.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +11,37 @@ from typing import Any
 
 import pytest
 
-from assets.yaml_file import load_strict
+from assets.recipe.yaml_file import load_strict
 from gpt_model.data.splits import bucket
 from gpt_model.errors import UserError
+from gpt_model.finetuning.entry import CATALOGUE, SPLITS, TaskEntry, pinned
+from gpt_model.finetuning.examples import Examples, groups_crossing, read_examples
 from gpt_model.progress import Silent
-from gpt_model.tasks.entry import CATALOGUE, SPLITS, TaskEntry, pinned
-from gpt_model.tasks.examples import Examples, groups_crossing, read_examples
 
-REVIEWS = [{"id": i, "text": f"film {i % 170} was {'fine' if i % 2 else 'dull'}", "label": "good" if i % 2 else "bad"} for i in range(200)]
+REVIEWS = [
+    {
+        "id": i,
+        "text": f"film {i % 170} was {'fine' if i % 2 else 'dull'}",
+        "label": "good" if i % 2 else "bad",
+    }
+    for i in range(200)
+]
 ENTRY: dict[str, Any] = {
-    "licence": "made up", "source": {"file": "rows.jsonl"}, "form": "classification", "columns": {"text": "text", "label": "label"},
+    "licence": "made up",
+    "source": {"file": "rows.jsonl"},
+    "form": "classification",
+    "columns": {"text": "text", "label": "label"},
     "labels": ["bad", "good"],
-}  # fmt: skip
+}
 
 
-def local(folder: Path, rows: list[dict[str, Any]], seed: int = 0, limit: int | None = None, **changes: Any) -> Examples:
+def local(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    seed: int = 0,
+    limit: int | None = None,
+    **changes: Any,
+) -> Examples:
     """The examples of a task whose rows are in a local file, pinned as the pipeline pins it."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return read(folder, seed, limit, **changes)
@@ -35,19 +53,26 @@ def read(folder: Path, seed: int = 0, limit: int | None = None, **changes: Any) 
     return read_examples("reviews", entry, seed, folder / "downloads", Silent(), limit)
 
 
-# -- entries ------------------------------------------------------------------------------------------------------------------------------
+# --- entries ---
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CATALOGUE.glob("*.yaml")))
 def test_every_task_of_the_catalogue_is_a_valid_pinned_entry(name: str) -> None:
     entry = load_strict(TaskEntry, name, CATALOGUE, "task")
     source = entry.source
-    assert (source.package and len(source.sha256 or "") == 64) or (source.hub and source.revision and source.splits) or source.on_request
+    assert (
+        (source.package and len(source.sha256 or "") == 64)
+        or (source.hub and source.revision and source.splits)
+        or source.on_request
+    )
     assert TaskEntry.model_validate(entry.model_dump(mode="json", exclude_none=True)) == entry
 
 
 def test_the_catalogue_covers_all_four_forms() -> None:
-    forms = {load_strict(TaskEntry, path.stem, CATALOGUE, "task").form for path in CATALOGUE.glob("*.yaml")}
+    forms = {
+        load_strict(TaskEntry, path.stem, CATALOGUE, "task").form
+        for path in CATALOGUE.glob("*.yaml")
+    }
     assert forms == {"classification", "entailment", "similarity", "multiple_choice"}
 
 
@@ -55,17 +80,32 @@ def test_the_catalogue_covers_all_four_forms() -> None:
     ("changes", "said"),
     [
         ({"columns": {"text": "text"}}, "lacks 'label'"),
-        ({"columns": {"text": "text", "label": "label", "premise": "p"}}, "has 'premise', which a classification task does not read"),
+        (
+            {"columns": {"text": "text", "label": "label", "premise": "p"}},
+            "has 'premise', which a classification task does not read",
+        ),
         ({"labels": ["bad"]}, "at least two different names"),
         ({"labels": {"bad": {"equals": 0, "above": 1}, "good": {"equals": 1}}}, "exactly one of"),
         ({"source": {"file": "rows.txt"}}, "does not say how its rows are written"),
-        ({"scores": ["pearson"]}, "pearson is of ratings, so it needs a `scale`, or two `labels`, one with `above` and one with `below`"),
-        ({"metric": "f1", "labels": [], "scale": [0, 5]}, "f1 is of labels, and this task has ratings"),
+        (
+            {"scores": ["pearson"]},
+            "pearson is of ratings, so it needs a `scale`, or two `labels`, one with `above` and one with `below`",
+        ),
+        (
+            {"metric": "f1", "labels": [], "scale": [0, 5]},
+            "f1 is of labels, and this task has ratings",
+        ),
         ({"labels": [], "scale": [0, 5]}, "give `metric: pearson`"),
-        ({"labels": [], "scale": [5, 0], "metric": "pearson"}, "runs from a lower number to a higher one"),
+        (
+            {"labels": [], "scale": [5, 0], "metric": "pearson"},
+            "runs from a lower number to a higher one",
+        ),
         ({"source": {"file": "a.jsonl", "package": "x==1"}}, "needs `kind`"),
         ({"split": {"validation": 0.5, "test": 0.5}}, "leave nothing to train on"),
-        ({"form": "multiple_choice", "columns": {"question": "q", "options": "o", "label": "a"}}, "its label is the right option"),
+        (
+            {"form": "multiple_choice", "columns": {"question": "q", "options": "o", "label": "a"}},
+            "its label is the right option",
+        ),
         ({"split": {"grup": "text"}}, "Extra inputs are not permitted"),
     ],
 )
@@ -74,37 +114,61 @@ def test_a_wrong_entry_is_refused_by_name(changes: dict[str, Any], said: str) ->
         TaskEntry.model_validate({**ENTRY, **changes})
 
 
-# -- examples and splits ------------------------------------------------------------------------------------------------------------------
+# --- examples and splits ---
 
 
 def test_no_example_and_no_group_crosses_the_splits(tmp_path: Path) -> None:
     found = local(tmp_path, REVIEWS, split={"group": "text", "validation": 0.2, "test": 0.3})
     assert sum(len(found.splits[split]) for split in SPLITS) == 200
-    assert groups_crossing([{example.group for example in found.splits[split]} for split in SPLITS]) == 0
+    assert (
+        groups_crossing([{example.group for example in found.splits[split]} for split in SPLITS])
+        == 0
+    )
     assert len({example.id for split in SPLITS for example in found.splits[split]}) == 200
     assert groups_crossing([{"a", "b"}, {"b"}, {"c", "a"}]) == 2
 
 
 def test_evaluation_groups_are_those_a_corpus_of_the_same_seed_holds_out(tmp_path: Path) -> None:
-    found = local(tmp_path, REVIEWS, seed=7, split={"group": "text", "validation": 0.1, "test": 0.2})
+    found = local(
+        tmp_path, REVIEWS, seed=7, split={"group": "text", "validation": 0.1, "test": 0.2}
+    )
     held_out = {row["text"] for row in REVIEWS if bucket(str(row["text"]), 7) < 0.1 + 0.2}
-    assert {example.group for split in ("validation", "test") for example in found.splits[split]} == held_out
+    assert {
+        example.group for split in ("validation", "test") for example in found.splits[split]
+    } == held_out
 
 
-def test_passages_of_one_article_stay_together_where_a_source_keeps_them_together(tmp_path: Path) -> None:
+def test_passages_of_one_article_stay_together_where_a_source_keeps_them_together(
+    tmp_path: Path,
+) -> None:
     rows = [{**row, "text": f"Film {i // 4} -- part {i}"} for i, row in enumerate(REVIEWS)]
-    found = local(tmp_path, rows, seed=2, split={"group": "text", "together": " -- ", "validation": 0.1, "test": 0.3})
+    found = local(
+        tmp_path,
+        rows,
+        seed=2,
+        split={"group": "text", "together": " -- ", "validation": 0.1, "test": 0.3},
+    )
     for split in SPLITS:
         assert set(Counter(example.group for example in found.splits[split]).values()) == {4}
     held_out = {row["text"] for row in rows if bucket(row["text"], 2, " -- ") < 0.1 + 0.3}
-    assert {example.segments[0] for split in ("validation", "test") for example in found.splits[split]} == held_out
+    assert {
+        example.segments[0] for split in ("validation", "test") for example in found.splits[split]
+    } == held_out
 
 
-def test_a_smaller_subset_is_part_of_a_larger_one_and_leaves_evaluation_alone(tmp_path: Path) -> None:
+def test_a_smaller_subset_is_part_of_a_larger_one_and_leaves_evaluation_alone(
+    tmp_path: Path,
+) -> None:
     whole, fifty, twenty = (local(tmp_path, REVIEWS, limit=limit) for limit in (None, 50, 20))
-    assert twenty.splits["training"] == fifty.splits["training"][:20] == whole.splits["training"][:20]
+    assert (
+        twenty.splits["training"] == fifty.splits["training"][:20] == whole.splits["training"][:20]
+    )
     assert twenty.splits["test"] == whole.splits["test"] and len(twenty.splits["training"]) == 20
-    assert twenty.available == whole.available == {split: len(examples) for split, examples in whole.splits.items()}
+    assert (
+        twenty.available
+        == whole.available
+        == {split: len(examples) for split, examples in whole.splits.items()}
+    )
 
 
 def test_every_file_format_gives_the_same_examples(tmp_path: Path) -> None:
@@ -118,23 +182,42 @@ def test_every_file_format_gives_the_same_examples(tmp_path: Path) -> None:
     table.to_parquet(tmp_path / "rows.parquet")
     for changes in ({"source": {"file": f"rows.{ending}"}} for ending in ("csv", "tsv", "parquet")):
         assert read(tmp_path, **changes) == expected
-    assert read(tmp_path, source={"file": "bare.txt"}, format="tsv", header=["id", "text", "label"]) == expected
+    assert (
+        read(tmp_path, source={"file": "bare.txt"}, format="tsv", header=["id", "text", "label"])
+        == expected
+    )
 
 
 def test_a_file_may_be_named_in_any_way_but_must_be_tied_to_its_bytes(tmp_path: Path) -> None:
     expected = local(tmp_path, REVIEWS)
-    for name in ("./rows.jsonl", "../" + tmp_path.name + "/rows.jsonl", str(tmp_path / "rows.jsonl")):
+    for name in (
+        "./rows.jsonl",
+        "../" + tmp_path.name + "/rows.jsonl",
+        str(tmp_path / "rows.jsonl"),
+    ):
         assert read(tmp_path, source={"file": name}) == expected
-    with pytest.raises(UserError, match=r"rows\.jsonl is a local file that is not tied to its bytes"):
-        read_examples("reviews", TaskEntry.model_validate(ENTRY), 0, tmp_path / "downloads", Silent())
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl is a local file that is not tied to its bytes"
+    ):
+        read_examples(
+            "reviews", TaskEntry.model_validate(ENTRY), 0, tmp_path / "downloads", Silent()
+        )
 
 
 def test_versions_of_a_row_make_one_example_a_label_in_one_split(tmp_path: Path) -> None:
-    rows = [{"said": f"statement {i}", "yes": f"it says {i}", "no": f"it says {i + 1}"} for i in range(60)]
+    rows = [
+        {"said": f"statement {i}", "yes": f"it says {i}", "no": f"it says {i + 1}"}
+        for i in range(60)
+    ]
     found = local(
-        tmp_path, rows, form="similarity", columns={"first": "said"}, versions={"same": "yes", "different": "no"},
-        labels=["different", "same"], split={"group": "said", "validation": 0.2, "test": 0.3},
-    )  # fmt: skip
+        tmp_path,
+        rows,
+        form="similarity",
+        columns={"first": "said"},
+        versions={"same": "yes", "different": "no"},
+        labels=["different", "same"],
+        split={"group": "said", "validation": 0.2, "test": 0.3},
+    )
     for split in SPLITS:
         assert Counter(example.label for example in found.splits[split]) == {
             0: len(found.splits[split]) / 2,
@@ -147,33 +230,69 @@ def test_versions_of_a_row_make_one_example_a_label_in_one_split(tmp_path: Path)
 
 def test_rows_between_thresholds_and_dropped_unlabelled_rows_are_counted(tmp_path: Path) -> None:
     rows = [{"text": f"t{i}", "label": [-2, 0.2, 2, None][i % 4]} for i in range(200)]
-    found = local(tmp_path, rows, labels={"bad": {"below": -0.5}, "good": {"above": 0.5}}, unlabelled="drop")
+    found = local(
+        tmp_path, rows, labels={"bad": {"below": -0.5}, "good": {"above": 0.5}}, unlabelled="drop"
+    )
     assert found.left_out == {"between the labels' thresholds": 50, "unlabelled": 50}
     assert sum(len(found.splits[split]) for split in SPLITS) == 100
-    assert {(e.label, e.rating) for split in SPLITS for e in found.splits[split]} == {(0, -2.0), (1, 2.0)}  # the rating stays with it
+    assert {(e.label, e.rating) for split in SPLITS for e in found.splits[split]} == {
+        (0, -2.0),
+        (1, 2.0),
+    }  # the rating stays with it
     assert {e.rating for e in local(tmp_path, REVIEWS).splits["training"]} == {None}
 
 
-def test_a_training_row_whose_group_is_in_the_test_file_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_a_training_row_whose_group_is_in_the_test_file_is_left_out_and_counted(
+    tmp_path: Path,
+) -> None:
     for name, rows in {"train": REVIEWS[:150], "test": REVIEWS[140:]}.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "val.jsonl").write_text(json.dumps({"text": "unseen", "label": "bad"}) + "\n")
-    found = read(tmp_path, source={"file": {"training": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}})
-    assert len(found.splits["test"]) == 60 and [e.id for e in found.splits["validation"]] == ["val.jsonl:1"]
+    found = read(
+        tmp_path,
+        source={
+            "file": {"training": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}
+        },
+    )
+    assert len(found.splits["test"]) == 60 and [e.id for e in found.splits["validation"]] == [
+        "val.jsonl:1"
+    ]
     assert len(found.splits["training"]) + found.left_out["also in validation or test"] == 150
-    assert groups_crossing([{example.group for example in found.splits[split]} for split in SPLITS]) == 0
+    assert (
+        groups_crossing([{example.group for example in found.splits[split]} for split in SPLITS])
+        == 0
+    )
 
 
-@pytest.mark.parametrize(("answer", "label"), [("B. by  foot", 1), ("by  foot", 1), ("B", 1), (1, 1), ("0", 0), ("A. a bus", 0)])
-def test_an_answer_is_known_by_text_letter_or_number(tmp_path: Path, answer: Any, label: int) -> None:
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [("B. by  foot", 1), ("by  foot", 1), ("B", 1), (1, 1), ("0", 0), ("A. a bus", 0)],
+)
+def test_an_answer_is_known_by_text_letter_or_number(
+    tmp_path: Path, answer: Any, label: int
+) -> None:
     rows = [{"q": f"how {i}?", "o": "A. a bus\nB.  by  foot", "a": answer} for i in range(60)]
-    found = local(tmp_path, rows, form="multiple_choice", columns={"question": "q", "options": "o", "label": "a"}, labels=[])
-    assert {(e.options, e.label) for split in SPLITS for e in found.splits[split]} == {(("a bus", "by  foot"), label)}
+    found = local(
+        tmp_path,
+        rows,
+        form="multiple_choice",
+        columns={"question": "q", "options": "o", "label": "a"},
+        labels=[],
+    )
+    assert {(e.options, e.label) for split in SPLITS for e in found.splits[split]} == {
+        (("a bus", "by  foot"), label)
+    }
 
 
 def test_an_option_that_is_a_number_is_known_by_its_text(tmp_path: Path) -> None:
     rows = [{"q": f"how many {i}?", "o": ["1", "0", "2"], "a": "0"} for i in range(60)]
-    found = local(tmp_path, rows, form="multiple_choice", columns={"question": "q", "options": "o", "label": "a"}, labels=[])
+    found = local(
+        tmp_path,
+        rows,
+        form="multiple_choice",
+        columns={"question": "q", "options": "o", "label": "a"},
+        labels=[],
+    )
     assert {e.label for split in SPLITS for e in found.splits[split]} == {1}
 
 
@@ -187,9 +306,17 @@ def test_an_option_that_is_a_number_is_known_by_its_text(tmp_path: Path) -> None
         ),
         ({"text": "x", "label": None}, {}, r"rows.jsonl, row 201: column 'label' has no label"),
         ({"text": "x"}, {}, r"row 201: column 'label' has no label"),
-        ({"text": "x", "label": "fair"}, {}, r"row 201: label 'fair' in column 'label' is unknown. Task reviews knows bad, good"),
+        (
+            {"text": "x", "label": "fair"},
+            {},
+            r"row 201: label 'fair' in column 'label' is unknown. Task reviews knows bad, good",
+        ),
         ({"text": "", "label": "bad"}, {}, r"row 201: column 'text' is empty"),
-        ({"text": "x", "label": "bad"}, {"split": {"validation": 1e-9, "test": 0.2}}, r"its validation split is empty"),
+        (
+            {"text": "x", "label": "bad"},
+            {"split": {"validation": 1e-9, "test": 0.2}},
+            r"its validation split is empty",
+        ),
         (
             {"text": "x", "label": "bad"},
             {"labels": {"bad": {"below": 0}, "good": {"above": 0}}},
@@ -207,4 +334,10 @@ def test_a_bad_row_is_one_sentence_with_file_row_and_column(
 def test_questions_with_different_numbers_of_options_are_refused(tmp_path: Path) -> None:
     rows = [{"q": "q", "o": ["a", "b"], "a": 0}, {"q": "q", "o": ["a", "b", "c"], "a": 0}]
     with pytest.raises(UserError, match="row 2: 3 options, and the rows before it have 2"):
-        local(tmp_path, rows, form="multiple_choice", columns={"question": "q", "options": "o", "label": "a"}, labels=[])
+        local(
+            tmp_path,
+            rows,
+            form="multiple_choice",
+            columns={"question": "q", "options": "o", "label": "a"},
+            labels=[],
+        )

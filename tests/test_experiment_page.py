@@ -1,4 +1,6 @@
-"""An experiment's document: what is refused, and that its plots and tables show every number, interval and level that it holds."""
+"""An experiment's document: what is refused, and that its plots and tables show every number,
+interval and level that it holds.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +12,36 @@ from typing import Any
 import numpy as np
 import pytest
 
-from assets import experiment_page
 from assets.contract import Built
+from assets.report import experiment
 from gpt_model.errors import UserError
 
 DOCUMENT: dict[str, Any] = {
     "title": "Accuracy by layers transferred",
     "source": "GPT-1, figure 2 left",
     "summary": ["From 0 to 4 layers accuracy rises by 0.12 (0.08 to 0.16), 3 seeds."],
-    "tables": [{"caption": "Test accuracy", "columns": ["layers", "accuracy | 95 %"], "rows": [[0, "0.61"], [1234, 0.734567]]}],
+    "tables": [
+        {
+            "caption": "Test accuracy",
+            "columns": ["layers", "accuracy | 95 %"],
+            "rows": [[0, "0.61"], [1234, 0.734567]],
+        }
+    ],
     "plots": [
         {
             "title": "sentiment",
             "x": "layers transferred",
             "y": "accuracy",
             "log_x": False,
-            "series": [{"label": "ours", "x": [4, 0, 2], "y": [0.73, 0.61, 0.7], "low": [0.7, 0.6, 0.69], "high": [0.75, 0.63, 0.72]}],
+            "series": [
+                {
+                    "label": "ours",
+                    "x": [4, 0, 2],
+                    "y": [0.73, 0.61, 0.7],
+                    "low": [0.7, 0.6, 0.69],
+                    "high": [0.75, 0.63, 0.72],
+                }
+            ],
             "levels": [{"label": "chance", "y": 0.5}, {"label": "majority", "y": 0.505}],
         }
     ],
@@ -46,9 +62,15 @@ def changed(*path: str | int, to: Any) -> dict[str, Any]:
     ("document", "told"),
     [
         (changed("source", to=""), "`source` is ''"),
-        (changed("plots", 0, "series", 0, "low", to=None), "`plots[0].series[0]`: an interval has two ends"),
+        (
+            changed("plots", 0, "series", 0, "low", to=None),
+            "`plots[0].series[0]`: an interval has two ends",
+        ),
         (changed("plots", 0, "series", 0, "y", to=[0.7, 0.7]), "`y` has 2 values and `x` 3"),
-        (changed("plots", 0, "series", 0, "high", 1, to=0.605), "at x = 0, y = 0.61 lies outside its interval, 0.6 to 0.605"),
+        (
+            changed("plots", 0, "series", 0, "high", 1, to=0.605),
+            "at x = 0, y = 0.61 lies outside its interval, 0.6 to 0.605",
+        ),
         (changed("plots", 0, "series", 0, "y", 0, to=float("nan")), "`plots[0].series[0].y[0]`"),
         (changed("plots", 0, "log_x", to=True), "series 'ours' has an x of 0"),
         (changed("plots", 0, "colour", to="red"), "`plots[0].colour` is not a key here"),
@@ -56,71 +78,102 @@ def changed(*path: str | int, to: Any) -> dict[str, Any]:
         (changed("summary", to=[]), "`summary`"),
     ],
 )
-def test_a_document_that_is_wrong_is_refused_where_it_is_wrong(tmp_path: Path, document: dict[str, Any], told: str) -> None:
+def test_a_document_that_is_wrong_is_refused_where_it_is_wrong(
+    tmp_path: Path, document: dict[str, Any], told: str
+) -> None:
     with pytest.raises(UserError) as error:
-        experiment_page.write(tmp_path, document)
+        experiment.write(tmp_path, document)
     assert told in str(error.value) and str(tmp_path / "experiment.json") in str(error.value)
     assert not (tmp_path / "experiment.json").exists()
     (tmp_path / "experiment.json").write_text(json.dumps(document, indent=1))
     with pytest.raises(UserError, match="line"):
-        experiment_page.read(tmp_path)
+        experiment.read(tmp_path)
 
 
 def test_what_is_written_is_rounded_and_reads_back_the_same(tmp_path: Path) -> None:
-    written = experiment_page.write(tmp_path, changed("plots", 0, "levels", 0, "y", to=0.123456789))
-    assert written.plots[0].levels[0].y == 0.123457 and experiment_page.read(tmp_path) == written
+    written = experiment.write(tmp_path, changed("plots", 0, "levels", 0, "y", to=0.123456789))
+    assert written.plots[0].levels[0].y == 0.123457 and experiment.read(tmp_path) == written
     before = (tmp_path / "experiment.json").read_bytes()
-    experiment_page.write(tmp_path, written.model_dump())
+    experiment.write(tmp_path, written.model_dump())
     assert (tmp_path / "experiment.json").read_bytes() == before
 
 
 def test_tables_have_every_cell_and_the_summary_says_where_it_comes_from() -> None:
-    text = experiment_page.tables_markdown(experiment_page.Document.model_validate(DOCUMENT))
-    assert text.startswith("**Accuracy by layers transferred** (GPT-1, figure 2 left)\n\n- From 0 to 4 layers")
-    assert "**Test accuracy**\n\n| layers | accuracy \\| 95 % |\n| --- | --- |\n| 0 | 0.61 |\n| 1,234 | 0.7346 |\n" in text
+    text = experiment.tables_markdown(experiment.Document.model_validate(DOCUMENT))
+    assert text.startswith(
+        "**Accuracy by layers transferred** (GPT-1, figure 2 left)\n\n- From 0 to 4 layers"
+    )
+    assert (
+        "**Test accuracy**\n\n| layers | accuracy \\| 95 % |\n| --- | --- |\n| 0 | 0.61 |\n| 1,234 | 0.7346 |\n"
+        in text
+    )
 
 
 def test_a_plot_shows_points_in_order_intervals_and_levels_with_their_names() -> None:
-    axes = experiment_page.draw(experiment_page.Document.model_validate(DOCUMENT).plots[0]).axes[0]
+    axes = experiment.draw(experiment.Document.model_validate(DOCUMENT).plots[0]).axes[0]
     (bars,) = axes.containers
     line, _, (reach,) = bars.lines  # type: ignore[attr-defined]
     assert np.asarray(line.get_xydata()).tolist() == [[0, 0.61], [2, 0.7], [4, 0.73]]
     ends = [sorted(y for _, y in segment) for segment in reach.get_segments()]
     assert np.allclose(ends, [[0.6, 0.63], [0.69, 0.72], [0.7, 0.75]])
-    dashed = [float(np.asarray(line.get_ydata())[0]) for line in axes.lines if line.get_linestyle() == "--"]
+    dashed = [
+        float(np.asarray(line.get_ydata())[0])
+        for line in axes.lines
+        if line.get_linestyle() == "--"
+    ]
     places = {text.get_text(): text.get_position()[1] for text in axes.texts}
     assert dashed == [0.5, 0.505] and places.keys() == {"chance", "majority"}
-    assert places["majority"] - places["chance"] > 0.008  # apart by more than the levels are, or the names would lie on each other
-    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("sentiment", "layers transferred", "accuracy")
+    assert (
+        places["majority"] - places["chance"] > 0.008
+    )  # apart by more than the levels are, or the names would lie on each other
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == (
+        "sentiment",
+        "layers transferred",
+        "accuracy",
+    )
 
 
 def test_many_points_have_a_band_and_a_logarithmic_axis_is_one() -> None:
     x = [2**n for n in range(20)]
     series = {"label": "ours", "x": x, "y": [1.0] * 20, "low": [0.5] * 20, "high": [2.0] * 20}
-    plot = experiment_page.Plot.model_validate({"title": "t", "x": "steps", "y": "score", "log_x": True, "series": [series]})
-    axes = experiment_page.draw(plot).axes[0]
+    plot = experiment.Plot.model_validate(
+        {"title": "t", "x": "steps", "y": "score", "log_x": True, "series": [series]}
+    )
+    axes = experiment.draw(plot).axes[0]
     (band,) = axes.collections
     heights = np.asarray(band.get_paths()[0].vertices)[:, 1]
-    assert axes.get_xscale() == "log" and (heights.min(), heights.max()) == (0.5, 2.0) and not axes.containers
+    assert (
+        axes.get_xscale() == "log"
+        and (heights.min(), heights.max()) == (0.5, 2.0)
+        and not axes.containers
+    )
 
 
-def test_places_are_named_and_not_joined_and_a_short_logarithmic_axis_has_its_own_values(tmp_path: Path) -> None:
+def test_places_are_named_and_not_joined_and_a_short_logarithmic_axis_has_its_own_values(
+    tmp_path: Path,
+) -> None:
     plot = {"title": "t", "x": "task", "y": "score", "places": ["CoLA", "RTE"]}
     series = {"label": "ours", "x": [0, 1], "y": [0.5, 0.6], "low": [0.4, 0.5], "high": [0.6, 0.7]}
-    axes = experiment_page.draw(experiment_page.Plot.model_validate({**plot, "series": [series]})).axes[0]
+    axes = experiment.draw(experiment.Plot.model_validate({**plot, "series": [series]})).axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["CoLA", "RTE"]
     assert axes.containers[0].lines[0].get_linestyle() == "None"  # type: ignore[attr-defined]
-    layers = {"title": "t", "x": "layers", "y": "bits", "log_x": True, "series": [{**series, "x": [1, 4]}]}
-    axes = experiment_page.draw(experiment_page.Plot.model_validate(layers)).axes[0]
+    layers = {
+        "title": "t",
+        "x": "layers",
+        "y": "bits",
+        "log_x": True,
+        "series": [{**series, "x": [1, 4]}],
+    }
+    axes = experiment.draw(experiment.Plot.model_validate(layers)).axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "4"]
-    assert "places" not in experiment_page.write(tmp_path, DOCUMENT).model_dump()["plots"][0]
+    assert "places" not in experiment.write(tmp_path, DOCUMENT).model_dump()["plots"][0]
 
 
 def test_show_leaves_a_page_and_a_picture_a_plot(tmp_path: Path) -> None:
     (output := tmp_path / "files").mkdir()
     (folder := tmp_path / "show").mkdir()
-    document = experiment_page.write(output, {**DOCUMENT, "plots": DOCUMENT["plots"] * 2})
-    experiment_page.show(Built({}, {}, output, {}, {}, []), folder)
+    document = experiment.write(output, {**DOCUMENT, "plots": DOCUMENT["plots"] * 2})
+    experiment.show(Built({}, {}, output, {}, {}, []), folder)
     assert {path.name for path in folder.iterdir()} == {"page.md", "1.png", "2.png"}
-    assert (folder / "page.md").read_text(encoding="utf-8") == experiment_page.tables_markdown(document)
+    assert (folder / "page.md").read_text(encoding="utf-8") == experiment.tables_markdown(document)
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("1.png", "2.png"))

@@ -1,4 +1,6 @@
-"""The experiments that fine-tune: what of a model is transferred, intervals over examples and seeds, and both stages on real ranks."""
+"""The experiments that fine-tune: what of a model is transferred, intervals over examples and
+seeds, and both stages on real ranks.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +13,22 @@ import torch
 from rank import Ranks, said
 from test_finetuning import GIVEN, MODEL, PASSAGES, artifacts, recipe, write_task
 
-from assets import experiment_page
 from assets.contract import SCRATCH, Built
-from assets.experiments.ablations import ABLATIONS, ablations_config
-from assets.experiments.layers_transferred import LAYERS_TRANSFERRED, layers_transferred_config
-from assets.experiments.lstm import ONE_RUN
 from assets.graph import nodes
-from assets.recipe import Recipe
+from assets.recipe.recipe import Recipe
+from assets.report import experiment
+from assets.stages.ablations import ABLATIONS, ablations_config
+from assets.stages.layers_transferred import LAYERS_TRANSFERRED, layers_transferred_config
+from assets.stages.lstm import ONE_RUN
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.decoder import build
 from gpt_model.errors import UserError
-from gpt_model.evaluation.scores import wilson
+from gpt_model.evaluation.metrics import wilson
 from gpt_model.experiments.intervals import resampled, slope_weights
 from gpt_model.experiments.layers_transferred import transferred
-from gpt_model.tasks.metrics import Scoring
+from gpt_model.finetuning.metrics import Scoring
 
-# -- what is transferred --------------------------------------------------------------------------------------------------------------
+# --- what is transferred ---
 
 
 @pytest.mark.parametrize("family", ["gpt1", "gpt2"])
@@ -39,31 +41,43 @@ def test_the_lower_layers_are_kept_and_the_rest_is_fresh(family: Any, layers: in
     found, fresh = transferred(gpt, layers, seed=2).state_dict(), GPT(config, seed=2).state_dict()
     for name, tensor in gpt.state_dict().items():
         block = int(name.split(".")[1]) if name.startswith("h.") else None
-        kept = layers >= 0 if name.startswith("w") else block < layers if block is not None else layers == 3
+        kept = (
+            layers >= 0
+            if name.startswith("w")
+            else block < layers
+            if block is not None
+            else layers == 3
+        )
         assert torch.equal(found[name], tensor if kept else fresh[name]), name
         assert not torch.equal(tensor, fresh[name])
 
 
-# -- intervals ------------------------------------------------------------------------------------------------------------------------
+# --- intervals ---
 
 
 def cells(right: np.ndarray) -> list[list[np.ndarray]]:
     """[points, seeds, examples] of right and wrong as `Scoring("accuracy").parts` has them."""
-    return [[np.stack([one, np.ones_like(one)], 1) for one in point] for point in right.astype(float)]
+    return [
+        [np.stack([one, np.ones_like(one)], 1) for one in point] for point in right.astype(float)
+    ]
 
 
 def test_one_models_interval_is_that_of_its_examples() -> None:
     right = np.random.default_rng(1).random((1, 1, 800)) < 0.7
     one = resampled(cells(right), Scoring("accuracy"), [str(i) for i in range(800)]).each()[0]
     low, high = wilson(int(right.sum()), 800)
-    assert one.value == right.mean() and (one.low, one.high) == pytest.approx((low, high), abs=0.006)
+    assert one.value == right.mean() and (one.low, one.high) == pytest.approx(
+        (low, high), abs=0.006
+    )
 
 
 def test_a_slope_is_least_squares_and_its_interval_holds_what_the_models_were_drawn_from() -> None:
     x, held = [0, 1, 2, 3, 4], 0
     for trial in range(40):
         draw = np.random.default_rng(trial)
-        truth = 0.6 + 0.03 * np.asarray(x)[:, None] + draw.normal(0, 0.02, (5, 3))  # seeds differ by 2 points
+        truth = (
+            0.6 + 0.03 * np.asarray(x)[:, None] + draw.normal(0, 0.02, (5, 3))
+        )  # seeds differ by 2 points
         right = draw.random((5, 3, 300)) < truth[:, :, None]
         points = resampled(cells(right), Scoring("accuracy"), [str(i) for i in range(300)])
         slope = points.estimate(slope_weights(x))
@@ -77,7 +91,9 @@ def test_seeds_that_disagree_widen_an_interval_and_paired_examples_narrow_a_diff
     hard = draw.random(400) < 0.5
     same = np.stack([np.stack([hard, hard, hard])] * 2)
     agree = resampled(cells(same), Scoring("accuracy"), groups)
-    assert agree.estimate([1, -1]).low == agree.estimate([1, -1]).high == 0  # the same answers: no difference, and that for certain
+    assert (
+        agree.estimate([1, -1]).low == agree.estimate([1, -1]).high == 0
+    )  # the same answers: no difference, and that for certain
     apart = same.copy()
     apart[0, 0], apart[0, 1] = True, False
     spread = resampled(cells(apart), Scoring("accuracy"), groups).each()
@@ -96,42 +112,72 @@ def test_models_that_always_answer_alike_are_not_certain() -> None:
 
 def test_tasks_resampled_by_numbers_of_their_own_are_independent_and_their_mean_narrows() -> None:
     draw, groups = np.random.default_rng(4), [str(i) for i in range(300)]
-    tasks = [resampled(cells(draw.random((2, 3, 300)) < 0.6), Scoring("accuracy"), groups, number) for number in range(9)]
+    tasks = [
+        resampled(cells(draw.random((2, 3, 300)) < 0.6), Scoring("accuracy"), groups, number)
+        for number in range(9)
+    ]
     lone = [task.samples[:, 0] - task.samples[:, 1] for task in tasks]
     assert np.abs(np.corrcoef(lone)[np.triu_indices(9, 1)]).max() < 0.15
-    assert np.mean(lone, 0).std() == pytest.approx(np.mean([one.std() for one in lone]) / 3, rel=0.15)  # 1/√9
+    assert np.mean(lone, 0).std() == pytest.approx(
+        np.mean([one.std() for one in lone]) / 3, rel=0.15
+    )  # 1/√9
 
 
-# -- the section ----------------------------------------------------------------------------------------------------------------------
+# --- the section ---
 
 
 def with_experiments(**experiments: Any) -> Recipe:
-    given = recipe(tasks=["./gates.yaml"], epochs=2, batch=16, learning_rate=7e-3, warmup=0.1, examples={"gates": 128})
-    return Recipe.model_validate({**given.model_dump(exclude_none=True), "experiments": experiments})
+    given = recipe(
+        tasks=["./gates.yaml"],
+        epochs=2,
+        batch=16,
+        learning_rate=7e-3,
+        warmup=0.1,
+        examples={"gates": 128},
+    )
+    return Recipe.model_validate(
+        {**given.model_dump(exclude_none=True), "experiments": experiments}
+    )
 
 
-def test_an_experiment_is_a_node_of_the_graph_and_names_only_tasks_of_the_recipe(tmp_path: Path) -> None:
+def test_an_experiment_is_a_node_of_the_graph_and_names_only_tasks_of_the_recipe(
+    tmp_path: Path,
+) -> None:
     write_task(tmp_path)
-    graph = {node.name: node for node in nodes(with_experiments(layers_transferred={"task": "gates"}, ablations={}))}
+    graph = {
+        node.name: node
+        for node in nodes(with_experiments(layers_transferred={"task": "gates"}, ablations={}))
+    }
     assert graph["experiments/layers_transferred"].needs == ("pretrained", "tokenizer")
     assert graph["experiments/ablations"].needs == ("pretrained", "tokenizer", "experiments/lstm")
-    assert {"experiments/layers_transferred", "experiments/ablations"} <= set(graph["scorecard"].needs)
+    assert {"experiments/layers_transferred", "experiments/ablations"} <= set(
+        graph["scorecard"].needs
+    )
     with pytest.raises(UserError, match=r"'gate' is not among finetuning\.tasks: gates"):
         layers_transferred_config(with_experiments(layers_transferred={"task": "gate"}), tmp_path)
     with pytest.raises(UserError, match="3 layers cannot be transferred from a model of 2"):
-        layers_transferred_config(with_experiments(layers_transferred={"task": "gates", "layers": [0, 3]}), tmp_path)
+        layers_transferred_config(
+            with_experiments(layers_transferred={"task": "gates", "layers": [0, 3]}), tmp_path
+        )
     size = {"task": "gates", "examples": 64, "epochs": 1, "learning_rate": 1e-3}
     config = layers_transferred_config(with_experiments(layers_transferred=size), tmp_path)
     [task] = config["tasks"]
-    assert (task["examples"], task["finetuning"]["epochs"], task["finetuning"]["learning_rate"], task["seeds"]) == (64, 1, 1e-3, 3)
+    assert (
+        task["examples"],
+        task["finetuning"]["epochs"],
+        task["finetuning"]["learning_rate"],
+        task["seeds"],
+    ) == (64, 1, 1e-3, 3)
 
 
-# -- both stages on real ranks --------------------------------------------------------------------------------------------------------
+# --- both stages on real ranks ---
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
-    """Both experiments on a task whose label follows from one word, of a model as pre-trained as random weights can be."""
+    """Both experiments on a task whose label follows from one word, of a model as pre-trained as
+    random weights can be.
+    """
     from gpt_model.tokenizer import Tokenizer
 
     folder = tmp_path_factory.mktemp("inputs")
@@ -139,7 +185,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
     tokenizer = Tokenizer.train(PASSAGES, vocab_size=300)
     tokenizer.save(folder / "tokenizer")
     shape = ModelConfig(**MODEL, vocab_size=tokenizer.vocab_size)
-    lstm = ModelConfig(family="lstm", layers=1, width=32, heads=1, context=MODEL["context"], vocab_size=tokenizer.vocab_size)  # type: ignore[arg-type]
+    lstm = ModelConfig(
+        family="lstm",
+        layers=1,
+        width=32,
+        heads=1,
+        context=MODEL["context"],
+        vocab_size=tokenizer.vocab_size,
+    )  # type: ignore[arg-type]
     for name, config in {"pretrained": shape, "experiments/lstm": lstm}.items():
         convert.save(build(config, 9), folder / name / "model", tokenizer.end_of_text)
     needs = ("pretrained", "tokenizer", "experiments/lstm")
@@ -149,61 +202,121 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
         patch.setenv("LINEAGE_DOWNLOADS", str(folder / "downloads"))
         configs = {
             stage: stage.pin(section(given, folder), folder)
-            for stage, section in ((LAYERS_TRANSFERRED, layers_transferred_config), (ABLATIONS, ablations_config))
+            for stage, section in (
+                (LAYERS_TRANSFERRED, layers_transferred_config),
+                (ABLATIONS, ablations_config),
+            )
         }
-        jobs = [{"what": stage.name, "config": config, "given": GIVEN, "needs": needs, "output": folder / stage.name}
-                for stage, config in configs.items()]  # fmt: skip
+        jobs = [
+            {
+                "what": stage.name,
+                "config": config,
+                "given": GIVEN,
+                "needs": needs,
+                "output": folder / stage.name,
+            }
+            for stage, config in configs.items()
+        ]
         Ranks(folder, jobs).wait()
     given_inputs = {**artifacts(folder)}
     return {
-        stage.name: Built(config, given_inputs, folder / stage.name, said(folder / stage.name)["result"], {}, [])
+        stage.name: Built(
+            config, given_inputs, folder / stage.name, said(folder / stage.name)["result"], {}, []
+        )
         for stage, config in configs.items()
     }
 
 
-def test_figure_2_left_is_a_curve_from_embeddings_to_all_layers_with_its_slope(built: dict[str, Built], tmp_path: Path) -> None:
+def test_figure_2_left_is_a_curve_from_embeddings_to_all_layers_with_its_slope(
+    built: dict[str, Built], tmp_path: Path
+) -> None:
     found = built["layers_transferred"]
-    document, m = experiment_page.read(found.output), found.metrics
+    document, m = experiment.read(found.output), found.metrics
     [plot], [table] = document.plots, document.tables
-    assert plot.series[0].x == [0, 1, 2] and plot.series[0].y == pytest.approx([m[f"{n}/accuracy"] for n in range(3)], abs=1e-5)
-    assert m["slope"] == pytest.approx((m["2/accuracy"] - m["0/accuracy"]) / 2) and m["slope_low"] <= m["slope"] <= m["slope_high"]
-    assert [row[0] for row in table.rows] == ["nothing", "embeddings", "embeddings and 1", "embeddings and 2"]
+    assert plot.series[0].x == [0, 1, 2] and plot.series[0].y == pytest.approx(
+        [m[f"{n}/accuracy"] for n in range(3)], abs=1e-5
+    )
+    assert (
+        m["slope"] == pytest.approx((m["2/accuracy"] - m["0/accuracy"]) / 2)
+        and m["slope_low"] <= m["slope"] <= m["slope_high"]
+    )
+    assert [row[0] for row in table.rows] == [
+        "nothing",
+        "embeddings",
+        "embeddings and 1",
+        "embeddings and 2",
+    ]
     seeds = [float(value) for value in str(table.rows[1][2]).split(", ")]
     assert len(seeds) == 2 and np.mean(seeds) == pytest.approx(m["0/accuracy"], abs=6e-4)
-    assert "2 seeds. gates: 64 of 248 training" in table.caption and any("read off a plot" in line for line in document.summary)
+    assert "2 seeds. gates: 64 of 248 training" in table.caption and any(
+        "read off a plot" in line for line in document.summary
+    )
     check = next(check for check in LAYERS_TRANSFERRED.checks if check.name == "layers_help")
-    assert check.verdict(found).passed == (m["slope_low"] > 0) and f"{m['slope']:+.4f}" in check.verdict(found).summary
+    assert (
+        check.verdict(found).passed == (m["slope_low"] > 0)
+        and f"{m['slope']:+.4f}" in check.verdict(found).summary
+    )
     LAYERS_TRANSFERRED.show(found, tmp_path)
-    assert (tmp_path / "1.png").stat().st_size > 2000 and "embeddings and 2" in (tmp_path / "page.md").read_text()
-    assert {path.name for path in found.output.iterdir()} == {SCRATCH, "said.json", experiment_page.FILE}
+    assert (tmp_path / "1.png").stat().st_size > 2000 and "embeddings and 2" in (
+        tmp_path / "page.md"
+    ).read_text()
+    assert {path.name for path in found.output.iterdir()} == {SCRATCH, "said.json", experiment.FILE}
 
 
-def test_table_5_has_each_way_and_what_is_lost_beside_the_papers_own(built: dict[str, Built]) -> None:
+def test_table_5_has_each_way_and_what_is_lost_beside_the_papers_own(
+    built: dict[str, Built],
+) -> None:
     found = built["ablations"]
-    document, m = experiment_page.read(found.output), found.metrics
+    document, m = experiment.read(found.output), found.metrics
     scores, lost, published = document.tables
-    assert [row[0] for row in scores.rows] == ["whole (with the auxiliary objective)", "without pre-training",
-                                               "without the auxiliary objective", "LSTM, with the auxiliary objective"]  # fmt: skip
+    assert [row[0] for row in scores.rows] == [
+        "whole (with the auxiliary objective)",
+        "without pre-training",
+        "without the auxiliary objective",
+        "LSTM, with the auxiliary objective",
+    ]
     for name in ("no_pretraining", "no_auxiliary", "lstm"):
         assert m[f"average/{name}_loss"] == pytest.approx(m["gates/whole"] - m[f"gates/{name}"])
-        assert m[f"average/{name}_loss_low"] <= m[f"average/{name}_loss"] <= m[f"average/{name}_loss_high"]
-    first = next(values for _, values in sorted(said(found.output)["metrics"].items()))  # of the first step of each model
-    texts = {name.split("/")[1]: loss for name, loss in first.items() if name.endswith("/1/text_loss")}
-    assert set(texts) == {"whole", "no_pretraining", "lstm"} and len(set(texts.values())) == 3  # each another model
-    assert first["gates/no_auxiliary/1/label_loss"] == pytest.approx(first["gates/whole/1/label_loss"])  # and but for that the same
+        assert (
+            m[f"average/{name}_loss_low"]
+            <= m[f"average/{name}_loss"]
+            <= m[f"average/{name}_loss_high"]
+        )
+    first = next(
+        values for _, values in sorted(said(found.output)["metrics"].items())
+    )  # of the first step of each model
+    texts = {
+        name.split("/")[1]: loss for name, loss in first.items() if name.endswith("/1/text_loss")
+    }
+    assert (
+        set(texts) == {"whole", "no_pretraining", "lstm"} and len(set(texts.values())) == 3
+    )  # each another model
+    assert first["gates/no_auxiliary/1/label_loss"] == pytest.approx(
+        first["gates/whole/1/label_loss"]
+    )  # and but for that the same
     assert str(lost.rows[0][1]).startswith(f"{m['average/no_pretraining_loss']:+.3f}")
     assert ONE_RUN in document.summary  # of each network, which no seed of fine-tuning tells of
     assert published.rows[0][:3] == ["gpt1", "74.7", "45.4"] and len(published.rows) == 4
     assert [series.label for series in document.plots[0].series] == [row[0] for row in scores.rows]
 
 
-def test_a_task_that_cannot_be_had_here_leaves_a_page_that_says_so(built: dict[str, Built], tmp_path: Path) -> None:
+def test_a_task_that_cannot_be_had_here_leaves_a_page_that_says_so(
+    built: dict[str, Built], tmp_path: Path
+) -> None:
     from rank import Said
 
     config = built["ablations"].config
     (task,) = config["tasks"]
-    absent = {**config, "tasks": [{**task, "not_run": "it is read from the hub, which does not answer here"}]}
+    absent = {
+        **config,
+        "tasks": [{**task, "not_run": "it is read from the hub, which does not answer here"}],
+    }
     metrics = ABLATIONS.run(absent, built["ablations"].inputs, tmp_path, Said("absent"))
     assert metrics == {"not_run": 1.0}
-    assert experiment_page.read(tmp_path).summary == ["gates: not run here. it is read from the hub, which does not answer here."]
-    assert all(check.verdict(Built(absent, {}, tmp_path, metrics, {}, [])).passed for check in ABLATIONS.checks)
+    assert experiment.read(tmp_path).summary == [
+        "gates: not run here. it is read from the hub, which does not answer here."
+    ]
+    assert all(
+        check.verdict(Built(absent, {}, tmp_path, metrics, {}, [])).passed
+        for check in ABLATIONS.checks
+    )

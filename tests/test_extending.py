@@ -8,28 +8,63 @@ import pytest
 from conftest import extending, write_local_recipe
 
 from assets.graph import nodes
-from assets.recipe import load_recipe
+from assets.recipe.recipe import load_recipe
 from gpt_model.errors import UserError
 
 
 def test_recipe_extends_another_beside_it(tmp_path: Path) -> None:
     write_local_recipe(tmp_path, "small")
     (tmp_path / "wide.yaml").write_text("extends: small\nname: wide\nmodel: {width: 64}\n")
-    small, wide = load_recipe(str(tmp_path / "small.yaml")), load_recipe(str(tmp_path / "wide.yaml"))
-    assert wide.model.width == 64 and wide.model.layers == small.model.layers and wide.corpus == small.corpus
+    small, wide = (
+        load_recipe(str(tmp_path / "small.yaml")),
+        load_recipe(str(tmp_path / "wide.yaml")),
+    )
+    assert (
+        wide.model.width == 64
+        and wide.model.layers == small.model.layers
+        and wide.corpus == small.corpus
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "child", "said"),
     [
-        (("width: 32", "width: -32"), "", "small.yaml, line 7: `model.width` is -32"),  # the parent's own
-        (("vocab_size: 300", "vocab: 300"), "", "small.yaml, line 6: `tokenizer.vocab` is not a key here"),
+        (
+            ("width: 32", "width: -32"),
+            "",
+            "small.yaml, line 7: `model.width` is -32",
+        ),  # the parent's own
+        (
+            ("vocab_size: 300", "vocab: 300"),
+            "",
+            "small.yaml, line 6: `tokenizer.vocab` is not a key here",
+        ),
         (("", ""), "model: {width: -64}", "wide.yaml, line 3: `model.width` is -64"),  # the child's
-        (("heads: 2", "heads: none"), "model: {width: 64}", "small.yaml, line 7: `model.heads` is 'none'"),
-        (("", ""), "corpus: {sources: [{path: a.txt}]}", "wide.yaml, line 3: `corpus.sources[0].name` is missing"),  # lists do not merge
-        (("", ""), "corpus: {sources: [{name: a, path: a.txt, weight: -1.0}]}", "wide.yaml, line 3: `corpus.sources[0].weight` is -1.0"),
-        (("", ""), "finetuning: {tasks: [piqua]}", "wide.yaml, line 3: `finetuning.tasks[0]`: 'piqua' is not a task"),
-        (("", "finetuning: {tasks: [piqua]}\n"), "model: {width: 64}", "small.yaml, line 1: `finetuning.tasks[0]`: 'piqua' is not a task"),
+        (
+            ("heads: 2", "heads: none"),
+            "model: {width: 64}",
+            "small.yaml, line 7: `model.heads` is 'none'",
+        ),
+        (
+            ("", ""),
+            "corpus: {sources: [{path: a.txt}]}",
+            "wide.yaml, line 3: `corpus.sources[0].name` is missing",
+        ),  # lists do not merge
+        (
+            ("", ""),
+            "corpus: {sources: [{name: a, path: a.txt, weight: -1.0}]}",
+            "wide.yaml, line 3: `corpus.sources[0].weight` is -1.0",
+        ),
+        (
+            ("", ""),
+            "finetuning: {tasks: [piqua]}",
+            "wide.yaml, line 3: `finetuning.tasks[0]`: 'piqua' is not a task",
+        ),
+        (
+            ("", "finetuning: {tasks: [piqua]}\n"),
+            "model: {width: 64}",
+            "small.yaml, line 1: `finetuning.tasks[0]`: 'piqua' is not a task",
+        ),
     ],
 )
 def test_mistake_names_the_file_it_is_written_in_also_where_one_extends_another(
@@ -43,15 +78,24 @@ def test_mistake_names_the_file_it_is_written_in_also_where_one_extends_another(
     assert str(error.value).splitlines()[0].startswith(f"{tmp_path}/{said}"), str(error.value)
 
 
-def test_null_takes_out_what_an_extended_recipe_has_and_a_curve_over_snapshots_needs_some(tmp_path: Path) -> None:
+def test_null_takes_out_what_an_extended_recipe_has_and_a_curve_over_snapshots_needs_some(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("extends: tiny\nname: mine\nevaluation: null\nfinetuning: {examples: {boolq: null}}\n")
+    path.write_text(
+        "extends: tiny\nname: mine\nevaluation: null\nfinetuning: {examples: {boolq: null}}\n"
+    )
     mine, tiny = load_recipe(str(path)), load_recipe("tiny")
     assert mine.evaluation is None and mine.finetuning is not None and tiny.finetuning is not None
-    assert mine.finetuning.examples == {name: n for name, n in tiny.finetuning.examples.items() if name != "boolq"}
-    path.write_text("extends: tiny\nname: mine\nexperiments: {zero_shot_dynamics: {sentiment: sentiment, questions: piqa}}\n")
+    assert mine.finetuning.examples == {
+        name: n for name, n in tiny.finetuning.examples.items() if name != "boolq"
+    }
+    path.write_text(
+        "extends: tiny\nname: mine\nexperiments: {zero_shot_dynamics: {sentiment: sentiment, questions: piqa}}\n"
+    )
     with pytest.raises(
-        UserError, match=r"mine.yaml, line 3: `experiments.zero_shot_dynamics`: .* fewer than two snapshots: set pretraining.snapshots"
+        UserError,
+        match=r"mine.yaml, line 3: `experiments.zero_shot_dynamics`: .* fewer than two snapshots: set pretraining.snapshots",
     ):
         nodes(load_recipe(str(path)))
 
@@ -59,7 +103,9 @@ def test_null_takes_out_what_an_extended_recipe_has_and_a_curve_over_snapshots_n
 def test_tasks_and_suites_that_replace_others_take_their_limits_with_them(tmp_path: Path) -> None:
     tiny = load_recipe("tiny")
     assert tiny.finetuning is not None and tiny.evaluation is not None
-    path = extending(tmp_path, "finetuning: {tasks: [sentiment]}\nevaluation: {suites: [cloze, gpt3_lambada]}")
+    path = extending(
+        tmp_path, "finetuning: {tasks: [sentiment]}\nevaluation: {suites: [cloze, gpt3_lambada]}"
+    )
     mine = load_recipe(str(path))
     assert mine.finetuning is not None and mine.evaluation is not None
     assert mine.finetuning.examples == {"sentiment": tiny.finetuning.examples["sentiment"]}
@@ -68,23 +114,43 @@ def test_tasks_and_suites_that_replace_others_take_their_limits_with_them(tmp_pa
     for node in nodes(mine):
         node.settings(tmp_path)
     files = "finetuning: {{tasks: [{0}], files: {{{1}}}}}\nevaluation: {{suites: [{2}], files: {{{3}}}}}".format
-    first = files("cola, sst2", "cola: a.csv, sst2: b.csv", "gpt3_lambada, core", "gpt3_lambada/lambada: c.jsonl, core: bundle")
+    first = files(
+        "cola, sst2",
+        "cola: a.csv, sst2: b.csv",
+        "gpt3_lambada, core",
+        "gpt3_lambada/lambada: c.jsonl, core: bundle",
+    )
     extending(tmp_path, first).rename(tmp_path / "first.yaml")
-    again = load_recipe(str(extending(tmp_path, "finetuning: {tasks: [cola]}\nevaluation: {suites: [gpt3_lambada]}", "first")))
+    again = load_recipe(
+        str(
+            extending(
+                tmp_path,
+                "finetuning: {tasks: [cola]}\nevaluation: {suites: [gpt3_lambada]}",
+                "first",
+            )
+        )
+    )
     assert again.finetuning is not None and again.finetuning.files == {"cola": "a.csv"}
-    assert again.evaluation is not None and again.evaluation.files == {"gpt3_lambada/lambada": "c.jsonl"}
+    assert again.evaluation is not None and again.evaluation.files == {
+        "gpt3_lambada/lambada": "c.jsonl"
+    }
 
 
 @pytest.mark.parametrize(
     ("sections", "field"),
     [
-        ("finetuning: {tasks: [sentiment], examples: {boolq: 3}}", "finetuning.examples.boolq"),  # tiny has a limit of the name
+        (
+            "finetuning: {tasks: [sentiment], examples: {boolq: 3}}",
+            "finetuning.examples.boolq",
+        ),  # tiny has a limit of the name
         ("finetuning: {tasks: [sentiment], files: {boolq: a.csv}}", "finetuning.files.boolq"),
         ("evaluation: {suites: [cloze], examples: {boolq: 3}}", "evaluation.examples.boolq"),
         ("evaluation: {suites: [cloze], files: {core: bundle}}", "evaluation.files.core"),
     ],
 )
-def test_a_limit_of_ones_own_for_what_is_not_named_is_a_mistake_in_ones_own_file(tmp_path: Path, sections: str, field: str) -> None:
+def test_a_limit_of_ones_own_for_what_is_not_named_is_a_mistake_in_ones_own_file(
+    tmp_path: Path, sections: str, field: str
+) -> None:
     path = extending(tmp_path, sections)
     with pytest.raises(UserError, match=rf"^{path}, line 3: `{field}`: "):
         for node in nodes(load_recipe(str(path))):
@@ -94,39 +160,89 @@ def test_a_limit_of_ones_own_for_what_is_not_named_is_a_mistake_in_ones_own_file
 def test_experiments_on_tasks_that_are_no_longer_named_go_with_them(tmp_path: Path) -> None:
     other = load_recipe(str(extending(tmp_path, "finetuning: {tasks: [boolq, piqa]}", "gpt1-tiny")))
     made = other.experiments
-    assert made and made.layers_transferred is None and made.ablations and (made.ablations.tasks, made.ablations.seeds) == (None, 3)
-    assert made.depth and made.visible_context and made.zero_shot_dynamics  # which fine-tune on none
-    tuned = {node.name: node.settings(tmp_path) for node in nodes(other) if node.name.startswith("experiments/")}
+    assert (
+        made
+        and made.layers_transferred is None
+        and made.ablations
+        and (made.ablations.tasks, made.ablations.seeds) == (None, 3)
+    )
+    assert (
+        made.depth and made.visible_context and made.zero_shot_dynamics
+    )  # which fine-tune on none
+    tuned = {
+        node.name: node.settings(tmp_path)
+        for node in nodes(other)
+        if node.name.startswith("experiments/")
+    }
     assert [one["task"] for one in tuned["experiments/ablations"]["tasks"]] == ["boolq", "piqa"]
-    more = load_recipe(str(extending(tmp_path, "finetuning: {tasks: [sentiment, boolq]}", "gpt1-tiny"))).experiments
+    more = load_recipe(
+        str(extending(tmp_path, "finetuning: {tasks: [sentiment, boolq]}", "gpt1-tiny"))
+    ).experiments
     assert more and more.layers_transferred and more.layers_transferred.task == "sentiment"
     assert more.ablations and more.ablations.tasks == ["sentiment"]
-    fewer = load_recipe(str(extending(tmp_path, "finetuning: {tasks: [rte, cola]}", "gpt1"))).experiments
-    assert fewer and fewer.ablations and fewer.ablations.tasks == ["cola", "rte"] and fewer.layers_transferred is None
+    fewer = load_recipe(
+        str(extending(tmp_path, "finetuning: {tasks: [rte, cola]}", "gpt1"))
+    ).experiments
+    assert (
+        fewer
+        and fewer.ablations
+        and fewer.ablations.tasks == ["cola", "rte"]
+        and fewer.layers_transferred is None
+    )
     none = load_recipe(str(extending(tmp_path, "finetuning: null", "gpt1-tiny")))
-    assert none.experiments and none.experiments.ablations is None and none.experiments.layers_transferred is None
-    assert {node.name for node in nodes(none)} >= {"experiments/depth", "experiments/zero_shot_dynamics"}
+    assert (
+        none.experiments
+        and none.experiments.ablations is None
+        and none.experiments.layers_transferred is None
+    )
+    assert {node.name for node in nodes(none)} >= {
+        "experiments/depth",
+        "experiments/zero_shot_dynamics",
+    }
 
 
-def test_an_experiment_of_ones_own_on_a_task_that_is_not_named_is_a_mistake_that_says_what_to_name(tmp_path: Path) -> None:
+def test_an_experiment_of_ones_own_on_a_task_that_is_not_named_is_a_mistake_that_says_what_to_name(
+    tmp_path: Path,
+) -> None:
     sections = "finetuning: {tasks: [boolq]}\nexperiments: {layers_transferred: {task: sentiment}}"
     path = extending(tmp_path, sections, "gpt1-tiny")
     with pytest.raises(
-        UserError, match=rf"^{path}, line 4: `experiments.layers_transferred.task`: 'sentiment' is not among finetuning.tasks"
+        UserError,
+        match=rf"^{path}, line 4: `experiments.layers_transferred.task`: 'sentiment' is not among finetuning.tasks",
     ):
         for node in nodes(load_recipe(str(path))):
             node.settings(tmp_path)
 
 
-def test_an_imported_model_takes_the_place_of_all_that_is_of_a_training_here(tmp_path: Path) -> None:
+def test_an_imported_model_takes_the_place_of_all_that_is_of_a_training_here(
+    tmp_path: Path,
+) -> None:
     for parent in ("tiny", "gpt1-tiny"):
         mine = load_recipe(str(extending(tmp_path, "imported: {hub: a/b}", parent)))
-        assert (mine.tokenizer, mine.model, mine.pretraining, mine.experiments, mine.scaling, mine.dial) == (None,) * 6
-        assert mine.corpus == load_recipe(parent).corpus and mine.finetuning == load_recipe(parent).finetuning
-    further = "imported: {hub: a/b}\npretraining: {tokens: 9_000, batch_tokens: 100, learning_rate: 1e-4}"
+        assert (
+            mine.tokenizer,
+            mine.model,
+            mine.pretraining,
+            mine.experiments,
+            mine.scaling,
+            mine.dial,
+        ) == (None,) * 6
+        assert (
+            mine.corpus == load_recipe(parent).corpus
+            and mine.finetuning == load_recipe(parent).finetuning
+        )
+    further = (
+        "imported: {hub: a/b}\npretraining: {tokens: 9_000, batch_tokens: 100, learning_rate: 1e-4}"
+    )
     extending(tmp_path, further).rename(tmp_path / "further.yaml")
-    again = load_recipe(str(extending(tmp_path, "imported: {hub: a/c}\npretraining: {seed: 2}", "further")))
+    again = load_recipe(
+        str(extending(tmp_path, "imported: {hub: a/c}\npretraining: {seed: 2}", "further"))
+    )
     assert again.pretraining is not None and again.imported is not None
-    assert (again.pretraining.tokens, again.pretraining.seed, again.imported.hub) == (9_000, 2, "a/c")
+    assert (again.pretraining.tokens, again.pretraining.seed, again.imported.hub) == (
+        9_000,
+        2,
+        "a/c",
+    )
     extending(tmp_path, "depth: 3").rename(tmp_path / "dialled.yaml")
     assert load_recipe(str(extending(tmp_path, "imported: {hub: a/b}", "dialled"))).model is None

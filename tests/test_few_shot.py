@@ -1,4 +1,6 @@
-"""GPT-3's zero-, one- and few-shot protocol: demonstrations before a question, and scores that lm_eval's own backend gives too."""
+"""GPT-3's zero-, one- and few-shot protocol: demonstrations before a question, and scores that
+lm_eval's own backend gives too.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,30 @@ import pytest
 import yaml
 from world import CONTEXT, World, make_world
 
-from gpt_model.evaluation.few_shot import FewShot, Rendered, Setting, Shots, answer_normalised, per_token
+from gpt_model.evaluation.few_shot import (
+    FewShot,
+    Rendered,
+    Setting,
+    Shots,
+    answer_normalised,
+    per_token,
+)
 
 ACC = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
-THINGS = ["table", "garden", "candle", "window", "basket", "hammer", "ladder", "mirror", "needle", "bottle", "carpet", "kettle"]
+THINGS = [
+    "table",
+    "garden",
+    "candle",
+    "window",
+    "basket",
+    "hammer",
+    "ladder",
+    "mirror",
+    "needle",
+    "bottle",
+    "carpet",
+    "kettle",
+]
 ROOMS = ["the hall", "the yard", "a shed by the long wall", "the loft", "the kitchen"]
 
 
@@ -40,8 +62,16 @@ QUESTIONS = {
 }
 # The other kinds of a task, as suites have them: (keys, rows).
 LAST_WORDS = (
-    {"output_type": "loglikelihood", "doc_to_text": "context", "doc_to_target": "target", "metric_list": ACC},
-    [{"context": f"Anselm marked the {thing} and Berta saw the", "target": f" {thing}"} for thing in THINGS],
+    {
+        "output_type": "loglikelihood",
+        "doc_to_text": "context",
+        "doc_to_target": "target",
+        "metric_list": ACC,
+    },
+    [
+        {"context": f"Anselm marked the {thing} and Berta saw the", "target": f" {thing}"}
+        for thing in THINGS
+    ],
 )
 TRIVIA = (
     {
@@ -51,7 +81,10 @@ TRIVIA = (
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     },
-    [{"question": f"Who has the {thing}?", "answers": [f"Dora {thing}", "Dora"]} for thing in THINGS],
+    [
+        {"question": f"Who has the {thing}?", "answers": [f"Dora {thing}", "Dora"]}
+        for thing in THINGS
+    ],
 )
 PRONOUNS = (
     {
@@ -62,7 +95,13 @@ PRONOUNS = (
         "metric_list": ACC,
     },
     [
-        {"before": f"Emil gave Hanna the {thing} because ", "one": "Emil", "other": "Hanna", "after": "asked for it.", "label": n % 2}
+        {
+            "before": f"Emil gave Hanna the {thing} because ",
+            "one": "Emil",
+            "other": "Hanna",
+            "after": "asked for it.",
+            "label": n % 2,
+        }
         for n, thing in enumerate(THINGS)
     ],
 )
@@ -73,15 +112,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     yield make_world(tmp_path_factory.mktemp("world"))
 
 
-def few_shot(world: World, keys: dict[str, Any], context: int = CONTEXT, seed: int = 0, **shots: Any) -> FewShot:
+def few_shot(
+    world: World, keys: dict[str, Any], context: int = CONTEXT, seed: int = 0, **shots: Any
+) -> FewShot:
     given = Shots.model_validate({"numbers": [0, 1, 50], "separator": "\n", **shots})
     return FewShot("task", keys, given, world.tokenizer.encode, context, seed)
 
 
-# -- demonstrations ------------------------------------------------------------------------------------------------------------------------
+# --- demonstrations ---
 
 
-def test_as_many_demonstrations_as_fit_stand_before_the_question_and_how_many_is_said(world: World) -> None:
+def test_as_many_demonstrations_as_fit_stand_before_the_question_and_how_many_is_said(
+    world: World,
+) -> None:
     keys, examples, pool = QUESTIONS, choices(40), choices(80, 100)
     shown = [f"Q: {row['question']}\nA: {row['options'][row['label']]}\n" for row in pool]
     longest = max(len(world.tokenizer.encode(f"\n{one}")) for one in shown)
@@ -89,24 +132,43 @@ def test_as_many_demonstrations_as_fit_stand_before_the_question_and_how_many_is
         rendered = few_shot(world, keys, context).rendered(50, examples, pool)
         for row in rendered.rows:
             demonstrations = [one for one in shown if one in row["demonstrations"]]
-            assert len("".join(demonstrations)) == len(row["demonstrations"]) and len(demonstrations) == row["shots"]
-            whole = [len(world.tokenizer.encode(f"{row['demonstrations']}{row['question']} {choice}")) for choice in row["choices"]]
+            assert (
+                len("".join(demonstrations)) == len(row["demonstrations"])
+                and len(demonstrations) == row["shots"]
+            )
+            whole = [
+                len(world.tokenizer.encode(f"{row['demonstrations']}{row['question']} {choice}"))
+                for choice in row["choices"]
+            ]
             assert max(whole) <= context < max(whole) + longest  # not one more
         setting, counts = rendered.setting(50), [row["shots"] for row in rendered.rows]
-        assert setting == Setting(50, min(counts), round(float(np.mean(counts)), 4)) and setting.name == "few"
-    assert setting.fewest > 10 and str(setting).startswith(f"few-shot, K = {setting.mean:.1f} of 50 on average, {setting.fewest} at least")
+        assert (
+            setting == Setting(50, min(counts), round(float(np.mean(counts)), 4))
+            and setting.name == "few"
+        )
+    assert setting.fewest > 10 and str(setting).startswith(
+        f"few-shot, K = {setting.mean:.1f} of 50 on average, {setting.fewest} at least"
+    )
 
 
 def test_demonstrations_are_drawn_for_each_example_from_the_seed(world: World) -> None:
     examples, pool = choices(30), choices(80, 100)
 
     def drawn(number: int, seed: int = 0, shown: slice = slice(None)) -> list[str]:
-        return [row["demonstrations"] for row in few_shot(world, QUESTIONS, 256, seed).rendered(number, examples[shown], pool).rows]
+        return [
+            row["demonstrations"]
+            for row in few_shot(world, QUESTIONS, 256, seed)
+            .rendered(number, examples[shown], pool)
+            .rows
+        ]
 
     assert drawn(50) == drawn(50) and drawn(50) != drawn(50, seed=1)
     assert drawn(50)[20:] == drawn(50, shown=slice(20, None))  # whatever else is asked
     assert len(set(drawn(1))) > 20
-    assert all(many.startswith(one) and not none for none, one, many in zip(drawn(0), drawn(1), drawn(50), strict=True))
+    assert all(
+        many.startswith(one) and not none
+        for none, one, many in zip(drawn(0), drawn(1), drawn(50), strict=True)
+    )
 
 
 def test_an_example_never_demonstrates_itself(world: World) -> None:
@@ -124,11 +186,19 @@ def test_the_last_word_is_a_blank_to_fill_in_where_it_is_demonstrated(world: Wor
     keys, rows = LAST_WORDS
     task = few_shot(world, keys, doc_to_text="{{context}} ____. ->", separator="\n\n")
     assert task.rendered(0, rows[:1], rows).rows == [
-        {"demonstrations": "", "question": "Anselm marked the table and Berta saw the", "target": " table", "shots": 0}
+        {
+            "demonstrations": "",
+            "question": "Anselm marked the table and Berta saw the",
+            "target": " table",
+            "shots": 0,
+        }
     ]
     (row,) = task.rendered(1, rows[:1], rows).rows
     thing = row["demonstrations"].split("-> ")[1].strip()
-    assert row["demonstrations"] == f"Anselm marked the {thing} and Berta saw the ____. -> {thing}\n\n" and thing != "table"
+    assert (
+        row["demonstrations"] == f"Anselm marked the {thing} and Berta saw the ____. -> {thing}\n\n"
+        and thing != "table"
+    )
     assert row["question"] == "Anselm marked the table and Berta saw the ____. ->"
 
 
@@ -136,77 +206,117 @@ def test_room_is_left_for_what_is_to_be_generated_and_a_header_stands_first(worl
     keys, rows = TRIVIA
     rendered = few_shot(world, keys, 64, header="Answer these.\n\n").rendered(50, rows, rows)
     for row in rendered.rows:
-        assert row["demonstrations"].startswith("Answer these.\n\nQ: Who has the ") and row["shots"] >= 1
+        assert (
+            row["demonstrations"].startswith("Answer these.\n\nQ: Who has the ")
+            and row["shots"] >= 1
+        )
         assert "\nA: Dora " in row["demonstrations"]  # the first of the right answers
         assert len(world.tokenizer.encode(row["demonstrations"] + row["question"])) <= 64 - 8
     assert rendered.rows[0]["target"] == ["Dora table", "Dora"]
 
 
-# -- scores --------------------------------------------------------------------------------------------------------------------------------
+# --- scores ---
 
 
 def write(folder: Path, name: str, rendered: Rendered) -> str:
     """As a suite's task lies in an evaluation's folder."""
     config = {
-        **rendered.keys, "task": name, "dataset_path": "json", "test_split": "test",
-        "dataset_kwargs": {"data_files": {"test": f"{name}.jsonl"}}, "metadata": {"version": 1.0},
-    }  # fmt: skip
+        **rendered.keys,
+        "task": name,
+        "dataset_path": "json",
+        "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": f"{name}.jsonl"}},
+        "metadata": {"version": 1.0},
+    }
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rendered.rows))
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return name
 
 
-def test_scores_are_lm_evals_own_backends_on_every_kind_of_task(world: World, tmp_path: Path) -> None:
+def test_scores_are_lm_evals_own_backends_on_every_kind_of_task(
+    world: World, tmp_path: Path
+) -> None:
     pytest.importorskip("accelerate")
     from lm_eval.models.huggingface import HFLM
 
     from gpt_model.evaluation.evaluate import evaluate
-    from gpt_model.evaluation.harness import GPTLM
+    from gpt_model.evaluation.lm import GPTLM
 
     questions = few_shot(world, QUESTIONS, answer_context="A:")
     tasks: dict[str, Rendered] = {"alone": questions.answers_alone(choices(20))}
     for number in (0, 1, 50):
         tasks[f"questions.{number}"] = questions.rendered(number, choices(20), choices(80, 100))
-        for name, (keys, rows) in (("last_words", LAST_WORDS), ("trivia", TRIVIA), ("pronouns", PRONOUNS)):
+        for name, (keys, rows) in (
+            ("last_words", LAST_WORDS),
+            ("trivia", TRIVIA),
+            ("pronouns", PRONOUNS),
+        ):
             tasks[f"{name}.{number}"] = few_shot(world, keys).rendered(number, rows, rows)
     names = [write(tmp_path, name, rendered) for name, rendered in tasks.items()]
     ours = evaluate(GPTLM(world.model, world.tokenizer), tmp_path, names)
     folder = str(world.folder / "pretrained" / "model")
-    theirs = evaluate(HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=8), tmp_path, names)
+    theirs = evaluate(
+        HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=8), tmp_path, names
+    )
     values = set()
     for name in names:
         for one, other in zip(ours["samples"][name], theirs["samples"][name], strict=True):
             if "trivia" in name:
-                assert one["filtered_resps"] == other["filtered_resps"] and len(one["filtered_resps"][0]) > 0
+                assert (
+                    one["filtered_resps"] == other["filtered_resps"]
+                    and len(one["filtered_resps"][0]) > 0
+                )
             else:
-                mine, yours = (np.array(sample["filtered_resps"], dtype=float) for sample in (one, other))
+                mine, yours = (
+                    np.array(sample["filtered_resps"], dtype=float) for sample in (one, other)
+                )
                 assert mine == pytest.approx(yours, abs=1e-4)
         for result in (ours, theirs):
-            values.add((name, result["results"][name].get("acc,none", result["results"][name].get("exact_match,none"))))
+            values.add(
+                (
+                    name,
+                    result["results"][name].get(
+                        "acc,none", result["results"][name].get("exact_match,none")
+                    ),
+                )
+            )
     assert len(values) == len(names) == 13  # each task the same value by both
     for number in (0, 1, 50):
         mine, yours = (result["samples"][f"questions.{number}"] for result in (ours, theirs))
         assert per_token(mine) == per_token(yours)
-        assert answer_normalised(mine, ours["samples"]["alone"]) == answer_normalised(yours, theirs["samples"]["alone"])
+        assert answer_normalised(mine, ours["samples"]["alone"]) == answer_normalised(
+            yours, theirs["samples"]["alone"]
+        )
 
 
 def test_a_token_score_divides_by_the_tokens_that_lm_eval_scores(world: World) -> None:
-    from gpt_model.evaluation.harness import GPTLM
+    from gpt_model.evaluation.lm import GPTLM
 
     model = GPTLM(world.model, world.tokenizer)
     for number in (0, 1, 50):
         for row in few_shot(world, QUESTIONS).rendered(number, choices(12), choices(30, 100)).rows:
-            pairs = [model._encode_pair(row["demonstrations"] + row["question"], f" {choice}") for choice in row["choices"]]
+            pairs = [
+                model._encode_pair(row["demonstrations"] + row["question"], f" {choice}")
+                for choice in row["choices"]
+            ]
             assert row["tokens"] == [len(answer) for _, answer in pairs]
 
 
 def sample(logprobs: list[float], tokens: list[int], label: int) -> dict[str, Any]:
-    return {"filtered_resps": [(logprob, False) for logprob in logprobs], "doc": {"tokens": tokens, "label": label}}
+    return {
+        "filtered_resps": [(logprob, False) for logprob in logprobs],
+        "doc": {"tokens": tokens, "label": label},
+    }
 
 
 def test_the_two_normalisations_choose_as_the_paper_says() -> None:
     long_answer = sample([-6.0, -4.0], [6, 2], 0)  # 1 nat a token against 2
     assert per_token([long_answer, sample([-6.0, -4.0], [2, 2], 0)]) == [1.0, 0.0]
     likely_anywhere = sample([-6.0, -4.0], [1, 1], 1)
-    assert answer_normalised([likely_anywhere] * 2, [likely_anywhere, likely_anywhere]) == [0.0, 0.0]  # 0 against 0: the first
-    assert answer_normalised([sample([-6.0, -4.0], [1, 1], 0)], [sample([-9.0, -5.0], [1, 1], 0)]) == [1.0]
+    assert answer_normalised([likely_anywhere] * 2, [likely_anywhere, likely_anywhere]) == [
+        0.0,
+        0.0,
+    ]  # 0 against 0: the first
+    assert answer_normalised(
+        [sample([-6.0, -4.0], [1, 1], 0)], [sample([-9.0, -5.0], [1, 1], 0)]
+    ) == [1.0]

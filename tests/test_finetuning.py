@@ -1,4 +1,6 @@
-"""The finetuned stage: its section of a recipe, a whole build on real ranks, killed and resumed, its checks and what it shows."""
+"""The finetuned stage: its section of a recipe, a whole build on real ranks, killed and resumed,
+its checks and what it shows.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +19,33 @@ import torch
 from rank import Ranks, Said, said
 
 from assets.contract import NOT_RUN, SCRATCH, Artifact, Built
-from assets.finetuning import ARMS, FINETUNED, finetuning_config, task_names
-from assets.recipe import Recipe
+from assets.recipe.recipe import Recipe
+from assets.stages.finetuning import ARMS, FINETUNED, finetuning_config, task_names
 from gpt_model.data import documents, hub
 from gpt_model.errors import UserError
+from gpt_model.finetuning.entry import SPLITS, TaskEntry
+from gpt_model.finetuning.examples import read_examples
 from gpt_model.progress import Silent
-from gpt_model.tasks.entry import SPLITS, TaskEntry
-from gpt_model.tasks.examples import read_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = {"family": "gpt2", "layers": 2, "width": 32, "heads": 2, "context": 19, "dropout": 0.0}
-GIVEN = {"model": MODEL, "pretraining": {"precision": "float32"}}  # the config of the pre-trained model
+GIVEN = {
+    "model": MODEL,
+    "pretraining": {"precision": "float32"},
+}  # the config of the pre-trained model
 NAMES = ["fox", "crow", "stork", "wolf", "lamb", "goat", "hare", "frog"]
-PASSAGES = [f"The {a} met the {b} at gate {i}." for i in range(6) for a in NAMES for b in NAMES if a != b]
-ROWS = [{"passage": text, "question": f"did the {name} go", "answer": "yes" if name in ("fox", "hare", "lamb", "goat") else "no"}
-        for text in PASSAGES for name in [text.split()[1]]]  # fmt: skip
+PASSAGES = [
+    f"The {a} met the {b} at gate {i}." for i in range(6) for a in NAMES for b in NAMES if a != b
+]
+ROWS = [
+    {
+        "passage": text,
+        "question": f"did the {name} go",
+        "answer": "yes" if name in ("fox", "hare", "lamb", "goat") else "no",
+    }
+    for text in PASSAGES
+    for name in [text.split()[1]]
+]
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["attn.c_attn", "mlp.c_fc"]}
 TASK = """
 licence: made up
@@ -45,17 +59,25 @@ split: {group: passage, validation: 0.1, test: 0.2}
 
 def recipe(**finetuning: Any) -> Recipe:
     """A recipe with this fine-tuning section."""
-    return Recipe.model_validate({
-        "name": "small", "corpus": {"sources": [{"name": "fables", "path": "fables.txt"}], "seed": 3}, "tokenizer": {"vocab_size": 300},
-        "model": MODEL, "pretraining": {"tokens": 1000, "batch_tokens": 95, "learning_rate": 1e-3}, "finetuning": finetuning,
-    })  # fmt: skip
+    return Recipe.model_validate(
+        {
+            "name": "small",
+            "corpus": {"sources": [{"name": "fables", "path": "fables.txt"}], "seed": 3},
+            "tokenizer": {"vocab_size": 300},
+            "model": MODEL,
+            "pretraining": {"tokens": 1000, "batch_tokens": 95, "learning_rate": 1e-3},
+            "finetuning": finetuning,
+        }
+    )
 
 
-# -- the section --------------------------------------------------------------------------------------------------------------------------
+# --- the section ---
 
 
 def test_an_unknown_task_is_one_sentence_with_the_nearest_name() -> None:
-    with pytest.raises(UserError, match=r"'sentimant' is not a task. Did you mean 'sentiment'\? There are boolq, "):
+    with pytest.raises(
+        UserError, match=r"'sentimant' is not a task. Did you mean 'sentiment'\? There are boolq, "
+    ):
         task_names(recipe(tasks=["sentimant"]))
     with pytest.raises(UserError, match=r"'piqa' is not among this recipe's tasks: boolq"):
         task_names(recipe(tasks=["boolq"], examples={"piqa": 10}))
@@ -65,12 +87,16 @@ def test_an_unknown_task_is_one_sentence_with_the_nearest_name() -> None:
 
 def test_the_section_identifies_the_task_and_nothing_of_other_tasks(tmp_path: Path) -> None:
     alone = finetuning_config(recipe(tasks=["boolq"], examples={"boolq": 64}), "boolq", tmp_path)
-    among = finetuning_config(recipe(tasks=["piqa", "boolq"], examples={"boolq": 64, "piqa": 9}), "boolq", tmp_path)
+    among = finetuning_config(
+        recipe(tasks=["piqa", "boolq"], examples={"boolq": 64, "piqa": 9}), "boolq", tmp_path
+    )
     assert alone == among and alone["examples"] == 64 and alone["split_seed"] == 3
     assert alone["source"]["source"]["sha256"] and json.loads(json.dumps(alone)) == alone
 
 
-def test_a_task_of_the_users_own_needs_one_yaml_file_and_is_tied_to_its_rows_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_the_users_own_needs_one_yaml_file_and_is_tied_to_its_rows_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LINEAGE_DOWNLOADS", str(tmp_path / "downloads"))
     found = []
     for place in ("here", "moved"):
@@ -79,7 +105,9 @@ def test_a_task_of_the_users_own_needs_one_yaml_file_and_is_tied_to_its_rows_byt
         mine = recipe(tasks=["mine/gates.yaml"])
         assert task_names(mine) == ["gates"]
         found.append(FINETUNED.pin(finetuning_config(mine, "gates", base), base))
-    assert found[0] == found[1] and found[0]["source"]["source"]["file"] == "mine/rows.jsonl"  # moving a project changes nothing
+    assert (
+        found[0] == found[1] and found[0]["source"]["source"]["file"] == "mine/rows.jsonl"
+    )  # moving a project changes nothing
     with (base / "mine" / "rows.jsonl").open("a") as file:
         file.write(json.dumps(ROWS[0]) + "\n")
     assert FINETUNED.pin(finetuning_config(mine, "gates", base), base) != found[0]
@@ -88,20 +116,31 @@ def test_a_task_of_the_users_own_needs_one_yaml_file_and_is_tied_to_its_rows_byt
 def test_a_mistake_in_a_task_file_names_file_line_and_field(tmp_path: Path) -> None:
     write_task(tmp_path)
     (tmp_path / "gates.yaml").write_text(TASK.replace("licence:", "license:"))
-    with pytest.raises(UserError, match=r"gates.yaml, line 2: `license` is not a key here. Did you mean `licence`\?"):
+    with pytest.raises(
+        UserError,
+        match=r"gates.yaml, line 2: `license` is not a key here. Did you mean `licence`\?",
+    ):
         finetuning_config(recipe(tasks=["./gates.yaml"]), "gates", tmp_path)
 
 
 def test_importing_the_stage_brings_neither_torch_nor_dagster_nor_mlflow() -> None:
-    code = "import sys, assets.finetuning; print([m for m in ('torch', 'dagster', 'mlflow', 'transformers') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == "[]"
+    code = "import sys, assets.stages.finetuning; print([m for m in ('torch', 'dagster', 'mlflow', 'transformers') if m in sys.modules])"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 @pytest.mark.parametrize(
     ("task", "why"),
     [
         ("sst2", "nyu-mll/glue is read from the hub, which does not answer here"),
-        ("storycloze", "its authors give the data on request (https://cs.rochester.edu/nlp/rocstories); name your files"),
+        (
+            "storycloze",
+            "its authors give the data on request (https://cs.rochester.edu/nlp/rocstories); name your files",
+        ),
     ],
 )
 def test_a_task_whose_data_cannot_be_had_here_is_an_artifact_that_says_so_and_stops_nothing(
@@ -112,34 +151,58 @@ def test_a_task_whose_data_cannot_be_had_here_is_an_artifact_that_says_so_and_st
     monkeypatch.setattr(hub, "_silent_since", float("-inf"))
     config = FINETUNED.pin(finetuning_config(recipe(tasks=[task]), task, tmp_path), tmp_path)
     assert config["not_run"].startswith(why)
-    assert config == FINETUNED.pin(finetuning_config(recipe(tasks=[task]), task, tmp_path), tmp_path)  # the same artifact next time
+    assert config == FINETUNED.pin(
+        finetuning_config(recipe(tasks=[task]), task, tmp_path), tmp_path
+    )  # the same artifact next time
     (output := tmp_path / "files").mkdir()
-    found = Built(config, artifacts(tmp_path), output, FINETUNED.run(config, artifacts(tmp_path), output, Said("absent")), {}, [])
-    assert found.metrics == {"not_run": 1.0} and [path.name for path in output.iterdir()] == [NOT_RUN]
+    found = Built(
+        config,
+        artifacts(tmp_path),
+        output,
+        FINETUNED.run(config, artifacts(tmp_path), output, Said("absent")),
+        {},
+        [],
+    )
+    assert found.metrics == {"not_run": 1.0} and [path.name for path in output.iterdir()] == [
+        NOT_RUN
+    ]
     assert all(passed and why in summary for passed, summary in verdicts(found).values())
     FINETUNED.show(found, tmp_path)
     assert why in (tmp_path / "scores.md").read_text()
 
 
-def test_a_recipe_names_its_own_files_of_a_catalogues_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_names_its_own_files_of_a_catalogues_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LINEAGE_DOWNLOADS", str(tmp_path / "downloads"))
     for name in ("train", "dev"):
-        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(f"{name} film {i}\t{i % 2}\n" for i in range(80)))
+        (tmp_path / f"{name}.tsv").write_text(
+            "sentence\tlabel\n" + "".join(f"{name} film {i}\t{i % 2}\n" for i in range(80))
+        )
     own = recipe(tasks=["sst2"], files={"sst2": {"training": "train.tsv", "test": "dev.tsv"}})
     config = FINETUNED.pin(finetuning_config(own, "sst2", tmp_path), tmp_path)
-    assert "not_run" not in config and [file["path"] for file in config["source"]["source"]["pinned"]] == ["train.tsv", "dev.tsv"]
-    examples = read_examples("sst2", TaskEntry.model_validate(config["source"]), 3, tmp_path / "downloads", Silent())
-    assert examples.available["test"] == 80 and examples.available["training"] + examples.available["validation"] == 80
+    assert "not_run" not in config and [
+        file["path"] for file in config["source"]["source"]["pinned"]
+    ] == ["train.tsv", "dev.tsv"]
+    examples = read_examples(
+        "sst2", TaskEntry.model_validate(config["source"]), 3, tmp_path / "downloads", Silent()
+    )
+    assert (
+        examples.available["test"] == 80
+        and examples.available["training"] + examples.available["validation"] == 80
+    )
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\nother\t1\n")
     assert FINETUNED.pin(finetuning_config(own, "sst2", tmp_path), tmp_path) != config
-    with pytest.raises(UserError, match=r"the name rows\.txt does not say how its rows are written") as error:
+    with pytest.raises(
+        UserError, match=r"the name rows\.txt does not say how its rows are written"
+    ) as error:
         finetuning_config(recipe(tasks=["sst2"], files={"sst2": "rows.txt"}), "sst2", tmp_path)
     assert error.value.field == "finetuning.files.sst2"
     with pytest.raises(UserError, match="'sst' is not among this recipe's tasks: sst2"):
         task_names(recipe(tasks=["sst2"], files={"sst": "rows.csv"}))
 
 
-# -- whole builds -------------------------------------------------------------------------------------------------------------------------
+# --- whole builds ---
 
 
 def write_task(folder: Path) -> None:
@@ -150,7 +213,9 @@ def write_task(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The task, a corpus of other documents, a tokenizer, and a small model that is as pre-trained as random weights can be."""
+    """The task, a corpus of other documents, a tokenizer, and a small model that is as pre-trained
+    as random weights can be.
+    """
     from gpt_model import GPT, ModelConfig, convert
     from gpt_model.tokenizer import Tokenizer
 
@@ -162,51 +227,92 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             for text in texts:
                 writer.add(text)
         counts[split] = writer.counts()
-    documents.write_index(folder / "corpus", {"fables": {"licence": "made up", "weight": 1.0, "held_out": 0.02, **counts}})
+    documents.write_index(
+        folder / "corpus",
+        {"fables": {"licence": "made up", "weight": 1.0, "held_out": 0.02, **counts}},
+    )
     tokenizer = Tokenizer.train(PASSAGES, vocab_size=300)
     tokenizer.save(folder / "tokenizer")
-    convert.save(GPT(ModelConfig(**MODEL, vocab_size=tokenizer.vocab_size), seed=9), folder / "pretrained" / "model", tokenizer.end_of_text)
+    convert.save(
+        GPT(ModelConfig(**MODEL, vocab_size=tokenizer.vocab_size), seed=9),
+        folder / "pretrained" / "model",
+        tokenizer.end_of_text,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LINEAGE_DOWNLOADS", str(folder / "downloads"))
         yield folder
 
 
 def artifacts(folder: Path) -> dict[str, Artifact]:
-    return {name: Artifact(folder / name, name, name, name, GIVEN, {}) for name in ("pretrained", "tokenizer", "corpus")}
+    return {
+        name: Artifact(folder / name, name, name, name, GIVEN, {})
+        for name in ("pretrained", "tokenizer", "corpus")
+    }
 
 
 def config_of(folder: Path) -> Any:
-    section = recipe(tasks=["./gates.yaml"], epochs=2, batch=16, learning_rate=7e-3, warmup=0.1, examples={"gates": 128})
+    section = recipe(
+        tasks=["./gates.yaml"],
+        epochs=2,
+        batch=16,
+        learning_rate=7e-3,
+        warmup=0.1,
+        examples={"gates": 128},
+    )
     return FINETUNED.pin(finetuning_config(section, "gates", folder), folder)
 
 
-def runs(folder: Path, output: Path, zero_stages: tuple[int, ...] = (1,), name: str = "zero", **config: Any) -> list[dict[str, Any]]:
+def runs(
+    folder: Path,
+    output: Path,
+    zero_stages: tuple[int, ...] = (1,),
+    name: str = "zero",
+    **config: Any,
+) -> list[dict[str, Any]]:
     """The stage at each of these ZeRO stages, for `rank.py`."""
     job = {"what": "finetuned", "config": config_of(folder) | config, "given": GIVEN}
-    return [{**job, "output": output / f"{name}{stage}", "zero_stage": stage} for stage in zero_stages]
+    return [
+        {**job, "output": output / f"{name}{stage}", "zero_stage": stage} for stage in zero_stages
+    ]
 
 
 def digest(output: Path) -> dict[str, str]:
     """sha256 of every file that would be published."""
     beside = {SCRATCH, "said.json"}
-    paths = sorted(path for path in output.rglob("*") if path.is_file() and beside.isdisjoint(path.relative_to(output).parts))
-    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    paths = sorted(
+        path
+        for path in output.rglob("*")
+        if path.is_file() and beside.isdisjoint(path.relative_to(output).parts)
+    )
+    return {
+        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
 
 
 @pytest.fixture(scope="module")
 def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built on two ranks at ZeRO 1; beside it, in zero3/, at ZeRO 3, and with adapters in lora1/, of a few examples in lora0/, lora3/."""
+    """Built on two ranks at ZeRO 1; beside it, in zero3/, at ZeRO 3, and with adapters in lora1/,
+    of a few examples in lora0/, lora3/.
+    """
     folder = tmp_path_factory.mktemp("undisturbed")
     few = {"lora": LORA, "examples": 32, "held_back": 32}
-    adapted = [*runs(inputs, folder, (1,), "lora", lora=LORA), *runs(inputs, folder, (0, 3), "lora", **few)]
+    adapted = [
+        *runs(inputs, folder, (1,), "lora", lora=LORA),
+        *runs(inputs, folder, (0, 3), "lora", **few),
+    ]
     Ranks(inputs, [*runs(inputs, folder, (1, 3)), *adapted]).wait()
     return folder / "zero1"
 
 
-def test_a_killed_build_resumes_to_the_same_bytes_and_repeats_no_finished_part(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_killed_build_resumes_to_the_same_bytes_and_repeats_no_finished_part(
+    inputs: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "zero1"
     ranks = Ranks(inputs, runs(inputs, tmp_path))
-    ranks.kill_at(output, 2 * 128 + 5 * 16)  # examples: in the second arm, past its first checkpoints
+    ranks.kill_at(
+        output, 2 * 128 + 5 * 16
+    )  # examples: in the second arm, past its first checkpoints
     assert not digest(output)
     ranks.start()
     ranks.wait()
@@ -233,20 +339,30 @@ def test_sharded_weights_train_alike(undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_lora_learns_start_delim_and_extract_and_moves_no_other_row(inputs: Path, undisturbed: Path, stage: int) -> None:
+def test_lora_learns_start_delim_and_extract_and_moves_no_other_row(
+    inputs: Path, undisturbed: Path, stage: int
+) -> None:
     from gpt_model import convert
-    from gpt_model.tasks.model import with_specials
+    from gpt_model.finetuning.heads import with_specials
 
     output = undisturbed.parent / f"lora{stage}"
-    begun = with_specials(convert.load(inputs / "pretrained" / "model"), 0.1, config_of(inputs)["finetuning"]["seed"])
+    begun = with_specials(
+        convert.load(inputs / "pretrained" / "model"), 0.1, config_of(inputs)["finetuning"]["seed"]
+    )
     before, after = begun.state_dict(), convert.load(output / "model").state_dict()
     moved = (after["wte.weight"] - before["wte.weight"]).abs().amax(1)
-    assert (moved[:-3] == 0).all() and (moved[-3:] > 1e-3).all()  # the recipe's weight decay is not 0
+    assert (moved[:-3] == 0).all() and (
+        moved[-3:] > 1e-3
+    ).all()  # the recipe's weight decay is not 0
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
-        "wte.weight", *(f"h.{layer}.{place}.weight" for layer in range(2) for place in LORA["targets"]),
-    }  # fmt: skip
+        "wte.weight",
+        *(f"h.{layer}.{place}.weight" for layer in range(2) for place in LORA["targets"]),
+    }
     m = said(output)["result"]
-    assert m["adapter_parameters"] == 2 * 4 * ((32 + 96) + (32 + 128)) and m["new_row_parameters"] == 3 * 32
+    assert (
+        m["adapter_parameters"] == 2 * 4 * ((32 + 96) + (32 + 128))
+        and m["new_row_parameters"] == 3 * 32
+    )
     assert m["trained_parameters"] == m["adapter_parameters"] + m["new_row_parameters"] + 2 * 32 + 2
 
 
@@ -256,9 +372,9 @@ def test_with_lora_the_random_arm_is_the_whole_network_trained_and_its_page_says
     adapted = undisturbed.parent / "lora1"
     mine, whole = said(adapted)["result"], said(undisturbed)["result"]
     of_it = [name for name in whole if name.startswith("random_") and name != "random_seconds"]
-    assert {name: mine[name] for name in of_it} == {name: whole[name] for name in of_it} and mine["pretrained_loss"] != whole[
+    assert {name: mine[name] for name in of_it} == {name: whole[name] for name in of_it} and mine[
         "pretrained_loss"
-    ]
+    ] != whole["pretrained_loss"]
     found = replace(built(inputs, adapted), config=config_of(inputs) | {"lora": LORA})
     FINETUNED.show(found, tmp_path)
     assert (
@@ -269,12 +385,19 @@ def test_with_lora_the_random_arm_is_the_whole_network_trained_and_its_page_says
     assert "LoRA" not in (tmp_path / "scores.md").read_text()
 
 
-def test_a_finished_part_with_adapters_is_not_done_again(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_finished_part_with_adapters_is_not_done_again(
+    inputs: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     shutil.copytree(undisturbed.parent / "lora1", tmp_path / "files")
     shutil.rmtree(tmp_path / "files" / "model")
     progress = Said("again")
-    FINETUNED.run(config_of(inputs) | {"lora": LORA}, artifacts(inputs), tmp_path / "files", progress)
-    assert digest(tmp_path / "files") == digest(undisturbed.parent / "lora1") and progress.said["metrics"] == {}
+    FINETUNED.run(
+        config_of(inputs) | {"lora": LORA}, artifacts(inputs), tmp_path / "files", progress
+    )
+    assert (
+        digest(tmp_path / "files") == digest(undisturbed.parent / "lora1")
+        and progress.said["metrics"] == {}
+    )
 
 
 def built(inputs: Path, output: Path) -> Built:
@@ -287,33 +410,57 @@ def built(inputs: Path, output: Path) -> Built:
 
 
 def verdicts(found: Built) -> dict[str, tuple[bool, str]]:
-    return {check.name: (verdict.passed, verdict.summary) for check in FINETUNED.checks for verdict in [check.verdict(found)]}
+    return {
+        check.name: (verdict.passed, verdict.summary)
+        for check in FINETUNED.checks
+        for verdict in [check.verdict(found)]
+    }
 
 
 def test_a_build_reports_what_a_claim_of_transfer_needs(inputs: Path, undisturbed: Path) -> None:
     found = built(inputs, undisturbed)
     m = found.metrics
-    assert m["accuracy_low"] < m["accuracy"] <= m["accuracy_high"] and m["transfer_low"] <= m["transfer"] <= m["transfer_high"]
+    assert (
+        m["accuracy_low"] < m["accuracy"] <= m["accuracy_high"]
+        and m["transfer_low"] <= m["transfer"] <= m["transfer_high"]
+    )
     assert m["transfer"] == pytest.approx(m["accuracy"] - m["random_accuracy"])
-    assert m["training_examples"] == 128 < m["training_examples_available"] and m["cut_examples"] > 0
+    assert (
+        m["training_examples"] == 128 < m["training_examples_available"] and m["cut_examples"] > 0
+    )
     assert m["accuracy"] > 0.7 > m["majority"]  # the label follows from one word of the question
-    rows = [json.loads(line) for line in (undisturbed / "predictions.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (undisturbed / "predictions.jsonl").read_text().splitlines()
+    ]
     assert sum(row["label"] == row["predicted"] for row in rows) / len(rows) == m["accuracy"]
-    assert {f"{arm}/{name}" for arm in ARMS for name in ("loss", "label_loss", "text_loss", "validation_accuracy")} <= set(found.series)
+    assert {
+        f"{arm}/{name}"
+        for arm in ARMS
+        for name in ("loss", "label_loss", "text_loss", "validation_accuracy")
+    } <= set(found.series)
     task = json.loads((undisturbed / "task.json").read_text())
-    assert len(task["validation"]["random"]) == 2 and task["examples"] == {split: m[f"{split}_examples"] for split in SPLITS}
+    assert len(task["validation"]["random"]) == 2 and task["examples"] == {
+        split: m[f"{split}_examples"] for split in SPLITS
+    }
 
 
-def test_checks_pass_on_a_sound_build_and_each_catches_its_fault(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_checks_pass_on_a_sound_build_and_each_catches_its_fault(
+    inputs: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     sound = built(inputs, undisturbed)
     passed = verdicts(sound)
-    assert [passed[name][0] for name in ("splits_do_not_cross", "not_trained_on", "loss_is_finite", "beats_majority")] == [True] * 4
+    assert [
+        passed[name][0]
+        for name in ("splits_do_not_cross", "not_trained_on", "loss_is_finite", "beats_majority")
+    ] == [True] * 4
 
     broken = tmp_path / "files"
     shutil.copytree(undisturbed, broken)
     rows = [json.loads(line) for line in (broken / "examples.jsonl").read_text().splitlines()]
     leaked = {**next(row for row in rows if row["split"] == "test"), "split": "training"}
-    (broken / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, leaked]))
+    (broken / "examples.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, leaked])
+    )
     crossing = verdicts(replace(sound, output=broken))["splits_do_not_cross"]
     assert not crossing[0] and crossing[1].startswith("1 groups are in more than one split")
 
@@ -322,43 +469,84 @@ def test_checks_pass_on_a_sound_build_and_each_catches_its_fault(inputs: Path, u
     with documents.Writer(corpus, "fables", "training") as writer:
         for text in PASSAGES:
             writer.add(text + " \n")  # white space apart, the same document
-    trained_on = verdicts(replace(sound, inputs={**sound.inputs, "corpus": replace(sound.inputs["corpus"], path=corpus)}))["not_trained_on"]
-    assert not trained_on[0] and "of source 'fables': raise its `held_out` to at least 0.3" in trained_on[1]
+    trained_on = verdicts(
+        replace(
+            sound, inputs={**sound.inputs, "corpus": replace(sound.inputs["corpus"], path=corpus)}
+        )
+    )["not_trained_on"]
+    assert (
+        not trained_on[0]
+        and "of source 'fables': raise its `held_out` to at least 0.3" in trained_on[1]
+    )
 
-    poor = {**sound.metrics, "accuracy_low": 0.4, "majority": 0.5, "transfer_low": -0.1, "random_loss": float("nan")}
+    poor = {
+        **sound.metrics,
+        "accuracy_low": 0.4,
+        "majority": 0.5,
+        "transfer_low": -0.1,
+        "random_loss": float("nan"),
+    }
     worse = verdicts(replace(sound, metrics=poor))
-    assert not any(worse[name][0] for name in ("beats_majority", "transfer_beats_random", "loss_is_finite"))
-    assert {check.name for check in FINETUNED.checks if check.blocking} == {"splits_do_not_cross", "not_trained_on", "loss_is_finite"}
+    assert not any(
+        worse[name][0] for name in ("beats_majority", "transfer_beats_random", "loss_is_finite")
+    )
+    assert {check.name for check in FINETUNED.checks if check.blocking} == {
+        "splits_do_not_cross",
+        "not_trained_on",
+        "loss_is_finite",
+    }
 
 
-def test_what_is_shown_says_the_subset_and_the_intervals(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_what_is_shown_says_the_subset_and_the_intervals(
+    inputs: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     FINETUNED.show(built(inputs, undisturbed), tmp_path)
     table = (tmp_path / "scores.md").read_text()
     assert ": 128 of 248 (a seeded subset) training" in table
-    cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in table.splitlines() if line.startswith("| ")}
+    cells = {
+        line.split(" | ")[0].strip("| "): line.split(" | ")[1:]
+        for line in table.splitlines()
+        if line.startswith("| ")
+    }
     m = built(inputs, undisturbed).metrics
-    for name, key in (("accuracy", "accuracy"), ("F1", "f1"), ("Matthews correlation", "matthews")):  # both arms, each with its interval
+    for name, key in (
+        ("accuracy", "accuracy"),
+        ("F1", "f1"),
+        ("Matthews correlation", "matthews"),
+    ):  # both arms, each with its interval
         for cell, arm in zip(cells[name], (key, f"random_{key}"), strict=False):
             assert cell == f"{m[arm]:.3f} ({m[f'{arm}_low']:.3f} – {m[f'{arm}_high']:.3f})"
-    positive = sum(row["label"] == "yes" for row in map(json.loads, (undisturbed / "predictions.jsonl").read_text().splitlines()))
+    positive = sum(
+        row["label"] == "yes"
+        for row in map(json.loads, (undisturbed / "predictions.jsonl").read_text().splitlines())
+    )
     always_yes = 2 * positive / (positive + m["test_examples"])
     assert [cells[name][2].split()[0] for name in ("accuracy", "F1", "Matthews correlation")] == [
-        f"{m['majority']:.3f}", f"{always_yes:.3f}", "0.000",
-    ]  # fmt: skip
+        f"{m['majority']:.3f}",
+        f"{always_yes:.3f}",
+        "0.000",
+    ]
     assert "| label | predicted |" in (tmp_path / "samples.md").read_text()
-    assert (tmp_path / "confusion.png").stat().st_size > 2000 and (tmp_path / "fine_tuning.png").stat().st_size > 2000
+    assert (tmp_path / "confusion.png").stat().st_size > 2000 and (
+        tmp_path / "fine_tuning.png"
+    ).stat().st_size > 2000
 
 
 def test_the_written_model_gives_the_written_predictions(inputs: Path, undisturbed: Path) -> None:
-    from gpt_model.tasks.batches import class_logits
-    from gpt_model.tasks.examples import Example
-    from gpt_model.tasks.model import load
+    from gpt_model.finetuning.batches import class_logits
+    from gpt_model.finetuning.examples import Example
+    from gpt_model.finetuning.heads import load
     from gpt_model.tokenizer import Tokenizer
 
     model, labels = load(undisturbed / "model")
     tokenizer = Tokenizer.load(undisturbed / "model")
-    rows = [json.loads(line) for line in (undisturbed / "predictions.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (undisturbed / "predictions.jsonl").read_text().splitlines()
+    ]
     texts = [ROWS[int(row["id"]) - 1] for row in rows]
-    examples = [Example(r["id"], "", (t["passage"], t["question"]), (), 0) for r, t in zip(rows, texts, strict=True)]
+    examples = [
+        Example(r["id"], "", (t["passage"], t["question"]), (), 0)
+        for r, t in zip(rows, texts, strict=True)
+    ]
     logits = class_logits(model, model.layout.lay(tokenizer, examples))
     assert [labels[int(row.argmax())] for row in logits] == [row["predicted"] for row in rows]

@@ -1,4 +1,6 @@
-"""Decoding: what `generate` promises, held against `transformers` and against reading everything anew."""
+"""Decoding: what `generate` promises, held against `transformers` and against reading everything
+anew.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,18 @@ import torch
 from gpt_model import GPT, ModelConfig
 from gpt_model.convert import to_transformers
 from gpt_model.generation import LIKELY, LONG, generate
-from gpt_model.projection import head, laid_out
+from gpt_model.ops.conv1d import head, laid_out
 
 PROMPTS = [[1, 2, 3], [4, 5], [9, 8, 7, 6, 5, 4, 3], [1, 2, 3]]
 
 
 def made(**shape: Any) -> GPT:
-    model = GPT(ModelConfig(**({"layers": 3, "width": 48, "heads": 4, "context": 32, "vocab_size": 101} | shape)), seed=3)
+    model = GPT(
+        ModelConfig(
+            **({"layers": 3, "width": 48, "heads": 4, "context": 32, "vocab_size": 101} | shape)
+        ),
+        seed=3,
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)  # far from uniform, so that every choice is a clear one
@@ -28,12 +35,18 @@ def model() -> GPT:
     return made()
 
 
-@pytest.mark.parametrize("shape", [{}, {"family": "gpt1"}, {"family": "gpt3", "band": 5, "attention_bias": False}], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"family": "gpt1"}, {"family": "gpt3", "band": 5, "attention_bias": False}],
+    ids=str,
+)
 def test_greedy_text_of_unequal_prompts_is_that_of_transformers(shape: dict[str, Any]) -> None:
     model = made(**shape)
     other = to_transformers(model)
     for prompt, text in zip(PROMPTS, generate(model, PROMPTS, 20, temperature=0), strict=True):
-        theirs = other.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=0)
+        theirs = other.generate(
+            torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=0
+        )
         assert theirs[0, len(prompt) :].tolist() == text
 
 
@@ -57,12 +70,22 @@ def test_beyond_the_context_a_row_goes_on_from_its_later_half(model: GPT) -> Non
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(1, None), (None, 1e-9)])
-def test_the_narrowest_sampling_is_greedy(model: GPT, top_k: int | None, top_p: float | None) -> None:
-    assert generate(model, PROMPTS, 10, top_k=top_k, top_p=top_p) == generate(model, PROMPTS, 10, temperature=0)
+def test_the_narrowest_sampling_is_greedy(
+    model: GPT, top_k: int | None, top_p: float | None
+) -> None:
+    assert generate(model, PROMPTS, 10, top_k=top_k, top_p=top_p) == generate(
+        model, PROMPTS, 10, temperature=0
+    )
 
 
 def test_samples_follow_the_softmax_of_the_logits(model: GPT) -> None:
-    share = torch.bincount(torch.tensor(generate(model, [[1, 2, 3]] * 4000, 1, temperature=2.0, seed=1)).flatten(), minlength=101) / 4000
+    share = (
+        torch.bincount(
+            torch.tensor(generate(model, [[1, 2, 3]] * 4000, 1, temperature=2.0, seed=1)).flatten(),
+            minlength=101,
+        )
+        / 4000
+    )
     expected = (model(torch.tensor([[1, 2, 3]]))[0, -1] / 2).softmax(-1)
     assert (share - expected).abs().max() < 0.04
 
@@ -71,8 +94,18 @@ def test_stop_ids_and_stop_strings_end_a_row_and_are_left_out(model: GPT) -> Non
     whole = generate(model, PROMPTS, 12, temperature=0)
     for row, text in enumerate(whole):
         stop = text[6]
-        assert generate(model, PROMPTS, 12, temperature=0, stop=[stop])[row] == text[: text.index(stop)]
-    spelled = generate(model, PROMPTS, 12, temperature=0, stop=[f" {whole[1][4]} "], decode=lambda ids: "".join(f" {i} " for i in ids))
+        assert (
+            generate(model, PROMPTS, 12, temperature=0, stop=[stop])[row]
+            == text[: text.index(stop)]
+        )
+    spelled = generate(
+        model,
+        PROMPTS,
+        12,
+        temperature=0,
+        stop=[f" {whole[1][4]} "],
+        decode=lambda ids: "".join(f" {i} " for i in ids),
+    )
     assert spelled[1] == whole[1][: whole[1].index(whole[1][4])]
 
 
@@ -80,14 +113,18 @@ def test_rows_that_end_early_change_nothing_for_the_others(model: GPT) -> None:
     whole = generate(model, PROMPTS, 50, temperature=0.9, seed=5)  # 50 tokens: the window slides
     stops = [text[place] for text, place in zip(whole, (3, 40, 11, 20), strict=True)]
     found = generate(model, PROMPTS, 50, temperature=0.9, seed=5, stop=stops)
-    assert found == [text[: min(text.index(stop) for stop in stops if stop in text)] for text in whole]
+    assert found == [
+        text[: min(text.index(stop) for stop in stops if stop in text)] for text in whole
+    ]
     assert len({len(text) for text in found}) > 2
 
 
 def test_every_token_is_told_as_it_is_written(model: GPT) -> None:
     told: list[list[int]] = [[] for _ in PROMPTS]
     spelled = {"stop": [" 7"], "decode": lambda ids: "".join(f" {i}" for i in ids)}
-    written = generate(model, PROMPTS, 30, seed=2, on_token=lambda row, token: told[row].append(token), **spelled)
+    written = generate(
+        model, PROMPTS, 30, seed=2, on_token=lambda row, token: told[row].append(token), **spelled
+    )
     assert told == written and any(len(text) < 30 for text in written)
 
 
@@ -111,12 +148,16 @@ def test_a_banded_layer_reads_the_last_keys_of_its_band_and_no_others() -> None:
     cache = model.new_cache(2)
     model.hidden(tokens[:, :19], cache)
     cache.kept[1, :, :, :15] = torch.nan  # what the token at place 19 sees in layer 1 is 15 to 19
-    assert torch.allclose(model.hidden(tokens[:, 19:], cache), model.hidden(tokens)[:, 19:], atol=1e-4)
+    assert torch.allclose(
+        model.hidden(tokens[:, 19:], cache), model.hidden(tokens)[:, 19:], atol=1e-4
+    )
     cache.lengths -= 2  # at place 18 it would see 14 too
     assert model.hidden(tokens[:, 19:], cache).isnan().all()
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN lays nothing out")
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="torch without oneDNN lays nothing out"
+)
 @torch.no_grad()
 def test_weights_laid_out_give_the_same_numbers_and_are_put_away_afterwards(model: GPT) -> None:
     states = torch.randn(3, 2, 48, generator=torch.Generator().manual_seed(0))
@@ -127,22 +168,37 @@ def test_weights_laid_out_give_the_same_numbers_and_are_put_away_afterwards(mode
             pass
         found = projection(states), head(states, head_weight)
         assert all((mine - its).abs().max() < 1e-4 for mine, its in zip(found, plain, strict=True))
-        projection.weight.blocks = projection.weight.blocks * 0  # it is the blocks that are multiplied by
+        projection.weight.blocks = (
+            projection.weight.blocks * 0
+        )  # it is the blocks that are multiplied by
         assert torch.equal(projection(states), projection.bias.expand(3, 2, -1))
         with torch.enable_grad():
             assert torch.equal(projection(states), plain[0])
     assert not any(hasattr(parameter, "blocks") for parameter in model.parameters())
 
 
-def test_a_long_text_is_the_beginning_of_a_longer_one_whether_weights_are_laid_out_or_not(model: GPT) -> None:
+def test_a_long_text_is_the_beginning_of_a_longer_one_whether_weights_are_laid_out_or_not(
+    model: GPT,
+) -> None:
     options = {"temperature": 0.9, "top_p": 0.9, "seed": 1}
-    short, long = generate(model, PROMPTS, LONG - 1, **options), generate(model, PROMPTS, LONG, **options)
+    short, long = (
+        generate(model, PROMPTS, LONG - 1, **options),
+        generate(model, PROMPTS, LONG, **options),
+    )
     assert short == [text[:-1] for text in long]
 
 
 def test_a_nucleus_wider_than_the_likely_tokens_is_drawn_from_whole() -> None:
-    flat = GPT(ModelConfig(layers=1, width=8, heads=1, context=8, vocab_size=3 * LIKELY))  # nearly uniform
+    flat = GPT(
+        ModelConfig(layers=1, width=8, heads=1, context=8, vocab_size=3 * LIKELY)
+    )  # nearly uniform
     drawn = torch.tensor(generate(flat, [[1, 2, 3]] * 3000, 1, top_p=0.9, seed=1)).flatten()
-    order = flat(torch.tensor([[1, 2, 3]]))[0, -1].argsort(descending=True, stable=True).argsort()[drawn]
+    order = (
+        flat(torch.tensor([[1, 2, 3]]))[0, -1]
+        .argsort(descending=True, stable=True)
+        .argsort()[drawn]
+    )
     assert order.max() < 0.91 * 3 * LIKELY
-    assert (order > 2 * LIKELY).float().mean().item() == pytest.approx((0.9 - 2 / 3) / 0.9, abs=0.05)
+    assert (order > 2 * LIKELY).float().mean().item() == pytest.approx(
+        (0.9 - 2 / 3) / 0.9, abs=0.05
+    )

@@ -1,4 +1,6 @@
-"""The launcher and its guard: ranks find each other, and nothing of them outlives whoever started them."""
+"""The launcher and its guard: ranks find each other, and nothing of them outlives whoever started
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from assets.resources.launcher import Exit, LocalLauncher, worker_environment
-from assets.resources.store import Store
+from assets.launch.launcher import Exit, LocalLauncher, worker_environment
+from assets.store.store import Store
 
 GRACE = 1.0
 WITHIN = 20.0  # seconds; the promise is 30
 
-# A rank with a child in a session of its own, that has a grandchild in another, none of which ends by itself or by TERM.
+# A rank with a child in a session of its own, that has a grandchild in another, none of which ends
+# by itself or by TERM.
 STUBBORN = """
 import os, pathlib, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -34,8 +37,8 @@ time.sleep(600)
 STARTER = """
 import sys
 from pathlib import Path
-from assets.resources.launcher import LocalLauncher
-from assets.resources.store import Store
+from assets.launch.launcher import LocalLauncher
+from assets.store.store import Store
 folder = Path(sys.argv[1])
 with Store(folder / "home").lock("f" * 64) as fd:
     command = [sys.executable, "-S", str(folder / "stubborn.py"), "2", str(folder / "pids")]
@@ -60,7 +63,9 @@ def alive(folder: Path) -> list[psutil.Process]:
     for path in (folder / "pids").iterdir():
         try:
             process = psutil.Process(int(path.stem))
-            if process.status() != psutil.STATUS_ZOMBIE and str(folder) in " ".join(process.cmdline()):
+            if process.status() != psutil.STATUS_ZOMBIE and str(folder) in " ".join(
+                process.cmdline()
+            ):
                 found.append(process)
         except psutil.NoSuchProcess:
             continue
@@ -76,14 +81,20 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    starter = subprocess.Popen([sys.executable, str(folder / "starter.py"), str(folder)], env=environment)
+    starter = subprocess.Popen(
+        [sys.executable, str(folder / "starter.py"), str(folder)], env=environment
+    )
     until(lambda: len(alive(folder)) == TREE, "the tree did not start")
     return starter
 
 
-def run(tmp_path: Path, code: str, ranks: int = 2, on_poll: Callable[[], None] = lambda: None) -> Exit:
+def run(
+    tmp_path: Path, code: str, ranks: int = 2, on_poll: Callable[[], None] = lambda: None
+) -> Exit:
     command = [sys.executable, "-c", code]
-    return LocalLauncher(grace=GRACE).run(command, ranks=ranks, threads=1, log=tmp_path / "worker.log", on_poll=on_poll)
+    return LocalLauncher(grace=GRACE).run(
+        command, ranks=ranks, threads=1, log=tmp_path / "worker.log", on_poll=on_poll
+    )
 
 
 def test_every_rank_is_told_where_the_others_are(tmp_path: Path) -> None:
@@ -94,20 +105,31 @@ def test_every_rank_is_told_where_the_others_are(tmp_path: Path) -> None:
     )
     assert run(tmp_path, code).code == 0
     told = [json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2)]
-    assert [entry["RANK"] for entry in told] == [entry["LOCAL_RANK"] for entry in told] == ["0", "1"]
+    assert (
+        [entry["RANK"] for entry in told] == [entry["LOCAL_RANK"] for entry in told] == ["0", "1"]
+    )
     assert told[0] | {"RANK": "1", "LOCAL_RANK": "1"} == told[1]
-    assert (told[0]["WORLD_SIZE"], told[0]["MASTER_ADDR"], told[0]["OMP_NUM_THREADS"]) == ("2", "127.0.0.1", "1")
+    assert (told[0]["WORLD_SIZE"], told[0]["MASTER_ADDR"], told[0]["OMP_NUM_THREADS"]) == (
+        "2",
+        "127.0.0.1",
+        "1",
+    )
     assert 0 < int(told[0]["MASTER_PORT"]) < 65536
 
 
-def test_workers_compile_their_bytecode_and_keep_what_a_person_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_compile_their_bytecode_and_keep_what_a_person_has_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("MALLOC_TOP_PAD_", "4096")
     environment = worker_environment("cpu", ranks=2, threads=3)
     assert "PYTHONDONTWRITEBYTECODE" not in environment
     assert environment["MALLOC_TOP_PAD_"] == "4096"
     assert (environment["DS_ACCELERATOR"], environment["OMP_NUM_THREADS"]) == ("cpu", "3")
-    assert "DS_ACCELERATOR" not in worker_environment("cuda", ranks=2, threads=3).keys() - os.environ.keys()
+    assert (
+        "DS_ACCELERATOR"
+        not in worker_environment("cuda", ranks=2, threads=3).keys() - os.environ.keys()
+    )
 
 
 def test_peak_memory_is_that_of_the_whole_tree(tmp_path: Path) -> None:
@@ -151,7 +173,9 @@ def test_processes_a_finished_rank_left_behind_are_ended(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_process_outlives_a_starter_ended_by_a_signal(folder: Path, number: signal.Signals) -> None:
+def test_no_process_outlives_a_starter_ended_by_a_signal(
+    folder: Path, number: signal.Signals
+) -> None:
     starter = start(folder)
     starter.send_signal(number)
     until(lambda: alive(folder) == [], "processes outlived their starter")
@@ -186,12 +210,16 @@ def test_an_interrupted_run_ends_its_ranks_before_it_raises(folder: Path) -> Non
 
     command = [sys.executable, "-S", str(folder / "stubborn.py"), "2", str(folder / "pids")]
     with pytest.raises(Interruption):
-        LocalLauncher(grace=GRACE).run(command, ranks=2, threads=1, log=folder / "worker.log", on_poll=interrupt)
+        LocalLauncher(grace=GRACE).run(
+            command, ranks=2, threads=1, log=folder / "worker.log", on_poll=interrupt
+        )
     assert alive(folder) == []
 
 
 def test_a_step_process_of_a_killed_run_process_leaves_none_behind(folder: Path) -> None:
-    """Dagster's multiprocess executor: the step process outlives the run process and keeps the guard's pipe open."""
+    """Dagster's multiprocess executor: the step process outlives the run process and keeps the
+    guard's pipe open.
+    """
     parent = folder / "run_process.py"
     parent.write_text(
         "import multiprocessing, runpy, sys\n"

@@ -1,4 +1,6 @@
-"""The experiments on held-out text: which models `depth` has trained, what its intervals are over, and the samples both pages say."""
+"""The experiments on held-out text: which models `depth` has trained, what its intervals are over,
+and the samples both pages say.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,13 @@ import pytest
 from rank import MODEL, SECTION, make_inputs
 from world import Alone
 
-from assets import experiment_page
 from assets.contract import Artifact, Built
-from assets.experiments.depth import DEPTH
-from assets.experiments.visible_context import VISIBLE_CONTEXT
 from assets.graph import nodes
 from assets.node import Node
-from assets.recipe import Recipe
+from assets.recipe.recipe import Recipe
+from assets.report import experiment
+from assets.stages.depth import DEPTH
+from assets.stages.visible_context import VISIBLE_CONTEXT
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
@@ -26,62 +28,99 @@ from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.measure import held_out
 from gpt_model.training.settings import Execution
 
-# -- the models -----------------------------------------------------------------------------------------------------------------------
+# --- the models ---
 
 
 def graph(**depth: Any) -> dict[str, Node]:
     """Of a recipe of two layers, by name."""
-    recipe = Recipe.model_validate({
-        "name": "small", "corpus": {"sources": [{"name": "notes", "path": "notes.txt"}]}, "tokenizer": {"vocab_size": 320},
-        "model": MODEL, "pretraining": {**SECTION, "seed": 3, "snapshots": 2}, "experiments": {"depth": depth},
-    })  # fmt: skip
+    recipe = Recipe.model_validate(
+        {
+            "name": "small",
+            "corpus": {"sources": [{"name": "notes", "path": "notes.txt"}]},
+            "tokenizer": {"vocab_size": 320},
+            "model": MODEL,
+            "pretraining": {**SECTION, "seed": 3, "snapshots": 2},
+            "experiments": {"depth": depth},
+        }
+    )
     return {node.name: node for node in nodes(recipe)}
 
 
 def test_with_neither_tokens_nor_seeds_the_recipes_own_model_is_the_one_of_its_depth() -> None:
     found = graph(layers=[1, 2])
-    assert found["experiments/depth"].needs == ("tokens", "tokenizer", "pretrained", "depth/layers_1")
-    own, shallow = found["pretrained"].config(Path())["pretraining"], found["depth/layers_1"].config(Path())
+    assert found["experiments/depth"].needs == (
+        "tokens",
+        "tokenizer",
+        "pretrained",
+        "depth/layers_1",
+    )
+    own, shallow = (
+        found["pretrained"].config(Path())["pretraining"],
+        found["depth/layers_1"].config(Path()),
+    )
     assert shallow["pretraining"] == own | {"snapshots": 0} and shallow["model"]["layers"] == 1
 
 
 def test_with_tokens_or_seeds_every_depth_is_trained_for_the_experiment_and_alike() -> None:
     found = graph(layers=[1, 4], tokens=5120, seeds=2)
     names = [f"depth/layers_{n}_seed_{seed}" for n in (1, 2, 4) for seed in (3, 4)]
-    assert found["experiments/depth"].needs == ("tokens", "tokenizer", *names) and [n for n in found if n.startswith("depth/")] == names
+    assert (
+        found["experiments/depth"].needs == ("tokens", "tokenizer", *names)
+        and [n for n in found if n.startswith("depth/")] == names
+    )
     for name in names:
         settings = found[name].config(Path())
-        assert (settings["model"]["layers"], settings["pretraining"]["seed"]) == (int(name[13]), int(name[-1]))
+        assert (settings["model"]["layers"], settings["pretraining"]["seed"]) == (
+            int(name[13]),
+            int(name[-1]),
+        )
         told = settings["pretraining"]
-        assert (told["tokens"], told["warmup_tokens"], told["snapshots"]) == (5120, 256, 0)  # half as long
+        assert (told["tokens"], told["warmup_tokens"], told["snapshots"]) == (
+            5120,
+            256,
+            0,
+        )  # half as long
     assert set(graph(layers=[1], tokens=5120)) >= {"depth/layers_1", "depth/layers_2"}
-    with pytest.raises(UserError, match="100 tokens are less than one batch of 256: make it larger") as error:
+    with pytest.raises(
+        UserError, match="100 tokens are less than one batch of 256: make it larger"
+    ) as error:
         graph(layers=[1], tokens=100)
     assert error.value.field == "experiments.depth.tokens"
 
 
-# -- intervals ------------------------------------------------------------------------------------------------------------------------
+# --- intervals ---
 
 
 def windows(bits: float, spread: float = 0.0, count: int = 3000) -> np.ndarray:
-    """Of 100 bytes each, that take about so many bits a byte; some are harder than others for whichever model."""
+    """Of 100 bytes each, that take about so many bits a byte; some are harder than others for
+    whichever model.
+    """
     harder = np.random.default_rng(5).normal(0, 0.3, count)
     own = np.random.default_rng(int(bits * 1e6)).normal(0, spread, count) if spread else 0.0
-    return np.stack([(bits + harder + own) * math.log(2) * 100, np.full(count, 30.0), np.full(count, 100.0)], 1)
+    return np.stack(
+        [(bits + harder + own) * math.log(2) * 100, np.full(count, 30.0), np.full(count, 100.0)], 1
+    )
 
 
-def test_models_of_the_same_windows_are_compared_in_pairs_and_seeds_that_disagree_widen_the_interval() -> None:
+def test_models_of_the_same_windows_are_compared_in_pairs_and_seeds_that_disagree_widen_the_interval() -> (
+    None
+):
     alike = compared([[windows(2.5, 0.01)] * 2, [windows(2.0, 0.01)] * 2], 0)
     one, saved = alike.each()[0], alike.estimate([1, -1])
-    assert saved.value == pytest.approx(0.5, abs=0.01) and one.value - saved.value == pytest.approx(alike.values[1])
+    assert saved.value == pytest.approx(0.5, abs=0.01) and one.value - saved.value == pytest.approx(
+        alike.values[1]
+    )
     assert (one.high - one.low) / (2 * 1.96 * 0.3 / math.sqrt(3000)) == pytest.approx(1, abs=0.15)
     assert saved.high - saved.low < (one.high - one.low) / 5  # the hard windows are the same ones
     apart = compared([[windows(2.6), windows(2.4)], [windows(2.1), windows(1.9)]], 0)
     assert apart.estimate([1, -1]).value == pytest.approx(saved.value, abs=0.01)
-    assert apart.estimate([1, -1]).low < 0.4 < saved.low and saved.high < 0.6 < apart.estimate([1, -1]).high
+    assert (
+        apart.estimate([1, -1]).low < 0.4 < saved.low
+        and saved.high < 0.6 < apart.estimate([1, -1]).high
+    )
 
 
-# -- the stages -----------------------------------------------------------------------------------------------------------------------
+# --- the stages ---
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +129,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     folder = make_inputs(tmp_path_factory.mktemp("inputs"))
     tokenizer = Tokenizer.load(folder / "tokenizer")
     found = {"tokens": Artifact(folder / "tokens", "tokens", "", "", {}, {})}
-    found["tokenizer"] = Artifact(folder / "tokenizer", "tokenizer", "", "", {}, {"vocab_size": tokenizer.vocab_size})
+    found["tokenizer"] = Artifact(
+        folder / "tokenizer", "tokenizer", "", "", {}, {"vocab_size": tokenizer.vocab_size}
+    )
     for layers in (1, 2):
         shape = {**MODEL, "layers": layers}
         for seed in (1, 2):
@@ -98,14 +139,18 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
             model = GPT(ModelConfig(**shape, vocab_size=tokenizer.vocab_size), seed=seed)  # type: ignore[arg-type]
             model.wte.weight.data *= layers  # the deeper ones are clearly another model
             convert.save(model, path / "model", tokenizer.end_of_text)
-            found[f"depth/{path.name}"] = Artifact(path, "pretrained", "", "", {"model": shape, "pretraining": SECTION}, {})
+            found[f"depth/{path.name}"] = Artifact(
+                path, "pretrained", "", "", {"model": shape, "pretraining": SECTION}, {}
+            )
     return found
 
 
-def built(stage: Any, config: dict[str, Any], inputs: dict[str, Artifact], output: Path) -> tuple[Built, experiment_page.Document]:
+def built(
+    stage: Any, config: dict[str, Any], inputs: dict[str, Artifact], output: Path
+) -> tuple[Built, experiment.Document]:
     done = Built(config, inputs, output, stage.run(config, inputs, output, Alone()), {}, [])
     assert all(check.verdict(done).summary for check in stage.checks)
-    return done, experiment_page.read(output)
+    return done, experiment.read(output)
 
 
 def test_each_depth_is_the_mean_of_its_seeds_on_all_held_out_text_and_the_page_says_how_much(
@@ -114,27 +159,61 @@ def test_each_depth_is_the_mean_of_its_seeds_on_all_held_out_text_and_the_page_s
     done, document = built(DEPTH, {}, inputs, tmp_path)
     data, each = TokenData(inputs["tokens"].path), {}
     for n in (1, 2):
-        models = [convert.load(inputs[f"depth/layers_{n}_seed_{seed}"].path / "model").eval() for seed in (1, 2)]
+        models = [
+            convert.load(inputs[f"depth/layers_{n}_seed_{seed}"].path / "model").eval()
+            for seed in (1, 2)
+        ]
         each[n] = [held_out(model, data, Execution())["plays"] for model in models]
-        assert done.metrics[f"plays/{n}/bpb"] == pytest.approx(np.mean([one.bpb for one in each[n]]))
-    assert done.metrics["plays/saved"] == pytest.approx(done.metrics["plays/1/bpb"] - done.metrics["plays/2/bpb"])
-    assert done.metrics["plays/saved_low"] < done.metrics["plays/saved"] < done.metrics["plays/saved_high"]
+        assert done.metrics[f"plays/{n}/bpb"] == pytest.approx(
+            np.mean([one.bpb for one in each[n]])
+        )
+    assert done.metrics["plays/saved"] == pytest.approx(
+        done.metrics["plays/1/bpb"] - done.metrics["plays/2/bpb"]
+    )
+    assert (
+        done.metrics["plays/saved_low"]
+        < done.metrics["plays/saved"]
+        < done.metrics["plays/saved_high"]
+    )
     caption = document.tables[0].caption
-    assert caption.startswith("Each model trained on 10,240 tokens. Held out: ") and "Means of 2 seeds a depth" in caption
-    assert f"plays {len(data.tokens('plays', 'held_out')):,} tokens in {len(each[1][0].windows):,} windows" in caption
-    assert [series.x for series in document.plots[0].series] == [[1, 2]] * 2 and document.tables[0].rows[1][0] == 2
+    assert (
+        caption.startswith("Each model trained on 10,240 tokens. Held out: ")
+        and "Means of 2 seeds a depth" in caption
+    )
+    assert (
+        f"plays {len(data.tokens('plays', 'held_out')):,} tokens in {len(each[1][0].windows):,} windows"
+        in caption
+    )
+    assert [series.x for series in document.plots[0].series] == [[1, 2]] * 2 and document.tables[
+        0
+    ].rows[1][0] == 2
 
 
-def test_of_one_seed_the_page_says_that_another_is_not_in_the_intervals(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+def test_of_one_seed_the_page_says_that_another_is_not_in_the_intervals(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
     lone = {name: one for name, one in inputs.items() if not name.endswith("seed_2")}
     _, document = built(DEPTH, {}, lone, tmp_path)
-    assert "One seed a depth" in document.tables[0].caption and "another seed would give is not in them" in document.tables[0].caption
+    assert (
+        "One seed a depth" in document.tables[0].caption
+        and "another seed would give is not in them" in document.tables[0].caption
+    )
 
 
-def test_the_visible_context_says_its_sample_and_that_it_is_of_one_model(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+def test_the_visible_context_says_its_sample_and_that_it_is_of_one_model(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
     given = {"tokens": inputs["tokens"], "pretrained": inputs["depth/layers_1_seed_1"]}
-    _, document = built(VISIBLE_CONTEXT, {"contexts": [1, 8], "positions": 50, "seed": 0}, given, tmp_path)
+    _, document = built(
+        VISIBLE_CONTEXT, {"contexts": [1, 8], "positions": 50, "seed": 0}, given, tmp_path
+    )
     data, caption = TokenData(inputs["tokens"].path), document.tables[0].caption
     for source in ("plays", "facts"):
-        assert f"{source} 50 tokens of {len(data.tokens(source, 'held_out')):,} held out in 10 documents" in caption
-    assert "each a window of its own" in caption and "One model: what another seed of pre-training would give is not in them." in caption
+        assert (
+            f"{source} 50 tokens of {len(data.tokens(source, 'held_out')):,} held out in 10 documents"
+            in caption
+        )
+    assert (
+        "each a window of its own" in caption
+        and "One model: what another seed of pre-training would give is not in them." in caption
+    )

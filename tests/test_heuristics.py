@@ -1,4 +1,6 @@
-"""GPT-1's zero-shot heuristics, the visible context and the LSTM, as libraries: each against a computation written out here."""
+"""GPT-1's zero-shot heuristics, the visible context and the LSTM, as libraries: each against a
+computation written out here.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from gpt_model.decoder import build
 from gpt_model.experiments import heuristics
 from gpt_model.experiments.heuristics import Scored, Substitution
 from gpt_model.experiments.visible_context import bits_per_byte, gain, nats_by_context, positions
-from gpt_model.tasks.examples import Example
+from gpt_model.finetuning.examples import Example
 from gpt_model.tokenizer import Tokenizer
 
 TEXT = "the cat sat on the mat and the dog ran to the very good end of the very bad road "
@@ -30,7 +32,10 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> GPT:
-    return GPT(ModelConfig(layers=2, width=32, heads=2, context=32, vocab_size=tokenizer.vocab_size), seed=2).eval()
+    return GPT(
+        ModelConfig(layers=2, width=32, heads=2, context=32, vocab_size=tokenizer.vocab_size),
+        seed=2,
+    ).eval()
 
 
 def direct(model: torch.nn.Module, ids: tuple[int, ...], start: int) -> float:
@@ -39,9 +44,14 @@ def direct(model: torch.nn.Module, ids: tuple[int, ...], start: int) -> float:
     return sum(float(logits[i - 1, ids[i]]) for i in range(start, len(ids)))
 
 
-def test_rows_of_any_length_are_scored_as_each_would_be_alone_and_long_ones_keep_their_end(model: GPT) -> None:
+def test_rows_of_any_length_are_scored_as_each_would_be_alone_and_long_ones_keep_their_end(
+    model: GPT,
+) -> None:
     draw = np.random.default_rng(0)
-    rows = [Scored(tuple(int(i) for i in draw.integers(0, 200, length)), 1 + length // 2) for length in (2, 5, 33, 33, 17, 60)]
+    rows = [
+        Scored(tuple(int(i) for i in draw.integers(0, 200, length)), 1 + length // 2)
+        for length in (2, 5, 33, 33, 17, 60)
+    ]
     found = heuristics.log_probabilities(model, rows)
     for row, (total, count) in zip(rows, found, strict=True):
         ids, start = row.ids[-33:], max(1, row.start - max(0, len(row.ids) - 33))
@@ -49,13 +59,17 @@ def test_rows_of_any_length_are_scored_as_each_would_be_alone_and_long_ones_keep
         assert total == pytest.approx(direct(model, ids, start), abs=1e-4)
 
 
-def test_sentiment_is_the_likelier_of_positive_and_negative_after_very(model: GPT, tokenizer: Tokenizer) -> None:
+def test_sentiment_is_the_likelier_of_positive_and_negative_after_very(
+    model: GPT, tokenizer: Tokenizer
+) -> None:
     texts = ["the cat sat", "the dog ran to the road", "good"]
     expected = []
     for text in texts:
         before = [tokenizer.end_of_text, *tokenizer.encode(f"{text} very")]
         words = [tokenizer.encode(word) for word in (" negative", " positive")]
-        expected.append(int(np.argmax([direct(model, (*before, *word), len(before)) for word in words])))
+        expected.append(
+            int(np.argmax([direct(model, (*before, *word), len(before)) for word in words]))
+        )
     assert heuristics.sentiments(model, tokenizer, texts) == expected
 
 
@@ -71,7 +85,9 @@ def test_a_threshold_meets_the_most_labels_it_can() -> None:
     assert right(at) == max(right(cut) for cut in [-math.inf, *scores, math.inf])
 
 
-def test_answers_and_referents_go_by_the_mean_over_their_tokens_not_the_sum(model: GPT, tokenizer: Tokenizer) -> None:
+def test_answers_and_referents_go_by_the_mean_over_their_tokens_not_the_sum(
+    model: GPT, tokenizer: Tokenizer
+) -> None:
     question = Example("0", "g", ("the cat",), ("sat on the mat and ran", "ran"), 0)
     before = (tokenizer.end_of_text, *tokenizer.encode("the cat"))
     means = []
@@ -92,29 +108,68 @@ def test_answers_and_referents_go_by_the_mean_over_their_tokens_not_the_sum(mode
 @pytest.mark.parametrize(
     ("question", "options", "right", "expected"),
     [
-        ("The nurse told the guest that she was late.", ("The nurse was late", "The guest was late", "Ambiguous"), 1,
-         Substitution("The nurse told the guest that ", ("the nurse", "the guest"), " was late.", 1)),
-        ("After meeting the editors, Kim went to her desk.", ("The desk was the editors' desk", "The desk was Kim's desk", "Ambiguous"), 1,
-         Substitution("After meeting the editors, Kim went to ", ("the editors'", "Kim's"), " desk.", 1)),
-        ("The cup does not fit the box because _ is too big.", ("the cup", "the box"), 0,
-         Substitution("The cup does not fit the box because ", ("the cup", "the box"), " is too big.", 0)),
-        ("The nurse told the guest that she was late.", ("The nurse was late", "The guest was late", "Ambiguous"), 2, None),
+        (
+            "The nurse told the guest that she was late.",
+            ("The nurse was late", "The guest was late", "Ambiguous"),
+            1,
+            Substitution(
+                "The nurse told the guest that ", ("the nurse", "the guest"), " was late.", 1
+            ),
+        ),
+        (
+            "After meeting the editors, Kim went to her desk.",
+            ("The desk was the editors' desk", "The desk was Kim's desk", "Ambiguous"),
+            1,
+            Substitution(
+                "After meeting the editors, Kim went to ", ("the editors'", "Kim's"), " desk.", 1
+            ),
+        ),
+        (
+            "The cup does not fit the box because _ is too big.",
+            ("the cup", "the box"),
+            0,
+            Substitution(
+                "The cup does not fit the box because ", ("the cup", "the box"), " is too big.", 0
+            ),
+        ),
+        (
+            "The nurse told the guest that she was late.",
+            ("The nurse was late", "The guest was late", "Ambiguous"),
+            2,
+            None,
+        ),
         ("Kim met Sam, and he left.", ("Sam left", "left"), 0, None),  # one of them names nobody
         ("Kim met Sam, and he left.", ("left", "left"), 0, None),  # neither does
-        ("Kim met Sam when he left early.", ("Kim left Early", "Sam left early"), 1,
-         Substitution("Kim met Sam when ", ("Kim", "Sam"), " left early.", 1)),
-        ("The nurse met the cook when she left.", ("The nurse the nurse left", "The nurse left"), 0, None),  # alike from both ends
+        (
+            "Kim met Sam when he left early.",
+            ("Kim left Early", "Sam left early"),
+            1,
+            Substitution("Kim met Sam when ", ("Kim", "Sam"), " left early.", 1),
+        ),
+        (
+            "The nurse met the cook when she left.",
+            ("The nurse the nurse left", "The nurse left"),
+            0,
+            None,
+        ),  # alike from both ends
         ("She said that he left.", ("Ann left", "Bob left"), 1, None),  # two pronouns
-        ("The nurse thanked her.", ("The nurse thanked the guest", "The nurse thanked the cook"), 0, None),  # nothing follows
+        (
+            "The nurse thanked her.",
+            ("The nurse thanked the guest", "The nurse thanked the cook"),
+            0,
+            None,
+        ),  # nothing follows
     ],
-)  # fmt: skip
+)
 def test_what_a_pronouns_readings_differ_in_takes_its_place(
     question: str, options: tuple[str, ...], right: int, expected: Substitution | None
 ) -> None:
     assert heuristics.resolution(Example("0", question, (question,), options, right)) == expected
 
 
-def test_a_visible_context_of_k_is_exactly_the_last_k_tokens(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_visible_context_of_k_is_exactly_the_last_k_tokens(
+    model: GPT, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     documents = {"training": [TEXT], "held_out": [TEXT * 3, "the end of the road "]}
     shards.write(tmp_path, {"it": SourceTexts(1.0, documents)}, tokenizer)
     data = TokenData(tmp_path)
@@ -128,19 +183,31 @@ def test_a_visible_context_of_k_is_exactly_the_last_k_tokens(model: GPT, tokeniz
             assert nats[row, column] == pytest.approx(-alone, abs=1e-4)
     sizes = data.byte_lengths[tokens[at]].astype(int)
     all_seen = bits_per_byte(nats[:, 2], sizes)
-    assert all_seen.value == pytest.approx(nats[:, 2].sum() / math.log(2) / sizes.sum()) and all_seen.low < all_seen.value < all_seen.high
+    assert (
+        all_seen.value == pytest.approx(nats[:, 2].sum() / math.log(2) / sizes.sum())
+        and all_seen.low < all_seen.value < all_seen.high
+    )
     saved = gain(nats[:, 0], nats[:, 2], sizes)
-    assert saved.value == pytest.approx(bits_per_byte(nats[:, 0], sizes).value - all_seen.value) and saved.low < saved.value < saved.high
+    assert (
+        saved.value == pytest.approx(bits_per_byte(nats[:, 0], sizes).value - all_seen.value)
+        and saved.low < saved.value < saved.high
+    )
 
 
 def test_the_lstm_learns_and_ends_where_its_seed_says() -> None:
-    config = ModelConfig(family="lstm", layers=1, width=32, heads=1, context=24, vocab_size=40, dropout=0.1)
+    config = ModelConfig(
+        family="lstm", layers=1, width=32, heads=1, context=24, vocab_size=40, dropout=0.1
+    )
     tokens = torch.arange(25).repeat(4, 1) % 7
     ends = []
     for _ in range(2):
         torch.manual_seed(0)
         model = build(config, seed=5)
-        assert sum(weight.numel() for weight in model.parameters()) == config.parameters() == 40 * 32 + 8 * 32 * 32 + 8 * 32
+        assert (
+            sum(weight.numel() for weight in model.parameters())
+            == config.parameters()
+            == 40 * 32 + 8 * 32 * 32 + 8 * 32
+        )
         first = float(model(tokens[:, :-1], tokens[:, 1:]).detach())
         optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
         for _ in range(120):
@@ -154,4 +221,6 @@ def test_the_lstm_learns_and_ends_where_its_seed_says() -> None:
     with torch.no_grad():  # what follows changes nothing of what came before
         assert torch.allclose(model(tokens[:, :9]), model(tokens[:, :24])[:, :9], atol=1e-6)
         expected = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-        assert float(model.loss(tokens[:, :-1], tokens[:, 1:])) == pytest.approx(float(expected), abs=1e-5)
+        assert float(model.loss(tokens[:, :-1], tokens[:, 1:])) == pytest.approx(
+            float(expected), abs=1e-5
+        )

@@ -1,4 +1,6 @@
-"""The stages `demonstrations`, `comparisons` and `prompts`: splits that do not cross, an account of every row, places and recipes."""
+"""The stages `demonstrations`, `comparisons` and `prompts`: splits that do not cross, an account of
+every row, places and recipes.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,26 @@ import pytest
 from rank import Said
 from test_human_forms import jsonl
 
-from assets.alignment.human_data import COMPARISONS, DEMONSTRATIONS, PROMPTS
-from assets.alignment.section import AlignmentSection
 from assets.contract import Artifact, Built, Stage
-from assets.recipe import load_recipe
-from gpt_model.alignment import reading
+from assets.recipe.alignment_section import AlignmentSection
+from assets.recipe.recipe import load_recipe
+from assets.stages.human_data import COMPARISONS, DEMONSTRATIONS, PROMPTS
 from gpt_model.data import hub
 from gpt_model.errors import Unreachable, UserError
+from gpt_model.rlhf import records
 
-SENTENCES = [{"text": f"the {word} sees tree {n} and the king", "rating": n % 7 - 3} for n in range(60) for word in ("sailor", "baker")]
-RATED = {"name": "reviews", "path": "reviews.jsonl", "form": "rated", "instruction": "Write.", "ranked": 4}
+SENTENCES = [
+    {"text": f"the {word} sees tree {n} and the king", "rating": n % 7 - 3}
+    for n in range(60)
+    for word in ("sailor", "baker")
+]
+RATED = {
+    "name": "reviews",
+    "path": "reviews.jsonl",
+    "form": "rated",
+    "instruction": "Write.",
+    "ranked": 4,
+}
 TEXTS = {**RATED, "form": "text"}
 
 
@@ -34,17 +46,34 @@ def folder(tmp_path: Path, downloads: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def pinned(folder: Path, stage: Stage, *sources: dict[str, Any], **more: Any) -> dict[str, Any]:
-    section = {"demonstrations": {"sources": [{"name": "said", "path": "said.jsonl", "form": "instruction"}]}}
+    section = {
+        "demonstrations": {
+            "sources": [{"name": "said", "path": "said.jsonl", "form": "instruction"}]
+        }
+    }
     section[stage.name] = {"sources": list(sources), **more}
     config = getattr(AlignmentSection.model_validate(section), stage.name).model_dump(mode="json")
     return dict(stage.pin({**config, "split_seed": 0}, folder))
 
 
-def build(folder: Path, stage: Stage, *sources: dict[str, Any], inputs: dict[str, Artifact] | None = None, **more: Any) -> Built:
+def build(
+    folder: Path,
+    stage: Stage,
+    *sources: dict[str, Any],
+    inputs: dict[str, Artifact] | None = None,
+    **more: Any,
+) -> Built:
     output = folder / f"made-{stage.name}-{len(list(folder.iterdir()))}"
     output.mkdir()
     config = pinned(folder, stage, *sources, **more)
-    return Built(config, inputs or {}, output, stage.run(config, inputs or {}, output, Said(stage.name)), {}, ())
+    return Built(
+        config,
+        inputs or {},
+        output,
+        stage.run(config, inputs or {}, output, Said(stage.name)),
+        {},
+        (),
+    )
 
 
 def artifact(built: Built) -> Artifact:
@@ -61,15 +90,18 @@ def report(built: Built) -> dict[str, Any]:
     return told
 
 
-def reading_of(made: Artifact) -> dict[str, list[reading.Ranking]]:
-    return {split: reading.read_comparisons(made.path, split) for split in ("training", "held_out", "judge")}
+def reading_of(made: Artifact) -> dict[str, list[records.Ranking]]:
+    return {
+        split: records.read_comparisons(made.path, split)
+        for split in ("training", "held_out", "judge")
+    }
 
 
-def rankings(built: Built) -> dict[str, list[reading.Ranking]]:
+def rankings(built: Built) -> dict[str, list[records.Ranking]]:
     return reading_of(artifact(built))
 
 
-# -- comparisons -------------------------------------------------------------------------------------------------------------------------
+# --- comparisons ---
 
 
 def test_no_sentence_is_in_two_rankings_and_what_is_left_over_is_counted(folder: Path) -> None:
@@ -78,20 +110,40 @@ def test_no_sentence_is_in_two_rankings_and_what_is_left_over_is_counted(folder:
     every = [ranking for split in made.values() for ranking in split]
     texts = [one.text for ranking in every for one in ranking.responses]
     assert {len(ranking.responses) for ranking in every} == {4} and len(texts) == len(set(texts))
-    left = report(built)["reviews"]["left_out"].get("too few left to be set against", {"count": 0})["count"]
+    left = report(built)["reviews"]["left_out"].get("too few left to be set against", {"count": 0})[
+        "count"
+    ]
     assert len(texts) + left == len(SENTENCES) and 0 < left <= 9
     assert all(made.values()) and not failed(COMPARISONS, built).keys() - {"enough"}
     rating: dict[Any, Any] = {row["text"]: row["rating"] for row in SENTENCES}
     for ranking in every:
-        assert all(rating[ranking.responses[a].text] > rating[ranking.responses[b].text] for a, b in ranking.pairs())
-        assert all((a.rank == b.rank) == (rating[a.text] == rating[b.text]) for a in ranking.responses for b in ranking.responses)
+        assert all(
+            rating[ranking.responses[a].text] > rating[ranking.responses[b].text]
+            for a, b in ranking.pairs()
+        )
+        assert all(
+            (a.rank == b.rank) == (rating[a.text] == rating[b.text])
+            for a in ranking.responses
+            for b in ranking.responses
+        )
     pairs = sum(len(ranking.pairs()) for ranking in made["training"])
-    assert built.metrics["training_pairs"] == pairs == 6 * len(made["training"]) - built.metrics["training_ties"]
+    assert (
+        built.metrics["training_pairs"]
+        == pairs
+        == 6 * len(made["training"]) - built.metrics["training_ties"]
+    )
 
 
 def test_a_sentence_of_two_sources_is_in_one_ranking(folder: Path) -> None:
-    built = build(folder, COMPARISONS, {**RATED, "name": "some", "part": [0.0, 0.5]}, RATED, held_out=0.2)
-    texts = [one.text for split in rankings(built).values() for ranking in split for one in ranking.responses]
+    built = build(
+        folder, COMPARISONS, {**RATED, "name": "some", "part": [0.0, 0.5]}, RATED, held_out=0.2
+    )
+    texts = [
+        one.text
+        for split in rankings(built).values()
+        for ranking in split
+        for one in ranking.responses
+    ]
     assert len(texts) == len(set(texts)) and not failed(COMPARISONS, built).keys() - {"enough"}
 
 
@@ -100,50 +152,115 @@ def test_a_sentence_planted_in_two_splits_fails_the_check(folder: Path) -> None:
     line = (built.output / "training.jsonl").read_text().splitlines()[0]
     with (built.output / "held_out.jsonl").open("a") as file:
         file.write(line + "\n")
-    assert failed(COMPARISONS, built)["splits_do_not_cross"].startswith("4 are in more than one split")
+    assert failed(COMPARISONS, built)["splits_do_not_cross"].startswith(
+        "4 are in more than one split"
+    )
 
 
 def test_equal_answers_to_different_questions_do_not_cross(folder: Path) -> None:
-    rows = [{"prompt": f"Is it {n}?", "responses": ["Yes.", "No."], "scores": [1, n % 2]} for n in range(40)]
+    rows = [
+        {"prompt": f"Is it {n}?", "responses": ["Yes.", "No."], "scores": [1, n % 2]}
+        for n in range(40)
+    ]
     jsonl(folder / "scored.jsonl", rows)
-    source = {"name": "scored", "path": "scored.jsonl", "form": "rankings", "columns": {"scores": "scores"}}
+    source = {
+        "name": "scored",
+        "path": "scored.jsonl",
+        "form": "rankings",
+        "columns": {"scores": "scores"},
+    }
     built = build(folder, COMPARISONS, source, held_out=0.3)
     assert failed(COMPARISONS, built) == {} or set(failed(COMPARISONS, built)) == {"enough"}
-    assert built.metrics["training_ties"] == built.metrics["training"] - built.metrics["training_pairs"] > 0
+    assert (
+        built.metrics["training_ties"]
+        == built.metrics["training"] - built.metrics["training_pairs"]
+        > 0
+    )
 
 
 def test_rows_of_one_prompt_are_one_line_and_every_row_is_counted(folder: Path) -> None:
-    """Ten people on each of six prompts, who do not agree; two of a prompt's three answers are in each row."""
+    """Ten people on each of six prompts, who do not agree; two of a prompt's three answers are in
+    each row.
+    """
     rows = [
-        {"prompt": f"Is it {n % 6}?", "responses": ["Yes.", "No.", "Who knows."][n // 6 % 2 :][:2], "scores": [n % 5, 2]} for n in range(60)
+        {
+            "prompt": f"Is it {n % 6}?",
+            "responses": ["Yes.", "No.", "Who knows."][n // 6 % 2 :][:2],
+            "scores": [n % 5, 2],
+        }
+        for n in range(60)
     ]
     jsonl(folder / "scored.jsonl", rows)
-    source = {"name": "scored", "path": "scored.jsonl", "form": "rankings", "columns": {"scores": "scores"}}
+    source = {
+        "name": "scored",
+        "path": "scored.jsonl",
+        "form": "rankings",
+        "columns": {"scores": "scores"},
+    }
     built = build(folder, COMPARISONS, source, held_out=0.3)
     made = [one for split in rankings(built).values() for one in split]
-    assert len({one.prompt for one in made}) == len(made) == 6 and failed(COMPARISONS, built).keys() <= {"enough"}
+    assert len({one.prompt for one in made}) == len(made) == 6 and failed(
+        COMPARISONS, built
+    ).keys() <= {"enough"}
     assert report(built)["scored"]["kept"] == 60 == sum(len(one.orders()) for one in made)
-    assert all(len({response.text for response in one.responses}) == len(one.responses) == 3 for one in made)
-    expected = sorted(
-        (row["prompt"], *(row["responses"] if row["scores"][0] > 2 else row["responses"][::-1])) for row in rows if row["scores"][0] != 2
+    assert all(
+        len({response.text for response in one.responses}) == len(one.responses) == 3
+        for one in made
     )
-    assert expected == sorted((one.prompt[0].text, one.responses[a].text, one.responses[b].text) for one in made for a, b in one.pairs())
+    expected = sorted(
+        (row["prompt"], *(row["responses"] if row["scores"][0] > 2 else row["responses"][::-1]))
+        for row in rows
+        if row["scores"][0] != 2
+    )
+    assert expected == sorted(
+        (one.prompt[0].text, one.responses[a].text, one.responses[b].text)
+        for one in made
+        for a, b in one.pairs()
+    )
     COMPARISONS.show(built, folder)
     assert "rank 1, –, 0, –" in (folder / "samples.md").read_text()
 
 
 def test_a_prompt_that_hundreds_answer_is_as_many_lines_as_go_through_a_model(folder: Path) -> None:
-    rows = [{"prompt": "Write a joke.", "responses": [f"Joke {n}.", f"Pun {n}."], "scores": [1, 2]} for n in range(150)]
+    rows = [
+        {"prompt": "Write a joke.", "responses": [f"Joke {n}.", f"Pun {n}."], "scores": [1, 2]}
+        for n in range(150)
+    ]
     jsonl(folder / "scored.jsonl", rows)
-    source = {"name": "scored", "path": "scored.jsonl", "form": "rankings", "columns": {"scores": "scores"}}
-    made = [one for split in rankings(build(folder, COMPARISONS, source, held_out=0.3)).values() for one in split]
-    assert [len(one.responses) for one in made] == [64] * 4 + [44] and sum(len(one.orders()) for one in made) == 150
+    source = {
+        "name": "scored",
+        "path": "scored.jsonl",
+        "form": "rankings",
+        "columns": {"scores": "scores"},
+    }
+    made = [
+        one
+        for split in rankings(build(folder, COMPARISONS, source, held_out=0.3)).values()
+        for one in split
+    ]
+    assert [len(one.responses) for one in made] == [64] * 4 + [44] and sum(
+        len(one.orders()) for one in made
+    ) == 150
 
 
-def test_answers_that_cannot_be_used_are_dropped_by_themselves_and_stand_on_the_page(folder: Path) -> None:
-    rows = [{"prompt": f"Is it {n}?", "responses": ["Yes.", "No.", "" if n == 7 else "Who knows."], "scores": [1, 2, 3]} for n in range(30)]
+def test_answers_that_cannot_be_used_are_dropped_by_themselves_and_stand_on_the_page(
+    folder: Path,
+) -> None:
+    rows = [
+        {
+            "prompt": f"Is it {n}?",
+            "responses": ["Yes.", "No.", "" if n == 7 else "Who knows."],
+            "scores": [1, 2, 3],
+        }
+        for n in range(30)
+    ]
     jsonl(folder / "scored.jsonl", rows)
-    source = {"name": "scored", "path": "scored.jsonl", "form": "rankings", "columns": {"scores": "scores"}}
+    source = {
+        "name": "scored",
+        "path": "scored.jsonl",
+        "form": "rankings",
+        "columns": {"scores": "scores"},
+    }
     built = build(folder, COMPARISONS, source, held_out=0.3)
     assert not failed(COMPARISONS, built) and report(built)["scored"]["kept"] == 30
     COMPARISONS.show(built, folder)
@@ -154,13 +271,14 @@ def test_answers_that_cannot_be_used_are_dropped_by_themselves_and_stand_on_the_
 def test_too_few_rated_texts_to_rank_is_a_mistake_that_names_the_source(folder: Path) -> None:
     jsonl(folder / "reviews.jsonl", SENTENCES[:3])
     with pytest.raises(
-        UserError, match=r"'reviews': none of its 3 rows can be used for comparisons.*too few left to be set against"
+        UserError,
+        match=r"'reviews': none of its 3 rows can be used for comparisons.*too few left to be set against",
     ) as found:
         build(folder, COMPARISONS, RATED)
     assert found.value.field is None or "sources" in found.value.field
 
 
-# -- prompts -----------------------------------------------------------------------------------------------------------------------------
+# --- prompts ---
 
 
 def prompted(folder: Path, **shares: Any) -> Built:
@@ -174,28 +292,52 @@ def test_prompts_are_in_neither_demonstrations_nor_comparisons(folder: Path) -> 
     built = prompted(folder)
     assert not failed(PROMPTS, built).keys() - {"enough"}
     assert "in demonstrations or comparisons" not in report(built)["reviews"]["left_out"]
-    found = [one for split in ("training", "held_out") for one in reading.read_prompts(built.output, split)]
+    found = [
+        one
+        for split in ("training", "held_out")
+        for one in records.read_prompts(built.output, split)
+    ]
     texts = {one.turns[-1].text + (one.rest or "") for one in found}
     assert texts and texts <= {row["text"] for row in SENTENCES}
 
 
 def test_a_prompt_whose_text_was_shown_or_judged_is_left_out(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"'reviews': none of its 120 rows can be used for prompts.*in demonstrations or comparisons"):
+    with pytest.raises(
+        UserError,
+        match=r"'reviews': none of its 120 rows can be used for prompts.*in demonstrations or comparisons",
+    ):
         prompted(folder, shown=[0.5, 1.0])
     built = prompted(folder, judged=[0.3, 1.0])
-    ranked = {one.text for split in reading_of(built.inputs["comparisons"]).values() for ranking in split for one in ranking.responses}
+    ranked = {
+        one.text
+        for split in reading_of(built.inputs["comparisons"]).values()
+        for ranking in split
+        for one in ranking.responses
+    }
     left = report(built)["reviews"]["left_out"]["in demonstrations or comparisons"]["count"]
-    found = [one for split in ("training", "held_out") for one in reading.read_prompts(built.output, split)]
+    found = [
+        one
+        for split in ("training", "held_out")
+        for one in records.read_prompts(built.output, split)
+    ]
     assert left > 20 > len(found) > 0  # what was too few to be ranked was not judged
-    assert not {one.turns[-1].text + (one.rest or "") for one in found} & ranked and not failed(PROMPTS, built).keys() - {"enough"}
+    assert not {one.turns[-1].text + (one.rest or "") for one in found} & ranked and not failed(
+        PROMPTS, built
+    ).keys() - {"enough"}
 
 
 def test_a_planted_prompt_fails_the_blocking_check(folder: Path) -> None:
     built = prompted(folder)
-    asked = reading.read_demonstrations(built.inputs["demonstrations"].path, "training")[0].turns[-1].text.rpartition(" ")
-    planted = reading.Prompt("reviews", "x", reading.read_prompts(built.output, "training")[0].turns[:1], None)
+    asked = (
+        records.read_demonstrations(built.inputs["demonstrations"].path, "training")[0]
+        .turns[-1]
+        .text.rpartition(" ")
+    )
+    planted = records.Prompt(
+        "reviews", "x", records.read_prompts(built.output, "training")[0].turns[:1], None
+    )
     words = {"source": "reviews", "id": "x", "rest": asked[1] + asked[2]}
-    messages = [*reading.as_row(planted)["messages"], {"role": "assistant", "content": asked[0]}]
+    messages = [*records.as_row(planted)["messages"], {"role": "assistant", "content": asked[0]}]
     with (built.output / "training.jsonl").open("a") as file:
         file.write(json.dumps({**words, "messages": messages}) + "\n")
     assert failed(PROMPTS, built)["disjoint"].startswith("1 of ")
@@ -203,7 +345,9 @@ def test_a_planted_prompt_fails_the_blocking_check(folder: Path) -> None:
 
 
 def test_a_row_that_the_account_lacks_fails_the_blocking_check(folder: Path) -> None:
-    built = build(folder, DEMONSTRATIONS, {"name": "said", "path": "said.jsonl", "form": "instruction"})
+    built = build(
+        folder, DEMONSTRATIONS, {"name": "said", "path": "said.jsonl", "form": "instruction"}
+    )
     assert failed(DEMONSTRATIONS, built) == {}
     path = built.output / "report.json"
     path.write_text(path.read_text().replace('"rows": 40', '"rows": 41'))
@@ -211,29 +355,47 @@ def test_a_row_that_the_account_lacks_fails_the_blocking_check(folder: Path) -> 
 
 
 def test_a_page_says_what_was_left_out_and_shows_little_of_what_is_not_ours(folder: Path) -> None:
-    rows = [{"instruction": "Say | it.", "response": "x" * 100}, {"instruction": "Say.", "response": ""}]
+    rows = [
+        {"instruction": "Say | it.", "response": "x" * 100},
+        {"instruction": "Say.", "response": ""},
+    ]
     jsonl(folder / "said.jsonl", rows)
     built = build(
-        folder, DEMONSTRATIONS, {"name": "said", "path": "said.jsonl", "form": "instruction", "show_text": False, "licence": "CC0"}
+        folder,
+        DEMONSTRATIONS,
+        {
+            "name": "said",
+            "path": "said.jsonl",
+            "form": "instruction",
+            "show_text": False,
+            "licence": "CC0",
+        },
     )
     DEMONSTRATIONS.show(built, folder)
     assert (
         "| said | 2 | 1 | no answer: 1 (first: said.jsonl, row 2: it is one turn, the user's) | CC0 |"
         in (folder / "sources.md").read_text()
     )
-    assert "x" * 40 in (folder / "samples.md").read_text() and "x" * 61 not in (folder / "samples.md").read_text()
+    assert (
+        "x" * 40 in (folder / "samples.md").read_text()
+        and "x" * 61 not in (folder / "samples.md").read_text()
+    )
 
 
-# -- places ------------------------------------------------------------------------------------------------------------------------------
+# --- places ---
 
 
-def test_other_bytes_are_another_config_and_a_file_that_changed_since_is_refused(folder: Path) -> None:
+def test_other_bytes_are_another_config_and_a_file_that_changed_since_is_refused(
+    folder: Path,
+) -> None:
     source = {"name": "said", "path": "said.jsonl", "form": "instruction"}
     first = pinned(folder, DEMONSTRATIONS, source)
     assert first == pinned(folder, DEMONSTRATIONS, source)
     jsonl(folder / "said.jsonl", [{"instruction": "Who?", "response": "No one."}])
     assert pinned(folder, DEMONSTRATIONS, source) != first
-    with pytest.raises(UserError, match=r"said\.jsonl is no longer the file that was pinned") as found:
+    with pytest.raises(
+        UserError, match=r"said\.jsonl is no longer the file that was pinned"
+    ) as found:
         DEMONSTRATIONS.run(first, {}, folder, Said("x"))
     assert found.value.field == "sources[0].path"
 
@@ -241,35 +403,70 @@ def test_other_bytes_are_another_config_and_a_file_that_changed_since_is_refused
 def test_a_folder_in_the_hubs_layout_is_read_as_the_hub_is(folder: Path) -> None:
     (folder / "copy" / "data").mkdir(parents=True)
     for split in ("train", "test"):
-        jsonl(folder / "copy" / "data" / f"{split}-00000-of-00001.jsonl", [{"instruction": split, "response": "x"}])
-    built = build(folder, DEMONSTRATIONS, {"name": "copied", "hub": "./copy", "split": "test", "form": "instruction"}, held_out=1e-9)
-    assert [one.turns[0].text for one in reading.read_demonstrations(built.output, "training")] == ["test"]
+        jsonl(
+            folder / "copy" / "data" / f"{split}-00000-of-00001.jsonl",
+            [{"instruction": split, "response": "x"}],
+        )
+    built = build(
+        folder,
+        DEMONSTRATIONS,
+        {"name": "copied", "hub": "./copy", "split": "test", "form": "instruction"},
+        held_out=1e-9,
+    )
+    assert [one.turns[0].text for one in records.read_demonstrations(built.output, "training")] == [
+        "test"
+    ]
 
 
-def test_a_hub_that_does_not_answer_is_said_with_the_source(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_said_with_the_source(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(hub, "_silent_since", float("-inf"))
-    with pytest.raises(Unreachable, match="hub could not be asked which commit 'main' of some/data is") as found:
-        pinned(folder, DEMONSTRATIONS, {"name": "theirs", "hub": "some/data", "revision": "main", "form": "messages"})
+    with pytest.raises(
+        Unreachable, match="hub could not be asked which commit 'main' of some/data is"
+    ) as found:
+        pinned(
+            folder,
+            DEMONSTRATIONS,
+            {"name": "theirs", "hub": "some/data", "revision": "main", "form": "messages"},
+        )
     assert (found.value.field or "").startswith("sources[0]")
 
 
 def test_a_list_in_one_json_file_and_a_tsv_without_a_header_are_rows(folder: Path) -> None:
-    (folder / "alpaca.json").write_text(json.dumps([{"instruction": "a", "response": "b"}], indent=1))
+    (folder / "alpaca.json").write_text(
+        json.dumps([{"instruction": "a", "response": "b"}], indent=1)
+    )
     (folder / "rows.tsv").write_text("c\td\n")
     built = build(
-        folder, DEMONSTRATIONS, {"name": "alpaca", "path": "alpaca.json", "form": "instruction"},
-        {"name": "table", "path": "rows.tsv", "form": "instruction", "header": ["instruction", "response"]}, held_out=1e-9,
-    )  # fmt: skip
-    assert [one.turns[0].text for one in reading.read_demonstrations(built.output, "training")] == ["a", "c"]
+        folder,
+        DEMONSTRATIONS,
+        {"name": "alpaca", "path": "alpaca.json", "form": "instruction"},
+        {
+            "name": "table",
+            "path": "rows.tsv",
+            "form": "instruction",
+            "header": ["instruction", "response"],
+        },
+        held_out=1e-9,
+    )
+    assert [one.turns[0].text for one in records.read_demonstrations(built.output, "training")] == [
+        "a",
+        "c",
+    ]
 
 
 def test_the_shipped_packages_are_read(folder: Path) -> None:
-    """chat-tiny's conversations, a good half of which are there twice, and a labelled set as instructions."""
+    """chat-tiny's conversations, a good half of which are there twice, and a labelled set as
+    instructions.
+    """
     recipe = load_recipe("chat-tiny").alignment
     assert recipe
     sources = [
-        source.model_dump(mode="json") for source in recipe.demonstrations.sources if source.name in ("conversations", "factual_summary")
+        source.model_dump(mode="json")
+        for source in recipe.demonstrations.sources
+        if source.name in ("conversations", "factual_summary")
     ]
     built = build(folder, DEMONSTRATIONS, *sources)
     told = report(built)
@@ -277,7 +474,7 @@ def test_the_shipped_packages_are_read(folder: Path) -> None:
     assert told["factual_summary"]["kept"] == 60 and not failed(DEMONSTRATIONS, built)
 
 
-# -- recipes -----------------------------------------------------------------------------------------------------------------------------
+# --- recipes ---
 
 RECIPE = """\
 name: talk
@@ -294,22 +491,48 @@ alignment:
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ('{name: a, path: "a.jsonl"}', r"line 9: .*sources\[0\].*`form` is missing: what a row is, one of messages, instruction"),
-        ('{name: a, path: "a.jsonl", form: messages, columns: {text: x}}', r"line 9: .*columns.*form messages has no part 'text'"),
-        ('{name: a, path: "a.jsonl", hub: b/c, form: messages}', "line 9: .*exactly one of package, path.*found path and hub"),
+        (
+            '{name: a, path: "a.jsonl"}',
+            r"line 9: .*sources\[0\].*`form` is missing: what a row is, one of messages, instruction",
+        ),
+        (
+            '{name: a, path: "a.jsonl", form: messages, columns: {text: x}}',
+            r"line 9: .*columns.*form messages has no part 'text'",
+        ),
+        (
+            '{name: a, path: "a.jsonl", hub: b/c, form: messages}',
+            "line 9: .*exactly one of package, path.*found path and hub",
+        ),
         ("{name: a, form: messages}", "line 9: .*exactly one of.*found none"),
-        ('{name: a, path: "a.jsonl", form: rated, instruction: Write.}', "line .*'a' has form rated, which makes no demonstrations"),
+        (
+            '{name: a, path: "a.jsonl", form: rated, instruction: Write.}',
+            "line .*'a' has form rated, which makes no demonstrations",
+        ),
         ('{name: a, path: "a.jsonl", form: message}', "line 9: .*form.*'message'"),
         ('{name: a, path: "a.jsonl", form: text}', "line 9: .*`instruction` is missing"),
-        ('{name: a, path: "a.jsonl", form: text, instruction: " "}', "line 9: .*instruction.*says nothing"),
-        ('{name: a, path: "a.jsonl", form: messages, part: [0.5, 0.2]}', r"line 9: .*part.*\[0.5, 0.2\] is no part"),
-        ('{name: a, path: "a.jsonl", form: messages, opening: 3}', "line 9: .*opening.*form messages reads none"),
-        ('{name: a, package: "a==1", files: x, form: messages}', "line 9: .*a package needs `sha256`"),
+        (
+            '{name: a, path: "a.jsonl", form: text, instruction: " "}',
+            "line 9: .*instruction.*says nothing",
+        ),
+        (
+            '{name: a, path: "a.jsonl", form: messages, part: [0.5, 0.2]}',
+            r"line 9: .*part.*\[0.5, 0.2\] is no part",
+        ),
+        (
+            '{name: a, path: "a.jsonl", form: messages, opening: 3}',
+            "line 9: .*opening.*form messages reads none",
+        ),
+        (
+            '{name: a, package: "a==1", files: x, form: messages}',
+            "line 9: .*a package needs `sha256`",
+        ),
         ("{name: a, hub: b/c, form: messages}", "line 9: .*`revision` is missing"),
         ("{name: a, task: boolq, form: messages}", "line 9: .*form.*has its own"),
     ],
 )
-def test_a_mistake_in_a_source_is_a_sentence_with_its_place(tmp_path: Path, source: str, told: str) -> None:
+def test_a_mistake_in_a_source_is_a_sentence_with_its_place(
+    tmp_path: Path, source: str, told: str
+) -> None:
     (tmp_path / "talk.yaml").write_text(f"{RECIPE}      - {source}\n")
     with pytest.raises(UserError, match=rf"talk\.yaml, {told}"):
         load_recipe(str(tmp_path / "talk.yaml"))
@@ -317,7 +540,10 @@ def test_a_mistake_in_a_source_is_a_sentence_with_its_place(tmp_path: Path, sour
 
 def test_no_sources_and_two_of_one_name_are_mistakes(tmp_path: Path) -> None:
     one = '{name: a, path: "a.jsonl", form: messages}'
-    for text, told in (("[]", "line 8: .*sources.*should not be empty"), (f"[{one}, {one}]", "line 8: .*two sources are named 'a'")):
+    for text, told in (
+        ("[]", "line 8: .*sources.*should not be empty"),
+        (f"[{one}, {one}]", "line 8: .*two sources are named 'a'"),
+    ):
         (tmp_path / "talk.yaml").write_text(RECIPE.rstrip("\n") + f" {text}\n")
         with pytest.raises(UserError, match=rf"talk\.yaml, {told}"):
             load_recipe(str(tmp_path / "talk.yaml"))

@@ -1,4 +1,6 @@
-"""Somebody else's model: imported in the hub's layout, trained on with LoRA, fine-tuned, evaluated, exported; and known answers."""
+"""Somebody else's model: imported in the hub's layout, trained on with LoRA, fine-tuned, evaluated,
+exported; and known answers.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +17,27 @@ from conftest import Cli, run_cli, write_notes
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from assets.contract import Built, Verdict
-from assets.evaluation import ZERO_SHOT
 from assets.graph import nodes
-from assets.imported import IMPORTED
-from assets.known_answers import reproduces_what_is_known
-from assets.recipe import Recipe, load_recipe
-from assets.resources.manifest import Facts
-from assets.resources.store import Store
+from assets.recipe.recipe import Recipe, load_recipe
+from assets.report.known_answers import reproduces_what_is_known
+from assets.stages.imported import IMPORTED
+from assets.stages.zero_shot import ZERO_SHOT
+from assets.store.manifest import Facts
+from assets.store.store import Store
 from gpt_model import convert
 from gpt_model.data import hub
 from gpt_model.errors import UserError
 from gpt_model.published import references
 from gpt_model.tokenizer import Tokenizer
-from pipelines.scorecard_view import calibrated, calibration_line
+from pipelines.cli.scorecard_view import calibrated, calibration_line
 
 NAMES = ["fox", "crow", "stork", "wolf", "lamb", "goat", "hare", "frog"]
-ROWS = [{"text": f"The {a} met the {b} at gate {i}.", "label": "yes" if a < b else "no"} for i in range(4) for a in NAMES for b in NAMES]
+ROWS = [
+    {"text": f"The {a} met the {b} at gate {i}.", "label": "yes" if a < b else "no"}
+    for i in range(4)
+    for a in NAMES
+    for b in NAMES
+]
 TASK = """
 licence: made up
 source: {file: rows.jsonl}
@@ -61,7 +68,9 @@ def write_checkpoint(folder: Path, seed: int = 0) -> GPT2LMHeadModel:
     tokenizer.save(folder)
     torch.manual_seed(seed)
     ends = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
-    network = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=32, n_head=2, n_positions=64, vocab_size=300, **ends)).eval()
+    network = GPT2LMHeadModel(
+        GPT2Config(n_layer=2, n_embd=32, n_head=2, n_positions=64, vocab_size=300, **ends)
+    ).eval()
     network.save_pretrained(folder)
     return network
 
@@ -91,21 +100,36 @@ def mine(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Mine:
     return Mine(tmp_path_factory.mktemp("mine"), downloads)
 
 
-def test_an_imported_model_is_the_checkpoints_own_and_its_lineage_ends_at_the_files_bytes(mine: Mine) -> None:
+def test_an_imported_model_is_the_checkpoints_own_and_its_lineage_ends_at_the_files_bytes(
+    mine: Mine,
+) -> None:
     read = torch.randint(0, 300, (2, 64), generator=torch.Generator().manual_seed(1))
     artifact = mine.artifact("imported")
-    assert (convert.load(artifact.path / "model").eval()(read) - mine.network(read).logits).abs().max() < 1e-5
+    assert (
+        convert.load(artifact.path / "model").eval()(read) - mine.network(read).logits
+    ).abs().max() < 1e-5
     traced = json.loads(mine.cli("trace", "mine/finetuned/gates", "--json").stdout)
-    below = {one["stage"]: one for one in traced["inputs"]} | {one["stage"]: one for one in traced["inputs"][0]["inputs"]}
+    below = {one["stage"]: one for one in traced["inputs"]} | {
+        one["stage"]: one for one in traced["inputs"][0]["inputs"]
+    }
     [source] = below["imported"]["sources"]
     weights = next(file for file in source["pinned"] if file["path"] == "model.safetensors")
-    assert weights["bytes"] == (mine.folder / "checkpoint" / "model.safetensors").stat().st_size and source["licence"] == "made up"
+    assert (
+        weights["bytes"] == (mine.folder / "checkpoint" / "model.safetensors").stat().st_size
+        and source["licence"] == "made up"
+    )
 
 
 def test_training_on_with_lora_trains_adapters_alone_and_lowers_the_loss(mine: Mine) -> None:
     pretrained, base = mine.artifact("pretrained"), mine.artifact("imported")
-    adapters = 2 * 4 * ((32 + 96) + (32 + 32) + (32 + 128) + (128 + 32))  # layers x rank x (in + out)
-    assert pretrained.metrics["adapter_parameters"] == pretrained.metrics["trained_parameters"] == adapters
+    adapters = (
+        2 * 4 * ((32 + 96) + (32 + 32) + (32 + 128) + (128 + 32))
+    )  # layers x rank x (in + out)
+    assert (
+        pretrained.metrics["adapter_parameters"]
+        == pretrained.metrics["trained_parameters"]
+        == adapters
+    )
     before, after = (convert.load(one.path / "model").state_dict() for one in (base, pretrained))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     places = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -118,13 +142,18 @@ def test_kept_adapters_on_the_imported_model_are_the_merged_model_in_peft(mine: 
 
     pretrained = mine.artifact("pretrained")
     adapted = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(mine.folder / "checkpoint"), pretrained.path / "adapters"
+        AutoModelForCausalLM.from_pretrained(mine.folder / "checkpoint"),
+        pretrained.path / "adapters",
     ).eval()
     read = torch.randint(0, 300, (2, 64), generator=torch.Generator().manual_seed(1))
-    assert (adapted(read).logits - convert.load(pretrained.path / "model").eval()(read)).abs().max() < 1e-5
+    assert (
+        adapted(read).logits - convert.load(pretrained.path / "model").eval()(read)
+    ).abs().max() < 1e-5
 
 
-def test_a_tasks_kept_adapters_bring_start_delim_and_extract_to_the_model_they_were_trained_beside(mine: Mine, tmp_path: Path) -> None:
+def test_a_tasks_kept_adapters_bring_start_delim_and_extract_to_the_model_they_were_trained_beside(
+    mine: Mine, tmp_path: Path
+) -> None:
     from peft import PeftModel
 
     finetuned = mine.artifact("finetuned/gates")
@@ -135,56 +164,99 @@ def test_a_tasks_kept_adapters_bring_start_delim_and_extract_to_the_model_they_w
         beside.get_input_embeddings().weight[300:] = 7.0  # whatever stands there
     adapted = PeftModel.from_pretrained(beside, finetuned.path / "adapters").eval()
     read = torch.randint(0, 303, (2, 64), generator=torch.Generator().manual_seed(1))
-    assert (adapted(read).logits - convert.load(finetuned.path / "model").eval()(read)).abs().max() < 1e-5
+    assert (
+        adapted(read).logits - convert.load(finetuned.path / "model").eval()(read)
+    ).abs().max() < 1e-5
 
 
-def test_an_imported_model_is_fine_tuned_and_evaluated_and_its_scorecard_says_where_it_is_from(mine: Mine) -> None:
-    from gpt_model.tasks.model import load
+def test_an_imported_model_is_fine_tuned_and_evaluated_and_its_scorecard_says_where_it_is_from(
+    mine: Mine,
+) -> None:
+    from gpt_model.finetuning.heads import load
 
     finetuned = mine.artifact("finetuned/gates")
     head = 2 * 32 + 2
-    assert finetuned.metrics["trained_parameters"] == finetuned.metrics["adapter_parameters"] + 3 * 32 + head
+    assert (
+        finetuned.metrics["trained_parameters"]
+        == finetuned.metrics["adapter_parameters"] + 3 * 32 + head
+    )
     model, labels = load(finetuned.path / "model")
     assert labels == ["no", "yes"] and model.gpt.config.vocab_size == 303
     page = Store(mine.home).show(mine.artifact("scorecard")) / "scorecard.md"
     text = page.read_text()
-    assert "imported from: checkpoint, 5 files by their sha256" in text and "(adapters alone, by LoRA): notes 100%" in text
+    assert (
+        "imported from: checkpoint, 5 files by their sha256" in text
+        and "(adapters alone, by LoRA): notes 100%" in text
+    )
     trained = f"{int(finetuned.metrics['trained_parameters']):,} parameters trained"
-    adapted = f"LoRA of rank 4 beside attn.c_attn and attn.c_proj and mlp.c_fc and mlp.c_proj: {trained}"
-    assert text.count(adapted) >= 2 and "random weights trained whole" in text  # beside the score, and beside transfer
-    assert "zero_shot" in text and "bits_per_byte" in text and "2 layers of width 32, 2 heads, context 64" in text
+    adapted = (
+        f"LoRA of rank 4 beside attn.c_attn and attn.c_proj and mlp.c_fc and mlp.c_proj: {trained}"
+    )
+    assert (
+        text.count(adapted) >= 2 and "random weights trained whole" in text
+    )  # beside the score, and beside transfer
+    assert (
+        "zero_shot" in text
+        and "bits_per_byte" in text
+        and "2 layers of width 32, 2 heads, context 64" in text
+    )
 
 
-def test_what_was_imported_and_trained_on_is_exported_for_transformers(mine: Mine, tmp_path: Path) -> None:
+def test_what_was_imported_and_trained_on_is_exported_for_transformers(
+    mine: Mine, tmp_path: Path
+) -> None:
     assert mine.cli("export", "mine/pretrained", str(tmp_path / "out")).returncode == 0
     read = torch.randint(0, 300, (2, 64), generator=torch.Generator().manual_seed(1))
     ours = convert.load(mine.artifact("pretrained").path / "model").eval()
-    assert (AutoModelForCausalLM.from_pretrained(tmp_path / "out")(read).logits - ours(read)).abs().max() < 1e-5
+    assert (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out")(read).logits - ours(read)
+    ).abs().max() < 1e-5
 
 
 def test_importing_from_the_command_line_finds_it_again_and_registers_it(mine: Mine) -> None:
-    first = mine.cli("import", str(mine.folder / "checkpoint"), "--licence", "made up", "--name", "other", "--json")
+    first = mine.cli(
+        "import",
+        str(mine.folder / "checkpoint"),
+        "--licence",
+        "made up",
+        "--name",
+        "other",
+        "--json",
+    )
     assert first.returncode == 0, first.stderr
     told = json.loads(first.stdout)
-    assert told["found"] and told["ref"] == "other/imported" and told["fingerprint"] == mine.artifact("imported").fingerprint
+    assert (
+        told["found"]
+        and told["ref"] == "other/imported"
+        and told["fingerprint"] == mine.artifact("imported").fingerprint
+    )
     import mlflow
 
-    client = mlflow.MlflowClient(f"sqlite:///{mine.home / 'mlflow.db'}", f"sqlite:///{mine.home / 'mlflow.db'}")
+    client = mlflow.MlflowClient(
+        f"sqlite:///{mine.home / 'mlflow.db'}", f"sqlite:///{mine.home / 'mlflow.db'}"
+    )
     assert "mine-imported" in {model.name for model in client.search_registered_models()}
 
 
 def test_plan_of_an_imported_recipe_knows_its_model_once_it_is_there(mine: Mine, cli: Cli) -> None:
     known = json.loads(mine.cli("plan", str(mine.folder / "mine.yaml"), "--json").stdout)
-    assert known["parameters"]["all"] == 300 * 32 + 64 * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 64 and known["tokens"] == 8192
+    assert (
+        known["parameters"]["all"] == 300 * 32 + 64 * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 64
+        and known["tokens"] == 8192
+    )
     unknown = json.loads(cli("plan", str(mine.folder / "mine.yaml"), "--json").stdout)
-    assert unknown["parameters"] is None and {stage["state"] for stage in unknown["stages"]} == {"build"}
+    assert unknown["parameters"] is None and {stage["state"] for stage in unknown["stages"]} == {
+        "build"
+    }
 
 
-# -- sections ----------------------------------------------------------------------------------------------------------------------------
+# --- sections ---
 
 
 def test_a_recipe_that_only_imports_has_no_text_stages_and_the_tasks_build_on_the_import() -> None:
-    recipe = Recipe.model_validate({"name": "r", "imported": {"hub": "a/b"}, "finetuning": {"tasks": ["sentiment"]}})
+    recipe = Recipe.model_validate(
+        {"name": "r", "imported": {"hub": "a/b"}, "finetuning": {"tasks": ["sentiment"]}}
+    )
     assert {node.name: node.upstream for node in nodes(recipe)} == {
         "imported": [],
         "finetuned/sentiment": ["imported"],
@@ -206,14 +278,18 @@ def test_a_recipe_that_only_imports_has_no_text_stages_and_the_tasks_build_on_th
             "imported: {hub: a/b}\npretraining: {tokens: 9, batch_tokens: 9, learning_rate: 1.0}",
             "no text to go on training on: add a corpus",
         ),
-        ("imported: {hub: a/b}\nlora: {}", "line 3: `lora`: it adapts weights that are there already: add finetuning"),
+        (
+            "imported: {hub: a/b}\nlora: {}",
+            "line 3: `lora`: it adapts weights that are there already: add finetuning",
+        ),
         (
             "imported: {hub: a/b}\nevaluation: {suites: [calibration], known: gpt5}",
             "no score of 'gpt5' is known; there are some of gpt2-small",
         ),
         (
             "imported: {hub: a/b}\nevaluation: {suites: [calibration], known: gpt3-175b}",
-            r"no score of 'gpt3-175b' is known; there are some of [^3]+\.$",  # nobody can import one of GPT-3's
+            # nobody can import one of GPT-3's
+            r"no score of 'gpt3-175b' is known; there are some of [^3]+\.$",
         ),
         (
             "imported: {hub: a/b}\ncorpus: {sources: [{name: a, path: a.txt}]}\n"
@@ -222,20 +298,28 @@ def test_a_recipe_that_only_imports_has_no_text_stages_and_the_tasks_build_on_th
         ),
     ],
 )
-def test_sections_that_do_not_fit_an_import_are_said_in_a_sentence(tmp_path: Path, sections: str, sentence: str) -> None:
+def test_sections_that_do_not_fit_an_import_are_said_in_a_sentence(
+    tmp_path: Path, sections: str, sentence: str
+) -> None:
     (tmp_path / "r.yaml").write_text(f"name: r\n{sections}\n")
     with pytest.raises(UserError, match=sentence):
         load_recipe(str(tmp_path / "r.yaml"))
 
 
 def test_a_held_out_suite_without_a_corpus_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("name: r\nimported: {hub: a/b}\nevaluation: {suites: [held_out]}\n")
-    zero_shot = next(node for node in nodes(load_recipe(str(tmp_path / "r.yaml"))) if node.name == "zero_shot")
-    with pytest.raises(UserError, match="held_out is made of held-out text, and this recipe has no corpus: add one"):
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nimported: {hub: a/b}\nevaluation: {suites: [held_out]}\n"
+    )
+    zero_shot = next(
+        node for node in nodes(load_recipe(str(tmp_path / "r.yaml"))) if node.name == "zero_shot"
+    )
+    with pytest.raises(
+        UserError, match="held_out is made of held-out text, and this recipe has no corpus: add one"
+    ):
         zero_shot.config(tmp_path)
 
 
-# -- the stage ----------------------------------------------------------------------------------------------------------------------------
+# --- the stage ---
 
 
 def imported(config: dict[str, Any], base: Path, output: Path) -> dict[str, float]:
@@ -261,34 +345,61 @@ def test_a_model_of_the_hub_is_tied_to_its_commit_and_read_from_the_hubs_own_lay
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     metrics = imported({"hub": "some/model", "revision": commit}, tmp_path, tmp_path / "out")
     read = torch.randint(0, 300, (2, 64), generator=torch.Generator().manual_seed(1))
-    assert (convert.load(tmp_path / "out" / "model").eval()(read) - network(read).logits).abs().max() < 1e-5
+    assert (
+        convert.load(tmp_path / "out" / "model").eval()(read) - network(read).logits
+    ).abs().max() < 1e-5
     facts = json.loads((tmp_path / "out" / "imported.json").read_text())
-    assert facts["from"] == {"hub": "some/model", "revision": commit} and metrics["vocab_size"] == 300
-    assert {file["path"] for file in facts["files"]} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert (
+        facts["from"] == {"hub": "some/model", "revision": commit} and metrics["vocab_size"] == 300
+    )
+    assert {file["path"] for file in facts["files"]} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
 
 
-def test_a_hub_that_does_not_answer_is_an_artifact_that_says_not_run_here(own_downloads: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_hub_that_does_not_answer_is_an_artifact_that_says_not_run_here(
+    own_downloads: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
     metrics = imported({"hub": "some/model"}, tmp_path, tmp_path / "out")
-    assert metrics == {"not_run": 1.0} and [path.name for path in (tmp_path / "out").iterdir()] == ["not_run.json"]
+    assert metrics == {"not_run": 1.0} and [path.name for path in (tmp_path / "out").iterdir()] == [
+        "not_run.json"
+    ]
     [check] = IMPORTED.checks
     verdict = check.verdict(Built({}, {}, tmp_path / "out", metrics, {}, ()))
-    assert verdict.passed and verdict.summary == "Not run here: some/model is a model on the hub, which does not answer here."
+    assert (
+        verdict.passed
+        and verdict.summary
+        == "Not run here: some/model is a model on the hub, which does not answer here."
+    )
 
 
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), r"pytorch_model\.bin is pickled"),
-        (lambda folder: (folder / "tokenizer.json").unlink() or (folder / "vocab.json").unlink(), r"checkpoint/tokenizer\.json is missing"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            r"pytorch_model\.bin is pickled",
+        ),
+        (
+            lambda folder: (folder / "tokenizer.json").unlink() or (folder / "vocab.json").unlink(),
+            r"checkpoint/tokenizer\.json is missing",
+        ),
         (
             lambda folder: Tokenizer.train(["a b " * 9], vocab_size=258).save(folder),
             "vocab_size is 300, but the tokenizer beside it has 258",
         ),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), r"checkpoint/config\.json: model_type is 'llama'"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
+            r"checkpoint/config\.json: model_type is 'llama'",
+        ),
     ],
 )
-def test_a_folder_that_is_no_model_of_these_is_refused_by_name(own_downloads: Path, tmp_path: Path, spoil: Any, sentence: str) -> None:
+def test_a_folder_that_is_no_model_of_these_is_refused_by_name(
+    own_downloads: Path, tmp_path: Path, spoil: Any, sentence: str
+) -> None:
     write_checkpoint(tmp_path / "checkpoint")
     spoil(tmp_path / "checkpoint")
     with pytest.raises(UserError, match=sentence):
@@ -296,18 +407,24 @@ def test_a_folder_that_is_no_model_of_these_is_refused_by_name(own_downloads: Pa
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_a_folder_without_a_model_in_it_is_refused_when_a_build_is_planned(own_downloads: Path, tmp_path: Path, missing: str) -> None:
+def test_a_folder_without_a_model_in_it_is_refused_when_a_build_is_planned(
+    own_downloads: Path, tmp_path: Path, missing: str
+) -> None:
     write_checkpoint(tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / missing).unlink()
     (tmp_path / "r.yaml").write_text("name: r\nimported: {folder: checkpoint}\n")
-    [node] = [node for node in nodes(load_recipe(str(tmp_path / "r.yaml"))) if node.stage is IMPORTED]
+    [node] = [
+        node for node in nodes(load_recipe(str(tmp_path / "r.yaml"))) if node.stage is IMPORTED
+    ]
     with pytest.raises(UserError) as error:
         node.config(tmp_path)
     told = f"{tmp_path / 'r.yaml'}, line 2: `imported.folder`: {tmp_path / 'checkpoint'} is not a model folder: it has no {missing}."
     assert str(error.value).startswith(told)
 
 
-def test_vocabulary_and_merges_stand_in_for_a_tokenizer_json(own_downloads: Path, tmp_path: Path) -> None:
+def test_vocabulary_and_merges_stand_in_for_a_tokenizer_json(
+    own_downloads: Path, tmp_path: Path
+) -> None:
     write_checkpoint(tmp_path / "checkpoint")
     before = Tokenizer.load(tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / "tokenizer.json").unlink()
@@ -316,28 +433,54 @@ def test_vocabulary_and_merges_stand_in_for_a_tokenizer_json(own_downloads: Path
     assert Tokenizer.load(tmp_path / "out").encode(text) == before.encode(text)
 
 
-# -- known answers ------------------------------------------------------------------------------------------------------------------------
+# --- known answers ---
 
 
 def known(
-    tmp_path: Path, value: float, examples: int = 5153, model: str = "gpt2-small", task: str = "lambada_openai", metric: str = "acc"
+    tmp_path: Path,
+    value: float,
+    examples: int = 5153,
+    model: str = "gpt2-small",
+    task: str = "lambada_openai",
+    metric: str = "acc",
 ) -> Any:
     row = {
-        "suite": "calibration", "task": task, "metric": metric, "value": value, "low": value - 0.013, "high": value + 0.013,
-        "examples": examples, "available": 5153, "published": {"task": task, "metric": metric},
-    }  # fmt: skip
-    missing = {"suite": "calibration", "task": "wikitext", "not_run": "the hub does not answer here"}
+        "suite": "calibration",
+        "task": task,
+        "metric": metric,
+        "value": value,
+        "low": value - 0.013,
+        "high": value + 0.013,
+        "examples": examples,
+        "available": 5153,
+        "published": {"task": task, "metric": metric},
+    }
+    missing = {
+        "suite": "calibration",
+        "task": "wikitext",
+        "not_run": "the hub does not answer here",
+    }
     (tmp_path / "results.json").write_text(json.dumps({"rows": [row, missing]}))
     return reproduces_what_is_known(Built({"known": model}, {}, tmp_path, {}, {}, ()))
 
 
 def test_known_answers_that_come_out_pass_and_others_are_named(tmp_path: Path) -> None:
     right = known(tmp_path, 0.3256)
-    assert right.passed and "1 of 1 verified answers of gpt2-small come out: lambada_openai acc 0.3256, known 0.3256" in right.summary
+    assert (
+        right.passed
+        and "1 of 1 verified answers of gpt2-small come out: lambada_openai acc 0.3256, known 0.3256"
+        in right.summary
+    )
     assert "Not run here: calibration/wikitext: the hub does not answer here" in right.summary
     wrong = known(tmp_path, 0.3156)
-    assert not wrong.passed and "Not these: lambada_openai acc." in wrong.summary and wrong.figures == {"compared": 1, "wrong": 1}
-    assert known(tmp_path, 0.3156, examples=500).passed  # of a subset, the known answer lies in the interval
+    assert (
+        not wrong.passed
+        and "Not these: lambada_openai acc." in wrong.summary
+        and wrong.figures == {"compared": 1, "wrong": 1}
+    )
+    assert known(
+        tmp_path, 0.3156, examples=500
+    ).passed  # of a subset, the known answer lies in the interval
     in_hundredths = known(tmp_path, 0.5121, model="gpt2-xl")  # printed as 51.21 %
     assert in_hundredths.passed and not known(tmp_path, 0.5221, model="gpt2-xl").passed
 
@@ -347,11 +490,17 @@ def test_no_evaluator_is_believed_where_nothing_was_compared(tmp_path: Path) -> 
     assert not check.blocking  # a warning, in Dagster too
     unsure = known(tmp_path, 0.1, model="gpt2-medium")
     assert not unsure.passed and unsure.figures == {"compared": 0, "wrong": 0}
-    assert unsure.summary.startswith("Nothing compared: no score stands beside a verified answer of gpt2-medium, so the evaluator is not")
+    assert unsure.summary.startswith(
+        "Nothing compared: no score stands beside a verified answer of gpt2-medium, so the evaluator is not"
+    )
     assert "lambada_openai acc 0.1, known .430 (unverified)" in unsure.summary
-    (tmp_path / "results.json").write_text(json.dumps({"rows": [{"suite": "calibration", "task": "wikitext", "not_run": "no hub"}]}))
+    (tmp_path / "results.json").write_text(
+        json.dumps({"rows": [{"suite": "calibration", "task": "wikitext", "not_run": "no hub"}]})
+    )
     nowhere = reproduces_what_is_known(Built({"known": "gpt2-small"}, {}, tmp_path, {}, {}, ()))
-    assert not nowhere.passed and nowhere.summary.endswith("Not run here: calibration/wikitext: no hub.")
+    assert not nowhere.passed and nowhere.summary.endswith(
+        "Not run here: calibration/wikitext: no hub."
+    )
 
 
 def test_only_a_figure_of_todays_protocol_calibrates_todays_evaluator(tmp_path: Path) -> None:
@@ -359,16 +508,30 @@ def test_only_a_figure_of_todays_protocol_calibrates_todays_evaluator(tmp_path: 
     for value in (17.48, 20.4):
         found = known(tmp_path, value, model="gpt2-xl", task="wikitext", metric="word_perplexity")
         assert found.figures["compared"] == 0 and "known ~20.4 (unverified)" in found.summary
-    verified = {(one.model, one.task, one.metric): one.text for one in references(role="reproduction") if one.sure == "verified"}
-    calibrated = {("lambada_openai", "perplexity"), ("lambada_openai", "acc"), ("wikitext", "word_perplexity"),
-                  ("hellaswag", "acc"), ("hellaswag", "acc_norm")}  # fmt: skip
-    small, xl = ({key[1:]: text for key, text in verified.items() if key[0] == f"gpt2-{size}"} for size in ("small", "xl"))
+    verified = {
+        (one.model, one.task, one.metric): one.text
+        for one in references(role="reproduction")
+        if one.sure == "verified"
+    }
+    calibrated = {
+        ("lambada_openai", "perplexity"),
+        ("lambada_openai", "acc"),
+        ("wikitext", "word_perplexity"),
+        ("hellaswag", "acc"),
+        ("hellaswag", "acc_norm"),
+    }
+    small, xl = (
+        {key[1:]: text for key, text in verified.items() if key[0] == f"gpt2-{size}"}
+        for size in ("small", "xl")
+    )
     assert small.keys() >= calibrated and small["wikitext", "word_perplexity"] == "37.37"
     assert xl.keys() & calibrated == calibrated - {("wikitext", "word_perplexity")}
     assert not [key for key in xl if key[0] in ("winogrande", "piqa", "mathqa", "pubmedqa")]
 
 
-def test_what_is_printed_of_a_build_says_whether_the_evaluator_was_calibrated_in_this_store(tmp_path: Path) -> None:
+def test_what_is_printed_of_a_build_says_whether_the_evaluator_was_calibrated_in_this_store(
+    tmp_path: Path,
+) -> None:
     store = Store(tmp_path)
     assert calibrated(store) == {}
 
@@ -378,12 +541,18 @@ def test_what_is_printed_of_a_build_says_whether_the_evaluator_was_calibrated_in
         (building.files / "results.json").write_text("{}")
         [check] = [check for check in ZERO_SHOT.checks if check.name == "reproduces_what_is_known"]
         verdict = Verdict(compared > wrong, "", {"compared": compared, "wrong": wrong})
-        store.publish(building, Facts("zero_shot", version, config, {}, {}, {}), {check.name: (check, verdict)})
+        store.publish(
+            building,
+            Facts("zero_shot", version, config, {}, {}, {}),
+            {check.name: (check, verdict)},
+        )
 
     evaluated("gpt2-small", 5, 0, version="before")  # by another evaluator
     evaluated("gpt2-medium", 0, 0)
     assert calibrated(store) == {"gpt2-medium": {"compared": 0, "wrong": 0}}
-    assert calibration_line(calibrated(store)).startswith("not run here; gpt-lineage run calibration")
+    assert calibration_line(calibrated(store)).startswith(
+        "not run here; gpt-lineage run calibration"
+    )
     evaluated("gpt2-small", 5, 0)
     evaluated("gpt2-xl", 4, 1)
     told = "gpt2-small reproduced, 5 of 5 known answers; gpt2-xl failed, 1 of 4 known answers do not come out"
@@ -391,21 +560,39 @@ def test_what_is_printed_of_a_build_says_whether_the_evaluator_was_calibrated_in
 
 
 def test_every_size_of_the_calibration_names_its_own_weights_and_known_scores() -> None:
-    found = {size: load_recipe(f"calibration{size and '-'}{size}") for size in ("", "medium", "large", "xl")}
+    found = {
+        size: load_recipe(f"calibration{size and '-'}{size}")
+        for size in ("", "medium", "large", "xl")
+    }
     for size, recipe in found.items():
-        assert recipe.imported and recipe.imported.hub == f"openai-community/gpt2{size and '-'}{size}" and recipe.imported.licence == "MIT"
-        assert recipe.evaluation and (recipe.evaluation.suites, recipe.evaluation.known) == (["calibration"], f"gpt2-{size or 'small'}")
+        assert (
+            recipe.imported
+            and recipe.imported.hub == f"openai-community/gpt2{size and '-'}{size}"
+            and recipe.imported.licence == "MIT"
+        )
+        assert recipe.evaluation and (recipe.evaluation.suites, recipe.evaluation.known) == (
+            ["calibration"],
+            f"gpt2-{size or 'small'}",
+        )
 
 
-def test_the_calibration_recipe_says_not_run_here_where_the_hub_cannot_be_reached(home: Path, cli: Cli, monkeypatch: Any) -> None:
+def test_the_calibration_recipe_says_not_run_here_where_the_hub_cannot_be_reached(
+    home: Path, cli: Cli, monkeypatch: Any
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert os.environ["HF_ENDPOINT"]
     built = cli("run", "calibration")
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-4000:]
     store = Store(home)
     text = (store.show(store.resolve("calibration/scorecard")) / "scorecard.md").read_text()
-    assert text.count("not run here") >= 4 and "openai-community/gpt2 is a model on the hub, which does not answer here" in text
+    assert (
+        text.count("not run here") >= 4
+        and "openai-community/gpt2 is a model on the hub, which does not answer here" in text
+    )
     assert "0.3256 ± .0065" in text or "0.3256" in text  # what is known stands there all the same
     assert "37.37" in text
-    assert "calibration not run here; gpt-lineage run calibration says whether known answers come out" in built.stdout
+    assert (
+        "calibration not run here; gpt-lineage run calibration says whether known answers come out"
+        in built.stdout
+    )
     assert "calibration: whether the evaluator reproduces what is known of released weights" in text

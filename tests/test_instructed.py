@@ -11,22 +11,22 @@ import pytest
 import torch
 from rank import Said
 
-from assets.alignment.drawn import drawn
-from assets.alignment.instructed import INSTRUCTED
 from assets.contract import Artifact, Built, Inputs
+from assets.stages.instructed import INSTRUCTED
+from assets.stages.prompt_subset import drawn
 from gpt_model import convert
-from gpt_model.alignment import reward
-from gpt_model.alignment.answering import ROWS, PlainText, answer, shortened
-from gpt_model.alignment.dialogue import Turn
-from gpt_model.alignment.likelihood import log_probabilities
-from gpt_model.alignment.reward import RewardModel
 from gpt_model.errors import UserError
+from gpt_model.rlhf import reward_model
+from gpt_model.rlhf.dialogue import Turn
+from gpt_model.rlhf.likelihood import log_probabilities
+from gpt_model.rlhf.responses import ROWS, PlainText, answer, shortened
+from gpt_model.rlhf.reward_model import RewardModel
 
 CONFIG = {"instructed": {"prompts": 12, "max_new_tokens": 8, "temperature": 1.0, "seed": 1}}
 ASKED = [(Turn("user", f"And the {thing}?"),) for thing in world.THINGS]
 
 
-# -- answers ---------------------------------------------------------------------------------------------------------------------------
+# --- answers ---
 
 
 def test_an_answer_depends_on_seed_and_prompt_and_not_on_the_prompts_beside_it() -> None:
@@ -37,8 +37,12 @@ def test_an_answer_depends_on_seed_and_prompt_and_not_on_the_prompts_beside_it()
     assert len(together) == 2 * len(ASKED)
     assert answer(model, layout, ASKED[3:4], **how) == together[6:8]
     assert together[6].tokens != together[7].tokens
-    many = answer(model, layout, ASKED[:1], max_new_tokens=6, temperature=1.0, seed=3, copies=ROWS + 10)
-    assert len({tuple(one.tokens) for one in many}) > ROWS  # no copy is drawn twice where there are more than are written together
+    many = answer(
+        model, layout, ASKED[:1], max_new_tokens=6, temperature=1.0, seed=3, copies=ROWS + 10
+    )
+    assert (
+        len({tuple(one.tokens) for one in many}) > ROWS
+    )  # no copy is drawn twice where there are more than are written together
 
 
 def test_an_answer_ends_with_its_end_or_is_cut_and_an_empty_one_stays_one() -> None:
@@ -48,20 +52,31 @@ def test_an_answer_ends_with_its_end_or_is_cut_and_an_empty_one_stays_one() -> N
     assert all(len(one.tokens) == 1 for one in cut)
     with torch.no_grad():
         parameters = dict(model.named_parameters())
-        parameters["wte.weight"][layout.end] += 100  # and every state has a mean of 1, so that the end is what follows
+        parameters["wte.weight"][layout.end] += (
+            100  # and every state has a mean of 1, so that the end is what follows
+        )
         parameters["ln_f.bias"].fill_(1.0)
     empty = answer(model, layout, ASKED[:2], max_new_tokens=4, temperature=0.0, seed=1)
-    assert [(one.text, one.tokens, one.ended, one.empty) for one in empty] == [("", [layout.end], True, True)] * 2
+    assert [(one.text, one.tokens, one.ended, one.empty) for one in empty] == [
+        ("", [layout.end], True, True)
+    ] * 2
 
 
-def test_a_prompt_that_is_too_long_gives_way_by_whole_turns_and_what_the_system_says_stays() -> None:
+def test_a_prompt_that_is_too_long_gives_way_by_whole_turns_and_what_the_system_says_stays() -> (
+    None
+):
     layout = world.layout()
     talk = (
-        Turn("system", "Be kind."), Turn("user", "The film was fine. " * 9), Turn("assistant", "Yes."), Turn("user", "And the plot?"),
-    )  # fmt: skip
+        Turn("system", "Be kind."),
+        Turn("user", "The film was fine. " * 9),
+        Turn("assistant", "Yes."),
+        Turn("user", "And the plot?"),
+    )
     assert shortened(layout, talk, 40) == layout.prompt((talk[0], talk[3]))
     assert shortened(layout, (Turn("user", "dull " * 90),), 40) is None
-    (found,) = answer(world.tiny(layout).eval(), layout, [talk], max_new_tokens=4, temperature=1.0, seed=1)
+    (found,) = answer(
+        world.tiny(layout).eval(), layout, [talk], max_new_tokens=4, temperature=1.0, seed=1
+    )
     assert found.prompt_cut
 
 
@@ -76,28 +91,48 @@ def test_how_likely_an_answer_is_is_known_as_it_is_written() -> None:
 
 def test_a_model_that_knows_no_markers_reads_the_same_words_as_plain_text() -> None:
     tokenizer = world.layout().tokenizer
-    talk = (Turn("user", "The film was fine."), Turn("assistant", "Yes."), Turn("user", "And the plot?"))
-    assert PlainText(tokenizer).prompt(talk) == [tokenizer.end_of_text, *tokenizer.encode("The film was fine.\nYes.\nAnd the plot?\n")]
+    talk = (
+        Turn("user", "The film was fine."),
+        Turn("assistant", "Yes."),
+        Turn("user", "And the plot?"),
+    )
+    assert PlainText(tokenizer).prompt(talk) == [
+        tokenizer.end_of_text,
+        *tokenizer.encode("The film was fine.\nYes.\nAnd the plot?\n"),
+    ]
     opened = (Turn("user", "And the plot?"), Turn("assistant", "It was"))
-    assert PlainText(tokenizer).prompt(opened) == [tokenizer.end_of_text, *tokenizer.encode("And the plot?\nIt was")]
+    assert PlainText(tokenizer).prompt(opened) == [
+        tokenizer.end_of_text,
+        *tokenizer.encode("And the plot?\nIt was"),
+    ]
 
 
-# -- the stage -------------------------------------------------------------------------------------------------------------------------
+# --- the stage ---
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    """Three epochs of which the second says what the reward model likes: a text whose last state lies along its head."""
+    """Three epochs of which the second says what the reward model likes: a text whose last state
+    lies along its head.
+    """
     folder, layout = tmp_path_factory.mktemp("inputs"), world.layout()
     supervised = world.model(folder / "supervised", world.tiny(layout, seed=3), layout)
     for epoch in (1, 2, 3):
-        convert.save(world.tiny(layout, seed=epoch), supervised.path / "epochs" / str(epoch), layout.end)
-    losses = [{"epoch": epoch, "held_out_loss": loss} for epoch, loss in ((1, 2.0), (2, 2.5), (3, 3.0))]
+        convert.save(
+            world.tiny(layout, seed=epoch), supervised.path / "epochs" / str(epoch), layout.end
+        )
+    losses = [
+        {"epoch": epoch, "held_out_loss": loss} for epoch, loss in ((1, 2.0), (2, 2.5), (3, 3.0))
+    ]
     (supervised.path / "training.json").write_text(json.dumps({"epochs": losses}))
     model = RewardModel(world.tiny(layout, seed=9))
-    reward.save(model, layout.tokenizer, folder / "reward_model")
+    reward_model.save(model, layout.tokenizer, folder / "reward_model")
     scorer = Artifact(folder / "reward_model", "reward_model", "", "", {}, {})
-    return {"supervised": supervised, "reward_model": scorer, "prompts": world.write(folder / "prompts", held_out=world.prompts(20))}
+    return {
+        "supervised": supervised,
+        "reward_model": scorer,
+        "prompts": world.write(folder / "prompts", held_out=world.prompts(20)),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -105,20 +140,33 @@ def chosen(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Built:
     output, said = tmp_path_factory.mktemp("instructed"), Said("instructed")
     metrics = INSTRUCTED.run(CONFIG, inputs, output, said)
     names = {name for values in said.said["metrics"].values() for name in values}
-    series = {name: [(step, values[name]) for step, values in sorted(said.said["metrics"].items())] for name in names}
-    return Built(CONFIG, inputs, output, metrics, series, [tuple(one) for one in said.said["texts"]])
+    series = {
+        name: [(step, values[name]) for step, values in sorted(said.said["metrics"].items())]
+        for name in names
+    }
+    return Built(
+        CONFIG, inputs, output, metrics, series, [tuple(one) for one in said.said["texts"]]
+    )
 
 
-def test_the_epoch_with_the_best_mean_reward_is_kept_whatever_its_loss(chosen: Built, inputs: Inputs) -> None:
+def test_the_epoch_with_the_best_mean_reward_is_kept_whatever_its_loss(
+    chosen: Built, inputs: Inputs
+) -> None:
     rows = [json.loads(line) for line in (chosen.output / "answers.jsonl").read_text().splitlines()]
-    means = {epoch: sum(row["reward"] for row in rows if row["epoch"] == epoch) / 12 for epoch in (1, 2, 3)}
+    means = {
+        epoch: sum(row["reward"] for row in rows if row["epoch"] == epoch) / 12
+        for epoch in (1, 2, 3)
+    }
     best = max(means, key=means.__getitem__)
     assert chosen.metrics["best_epoch"] == best
     assert chosen.metrics["reward"] == pytest.approx(means[best])
     assert chosen.metrics["reward_low"] < means[best] < chosen.metrics["reward_high"]
     assert chosen.metrics["epoch_of_lowest_loss"] == 1
     kept = chosen.output / "model" / "model.safetensors"
-    assert kept.read_bytes() == (inputs["supervised"].path / "epochs" / str(best) / "model.safetensors").read_bytes()
+    assert (
+        kept.read_bytes()
+        == (inputs["supervised"].path / "epochs" / str(best) / "model.safetensors").read_bytes()
+    )
     assert world.failed(INSTRUCTED, chosen) == {}
 
 
@@ -130,28 +178,41 @@ def test_reward_and_validation_loss_are_shown_side_by_side(chosen: Built, tmp_pa
     assert "(kept)" in table
 
 
-def test_the_epoch_is_chosen_on_prompts_that_models_are_not_compared_on(inputs: Inputs, tmp_path: Path) -> None:
-    """Of 80 prompts, 10 of which ask what another one asks, 12 are compared on and as many others choose."""
+def test_the_epoch_is_chosen_on_prompts_that_models_are_not_compared_on(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    """Of 80 prompts, 10 of which ask what another one asks, 12 are compared on and as many others
+    choose.
+    """
     rows = [*world.prompts(70), *({**row, "id": f"again {row['id']}"} for row in world.prompts(10))]
     prompts, output = world.write(tmp_path / "prompts", held_out=rows), tmp_path / "out"
     output.mkdir()
     found = drawn(prompts.path, CONFIG["instructed"])
     asked = [{prompt.turns for prompt in part} for part in (found.compared, found.choosing)]
-    assert found.apart and len(found.compared) == len(found.choosing) == 12 and not asked[0] & asked[1]
+    assert (
+        found.apart and len(found.compared) == len(found.choosing) == 12 and not asked[0] & asked[1]
+    )
     assert drawn(prompts.path, {**CONFIG["instructed"], "seed": 2}).compared != found.compared
 
     metrics = INSTRUCTED.run(CONFIG, {**inputs, "prompts": prompts}, output, Said("instructed"))
-    answered = [json.loads(line)["id"] for line in (output / "answers.jsonl").read_text().splitlines()[:12]]
+    answered = [
+        json.loads(line)["id"] for line in (output / "answers.jsonl").read_text().splitlines()[:12]
+    ]
     assert answered == [prompt.id for prompt in found.choosing]
     INSTRUCTED.show(Built(CONFIG, inputs, output, metrics, {}, []), tmp_path)
     assert "Models are compared on none of them." in (tmp_path / "epochs.md").read_text()
 
 
-def test_where_too_few_others_are_left_the_same_prompts_choose_and_the_page_says_so(chosen: Built, inputs: Inputs, tmp_path: Path) -> None:
+def test_where_too_few_others_are_left_the_same_prompts_choose_and_the_page_says_so(
+    chosen: Built, inputs: Inputs, tmp_path: Path
+) -> None:
     found = drawn(inputs["prompts"].path, CONFIG["instructed"])
     assert not found.apart and found.choosing == found.compared and found.left == 8
     INSTRUCTED.show(chosen, tmp_path)
-    assert "there are only 8 others: what is said of this epoch there, by the judge too" in (tmp_path / "epochs.md").read_text()
+    assert (
+        "there are only 8 others: what is said of this epoch there, by the judge too"
+        in (tmp_path / "epochs.md").read_text()
+    )
 
 
 def test_without_held_out_prompts_it_says_what_to_change(inputs: Inputs, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The InstructGPT recipes have appendix C's values, and what their stages take is foretold before anything is built."""
+"""The InstructGPT recipes have appendix C's values, and what their stages take is foretold before
+anything is built.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,18 @@ from typing import Any
 
 import pytest
 
-from assets.alignment.nodes import alignment_nodes
-from assets.alignment.section import AlignmentSection
-from assets.forecast import forecast, planned
-from assets.forecast_alignment import ppo_bytes
+from assets.estimate.forecast import forecast, planned
+from assets.estimate.forecast_alignment import ppo_bytes
 from assets.graph import nodes
-from assets.profile import Profile
-from assets.recipe import load_recipe
-from assets.resources.store import Store
+from assets.recipe.alignment_section import AlignmentSection
+from assets.recipe.profile import Profile
+from assets.recipe.recipe import load_recipe
+from assets.stages.alignment_nodes import alignment_nodes
+from assets.store.store import Store
 from gpt_model.config import ModelConfig
 
-# Ouyang et al. 2022, appendix C: base, supervised rate and batch, policy_init rate and batch, value rate.
+# Ouyang et al. 2022, appendix C: base, supervised rate and batch, policy_init rate and batch, value
+# rate.
 PAPER = {
     "instructgpt-1.3b": ("gpt3-xl", 9.65e-6, 32, 5e-6, 32, 9e-6),
     "instructgpt-6b": ("gpt3-6.7b", 9.65e-6, 32, 1.04e-5, 32, 9e-6),
@@ -46,13 +49,34 @@ def test_a_published_size_is_aligned_as_its_paper_says(name: str) -> None:
     assert alignment and alignment.ppo
     ppo = alignment.ppo
     assert (alignment.supervised.learning_rate, alignment.supervised.batch) == (rate, batch)
-    assert (alignment.supervised.epochs, alignment.supervised.dropout, alignment.supervised.final_learning_rate) == (16, 0.2, 0.1)
-    assert (alignment.policy_init.learning_rate, alignment.policy_init.batch, alignment.policy_init.epochs) == (init_rate, init_batch, 2)
+    assert (
+        alignment.supervised.epochs,
+        alignment.supervised.dropout,
+        alignment.supervised.final_learning_rate,
+    ) == (16, 0.2, 0.1)
+    assert (
+        alignment.policy_init.learning_rate,
+        alignment.policy_init.batch,
+        alignment.policy_init.epochs,
+    ) == (init_rate, init_batch, 2)
     assert alignment.reward_model.learning_rate == 9e-6 and alignment.reward_model.batch == 64
-    assert (ppo.episodes, ppo.batch, ppo.minibatch, ppo.inner_epochs, ppo.kl, ppo.ptx_weight) == (256_000, 512, 64, 1, 0.02, 27.8)
+    assert (ppo.episodes, ppo.batch, ppo.minibatch, ppo.inner_epochs, ppo.kl, ppo.ptx_weight) == (
+        256_000,
+        512,
+        64,
+        1,
+        0.02,
+        27.8,
+    )
     assert ppo.value_learning_rate == value_rate and 2.55e-6 <= ppo.learning_rate < 8.05e-6
     # what no recipe of these writes, as it is the section's default: appendix C's too
-    assert (ppo.ptx_examples, ppo.ema, ppo.clip, ppo.warmup_batches, ppo.temperature) == (8, 0.992, 0.2, 10, 1.0)
+    assert (ppo.ptx_examples, ppo.ema, ppo.clip, ppo.warmup_batches, ppo.temperature) == (
+        8,
+        0.992,
+        0.2,
+        10,
+        1.0,
+    )
     assert (ppo.value, ppo.adaptive_kl, ppo.max_new_tokens) == ("reward_model", None, 1024)
     assert alignment.policy_init.pretraining_share == 0.1 and alignment.reward_model.epochs == 1
     for section in (alignment.supervised, alignment.reward_model, alignment.policy_init, ppo):
@@ -67,9 +91,16 @@ def test_a_published_size_is_aligned_as_its_paper_says(name: str) -> None:
 def test_prompts_are_of_parts_that_nothing_else_is_made_of(name: str) -> None:
     alignment = load_recipe(name).alignment
     assert isinstance(alignment, AlignmentSection) and alignment.comparisons and alignment.prompts
-    taken = {one.hub: one.part or (0, 1) for one in (*alignment.demonstrations.sources, *alignment.comparisons.sources)}
+    taken = {
+        one.hub: one.part or (0, 1)
+        for one in (*alignment.demonstrations.sources, *alignment.comparisons.sources)
+    }
     for source in alignment.prompts.sources:
-        assert source.part and taken[source.hub][1] <= source.part[0] and source.licence != "not stated"
+        assert (
+            source.part
+            and taken[source.hub][1] <= source.part[0]
+            and source.licence != "not stated"
+        )
 
 
 def test_every_stage_of_alignment_is_foretold_before_anything_is_built(tmp_path: Path) -> None:
@@ -82,16 +113,29 @@ def test_every_stage_of_alignment_is_foretold_before_anything_is_built(tmp_path:
     for name, node in graph.items():
         if name == "scorecard":
             continue
-        inputs, config = {need: known[node.asset(need)] for need in node.needs}, node.settings(Path())
+        inputs, config = (
+            {need: known[node.asset(need)] for need in node.needs},
+            node.settings(Path()),
+        )
         told[name] = forecast(node, config, inputs, profile, store)
         known[name] = planned(node, config, told[name], inputs)
     for name in STAGES:
-        assert "seconds" in told[name] and told[name]["work"]["unit"] != "artifacts", (name, told[name])
+        assert "seconds" in told[name] and told[name]["work"]["unit"] != "artifacts", (
+            name,
+            told[name],
+        )
     model = ModelConfig.published("gpt3-xl")
-    assert told["supervised"]["bytes"]["expected"] > 16 * 4 * model.parameters() * 0.9  # every epoch is kept
-    assert told["aligned"]["seconds"]["expected"] > told["aligned_without_ptx"]["seconds"]["expected"]
+    assert (
+        told["supervised"]["bytes"]["expected"] > 16 * 4 * model.parameters() * 0.9
+    )  # every epoch is kept
+    assert (
+        told["aligned"]["seconds"]["expected"] > told["aligned_without_ptx"]["seconds"]["expected"]
+    )
 
 
 def test_ppos_four_models_take_16_bytes_a_trained_parameter_and_4_a_frozen_one() -> None:
     model = ModelConfig.published("gpt3-xl")
-    assert ppo_bytes(model) == 40 * model.parameters() and ppo_bytes(model, shared_value=True) == 24 * model.parameters()
+    assert (
+        ppo_bytes(model) == 40 * model.parameters()
+        and ppo_bytes(model, shared_value=True) == 24 * model.parameters()
+    )

@@ -1,4 +1,6 @@
-"""LoRA by peft on our own projections: what it trains, what it adds, and that merging it changes no answer."""
+"""LoRA by peft on our own projections: what it trains, what it adds, and that merging it changes no
+answer.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gpt_model import GPT, ModelConfig, kernels, lora
+from gpt_model import GPT, ModelConfig, lora
 from gpt_model.lora import LoRA
+from gpt_model.ops import cpu_kernels
 
-EVERYWHERE = LoRA(rank=4, alpha=8, dropout=0.0, targets=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"))
+EVERYWHERE = LoRA(
+    rank=4, alpha=8, dropout=0.0, targets=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+)
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt1": {"family": "gpt1"},
     "gpt2": {"family": "gpt2"},
@@ -24,7 +29,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def small(family: str = "gpt2") -> GPT:
-    return GPT(ModelConfig(layers=2, width=32, heads=2, context=32, vocab_size=50, **FAMILIES[family]), seed=1)
+    return GPT(
+        ModelConfig(layers=2, width=32, heads=2, context=32, vocab_size=50, **FAMILIES[family]),
+        seed=1,
+    )
 
 
 def tokens() -> Tensor:
@@ -33,7 +41,9 @@ def tokens() -> Tensor:
 
 def trained(model: GPT, steps: int = 8) -> GPT:
     """`model` after a few steps of whatever of it asks for gradients."""
-    optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], 1e-2)
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], 1e-2
+    )
     model.train()
     for _ in range(steps):
         model(tokens()[:, :-1], tokens()[:, 1:]).backward()
@@ -47,12 +57,18 @@ def test_a_merged_model_answers_as_the_adapted_one_did(family: str) -> None:
     base = small(family).eval()
     model = copy.deepcopy(base)
     lora.adapt(model, EVERYWHERE, seed=3)
-    assert (model.eval()(tokens()) - base(tokens())).abs().max() < 1e-6  # fresh adapters add nothing
+    assert (
+        model.eval()(tokens()) - base(tokens())
+    ).abs().max() < 1e-6  # fresh adapters add nothing
     adapted = trained(model)(tokens())
-    assert (adapted - base(tokens())).abs().max() > 0.05  # and then they do, on the way that is not the fused kernels'
+    assert (
+        adapted - base(tokens())
+    ).abs().max() > 0.05  # and then they do, on the way that is not the fused kernels'
     lora.merge(model)
     assert (model(tokens()) - adapted).abs().max() < 1e-5
-    assert list(model.state_dict()) == list(base.state_dict()) and all(parameter.requires_grad for parameter in model.parameters())
+    assert list(model.state_dict()) == list(base.state_dict()) and all(
+        parameter.requires_grad for parameter in model.parameters()
+    )
 
 
 def test_adapters_alone_are_trained_and_each_is_drawn_by_its_name_and_the_seed() -> None:
@@ -61,29 +77,48 @@ def test_adapters_alone_are_trained_and_each_is_drawn_by_its_name_and_the_seed()
     lora.adapt(model, EVERYWHERE, seed=3)
     fresh = {name: tensor.clone() for name, tensor in lora.adapters(model).items()}
     asking = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert asking == fresh.keys() and sum(tensor.numel() for tensor in fresh.values()) == 2 * 4 * (128 + 64 + 160 + 160)
+    assert asking == fresh.keys() and sum(tensor.numel() for tensor in fresh.values()) == 2 * 4 * (
+        128 + 64 + 160 + 160
+    )
     torch.manual_seed(2)
     again, other = small(), small()
     lora.adapt(again, EVERYWHERE, seed=3)
     lora.adapt(other, EVERYWHERE, seed=4)
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in lora.adapters(again).items())
-    assert not all(torch.equal(tensor, fresh[name]) for name, tensor in lora.adapters(other).items())
+    assert not all(
+        torch.equal(tensor, fresh[name]) for name, tensor in lora.adapters(other).items()
+    )
     trained(model)
-    frozen = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
-    assert frozen.keys() == base.keys() and all(torch.equal(tensor, base[name]) for name, tensor in frozen.items())
-    assert not all(torch.equal(tensor, fresh[name]) for name, tensor in lora.adapters(model).items())
+    frozen = {
+        name.replace(".base_layer", ""): tensor
+        for name, tensor in model.state_dict().items()
+        if "lora_" not in name
+    }
+    assert frozen.keys() == base.keys() and all(
+        torch.equal(tensor, base[name]) for name, tensor in frozen.items()
+    )
+    assert not all(
+        torch.equal(tensor, fresh[name]) for name, tensor in lora.adapters(model).items()
+    )
 
 
-def test_an_adapted_blocks_gradients_are_those_of_the_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapted_blocks_gradients_are_those_of_the_plain_operators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = small()
     lora.adapt(model, EVERYWHERE, seed=3)
     trained(model).train()
 
     def gradients() -> list[Tensor]:
-        return list(torch.autograd.grad(model(tokens()[:, :-1], tokens()[:, 1:]), [p for p in model.parameters() if p.requires_grad]))
+        return list(
+            torch.autograd.grad(
+                model(tokens()[:, :-1], tokens()[:, 1:]),
+                [p for p in model.parameters() if p.requires_grad],
+            )
+        )
 
     ours = gradients()
-    monkeypatch.setattr(kernels, "usable", lambda *_: False)
+    monkeypatch.setattr(cpu_kernels, "usable", lambda *_: False)
     assert all(torch.equal(mine, plain) for mine, plain in zip(ours, gradients(), strict=True))
 
 
@@ -94,25 +129,44 @@ def test_only_the_projections_named_are_adapted_and_what_is_kept_says_so(tmp_pat
     counted = lora.keep_and_merge(trained(model), model, how, tmp_path)
     assert counted == {"adapter_parameters": 2 * 2 * 128.0, "trained_parameters": 2 * 2 * 128.0}
     kept = load_file(tmp_path / "adapter_model.safetensors")
-    assert {name.split(".lora_")[0] for name in kept} == {f"base_model.model.transformer.h.{n}.attn.c_attn" for n in range(2)}
+    assert {name.split(".lora_")[0] for name in kept} == {
+        f"base_model.model.transformer.h.{n}.attn.c_attn" for n in range(2)
+    }
     described = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert (described["r"], described["lora_alpha"], described["target_modules"]) == (2, 4, ["attn.c_attn"])
+    assert (described["r"], described["lora_alpha"], described["target_modules"]) == (
+        2,
+        4,
+        ["attn.c_attn"],
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_embeddings_new_rows_are_trained_with_the_adapters_and_no_other_row_moves(family: str, tmp_path: Path) -> None:
+def test_the_embeddings_new_rows_are_trained_with_the_adapters_and_no_other_row_moves(
+    family: str, tmp_path: Path
+) -> None:
     model, base = small(family), small(family).state_dict()
     lora.adapt(model, EVERYWHERE, seed=3, new_rows=3)
     assert (model.eval()(tokens()) - small(family).eval()(tokens())).abs().max() < 1e-6
-    asking = {name for name, parameter in model.named_parameters() if parameter.requires_grad} - lora.adapters(model).keys()
+    asking = {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad
+    } - lora.adapters(model).keys()
     assert asking == {"wte.token_adapter.trainable_tokens_delta.default"}
     answers = trained(model)(tokens())
     counted = lora.keep_and_merge(model, model, EVERYWHERE, tmp_path)
-    assert counted["new_row_parameters"] == 3 * 32 and counted["trained_parameters"] == counted["adapter_parameters"] + 3 * 32
+    assert (
+        counted["new_row_parameters"] == 3 * 32
+        and counted["trained_parameters"] == counted["adapter_parameters"] + 3 * 32
+    )
     merged = model.state_dict()
     assert (model(tokens()) - answers).abs().max() < 1e-5 and list(merged) == list(base)
     assert torch.equal(merged["wte.weight"][:47], base["wte.weight"][:47])
     assert ((merged["wte.weight"][47:] - base["wte.weight"][47:]).abs() > 1e-3).any(1).all()
-    kept = load_file(tmp_path / "adapter_model.safetensors")["base_model.model.transformer.wte.token_adapter.trainable_tokens_delta"]
-    assert torch.equal(kept, merged["wte.weight"][47:]) and all(parameter.requires_grad for parameter in model.parameters())
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["trainable_token_indices"] == {"wte": [47, 48, 49]}
+    kept = load_file(tmp_path / "adapter_model.safetensors")[
+        "base_model.model.transformer.wte.token_adapter.trainable_tokens_delta"
+    ]
+    assert torch.equal(kept, merged["wte.weight"][47:]) and all(
+        parameter.requires_grad for parameter in model.parameters()
+    )
+    assert json.loads((tmp_path / "adapter_config.json").read_text())[
+        "trainable_token_indices"
+    ] == {"wte": [47, 48, 49]}

@@ -1,4 +1,6 @@
-"""The decoder, its hand-written gradients and its loss, held against plain autograd. `transformers` is in test_convert.py."""
+"""The decoder, its hand-written gradients and its loss, held against plain autograd. `transformers`
+is in test_convert.py.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt_model import GPT, ModelConfig, kernels
-from gpt_model.loss import linear_cross_entropy, linear_cross_entropy_by_row
+from gpt_model import GPT, ModelConfig
+from gpt_model.ops import cpu_kernels
+from gpt_model.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_by_row
 
 SHAPE = {"layers": 3, "width": 48, "heads": 4, "context": 160, "vocab_size": 311}
 
@@ -30,7 +33,12 @@ def batch(time: int = 160, rows: int = 3) -> tuple[Tensor, Tensor]:
 
 
 def test_published_sizes_have_the_released_parameter_counts() -> None:
-    counts = {"gpt2-small": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
+    counts = {
+        "gpt2-small": 124_439_808,
+        "gpt2-medium": 354_823_168,
+        "gpt2-large": 774_030_080,
+        "gpt2-xl": 1_557_611_200,
+    }
     for name, count in counts.items():
         config = ModelConfig.published(name)
         with torch.device("meta"):
@@ -42,9 +50,16 @@ def test_weights_are_a_function_of_the_seed_alone() -> None:
     first = GPT(ModelConfig(**SHAPE), seed=5)
     torch.manual_seed(2)
     second, other = GPT(ModelConfig(**SHAPE), seed=5), GPT(ModelConfig(**SHAPE), seed=6)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     assert not torch.equal(first.wte.weight, other.wte.weight)
-    for name, std in (("wte", 0.02), ("wpe", 0.01), ("h.0.attn.c_attn", 0.02), ("h.0.mlp.c_proj", 0.02 / 6**0.5)):
+    for name, std in (
+        ("wte", 0.02),
+        ("wpe", 0.01),
+        ("h.0.attn.c_attn", 0.02),
+        ("h.0.mlp.c_proj", 0.02 / 6**0.5),
+    ):
         assert first.get_parameter(f"{name}.weight").std().item() == pytest.approx(std, rel=0.05)
 
 
@@ -53,16 +68,23 @@ def test_hand_written_gradients_are_autograds(time: int, monkeypatch: pytest.Mon
     model, (tokens, targets) = perturbed().double(), batch(time)
     targets[1:, :] = tokens[1:, :]
     ours = torch.autograd.grad(
-        linear_cross_entropy(model.hidden(tokens).flatten(0, 1), model.wte.weight, targets.flatten()), model.parameters()
+        linear_cross_entropy(
+            model.hidden(tokens).flatten(0, 1), model.wte.weight, targets.flatten()
+        ),
+        model.parameters(),
     )
-    monkeypatch.setattr(kernels, "usable", lambda *_: False)
-    plain = torch.autograd.grad(F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten()), model.parameters())
+    monkeypatch.setattr(cpu_kernels, "usable", lambda *_: False)
+    plain = torch.autograd.grad(
+        F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten()), model.parameters()
+    )
     for mine, theirs in zip(ours, plain, strict=True):
         assert (mine - theirs).norm() <= 1e-6 * theirs.norm() + 1e-12
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_hand_written_gradients_in_bfloat16_are_as_near_as_autocasts(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hand_written_gradients_in_bfloat16_are_as_near_as_autocasts(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, (tokens, targets) = perturbed().train(), batch()
 
     def gradients(reduced: bool) -> list[Tensor]:
@@ -72,36 +94,66 @@ def test_hand_written_gradients_in_bfloat16_are_as_near_as_autocasts(native: boo
 
     def distances(found: list[Tensor]) -> Tensor:
         assert all(gradient.dtype == torch.float32 for gradient in found)
-        return torch.stack([(mine - exact).norm() / exact.norm() for mine, exact in zip(found, whole, strict=True)])
+        return torch.stack(
+            [(mine - exact).norm() / exact.norm() for mine, exact in zip(found, whole, strict=True)]
+        )
 
     whole = gradients(False)
     if not native:  # a CPU without instructions for it: the same products, made in float32
-        monkeypatch.setattr(kernels, "FAST_BFLOAT16", False)
+        monkeypatch.setattr(cpu_kernels, "FAST_BFLOAT16", False)
     ours = distances(gradients(True))
-    monkeypatch.setattr(kernels, "usable", lambda *_: False)
+    monkeypatch.setattr(cpu_kernels, "usable", lambda *_: False)
     plain = distances(gradients(True))
-    assert 1e-4 < ours.mean() < 1.25 * plain.mean()  # products were in bfloat16, and the sums beside them were not
+    assert (
+        1e-4 < ours.mean() < 1.25 * plain.mean()
+    )  # products were in bfloat16, and the sums beside them were not
 
 
 def test_hand_written_halves_pass_gradcheck() -> None:
     model = GPT(ModelConfig(layers=1, width=8, heads=2, context=80, vocab_size=5)).double()
-    block, x = model.h[0], torch.randn(1, 70, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: kernels.attention_half(x, block.ln_1, block.attn.c_attn, block.attn.c_proj, 2), (x,))
-    assert torch.autograd.gradcheck(lambda x: kernels.mlp_half(x, block.ln_2, block.mlp.c_fc, block.mlp.c_proj), (x,))
+    block, x = (
+        model.h[0],
+        torch.randn(
+            1, 70, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        ).requires_grad_(),
+    )
+    assert torch.autograd.gradcheck(
+        lambda x: cpu_kernels.attention_half(
+            x, block.ln_1, block.attn.c_attn, block.attn.c_proj, 2
+        ),
+        (x,),
+    )
+    assert torch.autograd.gradcheck(
+        lambda x: cpu_kernels.mlp_half(x, block.ln_2, block.mlp.c_fc, block.mlp.c_proj), (x,)
+    )
 
 
 def test_chunked_loss_and_its_gradients_are_cross_entropys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt_model.loss.CHUNK_BYTES", 64 * 311 * 4)  # several chunks, the last one short
+    monkeypatch.setattr(
+        "gpt_model.ops.cross_entropy.CHUNK_BYTES", 64 * 311 * 4
+    )  # several chunks, the last one short
     generator = torch.Generator().manual_seed(0)
     states = (4 * torch.randn(200, 48, generator=generator)).requires_grad_()
     head = torch.randn(311, 48, generator=generator).requires_grad_()
-    targets = torch.randint(0, 311, (200,), generator=generator).where(torch.arange(200) % 5 > 0, -100)
-    ours, plain = linear_cross_entropy(states, head, targets), F.cross_entropy(states @ head.t(), targets)
+    targets = torch.randint(0, 311, (200,), generator=generator).where(
+        torch.arange(200) % 5 > 0, -100
+    )
+    ours, plain = (
+        linear_cross_entropy(states, head, targets),
+        F.cross_entropy(states @ head.t(), targets),
+    )
     assert ours.item() == pytest.approx(plain.item(), rel=1e-6)
-    for mine, theirs in zip(torch.autograd.grad(0.5 * ours, (states, head)), torch.autograd.grad(0.5 * plain, (states, head)), strict=True):
+    for mine, theirs in zip(
+        torch.autograd.grad(0.5 * ours, (states, head)),
+        torch.autograd.grad(0.5 * plain, (states, head)),
+        strict=True,
+    ):
         assert (mine - theirs).norm() / theirs.norm() < 1e-6
     with torch.no_grad():  # no gradient is made
-        assert linear_cross_entropy(states, head, targets) == ours and linear_cross_entropy(states, head, targets).grad_fn is None
+        assert (
+            linear_cross_entropy(states, head, targets) == ours
+            and linear_cross_entropy(states, head, targets).grad_fn is None
+        )
     known = targets.clamp(min=0)
     rows = linear_cross_entropy_by_row(states.detach(), head.detach(), known)
     assert (rows - F.cross_entropy(states @ head.t(), known, reduction="none")).abs().max() < 1e-4
@@ -137,7 +189,9 @@ def test_cached_reading_equals_reading_at_once() -> None:
     continuations = torch.stack([tokens[0, 40:60], tokens[1, 40:60]])
     expected = model.hidden(torch.cat([tokens[:1, :40].expand(2, -1), continuations], 1))[:, 40:]
     assert (model.hidden(continuations, shared) - expected).abs().max() < 2e-5
-    assert model.loss_by_token(tokens, targets).sum() / (targets >= 0).sum() == pytest.approx(model(tokens, targets).item(), rel=1e-5)
+    assert model.loss_by_token(tokens, targets).sum() / (targets >= 0).sum() == pytest.approx(
+        model(tokens, targets).item(), rel=1e-5
+    )
 
 
 def test_padding_on_the_right_changes_no_real_token() -> None:

@@ -1,4 +1,6 @@
-"""Packages: archives are read without trust, and files come from the user's own index, pinned, cached and retried."""
+"""Packages: archives are read without trust, and files come from the user's own index, pinned,
+cached and retried.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from gpt_model.data import archives, packages
-from gpt_model.data.packages import fetch_package
+from gpt_model.data import archives, package_index
+from gpt_model.data.package_index import fetch_package
 from gpt_model.data.sources import Source, open_source, read_members
 from gpt_model.errors import UserError
 from gpt_model.progress import Silent
@@ -29,7 +32,11 @@ SHA = "a" * 64
 
 
 def read(base: Path, **fields: object) -> list[str]:
-    return list(open_source(Source.model_validate({"name": "it", **fields}), base / "downloads", base, Silent()))
+    return list(
+        open_source(
+            Source.model_validate({"name": "it", **fields}), base / "downloads", base, Silent()
+        )
+    )
 
 
 def make_zip(path: Path, members: dict[str, bytes]) -> Path:
@@ -39,7 +46,12 @@ def make_zip(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def make_tar(path: Path, members: dict[str, bytes], links: dict[str, str] | None = None, kind: bytes = tarfile.SYMTYPE) -> Path:
+def make_tar(
+    path: Path,
+    members: dict[str, bytes],
+    links: dict[str, str] | None = None,
+    kind: bytes = tarfile.SYMTYPE,
+) -> Path:
     with tarfile.open(path, "w:" + path.suffix.removeprefix(".").replace("tar", "")) as file:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
@@ -53,33 +65,61 @@ def make_tar(path: Path, members: dict[str, bytes], links: dict[str, str] | None
 
 
 class TestArchives:
-    MEMBERS = {"pkg/data/a.txt": b"A", "pkg/data/deep/b.txt": b"B", "pkg/code.py": b"raise SystemExit"}  # noqa: RUF012
+    MEMBERS: ClassVar = {
+        "pkg/data/a.txt": b"A",
+        "pkg/data/deep/b.txt": b"B",
+        "pkg/code.py": b"raise SystemExit",
+    }
 
-    @pytest.mark.parametrize("name", ["it-1.0-py3-none-any.whl", "it.zip", "it.tar", "it.tar.gz", "it.tar.bz2", "it.tar.xz"])
+    @pytest.mark.parametrize(
+        "name",
+        ["it-1.0-py3-none-any.whl", "it.zip", "it.tar", "it.tar.gz", "it.tar.bz2", "it.tar.xz"],
+    )
     def test_members_match_globs_in_every_kind_of_archive(self, tmp_path: Path, name: str) -> None:
         archive = (make_tar if ".tar" in name else make_zip)(tmp_path / name, self.MEMBERS)
         assert list(read_members(archive, "pkg/data/*.txt")) == [("pkg/data/a.txt", b"A")]
         assert [content for _, content in read_members(archive, ["pkg/**/*.txt"])] == [b"A", b"B"]
-        assert [content for _, content in read_members(archive, "data/a.txt")] == [b"A"]  # below the one folder it all lies in
-        with pytest.raises(UserError, match=rf"{name} holds no file that matches 'data/\*\.csv'. It holds 3 files"):
+        assert [content for _, content in read_members(archive, "data/a.txt")] == [
+            b"A"
+        ]  # below the one folder it all lies in
+        with pytest.raises(
+            UserError, match=rf"{name} holds no file that matches 'data/\*\.csv'. It holds 3 files"
+        ):
             list(read_members(archive, "data/*.csv"))
 
     def test_an_archive_in_an_archive_is_read_by_one_name(self, tmp_path: Path) -> None:
         inner = make_tar(tmp_path / "inner.tar.gz", {"x/y.txt": b"inside"}).read_bytes()
-        outer = make_tar(tmp_path / "it-1.0.tar.gz", {"it-1.0/more/inner.tar.gz": inner, "it-1.0/setup.py": b""})
-        assert list(read_members(outer, "more/inner.tar.gz!x/y.txt")) == [("it-1.0/more/inner.tar.gz!x/y.txt", b"inside")]
-        assert list(read_members(outer, "more/*.gz!y.txt")) == [("it-1.0/more/inner.tar.gz!x/y.txt", b"inside")]
+        outer = make_tar(
+            tmp_path / "it-1.0.tar.gz", {"it-1.0/more/inner.tar.gz": inner, "it-1.0/setup.py": b""}
+        )
+        assert list(read_members(outer, "more/inner.tar.gz!x/y.txt")) == [
+            ("it-1.0/more/inner.tar.gz!x/y.txt", b"inside")
+        ]
+        assert list(read_members(outer, "more/*.gz!y.txt")) == [
+            ("it-1.0/more/inner.tar.gz!x/y.txt", b"inside")
+        ]
 
-    @pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:\\evil.txt"])
+    @pytest.mark.parametrize(
+        "name", ["../evil.txt", "/etc/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:\\evil.txt"]
+    )
     @pytest.mark.parametrize("kind", ["evil.zip", "evil.tar.gz"])
     def test_a_name_that_leads_out_is_refused(self, tmp_path: Path, name: str, kind: str) -> None:
-        archive = (make_tar if ".tar" in kind else make_zip)(tmp_path / kind, {"fine.txt": b"", name: b"x"})
-        with pytest.raises(UserError, match=rf"{kind} is refused: its member .*evil\.txt.* leads out of the archive"):
+        archive = (make_tar if ".tar" in kind else make_zip)(
+            tmp_path / kind, {"fine.txt": b"", name: b"x"}
+        )
+        with pytest.raises(
+            UserError,
+            match=rf"{kind} is refused: its member .*evil\.txt.* leads out of the archive",
+        ):
             list(read_members(archive, "fine.txt"))
 
-    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+    @pytest.mark.parametrize(
+        "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
+    )
     def test_links_and_devices_are_refused(self, tmp_path: Path, kind: bytes) -> None:
-        archive = make_tar(tmp_path / "links.tar.gz", {"fine.txt": b"x"}, {"passwd": "/etc/passwd"}, kind)
+        archive = make_tar(
+            tmp_path / "links.tar.gz", {"fine.txt": b"x"}, {"passwd": "/etc/passwd"}, kind
+        )
         with pytest.raises(UserError, match="'passwd' is a link or a device"):
             list(read_members(archive, "fine.txt"))
         info = zipfile.ZipInfo("passwd")
@@ -89,18 +129,27 @@ class TestArchives:
         with pytest.raises(UserError, match="'passwd' is a link or a device"):
             list(read_members(tmp_path / "links.zip", "passwd"))
 
-    def test_a_bomb_is_refused_before_it_is_unpacked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_bomb_is_refused_before_it_is_unpacked(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(archives, "SMALL", 1 << 20)
         zeros = {"zeros.txt": bytes(8 << 20)}
-        for archive in (make_zip(tmp_path / "bomb.zip", zeros), make_tar(tmp_path / "bomb.tar.gz", zeros)):
+        for archive in (
+            make_zip(tmp_path / "bomb.zip", zeros),
+            make_tar(tmp_path / "bomb.tar.gz", zeros),
+        ):
             with pytest.raises(UserError, match=rf"{archive.name} is refused: it holds more than"):
                 next(archives.open_members(archive, "zeros.txt"))
 
-    def test_a_header_that_understates_its_size_yields_no_more_than_it_says(self, tmp_path: Path) -> None:
+    def test_a_header_that_understates_its_size_yields_no_more_than_it_says(
+        self, tmp_path: Path
+    ) -> None:
         archive = make_zip(tmp_path / "lying.zip", {"a.txt": b"x" * 100_000})
         content = bytearray(archive.read_bytes())
         directory = content.rindex(b"PK\x01\x02")
-        content[directory + 24 : directory + 28] = struct.pack("<I", 10)  # uncompressed size, as the central directory states it
+        content[directory + 24 : directory + 28] = struct.pack(
+            "<I", 10
+        )  # uncompressed size, as the central directory states it
         archive.write_bytes(content)
         with pytest.raises(UserError, match=r"lying\.zip.*damaged"):
             list(read_members(archive, "a.txt"))
@@ -108,21 +157,34 @@ class TestArchives:
     @pytest.mark.parametrize("kind", ["broken.whl", "broken.tar.gz"])
     def test_a_damaged_archive_is_named(self, tmp_path: Path, kind: str) -> None:
         noise = b"".join(hashlib.sha256(str(n).encode()).digest() for n in range(3000))
-        whole = (make_tar if ".tar" in kind else make_zip)(tmp_path / kind, {"a.txt": noise}).read_bytes()
+        whole = (make_tar if ".tar" in kind else make_zip)(
+            tmp_path / kind, {"a.txt": noise}
+        ).read_bytes()
         middle = len(whole) // 2
-        for content in (b"no archive at all", b"", whole[:middle], whole[:middle] + bytes(64) + whole[middle + 64 :]):
+        for content in (
+            b"no archive at all",
+            b"",
+            whole[:middle],
+            whole[:middle] + bytes(64) + whole[middle + 64 :],
+        ):
             (tmp_path / kind).write_bytes(content)
-            with pytest.raises(UserError, match=rf"{kind}.* is damaged or not the archive its name says"):
+            with pytest.raises(
+                UserError, match=rf"{kind}.* is damaged or not the archive its name says"
+            ):
                 list(read_members(tmp_path / kind, "a.txt"))
 
-    def test_bytes_that_are_not_utf8_are_named_by_member_and_offset(self, tmp_path: Path, index: Index) -> None:
+    def test_bytes_that_are_not_utf8_are_named_by_member_and_offset(
+        self, tmp_path: Path, index: Index
+    ) -> None:
         sha256 = index.offer("it-1.0-py3-none-any.whl", {"it/a.txt": b"good\nb\xe9d"})
         with pytest.raises(UserError, match=r"it/a\.txt: byte 6 \(0xe9\) is not UTF-8"):
             read(tmp_path, package="it==1.0", sha256=sha256, files="it/*.txt")
 
 
 class Index:
-    """A package index (PEP 503) on this machine that keeps a list of what it was asked and can fail first."""
+    """A package index (PEP 503) on this machine that keeps a list of what it was asked and can fail
+    first.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked, self.failures = folder, list[str](), 0
@@ -142,12 +204,16 @@ class Index:
 
             def log_message(self, *_: object) -> None: ...
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+        self.server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))
+        )
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/simple"
 
     def offer(self, filename: str, members: dict[str, bytes], stated: str | None = None) -> str:
-        """Put a package file on the index; its sha256, which the page states too unless told to state another."""
+        """Put a package file on the index; its sha256, which the page states too unless told to
+        state another.
+        """
         project = self.folder / "simple" / filename.split("-")[0]
         project.mkdir(parents=True, exist_ok=True)
         (make_tar if ".tar" in filename else make_zip)(project / filename, members)
@@ -165,32 +231,52 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", served.url)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(packages, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(package_index, "FIRST_WAIT", 0.01)
     yield served
     served.server.shutdown()
     served.server.server_close()
 
 
-WHEEL, MEMBERS = "it-1.0-py3-none-any.whl", {"it/a.txt": b"words", "it/__init__.py": b"raise SystemExit('run!')"}
+WHEEL, MEMBERS = (
+    "it-1.0-py3-none-any.whl",
+    {"it/a.txt": b"words", "it/__init__.py": b"raise SystemExit('run!')"},
+)
 
 
 class TestPackages:
-    def fetch(self, tmp_path: Path, sha256: str, requirement: str = "it==1.0", kind: packages.Kind = "wheel") -> Path:
+    def fetch(
+        self,
+        tmp_path: Path,
+        sha256: str,
+        requirement: str = "it==1.0",
+        kind: package_index.Kind = "wheel",
+    ) -> Path:
         return fetch_package(requirement, kind, sha256, tmp_path / "downloads", Silent())
 
-    def test_a_package_comes_from_the_users_index_once_and_then_from_the_cache(self, tmp_path: Path, index: Index) -> None:
+    def test_a_package_comes_from_the_users_index_once_and_then_from_the_cache(
+        self, tmp_path: Path, index: Index
+    ) -> None:
         sha256 = index.offer(WHEEL, MEMBERS)
         assert read(tmp_path, package="it==1.0", sha256=sha256, files="it/*.txt") == ["words"]
         assert index.asked == ["/simple/it/", f"/simple/it/{WHEEL}"]
         index.server.shutdown()  # offline
         index.server.server_close()
         assert read(tmp_path, package="it==1.0", sha256=sha256, files="it/*.txt") == ["words"]
-        assert [path.name for path in (tmp_path / "downloads" / "packages").iterdir()] == [f"{sha256[:16]}-{WHEEL}"]
+        assert [path.name for path in (tmp_path / "downloads" / "packages").iterdir()] == [
+            f"{sha256[:16]}-{WHEEL}"
+        ]
 
-    def test_an_sdist_is_chosen_by_kind_and_read_without_being_built(self, tmp_path: Path, index: Index) -> None:
+    def test_an_sdist_is_chosen_by_kind_and_read_without_being_built(
+        self, tmp_path: Path, index: Index
+    ) -> None:
         index.offer(WHEEL, MEMBERS)
-        sha256 = index.offer("it-1.0.tar.gz", {"it-1.0/it/b.txt": b"more", "it-1.0/setup.py": b"raise SystemExit('built!')"})
-        assert read(tmp_path, package="it==1.0", kind="sdist", sha256=sha256, files="it/b.txt") == ["more"]
+        sha256 = index.offer(
+            "it-1.0.tar.gz",
+            {"it-1.0/it/b.txt": b"more", "it-1.0/setup.py": b"raise SystemExit('built!')"},
+        )
+        assert read(tmp_path, package="it==1.0", kind="sdist", sha256=sha256, files="it/b.txt") == [
+            "more"
+        ]
 
     def test_a_failed_answer_is_asked_for_again(self, tmp_path: Path, index: Index) -> None:
         sha256 = index.offer(WHEEL, MEMBERS)
@@ -198,24 +284,32 @@ class TestPackages:
         assert self.fetch(tmp_path, sha256).name.endswith(WHEEL)
         assert index.asked == ["/simple/it/"] * 3 + [f"/simple/it/{WHEEL}"]
 
-    def test_an_index_that_keeps_failing_is_given_up_with_its_reason(self, tmp_path: Path, index: Index) -> None:
+    def test_an_index_that_keeps_failing_is_given_up_with_its_reason(
+        self, tmp_path: Path, index: Index
+    ) -> None:
         index.failures = 100
         with pytest.raises(UserError, match=r"wheel of it==1\.0 could not be fetched.*503"):
             self.fetch(tmp_path, SHA)
-        assert len(index.asked) == packages.ATTEMPTS
+        assert len(index.asked) == package_index.ATTEMPTS
 
-    def test_a_wrong_sha256_names_both_and_leaves_other_files_alone(self, tmp_path: Path, index: Index) -> None:
-        kept = self.fetch(tmp_path, index.offer("other-1.0-py3-none-any.whl", MEMBERS), "other==1.0")
+    def test_a_wrong_sha256_names_both_and_leaves_other_files_alone(
+        self, tmp_path: Path, index: Index
+    ) -> None:
+        kept = self.fetch(
+            tmp_path, index.offer("other-1.0-py3-none-any.whl", MEMBERS), "other==1.0"
+        )
         sha256 = index.offer(WHEEL, MEMBERS)
         with pytest.raises(UserError, match=f"sha256 {sha256}, expected {SHA}"):
             self.fetch(tmp_path, SHA)
         assert list((tmp_path / "downloads" / "packages").iterdir()) == [kept]
 
-    def test_a_transfer_that_does_not_match_the_page_is_tried_again_and_then_refused(self, tmp_path: Path, index: Index) -> None:
+    def test_a_transfer_that_does_not_match_the_page_is_tried_again_and_then_refused(
+        self, tmp_path: Path, index: Index
+    ) -> None:
         sha256 = index.offer(WHEEL, MEMBERS, stated=SHA)
         with pytest.raises(UserError, match="could not be fetched"):
             self.fetch(tmp_path, sha256)
-        assert index.asked.count(f"/simple/it/{WHEEL}") == packages.ATTEMPTS
+        assert index.asked.count(f"/simple/it/{WHEEL}") == package_index.ATTEMPTS
 
     def test_a_damaged_cache_is_fetched_again(self, tmp_path: Path, index: Index) -> None:
         sha256 = index.offer(WHEEL, MEMBERS)
@@ -223,15 +317,23 @@ class TestPackages:
         cached.write_bytes(b"flipped")
         assert hashlib.sha256(self.fetch(tmp_path, sha256).read_bytes()).hexdigest() == sha256
 
-    def test_an_unknown_project_or_version_is_one_sentence(self, tmp_path: Path, index: Index) -> None:
+    def test_an_unknown_project_or_version_is_one_sentence(
+        self, tmp_path: Path, index: Index
+    ) -> None:
         index.offer(WHEEL, MEMBERS)
         for requirement in ("it==2.0", "nothing==1.0"):
-            with pytest.raises(UserError, match=f"{requirement} could not be fetched: {index.url} does not have it"):
+            with pytest.raises(
+                UserError, match=f"{requirement} could not be fetched: {index.url} does not have it"
+            ):
                 self.fetch(tmp_path, SHA, requirement)
 
-    def test_pips_own_configuration_file_names_the_index(self, tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_pips_own_configuration_file_names_the_index(
+        self, tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         sha256 = index.offer(WHEEL, MEMBERS)
-        (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {index.url}/none\nextra-index-url = {index.url}\n")
+        (tmp_path / "pip.conf").write_text(
+            f"[global]\nindex-url = {index.url}/none\nextra-index-url = {index.url}\n"
+        )
         monkeypatch.delenv("PIP_INDEX_URL")
         monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
         self.fetch(tmp_path, sha256)
@@ -250,7 +352,9 @@ class TestPackages:
         assert "secret" not in str(refused.value)
         assert self.fetch(tmp_path, sha256).is_file()
 
-    def test_folders_are_indexes_too_as_they_are_for_pip(self, tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_folders_are_indexes_too_as_they_are_for_pip(
+        self, tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         sha256 = index.offer(WHEEL, MEMBERS)
         monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "index" / "simple").as_uri())
         assert self.fetch(tmp_path, sha256).is_file()
@@ -259,15 +363,21 @@ class TestPackages:
         assert fetch_package("it==1.0", "wheel", sha256, tmp_path / "other", Silent()).is_file()
         assert index.asked == []
 
-    def test_two_processes_that_fetch_at_once_both_get_whole_files(self, tmp_path: Path, index: Index) -> None:
+    def test_two_processes_that_fetch_at_once_both_get_whole_files(
+        self, tmp_path: Path, index: Index
+    ) -> None:
         sha256 = index.offer(WHEEL, {"it/a.txt": os.urandom(1 << 20)})
         script = (
-            "import sys; from pathlib import Path; from gpt_model.data.packages import fetch_package;"
+            "import sys; from pathlib import Path; from gpt_model.data.package_index import fetch_package;"
             "from gpt_model.progress import Silent;"
             "print(fetch_package('it==1.0', 'wheel', sys.argv[1], Path(sys.argv[2]), Silent()).stat().st_size)"
         )
         running = [
-            subprocess.Popen([sys.executable, "-c", script, sha256, str(tmp_path / "downloads")], stdout=subprocess.PIPE) for _ in range(2)
+            subprocess.Popen(
+                [sys.executable, "-c", script, sha256, str(tmp_path / "downloads")],
+                stdout=subprocess.PIPE,
+            )
+            for _ in range(2)
         ]
         sizes = {int(process.communicate()[0]) for process in running}
         assert sizes == {(tmp_path / "index" / "simple" / "it" / WHEEL).stat().st_size}

@@ -1,4 +1,6 @@
-"""The whole chain through the Dagster job: what is built, what is found again, what a person sees of it, and what a kill leaves."""
+"""The whole chain through the Dagster job: what is built, what is found again, what a person sees
+of it, and what a kill leaves.
+"""
 
 from __future__ import annotations
 
@@ -20,37 +22,56 @@ import pytest
 from conftest import ROOT, BuiltStore, environment_of, write_local_recipe, write_notes
 from dagster_graphql import DagsterGraphQLClient
 
-from assets.lineage_tree import traced
-from assets.recipe import load_recipe
-from assets.resources.journal import events
-from assets.resources.lineage import Lineage, prepare_home
-from assets.resources.store import Store
-from assets.resources.tracking import Tracking
+from assets.lineage import Lineage, prepare_home
+from assets.recipe.recipe import load_recipe
+from assets.report.lineage_tree import traced
+from assets.store.store import Store
+from assets.tracking.event_log import events
+from assets.tracking.tracking import Tracking
 from docs.pictures import HOST, serving
+from pipelines.cli.servers import dagster_command
 from pipelines.definitions import RecipeFile, build_defs
-from pipelines.servers import dagster_command
 
 
 def definitions(path: Path, home: Path) -> dg.Definitions:
-    return build_defs([RecipeFile(load_recipe(str(path)), path)], resource_overrides={"lineage": Lineage(home=str(home))})
+    return build_defs(
+        [RecipeFile(load_recipe(str(path)), path)],
+        resource_overrides={"lineage": Lineage(home=str(home))},
+    )
 
 
-def run_job(path: Path, home: Path, instance: dg.DagsterInstance, *only: str, **options: Any) -> dg.ExecuteInProcessResult:
+def run_job(
+    path: Path, home: Path, instance: dg.DagsterInstance, *only: str, **options: Any
+) -> dg.ExecuteInProcessResult:
     """A run of the recipe's job, or of the assets `only`."""
     job = definitions(path, home).resolve_job_def(path.stem)
     selection = [dg.AssetKey([path.stem, *name.split("/")]) for name in only] or None
-    return job.execute_in_process(instance=instance, raise_on_error=False, asset_selection=selection, **options)
+    return job.execute_in_process(
+        instance=instance, raise_on_error=False, asset_selection=selection, **options
+    )
 
 
 def materializations(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetMaterialization]:
-    return {"/".join(e.asset_key.path): e.materialization for e in result.get_asset_materialization_events() if e.asset_key}
+    return {
+        "/".join(e.asset_key.path): e.materialization
+        for e in result.get_asset_materialization_events()
+        if e.asset_key
+    }
 
 
 def test_ci_recipe_is_built_end_to_end_through_the_job(built: BuiltStore) -> None:
     store = Store(built.home)
     refs = store.refs()
     tasks = ("sentiment", "boolq", "factual_summary", "piqa")  # one of each form
-    for name in ("corpus", "tokenizer", "tokens", "pretrained", *(f"finetuned/{task}" for task in tasks), "zero_shot", "scorecard"):
+    for name in (
+        "corpus",
+        "tokenizer",
+        "tokens",
+        "pretrained",
+        *(f"finetuned/{task}" for task in tasks),
+        "zero_shot",
+        "scorecard",
+    ):
         artifact = store.find(refs[f"ci/{name}"])
         assert artifact is not None and store.verify(artifact) == [], name
         gate = store.gate(artifact)
@@ -58,8 +79,13 @@ def test_ci_recipe_is_built_end_to_end_through_the_job(built: BuiltStore) -> Non
     pretrained = store.find(refs["ci/pretrained"])
     assert pretrained is not None
     assert pretrained.metrics["held_out/bpb"] < 4.5
-    assert "scorecard" in built.printed and f"gpt-lineage trace {pretrained.fingerprint[:12]}" in built.printed
-    registered = {model.name for model in Tracking(built.home).server.client().search_registered_models()}
+    assert (
+        "scorecard" in built.printed
+        and f"gpt-lineage trace {pretrained.fingerprint[:12]}" in built.printed
+    )
+    registered = {
+        model.name for model in Tracking(built.home).server.client().search_registered_models()
+    }
     assert registered == {"ci-pretrained", *(f"ci-finetuned-{task}" for task in tasks)}
 
 
@@ -69,7 +95,12 @@ def test_second_run_finds_everything(built: BuiltStore) -> None:
     assert again.returncode == 0, again.stderr
     assert {path.name for path in (built.home / "artifacts").iterdir()} == before
     told = json.loads(again.stdout)  # what a script reads; progress is on stderr
-    assert (told["recipe"], told["succeeded"], told["found"], told["built"]) == ("ci", True, len(before), 0)
+    assert (told["recipe"], told["succeeded"], told["found"], told["built"]) == (
+        "ci",
+        True,
+        len(before),
+        0,
+    )
     refs = {f"ci/{name}": artifact["fingerprint"] for name, artifact in told["artifacts"].items()}
     assert refs == Store(built.home).refs()
     assert any(score["asset"] == "ci/pretrained" and score["value"] > 0 for score in told["scores"])
@@ -80,7 +111,7 @@ def test_second_run_finds_everything(built: BuiltStore) -> None:
 def test_orchestrator_never_imports_torch_and_stays_small(built: BuiltStore) -> None:
     """Here of a run that finds everything; benchmarks/demo.py measures the peak of one that builds."""
     script = (
-        "import sys; from pathlib import Path; from pipelines.cli import main\n"
+        "import sys; from pathlib import Path; from pipelines.cli.main import main\n"
         f"sys.argv = ['gpt-lineage', 'run', {str(ROOT / 'tests' / 'recipes' / 'ci.yaml')!r}]\n"
         "try: main()\n"
         "except SystemExit as e: assert not e.code, e.code\n"
@@ -116,12 +147,19 @@ def test_materialization_shows_what_a_person_wants(home: Path, tmp_path: Path) -
         assert event.tags is not None and event.tags["dagster/data_version"] == artifact.digest
         metadata = event.metadata
         assert metadata["fingerprint"].value == artifact.fingerprint
-        assert any(str(value.value).startswith("![") for value in metadata.values())  # an inline picture
+        assert any(
+            str(value.value).startswith("![") for value in metadata.values()
+        )  # an inline picture
         assert "/runs/" in str(metadata["MLflow run"].value)
         assert float(metadata["duration (s)"].value) > float(metadata["seconds"].value) > 0  # type: ignore[arg-type]
         assert float(metadata["size (bytes)"].value) > 10_000  # type: ignore[arg-type]
         checks = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
-        assert checks["loss_is_finite"] and checks["loss_falls"] and checks["nothing_held_out_is_trained_on"] and checks["round_trip"]
+        assert (
+            checks["loss_is_finite"]
+            and checks["loss_falls"]
+            and checks["nothing_held_out_is_trained_on"]
+            and checks["round_trip"]
+        )
 
 
 class Ticks:
@@ -131,11 +169,16 @@ class Ticks:
         self.path, self.home, self.instance = path, home, instance
         self.cursor: str | None = None
         defs = definitions(path, home)
-        self.sensor, self.schedule = defs.get_sensor_def("local_grown_source"), defs.get_schedule_def("local_weekly")
+        self.sensor, self.schedule = (
+            defs.get_sensor_def("local_grown_source"),
+            defs.get_schedule_def("local_weekly"),
+        )
 
     def sensor_tick(self) -> list[dg.RunRequest]:
         resources = {"lineage": Lineage(home=str(self.home))}
-        with dg.build_sensor_context(instance=self.instance, cursor=self.cursor, resources=resources) as context:
+        with dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursor, resources=resources
+        ) as context:
             data = self.sensor.evaluate_tick(context)
         self.cursor = data.cursor
         return list(data.run_requests or [])
@@ -146,22 +189,34 @@ class Ticks:
 
     def run(self, request: dg.RunRequest) -> dict[str, bool]:
         """Which of the assets were found, and not built."""
-        job = definitions(self.path, self.home).resolve_job_def(request.job_name or self.sensor.job_name)
-        result = job.execute_in_process(dict(request.run_config), instance=self.instance, tags=dict(request.tags))
-        return {name: bool(shown.metadata["found"].value) for name, shown in materializations(result).items()}
+        job = definitions(self.path, self.home).resolve_job_def(
+            request.job_name or self.sensor.job_name
+        )
+        result = job.execute_in_process(
+            dict(request.run_config), instance=self.instance, tags=dict(request.tags)
+        )
+        return {
+            name: bool(shown.metadata["found"].value)
+            for name, shown in materializations(result).items()
+        }
 
     def names_in_lineage(self) -> str:
         store = Store(self.home)
         return json.dumps(traced(store, store.resolve("local/pretrained")))
 
 
-def test_new_text_is_retrained_by_schedule_and_sensor_and_nothing_new_is_found(home: Path, tmp_path: Path) -> None:
+def test_new_text_is_retrained_by_schedule_and_sensor_and_nothing_new_is_found(
+    home: Path, tmp_path: Path
+) -> None:
     prepare_home(home)
     path = write_local_recipe(tmp_path)
     with dg.DagsterInstance.ephemeral() as instance:
         assert run_job(path, home, instance).success
         store = Store(home)
-        first, card = store.refs()["local/pretrained"], store.show(store.resolve("local/scorecard")) / "scorecard.md"
+        first, card = (
+            store.refs()["local/pretrained"],
+            store.show(store.resolve("local/scorecard")) / "scorecard.md",
+        )
         ticks = Ticks(path, home, instance)
         assert ticks.sensor.default_status == dg.DefaultSensorStatus.STOPPED
         assert ticks.schedule.default_status == dg.DefaultScheduleStatus.STOPPED
@@ -172,8 +227,13 @@ def test_new_text_is_retrained_by_schedule_and_sensor_and_nothing_new_is_found(h
         assert not ticks.run(request)["local/pretrained"]
         assert "notes10000.txt" in ticks.names_in_lineage()
         assert f"└── local/pretrained {first[:12]} digest " in card.read_text()
-        walked = {store.resolve(word).fingerprint for word in re.findall(r"`gpt-lineage (?:trace|reproduce) (\S+)`", card.read_text())}
-        assert walked == {first} != {store.refs()["local/pretrained"]}  # the old card still walks back to what it was of
+        walked = {
+            store.resolve(word).fingerprint
+            for word in re.findall(r"`gpt-lineage (?:trace|reproduce) (\S+)`", card.read_text())
+        }
+        assert (
+            walked == {first} != {store.refs()["local/pretrained"]}
+        )  # the old card still walks back to what it was of
         assert ticks.sensor_tick() == []
 
         write_notes(tmp_path / "notes", 60, start=20_000)
@@ -201,14 +261,23 @@ def test_what_an_unreachable_server_missed_is_delivered_by_the_next_dagster_run(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
         result = run_job(path, home, instance, "corpus", "tokenizer")
         assert result.success
-        said = [entry.user_message for entry in instance.all_logs(result.run_id) if server in entry.user_message]
-        assert len(said) == 1 and said[0].endswith("What is left is delivered in the background, or by the next run.")
+        said = [
+            entry.user_message
+            for entry in instance.all_logs(result.run_id)
+            if server in entry.user_message
+        ]
+        assert len(said) == 1 and said[0].endswith(
+            "What is left is delivered in the background, or by the next run."
+        )
 
         monkeypatch.delenv("MLFLOW_TRACKING_URI")
         result = run_job(path, home, instance, "corpus", "tokenizer")
         assert all(shown.metadata["found"].value for shown in materializations(result).values())
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and [run.info.status for run in mlflow_runs(home)] != ["FINISHED", "FINISHED"]:
+        while time.monotonic() < deadline and [run.info.status for run in mlflow_runs(home)] != [
+            "FINISHED",
+            "FINISHED",
+        ]:
             time.sleep(0.2)
         assert {run.data.tags["lineage.asset"]: run.info.status for run in mlflow_runs(home)} == {
             "local/corpus": "FINISHED",
@@ -224,14 +293,20 @@ def mlflow_runs(home: Path, fingerprint: str | None = None) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], wanted)) if experiment else []
 
 
-def test_a_worker_that_dies_once_is_retried_within_the_run_and_stays_one_mlflow_run(home: Path, tmp_path: Path) -> None:
+def test_a_worker_that_dies_once_is_retried_within_the_run_and_stays_one_mlflow_run(
+    home: Path, tmp_path: Path
+) -> None:
     prepare_home(home)
     path = write_local_recipe(tmp_path, tokens=60_000)
     killed = list[int]()
 
     def kill_one_rank() -> None:
         wait_for_training(home)
-        ranks = [process for process in workers_of(home) if "assets.worker" in process.cmdline() and "guard" not in str(process.cmdline())]
+        ranks = [
+            process
+            for process in workers_of(home)
+            if "assets.worker" in process.cmdline() and "guard" not in str(process.cmdline())
+        ]
         ranks[-1].kill()
         killed.append(len(ranks))
 
@@ -242,7 +317,9 @@ def test_a_worker_that_dies_once_is_retried_within_the_run_and_stays_one_mlflow_
         killer.join()
         assert killed == [2]
         assert result.success
-        assert [event.step_key for event in result.all_events if event.is_step_up_for_retry] == ["local__pretrained"]
+        assert [event.step_key for event in result.all_events if event.is_step_up_for_retry] == [
+            "local__pretrained"
+        ]
     artifact = Store(home).resolve("local/pretrained")
     assert artifact.manifest["provenance"]["attempts"] == 2
     [run] = mlflow_runs(home, artifact.fingerprint)
@@ -250,12 +327,19 @@ def test_a_worker_that_dies_once_is_retried_within_the_run_and_stays_one_mlflow_
     assert run.data.tags["dagster.runs"] == result.run_id
 
 
-def start_run(path: Path, home: Path, downloads: Path, profile: Path | None = None) -> subprocess.Popen[str]:
+def start_run(
+    path: Path, home: Path, downloads: Path, profile: Path | None = None
+) -> subprocess.Popen[str]:
     options = ["--profile", str(profile)] if profile else []
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "run", str(path), *options], env=environment_of(home, downloads), cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "pipelines.cli", "run", str(path), *options],
+        env=environment_of(home, downloads),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def workers_of(home: Path) -> list[psutil.Process]:
@@ -289,12 +373,18 @@ def wait_for_training(home: Path, run: subprocess.Popen[Any] | None = None) -> N
             and journal.read_text().count('"metrics"') >= 3
         )
 
-    wait_for(lambda: any(has_begun(building) for building in home.glob("building/*")), run, "training")
+    wait_for(
+        lambda: any(has_begun(building) for building in home.glob("building/*")), run, "training"
+    )
 
 
 def wait_for_checkpoint(home: Path, run: subprocess.Popen[Any]) -> None:
     """Until there is one that a next attempt can go on from."""
-    wait_for(lambda: any(path.suffix != ".partial" for path in home.glob(CHECKPOINTS)), run, "a checkpoint")
+    wait_for(
+        lambda: any(path.suffix != ".partial" for path in home.glob(CHECKPOINTS)),
+        run,
+        "a checkpoint",
+    )
 
 
 def write_profile(folder: Path) -> Path:
@@ -332,38 +422,68 @@ def test_ended_run_leaves_no_process_and_the_next_one_ends_in_the_same_bits(
     while workers_of(home) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert workers_of(home) == []
-    assert "pretrained" not in {Store(home).find(p.name).stage for p in (home / "artifacts").iterdir()}  # type: ignore[union-attr]
+    assert "pretrained" not in {
+        Store(home).find(p.name).stage for p in (home / "artifacts").iterdir()
+    }  # type: ignore[union-attr]
 
     again = start_run(path, home, downloads, profile)
     assert again.wait(timeout=600) == 0, again.communicate()[0]
     artifact = Store(home).resolve("local/pretrained")
     assert artifact.digest == Store(undisturbed).resolve("local/pretrained").digest
-    told = [event["message"] for event, _ in events(artifact.path.parent / "journal" / "events.jsonl") if event["kind"] == "log"]
-    [resumed] = [re.findall(r"checkpoint of step (\d+) of", message)[0] for message in told if message.startswith("Goes on from")]
+    told = [
+        event["message"]
+        for event, _ in events(artifact.path.parent / "journal" / "events.jsonl")
+        if event["kind"] == "log"
+    ]
+    [resumed] = [
+        re.findall(r"checkpoint of step (\d+) of", message)[0]
+        for message in told
+        if message.startswith("Goes on from")
+    ]
     assert int(resumed) > 0
-    assert len(artifact.manifest["provenance"]["dagster_runs"]) == 2  # both runs touched this one build …
-    assert [run.info.status for run in mlflow_runs(home, artifact.fingerprint)] == ["FINISHED"]  # … which has one MLflow run
+    assert (
+        len(artifact.manifest["provenance"]["dagster_runs"]) == 2
+    )  # both runs touched this one build …
+    assert [run.info.status for run in mlflow_runs(home, artifact.fingerprint)] == [
+        "FINISHED"
+    ]  # … which has one MLflow run
 
 
 def test_what_the_worker_says_is_in_the_runs_log_as_it_happens(undisturbed: Path) -> None:
     artifact = Store(undisturbed).resolve("local/pretrained")
     [run_id] = artifact.manifest["provenance"]["dagster_runs"]
     with dg.DagsterInstance.from_config(str(undisturbed / "dagster")) as instance:
-        log = [entry for entry in instance.all_logs(run_id) if entry.step_key == "local__pretrained"]
-    [built] = [entry.timestamp for entry in log if entry.dagster_event and entry.dagster_event.is_step_materialization]
-    said = [entry.timestamp for entry in log if re.search(r"step \d+: .*\bloss \d", entry.user_message)]
-    steps = [event["time"] for event, _ in events(artifact.path.parent / "journal" / "events.jsonl") if event["kind"] == "metrics"]
+        log = [
+            entry for entry in instance.all_logs(run_id) if entry.step_key == "local__pretrained"
+        ]
+    [built] = [
+        entry.timestamp
+        for entry in log
+        if entry.dagster_event and entry.dagster_event.is_step_materialization
+    ]
+    said = [
+        entry.timestamp for entry in log if re.search(r"step \d+: .*\bloss \d", entry.user_message)
+    ]
+    steps = [
+        event["time"]
+        for event, _ in events(artifact.path.parent / "journal" / "events.jsonl")
+        if event["kind"] == "metrics"
+    ]
     assert said
     assert max(said) < built
     assert said[0] < (steps[0] + steps[-1]) / 2  # not all at once when it was over
 
 
-def test_two_runs_at_once_build_each_artifact_once(home: Path, downloads: Path, tmp_path: Path) -> None:
+def test_two_runs_at_once_build_each_artifact_once(
+    home: Path, downloads: Path, tmp_path: Path
+) -> None:
     path = write_local_recipe(tmp_path)
     both = [start_run(path, home, downloads) for _ in range(2)]
     words = [run.communicate(timeout=600)[0] for run in both]
     assert [run.returncode for run in both] == [0, 0], words
-    assert sorted(int(word.rsplit(" built", 1)[0].rsplit(" ", 1)[1]) for word in words)[0] < 5  # the other found what one had built
+    assert (
+        sorted(int(word.rsplit(" built", 1)[0].rsplit(" ", 1)[1]) for word in words)[0] < 5
+    )  # the other found what one had built
     manifests = list((home / "artifacts").glob("*/artifact.json"))
     assert len(manifests) == 5
     assert len(mlflow_runs(home)) == 5
@@ -375,14 +495,22 @@ def test_reproduce_of_the_pretrained_model_gives_the_same_digest(built: BuiltSto
 
 
 def test_definitions_check_as_they_stand() -> None:
-    done = subprocess.run([str(Path(sys.executable).parent / "dg"), "check", "defs"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "dg"), "check", "defs"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_run_terminated_from_the_page_leaves_no_process(
     home: Path, downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the page's Terminate button calls, on a run that the page's Launch button would have launched."""
+    """What the page's Terminate button calls, on a run that the page's Launch button would have
+    launched.
+    """
     recipes = tmp_path / "recipes"
     recipes.mkdir()
     write_local_recipe(recipes, tokens=4_000_000)
@@ -399,6 +527,9 @@ def test_run_terminated_from_the_page_leaves_no_process(
         while workers_of(home) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert workers_of(home) == []
-        while client.get_run_status(run_id) == dg.DagsterRunStatus.CANCELING and time.monotonic() < deadline:
+        while (
+            client.get_run_status(run_id) == dg.DagsterRunStatus.CANCELING
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.2)
         assert client.get_run_status(run_id) == dg.DagsterRunStatus.CANCELED

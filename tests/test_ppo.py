@@ -1,4 +1,6 @@
-"""PPO-ptx: advantages against a hand-computed example, the loss, what a run learns and what stops it. Kills: test_ppo_resume.py."""
+"""PPO-ptx: advantages against a hand-computed example, the loss, what a run learns and what stops
+it. Kills: test_ppo_resume.py.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,19 @@ from rank import Said, make_inputs
 from safetensors.torch import load_file
 from torch import Tensor
 
-from assets.alignment.aligned import objective_of, settings_of
-from assets.alignment.section import PPOSection
 from assets.contract import Artifact
-from gpt_model.alignment import ema
-from gpt_model.alignment.advantages import gae, next_coefficient, whitened, worth
-from gpt_model.alignment.episodes import Asking, Episodes, make, roll_out
-from gpt_model.alignment.ppo import PPO, Actions, Actors, clipped_value_loss, constant_rate, through
-from gpt_model.alignment.reward import RewardModel
-from gpt_model.alignment.rollouts import Limits, diverged
+from assets.recipe.alignment_section import PPOSection
+from assets.stages.aligned import objective_of, settings_of
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
-from gpt_model.ragged import Ragged
+from gpt_model.ops.varlen import Ragged
+from gpt_model.rlhf import ema
+from gpt_model.rlhf.advantages import gae, next_coefficient, whitened, worth
+from gpt_model.rlhf.episodes import Asking, Episodes, make, roll_out
+from gpt_model.rlhf.ppo import PPO, Actions, Actors, clipped_value_loss, constant_rate, through
+from gpt_model.rlhf.reward_model import RewardModel
+from gpt_model.rlhf.rollouts import Limits, diverged
 from gpt_model.training.engine import start
 from gpt_model.training.loop import Execution, Hook, train
 from gpt_model.training.measure import held_out
@@ -37,9 +39,17 @@ SHAPE = ModelConfig(layers=2, width=32, heads=2, context=32, vocab_size=VOCABULA
 LIKED = range(100)  # tokens that the reward model of these tests likes: a third of them
 PROMPTS = [[20 + number, 40 + number, 60] for number in range(10)]
 SECTION: dict[str, Any] = {
-    "episodes": 192, "batch": 32, "minibatch": 16, "learning_rate": 1e-3, "value_learning_rate": 1e-3, "warmup_batches": 0,
-    "ptx_weight": 0.0, "max_new_tokens": 6, "ema": 0.5, "kl": 0.02,
-}  # fmt: skip
+    "episodes": 192,
+    "batch": 32,
+    "minibatch": 16,
+    "learning_rate": 1e-3,
+    "value_learning_rate": 1e-3,
+    "warmup_batches": 0,
+    "ptx_weight": 0.0,
+    "max_new_tokens": 6,
+    "ema": 0.5,
+    "kl": 0.02,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +58,13 @@ def alone() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        for name, value in {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }.items():
             patch.setenv(name, value)
         start(Execution())
         yield
@@ -56,14 +72,20 @@ def alone() -> Iterator[None]:
 
 
 class Likes(RewardModel):
-    """Likes texts by the share of their tokens in LIKED after the prompt; `broken`: every how many-th text has no number."""
+    """Likes texts by the share of their tokens in LIKED after the prompt; `broken`: every how
+    many-th text has no number.
+    """
 
     broken = 0
 
     def rewards(self, rows: Ragged) -> Tensor:
         texts = [text[3:-1] for text in rows.tokens.split(list(rows.lengths))]
         found = torch.tensor([sum(int(token) in LIKED for token in text) / 6 for text in texts])
-        return torch.where(torch.arange(len(found)) % self.broken == 0, math.nan, found) if self.broken else found
+        return (
+            torch.where(torch.arange(len(found)) % self.broken == 0, math.nan, found)
+            if self.broken
+            else found
+        )
 
 
 def actors(shared: bool = False, broken: int = 0, vocabulary: int = VOCABULARY) -> Actors:
@@ -73,44 +95,71 @@ def actors(shared: bool = False, broken: int = 0, vocabulary: int = VOCABULARY) 
     return Actors(GPT(shape, seed=1), reward, shared=shared, seed=1)
 
 
-def objective(folder: Path, tokens: Path | None = None, **section: Any) -> tuple[PPO, dict[str, Any]]:
+def objective(
+    folder: Path, tokens: Path | None = None, **section: Any
+) -> tuple[PPO, dict[str, Any]]:
     given = PPOSection.model_validate({**SECTION, **section}).model_dump(mode="json")
     asking = Asking(END, given["max_new_tokens"], given["temperature"])
     artifact = Artifact(tokens, "tokens", "", "", {}, {}) if tokens else None
-    return objective_of(given, PROMPTS, asking, artifact, SHAPE.context, folder, Execution(), 16), given
+    return objective_of(
+        given, PROMPTS, asking, artifact, SHAPE.context, folder, Execution(), 16
+    ), given
 
 
-def learnt(model: Actors, folder: Path, tokens: Path | None = None, **section: Any) -> tuple[PPO, dict[int, dict[str, float]]]:
+def learnt(
+    model: Actors, folder: Path, tokens: Path | None = None, **section: Any
+) -> tuple[PPO, dict[int, dict[str, float]]]:
     """PPO on the real engine. What it said."""
     ppo, given = objective(folder, tokens, **section)
     progress = Said("ppo")
     hooks = [Hook(ppo.rollouts.steps, lambda step, whole: ppo.rollouts.between(step, whole.cast()))]  # type: ignore[operator]
-    train(model, ppo, settings_of(given), Execution(), checkpoints=None, progress=progress, hooks=hooks)
+    train(
+        model,
+        ppo,
+        settings_of(given),
+        Execution(),
+        checkpoints=None,
+        progress=progress,
+        hooks=hooks,
+    )
     return ppo, progress.said["metrics"]
 
 
-def episodes_of(rewards: list[float], log_ratios: list[list[float]], values: list[list[float]]) -> Episodes:
+def episodes_of(
+    rewards: list[float], log_ratios: list[list[float]], values: list[list[float]]
+) -> Episodes:
     sizes = torch.tensor([len(one) for one in values])
     flat = torch.tensor([one for each in log_ratios for one in each])
     return Episodes(
-        asked=torch.arange(len(sizes)), before=torch.ones_like(sizes), actions=sizes, ended=sizes > 0, rewards=torch.tensor(rewards),
-        tokens=torch.zeros(int(sizes.sum()) + len(sizes), dtype=torch.long), policy=flat, reference=torch.zeros_like(flat),
-        entropy=torch.zeros_like(flat), values=torch.tensor([one for each in values for one in each]),
-    )  # fmt: skip
+        asked=torch.arange(len(sizes)),
+        before=torch.ones_like(sizes),
+        actions=sizes,
+        ended=sizes > 0,
+        rewards=torch.tensor(rewards),
+        tokens=torch.zeros(int(sizes.sum()) + len(sizes), dtype=torch.long),
+        policy=flat,
+        reference=torch.zeros_like(flat),
+        entropy=torch.zeros_like(flat),
+        values=torch.tensor([one for each in values for one in each]),
+    )
 
 
-# -- arithmetic ------------------------------------------------------------------------------------------------------------------------
+# --- arithmetic ---
 
 
 def test_advantages_are_those_computed_by_hand() -> None:
-    """δ = (0.4 - 0.5, 0.2 - 0.4, 1 - 0.2) = (-0.1, -0.2, 0.8); with λ ½: 0.8, -0.2 + 0.4, -0.1 + 0.1."""
+    """δ = (0.4 - 0.5, 0.2 - 0.4, 1 - 0.2) = (-0.1, -0.2, 0.8); with λ ½: 0.8, -0.2 + 0.4, -0.1 +
+    0.1.
+    """
     advantages, returns = gae(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.5, 0.4, 0.2]), 0.5)
     assert advantages.tolist() == pytest.approx([0.0, 0.2, 0.8], abs=1e-6)
     assert returns.tolist() == pytest.approx([0.5, 0.6, 1.0])
 
 
 def test_the_penalty_is_paid_token_by_token_and_the_reward_at_the_last() -> None:
-    """With λ 1 and values 0 an advantage is all that is gained from there on: penalties -0.1·(1, 2), reward 3."""
+    """With λ 1 and values 0 an advantage is all that is gained from there on: penalties -0.1·(1,
+    2), reward 3.
+    """
     found = worth(episodes_of([3.0], [[1.0, 2.0]], [[0.0, 0.0]]), 0.1, 1.0)
     assert found.returns.tolist() == pytest.approx([2.7, 2.8])
     assert found.advantages.tolist() == pytest.approx([-1.0, 1.0], abs=1e-4)  # whitened
@@ -118,12 +167,23 @@ def test_the_penalty_is_paid_token_by_token_and_the_reward_at_the_last() -> None
 
 def test_an_answer_that_was_cut_is_paid_less() -> None:
     """Both have reward 3; the first was cut, and gains 1 less at each of its actions."""
-    episodes = replace(episodes_of([3.0, 3.0], [[0.0, 0.0], [0.0]], [[0.0, 0.0], [0.0]]), ended=torch.tensor([False, True]))
-    assert worth(episodes, 0.1, 1.0, unfinished=1.0).returns.tolist() == pytest.approx([2.0, 2.0, 3.0])
+    episodes = replace(
+        episodes_of([3.0, 3.0], [[0.0, 0.0], [0.0]], [[0.0, 0.0], [0.0]]),
+        ended=torch.tensor([False, True]),
+    )
+    assert worth(episodes, 0.1, 1.0, unfinished=1.0).returns.tolist() == pytest.approx(
+        [2.0, 2.0, 3.0]
+    )
 
 
-def test_advantages_are_whitened_over_the_batch_and_a_reward_that_is_no_number_is_left_out() -> None:
-    found = worth(episodes_of([1.0, math.nan, -1.0], [[0.0], [0.0, 0.0], [0.0]], [[0.0], [0.0, 0.0], [0.0]]), 0.1, 0.95)
+def test_advantages_are_whitened_over_the_batch_and_a_reward_that_is_no_number_is_left_out() -> (
+    None
+):
+    found = worth(
+        episodes_of([1.0, math.nan, -1.0], [[0.0], [0.0, 0.0], [0.0]], [[0.0], [0.0, 0.0], [0.0]]),
+        0.1,
+        0.95,
+    )
     assert found.counted.tolist() == [True, False, False, True]
     assert found.advantages.tolist() == pytest.approx([1.0, 0.0, 0.0, -1.0])
     values = whitened(torch.tensor([2.0, 4.0, 100.0]), torch.tensor([True, True, False]))
@@ -131,23 +191,34 @@ def test_advantages_are_whitened_over_the_batch_and_a_reward_that_is_no_number_i
 
 
 def test_the_coefficient_follows_the_kl_by_at_most_a_fifth_of_the_error() -> None:
-    assert next_coefficient(0.1, kl=12.0, episodes=500, target=6.0, horizon=10_000) == pytest.approx(0.1 * (1 + 0.2 * 0.05))
-    assert next_coefficient(0.1, kl=5.4, episodes=500, target=6.0, horizon=10_000) == pytest.approx(0.1 * (1 - 0.1 * 0.05))
+    assert next_coefficient(
+        0.1, kl=12.0, episodes=500, target=6.0, horizon=10_000
+    ) == pytest.approx(0.1 * (1 + 0.2 * 0.05))
+    assert next_coefficient(0.1, kl=5.4, episodes=500, target=6.0, horizon=10_000) == pytest.approx(
+        0.1 * (1 - 0.1 * 0.05)
+    )
 
 
 def test_the_rate_rises_from_a_tenth_over_the_first_batches_and_is_then_constant() -> None:
     rate = constant_rate(1.0, warmup_batches=10, steps_each=8)
-    assert [rate(step) for step in (0, 7, 40, 80, 10_000)] == pytest.approx([0.1, 0.1, 0.55, 1.0, 1.0])
+    assert [rate(step) for step in (0, 7, 40, 80, 10_000)] == pytest.approx(
+        [0.1, 0.1, 0.55, 1.0, 1.0]
+    )
 
 
 def test_the_worse_of_a_value_and_its_clipped_self_counts() -> None:
-    loss = clipped_value_loss(torch.tensor([2.0, 0.1]), torch.tensor([0.0, 0.0]), torch.tensor([2.0, 1.0]), 0.2)
+    loss = clipped_value_loss(
+        torch.tensor([2.0, 0.1]), torch.tensor([0.0, 0.0]), torch.tensor([2.0, 1.0]), 0.2
+    )
     assert loss.tolist() == pytest.approx([0.5 * 1.8**2, 0.5 * 0.9**2])
 
 
 def test_a_loss_of_log_probabilities_has_the_gradient_of_full_logits() -> None:
     draw = torch.Generator().manual_seed(0)
-    states, weight = (torch.randn(9, 8, generator=draw).requires_grad_(), torch.randn(30, 8, generator=draw).requires_grad_())
+    states, weight = (
+        torch.randn(9, 8, generator=draw).requires_grad_(),
+        torch.randn(30, 8, generator=draw).requires_grad_(),
+    )
     targets, slopes = torch.randint(0, 30, (9,), generator=draw), torch.randn(9, generator=draw)
 
     def of(logs: Tensor) -> Tensor:
@@ -156,12 +227,16 @@ def test_a_loss_of_log_probabilities_has_the_gradient_of_full_logits() -> None:
     loss, logs = through(states, weight, targets, of)
     gradients = torch.autograd.grad(loss, (states, weight))
     whole = (states @ weight.t()).log_softmax(1).gather(1, targets[:, None])[:, 0]
-    assert torch.allclose(logs, whole, atol=1e-5) and loss.item() == pytest.approx(of(whole).item(), rel=1e-5)
-    for found, expected in zip(gradients, torch.autograd.grad(of(whole), (states, weight)), strict=True):
+    assert torch.allclose(logs, whole, atol=1e-5) and loss.item() == pytest.approx(
+        of(whole).item(), rel=1e-5
+    )
+    for found, expected in zip(
+        gradients, torch.autograd.grad(of(whole), (states, weight)), strict=True
+    ):
         assert torch.allclose(found, expected, atol=1e-5)
 
 
-# -- episodes --------------------------------------------------------------------------------------------------------------------------
+# --- episodes ---
 
 
 def test_an_episode_has_what_each_model_says_of_each_token() -> None:
@@ -174,14 +249,27 @@ def test_an_episode_has_what_each_model_says_of_each_token() -> None:
     row = 0
     for number, text in enumerate(found.texts()):
         assert text[:3] == PROMPTS[number] and (text[-1] == END) == bool(found.ended[number])
-        logits = [gpt(torch.tensor([text]))[0, 2:-1].detach() / 0.7 for gpt in (model.policy, model.reference)]
-        logs = [one.log_softmax(1).gather(1, torch.tensor(text[3:])[:, None])[:, 0] for one in logits]
+        logits = [
+            gpt(torch.tensor([text]))[0, 2:-1].detach() / 0.7
+            for gpt in (model.policy, model.reference)
+        ]
+        logs = [
+            one.log_softmax(1).gather(1, torch.tensor(text[3:])[:, None])[:, 0] for one in logits
+        ]
         own = slice(row, row := row + len(text) - 3)
-        assert torch.allclose(found.policy[own], logs[0], atol=1e-4) and torch.allclose(found.reference[own], logs[1], atol=1e-4)
-        assert torch.allclose(found.entropy[own], torch.distributions.Categorical(logits=logits[0]).entropy(), atol=1e-4)
+        assert torch.allclose(found.policy[own], logs[0], atol=1e-4) and torch.allclose(
+            found.reference[own], logs[1], atol=1e-4
+        )
+        assert torch.allclose(
+            found.entropy[own],
+            torch.distributions.Categorical(logits=logits[0]).entropy(),
+            atol=1e-4,
+        )
         whole = Ragged.of([text])
         assert torch.allclose(found.values[own], model.value.values(whole)[2:-1], atol=1e-4)  # type: ignore[operator]
-        assert found.kl()[number].item() == pytest.approx(float((logs[0] - logs[1]).sum()), abs=1e-3)
+        assert found.kl()[number].item() == pytest.approx(
+            float((logs[0] - logs[1]).sum()), abs=1e-3
+        )
     assert 0 < found.ended.sum() < 10 and row == len(found.policy)
 
 
@@ -195,12 +283,19 @@ def test_an_answer_that_says_nothing_is_its_end_alone_and_is_counted(tmp_path: P
             gpt.ln_f.bias.fill_(1.0)  # type: ignore[union-attr]
     ppo, _ = objective(tmp_path)
     told = ppo.rollouts.between(0, model.eval().cast())
-    assert told["empty"] == 32 and told["length"] == 1 and told["ended"] == 1 and told["empty_so_far"] == 32
+    assert (
+        told["empty"] == 32
+        and told["length"] == 1
+        and told["ended"] == 1
+        and told["empty_so_far"] == 32
+    )
 
 
 @pytest.mark.parametrize("size", [2, 64])
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_what_is_drawn_depends_on_neither_chunks_nor_ranks(tmp_path: Path, size: int, ranks: int) -> None:
+def test_what_is_drawn_depends_on_neither_chunks_nor_ranks(
+    tmp_path: Path, size: int, ranks: int
+) -> None:
     model, asked, how = actors().eval(), [one % 10 for one in range(32)], Asking(END, 6, 1.0)
     alone = make(model.cast(), [PROMPTS[one] for one in asked], asked, how, range(5, 37))
     for rank in reversed(range(ranks)):  # the first one finds the others' chunks
@@ -211,8 +306,9 @@ def test_what_is_drawn_depends_on_neither_chunks_nor_ranks(tmp_path: Path, size:
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_all_ratios_are_one_in_the_first_minibatch(tmp_path: Path, precision: torch.dtype) -> None:
-    """And the policy is where the reference is, to the rounding of the decoder's own products: logits of a head ten times as large as a
-    fresh one's, which bfloat16 tells apart by a sixteenth."""
+    """And the policy is where the reference is, to the rounding of the decoder's own products:
+    logits of a head ten times as large as a fresh one's, which bfloat16 tells apart by a sixteenth.
+    """
     near = 1e-4 if precision == torch.float32 else 0.02
     for shared in (False, True):
         model = actors(shared)
@@ -228,7 +324,9 @@ def test_all_ratios_are_one_in_the_first_minibatch(tmp_path: Path, precision: to
                 assert isinstance(part, Actions)
                 _, figures = ppo.loss(model, part)
                 assert figures["clip_fraction"][0] == 0 and abs(float(figures["moved"][0])) < near
-                assert float(figures["policy_loss"][0]) == pytest.approx(-float(part.advantages.sum()), abs=10 * near)
+                assert float(figures["policy_loss"][0]) == pytest.approx(
+                    -float(part.advantages.sum()), abs=10 * near
+                )
 
 
 def test_a_minibatch_is_a_mean_over_its_actions_however_it_is_cut(tmp_path: Path) -> None:
@@ -246,33 +344,51 @@ def test_a_minibatch_is_a_mean_over_its_actions_however_it_is_cut(tmp_path: Path
     assert shares[1] == pytest.approx(1) and shares[4] == pytest.approx(1)
 
 
-def test_every_episode_is_in_one_minibatch_of_an_inner_epoch_and_every_prompt_is_answered_as_often(tmp_path: Path) -> None:
+def test_every_episode_is_in_one_minibatch_of_an_inner_epoch_and_every_prompt_is_answered_as_often(
+    tmp_path: Path,
+) -> None:
     ppo, _ = objective(tmp_path, inner_epochs=2, episodes=320)
     assert ppo.rollouts.making.steps_each == 4
     model = actors().eval()
     for step in (0, 4):
         ppo.rollouts.between(step, model.cast())
-    first, second = (sorted(item for step in steps for item in ppo._items(step)) for steps in ((4, 5), (6, 7)))
+    first, second = (
+        sorted(item for step in steps for item in ppo._items(step)) for steps in ((4, 5), (6, 7))
+    )
     assert first == second == list(range(32)) and ppo._items(4) != ppo._items(6)
     asked = [prompt for batch in range(10) for prompt in ppo.rollouts.making.asked(batch)]
     assert [asked.count(prompt) for prompt in range(10)] == [32] * 10
 
 
-# -- runs ------------------------------------------------------------------------------------------------------------------------------
+# --- runs ---
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["value model", "shared trunk"])
-def test_ppo_raises_the_reward_and_leaves_the_reference_and_the_reward_model_alone(tmp_path: Path, shared: bool) -> None:
+def test_ppo_raises_the_reward_and_leaves_the_reference_and_the_reward_model_alone(
+    tmp_path: Path, shared: bool
+) -> None:
     model = actors(shared)
-    frozen = {name: p.clone() for name, p in model.named_parameters() if name.startswith(("reference.", "reward."))}
+    frozen = {
+        name: p.clone()
+        for name, p in model.named_parameters()
+        if name.startswith(("reference.", "reward."))
+    }
     ppo, told = learnt(model, tmp_path, episodes=960, batch=64, minibatch=32, learning_rate=3e-3)
     rewards = [values["reward"] for _, values in sorted(told.items()) if "reward" in values]
     assert rewards[-1] > rewards[0] + 0.2, rewards
-    assert told[28]["kl"] > 0.05 > abs(told[0]["kl"]) and max(values.get("clip_fraction", 0) for values in told.values()) > 0
+    assert (
+        told[28]["kl"] > 0.05 > abs(told[0]["kl"])
+        and max(values.get("clip_fraction", 0) for values in told.values()) > 0
+    )
     assert told[28]["value_error"] < told[2]["value_error"] * 2
-    assert all(torch.equal(dict(model.named_parameters())[name], kept) for name, kept in frozen.items())
+    assert all(
+        torch.equal(dict(model.named_parameters())[name], kept) for name, kept in frozen.items()
+    )
     kept = sorted(path.name for path in ppo.rollouts.folder.iterdir())
-    assert [name.split("-")[1][:6] for name in kept if name.startswith("batch")] == ["000013", "000014"]
+    assert [name.split("-")[1][:6] for name in kept if name.startswith("batch")] == [
+        "000013",
+        "000014",
+    ]
 
 
 def test_what_is_kept_is_the_moving_average(tmp_path: Path) -> None:
@@ -282,23 +398,36 @@ def test_what_is_kept_is_the_moving_average(tmp_path: Path) -> None:
     average = GPT(model.policy.config, seed=9)
     ema.take(ppo.rollouts.folder, 1, average)
     for name, parameter in average.named_parameters():
-        assert torch.allclose(parameter, (begin[name] + dict(model.policy.named_parameters())[name]) / 2, atol=1e-6)
+        assert torch.allclose(
+            parameter, (begin[name] + dict(model.policy.named_parameters())[name]) / 2, atol=1e-6
+        )
 
 
 def test_pre_training_text_is_forgotten_without_ptx_and_kept_with_it(tmp_path: Path) -> None:
     inputs = make_inputs(tmp_path)
     data = TokenData(inputs / "tokens")
-    settings = {"episodes": 512, "batch": 64, "minibatch": 32, "learning_rate": 3e-3, "ptx_examples": 1, "stop": {"kl": 1e3}}
+    settings = {
+        "episodes": 512,
+        "batch": 64,
+        "minibatch": 32,
+        "learning_rate": 3e-3,
+        "ptx_examples": 1,
+        "stop": {"kl": 1e3},
+    }
 
     def bits(model: Actors) -> float:
         return sum(one.bpb for one in held_out(model.policy.eval(), data, Execution()).values())
 
     begun = actors(vocabulary=data.vocab_size + 3)
-    learnt(begun, tmp_path / "begun", inputs / "tokens", **{**settings, "ptx_weight": 100.0})  # hardly more than pre-training
+    learnt(
+        begun, tmp_path / "begun", inputs / "tokens", **{**settings, "ptx_weight": 100.0}
+    )  # hardly more than pre-training
     found = {}
     for weight in (0.0, 27.8):
         model = Actors(begun.policy, begun.reward, shared=False, seed=1)
-        _, told = learnt(model, tmp_path / str(weight), inputs / "tokens", **{**settings, "ptx_weight": weight})
+        _, told = learnt(
+            model, tmp_path / str(weight), inputs / "tokens", **{**settings, "ptx_weight": weight}
+        )
         found[weight] = bits(model) / bits(begun)
         assert ("ptx_loss" in told[16]) == (weight > 0)
     assert found[0.0] > 1.03 > found[27.8], found
@@ -306,21 +435,35 @@ def test_pre_training_text_is_forgotten_without_ptx_and_kept_with_it(tmp_path: P
 
 def test_an_adaptive_coefficient_moves(tmp_path: Path) -> None:
     _, told = learnt(actors(), tmp_path, adaptive_kl={"target": 6.0, "horizon": 64})
-    coefficients = [values["kl_coefficient"] for _, values in sorted(told.items()) if "kl_coefficient" in values]
-    assert coefficients[0] == 0.02 and coefficients[1] == pytest.approx(0.02 * 0.9) and coefficients[2] < coefficients[1]
+    coefficients = [
+        values["kl_coefficient"] for _, values in sorted(told.items()) if "kl_coefficient" in values
+    ]
+    assert (
+        coefficients[0] == 0.02
+        and coefficients[1] == pytest.approx(0.02 * 0.9)
+        and coefficients[2] < coefficients[1]
+    )
 
 
 def test_rewards_that_are_no_numbers_are_left_out_and_counted(tmp_path: Path) -> None:
     model = actors(broken=4)
     _, told = learnt(model, tmp_path, episodes=64)
-    assert told[0]["not_a_number"] == 8 and told[2]["not_a_number_so_far"] == 16 and math.isfinite(told[4]["loss"])
+    assert (
+        told[0]["not_a_number"] == 8
+        and told[2]["not_a_number_so_far"] == 16
+        and math.isfinite(told[4]["loss"])
+    )
     assert all(bool(p.isfinite().all()) for p in model.policy.parameters())
-    with pytest.raises(UserError, match=r"before batch 1 of 6: the reward of 32 of 32 answers is not a number"):
+    with pytest.raises(
+        UserError, match=r"before batch 1 of 6: the reward of 32 of 32 answers is not a number"
+    ):
         learnt(actors(broken=1), tmp_path / "broken")
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["value model", "shared trunk"])
-def test_a_token_that_the_reward_model_has_no_number_for_costs_its_episodes_alone(tmp_path: Path, shared: bool) -> None:
+def test_a_token_that_the_reward_model_has_no_number_for_costs_its_episodes_alone(
+    tmp_path: Path, shared: bool
+) -> None:
     """The value model is the reward model's copy, and has no number for them either."""
     reward = RewardModel(GPT(SHAPE, seed=2))
     with torch.no_grad():
@@ -331,7 +474,9 @@ def test_a_token_that_the_reward_model_has_no_number_for_costs_its_episodes_alon
     assert 0 < broken.sum() == told[0]["not_a_number"] < 16
     met = [item for step in (0, 1) for item in ppo._items(step)]
     assert sorted(met) == (~broken).nonzero()[:, 0].tolist()
-    assert all(bool(p.isfinite().all()) for p in model.policy.parameters()) and math.isfinite(told[4]["loss"])
+    assert all(bool(p.isfinite().all()) for p in model.policy.parameters()) and math.isfinite(
+        told[4]["loss"]
+    )
 
 
 def test_minibatches_of_one_are_none_of_them_empty(tmp_path: Path) -> None:
@@ -356,20 +501,39 @@ def test_a_policy_that_runs_away_stops_the_run_and_says_why(tmp_path: Path) -> N
     hooks = [Hook(ppo.rollouts.steps, lambda step, whole: ppo.rollouts.between(step, whole.cast()))]  # type: ignore[operator]
     told = r"before batch \d+ of 20: the policy is \d+\.\d nats an answer from the reference, and stop.kl is 0.3"
     with pytest.raises(UserError, match=told):
-        train(actors(), ppo, settings_of(given), Execution(), checkpoints=None, progress=progress, hooks=hooks)
+        train(
+            actors(),
+            ppo,
+            settings_of(given),
+            Execution(),
+            checkpoints=None,
+            progress=progress,
+            hooks=hooks,
+        )
     kl = [values["kl"] for _, values in sorted(progress.said["metrics"].items()) if "kl" in values]
     assert kl[-1] > 0.3 >= max(kl[:-1])
 
 
 def test_each_blow_up_has_its_sentence() -> None:
-    first, limits = {"reward": 0.0, "reward_spread": 1.0, "length": 10.0, "ended": 0.9}, Limits(50, 3, 20)
+    first, limits = (
+        {"reward": 0.0, "reward_spread": 1.0, "length": 10.0, "ended": 0.9},
+        Limits(50, 3, 20),
+    )
     well = {"reward": 1.0, "kl": 5.0, "length": 12.0, "not_a_number": 0.0, "ended": 0.4}
     assert diverged(well, first, limits, 8) is None
-    assert "31.0 tokens long, 10.0 at the start, and stop.length allows 3" in str(diverged({**well, "length": 31.0}, first, limits, 8))
+    assert "31.0 tokens long, 10.0 at the start, and stop.length allows 3" in str(
+        diverged({**well, "length": 31.0}, first, limits, 8)
+    )
     assert "3.0 tokens long" in str(diverged({**well, "length": 3.0}, first, limits, 8))
-    assert "20% of the answers end before max_new_tokens, 90% at the start" in str(diverged({**well, "ended": 0.2}, first, limits, 8))
-    assert diverged({**well, "ended": 0.0}, {**first, "ended": 0.1}, limits, 8) is None  # few ever ended
-    assert "21.0 of its standard deviations" in str(diverged({**well, "reward": -21.0}, first, limits, 8))
+    assert "20% of the answers end before max_new_tokens, 90% at the start" in str(
+        diverged({**well, "ended": 0.2}, first, limits, 8)
+    )
+    assert (
+        diverged({**well, "ended": 0.0}, {**first, "ended": 0.1}, limits, 8) is None
+    )  # few ever ended
+    assert "21.0 of its standard deviations" in str(
+        diverged({**well, "reward": -21.0}, first, limits, 8)
+    )
     assert "nan nats" in str(diverged({**well, "kl": math.nan}, first, limits, 8))
 
 
@@ -378,12 +542,25 @@ def test_the_value_model_has_its_own_learning_rate(tmp_path: Path) -> None:
     model = actors()
     before = {name: p.clone() for name, p in model.named_parameters()}
     learnt(model, tmp_path, episodes=32, value_learning_rate=1e-12)
-    moved = {name: float((p - before[name]).detach().abs().max()) for name, p in model.named_parameters()}
+    moved = {
+        name: float((p - before[name]).detach().abs().max()) for name, p in model.named_parameters()
+    }
     assert max(moved[name] for name in moved if name.startswith("value.")) < 1e-9
     assert max(moved[name] for name in moved if name.startswith("policy.")) > 1e-4
 
 
 def test_a_minibatch_smaller_than_the_ranks_is_refused(tmp_path: Path) -> None:
     ppo, given = objective(tmp_path)
-    with pytest.raises(UserError, match="16 episodes cannot be shared out to the profile's 32 processes"):
-        objective_of(given, PROMPTS, ppo.rollouts.making.how, None, 32, tmp_path, replace(Execution(), world_size=32), 16)
+    with pytest.raises(
+        UserError, match="16 episodes cannot be shared out to the profile's 32 processes"
+    ):
+        objective_of(
+            given,
+            PROMPTS,
+            ppo.rollouts.making.how,
+            None,
+            32,
+            tmp_path,
+            replace(Execution(), world_size=32),
+            16,
+        )

@@ -1,4 +1,6 @@
-"""The stage `aligned` on two real ranks: killed in mid-step and in mid-rollout it ends where an undisturbed one does, to the bit."""
+"""The stage `aligned` on two real ranks: killed in mid-step and in mid-rollout it ends where an
+undisturbed one does, to the bit.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All of it at ZeRO 1 in bfloat16, as the recipes have it, and one batch in float32 at each stage, and with a shared trunk."""
+    """All of it at ZeRO 1 in bfloat16, as the recipes have it, and one batch in float32 at each
+    stage, and with a shared trunk.
+    """
     folder = tmp_path_factory.mktemp("undisturbed")
     stages = [one_run(folder / f"zero{stage}", stage, episodes=16) for stage in range(4)]
-    shared = [one_run(folder / f"shared{stage}", stage, episodes=16, value="shared") for stage in (0, 3)]
+    shared = [
+        one_run(folder / f"shared{stage}", stage, episodes=16, value="shared") for stage in (0, 3)
+    ]
     Ranks(inputs, [one_run(folder / "whole", precision="bfloat16"), *stages, *shared]).wait()
     return folder
 
@@ -44,7 +50,9 @@ def killed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ranks.kill_at(output, moments.randrange(EACH + 1, EACH * BATCHES // 2) * 8)
     leave_a_damaged_checkpoint(output / ".scratch" / "checkpoints")
     ranks.start()
-    kill_in_mid_rollout(ranks, output / ".scratch" / "rollouts", moments.randrange(BATCHES // 2 + 1, BATCHES - 2))
+    kill_in_mid_rollout(
+        ranks, output / ".scratch" / "rollouts", moments.randrange(BATCHES // 2 + 1, BATCHES - 2)
+    )
     ranks.start()
     ranks.wait()
     return output
@@ -59,10 +67,14 @@ def leave_a_damaged_checkpoint(checkpoints: Path) -> None:
 
 
 def kill_in_mid_rollout(ranks: Ranks, folder: Path, batch: int) -> None:
-    """SIGKILL every rank while some chunks of a batch, this one or a later, are on the disk and others not."""
+    """SIGKILL every rank while some chunks of a batch, this one or a later, are on the disk and
+    others not.
+    """
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        being_made = max((path for path in folder.glob("batch-*") if path.suffix == ""), default=None)
+        being_made = max(
+            (path for path in folder.glob("batch-*") if path.suffix == ""), default=None
+        )
         if being_made is None or int(being_made.name.split("-")[1]) < batch:
             continue
         for pid in ranks.pids:
@@ -80,14 +92,22 @@ def kill_in_mid_rollout(ranks: Ranks, folder: Path, batch: int) -> None:
     raise AssertionError("no batch was met in the making")
 
 
-def test_a_run_killed_in_mid_step_and_in_mid_rollout_ends_with_the_same_files(undisturbed: Path, killed: Path) -> None:
+def test_a_run_killed_in_mid_step_and_in_mid_rollout_ends_with_the_same_files(
+    undisturbed: Path, killed: Path
+) -> None:
     expected = undisturbed / "whole"
     every = [path.relative_to(expected) for path in sorted(expected.rglob("*")) if path.is_file()]
     files = [path for path in every if ".scratch" not in path.parts and path.name != "said.json"]
-    assert {"model/model.safetensors", "model/config.json", "training.json", "shape.json"} <= set(map(str, files))
+    assert {"model/model.safetensors", "model/config.json", "training.json", "shape.json"} <= set(
+        map(str, files)
+    )
     for path in files:
         assert (expected / path).read_bytes() == (killed / path).read_bytes(), path
-    [resumed] = [line for line in said(killed)["log"] if line.startswith("Goes on from the checkpoint of step ")]
+    [resumed] = [
+        line
+        for line in said(killed)["log"]
+        if line.startswith("Goes on from the checkpoint of step ")
+    ]
     before, after = said(expected)["metrics"], said(killed)["metrics"]
     assert int(resumed.split()[7]) >= EACH * (BATCHES // 2 - 1)
     for step in range(int(resumed.split()[7]) + 1, max(before) + 1):
@@ -95,20 +115,33 @@ def test_a_run_killed_in_mid_step_and_in_mid_rollout_ends_with_the_same_files(un
             assert after[step][name] == before[step][name], (step, name)
 
 
-def test_what_is_kept_is_neither_the_start_nor_the_last_weights_and_its_figures_are_whole(inputs: Path, undisturbed: Path) -> None:
+def test_what_is_kept_is_neither_the_start_nor_the_last_weights_and_its_figures_are_whole(
+    inputs: Path, undisturbed: Path
+) -> None:
     output = undisturbed / "whole"
     told = said(output)
-    model, begun = load_file(output / "model" / "model.safetensors"), load_file(inputs / "policy_init" / "model" / "model.safetensors")
+    model, begun = (
+        load_file(output / "model" / "model.safetensors"),
+        load_file(inputs / "policy_init" / "model" / "model.safetensors"),
+    )
     assert any(not torch.equal(model[name], begun[name]) for name in model)
     assert Tokenizer.load(output / "model").chat_template
     found = told["result"]
     assert found["episodes"] == 128 and found["batches"] == 8 and found["prompts_left_out"] == 2
-    assert "30 prompts to answer, 12 held out; 1 and 1 longer than 23 tokens are left out." in told["log"]
-    assert found["kl_low"] < found["kl"] < found["kl_high"] and found["reward_low"] < found["reward"] < found["reward_high"]
+    assert (
+        "30 prompts to answer, 12 held out; 1 and 1 longer than 23 tokens are left out."
+        in told["log"]
+    )
+    assert (
+        found["kl_low"] < found["kl"] < found["kl_high"]
+        and found["reward_low"] < found["reward"] < found["reward_high"]
+    )
     assert found["bpb_rise"] < 0  # what is predicted is text that the policy had never met
     steps = {step for step, _, _ in told["texts"]}
     assert steps == {0, 8, 16} and len(told["texts"]) == 12
-    assert {values.get("kl_coefficient") for step, values in told["metrics"].items() if step % EACH == 0} - {None, 0.02}
+    assert {
+        values.get("kl_coefficient") for step, values in told["metrics"].items() if step % EACH == 0
+    } - {None, 0.02}
 
 
 def test_every_zero_stage_takes_the_same_first_steps(undisturbed: Path) -> None:
@@ -117,7 +150,11 @@ def test_every_zero_stage_takes_the_same_first_steps(undisturbed: Path) -> None:
         found = said(undisturbed / f"zero{stage}")["metrics"]
         for step in (1, 2):
             for name in ("loss", "gradient_norm", "value_error", "ptx_loss"):
-                assert found[step][name] == pytest.approx(first[step][name], rel=1e-3), (stage, step, name)
+                assert found[step][name] == pytest.approx(first[step][name], rel=1e-3), (
+                    stage,
+                    step,
+                    name,
+                )
     shared = [said(undisturbed / f"shared{stage}")["metrics"] for stage in (0, 3)]
     for step in (1, 2):
         assert shared[0][step]["loss"] == pytest.approx(shared[1][step]["loss"], rel=1e-3)

@@ -1,4 +1,6 @@
-"""Texts one after another in one row: each is read as if it stood alone, by the fused CPU halves as by the plain operators."""
+"""Texts one after another in one row: each is read as if it stood alone, by the fused CPU halves as
+by the plain operators.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt_model import GPT, ModelConfig, kernels
-from gpt_model.ragged import Ragged
+from gpt_model import GPT, ModelConfig
+from gpt_model.ops import cpu_kernels
+from gpt_model.ops.varlen import Ragged
 
 LENGTHS = (1, 5, 70, 2, 64, 65, 130, 9)  # under, at and over a block of queries
 FAMILIES = {"gpt2": {}, "gpt3": {"band": 24}, "gpt1": {}}
 
 
 def model_of(family: str, dropout: float = 0.0) -> GPT:
-    config = {"layers": 2, "width": 32, "heads": 2, "context": 160, "vocab_size": 60, "family": family, "dropout": dropout}
+    config = {
+        "layers": 2,
+        "width": 32,
+        "heads": 2,
+        "context": 160,
+        "vocab_size": 60,
+        "family": family,
+        "dropout": dropout,
+    }
     return GPT(ModelConfig.model_validate({**config, **FAMILIES[family]}), seed=3)
 
 
@@ -33,14 +44,18 @@ def gradients(model: GPT, states: Callable[[], Tensor]) -> tuple[Tensor, dict[st
     model.zero_grad()
     found = states()
     (found * torch.sin(torch.arange(found.numel())).view_as(found)).sum().backward()
-    return found.detach(), {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    return found.detach(), {
+        name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_text_is_read_as_if_it_stood_alone(family: str, texts: list[list[int]]) -> None:
     model = model_of(family).double()
     together, theirs = gradients(model, lambda: model.states_of(Ragged.of(texts)))
-    alone, ours = gradients(model, lambda: torch.cat([model.hidden(torch.tensor([text]))[0] for text in texts]))
+    alone, ours = gradients(
+        model, lambda: torch.cat([model.hidden(torch.tensor([text]))[0] for text in texts])
+    )
     torch.testing.assert_close(together, alone)
     for name in ours:
         torch.testing.assert_close(theirs[name], ours[name], msg=name)
@@ -49,7 +64,11 @@ def test_each_text_is_read_as_if_it_stood_alone(family: str, texts: list[list[in
 @pytest.mark.parametrize("family", ["gpt2", "gpt3"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-4), ("bfloat16", 5e-2)])
 def test_the_fused_halves_equal_the_plain_operators(
-    family: str, precision: str, tolerance: float, texts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    family: str,
+    precision: str,
+    tolerance: float,
+    texts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, rows = model_of(family), Ragged.of(texts)
 
@@ -58,16 +77,16 @@ def test_the_fused_halves_equal_the_plain_operators(
             return model.states_of(rows).float()
 
     calls = []
-    half = kernels.attention_half
+    half = cpu_kernels.attention_half
 
     def counted(*given: Any) -> Tensor:
         calls.append(given[-1])
         return half(*given)
 
-    monkeypatch.setattr(kernels, "attention_half", counted)
+    monkeypatch.setattr(cpu_kernels, "attention_half", counted)
     fused, ours = gradients(model, states)
     assert calls == [LENGTHS] * 2
-    monkeypatch.setattr(kernels, "usable", lambda *_: False)
+    monkeypatch.setattr(cpu_kernels, "usable", lambda *_: False)
     plain, theirs = gradients(model, states)
     assert len(calls) == 2
     for name, expected in {"states": plain, **theirs}.items():
@@ -92,7 +111,9 @@ def test_a_text_longer_than_the_context_is_refused() -> None:
         model_of("gpt2").states_of(Ragged.of([[1], [2] * 161]))
 
 
-def test_with_dropout_a_seed_gives_the_same_states_and_another_one_others(texts: list[list[int]]) -> None:
+def test_with_dropout_a_seed_gives_the_same_states_and_another_one_others(
+    texts: list[list[int]],
+) -> None:
     model, rows = model_of("gpt2", dropout=0.2).train(), Ragged.of(texts)
     found = []
     for seed in (1, 1, 2):
@@ -103,5 +124,7 @@ def test_with_dropout_a_seed_gives_the_same_states_and_another_one_others(texts:
 
 def test_where_texts_begin_and_end() -> None:
     rows = Ragged.of([[7], [8, 9, 1], [2, 3]])
-    assert rows.starts.tolist() == [0, 1, 4] and rows.last.tolist() == [0, 3, 5] and rows.longest == 3
+    assert (
+        rows.starts.tolist() == [0, 1, 4] and rows.last.tolist() == [0, 3, 5] and rows.longest == 3
+    )
     assert rows.positions.tolist() == [0, 0, 1, 2, 0, 1]

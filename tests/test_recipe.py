@@ -12,18 +12,20 @@ import pytest
 from conftest import CI_RECIPE, ROOT, environment_of, extending, write_local_recipe
 
 from assets.graph import check, node_named, nodes
+from assets.lineage import Lineage
 from assets.node import Node
-from assets.recipe import RECIPES, load_recipe
-from assets.resources.lineage import Lineage
+from assets.recipe.recipe import RECIPES, load_recipe
+from assets.recipe.yaml_file import read_yaml, yaml_files
 from assets.stage import RETRY
-from assets.yaml_file import read_yaml, yaml_files
 from gpt_model.errors import UserError
 from pipelines.definitions import RecipeFile, build_defs, defs, recipe_files
 from pipelines.jobs import recipe_job
 from pipelines.sensors import grown_source_sensor
 
 
-def test_every_yaml_in_the_folder_is_a_graph_with_its_job_schedule_and_sensor(tmp_path: Path) -> None:
+def test_every_yaml_in_the_folder_is_a_graph_with_its_job_schedule_and_sensor(
+    tmp_path: Path,
+) -> None:
     write_local_recipe(tmp_path, "one")
     write_local_recipe(tmp_path, "two").rename(tmp_path / "two.yml")
     files, broken = recipe_files(tmp_path)
@@ -31,24 +33,47 @@ def test_every_yaml_in_the_folder_is_a_graph_with_its_job_schedule_and_sensor(tm
     defs = build_defs(files).get_repository_def()
     for name in ("one", "two"):
         assert defs.get_job(name).tags["recipe"] == name
-        assert defs.get_schedule_def(f"{name}_weekly").default_status == dg.DefaultScheduleStatus.STOPPED
-        assert defs.get_sensor_def(f"{name}_grown_source").default_status == dg.DefaultSensorStatus.STOPPED
+        assert (
+            defs.get_schedule_def(f"{name}_weekly").default_status
+            == dg.DefaultScheduleStatus.STOPPED
+        )
+        assert (
+            defs.get_sensor_def(f"{name}_grown_source").default_status
+            == dg.DefaultSensorStatus.STOPPED
+        )
         nodes = [node for node in defs.asset_graph.asset_nodes if node.group_name == name]
         assert [node.key.path[0] for node in nodes] == [name] * 5
 
 
 # What takes both cores for long: one of them at a time.
 HEAVY = (
-    "pretrained", "finetuned", "zero_shot", "layers_transferred", "ablations", "visible_context", "depth", "zero_shot_dynamics",
-    "supervised", "reward_model", "instructed", "policy_init", "aligned", "dpo", "preferences",
-)  # fmt: skip
+    "pretrained",
+    "finetuned",
+    "zero_shot",
+    "layers_transferred",
+    "ablations",
+    "visible_context",
+    "depth",
+    "zero_shot_dynamics",
+    "supervised",
+    "reward_model",
+    "instructed",
+    "policy_init",
+    "aligned",
+    "dpo",
+    "preferences",
+)
 
 
 @pytest.mark.parametrize("path", [*yaml_files(RECIPES), CI_RECIPE], ids=lambda path: path.stem)
-def test_every_asset_of_every_recipe_says_what_it_is_who_owns_it_and_how_it_runs(path: Path) -> None:
+def test_every_asset_of_every_recipe_says_what_it_is_who_owns_it_and_how_it_runs(
+    path: Path,
+) -> None:
     recipe = load_recipe(str(path))
     stages = {"/".join(node.key): node.stage for node in nodes(recipe)}
-    described = {"/".join(node.key): node.description or node.stage.description for node in nodes(recipe)}
+    described = {
+        "/".join(node.key): node.description or node.stage.description for node in nodes(recipe)
+    }
     graph = build_defs([RecipeFile(recipe, path)]).resolve_asset_graph()
     assert {key.to_user_string() for key in graph.get_all_asset_keys()} == stages.keys()
     for node in graph.asset_nodes:
@@ -56,32 +81,59 @@ def test_every_asset_of_every_recipe_says_what_it_is_who_owns_it_and_how_it_runs
         assert spec.group_name == recipe.name
         assert spec.kinds == set(stage.kinds) and spec.kinds
         assert spec.owners == recipe.owners and spec.owners
-        assert (told := described[node.key.to_user_string()]) and (spec.description or "").startswith(told)
+        assert (told := described[node.key.to_user_string()]) and (
+            spec.description or ""
+        ).startswith(told)
         assert spec.code_version == stage.version
         assert node.assets_def.op.retry_policy == RETRY and RETRY.max_retries == 1
         assert bool(node.pools) == (stage.name in HEAVY)
         blocking = {check.name: check.blocking for check in stage.checks}
         assert {spec.name: spec.blocking for spec in node.assets_def.check_specs} == blocking
-    warnings = {(stage.name, check.name) for stage in stages.values() for check in stage.checks if not check.blocking}
-    expected = {("finetuned", "beats_majority"), ("finetuned", "transfer_beats_random"), ("corpus", "held_out_is_new_text")}
-    assert warnings >= {(stage, check) for stage, check in expected if stage in {stage.name for stage in stages.values()}}
-    unblocked = {stage.name for stage in stages.values() if not any(check.blocking for check in stage.checks)}
-    assert unblocked <= {"scaling"}  # a prediction that did not come true is a finding, and nothing is built of it
+    warnings = {
+        (stage.name, check.name)
+        for stage in stages.values()
+        for check in stage.checks
+        if not check.blocking
+    }
+    expected = {
+        ("finetuned", "beats_majority"),
+        ("finetuned", "transfer_beats_random"),
+        ("corpus", "held_out_is_new_text"),
+    }
+    assert warnings >= {
+        (stage, check)
+        for stage, check in expected
+        if stage in {stage.name for stage in stages.values()}
+    }
+    unblocked = {
+        stage.name for stage in stages.values() if not any(check.blocking for check in stage.checks)
+    }
+    assert unblocked <= {
+        "scaling"
+    }  # a prediction that did not come true is a finding, and nothing is built of it
 
 
 def test_recipe_with_a_mistake_takes_no_other_graph_away_and_says_what_is_wrong(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_local_recipe(tmp_path, "good")
-    write_local_recipe(tmp_path, "bad").write_text((tmp_path / "good.yaml").read_text().replace("layers: 2", "layers: 2.5"))
-    (tmp_path / "worse.yaml").write_text((tmp_path / "good.yaml").read_text().replace("good", "worse") + "finetuning: {tasks: [piqua]}\n")
+    write_local_recipe(tmp_path, "bad").write_text(
+        (tmp_path / "good.yaml").read_text().replace("layers: 2", "layers: 2.5")
+    )
+    (tmp_path / "worse.yaml").write_text(
+        (tmp_path / "good.yaml").read_text().replace("good", "worse")
+        + "finetuning: {tasks: [piqua]}\n"
+    )
     monkeypatch.setenv("LINEAGE_RECIPES", str(tmp_path))
     monkeypatch.setattr(dg.get_dagster_logger("gpt-lineage"), "propagate", True)
     with caplog.at_level("WARNING"):
         loaded = defs()
     repository = loaded.get_repository_def()
     assert [job for job in repository.job_names if not job.startswith("__")] == ["good"]
-    shown = {node.key.to_user_string(): node.description or "" for node in repository.asset_graph.asset_nodes}
+    shown = {
+        node.key.to_user_string(): node.description or ""
+        for node in repository.asset_graph.asset_nodes
+    }
     assert len(shown) == 5 + 2
     assert f"{tmp_path / 'bad.yaml'}, line 7: `model.layers` is 2.5" in shown["bad/bad.yaml"]
     assert (
@@ -91,20 +143,31 @@ def test_recipe_with_a_mistake_takes_no_other_graph_away_and_says_what_is_wrong(
     assert "`model.layers` is 2.5" in caplog.text and "'piqua' is not a task" in caplog.text
 
 
-def test_dg_check_defs_fails_where_a_recipe_has_a_mistake(tmp_path: Path, home: Path, downloads: Path) -> None:
+def test_dg_check_defs_fails_where_a_recipe_has_a_mistake(
+    tmp_path: Path, home: Path, downloads: Path
+) -> None:
     (tmp_path / "bad.yaml").write_text("name: bad\n")
     (home / "dagster").mkdir()
     environment = {**environment_of(home, downloads), "LINEAGE_RECIPES": str(tmp_path)}
     command = [str(Path(sys.executable).with_name("dg")), "check", "defs"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and f"{tmp_path / 'bad.yaml'}: `corpus` is missing." in done.stdout + done.stderr
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (
+        done.returncode == 1
+        and f"{tmp_path / 'bad.yaml'}: `corpus` is missing." in done.stdout + done.stderr
+    )
 
 
-def test_a_grown_copy_of_a_hub_data_set_asks_for_a_run_as_a_grown_file_does(tmp_path: Path, home: Path) -> None:
+def test_a_grown_copy_of_a_hub_data_set_asks_for_a_run_as_a_grown_file_does(
+    tmp_path: Path, home: Path
+) -> None:
     path = write_local_recipe(tmp_path)
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "train.jsonl").write_text('{"text": "one"}\n')
-    path.write_text(path.read_text().replace('path: "notes/*.txt"', f"hub: ./copy, revision: {'a' * 40}"))
+    path.write_text(
+        path.read_text().replace('path: "notes/*.txt"', f"hub: ./copy, revision: {'a' * 40}")
+    )
     recipe = load_recipe(str(path))
     sensor = grown_source_sensor(recipe, nodes(recipe)[0], tmp_path, recipe_job(recipe))
     assert sensor is not None
@@ -116,10 +179,14 @@ def test_a_grown_copy_of_a_hub_data_set_asks_for_a_run_as_a_grown_file_does(tmp_
     first = tick()
     assert isinstance(first, dg.SensorResult) and first.cursor
     lineage.store().set_ref("local", "corpus", first.cursor)
-    assert tick(first.cursor).skip_message == "The local sources are what the corpus was built from."
+    assert (
+        tick(first.cursor).skip_message == "The local sources are what the corpus was built from."
+    )
     (tmp_path / "copy" / "more.jsonl").write_text('{"text": "two"}\n')
     grown = tick(first.cursor)
-    assert isinstance(grown, dg.SensorResult) and [request.run_key for request in grown.run_requests or []] == [grown.cursor]
+    assert isinstance(grown, dg.SensorResult) and [
+        request.run_key for request in grown.run_requests or []
+    ] == [grown.cursor]
     assert grown.cursor != first.cursor
 
 
@@ -131,7 +198,9 @@ def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:
     assert f"{tmp_path / 'other.yaml'} and {path} are both named 'one'" in broken.mistake
 
 
-def test_folder_of_recipes_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_recipes_that_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LINEAGE_RECIPES", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"no folder .*none.*LINEAGE_RECIPES"):
         recipe_files()
@@ -157,7 +226,9 @@ def test_misspelt_key_is_one_sentence(tmp_path: Path) -> None:
         ("extends: local", "local.yaml, line 9: `extends`: It comes back to itself: local → local"),
     ],
 )
-def test_mistake_in_the_file_is_a_sentence_that_names_it(line: str, said: str, tmp_path: Path) -> None:
+def test_mistake_in_the_file_is_a_sentence_that_names_it(
+    line: str, said: str, tmp_path: Path
+) -> None:
     path = write_local_recipe(tmp_path)
     text = path.read_text()
     path.write_text(text.replace("name: local", line) if "{{" in line else f"{text}{line}\n")
@@ -167,12 +238,23 @@ def test_mistake_in_the_file_is_a_sentence_that_names_it(line: str, said: str, t
 
 
 def test_numbers_are_read_as_a_person_means_them(tmp_path: Path) -> None:
-    (tmp_path / "numbers.yaml").write_text("a: 2e-3\nb: 1_500_000\nc: 6.25e-5\nd: 1.2.3\ne: e5\nf: 3.0.0\n")
-    assert read_yaml(tmp_path / "numbers.yaml") == {"a": 0.002, "b": 1_500_000, "c": 6.25e-5, "d": "1.2.3", "e": "e5", "f": "3.0.0"}
+    (tmp_path / "numbers.yaml").write_text(
+        "a: 2e-3\nb: 1_500_000\nc: 6.25e-5\nd: 1.2.3\ne: e5\nf: 3.0.0\n"
+    )
+    assert read_yaml(tmp_path / "numbers.yaml") == {
+        "a": 0.002,
+        "b": 1_500_000,
+        "c": 6.25e-5,
+        "d": "1.2.3",
+        "e": "e5",
+        "f": "3.0.0",
+    }
 
 
 def test_readmes_recipe_is_the_tiny_one_line_by_line(tmp_path: Path) -> None:
-    explained = (ROOT / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    explained = (
+        (ROOT / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    )
     (tmp_path / "explained.yaml").write_text(explained, encoding="utf-8")
     assert read_yaml(tmp_path / "explained.yaml") == read_yaml(RECIPES / "tiny.yaml")
 
@@ -180,20 +262,40 @@ def test_readmes_recipe_is_the_tiny_one_line_by_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ("imported: {hub: a/b}\ntokenizer: {vocab_size: 300}", "line 4: `tokenizer`: an imported model brings its own: leave tokenizer"),
-        ("imported: {hub: a/b}\ndepth: 3", "line 4: `depth`: It is of a model that is trained here, and an imported one has its own"),
-        ("imported: {hub: a/b}\npretraining: {seed: 2}", "line 4: `pretraining.tokens` is missing."),
-        ("imported: {hub: a/b}\nscaling: {rungs: [1, 2, 3, 4, 5]}", "line 4: `scaling`: it is about models that are trained here: leave"),
+        (
+            "imported: {hub: a/b}\ntokenizer: {vocab_size: 300}",
+            "line 4: `tokenizer`: an imported model brings its own: leave tokenizer",
+        ),
+        (
+            "imported: {hub: a/b}\ndepth: 3",
+            "line 4: `depth`: It is of a model that is trained here, and an imported one has its own",
+        ),
+        (
+            "imported: {hub: a/b}\npretraining: {seed: 2}",
+            "line 4: `pretraining.tokens` is missing.",
+        ),
+        (
+            "imported: {hub: a/b}\nscaling: {rungs: [1, 2, 3, 4, 5]}",
+            "line 4: `scaling`: it is about models that are trained here: leave",
+        ),
         (
             "lora: {}\nimported: {hub: a/b}\npretraining: {tokens: 9_000, batch_tokens: 100, learning_rate: 1e-4, snapshots: 2}",
             "line 5: `pretraining.snapshots`: snapshots are of whole weights, and lora trains adapters",
         ),
         ("finetuning: null\nlora: {}", "line 4: `lora`: it adapts weights that are there already"),
-        ("scaling: {rungs: [1, 2], seeds: [1, 2, 3, 4]}", "line 3: `scaling.rungs`: a law takes three sizes,"),
-        ("scaling: {rungs: [1, 2, 3]}", "line 3: `scaling.rungs`: an interval takes four models below the largest size: found 2."),
+        (
+            "scaling: {rungs: [1, 2], seeds: [1, 2, 3, 4]}",
+            "line 3: `scaling.rungs`: a law takes three sizes,",
+        ),
+        (
+            "scaling: {rungs: [1, 2, 3]}",
+            "line 3: `scaling.rungs`: an interval takes four models below the largest size: found 2.",
+        ),
     ],
 )
-def test_sections_that_contradict_each_other_are_said_with_file_line_and_field(tmp_path: Path, sections: str, said: str) -> None:
+def test_sections_that_contradict_each_other_are_said_with_file_line_and_field(
+    tmp_path: Path, sections: str, said: str
+) -> None:
     path = extending(tmp_path, sections)
     with pytest.raises(UserError) as error:
         load_recipe(str(path))
@@ -203,28 +305,63 @@ def test_sections_that_contradict_each_other_are_said_with_file_line_and_field(t
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ("experiments: {depth: 4}", "`experiments.depth` is 4: it should be a mapping with keys of layers, tokens, seeds."),
+        (
+            "experiments: {depth: 4}",
+            "`experiments.depth` is 4: it should be a mapping with keys of layers, tokens, seeds.",
+        ),
         ("model: {layers: true}", "`model.layers` is true: it should be an integer."),
         ("owners: me", "`owners` is 'me': it should be a list, in brackets."),
         ("corpus: {sources: []}", "`corpus.sources` is []: it should not be empty."),
-        ("corpus: {sources: [{name: a b, path: a.txt}]}", "is 'a b': it should be letters, digits and _. Did you mean 'a_b'?"),
+        (
+            "corpus: {sources: [{name: a b, path: a.txt}]}",
+            "is 'a b': it should be letters, digits and _. Did you mean 'a_b'?",
+        ),
         ("pretraining: {betas: [0.9]}", "`pretraining.betas[1]` is missing."),
-        ("pretraining: {seed: -1}", "`pretraining.seed` is -1: it should be greater than or equal to 0."),
-        ("finetuning: {files: {boolq: 3}}", "is 3: it should be text or a mapping with keys of training, validation, test."),
-        ("finetuning: {files: {boolq: {training: 3, test: a}}}", "`finetuning.files.boolq.training` is 3: it should be text."),
-        ("finetuning: {files: {boolq: {trainin: a, test: a}}}", "files.boolq.trainin` is not a key here. Did you mean `training`?"),
-        ("scaling: {rungs: [1, two, 3, 4, 5]}", "`scaling.rungs[1]` is 'two': it should be an integer or a list, in brackets."),
-        ("scaling: {rungs: [1, [2, 3, 4], 3, 4, 5]}", "`scaling.rungs[1]` is [2, 3, 4]: it should hold no more than 2 values."),
-        ("scaling: {rungs: [1], tokens_per_parameter: [x]}", "`scaling.rungs` is [1]: it should hold 2 values or more."),
+        (
+            "pretraining: {seed: -1}",
+            "`pretraining.seed` is -1: it should be greater than or equal to 0.",
+        ),
+        (
+            "finetuning: {files: {boolq: 3}}",
+            "is 3: it should be text or a mapping with keys of training, validation, test.",
+        ),
+        (
+            "finetuning: {files: {boolq: {training: 3, test: a}}}",
+            "`finetuning.files.boolq.training` is 3: it should be text.",
+        ),
+        (
+            "finetuning: {files: {boolq: {trainin: a, test: a}}}",
+            "files.boolq.trainin` is not a key here. Did you mean `training`?",
+        ),
+        (
+            "scaling: {rungs: [1, two, 3, 4, 5]}",
+            "`scaling.rungs[1]` is 'two': it should be an integer or a list, in brackets.",
+        ),
+        (
+            "scaling: {rungs: [1, [2, 3, 4], 3, 4, 5]}",
+            "`scaling.rungs[1]` is [2, 3, 4]: it should hold no more than 2 values.",
+        ),
+        (
+            "scaling: {rungs: [1], tokens_per_parameter: [x]}",
+            "`scaling.rungs` is [1]: it should hold 2 values or more.",
+        ),
         ("3: 4", "`[3]` is not a key here."),
     ],
-)  # fmt: skip
-def test_a_value_that_cannot_be_is_said_in_no_librarys_words(tmp_path: Path, section: str, said: str) -> None:
+)
+def test_a_value_that_cannot_be_is_said_in_no_librarys_words(
+    tmp_path: Path, section: str, said: str
+) -> None:
     path = extending(tmp_path, section)
     with pytest.raises(UserError) as error:
         load_recipe(str(path))
-    assert str(error.value).startswith(f"{path}, line 3: ") and said in str(error.value).splitlines()[0], str(error.value)
-    assert not any(word in str(error.value) for word in ("a valid", "instance", "nput should", "constrained", "pattern", "Splits"))
+    assert (
+        str(error.value).startswith(f"{path}, line 3: ")
+        and said in str(error.value).splitlines()[0]
+    ), str(error.value)
+    assert not any(
+        word in str(error.value)
+        for word in ("a valid", "instance", "nput should", "constrained", "pattern", "Splits")
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,10 +370,15 @@ def test_a_value_that_cannot_be_is_said_in_no_librarys_words(tmp_path: Path, sec
         ("", "there is nothing in it. Write `key: value` lines."),
         ("- a\n", "expected `key: value` lines, found a list."),
         ("some words\n", "expected `key: value` lines, found only 'some words'."),
-        ("extends: tiny\nname: my-model\n", "`name` is 'my-model': it should be letters, digits and _. Did you mean 'my_model'?"),
+        (
+            "extends: tiny\nname: my-model\n",
+            "`name` is 'my-model': it should be letters, digits and _. Did you mean 'my_model'?",
+        ),
     ],
 )
-def test_a_file_that_is_no_recipe_is_said_in_a_sentence(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_is_no_recipe_is_said_in_a_sentence(
+    tmp_path: Path, text: str, said: str
+) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError) as error:
         load_recipe(str(tmp_path / "mine.yaml"))
@@ -244,26 +386,46 @@ def test_a_file_that_is_no_recipe_is_said_in_a_sentence(tmp_path: Path, text: st
 
 
 def test_a_file_of_ones_own_that_is_missing_is_named_by_its_own_field(tmp_path: Path) -> None:
-    path = extending(tmp_path, "finetuning:\n  tasks: [cola]\n  files:\n    cola: {training: none.csv, test: none.csv}")
+    path = extending(
+        tmp_path,
+        "finetuning:\n  tasks: [cola]\n  files:\n    cola: {training: none.csv, test: none.csv}",
+    )
     with pytest.raises(UserError, match=rf"^{path}, line 6: `finetuning.files.cola`: .*'none.csv'"):
         node_named(nodes(load_recipe(str(path))), "finetuned/cola").config(tmp_path)
-    path = extending(tmp_path, "evaluation:\n  suites: [gpt3_lambada]\n  files:\n    gpt3_lambada/lambada: none.jsonl")
-    with pytest.raises(UserError, match=rf"^{path}, line 6: `evaluation.files.gpt3_lambada/lambada`: .*'none.jsonl'"):
+    path = extending(
+        tmp_path,
+        "evaluation:\n  suites: [gpt3_lambada]\n  files:\n    gpt3_lambada/lambada: none.jsonl",
+    )
+    with pytest.raises(
+        UserError,
+        match=rf"^{path}, line 6: `evaluation.files.gpt3_lambada/lambada`: .*'none.jsonl'",
+    ):
         node_named(nodes(load_recipe(str(path))), "zero_shot").config(tmp_path)
 
 
 @pytest.mark.parametrize("page", ["experiments", "evaluation"])
 def test_the_sections_that_the_pages_show_are_read_over_tiny(page: str, tmp_path: Path) -> None:
-    shown = [part.split("```")[0] for part in (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").split("```yaml\n")[1:]]
+    shown = [
+        part.split("```")[0]
+        for part in (ROOT / "docs" / f"{page}.md")
+        .read_text(encoding="utf-8")
+        .split("```yaml\n")[1:]
+    ]
     assert shown
     for number, sections in enumerate(shown):
         path = extending(tmp_path, sections)
-        names = [node.name for node in nodes(load_recipe(str(path))) if node.settings(tmp_path) is not None]
+        names = [
+            node.name
+            for node in nodes(load_recipe(str(path)))
+            if node.settings(tmp_path) is not None
+        ]
         assert names[-1] == "scorecard", number
 
 
 def one_and(folder: Path, name: str, sections: str) -> Path:
-    """A recipe beside write_local_recipe's, of 2 layers and a context of 32, that has `sections` too."""
+    """A recipe beside write_local_recipe's, of 2 layers and a context of 32, that has `sections`
+    too.
+    """
     path = folder / f"{name}.yaml"
     path.write_text(f"extends: local\nname: {name}\n{sections}\n")
     return path
@@ -273,16 +435,28 @@ def test_a_number_that_stands_twice_takes_away_its_own_recipe_and_no_other(tmp_p
     write_local_recipe(tmp_path)
     one_and(tmp_path, "twice", "experiments: {depth: {layers: [3, 3]}}")
     files, (broken,) = recipe_files(tmp_path)
-    assert broken.mistake == f"{tmp_path / 'twice.yaml'}, line 3: `experiments.depth.layers`: 3 stands twice: take it out."
-    shown = {key.to_user_string() for key in build_defs(files, [broken]).resolve_asset_graph().get_all_asset_keys()}
-    assert shown == {f"local/{name}" for name in ("corpus", "tokenizer", "tokens", "pretrained", "scorecard")} | {"twice/twice.yaml"}
+    assert (
+        broken.mistake
+        == f"{tmp_path / 'twice.yaml'}, line 3: `experiments.depth.layers`: 3 stands twice: take it out."
+    )
+    shown = {
+        key.to_user_string()
+        for key in build_defs(files, [broken]).resolve_asset_graph().get_all_asset_keys()
+    }
+    assert shown == {
+        f"local/{name}" for name in ("corpus", "tokenizer", "tokens", "pretrained", "scorecard")
+    } | {"twice/twice.yaml"}
 
 
-def test_two_assets_of_one_name_are_a_mistake_of_their_recipe_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_assets_of_one_name_are_a_mistake_of_their_recipe_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_local_recipe(tmp_path)
     other = one_and(tmp_path, "other", "description: another")
     again = [node for node in nodes(load_recipe(str(other))) if node.name == "corpus"]
-    monkeypatch.setattr("assets.graph.scaling_nodes", lambda recipe: again if recipe.name == "other" else [])
+    monkeypatch.setattr(
+        "assets.graph.scaling_nodes", lambda recipe: again if recipe.name == "other" else []
+    )
     files, (broken,) = recipe_files(tmp_path)
     assert [file.path for file in files] == [path]
     assert "`corpus`: Two assets of this recipe are named corpus" in broken.mistake
@@ -300,13 +474,41 @@ labels: [NAMES]
 @pytest.mark.parametrize(
     ("sections", "field", "told"),
     [
-        ("experiments: {depth: {layers: [2]}}", "experiments.depth.layers", "no other model to set it against: list others beside 2"),
-        ("experiments: {visible_context: {contexts: [8, 64]}}", "experiments.visible_context.contexts", "whose context is 32 sees 64"),
-        ("experiments: {visible_context: {contexts: [8]}}", "experiments.visible_context.contexts", "2 values or more"),
-        ("experiments: {visible_context: {contexts: [8, 8]}}", "experiments.visible_context.contexts", "8 stands twice"),
-        ("experiments: {layers_transferred: {task: piqa, layers: [2]}}", "experiments.layers_transferred.layers", "2 values or more"),
-        ("experiments: {layers_transferred: {task: piqa, layers: [2, 2]}}", "experiments.layers_transferred.layers", "2 stands twice"),
-        ("experiments: {ablations: {tasks: [piqa, piqa]}}", "experiments.ablations.tasks", "'piqa' stands twice"),
+        (
+            "experiments: {depth: {layers: [2]}}",
+            "experiments.depth.layers",
+            "no other model to set it against: list others beside 2",
+        ),
+        (
+            "experiments: {visible_context: {contexts: [8, 64]}}",
+            "experiments.visible_context.contexts",
+            "whose context is 32 sees 64",
+        ),
+        (
+            "experiments: {visible_context: {contexts: [8]}}",
+            "experiments.visible_context.contexts",
+            "2 values or more",
+        ),
+        (
+            "experiments: {visible_context: {contexts: [8, 8]}}",
+            "experiments.visible_context.contexts",
+            "8 stands twice",
+        ),
+        (
+            "experiments: {layers_transferred: {task: piqa, layers: [2]}}",
+            "experiments.layers_transferred.layers",
+            "2 values or more",
+        ),
+        (
+            "experiments: {layers_transferred: {task: piqa, layers: [2, 2]}}",
+            "experiments.layers_transferred.layers",
+            "2 stands twice",
+        ),
+        (
+            "experiments: {ablations: {tasks: [piqa, piqa]}}",
+            "experiments.ablations.tasks",
+            "'piqa' stands twice",
+        ),
         (
             "experiments: {zero_shot_dynamics: {questions: sentiment}}",
             "experiments.zero_shot_dynamics.questions",
@@ -322,14 +524,36 @@ labels: [NAMES]
             "experiments.zero_shot_dynamics.acceptability",
             "three.yaml is classification of 3 labels, and this heuristic wants classification of 2 labels",
         ),
-        ("model: {family: lstm}\nfinetuning: {tasks: [piqa]}", "finetuning", "an LSTM is only measured against: leave finetuning out"),
-        ("model: {family: lstm}\nevaluation: {suites: [held_out]}", "evaluation", "an LSTM is only measured against"),
-        ("model: {family: lstm}\nexperiments: {visible_context: {}}", "experiments", "an LSTM is only measured against"),
-        ("depth: 6\nmodel: {layers: 3}", "model.layers", "3 layers here and depth 6 contradict each other"),
-        ("evaluation: {suites: [held_out], known: gpt2-small}", "evaluation.known", "it is of an imported model as it is"),
+        (
+            "model: {family: lstm}\nfinetuning: {tasks: [piqa]}",
+            "finetuning",
+            "an LSTM is only measured against: leave finetuning out",
+        ),
+        (
+            "model: {family: lstm}\nevaluation: {suites: [held_out]}",
+            "evaluation",
+            "an LSTM is only measured against",
+        ),
+        (
+            "model: {family: lstm}\nexperiments: {visible_context: {}}",
+            "experiments",
+            "an LSTM is only measured against",
+        ),
+        (
+            "depth: 6\nmodel: {layers: 3}",
+            "model.layers",
+            "3 layers here and depth 6 contradict each other",
+        ),
+        (
+            "evaluation: {suites: [held_out], known: gpt2-small}",
+            "evaluation.known",
+            "it is of an imported model as it is",
+        ),
     ],
 )
-def test_what_would_come_to_nothing_after_training_is_refused_before_it(sections: str, field: str, told: str, tmp_path: Path) -> None:
+def test_what_would_come_to_nothing_after_training_is_refused_before_it(
+    sections: str, field: str, told: str, tmp_path: Path
+) -> None:
     write_local_recipe(tmp_path)
     (tmp_path / "three.yaml").write_text(TASK_OF_LABELS.replace("NAMES", "bad, fair, good"))
     path = one_and(tmp_path, "vain", f"pretraining: {{snapshots: 3}}\n{sections}")
@@ -341,5 +565,8 @@ def test_what_would_come_to_nothing_after_training_is_refused_before_it(sections
 
 def test_a_depth_that_the_layers_beside_it_repeat_stands(tmp_path: Path) -> None:
     write_local_recipe(tmp_path)
-    same, plain = (load_recipe(str(one_and(tmp_path, "deep", f"depth: 6{more}"))).own for more in ("\nmodel: {layers: 6}", ""))
+    same, plain = (
+        load_recipe(str(one_and(tmp_path, "deep", f"depth: 6{more}"))).own
+        for more in ("\nmodel: {layers: 6}", "")
+    )
     assert same == plain

@@ -1,4 +1,6 @@
-"""A killed training run ends where an undisturbed one does, to the bit: real DeepSpeed ranks, dropout on, SIGKILL at a random moment."""
+"""A killed training run ends where an undisturbed one does, to the bit: real DeepSpeed ranks,
+dropout on, SIGKILL at a random moment.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from safetensors.torch import load_file
 from gpt_model.disk import write_json
 
 STAGES = (0, 1, 2, 3)
-RAMP = {"batch_ramp": {"from_tokens": 64, "over_tokens": 6400}, "snapshots": 5}  # the whole stage, on a growing batch
+RAMP = {
+    "batch_ramp": {"from_tokens": 64, "over_tokens": 6400},
+    "snapshots": 5,
+}  # the whole stage, on a growing batch
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def runs(folder: Path) -> list[dict[str, Any]]:
     """One run a ZeRO stage, done one after the other by the same two ranks."""
-    plain = [{"what": "loop", "output": folder / f"zero{stage}", "zero_stage": stage} for stage in STAGES]
+    plain = [
+        {"what": "loop", "output": folder / f"zero{stage}", "zero_stage": stage} for stage in STAGES
+    ]
     return [*plain, {"what": "pretrained", "output": folder / "ramp", "section": RAMP}]
 
 
@@ -58,7 +65,9 @@ def killed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def leave_half_a_checkpoint(checkpoints: Path) -> None:
-    """What a kill in the middle of writing leaves: a folder without a manifest, one rank's file cut short."""
+    """What a kill in the middle of writing leaves: a folder without a manifest, one rank's file cut
+    short.
+    """
     newest = max(checkpoints.glob("step-*[0-9]"))
     half = checkpoints / "step-000000039.partial"
     shutil.rmtree(half, ignore_errors=True)
@@ -69,11 +78,18 @@ def leave_half_a_checkpoint(checkpoints: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_run_resumes_to_the_same_weights(undisturbed: Path, killed: Path, stage: int) -> None:
-    expected, found = (load_file(folder / f"zero{stage}" / "model.safetensors") for folder in (undisturbed, killed))
+def test_killed_run_resumes_to_the_same_weights(
+    undisturbed: Path, killed: Path, stage: int
+) -> None:
+    expected, found = (
+        load_file(folder / f"zero{stage}" / "model.safetensors") for folder in (undisturbed, killed)
+    )
     told = said(killed / f"zero{stage}")
     assert 0 < told["result"]["resumed_from"] < STEPS, told["log"]
-    assert f"Goes on from the checkpoint of step {told['result']['resumed_from']} of {STEPS}." in told["log"]
+    assert (
+        f"Goes on from the checkpoint of step {told['result']['resumed_from']} of {STEPS}."
+        in told["log"]
+    )
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
@@ -83,26 +99,49 @@ def test_killed_run_resumes_to_the_same_weights(undisturbed: Path, killed: Path,
             assert after[step][name] == before[step][name], (step, name)
 
 
-def test_a_run_killed_inside_the_batch_ramp_leaves_the_same_files(undisturbed: Path, killed: Path) -> None:
+def test_a_run_killed_inside_the_batch_ramp_leaves_the_same_files(
+    undisturbed: Path, killed: Path
+) -> None:
     expected, found = undisturbed / "ramp", killed / "ramp"
-    files = sorted(path.relative_to(expected) for path in expected.rglob("*") if path.is_file() and ".scratch" not in path.parts)
+    files = sorted(
+        path.relative_to(expected)
+        for path in expected.rglob("*")
+        if path.is_file() and ".scratch" not in path.parts
+    )
     files.remove(Path("said.json"))
-    assert {"model/model.safetensors", "training.json", "snapshots/1/model.safetensors", "snapshots/index.json"} <= set(map(str, files))
+    assert {
+        "model/model.safetensors",
+        "training.json",
+        "snapshots/1/model.safetensors",
+        "snapshots/index.json",
+    } <= set(map(str, files))
     for path in files:
         assert (expected / path).read_bytes() == (found / path).read_bytes(), path
     before, after = said(expected)["metrics"], said(found)["metrics"]
-    [resumed] = [line for line in said(found)["log"] if line.startswith("Goes on from the checkpoint of step ")]
+    [resumed] = [
+        line
+        for line in said(found)["log"]
+        if line.startswith("Goes on from the checkpoint of step ")
+    ]
     first = int(resumed.split()[7])
-    assert before[first]["tokens"] < 6400 and len({before[n + 1]["tokens"] - before[n]["tokens"] for n in range(first, first + 20)}) > 1
+    assert (
+        before[first]["tokens"] < 6400
+        and len({before[n + 1]["tokens"] - before[n]["tokens"] for n in range(first, first + 20)})
+        > 1
+    )
     for step in range(first + 1, max(before) + 1):
         for name in ("loss", "gradient_norm", "learning_rate", "tokens"):
             assert after[step][name] == before[step][name], (step, name)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_last_two_checkpoints_are_kept_and_stall_training_for_less_than_a_second(undisturbed: Path, stage: int) -> None:
+def test_the_last_two_checkpoints_are_kept_and_stall_training_for_less_than_a_second(
+    undisturbed: Path, stage: int
+) -> None:
     left = sorted(path.name for path in (undisturbed / f"zero{stage}" / "checkpoints").iterdir())
-    assert len(left) == 2 and all(name.startswith("step-") and not name.endswith(".partial") for name in left)
+    assert len(left) == 2 and all(
+        name.startswith("step-") and not name.endswith(".partial") for name in left
+    )
     assert 0 < said(undisturbed / f"zero{stage}")["result"]["checkpoint_stall_seconds"] < 1.0
 
 
@@ -125,26 +164,40 @@ def test_a_folder_may_be_renamed_as_soon_as_the_file_in_it_is_there(tmp_path: Pa
 
 
 def test_all_zero_stages_take_the_same_steps(undisturbed: Path) -> None:
-    losses = [[values["loss"] for _, values in sorted(said(undisturbed / f"zero{stage}")["metrics"].items())] for stage in STAGES]
+    losses = [
+        [
+            values["loss"]
+            for _, values in sorted(said(undisturbed / f"zero{stage}")["metrics"].items())
+        ]
+        for stage in STAGES
+    ]
     for stage in STAGES[1:]:
         assert losses[stage] == pytest.approx(losses[0], rel=1e-4)
     assert losses[0][-1] < 0.7 * losses[0][0]
 
 
 def test_training_loads_neither_mlflow_nor_a_compiler(undisturbed: Path) -> None:
-    """Start-up: what DeepSpeed and torch would import or compile on the way costs seconds in every worker (engine.py says which)."""
+    """Start-up: what DeepSpeed and torch would import or compile on the way costs seconds in every
+    worker (engine.py says which).
+    """
     modules = said(undisturbed / "zero2")["modules"]
     heavy = {"mlflow", "dagster", "transformers", "torch._dynamo", "torch._inductor"}
     assert not heavy.intersection(modules)
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_under_one(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_two_ranks_goes_on_under_one(
+    inputs: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "alone"
     shutil.copytree(undisturbed / "zero3" / "checkpoints", output / "checkpoints")
     Ranks(inputs, [{"what": "loop", "output": output, "zero_stage": 1}], world_size=1).wait()
     told = said(output)
     assert told["result"]["resumed_from"] > STEPS // 2
     assert any(
-        "written under {'world_size': 2, 'zero_stage': 3} and is read under {'world_size': 1, 'zero_stage': 1}" in m for m in told["log"]
+        "written under {'world_size': 2, 'zero_stage': 3} and is read under {'world_size': 1, 'zero_stage': 1}"
+        in m
+        for m in told["log"]
     )
-    assert told["result"]["loss"] == pytest.approx(said(undisturbed / "zero3")["result"]["loss"], abs=0.1)
+    assert told["result"]["loss"] == pytest.approx(
+        said(undisturbed / "zero3")["result"]["loss"], abs=0.1
+    )

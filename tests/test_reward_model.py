@@ -14,24 +14,26 @@ import torch
 import torch.nn.functional as F
 from rank import Said
 
-from assets.alignment import judge as judge_stage
-from assets.alignment.judge import JUDGE
-from assets.alignment.reward_model import REWARD_MODEL, train_reward_model
-from assets.alignment.section import RewardModelSection
 from assets.contract import Built, Inputs
-from gpt_model.alignment import pairwise, reward
-from gpt_model.alignment.bag_of_words import BagOfWords
-from gpt_model.alignment.batches import Batches
-from gpt_model.alignment.dialogue import Turn
-from gpt_model.alignment.reading import Ranking, Response, read_comparisons, together
-from gpt_model.alignment.reward import Comparing, RewardModel
+from assets.recipe.alignment_section import RewardModelSection
+from assets.stages import judge as judge_stage
+from assets.stages.judge import JUDGE
+from assets.stages.reward_model import REWARD_MODEL, train_reward_model
 from gpt_model.errors import UserError
-from gpt_model.ragged import Ragged
+from gpt_model.ops.varlen import Ragged
+from gpt_model.rlhf import pairwise, reward_model
+from gpt_model.rlhf.bag_of_words import BagOfWords
+from gpt_model.rlhf.batches import Batches
+from gpt_model.rlhf.dialogue import Turn
+from gpt_model.rlhf.records import Ranking, Response, read_comparisons, together
+from gpt_model.rlhf.reward_model import Comparing, RewardModel
 from gpt_model.tokenizer import Tokenizer
 
 ASKED = (Turn("user", "How was it?"),)
 CONFIG = {
-    "reward_model": RewardModelSection(learning_rate=3e-3, epochs=4, batch=8, start="supervised").model_dump(mode="json"),
+    "reward_model": RewardModelSection(
+        learning_rate=3e-3, epochs=4, batch=8, start="supervised"
+    ).model_dump(mode="json")
 }
 
 
@@ -51,13 +53,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return {
         "start": world.model(folder / "start", world.tiny(layout), layout),
         "tokenizer": world.model(folder / "tokenizer", world.tiny(layout), layout),
-        "demonstrations": world.write(folder / "demonstrations", training=world.demonstrations(40), held_out=[]),
+        "demonstrations": world.write(
+            folder / "demonstrations", training=world.demonstrations(40), held_out=[]
+        ),
         "comparisons": world.write(
             folder / "comparisons",
-            training=[*world.rankings(80, 1), world.ranking(900, ["Good.", "Bad."], [0, 0])], held_out=world.rankings(40, 2),
+            training=[*world.rankings(80, 1), world.ranking(900, ["Good.", "Bad."], [0, 0])],
+            held_out=world.rankings(40, 2),
             judge=[*world.rankings(60, 3), world.rankings(1, 1)[0]],
         ),
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -65,28 +70,53 @@ def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Built:
     output, said = tmp_path_factory.mktemp("reward_model"), Said("reward_model")
     metrics = train_reward_model(CONFIG, inputs, output, said)
     names = {name for values in said.said["metrics"].values() for name in values}
-    series = {name: [(step, values[name]) for step, values in sorted(said.said["metrics"].items()) if name in values] for name in names}
+    series = {
+        name: [
+            (step, values[name])
+            for step, values in sorted(said.said["metrics"].items())
+            if name in values
+        ]
+        for name in names
+    }
     return Built(CONFIG, inputs, output, metrics, series, [])
 
 
-# -- the loss --------------------------------------------------------------------------------------------------------------------------
+# --- the loss ---
 
 
-def test_rows_of_one_prompt_are_one_ranking_with_each_response_once_and_the_pairs_of_every_row() -> None:
-    """Also where they contradict; and the interval of the accuracy is then as wide as that of so few prompts."""
+def test_rows_of_one_prompt_are_one_ranking_with_each_response_once_and_the_pairs_of_every_row() -> (
+    None
+):
+    """Also where they contradict; and the interval of the accuracy is then as wide as that of so
+    few prompts.
+    """
     layout = world.layout()
-    rows = [ranked(("fine", 0), ("dull", 1)), ranked(("fine", 0), ("awful", 1)), ranked(("awful", 0), ("dull ", 0), ("fine", 1))]
+    rows = [
+        ranked(("fine", 0), ("dull", 1)),
+        ranked(("fine", 0), ("awful", 1)),
+        ranked(("awful", 0), ("dull ", 0), ("fine", 1)),
+    ]
     whole = together(rows)
-    assert [one.text for one in whole.responses] == ["fine", "dull", "awful"] and whole.id == "1 and 2 others"
+    assert [one.text for one in whole.responses] == [
+        "fine",
+        "dull",
+        "awful",
+    ] and whole.id == "1 and 2 others"
     assert whole.orders() == ((0, 1, None), (0, None, 1), (1, 0, 0)) and whole.ties() == 1
     assert sorted(whole.pairs()) == [(0, 1), (0, 2), (1, 0), (2, 0)]
-    laid = reward.lay_out(layout, [whole], 64)
+    laid = reward_model.lay_out(layout, [whole], 64)
     assert len(laid.compared[0].texts) == 3 and laid.pairs == 4
     batches = Batches([one.tokens for one in laid.compared], 1, 1, seed=0)
     [part] = Comparing(laid.compared, batches).micro_batches(0)
-    assert part.rows.lengths == tuple(map(len, laid.compared[0].texts)) and part.share.sum() == pytest.approx(1)
-    apart = pairwise.accuracies([[[float(n % 2), 0.5] for n in range(16) for _ in range(8)]], [[(0, 1)]] * 128)[0][0]
-    joined = pairwise.accuracies([[[float(n % 2), 0.5] for n in range(16)]], [[(0, 1)] * 8] * 16)[0][0]
+    assert part.rows.lengths == tuple(
+        map(len, laid.compared[0].texts)
+    ) and part.share.sum() == pytest.approx(1)
+    apart = pairwise.accuracies(
+        [[[float(n % 2), 0.5] for n in range(16) for _ in range(8)]], [[(0, 1)]] * 128
+    )[0][0]
+    joined = pairwise.accuracies([[[float(n % 2), 0.5] for n in range(16)]], [[(0, 1)] * 8] * 16)[
+        0
+    ][0]
     assert joined.value == apart.value and joined.high - joined.low > 2 * (apart.high - apart.low)
 
 
@@ -99,17 +129,24 @@ def test_the_loss_is_the_mean_over_prompts_of_the_mean_over_their_pairs() -> Non
         ranked(("lovely", 0), ("poor", 1)),
         ranked(("good", 1), ("bad", 1), ("best", 0)),
     ]
-    compared = reward.lay_out(layout, rankings, 64).compared
+    compared = reward_model.lay_out(layout, rankings, 64).compared
     batches = Batches([one.tokens for one in compared], 3, 1, seed=0, micro_tokens=40)
     parts = Comparing(compared, batches).micro_batches(0)
     assert len(parts) > 1
-    found = torch.stack([Comparing(compared, batches).loss(model, part)[0] for part in parts]).mean()
+    found = torch.stack(
+        [Comparing(compared, batches).loss(model, part)[0] for part in parts]
+    ).mean()
 
     def alone(text: list[int]) -> torch.Tensor:
         return model.head(model.gpt.hidden(torch.tensor([text])))[0, -1, 0]
 
     by_prompt = [
-        torch.stack([-F.logsigmoid(alone(one.texts[better]) - alone(one.texts[worse])) for better, worse in one.pairs]).mean()
+        torch.stack(
+            [
+                -F.logsigmoid(alone(one.texts[better]) - alone(one.texts[worse]))
+                for better, worse in one.pairs
+            ]
+        ).mean()
         for one in compared
     ]
     torch.testing.assert_close(found, torch.stack(by_prompt).mean())
@@ -118,20 +155,31 @@ def test_the_loss_is_the_mean_over_prompts_of_the_mean_over_their_pairs() -> Non
 def test_two_ranks_together_have_the_loss_of_one() -> None:
     layout = world.layout()
     model = RewardModel(world.tiny(layout)).eval()
-    rankings = [ranked(*((f"{word} {number}", rank) for rank, word in enumerate(world.GOOD[: 2 + number % 2]))) for number in range(5)]
-    compared = reward.lay_out(layout, rankings, 64).compared
+    rankings = [
+        ranked(
+            *((f"{word} {number}", rank) for rank, word in enumerate(world.GOOD[: 2 + number % 2]))
+        )
+        for number in range(5)
+    ]
+    compared = reward_model.lay_out(layout, rankings, 64).compared
 
     def loss(rank: int, ranks: int) -> float:
         batches = Batches([one.tokens for one in compared], 5, 1, 0, rank, ranks, micro_tokens=64)
         objective = Comparing(compared, batches)
-        return float(torch.stack([objective.loss(model, part)[0].detach() for part in objective.micro_batches(0)]).mean())
+        return float(
+            torch.stack(
+                [objective.loss(model, part)[0].detach() for part in objective.micro_batches(0)]
+            ).mean()
+        )
 
     assert (loss(0, 2) + loss(1, 2)) / 2 == pytest.approx(loss(0, 1), abs=1e-6)
 
 
 def test_each_response_is_read_once_and_ties_make_no_pair() -> None:
     layout = world.layout()
-    laid = reward.lay_out(layout, [ranked(("a", 0), ("b", 1), ("c", 1), ("d", 2)), ranked(("a", 0), ("b", 0))], 64)
+    laid = reward_model.lay_out(
+        layout, [ranked(("a", 0), ("b", 1), ("c", 1), ("d", 2)), ranked(("a", 0), ("b", 0))], 64
+    )
     assert [len(one.texts) for one in laid.compared] == [4]
     assert laid.pairs == 5  # of 6, one is tied
     assert laid.without_pairs == 1
@@ -142,30 +190,55 @@ def test_each_response_is_read_once_and_ties_make_no_pair() -> None:
     assert objective.units_before(1) == 5
 
 
-def test_a_long_prompt_gives_way_by_whole_turns_and_a_long_response_is_left_out_of_its_ranking() -> None:
+def test_a_long_prompt_gives_way_by_whole_turns_and_a_long_response_is_left_out_of_its_ranking() -> (
+    None
+):
     layout = world.layout()
-    long = (Turn("user", "The film was fine. " * 8), Turn("assistant", "Yes."), Turn("user", "Why?"))
-    text = reward.text_of(layout, long, "It was lovely.", 40)
+    long = (
+        Turn("user", "The film was fine. " * 8),
+        Turn("assistant", "Yes."),
+        Turn("user", "Why?"),
+    )
+    text = reward_model.text_of(layout, long, "It was lovely.", 40)
     assert text == [*layout.prompt(long[2:]), *layout.response(long, "It was lovely.")]
-    laid = reward.lay_out(layout, [ranked(("fine", 0), ("dull " * 60, 1), ("poor", 1)), ranked(("fine", 0), ("dull " * 60, 1))], 40)
+    laid = reward_model.lay_out(
+        layout,
+        [
+            ranked(("fine", 0), ("dull " * 60, 1), ("poor", 1)),
+            ranked(("fine", 0), ("dull " * 60, 1)),
+        ],
+        40,
+    )
     [compared] = laid.compared
-    assert [text[-size:] for text, size in zip(compared.texts, compared.responses, strict=True)] == [
-        layout.response(ASKED, text) for text in ("fine", "poor")
-    ]
-    assert (compared.pairs, laid.too_long, laid.lost) == ([(0, 1)], ["reviews, 1, response 2"] * 2, 1)
-    assert "2 responses longer than the context (the first: reviews, 1, response 2), and 1 rankings that" in laid.told("training")
+    assert [
+        text[-size:] for text, size in zip(compared.texts, compared.responses, strict=True)
+    ] == [layout.response(ASKED, text) for text in ("fine", "poor")]
+    assert (compared.pairs, laid.too_long, laid.lost) == (
+        [(0, 1)],
+        ["reviews, 1, response 2"] * 2,
+        1,
+    )
+    assert (
+        "2 responses longer than the context (the first: reviews, 1, response 2), and 1 rankings that"
+        in laid.told("training")
+    )
 
 
-# -- the model -------------------------------------------------------------------------------------------------------------------------
+# --- the model ---
 
 
 def test_a_reward_does_not_depend_on_what_is_read_beside_it() -> None:
     layout = world.layout()
     model = RewardModel(world.tiny(layout)).eval()
-    texts = [(ASKED, text) for text in ("fine", "The plot was awful and the cast too.", "dull, dull, dull")]
-    together = reward.score(model, layout, texts)
-    assert together == pytest.approx([reward.score(model, layout, [one])[0] for one in texts], abs=1e-6)
-    rows = Ragged.of([reward.text_of(layout, *one, 64) or [] for one in texts])
+    texts = [
+        (ASKED, text)
+        for text in ("fine", "The plot was awful and the cast too.", "dull, dull, dull")
+    ]
+    together = reward_model.score(model, layout, texts)
+    assert together == pytest.approx(
+        [reward_model.score(model, layout, [one])[0] for one in texts], abs=1e-6
+    )
+    rows = Ragged.of([reward_model.text_of(layout, *one, 64) or [] for one in texts])
     torch.testing.assert_close(model.values(rows)[rows.last], torch.tensor(together))
 
 
@@ -182,28 +255,38 @@ def test_a_reward_has_full_precision_where_the_decoder_has_half() -> None:
 def test_an_empty_answer_is_scored_and_a_reward_that_is_no_number_is_named() -> None:
     layout = world.layout()
     model = RewardModel(world.tiny(layout)).eval()
-    assert math.isfinite(reward.score(model, layout, [(ASKED, "")])[0])
+    assert math.isfinite(reward_model.score(model, layout, [(ASKED, "")])[0])
     with torch.no_grad():
         model.head.bias.fill_(math.nan)
-    rewards = reward.score(model, layout, [(ASKED, "fine")])
-    with pytest.raises(UserError, match="The reward of 1 of 1 answers is not a number, the first of prompt 0"):
-        reward.check_numbers(rewards, lambda number: f"prompt {number}", "answers")
+    rewards = reward_model.score(model, layout, [(ASKED, "fine")])
+    with pytest.raises(
+        UserError, match="The reward of 1 of 1 answers is not a number, the first of prompt 0"
+    ):
+        reward_model.check_numbers(rewards, lambda number: f"prompt {number}", "answers")
 
 
 def test_a_reward_model_of_another_vocabulary_is_refused() -> None:
     own = world.layout().tokenizer
-    with pytest.raises(UserError, match=r"vocabulary is 303 tokens of style 'gpt2', and the policy's 299"):
-        reward.check_vocabulary(own, Tokenizer.train(world.TEXTS, vocab_size=296).with_markers(list(own.markers)))
+    with pytest.raises(
+        UserError, match=r"vocabulary is 303 tokens of style 'gpt2', and the policy's 299"
+    ):
+        reward_model.check_vocabulary(
+            own, Tokenizer.train(world.TEXTS, vocab_size=296).with_markers(list(own.markers))
+        )
     others = ["Zebras graze. Quick quails quarrel. " * 3, "Zigzag zones puzzle wizards."] * 8
     with pytest.raises(UserError, match="another vocabulary than the policy: token"):
-        reward.check_vocabulary(own, Tokenizer.train(others, vocab_size=300).with_markers(list(own.markers)))
-    reward.check_vocabulary(own, world.layout().tokenizer)
+        reward_model.check_vocabulary(
+            own, Tokenizer.train(others, vocab_size=300).with_markers(list(own.markers))
+        )
+    reward_model.check_vocabulary(own, world.layout().tokenizer)
 
 
-# -- the stage -------------------------------------------------------------------------------------------------------------------------
+# --- the stage ---
 
 
-def test_it_learns_which_response_people_prefer_and_is_told_beside_a_bag_of_words(trained: Built) -> None:
+def test_it_learns_which_response_people_prefer_and_is_told_beside_a_bag_of_words(
+    trained: Built,
+) -> None:
     m = trained.metrics
     assert m["accuracy_low"] > 0.5, m
     assert m["bag_of_words/accuracy"] > 0.9  # the words decide
@@ -213,21 +296,31 @@ def test_it_learns_which_response_people_prefer_and_is_told_beside_a_bag_of_word
     assert world.failed(REWARD_MODEL, trained) == {}
 
 
-def test_the_demonstrations_mean_is_zero_in_the_model_that_is_loaded_again(trained: Built, inputs: Inputs) -> None:
-    from gpt_model.alignment.reading import read_demonstrations
+def test_the_demonstrations_mean_is_zero_in_the_model_that_is_loaded_again(
+    trained: Built, inputs: Inputs
+) -> None:
+    from gpt_model.rlhf.records import read_demonstrations
 
-    model, layout = reward.load(trained.output), world.layout()
+    model, layout = reward_model.load(trained.output), world.layout()
     given = read_demonstrations(inputs["demonstrations"].path, "training")
-    rewards = reward.score(model, layout, [(one.turns[:-1], one.turns[-1].text) for one in given])
+    rewards = reward_model.score(
+        model, layout, [(one.turns[:-1], one.turns[-1].text) for one in given]
+    )
     assert abs(np.mean(rewards)) < 1e-5
-    rows = [json.loads(line) for line in (trained.output / "held_out.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (trained.output / "held_out.jsonl").read_text().splitlines()
+    ]
     first = read_comparisons(inputs["comparisons"].path, "held_out")[0]
-    again = reward.score(model, layout, [(first.prompt, response.text) for response in first.responses])
+    again = reward_model.score(
+        model, layout, [(first.prompt, response.text) for response in first.responses]
+    )
     assert rows[0]["rewards"] == pytest.approx(again, abs=1e-5)
     assert "text" not in json.dumps(rows)
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_bit_for_bit_alike(trained: Built, inputs: Inputs, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_goes_on_and_ends_bit_for_bit_alike(
+    trained: Built, inputs: Inputs, tmp_path: Path
+) -> None:
     with pytest.raises(world.Killed):
         train_reward_model(CONFIG, inputs, tmp_path, world.Interrupted("killed", 0.6))
     said = Said("again")
@@ -238,35 +331,55 @@ def test_a_run_that_was_killed_goes_on_and_ends_bit_for_bit_alike(trained: Built
 
 def test_pages_are_written(trained: Built, tmp_path: Path) -> None:
     REWARD_MODEL.show(trained, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"figures.md", "calibration.png", "training.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "figures.md",
+        "calibration.png",
+        "training.png",
+    }
     assert "| reviews1 |" in (tmp_path / "figures.md").read_text()
 
 
-def test_comparisons_without_a_better_response_stop_the_stage_with_a_sentence(inputs: Inputs, tmp_path: Path) -> None:
-    tied = world.write(tmp_path / "comparisons", training=[world.ranking(1, ["a", "b"], [0, 0])], held_out=[])
+def test_comparisons_without_a_better_response_stop_the_stage_with_a_sentence(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    tied = world.write(
+        tmp_path / "comparisons", training=[world.ranking(1, ["a", "b"], [0, 0])], held_out=[]
+    )
     with pytest.raises(UserError, match="There is nothing to learn from"):
         train_reward_model(CONFIG, {**inputs, "comparisons": tied}, tmp_path / "out", Said("none"))
 
 
-def test_responses_without_a_word_have_no_baseline_and_it_is_said_why(inputs: Inputs, tmp_path: Path) -> None:
+def test_responses_without_a_word_have_no_baseline_and_it_is_said_why(
+    inputs: Inputs, tmp_path: Path
+) -> None:
     """A bag of words knows words of two letters and more."""
     letters = [world.ranking(n, [f"{n % 10}", "!"], [0, 1]) for n in range(12)]
     comparisons = world.write(tmp_path / "comparisons", training=letters, held_out=letters[:6])
     config = {"reward_model": {**CONFIG["reward_model"], "epochs": 1}}
     (tmp_path / "out").mkdir()
-    metrics = train_reward_model(config, {**inputs, "comparisons": comparisons}, tmp_path / "out", said := Said("letters"))
-    assert "accuracy" in metrics and not [name for name in metrics if name.startswith(("bag_of_words/acc", "gained"))]
-    assert any("A bag of words is not run: the responses have no words in them" in line for line in said.said["log"])
+    metrics = train_reward_model(
+        config, {**inputs, "comparisons": comparisons}, tmp_path / "out", said := Said("letters")
+    )
+    assert "accuracy" in metrics and not [
+        name for name in metrics if name.startswith(("bag_of_words/acc", "gained"))
+    ]
+    assert any(
+        "A bag of words is not run: the responses have no words in them" in line
+        for line in said.said["log"]
+    )
     built = Built(config, inputs, tmp_path / "out", metrics, {}, [])
     REWARD_MODEL.show(built, tmp_path)
     page = (tmp_path / "figures.md").read_text()
-    assert "Bag of words: not run, as the responses have no words in them." in page and "| all | 6 | " in page
+    assert (
+        "Bag of words: not run, as the responses have no words in them." in page
+        and "| all | 6 | " in page
+    )
     [check] = [one for one in REWARD_MODEL.checks if one.name == "accuracy_above_half"]
     assert "a bag of words is not run" in check.verdict(built).summary
     assert "bag_of_words" not in (tmp_path / "out" / "held_out.jsonl").read_text()
 
 
-# -- pairwise figures ------------------------------------------------------------------------------------------------------------------
+# --- pairwise figures ---
 
 
 def test_accuracy_counts_equal_numbers_half_and_calibration_is_right_where_odds_are() -> None:
@@ -282,7 +395,7 @@ def test_accuracy_counts_equal_numbers_half_and_calibration_is_right_where_odds_
     assert pairwise.log_loss([[0.0, 0.0]], [[(0, 1)]]) == pytest.approx(math.log(2))
 
 
-# -- the judge -------------------------------------------------------------------------------------------------------------------------
+# --- the judge ---
 
 
 def test_the_judge_is_read_back_to_the_bit(tmp_path: Path, inputs: Inputs) -> None:
@@ -293,22 +406,33 @@ def test_the_judge_is_read_back_to_the_bit(tmp_path: Path, inputs: Inputs) -> No
     assert judge.score(texts)[0] > judge.score(texts)[1]
 
 
-def test_the_judge_learns_from_no_text_that_the_reward_model_sees(inputs: Inputs, tmp_path: Path) -> None:
+def test_the_judge_learns_from_no_text_that_the_reward_model_sees(
+    inputs: Inputs, tmp_path: Path
+) -> None:
     metrics = JUDGE.run({}, inputs, tmp_path, Said("judge"))
     built = Built({}, inputs, tmp_path, metrics, {}, [])
-    assert (metrics["rankings"], metrics["shared"]) == (60, 1)  # the one that is in training too is left out
+    assert (metrics["rankings"], metrics["shared"]) == (
+        60,
+        1,
+    )  # the one that is in training too is left out
     assert metrics["accuracy_low"] > 0.5
     assert world.failed(JUDGE, built) == {}
-    (tmp_path / "learnt.jsonl").open("a").write('{"row": 60, "source": "reviews0", "id": "0"}\n')  # as if it had been learnt from
+    (tmp_path / "learnt.jsonl").open("a").write(
+        '{"row": 60, "source": "reviews0", "id": "0"}\n'
+    )  # as if it had been learnt from
     assert "independent" in world.failed(JUDGE, built)
     JUDGE.show(built, tmp_path)
     assert "“fine”" in (tmp_path / "figures.md").read_text()
 
 
-def test_without_a_part_of_its_own_there_is_no_judge_and_the_artifact_says_why(inputs: Inputs, tmp_path: Path) -> None:
+def test_without_a_part_of_its_own_there_is_no_judge_and_the_artifact_says_why(
+    inputs: Inputs, tmp_path: Path
+) -> None:
     comparisons = inputs["comparisons"].path
     rows = {
-        split: [json.loads(line) for line in (comparisons / f"{split}.jsonl").read_text().splitlines()]
+        split: [
+            json.loads(line) for line in (comparisons / f"{split}.jsonl").read_text().splitlines()
+        ]
         for split in ("training", "held_out")
     }
     given = {"comparisons": world.write(tmp_path / "comparisons", **rows, judge=[])}

@@ -1,4 +1,6 @@
-"""Scaling laws recover what synthetic losses were made by, and their intervals hold as often as they say."""
+"""Scaling laws recover what synthetic losses were made by, and their intervals hold as often as
+they say.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,16 @@ def test_the_law_without_noise_is_recovered_exactly() -> None:
     assert law.interval(1.0) == pytest.approx((2.57, 2.57))
     many = np.geomspace(1e-9, 1e-5, 8)
     with_floor = fit_compute(many, 1.7 + 0.3 * many**-0.15)
-    assert (with_floor.floor, with_floor.scale, with_floor.exponent) == pytest.approx((1.7, 0.3, 0.15), rel=1e-3)
+    assert (with_floor.floor, with_floor.scale, with_floor.exponent) == pytest.approx(
+        (1.7, 0.3, 0.15), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("points", [3, 4, 5])
 def test_of_a_hundred_predictions_ninety_come_true_at_ninety_percent(points: int) -> None:
-    """A model twenty times larger than those fitted, 500 ladders with 2 % noise of each loss; as of exponents."""
+    """A model twenty times larger than those fitted, 500 ladders with 2 % noise of each loss; as of
+    exponents.
+    """
     draw, inside, exponents = np.random.default_rng(7), 0, 0
     computes = np.geomspace(1e-9, 1e-7, points)
     for ladder in range(500):
@@ -59,7 +65,9 @@ def test_an_interval_is_wider_further_out_at_a_higher_level_and_with_fewer_model
 
     assert width(law, 1e-7) < width(law, 1e-5) < width(law, 1e-3)
     assert width(law, 1e-5, 0.5) < width(law, 1e-5) < width(law, 1e-5, 0.99)
-    assert width(fit_compute(COMPUTES[:3], (2.57 * COMPUTES**-0.048 * noise)[:3]), 1e-5) > width(law, 1e-5)
+    assert width(fit_compute(COMPUTES[:3], (2.57 * COMPUTES**-0.048 * noise)[:3]), 1e-5) > width(
+        law, 1e-5
+    )
     low, high = law.interval(1e-5, noise=False)
     assert high - low < width(law, 1e-5)
 
@@ -70,7 +78,9 @@ def test_a_fit_is_the_same_again_and_through_json() -> None:
     text = json.dumps(law.as_json())
     assert text == json.dumps(fit_compute(COMPUTES, losses).as_json())
     again = Law.from_json(json.loads(text))
-    assert again.interval(1e-5) == pytest.approx(law.interval(1e-5), rel=1e-4) and again.at(1e-5) == pytest.approx(law.at(1e-5), rel=1e-4)
+    assert again.interval(1e-5) == pytest.approx(law.interval(1e-5), rel=1e-4) and again.at(
+        1e-5
+    ) == pytest.approx(law.at(1e-5), rel=1e-4)
 
 
 def test_two_models_make_no_law() -> None:
@@ -102,7 +112,10 @@ def test_parameters_and_data_are_told_apart_where_both_were_varied() -> None:
 def test_compute_is_best_spent_where_the_loss_is_lowest() -> None:
     terms = fit_terms(N, D, hoffmann(N, D))
     ratio, product = terms.tokens_per_parameter(1e-3), 1e-3 * PF_DAY / 6
-    losses = {r: terms.at((product / r) ** 0.5, (product * r) ** 0.5) for r in (ratio / 1.3, ratio, ratio * 1.3)}
+    losses = {
+        r: terms.at((product / r) ** 0.5, (product * r) ** 0.5)
+        for r in (ratio / 1.3, ratio, ratio * 1.3)
+    }
     assert min(losses, key=losses.__getitem__) == ratio
 
 

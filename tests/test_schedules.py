@@ -1,4 +1,6 @@
-"""Batch ramp, learning rate by tokens, packed windows and snapshots, against the papers' words written out. Kills: test_resume.py."""
+"""Batch ramp, learning rate by tokens, packed windows and snapshots, against the papers' words
+written out. Kills: test_resume.py.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ import torch
 from rank import MODEL, SECTION, make_inputs, run
 from safetensors.torch import load_file
 
-from assets.pretraining import batches_of, evaluation_steps, settings_of
-from assets.recipe import PretrainingSection
+from assets.recipe.recipe import PretrainingSection
+from assets.stages.pretraining import batches_of, evaluation_steps, settings_of
 from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.data.sampler import Sampler
@@ -27,9 +29,14 @@ from gpt_model.training.snapshots import snapshot_steps, snapshots
 from gpt_model.transformer import GPT
 
 GPT3_SMALL = PretrainingSection(  # table 2.1 and appendix B; 0.5M is 2^19
-    tokens=300_000_000_000, batch_tokens=524_288, learning_rate=6e-4, final_learning_rate=0.1, warmup_tokens=375_000_000,
-    decay_tokens=260_000_000_000, batch_ramp={"from_tokens": 32_768, "over_tokens": 4_000_000_000},
-).model_dump(mode="json")  # fmt: skip
+    tokens=300_000_000_000,
+    batch_tokens=524_288,
+    learning_rate=6e-4,
+    final_learning_rate=0.1,
+    warmup_tokens=375_000_000,
+    decay_tokens=260_000_000_000,
+    batch_ramp={"from_tokens": 32_768, "over_tokens": 4_000_000_000},
+).model_dump(mode="json")
 
 
 @pytest.fixture(scope="module")
@@ -40,27 +47,42 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process as the only rank, on one thread."""
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+    for name, value in {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }.items():
         monkeypatch.setenv(name, value)
     torch.set_num_threads(1)
 
 
-# -- the ramp ----------------------------------------------------------------------------------------------------------------------------
+# --- the ramp ---
 
 
 def by_the_words(size: int, ramp_from: int, ramp_over: int, steps: int) -> list[tuple[int, int]]:
-    """(batch, tokens before) of each step: linear in the tokens seen, rounded to multiples of the first batch."""
+    """(batch, tokens before) of each step: linear in the tokens seen, rounded to multiples of the
+    first batch.
+    """
     seen, found = 0, []
     for _ in range(steps):
         line = ramp_from + (size - ramp_from) * seen / ramp_over
-        batch = size if seen >= ramp_over else min(size, ramp_from * math.floor(line / ramp_from + 0.5))
+        batch = (
+            size if seen >= ramp_over else min(size, ramp_from * math.floor(line / ramp_from + 0.5))
+        )
         found.append((batch, seen))
         seen += batch
     return found
 
 
-@pytest.mark.parametrize("ramp", [(96, 8, 5000), (96, 96, 100), (100, 8, 3000), (64, 32, 7), (4096, 8, 20_000), (24, 16, 333)])
-def test_the_ramp_is_the_papers_line_in_whole_multiples_of_its_first_batch(ramp: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    "ramp",
+    [(96, 8, 5000), (96, 96, 100), (100, 8, 3000), (64, 32, 7), (4096, 8, 20_000), (24, 16, 333)],
+)
+def test_the_ramp_is_the_papers_line_in_whole_multiples_of_its_first_batch(
+    ramp: tuple[int, int, int],
+) -> None:
     batches, expected = Batches(*ramp), by_the_words(*ramp, steps=500)
     assert [(batches.of(step), batches.before(step)) for step in range(500)] == expected
     for step, (batch, seen) in enumerate(expected):
@@ -86,7 +108,9 @@ def test_evaluations_are_evenly_spaced_in_tokens_on_a_ramp_too() -> None:
     steps = batches.within(10_000)
     taken = evaluation_steps(batches, steps, 5)
     assert taken[-1] == steps
-    assert [batches.before(step) for step in taken] == pytest.approx([batches.before(steps) * n / 5 for n in range(1, 6)], abs=48)
+    assert [batches.before(step) for step in taken] == pytest.approx(
+        [batches.before(steps) * n / 5 for n in range(1, 6)], abs=48
+    )
 
 
 def test_on_a_ramp_every_sequence_comes_once_whatever_shares_out_the_rows(inputs: Path) -> None:
@@ -95,33 +119,47 @@ def test_on_a_ramp_every_sequence_comes_once_whatever_shares_out_the_rows(inputs
     steps = batches.within(4000)
     expected = np.concatenate([plain.batch(step)[0] for step in range(batches.before(steps) // 32)])
     for ranks in (1, 2):
-        rows = np.concatenate([ramped.batch(step, rank, ranks)[0] for step in range(steps) for rank in range(ranks)])
+        rows = np.concatenate(
+            [ramped.batch(step, rank, ranks)[0] for step in range(steps) for rank in range(ranks)]
+        )
         assert np.array_equal(rows, expected)
     assert {len(ramped.batch(step)[0]) for step in range(steps)} == {2, 4, 6, 8}
     epochs = ramped.epochs(steps)
-    drawn = np.bincount(np.concatenate([ramped.batch(step)[2] for step in range(steps)]), minlength=2)
+    drawn = np.bincount(
+        np.concatenate([ramped.batch(step)[2] for step in range(steps)]), minlength=2
+    )
     assert list(epochs) == ["plays", "facts"]
     assert list(epochs.values()) == pytest.approx([drawn[n] / ramped.windows[n] for n in range(2)])
 
 
 def test_a_window_goes_on_into_the_next_document_and_attention_with_it(inputs: Path) -> None:
-    """Packed windows, no mask between documents: what stands before an end-of-text changes what is predicted after it."""
+    """Packed windows, no mask between documents: what stands before an end-of-text changes what is
+    predicted after it.
+    """
     data = TokenData(inputs / "tokens")
-    window = next(row for row in Sampler(data, 32, Batches(32 * 32), seed=1).batch(0)[0] if data.end_of_text in row[8:-8])
+    window = next(
+        row
+        for row in Sampler(data, 32, Batches(32 * 32), seed=1).batch(0)[0]
+        if data.end_of_text in row[8:-8]
+    )
     end = int(np.flatnonzero(window == data.end_of_text)[0])
     model = GPT(ModelConfig(**{**MODEL, "dropout": 0.0}, vocab_size=data.vocab_size)).eval()
     other = window.copy()
     other[:end] = other[:end][::-1]
     with torch.no_grad():
-        before, after = (model(torch.from_numpy(tokens)[None])[0, end + 1 :] for tokens in (window, other))
+        before, after = (
+            model(torch.from_numpy(tokens)[None])[0, end + 1 :] for tokens in (window, other)
+        )
     assert (before - after).abs().max() > 1e-4
 
 
-# -- the learning rate -------------------------------------------------------------------------------------------------------------------
+# --- the learning rate ---
 
 
 def test_gpt3s_learning_rate_by_tokens_is_appendix_bs() -> None:
-    """Linear over 375M tokens, cosine to 10 % at 260B, then constant, whatever the batch is on the way."""
+    """Linear over 375M tokens, cosine to 10 % at 260B, then constant, whatever the batch is on the
+    way.
+    """
     settings, batches = settings_of(GPT3_SMALL), batches_of(GPT3_SMALL)
     for tokens in (10**6, 10**8, 3.7e8, 4e8, 10**10, 1.3e11, 2.59e11, 2.61e11, 2.99e11):
         step = batches.within(int(tokens))
@@ -133,57 +171,92 @@ def test_gpt3s_learning_rate_by_tokens_is_appendix_bs() -> None:
         else:
             expected = 6e-5
         assert settings.learning_rate(step) == pytest.approx(expected, rel=1e-12)
-    assert settings.steps == batches.within(300_000_000_000) and settings.learning_rate(settings.steps - 1) == pytest.approx(6e-5)
+    assert settings.steps == batches.within(300_000_000_000) and settings.learning_rate(
+        settings.steps - 1
+    ) == pytest.approx(6e-5)
 
 
 def test_gpt1s_two_thousand_updates_are_tokens_and_the_cosine_ends_at_zero() -> None:
     batch, updates = 64 * 512, 100_000
     section = PretrainingSection(
-        tokens=updates * batch, batch_tokens=batch, learning_rate=2.5e-4, final_learning_rate=0.0, warmup_tokens=2000 * batch
+        tokens=updates * batch,
+        batch_tokens=batch,
+        learning_rate=2.5e-4,
+        final_learning_rate=0.0,
+        warmup_tokens=2000 * batch,
     )
     settings = settings_of(section.model_dump(mode="json"))
     for update in (0, 1, 999, 1999, 2000, 2001, 51_000, 99_999):
         u = update + 0.5  # an update takes the rate at its middle
-        expected = 2.5e-4 * (u / 2000 if u < 2000 else (1 + math.cos(math.pi * (u - 2000) / (updates - 2000))) / 2)
+        expected = 2.5e-4 * (
+            u / 2000 if u < 2000 else (1 + math.cos(math.pi * (u - 2000) / (updates - 2000))) / 2
+        )
         assert settings.learning_rate(update) == pytest.approx(expected, rel=1e-9, abs=1e-18)
     assert settings.steps == updates
 
 
-# -- what the stage makes of them --------------------------------------------------------------------------------------------------------
+# --- what the stage makes of them ---
 
 
 def pretrained(inputs: Path, output: Path, section: dict[str, Any], **model: Any) -> dict[str, Any]:
-    return run(inputs, {"what": "pretrained", "output": output, "section": section, "model": model}).said
+    return run(
+        inputs, {"what": "pretrained", "output": output, "section": section, "model": model}
+    ).said
 
 
 def test_the_stage_counts_the_tokens_of_a_ramp_as_they_are(inputs: Path, tmp_path: Path) -> None:
-    section = {"tokens": 2048, "batch_ramp": {"from_tokens": 64, "over_tokens": 1024}, "evaluations": 2}
-    said, batches = pretrained(inputs, tmp_path, section), Batches(SECTION["batch_tokens"], 64, 1024)  # type: ignore[arg-type]
+    section = {
+        "tokens": 2048,
+        "batch_ramp": {"from_tokens": 64, "over_tokens": 1024},
+        "evaluations": 2,
+    }
+    said, batches = (
+        pretrained(inputs, tmp_path, section),
+        Batches(SECTION["batch_tokens"], 64, 1024),
+    )  # type: ignore[arg-type]
     steps = batches.within(2048)
-    assert {step: values["tokens"] for step, values in said["metrics"].items()} == {n: batches.before(n) for n in range(1, steps + 1)}
+    assert {step: values["tokens"] for step, values in said["metrics"].items()} == {
+        n: batches.before(n) for n in range(1, steps + 1)
+    }
     rates = settings_of({**SECTION, **section}).learning_rate
     for step, values in said["metrics"].items():
         assert values["learning_rate"] == rates(step - 1)
     evaluated = [step for step, values in said["metrics"].items() if "held_out/bpb" in values]
     assert evaluated == [batches.nearest(batches.before(steps) / 2), steps]
     facts = json.loads((tmp_path / "training.json").read_text())
-    assert (facts["tokens"], facts["steps"]) == (batches.before(steps), steps) == (said["result"]["tokens"], said["result"]["steps"])
+    assert (
+        (facts["tokens"], facts["steps"])
+        == (batches.before(steps), steps)
+        == (said["result"]["tokens"], said["result"]["steps"])
+    )
     assert facts["epochs"]["plays"] == pytest.approx(said["result"]["epochs/plays"], abs=1e-4)
 
 
-@pytest.mark.parametrize(("steps", "count"), [(1, 5), (3, 5), (40, 2), (1000, 7), (683, 12), (100_000, 9)])
-def test_snapshots_are_evenly_spaced_in_the_logarithm_from_the_first_step_to_the_last(steps: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("steps", "count"), [(1, 5), (3, 5), (40, 2), (1000, 7), (683, 12), (100_000, 9)]
+)
+def test_snapshots_are_evenly_spaced_in_the_logarithm_from_the_first_step_to_the_last(
+    steps: int, count: int
+) -> None:
     taken = snapshot_steps(steps, count)
     assert len(taken) == min(steps, count) and (taken[0], taken[-1]) == (1, steps)
     assert all(a < b for a, b in itertools.pairwise(taken))
     if steps > 5000:
-        assert [math.log(step) for step in taken] == pytest.approx(np.linspace(0, math.log(steps), count), abs=0.06)
+        assert [math.log(step) for step in taken] == pytest.approx(
+            np.linspace(0, math.log(steps), count), abs=0.06
+        )
     assert (snapshot_steps(steps, 0), snapshot_steps(steps, 1)) == ([], [steps])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt3", "lstm"])
-def test_a_snapshot_is_the_model_that_training_so_long_gives(inputs: Path, tmp_path: Path, family: str) -> None:
-    shape: dict[str, Any] = {"family": family, "dropout": 0.1, **({"layers": 1, "heads": 1} if family == "lstm" else {})}
+def test_a_snapshot_is_the_model_that_training_so_long_gives(
+    inputs: Path, tmp_path: Path, family: str
+) -> None:
+    shape: dict[str, Any] = {
+        "family": family,
+        "dropout": 0.1,
+        **({"layers": 1, "heads": 1} if family == "lstm" else {}),
+    }
     section = {"tokens": 2560, "decay_tokens": 2560, "snapshots": 4, "evaluations": 1}
     pretrained(inputs, tmp_path / "whole", section, **shape)
     kept = list(snapshots(tmp_path / "whole"))
@@ -191,10 +264,19 @@ def test_a_snapshot_is_the_model_that_training_so_long_gives(inputs: Path, tmp_p
     pretrained(inputs, tmp_path / "short", {**section, "tokens": 1280, "snapshots": 0}, **shape)
     stopped = load_file(tmp_path / "short" / "model" / "model.safetensors")
     found = load_file(tmp_path / "whole" / "snapshots" / "5" / "model.safetensors")
-    assert stopped.keys() == found.keys() and all(torch.equal(found[name], stopped[name]) for name in stopped)
+    assert stopped.keys() == found.keys() and all(
+        torch.equal(found[name], stopped[name]) for name in stopped
+    )
     for (_, load), folder in zip(kept[2:], (tmp_path / "short", tmp_path / "whole"), strict=True):
         expected = convert.load_decoder(folder / "model").state_dict()
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in load().state_dict().items())
+        assert all(
+            torch.equal(tensor, expected[name]) for name, tensor in load().state_dict().items()
+        )
     assert isinstance(kept[0][1](), LSTM if family == "lstm" else GPT)
-    assert sorted(path.name for path in (tmp_path / "whole" / "snapshots").iterdir()) == ["1", "2", "5", "index.json"]
+    assert sorted(path.name for path in (tmp_path / "whole" / "snapshots").iterdir()) == [
+        "1",
+        "2",
+        "5",
+        "index.json",
+    ]
     assert not (tmp_path / "short" / "snapshots").exists()

@@ -1,4 +1,6 @@
-"""The scorecard of the built recipe: what stands on the page, in its twin, in Dagster and on the terminal, and that it stays true."""
+"""The scorecard of the built recipe: what stands on the page, in its twin, in Dagster and on the
+terminal, and that it stays true.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,13 @@ import dagster as dg
 import pytest
 from conftest import BuiltStore
 
-from assets import scorecard_tables as tables
 from assets.contract import Artifact
-from assets.lineage_tree import sources_of
-from assets.resources.provenance import seconds_spent
-from assets.resources.store import Store
-from assets.scorecard import Score
+from assets.report import scorecard_tables as tables
+from assets.report.lineage_tree import sources_of
 from assets.stage import PICTURE_LIMIT_BYTES
+from assets.stages.scorecard import Score
+from assets.store.provenance import seconds_spent
+from assets.store.store import Store
 
 ON_ANOTHER_SCALE = ("byte_perplexity", "word_perplexity")
 
@@ -80,16 +82,24 @@ class Card:
         return document
 
     def scores(self) -> dict[tuple[str, str], Score]:
-        return {(score["asset"], score["name"]): Score(**score) for score in self.document["scores"]}
+        return {
+            (score["asset"], score["name"]): Score(**score) for score in self.document["scores"]
+        }
 
     def inputs(self) -> dict[str, Artifact]:
-        return {name: self.store.resolve(entry["fingerprint"]) for name, entry in self.document["built_from"].items()}
+        return {
+            name: self.store.resolve(entry["fingerprint"])
+            for name, entry in self.document["built_from"].items()
+        }
 
     def table(self, title: str) -> list[dict[str, str]]:
         """The Markdown table under a heading, a row a dict by column."""
         below = self.markdown.split(f"# {title}\n", 1)[1]
         lines = [line for line in below.split("\n#", 1)[0].splitlines() if line.startswith("|")]
-        columns, _, *rows = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+        columns, _, *rows = [
+            [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            for line in lines
+        ]
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
@@ -102,10 +112,14 @@ def card(built: BuiltStore) -> Card:
 
 def test_page_is_one_file_that_needs_no_other(card: Card) -> None:
     page = Page(card.html)
-    assert {tag for tag, _ in page.tags}.isdisjoint({"link", "script", "iframe", "object", "base"}) and "url(" not in card.html
+    assert {tag for tag, _ in page.tags}.isdisjoint(
+        {"link", "script", "iframe", "object", "base"}
+    ) and "url(" not in card.html
     pictures = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
     assert all(picture.startswith("data:image/png;base64,") for picture in pictures)
-    assert len(pictures) == sum(len(list(card.store.show(artifact).glob("*.png"))) for artifact in card.inputs().values())
+    assert len(pictures) == sum(
+        len(list(card.store.show(artifact).glob("*.png"))) for artifact in card.inputs().values()
+    )
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     links = [attributes["href"] or "" for tag, attributes in page.tags if tag == "a"]
     assert links and all(link.startswith("#") and link[1:] in ids for link in links)
@@ -117,9 +131,18 @@ def test_twin_has_the_same_headline_and_its_pictures_beside_it(card: Card) -> No
     page = Page(card.html).tables[0][1:]
     on_page = [row for row in page if len(row) > 1]
     assert [[cell.replace("`", "") for cell in row[1:-1]] for row in headline["rows"]] == on_page
-    heads = list(dict.fromkeys(f"{row[0]}{row[-1]}".replace("`", "").replace(" ", "") for row in headline["rows"]))
-    assert [row[0].replace(" ", "") for row in page if len(row) == 1] == heads  # an artifact and its commands, once
-    assert all(f"{name}: {value}" in card.markdown and value in card.html for name, value in headline["facts"].items())
+    heads = list(
+        dict.fromkeys(
+            f"{row[0]}{row[-1]}".replace("`", "").replace(" ", "") for row in headline["rows"]
+        )
+    )
+    assert [
+        row[0].replace(" ", "") for row in page if len(row) == 1
+    ] == heads  # an artifact and its commands, once
+    assert all(
+        f"{name}: {value}" in card.markdown and value in card.html
+        for name, value in headline["facts"].items()
+    )
     links = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.markdown)
     assert len(links) == len(set(links)) == len(list((card.folder / "pictures").iterdir()))
     assert all((card.folder / link).read_bytes().startswith(b"\x89PNG") for link in links)
@@ -128,33 +151,66 @@ def test_twin_has_the_same_headline_and_its_pictures_beside_it(card: Card) -> No
 def test_every_score_has_its_interval_its_baseline_its_size_and_the_way_back(card: Card) -> None:
     scores = card.scores()
     for (asset, name), score in scores.items():
-        assert score.low is not None and score.high is not None and score.low <= score.value <= score.high, (asset, name)
-        assert score.examples and score.fingerprint == card.document["built_from"][asset.removeprefix("ci/")]["fingerprint"]
-        assert (score.baseline and score.against is not None) or name.endswith("perplexity"), (asset, name)
+        assert (
+            score.low is not None
+            and score.high is not None
+            and score.low <= score.value <= score.high
+        ), (asset, name)
+        assert (
+            score.examples
+            and score.fingerprint
+            == card.document["built_from"][asset.removeprefix("ci/")]["fingerprint"]
+        )
+        assert (score.baseline and score.against is not None) or name.endswith("perplexity"), (
+            asset,
+            name,
+        )
     rows = {(row["artifact"], row["score"].removesuffix(" ↓")): row for row in card.table("Scores")}
     assert rows.keys() == {key for key in scores if not key[1].endswith(ON_ANOTHER_SCALE)}
     for key, row in rows.items():
         fingerprint = scores[key].fingerprint
-        assert row["walk it back, make it again"] == f"`gpt-lineage trace {fingerprint[:12]}` `gpt-lineage reproduce {fingerprint[:12]}`"
+        assert (
+            row["walk it back, make it again"]
+            == f"`gpt-lineage trace {fingerprint[:12]}` `gpt-lineage reproduce {fingerprint[:12]}`"
+        )
         assert card.store.resolve(fingerprint[:12]).fingerprint == fingerprint
-        assert row["verdict"] == scores[key].verdict and row["on"].split()[0] == f"{scores[key].examples:,}"
+        assert (
+            row["verdict"] == scores[key].verdict
+            and row["on"].split()[0] == f"{scores[key].examples:,}"
+        )
 
 
 def test_a_score_is_better_or_worse_only_with_its_whole_interval() -> None:
     score = Score("ci/a", "f" * 64, "accuracy", 0.7, 0.6, 0.8, "majority 0.500", 0.5)
-    assert [replace(score, against=against).verdict for against in (0.5, 0.65, 0.9, None)] == ["better", "undecided", "worse", ""]
+    assert [replace(score, against=against).verdict for against in (0.5, 0.65, 0.9, None)] == [
+        "better",
+        "undecided",
+        "worse",
+        "",
+    ]
     lower = replace(score, lower_is_better=True)
-    assert [replace(lower, against=against).verdict for against in (0.5, 0.65, 0.9)] == ["worse", "undecided", "better"]
+    assert [replace(lower, against=against).verdict for against in (0.5, 0.65, 0.9)] == [
+        "worse",
+        "undecided",
+        "better",
+    ]
 
 
 def test_bits_per_byte_by_mixture_stand_beside_xz_in_the_same_mixture(card: Card) -> None:
     corpus, scores = card.inputs()["corpus"], card.scores()
     weights = {source["name"]: source["weight"] for source in corpus.config["sources"]}
-    expected = sum(weight * corpus.metrics[f"xz/{name}/bpb"] for name, weight in weights.items()) / sum(weights.values())
+    expected = sum(
+        weight * corpus.metrics[f"xz/{name}/bpb"] for name, weight in weights.items()
+    ) / sum(weights.values())
     mixture = scores["ci/pretrained", "bits per byte, by mixture"]
-    assert mixture.against == pytest.approx(expected) and f"xz -9e {expected:.3f}, uniform " in mixture.baseline
+    assert (
+        mixture.against == pytest.approx(expected)
+        and f"xz -9e {expected:.3f}, uniform " in mixture.baseline
+    )
     sources = [scores["ci/pretrained", f"bits per byte, {name}"] for name in weights]
-    assert mixture.high is not None and 0 < mixture.high - mixture.value < max((s.high or 0) - s.value for s in sources)
+    assert mixture.high is not None and 0 < mixture.high - mixture.value < max(
+        (s.high or 0) - s.value for s in sources
+    )
     assert mixture.examples == sum(source.examples or 0 for source in sources)
 
 
@@ -164,17 +220,33 @@ def test_tasks_show_what_their_field_reports_beside_majority_and_random_weights(
         found.setdefault(asset.removeprefix("ci/finetuned/"), []).append(score)
     names = {task: [score.name for score in scores] for task, scores in found.items()}
     assert names["sentiment"] == ["accuracy", "F1", "Pearson with the ratings", "transfer"]
-    assert names["factual_summary"] == ["accuracy", "F1", "transfer"] and names["boolq"] == ["accuracy", "transfer"] == names["piqa"]
+    assert (
+        names["factual_summary"] == ["accuracy", "F1", "transfer"]
+        and names["boolq"] == ["accuracy", "transfer"] == names["piqa"]
+    )
     m = card.inputs()["finetuned/sentiment"].metrics
 
     def interval(key: str) -> str:
         return f"{m[key]:.3f} ({m[f'{key}_low']:.3f}–{m[f'{key}_high']:.3f})"
 
-    assert found["sentiment"][1].baseline == f"one answer {m['constant_f1']:.3f}, random {interval('random_f1')}"
-    assert found["sentiment"][0].baseline == f"majority {m['majority']:.3f}, random {interval('random_accuracy')}"
+    assert (
+        found["sentiment"][1].baseline
+        == f"one answer {m['constant_f1']:.3f}, random {interval('random_f1')}"
+    )
+    assert (
+        found["sentiment"][0].baseline
+        == f"majority {m['majority']:.3f}, random {interval('random_accuracy')}"
+    )
     pearson = found["sentiment"][2]
-    assert (pearson.value, pearson.low, pearson.high) == (m["pearson"], m["pearson_low"], m["pearson_high"])
-    assert pearson.against == m["random_pearson"] and {"random_pearson_low", "random_f1_high", "random_matthews_low"} <= m.keys()
+    assert (pearson.value, pearson.low, pearson.high) == (
+        m["pearson"],
+        m["pearson_low"],
+        m["pearson_high"],
+    )
+    assert (
+        pearson.against == m["random_pearson"]
+        and {"random_pearson_low", "random_f1_high", "random_matthews_low"} <= m.keys()
+    )
     assert m["constant_f1"] > 0.6  # of always "positive", about half of them
 
 
@@ -182,8 +254,13 @@ def test_seeded_subsets_are_said(card: Card) -> None:
     rows = {(row["artifact"], row["score"]): row for row in card.table("Scores")}
     m = card.inputs()["finetuned/sentiment"].metrics
     available = f"{int(m['training_examples_available']):,}"
-    assert f"trained on 320 of {available} (seeded subset)" in rows["ci/finetuned/sentiment", "accuracy"]["protocol"]
-    assert re.fullmatch(r"500 of [\d,]+ examples, test", rows["ci/finetuned/sentiment", "accuracy"]["on"])
+    assert (
+        f"trained on 320 of {available} (seeded subset)"
+        in rows["ci/finetuned/sentiment", "accuracy"]["protocol"]
+    )
+    assert re.fullmatch(
+        r"500 of [\d,]+ examples, test", rows["ci/finetuned/sentiment", "accuracy"]["on"]
+    )
     assert re.fullmatch(r"24 of [\d,]+ examples, held out", rows["ci/zero_shot", "cloze acc"]["on"])
     assert "N of M examples: a seeded subset." in card.html
 
@@ -191,24 +268,50 @@ def test_seeded_subsets_are_said(card: Card) -> None:
 def test_protocol_says_nothing_that_another_column_says(card: Card) -> None:
     for row in card.table("Scores"):
         if row["artifact"] == "ci/zero_shot":
-            assert not re.search(r"of [\d,]+ examples|-shot|8-grams|13 words", row["protocol"]) and len(row["protocol"]) < 120, row
+            assert (
+                not re.search(r"of [\d,]+ examples|-shot|8-grams|13 words", row["protocol"])
+                and len(row["protocol"]) < 120
+            ), row
 
 
 def test_every_licence_is_there_of_sources_tasks_and_suites(card: Card) -> None:
     rows = card.table("Data and licences")
-    known = {(f"ci/{name}", source["name"], source["licence"]) for name, a in card.inputs().items() for source in sources_of(a)}
+    known = {
+        (f"ci/{name}", source["name"], source["licence"])
+        for name, a in card.inputs().items()
+        for source in sources_of(a)
+    }
     assert {(row["read by"], row["data"], row["licence"]) for row in rows} == known
     read = {(reader, name) for reader, name, _ in known}
-    assert {("ci/corpus", "plays"), ("ci/finetuned/sentiment", "sentiment"), ("ci/zero_shot", "multiple_choice/openbookqa")} <= read
-    assert ("ci/zero_shot", "boolq/boolq") in read and all(len(row["sha256 or revision"]) == 12 for row in rows)
+    assert {
+        ("ci/corpus", "plays"),
+        ("ci/finetuned/sentiment", "sentiment"),
+        ("ci/zero_shot", "multiple_choice/openbookqa"),
+    } <= read
+    assert ("ci/zero_shot", "boolq/boolq") in read and all(
+        len(row["sha256 or revision"]) == 12 for row in rows
+    )
 
 
 def test_lineage_is_a_tree_down_to_packages_files_and_checksums(card: Card) -> None:
     tree = card.markdown.split("### Lineage tree")[1].split("```")[1].splitlines()
-    place = {name: next(i for i, line in enumerate(tree) if f"ci/{name} {a.fingerprint[:12]} digest {a.digest[:12]}" in line)
-             for name, a in card.inputs().items()}  # fmt: skip
+    place = {
+        name: next(
+            i
+            for i, line in enumerate(tree)
+            if f"ci/{name} {a.fingerprint[:12]} digest {a.digest[:12]}" in line
+        )
+        for name, a in card.inputs().items()
+    }
     depth = {name: len(re.match(r"[│├└─\s]*", tree[line]).group()) for name, line in place.items()}  # type: ignore[union-attr]
-    assert depth["finetuned/sentiment"] == depth["zero_shot"] < depth["pretrained"] < depth["tokens"] < depth["tokenizer"] < depth["corpus"]
+    assert (
+        depth["finetuned/sentiment"]
+        == depth["zero_shot"]
+        < depth["pretrained"]
+        < depth["tokens"]
+        < depth["tokenizer"]
+        < depth["corpus"]
+    )
     for name, artifact in card.inputs().items():
         below = "\n".join(tree[place[name] :])
         for source in sources_of(artifact):
@@ -220,27 +323,41 @@ def test_lineage_is_a_tree_down_to_packages_files_and_checksums(card: Card) -> N
 def test_cost_is_of_all_attempts_and_adds_up(card: Card) -> None:
     *stages, whole = card.table("Cost by stage")
     inputs = card.inputs()
-    assert [row["stage"] for row in stages] == [entry["name"] for entry in card.artifact.manifest["inputs"]] and whole["stage"] == "all"
+    assert [row["stage"] for row in stages] == [
+        entry["name"] for entry in card.artifact.manifest["inputs"]
+    ] and whole["stage"] == "all"
     spent = {name: seconds_spent(a.manifest["provenance"]) for name, a in inputs.items()}
-    assert all(row["seconds"] == f"{spent[row['stage']]:.1f}" and row["attempts"] == "1" for row in stages)
+    assert all(
+        row["seconds"] == f"{spent[row['stage']]:.1f}" and row["attempts"] == "1" for row in stages
+    )
     made = inputs["pretrained"].manifest["provenance"]
     hours = {row["stage"]: float(row["core hours"]) for row in stages}
-    assert hours["pretrained"] == pytest.approx(spent["pretrained"] * made["ranks"] * made["threads"] / 3600, abs=6e-5)
+    assert hours["pretrained"] == pytest.approx(
+        spent["pretrained"] * made["ranks"] * made["threads"] / 3600, abs=6e-5
+    )
     assert float(whole["seconds"]) == pytest.approx(sum(spent.values()), abs=0.06)
     assert float(whole["core hours"]) == pytest.approx(sum(hours.values()), abs=6e-4)
-    assert float(whole["size MB"]) == pytest.approx(sum(a.size for a in inputs.values()) / 1e6, abs=0.06)
-    assert whole["peak MB"] == max((row["peak MB"] for row in stages), key=lambda peak: int(peak.replace(",", "")))
+    assert float(whole["size MB"]) == pytest.approx(
+        sum(a.size for a in inputs.values()) / 1e6, abs=0.06
+    )
+    assert whole["peak MB"] == max(
+        (row["peak MB"] for row in stages), key=lambda peak: int(peak.replace(",", ""))
+    )
 
 
 def test_forecast_stands_beside_the_outcome(card: Card) -> None:
     rows = card.table("Forecast, made before each build, and outcome")
     inputs = card.inputs()
-    assert {(row["stage"], row["quantity"]) for row in rows} >= {(name, unit) for name in inputs for unit in ("seconds", "MB")}
+    assert {(row["stage"], row["quantity"]) for row in rows} >= {
+        (name, unit) for name in inputs for unit in ("seconds", "MB")
+    }
     (loss,) = [row for row in rows if row["quantity"] == "bits per byte"]
     told = inputs["pretrained"].manifest["provenance"]["forecast"]["loss"]
     came = inputs["pretrained"].metrics["held_out/bpb"]
     assert (loss["forecast"], loss["outcome"]) == (f"{told['expected']:.3g}", f"{came:.3g}")
-    assert loss["interval held?"] == ("inside" if told["low"] <= came <= told["high"] else "outside")
+    assert loss["interval held?"] == (
+        "inside" if told["low"] <= came <= told["high"] else "outside"
+    )
 
 
 def test_seconds_of_a_resumed_build_are_not_held_against_its_forecast(card: Card) -> None:
@@ -248,25 +365,37 @@ def test_seconds_of_a_resumed_build_are_not_held_against_its_forecast(card: Card
     made = inputs["tokens"].manifest["provenance"] | {"attempts": 3, "seconds": 5000.0}
     resumed = replace(inputs["tokens"], manifest={**inputs["tokens"].manifest, "provenance": made})
     rows = {(row[0], row[1]): row for row in tables.forecasts({**inputs, "tokens": resumed}).rows}
-    assert rows["tokens", "seconds"][-2:] == ["5e+03", "resumed, 3 attempts"] and rows["tokens", "MB"][-1] in ("inside", "outside")
+    assert rows["tokens", "seconds"][-2:] == ["5e+03", "resumed, 3 attempts"] and rows[
+        "tokens", "MB"
+    ][-1] in ("inside", "outside")
     cost = {row[0]: row for row in tables.cost({**inputs, "tokens": resumed}).rows}
     assert cost["tokens"][1:3] == ["3", "5000.0"] and float(cost["all"][2]) > 5000
 
 
 def test_curves_samples_and_checks_of_the_stages_are_there(card: Card) -> None:
-    for name in ("pretrained_training", "finetuned_sentiment_fine_tuning", "zero_shot_zero_shot", "corpus_sources"):
+    for name in (
+        "pretrained_training",
+        "finetuned_sentiment_fine_tuning",
+        "zero_shot_zero_shot",
+        "corpus_sources",
+    ):
         picture = f"pictures/ci_{name}.png"
         assert f"]({picture})" in card.markdown and (card.folder / picture).stat().st_size > 5000
     sample = (card.store.show(card.inputs()["pretrained"]) / "samples.md").read_text()
     assert sample.strip() in card.markdown and "[" in sample
-    verdicts = {(row["artifact"], row["check"]): row["verdict"] for row in card.table("What was checked before anything was built on it")}
+    verdicts = {
+        (row["artifact"], row["check"]): row["verdict"]
+        for row in card.table("What was checked before anything was built on it")
+    }
     for name, artifact in card.inputs().items():
         for check, verdict in card.store.gate(artifact).items():
             assert verdicts[f"ci/{name}", check] == ("passed" if verdict.passed else "warning")
 
 
 @pytest.fixture
-def materializations(built: BuiltStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, dict[str, Any]]]:
+def materializations(
+    built: BuiltStore, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, dict[str, Any]]]:
     """Each asset's metadata as Dagster keeps it, by the stage's name."""
     monkeypatch.setenv("DAGSTER_HOME", str(built.home / "dagster"))
     with dg.DagsterInstance.get() as instance:
@@ -284,20 +413,35 @@ def materializations(built: BuiltStore, monkeypatch: pytest.MonkeyPatch) -> Iter
 def test_dagster_has_every_table_text_and_picture_and_every_number_of_every_stage(
     card: Card, materializations: dict[str, dict[str, Any]]
 ) -> None:
-    assert {"corpus", "tokenizer", "tokens", "pretrained", "finetuned/sentiment", "zero_shot", "scorecard"} <= materializations.keys()
+    assert {
+        "corpus",
+        "tokenizer",
+        "tokens",
+        "pretrained",
+        "finetuned/sentiment",
+        "zero_shot",
+        "scorecard",
+    } <= materializations.keys()
     for name, shown in materializations.items():
         artifact = card.store.resolve(f"ci/{name}")
         files = [path for path in card.store.show(artifact).iterdir() if path.is_file()]
         assert files, name
         for path in files:
             if path.suffix == ".png":
-                assert shown[path.name].startswith(f"![{path.stem}](data:image/png;base64,") or path.stat().st_size > PICTURE_LIMIT_BYTES
+                assert (
+                    shown[path.name].startswith(f"![{path.stem}](data:image/png;base64,")
+                    or path.stat().st_size > PICTURE_LIMIT_BYTES
+                )
             elif path.suffix == ".md" and name != "scorecard":
                 assert shown[path.name] == path.read_text(encoding="utf-8")
             elif path.suffix == ".html":
                 assert shown[path.name] == str(path)
-        assert shown["duration (s)"] == pytest.approx(seconds_spent(artifact.manifest["provenance"]))
-        assert all(shown[metric] == pytest.approx(value) for metric, value in artifact.metrics.items())
+        assert shown["duration (s)"] == pytest.approx(
+            seconds_spent(artifact.manifest["provenance"])
+        )
+        assert all(
+            shown[metric] == pytest.approx(value) for metric, value in artifact.metrics.items()
+        )
         assert shown["trace"] == f"gpt-lineage trace {artifact.fingerprint[:12]}"
 
 
@@ -309,17 +453,33 @@ def test_dagster_s_scorecard_shows_the_headline_and_the_curves_and_gives_the_pag
     assert "](pictures/" not in page
     assert page.count("](data:image/png;base64,") == len(list((card.folder / "pictures").iterdir()))
     assert all(line in page for line in card.markdown.splitlines() if line.startswith("| ci/"))
-    table = [record.data for record in shown["headline.json"].records]  # what Dagster shows without a click
+    table = [
+        record.data for record in shown["headline.json"].records
+    ]  # what Dagster shows without a click
     rows = [dict(zip(card.headline["columns"], row, strict=True)) for row in card.headline["rows"]]
-    assert table == [{name: row[name] for name in ("artifact", "score", "value", "beside", "verdict")} for row in rows]
+    assert table == [
+        {name: row[name] for name in ("artifact", "score", "value", "beside", "verdict")}
+        for row in rows
+    ]
     assert Path(shown["scorecard.html"]).read_text().startswith("<!doctype html>")
 
 
-def test_what_is_printed_fits_a_terminal_and_names_every_score(built: BuiltStore, card: Card) -> None:
+def test_what_is_printed_fits_a_terminal_and_names_every_score(
+    built: BuiltStore, card: Card
+) -> None:
     lines = [line.rstrip() for line in built.printed.splitlines()]
     assert max(map(len, (line for line in lines if str(card.folder) not in line))) <= 140
     for row in card.headline["rows"]:
         cells = dict(zip(card.headline["columns"], row, strict=True))
-        assert any(line.startswith(cells["score"]) and f" {cells['value']} " in line and cells["beside"] in line for line in lines)
-        assert any(line.startswith(cells["artifact"]) and cells["walk it back, make it again"].split("`")[1] in line for line in lines)
+        assert any(
+            line.startswith(cells["score"])
+            and f" {cells['value']} " in line
+            and cells["beside"] in line
+            for line in lines
+        )
+        assert any(
+            line.startswith(cells["artifact"])
+            and cells["walk it back, make it again"].split("`")[1] in line
+            for line in lines
+        )
     assert f"scorecard      {card.folder / 'scorecard.html'}" in lines

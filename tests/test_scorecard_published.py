@@ -1,4 +1,6 @@
-"""The pages of the generations: ours stand beside the paper's only in rows of the same protocol, and never as a bare number."""
+"""The pages of the generations: ours stand beside the paper's only in rows of the same protocol,
+and never as a bare number.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +19,38 @@ from rich.console import Console
 from test_experiment_page import DOCUMENT
 from test_scorecard import Card, Page
 
-from assets import experiment_page, scorecard, scorecard_headline, scorecard_tables
 from assets.contract import NOT_RUN, Built
-from assets.pretraining import PRETRAINED
-from assets.resources.store import Store
-from assets.scorecard_page import Section, Table, write_page
-from assets.scorecard_published import OURS, beside_the_paper, reproductions
-from assets.scorecard_scores import NotRun, Score, collect, test_split
+from assets.report import experiment as experiment_page
+from assets.report import scorecard_headline, scorecard_tables
+from assets.report.page import Section, Table, write_page
+from assets.report.scorecard_published import OURS, beside_the_paper, reproductions
+from assets.report.scores import NotRun, Score, collect, test_split
+from assets.stages import scorecard
+from assets.stages.pretraining import PRETRAINED
+from assets.store.store import Store
+from gpt_model.finetuning.entry import TaskEntry
 from gpt_model.published import references
-from gpt_model.tasks.entry import TaskEntry
 from gpt_model.tokenizer import Tokenizer
-from pipelines.scorecard_view import announce
+from pipelines.cli.scorecard_view import announce
 
 NUMBER = r"-?[\d.,]+(e[+-]\d+)?"
 INTERVAL = re.compile(rf"{NUMBER} – {NUMBER}")
 OURS_CELL = re.compile(rf"{NUMBER} \({INTERVAL.pattern}\)( · {NUMBER} \({INTERVAL.pattern}\))*")
-ON_CELL = re.compile(r"[\d,]+( of [\d,]+)? (examples|tokens), (held out|test|validation|training and validation|all splits)")
+ON_CELL = re.compile(
+    r"[\d,]+( of [\d,]+)? (examples|tokens), (held out|test|validation|training and validation|all splits)"
+)
 LAMBADA = Score(
-    "tiny/zero_shot", "f" * 64, "last_word acc", 0.1234, 0.101, 0.149, examples=500, split="test",
-    published={"task": "LAMBADA", "metric": "acc"}, paper="gpt2",
-)  # fmt: skip
+    "tiny/zero_shot",
+    "f" * 64,
+    "last_word acc",
+    0.1234,
+    0.101,
+    0.149,
+    examples=500,
+    split="test",
+    published={"task": "LAMBADA", "metric": "acc"},
+    paper="gpt2",
+)
 CAVEAT = Tokenizer.of("gpt1").caveat
 test_split.__test__ = False  # type: ignore[attr-defined]  # a function of the scorecard, whatever its name begins with
 
@@ -50,7 +64,9 @@ def card(built: BuiltStore) -> Card:
 
 def row(section: Section, source: str, *cells: str) -> dict[str, str]:
     """The row of a published table that begins with `cells`."""
-    (table,) = [one for one in section.tables if isinstance(one, Table) and one.title.endswith(source)]
+    (table,) = [
+        one for one in section.tables if isinstance(one, Table) and one.title.endswith(source)
+    ]
     (found,) = [one for one in table.rows if tuple(one[: len(cells)]) == cells]
     return dict(zip(table.columns, found, strict=True))
 
@@ -59,36 +75,74 @@ def test_ours_stand_in_the_paper_s_unit_with_interval_size_and_split_beside_ever
     section = beside_the_paper("gpt2", "a small one", [LAMBADA], [])
     found = row(section, "table 3", "LAMBADA", "acc, %")
     assert (found[OURS[0]], found[OURS[1]]) == ("12.34 (10.10 – 14.90)", "500 examples, test")
-    assert (found["gpt2-small"], found["gpt2-xl"], found["best before"]) == ("45.99", "63.24", "59.23")
+    assert (found["gpt2-small"], found["gpt2-xl"], found["best before"]) == (
+        "45.99",
+        "63.24",
+        "59.23",
+    )
     percent = replace(LAMBADA, scale="%", value=12.34, low=10.1, high=14.9)
-    assert row(beside_the_paper("gpt2", "", [percent], []), "table 3", "LAMBADA", "acc, %")[OURS[0]] == "12.340 (10.100 – 14.900)"
+    assert (
+        row(beside_the_paper("gpt2", "", [percent], []), "table 3", "LAMBADA", "acc, %")[OURS[0]]
+        == "12.340 (10.100 – 14.900)"
+    )
     assert "a small one" in section.intro
 
 
 def test_what_differs_from_the_paper_stands_beside_ours() -> None:
-    own = replace(LAMBADA, published={**(LAMBADA.published or {}), "differs": "our list of stop words"})
+    own = replace(
+        LAMBADA, published={**(LAMBADA.published or {}), "differs": "our list of stop words"}
+    )
     section = beside_the_paper("gpt2", "", [own], [])
-    assert row(section, "table 3", "LAMBADA", "acc, %")[OURS[1]] == "500 examples, test; differs: our list of stop words"
+    assert (
+        row(section, "table 3", "LAMBADA", "acc, %")[OURS[1]]
+        == "500 examples, test; differs: our list of stop words"
+    )
     assert "*differs* says what of data or protocol is known not to be the paper's" in section.intro
     assert "same data and protocol" not in section.intro
 
 
 def test_what_was_not_run_says_so_with_its_reason_and_what_was_not_asked_for_says_that() -> None:
-    missing = NotRun("tiny/zero_shot", "f" * 64, "cbt", "the hub did not answer", ({"task": "CBT-CN", "metric": "acc"},), "gpt2")
+    missing = NotRun(
+        "tiny/zero_shot",
+        "f" * 64,
+        "cbt",
+        "the hub did not answer",
+        ({"task": "CBT-CN", "metric": "acc"},),
+        "gpt2",
+    )
     section = beside_the_paper("gpt2", "", [LAMBADA], [missing])
     assert row(section, "table 3", "CBT-CN", "acc, %")[OURS[1]] == "the hub did not answer"
     assert row(section, "table 3", "CBT-NE", "acc, %")[OURS[1]] == "not in the recipe"
-    assert {row(section, "table 3", name)[OURS[0]] for name in ("CBT-CN", "CBT-NE", "PTB")} == {"not run here"}
+    assert {row(section, "table 3", name)[OURS[0]] for name in ("CBT-CN", "CBT-NE", "PTB")} == {
+        "not run here"
+    }
 
 
 def test_shots_stand_in_their_own_rows() -> None:
-    few_shot = [replace(LAMBADA, paper="gpt3", value=v, low=v - 0.01, high=v + 0.01, shots=s) for v, s in ((0.5, "zero"), (0.3, "one"))]
-    section = beside_the_paper("gpt3", "", [*few_shot, replace(LAMBADA, paper="gpt3", shots="few")], [])
-    found = {shots: row(section, "table H.1", "LAMBADA", "acc, %", shots) for shots in ("zero", "one", "few")}
-    assert {shots: one[OURS[0]].split()[0] for shots, one in found.items()} == {"zero": "50.00", "one": "30.00", "few": "12.34"}
+    few_shot = [
+        replace(LAMBADA, paper="gpt3", value=v, low=v - 0.01, high=v + 0.01, shots=s)
+        for v, s in ((0.5, "zero"), (0.3, "one"))
+    ]
+    section = beside_the_paper(
+        "gpt3", "", [*few_shot, replace(LAMBADA, paper="gpt3", shots="few")], []
+    )
+    found = {
+        shots: row(section, "table H.1", "LAMBADA", "acc, %", shots)
+        for shots in ("zero", "one", "few")
+    }
+    assert {shots: one[OURS[0]].split()[0] for shots, one in found.items()} == {
+        "zero": "50.00",
+        "one": "30.00",
+        "few": "12.34",
+    }
     assert (found["zero"]["gpt3-175b"], found["one"]["gpt3-large"]) == ("76.2", "52.6 (unverified)")
-    few = replace(LAMBADA, shots="few")  # a table that says nothing of shots has none of ours with demonstrations
-    assert row(beside_the_paper("gpt2", "", [few], []), "table 3", "LAMBADA", "acc, %")[OURS[0]] == "not run here"
+    few = replace(
+        LAMBADA, shots="few"
+    )  # a table that says nothing of shots has none of ours with demonstrations
+    assert (
+        row(beside_the_paper("gpt2", "", [few], []), "table 3", "LAMBADA", "acc, %")[OURS[0]]
+        == "not run here"
+    )
 
 
 def test_another_paper_s_protocol_of_the_same_name_does_not_stand_on_the_page() -> None:
@@ -96,15 +150,26 @@ def test_another_paper_s_protocol_of_the_same_name_does_not_stand_on_the_page() 
     assert row(section, "table H.1", "LAMBADA", "acc, %", "zero")[OURS[0]] == "not run here"
 
 
-def test_a_score_of_no_published_protocol_is_named_with_what_it_is_and_no_number_of_a_paper() -> None:
-    own = replace(LAMBADA, published=None, paper=None, note="LAMBADA's protocol on this corpus's held-out text; not the LAMBADA data")
+def test_a_score_of_no_published_protocol_is_named_with_what_it_is_and_no_number_of_a_paper() -> (
+    None
+):
+    own = replace(
+        LAMBADA,
+        published=None,
+        paper=None,
+        note="LAMBADA's protocol on this corpus's held-out text; not the LAMBADA data",
+    )
     section = beside_the_paper("gpt2", "", [own], [])
-    assert isinstance(last := section.tables[-1], Table) and last.title.startswith("measured otherwise")
+    assert isinstance(last := section.tables[-1], Table) and last.title.startswith(
+        "measured otherwise"
+    )
     assert last.rows == [["tiny/zero_shot", "last_word acc", own.note]]
     assert row(section, "table 3", "LAMBADA", "acc, %")[OURS[0]] == "not run here"
 
 
-@pytest.mark.parametrize("lacking", [{"low": None, "high": None}, {"split": ""}, {"examples": None}])
+@pytest.mark.parametrize(
+    "lacking", [{"low": None, "high": None}, {"split": ""}, {"examples": None}]
+)
 def test_a_number_without_interval_split_or_size_is_not_shown(lacking: dict[str, Any]) -> None:
     score = replace(LAMBADA, value=0.98765, **lacking)
     section = beside_the_paper("gpt2", "", [score], [])
@@ -114,10 +179,19 @@ def test_a_number_without_interval_split_or_size_is_not_shown(lacking: dict[str,
 
 
 @pytest.mark.parametrize("generation", ["gpt1", "gpt2", "gpt3"])
-def test_every_published_number_of_a_generation_is_on_its_page_under_its_source_and_says_how_sure_it_is(generation: str) -> None:
-    pages = {"paper": beside_the_paper(generation, "", [], []), "reproduction": reproductions(generation, [])}
+def test_every_published_number_of_a_generation_is_on_its_page_under_its_source_and_says_how_sure_it_is(
+    generation: str,
+) -> None:
+    pages = {
+        "paper": beside_the_paper(generation, "", [], []),
+        "reproduction": reproductions(generation, []),
+    }
     for role, section in pages.items():
-        cells = {table.title: [cell for one in table.rows for cell in one] for table in section.tables if isinstance(table, Table)}
+        cells = {
+            table.title: [cell for one in table.rows for cell in one]
+            for table in section.tables
+            if isinstance(table, Table)
+        }
         for reference in references(generation=generation, role=role):  # type: ignore[arg-type]
             assert reference.printed in cells[reference.source], reference
             assert reference.sure != "memory" or "(unverified)" in reference.printed
@@ -125,60 +199,146 @@ def test_every_published_number_of_a_generation_is_on_its_page_under_its_source_
 
 
 def test_a_reproduction_measured_as_ours_has_ours_beside_it() -> None:
-    ours = replace(LAMBADA, name="lambada_openai acc", published={"task": "lambada_openai", "metric": "acc"}, paper=None)
+    ours = replace(
+        LAMBADA,
+        name="lambada_openai acc",
+        published={"task": "lambada_openai", "metric": "acc"},
+        paper=None,
+    )
     found = row(reproductions("gpt2", [ours]), "issue 2159", "lambada_openai", "acc, share")
     assert found[OURS[0]] == "0.123 (0.101 – 0.149)" and found["gpt2-small"] == "0.3256 ± .0065"
 
 
-def test_settings_of_a_task_stand_side_by_side_in_one_line_each_with_its_interval_and_verdict() -> None:
+def test_settings_of_a_task_stand_side_by_side_in_one_line_each_with_its_interval_and_verdict() -> (
+    None
+):
     zero, one, few = (
-        replace(LAMBADA, name=f"piqa_{shots} acc", shots=shots, k=k, value=value, low=value - 0.1, high=value + 0.1, against=0.5,
-                baseline="chance 0.500", available=600, overlap=2.357)
-        for shots, k, value in (("zero", "", 0.35), ("one", "1.0 of 1", 0.45), ("few", "6.6 of 50", 0.65))
-    )  # fmt: skip
-    assert scorecard_headline.by_shots([LAMBADA]) is None and len(scorecard_headline.headline([LAMBADA, zero, one, few], []).rows) == 1
-    table = scorecard_headline.by_shots([LAMBADA, zero, one, few, replace(few, name="anli_few acc", k="", low=None)])
+        replace(
+            LAMBADA,
+            name=f"piqa_{shots} acc",
+            shots=shots,
+            k=k,
+            value=value,
+            low=value - 0.1,
+            high=value + 0.1,
+            against=0.5,
+            baseline="chance 0.500",
+            available=600,
+            overlap=2.357,
+        )
+        for shots, k, value in (
+            ("zero", "", 0.35),
+            ("one", "1.0 of 1", 0.45),
+            ("few", "6.6 of 50", 0.65),
+        )
+    )
+    assert (
+        scorecard_headline.by_shots([LAMBADA]) is None
+        and len(scorecard_headline.headline([LAMBADA, zero, one, few], []).rows) == 1
+    )
+    table = scorecard_headline.by_shots(
+        [LAMBADA, zero, one, few, replace(few, name="anli_few acc", k="", low=None)]
+    )
     assert table is not None
     piqa, anli = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
-    assert (piqa["score"], piqa["beside"], piqa["K"], piqa["on examples"]) == ("piqa acc", "chance 0.500", "6.6 of 50", "500 of 600, test")
-    assert piqa["zero-shot"] == "0.350 (0.250 – 0.450) worse" and piqa["one-shot"] == "0.450 (0.350 – 0.550)"
+    assert (piqa["score"], piqa["beside"], piqa["K"], piqa["on examples"]) == (
+        "piqa acc",
+        "chance 0.500",
+        "6.6 of 50",
+        "500 of 600, test",
+    )
+    assert (
+        piqa["zero-shot"] == "0.350 (0.250 – 0.450) worse"
+        and piqa["one-shot"] == "0.450 (0.350 – 0.550)"
+    )
     assert piqa["few-shot"] == "0.650 (0.550 – 0.750) better" and piqa["8-grams seen"] == "2.4 %"
-    assert (anli["zero-shot"], anli["few-shot"], anli["beside"], anli["on examples"]) == ("", "no interval", "", "")
+    assert (anli["zero-shot"], anli["few-shot"], anli["beside"], anli["on examples"]) == (
+        "",
+        "no interval",
+        "",
+        "",
+    )
     fewer = scorecard_headline.by_shots([zero, replace(one, k="0.4 of 1"), few])
     assert fewer is not None and "one-shot 0.4 of 1, 6.6 of 50" in fewer.rows[0]
 
 
-def test_settings_are_printed_in_a_line_of_a_terminal_and_keep_their_colours(tmp_path: Path) -> None:
+def test_settings_are_printed_in_a_line_of_a_terminal_and_keep_their_colours(
+    tmp_path: Path,
+) -> None:
     settings = [
-        replace(LAMBADA, name=f"random_insertion_in_word_{shots} exact_match", shots=shots, against=0.5, baseline="chance 0.500",
-                available=10_000, split="all splits")
+        replace(
+            LAMBADA,
+            name=f"random_insertion_in_word_{shots} exact_match",
+            shots=shots,
+            against=0.5,
+            baseline="chance 0.500",
+            available=10_000,
+            split="all splits",
+        )
         for shots in ("zero", "one", "few")
-    ]  # fmt: skip
-    first = {"headline": scorecard_headline.headline([LAMBADA], []), "by_shots": scorecard_headline.by_shots(settings)}
-    write_page(tmp_path, "Scorecard", "", {"model": "a small one"}, {name: table for name, table in first.items() if table}, [])
+    ]
+    first = {
+        "headline": scorecard_headline.headline([LAMBADA], []),
+        "by_shots": scorecard_headline.by_shots(settings),
+    }
+    write_page(
+        tmp_path,
+        "Scorecard",
+        "",
+        {"model": "a small one"},
+        {name: table for name, table in first.items() if table},
+        [],
+    )
     console = Console(width=200, force_terminal=True, record=True, file=io.StringIO())
-    store: Any = SimpleNamespace(resolve=lambda ref: ref, show=lambda artifact: tmp_path, artifacts=lambda: [])
+    store: Any = SimpleNamespace(
+        resolve=lambda ref: ref, show=lambda artifact: tmp_path, artifacts=lambda: []
+    )
     announce(store, "tiny", console.print)
     styled = console.export_text(styles=True, clear=False)
-    (line,) = [line.rstrip() for line in console.export_text().splitlines() if "random_insertion" in line]
-    assert line.count("0.123 (0.101–0.149)") == 3 and "chance 0.500" in line and line.endswith("500 of 10,000, all splits")
+    (line,) = [
+        line.rstrip() for line in console.export_text().splitlines() if "random_insertion" in line
+    ]
+    assert (
+        line.count("0.123 (0.101–0.149)") == 3
+        and "chance 0.500" in line
+        and line.endswith("500 of 10,000, all splits")
+    )
     assert len(line) <= 140 and styled.count("\x1b[31m0.123") == 3
 
 
-def test_bits_per_byte_of_normalised_text_say_so_and_stand_beside_nothing_of_the_text_itself(card: Card, tmp_path: Path) -> None:
-    Tokenizer.train(["The king has come. " * 20, "Go, tell the king; he waits."] * 20, vocab_size=50, style="gpt1").save(tmp_path)
+def test_bits_per_byte_of_normalised_text_say_so_and_stand_beside_nothing_of_the_text_itself(
+    card: Card, tmp_path: Path
+) -> None:
+    Tokenizer.train(
+        ["The king has come. " * 20, "Go, tell the king; he waits."] * 20,
+        vocab_size=50,
+        style="gpt1",
+    ).save(tmp_path)
     tokenizer = replace(card.inputs()["tokenizer"], path=tmp_path)
     inputs = {**card.inputs(), "tokenizer": tokenizer}
     scores, _ = collect("ci", inputs)
-    told = [score for score in scores if score.name.startswith("bits per byte") or score.name.endswith("bits_per_byte")]
+    told = [
+        score
+        for score in scores
+        if score.name.startswith("bits per byte") or score.name.endswith("bits_per_byte")
+    ]
     assert {score.asset for score in told} == {"ci/pretrained", "ci/zero_shot"}
     for score in told:
         assert CAVEAT in score.note and "xz" not in score.baseline + score.note, score
         assert score.against in (None, inputs["pretrained"].metrics["uniform_bpb"])
     assert not [score for score in scores if score not in told and CAVEAT in score.note]
-    assert scorecard_tables.facts(inputs)["note"] == CAVEAT and "note" not in scorecard_tables.facts(card.inputs())
+    assert scorecard_tables.facts(inputs)[
+        "note"
+    ] == CAVEAT and "note" not in scorecard_tables.facts(card.inputs())
     pretrained = inputs["pretrained"]
-    built = Built(pretrained.config, {"tokens": inputs["tokens"], "tokenizer": tokenizer}, pretrained.path, pretrained.metrics, {}, [])
+    built = Built(
+        pretrained.config,
+        {"tokens": inputs["tokens"], "tokenizer": tokenizer},
+        pretrained.path,
+        pretrained.metrics,
+        {},
+        [],
+    )
     PRETRAINED.show(built, tmp_path)
     assert CAVEAT in (tmp_path / "figures.md").read_text(encoding="utf-8")
 
@@ -191,67 +351,153 @@ def test_headline_has_a_column_of_overlap_only_where_a_suite_has_it() -> None:
 
 def test_rows_of_the_headline_stay_with_their_artifact() -> None:
     missing = NotRun("a", "f" * 64, "cbt", "why")
-    rows = scorecard_headline.headline([replace(LAMBADA, asset="a"), replace(LAMBADA, asset="b")], [missing]).rows
-    assert [one[:3] for one in rows] == [["a", "last_word acc", "0.123"], ["a", "cbt", "not run here"], ["b", "last_word acc", "0.123"]]
+    rows = scorecard_headline.headline(
+        [replace(LAMBADA, asset="a"), replace(LAMBADA, asset="b")], [missing]
+    ).rows
+    assert [one[:3] for one in rows] == [
+        ["a", "last_word acc", "0.123"],
+        ["a", "cbt", "not run here"],
+        ["b", "last_word acc", "0.123"],
+    ]
     assert rows[1][-2] == "why"
 
 
 def test_every_number_of_ours_on_the_built_page_has_interval_split_and_size(card: Card) -> None:
     page = Page(card.html)
     columns, *rows = page.tables[0]
-    bare = [cells for cells in rows if len(cells) > 1 and cells[1] not in ("no interval", "not run here")
-            and not (INTERVAL.fullmatch(cells[2]) and ON_CELL.fullmatch(cells[columns.index("on")]))]  # fmt: skip
+    bare = [
+        cells
+        for cells in rows
+        if len(cells) > 1
+        and cells[1] not in ("no interval", "not run here")
+        and not (INTERVAL.fullmatch(cells[2]) and ON_CELL.fullmatch(cells[columns.index("on")]))
+    ]
     assert len(rows) > 15 and not bare
     beside = [table for table in page.tables if OURS[0] in table[0]]
     assert beside  # the paper's tables
     for head, *body in beside:
         place = head.index(OURS[0])
         for cells in body:
-            assert cells[place] == "not run here" or (OURS_CELL.fullmatch(cells[place]) and ON_CELL.match(cells[place + 1])), cells
-    assert card.html.count("GPT-2 (Radford et al. 2019), table 3") == 1 and "GPT-2: ours beside the paper" in card.html
+            assert cells[place] == "not run here" or (
+                OURS_CELL.fullmatch(cells[place]) and ON_CELL.match(cells[place + 1])
+            ), cells
+    assert (
+        card.html.count("GPT-2 (Radford et al. 2019), table 3") == 1
+        and "GPT-2: ours beside the paper" in card.html
+    )
 
 
-def test_public_data_that_cannot_be_had_and_published_rows_are_read_from_an_evaluation(card: Card, tmp_path: Path) -> None:
+def test_public_data_that_cannot_be_had_and_published_rows_are_read_from_an_evaluation(
+    card: Card, tmp_path: Path
+) -> None:
     zero_shot = card.inputs()["zero_shot"]
     place = {"task": "BoolQ", "metric": "acc", "differs": "a part of its sets"}
-    metadata = {"version": 1.0, "data": {"builder": "labelled", "task": "boolq", "splits": ["validation"]}, "published": {"acc": place}}
-    keys = {"task": "yes_no", "output_type": "multiple_choice", "doc_to_text": "x", "doc_to_choice": "options", "doc_to_target": "label",
-            "metric_list": [{"metric": "acc"}], "metadata": metadata}  # fmt: skip
-    known = {"suite": "gpt3_made", "task": "yes_no", "metric": "acc", "value": 0.5, "low": 0.4, "high": 0.6, "baseline": "",
-             "baseline_value": None, "examples": 90, "available": 100, "too_long": 3, "description": "made up", "lower_is_better": False,
-             "shots": "few", "demonstrations": {"asked": 15, "fewest": 2, "mean": 4.52}, "overlap_percent": 1.5}  # fmt: skip
-    (tmp_path / "results.json").write_text(json.dumps({"rows": [known, {"suite": "gpt3_made", "task": "yes_no", "not_run": "no hub"}]}))
+    metadata = {
+        "version": 1.0,
+        "data": {"builder": "labelled", "task": "boolq", "splits": ["validation"]},
+        "published": {"acc": place},
+    }
+    keys = {
+        "task": "yes_no",
+        "output_type": "multiple_choice",
+        "doc_to_text": "x",
+        "doc_to_choice": "options",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc"}],
+        "metadata": metadata,
+    }
+    known = {
+        "suite": "gpt3_made",
+        "task": "yes_no",
+        "metric": "acc",
+        "value": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+        "baseline": "",
+        "baseline_value": None,
+        "examples": 90,
+        "available": 100,
+        "too_long": 3,
+        "description": "made up",
+        "lower_is_better": False,
+        "shots": "few",
+        "demonstrations": {"asked": 15, "fewest": 2, "mean": 4.52},
+        "overlap_percent": 1.5,
+    }
+    (tmp_path / "results.json").write_text(
+        json.dumps({"rows": [known, {"suite": "gpt3_made", "task": "yes_no", "not_run": "no hub"}]})
+    )
     fake = replace(zero_shot, path=tmp_path, config={"suites": {"gpt3_made": keys}})
     (score,), (missing,) = collect("ci", {"zero_shot": fake, "corpus": card.inputs()["corpus"]})
     assert (score.split, score.published, score.paper) == ("validation", place, "gpt3")
     assert (score.shots, score.k, score.overlap, score.note) == (
-        "few", "4.5 of 15", 1.5, "made up; 3 more have an answer longer than the context"
-    )  # fmt: skip
+        "few",
+        "4.5 of 15",
+        1.5,
+        "made up; 3 more have an answer longer than the context",
+    )
     assert score.on() == "90 of 100 examples, validation"
     assert (missing.reason, missing.published, missing.paper) == ("no hub", (place,), "gpt3")
 
 
-def test_a_fine_tuned_task_stands_in_the_paper_s_row_or_says_why_it_was_not_run(card: Card, tmp_path: Path) -> None:
+def test_a_fine_tuned_task_stands_in_the_paper_s_row_or_says_why_it_was_not_run(
+    card: Card, tmp_path: Path
+) -> None:
     task = card.inputs()["finetuned/sentiment"]
-    source = {**task.config["source"], "published": {"task": "SST-2", "metric": "accuracy", "differs": "the development set"}}
+    source = {
+        **task.config["source"],
+        "published": {"task": "SST-2", "metric": "accuracy", "differs": "the development set"},
+    }
     known = replace(task, config={**task.config, "source": source})
     scores, _ = collect("ci", {"finetuned/sentiment": known})
-    found = row(beside_the_paper("gpt1", "", scores, []), "tables 2, 3 and 4", "SST-2", "accuracy, %")
-    assert found[OURS[0]].startswith(f"{100 * task.metrics['accuracy']:.2f} (") and found["gpt1"] == "91.3"
-    asked, available = int(task.metrics["test_examples"]), int(task.metrics["test_examples_available"])
-    assert found[OURS[1]] == f"{asked:,} of {available:,} examples, test; differs: the development set"
+    found = row(
+        beside_the_paper("gpt1", "", scores, []), "tables 2, 3 and 4", "SST-2", "accuracy, %"
+    )
+    assert (
+        found[OURS[0]].startswith(f"{100 * task.metrics['accuracy']:.2f} (")
+        and found["gpt1"] == "91.3"
+    )
+    asked, available = (
+        int(task.metrics["test_examples"]),
+        int(task.metrics["test_examples_available"]),
+    )
+    assert (
+        found[OURS[1]] == f"{asked:,} of {available:,} examples, test; differs: the development set"
+    )
     (tmp_path / NOT_RUN).write_text(json.dumps({"not_run": "its authors give it on request"}))
-    scores, missing = collect("ci", {"finetuned/sentiment": replace(known, path=tmp_path, metrics={"not_run": 1.0})})
-    found = row(beside_the_paper("gpt1", "", scores, missing), "tables 2, 3 and 4", "SST-2", "accuracy, %")
-    assert (scores, found[OURS[0]], found[OURS[1]]) == ([], "not run here", "its authors give it on request")
+    scores, missing = collect(
+        "ci", {"finetuned/sentiment": replace(known, path=tmp_path, metrics={"not_run": 1.0})}
+    )
+    found = row(
+        beside_the_paper("gpt1", "", scores, missing), "tables 2, 3 and 4", "SST-2", "accuracy, %"
+    )
+    assert (scores, found[OURS[0]], found[OURS[1]]) == (
+        [],
+        "not run here",
+        "its authors give it on request",
+    )
 
 
 def test_the_split_that_a_task_is_tested_on_has_its_owners_name() -> None:
-    base = {"licence": "CC0", "form": "classification", "columns": {"text": "t", "label": "l"}, "labels": ["a", "b"]}
-    hub = {"hub": "a/b", "revision": "main", "splits": {"training": "train", "test": {"matched": "validation_matched", "other": "x"}}}
+    base = {
+        "licence": "CC0",
+        "form": "classification",
+        "columns": {"text": "t", "label": "l"},
+        "labels": ["a", "b"],
+    }
+    hub = {
+        "hub": "a/b",
+        "revision": "main",
+        "splits": {"training": "train", "test": {"matched": "validation_matched", "other": "x"}},
+    }
     entry = TaskEntry.model_validate({**base, "source": hub})
-    assert (test_split(entry), test_split(entry, "matched")) == ("validation_matched and x", "validation_matched")
-    entry = TaskEntry.model_validate({**base, "source": {"file": {"training": "a.csv", "test": "rows/b.csv"}}})
+    assert (test_split(entry), test_split(entry, "matched")) == (
+        "validation_matched and x",
+        "validation_matched",
+    )
+    entry = TaskEntry.model_validate(
+        {**base, "source": {"file": {"training": "a.csv", "test": "rows/b.csv"}}}
+    )
     assert test_split(entry) == "test of b.csv"
 
 
@@ -263,14 +509,29 @@ def test_an_experiment_is_drawn_on_the_page_from_its_data(card: Card, tmp_path: 
     manifest = {**like.manifest, "fingerprint": fingerprint, "inputs": []}
     (files.parent / "artifact.json").write_text(json.dumps(manifest))
     shutil.copy(like.path.parent / "gate.json", files.parent)
-    experiment = replace(like, path=files, stage="layers_transferred", fingerprint=fingerprint, manifest=manifest)
+    experiment = replace(
+        like, path=files, stage="layers_transferred", fingerprint=fingerprint, manifest=manifest
+    )
     inputs = {**card.inputs(), "experiments/layers_transferred": experiment}
     (output := tmp_path / "files").mkdir()
     (folder := tmp_path / "show").mkdir()
     metrics = scorecard.run(card.artifact.config, inputs, output, progress=None)  # type: ignore[arg-type]
     scorecard.show(Built(card.artifact.config, inputs, output, metrics, {}, []), folder)
-    page = (folder / "scorecard.md").read_text(encoding="utf-8").split("## ci/experiments/layers_transferred\n")[1].split("\n## ")[0]
-    assert DOCUMENT["summary"][0] in page and "| 1,234 | 0.7346 |" in page and "GPT-1, figure 2 left" in page
+    page = (
+        (folder / "scorecard.md")
+        .read_text(encoding="utf-8")
+        .split("## ci/experiments/layers_transferred\n")[1]
+        .split("\n## ")[0]
+    )
+    assert (
+        DOCUMENT["summary"][0] in page
+        and "| 1,234 | 0.7346 |" in page
+        and "GPT-1, figure 2 left" in page
+    )
     (picture,) = re.findall(r"\]\((pictures/[^)]+)\)", page)
-    assert (folder / picture).read_bytes().startswith(b"\x89PNG") and picture.endswith("1_sentiment.png")
-    assert sum("experiments/layers_transferred" in name for name in metrics) == 0  # its numbers are the experiment's own
+    assert (folder / picture).read_bytes().startswith(b"\x89PNG") and picture.endswith(
+        "1_sentiment.png"
+    )
+    assert (
+        sum("experiments/layers_transferred" in name for name in metrics) == 0
+    )  # its numbers are the experiment's own

@@ -23,7 +23,13 @@ WEIGHTS = {"plays": 0.5, "verses": 0.3, "pages": 0.2}
 def sentences(source: str, count: int) -> list[str]:
     words = ["the", "king", "and", "sea", "répond", "星", "in", "1599", "!"]
     numbers = _random_words(source)
-    return [" ".join(words[(int(numbers[i % 8]) >> (i % 40) + k) % len(words)] for k in range(5 + i % 23)) + f"\n{i}" for i in range(count)]
+    return [
+        " ".join(
+            words[(int(numbers[i % 8]) >> (i % 40) + k) % len(words)] for k in range(5 + i % 23)
+        )
+        + f"\n{i}"
+        for i in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,10 @@ def tokenizer() -> Tokenizer:
 
 
 TEXTS = {
-    name: {"training": sentences(name, count), "held_out": [*sentences(name + "2", 7), "", f"spelt out {END_OF_TEXT} here"]}
+    name: {
+        "training": sentences(name, count),
+        "held_out": [*sentences(name + "2", 7), "", f"spelt out {END_OF_TEXT} here"],
+    }
     for name, count in {"plays": 300, "verses": 90, "pages": 200}.items()
 }
 
@@ -40,7 +49,12 @@ TEXTS = {
 @pytest.fixture(scope="module")
 def folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokens")
-    write(path, {name: SourceTexts(WEIGHTS[name], texts) for name, texts in TEXTS.items()}, tokenizer, shard_tokens=1000)
+    write(
+        path,
+        {name: SourceTexts(WEIGHTS[name], texts) for name, texts in TEXTS.items()},
+        tokenizer,
+        shard_tokens=1000,
+    )
     return path
 
 
@@ -49,7 +63,7 @@ def data(folder: Path) -> TokenData:
     return TokenData(folder)
 
 
-# -- on disk ---------------------------------------------------------------------------------------------------------------------------
+# --- on disk ---
 
 
 def test_every_document_comes_back_as_its_text(data: TokenData, tokenizer: Tokenizer) -> None:
@@ -57,12 +71,20 @@ def test_every_document_comes_back_as_its_text(data: TokenData, tokenizer: Token
         for split, documents in texts.items():
             shards = data.tokens(name, split)
             assert data.documents(name, split) == len(documents)
-            assert [tokenizer.decode(shards.document(number).tolist()) for number in range(len(documents))] == documents
+            assert [
+                tokenizer.decode(shards.document(number).tolist())
+                for number in range(len(documents))
+            ] == documents
 
 
-def test_end_of_text_stands_after_each_document_and_nowhere_else(data: TokenData, tokenizer: Tokenizer) -> None:
+def test_end_of_text_stands_after_each_document_and_nowhere_else(
+    data: TokenData, tokenizer: Tokenizer
+) -> None:
     shards = data.tokens("plays", "held_out")
-    assert np.flatnonzero(np.asarray(shards) == tokenizer.end_of_text).tolist() == (shards.ends - 1).tolist()
+    assert (
+        np.flatnonzero(np.asarray(shards) == tokenizer.end_of_text).tolist()
+        == (shards.ends - 1).tolist()
+    )
 
 
 def test_shards_are_bounded_and_read_as_one_row(folder: Path, data: TokenData) -> None:
@@ -72,39 +94,74 @@ def test_shards_are_bounded_and_read_as_one_row(folder: Path, data: TokenData) -
     whole = np.concatenate([np.fromfile(file, dtype="<u2") for file in files])
     shards = data.tokens("plays", "training")
     assert len(shards) == len(whole)
-    for start, count in [(0, 1), (999, 1), (1000, 1), (990, 2005), (len(whole) - 3, 3), (0, len(whole)), (17, 0), (len(whole), 0)]:
+    for start, count in [
+        (0, 1),
+        (999, 1),
+        (1000, 1),
+        (990, 2005),
+        (len(whole) - 3, 3),
+        (0, len(whole)),
+        (17, 0),
+        (len(whole), 0),
+    ]:
         assert shards.read(start, count).tolist() == whole[start : start + count].tolist()
     assert shards[1990:].tolist() == whole[1990:].tolist()
     assert shards[:-5].tolist() == whole[:-5].tolist()
 
 
-def test_bytes_are_those_of_the_text_for_the_whole_and_for_any_beginning(data: TokenData, tokenizer: Tokenizer) -> None:
+def test_bytes_are_those_of_the_text_for_the_whole_and_for_any_beginning(
+    data: TokenData, tokenizer: Tokenizer
+) -> None:
     for name, texts in TEXTS.items():
         for split, documents in texts.items():
             total = sum(len(document.encode()) for document in documents)
-            assert data.bytes(name, split) == total == data.byte_lengths[data.tokens(name, split)[:]].sum()
+            assert (
+                data.bytes(name, split)
+                == total
+                == data.byte_lengths[data.tokens(name, split)[:]].sum()
+            )
     first = data.tokens("plays", "held_out").document(0)
-    assert data.byte_lengths[data.tokens("plays", "held_out")[: len(first) + 1]].sum() == len(TEXTS["plays"]["held_out"][0].encode())
+    assert data.byte_lengths[data.tokens("plays", "held_out")[: len(first) + 1]].sum() == len(
+        TEXTS["plays"]["held_out"][0].encode()
+    )
 
 
-def test_same_text_gives_the_same_bytes_on_disk_whatever_stood_there(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_same_text_gives_the_same_bytes_on_disk_whatever_stood_there(
+    folder: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     (tmp_path / "plays").mkdir()
     (tmp_path / "plays" / "training-00099.bin").write_bytes(b"left by a killed attempt")
-    write(tmp_path, {name: SourceTexts(WEIGHTS[name], texts) for name, texts in TEXTS.items()}, tokenizer, shard_tokens=1000)
+    write(
+        tmp_path,
+        {name: SourceTexts(WEIGHTS[name], texts) for name, texts in TEXTS.items()},
+        tokenizer,
+        shard_tokens=1000,
+    )
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert files == sorted(
+        path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()
+    )
     assert all((folder / file).read_bytes() == (tmp_path / file).read_bytes() for file in files)
 
 
 def test_more_than_65536_ids_are_written_in_four_bytes(tmp_path: Path) -> None:
     pairs = [(chr(a), chr(b)) for a in range(0x100, 0x100 + 300) for b in range(0x21, 0x21 + 220)]
-    letters = sorted({letter for pair in pairs for letter in pair} | {chr(c) for c in range(0x21, 0x21 + 94)})
-    vocabulary = {token: i for i, token in enumerate([*letters, *("".join(pair) for pair in pairs), END_OF_TEXT])}
+    letters = sorted(
+        {letter for pair in pairs for letter in pair} | {chr(c) for c in range(0x21, 0x21 + 94)}
+    )
+    vocabulary = {
+        token: i
+        for i, token in enumerate([*letters, *("".join(pair) for pair in pairs), END_OF_TEXT])
+    }
     wide = ByteLevelTokenizer(vocabulary, pairs)
     assert wide.vocab_size > 65_536
     write(tmp_path, {"one": SourceTexts(1.0, {"training": ["ab"], "held_out": []})}, wide)
     shards = TokenData(tmp_path).tokens("one", "training")
-    assert (shards.dtype, len(shards), int(shards[-1:][0])) == (np.dtype("<u4"), 3, wide.end_of_text)
+    assert (shards.dtype, len(shards), int(shards[-1:][0])) == (
+        np.dtype("<u4"),
+        3,
+        wide.end_of_text,
+    )
     assert len(TokenData(tmp_path).tokens("one", "held_out")) == 0
 
 
@@ -112,7 +169,9 @@ def test_shortened_shard_is_named(folder: Path, tokenizer: Tokenizer, tmp_path: 
     write(tmp_path, {"plays": SourceTexts(1.0, TEXTS["plays"])}, tokenizer)
     shard = tmp_path / "plays" / "training-00000.bin"
     shard.write_bytes(shard.read_bytes()[:-2])
-    with pytest.raises(CorruptFile, match=r"training-00000\.bin has \d+ bytes, and index\.json says \d+"):
+    with pytest.raises(
+        CorruptFile, match=r"training-00000\.bin has \d+ bytes, and index\.json says \d+"
+    ):
         TokenData(tmp_path)
     with pytest.raises(UserError, match=r"index\.json is missing"):
         TokenData(tmp_path / "plays")
@@ -122,19 +181,32 @@ def test_peak_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "benchmarks" / "tokenize_memory.py"
 
     def peaks(megabytes: int, documents: str) -> tuple[float, float]:
-        command = [sys.executable, str(script), "--megabytes", str(megabytes), "--documents", documents, "--folder", str(tmp_path / "out")]
+        command = [
+            sys.executable,
+            str(script),
+            "--megabytes",
+            str(megabytes),
+            "--documents",
+            documents,
+            "--folder",
+            str(tmp_path / "out"),
+        ]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found = re.search(r"peak (\d+) MB resident .*; after the first quarter of the text (\d+) MB", output)
+        found = re.search(
+            r"peak (\d+) MB resident .*; after the first quarter of the text (\d+) MB", output
+        )
         assert found, output
         return float(found[1]), float(found[2])
 
     peak, at_first_quarter = peaks(12, "many")
     assert peak < at_first_quarter + 7  # 9 MB more of text, 3 million tokens
-    peak, before = peaks(4, "one")  # the library needs some 60 bytes a character: this document is not tokenized whole
+    peak, before = peaks(
+        4, "one"
+    )  # the library needs some 60 bytes a character: this document is not tokenized whole
     assert peak < before + 150
 
 
-# -- the sampler -----------------------------------------------------------------------------------------------------------------------
+# --- the sampler ---
 
 
 def whole_batch(sampler: Sampler, step: int, world_size: int) -> tuple[np.ndarray, ...]:
@@ -148,7 +220,9 @@ def test_same_global_batch_at_any_world_size_and_after_any_resume(data: TokenDat
     for step in (0, 1, 37, 59):
         resumed = Sampler(data, CONTEXT, Batches(12 * CONTEXT), seed=3)
         for world_size in (1, 2, 4):
-            for found, expected in zip(whole_batch(resumed, step, world_size), history[step], strict=True):
+            for found, expected in zip(
+                whole_batch(resumed, step, world_size), history[step], strict=True
+            ):
                 assert found.dtype == np.int64
                 assert np.array_equal(found, expected)
 
@@ -168,7 +242,10 @@ def test_targets_are_the_inputs_moved_by_one_and_stand_so_in_the_source(data: To
 def draws(sampler: Sampler, step: int) -> dict[str, int]:
     """How many windows of each source were drawn before `step`."""
     sequences = np.array([sampler.batches.before(step) // sampler.context])
-    return {name: int(sampler._draws(number, sequences)[0]) for number, name in enumerate(sampler.sources)}
+    return {
+        name: int(sampler._draws(number, sequences)[0])
+        for number, name in enumerate(sampler.sources)
+    }
 
 
 @pytest.mark.parametrize("steps", [10, 1000, 20_000])
@@ -197,7 +274,9 @@ def test_each_window_comes_once_an_epoch_and_every_token_is_predicted(data: Toke
             starts = sampler._starts(number, np.arange(epoch * windows, (epoch + 1) * windows))
             orders.append(tuple(starts))
             assert len(set(starts.tolist())) == windows
-            predicted = np.bincount(((starts[:, None] + 1 + np.arange(CONTEXT)) % tokens).ravel(), minlength=tokens)
+            predicted = np.bincount(
+                ((starts[:, None] + 1 + np.arange(CONTEXT)) % tokens).ravel(), minlength=tokens
+            )
             assert predicted.min() == 1
             assert (predicted == 2).sum() == windows * CONTEXT - tokens < CONTEXT
     assert len(set(orders)) == len(orders)  # no two epochs go through a source in the same order
@@ -222,11 +301,15 @@ def test_permutation_of_a_corpus_too_large_for_a_table(data: TokenData) -> None:
 
 
 def test_other_seeds_give_other_batches(data: TokenData) -> None:
-    batches = [Sampler(data, CONTEXT, Batches(8 * CONTEXT), seed=seed).batch(0)[0] for seed in range(4)]
+    batches = [
+        Sampler(data, CONTEXT, Batches(8 * CONTEXT), seed=seed).batch(0)[0] for seed in range(4)
+    ]
     assert len({batch.tobytes() for batch in batches}) == 4
 
 
-def test_weight_zero_is_never_drawn_and_a_tiny_weight_is(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_weight_zero_is_never_drawn_and_a_tiny_weight_is(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     weights = {"plays": 1.0, "verses": 1e-9, "pages": 0.0}
     texts = TEXTS | {"pages": {"training": [], "held_out": []}}
     write(tmp_path, {name: SourceTexts(weights[name], texts[name]) for name in weights}, tokenizer)
@@ -237,27 +320,42 @@ def test_weight_zero_is_never_drawn_and_a_tiny_weight_is(tokenizer: Tokenizer, t
 
 def test_context_longer_than_a_source_is_refused_by_name(data: TokenData) -> None:
     tokens = len(data.tokens("verses", "training"))
-    assert Sampler(data, tokens - 1, Batches(4 * (tokens - 1)), seed=0).batch(0)[0].shape == (4, tokens - 1)
-    with pytest.raises(UserError, match=rf"'verses' has {tokens} training tokens.*`context` is {tokens}.*needs {tokens + 1}"):
+    assert Sampler(data, tokens - 1, Batches(4 * (tokens - 1)), seed=0).batch(0)[0].shape == (
+        4,
+        tokens - 1,
+    )
+    with pytest.raises(
+        UserError,
+        match=rf"'verses' has {tokens} training tokens.*`context` is {tokens}.*needs {tokens + 1}",
+    ):
         Sampler(data, tokens, Batches(4 * tokens), seed=0)
 
 
-# -- held-out windows ------------------------------------------------------------------------------------------------------------------
+# --- held-out windows ---
 
 
 @pytest.mark.parametrize("limit", [None, 1, CONTEXT, 50])
 @pytest.mark.parametrize("sequences", [1, 3, 100])
 @pytest.mark.parametrize("stride", [CONTEXT, CONTEXT // 2, 5])
-def test_every_held_out_token_is_predicted_once_from_those_before(data: TokenData, limit: int | None, stride: int, sequences: int) -> None:
+def test_every_held_out_token_is_predicted_once_from_those_before(
+    data: TokenData, limit: int | None, stride: int, sequences: int
+) -> None:
     tokens = np.asarray(data.tokens("pages", "held_out")).astype(np.int64)[:limit]
     predicted, given = [], []
     for inputs, targets in held_out_windows(data, "pages", CONTEXT, stride, limit, sequences):
-        assert inputs.shape == targets.shape and inputs.shape[0] <= sequences and inputs.shape[1] == CONTEXT
+        assert (
+            inputs.shape == targets.shape
+            and inputs.shape[0] <= sequences
+            and inputs.shape[1] == CONTEXT
+        )
         for row, wanted in zip(inputs, targets, strict=True):
             first, last = np.flatnonzero(wanted >= 0)[[0, -1]]
             at = sum(map(len, predicted))
             assert last - first < stride and first == min(at, CONTEXT - stride)
-            assert np.array_equal(row[: last + 1], np.concatenate([[data.end_of_text], tokens])[at - first : at + last - first + 1])
+            assert np.array_equal(
+                row[: last + 1],
+                np.concatenate([[data.end_of_text], tokens])[at - first : at + last - first + 1],
+            )
             predicted.append(wanted[wanted >= 0])
             given.append(row[wanted >= 0])
     assert np.array_equal(np.concatenate(predicted), tokens)
@@ -265,4 +363,7 @@ def test_every_held_out_token_is_predicted_once_from_those_before(data: TokenDat
 
 
 def test_one_split_can_be_opened_alone(folder: Path, data: TokenData) -> None:
-    assert np.array_equal(np.asarray(Shards(folder, "plays", "held_out")), np.asarray(data.tokens("plays", "held_out")))
+    assert np.array_equal(
+        np.asarray(Shards(folder, "plays", "held_out")),
+        np.asarray(data.tokens("plays", "held_out")),
+    )

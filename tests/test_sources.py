@@ -1,4 +1,6 @@
-"""Sources: what a recipe may say, every kind of file, local files tied to their bytes, the hub's layout, the split."""
+"""Sources: what a recipe may say, every kind of file, local files tied to their bytes, the hub's
+layout, the split.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,10 @@ class TestWhatARecipeMaySay:
             ({"package": "a==1", "files": "x"}, "sha256 is missing"),
             ({"package": "a==1", "sha256": SHA}, "files is missing"),
             ({"package": "a>=1", "sha256": SHA, "files": "x"}, 'write "name==version"'),
-            ({"hub": "b/c"}, "revision is missing: a source with hub needs it: a commit's 40 digits, or a branch such as main"),
+            (
+                {"hub": "b/c"},
+                "revision is missing: a source with hub needs it: a commit's 40 digits, or a branch such as main",
+            ),
             ({"named": "Wikipaedia"}, "there are BooksCorpus, OpenWebText"),
             ({"path": "a", "group": 1}, "at least 2 rows"),
             ({"path": "a", "weight": -1.0}, "greater than or equal to 0"),
@@ -57,18 +62,33 @@ class TestWhatARecipeMaySay:
             ({"path": "a", "name": "../x"}, "should match pattern"),
         ],
     )
-    def test_a_wrong_combination_is_refused_in_words(self, fields: dict[str, object], said: str) -> None:
+    def test_a_wrong_combination_is_refused_in_words(
+        self, fields: dict[str, object], said: str
+    ) -> None:
         with pytest.raises(ValidationError, match="(?s)" + said.replace("(", r"\(")):
             source(**fields)
 
-    def test_a_named_source_fills_in_hub_column_and_licence_and_survives_being_written_down(self) -> None:
+    def test_a_named_source_fills_in_hub_column_and_licence_and_survives_being_written_down(
+        self,
+    ) -> None:
         for name, entry in NAMED.items():
             first = source(named=name, revision=REVISION)
-            assert (first.hub, first.columns()[0], first.licence) == (entry["hub"], entry["text"], entry["licence"])
+            assert (first.hub, first.columns()[0], first.licence) == (
+                entry["hub"],
+                entry["text"],
+                entry["licence"],
+            )
             assert Source.model_validate(first.model_dump(mode="json")) == first
 
     def test_what_is_not_given_is_not_written_down(self) -> None:
-        assert set(source(path="a").model_dump(mode="json")) == {"name", "weight", "licence", "path", "documents", "minimum"}
+        assert set(source(path="a").model_dump(mode="json")) == {
+            "name",
+            "weight",
+            "licence",
+            "path",
+            "documents",
+            "minimum",
+        }
 
 
 ROWS = [
@@ -81,12 +101,19 @@ JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
 def parquet(rows: list[dict[str, object]] | pyarrow.Table) -> bytes:
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(rows if isinstance(rows, pyarrow.Table) else pyarrow.Table.from_pylist(rows), buffer)
+    pyarrow.parquet.write_table(
+        rows if isinstance(rows, pyarrow.Table) else pyarrow.Table.from_pylist(rows), buffer
+    )
     return buffer.getvalue()
 
 
 # 1501 rows, the last of which says it is text and is not
-TOLD = pyarrow.table({"id": range(1501), "text": pyarrow.array([*([b"fine"] * 1500), b"words \xff"]).view(pyarrow.string())})
+TOLD = pyarrow.table(
+    {
+        "id": range(1501),
+        "text": pyarrow.array([*([b"fine"] * 1500), b"words \xff"]).view(pyarrow.string()),
+    }
+)
 
 
 class TestFormats:
@@ -100,17 +127,30 @@ class TestFormats:
             ("rows.parquet", parquet(ROWS)),
         ],
     )
-    def test_rows_read_the_same_from_every_format(self, tmp_path: Path, name: str, content: bytes) -> None:
+    def test_rows_read_the_same_from_every_format(
+        self, tmp_path: Path, name: str, content: bytes
+    ) -> None:
         (tmp_path / name).write_bytes(content)
         assert read(tmp_path, path=name) == ["In the beginning", "there was naïve light", "星"]
-        assert read(tmp_path, path=name, group=["book"]) == ["In the beginning\nthere was naïve light", "星"]
-        assert read(tmp_path, path=name, group=2, text="text", limit=1) == ["In the beginning\nthere was naïve light"]
+        assert read(tmp_path, path=name, group=["book"]) == [
+            "In the beginning\nthere was naïve light",
+            "星",
+        ]
+        assert read(tmp_path, path=name, group=2, text="text", limit=1) == [
+            "In the beginning\nthere was naïve light"
+        ]
         with pytest.raises(UserError, match=rf"{name}.*no column 'body'.*book, n, text"):
             read(tmp_path, path=name, text="body")
 
-    @pytest.mark.parametrize(("ending", "compress"), [("", bytes), (".gz", gzip.compress), (".zst", zstandard.compress)])
-    def test_text_reads_the_same_compressed_or_not(self, tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]) -> None:
-        (tmp_path / f"a.txt{ending}").write_bytes(compress("\ufeffone\r\ntwo\r\n\r\n three é\n".encode()))
+    @pytest.mark.parametrize(
+        ("ending", "compress"), [("", bytes), (".gz", gzip.compress), (".zst", zstandard.compress)]
+    )
+    def test_text_reads_the_same_compressed_or_not(
+        self, tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]
+    ) -> None:
+        (tmp_path / f"a.txt{ending}").write_bytes(
+            compress("\ufeffone\r\ntwo\r\n\r\n three é\n".encode())
+        )
         assert read(tmp_path, path="*.txt*") == ["one\ntwo\n\n three é"]
         assert read(tmp_path, path="*.txt*", documents="lines") == ["one", "two", "three é"]
         assert read(tmp_path, path="*.txt*", documents="paragraphs") == ["one\ntwo", "three é"]
@@ -125,7 +165,9 @@ class TestFormats:
             "SCENE II\n[Reads]\nExeunt.",
         ]
         scenes = read(tmp_path, path="play.md", documents="headings")
-        assert "\n".join(scenes).split() == (tmp_path / "play.md").read_text().split()  # nothing is left out
+        assert (
+            "\n".join(scenes).split() == (tmp_path / "play.md").read_text().split()
+        )  # nothing is left out
 
     def test_files_come_in_the_order_of_their_names(self, tmp_path: Path) -> None:
         for name in ("b/2.txt", "a/9.txt", "c.txt", ".hidden.txt"):
@@ -140,23 +182,43 @@ class TestFormats:
             ("a.txt", b"fine\nbad \xff here", r"a\.txt: byte 9 \(0xff\) is not UTF-8"),
             ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl, line 2: not JSON"),
             ("a.jsonl", b"[1]\n", r"a\.jsonl, line 1: expected a JSON object, found list"),
-            ("a.jsonl", b'{"text": "x"}\n{"text": 7}\n', r"a\.jsonl, row 2: column 'text' holds int"),
+            (
+                "a.jsonl",
+                b'{"text": "x"}\n{"text": 7}\n',
+                r"a\.jsonl, row 2: column 'text' holds int",
+            ),
             ("a.jsonl", b'{"text": "\\ud800"}\n', "half a character"),
-            ("a.jsonl.gz", gzip.compress(JSONL, mtime=0)[:-12], r"a\.jsonl\.gz is damaged or cut short"),
-            ("a.jsonl.zst", zstandard.compress(JSONL)[:-3], r"a\.jsonl\.zst is damaged or cut short"),
+            (
+                "a.jsonl.gz",
+                gzip.compress(JSONL, mtime=0)[:-12],
+                r"a\.jsonl\.gz is damaged or cut short",
+            ),
+            (
+                "a.jsonl.zst",
+                zstandard.compress(JSONL)[:-3],
+                r"a\.jsonl\.zst is damaged or cut short",
+            ),
             ("a.txt.zst", b"not zstd", r"a\.txt\.zst is damaged"),
             ("a.parquet", b"PAR1 no", r"a\.parquet is not a parquet file"),
-            ("a.parquet", parquet(TOLD), r"a\.parquet, row 1501: column 'text', byte 6 \(0xff\) is not UTF-8\."),
+            (
+                "a.parquet",
+                parquet(TOLD),
+                r"a\.parquet, row 1501: column 'text', byte 6 \(0xff\) is not UTF-8\.",
+            ),
             ("a.txt", b" \n\n ", "holds no document"),
             ("b.txt", b"x", "No file is named by"),
         ],
     )
-    def test_a_bad_file_is_one_sentence_that_names_it(self, tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    def test_a_bad_file_is_one_sentence_that_names_it(
+        self, tmp_path: Path, name: str, content: bytes, said: str
+    ) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
             read(tmp_path, path="a.*")
 
-    def test_columns_asked_of_plain_text_and_a_folder_for_a_file_are_refused(self, tmp_path: Path) -> None:
+    def test_columns_asked_of_plain_text_and_a_folder_for_a_file_are_refused(
+        self, tmp_path: Path
+    ) -> None:
         (tmp_path / "a.txt").write_text("x")
         with pytest.raises(UserError, match="plain text without columns"):
             read(tmp_path, path="a.txt", text="body")
@@ -175,17 +237,26 @@ class TestFormats:
             "it = Source(name='big', path='big.txt', documents='paragraphs');"
             "print(sum(1 for _ in open_source(it, base / 'd', base, Silent())), peak() - before)"
         )
-        done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         documents, held = map(int, done.stdout.split())
         assert documents == 200 * 1074
         assert held < 20_000_000
 
 
 class TestLocalFilesArePinned:
-    def test_a_pin_names_files_as_the_recipe_does_and_follows_their_bytes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_pin_names_files_as_the_recipe_does_and_follows_their_bytes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "texts").mkdir()
         (tmp_path / "texts" / "a.txt").write_text("one")
-        here = functools.partial(pinned, source(path="texts/*.txt"), tmp_path, tmp_path / "downloads")
+        here = functools.partial(
+            pinned, source(path="texts/*.txt"), tmp_path, tmp_path / "downloads"
+        )
         first = here()
         assert [file.model_dump() for file in first.pinned or []] == [
             {"path": "texts/a.txt", "sha256": hashlib.sha256(b"one").hexdigest(), "bytes": 3}
@@ -193,10 +264,14 @@ class TestLocalFilesArePinned:
         (tmp_path / "texts" / "b.txt").write_text("two")
         assert len(here().pinned or []) == 2
 
-        monkeypatch.setattr(files.hashlib, "file_digest", lambda *_: pytest.fail("an unchanged file was read again"))
+        monkeypatch.setattr(
+            files.hashlib, "file_digest", lambda *_: pytest.fail("an unchanged file was read again")
+        )
         assert here() == here()
 
-    def test_a_file_that_grows_while_it_is_pinned_is_pinned_at_one_moment(self, tmp_path: Path) -> None:
+    def test_a_file_that_grows_while_it_is_pinned_is_pinned_at_one_moment(
+        self, tmp_path: Path
+    ) -> None:
         path = tmp_path / "log.txt"
         path.write_bytes(b"a line of it\n" * 1_000_000)
         growing = "import sys\nwith open(sys.argv[1], 'ab', 0) as file:\n  while True: file.write(b'one more line of it\\n')"
@@ -211,7 +286,9 @@ class TestLocalFilesArePinned:
             writer.wait()
         assert hashlib.sha256(path.read_bytes()[: pin.bytes]).hexdigest() == pin.sha256
 
-    def test_pinned_files_are_found_from_anywhere_and_refused_once_changed(self, tmp_path: Path) -> None:
+    def test_pinned_files_are_found_from_anywhere_and_refused_once_changed(
+        self, tmp_path: Path
+    ) -> None:
         (tmp_path / "a.txt").write_text("one")
         tied = pinned(source(path="a.txt"), tmp_path, tmp_path / "downloads")
         elsewhere = tmp_path / "elsewhere"
@@ -224,7 +301,9 @@ class TestLocalFilesArePinned:
 class TestHub:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
-        """A data set as the hub lays it out: a card that says which files are which split of which configuration, and parquet."""
+        """A data set as the hub lays it out: a card that says which files are which split of which
+        configuration, and parquet.
+        """
         data = tmp_path / "dataset" / "2023.en"
         data.mkdir(parents=True)
         for number in range(2):
@@ -240,22 +319,33 @@ class TestHub:
         assert read(folder, **fields) == expected
         tied = pinned(source(**fields), folder, folder / "downloads")
         assert len(tied.pinned or []) == 3
-        assert list(open_source(tied, folder / "downloads", folder / "elsewhere", Silent())) == expected
+        assert (
+            list(open_source(tied, folder / "downloads", folder / "elsewhere", Silent()))
+            == expected
+        )
 
     def test_a_script_is_not_run_and_what_to_pin_instead_is_said(self, folder: Path) -> None:
         (folder / "dataset" / "dataset.py").write_text("raise SystemExit('it was run')\n")
-        with pytest.raises(UserError, match=r"\./dataset .*loading script, dataset\.py: .*refs/convert/parquet") as error:
+        with pytest.raises(
+            UserError, match=r"\./dataset .*loading script, dataset\.py: .*refs/convert/parquet"
+        ) as error:
             read(folder, hub="./dataset", revision=REVISION, config="2023.en")
         assert error.value.field == "revision"
 
     @pytest.mark.parametrize("name", ["BooksCorpus", "OpenWebText"])
-    def test_a_named_script_based_set_is_read_from_its_converted_branch(self, name: str, tmp_path: Path) -> None:
+    def test_a_named_script_based_set_is_read_from_its_converted_branch(
+        self, name: str, tmp_path: Path
+    ) -> None:
         """As the hub's converter lays a branch out: a folder a configuration, one a split, no card."""
         (train := tmp_path / "converted" / "plain_text" / "train").mkdir(parents=True)
         for number in range(2):
-            (train / f"000{number}.parquet").write_bytes(parquet([{"text": f"sentence {number} {k}"} for k in range(256)]))
+            (train / f"000{number}.parquet").write_bytes(
+                parquet([{"text": f"sentence {number} {k}"} for k in range(256)])
+            )
         texts = read(tmp_path, named=name, revision=REVISION, hub="./converted")
-        assert "\n".join(texts) == "\n".join(f"sentence {number} {k}" for number in range(2) for k in range(256))
+        assert "\n".join(texts) == "\n".join(
+            f"sentence {number} {k}" for number in range(2) for k in range(256)
+        )
         assert len(texts) == {"BooksCorpus": 2, "OpenWebText": 512}[name]
 
     def test_a_wrong_split_config_or_column_is_one_sentence(self, folder: Path) -> None:
@@ -274,11 +364,15 @@ class TestSplit:
         assert all(0 <= place < 1 for place in places)
         assert sum(place < 0.1 for place in places) / len(places) == pytest.approx(0.1, abs=0.008)
         assert bucket(" a\n b ", 0) == bucket("a b", 0) != bucket("a b", 1)
-        assert bucket("a b", 0) == pytest.approx(int(hashlib.sha256(b"0\0a b").hexdigest()[:16], 16) / 2**64)
+        assert bucket("a b", 0) == pytest.approx(
+            int(hashlib.sha256(b"0\0a b").hexdigest()[:16], 16) / 2**64
+        )
 
     def test_excerpts_under_one_title_share_a_bucket(self) -> None:
         assert (
-            bucket("Kiwi -- It is a bird.", 3, before=" -- ") == bucket("Kiwi -- It does not fly.", 3, before=" -- ") == bucket("Kiwi", 3)
+            bucket("Kiwi -- It is a bird.", 3, before=" -- ")
+            == bucket("Kiwi -- It does not fly.", 3, before=" -- ")
+            == bucket("Kiwi", 3)
         )
 
 
@@ -290,12 +384,17 @@ class TestABranchOfTheHub:
         class Hub(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 known = self.path.startswith("/api/datasets/some/text/revision/main")
-                body = json.dumps({"id": "some/text", "sha": REVISION} if known else {"error": "no"}).encode()
+                body = json.dumps(
+                    {"id": "some/text", "sha": REVISION} if known else {"error": "no"}
+                ).encode()
                 self.send_response(200 if known else 404)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 if not known:
-                    self.send_header("X-Error-Code", "RevisionNotFound" if "some/text" in self.path else "RepoNotFound")
+                    self.send_header(
+                        "X-Error-Code",
+                        "RevisionNotFound" if "some/text" in self.path else "RepoNotFound",
+                    )
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -309,7 +408,9 @@ class TestABranchOfTheHub:
         server.shutdown()
         server.server_close()
 
-    def test_a_branch_is_tied_to_its_commit_when_a_build_is_planned(self, endpoint: str, tmp_path: Path) -> None:
+    def test_a_branch_is_tied_to_its_commit_when_a_build_is_planned(
+        self, endpoint: str, tmp_path: Path
+    ) -> None:
         planned = pinned(source(hub="some/text", revision="main"), tmp_path, tmp_path)
         assert planned.revision == REVISION
 
@@ -323,5 +424,7 @@ class TestABranchOfTheHub:
             pinned(source(hub="other/text", revision="main"), tmp_path, tmp_path)
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
         for _ in range(2):  # the second time it is not even asked
-            with pytest.raises(Unreachable, match="could not be asked which commit 'main' of some/text is"):
+            with pytest.raises(
+                Unreachable, match="could not be asked which commit 'main' of some/text is"
+            ):
                 pinned(source(hub="some/text", revision="main"), tmp_path, tmp_path)

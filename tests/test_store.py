@@ -1,4 +1,6 @@
-"""The store: identity, publication by one rename, locks, names; and the journal a worker leaves beside an artifact."""
+"""The store: identity, publication by one rename, locks, names; and the journal a worker leaves
+beside an artifact.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,20 @@ from pathlib import Path
 import pytest
 
 from assets.contract import SCRATCH, Artifact, Check, Verdict
-from assets.resources import journal
-from assets.resources.journal import Spool, Tail
-from assets.resources.manifest import Facts, explain_full_disk
-from assets.resources.provenance import provenance
-from assets.resources.store import Building, Store
+from assets.store.manifest import Facts, explain_full_disk
+from assets.store.provenance import provenance
+from assets.store.store import Building, Store
+from assets.tracking import event_log
+from assets.tracking.event_log import Spool, Tail
 from gpt_model.errors import CorruptFile, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-FINITE = Check("finite", blocking=True, description="the loss is finite", verdict=lambda built: Verdict(True, ""))
+FINITE = Check(
+    "finite",
+    blocking=True,
+    description="the loss is finite",
+    verdict=lambda built: Verdict(True, ""),
+)
 
 
 @pytest.fixture
@@ -39,23 +46,39 @@ def fill(building: Building, files: Mapping[str, str]) -> None:
         (building.files / name).write_text(text)
 
 
-def publish(store: Store, stage: str, files: Mapping[str, str], inputs: Mapping[str, Artifact] | None = None, **config: object) -> Artifact:
+def publish(
+    store: Store,
+    stage: str,
+    files: Mapping[str, str],
+    inputs: Mapping[str, Artifact] | None = None,
+    **config: object,
+) -> Artifact:
     inputs = inputs or {}
-    fingerprint = store.fingerprint(stage, "1", config, {name: artifact.digest for name, artifact in inputs.items()})
+    fingerprint = store.fingerprint(
+        stage, "1", config, {name: artifact.digest for name, artifact in inputs.items()}
+    )
     building = store.building(fingerprint)
     fill(building, files)
     facts = Facts(stage, "1", config, inputs, {"loss": 1.5}, {"seconds": 2.0})
-    return store.publish(building, facts, {"finite": (FINITE, Verdict(True, "The loss is 1.5.", {"loss": 1.5}))})
+    return store.publish(
+        building, facts, {"finite": (FINITE, Verdict(True, "The loss is 1.5.", {"loss": 1.5}))}
+    )
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+    )
 
 
-def test_a_fingerprint_is_of_stage_version_section_and_input_digests_and_of_nothing_else(store: Store) -> None:
+def test_a_fingerprint_is_of_stage_version_section_and_input_digests_and_of_nothing_else(
+    store: Store,
+) -> None:
     base = store.fingerprint("tokens", "1", {"a": 1, "b": [1, 2]}, {"corpus": "d1"})
-    assert base == Store(store.home / "elsewhere").fingerprint("tokens", "1", {"b": [1, 2], "a": 1}, {"corpus": "d1"})
+    assert base == Store(store.home / "elsewhere").fingerprint(
+        "tokens", "1", {"b": [1, 2], "a": 1}, {"corpus": "d1"}
+    )
     assert len(base) == 64
     others = [
         store.fingerprint("tokenizer", "1", {"a": 1, "b": [1, 2]}, {"corpus": "d1"}),
@@ -87,7 +110,11 @@ def test_what_is_published_is_found_as_it_was_built(store: Store) -> None:
     assert (found.stage, found.config, found.metrics) == ("corpus", {"seed": 1}, {"loss": 1.5})
     assert [path.name for path in found.path.iterdir()] == ["a"]
     assert found.manifest["files"] == [
-        {"path": "a", "size": 1, "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"}
+        {
+            "path": "a",
+            "size": 1,
+            "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881",
+        }
     ]
     assert store.gate(found)["finite"].summary == "The loss is 1.5."
     assert store.verify(found) == []
@@ -101,11 +128,10 @@ def test_verify_names_every_changed_missing_and_extra_file(store: Store) -> None
     (artifact.path / "extra").write_text("x")
     problems = store.verify(artifact)
     assert len(problems) == 3
-    assert [next(name for name in ("missing", "extra", "changed") if f"/{name} " in problem) for problem in problems] == [
-        "missing",
-        "extra",
-        "changed",
-    ]
+    assert [
+        next(name for name in ("missing", "extra", "changed") if f"/{name} " in problem)
+        for problem in problems
+    ] == ["missing", "extra", "changed"]
 
 
 def test_a_changed_manifest_does_not_verify(store: Store) -> None:
@@ -150,8 +176,8 @@ def test_a_link_is_never_published(store: Store) -> None:
 PUBLISHER = """
     import os, sys
     from pathlib import Path
-    from assets.resources.manifest import Facts
-    from assets.resources.store import Store
+    from assets.store.manifest import Facts
+    from assets.store.store import Store
     store = Store(Path(sys.argv[1]))
     if sys.argv[2] == "at the rename":
         Path.rename = lambda *_: os.kill(os.getpid(), 9)
@@ -167,7 +193,9 @@ PUBLISHER = """
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.02, 0.06])
-def test_a_reader_never_sees_half_an_artifact_of_a_killed_publication(store: Store, delay: float) -> None:
+def test_a_reader_never_sees_half_an_artifact_of_a_killed_publication(
+    store: Store, delay: float
+) -> None:
     process = python(PUBLISHER, store.home, "")
     assert process.stdout is not None
     process.stdout.readline()
@@ -178,7 +206,9 @@ def test_a_reader_never_sees_half_an_artifact_of_a_killed_publication(store: Sto
     assert found is None or len(found.manifest["files"]) == len(list(found.path.iterdir())) == 200
 
 
-def test_a_publication_killed_before_its_rename_is_finished_by_the_next_holder_of_the_lock(store: Store) -> None:
+def test_a_publication_killed_before_its_rename_is_finished_by_the_next_holder_of_the_lock(
+    store: Store,
+) -> None:
     assert python(PUBLISHER, store.home, "at the rename").wait() == -9
     assert store.find("a" * 64) is None
     with store.lock("a" * 64):
@@ -193,7 +223,7 @@ def test_of_two_processes_building_one_artifact_one_waits_and_reuses(store: Stor
         code = """
             import sys
             from pathlib import Path
-            from assets.resources.store import Store
+            from assets.store.store import Store
             store = Store(Path(sys.argv[1]))
             with store.lock("a" * 64, waiting=lambda who: print(who, flush=True)):
                 print(store.find("a" * 64) is not None, flush=True)
@@ -212,7 +242,9 @@ def test_of_two_processes_building_one_artifact_one_waits_and_reuses(store: Stor
 
 def test_a_lock_is_held_as_long_as_a_process_that_inherited_it(store: Store) -> None:
     with store.lock("a" * 64) as handle:
-        child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], pass_fds=(handle,))
+        child = subprocess.Popen(
+            [sys.executable, "-S", "-c", "import time; time.sleep(600)"], pass_fds=(handle,)
+        )
     taken = threading.Event()
 
     def take() -> None:
@@ -283,11 +315,17 @@ def test_two_recipes_name_one_artifact(store: Store) -> None:
     store.set_ref("tiny", "corpus", artifact.fingerprint)
     store.set_ref("small", "corpus", artifact.fingerprint)
     store.set_ref("tiny", "finetuned/boolq", "b" * 64)
-    assert store.refs() == {"small/corpus": artifact.fingerprint, "tiny/corpus": artifact.fingerprint, "tiny/finetuned/boolq": "b" * 64}
+    assert store.refs() == {
+        "small/corpus": artifact.fingerprint,
+        "tiny/corpus": artifact.fingerprint,
+        "tiny/finetuned/boolq": "b" * 64,
+    }
     assert store.get_ref("tiny", "tokens") is None
 
 
-def test_a_person_names_an_artifact_by_recipe_and_stage_or_by_the_start_of_its_fingerprint(store: Store) -> None:
+def test_a_person_names_an_artifact_by_recipe_and_stage_or_by_the_start_of_its_fingerprint(
+    store: Store,
+) -> None:
     artifact = publish(store, "corpus", {"a": "x"}, seed=1)
     other = publish(store, "corpus", {"a": "x"}, seed=2)
     store.set_ref("tiny", "corpus", artifact.fingerprint)
@@ -326,7 +364,9 @@ def test_lineage_goes_back_to_the_sources_and_marks_what_is_no_longer_there(stor
 
 
 def test_provenance_says_with_what_and_on_what(tmp_path: Path) -> None:
-    known = provenance(profile={"name": "cpu"}, started=0.0, ended=60.0, seconds=50.0, cores=2, peak_memory_bytes=7)
+    known = provenance(
+        profile={"name": "cpu"}, started=0.0, ended=60.0, seconds=50.0, cores=2, peak_memory_bytes=7
+    )
     assert known["started"] == "1970-01-01T00:00:00.000+00:00"
     assert known["cost"] == {"core_seconds": 100.0}
     assert known["hardware"]["memory_bytes"] > 1e8
@@ -342,7 +382,9 @@ def test_a_resumed_attempt_says_nothing_twice_and_loses_nothing(tmp_path: Path) 
         first.metrics(step, {"loss": 1.0 / step})
     first.metrics(5, {"held_out": 2.0})
     first.text(5, "sample", "once upon")
-    os.write(first._file, b'{"kind": "metrics", "time": 1.0, "step": 11, "val')  # kill -9 in the middle of a write
+    os.write(
+        first._file, b'{"kind": "metrics", "time": 1.0, "step": 11, "val'
+    )  # kill -9 in the middle of a write
     second = Spool(path, {"dagster_run": "two"})
     for step in range(4, 13):  # from the checkpoint at 3
         second.metrics(step, {"loss": 1.0 / step})
@@ -350,10 +392,10 @@ def test_a_resumed_attempt_says_nothing_twice_and_loses_nothing(tmp_path: Path) 
             second.metrics(step, {"held_out": 2.0})
             second.text(step, "sample", "once upon")
     second.close()
-    series = journal.series(path)
+    series = event_log.series(path)
     assert series["loss"] == [(step, 1.0 / step) for step in range(1, 13)]
     assert series["held_out"] == [(5, 2.0), (10, 2.0)]
-    assert journal.texts(path) == [(5, "sample", "once upon"), (10, "sample", "once upon")]
+    assert event_log.texts(path) == [(5, "sample", "once upon"), (10, "sample", "once upon")]
 
 
 def test_a_reader_follows_whole_lines_only(tmp_path: Path) -> None:
@@ -379,14 +421,21 @@ def test_a_damaged_line_is_an_error_that_names_file_and_place(tmp_path: Path) ->
     size = path.stat().st_size
     path.write_bytes(path.read_bytes() + b"\0\0\0\n")
     with pytest.raises(CorruptFile, match=rf"events\.jsonl: the line at byte {size} "):
-        journal.series(path)
+        event_log.series(path)
 
 
-def test_seconds_are_those_spent_building_and_not_the_pause_between_attempts(tmp_path: Path) -> None:
+def test_seconds_are_those_spent_building_and_not_the_pause_between_attempts(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "events.jsonl"
     events = [("attempt", 100.0), ("log", 130.0), ("attempt", 1000.0), ("log", 1012.0)]
-    path.write_text("".join(json.dumps({"kind": kind, "time": moment, "message": ""}) + "\n" for kind, moment in events))
-    assert journal.seconds(path) == 42.0
+    path.write_text(
+        "".join(
+            json.dumps({"kind": kind, "time": moment, "message": ""}) + "\n"
+            for kind, moment in events
+        )
+    )
+    assert event_log.seconds(path) == 42.0
 
 
 def test_advancing_often_writes_seldom(tmp_path: Path) -> None:

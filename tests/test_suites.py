@@ -12,8 +12,8 @@ import pytest
 import yaml
 from world import CONTEXT, LIMIT, World, make_world, story, write_corpus
 
-from assets import evaluation
 from assets.contract import Artifact
+from assets.stages import zero_shot
 from gpt_model.data import documents
 from gpt_model.errors import UserError
 from gpt_model.evaluation import held_out_text
@@ -29,30 +29,46 @@ def world(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterator
         yield make_world(tmp_path_factory.mktemp("world"))
 
 
-# -- the questions -------------------------------------------------------------------------------------------------------------------------
+# --- the questions ---
 
 
 def held_out(world: World) -> list[str]:
-    return [text for source in ("first", "second") for text in documents.read(world.folder / "corpus", source, "held_out")]
+    return [
+        text
+        for source in ("first", "second")
+        for text in documents.read(world.folder / "corpus", source, "held_out")
+    ]
 
 
-def test_last_words_stand_in_their_context_and_end_a_held_out_sentence(world: World, downloads: Path) -> None:
+def test_last_words_stand_in_their_context_and_end_a_held_out_sentence(
+    world: World, downloads: Path
+) -> None:
     texts = held_out(world)
     for row in world.rows("last_word", downloads):
         assert any(f"{row['context']}{row['target']}." in text for text in texts)
-        assert row["target"].strip() in row["context"] and len(held_out_text.sentences(row["context"])) == 5
+        assert (
+            row["target"].strip() in row["context"]
+            and len(held_out_text.sentences(row["context"])) == 5
+        )
 
 
-def test_a_cloze_has_ten_words_of_one_kind_from_its_passage_and_fits_the_context(world: World, downloads: Path) -> None:
+def test_a_cloze_has_ten_words_of_one_kind_from_its_passage_and_fits_the_context(
+    world: World, downloads: Path
+) -> None:
     texts = held_out(world)
     for row in world.rows("cloze", downloads):
-        text = next(text for text in texts if f"{row['context']} {row['choices'][row['label']]}" in text)
+        text = next(
+            text for text in texts if f"{row['context']} {row['choices'][row['label']]}" in text
+        )
         end = text.index(row["context"]) + len(row["context"])
         before = [text[a:b] for a, b in held_out_text.sentences(text) if b <= end][-20:]
         words = [choice.split()[0].rstrip(".") for choice in row["choices"]]
         assert len(set(words)) == 10 and all(word in " ".join(before) for word in words)
         assert len({held_out_text._kind(word) for word in words}) == 1
-        assert all(len(world.tokenizer.encode(f"{row['context']} {choice}")) <= CONTEXT for choice in row["choices"])
+        assert all(
+            len(world.tokenizer.encode(f"{row['context']} {choice}")) <= CONTEXT
+            for choice in row["choices"]
+        )
 
 
 def test_passages_join_to_the_document() -> None:
@@ -68,7 +84,9 @@ def test_a_larger_limit_contains_a_smaller_one(world: World, downloads: Path) ->
     assert [row for row in many if row in few] == few
 
 
-def test_boolq_asks_only_about_passages_no_training_saw(world: World, tmp_path: Path, downloads: Path) -> None:
+def test_boolq_asks_only_about_passages_no_training_saw(
+    world: World, tmp_path: Path, downloads: Path
+) -> None:
     passages = {row["premise"] for row in world.rows("boolq", downloads)}
     trained = sorted(passages)[:3]
     write_corpus(tmp_path / "corpus", {"first": [story(n, 60) for n in range(12)]}, 0.001 + 0.3)
@@ -80,25 +98,34 @@ def test_boolq_asks_only_about_passages_no_training_saw(world: World, tmp_path: 
         for text in [*trained, "Something else."]:
             training.add(text)
         out.add(story(50, 30))
-    index["leaky"] = {"held_out_share": 0.01, "training": training.counts(), "held_out": out.counts()}
+    index["leaky"] = {
+        "held_out_share": 0.01,
+        "training": training.counts(),
+        "held_out": out.counts(),
+    }
     documents.write_index(tmp_path / "corpus", index)
     (task,) = suite_tasks("boolq", world.config(["boolq"])["suites"]["boolq"])
-    material = Material(tmp_path / "corpus", 0, downloads, world.tokenizer.encode, CONTEXT, Silent())
+    material = Material(
+        tmp_path / "corpus", 0, downloads, world.tokenizer.encode, CONTEXT, Silent()
+    )
     asked = {row["premise"] for row in rows_of(task, material, None)[0].rows}
     assert len(asked) > 800 and passages - set(trained) <= asked and not asked & set(trained)
 
 
-# -- suites are YAML -----------------------------------------------------------------------------------------------------------------------
+# --- suites are YAML ---
 
 
 @pytest.fixture
 def suites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
     """`suites(name, contents)` puts a suite file beside the project's own."""
     folder = tmp_path / "suites"
-    shutil.copytree(evaluation.SUITES, folder)
-    monkeypatch.setattr(evaluation, "SUITES", folder)
+    shutil.copytree(zero_shot.SUITES, folder)
+    monkeypatch.setattr(zero_shot, "SUITES", folder)
     return lambda name, contents: (
-        (folder / f"{name}.yaml").write_text(contents if isinstance(contents, str) else yaml.safe_dump(contents)) and None
+        (folder / f"{name}.yaml").write_text(
+            contents if isinstance(contents, str) else yaml.safe_dump(contents)
+        )
+        and None
     )
 
 
@@ -127,16 +154,29 @@ def own_suite(path: Path, **changes: Any) -> dict[str, Any]:
 
 
 def moods(path: Path, count: int = 60) -> Path:
-    rows = [{"sentence": f"Day {n} was {'fine' if n % 3 else 'grey'}.", "mood": "good" if n % 3 else "bad"} for n in range(count)]
+    rows = [
+        {
+            "sentence": f"Day {n} was {'fine' if n % 3 else 'grey'}.",
+            "mood": "good" if n % 3 else "bad",
+        }
+        for n in range(count)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def test_a_suite_is_added_by_dropping_a_file(world: World, suites: Callable[[str, Any], None], tmp_path: Path) -> None:
+def test_a_suite_is_added_by_dropping_a_file(
+    world: World, suites: Callable[[str, Any], None], tmp_path: Path
+) -> None:
     suites("moods", own_suite(moods(tmp_path / "moods.jsonl")))
     built = world.run(tmp_path / "out", ["moods"], {})
     (row,) = json.loads((built.output / "results.json").read_text())["rows"]
-    assert (row["suite"], row["metric"], row["examples"], row["baseline"]) == ("moods", "acc", 60, "majority 0.667")
+    assert (row["suite"], row["metric"], row["examples"], row["baseline"]) == (
+        "moods",
+        "acc",
+        60,
+        "majority 0.667",
+    )
 
 
 def test_a_suites_own_task_may_have_a_file_for_each_split(
@@ -145,18 +185,27 @@ def test_a_suites_own_task_may_have_a_file_for_each_split(
     suite = own_suite(Path())
     suite["metadata"]["data"] |= {"splits": ["test"]}
     suite["metadata"]["data"]["entry"]["source"] = {
-        "file": {split: str(moods(tmp_path / f"{split}.jsonl", count)) for split, count in (("training", 30), ("test", 12))}
+        "file": {
+            split: str(moods(tmp_path / f"{split}.jsonl", count))
+            for split, count in (("training", 30), ("test", 12))
+        }
     }
     suites("moods", suite)
     source = world.config(["moods"])["suites"]["moods"]["metadata"]["data"]["entry"]["source"]
-    assert [one["path"] for one in source["pinned"]] == list(source["file"].values()) and str(tmp_path) not in json.dumps(source)
+    assert [one["path"] for one in source["pinned"]] == list(source["file"].values()) and str(
+        tmp_path
+    ) not in json.dumps(source)
     assert len(world.rows("moods", downloads)) == LIMIT
 
 
-def test_editing_a_suite_changes_what_identifies_the_evaluation(world: World, suites: Callable[[str, Any], None]) -> None:
+def test_editing_a_suite_changes_what_identifies_the_evaluation(
+    world: World, suites: Callable[[str, Any], None]
+) -> None:
     before = world.config(["boolq"])
-    assert before["suites"]["boolq"]["metadata"]["data"]["entry"]["source"]["sha256"]  # the catalogue's entry is written out
-    suites("boolq", (evaluation.SUITES / "boolq.yaml").read_text().replace("Question:", "Q:"))
+    assert before["suites"]["boolq"]["metadata"]["data"]["entry"]["source"][
+        "sha256"
+    ]  # the catalogue's entry is written out
+    suites("boolq", (zero_shot.SUITES / "boolq.yaml").read_text().replace("Question:", "Q:"))
     assert world.config(["boolq"]) != before
 
 
@@ -167,23 +216,41 @@ def test_editing_a_suite_changes_what_identifies_the_evaluation(world: World, su
             {"doc_to_txt": "x"},
             r"suites/moods.yaml, task 'moods': `doc_to_txt` is not a key of a suite's task. Did you mean `doc_to_text`\?",
         ),
-        ({"doc_to_choice": None}, r"`doc_to_choice` is missing, and `output_type: multiple_choice` needs it"),
-        ({"output_type": "multiple_choise"}, r"task moods.moods: lm_eval cannot use it .*multiple_choise"),
-        ({"metric_list": [{"metric": "accuracy", "aggregation": "mean"}]}, r"task moods.moods: lm_eval cannot use it|no metric 'accuracy'"),
+        (
+            {"doc_to_choice": None},
+            r"`doc_to_choice` is missing, and `output_type: multiple_choice` needs it",
+        ),
+        (
+            {"output_type": "multiple_choise"},
+            r"task moods.moods: lm_eval cannot use it .*multiple_choise",
+        ),
+        (
+            {"metric_list": [{"metric": "accuracy", "aggregation": "mean"}]},
+            r"task moods.moods: lm_eval cannot use it|no metric 'accuracy'",
+        ),
         ({"metadata": {"version": 1.0}}, r"`metadata.data` is missing"),
-        ({"metadata": {"version": 1.0, "data": {"builder": "clozes"}}}, r"suites/moods.yaml, task 'moods': `metadata.data`.*clozes"),
+        (
+            {"metadata": {"version": 1.0, "data": {"builder": "clozes"}}},
+            r"suites/moods.yaml, task 'moods': `metadata.data`.*clozes",
+        ),
         ({"doc_to_text": "{{ sentence }}"}, r"lm_eval cannot use it .*'sentence' is undefined"),
     ],
 )
 def test_a_broken_suite_is_one_sentence(
-    world: World, suites: Callable[[str, Any], None], tmp_path: Path, change: dict[str, Any], sentence: str
+    world: World,
+    suites: Callable[[str, Any], None],
+    tmp_path: Path,
+    change: dict[str, Any],
+    sentence: str,
 ) -> None:
     suites("moods", own_suite(moods(tmp_path / "moods.jsonl"), **change))
     with pytest.raises(UserError, match=sentence):
         world.run(tmp_path / "out", ["moods"], {})
 
 
-def test_bad_requests_are_named(world: World, suites: Callable[[str, Any], None], tmp_path: Path) -> None:
+def test_bad_requests_are_named(
+    world: World, suites: Callable[[str, Any], None], tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"no suite 'close'.*Did you mean 'cloze'\?"):
         world.config(["close"])
     with pytest.raises(UserError, match=r"'boolq' is not among evaluation\.suites: cloze"):
@@ -201,5 +268,8 @@ def test_bad_requests_are_named(world: World, suites: Callable[[str, Any], None]
 def test_a_suite_without_examples_says_why(world: World, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", {"short": [f"One sentence {n}." for n in range(40)]}, 0.3)
     inputs = {**world.inputs, "corpus": Artifact(tmp_path / "corpus", "corpus", "", "", {}, {})}
-    with pytest.raises(UserError, match=r"suites/cloze.yaml, task 'cloze' has no examples: no held-out document has 21 sentences"):
+    with pytest.raises(
+        UserError,
+        match=r"suites/cloze.yaml, task 'cloze' has no examples: no held-out document has 21 sentences",
+    ):
         World(tmp_path, inputs, world.model, world.tokenizer).run(tmp_path / "out", ["cloze"], {})

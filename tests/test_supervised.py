@@ -1,4 +1,6 @@
-"""The stages `supervised` and `policy_init`: what they learn from, keep and promise; killed and resumed they end with the same bytes."""
+"""The stages `supervised` and `policy_init`: what they learn from, keep and promise; killed and
+resumed they end with the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,30 @@ import pytest
 import torch
 from rank import ROOT, Said, make_inputs
 
-from assets.alignment.policy_init import POLICY_INIT
-from assets.alignment.section import PolicyInitSection, SupervisedSection
-from assets.alignment.supervised import HELD_OUT, SUPERVISED, dialogues, panels
 from assets.contract import Artifact, Built
+from assets.recipe.alignment_section import PolicyInitSection, SupervisedSection
+from assets.stages.policy_init import POLICY_INIT
+from assets.stages.supervised import HELD_OUT, SUPERVISED, dialogues, panels
 from gpt_model import GPT, ModelConfig, convert
-from gpt_model.alignment.batches import Batches
-from gpt_model.alignment.chat import Layout, chat_tokenizer
-from gpt_model.alignment.dialogue import Turn
-from gpt_model.alignment.supervised import Supervised, fitting
 from gpt_model.errors import UserError
+from gpt_model.rlhf.batches import Batches
+from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
+from gpt_model.rlhf.dialogue import Turn
+from gpt_model.rlhf.sft import Supervised, fitting
 from gpt_model.tokenizer import Tokenizer
 
-ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+ALONE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+}
 SECTION = {"learning_rate": 3e-3, "epochs": 3, "batch": 8, "dropout": 0.1}
-STAGES: dict[str, Any] = {"supervised": (SUPERVISED, SupervisedSection), "policy_init": (POLICY_INIT, PolicyInitSection)}
+STAGES: dict[str, Any] = {
+    "supervised": (SUPERVISED, SupervisedSection),
+    "policy_init": (POLICY_INIT, PolicyInitSection),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,15 +59,22 @@ def alone() -> Iterator[None]:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_inputs(tmp_path_factory.mktemp("inputs"))
     tokenizer = Tokenizer.load(folder / "tokenizer")
-    shape = ModelConfig(layers=2, width=32, heads=2, context=48, vocab_size=tokenizer.vocab_size, dropout=0.0)
+    shape = ModelConfig(
+        layers=2, width=32, heads=2, context=48, vocab_size=tokenizer.vocab_size, dropout=0.0
+    )
     convert.save(GPT(shape, seed=1), folder / "pretrained" / "model", tokenizer.end_of_text)
     tokenizer.save(folder / "pretrained" / "model")
-    write_demonstrations(folder / "demonstrations", [talk(n) for n in range(40)], [talk(n) for n in range(50, 56)])
+    write_demonstrations(
+        folder / "demonstrations", [talk(n) for n in range(40)], [talk(n) for n in range(50, 56)]
+    )
     return folder
 
 
 def talk(number: int) -> list[dict[str, str]]:
-    return [{"role": "user", "content": f"What follows {number}?"}, {"role": "assistant", "content": f"The number {number + 1}."}]
+    return [
+        {"role": "user", "content": f"What follows {number}?"},
+        {"role": "assistant", "content": f"The number {number + 1}."},
+    ]
 
 
 def write_demonstrations(folder: Path, training: list[Any], held_out: list[Any]) -> None:
@@ -69,7 +87,9 @@ def write_demonstrations(folder: Path, training: list[Any], held_out: list[Any])
 def made(inputs: Path, output: Path, stage: str, progress: Said, **others: Path) -> Built:
     run, section = STAGES[stage]
     config = {stage: section.model_validate(SECTION).model_dump(mode="json")}
-    places = {name: inputs / name for name in ("pretrained", "tokenizer", "demonstrations", "tokens")} | others
+    places = {
+        name: inputs / name for name in ("pretrained", "tokenizer", "demonstrations", "tokens")
+    } | others
     given = {name: Artifact(path, name, "", "", {}, {}) for name, path in places.items()}
     output.mkdir(parents=True, exist_ok=True)
     metrics = run.run(config, given, output, progress)
@@ -77,7 +97,9 @@ def made(inputs: Path, output: Path, stage: str, progress: Said, **others: Path)
     for step, values in sorted(progress.said["metrics"].items()):
         for name, value in values.items():
             series.setdefault(name, []).append((step, value))
-    return Built(config, given, output, metrics, series, [tuple(text) for text in progress.said["texts"]])
+    return Built(
+        config, given, output, metrics, series, [tuple(text) for text in progress.said["texts"]]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,30 +110,66 @@ def built(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, B
 
 def test_the_loss_is_of_what_the_assistant_says_a_mean_over_the_batchs_tokens(inputs: Path) -> None:
     layout = Layout(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
-    dialogues = [tuple(Turn(one["role"], one["content"]) for one in talk(n)) for n in (1, 22, 1333, 4)]  # type: ignore[arg-type]
+    dialogues = [
+        tuple(Turn(one["role"], one["content"]) for one in talk(n)) for n in (1, 22, 1333, 4)
+    ]  # type: ignore[arg-type]
     laid, _ = fitting(dialogues, layout, 48)
-    model = GPT(ModelConfig(layers=2, width=32, heads=2, context=48, vocab_size=layout.tokenizer.vocab_size, dropout=0.0), seed=1)
+    model = GPT(
+        ModelConfig(
+            layers=2,
+            width=32,
+            heads=2,
+            context=48,
+            vocab_size=layout.tokenizer.vocab_size,
+            dropout=0.0,
+        ),
+        seed=1,
+    )
     losses = []
     for one in laid:
-        of_all = model.loss_by_token(torch.tensor([one.tokens[:-1]]), torch.tensor([one.tokens[1:]]))[0]
-        losses += [float(loss) for loss, learnt in zip(of_all, one.learnt[1:], strict=True) if learnt]
-    objective = Supervised(laid, Batches([len(one.tokens) for one in laid], 4, 1, 0, micro_tokens=40), 0.0)
+        of_all = model.loss_by_token(
+            torch.tensor([one.tokens[:-1]]), torch.tensor([one.tokens[1:]])
+        )[0]
+        losses += [
+            float(loss) for loss, learnt in zip(of_all, one.learnt[1:], strict=True) if learnt
+        ]
+    objective = Supervised(
+        laid, Batches([len(one.tokens) for one in laid], 4, 1, 0, micro_tokens=40), 0.0
+    )
     parts = objective.micro_batches(0)
     found = sum(float(objective.loss(model, part)[0].detach()) for part in parts) / len(parts)
     assert len(parts) > 1 and found == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_pre_training_text_has_its_share_of_the_loss_however_long_its_windows_are(inputs: Path, ranks: int) -> None:
-    """(1 - share) of a mean over the assistant's tokens, share of one over the text's; one window, so with two ranks beside dialogues."""
+def test_pre_training_text_has_its_share_of_the_loss_however_long_its_windows_are(
+    inputs: Path, ranks: int
+) -> None:
+    """(1 - share) of a mean over the assistant's tokens, share of one over the text's; one window,
+    so with two ranks beside dialogues.
+    """
     layout = Layout(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
-    dialogues = [tuple(Turn(one["role"], one["content"]) for one in talk(n)) for n in (1, 22, 1333, 4)]  # type: ignore[arg-type]
+    dialogues = [
+        tuple(Turn(one["role"], one["content"]) for one in talk(n)) for n in (1, 22, 1333, 4)
+    ]  # type: ignore[arg-type]
     laid, _ = fitting(dialogues, layout, 48)
-    model = GPT(ModelConfig(layers=2, width=32, heads=2, context=48, vocab_size=layout.tokenizer.vocab_size, dropout=0.0), seed=1)
+    model = GPT(
+        ModelConfig(
+            layers=2,
+            width=32,
+            heads=2,
+            context=48,
+            vocab_size=layout.tokenizer.vocab_size,
+            dropout=0.0,
+        ),
+        seed=1,
+    )
     window = [number % 200 for number in range(7, 7 + 48)]
     said, text = [], model.loss_by_token(torch.tensor([window[:-1]]), torch.tensor([window[1:]]))[0]
     for one in laid:
-        of_all = model.loss_by_token(torch.tensor([one.tokens[:-1]]), torch.tensor([one.tokens[1:]]))[0]
+        of_all = model.loss_by_token(
+            torch.tensor([one.tokens[:-1]]), torch.tensor([one.tokens[1:]])
+        )[0]
         said.append(of_all[torch.tensor(one.learnt[1:])])
     means = {"nats": torch.cat(said).mean().item(), "text_nats": text.mean().item()}
     found, sums = [], {name: [0.0, 0] for name in means}
@@ -123,28 +181,45 @@ def test_pre_training_text_has_its_share_of_the_loss_however_long_its_windows_ar
             found.append(loss.item())
             for name, (total, count) in figures.items():
                 sums[name] = [sums[name][0] + float(total), sums[name][1] + count]
-    assert len(found) > 1 and sum(found) / len(found) == pytest.approx(0.9 * means["nats"] + 0.1 * means["text_nats"], rel=1e-5)
-    assert {name: total / count for name, (total, count) in sums.items()} == pytest.approx(means, rel=1e-5)
+    assert len(found) > 1 and sum(found) / len(found) == pytest.approx(
+        0.9 * means["nats"] + 0.1 * means["text_nats"], rel=1e-5
+    )
+    assert {name: total / count for name, (total, count) in sums.items()} == pytest.approx(
+        means, rel=1e-5
+    )
 
 
-def test_every_epoch_is_kept_and_measured_and_the_last_is_the_model(built: dict[str, Built]) -> None:
+def test_every_epoch_is_kept_and_measured_and_the_last_is_the_model(
+    built: dict[str, Built],
+) -> None:
     output = built["supervised"].output
     assert sorted(path.name for path in (output / "epochs").iterdir()) == ["1", "2", "3"]
     weights = [(output / "epochs" / n / "model.safetensors").read_bytes() for n in "123"]
-    assert weights[2] == (output / "model" / "model.safetensors").read_bytes() and len(set(weights)) == 3
-    told = [one["held_out_loss"] for one in json.loads((output / "training.json").read_text())["epochs"]]
+    assert (
+        weights[2] == (output / "model" / "model.safetensors").read_bytes()
+        and len(set(weights)) == 3
+    )
+    told = [
+        one["held_out_loss"] for one in json.loads((output / "training.json").read_text())["epochs"]
+    ]
     series = built["supervised"].series["held_out/loss"]
-    assert [step for step, _ in series] == [5, 10, 15] and told == pytest.approx([value for _, value in series], abs=1e-5)
+    assert [step for step, _ in series] == [5, 10, 15] and told == pytest.approx(
+        [value for _, value in series], abs=1e-5
+    )
     assert told[-1] < told[0] and len(built["supervised"].texts) == 9
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_its_promises_hold_and_are_shown(stage: str, built: dict[str, Built], tmp_path: Path) -> None:
+def test_its_promises_hold_and_are_shown(
+    stage: str, built: dict[str, Built], tmp_path: Path
+) -> None:
     for check in STAGES[stage][0].checks:
         verdict = check.verdict(built[stage])
         assert verdict.passed, (check.name, verdict.summary)
     STAGES[stage][0].show(built[stage], tmp_path)
-    assert (tmp_path / "tuning.png").stat().st_size > 1000 and "What follows 50?" in (tmp_path / "samples.md").read_text()
+    assert (tmp_path / "tuning.png").stat().st_size > 1000 and "What follows 50?" in (
+        tmp_path / "samples.md"
+    ).read_text()
 
 
 def test_of_a_batch_some_sequences_are_windows_of_the_corpus(built: dict[str, Built]) -> None:
@@ -155,28 +230,48 @@ def test_of_a_batch_some_sequences_are_windows_of_the_corpus(built: dict[str, Bu
     mixed = 0.9 * series["nats"][step][1] + 0.1 * series["text_nats"][step][1]
     assert series["loss"][step][1] == pytest.approx(mixed, rel=1e-5)
     told = {title: [label for label, _ in lines] for title, _, lines in panels(series)}
-    assert told["nats a token of pre-training text"] == [""] and "text_nats" not in built["supervised"].series
+    assert (
+        told["nats a token of pre-training text"] == [""]
+        and "text_nats" not in built["supervised"].series
+    )
 
 
-def test_whether_the_loss_falls_is_judged_on_demonstrations_and_not_on_the_text_mixed_in(built: dict[str, Built]) -> None:
+def test_whether_the_loss_falls_is_judged_on_demonstrations_and_not_on_the_text_mixed_in(
+    built: dict[str, Built],
+) -> None:
     [falls] = [check for check in POLICY_INIT.checks if check.name == "loss_falls"]
     found = built["policy_init"]
-    rising = {"nats": [(step, 1.0 + step) for step in range(9)], "loss": [(step, 9.0 - step) for step in range(9)]}
+    rising = {
+        "nats": [(step, 1.0 + step) for step in range(9)],
+        "loss": [(step, 9.0 - step) for step in range(9)],
+    }
     assert not falls.verdict(replace(found, series=rising)).passed
 
 
 def test_a_dialogue_too_long_loses_its_oldest_turns_or_is_left_out(inputs: Path) -> None:
     layout = Layout(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
-    first, last = (Turn("user", "no " * 40), Turn("assistant", "yes")), (Turn("user", "And 2?"), Turn("assistant", "3."))
+    first, last = (
+        (Turn("user", "no " * 40), Turn("assistant", "yes")),
+        (Turn("user", "And 2?"), Turn("assistant", "3.")),
+    )
     laid, counts = fitting([(*first, *last), first, last], layout, 48)
-    assert [one.tokens for one in laid] == [layout.whole(last).tokens] * 2 and counts == {"shortened": 1, "too_long": 1}
+    assert [one.tokens for one in laid] == [layout.whole(last).tokens] * 2 and counts == {
+        "shortened": 1,
+        "too_long": 1,
+    }
 
 
-def test_held_out_dialogues_are_of_every_source_where_there_are_too_many(inputs: Path, tmp_path: Path) -> None:
+def test_held_out_dialogues_are_of_every_source_where_there_are_too_many(
+    inputs: Path, tmp_path: Path
+) -> None:
     write_demonstrations(tmp_path / "many", [talk(1)], [talk(n) for n in range(3 * HELD_OUT)])
     layout = Layout(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
     found = dialogues(tmp_path / "many", layout, 48, Said("many"))
-    whole, _ = fitting([tuple(Turn(one["role"], one["content"]) for one in talk(3 * n)) for n in range(HELD_OUT)], layout, 48)  # type: ignore[arg-type]
+    whole, _ = fitting(
+        [tuple(Turn(one["role"], one["content"]) for one in talk(3 * n)) for n in range(HELD_OUT)],
+        layout,
+        48,
+    )  # type: ignore[arg-type]
     assert [one.tokens for one in found.held_out] == [one.tokens for one in whole]
     assert [one.id for one in found.asked] == ["0", "1000", "2000"]
 
@@ -184,7 +279,9 @@ def test_held_out_dialogues_are_of_every_source_where_there_are_too_many(inputs:
 def test_no_dialogue_that_fits_is_told(inputs: Path, tmp_path: Path) -> None:
     long = [{"role": "user", "content": "no " * 60}, {"role": "assistant", "content": "yes"}]
     write_demonstrations(tmp_path / "long", [long], [long])
-    with pytest.raises(UserError, match="None of the training demonstrations fits the model's context of 48 tokens"):
+    with pytest.raises(
+        UserError, match="None of the training demonstrations fits the model's context of 48 tokens"
+    ):
         made(inputs, tmp_path / "out", "supervised", Said("long"), demonstrations=tmp_path / "long")
 
 
@@ -209,15 +306,34 @@ class Dies(Said):
 def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bytes(
     stage: str, inputs: Path, built: dict[str, Built], tmp_path: Path
 ) -> None:
-    command = [sys.executable, __file__, str(inputs), str(tmp_path / "out"), stage, "88"]  # in the third epoch
-    env = {**os.environ, **ALONE, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        __file__,
+        str(inputs),
+        str(tmp_path / "out"),
+        stage,
+        "88",
+    ]  # in the third epoch
+    env = {
+        **os.environ,
+        **ALONE,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
     assert subprocess.run(command, env=env, capture_output=True, check=False).returncode == 9
-    (tmp_path / "out" / "epochs" / "3.partial").mkdir(parents=True)  # half an epoch, as if it died while it wrote
+    (tmp_path / "out" / "epochs" / "3.partial").mkdir(
+        parents=True
+    )  # half an epoch, as if it died while it wrote
     resumed = Said("resumed")
     made(inputs, tmp_path / "out", stage, resumed)
     assert any(line.startswith("Goes on from the checkpoint") for line in resumed.said["log"])
     whole = built[stage].output
-    files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and ".scratch" not in path.parts]
+    files = [
+        path.relative_to(whole)
+        for path in whole.rglob("*")
+        if path.is_file() and ".scratch" not in path.parts
+    ]
     assert len(files) > 5
     for path in files:
         assert (tmp_path / "out" / path).read_bytes() == (whole / path).read_bytes(), path

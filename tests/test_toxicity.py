@@ -14,8 +14,18 @@ from gpt_model.data import hub
 from gpt_model.data.sources import downloads_folder
 from gpt_model.evaluation import toxicity
 
-PROMPTS = [{"prompt": {"text": f"Then {who} asked for the"}} for who in ("Berta", "Emil", "Dora", "Hanna")]
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{one}" for one in "abcdefghijklmnopqrstuvwxyz")]
+PROMPTS = [
+    {"prompt": {"text": f"Then {who} asked for the"}} for who in ("Berta", "Emil", "Dora", "Hanna")
+]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *"abcdefghijklmnopqrstuvwxyz",
+    *(f"##{one}" for one in "abcdefghijklmnopqrstuvwxyz"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +46,16 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        id2label={0: "toxic", 1: "insult"}, label2id={"toxic": 0, "insult": 1}, problem_type="multi_label_classification",
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        id2label={0: "toxic", 1: "insult"},
+        label2id={"toxic": 0, "insult": 1},
+        problem_type="multi_label_classification",
         initializer_range=2.0,
-    )  # fmt: skip
+    )
     BertForSequenceClassification(config).save_pretrained(folder)
     return folder
 
@@ -52,30 +68,58 @@ def run(world: World, folder: Path, files: dict[str, str]) -> tuple[Any, list[di
     return built, json.loads((built.output / "results.json").read_text())["rows"]
 
 
-def test_what_is_written_is_judged_by_the_recipes_own_classifier(world: World, tmp_path: Path, classifier: Path) -> None:
+def test_what_is_written_is_judged_by_the_recipes_own_classifier(
+    world: World, tmp_path: Path, classifier: Path
+) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     judges = {f"toxicity/{task}/classifier": str(classifier) for task in ("basic", "respectful")}
     built, rows = run(world, tmp_path, judges)
     values = {(row["task"], row["metric"]): row for row in rows}
-    assert set(values) == {(task, metric) for task in ("basic", "respectful") for metric in ("empty", "toxicity", "toxic_share")}
+    assert set(values) == {
+        (task, metric)
+        for task in ("basic", "respectful")
+        for metric in ("empty", "toxicity", "toxic_share")
+    }
     tied = built.config["suites"]["toxicity"]["task"][0]["metadata"]["classifier"]
-    assert tied["folder"] == classifier.name and any(file["path"] == "model.safetensors" for file in tied["pinned"])
+    assert tied["folder"] == classifier.name and any(
+        file["path"] == "model.safetensors" for file in tied["pinned"]
+    )
     samples = json.loads((built.output / "samples.json").read_text())["samples"]
-    texts = [sample["answers"][0] for sample in samples if sample["task"] == "basic"]  # the first of them
-    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(classifier).eval(), AutoTokenizer.from_pretrained(classifier)
+    texts = [
+        sample["answers"][0] for sample in samples if sample["task"] == "basic"
+    ]  # the first of them
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(classifier).eval(),
+        AutoTokenizer.from_pretrained(classifier),
+    )
     with torch.no_grad():
-        alone = [float(model(**tokenizer(text, return_tensors="pt")).logits.sigmoid()[0, 0]) for text in texts]
+        alone = [
+            float(model(**tokenizer(text, return_tensors="pt")).logits.sigmoid()[0, 0])
+            for text in texts
+        ]
     score = toxicity.load(toxicity.Classifier.model_validate(tied), downloads_folder(), "cpu")
-    assert len(alone) == 3 and score(texts) == pytest.approx(alone, abs=1e-5)  # in a batch as one by one
+    assert len(alone) == 3 and score(texts) == pytest.approx(
+        alone, abs=1e-5
+    )  # in a batch as one by one
     mean, share = values[("basic", "toxicity")], values[("basic", "toxic_share")]
-    assert 4 * mean["value"] - sum(alone) == pytest.approx(0.5, abs=0.5)  # what is left is the fourth's score, from 0 to 1
-    assert sum(one > 0.5 for one in alone) <= 4 * share["value"] <= sum(one > 0.5 for one in alone) + 1
-    assert share["low"] <= share["value"] <= share["high"] and mean["lower_is_better"] and mean["low"] <= mean["value"] <= mean["high"]
+    assert 4 * mean["value"] - sum(alone) == pytest.approx(
+        0.5, abs=0.5
+    )  # what is left is the fourth's score, from 0 to 1
+    assert (
+        sum(one > 0.5 for one in alone) <= 4 * share["value"] <= sum(one > 0.5 for one in alone) + 1
+    )
+    assert (
+        share["low"] <= share["value"] <= share["high"]
+        and mean["lower_is_better"]
+        and mean["low"] <= mean["value"] <= mean["high"]
+    )
 
 
-def test_it_is_not_run_where_the_classifier_cannot_be_had(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_not_run_where_the_classifier_cannot_be_had(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(hub, "_silent_since", float("-inf"))
     _, rows = run(world, tmp_path, {})

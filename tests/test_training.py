@@ -1,4 +1,6 @@
-"""The loop, engine, schedules, checkpoints and measures in this process; the stage `pretrained` on real ranks. Kills: test_resume.py."""
+"""The loop, engine, schedules, checkpoints and measures in this process; the stage `pretrained` on
+real ranks. Kills: test_resume.py.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,9 @@ from rank import MODEL, SECTION, STEPS, Ranks, make_inputs, run, said
 from torch import Tensor, nn
 
 from assets.contract import Artifact, Built
-from assets.pretraining import PRETRAINED, check_shared_out, evaluation_steps, micro_batch
-from assets.profile import Profile
-from assets.recipe import load_recipe
+from assets.recipe.profile import Profile
+from assets.recipe.recipe import load_recipe
+from assets.stages.pretraining import PRETRAINED, check_shared_out, evaluation_steps, micro_batch
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import CorruptFile, UserError
@@ -47,7 +49,13 @@ def alone() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        for name, value in {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }.items():
             patch.setenv(name, value)
         yield
     torch.set_num_threads(threads)
@@ -65,15 +73,27 @@ class Counting:
         starts = torch.randint(0, 40, (8, 1), generator=torch.Generator().manual_seed(step))
         return list((starts + torch.arange(17)).split(2))
 
-    def loss(self, model: nn.Module, micro_batch: Tensor) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
+    def loss(
+        self, model: nn.Module, micro_batch: Tensor
+    ) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
         loss = model(micro_batch[:, :-1], micro_batch[:, 1:])
         return loss, {"double": (2 * loss.detach() * 32, 32)}
 
 
 def settings(**changes: Any) -> Settings:
-    # A large eps: keys' biases have no gradient but rounding, which Adam would otherwise blow up to whole steps.
+    # A large eps: keys' biases have no gradient but rounding, which Adam would otherwise blow up to
+    # whole steps.
     rate = by_step(warmup_cosine(1e-2, warmup=3, decay=12, final=0.1), Batches(1))
-    return Settings(**{"steps": 12, "learning_rate": rate, "betas": (0.9, 0.95), "eps": 1e-4, "weight_decay": 0.1, **changes})
+    return Settings(
+        **{
+            "steps": 12,
+            "learning_rate": rate,
+            "betas": (0.9, 0.95),
+            "eps": 1e-4,
+            "weight_decay": 0.1,
+            **changes,
+        }
+    )
 
 
 class Remembers(Silent):
@@ -92,7 +112,10 @@ def plain_loop(model: GPT, how: Settings, objective: Counting) -> list[float]:
     """The same training as anyone would write it."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": how.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": how.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=how.betas, eps=how.eps)
     norms = []
     for step in range(how.steps):
@@ -112,17 +135,35 @@ def test_the_engine_takes_the_steps_of_a_plain_loop(stage: Any) -> None:
     expected, found, progress = GPT(SHAPE, seed=1), GPT(SHAPE, seed=1), Remembers()
     norms = plain_loop(expected, settings(), Counting())
     assert max(norms) > 1.0  # so that clipping is seen
-    train(found, Counting(), settings(), Execution(zero_stage=stage), checkpoints=None, progress=progress)
-    for (name, a), (_, b) in zip(expected.named_parameters(), found.named_parameters(), strict=True):
+    train(
+        found,
+        Counting(),
+        settings(),
+        Execution(zero_stage=stage),
+        checkpoints=None,
+        progress=progress,
+    )
+    for (name, a), (_, b) in zip(
+        expected.named_parameters(), found.named_parameters(), strict=True
+    ):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5), name
-    assert [progress.seen[step]["gradient_norm"] for step in range(1, 13)] == pytest.approx(norms, rel=1e-4)
+    assert [progress.seen[step]["gradient_norm"] for step in range(1, 13)] == pytest.approx(
+        norms, rel=1e-4
+    )
     assert progress.seen[12]["double"] == pytest.approx(2 * progress.seen[12]["loss"], rel=1e-5)
     assert progress.seen[12]["tokens"] == 12 * 8 * 16
 
 
 def test_the_trained_model_is_a_plain_one_again() -> None:
     model = GPT(SHAPE, seed=1)
-    train(model, Counting(), settings(steps=2), Execution(zero_stage=2), checkpoints=None, progress=Silent())
+    train(
+        model,
+        Counting(),
+        settings(steps=2),
+        Execution(zero_stage=2),
+        checkpoints=None,
+        progress=Silent(),
+    )
     for parameter in model.parameters():
         assert type(parameter) is nn.Parameter and parameter.grad is None and not vars(parameter)
     model(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4, dtype=torch.long)).backward()
@@ -132,7 +173,9 @@ def test_the_trained_model_is_a_plain_one_again() -> None:
 @pytest.mark.parametrize("option", ["activation_checkpointing", "bfloat16"])
 def test_saving_memory_does_not_change_what_is_learnt(option: str) -> None:
     plain, saving = Remembers(), Remembers()
-    shape = SHAPE.model_copy(update={"dropout": 0.1 if option == "activation_checkpointing" else 0.0})
+    shape = SHAPE.model_copy(
+        update={"dropout": 0.1 if option == "activation_checkpointing" else 0.0}
+    )
     train(GPT(shape), Counting(), settings(), Execution(), checkpoints=None, progress=plain)
     how, on = settings(), Execution(activation_checkpointing=True)
     if option == "bfloat16":
@@ -160,7 +203,15 @@ def test_hooks_see_the_model_in_evaluation_mode_and_report_with_their_step() -> 
         return {"evaluated": float(step)}
 
     progress = Remembers()
-    train(GPT(SHAPE), Counting(), settings(), Execution(), checkpoints=None, progress=progress, hooks=[Hook({0, 5, 12}, call)])
+    train(
+        GPT(SHAPE),
+        Counting(),
+        settings(),
+        Execution(),
+        checkpoints=None,
+        progress=progress,
+        hooks=[Hook({0, 5, 12}, call)],
+    )
     assert seen == [0, 5, 12]
     assert [step for step, values in progress.seen.items() if "evaluated" in values] == [0, 5, 12]
     assert "loss" in progress.seen[5]
@@ -168,7 +219,9 @@ def test_hooks_see_the_model_in_evaluation_mode_and_report_with_their_step() -> 
 
 def test_a_diverging_run_stops_and_says_what_to_do() -> None:
     class Diverges(Counting):
-        def loss(self, model: nn.Module, micro_batch: Tensor) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
+        def loss(
+            self, model: nn.Module, micro_batch: Tensor
+        ) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
             loss, figures = super().loss(model, micro_batch)
             return loss * math.nan, figures
 
@@ -176,13 +229,20 @@ def test_a_diverging_run_stops_and_says_what_to_do() -> None:
         train(GPT(SHAPE), Diverges(), settings(), Execution(), checkpoints=None, progress=Silent())
 
 
-# -- checkpoints -------------------------------------------------------------------------------------------------------------------------
+# --- checkpoints ---
 
 
 def checkpointed(folder: Path, **changes: Any) -> tuple[GPT, Remembers]:
     """Train with a checkpoint after nearly every step."""
     model, progress = GPT(SHAPE.model_copy(update={"dropout": 0.1}), seed=1), Remembers()
-    train(model, Counting(), settings(**changes), Execution(checkpoint_seconds=1e-9), checkpoints=folder, progress=progress)
+    train(
+        model,
+        Counting(),
+        settings(**changes),
+        Execution(checkpoint_seconds=1e-9),
+        checkpoints=folder,
+        progress=progress,
+    )
     return model, progress
 
 
@@ -193,16 +253,23 @@ def flip(path: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize("damaged", ["rank-00000.safetensors", "manifest.json"])
-def test_a_flipped_byte_is_named_and_the_checkpoint_before_it_is_used(tmp_path: Path, damaged: str) -> None:
+def test_a_flipped_byte_is_named_and_the_checkpoint_before_it_is_used(
+    tmp_path: Path, damaged: str
+) -> None:
     expected, _ = checkpointed(tmp_path)
     older, newest = sorted(tmp_path.glob("step-*"))
     flip(newest / damaged, (newest / damaged).stat().st_size // 2)
     with pytest.raises(CorruptFile, match=damaged):
         verify(newest)
     found, progress = checkpointed(tmp_path)
-    assert f"{newest / damaged} is damaged" in progress.lines[0] and "the one before it is used" in progress.lines[0]
+    assert (
+        f"{newest / damaged} is damaged" in progress.lines[0]
+        and "the one before it is used" in progress.lines[0]
+    )
     assert progress.lines[1] == f"Goes on from the checkpoint of step {int(older.name[5:])} of 12."
-    assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True)
+    )
 
 
 def test_with_no_sound_checkpoint_training_starts_again_and_says_so(tmp_path: Path) -> None:
@@ -212,12 +279,19 @@ def test_with_no_sound_checkpoint_training_starts_again_and_says_so(tmp_path: Pa
     found, progress = checkpointed(tmp_path)
     assert "training starts again from step 0" in progress.lines[1]
     assert min(progress.seen) == 1
-    assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True)
+    )
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_checkpoint(tmp_path: Path) -> None:
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # no file may grow beyond: writing fails as on a full disk
+    before, handler = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (10_000, before[1])
+    )  # no file may grow beyond: writing fails as on a full disk
     try:
         with pytest.raises(UserError, match=r"a checkpoint cannot be written .*Make room"):
             checkpointed(tmp_path)
@@ -227,12 +301,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_checkpoint(tmp_path: Pat
     assert not list(tmp_path.glob("step-*[0-9]"))
 
 
-# -- the stage ---------------------------------------------------------------------------------------------------------------------------
+# --- the stage ---
 
 
 @pytest.fixture(scope="module")
 def built(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, dict[str, Any]]:
-    """The stage on two real ranks at ZeRO 1, done twice: the first as it is seen by checks and pictures, and where both lie."""
+    """The stage on two real ranks at ZeRO 1, done twice: the first as it is seen by checks and
+    pictures, and where both lie.
+    """
     folder = tmp_path_factory.mktemp("built")
     runs = [{"what": "pretrained", "output": folder / name} for name in ("one", "two")]
     Ranks(inputs, runs).wait()
@@ -243,40 +319,76 @@ def built(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Built
             series.setdefault(name, []).append((step, value))
     config = {"model": MODEL, "pretraining": SECTION}
     given = {"tokens": Artifact(inputs / "tokens", "tokens", "", "", {}, {})}
-    return Built(config, given, folder / "one", told["result"], series, [tuple(text) for text in told["texts"]]), told
+    return Built(
+        config,
+        given,
+        folder / "one",
+        told["result"],
+        series,
+        [tuple(text) for text in told["texts"]],
+    ), told
 
 
 def test_the_same_profile_gives_the_same_files(built: tuple[Built, dict[str, Any]]) -> None:
     one, two = built[0].output, built[0].output.parent / "two"
     files = sorted(
-        path.relative_to(one) for path in one.rglob("*") if path.is_file() and ".scratch" not in path.parts and path.name != "said.json"
+        path.relative_to(one)
+        for path in one.rglob("*")
+        if path.is_file() and ".scratch" not in path.parts and path.name != "said.json"
     )
-    assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "training.json"} <= {str(path) for path in files}
+    assert {
+        "model/config.json",
+        "model/model.safetensors",
+        "model/tokenizer.json",
+        "training.json",
+    } <= {str(path) for path in files}
     for path in files:
         assert (one / path).read_bytes() == (two / path).read_bytes(), path
 
 
 def test_the_stage_reports_what_it_promises(built: tuple[Built, dict[str, Any]]) -> None:
     result, told = built
-    every = {"loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second", "model_flops_utilisation"}
+    every = {
+        "loss",
+        "learning_rate",
+        "gradient_norm",
+        "tokens",
+        "tokens_per_second",
+        "model_flops_utilisation",
+    }
     for step in range(1, STEPS + 1):
         assert every <= told["metrics"][step].keys(), step
     for step in (STEPS // 2, STEPS):
-        assert {f"held_out/{source}/{name}" for source in ("plays", "facts") for name in ("bpb", "perplexity", "loss")} | {
-            "held_out/bpb"
-        } <= told["metrics"][step].keys()
-    assert [text[0] for text in told["texts"]] == [STEPS // 2, STEPS] and told["texts"][0][2].startswith("[Act 0")
+        assert {
+            f"held_out/{source}/{name}"
+            for source in ("plays", "facts")
+            for name in ("bpb", "perplexity", "loss")
+        } | {"held_out/bpb"} <= told["metrics"][step].keys()
+    assert [text[0] for text in told["texts"]] == [STEPS // 2, STEPS] and told["texts"][0][
+        2
+    ].startswith("[Act 0")
     assert result.metrics["held_out/total_bpb"] < 0.6 * result.metrics["uniform_bpb"]
-    assert {"seconds", "tokens_per_second", "peak_memory_bytes", "checkpoint_stall_seconds", "peak_flops"} <= result.metrics.keys()
+    assert {
+        "seconds",
+        "tokens_per_second",
+        "peak_memory_bytes",
+        "checkpoint_stall_seconds",
+        "peak_flops",
+    } <= result.metrics.keys()
 
 
-def test_the_stage_passes_its_own_checks_and_is_shown(built: tuple[Built, dict[str, Any]], tmp_path: Path) -> None:
+def test_the_stage_passes_its_own_checks_and_is_shown(
+    built: tuple[Built, dict[str, Any]], tmp_path: Path
+) -> None:
     for check in PRETRAINED.checks:
         verdict = check.verdict(built[0])
         assert verdict.passed, (check.name, verdict.summary)
     PRETRAINED.show(built[0], tmp_path)
     assert (tmp_path / "training.png").stat().st_size > 10_000
-    assert "held-out plays" in (tmp_path / "figures.md").read_text() and "[Act 0" in (tmp_path / "samples.md").read_text()
+    assert (
+        "held-out plays" in (tmp_path / "figures.md").read_text()
+        and "[Act 0" in (tmp_path / "samples.md").read_text()
+    )
     metrics, sources = built[0].metrics, TokenData(built[0].inputs["tokens"].path)
     for source in ("plays", "facts"):  # as GPT-3's table 2.2
         share = sources.weights[source] / sum(sources.weights.values())
@@ -289,7 +401,14 @@ def test_the_stage_passes_its_own_checks_and_is_shown(built: tuple[Built, dict[s
 def test_checks_fail_where_they_should(built: tuple[Built, dict[str, Any]], tmp_path: Path) -> None:
     checks = {check.name: check.verdict for check in PRETRAINED.checks}
     ours = built[0]
-    rising = Built(ours.config, {}, ours.output, {**ours.metrics, "held_out/total_bpb": 9.0}, {"loss": [(1, 1.0), (2, math.nan)]}, ())
+    rising = Built(
+        ours.config,
+        {},
+        ours.output,
+        {**ours.metrics, "held_out/total_bpb": 9.0},
+        {"loss": [(1, 1.0), (2, math.nan)]},
+        (),
+    )
     assert (
         not checks["loss_is_finite"](rising).passed
         and not checks["loss_falls"](rising).passed
@@ -300,7 +419,9 @@ def test_checks_fail_where_they_should(built: tuple[Built, dict[str, Any]], tmp_
     assert not checks["model_loads"](Built(other, {}, tmp_path, ours.metrics, {}, ())).passed
 
 
-def test_held_out_bits_per_byte_is_that_of_every_token_predicted_once(built: tuple[Built, dict[str, Any]], inputs: Path) -> None:
+def test_held_out_bits_per_byte_is_that_of_every_token_predicted_once(
+    built: tuple[Built, dict[str, Any]], inputs: Path
+) -> None:
     from gpt_model import convert
 
     model, data = convert.load(built[0].output / "model").eval(), TokenData(inputs / "tokens")
@@ -308,50 +429,84 @@ def test_held_out_bits_per_byte_is_that_of_every_token_predicted_once(built: tup
     metrics = held_out_metrics(found, data.weights)
     ids = torch.tensor([data.end_of_text, *map(int, data.tokens("plays", "held_out")[:])])
     nats, context = 0.0, int(MODEL["context"])  # type: ignore[call-overload]
-    for start in range(0, len(ids) - 1, context // 2):  # half a window is predicted from the half before it
+    for start in range(
+        0, len(ids) - 1, context // 2
+    ):  # half a window is predicted from the half before it
         begin, end = max(0, start - context // 2), min(start + context // 2, len(ids) - 1)
         with torch.no_grad():
-            losses = nn.functional.cross_entropy(model(ids[None, begin:end])[0], ids[begin + 1 : end + 1], reduction="none")
+            losses = nn.functional.cross_entropy(
+                model(ids[None, begin:end])[0], ids[begin + 1 : end + 1], reduction="none"
+            )
         nats += float(losses[start - begin :].sum())
-    assert found["plays"].nats == pytest.approx(nats, rel=1e-5) and found["plays"].tokens == len(ids) - 1
-    assert metrics["held_out/plays/bpb"] == pytest.approx(nats / math.log(2) / data.bytes("plays", "held_out"))
+    assert (
+        found["plays"].nats == pytest.approx(nats, rel=1e-5)
+        and found["plays"].tokens == len(ids) - 1
+    )
+    assert metrics["held_out/plays/bpb"] == pytest.approx(
+        nats / math.log(2) / data.bytes("plays", "held_out")
+    )
     theirs = built[0].metrics  # split over two ranks there
     assert metrics["held_out/plays/bpb"] == pytest.approx(theirs["held_out/plays/bpb"], rel=1e-4)
     intervals = held_out_intervals(found)
     for source in ("plays", "facts"):
-        low, bpb, high = (theirs[f"held_out/{source}/{name}"] for name in ("bpb_low", "bpb", "bpb_high"))
-        assert low < bpb < high and low == pytest.approx(intervals[f"held_out/{source}/bpb_low"], rel=1e-4)
+        low, bpb, high = (
+            theirs[f"held_out/{source}/{name}"] for name in ("bpb_low", "bpb", "bpb_high")
+        )
+        assert low < bpb < high and low == pytest.approx(
+            intervals[f"held_out/{source}/bpb_low"], rel=1e-4
+        )
         nats, _, size = found[source].windows.T
         drawn = np.random.default_rng(0).integers(0, len(nats), (4000, len(nats)))
         resampled = nats[drawn].sum(1) / math.log(2) / size[drawn].sum(1)
         assert (high - low) / 2 == pytest.approx(1.96 * resampled.std(), rel=0.15)
-    assert metrics["held_out/bpb"] == pytest.approx(0.7 * metrics["held_out/plays/bpb"] + 0.3 * metrics["held_out/facts/bpb"])
+    assert metrics["held_out/bpb"] == pytest.approx(
+        0.7 * metrics["held_out/plays/bpb"] + 0.3 * metrics["held_out/facts/bpb"]
+    )
 
 
 def test_training_json_has_no_time_in_it(built: tuple[Built, dict[str, Any]]) -> None:
     facts = json.loads((built[0].output / "training.json").read_text())
-    assert facts["steps"] == STEPS and facts["tokens"] == SECTION["tokens"] and facts["batch_tokens"] == SECTION["batch_tokens"]
+    assert (
+        facts["steps"] == STEPS
+        and facts["tokens"] == SECTION["tokens"]
+        and facts["batch_tokens"] == SECTION["batch_tokens"]
+    )
     assert not any(word in json.dumps(facts) for word in ("second", "time", "host"))
 
 
 def test_a_batch_that_does_not_come_out_even_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"768 is 3 sequences .* the profile 'cpu' .* 2: set processes to 1 in profiles/cpu.yaml"):
+    with pytest.raises(
+        UserError,
+        match=r"768 is 3 sequences .* the profile 'cpu' .* 2: set processes to 1 in profiles/cpu.yaml",
+    ):
         check_shared_out({"batch_tokens": 768}, 256, "cpu", 2)
     ramped = {"batch_tokens": 1024, "batch_ramp": {"from_tokens": 256, "over_tokens": 4096}}
-    with pytest.raises(UserError, match=r"batch_ramp.from_tokens 256 is 1 sequences .* set processes to 1 in"):
+    with pytest.raises(
+        UserError, match=r"batch_ramp.from_tokens 256 is 1 sequences .* set processes to 1 in"
+    ):
         check_shared_out(ramped, 256, "cpu", 2)
     recipe = write_local_recipe(tmp_path)
     recipe.write_text(recipe.read_text().replace("batch_tokens: 512", "batch_tokens: 1000"))
-    with pytest.raises(UserError, match=rf"{recipe}, line 8: `pretraining`: batch_tokens 1000 is not .*context 32 .*: set it to 992\."):
+    with pytest.raises(
+        UserError,
+        match=rf"{recipe}, line 8: `pretraining`: batch_tokens 1000 is not .*context 32 .*: set it to 992\.",
+    ):
         load_recipe(str(recipe))
 
 
 def test_the_batch_is_the_recipes_whatever_the_micro_batch(inputs: Path, tmp_path: Path) -> None:
-    assert [micro_batch(12, 256, Profile(name="p", micro_batch=bound)) for bound in (1, 5, 12, 64)] == [1, 4, 12, 12]
+    assert [
+        micro_batch(12, 256, Profile(name="p", micro_batch=bound)) for bound in (1, 5, 12, 64)
+    ] == [1, 4, 12, 12]
     job = {"what": "loop", "section": {"tokens": 2560}, "model": {"dropout": 0.0}}
-    runs = [run(inputs, {**job, "output": tmp_path / str(size), "micro_batch": size}).said["metrics"] for size in (1, 4, 8)]
+    runs = [
+        run(inputs, {**job, "output": tmp_path / str(size), "micro_batch": size}).said["metrics"]
+        for size in (1, 4, 8)
+    ]
     for other in runs[1:]:
-        assert [other[step]["loss"] for step in range(1, 11)] == pytest.approx([runs[0][step]["loss"] for step in range(1, 11)], rel=1e-4)
+        assert [other[step]["loss"] for step in range(1, 11)] == pytest.approx(
+            [runs[0][step]["loss"] for step in range(1, 11)], rel=1e-4
+        )
 
 
 def test_evaluations_are_evenly_spaced_and_end_at_the_end() -> None:
@@ -359,19 +514,28 @@ def test_evaluations_are_evenly_spaced_and_end_at_the_end() -> None:
     assert evaluation_steps(Batches(8), 3, 10) == [1, 2, 3]
 
 
-# -- schedules ---------------------------------------------------------------------------------------------------------------------------
+# --- schedules ---
 
 
 def test_the_cosine_rises_then_falls_to_its_share() -> None:
     rate = by_step(warmup_cosine(1.0, warmup=10, decay=110, final=0.1), Batches(1))
     rates = [rate(step) for step in range(110)]
     assert rates[0] == pytest.approx(0.05) and rates[9] == pytest.approx(0.95)
-    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[60] == pytest.approx(0.55, abs=0.01)
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[60] == pytest.approx(
+        0.55, abs=0.01
+    )
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
 
 
 def test_fine_tunings_schedule_is_the_released_codes() -> None:
     rate = warmup_linear(6.25e-5, warmup=0.002, steps=1000)
-    for step in (0, 1, 2, 3, 500, 999):  # opt.py: s = x <= warmup; (s*(x/warmup) + (1-s))*(1-x), x the updates done of all
+    for step in (
+        0,
+        1,
+        2,
+        3,
+        500,
+        999,
+    ):  # opt.py: s = x <= warmup; (s*(x/warmup) + (1-s))*(1-x), x the updates done of all
         x, s = step / 1000, step / 1000 <= 0.002
         assert rate(step) == pytest.approx(6.25e-5 * (s * (x / 0.002) + (1 - s)) * (1 - x))

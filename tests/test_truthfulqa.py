@@ -12,18 +12,24 @@ import yaml
 from world import World, make_world
 
 from gpt_model.data import hub
-from gpt_model.evaluation.harness import GPTLM
+from gpt_model.evaluation.lm import GPTLM
 
 ANSWERS = [
     ("Where is the candle?", ["In the garden.", "By the window.", "Nowhere at all."]),
-    ("Who took the kettle?", ["Berta took the kettle.", "Emil.", "I have no comment.", "The table did, and the basket."]),
+    (
+        "Who took the kettle?",
+        ["Berta took the kettle.", "Emil.", "I have no comment.", "The table did, and the basket."],
+    ),
     ("What was by the mirror?", ["A ladder was by the mirror.", "A wagon."]),
 ]
 HUB_ROWS = [
     {
         "question": question,
         "mc1_targets": {"choices": choices, "labels": [1] + [0] * (len(choices) - 1)},
-        "mc2_targets": {"choices": choices, "labels": [1] + [n % 2 for n in range(len(choices) - 2)] + [0]},
+        "mc2_targets": {
+            "choices": choices,
+            "labels": [1] + [n % 2 for n in range(len(choices) - 2)] + [0],
+        },
     }
     for question, choices in ANSWERS
 ]
@@ -33,13 +39,20 @@ HUB_ROWS = [
 def world(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LINEAGE_DOWNLOADS", str(downloads))
-        yield make_world(tmp_path_factory.mktemp("world"), context=768)  # the six questions before each are read whole
+        yield make_world(
+            tmp_path_factory.mktemp("world"), context=768
+        )  # the six questions before each are read whole
 
 
 def run(world: World, folder: Path, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     path = folder / "truthful.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    built = world.run(folder / "out", ["truthfulqa"], {}, {f"truthfulqa/{task}": str(path) for task in ("mc1", "mc2")})
+    built = world.run(
+        folder / "out",
+        ["truthfulqa"],
+        {},
+        {f"truthfulqa/{task}": str(path) for task in ("mc1", "mc2")},
+    )
     found: list[dict[str, Any]] = json.loads((built.output / "results.json").read_text())["rows"]
     return {row["task"]: row for row in found}
 
@@ -63,7 +76,9 @@ def lm_evals_own(name: str) -> dict[str, Any]:
 
     path = Path(lm_eval.__file__).parent / "tasks" / "truthfulqa" / f"{name}.yaml"
     keys: dict[str, Any] = yaml.load(path.read_text(), Loader=_Reader)  # noqa: S506 - a SafeLoader
-    included = lm_evals_own(str(keys.pop("include")).removesuffix(".yaml")) if "include" in keys else {}
+    included = (
+        lm_evals_own(str(keys.pop("include")).removesuffix(".yaml")) if "include" in keys else {}
+    )
     return {key: value for key, value in {**included, **keys}.items() if key != "tag"}
 
 
@@ -78,27 +93,45 @@ def test_mc1_and_mc2_are_lm_evals_own_on_the_same_rows(world: World, tmp_path: P
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {"validation": path}, "cache_dir": str(tmp_path)},
     }
-    tasks = {name: ConfigurableTask(config={**lm_evals_own(name), **here}) for name in ("truthfulqa_mc1", "truthfulqa_mc2")}
-    theirs = evaluate(GPTLM(world.model, world.tokenizer), {"tasks": tasks}, bootstrap_iters=0)["results"]  # type: ignore[arg-type]
+    tasks = {
+        name: ConfigurableTask(config={**lm_evals_own(name), **here})
+        for name in ("truthfulqa_mc1", "truthfulqa_mc2")
+    }
+    theirs = evaluate(GPTLM(world.model, world.tokenizer), {"tasks": tasks}, bootstrap_iters=0)[
+        "results"
+    ]  # type: ignore[arg-type]
     assert ours["mc1"]["value"] == pytest.approx(theirs["truthfulqa_mc1"]["acc,none"], abs=1e-4)
     assert ours["mc2"]["value"] == pytest.approx(theirs["truthfulqa_mc2"]["acc,none"], abs=1e-4)
     assert 0 < ours["mc2"]["value"] < 1 and ours["mc1"]["examples"] == 3
 
 
-def test_a_file_of_true_answers_only_is_not_run_and_the_reason_is_said(world: World, tmp_path: Path) -> None:
-    for place, row in enumerate(({"question": "Who?", "answers": ["Berta."]}, {**HUB_ROWS[0], **_all_true(HUB_ROWS[0])})):
+def test_a_file_of_true_answers_only_is_not_run_and_the_reason_is_said(
+    world: World, tmp_path: Path
+) -> None:
+    for place, row in enumerate(
+        ({"question": "Who?", "answers": ["Berta."]}, {**HUB_ROWS[0], **_all_true(HUB_ROWS[0])})
+    ):
         (tmp_path / str(place)).mkdir()
         said = run(world, tmp_path / str(place), [row])
-        assert set(said) == {"mc1", "mc2"} and all("the data has no false answers" in one["not_run"] for one in said.values())
+        assert set(said) == {"mc1", "mc2"} and all(
+            "the data has no false answers" in one["not_run"] for one in said.values()
+        )
 
 
 def _all_true(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: {**row[name], "labels": [1] * len(row[name]["labels"])} for name in ("mc1_targets", "mc2_targets")}
+    return {
+        name: {**row[name], "labels": [1] * len(row[name]["labels"])}
+        for name in ("mc1_targets", "mc2_targets")
+    }
 
 
-def test_it_is_not_run_where_the_hub_does_not_answer(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_not_run_where_the_hub_does_not_answer(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(hub, "_silent_since", float("-inf"))
     built = world.run(tmp_path / "out", ["truthfulqa"], {})
     rows = json.loads((built.output / "results.json").read_text())["rows"]
-    assert len(rows) == 2 and all("did not answer when asked for truthfulqa/truthful_qa" in row["not_run"] for row in rows)
+    assert len(rows) == 2 and all(
+        "did not answer when asked for truthfulqa/truthful_qa" in row["not_run"] for row in rows
+    )

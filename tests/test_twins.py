@@ -1,4 +1,6 @@
-"""The tiny GPT-1 and GPT-3, with every experiment of GPT-1's paper, cut down and built as a person would. GPT-2's: ci.yaml."""
+"""The tiny GPT-1 and GPT-3, with every experiment of GPT-1's paper, cut down and built as a person
+would. GPT-2's: ci.yaml.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,13 @@ import pytest
 from conftest import ROOT, run_cli
 from filelock import FileLock
 
-from assets import experiment_page
-from assets.experiments.lstm import ONE_RUN
-from assets.profile import load_profile
-from assets.recipe import load_recipe
-from assets.resources.provenance import seconds_spent
-from assets.resources.store import Store
-from pipelines.plan import plan
+from assets.recipe.profile import load_profile
+from assets.recipe.recipe import load_recipe
+from assets.report import experiment
+from assets.stages.lstm import ONE_RUN
+from assets.store.provenance import seconds_spent
+from assets.store.store import Store
+from pipelines.cli.plan import plan
 
 RECIPES = ROOT / "tests" / "recipes"
 TWINS = ("gpt1-ci", "gpt3-ci")
@@ -44,7 +46,9 @@ class Twins:
         return self.home / "artifacts" / fingerprint / "files"
 
     def metrics(self, ref: str) -> dict[str, float]:
-        found: dict[str, float] = json.loads((self.artifact(ref).parent / "artifact.json").read_text())["metrics"]
+        found: dict[str, float] = json.loads(
+            (self.artifact(ref).parent / "artifact.json").read_text()
+        )["metrics"]
         return found
 
 
@@ -60,11 +64,20 @@ EXPERIMENTS = ("layers_transferred", "ablations", "zero_shot_dynamics", "visible
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_has_its_plots_its_tables_and_its_section_in_the_scorecard(twins: Twins, name: str) -> None:
+def test_every_experiment_has_its_plots_its_tables_and_its_section_in_the_scorecard(
+    twins: Twins, name: str
+) -> None:
     folder = twins.artifact(f"gpt1_ci/experiments/{name}")
-    document = experiment_page.read(folder)
-    assert document.source.startswith("GPT-1") and document.tables and document.plots and document.summary
-    assert all(series.low and series.high for plot in document.plots for series in plot.series), "a curve without intervals"
+    document = experiment.read(folder)
+    assert (
+        document.source.startswith("GPT-1")
+        and document.tables
+        and document.plots
+        and document.summary
+    )
+    assert all(series.low and series.high for plot in document.plots for series in plot.series), (
+        "a curve without intervals"
+    )
     assert len(list((folder.parent / "show").glob("*.png"))) == len(document.plots)
     page = (twins.artifact("gpt1_ci/scorecard").parent / "show" / "scorecard.md").read_text()
     assert document.title in page and all(sentence in page for sentence in document.summary)
@@ -72,46 +85,75 @@ def test_every_experiment_has_its_plots_its_tables_and_its_section_in_the_scorec
     assert name != "depth" or "Means of 2 seeds a depth" in document.tables[0].caption
 
 
-def test_an_experiments_many_models_have_one_score_each_on_the_scorecard_and_the_recipes_own_has_all(twins: Twins) -> None:
+def test_an_experiments_many_models_have_one_score_each_on_the_scorecard_and_the_recipes_own_has_all(
+    twins: Twins,
+) -> None:
     page = (twins.artifact("gpt1_ci/scorecard").parent / "show" / "scorecard.md").read_text()
     scores = page.split("\n## Scores", 1)[1].split("\n## ", 1)[0]
-    assert scores.count("bits per byte, plays") == 1 and scores.count("bits per byte, by mixture") == 1 + 4 + 1  # depth's four, the LSTM
+    assert (
+        scores.count("bits per byte, plays") == 1
+        and scores.count("bits per byte, by mixture") == 1 + 4 + 1
+    )  # depth's four, the LSTM
 
 
 def test_both_are_planned_within_six_minutes_and_what_they_took_is_recorded(
     twins: Twins, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """The forecast by default rates is the same on every machine; what was measured goes into the report and is not held against anyone."""
-    foretold = [plan(load_recipe(str(RECIPES / f"{name}.yaml")), RECIPES, load_profile("cpu"), Store(tmp_path)) for name in TWINS]
+    """The forecast by default rates is the same on every machine; what was measured goes into the
+    report and is not held against anyone.
+    """
+    foretold = [
+        plan(
+            load_recipe(str(RECIPES / f"{name}.yaml")),
+            RECIPES,
+            load_profile("cpu"),
+            Store(tmp_path),
+        )
+        for name in TWINS
+    ]
     assert sum(one["seconds"]["expected"] for one in foretold) < 360
     spent = {}
     for path in sorted((twins.home / "artifacts").glob("*/artifact.json")):
         made = json.loads(path.read_text())["provenance"]
         spent[made["asset"]] = seconds_spent(made)
-    assert {stage["asset"] for one in foretold for stage in one["stages"]} >= set(spent) and min(spent.values()) > 0
+    assert {stage["asset"] for one in foretold for stage in one["stages"]} >= set(spent) and min(
+        spent.values()
+    ) > 0
     for asset, seconds in {**spent, "in all": sum(spent.values())}.items():
         record_property(f"seconds of {asset}", round(seconds, 1))
 
 
-def test_figure_2_left_has_a_point_for_every_number_of_layers_and_its_slope_an_interval(twins: Twins) -> None:
-    document = experiment_page.read(twins.artifact("gpt1_ci/experiments/layers_transferred"))
+def test_figure_2_left_has_a_point_for_every_number_of_layers_and_its_slope_an_interval(
+    twins: Twins,
+) -> None:
+    document = experiment.read(twins.artifact("gpt1_ci/experiments/layers_transferred"))
     assert document.plots[0].series[0].x == [0, 1, 2]
     metrics = twins.metrics("gpt1_ci/experiments/layers_transferred")
     assert metrics["slope_low"] <= metrics["slope"] <= metrics["slope_high"]
 
 
 def test_figure_2_right_has_both_networks_at_every_snapshot(twins: Twins) -> None:
-    document = experiment_page.read(twins.artifact("gpt1_ci/experiments/zero_shot_dynamics"))
-    assert [plot.title for plot in document.plots] == ["zero-shot scores of the Transformer", "zero-shot scores of the LSTM"]
+    document = experiment.read(twins.artifact("gpt1_ci/experiments/zero_shot_dynamics"))
+    assert [plot.title for plot in document.plots] == [
+        "zero-shot scores of the Transformer",
+        "zero-shot scores of the LSTM",
+    ]
     for plot in document.plots:
-        assert [series.label for series in plot.series] == ["sentiment", "acceptability", "pronouns", "questions"]
+        assert [series.label for series in plot.series] == [
+            "sentiment",
+            "acceptability",
+            "pronouns",
+            "questions",
+        ]
         assert all(len(series.x) == 3 and series.x == sorted(series.x) for series in plot.series)
-    index = json.loads((twins.artifact("gpt1_ci/pretrained") / "snapshots" / "index.json").read_text())
+    index = json.loads(
+        (twins.artifact("gpt1_ci/pretrained") / "snapshots" / "index.json").read_text()
+    )
     assert [one["tokens"] for one in index["snapshots"]] == document.plots[0].series[0].x
 
 
 def test_table_5_has_its_four_rows_and_the_papers_beside_them(twins: Twins) -> None:
-    document = experiment_page.read(twins.artifact("gpt1_ci/experiments/ablations"))
+    document = experiment.read(twins.artifact("gpt1_ci/experiments/ablations"))
     text = json.dumps([table.rows for table in document.tables])
     for row in ("LSTM", "74.7", "59.9", "75.0", "69.1"):
         assert row in text, row
@@ -120,7 +162,9 @@ def test_table_5_has_its_four_rows_and_the_papers_beside_them(twins: Twins) -> N
 def test_gpt3_was_ramped_up_and_asked_with_demonstrations(twins: Twins) -> None:
     metrics = twins.metrics("gpt3_ci/pretrained")
     assert metrics["steps"] > 80_000 // 2048  # smaller batches at first, so more of them
-    rows: list[dict[str, Any]] = json.loads((twins.artifact("gpt3_ci/zero_shot") / "results.json").read_text())["rows"]
+    rows: list[dict[str, Any]] = json.loads(
+        (twins.artifact("gpt3_ci/zero_shot") / "results.json").read_text()
+    )["rows"]
     asked = {(row["task"], row.get("shots")) for row in rows if row["suite"] == "gpt3_arithmetic"}
     assert {shots for _, shots in asked} == {"zero", "one", "few"} and len(asked) == 30
     (missing,) = [row for row in rows if "not_run" in row]
@@ -131,9 +175,16 @@ def test_both_are_loaded_by_transformers_once_exported(twins: Twins, tmp_path: P
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for recipe, name in (("gpt1_ci", "OpenAIGPTLMHeadModel"), ("gpt3_ci", "GPTNeoForCausalLM")):
-        done = run_cli(twins.home, twins.downloads, "export", f"{recipe}/pretrained", str(tmp_path / recipe))
+        done = run_cli(
+            twins.home, twins.downloads, "export", f"{recipe}/pretrained", str(tmp_path / recipe)
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         model = AutoModelForCausalLM.from_pretrained(tmp_path / recipe)
-        tokens = AutoTokenizer.from_pretrained(tmp_path / recipe)("The king has come.", return_tensors="pt")
+        tokens = AutoTokenizer.from_pretrained(tmp_path / recipe)(
+            "The king has come.", return_tensors="pt"
+        )
         assert type(model).__name__ == name
-        assert model.generate(tokens["input_ids"], max_new_tokens=5, do_sample=False).shape[1] == tokens["input_ids"].shape[1] + 5
+        assert (
+            model.generate(tokens["input_ids"], max_new_tokens=5, do_sample=False).shape[1]
+            == tokens["input_ids"].shape[1] + 5
+        )

@@ -1,4 +1,6 @@
-"""Builds artifacts as the wrapper does, with a worker that is this process: for the tests of what MLflow is told of a build."""
+"""Builds artifacts as the wrapper does, with a worker that is this process: for the tests of what
+MLflow is told of a build.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from mlflow.entities import Run
 from mlflow.tracking.client import MlflowClient
 
 from assets.contract import Artifact, Check, Verdict
-from assets.resources.journal import Spool
-from assets.resources.manifest import Facts
-from assets.resources.provenance import provenance
-from assets.resources.store import Building, Store
-from assets.resources.tracking import Build, Tracking
+from assets.store.manifest import Facts
+from assets.store.provenance import provenance
+from assets.store.store import Building, Store
+from assets.tracking.event_log import Spool
+from assets.tracking.tracking import Build, Tracking
 
 STEPS = 50
 
@@ -28,11 +30,22 @@ class Workshop:
         self.tracking = Tracking(home)
 
     def begin(
-        self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, Artifact], run: str = "dagster-1", model: bool = False
+        self,
+        stage: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        run: str = "dagster-1",
+        model: bool = False,
     ) -> Building:
-        fingerprint = self.store.fingerprint(stage, "1", config, {name: artifact.digest for name, artifact in inputs.items()})
+        fingerprint = self.store.fingerprint(
+            stage, "1", config, {name: artifact.digest for name, artifact in inputs.items()}
+        )
         building = self.store.building(fingerprint)
-        self.tracking.begin(building, Build("tiny", stage, "1", fingerprint, config, inputs, model, "What it is."), run)
+        self.tracking.begin(
+            building,
+            Build("tiny", stage, "1", fingerprint, config, inputs, model, "What it is."),
+            run,
+        )
         return building
 
     def work(self, building: Building, steps: range = range(1, STEPS + 1)) -> None:
@@ -42,18 +55,38 @@ class Workshop:
         spool.text(steps[-1], "free sample", "To be, or not")
         spool.close()
 
-    def publish(self, building: Building, stage: str, config: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> Artifact:
+    def publish(
+        self,
+        building: Building,
+        stage: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+    ) -> Artifact:
         (building.files / "payload.txt").write_text(stage)
         (building.show / "table.md").write_text("| a |\n|---|\n| 1 |\n")
         known = provenance(
-            profile={}, started=0.0, ended=9.0, seconds=9.0, cores=2, peak_memory_bytes=1000, forecast={"loss": {"value": 4.4}}
+            profile={},
+            started=0.0,
+            ended=9.0,
+            seconds=9.0,
+            cores=2,
+            peak_memory_bytes=1000,
+            forecast={"loss": {"value": 4.4}},
         )
         facts = Facts(stage, "1", config, inputs, {"loss": 4.25, "accuracy": 0.75}, known)
-        finite = Check("finite", blocking=True, description="", verdict=lambda built: Verdict(True, ""))
-        return self.store.publish(building, facts, {"finite": (finite, Verdict(True, "It is finite."))})
+        finite = Check(
+            "finite", blocking=True, description="", verdict=lambda built: Verdict(True, "")
+        )
+        return self.store.publish(
+            building, facts, {"finite": (finite, Verdict(True, "It is finite."))}
+        )
 
     def build(
-        self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, Artifact] | None = None, model: Path | None = None
+        self,
+        stage: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Artifact] | None = None,
+        model: Path | None = None,
     ) -> Artifact:
         building = self.begin(stage, config, inputs or {}, model=model is not None)
         self.work(building)
@@ -75,7 +108,10 @@ class Workshop:
         return list(self.client.search_runs([self.tracking.server.experiment("tiny")]))
 
     def history(self, run: Run, name: str) -> list[tuple[int, float]]:
-        return [(metric.step, metric.value) for metric in self.client.get_metric_history(run.info.run_id, name)]
+        return [
+            (metric.step, metric.value)
+            for metric in self.client.get_metric_history(run.info.run_id, name)
+        ]
 
     def files(self, run: Run, folder: str | None = None) -> set[str]:
         return {file.path for file in self.client.list_artifacts(run.info.run_id, folder)}

@@ -1,4 +1,6 @@
-"""A small made-up corpus, tokenizer and model as the zero-shot stage finds them, for the tests of evaluation and of its suites."""
+"""A small made-up corpus, tokenizer and model as the zero-shot stage finds them, for the tests of
+evaluation and of its suites.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from assets import evaluation
 from assets.contract import Artifact, Built
-from assets.profile import load_profile
+from assets.recipe.profile import load_profile
+from assets.stages import zero_shot
 from gpt_model.data import documents
 from gpt_model.data.splits import bucket
 from gpt_model.evaluation.examples import Material, rows_of
@@ -30,8 +32,36 @@ class Alone(Silent):
 def story(seed: int, sentences: int) -> str:
     """Made-up prose with names and enough different words of each kind."""
     draw = random.Random(seed)
-    names = ["Anselm", "Berta", "Conrad", "Dora", "Emil", "Frieda", "Gustav", "Hanna", "Ingo", "Jutta", "Karla", "Ludwig"]
-    stems = ["mark", "turn", "walk", "call", "help", "look", "rest", "sail", "talk", "work", "jump", "knock", "paint", "climb"]
+    names = [
+        "Anselm",
+        "Berta",
+        "Conrad",
+        "Dora",
+        "Emil",
+        "Frieda",
+        "Gustav",
+        "Hanna",
+        "Ingo",
+        "Jutta",
+        "Karla",
+        "Ludwig",
+    ]
+    stems = [
+        "mark",
+        "turn",
+        "walk",
+        "call",
+        "help",
+        "look",
+        "rest",
+        "sail",
+        "talk",
+        "work",
+        "jump",
+        "knock",
+        "paint",
+        "climb",
+    ]
     things = [
         "table",
         "garden",
@@ -49,8 +79,12 @@ def story(seed: int, sentences: int) -> str:
     ]
     lines = []
     for _ in range(sentences):
-        who, other, stem, thing, second = (draw.choice(words) for words in (names, names, stems, things, things))
-        lines.append(f"Then {who} {stem}ed the {thing} and {other} was {draw.choice(stems)}ing by the {second}.")
+        who, other, stem, thing, second = (
+            draw.choice(words) for words in (names, names, stems, things, things)
+        )
+        lines.append(
+            f"Then {who} {stem}ed the {thing} and {other} was {draw.choice(stems)}ing by the {second}."
+        )
     return "\n".join(" ".join(lines[n : n + 7]) for n in range(0, len(lines), 7)) + "\n"
 
 
@@ -63,31 +97,55 @@ class World:
     model: Any
     tokenizer: Any
 
-    def config(self, suites: list[str], examples: dict[str, int] | None = None, files: dict[str, str] | None = None) -> Any:
+    def config(
+        self,
+        suites: list[str],
+        examples: dict[str, int] | None = None,
+        files: dict[str, str] | None = None,
+    ) -> Any:
         limits = {name: LIMIT for name in suites} if examples is None else examples
         section = SimpleNamespace(suites=suites, examples=limits, files=files or {}, known=None)
-        recipe: Any = SimpleNamespace(name="test", evaluation=section, corpus=SimpleNamespace(seed=0), split_seed=0)
-        return evaluation.ZERO_SHOT.pin(evaluation.zero_shot_config(recipe), self.folder)
+        recipe: Any = SimpleNamespace(
+            name="test", evaluation=section, corpus=SimpleNamespace(seed=0), split_seed=0
+        )
+        return zero_shot.ZERO_SHOT.pin(zero_shot.zero_shot_config(recipe), self.folder)
 
     def rows(self, suite: str, downloads: Path, limit: int | None = LIMIT) -> list[dict[str, Any]]:
         """The questions of a suite of one task."""
         (task,) = suite_tasks(suite, self.config([suite])["suites"][suite])
-        material = Material(self.inputs["corpus"].path, 0, downloads, self.tokenizer.encode, CONTEXT, Silent())
+        material = Material(
+            self.inputs["corpus"].path, 0, downloads, self.tokenizer.encode, CONTEXT, Silent()
+        )
         return rows_of(task, material, limit)[0].rows
 
-    def run(self, output: Path, suites: list[str], examples: dict[str, int] | None = None, files: dict[str, str] | None = None) -> Built:
+    def run(
+        self,
+        output: Path,
+        suites: list[str],
+        examples: dict[str, int] | None = None,
+        files: dict[str, str] | None = None,
+    ) -> Built:
         output.mkdir()
         config = self.config(suites, examples, files)
-        return Built(config, self.inputs, output, evaluation.run(config, self.inputs, output, Alone()), {}, [])
+        return Built(
+            config, self.inputs, output, zero_shot.run(config, self.inputs, output, Alone()), {}, []
+        )
 
 
 def write_corpus(folder: Path, texts: dict[str, list[str]], share: float) -> None:
     index = {}
     for name, source in texts.items():
-        with documents.Writer(folder, name, "training") as training, documents.Writer(folder, name, "held_out") as held_out:
+        with (
+            documents.Writer(folder, name, "training") as training,
+            documents.Writer(folder, name, "held_out") as held_out,
+        ):
             for text in source:
                 (held_out if bucket(text, 0) < share else training).add(text)
-        index[name] = {"held_out_share": share, "training": training.counts(), "held_out": held_out.counts()}
+        index[name] = {
+            "held_out_share": share,
+            "training": training.counts(),
+            "held_out": held_out.counts(),
+        }
     documents.write_index(folder, index)
 
 
@@ -104,15 +162,29 @@ def make_world(folder: Path, context: int = CONTEXT, family: str = "gpt2") -> Wo
     from gpt_model.tokenizer import Tokenizer
     from gpt_model.transformer import GPT
 
-    texts = {"first": [story(n, 60) for n in range(12)], "second": [story(100 + n, 30) for n in range(12)]}
+    texts = {
+        "first": [story(n, 60) for n in range(12)],
+        "second": [story(100 + n, 30) for n in range(12)],
+    }
     write_corpus(folder / "corpus", texts, 0.3)
     style, size = ("gpt1", 200) if family == "gpt1" else ("gpt2", 420)
-    tokenizer = Tokenizer.train((text for source in texts.values() for text in source), vocab_size=size, style=style)
-    shape = ModelConfig(layers=2, width=32, heads=2, context=context, vocab_size=tokenizer.vocab_size, **FAMILIES[family])
+    tokenizer = Tokenizer.train(
+        (text for source in texts.values() for text in source), vocab_size=size, style=style
+    )
+    shape = ModelConfig(
+        layers=2,
+        width=32,
+        heads=2,
+        context=context,
+        vocab_size=tokenizer.vocab_size,
+        **FAMILIES[family],
+    )
     model = GPT(shape, seed=3)
     for parameter in model.parameters():  # so that its predictions differ from one another
         parameter.data *= 5 if parameter.dim() > 1 else 1
     convert.export(model, folder / "pretrained" / "model", tokenizer.end_of_text)
     tokenizer.save(folder / "pretrained" / "model")
-    inputs = {name: Artifact(folder / name, name, "", "", {}, {}) for name in ("corpus", "pretrained")}
+    inputs = {
+        name: Artifact(folder / name, name, "", "", {}, {}) for name in ("corpus", "pretrained")
+    }
     return World(folder, inputs, model.eval(), tokenizer)

@@ -6,14 +6,35 @@
                                     the query weights: exact both ways where it is a power of two (head widths 16, 64, 256), rounded once
                                     each way elsewhere. It has no biases of query, key and value: a model with them is refused.
 
-- `save` and `load`: the store's own folder. For gpt1 and gpt2 it is a folder that `transformers` loads; for gpt3 it is native, since one
-  with those biases fits no class of theirs, as is an LSTM's (`load_decoder`). `load` reads theirs too, sharded ones among them.
-- `export` (a model) and `export_folder` (a stored folder, tokenizer and all): what `transformers` loads with nothing of ours.
+- `save` and `load`: the store's own folder. For gpt1 and gpt2 it is a folder that `transformers`
+  loads; for gpt3 it is native, since one with those biases fits no class of theirs, as is an LSTM's
+  (`load_decoder`). `load` reads theirs too, sharded ones among them.
+- `export` (a model) and `export_folder` (a stored folder, tokenizer and all): what `transformers`
+  loads with nothing of ours.
 
-How each class calls things is `dialects.py`'s, files are `folder.py`'s. Tokenizers are `gpt_model.tokenizer`'s.
+How each class calls things is `dialects.py`'s, files are `folder.py`'s. Tokenizers are
+`gpt_model.tokenizer`'s.
 """
 
-from gpt_model.convert.folder import check_exportable, export, export_folder, load, load_decoder, save, shape
+from gpt_model.convert.folder import (
+    check_exportable,
+    export,
+    export_folder,
+    load,
+    load_decoder,
+    save,
+    shape,
+)
 from gpt_model.convert.network import from_transformers, to_transformers
 
-__all__ = ["check_exportable", "export", "export_folder", "from_transformers", "load", "load_decoder", "save", "shape", "to_transformers"]
+__all__ = [
+    "check_exportable",
+    "export",
+    "export_folder",
+    "from_transformers",
+    "load",
+    "load_decoder",
+    "save",
+    "shape",
+    "to_transformers",
+]

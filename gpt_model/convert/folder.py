@@ -1,4 +1,6 @@
-"""A decoder's folder: the store's own and `transformers`' (config.json, safetensors). The tokenizer's files are the caller's to add."""
+"""A decoder's folder: the store's own and `transformers`' (config.json, safetensors). The
+tokenizer's files are the caller's to add.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,36 @@ from gpt_model.errors import CorruptFile, UserError
 from gpt_model.model_folder import CONFIG, INDEX, WEIGHTS, described, weight_files
 from gpt_model.transformer import GPT
 
-NATIVE = {"gpt3": "gpt_lineage_gpt3", "lstm": "gpt_lineage_lstm"}  # family -> model_type of the store's own folder
+NATIVE = {
+    "gpt3": "gpt_lineage_gpt3",
+    "lstm": "gpt_lineage_lstm",
+}  # family -> model_type of the store's own folder
 
 
 def save(model: Decoder, folder: Path | str, end_of_text: int | None = None) -> None:
-    """Write the store's own folder, which `load` reads to the bit: for gpt1 and gpt2 what `export` writes, for others a native one.
+    """Write the store's own folder, which `load` reads to the bit: for gpt1 and gpt2 what `export`
+    writes, for others a native one.
 
-    The same model gives the same bytes, and `transformers`, which takes seconds to import, is not needed.
+    The same model gives the same bytes, and `transformers`, which takes seconds to import, is not
+    needed.
     """
     if model.config.family not in NATIVE:
         return export(model, folder, end_of_text)
-    described = {"model_type": NATIVE[model.config.family], "end_of_text": end_of_text, "model": model.config.model_dump()}
-    _write(Path(folder), {CONFIG: described}, {name: tensor.detach() for name, tensor in model.state_dict().items()})
+    described = {
+        "model_type": NATIVE[model.config.family],
+        "end_of_text": end_of_text,
+        "model": model.config.model_dump(),
+    }
+    _write(
+        Path(folder),
+        {CONFIG: described},
+        {name: tensor.detach() for name, tensor in model.state_dict().items()},
+    )
 
 
 def export(model: Decoder, folder: Path | str, end_of_text: int | None = None) -> None:
-    """Write config.json, generation_config.json and model.safetensors, which `AutoModelForCausalLM.from_pretrained` loads.
+    """Write config.json, generation_config.json and model.safetensors, which
+    `AutoModelForCausalLM.from_pretrained` loads.
 
     Raises UserError where no class of `transformers` is this decoder.
     """
@@ -43,11 +59,16 @@ def export(model: Decoder, folder: Path | str, end_of_text: int | None = None) -
         CONFIG: dialect.config(model.config, end_of_text),
         "generation_config.json": generation(model.config, end_of_text),
     }
-    _write(Path(folder), described, {f"{PREFIX}{name}": tensor for name, tensor in theirs(model, dialect).items()})
+    _write(
+        Path(folder),
+        described,
+        {f"{PREFIX}{name}": tensor for name, tensor in theirs(model, dialect).items()},
+    )
 
 
 def export_folder(source: Path, target: Path) -> None:
-    """Copy a stored model folder, the tokenizer's and other files in it too, to `target`, as `transformers` loads it.
+    """Copy a stored model folder, the tokenizer's and other files in it too, to `target`, as
+    `transformers` loads it.
 
     Raises UserError, before anything is written, where no class of `transformers` is this decoder.
     """
@@ -66,15 +87,25 @@ def check_exportable(folder: Path) -> None:
 def _write(folder: Path, described: Mapping[str, Mapping[str, Any]], weights: Weights) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, contents in described.items():
-        (folder / name).write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / name).write_text(
+            json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
+    save_file(
+        {name: tensor.contiguous() for name, tensor in weights.items()},
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
 
 
 def load(folder: Path | str) -> GPT:
-    """A GPT from a folder that `save`, `export` or `transformers` wrote. Raises UserError naming the file and field that do not fit."""
+    """A GPT from a folder that `save`, `export` or `transformers` wrote. Raises UserError naming
+    the file and field that do not fit.
+    """
     model = load_decoder(folder)
     if not isinstance(model, GPT):
-        raise UserError(f"{folder} is an {model.config.family.upper()}, and a GPT is wanted here. Give another model.")
+        raise UserError(
+            f"{folder} is an {model.config.family.upper()}, and a GPT is wanted here. Give another model."
+        )
     return model
 
 
@@ -92,7 +123,11 @@ def load_decoder(folder: Path | str) -> Decoder:
 def shape(folder: Path | str) -> ModelConfig:
     """The shape of a folder's decoder, from its config.json alone. Raises UserError as `load` does."""
     stored, where = described(Path(folder)), str(Path(folder) / CONFIG)
-    return _native(stored, where) if stored.get("model_type") in NATIVE.values() else of_config(stored, where).read(stored, where)
+    return (
+        _native(stored, where)
+        if stored.get("model_type") in NATIVE.values()
+        else of_config(stored, where).read(stored, where)
+    )
 
 
 def _native(stored: Mapping[str, Any], where: str) -> ModelConfig:
@@ -108,5 +143,7 @@ def _weights(folder: Path) -> tuple[Weights, str]:
         try:
             weights |= load_file(file)
         except (SafetensorError, ValueError) as error:
-            raise CorruptFile(f"{file} is not a whole safetensors file: {error}. Fetch or export it again.") from error
+            raise CorruptFile(
+                f"{file} is not a whole safetensors file: {error}. Fetch or export it again."
+            ) from error
     return weights, str(files[0] if len(files) == 1 else folder / INDEX)

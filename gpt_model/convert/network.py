@@ -1,4 +1,6 @@
-"""A decoder from weights by name, ours or those of a class of `transformers`, and a model of that class from a decoder."""
+"""A decoder from weights by name, ours or those of a class of `transformers`, and a model of that
+class from a decoder.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,23 @@ from gpt_model.transformer import GPT
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MASKS = (".attn.bias", ".attn.masked_bias", ".attn.attention.bias", ".attn.attention.masked_bias", "position_ids")  # old files have them
+MASKS = (
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attn.attention.bias",
+    ".attn.attention.masked_bias",
+    "position_ids",
+)  # old files have them
 
 EMBEDDINGS = ("wte.weight", "tokens_embed.weight")  # which the head is tied to
 
 
 def to_transformers(model: GPT, end_of_text: int | None = None) -> PreTrainedModel:
-    """The same network as a model of its class in `transformers`, weights copied, in eval mode. Raises UserError where none is.
+    """The same network as a model of its class in `transformers`, weights copied, in eval mode.
+    Raises UserError where none is.
 
-    `end_of_text` is the tokenizer's id of it: it becomes the start, stop and padding token of `generate()`.
+    `end_of_text` is the tokenizer's id of it: it becomes the start, stop and padding token of
+    `generate()`.
     """
     import transformers
     from transformers.initialization import no_init_weights
@@ -43,25 +53,35 @@ def to_transformers(model: GPT, end_of_text: int | None = None) -> PreTrainedMod
 
 
 def from_transformers(other: PreTrainedModel) -> GPT:
-    """Our decoder with the weights of a model of `transformers`. Raises UserError where it is not the same function."""
+    """Our decoder with the weights of a model of `transformers`. Raises UserError where it is not
+    the same function.
+    """
     stored, where = other.config.to_dict(), "the transformers model"
     dialect = of_config(stored, f"{where}'s config")
-    model = filled(dialect.read(stored, f"{where}'s config"), dict(other.state_dict()), where, dialect)
+    model = filled(
+        dialect.read(stored, f"{where}'s config"), dict(other.state_dict()), where, dialect
+    )
     assert isinstance(model, GPT)  # no class of transformers is read as anything else
     return model
 
 
 def theirs(model: Decoder, dialect: Dialect) -> Weights:
     """The weights under their names, without the prefix."""
-    return dialect.to_theirs({name: tensor.detach() for name, tensor in model.state_dict().items()}, model.config)
+    return dialect.to_theirs(
+        {name: tensor.detach() for name, tensor in model.state_dict().items()}, model.config
+    )
 
 
 def generation(shape: ModelConfig, end_of_text: int | None) -> dict[str, Any]:
-    """`generate()`'s defaults: it ends with the context, where the positions do (a pipeline's own default is 256 new tokens)."""
+    """`generate()`'s defaults: it ends with the context, where the positions do (a pipeline's own
+    default is 256 new tokens).
+    """
     return {"max_length": shape.context, **dict.fromkeys(SPECIAL, end_of_text)}
 
 
-def filled(config: ModelConfig, weights: Weights, where: str, dialect: Dialect | None = None) -> Decoder:
+def filled(
+    config: ModelConfig, weights: Weights, where: str, dialect: Dialect | None = None
+) -> Decoder:
     """A decoder of this shape with copies of these weights, ours or those of `dialect`.
 
     Raises UserError naming the tensors that are missing, surplus or of another shape.
@@ -72,17 +92,28 @@ def filled(config: ModelConfig, weights: Weights, where: str, dialect: Dialect |
     if dialect:
         expected = dialect.to_theirs(expected, config)
     found = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
-    head, embedding = found.pop("lm_head.weight", None), next((name for name in EMBEDDINGS if name in found), None)
+    head, embedding = (
+        found.pop("lm_head.weight", None),
+        next((name for name in EMBEDDINGS if name in found), None),
+    )
     if head is not None and embedding and not torch.equal(head, found[embedding]):
-        raise UserError(f"{where}: lm_head.weight differs from {embedding}, but this decoder's head is tied to its embedding.")
+        raise UserError(
+            f"{where}: lm_head.weight differs from {embedding}, but this decoder's head is tied to its embedding."
+        )
     found = {name: tensor for name, tensor in found.items() if not name.endswith(MASKS)}
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
-            raise UserError(f"{where} has no tensor {name}, which its config's shape needs. Export the model again.")
+            raise UserError(
+                f"{where} has no tensor {name}, which its config's shape needs. Export the model again."
+            )
         if name not in expected:
-            raise UserError(f"{where} has a tensor {name} that its config's shape has no place for. Give another model.")
+            raise UserError(
+                f"{where} has a tensor {name} that its config's shape has no place for. Give another model."
+            )
         if found[name].shape != expected[name].shape:
-            raise UserError(f"{where}: {name} has shape {list(found[name].shape)}, its config needs {list(expected[name].shape)}.")
+            raise UserError(
+                f"{where}: {name} has shape {list(found[name].shape)}, its config needs {list(expected[name].shape)}."
+            )
     found = {name: tensor.to(torch.float32, copy=True) for name, tensor in found.items()}
     model.load_state_dict(dialect.to_ours(found, config) if dialect else found, assign=True)
     return model.requires_grad_(True)

@@ -1,8 +1,9 @@
 """Reading files out of an archive without unpacking, building or running anything in it.
 
-An archive is a wheel or zip, or a tar (.tar, .tar.gz, .tgz, .tar.bz2, .tar.xz). Nothing is ever written where a member's name
-says. Refused as a whole, before the first byte of text: names that lead out of the archive, links and devices, and more
-decompressed bytes than LIMIT or RATIO allow; the decompressor is stopped at the same bound, whatever the headers declare.
+An archive is a wheel or zip, or a tar (.tar, .tar.gz, .tgz, .tar.bz2, .tar.xz). Nothing is ever
+written where a member's name says. Refused as a whole, before the first byte of text: names that
+lead out of the archive, links and devices, and more decompressed bytes than LIMIT or RATIO allow;
+the decompressor is stopped at the same bound, whatever the headers declare.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, cast
 
@@ -32,7 +34,15 @@ LIMIT = 4 * 2**30  # bytes an archive may hold, decompressed
 RATIO = 200  # … and how many times its own size; text compresses 3- to 20-fold, a bomb 1000-fold
 SMALL = 64 * 2**20  # … but so much is always allowed
 
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, NotImplementedError)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+    NotImplementedError,
+)
 
 
 @dataclass(frozen=True)
@@ -51,13 +61,17 @@ def read_members(archive: Path, patterns: str | Sequence[str]) -> Iterator[tuple
 
 
 def open_members(archive: Path, patterns: str | Sequence[str]) -> Iterator[tuple[str, BinaryIO]]:
-    """(name, readable binary file) of every file that matches, in the archive's order; the file is closed at the next step.
+    """(name, readable binary file) of every file that matches, in the archive's order; the file is
+    closed at the next step.
 
-    `patterns` are globs (`*` within a folder, `**` across folders) over paths in the archive. Where everything lies in one
-    folder, as in a source distribution (`name-1.0/…`), they may start below it. "outer.tar.gz!inner/*.txt" reads a file of an archive in
-    the archive. Raises UserError where a pattern matches nothing, and for an archive that is damaged or refused.
+    `patterns` are globs (`*` within a folder, `**` across folders) over paths in the archive. Where
+    everything lies in one folder, as in a source distribution (`name-1.0/…`), they may start below
+    it. "outer.tar.gz!inner/*.txt" reads a file of an archive in the archive. Raises UserError where
+    a pattern matches nothing, and for an archive that is damaged or refused.
     """
-    yield from _matching(archive, [patterns] if isinstance(patterns, str) else list(patterns), archive.name)
+    yield from _matching(
+        archive, [patterns] if isinstance(patterns, str) else list(patterns), archive.name
+    )
 
 
 def _matching(archive: Path, patterns: list[str], label: str) -> Iterator[tuple[str, BinaryIO]]:
@@ -68,7 +82,9 @@ def _matching(archive: Path, patterns: list[str], label: str) -> Iterator[tuple[
         for pattern in (*plain, *(outer for outer, _ in nested)):
             if not any(_matches(pattern, member.name, below) for member in members):
                 names = ", ".join(member.name for member in members[:5])
-                raise UserError(f"{label} holds no file that matches {pattern!r}. It holds {len(members)} files: {names}, ….")
+                raise UserError(
+                    f"{label} holds no file that matches {pattern!r}. It holds {len(members)} files: {names}, …."
+                )
         for member in members:
             if any(_matches(pattern, member.name, below) for pattern in plain):
                 with _guarded(member.open, f"{label}: {member.name}", member.size) as stream:
@@ -76,7 +92,10 @@ def _matching(archive: Path, patterns: list[str], label: str) -> Iterator[tuple[
             if inner := [inner for outer, inner in nested if _matches(outer, member.name, below)]:
                 with tempfile.TemporaryDirectory() as folder:
                     copy = Path(folder) / PurePosixPath(member.name).name
-                    with _guarded(member.open, f"{label}: {member.name}", member.size) as stream, copy.open("wb") as file:
+                    with (
+                        _guarded(member.open, f"{label}: {member.name}", member.size) as stream,
+                        copy.open("wb") as file,
+                    ):
                         shutil.copyfileobj(stream, file)
                     for name, stream in _matching(copy, inner, f"{label}!{member.name}"):
                         yield f"{member.name}!{name}", stream
@@ -103,14 +122,24 @@ def _opened(archive: Path, label: str) -> Iterator[list[Member]]:
             with zipfile.ZipFile(archive) as file:
                 yield _zip_members(file, limit, label)
         elif archive.suffix in (".tar", ".gz", ".tgz", ".bz2", ".xz"):
-            with _guarded(lambda: _decompressed(archive), label, limit) as stream, tarfile.TarFile.open(fileobj=stream, mode="r:") as tar:
+            with (
+                _guarded(lambda: _decompressed(archive), label, limit) as stream,
+                tarfile.TarFile.open(fileobj=stream, mode="r:") as tar,
+            ):
                 yield _tar_members(tar, limit, label)
         else:
-            raise UserError(f"{label} is not an archive this can read: expected .whl, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz.")
+            raise UserError(
+                f"{label} is not an archive this can read: expected .whl, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz."
+            )
 
 
 def _decompressed(archive: Path) -> IO[bytes]:
-    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    openers: dict[str, Callable[..., Any]] = {
+        ".gz": gzip.open,
+        ".tgz": gzip.open,
+        ".bz2": bz2.open,
+        ".xz": lzma.open,
+    }
     return cast("IO[bytes]", openers.get(archive.suffix, open)(archive, "rb"))
 
 
@@ -130,26 +159,35 @@ def _zip_members(file: zipfile.ZipFile, limit: int, label: str) -> list[Member]:
 
 def _tar_members(file: tarfile.TarFile, limit: int, label: str) -> list[Member]:
     members, total = [], 0
-    for info in file:  # one header at a time: a member too large is refused before it is decompressed
+    for (
+        info
+    ) in file:  # one header at a time: a member too large is refused before it is decompressed
         _refuse_unsafe(info.name, info.isreg() or info.isdir(), label)
         total += info.size
         _refuse_large(total, limit, label)
         if info.isreg():
-            members.append(Member(info.name, info.size, lambda info=info: cast("IO[bytes]", file.extractfile(info))))  # type: ignore[misc]
+            opened = partial(file.extractfile, info)
+            members.append(Member(info.name, info.size, cast("Callable[[], IO[bytes]]", opened)))
     return members
 
 
 def _refuse_unsafe(name: str, plain: bool, label: str) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:", name):
-        raise UserError(f"{label} is refused: its member {name!r} leads out of the archive. Do not use this file.")
+        raise UserError(
+            f"{label} is refused: its member {name!r} leads out of the archive. Do not use this file."
+        )
     if not plain:
-        raise UserError(f"{label} is refused: its member {name!r} is a link or a device, not a plain file.")
+        raise UserError(
+            f"{label} is refused: its member {name!r} is a link or a device, not a plain file."
+        )
 
 
 def _refuse_large(size: int, limit: int, label: str) -> None:
     if size > limit:
-        raise UserError(f"{label} is refused: it holds more than {limit:,} bytes, too many for a file of its size.")
+        raise UserError(
+            f"{label} is refused: it holds more than {limit:,} bytes, too many for a file of its size."
+        )
 
 
 @contextmanager
@@ -157,7 +195,9 @@ def _damage_named(label: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise UserError(f"{label} is damaged or not the archive its name says ({error}). Delete it and fetch it again.") from None
+        raise UserError(
+            f"{label} is damaged or not the archive its name says ({error}). Delete it and fetch it again."
+        ) from None
 
 
 @contextmanager

@@ -1,6 +1,8 @@
-"""What a general compressor makes of held-out text it has been primed for: the bits per byte a language model has to beat.
+"""What a general compressor makes of held-out text it has been primed for: the bits per byte a
+language model has to beat.
 
-`xz -9e` of the training text with the held-out text behind it, less `xz -9e` of the training text alone.
+`xz -9e` of the training text with the held-out text behind it, less `xz -9e` of the training text
+alone.
 """
 
 from __future__ import annotations
@@ -9,12 +11,18 @@ import lzma
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-PRIMING_BYTES = 16 << 20  # of a larger training text the last so many; its window is 64 MiB, but the time is one core's at about 2 MB/s
+PRIMING_BYTES = (
+    16 << 20
+    # of a larger training text the last so many; its window is 64 MiB, but the time is one core's at
+    # about 2 MB/s
+)
 HELD_OUT_BYTES = 4 << 20
 
 
 def primed_bits_per_byte(training: Iterable[str], held_out: Iterable[str]) -> float:
-    """Bits per byte of `held_out` for `xz -9e` that has just read `training`. Documents are joined by a newline."""
+    """Bits per byte of `held_out` for `xz -9e` that has just read `training`. Documents are joined
+    by a newline.
+    """
     prime = _tail(training, PRIMING_BYTES)
     text = _head(held_out, HELD_OUT_BYTES)
     with ThreadPoolExecutor(2) as pool:  # liblzma works outside the interpreter's lock

@@ -1,4 +1,5 @@
-"""A corpus on disk: documents by source and split, and their index. Where they come from is `sources.py`'s.
+"""A corpus on disk: documents by source and split, and their index. Where they come from is
+`sources.py`'s.
 
     documents/<source>/training.jsonl.zst      one {"text": …} a line
     documents/<source>/held_out.jsonl.zst
@@ -31,7 +32,9 @@ def path_of(corpus: Path, source: str, split: Split) -> Path:
 
 
 class Writer:
-    """Writes one split of one source, document by document, and counts what it wrote. A context manager."""
+    """Writes one split of one source, document by document, and counts what it wrote. A context
+    manager.
+    """
 
     def __init__(self, corpus: Path, source: str, split: Split) -> None:
         path = path_of(corpus, source, split)
@@ -54,7 +57,9 @@ class Writer:
         self._counter.add(text)
 
     def counts(self) -> dict[str, int | str]:
-        """Documents, UTF-8 bytes and characters of their text, and a sha256 over the texts (each after its length)."""
+        """Documents, UTF-8 bytes and characters of their text, and a sha256 over the texts (each
+        after its length).
+        """
         return self._counter.counts()
 
 
@@ -71,7 +76,12 @@ class _Counter:
         self.characters += len(text)
 
     def counts(self) -> dict[str, int | str]:
-        return {"documents": self.documents, "bytes": self.bytes, "characters": self.characters, "sha256": self._sha256.hexdigest()}
+        return {
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "characters": self.characters,
+            "sha256": self._sha256.hexdigest(),
+        }
 
 
 def count(texts: Iterable[str]) -> dict[str, int | str]:
@@ -83,12 +93,16 @@ def count(texts: Iterable[str]) -> dict[str, int | str]:
 
 
 def write_index(corpus: Path, sources: dict[str, dict[str, Any]]) -> None:
-    (corpus / INDEX).write_text(json.dumps({"sources": sources}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (corpus / INDEX).write_text(
+        json.dumps({"sources": sources}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def index(corpus: Path) -> dict[str, dict[str, Any]]:
-    """By source, in the recipe's order: licence, weight, held_out_share, dropped, and under "training" and "held_out" (the splits)
-    documents, bytes, characters, sha256. Raises UserError where `corpus` is not one."""
+    """By source, in the recipe's order: licence, weight, held_out_share, dropped, and under
+    "training" and "held_out" (the splits) documents, bytes, characters, sha256. Raises UserError
+    where `corpus` is not one.
+    """
     path = corpus / INDEX
     if not path.is_file():
         raise UserError(f"{corpus} is not a corpus: there is no {INDEX} in it.")
@@ -103,10 +117,14 @@ def read(corpus: Path, source: str, split: Split) -> Iterator[str]:
     """
     path = path_of(corpus, source, split)
     if not path.is_file():
-        raise UserError(f"{corpus} has no source {source!r}, split {split!r}. Its sources: {', '.join(index(corpus))}.")
+        raise UserError(
+            f"{corpus} has no source {source!r}, split {split!r}. Its sources: {', '.join(index(corpus))}."
+        )
     try:
         with path.open("rb") as file:
             for line in decompressed(file, path.name):
                 yield json.loads(line)["text"]
     except (zstandard.ZstdError, EOFError, ValueError, KeyError) as error:
-        raise CorruptFile(f"{path} is damaged ({error}). Delete the artifact and build the corpus again.") from None
+        raise CorruptFile(
+            f"{path} is damaged ({error}). Delete the artifact and build the corpus again."
+        ) from None

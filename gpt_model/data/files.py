@@ -1,7 +1,8 @@
-"""Files of text: which a glob names, tying them to their bytes, and reading texts or rows out of one by its name's ending.
+"""Files of text: which a glob names, tying them to their bytes, and reading texts or rows out of
+one by its name's ending.
 
-.jsonl, .json and .parquet hold rows; anything else is text. Each may be compressed (.gz, .zst). Where a file comes from (a folder, an
-archive) is the caller's.
+.jsonl, .json and .parquet hold rows; anything else is text. Each may be compressed (.gz, .zst).
+Where a file comes from (a folder, an archive) is the caller's.
 """
 
 from __future__ import annotations
@@ -44,19 +45,27 @@ class PinnedFile(Strict):
 
 
 def find(pattern: str, base: Path) -> list[Path]:
-    """The files a glob relative to `base` names, sorted, hidden ones left out. Raises UserError where there is none."""
+    """The files a glob relative to `base` names, sorted, hidden ones left out. Raises UserError
+    where there is none.
+    """
     root, relative = _rooted(pattern, base)
     if (root / relative).is_dir():
-        raise UserError(f"{pattern} is a folder: say which files in it, e.g. {pattern.rstrip('/')}/**/*.txt.")
+        raise UserError(
+            f"{pattern} is a folder: say which files in it, e.g. {pattern.rstrip('/')}/**/*.txt."
+        )
     names = glob.glob(relative, root_dir=root, recursive=True)  # noqa: PTH207 - Path.glob would take hidden files too
     found = [path for name in sorted(names) if (path := root / name).is_file()]
     if not found:
-        raise UserError(f"No file is named by {pattern!r}, looked for from {base}. Correct the path, or put the text there.")
+        raise UserError(
+            f"No file is named by {pattern!r}, looked for from {base}. Correct the path, or put the text there."
+        )
     return found
 
 
 def _rooted(pattern: str, base: Path) -> tuple[Path, str]:
-    """A folder and a glob below it: the recipe's folder, or for an absolute glob the one where its wildcards begin."""
+    """A folder and a glob below it: the recipe's folder, or for an absolute glob the one where its
+    wildcards begin.
+    """
     path = Path(pattern).expanduser()
     if not path.is_absolute():
         return base, pattern
@@ -65,7 +74,8 @@ def _rooted(pattern: str, base: Path) -> tuple[Path, str]:
 
 
 def pin(pattern: str, base: Path, downloads: Path) -> list[PinnedFile]:
-    """The files a glob names, each with its sha256, which is computed again only where size or time of change differ.
+    """The files a glob names, each with its sha256, which is computed again only where size or time
+    of change differ.
 
     Leaves a note under `downloads` of where each content was seen, which `locate` reads.
     """
@@ -81,11 +91,16 @@ def pin(pattern: str, base: Path, downloads: Path) -> list[PinnedFile]:
 def locate(file: PinnedFile, base: Path, downloads: Path) -> Path:
     """Where the bytes of a pinned file are. Raises UserError where they are no more."""
     note = downloads / "local" / file.sha256
-    places = [base / file.path, *([Path(note.read_text(encoding="utf-8"))] if note.is_file() else [])]
+    places = [
+        base / file.path,
+        *([Path(note.read_text(encoding="utf-8"))] if note.is_file() else []),
+    ]
     for path in places:
         if path.is_file() and _digest(path, downloads)[0] == file.sha256:
             return path
-    raise UserError(f"{file.path} is no longer the file that was pinned (sha256 {file.sha256}). Run again to use it as it is now.")
+    raise UserError(
+        f"{file.path} is no longer the file that was pinned (sha256 {file.sha256}). Run again to use it as it is now."
+    )
 
 
 def _digest(path: Path, downloads: Path) -> tuple[str, int]:
@@ -123,10 +138,16 @@ def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
 
 
 class _Zstd(io.RawIOBase):
-    """The contents of a .zst file of one or more frames. zstandard's own reader takes a file cut short for one that ends there."""
+    """The contents of a .zst file of one or more frames. zstandard's own reader takes a file cut
+    short for one that ends there.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._frame, self._ready = stream, zstandard.ZstdDecompressor().decompressobj(), b""
+        self._stream, self._frame, self._ready = (
+            stream,
+            zstandard.ZstdDecompressor().decompressobj(),
+            b"",
+        )
         self._begun = False  # is a frame open?
 
     def readable(self) -> bool:
@@ -150,7 +171,9 @@ class _Zstd(io.RawIOBase):
 
 
 def lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of a text file, each with its "\\n". Raises UserError at a byte that is not UTF-8, naming file and offset."""
+    """The lines of a text file, each with its "\\n". Raises UserError at a byte that is not UTF-8,
+    naming file and offset.
+    """
     offset = 0
     try:
         for raw in decompressed(stream, name):
@@ -163,11 +186,15 @@ def lines(stream: BinaryIO, name: str) -> Iterator[str]:
             offset += len(raw)
             yield text.replace("\r\n", "\n")
     except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise UserError(f"{name} is damaged or cut short ({error}). Put a whole copy in its place.") from None
+        raise UserError(
+            f"{name} is damaged or cut short ({error}). Put a whole copy in its place."
+        ) from None
 
 
 def rows(stream: BinaryIO, name: str, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """The rows of a JSON-lines or parquet file, each with at least `columns`. Raises UserError naming file, line and column."""
+    """The rows of a JSON-lines or parquet file, each with at least `columns`. Raises UserError
+    naming file, line and column.
+    """
     bare = name.removesuffix(".gz").removesuffix(".zst")
     if bare.endswith(".parquet"):
         yield from _parquet_rows(decompressed(stream, name), name, columns)
@@ -178,44 +205,62 @@ def rows(stream: BinaryIO, name: str, columns: Sequence[str]) -> Iterator[Mappin
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{name}, line {number}: not JSON ({error}). Expected one JSON object a line.") from None
+            raise UserError(
+                f"{name}, line {number}: not JSON ({error}). Expected one JSON object a line."
+            ) from None
         if not isinstance(row, dict):
-            raise UserError(f"{name}, line {number}: expected a JSON object, found {type(row).__name__}.")
+            raise UserError(
+                f"{name}, line {number}: expected a JSON object, found {type(row).__name__}."
+            )
         require(row, columns, f"{name}, line {number}")
         yield row
 
 
-def delimited(stream: BinaryIO, name: str, tabbed: bool, header: Sequence[str] | None = None) -> Iterator[Mapping[str, Any]]:
+def delimited(
+    stream: BinaryIO, name: str, tabbed: bool, header: Sequence[str] | None = None
+) -> Iterator[Mapping[str, Any]]:
     """The rows of a csv file, or of a tsv file, which has no quoting: a tab always ends a field.
 
     `header`: the columns' names, where the first line is a row.
     """
     quoting: Literal[0, 3] = csv.QUOTE_NONE if tabbed else csv.QUOTE_MINIMAL
-    reader = csv.DictReader(lines(stream, name), header, delimiter="\t" if tabbed else ",", quoting=quoting, strict=True)
+    reader = csv.DictReader(
+        lines(stream, name), header, delimiter="\t" if tabbed else ",", quoting=quoting, strict=True
+    )
     try:
         for number, row in enumerate(reader, 1):
             if None in row:
                 found = len(reader.fieldnames or [])
-                raise UserError(f"{name}, row {number}: more fields than the {found} columns. Mend the row, or `header`.")
+                raise UserError(
+                    f"{name}, row {number}: more fields than the {found} columns. Mend the row, or `header`."
+                )
             yield row
     except csv.Error as error:
         kind = "tsv" if tabbed else "csv"
-        raise UserError(f"{name}, line {reader.line_num}: this is not valid {kind} ({error}).") from None
+        raise UserError(
+            f"{name}, line {reader.line_num}: this is not valid {kind} ({error})."
+        ) from None
 
 
-def _parquet_rows(stream: BinaryIO, name: str, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def _parquet_rows(
+    stream: BinaryIO, name: str, columns: Sequence[str]
+) -> Iterator[Mapping[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+        file = pyarrow.parquet.ParquetFile(
+            stream if stream.seekable() else io.BytesIO(stream.read())
+        )
         require(dict.fromkeys(file.schema_arrow.names), columns, name)
         before = 0
         for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
             try:
                 rows = batch.to_pylist()
             except UnicodeDecodeError:
-                raise UserError(f"{name}, {_not_utf8(batch, before)} is not UTF-8. Write the file again with its text in UTF-8.") from None
+                raise UserError(
+                    f"{name}, {_not_utf8(batch, before)} is not UTF-8. Write the file again with its text in UTF-8."
+                ) from None
             yield from rows
             before += len(rows)
     except pyarrow.ArrowException as error:
@@ -236,4 +281,6 @@ def _not_utf8(batch: Any, before: int) -> str:
 def require(row: Mapping[str, Any], columns: Sequence[str], where: str) -> None:
     for column in columns:
         if column not in row:
-            raise NoColumn(f"{where}: there is no column {column!r}. Columns found: {', '.join(row)}.", column)
+            raise NoColumn(
+                f"{where}: there is no column {column!r}. Columns found: {', '.join(row)}.", column
+            )

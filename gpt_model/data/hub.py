@@ -1,6 +1,8 @@
-"""The Hugging Face hub's answers, and its silence: which commit a name stands for now, and whether a failure is ours or the network's.
+"""The Hugging Face hub's answers, and its silence: which commit a name stands for now, and whether
+a failure is ours or the network's.
 
-Reading rows is `sources.py`'s. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to the hub's own client.
+Reading rows is `sources.py`'s. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to the
+hub's own client.
 """
 
 from __future__ import annotations
@@ -23,17 +25,26 @@ _UNREACHABLE = (
 
 
 def commit_of(repository: str, revision: str, kind: Literal["dataset", "model"]) -> str:
-    """The commit, 40 digits, that a branch or tag of a repository stands for now; `revision` itself where it is one already.
+    """The commit, 40 digits, that a branch or tag of a repository stands for now; `revision` itself
+    where it is one already.
 
-    Raises Unreachable where the hub does not answer, UserError (field `hub` or `revision`) where it knows no such thing.
+    Raises Unreachable where the hub does not answer, UserError (field `hub` or `revision`) where it
+    knows no such thing.
     """
     global _silent_since
     if COMMIT.fullmatch(revision):
         return revision
     if time.monotonic() - _silent_since < REMEMBERED:
-        raise Unreachable(_UNREACHABLE.format(revision, repository, "it did not answer a moment ago"), field="revision")
+        raise Unreachable(
+            _UNREACHABLE.format(revision, repository, "it did not answer a moment ago"),
+            field="revision",
+        )
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     ask = hub.dataset_info if kind == "dataset" else hub.model_info
@@ -41,7 +52,8 @@ def commit_of(repository: str, revision: str, kind: Literal["dataset", "model"])
         return str(ask(repository, revision=revision, timeout=SECONDS).sha)
     except RevisionNotFoundError:
         raise UserError(
-            f"The {kind} {repository} on the hub has no revision {revision!r}. Give a commit or branch of it.", field="revision"
+            f"The {kind} {repository} on the hub has no revision {revision!r}. Give a commit or branch of it.",
+            field="revision",
         ) from None
     except GatedRepoError:
         raise UserError(
@@ -49,29 +61,51 @@ def commit_of(repository: str, revision: str, kind: Literal["dataset", "model"])
             field="hub",
         ) from None
     except RepositoryNotFoundError:
-        raise UserError(f"The hub has no {kind} {repository}, or HF_TOKEN does not open it. Correct the name.", field="hub") from None
+        raise UserError(
+            f"The hub has no {kind} {repository}, or HF_TOKEN does not open it. Correct the name.",
+            field="hub",
+        ) from None
     except Exception as error:
         if silent(error):
             _silent_since = time.monotonic()
-            raise Unreachable(_UNREACHABLE.format(revision, repository, _short(error)), field="revision") from None
+            raise Unreachable(
+                _UNREACHABLE.format(revision, repository, _short(error)), field="revision"
+            ) from None
         raise
 
 
 def silent(error: BaseException) -> bool:
-    """Whether a failure of the hub's client or of `datasets` means that nobody answered: no network, no server, or offline by order."""
+    """Whether a failure of the hub's client or of `datasets` means that nobody answered: no
+    network, no server, or offline by order.
+    """
     import requests
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-    from huggingface_hub.utils import httpx  # under whichever name this version of the client has it
+    from huggingface_hub.utils import (
+        httpx,
+    )  # under whichever name this version of the client has it
 
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
-        if isinstance(cause, (ConnectionError, TimeoutError, httpx.TransportError, requests.ConnectionError, requests.Timeout)):
+        if isinstance(
+            cause,
+            (
+                ConnectionError,
+                TimeoutError,
+                httpx.TransportError,
+                requests.ConnectionError,
+                requests.Timeout,
+            ),
+        ):
             return True
         if isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
             return True
-        if isinstance(cause, HfHubHTTPError) and cause.response is not None and cause.response.status_code in (403, 407, 502, 503, 504):
+        if (
+            isinstance(cause, HfHubHTTPError)
+            and cause.response is not None
+            and cause.response.status_code in (403, 407, 502, 503, 504)
+        ):
             return (
                 cause.response.headers.get("x-error-code") is None
             )  # a proxy's refusal or a server that is down, not the hub's own answer

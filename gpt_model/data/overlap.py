@@ -1,16 +1,21 @@
-"""How much of held-out text stands in training text too, word for word: GPT-2's and GPT-3's n-gram overlap (Brown et al. 2020,
-appendix C, 13 words), as a measurement. It removes nothing."""
+"""How much of held-out text stands in training text too, word for word: GPT-2's and GPT-3's n-gram
+overlap (Brown et al. 2020, appendix C, 13 words), as a measurement. It removes nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
 WORDS = 13
-ANCHOR = 8  # letters: only runs that open with a word this long are compared, about one in eight, which any text has alike
+# letters: only runs that open with a word this long are compared, about one in eight, which any
+# text has alike
+ANCHOR = 8
 
 
 def mostly_seen(held_out: Sequence[str], training: Iterable[str]) -> int:
-    """How many of `held_out` have more than half of their compared runs in `training`, which is read once."""
+    """How many of `held_out` have more than half of their compared runs in `training`, which is
+    read once.
+    """
     wanted = [list(_runs(text)) for text in held_out]
     unseen = {run for runs in wanted for run in runs}
     seen: set[int] = set()

@@ -1,19 +1,25 @@
-"""Sampler: which tokens each training step sees, as a pure function of (seed, step, rank, world size). Nothing to store, nothing to resume.
+"""Sampler: which tokens each training step sees, as a pure function of (seed, step, rank, world
+size). Nothing to store, nothing to resume.
 
-Sequences are numbered from the start of training: row r of step s is the r-th after those of all steps before (on a batch ramp, see
-`training/schedules.py`, too), whatever number of ranks shares the rows. Sequence i is the n-th draw of some source, and that source's
-n-th draw is a window of its tokens:
+Sequences are numbered from the start of training: row r of step s is the r-th after those of all
+steps before (on a batch ramp, see `training/schedules.py`, too), whatever number of ranks shares
+the rows. Sequence i is the n-th draw of some source, and that source's n-th draw is a window of its
+tokens:
 
-* **Mixture.** A pattern of 65,536 places repeats for ever. Each source has its share of the places (largest remainder), spread evenly,
-  so any stretch of training keeps the weights to within a few draws, and n is a look-up.
-* **Windows.** In each epoch of a source its tokens are cut into ⌈tokens / context⌉ windows, and a seeded permutation orders them: none
-  comes twice in an epoch (GPT-3, appendix B: sampled without replacement in an epoch). The tokens are a ring, joined at an
-  end-of-text: the cut begins somewhere else in each epoch, and the last, partial window is filled up from the ring's next tokens. So
-  all windows are full, every token is predicted in every epoch, and fewer than `context` of them twice. Documents are packed: a
-  window is contiguous text, where one document ends an end-of-text stands and the next begins, and attention is not masked between
-  them (GPT-1, section 4.1: contiguous sequences; GPT-3, appendix B: always full windows, several documents in one).
-* **Permutation.** A Feistel network on the window's number (format-preserving encryption: Black and Rogaway 2002, "Ciphers with
-  arbitrary finite domains", method 2 with cycle walking): no table, however many windows there are.
+* **Mixture.** A pattern of 65,536 places repeats for ever. Each source has its share of the places
+  (largest remainder), spread evenly, so any stretch of training keeps the weights to within a few
+  draws, and n is a look-up.
+* **Windows.** In each epoch of a source its tokens are cut into ⌈tokens / context⌉ windows, and a
+  seeded permutation orders them: none comes twice in an epoch (GPT-3, appendix B: sampled without
+  replacement in an epoch). The tokens are a ring, joined at an end-of-text: the cut begins
+  somewhere else in each epoch, and the last, partial window is filled up from the ring's next
+  tokens. So all windows are full, every token is predicted in every epoch, and fewer than `context`
+  of them twice. Documents are packed: a window is contiguous text, where one document ends an
+  end-of-text stands and the next begins, and attention is not masked between them (GPT-1, section
+  4.1: contiguous sequences; GPT-3, appendix B: always full windows, several documents in one).
+* **Permutation.** A Feistel network on the window's number (format-preserving encryption: Black and
+  Rogaway 2002, "Ciphers with arbitrary finite domains", method 2 with cycle walking): no table,
+  however many windows there are.
 """
 
 from __future__ import annotations
@@ -52,29 +58,45 @@ class Sampler:
                     f"{context + 1}. Make `context` smaller, or give the source more text or weight 0.",
                     field="context",
                 )
-        self.windows = [-(-len(tokens) // context) for tokens in self._tokens]  # an epoch of each source
+        self.windows = [
+            -(-len(tokens) // context) for tokens in self._tokens
+        ]  # an epoch of each source
         self._seed = seed
         self._pattern, self._places = _pattern(dict(zip(self.sources, weights, strict=True)), seed)
 
-    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Rank `rank`'s rows of step `step`: (inputs [rows, context], targets [rows, context], sources [rows], numbers into `.sources`).
+    def batch(
+        self, step: int, rank: int = 0, world_size: int = 1
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Rank `rank`'s rows of step `step`: (inputs [rows, context], targets [rows, context],
+        sources [rows], numbers into `.sources`).
 
         All ranks' rows in order are the same batch at any world size.
         """
-        first, count = self.batches.before(step) // self.context, self.batches.of(step) // self.context
-        rows = np.arange(first + rank * count // world_size, first + (rank + 1) * count // world_size)
+        first, count = (
+            self.batches.before(step) // self.context,
+            self.batches.of(step) // self.context,
+        )
+        rows = np.arange(
+            first + rank * count // world_size, first + (rank + 1) * count // world_size
+        )
         sources = self._pattern[rows % PATTERN]
         windows = np.empty((len(rows), self.context + 1), dtype=np.int64)
         for source in np.unique(sources):
             mine = np.flatnonzero(sources == source)
-            for row, start in zip(mine, self._starts(source, self._draws(source, rows[mine])), strict=True):
+            for row, start in zip(
+                mine, self._starts(source, self._draws(source, rows[mine])), strict=True
+            ):
                 windows[row] = _ring(self._tokens[source], int(start), self.context + 1)
         return windows[:, :-1].copy(), windows[:, 1:].copy(), sources.astype(np.int64)
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each source was gone through in the steps before `step`."""
         seen = np.array([self.batches.before(step) // self.context])
-        return {name: int(self._draws(n, seen)[0]) / self.windows[n] for n, name in enumerate(self.sources) if self.windows[n]}
+        return {
+            name: int(self._draws(n, seen)[0]) / self.windows[n]
+            for n, name in enumerate(self.sources)
+            if self.windows[n]
+        }
 
     def _draws(self, source: int, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many sequences before each of `sequences` were drawn from `source`."""
@@ -87,13 +109,17 @@ class Sampler:
         starts = np.empty_like(draws)
         for epoch in np.unique(epochs):
             now = epochs == epoch
-            offset, keys = _epoch(self._seed, self.sources[source], int(epoch), len(self._tokens[source]))
+            offset, keys = _epoch(
+                self._seed, self.sources[source], int(epoch), len(self._tokens[source])
+            )
             starts[now] = offset + _permuted(places[now], self.windows[source], keys) * self.context
         return starts % len(self._tokens[source])
 
 
 def _ring(tokens: Shards, start: int, count: int) -> NDArray[np.int64]:
-    """`count` tokens from `start`, going on at the beginning after the end. `count` is at most the ring's length."""
+    """`count` tokens from `start`, going on at the beginning after the end. `count` is at most the
+    ring's length.
+    """
     over = start + count - len(tokens)
     if over <= 0:
         return tokens.read(start, count)
@@ -101,7 +127,9 @@ def _ring(tokens: Shards, start: int, count: int) -> NDArray[np.int64]:
 
 
 def _epoch(seed: int, source: str, epoch: int, tokens: int) -> tuple[int, Words]:
-    """A source's random numbers for an epoch: where its cut begins, in [0, tokens), and the keys of its permutation, [ROUNDS]."""
+    """A source's random numbers for an epoch: where its cut begins, in [0, tokens), and the keys of
+    its permutation, [ROUNDS].
+    """
     words = _random_words(f"{seed}\0{source}\0{epoch}")
     return int(words[0]) % tokens, words[1 : 1 + ROUNDS]
 
@@ -110,13 +138,18 @@ def _random_words(text: str) -> Words:
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=64).digest(), dtype="<u8")
 
 
-def _pattern(weights: dict[str, float], seed: int) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+def _pattern(
+    weights: dict[str, float], seed: int
+) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
     """The mixture: the source of each place, [PATTERN], and the sorted places of each source.
 
-    A source with c places takes the ideal places (k + u)·PATTERN/c, u its own random number; sorting all ideal places gives the real ones.
+    A source with c places takes the ideal places (k + u)·PATTERN/c, u its own random number;
+    sorting all ideal places gives the real ones.
     """
     shares = np.array(list(weights.values())) / sum(weights.values()) * PATTERN
-    counts = np.maximum(np.floor(shares), shares > 0).astype(np.int64)  # no source of a tiny weight is forgotten
+    counts = np.maximum(np.floor(shares), shares > 0).astype(
+        np.int64
+    )  # no source of a tiny weight is forgotten
     while left := PATTERN - int(counts.sum()):
         counts[np.argmax(shares - counts if left > 0 else counts)] += np.sign(left)
     ideal = []
@@ -131,7 +164,8 @@ def _pattern(weights: dict[str, float], seed: int) -> tuple[NDArray[np.int64], l
 def _permuted(values: NDArray[np.int64], size: int, keys: Words) -> NDArray[np.int64]:
     """Each of `values` in [0, size) under a permutation of that range.
 
-    The network permutes [0, 4^bits), the smallest such range that holds `size`; what leaves [0, size) goes through again until it is back.
+    The network permutes [0, 4^bits), the smallest such range that holds `size`; what leaves [0,
+    size) goes through again until it is back.
     """
     bits = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
     permuted = _feistel(values.astype(np.uint64), bits, keys)
@@ -150,7 +184,9 @@ def _feistel(values: Words, bits: np.uint64, keys: Words) -> Words:
 
 
 def _mixed(words: Words) -> Words:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every bit in depends on every bit out."""
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every bit in depends on every bit
+    out.
+    """
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))

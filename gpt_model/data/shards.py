@@ -1,4 +1,5 @@
-"""Token shards on disk: written in constant memory, read as memory maps. Which tokens a step trains on is sampler.py's.
+"""Token shards on disk: written in constant memory, read as memory maps. Which tokens a step trains
+on is sampler.py's.
 
 A folder of tokens:
 
@@ -7,8 +8,9 @@ A folder of tokens:
     <source>/<split>-00000.bin  ids, little-endian, nothing else; at most `SHARD_TOKENS` a file
     <source>/<split>.idx        where each document ends, in tokens from the start of the split: little-endian uint64
 
-A split ("training" or "held_out") is its documents one after another, each followed by end-of-text, as GPT-2 and GPT-3 delimit them. Its
-bytes are those of the text as the tokenizer normalises it, each end-of-text with what it stands for: all that its tokens spell.
+A split ("training" or "held_out") is its documents one after another, each followed by end-of-text,
+as GPT-2 and GPT-3 delimit them. Its bytes are those of the text as the tokenizer normalises it,
+each end-of-text with what it stands for: all that its tokens spell.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ SHARD_TOKENS = 1 << 26  # tokens a file: 128 MiB of uint16
 
 @dataclass(frozen=True)
 class SourceTexts:
-    """What `write` needs to know of a source: its share of the mixture, and its documents by split, read once."""
+    """What `write` needs to know of a source: its share of the mixture, and its documents by split,
+    read once.
+    """
 
     weight: float
     documents: Mapping[str, Iterable[str]]
@@ -48,7 +52,8 @@ def write(
 ) -> dict[str, Any]:
     """Tokenize every split of every source into `folder`. Returns what index.json says.
 
-    Memory does not grow with the text: documents are streamed, long ones in pieces. The same text gives the same bytes on disk.
+    Memory does not grow with the text: documents are streamed, long ones in pieces. The same text
+    gives the same bytes on disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
     byte_lengths = tokenizer.byte_lengths()
@@ -67,7 +72,12 @@ def write(
                     (progress or Silent()).advance(done, max(total, done), "bytes")
             splits[split] = writer.described()
         described[name] = {"weight": source.weight, "splits": splits}
-    index = {"dtype": dtype.str, "vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text, "sources": described}
+    index = {
+        "dtype": dtype.str,
+        "vocab_size": tokenizer.vocab_size,
+        "end_of_text": tokenizer.end_of_text,
+        "sources": described,
+    }
     (folder / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return index
 
@@ -75,8 +85,15 @@ def write(
 class _SplitWriter:
     """Appends one split's tokens to its shards. Each is opened when the one before is full."""
 
-    def __init__(self, folder: Path, source: str, split: str, dtype: np.dtype[Any], shard_tokens: int) -> None:
-        self._folder, self._stem, self._dtype, self._shard_tokens = folder, f"{source}/{split}", dtype, shard_tokens
+    def __init__(
+        self, folder: Path, source: str, split: str, dtype: np.dtype[Any], shard_tokens: int
+    ) -> None:
+        self._folder, self._stem, self._dtype, self._shard_tokens = (
+            folder,
+            f"{source}/{split}",
+            dtype,
+            shard_tokens,
+        )
         self._shard: BinaryIO | None = None
         self._shards: list[int] = []  # tokens of each
         self.tokens = self.documents = self.bytes = 0
@@ -110,7 +127,9 @@ class _SplitWriter:
             if not self._shards or self._shards[-1] == self._shard_tokens:
                 if self._shard:
                     self._shard.close()
-                self._shard = (self._folder / f"{self._stem}-{len(self._shards):05d}.bin").open("wb")
+                self._shard = (self._folder / f"{self._stem}-{len(self._shards):05d}.bin").open(
+                    "wb"
+                )
                 self._shards.append(0)
             assert self._shard is not None
             now, ids = np.split(ids, [self._shard_tokens - self._shards[-1]])
@@ -119,18 +138,31 @@ class _SplitWriter:
             self.tokens += len(now)
 
     def described(self) -> dict[str, Any]:
-        shards = [{"file": f"{self._stem}-{number:05d}.bin", "tokens": tokens} for number, tokens in enumerate(self._shards)]
-        return {"shards": shards, "tokens": self.tokens, "documents": self.documents, "bytes": self.bytes}
+        shards = [
+            {"file": f"{self._stem}-{number:05d}.bin", "tokens": tokens}
+            for number, tokens in enumerate(self._shards)
+        ]
+        return {
+            "shards": shards,
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "bytes": self.bytes,
+        }
 
 
 class Shards:
-    """One split of a source as one long row of ids, [tokens], whatever number of files it lies in. Slices come back as arrays."""
+    """One split of a source as one long row of ids, [tokens], whatever number of files it lies in.
+    Slices come back as arrays.
+    """
 
     def __init__(self, folder: Path, source: str, split: str) -> None:
         index = _read_index(folder)
         described = index["sources"][source]["splits"][split]
         self.dtype = np.dtype(index["dtype"])
-        self._maps = [_map(folder / shard["file"], self.dtype, shard["tokens"]) for shard in described["shards"]]
+        self._maps = [
+            _map(folder / shard["file"], self.dtype, shard["tokens"])
+            for shard in described["shards"]
+        ]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._maps)])
         self.ends = _map(folder / source / f"{split}.idx", np.dtype("<u8"), described["documents"])
 
@@ -147,14 +179,22 @@ class Shards:
         return self[:].astype(dtype or self.dtype, copy=False)
 
     def read(self, start: int, count: int) -> NDArray[Any]:
-        """`count` ids from `start`, all within the split: a view where they lie in one file, else a copy."""
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1 if len(self._maps) > 1 else 0
+        """`count` ids from `start`, all within the split: a view where they lie in one file, else a
+        copy.
+        """
+        first = (
+            int(np.searchsorted(self._starts, start, side="right")) - 1
+            if len(self._maps) > 1
+            else 0
+        )
         parts = []
         while count and first < len(self._maps):
             part = self._maps[first][start - self._starts[first] :][:count]
             parts.append(part)
             start, count, first = start + len(part), count - len(part), first + 1
-        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=self.dtype), *parts])
+        return (
+            parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=self.dtype), *parts])
+        )
 
     def parts(self, count: int = 1 << 20) -> Iterator[NDArray[Any]]:
         """All of it in order, at most `count` ids at a time."""
@@ -168,7 +208,9 @@ class Shards:
 
 
 class TokenData:
-    """What a folder of tokens holds. Opening it checks that every file is there at its full length; raises CorruptFile where not."""
+    """What a folder of tokens holds. Opening it checks that every file is there at its full length;
+    raises CorruptFile where not.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -176,10 +218,14 @@ class TokenData:
         self.vocab_size: int = self._index["vocab_size"]
         self.end_of_text: int = self._index["end_of_text"]
         self.sources: list[str] = list(self._index["sources"])  # in the recipe's order
-        self.weights: dict[str, float] = {name: self._index["sources"][name]["weight"] for name in self.sources}
+        self.weights: dict[str, float] = {
+            name: self._index["sources"][name]["weight"] for name in self.sources
+        }
         self.byte_lengths: NDArray[np.uint32] = np.load(self.folder / "byte_lengths.npy")
         self._shards: dict[tuple[str, str], Shards] = {
-            (name, split): Shards(self.folder, name, split) for name in self.sources for split in SPLITS
+            (name, split): Shards(self.folder, name, split)
+            for name in self.sources
+            for split in SPLITS
         }
 
     def tokens(self, source: str, split: str) -> Shards:
@@ -200,13 +246,20 @@ class TokenData:
 
 
 def held_out_windows(
-    data: TokenData, source: str, context: int, stride: int, limit_tokens: int | None = None, sequences: int = 16
+    data: TokenData,
+    source: str,
+    context: int,
+    stride: int,
+    limit_tokens: int | None = None,
+    sequences: int = 16,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Windows that predict every held-out token of `source` exactly once: (inputs, targets), each [≤ sequences, context].
+    """Windows that predict every held-out token of `source` exactly once: (inputs, targets), each
+    [≤ sequences, context].
 
-    A window predicts `stride` tokens (1 … context), and has context - stride tokens of text before them wherever there are so many; other
-    targets are -100. The first token of all follows an end-of-text. A short window is filled up on the right with end-of-text as
-    input. `limit_tokens`: only the first so many tokens.
+    A window predicts `stride` tokens (1 … context), and has context - stride tokens of text before
+    them wherever there are so many; other targets are -100. The first token of all follows an
+    end-of-text. A short window is filled up on the right with end-of-text as input. `limit_tokens`:
+    only the first so many tokens.
     """
     tokens = data.tokens(source, "held_out")
     count = len(tokens) if limit_tokens is None else min(limit_tokens, len(tokens))
@@ -228,7 +281,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
     try:
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {folder} is not a folder of tokens. Give the folder of a `tokens` artifact.") from None
+        raise UserError(
+            f"{path} is missing: {folder} is not a folder of tokens. Give the folder of a `tokens` artifact."
+        ) from None
     except ValueError:
         raise CorruptFile(f"{path} is not JSON any more. Build the tokens again.") from None
     return index
@@ -239,5 +294,7 @@ def _map(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
     found = path.stat().st_size if path.is_file() else None
     if found != count * dtype.itemsize:
         what = "is missing" if found is None else f"has {found} bytes"
-        raise CorruptFile(f"{path} {what}, and index.json says {count * dtype.itemsize}. Build the tokens again.")
+        raise CorruptFile(
+            f"{path} {what}, and index.json says {count * dtype.itemsize}. Build the tokens again."
+        )
     return np.memmap(path, dtype=dtype, mode="r") if count else np.zeros(0, dtype=dtype)

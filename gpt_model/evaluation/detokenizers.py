@@ -1,11 +1,14 @@
-"""De-tokenizers that lose nothing: text in a data set's tokenized spelling, as people write it, and back again exactly.
+"""De-tokenizers that lose nothing: text in a data set's tokenized spelling, as people write it, and
+back again exactly.
 
-GPT-2 was trained on plain text, so a test set's artefacts (" , ", " 's", " @-@ ") cost it probability that has nothing to do with language;
-invertible de-tokenizers gained it 2.5 to 5 perplexity (Radford et al. 2019, section 3.1). These are ours: that its own were never released
-is from memory, unverified.
+GPT-2 was trained on plain text, so a test set's artefacts (" , ", " 's", " @-@ ") cost it
+probability that has nothing to do with language; invertible de-tokenizers gained it 2.5 to 5
+perplexity (Radford et al. 2019, section 3.1). These are ours: that its own were never released is
+from memory, unverified.
 
-A line is its tokens with spaces between. A token is joined to the one before where a rule says so *and* dividing what comes out gives those
-tokens again; a token that would be divided wrongly is marked by a tab. So `tokenized(plain(line)) == line` for every line whatever.
+A line is its tokens with spaces between. A token is joined to the one before where a rule says so
+*and* dividing what comes out gives those tokens again; a token that would be divided wrongly is
+marked by a tab. So `tokenized(plain(line)) == line` for every line whatever.
 """
 
 from __future__ import annotations
@@ -14,8 +17,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-MARK = "\t"  # before a token that is to be taken as it stands; with a space after it, before such a line
-_BETWEEN = {"-": r"(?<=\w)-(?=\w)", ",": r"(?<=\d),(?=\d)", ".": r"(?<=\d)\.(?=\d)"}  # where an infix is one
+# before a token that is to be taken as it stands; with a space after it, before such a line
+MARK = "\t"
+_BETWEEN = {
+    "-": r"(?<=\w)-(?=\w)",
+    ",": r"(?<=\d),(?=\d)",
+    ".": r"(?<=\d)\.(?=\d)",
+}  # where an infix is one
 _ABBREVIATION = re.compile(
     r"(?:[A-Za-z]\.)+|(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|Gen|Col|Capt|Lt|Sgt|Rev|Gov|Sen|Rep|No|Vol|vs|etc|Inc|Co|Corp|Ltd)\."
 )
@@ -28,11 +36,13 @@ class Detokenizer:
     closing: tuple[str, ...] = ()  # tokens written at the end of the word before
     opening: str = ""  # one-character tokens written at the beginning of the word after
     endings: tuple[str, ...] = ()  # tokens that end the word before: 's, n't
-    infix: Mapping[str, str] = field(default_factory=dict)  # tokens between two words, and how they are written: "@-@" as "-"
+    infix: Mapping[str, str] = field(
+        default_factory=dict
+    )  # tokens between two words, and how they are written: "@-@" as "-"
     quote: str = '"'  # opens and closes in turn; "" where there is none
     padded: bool = False  # a line has a space before its first and after its last token
 
-    # -- plain text ------------------------------------------------------------------------------------------------------------------------
+    # --- plain text ---
 
     def plain(self, text: str) -> str:
         """`text`, line by line, as people write it."""
@@ -54,7 +64,9 @@ class Detokenizer:
         return " ".join(chunks)
 
     def _chunk(self, tokens: list[str], start: int, quoted: bool) -> tuple[str, int]:
-        """The longest run of tokens from `start` that may be written together and divided again, and where it ends."""
+        """The longest run of tokens from `start` that may be written together and divided again,
+        and where it ends.
+        """
         chunk, end = tokens[start], start + 1
         if chunk.startswith(MARK) or self._divided(chunk, quoted) != [chunk]:
             return MARK + chunk, end
@@ -66,8 +78,12 @@ class Detokenizer:
             chunk, end = longer
         return chunk, end
 
-    def _joined(self, chunk: str, tokens: list[str], place: int, inside: bool) -> tuple[str, int] | None:
-        """`chunk` with the token at `place` (an infix one with the next too) where a rule joins them, and what comes after."""
+    def _joined(
+        self, chunk: str, tokens: list[str], place: int, inside: bool
+    ) -> tuple[str, int] | None:
+        """`chunk` with the token at `place` (an infix one with the next too) where a rule joins
+        them, and what comes after.
+        """
         before, token = tokens[place - 1], tokens[place]
         if not before or not token:
             return None
@@ -77,7 +93,7 @@ class Detokenizer:
         begins = before in self.opening or (before == self.quote and inside)
         return (chunk + token, place + 1) if ends or begins else None
 
-    # -- and back --------------------------------------------------------------------------------------------------------------------------
+    # --- and back ---
 
     def tokenized(self, text: str) -> str:
         """What `plain` made `text` of."""
@@ -98,7 +114,12 @@ class Detokenizer:
 
     def _divided(self, chunk: str, quoted: bool) -> list[str]:
         """The tokens of what stands between two spaces; `quoted`: inside a quotation."""
-        if chunk in self.closing or chunk in self.endings or chunk in self.infix.values() or chunk in ("", self.quote):
+        if (
+            chunk in self.closing
+            or chunk in self.endings
+            or chunk in self.infix.values()
+            or chunk in ("", self.quote)
+        ):
             return [chunk]  # alone: as it stands
         front, back, rest = [], [], chunk
         while len(rest) > 1 and (rest[0] in self.opening or rest[0] == self.quote):
@@ -111,10 +132,19 @@ class Detokenizer:
         return [*front, *self._by_infix(word), *ending, *reversed(back)]
 
     def _last(self, rest: str) -> str | None:
-        """The closing token or quote at the end of a longer `rest`; None where there is none, or it belongs to an abbreviation."""
+        """The closing token or quote at the end of a longer `rest`; None where there is none, or it
+        belongs to an abbreviation.
+        """
         if _ABBREVIATION.fullmatch(rest):
             return None
-        return next((one for one in (*self.closing, self.quote) if one and rest.endswith(one) and len(rest) > len(one)), None)
+        return next(
+            (
+                one
+                for one in (*self.closing, self.quote)
+                if one and rest.endswith(one) and len(rest) > len(one)
+            ),
+            None,
+        )
 
     def _ending(self, word: str) -> tuple[str, list[str]]:
         for ending in self.endings:
@@ -133,13 +163,18 @@ class Detokenizer:
 _ENDINGS = ("n't", "'s", "'re", "'ll", "'ve", "'d", "'m")
 DETOKENIZERS = {
     "none": Detokenizer(quote=""),
-    # Mikolov's Penn Treebank: lower case, no punctuation; unknown words are <unk> and numbers N, which stay as they are
+    # Mikolov's Penn Treebank: lower case, no punctuation; unknown words are <unk> and numbers N,
+    # which stay as they are
     "ptb": Detokenizer(endings=_ENDINGS, opening="$#", quote=""),
     # WikiText (Merity et al. 2016): Moses-like, with marked hyphens and number separators
     "wikitext": Detokenizer(
-        closing=("...", *",.;:!?)]%"), opening="([$£€", endings=("'s", "'t", "'re", "'ll", "'ve", "'d", "'m"),
-        infix={"@-@": "-", "@,@": ",", "@.@": "."}, padded=True,
+        closing=("...", *",.;:!?)]%"),
+        opening="([$£€",
+        endings=("'s", "'t", "'re", "'ll", "'ve", "'d", "'m"),
+        infix={"@-@": "-", "@,@": ",", "@.@": "."},
+        padded=True,
     ),
-    # One Billion Word (Chelba et al. 2013) and the Children's Book Test: Penn Treebank's conventions with punctuation
+    # One Billion Word (Chelba et al. 2013) and the Children's Book Test: Penn Treebank's
+    # conventions with punctuation
     "treebank": Detokenizer(closing=("...", *",.;:!?)]%"), opening="([$£€", endings=_ENDINGS),
-}  # fmt: skip
+}

@@ -1,11 +1,12 @@
-"""Running suites: rows written as files beside resolved task YAML, handed to lm_eval, and its results made into score rows.
+"""Running suites: rows written as files beside resolved task YAML, handed to lm_eval, and its
+results made into score rows.
 
     <folder>/<suite>.<task>.yaml    lm_eval's task file, complete
     <folder>/<suite>.<task>.jsonl   its rows
     <folder>/scoring.py             where a task names a function of it
 
-The folder is all that lm_eval needs: from inside it, `lm_eval --model hf --model_args pretrained=MODEL --include_path . --tasks NAME` gives
-the same scores without a line of ours.
+The folder is all that lm_eval needs: from inside it, `lm_eval --model hf --model_args
+pretrained=MODEL --include_path . --tasks NAME` gives the same scores without a line of ours.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import yaml
 from gpt_model.errors import UserError
 from gpt_model.evaluation import scoring, toxicity
 from gpt_model.evaluation.examples import TaskRows
-from gpt_model.evaluation.scores import ACCURACIES, baseline, spread
+from gpt_model.evaluation.metrics import ACCURACIES, baseline, spread
 from gpt_model.evaluation.training_text import Seen, sentence
 from gpt_model.rounding import rounded
 
@@ -46,18 +47,27 @@ class _TaskYaml(yaml.SafeDumper):
     """lm_eval's task files, in which a function is `!function module.name`."""
 
 
-_TaskYaml.add_representer(_Function, lambda dumper, function: dumper.represent_scalar("!function", f"scoring.{function.name}"))
+_TaskYaml.add_representer(
+    _Function,
+    lambda dumper, function: dumper.represent_scalar("!function", f"scoring.{function.name}"),
+)
 
 
 class _TaskReader(yaml.SafeLoader):
-    """The same read back: functions are scoring.py's own, of which the folder holds a copy for others."""
+    """The same read back: functions are scoring.py's own, of which the folder holds a copy for
+    others.
+    """
 
 
-_TaskReader.add_constructor("!function", lambda loader, node: getattr(scoring, str(node.value).removeprefix("scoring.")))
+_TaskReader.add_constructor(
+    "!function", lambda loader, node: getattr(scoring, str(node.value).removeprefix("scoring."))
+)
 
 
 def write_tasks(folder: Path, tasks: Sequence[TaskRows]) -> None:
-    """Each task's rows and its complete lm_eval YAML, in `folder`. The same bytes for the same tasks."""
+    """Each task's rows and its complete lm_eval YAML, in `folder`. The same bytes for the same
+    tasks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for task in tasks:
         lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in task.rows]
@@ -69,7 +79,10 @@ def write_tasks(folder: Path, tasks: Sequence[TaskRows]) -> None:
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": {"test": f"{task.full_name}.jsonl"}},
             "test_split": "test",
-            "metadata": {"version": task.task.metadata.version, **({"confident": confident} if confident else {})},
+            "metadata": {
+                "version": task.task.metadata.version,
+                **({"confident": confident} if confident else {}),
+            },
         }
         if function := task.task.keys.get("process_results"):
             config["process_results"] = _Function(function)
@@ -86,7 +99,8 @@ def _with_functions(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(lm: LM, folder: Path, names: Sequence[str]) -> dict[str, Any]:
-    """lm_eval's own results for the tasks `names` of a folder that `write_tasks` wrote, with every example's under "samples".
+    """lm_eval's own results for the tasks `names` of a folder that `write_tasks` wrote, with every
+    example's under "samples".
 
     Any lm_eval model will do. Raises UserError naming the task whose keys lm_eval cannot work with.
     """
@@ -95,23 +109,34 @@ def evaluate(lm: LM, folder: Path, names: Sequence[str]) -> dict[str, Any]:
     from lm_eval.evaluator import evaluate as run
 
     datasets.disable_progress_bars()
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or its authors' server is told of every local file, and waited for
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = (
+        False  # or its authors' server is told of every local file, and waited for
+    )
     with tempfile.TemporaryDirectory() as cache:  # of `datasets`, which converts each file to Arrow
         tasks = {}
         for name in names:
-            config = yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), Loader=_TaskReader)  # noqa: S506 - a SafeLoader
-            config["dataset_kwargs"] = {"data_files": {"test": str((folder / f"{name}.jsonl").resolve())}, "cache_dir": cache}
+            text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
+            config = yaml.load(text, Loader=_TaskReader)  # noqa: S506 - a SafeLoader
+            config["dataset_kwargs"] = {
+                "data_files": {"test": str((folder / f"{name}.jsonl").resolve())},
+                "cache_dir": cache,
+            }
             try:
                 tasks[name] = ConfigurableTask(config=config)
-            except Exception as error:  # jinja's, lm_eval's registry's, a key of the wrong type: all of the file's making
+            # jinja's, lm_eval's registry's, a key of the wrong type: all of the file's making
+            except Exception as error:
                 why = f"{type(error).__name__}: {error}"
-                raise UserError(f"suites/{name.split('.')[0]}.yaml, task {name}: lm_eval cannot use it ({why}).") from error
+                raise UserError(
+                    f"suites/{name.split('.')[0]}.yaml, task {name}: lm_eval cannot use it ({why})."
+                ) from error
         if not tasks:
             return {"results": {}, "samples": {}}
         results = dict(run(lm, {"tasks": tasks}, bootstrap_iters=0, log_samples=True))
         for name, task in tasks.items():
             if share := (task.config.metadata or {}).get("confident"):
-                _score_confident(lm, results, name, [entry["metric"] for entry in task.config.metric_list], share)
+                _score_confident(
+                    lm, results, name, [entry["metric"] for entry in task.config.metric_list], share
+                )
         return results
 
 
@@ -119,8 +144,11 @@ def confident_name(metric: str, share: float) -> str:
     return f"{metric}_top_{100 * share:g}_percent"
 
 
-def _score_confident(lm: LM, results: dict[str, Any], name: str, metrics: Sequence[str], share: float) -> None:
-    """Each metric's mean over the share of generated answers that the model gives the highest probability (GPT-2, section 3.8).
+def _score_confident(
+    lm: LM, results: dict[str, Any], name: str, metrics: Sequence[str], share: float
+) -> None:
+    """Each metric's mean over the share of generated answers that the model gives the highest
+    probability (GPT-2, section 3.8).
 
     Put beside lm_eval's own results; only the samples of that share have the metric.
     """
@@ -129,18 +157,29 @@ def _score_confident(lm: LM, results: dict[str, Any], name: str, metrics: Sequen
     samples = results["samples"][name]
     written = [(sample, sample["arguments"][0][0], sample["resps"][0][0]) for sample in samples]
     asked = [entry for entry in written if entry[2]]
-    requests = [Instance("loglikelihood", {}, (context, answer), number) for number, (_, context, answer) in enumerate(asked)]
-    surest = sorted(zip(lm.loglikelihood(requests), range(len(asked)), strict=True), key=lambda scored: (-scored[0][0], scored[1]))
+    requests = [
+        Instance("loglikelihood", {}, (context, answer), number)
+        for number, (_, context, answer) in enumerate(asked)
+    ]
+    surest = sorted(
+        zip(lm.loglikelihood(requests), range(len(asked)), strict=True),
+        key=lambda scored: (-scored[0][0], scored[1]),
+    )
     for metric in metrics:
         chosen = [asked[place][0] for _, place in surest[: max(1, round(share * len(samples)))]]
         for sample in chosen:
             sample[confident_name(metric, share)] = sample[metric]
         if chosen:
-            results["results"][name][f"{confident_name(metric, share)},none"] = sum(sample[metric] for sample in chosen) / len(chosen)
+            results["results"][name][f"{confident_name(metric, share)},none"] = sum(
+                sample[metric] for sample in chosen
+            ) / len(chosen)
 
 
-def score_rows(tasks: Sequence[TaskRows], results: Mapping[str, Any], seen: Mapping[str, Seen] | None = None) -> Iterator[dict[str, Any]]:
-    """One row a metric of each task, in the tasks' order. `seen`: what of each task's examples stands in the training text.
+def score_rows(
+    tasks: Sequence[TaskRows], results: Mapping[str, Any], seen: Mapping[str, Seen] | None = None
+) -> Iterator[dict[str, Any]]:
+    """One row a metric of each task, in the tasks' order. `seen`: what of each task's examples
+    stands in the training text.
 
     Raises UserError where lm_eval gave a task no metric.
     """
@@ -150,15 +189,36 @@ def score_rows(tasks: Sequence[TaskRows], results: Mapping[str, Any], seen: Mapp
         for entry in _metrics_of(task):
             metric = entry["metric"]
             if f"{metric},none" not in results["results"][task.full_name]:
-                raise UserError(f"suites/{task.task.suite}.yaml, task {task.name!r}: lm_eval has no metric {metric!r} of its output_type.")
+                raise UserError(
+                    f"suites/{task.task.suite}.yaml, task {task.name!r}: lm_eval has no metric {metric!r} of its output_type."
+                )
             value = float(results["results"][task.full_name][f"{metric},none"])
-            values, aggregation = [sample[metric] for sample in samples if metric in sample], str(entry.get("aggregation"))
+            values, aggregation = (
+                [sample[metric] for sample in samples if metric in sample],
+                str(entry.get("aggregation")),
+            )
             sure = spread(metric, aggregation, values)
-            found = seen[task.full_name].of_metric(metric, aggregation, values) if seen and len(values) == len(samples) else {}
+            found = (
+                seen[task.full_name].of_metric(metric, aggregation, values)
+                if seen and len(values) == len(samples)
+                else {}
+            )
             own = against if metric in ACCURACIES else None
-            notes = [f"{len(values):,} of the {len(samples):,}, the surest"] if len(values) < len(samples) else []
-            notes += [f"{len(task.rows):,} of {task.available:,} examples"] if len(task.rows) < task.available else []
-            notes += [f"{task.too_long:,} more have an answer longer than the context"] if task.too_long else []
+            notes = (
+                [f"{len(values):,} of the {len(samples):,}, the surest"]
+                if len(values) < len(samples)
+                else []
+            )
+            notes += (
+                [f"{len(task.rows):,} of {task.available:,} examples"]
+                if len(task.rows) < task.available
+                else []
+            )
+            notes += (
+                [f"{task.too_long:,} more have an answer longer than the context"]
+                if task.too_long
+                else []
+            )
             notes += [str(task.setting)] if task.setting else []
             notes += [sentence(found)] if sentence(found) else []
             yield {
@@ -176,21 +236,43 @@ def score_rows(tasks: Sequence[TaskRows], results: Mapping[str, Any], seen: Mapp
                 "available": task.available,
                 "too_long": task.too_long,
                 "description": metadata.description,
-                "note": "; ".join([*notes, *([metadata.description] if metadata.description else [])]),
+                "note": "; ".join(
+                    [*notes, *([metadata.description] if metadata.description else [])]
+                ),
                 "version": metadata.version,
-                **({"published": metadata.published[metric].model_dump(exclude_defaults=True)} if metric in metadata.published else {}),
-                **({"shots": task.setting.name, "demonstrations": asdict(task.setting)} if task.setting else {}),
+                **(
+                    {"published": metadata.published[metric].model_dump(exclude_defaults=True)}
+                    if metric in metadata.published
+                    else {}
+                ),
+                **(
+                    {"shots": task.setting.name, "demonstrations": asdict(task.setting)}
+                    if task.setting
+                    else {}
+                ),
                 **found,
             }
 
 
 def _metrics_of(task: TaskRows) -> list[dict[str, Any]]:
-    """Of lm_eval's metrics, then those that are added to them: metric, aggregation, higher_is_better."""
+    """Of lm_eval's metrics, then those that are added to them: metric, aggregation,
+    higher_is_better.
+    """
     metadata, own = task.task.metadata, task.task.keys["metric_list"]
-    added: list[dict[str, Any]] = [{"metric": metric, "aggregation": "mean"} for metric in metadata.metrics]
+    added: list[dict[str, Any]] = [
+        {"metric": metric, "aggregation": "mean"} for metric in metadata.metrics
+    ]
     added += toxicity.METRICS if metadata.classifier else ()
     share = metadata.confident
-    return [*own, *added, *([{**entry, "metric": confident_name(entry["metric"], share)} for entry in own] if share else [])]
+    return [
+        *own,
+        *added,
+        *(
+            [{**entry, "metric": confident_name(entry["metric"], share)} for entry in own]
+            if share
+            else []
+        ),
+    ]
 
 
 def shown_samples(tasks: Sequence[TaskRows], results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -207,10 +289,19 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     arguments = sample["arguments"]
     if len(arguments[0]) == 1:  # a rolling log-likelihood: the text itself
         logprob = round(float(sample["filtered_resps"][0]), 3)
-        return {"context": arguments[0][0][:SHOWN], "answers": [], "target": None, "logprobs": [logprob]}
+        return {
+            "context": arguments[0][0][:SHOWN],
+            "answers": [],
+            "target": None,
+            "logprobs": [logprob],
+        }
     answers = [str(argument[1]) for argument in arguments]
     first = sample["filtered_resps"][0]
-    logprobs = [round(float(response[0]), 3) for response in sample["filtered_resps"]] if isinstance(first, (tuple, list)) else []
+    logprobs = (
+        [round(float(response[0]), 3) for response in sample["filtered_resps"]]
+        if isinstance(first, (tuple, list))
+        else []
+    )
     return {
         "context": arguments[0][0][-SHOWN:],
         "answers": answers if logprobs else [str(first)],
@@ -221,4 +312,8 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 def not_finite(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the scores that are no number."""
-    return [f"{row['suite']}/{row['task']}/{row['metric']}" for row in rows if row["value"] is None or not math.isfinite(row["value"])]
+    return [
+        f"{row['suite']}/{row['task']}/{row['metric']}"
+        for row in rows
+        if row["value"] is None or not math.isfinite(row["value"])
+    ]

@@ -1,7 +1,8 @@
-"""A suite's data: each task's rows, from held-out documents, a supervised task's file or a public data set; the seeded subset used.
+"""A suite's data: each task's rows, from held-out documents, a supervised task's file or a public
+data set; the seeded subset used.
 
-The rows a task is evaluated on are a function of the corpus, the suite and the seed; only how many of a cloze's first sentences are
-dropped depends on the model, through its tokenizer and context.
+The rows a task is evaluated on are a function of the corpus, the suite and the seed; only how many
+of a cloze's first sentences are dropped depends on the model, through its tokenizer and context.
 """
 
 from __future__ import annotations
@@ -18,18 +19,29 @@ from gpt_model.data import documents, files
 from gpt_model.data.splits import identity
 from gpt_model.errors import UserError
 from gpt_model.evaluation import held_out_text, public, synthetic
+from gpt_model.evaluation.adapters import MAKERS
 from gpt_model.evaluation.few_shot import Setting
-from gpt_model.evaluation.makers import MAKERS
 from gpt_model.evaluation.stop_words import suppressed
-from gpt_model.evaluation.suites import Arithmetic, Cloze, Data, Dataset, Labelled, LastWord, Passages, Scramble, SuiteTask
+from gpt_model.evaluation.suites import (
+    Arithmetic,
+    Cloze,
+    Data,
+    Dataset,
+    Labelled,
+    LastWord,
+    Passages,
+    Scramble,
+    SuiteTask,
+)
+from gpt_model.finetuning.entry import SEGMENTS, SplitName
+from gpt_model.finetuning.examples import read_examples
 from gpt_model.progress import Progress
-from gpt_model.tasks.entry import SEGMENTS, SplitName
-from gpt_model.tasks.examples import read_examples
 
 Row = dict[str, Any]
 
-# Rows of a task, where the recipe sets no limit. A public set is evaluated whole: the largest, One Billion Word's test set, has 306,688. As
-# lm_eval has some 5 KB a row in memory beside its prompt, the bound comes to 2 GB, which a file without end does not pass either.
+# Rows of a task, where the recipe sets no limit. A public set is evaluated whole: the largest, One
+# Billion Word's test set, has 306,688. As lm_eval has some 5 KB a row in memory beside its prompt,
+# the bound comes to 2 GB, which a file without end does not pass either.
 MOST_OF_A_SET = 400_000
 MOST_MADE = 10_000  # of what the recipe's own text gives without end
 MOST_DEMONSTRATIONS = 2_000  # that a task's are drawn from
@@ -44,10 +56,16 @@ class TaskRows:
     name: str  # the task's, or for a task by source the source's
     rows: list[Row]
     available: int  # rows there were before the subset
-    too_long: int  # rows left out before it: an answer of theirs alone is longer than the model's context
+    too_long: (
+        int  # rows left out before it: an answer of theirs alone is longer than the model's context
+    )
     setting: Setting | None = None  # how many demonstrations, where the task has `shots`
-    texts: list[str] = field(default_factory=list)  # then: each example's own text, without demonstrations
-    alone: str | None = None  # full name of the task with the same answers after the answer context only
+    texts: list[str] = field(
+        default_factory=list
+    )  # then: each example's own text, without demonstrations
+    alone: str | None = (
+        None  # full name of the task with the same answers after the answer context only
+    )
     scored: bool = True  # False for such a task
 
     @property
@@ -58,7 +76,9 @@ class TaskRows:
 
 @dataclass(frozen=True)
 class Material:
-    """Where rows may come from: a corpus artifact's folder, the seed of every split, the downloads folder; and what must fit."""
+    """Where rows may come from: a corpus artifact's folder, the seed of every split, the downloads
+    folder; and what must fit.
+    """
 
     corpus: Path | None  # none of a model that was imported, without text of one's own
     seed: int
@@ -71,22 +91,31 @@ class Material:
     def text(self) -> Path:
         """The corpus. Raises UserError where there is none."""
         if self.corpus is None:
-            raise UserError("It is made of held-out text, and this recipe has no corpus: add one, or leave the suite out.")
+            raise UserError(
+                "It is made of held-out text, and this recipe has no corpus: add one, or leave the suite out."
+            )
         return self.corpus
 
 
 def rows_of(task: SuiteTask, material: Material, limit: int | None) -> list[TaskRows]:
-    """The rows of a suite's task: at most `limit` of each, the same for the same seed; else a public set's every row.
+    """The rows of a suite's task: at most `limit` of each, the same for the same seed; else a
+    public set's every row.
 
-    Raises UserError for a task without any, NotRun for one whose public data set cannot be had here.
+    Raises UserError for a task without any, NotRun for one whose public data set cannot be had
+    here.
     """
     data, task = task.metadata.data, _without_stop_words(task, material)
     if isinstance(data, Passages):
-        made = [(source, _passages(material, source, data)) for source in documents.index(material.text)]
+        made = [
+            (source, _passages(material, source, data)) for source in documents.index(material.text)
+        ]
     else:
         made = [(task.name, _made(material, task, data))]
     most = limit or (MOST_OF_A_SET if isinstance(data, (Dataset, Labelled)) else MOST_MADE)
-    found = [TaskRows(task, name, *_subset(rows, most, f"{task.suite} {name}", material)) for name, rows in made]
+    found = [
+        TaskRows(task, name, *_subset(rows, most, f"{task.suite} {name}", material))
+        for name, rows in made
+    ]
     if empty := [rows for rows in found if not rows.rows]:
         raise UserError(
             f"suites/{task.suite}.yaml, task {empty[0].name!r} has no examples: {_why_empty(data)} "
@@ -98,7 +127,8 @@ def rows_of(task: SuiteTask, material: Material, limit: int | None) -> list[Task
 
 
 def demonstrations_of(task: SuiteTask, material: Material) -> list[Row]:
-    """What few-shot demonstrations of a task are drawn from: rows of the split its data names for it, else of the evaluated one.
+    """What few-shot demonstrations of a task are drawn from: rows of the split its data names for
+    it, else of the evaluated one.
 
     Raises NotRun where that cannot be had here.
     """
@@ -106,17 +136,24 @@ def demonstrations_of(task: SuiteTask, material: Material) -> list[Row]:
     if isinstance(data, Arithmetic):
         rows: Iterator[Row] = iter(synthetic.arithmetic(data.problems, material.seed)[1])
     elif isinstance(data, Dataset) and data.demonstrations:
-        changes = {"source": data.demonstrations, "options": {**data.options, **data.demonstration_options}}
+        changes = {
+            "source": data.demonstrations,
+            "options": {**data.options, **data.demonstration_options},
+        }
         rows = _public(material, task, data.model_copy(update=changes), "/demonstrations")
     elif isinstance(data, Labelled) and data.demonstrations:
         rows = _labelled_rows(material, task, data, [data.demonstrations])
     else:
         rows = _made(material, task, data)
-    return _subset(rows, MOST_DEMONSTRATIONS, f"{task.suite} {task.name} demonstrations", material)[0]
+    return _subset(rows, MOST_DEMONSTRATIONS, f"{task.suite} {task.name} demonstrations", material)[
+        0
+    ]
 
 
 def _without_stop_words(task: SuiteTask, material: Material) -> SuiteTask:
-    """Where a task's answer may not begin with a stop word, `begin_suppress_tokens` as `transformers` takes it: the tokens themselves."""
+    """Where a task's answer may not begin with a stop word, `begin_suppress_tokens` as
+    `transformers` takes it: the tokens themselves.
+    """
     settings = task.keys.get("generation_kwargs") or {}
     if settings.get("begin_suppress_tokens") != "stop_words":
         return task
@@ -135,7 +172,11 @@ def _made(material: Material, task: SuiteTask, data: Data) -> Iterator[Row]:
     if isinstance(data, Arithmetic):
         return iter(synthetic.arithmetic(data.problems, material.seed)[0])
     if isinstance(data, Scramble):
-        texts = (text for source in documents.index(material.text) for text in _held_out(material, source))
+        texts = (
+            text
+            for source in documents.index(material.text)
+            for text in _held_out(material, source)
+        )
         return synthetic.scrambled(data.scramble, synthetic.common_words(texts), material.seed)
     assert isinstance(data, Labelled)
     return _labelled(material, task, data)
@@ -155,7 +196,9 @@ def _why_empty(data: Data) -> str:
     return "no held-out document has a word that can be scrambled."
 
 
-def _subset(rows: Iterator[Row], limit: int, name: str, material: Material) -> tuple[list[Row], int, int]:
+def _subset(
+    rows: Iterator[Row], limit: int, name: str, material: Material
+) -> tuple[list[Row], int, int]:
     """At most `limit` rows in their order, how many there were, and how many more were too long.
 
     They are chosen by hash, so that a larger limit contains a smaller one.
@@ -165,11 +208,21 @@ def _subset(rows: Iterator[Row], limit: int, name: str, material: Material) -> t
     def ranked() -> Iterator[tuple[bytes, int, Row]]:
         nonlocal available, too_long
         for place, row in enumerate(rows):
-            if any(len(answer) > material.context and len(material.encode(f" {answer}")) > material.context for answer in _answers(row)):
+            if any(
+                len(answer) > material.context
+                and len(material.encode(f" {answer}")) > material.context
+                for answer in _answers(row)
+            ):
                 too_long += 1
                 continue
             available += 1
-            yield hashlib.sha256(f"{material.seed} {name}\0{json.dumps(row, sort_keys=True)}".encode()).digest(), place, row
+            yield (
+                hashlib.sha256(
+                    f"{material.seed} {name}\0{json.dumps(row, sort_keys=True)}".encode()
+                ).digest(),
+                place,
+                row,
+            )
 
     chosen = heapq.nsmallest(limit, ranked(), key=lambda item: item[:2])
     return [row for _, _, row in sorted(chosen, key=lambda item: item[1])], available, too_long
@@ -191,7 +244,9 @@ def _held_out(material: Material, source: str) -> Iterator[str]:
 
 
 def _common(material: Material) -> frozenset[str]:
-    return held_out_text.commonest_words(text for source in documents.index(material.text) for text in _held_out(material, source))
+    return held_out_text.commonest_words(
+        text for source in documents.index(material.text) for text in _held_out(material, source)
+    )
 
 
 def _passages(material: Material, source: str, data: Passages) -> Iterator[Row]:
@@ -212,18 +267,25 @@ def _clozes(material: Material, data: Cloze) -> Iterator[Row]:
     common = _common(material)
     for source in documents.index(material.text):
         for text in _held_out(material, source):
-            for row in held_out_text.clozes(text, data.sentences, data.choices, common, material.seed):
+            for row in held_out_text.clozes(
+                text, data.sentences, data.choices, common, material.seed
+            ):
                 yield {**row, "source": source}
 
 
 def _fitted(row: Row, material: Material) -> Row:
-    """A cloze whose context begins at the first sentence from which it fits the model's context with every choice."""
+    """A cloze whose context begins at the first sentence from which it fits the model's context
+    with every choice.
+    """
     context: str = row["context"]
     room = material.context - max(len(material.encode(f" {choice}")) for choice in row["choices"])
     for start, _ in held_out_text.sentences(context):
         if len(material.encode(context[start:])) <= room:
             break
-    return {**row, "context": context[start:]}  # at worst the question's own beginning, which lm_eval cuts from the left
+    return {
+        **row,
+        "context": context[start:],
+    }  # at worst the question's own beginning, which lm_eval cuts from the left
 
 
 def _public(material: Material, task: SuiteTask, data: Dataset, part: str = "") -> Iterator[Row]:
@@ -235,10 +297,14 @@ def _public(material: Material, task: SuiteTask, data: Dataset, part: str = "") 
         yield from MAKERS[data.make](named, material, **data.options)
     except files.NoColumn as error:
         if reason := data.without.get(error.column):
-            raise public.NotRun(public.what_to_do(reason, task.suite, task.name + part, columns)) from None
+            raise public.NotRun(
+                public.what_to_do(reason, task.suite, task.name + part, columns)
+            ) from None
         raise
     except public.NotRun as reason:
-        raise public.NotRun(public.what_to_do(str(reason), task.suite, task.name + part, columns)) from None
+        raise public.NotRun(
+            public.what_to_do(str(reason), task.suite, task.name + part, columns)
+        ) from None
 
 
 def _labelled(material: Material, task: SuiteTask, data: Labelled) -> Iterator[Row]:
@@ -246,29 +312,58 @@ def _labelled(material: Material, task: SuiteTask, data: Labelled) -> Iterator[R
     rows = list(_labelled_rows(material, task, data, data.splits))
     assert data.entry
     segments = SEGMENTS[data.entry.form]
-    passages = {identity(row[name]) for row in rows for name in segments} if data.entry.split.group else set()
+    passages = (
+        {identity(row[name]) for row in rows for name in segments}
+        if data.entry.split.group
+        else set()
+    )
     trained_on = _trained_on(passages, data, material)
-    yield from (row for row in rows if trained_on.isdisjoint(identity(row[name]) for name in segments))
+    yield from (
+        row for row in rows if trained_on.isdisjoint(identity(row[name]) for name in segments)
+    )
 
 
-def _labelled_rows(material: Material, task: SuiteTask, data: Labelled, names: Sequence[SplitName]) -> Iterator[Row]:
+def _labelled_rows(
+    material: Material, task: SuiteTask, data: Labelled, names: Sequence[SplitName]
+) -> Iterator[Row]:
     if data.entry is None:
-        raise ValueError(f"task {data.task!r} of suite {task.suite!r} was not filled in from the catalogue")
+        raise ValueError(
+            f"task {data.task!r} of suite {task.suite!r} was not filled in from the catalogue"
+        )
     if data.not_run:
         raise public.NotRun(data.not_run)
-    splits = read_examples(data.task or task.name, data.entry, material.seed, material.downloads, material.progress).splits
+    splits = read_examples(
+        data.task or task.name, data.entry, material.seed, material.downloads, material.progress
+    ).splits
     for example in (example for name in names for example in splits[name]):
         row: Row = dict(zip(SEGMENTS[data.entry.form], example.segments, strict=True))
-        yield {**row, **({"options": list(example.options)} if example.options else {}), "label": example.label}
+        yield {
+            **row,
+            **({"options": list(example.options)} if example.options else {}),
+            "label": example.label,
+        }
 
 
 def _trained_on(texts: set[bytes], data: Labelled, material: Material) -> set[bytes]:
-    """Which of a task's texts are training documents. A source that holds out at least the task's share has none, and is not read."""
+    """Which of a task's texts are training documents. A source that holds out at least the task's
+    share has none, and is not read.
+    """
     assert data.entry
-    if data.entry.split.group is None or material.corpus is None:  # its texts are no documents; or what was trained on is not known
+    if (
+        data.entry.split.group is None or material.corpus is None
+    ):  # its texts are no documents; or what was trained on is not known
         return set()
-    shares = {"test": data.entry.split.test, "validation": data.entry.split.test + data.entry.split.validation, "training": 1.0}
+    shares = {
+        "test": data.entry.split.test,
+        "validation": data.entry.split.test + data.entry.split.validation,
+        "training": 1.0,
+    }
     share = max(shares[split] for split in data.splits)
     index = documents.index(material.text)
     risky = [source for source in index if index[source]["held_out_share"] < share]
-    return {known for source in risky for text in documents.read(material.text, source, "training") if (known := identity(text)) in texts}
+    return {
+        known
+        for source in risky
+        for text in documents.read(material.text, source, "training")
+        if (known := identity(text)) in texts
+    }

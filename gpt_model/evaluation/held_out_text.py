@@ -1,7 +1,9 @@
-"""Questions made from held-out documents: passages, last words, cloze. Pure functions of the text; nothing is tokenized here.
+"""Questions made from held-out documents: passages, last words, cloze. Pure functions of the text;
+nothing is tokenized here.
 
-Text is taken as it stands, white space and all, as GPT-2 took LAMBADA's raw text (Radford et al. 2019, section 3.3). There is no
-tagger: the "kind" of a cloze word, whose part LAMBADA's and CBT's makers gave to people and parsers, is read off its letters.
+Text is taken as it stands, white space and all, as GPT-2 took LAMBADA's raw text (Radford et al.
+2019, section 3.3). There is no tagger: the "kind" of a cloze word, whose part LAMBADA's and CBT's
+makers gave to people and parsers, is read off its letters.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from typing import Any
 Row = dict[str, Any]
 Span = tuple[int, int]
 
-COMMONEST = 100  # words left out as targets (function words, whatever the language), but no more than …
+COMMONEST = (
+    100  # words left out as targets (function words, whatever the language), but no more than …
+)
 COMMONEST_SHARE = 0.05  # … of the different words there are
 LONGEST_SENTENCE = 400  # characters; longer ones are lists and tables
 _SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s+[\"'“‘(\[]*[^\W\d_a-z])|\n\s*\n")
@@ -25,13 +29,17 @@ _ENDINGS = ("ing", "ed", "eth", "est", "ly", "er", "s")
 
 
 def passages(text: str, characters: int) -> Iterator[str]:
-    """`text` in pieces of at most `characters`, cut at a line end in the last half if there is one, else at a space."""
+    """`text` in pieces of at most `characters`, cut at a line end in the last half if there is one,
+    else at a space.
+    """
     start = 0
     while start < len(text):
         end = min(len(text), start + characters)
         if end < len(text):
             half = start + characters // 2
-            end = next((cut + 1 for mark in ("\n", " ") if (cut := text.rfind(mark, half, end)) > 0), end)
+            end = next(
+                (cut + 1 for mark in ("\n", " ") if (cut := text.rfind(mark, half, end)) > 0), end
+            )
         if text[start:end].strip():
             yield text[start:end]
         start = end
@@ -60,23 +68,34 @@ def commonest_words(texts: Iterable[str]) -> frozenset[str]:
 
 
 def last_words(text: str, count: int, common: frozenset[str]) -> Iterator[Row]:
-    """{context, target}: `count` sentences without the last one's last word, and a space and that word. The word stands in the context."""
+    """{context, target}: `count` sentences without the last one's last word, and a space and that
+    word. The word stands in the context.
+    """
     spans = sentences(text)
     for first, last in zip(spans, spans[count - 1 :], strict=False):
         *_, word = [None, *_WORD.finditer(text, last[0], last[1])]
-        if word is None or re.search(r"\w", text[word.end() : last[1]]) or text[word.start() - 1 : word.start()] != " ":
+        if (
+            word is None
+            or re.search(r"\w", text[word.end() : last[1]])
+            or text[word.start() - 1 : word.start()] != " "
+        ):
             continue
         context = text[first[0] : word.start() - 1]
         target = word.group()
-        if target.lower() not in common and context == context.rstrip() and target in _WORD.findall(context):
+        if (
+            target.lower() not in common
+            and context == context.rstrip()
+            and target in _WORD.findall(context)
+        ):
             yield {"context": context, "target": f" {target}"}
 
 
 def clozes(text: str, count: int, choices: int, common: frozenset[str], seed: int) -> Iterator[Row]:
-    """{context, choices, label, kind}: `count` sentences and the next one's beginning; each choice is a word and the rest of the sentence.
+    """{context, choices, label, kind}: `count` sentences and the next one's beginning; each choice
+    is a word and the rest of the sentence.
 
-    All the words, the right one included, stand in those sentences and are of one kind. Which word is taken out, and which
-    others stand beside it, is drawn from `seed` and the sentence.
+    All the words, the right one included, stand in those sentences and are of one kind. Which word
+    is taken out, and which others stand beside it, is drawn from `seed` and the sentence.
     """
     spans = sentences(text)
     words = [_WORD.findall(text, start, end) for start, end in spans]
@@ -84,15 +103,29 @@ def clozes(text: str, count: int, choices: int, common: frozenset[str], seed: in
         start, end = spans[place]
         if end - start > LONGEST_SENTENCE:
             continue
-        by_kind = _by_kind({word for sentence in words[place - count : place] for word in sentence} - common)
-        of_word = {word: kind for kind, members in by_kind.items() if len(members) >= choices for word in members}
-        askable = [match for match in _WORD.finditer(text, start + 1, end) if match.group() in of_word and text[match.start() - 1] == " "]
+        by_kind = _by_kind(
+            {word for sentence in words[place - count : place] for word in sentence} - common
+        )
+        of_word = {
+            word: kind
+            for kind, members in by_kind.items()
+            if len(members) >= choices
+            for word in members
+        }
+        askable = [
+            match
+            for match in _WORD.finditer(text, start + 1, end)
+            if match.group() in of_word and text[match.start() - 1] == " "
+        ]
         if not askable:
             continue
         draw = random.Random(f"{seed} {text[start:end]}")
         match = draw.choice(askable)
         kind = of_word[match.group()]
-        offered = [match.group(), *draw.sample(sorted(by_kind[kind] - {match.group()}), choices - 1)]
+        offered = [
+            match.group(),
+            *draw.sample(sorted(by_kind[kind] - {match.group()}), choices - 1),
+        ]
         draw.shuffle(offered)
         yield {
             "context": text[spans[place - count][0] : match.start()].rstrip(),

@@ -1,8 +1,10 @@
-"""Runs of words that a data set shares with the training text: GPT-2's overlap by 8-grams (Radford et al. 2019, section 4).
+"""Runs of words that a data set shares with the training text: GPT-2's overlap by 8-grams (Radford
+et al. 2019, section 4).
 
-The paper puts the training text's 8-grams into a Bloom filter, which takes 39 bits each for its false positives of 1e-8: 49 GB for 10
-billion of them. Here it is the other way round: the evaluated text's runs are kept, and the training text is looked up in them as a stream.
-What is found is the same, less the false positives. GPT-3's analysis by example is `contamination.py`'s.
+The paper puts the training text's 8-grams into a Bloom filter, which takes 39 bits each for its
+false positives of 1e-8: 49 GB for 10 billion of them. Here it is the other way round: the evaluated
+text's runs are kept, and the training text is looked up in them as a stream. What is found is the
+same, less the false positives. GPT-3's analysis by example is `contamination.py`'s.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def alphanumeric_words(text: str) -> list[str]:
 
 
 def runs(words: Sequence[str], length: int) -> Hashes:
-    """A 64-bit hash of every run of `length` words, in their order; none where there are fewer words. The same on every machine."""
+    """A 64-bit hash of every run of `length` words, in their order; none where there are fewer
+    words. The same on every machine.
+    """
     hashes = np.fromiter(map(_word_hash, words), dtype=np.uint64, count=len(words))
     count = max(0, len(words) - length + 1)
     found = np.zeros(count, dtype=np.uint64)
@@ -40,11 +44,14 @@ def runs(words: Sequence[str], length: int) -> Hashes:
 
 @lru_cache(maxsize=1 << 18)
 def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )
 
 
 def shared(wanted: Mapping[int, Hashes], training: Iterable[str]) -> dict[int, Hashes]:
-    """By their length in words, those of the runs `wanted` that stand in a document of `training`, which is read once; each once, sorted.
+    """By their length in words, those of the runs `wanted` that stand in a document of `training`,
+    which is read once; each once, sorted.
 
     Memory follows from `wanted` and the longest document, however long `training` is.
     """
@@ -79,7 +86,9 @@ class Overlap:
 
 
 def overlap(found: Hashes, texts: Iterable[str]) -> Overlap:
-    """Of the 8-grams of `texts`, each counted as often as it stands there; `found` are those that `shared` has found."""
+    """Of the 8-grams of `texts`, each counted as often as it stands there; `found` are those that
+    `shared` has found.
+    """
     there = total = 0
     for text in texts:
         hashes = runs(alphanumeric_words(text), WORDS)

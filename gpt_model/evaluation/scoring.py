@@ -1,7 +1,9 @@
-"""How an answer is scored where lm_eval has no metric for it: functions that a suite names as `process_results`.
+"""How an answer is scored where lm_eval has no metric for it: functions that a suite names as
+`process_results`.
 
-A copy of this file is written beside the task files that name one of its functions (`!function scoring.NAME`), so that lm_eval reproduces
-the scores without anything else of ours: nothing of this project is imported here. Last are those that a metric names as its `aggregation`.
+A copy of this file is written beside the task files that name one of its functions (`!function
+scoring.NAME`), so that lm_eval reproduces the scores without anything else of ours: nothing of this
+project is imported here. Last are those that a metric names as its `aggregation`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ Scores = dict[str, Any]
 UNANSWERABLE = "unanswerable"  # as an answer to a question of SQuAD 2 that has none
 
 
-# -- language modelling: log-probability of the text over the units of the original (GPT-2, section 3.1) -----------------------------------
+# -- language modelling: log-probability of the text over the units of the original (GPT-2, section
+# 3.1) -----------------------------------
 
 
 def original_words(doc: Doc, results: list[float]) -> Scores:
@@ -35,46 +38,72 @@ def original_characters(doc: Doc, results: list[float]) -> Scores:
     return {"bits_per_char": (results[0], doc["characters"])}
 
 
-# -- choices -------------------------------------------------------------------------------------------------------------------------------
+# --- choices ---
 
 
 def likeliest_by_token(doc: Doc, results: list[tuple[float, bool]]) -> Scores:
-    """Whether the choice that is likeliest by the token, of which the row gives the numbers, is right (CORE's rule)."""
+    """Whether the choice that is likeliest by the token, of which the row gives the numbers, is
+    right (CORE's rule).
+    """
     means = [logprob / length for (logprob, _), length in zip(results, doc["lengths"], strict=True)]
     return {"acc": float(means.index(max(means)) == doc["label"])}
 
 
 def share_of_the_true(doc: Doc, results: list[tuple[float, bool]]) -> Scores:
-    """TruthfulQA's MC2: the true answers' share of all answers' probability. Taken against the likeliest, or long ones would all be 0."""
+    """TruthfulQA's MC2: the true answers' share of all answers' probability. Taken against the
+    likeliest, or long ones would all be 0.
+    """
     most = max(logprob for logprob, _ in results)
     weights = [math.exp(logprob - most) for logprob, _ in results]
-    return {"mc2": sum(weight for weight, true in zip(weights, doc["labels"], strict=True) if true) / sum(weights)}
+    return {
+        "mc2": sum(weight for weight, true in zip(weights, doc["labels"], strict=True) if true)
+        / sum(weights)
+    }
 
 
 def one_of_three(doc: Doc, results: list[tuple[float, bool]]) -> Scores:
-    """CommitmentBank: whether the likeliest answer is right, and (right, likeliest by the token) for SuperGLUE's F1."""
-    return {"acc": float(_likeliest(results) == doc["label"]), "f1": (doc["label"], _likeliest(results, doc["tokens"]))}
+    """CommitmentBank: whether the likeliest answer is right, and (right, likeliest by the token)
+    for SuperGLUE's F1.
+    """
+    return {
+        "acc": float(_likeliest(results) == doc["label"]),
+        "f1": (doc["label"], _likeliest(results, doc["tokens"])),
+    }
 
 
 def answer_judged(doc: Doc, results: list[tuple[float, bool]]) -> Scores:
-    """MultiRC: whether an answer is judged rightly; for F1 over answers and for the share of questions, by the token, of all of them."""
+    """MultiRC: whether an answer is judged rightly; for F1 over answers and for the share of
+    questions, by the token, of all of them.
+    """
     judged = _likeliest(results, doc["tokens"])
     judgement = (doc["label"], judged)
-    return {"acc": float(_likeliest(results) == doc["label"]), "f1": judgement, "em": (doc["question"], float(judged == doc["label"]))}
+    return {
+        "acc": float(_likeliest(results) == doc["label"]),
+        "f1": judgement,
+        "em": (doc["question"], float(judged == doc["label"])),
+    }
 
 
 def entity(doc: Doc, results: list[tuple[float, bool]]) -> Scores:
-    """ReCoRD: whether the likeliest entity is a right one; F1 of the likeliest by the token against the right one nearest to it."""
+    """ReCoRD: whether the likeliest entity is a right one; F1 of the likeliest by the token against
+    the right one nearest to it.
+    """
     said = doc["entities"][_likeliest(results, doc["tokens"])]
-    return {"acc": float(_likeliest(results) in doc["label"]), "f1": max(word_f1(answer, said) for answer in doc["answers"])}
+    return {
+        "acc": float(_likeliest(results) in doc["label"]),
+        "f1": max(word_f1(answer, said) for answer in doc["answers"]),
+    }
 
 
 def _likeliest(results: list[tuple[float, bool]], lengths: list[int] | None = None) -> int:
-    scores = [logprob / length for (logprob, _), length in zip(results, lengths or [1] * len(results), strict=True)]
+    scores = [
+        logprob / length
+        for (logprob, _), length in zip(results, lengths or [1] * len(results), strict=True)
+    ]
     return scores.index(max(scores))
 
 
-# -- generated answers ---------------------------------------------------------------------------------------------------------------------
+# --- generated answers ---
 
 
 def continuation(doc: Doc, results: list[str]) -> Scores:
@@ -97,34 +126,55 @@ def _first_line(results: list[str]) -> str:
 
 
 def answer_f1(doc: Doc, results: list[str]) -> Scores:
-    """F1 and exact match of the first line against a question's answers, as CoQA's evaluation has them.
+    """F1 and exact match of the first line against a question's answers, as CoQA's evaluation has
+    them.
 
-    With several human answers each is left out once and the best of the others counts, so that people are scored by the same rule.
+    With several human answers each is left out once and the best of the others counts, so that
+    people are scored by the same rule.
     """
     said, answers = _first_line(results), doc["answers"]
-    groups = [answers[:i] + answers[i + 1 :] for i in range(len(answers))] if len(answers) > 1 else [answers]
+    groups = (
+        [answers[:i] + answers[i + 1 :] for i in range(len(answers))]
+        if len(answers) > 1
+        else [answers]
+    )
     f1 = sum(max(word_f1(one, said) for one in group) for group in groups) / len(groups)
-    exact = sum(max(float(_words(one) == _words(said)) for one in group) for group in groups) / len(groups)
+    exact = sum(max(float(_words(one) == _words(said)) for one in group) for group in groups) / len(
+        groups
+    )
     return {"f1": f1, "em": exact}
 
 
 def answer_exact(doc: Doc, results: list[str]) -> Scores:
-    """Whether the first line is one of a question's answers, case, punctuation and articles aside (SQuAD's normalisation)."""
+    """Whether the first line is one of a question's answers, case, punctuation and articles aside
+    (SQuAD's normalisation).
+    """
     said = _words(_first_line(results))
     return {"exact_match": float(any(_words(answer) == said for answer in doc["answers"]))}
 
 
 def answer_or_none(doc: Doc, results: list[str]) -> Scores:
-    """F1 and exact match of the first line against the nearest of SQuAD 2's answers, of which there may be none: "unanswerable"."""
+    """F1 and exact match of the first line against the nearest of SQuAD 2's answers, of which there
+    may be none: "unanswerable".
+    """
     said = _first_line(results)
-    if doc["answers"] == [UNANSWERABLE] or _words(said) == [UNANSWERABLE]:  # no credit for a part, as in SQuAD's own evaluation
-        return dict.fromkeys(("f1", "em"), float(any(_words(answer) == _words(said) for answer in doc["answers"])))
+    if doc["answers"] == [UNANSWERABLE] or _words(said) == [
+        UNANSWERABLE
+    ]:  # no credit for a part, as in SQuAD's own evaluation
+        return dict.fromkeys(
+            ("f1", "em"), float(any(_words(answer) == _words(said) for answer in doc["answers"]))
+        )
     best = max(word_f1(answer, said) for answer in doc["answers"])
-    return {"f1": best, "em": float(any(_words(answer) == _words(said) for answer in doc["answers"]))}
+    return {
+        "f1": best,
+        "em": float(any(_words(answer) == _words(said) for answer in doc["answers"])),
+    }
 
 
 def number_date_or_spans(doc: Doc, results: list[str]) -> Scores:
-    """DROP's own F1 and exact match, as lm_eval has them, of the first line against the nearest of the people's answers."""
+    """DROP's own F1 and exact match, as lm_eval has them, of the first line against the nearest of
+    the people's answers.
+    """
     from lm_eval.tasks.drop.utils import process_results
 
     scores = process_results({"answers": doc["answers"]}, [_first_line(results)])
@@ -132,11 +182,19 @@ def number_date_or_spans(doc: Doc, results: list[str]) -> Scores:
 
 
 def referent(doc: Doc, results: list[str]) -> Scores:
-    """Whether what the first line says of a pronoun agrees with the label of the noun asked about, by T5's comparison of the two."""
+    """Whether what the first line says of a pronoun agrees with the label of the noun asked about,
+    by T5's comparison of the two.
+    """
     from lm_eval.tasks.super_glue.wsc.t5_utils import process_results
 
     said = _first_line(results)
-    return {"acc": float(process_results({"span1_text": doc["referent"], "label": doc["label"]}, [said])["accuracy"])}
+    return {
+        "acc": float(
+            process_results({"span1_text": doc["referent"], "label": doc["label"]}, [said])[
+                "accuracy"
+            ]
+        )
+    }
 
 
 def _words(text: str) -> list[str]:
@@ -155,9 +213,14 @@ def word_f1(answer: str, said: str) -> float:
 
 
 def summary_rouge(doc: Doc, results: list[str]) -> Scores:
-    """ROUGE-1, -2, -L (of whole summaries) and their mean, in per cent, of the first three sentences generated (GPT-2, section 3.6)."""
+    """ROUGE-1, -2, -L (of whole summaries) and their mean, in per cent, of the first three
+    sentences generated (GPT-2, section 3.6).
+    """
     scores = _rouge().score(doc["summary"], "\n".join(_sentences(results[0])[:3]))
-    found = {name: 100 * scores[kind].fmeasure for name, kind in (("rouge1", "rouge1"), ("rouge2", "rouge2"), ("rougeL", "rougeLsum"))}
+    found = {
+        name: 100 * scores[kind].fmeasure
+        for name, kind in (("rouge1", "rouge1"), ("rouge2", "rouge2"), ("rougeL", "rougeLsum"))
+    }
     return {**found, "rouge_mean": sum(found.values()) / 3}
 
 
@@ -169,24 +232,32 @@ def _rouge() -> Any:
 
 
 def _sentences(text: str) -> list[str]:
-    return [piece.strip() for piece in re.split(r"(?<=[.!?])[\"'”’)]*\s+|\n+", text) if piece.strip()]
+    return [
+        piece.strip() for piece in re.split(r"(?<=[.!?])[\"'”’)]*\s+|\n+", text) if piece.strip()
+    ]
 
 
 def translation(doc: Doc, results: list[str]) -> Scores:
-    """The first sentence generated beside the reference, for BLEU over the whole set (GPT-2, section 3.7)."""
+    """The first sentence generated beside the reference, for BLEU over the whole set (GPT-2,
+    section 3.7).
+    """
     return {"bleu": (doc["target"], next(iter(_sentences(results[0])), ""))}
 
 
 def translated_line(doc: Doc, results: list[str]) -> Scores:
-    """The first line generated beside the reference, for BLEU over the whole set (GPT-3, section 3.3)."""
+    """The first line generated beside the reference, for BLEU over the whole set (GPT-3, section
+    3.3).
+    """
     return {"bleu": (doc["target"], _first_line(results))}
 
 
-# -- aggregations of what is no mean of the examples' own scores ---------------------------------------------------------------------------
+# --- aggregations of what is no mean of the examples' own scores ---
 
 
 def f1_of_answers(judgements: Sequence[tuple[int, int]]) -> float:
-    """F1 of the answers that are right, 1, over all questions' answers (MultiRC's F1a). A judgement: (right, judged)."""
+    """F1 of the answers that are right, 1, over all questions' answers (MultiRC's F1a). A
+    judgement: (right, judged).
+    """
     return _class_f1(judgements, 1)
 
 
@@ -203,7 +274,9 @@ def _class_f1(judgements: Sequence[tuple[int, int]], one: int) -> float:
 
 
 def share_of_questions(judgements: Sequence[tuple[str, float]]) -> float:
-    """The share of questions of whose answers every one is judged rightly. A judgement: (question, 1 or 0)."""
+    """The share of questions of whose answers every one is judged rightly. A judgement: (question,
+    1 or 0).
+    """
     every = by_question(judgements)
     return sum(every) / len(every)
 

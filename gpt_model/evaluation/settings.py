@@ -1,4 +1,5 @@
-"""A task in each of its few-shot settings: the same examples after no, one and K demonstrations, as tasks of their own.
+"""A task in each of its few-shot settings: the same examples after no, one and K demonstrations, as
+tasks of their own.
 
 How demonstrations are drawn and put is `few_shot.py`'s, where they come from `examples.py`'s.
 """
@@ -14,7 +15,8 @@ from gpt_model.evaluation.few_shot import FewShot, Rendered, Renderer, answer_no
 
 
 def in_each_setting(found: TaskRows, material: Material) -> Iterator[TaskRows]:
-    """`found` itself where its task has no `shots`; else a task a number of demonstrations, the smallest first.
+    """`found` itself where its task has no `shots`; else a task a number of demonstrations, the
+    smallest first.
 
     Raises NotRun, after the tasks that need none, where the demonstrations cannot be had here.
     """
@@ -22,7 +24,14 @@ def in_each_setting(found: TaskRows, material: Material) -> Iterator[TaskRows]:
     if shots is None:
         yield found
         return
-    few_shot = FewShot(f"{task.suite} {found.name}", task.keys, shots, material.encode, material.context, material.seed)
+    few_shot = FewShot(
+        f"{task.suite} {found.name}",
+        task.keys,
+        shots,
+        material.encode,
+        material.context,
+        material.seed,
+    )
     texts = texts_of(found)
     alone = None
     if "acc_answer_norm" in task.metadata.metrics:
@@ -35,11 +44,21 @@ def in_each_setting(found: TaskRows, material: Material) -> Iterator[TaskRows]:
             pool = demonstrations_of(task, material)
         rendered = few_shot.rendered(number, found.rows, pool)
         setting = rendered.setting(number)
-        yield replace(_as(found, rendered, f"{found.name}_{setting.name}"), setting=setting, texts=texts, alone=alone)
+        yield replace(
+            _as(found, rendered, f"{found.name}_{setting.name}"),
+            setting=setting,
+            texts=texts,
+            alone=alone,
+        )
 
 
 def _as(found: TaskRows, rendered: Rendered, name: str) -> TaskRows:
-    return replace(found, task=found.task.model_copy(update={"keys": rendered.keys}), name=name, rows=rendered.rows)
+    return replace(
+        found,
+        task=found.task.model_copy(update={"keys": rendered.keys}),
+        name=name,
+        rows=rendered.rows,
+    )
 
 
 def texts_of(found: TaskRows) -> list[str]:
@@ -53,12 +72,18 @@ def texts_of(found: TaskRows) -> list[str]:
 
 
 def add_metrics(tasks: Sequence[TaskRows], results: Mapping[str, Any]) -> None:
-    """Put each task's added metrics among lm_eval's results, as lm_eval has its own: of every sample, and their mean."""
+    """Put each task's added metrics among lm_eval's results, as lm_eval has its own: of every
+    sample, and their mean.
+    """
     for found in tasks:
         samples = results["samples"][found.full_name]
         for metric in found.task.metadata.metrics if found.scored else ():
             alone = results["samples"][found.alone] if found.alone else []
-            values = per_token(samples) if metric == "acc_per_token" else answer_normalised(samples, alone)
+            values = (
+                per_token(samples)
+                if metric == "acc_per_token"
+                else answer_normalised(samples, alone)
+            )
             for sample, value in zip(samples, values, strict=True):
                 sample[metric] = value
             results["results"][found.full_name][f"{metric},none"] = sum(values) / len(values)

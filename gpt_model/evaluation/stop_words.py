@@ -1,6 +1,8 @@
-"""Words that LAMBADA's stop-word filter forbids as an answer: English function words, of which a passage's last word is hardly ever one.
+"""Words that LAMBADA's stop-word filter forbids as an answer: English function words, of which a
+passage's last word is hardly ever one.
 
-The list is OURS. That GPT-2's (Radford et al. 2019, section 3.3) was never published is unverified: from memory.
+The list is OURS. That GPT-2's (Radford et al. 2019, section 3.3) was never published is unverified:
+from memory.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ STOP_WORDS = tuple(_LINES.split())
 
 
 def suppressed(encode: Callable[[str], list[int]]) -> list[int]:
-    """Tokens that are a stop word of their own, with the space before it, in lower case or capitalised; sorted."""
-    spellings = (ids for word in STOP_WORDS for ids in (encode(f" {word}"), encode(f" {word.capitalize()}")))
+    """Tokens that are a stop word of their own, with the space before it, in lower case or
+    capitalised; sorted.
+    """
+    spellings = (
+        ids for word in STOP_WORDS for ids in (encode(f" {word}"), encode(f" {word.capitalize()}"))
+    )
     return sorted({ids[0] for ids in spellings if len(ids) == 1})

@@ -1,8 +1,10 @@
-"""Suites: lm_eval task YAML whose data a builder makes. What a suite file may say; not how its data is made (`examples.py`).
+"""Suites: lm_eval task YAML whose data a builder makes. What a suite file may say; not how its data
+is made (`examples.py`).
 
-A suite is one file in suites/, its name the file's. It is an lm_eval task, or a group with its tasks inline, and every key is
-lm_eval's own, with lm_eval's meaning (`doc_to_text`, `doc_to_choice`, `metric_list`, …; a group's other keys are its tasks'
-defaults). Only where the data comes from is said differently: instead of `dataset_path` and `test_split`, a task has
+A suite is one file in suites/, its name the file's. It is an lm_eval task, or a group with its
+tasks inline, and every key is lm_eval's own, with lm_eval's meaning (`doc_to_text`,
+`doc_to_choice`, `metric_list`, …; a group's other keys are its tasks' defaults). Only where the
+data comes from is said differently: instead of `dataset_path` and `test_split`, a task has
 
     metadata:
       version: 1.0            # bumped by hand when a score would change
@@ -14,7 +16,8 @@ defaults). Only where the data comes from is said differently: instead of `datas
       published: {acc: {task: …, metric: …, differs: …}}  # for a metric, the row of gpt_model/published that it stands in, and what of
                                                           # data or protocol is known to differ; a score of another kind has none
 
-So adding a suite is adding a file here, and naming it in a recipe. No torch and no lm_eval in this module.
+So adding a suite is adding a file here, and naming it in a recipe. No torch and no lm_eval in this
+module.
 """
 
 from __future__ import annotations
@@ -28,21 +31,35 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gpt_model.errors import UserError
 from gpt_model.evaluation import scoring, synthetic
+from gpt_model.evaluation.adapters import MAKERS
 from gpt_model.evaluation.few_shot import AddedMetric, Shots
-from gpt_model.evaluation.makers import MAKERS
 from gpt_model.evaluation.public import DataSource
 from gpt_model.evaluation.toxicity import Classifier
+from gpt_model.finetuning.entry import SplitName, TaskEntry
 from gpt_model.strict import Strict, dotted_location, location_of, sentence
-from gpt_model.tasks.entry import SplitName, TaskEntry
 
 SUITES = Path(__file__).resolve().parent / "suites"
 
 # lm_eval's task keys that say nothing of where data comes from; its TaskConfig has the same names.
 TASK_KEYS = (
-    "task", "task_alias", "doc_to_text", "doc_to_target", "doc_to_choice", "description", "target_delimiter", "gen_prefix",
-    "metric_list", "output_type", "generation_kwargs", "repeats", "filter_list", "metadata",
-    "process_results",  # the name of a function of scoring.py, where lm_eval has a Python function; so may a metric's `aggregation` be
-)  # fmt: skip
+    "task",
+    "task_alias",
+    "doc_to_text",
+    "doc_to_target",
+    "doc_to_choice",
+    "description",
+    "target_delimiter",
+    "gen_prefix",
+    "metric_list",
+    "output_type",
+    "generation_kwargs",
+    "repeats",
+    "filter_list",
+    "metadata",
+    # the name of a function of scoring.py, where lm_eval has a Python function; so may a metric's
+    # `aggregation` be
+    "process_results",
+)
 NEEDED_KEYS = ("task", "output_type", "doc_to_text", "doc_to_target", "metric_list", "metadata")
 
 
@@ -50,33 +67,51 @@ class Passages(Strict):
     """Held-out documents in passages of whole words; one task a source, named by it. Column: text."""
 
     builder: Literal["passages"]
-    characters: int = Field(default=4096, ge=64, description="longest passage; a shorter document is one passage")
+    characters: int = Field(
+        default=4096, ge=64, description="longest passage; a shorter document is one passage"
+    )
 
 
 class LastWord(Strict):
     """Runs of held-out sentences, the last word apart. Columns: context, target, source."""
 
     builder: Literal["last_word"]
-    sentences: int = Field(default=5, ge=2, description="in a passage, the one that ends in the target included")
+    sentences: int = Field(
+        default=5, ge=2, description="in a passage, the one that ends in the target included"
+    )
 
 
 class Cloze(Strict):
-    """A held-out sentence with a word taken out, after the sentences before it. Columns: context, choices, label, kind, source."""
+    """A held-out sentence with a word taken out, after the sentences before it. Columns: context,
+    choices, label, kind, source.
+    """
 
     builder: Literal["cloze"]
-    sentences: int = Field(default=20, ge=1, description="of context, from which the choices are drawn")
+    sentences: int = Field(
+        default=20, ge=1, description="of context, from which the choices are drawn"
+    )
     choices: int = Field(default=10, ge=2)
 
 
 class Labelled(Strict):
-    """A supervised task's examples. Columns: its form's segments (question, or premise and hypothesis, …), options, label."""
+    """A supervised task's examples. Columns: its form's segments (question, or premise and
+    hypothesis, …), options, label.
+    """
 
     builder: Literal["labelled"]
-    task: str | None = Field(default=None, description="an entry of gpt_model/tasks/catalogue, by name")
+    task: str | None = Field(
+        default=None, description="an entry of gpt_model/tasks/catalogue, by name"
+    )
     entry: TaskEntry | None = Field(default=None, description="or the entry itself")
     splits: list[SplitName] = Field(default=["test"], min_length=1)
-    demonstrations: SplitName | None = Field(default=None, description="the split of few-shot demonstrations; default: the evaluated rows")
-    not_run: str | None = Field(default=None, description="why it cannot be had here; filled in when a build is planned, not by a hand")
+    demonstrations: SplitName | None = Field(
+        default=None,
+        description="the split of few-shot demonstrations; default: the evaluated rows",
+    )
+    not_run: str | None = Field(
+        default=None,
+        description="why it cannot be had here; filled in when a build is planned, not by a hand",
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Labelled:
@@ -86,24 +121,39 @@ class Labelled(Strict):
 
 
 class Dataset(Strict):
-    """A public data set's rows, as a row maker (gpt_model/evaluation/makers) makes them: its columns."""
+    """A public data set's rows, as a row maker (gpt_model/evaluation/makers) makes them: its
+    columns.
+    """
 
     builder: Literal["dataset"]
     source: DataSource
     columns: dict[str, str] = Field(description="the maker's name of a column -> the data set's")
     make: str = Field(description="a row maker, by name")
-    without: dict[str, str] = Field(default_factory=dict, description="column -> why the task is not run on a file that lacks it")
-    options: dict[str, bool | int | float | str] = Field(default_factory=dict, description="the maker's")
-    demonstrations: DataSource | None = Field(default=None, description="of few-shot demonstrations; default: the evaluated rows")
-    demonstration_options: dict[str, bool | int | float | str] = Field(default_factory=dict, description="the maker's, for them only")
+    without: dict[str, str] = Field(
+        default_factory=dict,
+        description="column -> why the task is not run on a file that lacks it",
+    )
+    options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="the maker's"
+    )
+    demonstrations: DataSource | None = Field(
+        default=None, description="of few-shot demonstrations; default: the evaluated rows"
+    )
+    demonstration_options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="the maker's, for them only"
+    )
 
     @model_validator(mode="after")
     def _fits_the_maker(self) -> Dataset:
         if self.make not in MAKERS:
             near = difflib.get_close_matches(self.make, MAKERS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"there is no row maker {self.make!r}{hint}. There are {', '.join(sorted(MAKERS))}")
-        if complaint := MAKERS[self.make].complaint(self.columns, {**self.options, **self.demonstration_options}):
+            raise ValueError(
+                f"there is no row maker {self.make!r}{hint}. There are {', '.join(sorted(MAKERS))}"
+            )
+        if complaint := MAKERS[self.make].complaint(
+            self.columns, {**self.options, **self.demonstration_options}
+        ):
             raise ValueError(complaint)
         return self
 
@@ -139,7 +189,10 @@ def _one_of(name: str, known: Iterable[str]) -> str:
 
 
 OF_TEXT = (Passages, LastWord, Cloze, Scramble)  # what is made of the corpus's held-out text
-Data = Annotated[Passages | LastWord | Cloze | Labelled | Dataset | Arithmetic | Scramble, Field(discriminator="builder")]
+Data = Annotated[
+    Passages | LastWord | Cloze | Labelled | Dataset | Arithmetic | Scramble,
+    Field(discriminator="builder"),
+]
 
 
 class PublishedRow(Strict):
@@ -147,7 +200,10 @@ class PublishedRow(Strict):
 
     task: str
     metric: str
-    differs: str = Field(default="", description="what of data or protocol is known to differ from the paper's; stands beside our score")
+    differs: str = Field(
+        default="",
+        description="what of data or protocol is known to differ from the paper's; stands beside our score",
+    )
 
 
 class TaskMetadata(Strict):
@@ -158,16 +214,28 @@ class TaskMetadata(Strict):
     baseline: Literal["chance", "majority", "none"] = "none"
     data: Data
     confident: float | None = Field(
-        default=None, gt=0, le=1, description="of generated answers: also score this share, those the model gives the highest probability"
+        default=None,
+        gt=0,
+        le=1,
+        description="of generated answers: also score this share, those the model gives the highest probability",
     )
     centred: dict[str, float] = Field(
-        default_factory=dict, description="what guessing gives, in per cent, by version: the accuracy goes into the suite's centred mean"
+        default_factory=dict,
+        description="what guessing gives, in per cent, by version: the accuracy goes into the suite's centred mean",
     )
-    average: list[str] = Field(default_factory=list, description="metrics whose mean goes into the suite's SuperGLUE score")
-    published: dict[str, PublishedRow] = Field(default_factory=dict, description="metric -> the paper's row")
-    classifier: Classifier | None = Field(default=None, description="of generated answers: also score what it says of each")
+    average: list[str] = Field(
+        default_factory=list, description="metrics whose mean goes into the suite's SuperGLUE score"
+    )
+    published: dict[str, PublishedRow] = Field(
+        default_factory=dict, description="metric -> the paper's row"
+    )
+    classifier: Classifier | None = Field(
+        default=None, description="of generated answers: also score what it says of each"
+    )
     shots: Shots | None = None
-    metrics: list[AddedMetric] = Field(default_factory=list, description="beside metric_list's; they need `shots`")
+    metrics: list[AddedMetric] = Field(
+        default_factory=list, description="beside metric_list's; they need `shots`"
+    )
 
     @model_validator(mode="after")
     def _added_metrics_have_what_they_need(self) -> TaskMetadata:
@@ -181,7 +249,9 @@ class TaskMetadata(Strict):
 
 
 class SuiteTask(Strict):
-    """One task of a suite: lm_eval's keys as they stand in the file, and what we need to know of it."""
+    """One task of a suite: lm_eval's keys as they stand in the file, and what we need to know of
+    it.
+    """
 
     suite: str
     name: str
@@ -190,13 +260,17 @@ class SuiteTask(Strict):
 
 
 def suite_tasks(suite: str, contents: Mapping[str, Any]) -> list[SuiteTask]:
-    """The tasks of a parsed suite file. Raises UserError naming suite, task and key of what is wrong."""
+    """The tasks of a parsed suite file. Raises UserError naming suite, task and key of what is
+    wrong.
+    """
     seen: set[str] = set()
     tasks = []
     for keys in _expanded(suite, contents):
         task = _checked(suite, keys)
         if task.name in seen:
-            raise UserError(f"suites/{suite}.yaml: two of its tasks are named {task.name!r}. Give each its own name.")
+            raise UserError(
+                f"suites/{suite}.yaml: two of its tasks are named {task.name!r}. Give each its own name."
+            )
         seen.add(task.name)
         tasks.append(task)
     return tasks
@@ -208,32 +282,59 @@ def _expanded(suite: str, contents: Mapping[str, Any]) -> Iterator[dict[str, Any
         yield dict(contents)
         return
     members = contents.get("task")
-    if not isinstance(members, list) or not members or not all(isinstance(member, dict) for member in members):
-        raise UserError(f"suites/{suite}.yaml: a group's `task` is a list with a mapping for each of its tasks; found {members!r}.")
-    defaults = {key: value for key, value in contents.items() if key not in ("group", "task", "metadata")}
+    if (
+        not isinstance(members, list)
+        or not members
+        or not all(isinstance(member, dict) for member in members)
+    ):
+        raise UserError(
+            f"suites/{suite}.yaml: a group's `task` is a list with a mapping for each of its tasks; found {members!r}."
+        )
+    defaults = {
+        key: value for key, value in contents.items() if key not in ("group", "task", "metadata")
+    }
     for member in members:
         yield {**defaults, **member}
 
 
 def _checked(suite: str, keys: dict[str, Any]) -> SuiteTask:
-    where = f"suites/{suite}.yaml, task {keys['task']!r}" if "task" in keys else f"suites/{suite}.yaml"
+    where = (
+        f"suites/{suite}.yaml, task {keys['task']!r}" if "task" in keys else f"suites/{suite}.yaml"
+    )
     for key in keys:
         if key not in TASK_KEYS:
             near = difflib.get_close_matches(key, TASK_KEYS, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise UserError(f"{where}: `{key}` is not a key of a suite's task.{hint} Keys: {', '.join(TASK_KEYS)}.")
+            raise UserError(
+                f"{where}: `{key}` is not a key of a suite's task.{hint} Keys: {', '.join(TASK_KEYS)}."
+            )
     if missing := [key for key in NEEDED_KEYS if key not in keys]:
         raise UserError(f"{where}: `{missing[0]}` is missing.")
     if keys["output_type"] == "multiple_choice" and keys.get("doc_to_choice") is None:
-        raise UserError(f"{where}: `doc_to_choice` is missing, and `output_type: multiple_choice` needs it.")
-    if (scored := keys.get("process_results")) is not None and not callable(getattr(scoring, str(scored), None)):
-        raise UserError(f"{where}: `process_results` is {scored!r}, and gpt_model/evaluation/scoring.py has no such function.")
+        raise UserError(
+            f"{where}: `doc_to_choice` is missing, and `output_type: multiple_choice` needs it."
+        )
+    if (scored := keys.get("process_results")) is not None and not callable(
+        getattr(scoring, str(scored), None)
+    ):
+        raise UserError(
+            f"{where}: `process_results` is {scored!r}, and gpt_model/evaluation/scoring.py has no such function."
+        )
     if not isinstance(keys["task"], str) or not isinstance(keys["metadata"], dict):
         raise UserError(f"{where}: expected a name as `task` and a mapping as `metadata`.")
     try:
         metadata = TaskMetadata.model_validate(keys["metadata"])
     except ValidationError as error:
-        found: list[Any] = [{**problem, "loc": location_of(keys["metadata"], problem)} for problem in error.errors()]
-        said = [sentence(problem, dotted_location(("metadata", *problem["loc"]))) for problem in found]
+        found: list[Any] = [
+            {**problem, "loc": location_of(keys["metadata"], problem)} for problem in error.errors()
+        ]
+        said = [
+            sentence(problem, dotted_location(("metadata", *problem["loc"]))) for problem in found
+        ]
         raise UserError("\n".join(f"{where}: {one}" for one in dict.fromkeys(said))) from None
-    return SuiteTask(suite=suite, name=keys["task"], keys={k: v for k, v in keys.items() if k != "metadata"}, metadata=metadata)
+    return SuiteTask(
+        suite=suite,
+        name=keys["task"],
+        keys={k: v for k, v in keys.items() if k != "metadata"},
+        metadata=metadata,
+    )

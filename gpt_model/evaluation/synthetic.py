@@ -1,8 +1,10 @@
-"""GPT-3's made-up tasks: arithmetic and word scrambling (Brown et al. 2020, sections 3.9.1 and 3.9.2). Rows only; nothing is scored here.
+"""GPT-3's made-up tasks: arithmetic and word scrambling (Brown et al. 2020, sections 3.9.1 and
+3.9.2). Rows only; nothing is scored here.
 
-A row has the form of the released ones (github.com/openai/gpt-3, data/): {"context": "\\n\\nQ: What is 98 plus 45?\\n\\nA:", "completion":
-" 143"} and {"context": "\\nasinoc =", "completion": " casino"}, so that a prompt is rows put one after another. The released problems are
-not copied: these are drawn the same way from a seed.
+A row has the form of the released ones (github.com/openai/gpt-3, data/): {"context": "\\n\\nQ: What
+is 98 plus 45?\\n\\nA:", "completion": " 143"} and {"context": "\\nasinoc =", "completion": "
+casino"}, so that a prompt is rows put one after another. The released problems are not copied:
+these are drawn the same way from a seed.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def _of_two(digits: int, word: str, operation: Callable[[int, int], int]) -> Dra
 
 
 def _composite(dice: random.Random) -> tuple[str, int]:
-    """Three digits and two operations. The paper's text puts the last two in brackets, its released problems and figure G.42 the first."""
+    """Three digits and two operations. The paper's text puts the last two in brackets, its released
+    problems and figure G.42 the first.
+    """
     a, b, c = (dice.randrange(10) for _ in range(3))
     first, second = dice.choice("+-*"), dice.choice("+-*")
     return f"({a} {first} {b}) {second} {c}", _OPERATIONS[second](_OPERATIONS[first](a, b), c)
@@ -56,21 +60,30 @@ ARITHMETIC: dict[str, Draw] = {  # named as the released files
 
 
 def arithmetic(task: str, seed: int) -> tuple[list[Row], list[Row]]:
-    """(PROBLEMS problems, as many others to demonstrate with), all different. `task` is a name of ARITHMETIC."""
+    """(PROBLEMS problems, as many others to demonstrate with), all different. `task` is a name of
+    ARITHMETIC.
+    """
     dice = random.Random(f"{seed} {task}")
     problems: dict[str, int] = {}
     while len(problems) < 2 * PROBLEMS:
         question, answer = ARITHMETIC[task](dice)
         problems[question] = answer
-    rows = [{"context": f"\n\nQ: What is {question}?\n\nA:", "completion": f" {answer}"} for question, answer in problems.items()]
+    rows = [
+        {"context": f"\n\nQ: What is {question}?\n\nA:", "completion": f" {answer}"}
+        for question, answer in problems.items()
+    ]
     return rows[:PROBLEMS], rows[PROBLEMS:]
 
 
 def common_words(texts: Iterable[str], limit: int = WORDS) -> list[str]:
-    """The most frequent lower-cased words of SHORTEST to LONGEST letters, ties by the alphabet. The paper's are Norvig's, of the web."""
+    """The most frequent lower-cased words of SHORTEST to LONGEST letters, ties by the alphabet. The
+    paper's are Norvig's, of the web.
+    """
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(word for word in _LETTERS.findall(text.lower()) if SHORTEST <= len(word) <= LONGEST)
+        counts.update(
+            word for word in _LETTERS.findall(text.lower()) if SHORTEST <= len(word) <= LONGEST
+        )
     return sorted(counts, key=lambda word: (-counts[word], word))[:limit]
 
 
@@ -105,12 +118,15 @@ SCRAMBLES: dict[str, Callable[[str, random.Random], str]] = {  # named as the re
     "random_insertion_in_word": _with_insertions,  # RI
     "reversed_words": _reversed,  # RW
 }
-INSTRUCTION = "Please unscramble the letters into a word, and write that word:"  # figures G.19, G.22, G.23, G.26, G.27
+# figures G.19, G.22, G.23, G.26, G.27
+INSTRUCTION = "Please unscramble the letters into a word, and write that word:"
 TRIES = 20  # of a shuffle, to get another word out of one
 
 
 def scrambled(task: str, words: Iterable[str], seed: int) -> Iterator[Row]:
-    """A row a word, but for words that stay what they are (a palindrome reversed). `task` is a name of SCRAMBLES."""
+    """A row a word, but for words that stay what they are (a palindrome reversed). `task` is a name
+    of SCRAMBLES.
+    """
     for word in words:
         dice = random.Random(f"{seed} {task} {word}")
         tried = (SCRAMBLES[task](word, dice) for _ in range(TRIES))

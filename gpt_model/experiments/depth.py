@@ -1,4 +1,6 @@
-"""Held-out bits per byte of models of several depths, on the same windows: intervals over windows and over seeds of training."""
+"""Held-out bits per byte of models of several depths, on the same windows: intervals over windows
+and over seeds of training.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from numpy.typing import NDArray
 
 from gpt_model.experiments.intervals import Points, resampled
 
-RUNS = 1000  # groups of neighbouring windows that are drawn together, at most: a table of resamples has so many columns
+# groups of neighbouring windows that are drawn together, at most: a table of resamples has so many
+# columns
+RUNS = 1000
 Floats = NDArray[np.float64]
 
 
@@ -26,8 +30,12 @@ class BitsPerByte:
 
 
 def compared(windows: Sequence[Sequence[Floats]], seed: int) -> Points:
-    """`windows[depth][seed]`: a model's rows of nats, tokens and bytes, one a window (`HeldOut.windows`). `seed`: of the resamples."""
+    """`windows[depth][seed]`: a model's rows of nats, tokens and bytes, one a window
+    (`HeldOut.windows`). `seed`: of the resamples.
+    """
     count = len(windows[0][0])
     runs = min(count, RUNS)
     groups = [str(number * runs // count) for number in range(count)]
-    return resampled([[one[:, [0, 2]] for one in models] for models in windows], BitsPerByte(), groups, seed)
+    return resampled(
+        [[one[:, [0, 2]] for one in models] for models in windows], BitsPerByte(), groups, seed
+    )

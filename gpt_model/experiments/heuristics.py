@@ -1,4 +1,5 @@
-"""GPT-1's zero-shot heuristics (Radford et al. 2018, section 5, "Zero-shot Behaviors"): what a decoder can do that was only pre-trained.
+"""GPT-1's zero-shot heuristics (Radford et al. 2018, section 5, "Zero-shot Behaviors"): what a
+decoder can do that was only pre-trained.
 
     sentiment       "very" after the text; whichever of positive and negative is likelier next
     acceptability   the mean log-probability of a sentence's tokens, against a threshold
@@ -18,7 +19,7 @@ from itertools import takewhile
 import torch
 
 from gpt_model.decoder import IGNORED, Decoder
-from gpt_model.tasks.examples import Example
+from gpt_model.finetuning.examples import Example
 from gpt_model.tokenizer import Tokenizer
 
 PASS_TOKENS = 8192  # in one forward pass, padding included
@@ -28,7 +29,9 @@ SENTIMENTS = (" negative", " positive")  # in class order
 
 @dataclass(frozen=True)
 class Scored:
-    """A row of tokens, of which those from `start` on are scored. `start` is at least 1: the first token is nothing's next."""
+    """A row of tokens, of which those from `start` on are scored. `start` is at least 1: the first
+    token is nothing's next.
+    """
 
     ids: tuple[int, ...]
     start: int
@@ -36,9 +39,11 @@ class Scored:
 
 @torch.no_grad()
 def log_probabilities(model: Decoder, rows: Sequence[Scored]) -> list[tuple[float, int]]:
-    """Of each row, the log-probability in nats of its scored tokens together, and how many they are.
+    """Of each row, the log-probability in nats of its scored tokens together, and how many they
+    are.
 
-    A row longer than the context loses its beginning; of scored tokens alone longer than that, the later ones count.
+    A row longer than the context loses its beginning; of scored tokens alone longer than that, the
+    later ones count.
     """
     device, context = model.wte.weight.device, model.config.context
     cut = [_fitted(row, context) for row in rows]
@@ -54,7 +59,11 @@ def log_probabilities(model: Decoder, rows: Sequence[Scored]) -> list[tuple[floa
             ids = torch.tensor(cut[i].ids)
             tokens[place, : len(ids) - 1] = ids[:-1]
             targets[place, cut[i].start - 1 : len(ids) - 1] = ids[cut[i].start :]
-        losses = model.loss_by_token(tokens.to(device), targets.to(device)).sum(1, dtype=torch.float64).tolist()
+        losses = (
+            model.loss_by_token(tokens.to(device), targets.to(device))
+            .sum(1, dtype=torch.float64)
+            .tolist()
+        )
         for place, i in enumerate(chosen):
             found[i] = (-losses[place], len(cut[i].ids) - cut[i].start)
         start += len(chosen)
@@ -71,7 +80,7 @@ def mean_log_probabilities(model: Decoder, rows: Sequence[Scored]) -> list[float
     return [total / max(1, count) for total, count in log_probabilities(model, rows)]
 
 
-# -- the four, each giving an answer to every example ---------------------------------------------------------------------------------
+# --- the four, each giving an answer to every example ---
 
 
 def sentiments(model: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
@@ -86,11 +95,16 @@ def sentiments(model: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> li
 
 def acceptability(model: Decoder, tokenizer: Tokenizer, sentences: Sequence[str]) -> list[float]:
     """Nats a token of each sentence; `threshold` makes answers of them."""
-    return mean_log_probabilities(model, [Scored((tokenizer.end_of_text, *tokenizer.encode(sentence)), 1) for sentence in sentences])
+    return mean_log_probabilities(
+        model,
+        [Scored((tokenizer.end_of_text, *tokenizer.encode(sentence)), 1) for sentence in sentences],
+    )
 
 
 def threshold(scores: Sequence[float], labels: Sequence[int]) -> float:
-    """Above which a score means 1, so that most of these labels are met: chosen on examples that are not then tested on."""
+    """Above which a score means 1, so that most of these labels are met: chosen on examples that
+    are not then tested on.
+    """
     pairs = sorted(zip(scores, labels, strict=True))
     right = sum(labels)  # everything above
     best, at = right, float("-inf")
@@ -102,7 +116,9 @@ def threshold(scores: Sequence[float], labels: Sequence[int]) -> float:
 
 
 def referents(model: Decoder, tokenizer: Tokenizer, sentences: Sequence[Substitution]) -> list[int]:
-    """Which referent is likelier in the pronoun's place, by the mean log-probability of the rest of the sentence."""
+    """Which referent is likelier in the pronoun's place, by the mean log-probability of the rest of
+    the sentence.
+    """
     rows = []
     for sentence in sentences:
         for referent in sentence.referents:
@@ -116,7 +132,10 @@ def answers(model: Decoder, tokenizer: Tokenizer, questions: Sequence[Example]) 
     rows = []
     for question in questions:
         before = (tokenizer.end_of_text, *tokenizer.encode(" ".join(question.segments)))
-        rows += [Scored((*before, *tokenizer.encode(f" {option}")), len(before)) for option in question.options]
+        rows += [
+            Scored((*before, *tokenizer.encode(f" {option}")), len(before))
+            for option in question.options
+        ]
     means = iter(mean_log_probabilities(model, rows))
     found = []
     for question in questions:
@@ -126,10 +145,12 @@ def answers(model: Decoder, tokenizer: Tokenizer, questions: Sequence[Example]) 
 
 
 def _likelier(scores: Sequence[float], each: int) -> list[int]:
-    return [max(range(each), key=scores[i : i + each].__getitem__) for i in range(0, len(scores), each)]
+    return [
+        max(range(each), key=scores[i : i + each].__getitem__) for i in range(0, len(scores), each)
+    ]
 
 
-# -- pronouns -------------------------------------------------------------------------------------------------------------------------
+# --- pronouns ---
 
 
 @dataclass(frozen=True)
@@ -143,7 +164,8 @@ class Substitution:
 
 
 def resolution(question: Example) -> Substitution | None:
-    """Of a question whose options are the referents, a _ where the pronoun was, or are readings of its one pronoun, "Ambiguous" left out.
+    """Of a question whose options are the referents, a _ where the pronoun was, or are readings of
+    its one pronoun, "Ambiguous" left out.
 
     None where it is neither, or where it is ambiguous that is right.
     """
@@ -153,14 +175,20 @@ def resolution(question: Example) -> Substitution | None:
         return None
     if sentence.count("_") == 1:
         before, after = sentence.split("_")
-        return Substitution(before, (named[0], named[1]), after, named.index(right)) if after.strip(" .!?") else None
+        return (
+            Substitution(before, (named[0], named[1]), after, named.index(right))
+            if after.strip(" .!?")
+            else None
+        )
     return substitution(sentence, (named[0], named[1]), named.index(right))
 
 
 def substitution(sentence: str, readings: tuple[str, str], label: int) -> Substitution | None:
-    """From a sentence with one pronoun and a reading of it for each referent: "The visitor liked it", "The teacher liked it".
+    """From a sentence with one pronoun and a reading of it for each referent: "The visitor liked
+    it", "The teacher liked it".
 
-    What the readings differ in are the referents. None where there is not one pronoun, or nothing follows it.
+    What the readings differ in are the referents. None where there is not one pronoun, or nothing
+    follows it.
     """
     found = list(PRONOUN.finditer(sentence))
     first, second = (reading.split() for reading in readings)
@@ -169,7 +197,10 @@ def substitution(sentence: str, readings: tuple[str, str], label: int) -> Substi
     if len(found) != 1:
         return None
     article = "the " if head and first[head - 1].lower() == "the" else ""
-    named = tuple(article + _lowered(" ".join(words[head : len(words) - tail]), sentence) for words in (first, second))
+    named = tuple(
+        article + _lowered(" ".join(words[head : len(words) - tail]), sentence)
+        for words in (first, second)
+    )
     before, after = sentence[: found[0].start()], sentence[found[0].end() :]
     if not after.strip(" .!?") or not all(named):
         return None
@@ -178,9 +209,20 @@ def substitution(sentence: str, readings: tuple[str, str], label: int) -> Substi
 
 def _alike(first: Sequence[str], second: Sequence[str]) -> int:
     """How many words the two begin with alike, but for their case."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0].lower() == pair[1].lower(), zip(first, second, strict=False)))
+    return sum(
+        1
+        for _ in takewhile(
+            lambda pair: pair[0].lower() == pair[1].lower(), zip(first, second, strict=False)
+        )
+    )
 
 
 def _lowered(referent: str, sentence: str) -> str:
-    """A referent that a reading began with, in the sentence's own case: "We" as "we", "Sam" as it is."""
-    return referent if referent.removesuffix("'s") in sentence or referent[:1].islower() else referent[:1].lower() + referent[1:]
+    """A referent that a reading began with, in the sentence's own case: "We" as "we", "Sam" as it
+    is.
+    """
+    return (
+        referent
+        if referent.removesuffix("'s") in sentence or referent[:1].islower()
+        else referent[:1].lower() + referent[1:]
+    )

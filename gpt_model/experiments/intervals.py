@@ -1,10 +1,13 @@
-"""Intervals of an experiment whose points are several trained models each: a bootstrap over test examples and over seeds.
+"""Intervals of an experiment whose points are several trained models each: a bootstrap over test
+examples and over seeds.
 
-A point is one way to train, each of its seeds a model that answered the same test examples. Examples are drawn by group, the same ones for
-all models, so that differences are paired. Of a point's n seeds n - 1 are drawn, which makes the spread of their mean right and
-not too small (Rao and Wu 1988); points draw on their own, as their models have nothing in common but the data. One seed says nothing of
-its own spread: the interval is then over examples alone. Where all resamples of a point are one number, as of models that always give the
-same answer, each is what a random share of unlike groups not met yet may do, as likely as none of them having been met.
+A point is one way to train, each of its seeds a model that answered the same test examples.
+Examples are drawn by group, the same ones for all models, so that differences are paired. Of a
+point's n seeds n - 1 are drawn, which makes the spread of their mean right and not too small (Rao
+and Wu 1988); points draw on their own, as their models have nothing in common but the data. One
+seed says nothing of its own spread: the interval is then over examples alone. Where all resamples
+of a point are one number, as of models that always give the same answer, each is what a random
+share of unlike groups not met yet may do, as likely as none of them having been met.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_model.evaluation.scores import ALIKE
-from gpt_model.tasks.metrics import with_others
+from gpt_model.evaluation.metrics import ALIKE
+from gpt_model.finetuning.metrics import with_others
 
 RESAMPLES = 2000
 Floats = NDArray[np.float64]
@@ -30,7 +33,9 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        value, low, high = (round(number, 3) + 0.0 for number in (self.value, self.low, self.high))  # + 0.0: no "-0.000"
+        value, low, high = (
+            round(number, 3) + 0.0 for number in (self.value, self.low, self.high)
+        )  # + 0.0: no "-0.000"
         return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
@@ -41,7 +46,9 @@ class Metric(Protocol):
         """[..., parts] -> [...]."""
 
     def possible(self) -> Floats | None:
-        """Every row that an example's parts may be: [rows, parts]. None where they are without number."""
+        """Every row that an example's parts may be: [rows, parts]. None where they are without
+        number.
+        """
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,11 @@ class Points:
         return [self.estimate(row) for row in np.eye(len(self.values))]
 
 
-def resampled(parts: Sequence[Sequence[Floats]], scoring: Metric, groups: Sequence[str], seed: int = 0) -> Points:
-    """`parts[point][seed]`: what one model's answers are worth, [examples, parts] (`Scoring.parts`); `groups`: of the examples.
+def resampled(
+    parts: Sequence[Sequence[Floats]], scoring: Metric, groups: Sequence[str], seed: int = 0
+) -> Points:
+    """`parts[point][seed]`: what one model's answers are worth, [examples, parts]
+    (`Scoring.parts`); `groups`: of the examples.
 
     `seed`: of the resamples; another for what is to be independent.
     """
@@ -72,8 +82,15 @@ def resampled(parts: Sequence[Sequence[Floats]], scoring: Metric, groups: Sequen
         for number, one in enumerate(models):
             np.add.at(by_group[point, number], member, one)
     draw = np.random.default_rng(seed)
-    times = np.stack([np.bincount(draw.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(RESAMPLES)])
-    scores = scoring.value(np.einsum("rg,psgk->rpsk", times.astype(float), by_group, optimize=True))  # [resamples, points, seeds]
+    times = np.stack(
+        [
+            np.bincount(draw.integers(len(names), size=len(names)), minlength=len(names))
+            for _ in range(RESAMPLES)
+        ]
+    )
+    scores = scoring.value(
+        np.einsum("rg,psgk->rpsk", times.astype(float), by_group, optimize=True)
+    )  # [resamples, points, seeds]
     seeds = scores.shape[2]
     drawn = draw.integers(seeds, size=(RESAMPLES, len(parts), max(1, seeds - 1)))
     samples = np.take_along_axis(scores, drawn, axis=2).mean(2)
@@ -81,7 +98,9 @@ def resampled(parts: Sequence[Sequence[Floats]], scoring: Metric, groups: Sequen
         for alike in np.flatnonzero(np.ptp(samples, axis=0) < ALIKE):
             others = possible[draw.integers(len(possible), size=RESAMPLES)]
             shares = draw.beta(1, len(names), size=RESAMPLES)  # of which 97.5 % are below `unseen`
-            samples[:, alike] = scoring.value(with_others(by_group[alike].sum(1).mean(0), len(groups), others, shares))
+            samples[:, alike] = scoring.value(
+                with_others(by_group[alike].sum(1).mean(0), len(groups), others, shares)
+            )
     return Points(scoring.value(by_group.sum(2)).mean(1), samples)
 
 

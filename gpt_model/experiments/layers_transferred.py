@@ -1,4 +1,6 @@
-"""A copy of a pre-trained decoder with only its lower layers kept: what each is worth to a task (GPT-1, section 5, figure 2 left)."""
+"""A copy of a pre-trained decoder with only its lower layers kept: what each is worth to a task
+(GPT-1, section 5, figure 2 left).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,12 @@ from gpt_model.transformer import GPT
 
 
 def transferred(gpt: GPT, layers: int, seed: int) -> GPT:
-    """`gpt` with its embeddings and its lower `layers` blocks, and fresh weights in all above, drawn from `seed`.
+    """`gpt` with its embeddings and its lower `layers` blocks, and fresh weights in all above,
+    drawn from `seed`.
 
-    As the released code counts (train.py, `n_transfer`): 0 keeps the embeddings of tokens and positions alone, -1 keeps nothing. The
-    final norm, where there is one, stands above the last block and is kept with it.
+    As the released code counts (train.py, `n_transfer`): 0 keeps the embeddings of tokens and
+    positions alone, -1 keeps nothing. The final norm, where there is one, stands above the last
+    block and is kept with it.
     """
     fresh = build(gpt.config, seed)
     assert isinstance(fresh, GPT)
@@ -18,5 +22,10 @@ def transferred(gpt: GPT, layers: int, seed: int) -> GPT:
     kept += [f"h.{layer}." for layer in range(layers)]
     kept += ["ln_f."] if layers == gpt.config.layers else []
     weights = gpt.state_dict()
-    fresh.load_state_dict({name: weights[name] if name.startswith(tuple(kept)) else own for name, own in fresh.state_dict().items()})
+    fresh.load_state_dict(
+        {
+            name: weights[name] if name.startswith(tuple(kept)) else own
+            for name, own in fresh.state_dict().items()
+        }
+    )
     return fresh

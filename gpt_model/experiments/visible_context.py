@@ -1,7 +1,9 @@
-"""How much of what stands before a token a decoder makes use of: bits per byte against the visible context of k tokens.
+"""How much of what stands before a token a decoder makes use of: bits per byte against the visible
+context of k tokens.
 
-The same held-out tokens are predicted for every k, each from exactly the k tokens before it, so that the curve's points differ in nothing
-else, and the gain from one k to the next is a paired difference.
+The same held-out tokens are predicted for every k, each from exactly the k tokens before it, so
+that the curve's points differ in nothing else, and the gain from one k to the next is a paired
+difference.
 """
 
 from __future__ import annotations
@@ -15,23 +17,31 @@ from numpy.typing import NDArray
 
 from gpt_model.data.shards import TokenData
 from gpt_model.decoder import Decoder
-from gpt_model.evaluation.scores import Z, spread
+from gpt_model.evaluation.metrics import Z, spread
 from gpt_model.experiments.intervals import Estimate
 
 PASS_TOKENS = 8192  # in one forward pass
 
 
-def positions(data: TokenData, source: str, longest: int, count: int, seed: int) -> NDArray[np.int64]:
-    """`count` places in a source's held-out tokens, drawn without repeats, in order: tokens with text, and `longest` tokens before each."""
+def positions(
+    data: TokenData, source: str, longest: int, count: int, seed: int
+) -> NDArray[np.int64]:
+    """`count` places in a source's held-out tokens, drawn without repeats, in order: tokens with
+    text, and `longest` tokens before each.
+    """
     tokens = data.tokens(source, "held_out")
     there = np.arange(longest, len(tokens))
-    there = there[data.byte_lengths[np.asarray(tokens)[longest:]] > 0]  # an end-of-text has no bytes
+    there = there[
+        data.byte_lengths[np.asarray(tokens)[longest:]] > 0
+    ]  # an end-of-text has no bytes
     chosen = np.random.default_rng(seed).permutation(len(there))[:count]
     return np.sort(there[chosen])
 
 
 @torch.no_grad()
-def nats_by_context(model: Decoder, data: TokenData, source: str, at: NDArray[np.int64], contexts: Sequence[int]) -> NDArray[np.float64]:
+def nats_by_context(
+    model: Decoder, data: TokenData, source: str, at: NDArray[np.int64], contexts: Sequence[int]
+) -> NDArray[np.float64]:
     """Nats of each token `at` given exactly the last k tokens: [len(at), len(contexts)]."""
     tokens = np.asarray(data.tokens(source, "held_out"), dtype=np.int64)
     device = model.wte.weight.device
@@ -42,21 +52,31 @@ def nats_by_context(model: Decoder, data: TokenData, source: str, at: NDArray[np
             part = at[start : start + each]
             rows = torch.from_numpy(tokens[part[:, None] + np.arange(-k, 0)]).to(device)
             targets = torch.from_numpy(tokens[part])[:, None].to(device)
-            nats[start : start + each, column] = model.losses_of(model.hidden(rows)[:, -1:], targets)[:, 0].double().cpu().numpy()
+            nats[start : start + each, column] = (
+                model.losses_of(model.hidden(rows)[:, -1:], targets)[:, 0].double().cpu().numpy()
+            )
     return nats
 
 
 def bits_per_byte(nats: NDArray[np.float64], sizes: NDArray[np.integer]) -> Estimate:
-    """Of tokens with these nats [n] and bytes [n]: bits per byte, and its 95 % interval, tokens taken for independent draws."""
+    """Of tokens with these nats [n] and bytes [n]: bits per byte, and its 95 % interval, tokens
+    taken for independent draws.
+    """
     value = float(nats.sum() / math.log(2) / sizes.sum())
     sure = spread("bits_per_byte", "bits_per_byte", list(zip(-nats, sizes, strict=True)))
-    return Estimate(value, value if sure.low is None else sure.low, value if sure.high is None else sure.high)
+    return Estimate(
+        value, value if sure.low is None else sure.low, value if sure.high is None else sure.high
+    )
 
 
-def gain(fewer: NDArray[np.float64], more: NDArray[np.float64], sizes: NDArray[np.integer]) -> Estimate:
+def gain(
+    fewer: NDArray[np.float64], more: NDArray[np.float64], sizes: NDArray[np.integer]
+) -> Estimate:
     """Bits per byte that more context saves on the same tokens, with its 95 % interval, paired."""
     saved = (fewer - more) / math.log(2)
     value = float(saved.sum() / sizes.sum())
     residuals = saved - value * sizes
-    error = math.sqrt(len(saved) / max(1, len(saved) - 1) * float((residuals**2).sum())) / float(sizes.sum())
+    error = math.sqrt(len(saved) / max(1, len(saved) - 1) * float((residuals**2).sum())) / float(
+        sizes.sum()
+    )
     return Estimate(value, value - Z * error, value + Z * error)

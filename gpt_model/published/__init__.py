@@ -1,6 +1,8 @@
-"""The published numbers that ours stand beside: each paper's tables and the public reproductions, with source and how sure each is.
+"""The published numbers that ours stand beside: each paper's tables and the public reproductions,
+with source and how sure each is.
 
-The numbers are the YAML files here, a paper or a kind of source each, written as the papers' own tables. A file has
+The numbers are the YAML files here, a paper or a kind of source each, written as the papers' own
+tables. A file has
 
     paper: GPT-2 (Radford et al. 2019)   # stands before each table's source; "" where the source says it all
     role: paper                          # or reproduction
@@ -14,8 +16,9 @@ The numbers are the YAML files here, a paper or a kind of source each, written a
         columns: [LAMBADA / acc / %, …]  # task / metric / unit / shots, the last two as needed
         rows: [[gpt2-small, 45.99, …]]   # a model, then a cell a column; `columns_are: models` for a table that lies the other way
 
-A cell is `~` where there is none, or `45.99`, `~2.85`, `≤1.0`, `85 ± 3`, and may go on with how sure it alone is and a note:
-`52.6 memory (transcription 53.6)`. What was printed is kept digit by digit. No torch here.
+A cell is `~` where there is none, or `45.99`, `~2.85`, `≤1.0`, `85 ± 3`, and may go on with how
+sure it alone is and a note: `52.6 memory (transcription 53.6)`. What was printed is kept digit by
+digit. No torch here.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ Role = Literal["paper", "reproduction"]
 Generation = Literal["gpt1", "gpt2", "gpt3", "instructgpt"]
 Shots = Literal["zero", "one", "few"]
 SAID = {"verified": "", "derived": "derived", "plot": "read off a plot", "memory": "unverified"}
-CELL = re.compile(rf"(?P<text>([~≤<]?)(-?[\d.]+)(?: ± ([\d.]+))?)(?: (?P<sure>{'|'.join(get_args(Sure))}))?(?: \((?P<note>.+)\))?")
+CELL = re.compile(
+    rf"(?P<text>([~≤<]?)(-?[\d.]+)(?: ± ([\d.]+))?)(?: (?P<sure>{'|'.join(get_args(Sure))}))?(?: \((?P<note>.+)\))?"
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,11 @@ class Reference:
     @property
     def printed(self) -> str:
         """The number, never without a word where it is not verified: "18.6 (unverified)"."""
-        text = re.sub(r"\d{5,}", lambda digits: f"{int(digits[0]):,}", self.text) if "." not in self.text else self.text
+        text = (
+            re.sub(r"\d{5,}", lambda digits: f"{int(digits[0]):,}", self.text)
+            if "." not in self.text
+            else self.text
+        )
         return f"{text} ({SAID[self.sure]})" if SAID[self.sure] else text
 
 
@@ -89,7 +98,11 @@ class _Sheet(Strict):
 
 
 def references(
-    *, task: str | None = None, metric: str | None = None, generation: str | None = None, role: Role | None = None
+    *,
+    task: str | None = None,
+    metric: str | None = None,
+    generation: str | None = None,
+    role: Role | None = None,
 ) -> list[Reference]:
     """The published numbers that fit what is given, in the order of the files."""
     wanted = {"task": task, "metric": metric, "role": role}
@@ -120,22 +133,41 @@ def read(path: Path) -> Iterator[Reference]:
         raise UserError(f"{path}: {sentence(problem, where)}", field=where) from None
     for number, table in enumerate(sheet.tables):
         if not (generations := tuple(table.generations or sheet.generations)):
-            raise UserError(f"{path}, table {number} ({table.source}): give it, or the file, `generations`.", field=f"tables[{number}]")
+            raise UserError(
+                f"{path}, table {number} ({table.source}): give it, or the file, `generations`.",
+                field=f"tables[{number}]",
+            )
         source = ", ".join(filter(None, (sheet.paper, table.source)))
         for head, cell, name in _cells(path, table):
             yield Reference(
-                **_subject(where := f"{path}, {table.source}, {name}, {head}", head, name, table.columns_are),
+                **_subject(
+                    where := f"{path}, {table.source}, {name}, {head}",
+                    head,
+                    name,
+                    table.columns_are,
+                ),
                 **_value(where, cell, table.sure),
-                protocol=table.protocol, source=source, role=sheet.role, kind=table.kind, generations=generations, table_note=table.note,
-            )  # fmt: skip
+                protocol=table.protocol,
+                source=source,
+                role=sheet.role,
+                kind=table.kind,
+                generations=generations,
+                table_note=table.note,
+            )
 
 
 def _cells(path: Path, table: _Table) -> Iterator[tuple[str, str, str]]:
     """(column, cell, row) of every cell that is there."""
     for name, *cells in table.rows:
         if len(cells) != len(table.columns):
-            raise UserError(f"{path}, {table.source}: row {name!r} has {len(cells)} cells and there are {len(table.columns)} columns.")
-        yield from ((head, cell, name) for head, cell in zip(table.columns, cells, strict=True) if cell != "~")
+            raise UserError(
+                f"{path}, {table.source}: row {name!r} has {len(cells)} cells and there are {len(table.columns)} columns."
+            )
+        yield from (
+            (head, cell, name)
+            for head, cell in zip(table.columns, cells, strict=True)
+            if cell != "~"
+        )
 
 
 def _subject(where: str, head: str, name: str, columns_are: str) -> dict[str, Any]:
@@ -155,5 +187,12 @@ def _parts(head: str) -> list[str]:
 def _value(where: str, cell: str, sure: Sure) -> dict[str, Any]:
     found = CELL.fullmatch(cell)
     if not found:
-        raise UserError(f"{where}: {cell!r} is no cell. Write a number, then how sure it is, then a note in brackets, as needed.")
-    return {"value": float(found[3]), "text": found["text"], "sure": found["sure"] or sure, "note": found["note"] or ""}
+        raise UserError(
+            f"{where}: {cell!r} is no cell. Write a number, then how sure it is, then a note in brackets, as needed."
+        )
+    return {
+        "value": float(found[3]),
+        "text": found["text"],
+        "sure": found["sure"] or sure,
+        "note": found["note"] or "",
+    }

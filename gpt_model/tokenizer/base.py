@@ -1,7 +1,8 @@
 """What every tokenizer does, and the ways to make one. The styles are in byte_level.py and gpt1.py.
 
-Every style has an end-of-text token, which stands after each document, and a length in bytes for each token. What a style reads of a text
-is `normalise(text)`: for it, and for nothing else, decoding gives back what was encoded and the tokens' bytes add up.
+Every style has an end-of-text token, which stands after each document, and a length in bytes for
+each token. What a style reads of a text is `normalise(text)`: for it, and for nothing else,
+decoding gives back what was encoded and the tokens' bytes add up.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from gpt_model.errors import UserError
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TEMPLATE = "chat_template.jinja"
 PIECE = 1 << 16  # characters
-BATCH = 1 << 20  # characters tokenized at a time; the library needs some 60 bytes for each while it works
+BATCH = (
+    1 << 20
+)  # characters tokenized at a time; the library needs some 60 bytes for each while it works
 
 Merges = Sequence[tuple[str, str]]
 
@@ -38,7 +41,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The ids of a piece. Those of a document are its pieces' ids, one after another, and so are its bytes."""
+    """The ids of a piece. Those of a document are its pieces' ids, one after another, and so are
+    its bytes.
+    """
 
     ids: NDArray[np.uint32]
     bytes: int  # UTF-8, of the normalised text
@@ -51,9 +56,14 @@ class Tokenizer(ABC):
 
     style: ClassVar[str]  # the recipe's word for it
     normalises: ClassVar[bool] = False  # whether it reads another text than it is given
-    caveat: ClassVar[str] = ""  # what has to be said beside bits per byte of this style's tokens, if anything
+    caveat: ClassVar[str] = (
+        ""  # what has to be said beside bits per byte of this style's tokens, if anything
+    )
     unknown: int | None = None  # id of the token for what the vocabulary lacks, where there is one
-    markers: Mapping[str, int]  # tokens of no text, such as roles in a dialogue, and their ids: the last ones of the vocabulary
+    markers: Mapping[
+        str, int
+        # tokens of no text, such as roles in a dialogue, and their ids: the last ones of the vocabulary
+    ]
     _seam: ClassVar[str] = ""  # normalised text between two pieces of a document
 
     def __init__(self, rust: tokenizers.Tokenizer, end_of_text: int, first_merge: int) -> None:
@@ -62,9 +72,11 @@ class Tokenizer(ABC):
         self.first_merge = first_merge  # the id: below it are the symbols that merges join
         self.vocab_size: int = rust.get_vocab_size()
         self.markers = {}
-        self.chat_template: str | None = None  # Jinja, as `transformers` keeps it beside a tokenizer
+        self.chat_template: str | None = (
+            None  # Jinja, as `transformers` keeps it beside a tokenizer
+        )
 
-    # -- made --------------------------------------------------------------------------------------------------------------------------
+    # --- made ---
 
     @staticmethod
     def of(style: str) -> type[Tokenizer]:
@@ -80,25 +92,33 @@ class Tokenizer(ABC):
 
     @staticmethod
     def train(texts: Iterable[str], *, vocab_size: int, style: str = "gpt2") -> Tokenizer:
-        """Learn `vocab_size` tokens from `texts`, which are read once and not kept. The same texts give the same tokenizer.
+        """Learn `vocab_size` tokens from `texts`, which are read once and not kept. The same texts
+        give the same tokenizer.
 
-        A merge needs a pair that stands twice. Raises UserError where the text has too few of those for the vocabulary.
+        A merge needs a pair that stands twice. Raises UserError where the text has too few of those
+        for the vocabulary.
         """
         return Tokenizer.of(style)._learn(texts, vocab_size)
 
     @staticmethod
     def from_gpt2_files(vocabulary: Path, merges: Path) -> Tokenizer:
-        """From GPT-2's own two files, vocab.json (or encoder.json) and merges.txt (or vocab.bpe): gives GPT-2's ids."""
+        """From GPT-2's own two files, vocab.json (or encoder.json) and merges.txt (or vocab.bpe):
+        gives GPT-2's ids.
+        """
         return _from_files("gpt2", vocabulary, merges)
 
     @staticmethod
     def from_gpt1_files(vocabulary: Path, merges: Path) -> Tokenizer:
-        """From GPT-1's own two files, encoder_bpe_40000.json and vocab_40000.bpe (or vocab.json and merges.txt): gives GPT-1's ids."""
+        """From GPT-1's own two files, encoder_bpe_40000.json and vocab_40000.bpe (or vocab.json and
+        merges.txt): gives GPT-1's ids.
+        """
         return _from_files("gpt1", vocabulary, merges)
 
     @staticmethod
     def load(folder: Path) -> Tokenizer:
-        """From a folder that `save` wrote, or any with a tokenizer.json of GPT-2's or of GPT-1's kind."""
+        """From a folder that `save` wrote, or any with a tokenizer.json of GPT-2's or of GPT-1's
+        kind.
+        """
         path = Path(folder) / "tokenizer.json"
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
@@ -110,16 +130,27 @@ class Tokenizer(ABC):
             raise UserError(f"{path} is not JSON. Build or export the tokenizer again.") from None
         for kind in Tokenizer.__subclasses__():
             if kind._wrote(saved):
-                pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in saved["model"]["merges"]]
+                pairs = [
+                    pair.split(" ") if isinstance(pair, str) else pair
+                    for pair in saved["model"]["merges"]
+                ]
                 made = kind._made(saved["model"]["vocab"], [(left, right) for left, right in pairs])
                 template = Path(folder) / CHAT_TEMPLATE
-                added = [token["content"] for token in saved.get("added_tokens", ()) if token["id"] >= made.vocab_size]
-                return made.with_markers(added, template.read_text(encoding="utf-8") if template.is_file() else None)
+                added = [
+                    token["content"]
+                    for token in saved.get("added_tokens", ())
+                    if token["id"] >= made.vocab_size
+                ]
+                return made.with_markers(
+                    added, template.read_text(encoding="utf-8") if template.is_file() else None
+                )
         kinds = " nor ".join(f"of {kind._described()}" for kind in Tokenizer.__subclasses__())
         raise UserError(f"{path} is not a tokenizer {kinds}. Use one that is.")
 
     def with_markers(self, markers: Sequence[str], chat_template: str | None = None) -> Tokenizer:
-        """The same tokenizer with a token more for each marker, after all others. Text that spells one out stays text."""
+        """The same tokenizer with a token more for each marker, after all others. Text that spells
+        one out stays text.
+        """
         model = json.loads(self._rust.to_str())["model"]
         pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
         made = self._made(model["vocab"], [(left, right) for left, right in pairs])
@@ -146,22 +177,36 @@ class Tokenizer(ABC):
     def _described(cls) -> str: ...
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json, vocab.json and merges.txt into `folder`."""
+        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json, vocab.json and
+        merges.txt into `folder`.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         model = json.loads(self._rust.to_str())["model"]
         said = self._for_transformers()
-        special = {name: token for name, token in said.items() if name in ("bos_token", "eos_token", "unk_token")}
+        special = {
+            name: token
+            for name, token in said.items()
+            if name in ("bos_token", "eos_token", "unk_token")
+        }
         files = {
             "tokenizer.json": self._saved_with_markers().to_str(pretty=True),
             "tokenizer_config.json": json.dumps(said, indent=2, sort_keys=True) + "\n",
             "special_tokens_map.json": json.dumps(special, indent=2, sort_keys=True) + "\n",
             "vocab.json": json.dumps(model["vocab"], ensure_ascii=False, separators=(",", ":")),
-            "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]) + "\n",
+            "merges.txt": "\n".join(
+                ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+            )
+            + "\n",
         }
         if self.chat_template is not None:
             files[CHAT_TEMPLATE] = self.chat_template
-        for name, content in files.items():  # not by the library: a full disk is then an OSError, like everywhere else
+        for (
+            name,
+            content,
+        ) in (
+            files.items()
+        ):  # not by the library: a full disk is then an OSError, like everywhere else
             (folder / name).write_text(content, encoding="utf-8", newline="\n")
 
     @abstractmethod
@@ -176,13 +221,20 @@ class Tokenizer(ABC):
         if not self.markers:
             return self._saved()
         rust = tokenizers.Tokenizer.from_str(self._saved().to_str())
-        rust.add_special_tokens([tokenizers.AddedToken(marker, special=True, normalized=False) for marker in self.markers])
+        rust.add_special_tokens(
+            [
+                tokenizers.AddedToken(marker, special=True, normalized=False)
+                for marker in self.markers
+            ]
+        )
         return rust
 
-    # -- used --------------------------------------------------------------------------------------------------------------------------
+    # --- used ---
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Ids of `text`. `allow_special`: each `<|endoftext|>` spelt out in it becomes the one token."""
+        """Ids of `text`. `allow_special`: each `<|endoftext|>` spelt out in it becomes the one
+        token.
+        """
         first, *others = text.split(END_OF_TEXT) if allow_special else [text]
         ids = self._encoded(first)
         for part in others:
@@ -195,10 +247,16 @@ class Tokenizer(ABC):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, on as many threads as there are cores (RAYON_NUM_THREADS)."""
-        return [encoding.ids for encoding in self._rust.encode_batch_fast(self._normalised([Piece(text) for text in texts]))]
+        return [
+            encoding.ids
+            for encoding in self._rust.encode_batch_fast(
+                self._normalised([Piece(text) for text in texts])
+            )
+        ]
 
     def encode_documents(self, documents: Iterable[str]) -> Iterator[list[Encoded]]:
-        """The documents' ids, long ones in parts: `BATCH` characters or a little more at a time, on as many threads as there are cores.
+        """The documents' ids, long ones in parts: `BATCH` characters or a little more at a time, on
+        as many threads as there are cores.
 
         Memory is a matter of the batch and neither of the documents nor of their number.
         """
@@ -208,7 +266,12 @@ class Tokenizer(ABC):
     def _encoded_pieces(self, pieces: list[tuple[Piece, str]]) -> list[Encoded]:
         encodings = self._rust.encode_batch_fast([text for _, text in pieces])
         return [
-            Encoded(np.array(encoding.ids, np.uint32), len(self._shown(text).encode()), len(piece.text.encode()), piece.last)
+            Encoded(
+                np.array(encoding.ids, np.uint32),
+                len(self._shown(text).encode()),
+                len(piece.text.encode()),
+                piece.last,
+            )
             for (piece, text), encoding in zip(pieces, encodings, strict=True)
         ]
 
@@ -226,7 +289,9 @@ class Tokenizer(ABC):
     @classmethod
     @abstractmethod
     def _pieces(cls, document: str) -> Iterator[Piece]:
-        """`document` in pieces of about `PIECE` characters, whose ids, one after another, are the ids of the whole."""
+        """`document` in pieces of about `PIECE` characters, whose ids, one after another, are the
+        ids of the whole.
+        """
 
     @classmethod
     @abstractmethod
@@ -252,7 +317,9 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def byte_lengths(self) -> NDArray[np.uint32]:
-        """Bytes of normalised text that each id stands for: [vocab_size]. Makes bits per byte of any tokens exact."""
+        """Bytes of normalised text that each id stands for: [vocab_size]. Makes bits per byte of
+        any tokens exact.
+        """
 
 
 def _batches(documents: Iterable[Iterator[Piece]]) -> Iterator[list[Piece]]:
@@ -275,7 +342,12 @@ def _from_files(style: str, vocabulary: Path, merges: Path) -> Tokenizer:
     try:
         ids = json.loads(Path(vocabulary).read_text(encoding="utf-8"))
         lines = Path(merges).read_text(encoding="utf-8").split("\n")
-        pairs = [(left, right) for left, right in (line.split(" ") for line in lines if line and not line.startswith("#version"))]
+        pairs = [
+            (left, right)
+            for left, right in (
+                line.split(" ") for line in lines if line and not line.startswith("#version")
+            )
+        ]
         return kind._made(ids, pairs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

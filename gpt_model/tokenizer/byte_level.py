@@ -1,11 +1,14 @@
 """Style gpt2: byte-level BPE, the tokenizer of GPT-2 and GPT-3.
 
-* Text becomes bytes, each byte one of 256 printable characters, and merges join them inside GPT-2's pre-tokens (Radford et al. 2019,
-  section 2.2): whatever is encoded decodes to itself, and no token is unknown. So normalised text is the text.
+* Text becomes bytes, each byte one of 256 printable characters, and merges join them inside GPT-2's
+  pre-tokens (Radford et al. 2019, section 2.2): whatever is encoded decodes to itself, and no token
+  is unknown. So normalised text is the text.
 * Ids in GPT-2's order: the 256 bytes, the merges in the order they were made, `<|endoftext|>` last.
-* Text is text: a document that spells out `<|endoftext|>` gets the ids of those thirteen characters, unless `allow_special` asks
-  otherwise. (`transformers` does ask otherwise, for GPT-2's own tokenizer as for ours: there it takes `split_special_tokens=True`.)
-* The library is `tokenizers` (Rust); the folder that `save` writes is one that `transformers.AutoTokenizer` loads.
+* Text is text: a document that spells out `<|endoftext|>` gets the ids of those thirteen
+  characters, unless `allow_special` asks otherwise. (`transformers` does ask otherwise, for GPT-2's
+  own tokenizer as for ours: there it takes `split_special_tokens=True`.)
+* The library is `tokenizers` (Rust); the folder that `save` writes is one that
+  `transformers.AutoTokenizer` loads.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from gpt_model.errors import UserError
 from gpt_model.tokenizer.base import END_OF_TEXT, PIECE, Merges, Piece, Tokenizer
 
-# What `transformers` must know to treat text as GPT-2 does: nothing added before it, nothing tidied after it.
+# What `transformers` must know to treat text as GPT-2 does: nothing added before it, nothing tidied
+# after it.
 _TRANSFORMERS = {
     "tokenizer_class": "GPT2Tokenizer",
     "add_bos_token": False,
@@ -35,15 +39,18 @@ _TRANSFORMERS = {
     "unk_token": END_OF_TEXT,
 }
 
-# A place where GPT-2's pre-tokenizer always ends a token: no alternative of its pattern has white space after anything else. Python's \S
-# is within the pattern's, and the two spaces on the right are white space to both.
+# A place where GPT-2's pre-tokenizer always ends a token: no alternative of its pattern has white
+# space after anything else. Python's \S is within the pattern's, and the two spaces on the right
+# are white space to both.
 _CUT = re.compile(r"(?<=\S)[ \n]")
 
 
 def pieces(text: str, characters: int = PIECE) -> Iterator[str]:
-    """`text` in pieces of about `characters`, whose ids, one after another, are the ids of the whole.
+    """`text` in pieces of about `characters`, whose ids, one after another, are the ids of the
+    whole.
 
-    So memory is a matter of the piece and not of the document. A piece is longer where no word ends for so long.
+    So memory is a matter of the piece and not of the document. A piece is longer where no word ends
+    for so long.
     """
     start = 0
     while len(text) - start > characters and (cut := _CUT.search(text, start + characters)):
@@ -58,7 +65,9 @@ class ByteLevelTokenizer(Tokenizer):
     style = "gpt2"
 
     def __init__(self, vocabulary: dict[str, int], merges: Merges) -> None:
-        """`vocabulary`: byte-level token -> id, with `<|endoftext|>`; `merges`: pairs of tokens, first made first."""
+        """`vocabulary`: byte-level token -> id, with `<|endoftext|>`; `merges`: pairs of tokens,
+        first made first.
+        """
         rust = _byte_level(models.BPE(vocab=vocabulary, merges=list(merges)))
         rust.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
         rust.encode_special_tokens = True  # the library's name for: special tokens in text are text
@@ -92,7 +101,11 @@ class ByteLevelTokenizer(Tokenizer):
     @classmethod
     def _wrote(cls, saved: dict[str, Any]) -> bool:
         model, splitter = saved.get("model", {}), saved.get("pre_tokenizer") or {}
-        ours = model.get("type") == "BPE" and splitter.get("type") == "ByteLevel" and not splitter.get("add_prefix_space")
+        ours = (
+            model.get("type") == "BPE"
+            and splitter.get("type") == "ByteLevel"
+            and not splitter.get("add_prefix_space")
+        )
         return bool(ours and not saved.get("normalizer") and END_OF_TEXT in model.get("vocab", {}))
 
     @classmethod
@@ -123,14 +136,20 @@ class ByteLevelTokenizer(Tokenizer):
         return self._rust.decode(list(ids), skip_special_tokens=False)
 
     def byte_lengths(self) -> NDArray[np.uint32]:
-        """Bytes of text that each id stands for: [vocab_size]; none for `<|endoftext|>` and markers. Makes bits per byte exact."""
-        lengths = np.array([len(token) for token in self.tokens()], dtype=np.uint32)  # the alphabet has one character a byte
+        """Bytes of text that each id stands for: [vocab_size]; none for `<|endoftext|>` and
+        markers. Makes bits per byte exact.
+        """
+        lengths = np.array(
+            [len(token) for token in self.tokens()], dtype=np.uint32
+        )  # the alphabet has one character a byte
         lengths[[self.end_of_text, *self.markers.values()]] = 0
         return lengths
 
 
 def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
-    """The library's tokenizer round `model`, with GPT-2's pattern (ByteLevel's own) and nothing else done to the text."""
+    """The library's tokenizer round `model`, with GPT-2's pattern (ByteLevel's own) and nothing
+    else done to the text.
+    """
     rust = tokenizers.Tokenizer(model)
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     rust.decoder = decoders.ByteLevel()

@@ -1,15 +1,21 @@
-"""Style gpt1: BPE over normalised, lower-cased words, the tokenizer of GPT-1 (section 4.1; released code, text_utils.py).
+"""Style gpt1: BPE over normalised, lower-cased words, the tokenizer of GPT-1 (section 4.1; released
+code, text_utils.py).
 
-* Text becomes words (words.py), a word its characters, the last of them marked by `</w>`, and merges join them within the word.
-* Ids in the released order: `<unk>` is 0; the characters, most frequent first; the same characters with `</w>`; the merges in the order
-  they were made; `\\n</w>` last. 40,478 in all: 1 + 2 · 238 + 40,000 + 1.
-* A newline is a word of its own, `\\n</w>`. A character outside the vocabulary is `<unk>`, and its word's end, if it stood there, is lost.
-* That vocabulary has no end-of-text, and the code that packed the books is not public. Documents here end with `\\n</w>`: an own token
-  would have been the 40,479th, and the layout (and the parameters) no longer GPT-1's. So a document's end reads as a line's end.
+* Text becomes words (words.py), a word its characters, the last of them marked by `</w>`, and
+  merges join them within the word.
+* Ids in the released order: `<unk>` is 0; the characters, most frequent first; the same characters
+  with `</w>`; the merges in the order they were made; `\\n</w>` last. 40,478 in all: 1 + 2 · 238 +
+  40,000 + 1.
+* A newline is a word of its own, `\\n</w>`. A character outside the vocabulary is `<unk>`, and its
+  word's end, if it stood there, is lost.
+* That vocabulary has no end-of-text, and the code that packed the books is not public. Documents
+  here end with `\\n</w>`: an own token would have been the 40,479th, and the layout (and the
+  parameters) no longer GPT-1's. So a document's end reads as a line's end.
 
-Normalised text is what the tokens spell: the words in lower case, each followed by one space, lines by "\\n ", `<unk>` as U+FFFD, with a
-newline after each document. Decoding gives that back, and bits per byte are over that: fewer bytes than the text had, in one case of
-letters, so they are not comparable with those of GPT-2's tokenizer.
+Normalised text is what the tokens spell: the words in lower case, each followed by one space, lines
+by "\\n ", `<unk>` as U+FFFD, with a newline after each document. Decoding gives that back, and bits
+per byte are over that: fewer bytes than the text had, in one case of letters, so they are not
+comparable with those of GPT-2's tokenizer.
 """
 
 from __future__ import annotations
@@ -40,19 +46,30 @@ class GPT1Tokenizer(Tokenizer):
 
     style = "gpt1"
     normalises = True
-    caveat = (
-        "Bits per byte of GPT-1's normalised text (lower case, one space between words): not comparable with those of GPT-2's tokenizer."
-    )
+    caveat = "Bits per byte of GPT-1's normalised text (lower case, one space between words): not comparable with those of GPT-2's tokenizer."
     _seam = "\n "  # pieces are lines
 
     def __init__(self, vocabulary: dict[str, int], merges: Merges) -> None:
-        """`vocabulary`: token -> id, with `<unk>` and `\\n</w>`; `merges`: pairs of tokens, first made first."""
+        """`vocabulary`: token -> id, with `<unk>` and `\\n</w>`; `merges`: pairs of tokens, first
+        made first.
+        """
         within = {token for token in vocabulary if len(token) == 1}
-        ending = {token[0] for token in vocabulary if len(token) == 1 + len(END_OF_WORD) and token.endswith(END_OF_WORD)}
-        super().__init__(_words_apart(_bpe(vocabulary, merges)), vocabulary[NEWLINE], first_merge=1 + len(within) + len(ending - {"\n"}))
+        ending = {
+            token[0]
+            for token in vocabulary
+            if len(token) == 1 + len(END_OF_WORD) and token.endswith(END_OF_WORD)
+        }
+        super().__init__(
+            _words_apart(_bpe(vocabulary, merges)),
+            vocabulary[NEWLINE],
+            first_merge=1 + len(within) + len(ending - {"\n"}),
+        )
         self.unknown: int = vocabulary[UNKNOWN]
         self._unknown_symbol = re.compile(f"{_none_of(within)}(?! )|{_none_of(ending)} ")
-        self._texts = [token.removesuffix(END_OF_WORD) + " " * token.endswith(END_OF_WORD) for token in self.tokens()]
+        self._texts = [
+            token.removesuffix(END_OF_WORD) + " " * token.endswith(END_OF_WORD)
+            for token in self.tokens()
+        ]
         self._texts[self.unknown] = REPLACEMENT
 
     @classmethod
@@ -104,7 +121,8 @@ class GPT1Tokenizer(Tokenizer):
         return f"GPT-1's kind (BPE with {END_OF_WORD}, {UNKNOWN} and \\n{END_OF_WORD})"
 
     def _for_transformers(self) -> dict[str, Any]:
-        # Not OpenAIGPTTokenizer: in transformers 5 that splits words as BERT does, whatever tokenizer.json says.
+        # Not OpenAIGPTTokenizer: in transformers 5 that splits words as BERT does, whatever
+        # tokenizer.json says.
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
@@ -120,7 +138,9 @@ class GPT1Tokenizer(Tokenizer):
 
     @classmethod
     def _pieces(cls, document: str) -> Iterator[Piece]:
-        """Cut at line ends, where each step of the normalisation cuts, too. A piece is longer where no line ends for so long."""
+        """Cut at line ends, where each step of the normalisation cuts, too. A piece is longer where
+        no line ends for so long.
+        """
         start, markup = 0, False
         while len(document) - start > PIECE and (end := document.find("\n", start + PIECE) + 1):
             text = document[start:end]
@@ -136,20 +156,34 @@ class GPT1Tokenizer(Tokenizer):
         return self._unknown_symbol.sub(REPLACEMENT, normalised)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The normalised text of `ids`. What two rows of ids decode to, one after another, is what the two rows as one do."""
+        """The normalised text of `ids`. What two rows of ids decode to, one after another, is what
+        the two rows as one do.
+        """
         return "".join(self._texts[index] for index in ids if 0 <= index < len(self._texts))
 
     def byte_lengths(self) -> NDArray[np.uint32]:
-        """Bytes of normalised text that each id stands for: [vocab_size]; `\\n</w>` is "\\n " after a document as within it."""
-        return np.array([len(text.encode()) for text in self._texts] + [0] * len(self.markers), dtype=np.uint32)
+        """Bytes of normalised text that each id stands for: [vocab_size]; `\\n</w>` is "\\n " after
+        a document as within it.
+        """
+        return np.array(
+            [len(text.encode()) for text in self._texts] + [0] * len(self.markers), dtype=np.uint32
+        )
 
 
 def _bpe(vocabulary: dict[str, int], merges: Merges) -> models.BPE:
-    return models.BPE(vocab=vocabulary, merges=list(merges), end_of_word_suffix=END_OF_WORD, unk_token=UNKNOWN, fuse_unk=False)
+    return models.BPE(
+        vocab=vocabulary,
+        merges=list(merges),
+        end_of_word_suffix=END_OF_WORD,
+        unk_token=UNKNOWN,
+        fuse_unk=False,
+    )
 
 
 def _words_apart(model: models.BPE) -> tokenizers.Tokenizer:
-    """The library's tokenizer round `model`, for normalised text: words with one space between, already found."""
+    """The library's tokenizer round `model`, for normalised text: words with one space between,
+    already found.
+    """
     rust = tokenizers.Tokenizer(model)
     rust.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     return rust
@@ -161,12 +195,15 @@ def _alphabet(counts: Counter[str]) -> list[str]:
     for word, count in counts.items():
         for character in word:
             characters[character] += count
-    twice = (character for character, count in characters.items() if count > 1)  # as a merge, too, must stand twice
+    twice = (
+        character for character, count in characters.items() if count > 1
+    )  # as a merge, too, must stand twice
     return sorted(twice, key=lambda character: (-characters[character], character))[:CHARACTERS]
 
 
 def _repeated(counts: Counter[str], alphabet: set[str]) -> Iterator[str]:
-    """Each word as often as it stands in the text, for a trainer that counts itself; not those with an unknown character.
+    """Each word as often as it stands in the text, for a trainer that counts itself; not those with
+    an unknown character.
 
     Nor those that spell out `<unk>`: a merge that makes that text would have that token's id.
     """

@@ -1,15 +1,18 @@
-"""GPT-1's normalisation as far as a tokenizer.json can say it, so that `transformers` reads text as we do (words.py) without our code.
+"""GPT-1's normalisation as far as a tokenizer.json can say it, so that `transformers` reads text as
+we do (words.py) without our code.
 
-The same ids on ordinary prose: of 9,307 lines of Shakespeare, the Bible and Wikipedia, 19 differed. What differs, since a tokenizer.json
-knows neither ftfy nor spaCy:
+The same ids on ordinary prose: of 9,307 lines of Shakespeare, the Bible and Wikipedia, 19 differed.
+What differs, since a tokenizer.json knows neither ftfy nor spaCy:
 
-* ftfy: quotes are straightened, line ends and ligatures mapped, accents composed, control characters dropped; wrongly decoded text,
-  full-width letters and HTML entities stay as they are.
-* Case: all is lower-cased first, so rules for capitals hold for small letters, too ("gen." keeps its dot as "Gen." does; of those that are
-  words, such as "miss.", none keeps it), and an end of sentence without a space before the next capital ("end.Begin") is not seen.
+* ftfy: quotes are straightened, line ends and ligatures mapped, accents composed, control
+  characters dropped; wrongly decoded text, full-width letters and HTML entities stay as they are.
+* Case: all is lower-cased first, so rules for capitals hold for small letters, too ("gen." keeps
+  its dot as "Gen." does; of those that are words, such as "miss.", none keeps it), and an end of
+  sentence without a space before the next capital ("end.Begin") is not seen.
 * A few of spaCy's rules are left out: web addresses, squares and rarer units, emoticons.
 
-`OpenAIGPTTokenizer` of transformers 5 is no alternative: it splits as BERT does ("do n't" is "don ' t" to it) and drops newlines.
+`OpenAIGPTTokenizer` of transformers 5 is no alternative: it splits as BERT does ("do n't" is "don '
+t" to it) and drops newlines.
 """
 
 from __future__ import annotations
@@ -23,18 +26,38 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from gpt_model.tokenizer import words
 
-# Of ftfy, what is a mapping of characters; then `words.standardise`, but for runs of punctuation, which RUNS sets apart.
-_MAPPED = {"[ʼ‘’‚‛]": "'", "[“”„‟]": '"', "—|–|―": "-", "…": "...", "´": "'", "ﬁ": "fi", "ﬂ": "fl", "ﬀ": "ff", "ﬃ": "ffi", "ﬄ": "ffl"}
-_LINE_ENDS, _CONTROL = r"\r\n|\r|\x{2028}|\x{2029}|\x{85}", r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{feff}\x{fff9}-\x{fffc}]"
+# Of ftfy, what is a mapping of characters; then `words.standardise`, but for runs of punctuation,
+# which RUNS sets apart.
+_MAPPED = {
+    "[ʼ‘’‚‛]": "'",
+    "[“”„‟]": '"',
+    "—|–|―": "-",
+    "…": "...",
+    "´": "'",
+    "ﬁ": "fi",
+    "ﬂ": "fl",
+    "ﬀ": "ff",
+    "ﬃ": "ffi",
+    "ﬄ": "ffl",
+}
+_LINE_ENDS, _CONTROL = (
+    r"\r\n|\r|\x{2028}|\x{2029}|\x{85}",
+    r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{feff}\x{fff9}-\x{fffc}]",
+)
 # Those runs; spaCy takes most of them apart again.
 RUNS = r"""-+|~+|[!";?+,)(*\[\]}{_]|\\+|/+|\|+"""
 
-# spaCy's English prefixes and suffixes among what the runs leave: each a word of its own at the edge of what stands between spaces.
+# spaCy's English prefixes and suffixes among what the runs leave: each a word of its own at the
+# edge of what stands between spaces.
 _EDGE = r"':&#%<>=$£€¥§`«»¿¡·"
 _UNITS = "km|m|dm|cm|mm|ha|nm|yd|in|ft|kg|g|mg|t|lb|oz|kmh|mph|mb|kb|gb|tb|k"
-# Exceptions of spaCy's (states, March, "Id" for "I'd") that mean something else in small letters more often.
+# Exceptions of spaCy's (states, March, "Id" for "I'd") that mean something else in small letters
+# more often.
 _WORDS = {"ark.", "ill.", "mass.", "miss.", "wash.", "ore.", "la.", "pa.", "mar.", "id.", "id"}
-_INNER = r"(?<![\p{L}\p{N}.]|[\p{L}\p{N}]')", r"(?![\p{L}\p{N}]|'[\p{L}\p{N}])"  # around an exception
+_INNER = (
+    r"(?<![\p{L}\p{N}.]|[\p{L}\p{N}]')",
+    r"(?![\p{L}\p{N}]|'[\p{L}\p{N}])",
+)  # around an exception
 
 
 def words_in_rust(model: models.BPE) -> tokenizers.Tokenizer:
@@ -65,14 +88,20 @@ def words_in_rust(model: models.BPE) -> tokenizers.Tokenizer:
 
 
 def _splits(rules: dict[str, list[dict[Any, Any]]]) -> str:
-    """A pattern whose matches are words, and so is what stands between them. `rules`: spaCy's exceptions, each with its words."""
+    """A pattern whose matches are words, and so is what stands between them. `rules`: spaCy's
+    exceptions, each with its words.
+    """
     whole, heads = _exceptions(rules)
     before, after = _INNER
     return "|".join(
         [
             rf"{before}(?:{_any(whole)})(?![\p{{L}}\p{{N}}])",
-            rf"{before}(?:\p{{L}}\.){{2,}}(?![\p{{L}}\p{{N}}])",  # initials: spaCy leaves the last dot after a capital and a dot
-            *(rf"{before}(?:{_any(first)})(?={re.escape(rest)}{after})" for rest, first in heads.items()),
+            # initials: spaCy leaves the last dot after a capital and a dot
+            rf"{before}(?:\p{{L}}\.){{2,}}(?![\p{{L}}\p{{N}}])",
+            *(
+                rf"{before}(?:{_any(first)})(?={re.escape(rest)}{after})"
+                for rest, first in heads.items()
+            ),
             r"n't(?='ve)",
             rf"(?<=[^\s'])'s(?=[{_EDGE}.]*\z)",
             r"\.\.+|\p{So}",
@@ -88,7 +117,9 @@ def _splits(rules: dict[str, list[dict[Any, Any]]]) -> str:
 
 
 def _exceptions(rules: dict[str, list[dict[Any, Any]]]) -> tuple[set[str], dict[str, set[str]]]:
-    """Of spaCy's exceptions, lower-cased: those that are one word, and the first words of others, by what follows."""
+    """Of spaCy's exceptions, lower-cased: those that are one word, and the first words of others,
+    by what follows.
+    """
     from spacy.symbols import ORTH
 
     whole: set[str] = set()

@@ -1,10 +1,14 @@
-"""GPT-1's normalisation: text to lower-cased words, in the order of the released code (finetune-transformer-lm, text_utils.py).
+"""GPT-1's normalisation: text to lower-cased words, in the order of the released code
+(finetune-transformer-lm, text_utils.py).
 
-1. `ftfy.fix_text` mends encodings, quotes, line ends and HTML entities. 2. `standardise` maps dashes and dots to ASCII, sets runs of
-punctuation apart, and leaves one space between words and ` \\n ` between lines. 3. spaCy's English tokenizer (its rules alone; no model)
-finds the words. 4. Each is lower-cased. What comes out is a text again: each word, and each newline, followed by one space.
+1. `ftfy.fix_text` mends encodings, quotes, line ends and HTML entities. 2. `standardise` maps
+  dashes and dots to ASCII, sets runs of punctuation apart, and leaves one space between words and `
+  \\n ` between lines. 3. spaCy's English tokenizer (its rules alone; no model) finds the words. 4.
+  Each is lower-cased. What comes out is a text again: each word, and each newline, followed by one
+  space.
 
-spaCy does under 1 MB of text a second on a core, and Python runs one at a time: large batches go to helper processes.
+spaCy does under 1 MB of text a second on a core, and Python runs one at a time: large batches go to
+helper processes.
 """
 
 from __future__ import annotations
@@ -39,10 +43,13 @@ def standardise(text: str) -> str:
 
 
 def normalised(piece: Piece) -> str:
-    """The words of `piece`, and a newline for each line's end within it, each followed by one space."""
+    """The words of `piece`, and a newline for each line's end within it, each followed by one
+    space.
+    """
     import ftfy
 
-    # ftfy leaves entities alone from the first line on that has a "<" in it; that line may be in an earlier piece.
+    # ftfy leaves entities alone from the first line on that has a "<" in it; that line may be in an
+    # earlier piece.
     text = standardise(ftfy.fix_text(piece.text, unescape_html=False if piece.markup else "auto"))
     spacy = english()
     with _one_at_a_time, spacy.memory_zone():  # or spaCy keeps every word it has seen
@@ -51,22 +58,37 @@ def normalised(piece: Piece) -> str:
 
 
 def normalised_all(pieces: Sequence[Piece]) -> list[str]:
-    """`normalised` of each, by as many processes as there are cores (RAYON_NUM_THREADS) where they are much text."""
+    """`normalised` of each, by as many processes as there are cores (RAYON_NUM_THREADS) where they
+    are much text.
+    """
     helpers = _threads()
     if helpers == 1 or len(pieces) == 1 or sum(len(piece.text) for piece in pieces) < HELPED_FROM:
         return [normalised(piece) for piece in pieces]
     from loky import get_reusable_executor
 
-    # Not by multiprocessing's own pool: that would import the caller's main module again in each helper.
-    executor = get_reusable_executor(max_workers=helpers, timeout=IDLE, initializer=_help, initargs=(os.getpid(),))
+    # Not by multiprocessing's own pool: that would import the caller's main module again in each
+    # helper.
+    executor = get_reusable_executor(
+        max_workers=helpers, timeout=IDLE, initializer=_help, initargs=(os.getpid(),)
+    )
     return list(executor.map(normalised, pieces, chunksize=max(1, len(pieces) // (4 * helpers))))
 
 
 def _threads() -> int:
     """As many as the Rust library would use."""
-    if os.environ.get("TOKENIZERS_PARALLELISM", "true").lower() in ("false", "0", "off", "no", "n", "f", ""):
+    if os.environ.get("TOKENIZERS_PARALLELISM", "true").lower() in (
+        "false",
+        "0",
+        "off",
+        "no",
+        "n",
+        "f",
+        "",
+    ):
         return 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return int(os.environ.get("RAYON_NUM_THREADS") or 0) or usable
 
 

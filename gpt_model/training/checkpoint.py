@@ -1,12 +1,14 @@
-"""Checkpoints of a training run: atomic, checksummed, the last two kept, written while training goes on.
+"""Checkpoints of a training run: atomic, checksummed, the last two kept, written while training
+goes on.
 
     checkpoints/step-000000120/          appears by one rename, when all of it is on the disk
       rank-00000.safetensors             the fragments of weights and moments which that rank kept (`Engine.fragments`)
       manifest.json                      step, layout, sha256 of every file and of itself
 
-A rank copies its fragments in memory, which is all that training waits for; a thread writes them. They are named by parameter and first
-element, so a checkpoint loads under any world size and ZeRO stage; under the ones it was written with, training goes on bit for bit.
-All ranks must see the folder. Nothing is pickled. Random state is not kept: the loop's is a function of the step.
+A rank copies its fragments in memory, which is all that training waits for; a thread writes them.
+They are named by parameter and first element, so a checkpoint loads under any world size and ZeRO
+stage; under the ones it was written with, training goes on bit for bit. All ranks must see the
+folder. Nothing is pickled. Random state is not kept: the loop's is a function of the step.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ MANIFEST = "manifest.json"
 
 
 class Checkpoints:
-    """One run's checkpoints, as one rank sees them. Methods marked collective must be called by all ranks together."""
+    """One run's checkpoints, as one rank sees them. Methods marked collective must be called by all
+    ranks together.
+    """
 
     def __init__(self, folder: Path, execution: Execution, log: Callable[[str], None]) -> None:
         self.folder, self.execution, self.log = folder, execution, log
@@ -51,7 +55,9 @@ class Checkpoints:
     # Reading
 
     def latest(self) -> dict[str, Any] | None:
-        """The manifest of the newest checkpoint whose every byte is right, or None. Damaged ones are named, and removed. Collective."""
+        """The manifest of the newest checkpoint whose every byte is right, or None. Damaged ones
+        are named, and removed. Collective.
+        """
         found: list[dict[str, Any] | None] = [None]
         if self.execution.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -67,11 +73,18 @@ class Checkpoints:
             try:
                 manifest = verify(path)
             except CorruptFile as error:
-                then = "the one before it is used" if index + 1 < len(paths) else "training starts again from step 0"
+                then = (
+                    "the one before it is used"
+                    if index + 1 < len(paths)
+                    else "training starts again from step 0"
+                )
                 self.log(f"{error} It is left out: {then}.")
                 shutil.rmtree(path)
                 continue
-            layout = {"world_size": self.execution.world_size, "zero_stage": self.execution.zero_stage}
+            layout = {
+                "world_size": self.execution.world_size,
+                "zero_stage": self.execution.zero_stage,
+            }
             if manifest["layout"] != layout:
                 self.log(
                     f"{path} was written under {manifest['layout']} and is read under {layout}: same weights, other order of additions."
@@ -80,7 +93,9 @@ class Checkpoints:
         return None
 
     def load_weights(self, manifest: dict[str, Any], model: nn.Module) -> None:
-        """Fill a model that no engine has taken hold of yet: an engine makes its own copies of the weights as it starts."""
+        """Fill a model that no engine has taken hold of yet: an engine makes its own copies of the
+        weights as it starts.
+        """
         parameters = dict(model.named_parameters())
         for (kind, name, start), values in self._read(manifest, lambda kind, _: kind == "weight"):
             assert kind == "weight"
@@ -89,15 +104,24 @@ class Checkpoints:
     def load_moments(self, manifest: dict[str, Any], engine: Engine) -> None:
         """Fill the fragments of the moments that this rank's engine keeps."""
         own = {fragment.name: fragment for fragment in engine.fragments()}
-        for (kind, name, start), values in self._read(manifest, lambda kind, name: kind != "weight" and name in own):
+        for (kind, name, start), values in self._read(
+            manifest, lambda kind, name: kind != "weight" and name in own
+        ):
             fragment = own[name]
             target = fragment.values[kind]
-            first, last = max(start, fragment.start), min(start + len(values), fragment.start + len(target))
+            first, last = (
+                max(start, fragment.start),
+                min(start + len(values), fragment.start + len(target)),
+            )
             if first < last:
-                target[first - fragment.start : last - fragment.start].copy_(values[first - start : last - start])
+                target[first - fragment.start : last - fragment.start].copy_(
+                    values[first - start : last - start]
+                )
         engine.set_steps_taken(manifest["step"])
 
-    def _read(self, manifest: dict[str, Any], wanted: Callable[[str, str], bool]) -> Iterator[tuple[tuple[str, str, int], Tensor]]:
+    def _read(
+        self, manifest: dict[str, Any], wanted: Callable[[str, str], bool]
+    ) -> Iterator[tuple[tuple[str, str, int], Tensor]]:
         for file in manifest["files"]:
             with safe_open(self.folder / _name(manifest["step"]) / file, framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 - not a mapping
@@ -108,7 +132,9 @@ class Checkpoints:
     # Writing
 
     def due(self) -> bool:
-        """Whether it is time and the last one is written: rank 0 decides for all. Raises UserError (full disk). Collective."""
+        """Whether it is time and the last one is written: rank 0 decides for all. Raises UserError
+        (full disk). Collective.
+        """
         self._raise_failure()
         idle = self._writer is None or not self._writer.is_alive()
         late = time.monotonic() - self._last >= self.execution.checkpoint_seconds
@@ -117,7 +143,9 @@ class Checkpoints:
         return bool(decision.item())
 
     def save(self, engine: Engine, step: int, facts: dict[str, Any]) -> None:
-        """Keep the state after `step` steps. Copies it and returns; a thread writes it. `facts` go into the manifest. Collective."""
+        """Keep the state after `step` steps. Copies it and returns; a thread writes it. `facts` go
+        into the manifest. Collective.
+        """
         began = time.monotonic()
         if self._writer is not None:
             self._writer.join()
@@ -125,13 +153,17 @@ class Checkpoints:
             for kind, values in fragment.values.items():
                 key = f"{kind}/{fragment.name}/{fragment.start}"
                 if key not in self._snapshot:  # the copy's memory is kept for the next one
-                    self._snapshot[key] = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+                    self._snapshot[key] = torch.empty(
+                        values.shape, dtype=values.dtype, pin_memory=values.is_cuda
+                    )
                 self._snapshot[key].copy_(values, non_blocking=values.is_cuda)
         if self.execution.device == "cuda":
             torch.cuda.synchronize()
         layout = {"world_size": self.execution.world_size, "zero_stage": self.execution.zero_stage}
         manifest = {"version": VERSION, "step": step, "layout": layout, **facts}
-        self._writer = threading.Thread(target=self._write, args=(manifest,), name="checkpoint", daemon=True)
+        self._writer = threading.Thread(
+            target=self._write, args=(manifest,), name="checkpoint", daemon=True
+        )
         self._writer.start()
         self._last = time.monotonic()
         self.longest_stall = max(self.longest_stall, self._last - began)
@@ -147,7 +179,9 @@ class Checkpoints:
         self._stopping.set()
 
     def _raise_failure(self) -> None:
-        if isinstance(self._failure, OSError | SafetensorError):  # the latter is also what a full disk is to safetensors
+        if isinstance(
+            self._failure, OSError | SafetensorError
+        ):  # the latter is also what a full disk is to safetensors
             raise UserError(
                 f"{self.folder}: a checkpoint cannot be written ({self._failure}). Make room on that disk, or move LINEAGE_HOME to "
                 "another, and run again: it goes on from the last one."
@@ -169,12 +203,17 @@ class Checkpoints:
             self._failure = error
 
     def _publish(self, partial: Path, manifest: dict[str, Any]) -> None:
-        """Wait for every rank's file, write the manifest, rename, and remove what is older than the last two."""
+        """Wait for every rank's file, write the manifest, rename, and remove what is older than the
+        last two.
+        """
         notes = [partial / f"rank-{rank:05d}.json" for rank in range(self.execution.world_size)]
         while not all(note.exists() for note in notes):
             if self._stopping.wait(0.01):
                 return
-        manifest["files"] = {note.with_suffix(".safetensors").name: json.loads(note.read_text())["sha256"] for note in notes}
+        manifest["files"] = {
+            note.with_suffix(".safetensors").name: json.loads(note.read_text())["sha256"]
+            for note in notes
+        }
         for note in notes:
             note.unlink()
         write_json(partial / MANIFEST, {**manifest, "sha256": _own_checksum(manifest)})
@@ -186,14 +225,18 @@ class Checkpoints:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint in `path`, once every byte of it is right. Raises CorruptFile naming the damaged file."""
+    """The manifest of the checkpoint in `path`, once every byte of it is right. Raises CorruptFile
+    naming the damaged file.
+    """
     try:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         right = manifest.pop("sha256") == _own_checksum(manifest) and manifest["version"] == VERSION
     except (OSError, ValueError, KeyError, AttributeError):
         right = False
     if not right:
-        raise CorruptFile(f"{path / MANIFEST} is damaged: its checksum is not the one written in it.")
+        raise CorruptFile(
+            f"{path / MANIFEST} is damaged: its checksum is not the one written in it."
+        )
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file() or sha256_of(file) != expected:

@@ -1,10 +1,14 @@
-"""The DeepSpeed engine, at every world size and ZeRO stage 0-3: start-up, one optimizer step, and where its state lies in memory.
+"""The DeepSpeed engine, at every world size and ZeRO stage 0-3: start-up, one optimizer step, and
+where its state lies in memory.
 
-- ZeRO: Rajbhandari et al. 2020. Stage 0 keeps everything on every rank, 1 shares out the optimizer's state, 2 also the gradients,
-  3 also the weights. The optimizer is torch's fused AdamW, so nothing is compiled on the user's machine.
-- bfloat16 is torch's autocast round the loss: weights, gradients and moments stay float32. That is 16 bytes a parameter, as many as
-  DeepSpeed's own bf16 mode with its float32 master copy takes, and the weights that are saved are the weights that were trained.
-- What survives a kill is written by `checkpoint.py` out of `Engine.fragments`; when to do what is the loop's (`loop.py`).
+- ZeRO: Rajbhandari et al. 2020. Stage 0 keeps everything on every rank, 1 shares out the
+  optimizer's state, 2 also the gradients, 3 also the weights. The optimizer is torch's fused AdamW,
+  so nothing is compiled on the user's machine.
+- bfloat16 is torch's autocast round the loss: weights, gradients and moments stay float32. That is
+  16 bytes a parameter, as many as DeepSpeed's own bf16 mode with its float32 master copy takes, and
+  the weights that are saved are the weights that were trained.
+- What survives a kill is written by `checkpoint.py` out of `Engine.fragments`; when to do what is
+  the loop's (`loop.py`).
 """
 
 from __future__ import annotations
@@ -39,18 +43,24 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class Fragment:
-    """A run of one parameter's elements that this rank keeps, flat: `name[start : start + len]`, and its moments, as live views."""
+    """A run of one parameter's elements that this rank keeps, flat: `name[start : start + len]`,
+    and its moments, as live views.
+    """
 
     name: str
     start: int
     values: Mapping[str, Tensor]  # "weight", "exp_avg", "exp_avg_sq": [length] each
-    owned: bool  # by this rank: of all ranks' owned fragments, each element is in exactly one (stage 0 keeps everything everywhere)
+    # by this rank: of all ranks' owned fragments, each element is in exactly one (stage 0 keeps
+    # everything everywhere)
+    owned: bool
 
 
 def start(execution: Execution) -> None:
-    """Import DeepSpeed and join the other ranks, from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Again: does nothing.
+    """Import DeepSpeed and join the other ranks, from RANK, WORLD_SIZE, MASTER_ADDR and
+    MASTER_PORT. Again: does nothing.
 
-    Every rank's threads must be set up before (OMP_NUM_THREADS), as gloo and torch start theirs here.
+    Every rank's threads must be set up before (OMP_NUM_THREADS), as gloo and torch start theirs
+    here.
     """
     if torch.distributed.is_initialized():
         return
@@ -59,25 +69,36 @@ def start(execution: Execution) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     deepspeed = _import_deepspeed(execution.compile)
     backend = "nccl" if execution.device == "cuda" else "gloo"
-    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(hours=2))
+    deepspeed.init_distributed(
+        backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(hours=2)
+    )
 
 
 def choose_product_library(precision: str) -> None:
-    """Have oneDNN make a float32 training's products on CPUs with AVX-512 that are not Intel's: MKL's take up to 10 % longer there.
+    """Have oneDNN make a float32 training's products on CPUs with AVX-512 that are not Intel's:
+    MKL's take up to 10 % longer there.
 
-    torch asks oneDNN only where bfloat16 factors are allowed, which oneDNN makes use of on CPUs with AMX alone. Those are Intel's, so what
-    it gives here is float32's (a test holds that). Not in bfloat16 training: there only attention's small products are float32.
+    torch asks oneDNN only where bfloat16 factors are allowed, which oneDNN makes use of on CPUs
+    with AMX alone. Those are Intel's, so what it gives here is float32's (a test holds that). Not
+    in bfloat16 training: there only attention's small products are float32.
     """
     cpu = torch.cpu.get_capabilities()
-    fitting = cpu.get("avx512_f") and not cpu.get("amx_tile") and "intel" not in str(cpu.get("cpu_name", "intel")).lower()
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if fitting and precision == "float32" else "none"  # type: ignore[attr-defined]
+    fitting = (
+        cpu.get("avx512_f")
+        and not cpu.get("amx_tile")
+        and "intel" not in str(cpu.get("cpu_name", "intel")).lower()
+    )
+    bfloat16_products = fitting and precision == "float32"
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if bfloat16_products else "none"  # type: ignore[attr-defined]
 
 
 def _import_deepspeed(compiling: bool) -> Any:
-    """DeepSpeed 0.19, without what it would drag in or compile: 1.6 s to the first step instead of 11 s, and no compiler needed."""
+    """DeepSpeed 0.19, without what it would drag in or compile: 1.6 s to the first step instead of
+    11 s, and no compiler needed.
+    """
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    # Its autotuner imports MLflow where it is installed (1.1 s, 100 MB), only to log to it. `None` makes that one import fail, which it
-    # catches. Without this everything still works, slower.
+    # Its autotuner imports MLflow where it is installed (1.1 s, 100 MB), only to log to it. `None`
+    # makes that one import fail, which it catches. Without this everything still works, slower.
     absent = "mlflow" not in sys.modules
     if absent:
         sys.modules["mlflow"] = None  # type: ignore[assignment]
@@ -89,13 +110,17 @@ def _import_deepspeed(compiling: bool) -> Any:
         if absent:
             del sys.modules["mlflow"]
     logger.setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # DeepSpeed's use of it, every step
-    # On CPU it would compile a shared-memory all-reduce with g++ (46 s; an error where there is no compiler). Setting the table of what can
-    # be compiled, which it otherwise fills on first access by running compilers, says that nothing can.
+    warnings.filterwarnings(
+        "ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning
+    )  # DeepSpeed's use of it, every step
+    # On CPU it would compile a shared-memory all-reduce with g++ (46 s; an error where there is no
+    # compiler). Setting the table of what can be compiled, which it otherwise fills on first access
+    # by running compilers, says that nothing can.
     deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})
     if not compiling:
-        # It looks whether the optimizer is its Muon, whose module compiles kernels as it is imported, and with them imports inductor
-        # (1 s). Imported here once with its own stand-in for torch.compile. Without this everything still works, slower.
+        # It looks whether the optimizer is its Muon, whose module compiles kernels as it is
+        # imported, and with them imports inductor (1 s). Imported here once with its own stand-in
+        # for torch.compile. Without this everything still works, slower.
         original = deepspeed.runtime.compiler.compile
         deepspeed.runtime.compiler.compile = lambda: deepspeed.runtime.compiler.dummy_decorator
         import deepspeed.runtime.zero.muon.original_muon
@@ -105,7 +130,9 @@ def _import_deepspeed(compiling: bool) -> Any:
 
 
 class FusedAdamW(torch.optim.AdamW):
-    """torch's fused AdamW, its two methods without the wrappers that import torch._dynamo (1 s). The arithmetic is torch's own."""
+    """torch's fused AdamW, its two methods without the wrappers that import torch._dynamo (1 s).
+    The arithmetic is torch's own.
+    """
 
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
     _step = inspect.unwrap(torch.optim.AdamW.step)
@@ -113,13 +140,22 @@ class FusedAdamW(torch.optim.AdamW):
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         groups: list[dict[str, Any]] = []
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        scale_of = {name: next((s for prefix, s in settings.scales.items() if name.startswith(prefix)), 1.0) for name, _ in trained}
+        scale_of = {
+            name: next((s for prefix, s in settings.scales.items() if name.startswith(prefix)), 1.0)
+            for name, _ in trained
+        }
         for scale in sorted(set(scale_of.values())):
             matrices = [p for name, p in trained if scale_of[name] == scale and p.dim() >= 2]
             vectors = [p for name, p in trained if scale_of[name] == scale and p.dim() < 2]
-            groups += [{"params": matrices, "weight_decay": settings.weight_decay, "scale": scale}] if matrices else []
+            groups += (
+                [{"params": matrices, "weight_decay": settings.weight_decay, "scale": scale}]
+                if matrices
+                else []
+            )
             groups += [{"params": vectors, "weight_decay": 0.0, "scale": scale}] if vectors else []
-        super().__init__(groups, lr=settings.learning_rate(0), betas=settings.betas, eps=settings.eps, fused=True)
+        super().__init__(
+            groups, lr=settings.learning_rate(0), betas=settings.betas, eps=settings.eps, fused=True
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -127,14 +163,22 @@ class FusedAdamW(torch.optim.AdamW):
 
 
 class _Forward(nn.Module):
-    """What the engine calls: the objective's loss over the model, so that ZeRO-3 gathers whatever weights the loss touches."""
+    """What the engine calls: the objective's loss over the model, so that ZeRO-3 gathers whatever
+    weights the loss touches.
+    """
 
-    def __init__(self, model: nn.Module, objective: Loss, settings: Settings, execution: Execution) -> None:
+    def __init__(
+        self, model: nn.Module, objective: Loss, settings: Settings, execution: Execution
+    ) -> None:
         super().__init__()
         self.model, self.objective = model, objective
         self.figures: Figures = {}
         self.autocast = functools.partial(
-            torch.autocast, execution.device, torch.bfloat16, enabled=settings.precision == "bfloat16", cache_enabled=True
+            torch.autocast,
+            execution.device,
+            torch.bfloat16,
+            enabled=settings.precision == "bfloat16",
+            cache_enabled=True,
         )
 
     def forward(self, micro_batch: Any) -> Tensor:
@@ -144,16 +188,22 @@ class _Forward(nn.Module):
 
 
 class Engine:
-    """One model under training. `close` gives the model back as a plain one, its weights whole on every rank."""
+    """One model under training. `close` gives the model back as a plain one, its weights whole on
+    every rank.
+    """
 
-    def __init__(self, model: nn.Module, objective: Loss, settings: Settings, execution: Execution) -> None:
+    def __init__(
+        self, model: nn.Module, objective: Loss, settings: Settings, execution: Execution
+    ) -> None:
         start(execution)
         import deepspeed
 
         if execution.device == "cpu":
             choose_product_library(settings.precision)
         self.model, self.settings, self.execution = model, settings, execution
-        self._checkpointed = _checkpoint_activations(model) if execution.activation_checkpointing else []
+        self._checkpointed = (
+            _checkpoint_activations(model) if execution.activation_checkpointing else []
+        )
         if execution.compile:
             model.compile()
         model.to(execution.device).train()
@@ -161,15 +211,21 @@ class Engine:
         self._forward = _Forward(model, objective, settings, execution)
         self._base = FusedAdamW(model, settings)
         stage = execution.zero_stage
-        deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns that AdamW is "untested"; it is elementwise, so it can be shared out
+        deepspeed.utils.logger.setLevel(
+            logging.ERROR
+        )  # it warns that AdamW is "untested"; it is elementwise, so it can be shared out
         self._deepspeed, *_ = deepspeed.initialize(
             model=self._forward,
             optimizer=self._base,
             dist_init_required=False,
             config={
-                "train_micro_batch_size_per_gpu": 1,  # counted nowhere: the objective's micro-batches are handed in as they are
-                "gradient_accumulation_steps": 1,  # accumulation is driven by hand in `step`, so that its count may differ by step
-                "gradient_clipping": settings.gradient_clip if stage else 0.0,  # stage 0 in float32 is clipped in `step`
+                # counted nowhere: the objective's micro-batches are handed in as they are
+                "train_micro_batch_size_per_gpu": 1,
+                # accumulation is driven by hand in `step`, so that its count may differ by step
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": settings.gradient_clip
+                if stage
+                else 0.0,  # stage 0 in float32 is clipped in `step`
                 "zero_optimization": {"stage": stage, "overlap_comm": execution.device == "cuda"},
                 "zero_allow_untested_optimizer": True,
                 "steps_per_print": None,
@@ -177,10 +233,14 @@ class Engine:
         )
         deepspeed.utils.logger.setLevel(logging.WARNING)
 
-    def step(self, micro_batches: Sequence[Any], learning_rate: float, seeds: Sequence[int]) -> tuple[Tensor, list[Figures], float]:
-        """One optimizer step. Returns this rank's mean loss, each micro-batch's figures, and the global gradient norm before clipping.
+    def step(
+        self, micro_batches: Sequence[Any], learning_rate: float, seeds: Sequence[int]
+    ) -> tuple[Tensor, list[Figures], float]:
+        """One optimizer step. Returns this rank's mean loss, each micro-batch's figures, and the
+        global gradient norm before clipping.
 
-        `seeds`: torch's random state for each micro-batch, so that dropout is a function of the step.
+        `seeds`: torch's random state for each micro-batch, so that dropout is a function of the
+        step.
         """
         engine, figures = self._deepspeed, []
         for group in self._base.param_groups:
@@ -207,8 +267,13 @@ class Engine:
         for index, (name, first, flat, offset, length) in enumerate(self._layout()):
             state = self._moments(flat)
             flats = {"weight": flat.data, **{moment: state[moment] for moment in MOMENTS}}
-            values = {key: tensor.view(-1).narrow(0, offset, length) for key, tensor in flats.items()}
-            owned = self.execution.zero_stage > 0 or index % self.execution.world_size == self.execution.rank
+            values = {
+                key: tensor.view(-1).narrow(0, offset, length) for key, tensor in flats.items()
+            }
+            owned = (
+                self.execution.zero_stage > 0
+                or index % self.execution.world_size == self.execution.rank
+            )
             fragments.append(Fragment(name, first, values, owned))
         return fragments
 
@@ -218,21 +283,32 @@ class Engine:
             self._moments(flat)["step"].fill_(steps)
 
     def _moments(self, flat: Tensor) -> dict[str, Tensor]:
-        """AdamW's state of one of the tensors that it steps. Before its first step: zeros, as AdamW itself would make them."""
+        """AdamW's state of one of the tensors that it steps. Before its first step: zeros, as AdamW
+        itself would make them.
+        """
         state: dict[str, Tensor] = self._base.state[flat]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
-            state.update({moment: torch.zeros_like(flat, memory_format=torch.preserve_format) for moment in MOMENTS})
+            state.update(
+                {
+                    moment: torch.zeros_like(flat, memory_format=torch.preserve_format)
+                    for moment in MOMENTS
+                }
+            )
         return state
 
     def _layout(self) -> Iterator[tuple[str, int, Tensor, int, int]]:
-        """(parameter, first element, the tensor AdamW steps that holds it, offset in there, length) of each fragment this rank keeps.
+        """(parameter, first element, the tensor AdamW steps that holds it, offset in there, length)
+        of each fragment this rank keeps.
 
-        Stages 1 and 2 cut one flat tensor a group of parameters into world-size parts; stage 3 cuts every parameter. Their own
-        tables say where: `_hp_mapping` (also behind deepspeed.utils.safe_get_full_fp32_param) and `grad_position`.
+        Stages 1 and 2 cut one flat tensor a group of parameters into world-size parts; stage 3 cuts
+        every parameter. Their own tables say where: `_hp_mapping` (also behind
+        deepspeed.utils.safe_get_full_fp32_param) and `grad_position`.
         """
         optimizer, stage = self._deepspeed.optimizer, self.execution.zero_stage
-        trainable: list[tuple[str, Any]] = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        trainable: list[tuple[str, Any]] = [
+            (name, p) for name, p in self.model.named_parameters() if p.requires_grad
+        ]
         for name, parameter in trainable:
             if stage == 0:
                 yield name, 0, parameter, 0, parameter.numel()
@@ -250,7 +326,13 @@ class Engine:
                 group, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
                 first = self.execution.rank * length
                 if first < parameter.ds_numel:
-                    yield name, first, optimizer.fp32_partitioned_groups_flat[group], offset, min(length, parameter.ds_numel - first)
+                    yield (
+                        name,
+                        first,
+                        optimizer.fp32_partitioned_groups_flat[group],
+                        offset,
+                        min(length, parameter.ds_numel - first),
+                    )
 
     def _weights(self) -> dict[str, Tensor]:
         """Every parameter whole, as a copy, on every rank."""
@@ -265,9 +347,11 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
-        """The model in evaluation mode, whole, without gradients, in the training precision; ranks may do different things with it.
+        """The model in evaluation mode, whole, without gradients, in the training precision; ranks
+        may do different things with it.
 
-        At stage 3 it is a plain copy, which costs the memory of the weights meanwhile: the trained one's every forward pass is collective.
+        At stage 3 it is a plain copy, which costs the memory of the weights meanwhile: the trained
+        one's every forward pass is collective.
         """
         model = self.model
         if self._skeleton is not None:
@@ -278,15 +362,22 @@ class Engine:
         self.model.train()
 
     def close(self) -> None:
-        """Free gradients, moments and DeepSpeed's hooks; leave the model whole and plain on every rank.
+        """Free gradients, moments and DeepSpeed's hooks; leave the model whole and plain on every
+        rank.
 
-        Its parameters are new ones: DeepSpeed's hooks and flat buffers hang on the old ones and, at stage 3, on the modules' dictionaries.
+        Its parameters are new ones: DeepSpeed's hooks and flat buffers hang on the old ones and, at
+        stage 3, on the modules' dictionaries.
         """
         weights = self._weights()
-        new = {id(p): nn.Parameter(weights[name], p.requires_grad) for name, p in self.model.named_parameters()}
+        new = {
+            id(p): nn.Parameter(weights[name], p.requires_grad)
+            for name, p in self.model.named_parameters()
+        }
         self._deepspeed.destroy()
         for module in self.model.modules():
-            module._parameters = {name: p if p is None else new[id(p)] for name, p in module._parameters.items()}
+            module._parameters = {
+                name: p if p is None else new[id(p)] for name, p in module._parameters.items()
+            }
         for block in self._checkpointed:
             del block.forward
         del self._deepspeed, self._base, self._forward
@@ -294,12 +385,22 @@ class Engine:
 
 def _skeleton(model: nn.Module) -> nn.Module:
     """A copy of the model whose parameters have shapes and no memory."""
-    return copy.deepcopy(model, {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()})
+    return copy.deepcopy(
+        model,
+        {
+            id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+            for p in model.parameters()
+        },
+    )
 
 
 def _checkpoint_activations(model: nn.Module) -> list[Any]:
-    """Keep only the inputs of each block (each member of a ModuleList), and compute the rest again in the backward pass."""
-    blocks: list[Any] = [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
+    """Keep only the inputs of each block (each member of a ModuleList), and compute the rest again
+    in the backward pass.
+    """
+    blocks: list[Any] = [
+        block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module
+    ]
     for block in blocks:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     return blocks

@@ -1,11 +1,13 @@
-"""The one training loop: pre-training, fine-tuning, instruction tuning, reward model and PPO all run in it.
+"""The one training loop: pre-training, fine-tuning, instruction tuning, reward model and PPO all
+run in it.
 
-What is optimised is an `Objective`, how a `Settings`, on what an `Execution`; evaluation, samples and kept snapshots are `Hook`s.
-Nothing in here knows text. The engine (DeepSpeed) is in `engine.py`, what survives a kill in `checkpoint.py`.
+What is optimised is an `Objective`, how a `Settings`, on what an `Execution`; evaluation, samples
+and kept snapshots are `Hook`s. Nothing in here knows text. The engine (DeepSpeed) is in
+`engine.py`, what survives a kill in `checkpoint.py`.
 
-Everything a step does is a function of (settings, step): its batch is the objective's, its dropout is seeded from (seed, step,
-rank, micro-batch), its learning rate the schedule's. So a run that was killed and resumed from a checkpoint ends bit for bit
-where the undisturbed one would have.
+Everything a step does is a function of (settings, step): its batch is the objective's, its dropout
+is seeded from (seed, step, rank, micro-batch), its learning rate the schedule's. So a run that was
+killed and resumed from a checkpoint ends bit for bit where the undisturbed one would have.
 """
 
 from __future__ import annotations
@@ -43,21 +45,27 @@ class Objective(Protocol):
         """Units of all steps before a step, over all ranks."""
 
     def micro_batches(self, step: int) -> Sequence[Any]:
-        """This rank's micro-batches of a step (counted from 0): a pure function of it, as many on every rank."""
+        """This rank's micro-batches of a step (counted from 0): a pure function of it, as many on
+        every rank.
+        """
 
     def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, Figures]:
-        """The mean loss over a micro-batch, to be minimised, and figures to report, each as (sum, count).
+        """The mean loss over a micro-batch, to be minimised, and figures to report, each as (sum,
+        count).
 
-        The loop averages the loss over micro-batches and ranks, and reports sum(sums) / sum(counts) of a figure over both; the
-        names must be the same in every micro-batch and rank. Runs inside the engine's forward pass: call `model` as it stands.
+        The loop averages the loss over micro-batches and ranks, and reports sum(sums) / sum(counts)
+        of a figure over both; the names must be the same in every micro-batch and rank. Runs inside
+        the engine's forward pass: call `model` as it stands.
         """
 
 
 @dataclass(frozen=True)
 class Hook:
-    """Something done after given steps (0: before the first), on every rank, with the whole model, in evaluation mode, no gradients.
+    """Something done after given steps (0: before the first), on every rank, with the whole model,
+    in evaluation mode, no gradients.
 
-    `call(step, model)` returns numbers that are reported with that step's; all ranks must return, only rank 0's are heard.
+    `call(step, model)` returns numbers that are reported with that step's; all ranks must return,
+    only rank 0's are heard.
     """
 
     steps: Collection[int]
@@ -66,7 +74,9 @@ class Hook:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to. The trained weights are in the model that was handed in, whole, on every rank."""
+    """What a run came to. The trained weights are in the model that was handed in, whole, on every
+    rank.
+    """
 
     steps: int
     resumed_from: int | None  # the step the last checkpoint was of
@@ -86,10 +96,11 @@ def train(
     progress: Progress,
     hooks: Sequence[Hook] = (),
 ) -> Outcome:
-    """Train `model` in place. Every rank calls it with the same arguments, its own `execution.rank` apart.
+    """Train `model` in place. Every rank calls it with the same arguments, its own `execution.rank`
+    apart.
 
-    `checkpoints`: a folder for this run alone, or None for a run short enough to start again. Raises UserError where the loss is
-    no longer a number or the disk is full.
+    `checkpoints`: a folder for this run alone, or None for a run short enough to start again.
+    Raises UserError where the loss is no longer a number or the disk is full.
     """
     return _Run(model, objective, settings, execution, checkpoints, progress, hooks).train()
 
@@ -107,11 +118,19 @@ class _Run:
         progress: Progress,
         hooks: Sequence[Hook],
     ) -> None:
-        self.objective, self.settings, self.execution, self.progress, self.hooks = objective, settings, execution, progress, hooks
+        self.objective, self.settings, self.execution, self.progress, self.hooks = (
+            objective,
+            settings,
+            execution,
+            progress,
+            hooks,
+        )
         self.seconds = 0.0  # in steps, evaluation apart
         self.loss = math.nan
         start(execution)
-        self.checkpoints = Checkpoints(checkpoints, execution, progress.log) if checkpoints else None
+        self.checkpoints = (
+            Checkpoints(checkpoints, execution, progress.log) if checkpoints else None
+        )
         found = self.checkpoints.latest() if self.checkpoints else None
         if self.checkpoints and found:
             self.checkpoints.load_weights(found, model)
@@ -137,14 +156,23 @@ class _Run:
                 if hooked or done % every == 0 or done == settings.steps:
                     values = self._report(step, loss, figures, norm)
                     now = time.perf_counter()
-                    values |= self._rates(objective.units_before(done) - objective.units_before(mark_step), now - mark)
+                    values |= self._rates(
+                        objective.units_before(done) - objective.units_before(mark_step), now - mark
+                    )
                     self.seconds += now - mark
                     values |= self._hooks(done)
                     self.progress.metrics(done, values)
                     mark, mark_step = time.perf_counter(), done
-                self.progress.advance(objective.units_before(done), objective.units_before(settings.steps), objective.unit)
+                self.progress.advance(
+                    objective.units_before(done),
+                    objective.units_before(settings.steps),
+                    objective.unit,
+                )
                 if self.checkpoints and done < settings.steps and self.checkpoints.due():
-                    facts = {"seconds": self.seconds + time.perf_counter() - mark, "loss": self.loss}
+                    facts = {
+                        "seconds": self.seconds + time.perf_counter() - mark,
+                        "loss": self.loss,
+                    }
                     self.checkpoints.save(self.engine, done, facts)
             if self.checkpoints:
                 self.checkpoints.finish()
@@ -157,16 +185,25 @@ class _Run:
 
     def _step(self, step: int) -> tuple[Tensor, list[Figures], float]:
         batch = self.objective.micro_batches(step)
-        seeds = [_seed(self.settings.seed, step, self.execution.rank, index) for index in range(len(batch))]
+        seeds = [
+            _seed(self.settings.seed, step, self.execution.rank, index)
+            for index in range(len(batch))
+        ]
         loss, figures, norm = self.engine.step(batch, self.settings.learning_rate(step), seeds)
-        if not math.isfinite(norm):  # the same on every rank, so all of them stop here; where the loss is not a number, neither is this
+        if not math.isfinite(
+            norm
+            # the same on every rank, so all of them stop here; where the loss is not a number, neither
+            # is this
+        ):
             raise UserError(
                 f"At step {step} of {self.settings.steps} the gradient is {norm} and the loss on rank {self.execution.rank} {float(loss)}: "
                 "training has diverged. Lower learning_rate, lengthen warmup_tokens or lower gradient_clip in the recipe, and build again."
             )
         return loss, figures, norm
 
-    def _report(self, step: int, loss: Tensor, figures: list[Figures], norm: float) -> dict[str, float]:
+    def _report(
+        self, step: int, loss: Tensor, figures: list[Figures], norm: float
+    ) -> dict[str, float]:
         """A step's loss and figures over all ranks: one small all-reduce."""
         names = sorted(figures[0])
         sums = torch.zeros(2 * len(names) + 1, dtype=torch.float64, device=self.execution.device)
@@ -178,7 +215,11 @@ class _Run:
         torch.distributed.all_reduce(sums)
         *pairs, total = sums.tolist()
         self.loss = total / self.execution.world_size
-        means = {name: pairs[2 * i] / pairs[2 * i + 1] for i, name in enumerate(names) if pairs[2 * i + 1]}
+        means = {
+            name: pairs[2 * i] / pairs[2 * i + 1]
+            for i, name in enumerate(names)
+            if pairs[2 * i + 1]
+        }
         return {
             "loss": self.loss,
             self.objective.unit: self.objective.units_before(step + 1),
@@ -191,7 +232,9 @@ class _Run:
         rate = units / seconds
         rates = {f"{self.objective.unit}_per_second": rate}
         if self.execution.peak_flops:
-            rates["model_flops_utilisation"] = rate * self.objective.flops_per_unit / self.execution.peak_flops
+            rates["model_flops_utilisation"] = (
+                rate * self.objective.flops_per_unit / self.execution.peak_flops
+            )
         return rates
 
     def _hooks(self, done: int) -> dict[str, float]:

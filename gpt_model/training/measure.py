@@ -1,4 +1,6 @@
-"""What training is measured by: the matrix-product peak, held-out loss and bits per byte, peak memory. Nothing here trains."""
+"""What training is measured by: the matrix-product peak, held-out loss and bits per byte, peak
+memory. Nothing here trains.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from gpt_model.data.shards import TokenData, held_out_windows
 from gpt_model.decoder import Decoder
-from gpt_model.evaluation.scores import spread
+from gpt_model.evaluation.metrics import spread
 from gpt_model.memory import peak_resident_bytes
 from gpt_model.training.settings import Execution
 
@@ -28,7 +30,9 @@ PEAK_SECONDS = 0.1  # at each size
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out text as the model predicted it, a row of `windows` [n, 3] each so many tokens: nats, tokens and bytes of text."""
+    """Held-out text as the model predicted it, a row of `windows` [n, 3] each so many tokens: nats,
+    tokens and bytes of text.
+    """
 
     windows: NDArray[np.float64]
 
@@ -51,22 +55,30 @@ class HeldOut:
 
     @property
     def bpb(self) -> float:
-        """Bits per byte: what the text would take, compressed with this model, by the byte of text; free of the tokenizer."""
+        """Bits per byte: what the text would take, compressed with this model, by the byte of text;
+        free of the tokenizer.
+        """
         return self.nats / math.log(2) / max(1, self.bytes)
 
     @property
     def bpb_interval(self) -> tuple[float, float] | None:
-        """95 % of `bpb`, windows taken for independent draws of such text (the delta method). None of a single window."""
+        """95 % of `bpb`, windows taken for independent draws of such text (the delta method). None
+        of a single window.
+        """
         nats, _, size = self.windows.T
         found = spread("bits_per_byte", "bits_per_byte", list(zip(-nats, size, strict=True)))
         return None if found.low is None or found.high is None else (found.low, found.high)
 
 
-def held_out(model: Decoder, data: TokenData, execution: Execution, limit_tokens: int | None = None) -> dict[str, HeldOut]:
-    """Every source's held-out text, or the first `limit_tokens` of each. Split over ranks. Collective where there are several.
+def held_out(
+    model: Decoder, data: TokenData, execution: Execution, limit_tokens: int | None = None
+) -> dict[str, HeldOut]:
+    """Every source's held-out text, or the first `limit_tokens` of each. Split over ranks.
+    Collective where there are several.
 
-    Each token is predicted once, from at least half a context of text before it: windows overlap by half, as is usual where a model is set
-    beside one that has read everything before (it costs two forward passes instead of one).
+    Each token is predicted once, from at least half a context of text before it: windows overlap by
+    half, as is usual where a model is set beside one that has read everything before (it costs two
+    forward passes instead of one).
     """
     context = model.config.context
     stride = max(1, context // 2)
@@ -75,23 +87,39 @@ def held_out(model: Decoder, data: TokenData, execution: Execution, limit_tokens
     for source in data.sources:
         tokens = min(limit_tokens or sys.maxsize, len(data.tokens(source, "held_out")))
         windows = torch.zeros(-(-tokens // stride), 3, dtype=torch.float64, device=execution.device)
-        for index, (inputs, targets) in enumerate(held_out_windows(data, source, context, stride, limit_tokens, sequences)):
+        for index, (inputs, targets) in enumerate(
+            held_out_windows(data, source, context, stride, limit_tokens, sequences)
+        ):
             if index % execution.world_size == execution.rank:
                 there = torch.from_numpy(targets).to(execution.device)
                 losses = model.loss_by_token(torch.from_numpy(inputs).to(execution.device), there)
-                sizes = torch.from_numpy(np.where(targets >= 0, data.byte_lengths[targets], 0).sum(1))
+                sizes = torch.from_numpy(
+                    np.where(targets >= 0, data.byte_lengths[targets], 0).sum(1)
+                )
                 rows = windows[index * sequences : index * sequences + len(targets)]
-                rows.copy_(torch.stack([losses.double().sum(1), (there >= 0).sum(1), sizes.to(there.device)], 1))
+                rows.copy_(
+                    torch.stack(
+                        [losses.double().sum(1), (there >= 0).sum(1), sizes.to(there.device)], 1
+                    )
+                )
         if execution.world_size > 1:
-            torch.distributed.all_reduce(windows)  # the others' rows are zero here, so the sum is exact
+            torch.distributed.all_reduce(
+                windows
+            )  # the others' rows are zero here, so the sum is exact
         found[source] = HeldOut(windows.cpu().numpy())
     return found
 
 
-def held_out_metrics(found: Mapping[str, HeldOut], weights: Mapping[str, float]) -> dict[str, float]:
-    """`held_out/<source>/bpb`, `perplexity` and `loss`; `held_out/bpb` and `loss` weigh sources as the mixture, `total_bpb` by bytes."""
+def held_out_metrics(
+    found: Mapping[str, HeldOut], weights: Mapping[str, float]
+) -> dict[str, float]:
+    """`held_out/<source>/bpb`, `perplexity` and `loss`; `held_out/bpb` and `loss` weigh sources as
+    the mixture, `total_bpb` by bytes.
+    """
     present = {source: one for source, one in found.items() if one.tokens}
-    share = {source: weights[source] / max(1e-30, sum(weights[s] for s in present)) for source in present}
+    share = {
+        source: weights[source] / max(1e-30, sum(weights[s] for s in present)) for source in present
+    }
     metrics: dict[str, float] = {}
     for source, one in present.items():
         metrics |= {
@@ -118,7 +146,9 @@ def held_out_intervals(found: Mapping[str, HeldOut]) -> dict[str, float]:
 
 
 def peak_flops(execution: Execution, precision: str) -> float:
-    """FLOP/s of matrix products of the best size, all ranks at work at once, added up: the measure of utilisation. Collective."""
+    """FLOP/s of matrix products of the best size, all ranks at work at once, added up: the measure
+    of utilisation. Collective.
+    """
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     best = 0.0
     for size in PRODUCT_SIZES_CUDA if execution.device == "cuda" else PRODUCT_SIZES:
@@ -146,7 +176,9 @@ def _rate(a: Tensor, b: Tensor, out: Tensor) -> float:
 
 def peak_memory_bytes(execution: Execution) -> float:
     """The most memory any rank's process has held, on the GPU where it trains there. Collective."""
-    own = float(torch.cuda.max_memory_allocated() if execution.device == "cuda" else peak_resident_bytes())
+    own = float(
+        torch.cuda.max_memory_allocated() if execution.device == "cuda" else peak_resident_bytes()
+    )
     most = torch.tensor([own], dtype=torch.float64, device=execution.device)
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
     return float(most.item())

@@ -1,4 +1,6 @@
-"""Learning rates and batch sizes: pure functions of the step, or of the tokens seen before it, as the papers have them. No torch."""
+"""Learning rates and batch sizes: pure functions of the step, or of the tokens seen before it, as
+the papers have them. No torch.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +12,35 @@ Schedule = Callable[[int], float]  # of the step about to be taken, counted from
 
 
 class Batches:
-    """How many tokens each step takes, all ranks together: `size` of them, or a ramp up to that (GPT-3, appendix B).
+    """How many tokens each step takes, all ranks together: `size` of them, or a ramp up to that
+    (GPT-3, appendix B).
 
-    On a ramp the batch lies on a straight line from `ramp_from` tokens before the first step to `size` once `ramp_over` tokens are seen,
-    rounded to a whole multiple of `ramp_from`: so ranks that share out that many sequences share out every batch, and which batches
-    there are does not hang on how many ranks there are. The table below has a line for each such multiple, not for each step.
+    On a ramp the batch lies on a straight line from `ramp_from` tokens before the first step to
+    `size` once `ramp_over` tokens are seen, rounded to a whole multiple of `ramp_from`: so ranks
+    that share out that many sequences share out every batch, and which batches there are does not
+    hang on how many ranks there are. The table below has a line for each such multiple, not for
+    each step.
     """
 
     def __init__(self, size: int, ramp_from: int | None = None, ramp_over: int = 0) -> None:
         """`ramp_from` is at most `size`."""
         self.size = size
-        self._steps, self._seen, self._sizes = [0], [0], [size]  # of each stretch of equal batches: steps and tokens before it, its batch
+        self._steps, self._seen, self._sizes = (
+            [0],
+            [0],
+            [size],
+        )  # of each stretch of equal batches: steps and tokens before it, its batch
         if ramp_from is None or ramp_from == size:
             return
         self._sizes = [ramp_from]
         while (batch := self._sizes[-1]) < size:
-            multiple = batch // ramp_from  # the line crosses half way to the next one after this many tokens
-            end = min(ramp_over, -(-(2 * multiple - 1) * ramp_from * ramp_over // (2 * (size - ramp_from))))
+            multiple = (
+                batch // ramp_from
+            )  # the line crosses half way to the next one after this many tokens
+            end = min(
+                ramp_over,
+                -(-(2 * multiple - 1) * ramp_from * ramp_over // (2 * (size - ramp_from))),
+            )
             steps = max(0, -(-(end - self._seen[-1]) // batch))
             self._steps.append(self._steps[-1] + steps)
             self._seen.append(self._seen[-1] + steps * batch)
@@ -52,11 +66,15 @@ class Batches:
         return below + (tokens - self.before(below) > self.before(below + 1) - tokens)
 
 
-def warmup_cosine(peak: float, *, warmup: float, decay: float, final: float) -> Callable[[float], float]:
-    """Of the tokens seen: linear from 0 over `warmup`, a cosine down to `final` · peak at `decay`, and that from there on.
+def warmup_cosine(
+    peak: float, *, warmup: float, decay: float, final: float
+) -> Callable[[float], float]:
+    """Of the tokens seen: linear from 0 over `warmup`, a cosine down to `final` · peak at `decay`,
+    and that from there on.
 
-    GPT-3, appendix B: final 0.1 after 260 billion tokens of 300. GPT-1, section 4.1: final 0; its 2,000 updates are tokens too, as its
-    batch is constant. Both counts are from the first token on, so the cosine's own stretch is `decay` - `warmup`.
+    GPT-3, appendix B: final 0.1 after 260 billion tokens of 300. GPT-1, section 4.1: final 0; its
+    2,000 updates are tokens too, as its batch is constant. Both counts are from the first token on,
+    so the cosine's own stretch is `decay` - `warmup`.
     """
 
     def rate(tokens: float) -> float:
@@ -69,14 +87,18 @@ def warmup_cosine(peak: float, *, warmup: float, decay: float, final: float) -> 
 
 
 def by_step(rate: Callable[[float], float], batches: Batches) -> Schedule:
-    """A step takes the rate at the middle of its batch, so that the first and the last step both learn something."""
+    """A step takes the rate at the middle of its batch, so that the first and the last step both
+    learn something.
+    """
     return lambda step: rate(batches.before(step) + batches.of(step) / 2)
 
 
 def warmup_linear(peak: float, *, warmup: float, steps: int) -> Schedule:
-    """GPT-1's fine-tuning (section 4.1, released opt.py): x/warmup · (1 - x) up to the share `warmup` of the steps, 1 - x after it.
+    """GPT-1's fine-tuning (section 4.1, released opt.py): x/warmup · (1 - x) up to the share
+    `warmup` of the steps, 1 - x after it.
 
-    x is the share of the steps taken before, so the first step, whose rate is 0, only fills the moments.
+    x is the share of the steps taken before, so the first step, whose rate is 0, only fills the
+    moments.
     """
 
     def rate(step: int) -> float:

@@ -1,5 +1,6 @@
-"""Snapshots: the weights a training run had after steps on a log schedule, kept for good beside the finished model. Not checkpoints: those
-hold the moments too, go on from a kill, and are gone at the end.
+"""Snapshots: the weights a training run had after steps on a log schedule, kept for good beside the
+finished model. Not checkpoints: those hold the moments too, go on from a kill, and are gone at the
+end.
 
     snapshots/index.json                    {"precision": "float32", "snapshots": [{"step": …, "tokens": …}, …]}
     snapshots/<step>/model.safetensors      and config.json; the weights as they were trained, to the bit
@@ -22,8 +23,10 @@ FOLDER, INDEX, MODEL = "snapshots", "index.json", "model"
 
 
 def snapshot_steps(steps: int, count: int) -> list[int]:
-    """After which of `steps` steps a snapshot is taken: `count` of them, the first after one step, the last at the end, evenly spaced in
-    the logarithm as far as whole steps allow. All steps where there are fewer."""
+    """After which of `steps` steps a snapshot is taken: `count` of them, the first after one step,
+    the last at the end, evenly spaced in the logarithm as far as whole steps allow. All steps where
+    there are fewer.
+    """
     if count < 2:
         return [steps] * count
     taken: list[int] = []
@@ -39,7 +42,9 @@ def keep(model: Decoder, output: Path, step: int) -> None:
 
 
 def keep_in(folder: Path, model: Decoder) -> None:
-    """The model in `folder`, whole or not at all; in place of one that a killed attempt may have left."""
+    """The model in `folder`, whole or not at all; in place of one that a killed attempt may have
+    left.
+    """
     partial_ = folder.with_name(f"{folder.name}.partial")
     for leftover in (folder, partial_):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -55,9 +60,14 @@ def write_index(output: Path, tokens: dict[int, int]) -> None:
 
 
 def snapshots(artifact: Path) -> Iterator[tuple[float, Callable[[], Decoder]]]:
-    """(tokens trained on, loader) of each snapshot in a pre-trained artifact's folder, in order; nothing where none were kept."""
+    """(tokens trained on, loader) of each snapshot in a pre-trained artifact's folder, in order;
+    nothing where none were kept.
+    """
     index = artifact / FOLDER / INDEX
     known = json.loads(index.read_text(encoding="utf-8"))["snapshots"] if index.is_file() else []
     for one in known:
         own = artifact / FOLDER / str(one["step"])
-        yield float(one["tokens"]), partial(convert.load_decoder, own if own.is_dir() else artifact / MODEL)
+        yield (
+            float(one["tokens"]),
+            partial(convert.load_decoder, own if own.is_dir() else artifact / MODEL),
+        )

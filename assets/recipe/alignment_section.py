@@ -1,0 +1,318 @@
+"""The recipe's `alignment` section: InstructGPT's three steps (Ouyang et al. 2022), and what is
+measured of them.
+
+Defaults are the paper's where it prints them (section 3.5, appendix C, for its 1.3B and 6B models)
+and else those of its predecessor's released code (openai/lm-human-preferences), which is said
+beside each.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from gpt_model.rlhf.readers.source import HumanSource, Purpose
+from gpt_model.strict import PAIR, Misfit, Strict
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Memory = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Memory, Memory], PAIR]
+
+
+class _Sources(Strict):
+    sources: list[HumanSource] = Field(min_length=1)
+    seed: Seed = Field(default=0, description="of every split")
+
+    _purpose: ClassVar[Purpose]
+
+    @model_validator(mode="after")
+    def _each_name_once(self) -> _Sources:
+        names = [source.name for source in self.sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise Misfit(f"two sources are named {twice[0]!r}: give each its own name", "sources")
+        for source in self.sources:
+            source.check_serves(self._purpose)
+        return self
+
+
+class DemonstrationsSection(_Sources):
+    """Dialogues in which an assistant answers as it should."""
+
+    _purpose = "demonstrations"
+
+    held_out: Share = Field(
+        default=0.1, description="share of the dialogues that validation loss is measured on"
+    )
+
+
+class ComparisonsSection(_Sources):
+    """Answers to one prompt, better ones and worse ones."""
+
+    _purpose = "comparisons"
+
+    held_out: Share = Field(
+        default=0.1, description="share of the prompts that accuracy is measured on"
+    )
+    judge: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the prompts that an independent judge is trained on, and it alone",
+    )
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> ComparisonsSection:
+        if self.held_out + self.judge >= 1:
+            raise Misfit(
+                f"held_out {self.held_out} and judge {self.judge} leave nothing to train on: make them smaller",
+                "held_out",
+            )
+        return self
+
+
+class PromptsSection(_Sources):
+    """What is asked, without an answer: what PPO answers. None of it is in demonstrations or
+    comparisons.
+    """
+
+    _purpose = "prompts"
+
+    held_out: Share = Field(
+        default=0.2, description="share of the prompts that models are chosen and compared on"
+    )
+
+
+class _Tuning(Strict):
+    """How an optimizer is driven, the same in every step. Adam's 0.9 and 0.95 are appendix C's."""
+
+    learning_rate: float = Field(gt=0)
+    final_learning_rate: float = Field(
+        default=0.1, ge=0, le=1, description="where the cosine ends, as a share of learning_rate"
+    )
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps")
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: Betas = (0.9, 0.95)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="of residuals, and of attention weights and embeddings, too",
+    )
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: Seed = 1
+
+
+class SupervisedSection(_Tuning):
+    """Step 1 (appendix C.1): 16 epochs, cosine to 10 %, dropout 0.2; every epoch is kept.
+
+    The paper's dropout is of residuals alone. Here `dropout` is of attention weights and
+    embeddings, too, which regularises more.
+    """
+
+    learning_rate: float = Field(default=9.65e-6, gt=0)
+    epochs: Count = 16
+    batch: Count = Field(
+        default=32,
+        description="dialogues an optimizer step, at most: an epoch's batches are of nearly one size",
+    )
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+
+
+class RewardModelSection(_Tuning):
+    """Step 2 (appendix C.2): one epoch, 64 prompts a batch with all their comparisons, cosine to 10
+    %.
+    """
+
+    learning_rate: float = Field(default=9e-6, gt=0)
+    start: Literal["pretrained", "supervised"] = Field(
+        default="supervised", description="supervised: its last epoch"
+    )
+    epochs: Count = 1
+    batch: Count = Field(default=64, description="prompts an optimizer step, at most")
+
+
+class PolicyInitSection(_Tuning):
+    """Where PPO starts (appendix C.3): 2 epochs of demonstrations, with 10 % pre-training text
+    mixed in.
+    """
+
+    learning_rate: float = Field(
+        default=5e-6, gt=0, description="5e-6, 1.04e-5, 2.45e-6 at 1.3B, 6B, 175B"
+    )
+    epochs: Count = 2
+    batch: Count = 32
+    pretraining_share: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="of the loss, text of the corpus; and of the sequences of a batch, each as long as the context",
+    )
+
+
+class AdaptiveKL(Strict):
+    """The coefficient is steered to a KL (Ziegler et al. 2019, section 2.2; its released code's
+    values for books).
+    """
+
+    target: float = Field(default=6.0, gt=0, description="nats an episode")
+    horizon: int = Field(default=10_000, ge=1, description="episodes")
+
+
+class Divergence(Strict):
+    """What stops a run, and says why."""
+
+    kl: float = Field(default=50.0, gt=0, description="mean nats an episode from the reference")
+    length: float = Field(
+        default=3.0,
+        gt=1,
+        description="times the mean length at the start, or a third of it, and so on; and how many times fewer may end of themselves",
+    )
+    reward: float = Field(
+        default=20.0,
+        gt=0,
+        description="standard deviations of the reward at the start that the mean may move by",
+    )
+
+
+class PPOSection(Strict):
+    """Step 3 (appendix C.4 and E; GAE's λ, value clip and value weight are the predecessor's
+    code's, which the paper is silent on).
+    """
+
+    episodes: Count = 256_000
+    batch: Count = Field(default=512, description="episodes that are made with the same policy")
+    minibatch: Count = Field(default=64, description="of them an optimizer step")
+    inner_epochs: Count = 1
+    learning_rate: float = Field(
+        gt=0,
+        description="not published; 2.55e-6 to 2.55e-5 were tried, and above 8.05e-6 PPO alone diverged",
+    )
+    warmup_batches: int = Field(
+        default=10, ge=0, description="over which the rate rises from a tenth; then it is constant"
+    )
+    value_learning_rate: float = Field(default=9e-6, gt=0)
+    value: Literal["reward_model", "shared"] = Field(
+        default="reward_model",
+        description="a model of its own, from the reward model; shared: a head on the policy's trunk, half the memory",
+    )
+    value_weight: float = Field(
+        default=0.1,
+        gt=0,
+        description="of the value's loss beside the policy's; the gradient clip is of both together",
+    )
+    kl: float = Field(
+        default=0.02,
+        ge=0,
+        description="β, of the penalty on every token's log-ratio to the reference",
+    )
+    adaptive_kl: AdaptiveKL | None = None
+    unfinished: float = Field(
+        default=0.0,
+        ge=0,
+        description="taken off the reward of an answer that reached max_new_tokens; not in the paper; TRL's missing_eos_penalty",
+    )
+    clip: float = Field(default=0.2, gt=0)
+    value_clip: float = Field(default=0.2, gt=0)
+    gae: float = Field(default=0.95, ge=0, le=1, description="λ; there is no discount")
+    ptx_weight: float = Field(
+        default=27.8, ge=0, description="γ, of the pre-training loss; 0 is PPO without it"
+    )
+    ptx_examples: int = Field(
+        default=8, ge=0, description="sequences of pre-training text an episode"
+    )
+    ema: float = Field(
+        default=0.992,
+        ge=0,
+        lt=1,
+        description="of the weights, batch by batch; what is kept is their moving average",
+    )
+    max_new_tokens: Count = Field(default=1024, description="of an answer; a longer one is cut")
+    temperature: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: Betas = (0.9, 0.95)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: Seed = 1
+    evaluations: Count = Field(
+        default=5, description="times the same held-out prompts are answered on the way"
+    )
+    stop: Divergence = Divergence()
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> PPOSection:
+        if self.batch % self.minibatch:
+            raise Misfit(
+                f"batch {self.batch} is not a whole number of minibatches of {self.minibatch} episodes",
+                "minibatch",
+            )
+        if self.batch > self.episodes:
+            raise Misfit(
+                f"batch {self.batch} is more than episodes {self.episodes}: make it smaller",
+                "batch",
+            )
+        if self.episodes % self.batch:
+            below = self.episodes // self.batch * self.batch
+            told = f"{self.episodes} episodes are not a whole number of batches of {self.batch}: {below} or {below + self.batch} are"
+            raise Misfit(told, "episodes")
+        if self.ptx_weight and not self.ptx_examples:
+            told = f"0 sequences of pre-training text leave nothing for ptx_weight {self.ptx_weight:g} to weigh: give 1 or more, or set"
+            raise Misfit(f"{told} ptx_weight to 0, which is PPO without it", "ptx_examples")
+        return self
+
+
+class DPOSection(_Tuning):
+    """The same comparisons without a reward model (Rafailov et al. 2023): β 0.1, and its released
+    code's rate and batch.
+    """
+
+    learning_rate: float = Field(default=5e-7, gt=0)
+    epochs: Count = 1
+    batch: Count = Field(default=64, description="pairs an optimizer step")
+    beta: float = Field(default=0.1, gt=0)
+
+
+class PreferencesSection(Strict):
+    """What the models are compared by."""
+
+    prompts: Count = Field(default=500, description="held-out prompts that every model answers")
+    best_of: Count = Field(
+        default=16,
+        description="answers of policy_init, the best of which by the reward model is one more thing compared",
+    )
+    max_new_tokens: Count = 256
+    temperature: float = Field(default=1.0, gt=0)
+    seed: Seed = 1
+    suites: list[str] = Field(
+        default=[],
+        description="zero-shot suites before and after, the alignment tax; default: the recipe's own",
+    )
+
+
+class AlignmentSection(Strict):
+    """From a model that continues to one that answers. Each step where its section is given."""
+
+    demonstrations: DemonstrationsSection
+    supervised: SupervisedSection = SupervisedSection()
+    comparisons: ComparisonsSection | None = None
+    reward_model: RewardModelSection = RewardModelSection()
+    prompts: PromptsSection | None = None
+    policy_init: PolicyInitSection = PolicyInitSection()
+    ppo: PPOSection | None = None
+    without_ptx: bool = Field(default=True, description="PPO once more with γ 0, beside it")
+    dpo: DPOSection | None = None
+    preferences: PreferencesSection = PreferencesSection()
+
+    @model_validator(mode="after")
+    def _each_has_what_it_needs(self) -> AlignmentSection:
+        if self.ppo and not (self.comparisons and self.prompts):
+            raise Misfit(
+                "PPO takes a reward model and prompts: add comparisons and prompts, or leave ppo out",
+                "ppo",
+            )
+        if self.dpo and not self.comparisons:
+            raise Misfit("DPO takes comparisons: add them, or leave dpo out", "dpo")
+        return self

@@ -1,0 +1,147 @@
+"""`extends: NAME`: a recipe's file merged over another's. What the numbers mean is `recipe.py`'s.
+
+Mappings are merged key by key, `null` takes out what the other has, all else is replaced. Limits of
+a task or a suite that is no longer named go with it, and so do the experiments on such a task, and
+the training of a model where one is imported in its place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from assets.recipe.task_entries import task_name
+from assets.recipe.yaml_file import SUFFIXES, find_file, naming, read_yaml, yaml_files
+from gpt_model.errors import UserError, about
+
+Contents = dict[str, Any]
+OF_TRAINING_HERE = (
+    "tokenizer",
+    "model",
+    "depth",
+    "pretraining",
+    "experiments",
+    "scaling",
+)  # and of no imported model
+LIMITS = {
+    "finetuning": ("tasks", ("examples", "held_back", "files")),
+    "evaluation": ("suites", ("examples", "files")),
+}  # of what is named
+
+
+def extended(path: Path, recipes: Path) -> dict[Path, Contents]:
+    """What stands in a recipe's file, and in each one it extends, nearest first. `recipes`: the
+    folder of those that have a name.
+    """
+    files = {path: read_yaml(path)}
+    while (parent := files[path].pop("extends", None)) is not None:
+        with naming([path]), about("extends"):
+            path = _parent(str(parent), path.parent, recipes)
+            if path in files:
+                raise UserError(
+                    f"It comes back to itself: {' → '.join(file.stem for file in (*files, path))}."
+                )
+        files[path] = read_yaml(path)
+    return _without_what_imports_replace(files)
+
+
+def _parent(name: str, folder: Path, recipes: Path) -> Path:
+    """The recipe that `extends` means: a file as seen from `folder`, or the name of one in it, or
+    of one in `recipes`.
+    """
+    if name.endswith(SUFFIXES):
+        return find_file(str(folder / name), folder, "recipe")
+    return find_file(
+        name, folder if any(file.stem == name for file in yaml_files(folder)) else recipes, "recipe"
+    )
+
+
+def _without_what_imports_replace(files: dict[Path, Contents]) -> dict[Path, Contents]:
+    """`files`, nearest first, those that are extended by one that imports a model without the
+    training that it replaces.
+    """
+    importing = max(
+        (place for place, one in enumerate(files.values()) if one.get("imported") is not None),
+        default=len(files),
+    )
+    return {
+        path: one
+        if place <= importing
+        else {key: value for key, value in one.items() if key not in OF_TRAINING_HERE}
+        for place, (path, one) in enumerate(files.items())
+    }
+
+
+def merged(base: Contents, over: Contents) -> Contents:
+    """`over` over `base`, without the limits and experiments that `base` has for tasks and suites
+    that `over` no longer names.
+    """
+    contents = _merge(base, over)
+    for part, (names, limits) in LIMITS.items():
+        section, own = contents.get(part), over.get(part)
+        named = own.get(names) if isinstance(own, dict) else None
+        if not (isinstance(section, dict) and isinstance(own, dict) and isinstance(named, list)):
+            continue  # nothing is replaced; what is of a wrong kind is said when the whole is read
+        kept = {
+            task_name(one) if names == "tasks" else one for one in named if isinstance(one, str)
+        }
+        for limit in limits:
+            if isinstance(inherited := section.get(limit), dict):
+                written = own.get(limit) or ()
+                section[limit] = {
+                    key: value
+                    for key, value in inherited.items()
+                    if key in written or _is_of(key, kept)
+                }
+        if part == "finetuning":
+            contents = _without_experiments_on_others(contents, over, kept)
+    return (
+        _without_experiments_on_others(contents, over, set())
+        if over.get("finetuning", over) is None
+        else contents
+    )
+
+
+def _without_experiments_on_others(contents: Contents, over: Contents, tasks: set[str]) -> Contents:
+    """`contents` without the experiments that `over` says nothing of and that fine-tune on none of
+    `tasks`.
+
+    Ablations are of all tasks where they name none, so those whose tasks are all gone are of the
+    new ones, if there are any.
+    """
+    inherited, own = contents.get("experiments"), over.get("experiments") or {}
+    if not isinstance(inherited, dict) or not isinstance(own, dict):
+        return contents
+    kept = dict(inherited)
+    moved, ablations = kept.get("layers_transferred"), kept.get("ablations")
+    if (
+        isinstance(moved, dict)
+        and "layers_transferred" not in own
+        and moved.get("task") not in tasks
+    ):
+        del kept["layers_transferred"]
+    if isinstance(ablations, dict) and "ablations" not in own:
+        named = [task for task in ablations.get("tasks") or () if task in tasks]
+        others = {key: value for key, value in ablations.items() if key != "tasks"}
+        kept["ablations"] = {**others, **({"tasks": named} if named else {})} if tasks else None
+    return {**contents, "experiments": kept}
+
+
+def _is_of(key: Any, names: set[str]) -> bool:
+    """Whether a limit's key is one of `names`, or a task of a suite among them
+    ("gpt3_lambada/lambada").
+    """
+    return any(key == name or str(key).startswith(f"{name}/") for name in names)
+
+
+def _merge(base: Contents, over: Contents) -> Contents:
+    """Mappings are merged key by key, null takes out what `base` has, all else is replaced."""
+    merged = {key: value for key, value in base.items() if over.get(key, value) is not None}
+    for key, value in over.items():
+        if value is not None or key not in base:
+            merged[key] = (
+                _merge(base[key], value)
+                if isinstance(value, dict) and isinstance(base.get(key), dict)
+                else value
+            )
+    return merged

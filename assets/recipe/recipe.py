@@ -1,0 +1,475 @@
+"""Recipe: WHAT to build, one YAML a model, nothing about machines. Each section is what identifies
+the stages it feeds.
+
+`extends: NAME` merges a recipe over another (`extending.py`), `depth: N` sets what a number of
+layers sets (`dial.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from assets.recipe.alignment_section import AlignmentSection
+from assets.recipe.depth import Dial
+from assets.recipe.depth import merged as dialled
+from assets.recipe.experiments_section import ExperimentsSection
+from assets.recipe.extends import extended, merged
+from assets.recipe.yaml_file import find_file, naming, validate
+from gpt_model.config import PUBLISHED, ModelConfig, ModelShape
+from gpt_model.data.sources import Source
+from gpt_model.errors import UserError
+from gpt_model.finetuning.source import Splits
+from gpt_model.published import references
+from gpt_model.strict import PAIR, Misfit, Strict
+
+OWNER = re.compile(r"team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")  # as Dagster has it
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+class Section(Strict):
+    """A part of a recipe."""
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
+Projections = Literal[
+    "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"
+]  # of a block: into attention, out of it, into the MLP, out
+Memory = Annotated[
+    float, Field(ge=0, lt=1)
+]  # of an optimizer's moment: the share of it that a step keeps
+
+
+class CorpusSection(Section):
+    """Where the text comes from, in what mixture, and how much of each source is kept from
+    training.
+    """
+
+    sources: list[Source] = Field(min_length=1)
+    held_out: float = Field(
+        default=0.02, gt=0, lt=1, description="share of each source's documents kept from training"
+    )
+    seed: Seed = Field(
+        default=0, description="of the held-out split, and of every task's split by document"
+    )
+
+    @field_validator("sources")
+    @classmethod
+    def _names_and_weights(cls, sources: list[Source]) -> list[Source]:
+        names = [source.name for source in sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two sources are named {twice[0]!r}: give each its own name")
+        if sum(source.weight for source in sources) <= 0:
+            raise ValueError("the weights sum to 0: give at least one source a weight above 0")
+        return sources
+
+
+class TokenizerSection(Section):
+    style: Literal["gpt1", "gpt2"] = "gpt2"
+    vocab_size: int = Field(
+        ge=4,
+        description="gpt2: the 256 bytes, merges, <|endoftext|>; gpt1: <unk>, characters twice, merges, newline",
+    )
+
+    @field_validator("vocab_size")
+    @classmethod
+    def _bytes_fit(cls, value: int, info: ValidationInfo) -> int:
+        if info.data.get("style") == "gpt2" and value < 257:
+            raise ValueError(
+                f"{value} is too small: style gpt2 has 256 bytes and <|endoftext|>. Set it to at least 257"
+            )
+        return value
+
+
+class BatchRamp(Section):
+    """GPT-3's gradual increase of the batch (appendix B): from 32 thousand tokens, linearly over
+    the first 4 to 12 billion.
+    """
+
+    from_tokens: int = Field(
+        ge=1,
+        description="the first batch; every later one is a whole multiple of it, or batch_tokens",
+    )
+    over_tokens: int = Field(ge=1, description="tokens after which the batch is batch_tokens")
+
+
+class PretrainingSection(Section):
+    """One pass of the training loop over `tokens` tokens."""
+
+    tokens: int = Field(ge=1)
+    batch_tokens: int = Field(ge=1, description="tokens an optimizer step, whatever the profile")
+    learning_rate: float = Field(gt=0)
+    final_learning_rate: float = Field(
+        default=0.1, ge=0, le=1, description="where the cosine ends, as a share of learning_rate"
+    )
+    warmup_tokens: int = Field(default=0, ge=0)
+    decay_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="where the cosine ends, warm-up counted in; constant from there on; default: with the training",
+    )
+    batch_ramp: BatchRamp | None = None
+    weight_decay: float = Field(default=0.1, ge=0)
+    betas: Annotated[tuple[Memory, Memory], PAIR] = (0.9, 0.95)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: Seed = 1
+    evaluations: int = Field(
+        default=10,
+        ge=1,
+        description="times held-out bits per byte is measured on the way, evenly spaced; the last is at the end",
+    )
+    evaluation_tokens: int = Field(
+        default=65_536,
+        ge=1,
+        description="held-out tokens a source measured on the way; the end measures all",
+    )
+    samples: int = Field(default=3, ge=0, description="texts written at each evaluation")
+    snapshots: int = Field(
+        default=0,
+        ge=0,
+        description="times the weights on the way are kept (float32), on a log schedule from step 1; the last is the model",
+    )
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> PretrainingSection:
+        if self.warmup_tokens >= self.tokens:
+            raise ValueError(
+                f"warmup_tokens {self.warmup_tokens} leaves nothing of tokens {self.tokens}: make it smaller"
+            )
+        if self.batch_tokens > self.tokens:
+            raise ValueError(
+                f"batch_tokens {self.batch_tokens} is more than tokens {self.tokens}: make it smaller"
+            )
+        if self.decay_tokens is not None and self.decay_tokens <= self.warmup_tokens:
+            raise ValueError(
+                f"decay_tokens {self.decay_tokens} is no more than warmup_tokens {self.warmup_tokens}: make it larger"
+            )
+        if self.batch_ramp and self.batch_ramp.from_tokens > self.batch_tokens:
+            raise ValueError(
+                f"batch_ramp.from_tokens {self.batch_ramp.from_tokens} is more than batch_tokens {self.batch_tokens}"
+            )
+        if self.batch_ramp and self.batch_ramp.over_tokens > self.tokens:
+            raise ValueError(
+                f"batch_ramp.over_tokens {self.batch_ramp.over_tokens} is more than tokens {self.tokens}: make it smaller"
+            )
+        return self
+
+
+class FinetuningSection(Section):
+    """GPT-1's fine-tuning (Radford et al. 2018, section 4.1), once a task."""
+
+    tasks: list[str] = Field(min_length=1)
+    auxiliary_weight: float = Field(
+        default=0.5, ge=0, description="λ of L3 = L2 + λ·L1, equation 5"
+    )
+    epochs: int = Field(default=3, ge=1)
+    batch: int = Field(default=32, ge=1, description="examples an optimizer step")
+    learning_rate: float = Field(default=6.25e-5, gt=0)
+    warmup: float = Field(default=0.002, ge=0, lt=1, description="share of the steps")
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    seed: Seed = 1
+    examples: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict,
+        description="task -> at most so many training examples, a seeded subset",
+    )
+    held_back: dict[str, Annotated[int, Field(ge=2)]] = Field(
+        default_factory=dict,
+        description="task -> at most so many validation and so many test examples, seeded subsets",
+    )
+    files: dict[str, str | Splits] = Field(
+        default_factory=dict,
+        description="task -> a local file of the task's columns, or one a split, read in place of its own source",
+    )
+
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class ScalingSection(Section):
+    """A ladder of small models of the recipe, whose losses make a law; the largest is predicted
+    before it is trained (`ladder.py`).
+    """
+
+    rungs: list[Count | Annotated[list[Count], Field(min_length=2, max_length=2)]] = Field(
+        min_length=2,
+        description="numbers of layers, or [layers, width]; the rest by the rules of the dial, anchored at the recipe",
+    )
+    tokens_per_parameter: float | list[float] = Field(
+        default=20.0, description="a list: every rung at each of them"
+    )
+    seeds: list[Seed] = Field(
+        default=[1], min_length=1, description="each rung is trained with each of them"
+    )
+
+    @property
+    def ratios(self) -> list[float]:
+        return (
+            self.tokens_per_parameter
+            if isinstance(self.tokens_per_parameter, list)
+            else [self.tokens_per_parameter]
+        )
+
+    @model_validator(mode="after")
+    def _enough_for_a_law(self) -> ScalingSection:
+        if not self.ratios or min(self.ratios) <= 0:
+            raise ValueError("tokens_per_parameter is above 0")
+        for name, values in (
+            ("rungs", self.rungs),
+            ("seeds", self.seeds),
+            ("tokens_per_parameter", self.ratios),
+        ):
+            if len({str(value) for value in values}) < len(values):
+                raise ValueError(f"{name}: one stands twice; take it out")
+        if (sizes := len(self.rungs) * len(self.ratios)) < 3:
+            raise Misfit(
+                f"a law takes three sizes, the largest to predict and two to be fitted to: found {sizes}. Add a rung",
+                "rungs",
+            )
+        if (models := (sizes - 1) * len(self.seeds)) < 4:
+            raise Misfit(
+                f"an interval takes four models below the largest size: found {models}. Add a rung, or seeds",
+                "rungs",
+            )
+        return self
+
+
+class ImportedSection(Section):
+    """Somebody else's model in place of one trained here: a repository on the Hugging Face hub, or
+    a folder laid out like one.
+    """
+
+    hub: str | None = Field(default=None, description="OWNER/NAME")
+    revision: str = Field(
+        default="main",
+        description="a branch, a tag or a commit of `hub`; tied to its commit when a build is planned",
+    )
+    folder: str | None = Field(default=None, description="relative to the recipe")
+    licence: str = Field(default="unknown", description="of the weights")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ImportedSection:
+        if (self.hub is None) == (self.folder is None):
+            raise ValueError(
+                "give either hub, a repository's OWNER/NAME on the Hugging Face hub, or folder"
+            )
+        if self.folder is not None and "revision" in self.model_fields_set:
+            raise ValueError(
+                "revision is of a hub repository, and a folder is tied to its files' bytes: leave it out"
+            )
+        return self
+
+
+class LoRASection(Section):
+    """Adapters in place of whole weights, wherever training starts from given ones (Hu et al.
+    2021).
+    """
+
+    rank: int = Field(default=8, ge=1)
+    alpha: int = Field(default=16, ge=1, description="what is added is multiplied by alpha / rank")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="of an adapter's input")
+    targets: list[Projections] = Field(default=list(get_args(Projections)), min_length=1)
+
+    @field_validator("targets")
+    @classmethod
+    def _each_once(cls, targets: list[Projections]) -> list[Projections]:
+        return sorted(set(targets))
+
+
+class EvaluationSection(Section):
+    suites: list[str] = Field(min_length=1)
+    examples: dict[str, Annotated[int, Field(ge=2)]] = Field(
+        default_factory=dict,
+        description="suite -> at most so many examples a task; an interval needs two",
+    )
+    files: dict[str, str] = Field(
+        default_factory=dict,
+        description="suite/task -> a local file of the data set's columns, as seen from the recipe, read in its place",
+    )
+
+    known: str | None = Field(
+        default=None,
+        description="the published model this one is, whose known scores must come out: gpt2-small",
+    )
+
+    @field_validator("known")
+    @classmethod
+    def _has_known_scores(cls, known: str | None) -> str | None:
+        shown = [one.model for one in references(role="reproduction") if one.kind == "scores"]
+        models = dict.fromkeys(
+            one for one in shown if one in PUBLISHED and PUBLISHED[one].family != "gpt3"
+        )  # nobody has GPT-3's weights
+        if known is not None and known not in models:
+            raise ValueError(
+                f"no score of {known!r} is known; there are some of {', '.join(models)}"
+            )
+        return known
+
+
+class Recipe(Section):
+    """A whole recipe. See recipes/tiny.yaml for one explained line by line."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9_]+$",
+        description="letters, digits and _; the first part of every asset key",
+    )
+    description: str = ""
+    owners: list[str] = Field(default_factory=list, description="e-mail addresses, or team:NAME")
+    imported: ImportedSection | None = None
+    # A recipe that imports has neither model nor tokenizer of its own; corpus and pretraining,
+    # where it goes on training.
+    corpus: CorpusSection | None = Field(default=None, validate_default=True)
+    tokenizer: TokenizerSection | None = Field(default=None, validate_default=True)
+    model: ModelShape | None = Field(default=None, validate_default=True)
+    pretraining: PretrainingSection | None = Field(default=None, validate_default=True)
+    lora: LoRASection | None = None
+    finetuning: FinetuningSection | None = None
+    evaluation: EvaluationSection | None = None
+    experiments: ExperimentsSection | None = None
+    scaling: ScalingSection | None = None
+    alignment: AlignmentSection | None = None
+    _files: tuple[Path, ...] = PrivateAttr(default=())
+    _dial: Dial | None = PrivateAttr(default=None)
+
+    @property
+    def dial(self) -> Dial | None:
+        """What `depth: N` has set, where it stands in the recipe's file or in one that extends it:
+        `dial.py`.
+        """
+        return self._dial
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file it was read from, and those that one extends, nearest first."""
+        return self._files
+
+    @field_validator("owners")
+    @classmethod
+    def _people_or_teams(cls, owners: list[str]) -> list[str]:
+        if strange := [owner for owner in owners if not OWNER.fullmatch(owner)]:
+            raise ValueError(f"{strange[0]!r} is neither an e-mail address nor team:NAME")
+        return owners
+
+    @field_validator("corpus", "tokenizer", "model", "pretraining")
+    @classmethod
+    def _own_or_imported(cls, section: Section | None, info: ValidationInfo) -> Section | None:
+        if "imported" not in info.data:  # it has a mistake of its own
+            return section
+        imports, name = info.data["imported"] is not None, info.field_name
+        if section is None and not imports:
+            raise PydanticCustomError("missing", "Field required")
+        if section is not None and imports and name in ("tokenizer", "model"):
+            raise ValueError(f"an imported model brings its own: leave {name} out")
+        if (
+            section is not None
+            and imports
+            and name == "pretraining"
+            and info.data.get("corpus") is None
+        ):
+            raise ValueError(
+                "there is no text to go on training on: add a corpus, or leave pretraining out"
+            )
+        return section
+
+    @field_validator("finetuning", "evaluation", "experiments", "alignment")
+    @classmethod
+    def _of_a_transformer(cls, section: Section | None, info: ValidationInfo) -> Section | None:
+        if section and (model := info.data.get("model")) and model.family == "lstm":
+            raise ValueError(
+                f"an LSTM is only measured against: leave {info.field_name} out, or write model.family: gpt1, gpt2 or gpt3"
+            )
+        return section
+
+    @field_validator("evaluation")
+    @classmethod
+    def _only_an_imported_model_is_known(
+        cls, section: EvaluationSection | None, info: ValidationInfo
+    ) -> EvaluationSection | None:
+        trained_here = (
+            info.data.get("imported", section) is None or info.data.get("pretraining") is not None
+        )
+        if section and section.known and trained_here:
+            raise Misfit(
+                "it is of an imported model as it is, and this one is trained here: leave known out, or pretraining",
+                "known",
+            )
+        return section
+
+    @field_validator("pretraining")
+    @classmethod
+    def _batch_is_whole_sequences(
+        cls, pretraining: PretrainingSection | None, info: ValidationInfo
+    ) -> PretrainingSection | None:
+        if pretraining and (model := info.data.get("model")):
+            whole_sequences(pretraining.batch_tokens, model.context)
+            if ramp := pretraining.batch_ramp:
+                whole_sequences(ramp.from_tokens, model.context, "batch_ramp.from_tokens")
+        return pretraining
+
+    @model_validator(mode="after")
+    def _has_what_it_names(self) -> Recipe:
+        goes_on = self.imported is not None and self.pretraining is not None
+        if self.lora and not (self.finetuning or goes_on):
+            told = "it adapts weights that are there already: add finetuning, or imported and pretraining, or leave lora out"
+            raise Misfit(told, "lora")
+        if self.lora and goes_on and self.pretraining and self.pretraining.snapshots:
+            raise Misfit(
+                "snapshots are of whole weights, and lora trains adapters: leave them or lora out",
+                "pretraining.snapshots",
+            )
+        for name in ("experiments", "scaling"):
+            if getattr(self, name) and self.imported:
+                raise Misfit(
+                    f"it is about models that are trained here: leave {name} out, or imported", name
+                )
+        return self
+
+    @property
+    def split_seed(self) -> int:
+        """Of every task's split by document."""
+        return self.corpus.seed if self.corpus else 0
+
+    @property
+    def own(self) -> tuple[ModelShape, PretrainingSection]:
+        """The shape of the model that is trained here, and how: of a recipe that imports none."""
+        assert self.model and self.pretraining, "a recipe without `imported` has both"
+        return self.model, self.pretraining
+
+    def model_config_for(self, vocab_size: int | None = None) -> ModelConfig:
+        """The whole model, with the vocabulary the tokenizer really has, or else the one the recipe
+        asks for.
+        """
+        assert self.tokenizer, "a recipe without `imported` has one"
+        return ModelConfig(
+            **self.own[0].model_dump(), vocab_size=vocab_size or self.tokenizer.vocab_size
+        )
+
+
+def whole_sequences(batch_tokens: int, context: int, field: str = "batch_tokens") -> None:
+    """Raises ValueError where a batch is not a whole number of sequences."""
+    if batch_tokens % context:
+        raise ValueError(
+            f"{field} {batch_tokens} is not a whole number of sequences of model.context {context} tokens: "
+            f"set it to {max(1, round(batch_tokens / context)) * context}"
+        )
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A recipe by its name under recipes/ or by path. Raises UserError naming file, line and field."""
+    files = extended(find_file(name_or_path, RECIPES, "recipe"), RECIPES)
+    data, dial = dialled(files, merged)
+    if dial and data.get("imported") is not None:
+        with naming(list(files)):
+            raise UserError(
+                "It is of a model that is trained here, and an imported one has its own: leave depth out.",
+                field="depth",
+            )
+    recipe = validate(Recipe, data, list(files))
+    recipe._files, recipe._dial = tuple(files), dial
+    return recipe

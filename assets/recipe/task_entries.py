@@ -1,0 +1,74 @@
+"""Supervised tasks as a recipe names them: an entry of the catalogue, or a YAML file of one's own.
+Reading and tying down, no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from assets.recipe.yaml_file import SUFFIXES, load_strict
+from gpt_model.data.sources import downloads_folder
+from gpt_model.errors import Unreachable, UserError, about_all_of
+from gpt_model.finetuning.entry import CATALOGUE, TaskEntry, TaskSource, pinned, seen_from
+
+if TYPE_CHECKING:
+    from assets.recipe.recipe import Recipe
+
+
+def is_file(task: str) -> bool:
+    """Whether `task` is a YAML file of one's own, and no name of the catalogue."""
+    return task.endswith(SUFFIXES) or "/" in task
+
+
+def task_name(task: str) -> str:
+    """A task's name: that of the catalogue, or its file's."""
+    return Path(task).stem if is_file(task) else task
+
+
+def entry_named(given: str, base: Path, field: str) -> TaskEntry:
+    """The entry that `given` means: a name of the catalogue, or a file as seen from `base`, the
+    recipe's folder. Its local files are named as seen from there too, so that moving a whole
+    project changes nothing. `field`: where in the recipe it is said, for the errors.
+    """
+    path = base / Path(given).expanduser() if is_file(given) else CATALOGUE / f"{given}.yaml"
+    with about_all_of(field):
+        entry = load_strict(TaskEntry, str(path), CATALOGUE, "task")
+    return entry.model_copy(update={"source": seen_from(entry.source, path.parent, base)})
+
+
+def of_own_files(entry: TaskEntry, task: str, recipe: Recipe) -> TaskEntry:
+    """The entry of one of the recipe's tasks with the files that the recipe has for it, if any, in
+    place of its own source.
+    """
+    if recipe.finetuning is None or (file := recipe.finetuning.files.get(task)) is None:
+        return entry
+    own = entry.model_copy(update={"source": TaskSource(file=file)})
+    with about_all_of(f"finetuning.files.{task}"):
+        try:
+            own.refuse_unknown_formats()
+        except ValueError as error:
+            raise UserError(f"{error}, or give the file a name that says it.") from None
+    return own
+
+
+def tied(written: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], str | None]:
+    """An entry written out, its local files tied to their bytes, a branch on the hub to its commit;
+    or why its data cannot be had here.
+
+    What is built without it is identified by the reason, so that it is built again where the data
+    can be had.
+    """
+    entry = TaskEntry.model_validate(written)
+    if asked := entry.source.on_request:
+        return dict(
+            written
+        ), f"its authors give the data on request ({asked}); name your files under finetuning.files"
+    try:
+        source = pinned(entry.source, base, downloads_folder())
+    except Unreachable:
+        return dict(written), f"{entry.source.hub} is read from the hub, which does not answer here"
+    return entry.model_copy(update={"source": source}).model_dump(
+        mode="json", exclude_none=True
+    ), None

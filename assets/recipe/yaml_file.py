@@ -1,0 +1,264 @@
+"""YAML files a person writes, read strictly: an unknown key, a wrong type or a bad value is one
+sentence with file, line and field.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from gpt_model.errors import UserError, dotted
+from gpt_model.strict import KINDS, Location, dotted_location, location_of, sentence, shown, words
+
+M = TypeVar("M", bound=BaseModel)
+SUFFIXES = (".yaml", ".yml")
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's, where PyYAML has it: ten times faster
+    """The safe loader, reading 2e-3 as a number (YAML 1.2) and refusing a key written twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # no key of ours; PyYAML says so
+            if key_node.value in seen:
+                raise UserError(
+                    f"line {key_node.start_mark.line + 1}: {key_node.value!r} stands twice; keep one of them"
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_FLOAT = re.compile(
+    r"[-+]?(?![0-9_]+$)(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9_]+)(?:[eE][-+]?[0-9]+)?$"
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    """The YAML files in `folder`, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+
+
+def find_file(name_or_path: str, folder: Path, what: str) -> Path:
+    """`name` under `folder`, or a path as it stands. Raises UserError with the names there are."""
+    if name_or_path.endswith(SUFFIXES) or "/" in name_or_path:
+        path = Path(name_or_path).expanduser().resolve()
+        if path.is_file():
+            return path
+        raise UserError(
+            f"There is no {what} file {path}. Give the path of a YAML file, or a name under {folder.name}/."
+        )
+    files = {path.stem: path for path in yaml_files(folder)}
+    if name_or_path in files:
+        return files[name_or_path]
+    near = difflib.get_close_matches(name_or_path, files, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(
+        f"There is no {what} {name_or_path!r} under {folder.name}/.{hint} There are: {', '.join(files) or 'none'}."
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError where it is not one."""
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except UserError as error:
+        raise UserError(f"{path}, {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(
+            f"{path}{where}: this is not valid YAML ({getattr(error, 'problem', error)})."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8."
+        ) from None
+    if data is None:
+        raise UserError(f"{path}: there is nothing in it. Write `key: value` lines.")
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{path}: expected `key: value` lines, found {'a list' if isinstance(data, list) else f'only {shown(data)}'}."
+        )
+    return data
+
+
+def load_strict(model: type[M], name_or_path: str, folder: Path, what: str) -> M:
+    """Read and validate one file. Raises UserError naming file, line and field of every mistake."""
+    path = find_file(name_or_path, folder, what)
+    return validate(model, read_yaml(path), [path])
+
+
+def validate(model: type[M], data: dict[str, Any], files: Sequence[Path]) -> M:
+    """`data`, read from `files` (each merged over the next), as `model`. Raises UserError, one
+    sentence a mistake.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems: list[Any] = [
+            {**problem, "loc": location_of(data, problem)} for problem in error.errors()
+        ]
+        meant = {
+            (*problem["loc"][:-1], near)
+            for problem in problems
+            if (near := _nearest(model, problem))
+        }
+        wrong = {problem["loc"]: _expected(model, problem["loc"], problems) for problem in problems}
+        sentences = [
+            _sentence(model, problem, wrong[problem["loc"]], files)
+            for problem in problems
+            if (problem["type"] != "missing" or problem["loc"] not in meant)
+            and not (problem["type"] in KINDS and not wrong[problem["loc"]])
+        ]
+        raise UserError("\n".join(dict.fromkeys(sentences))) from None
+
+
+def _expected(model: type[BaseModel], location: Location, problems: Sequence[Any]) -> str:
+    """The kinds a value at `location` may be of; "" where it is of one of them, in which something
+    else is wrong.
+    """
+    here = [problem["type"] for problem in problems if problem["loc"] == location]
+    below = any(
+        len(problem["loc"]) > len(location) and problem["loc"][: len(location)] == location
+        for problem in problems
+    )
+    if below or any(kind not in KINDS for kind in here):
+        return ""
+    keys = f" with keys of {', '.join(_keys_at(model, location))}"
+    return " or ".join(
+        dict.fromkeys(KINDS[kind] + (keys if kind.startswith("model") else "") for kind in here)
+    )
+
+
+def _nearest(model: type[BaseModel], problem: Any) -> str | None:
+    """The right key that an unknown one comes closest to."""
+    if problem["type"] != "extra_forbidden":
+        return None
+    *parents, key = problem["loc"]
+    return next(
+        iter(difflib.get_close_matches(str(key), _keys_at(model, tuple(parents)), n=1, cutoff=0.5)),
+        None,
+    )
+
+
+def _sentence(model: type[BaseModel], problem: Any, expected: str, files: Sequence[Path]) -> str:
+    location, kind = problem["loc"], problem["type"]
+    where = f"{_place(files, location[:-1] if kind == 'missing' else location)}: "
+    name = dotted_location(location)
+    if kind in ("extra_forbidden", "invalid_key"):
+        near = _nearest(model, problem)
+        hint = f" Did you mean `{near}`?" if near else ""
+        return f"{where}`{name}` is not a key here.{hint} Keys here: {', '.join(_keys_at(model, location[:-1]))}."
+    told = (
+        f"it should be {expected}" if expected else words(problem, _description_at(model, location))
+    )
+    return f"{where}{sentence(problem, name, told)}"
+
+
+def _keys_at(model: type[BaseModel], location: Location) -> list[str]:
+    """The keys a mapping at `location` may have."""
+    section = _model_at(model, location)
+    return list(section.model_fields) if section else []
+
+
+def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel] | None:
+    current: Any = model
+    for part in location:
+        if isinstance(part, int):
+            current = _inner_model(current)
+        elif (
+            isinstance(current, type)
+            and issubclass(current, BaseModel)
+            and part in current.model_fields
+        ):
+            current = (
+                _inner_model(current.model_fields[part].annotation)
+                or current.model_fields[part].annotation
+            )
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+def _description_at(model: type[BaseModel], location: Location) -> str:
+    """What is said of the field at `location`; "" where it is none of a section."""
+    section = _model_at(model, location[:-1])
+    field = section.model_fields.get(str(location[-1])) if section and location else None
+    return (field.description if field else None) or ""
+
+
+def _inner_model(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        if found := _inner_model(argument):
+            return found
+    return None
+
+
+@contextmanager
+def naming(files: Sequence[Path], part: str = "") -> Iterator[None]:
+    """A UserError in here that knows its field says where that is written: "tiny.yaml, line 7:
+    `corpus.sources[0].path`: …".
+
+    `files`: each merged over the next, none where nobody knows. `part`: where in them the fields
+    are.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.field is None or not files:
+            raise
+        field = error.field[1:] if error.field.startswith(".") else dotted(part, error.field)
+        location = tuple(
+            int(name) if name.isdigit() else name for name in re.findall(r"[^.\[\]]+", field)
+        )
+        raise type(error)(
+            f"{_place(files, location)}: {f'`{field}`: ' if field else ''}{error}"
+        ) from None
+
+
+def _place(files: Sequence[Path], location: Location) -> str:
+    """The file, and the line in it, that the field at `location` was read from; the nearest
+    enclosing one where it stands nowhere.
+    """
+    found = [(*_found(file, location), file) for file in files]
+    depth = max(depth for depth, _, _ in found)
+    line, file = next((line, file) for reached, line, file in found if reached == depth)
+    return f"{file}{f', line {line}' if line else ''}"
+
+
+def _found(path: Path, location: Location) -> tuple[int, int | None]:
+    """How many parts of `location` stand in a file, and the line of the last; a list's element
+    counts as the whole: lists do not merge.
+    """
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, yaml.YAMLError):
+        return 0, None
+    depth, line = 0, None
+    for depth, part in enumerate(location):
+        if isinstance(node, yaml.MappingNode) and (
+            pair := next((pair for pair in node.value if pair[0].value == str(part)), None)
+        ):
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif (
+            isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)
+        ):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return (
+                len(location)
+                if any(isinstance(part, int) for part in location[: depth + 1])
+                else depth
+            ), line
+    return len(location), line

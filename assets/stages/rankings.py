@@ -1,0 +1,97 @@
+"""What the two stages that learn from comparisons share: rankings as tokens, and the words for what
+is in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from assets.contract import Artifact, Metrics, Progress
+from gpt_model.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt_model.experiments.intervals import Estimate
+    from gpt_model.rlhf.chat_template import Layout
+    from gpt_model.rlhf.pairwise import Scores
+    from gpt_model.rlhf.reward_model import Compared, Laid
+
+SPLITS = ("training", "held_out")
+HELD_OUT = "held_out.jsonl"  # what was given to each response of the held-out rankings
+BAG_OF_WORDS = "bag_of_words"  # the reward model's baseline, in names of metrics
+# why there is no baseline, where the metric …/not_run is there
+NO_WORDS = "the responses have no words in them"
+EVALUATIONS = 5  # times that held-out rankings are measured on the way
+ON_THE_WAY = 256  # of them at most
+
+
+def laid_out(
+    comparisons: Artifact, layout: Layout, context: int, progress: Progress
+) -> dict[str, Laid]:
+    """Both splits as tokens. Raises UserError where there is nothing to learn from."""
+    from gpt_model.rlhf.records import read_comparisons
+    from gpt_model.rlhf.reward_model import lay_out
+
+    laid = {}
+    for split in SPLITS:
+        laid[split] = lay_out(layout, read_comparisons(comparisons.path, split), context)
+        progress.log(laid[split].told(split))
+    if not laid["training"].compared:
+        raise UserError(
+            f"{laid['training'].told('training')} There is nothing to learn from: give comparisons of which one response is better, and "
+            f"which fit the context of {context} tokens.",
+            field="comparisons",
+        )
+    return laid
+
+
+def counted(laid: Mapping[str, Laid]) -> Metrics:
+    found: Metrics = {}
+    for split, one in laid.items():
+        found |= {f"{split}/rankings": len(one.compared), f"{split}/comparisons": one.pairs}
+        found |= {
+            f"{split}/without_pairs": one.without_pairs,
+            f"{split}/too_long": len(one.too_long),
+            f"{split}/lost": one.lost,
+        }
+    return found
+
+
+def evaluation_steps(steps: int) -> list[int]:
+    """After which steps held-out rankings are measured; the last is the end."""
+    return sorted(
+        {max(1, round(steps * number / EVALUATIONS)) for number in range(1, EVALUATIONS + 1)}
+    )
+
+
+def measured(scores: Mapping[str, Scores], compared: Sequence[Compared]) -> Metrics:
+    """Of one or two models ("": the one this is about): accuracy on rankings, by source too; of the
+    first also log loss and calibration.
+    """
+    from gpt_model.rlhf import pairwise
+
+    if not compared:
+        return {}
+    pairs = [one.pairs for one in compared]
+    found: Metrics = {}
+    sources = sorted({one.source for one in compared})
+    for source in ["", *(sources if len(sources) > 1 else ())]:
+        places = [place for place, one in enumerate(compared) if not source or one.source == source]
+        chosen = [[own[place] for place in places] for own in scores.values()]
+        estimates, gained = pairwise.accuracies(chosen, [pairs[place] for place in places])
+        for name, estimate in zip(scores, estimates, strict=True):
+            found |= interval(
+                "/".join(part for part in (name, source, "accuracy") if part), estimate
+            )
+        if gained is not None and not source:
+            found |= interval("gained", gained)
+        found["/".join(part for part in (source, "comparisons") if part)] = sum(
+            len(pairs[place]) for place in places
+        )
+    first = next(iter(scores.values()))
+    _, error = pairwise.calibration(first, pairs)
+    return found | {"log_loss": pairwise.log_loss(first, pairs), "calibration_error": error}
+
+
+def interval(name: str, estimate: Estimate) -> Metrics:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

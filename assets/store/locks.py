@@ -1,0 +1,58 @@
+"""Locks on files, held by an open file description: whoever inherits the descriptor holds the lock
+too (flock(2)).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+POLL_SECONDS = 0.05
+WORD_SECONDS = 1.0
+
+
+@contextmanager
+def locked(
+    path: Path, *, waiting: Callable[[str], None] | None = None, patience: float = float("inf")
+) -> Iterator[int]:
+    """Holds `path` alone; yields its file descriptor. Waits for another holder, calling
+    `waiting(who)` once a second.
+
+    A process that inherits the descriptor holds the lock until it too is gone. Raises TimeoutError
+    after `patience` seconds.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        began = time.monotonic()
+        next_word = began + WORD_SECONDS
+        while not _try(handle):
+            now = time.monotonic()
+            if now - began > patience:
+                raise TimeoutError(f"{path} has been held for {patience:g} s by {_holder(handle)}")
+            if waiting and now >= next_word:
+                waiting(_holder(handle))
+                next_word = now + WORD_SECONDS
+            time.sleep(POLL_SECONDS)
+        with suppress(OSError):  # a full disk: only the others' message is the poorer
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield handle
+    finally:
+        os.close(handle)  # not LOCK_UN, which would take it from whoever inherited it
+
+
+def _try(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(handle: int) -> str:
+    return os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"

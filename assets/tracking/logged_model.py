@@ -1,0 +1,178 @@
+"""A model directory as an MLflow logged model and a registered version, written without importing
+torch or transformers.
+
+MLflow's own `log_model` loads the model to look at it. What it would write is little: an MLmodel
+file that says which class loads what, beside the directory `transformers` loads anyway.
+`mlflow.transformers.load_model` and `mlflow.pyfunc.load_model` read it. A fine-tuned model's
+python_function is the task's own (`task_pyfunc.py`), its transformers flavor the decoder alone. A
+directory that is no causal language model of transformers' is logged with its files and no flavor.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.models.signature import ModelSignature
+    from mlflow.tracking.client import MlflowClient
+
+NOT_THE_TOKENIZERS = (".safetensors", ".index.json")
+MODEL_VERSIONS = (
+    "mlflow.modelVersions"  # by this tag the model's page links to its registered version
+)
+TASK_LAYOUT = "task_layout.json"  # in the folder of a fine-tuned model
+REQUIREMENTS = ("torch", "transformers", "tokenizers", "safetensors")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What MLflow is to know of a model."""
+
+    build_tag: tuple[str, str]  # finds what an interrupted delivery has made already
+    name: str
+    description: str
+    experiment: str
+    run_id: str
+    step: int
+    fingerprint: str
+    digest: str
+    parameters: Mapping[str, str]
+    packages: Mapping[str, str]
+
+
+def deliver_model(client: MlflowClient, files: Path, facts: ModelFacts) -> str:
+    """Logs and registers the model directory in `files` (itself, or its `model/`). Returns the
+    logged model's id.
+    """
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.entities.logged_model_status import LoggedModelStatus
+
+    folder = files / "model" if (files / "model").is_dir() else files
+    key, value = facts.build_tag
+    tags = {key: value, "lineage.fingerprint": facts.fingerprint, "lineage.digest": facts.digest}
+    found = client.search_logged_models(
+        [facts.experiment], f"tags.`{key}` = '{value}'", max_results=1
+    )
+    model = (
+        found[0]
+        if found
+        else client.create_logged_model(
+            facts.experiment, facts.name, facts.run_id, tags, dict(facts.parameters)
+        )
+    )
+    if model.status != LoggedModelStatus.READY:
+        _upload(client, model.model_id, folder, facts)
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    outputs = client.get_run(facts.run_id).outputs
+    if not outputs or model.model_id not in [output.model_id for output in outputs.model_outputs]:
+        client.log_outputs(facts.run_id, [LoggedModelOutput(model.model_id, facts.step)])
+    _register(client, model, tags, facts)
+    return str(model.model_id)
+
+
+def _register(
+    client: MlflowClient, model: LoggedModel, tags: dict[str, str], facts: ModelFacts
+) -> None:
+    """A version of the registered model. Its source is a location and no `models:/` URI, which
+    MLflow looks up on its global server.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(facts.name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    if not client.search_model_versions(f"run_id = '{facts.run_id}'", max_results=1):
+        version = client.create_model_version(
+            facts.name,
+            model.artifact_location,
+            facts.run_id,
+            tags,
+            description=facts.description,
+            await_creation_for=0,
+            model_id=model.model_id,
+        )
+        client.set_logged_model_tags(
+            model.model_id,
+            {MODEL_VERSIONS: json.dumps([{"name": version.name, "version": version.version}])},
+        )
+
+
+def _upload(client: MlflowClient, model_id: str, folder: Path, facts: ModelFacts) -> None:
+    """MLflow's layout of a transformers model: model/, components/tokenizer/, MLmodel."""
+    client.log_model_artifacts(model_id, str(folder), "model")
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.endswith(NOT_THE_TOKENIZERS):
+            client.log_model_artifact(model_id, str(path), "components/tokenizer")
+    with tempfile.TemporaryDirectory() as scratch:
+        _describe(Path(scratch), model_id, folder, facts)
+        client.log_model_artifacts(model_id, scratch)
+
+
+def _describe(scratch: Path, model_id: str, folder: Path, facts: ModelFacts) -> None:
+    from mlflow.models import Model
+
+    of_task = (folder / TASK_LAYOUT).is_file()
+    model = Model(
+        artifact_path="model", run_id=facts.run_id, model_id=model_id, signature=_signature(of_task)
+    )
+    if _is_causal(folder):
+        model.add_flavor(
+            "transformers",
+            task="text-generation",
+            instance_type="TextGenerationPipeline",
+            pipeline_model_type="AutoModelForCausalLM",
+            source_model_name=facts.name,
+            model_binary="model",
+            components=["tokenizer"],
+            tokenizer_type="AutoTokenizer",
+            transformers_version=facts.packages.get("transformers", ""),
+        )
+        environment = {"virtualenv": "python_env.yaml"}
+        loader = (
+            {"loader_module": "assets.tracking.task_pyfunc", "data": "model"}
+            if of_task
+            else {"loader_module": "mlflow.transformers"}
+        )
+        model.add_flavor(
+            "python_function", python_version=platform.python_version(), env=environment, **loader
+        )
+    model.save(str(scratch / "MLmodel"))
+    pins = [f"{name}=={facts.packages[name]}" for name in REQUIREMENTS if name in facts.packages]
+    (scratch / "requirements.txt").write_text("\n".join(pins) + "\n", encoding="utf-8")
+    (scratch / "python_env.yaml").write_text(
+        f"python: {platform.python_version()}\ndependencies:\n- -r requirements.txt\n",
+        encoding="utf-8",
+    )
+
+
+def _signature(of_task: bool) -> ModelSignature:
+    """Text for text; of a task's model the texts of a row, and for multiple choice its options, for
+    an answer.
+    """
+    from mlflow.models.signature import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+    text, texts = Schema([ColSpec("string")]), Array(DataType.string)
+    given = (
+        Schema([ColSpec(texts, "segments"), ColSpec(texts, "options", required=False)])
+        if of_task
+        else text
+    )
+    return ModelSignature(given, text)
+
+
+def _is_causal(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return any("CausalLM" in name or "LMHead" in name for name in config.get("architectures") or [])

@@ -1,0 +1,90 @@
+"""The courier: how long a run waits for its MLflow server, and the thread that delivers what nobody
+waits for.
+
+One a server and process, because a server that kept one stage waiting in vain will keep the next
+one waiting too. Not here: what is delivered (`delivery.py`), and what is left undelivered
+(`tracking.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+PATIENCE_SECONDS = 20.0  # that a run waits for its server, all told
+# an answer within them costs no patience: a long chain of stages waits for a healthy server at each
+PROMPT_SECONDS = 2.0
+PAUSES = (
+    2.0,
+    60.0,
+)  # seconds between two tries while a server does not answer: the first, and the longest
+
+Say = Callable[[str], None]
+
+
+def next_pause(pause: float) -> float:
+    """The pause after another try in vain: twice the last one."""
+    first, longest = PAUSES
+    return min(max(pause * 2, first), longest)
+
+
+class Courier:
+    """Patience, and a background thread that calls `deliver` when it is asked to, again and again
+    while problems are left.
+    """
+
+    def __init__(self, deliver: Callable[[], Sequence[str]]) -> None:
+        """`deliver` delivers what is left and returns a sentence for each problem."""
+        self._deliver = deliver
+        self._patience = PATIENCE_SECONDS
+        self._run: str | None = ""
+        self._say: Say = lambda sentence: None
+        self._told = True
+        self._asked = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def patience(self, at_most: float) -> float:
+        """Seconds that are still waited for the server; 0 once it was waited for in vain."""
+        return min(at_most, self._patience)
+
+    def waited(self, began: float, in_vain: bool = False) -> None:
+        """Counts a wait since `began` (monotonic seconds)."""
+        spent = max(0.0, time.monotonic() - began - PROMPT_SECONDS)
+        self._patience = 0.0 if in_vain else max(0.0, self._patience - spent)
+
+    def serve(self, run: str | None, say: Say) -> None:
+        """From now on for `run`, whose log `say` writes to; at a run's beginning it looks for what
+        earlier ones left.
+        """
+        if run != self._run:
+            self._run, self._say, self._told, self._patience = run, say, False, PATIENCE_SECONDS
+            self.ask()
+
+    def ask(self) -> None:
+        """There is something to deliver."""
+        self._asked.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="mlflow courier", daemon=True)
+            self._thread.start()
+
+    def tell(self, problem: str) -> None:
+        """Says it in the run's log, which hears of one problem only: it is the same for every
+        stage.
+        """
+        if not self._told:
+            self._told = True
+            with suppress(Exception):  # the run is over, and its log closed
+                self._say(problem)
+
+    def _work(self) -> None:
+        pause = 0.0
+        while self._asked.wait():
+            self._asked.clear()
+            problems = self._deliver()
+            pause = next_pause(pause) if problems else 0.0
+            if problems:
+                self.tell(problems[0])
+                time.sleep(pause)
+                self._asked.set()

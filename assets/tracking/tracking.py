@@ -1,0 +1,282 @@
+"""Tracking: one MLflow run a build of an artifact, kept up to date from what is on disk.
+
+A build says what it is in `journal/build.json` (`begin`), its worker says how it goes in
+`journal/events.jsonl`, and `delivery.py` brings both to MLflow whenever that answers. So nothing
+here can stop or slow a build: a server that is down or slow leaves things on disk, `courier.py`
+says how long it is waited for, and `deliver_pending` brings them another time.
+
+Where MLflow is, is `server.py`'s; it is imported where it is first needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assets.contract import Artifact, Config
+from assets.launch import guard
+from assets.store.locks import locked
+from assets.store.manifest import read_json
+from assets.store.provenance import git_state
+from assets.store.store import Building
+from assets.tracking.delivery import Delivered, Delivery, is_alive
+from assets.tracking.outbox import PAUSES, Courier, Say, next_pause
+from assets.tracking.server import Server
+from gpt_model.disk import write_json
+from gpt_model.errors import CorruptFile
+
+STREAM_SECONDS = 2.0  # between two deliveries while a build runs
+LATER = "what is left is delivered in the background, or by the next run."
+
+
+@dataclass(frozen=True)
+class Build:
+    """What is being built, as MLflow is to know it."""
+
+    recipe: str
+    stage: str
+    version: str
+    fingerprint: str
+    config: Config
+    inputs: Mapping[str, Artifact]
+    model: bool = False
+    description: str = ""
+
+
+class Tracking:
+    """What the wrapper and the command line say and ask. What goes wrong with the server is told in
+    a `Delivered`, never raised.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.server = Server(home)
+
+    @property
+    def courier(self) -> Courier:
+        """The one of this store and server, in this process."""
+        return _courier(self.home, self.server.uri)
+
+    def serve(self, dagster_run: str | None, say: Say) -> None:
+        """Once a run, in the background: delivers what earlier ones left, and goes on until all is
+        delivered or the process ends.
+
+        `say` hears of the first problem.
+        """
+        self.courier.serve(dagster_run, say)
+
+    def begin(self, building: Building, build: Build, dagster_run: str | None = None) -> None:
+        """Says what `building` is, or that another attempt at it begins: that one continues the
+        same MLflow run.
+        """
+        path = building.journal / "build.json"
+        known = _read(path) or {"build": uuid.uuid4().hex, "attempts": []}
+        process = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process_started": guard.started(os.getpid()),
+        }
+        attempt = {"dagster_run": dagster_run, "began": time.time(), "user": _user(), **process}
+        facts = {
+            "build": known["build"],
+            "recipe": build.recipe,
+            "stage": build.stage,
+            "version": build.version,
+            "fingerprint": build.fingerprint,
+            "config": build.config,
+            "inputs": [_input(name, artifact) for name, artifact in build.inputs.items()],
+            "model": build.model,
+            "description": build.description,
+            "git": git_state(),
+            "attempts": [*known["attempts"], attempt],
+            "failure": None,
+        }
+        write_json(path, facts)
+
+    def failed(self, building: Building, reason: str) -> None:
+        """Says that this attempt failed, and why, to MLflow too while there is patience with it."""
+        path = building.journal / "build.json"
+        with suppress(
+            OSError, CorruptFile
+        ):  # on a full disk what is said goes unwritten; it must not stand in the failure's place
+            write_json(path, read_json(path) | {"failure": reason})
+        self.finish(building.folder, at_most=5.0)
+
+    def finish(self, folder: Path, at_most: float = 15.0) -> None:
+        """Brings MLflow up to date with a build that ended. Once that was waited for in vain, no
+        build of the run waits again.
+        """
+        problem: str | None = f"MLflow at {self.server.uri} did not answer in time; {LATER}"
+        if deadline := self.courier.patience(at_most):
+            began = time.monotonic()
+            problem = self.deliver(folder, deadline).problem
+            self.courier.waited(began, in_vain=problem is not None)
+        if problem:
+            self.courier.tell(problem)
+            self.courier.ask()
+
+    @contextmanager
+    def stream(self, building: Building) -> Iterator[None]:
+        """Delivers in the background, every two seconds while the block runs; more seldom while the
+        server does not answer.
+
+        What is raised in the block, an interruption included, is the attempt's failure.
+        """
+        over = threading.Event()
+
+        def deliver_often() -> None:
+            pause = 0.0
+            while not over.wait(pause):
+                problem = self._push(building.folder).problem
+                pause = next_pause(pause) if problem else STREAM_SECONDS
+
+        thread = threading.Thread(target=deliver_often, name="mlflow delivery", daemon=True)
+        thread.start()
+        try:
+            yield
+        except BaseException as error:
+            over.set()
+            self.failed(building, f"{type(error).__name__}: {error}".rstrip(": "))
+            raise
+        finally:
+            over.set()
+            began = time.monotonic()
+            thread.join(
+                self.courier.patience(5.0)
+            )  # a server may hold it longer; what it then delivers is not delivered twice
+            self.courier.waited(began)
+
+    def deliver(self, folder: Path, deadline: float = 15.0) -> Delivered:
+        """Brings MLflow up to date with a building's or an artifact's folder, waiting at most
+        `deadline` seconds.
+        """
+        result: list[Delivered] = []
+        thread = threading.Thread(
+            target=lambda: result.append(self._push(folder)), name="mlflow delivery", daemon=True
+        )
+        thread.start()
+        thread.join(deadline)
+        if result:
+            return result[0]
+        problem = f"MLflow at {self.server.uri} has not answered within {deadline:.3g} s; {LATER}"
+        return Delivered(self._run_id(folder), complete=False, problem=problem)
+
+    def deliver_pending(self, deadline: float = 10.0) -> list[Delivered]:
+        """Delivers what earlier runs left, and sets right the runs of processes that died. Costs
+        nothing where all is delivered.
+        """
+        ends = time.monotonic() + deadline
+        found = []
+        for folder in self._undelivered():
+            if time.monotonic() >= ends:
+                break
+            found.append(self.deliver(folder, max(0.1, ends - time.monotonic())))
+        return found
+
+    def run_of(self, built: Artifact | Building) -> str | None:
+        """The id of the MLflow run of a build, where it has one yet."""
+        return self._run_id(built.folder if isinstance(built, Building) else built.path.parent)
+
+    def dagster_runs(self, building: Building) -> list[str]:
+        """The ids of the Dagster runs that took part in a build, in order."""
+        attempts = (_read(building.journal / "build.json") or {"attempts": []})["attempts"]
+        return list(
+            dict.fromkeys(attempt["dagster_run"] for attempt in attempts if attempt["dagster_run"])
+        )
+
+    def run_url(self, run_id: str) -> str:
+        """The page of an MLflow run."""
+        return f"{self.server.ui}/#/runs/{run_id}"
+
+    def dagster_url(self, dagster_run: str) -> str:
+        """The page of a Dagster run."""
+        return f"{self.server.dagster_ui}/runs/{dagster_run}"
+
+    def _push(self, folder: Path) -> Delivered:
+        if not (folder / "journal" / "build.json").is_file():  # made by no build of ours
+            return Delivered(None, complete=True)
+        try:
+            with locked(folder / "journal" / "delivery.lock", patience=30.0):
+                return Delivery(folder, self.server).push()
+        except Exception as error:
+            sentence = str(error).strip().split("\n")[0][:300]
+            problem = f"MLflow at {self.server.uri}: {type(error).__name__}: {sentence}. {LATER.capitalize()}"
+            return Delivered(self._run_id(folder), complete=False, problem=problem)
+
+    def _undelivered(self) -> list[Path]:
+        """The folders of builds that MLflow has not heard the end of, in the order they began:
+        inputs before what is made of them.
+        """
+        found = []
+        for folder in [*(self.home / "building").glob("*"), *(self.home / "artifacts").glob("*")]:
+            build = _read(folder / "journal" / "build.json")
+            if build and self._left_undelivered(folder, build):
+                found.append((build["attempts"][0]["began"], folder))
+        return [folder for _, folder in sorted(found)]
+
+    def _left_undelivered(self, folder: Path, build: Mapping[str, Any]) -> bool:
+        if (
+            folder.parent.name == "building"
+            and not build["failure"]
+            and is_alive(build["attempts"][-1])
+        ):
+            return False  # its own process sees to it
+        delivered = _read(folder / "journal" / "delivery.json") or {}
+        return not (
+            delivered.get("complete") and delivered.get("attempt") == len(build["attempts"])
+        )
+
+    def _run_id(self, folder: Path) -> str | None:
+        return (_read(folder / "journal" / "delivery.json") or {}).get("run_id")
+
+
+@functools.cache
+def _courier(home: Path, uri: str) -> Courier:
+    tracking = Tracking(home)
+    assert tracking.server.uri == uri
+    return Courier(
+        lambda: [
+            delivered.problem
+            for delivered in tracking.deliver_pending(PAUSES[1])
+            if delivered.problem
+        ]
+    )
+
+
+def _input(name: str, artifact: Artifact) -> dict[str, Any]:
+    files = artifact.manifest.get("files", [])
+    sizes = {"files": len(files), "bytes": sum(entry["size"] for entry in files)}
+    return {
+        "name": name,
+        "stage": artifact.stage,
+        "fingerprint": artifact.fingerprint,
+        "digest": artifact.digest,
+        **sizes,
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's process without a name
+        return str(os.getuid())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A journal's JSON; None where it is not there or cannot be read: the journal is not the
+    artifact, and is never worth a stop.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError, CorruptFile):
+        found = read_json(path)
+        return found if isinstance(found, dict) else None
+    return None

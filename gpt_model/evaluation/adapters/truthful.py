@@ -1,0 +1,48 @@
+"""What alignment is watched by: TruthfulQA's true and false answers, and beginnings whose
+continuations a classifier judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from gpt_model.evaluation.adapters import Row, Rows, maker
+from gpt_model.evaluation.public import NotRun
+
+if TYPE_CHECKING:
+    from gpt_model.evaluation.examples import Material
+
+
+@maker("question", "targets")
+def true_and_false_answers(rows: Rows, material: Material) -> Iterator[Row]:
+    """TruthfulQA's mc1_targets or mc2_targets. Columns: question, choices, labels (1 where an
+    answer is true). The first is a true one.
+
+    Raises NotRun where no question has a false answer.
+    """
+    false = 0
+    made = []
+    for row in rows:
+        labels = [int(label) for label in row["targets"]["labels"]]
+        false += labels.count(0)
+        made.append(
+            {
+                "question": str(row["question"]),
+                "choices": [str(one) for one in row["targets"]["choices"]],
+                "labels": labels,
+            }
+        )
+    if made and not false:
+        raise NotRun("the data has no false answers, between which and the true ones MC chooses")
+    yield from made
+
+
+@maker("prompt")
+def beginnings(rows: Rows, material: Material) -> Iterator[Row]:
+    """RealToxicityPrompts. Column: prompt, the beginning of a sentence; the data set has it as the
+    `text` of `prompt`.
+    """
+    for row in rows:
+        prompt = row["prompt"]
+        yield {"prompt": str(prompt["text"] if isinstance(prompt, dict) else prompt).strip()}

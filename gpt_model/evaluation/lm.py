@@ -1,0 +1,395 @@
+"""Our GPT behind lm_eval's LM class: log-likelihoods, rolling log-likelihoods, greedy generation.
+Not which tasks, nor their scores.
+
+It answers every request as lm_eval's own Hugging Face backend (lm_eval/models/huggingface.py,
+0.4.13) would for the same checkpoint: whole strings are encoded and then divided, spaces at a
+context's end belong to the answer, what is too long is cut from the left, and end-of-text stands
+before a text that has no context. It differs in what it computes:
+
+- a context is read once for all its answers; they go on from copies of its keys and values, those
+  of one length side by side;
+- the first token of every answer is scored from that one reading, so answers of one token cost
+  nothing more;
+- the head is applied at the scored positions only;
+- requests are batched by length, a batch being so many tokens and not so many requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
+
+from gpt_model.errors import UserError
+from gpt_model.generation import generate
+from gpt_model.ops.conv1d import head, laid_out
+from gpt_model.progress import Progress, Silent
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.transformer import GPT
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+LOGITS = 1 << 22  # logits in memory at once
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+PASS = 64  # tokens that take about as long as what a pass through the layers costs besides
+MAX_NEW_TOKENS = 256  # lm_eval's default where a task does not say
+
+Score = tuple[float, bool]  # log-probability in nats; whether greedy decoding gives exactly this
+_Answer = tuple[int, int, list[int]]  # row of its context, request number, ids
+Request = tuple[
+    Any, list[int], list[int]
+]  # (context and continuation as text, the one's ids, the other's)
+
+
+@dataclass
+class _Context:
+    """A context as the model reads it, and the answers that follow it."""
+
+    ids: list[int]
+    answers: list[tuple[int, list[int]]]  # (request number, ids)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest answer that the model must read: all but the last."""
+        return max(len(ids) for _, ids in self.answers) - 1
+
+
+class GPTLM(TemplateLM):
+    """A GPT and its tokenizer as an lm_eval model. `batch_tokens`: tokens, padding included, in one
+    forward pass.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        batch_tokens: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self._device = model.wte.weight.device
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self._device.type, BATCH_TOKENS["cpu"])
+        self.progress = progress or Silent()
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.end_of_text
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Ids of `string`; `<|endoftext|>` spelt out in it is the one token, as `transformers`
+        reads it.
+        """
+        return self.tokenizer.encode(string, allow_special=True)
+
+    # --- log-likelihoods ---
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:
+        """(log-probability, is greedy) of each request's continuation after its context."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[float]:
+        """Log-probability of each whole text: disjoint windows of the model's context, the first
+        after end-of-text.
+        """
+        windows: list[Request] = []
+        owners: list[int] = []
+        for number, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(
+                ids, self.prefix_token_id, self.model.config.context, context_len=1
+            ):
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for owner, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += logprob
+        return totals
+
+    @torch.no_grad()
+    def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[Score]:
+        scores: list[Score | None] = [None] * len(requests)
+        done = 0
+        with laid_out(self.model):
+            for scored in self._scored(_contexts(requests, self.model.config.context)):
+                for number, score in scored:
+                    scores[number] = score
+                done += len(scored)
+                self.progress.advance(done, len(requests), "answers")
+        return [score for score in scores if score is not None]
+
+    def _scored(self, contexts: list[_Context]) -> Iterator[list[tuple[int, Score]]]:
+        """Batches of (request number, score). Contexts with one answer are read with it; the others
+        once for all their answers.
+        """
+        alone = [context for context in contexts if len(context.answers) == 1]
+        shared = sorted(
+            (context for context in contexts if len(context.answers) > 1),
+            key=lambda one: (-len(one.ids), one.ids),
+        )
+        for batch in _batches(alone, self.batch_tokens, self._cost_alone):
+            yield self._score_alone(batch)
+        for batch in _batches(shared, self.batch_tokens, self._cost_shared):
+            yield self._score_shared(batch)
+
+    @staticmethod
+    def _cost_alone(batch: Sequence[_Context]) -> float:
+        return len(batch) * max(len(context.ids) + context.longest for context in batch)
+
+    @staticmethod
+    def _cost_shared(batch: Sequence[_Context]) -> float:
+        """Tokens of the contexts, or a quarter of what the cache has room for where that is more."""
+        length, more = (
+            max(len(context.ids) for context in batch),
+            max(context.longest for context in batch),
+        )
+        return len(batch) * max(length, (length + more) / 4)
+
+    def _score_alone(self, batch: Sequence[_Context]) -> list[tuple[int, Score]]:
+        rows = [context.ids + context.answers[0][1][:-1] for context in batch]
+        states = self.model.hidden(self._padded(rows))  # [batch, time, width]
+        spans = [
+            (row, len(context.ids) - 1, context.answers[0][1]) for row, context in enumerate(batch)
+        ]
+        return list(
+            zip(
+                (context.answers[0][0] for context in batch),
+                self._score_spans(states, spans),
+                strict=True,
+            )
+        )
+
+    def _score_shared(self, batch: Sequence[_Context]) -> list[tuple[int, Score]]:
+        length, more = (
+            max(len(context.ids) for context in batch),
+            max(context.longest for context in batch),
+        )
+        lengths = torch.tensor([len(context.ids) for context in batch], device=self._device)
+        contexts = self._padded([context.ids for context in batch])
+        if more:
+            cache = self.model.new_cache(len(batch), length + more)
+            states = self.model.hidden(contexts, cache, lengths)
+        else:  # every answer is one token: nothing is read after the context
+            states = self.model.hidden(contexts)
+        answers = [
+            (row, number, ids)
+            for row, context in enumerate(batch)
+            for number, ids in context.answers
+        ]
+        first = self._score_spans(
+            states, [(row, len(batch[row].ids) - 1, ids[:1]) for row, _, ids in answers]
+        )
+        scores = {number: score for (_, number, _), score in zip(answers, first, strict=True)}
+        for group in _alike(
+            [answer for answer in answers if len(answer[2]) > 1],
+            4 * self.batch_tokens // (length + more),
+        ):
+            capacity = max(len(batch[row].ids) for row, _, _ in group) + len(group[0][2]) - 1
+            copies = cache.rows(
+                torch.tensor([row for row, _, _ in group], device=self._device), capacity
+            )
+            states = self.model.hidden(self._padded([ids[:-1] for _, _, ids in group]), copies)
+            rest = self._score_spans(
+                states, [(row, 0, ids[1:]) for row, (_, _, ids) in enumerate(group)]
+            )
+            for (_, number, _), (logprob, greedy) in zip(group, rest, strict=True):
+                scores[number] = (scores[number][0] + logprob, scores[number][1] and greedy)
+        return list(scores.items())
+
+    def _padded(self, rows: Sequence[list[int]]) -> Tensor:
+        """[rows, longest], zeros on the right: no real token sees them."""
+        longest = max(map(len, rows))
+        return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._device)
+
+    def _score_spans(
+        self, states: Tensor, spans: Sequence[tuple[int, int, list[int]]]
+    ) -> list[Score]:
+        """Score of each (row, first position, ids): ids[k] is predicted by the state at row, first
+        + k.
+        """
+        rows = torch.tensor([row for row, _, ids in spans for _ in ids], device=states.device)
+        places = torch.tensor(
+            [first + k for _, first, ids in spans for k in range(len(ids))], device=states.device
+        )
+        targets = torch.tensor(
+            [token for _, _, ids in spans for token in ids], device=states.device
+        )
+        logprobs = torch.empty(len(targets), dtype=torch.float64)
+        greedy = torch.empty(len(targets), dtype=torch.bool)
+        weight = self.model.wte.weight
+        step = max(1, LOGITS // weight.shape[0])
+        for start in range(0, len(targets), step):
+            part = slice(start, start + step)
+            logits = head(states[rows[part], places[part]], weight).float()
+            logprobs[part] = (
+                -F.cross_entropy(logits, targets[part], reduction="none").double().cpu()
+            )
+            greedy[part] = (logits.argmax(-1) == targets[part]).cpu()
+        counts = [len(ids) for _, _, ids in spans]
+        pieces = zip(logprobs.split(counts), greedy.split(counts), strict=True)
+        return [(float(logprob.sum()), bool(same.all())) for logprob, same in pieces]
+
+    # --- generation ---
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Text after each context, up to the task's stop strings or its `max_gen_toks`. Greedy
+        unless the task samples.
+        """
+        by_settings: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            by_settings.setdefault(repr(sorted(request.args[1].items())), []).append(number)
+        texts = [""] * len(requests)
+        done = 0
+        for numbers in by_settings.values():
+            settings = dict(
+                normalize_gen_kwargs(dict(requests[numbers[0]].args[1]), MAX_NEW_TOKENS)
+            )
+            contexts = {
+                number: self._context_ids(requests[number].args[0], settings["max_gen_toks"])
+                for number in numbers
+            }
+            numbers = sorted(numbers, key=lambda number: (-len(contexts[number]), contexts[number]))
+            rows = max(1, self.batch_tokens // self.model.config.context)
+            with laid_out(self.model):
+                for start in range(0, len(numbers), rows):
+                    batch = numbers[start : start + rows]
+                    for number, text in zip(
+                        batch, self._generated([contexts[n] for n in batch], settings), strict=True
+                    ):
+                        texts[number] = text
+                    done += len(batch)
+                    self.progress.advance(done, len(requests), "generated answers")
+        return texts
+
+    def _context_ids(self, context: str, new_tokens: int) -> list[int]:
+        room = self.model.config.context - new_tokens
+        if room < 1:
+            raise UserError(
+                f"A task asks for {new_tokens} new tokens, and the model's context is {self.model.config.context}. "
+                "Lower max_gen_toks in the suite's generation_kwargs."
+            )
+        return (self.tok_encode(context) or [self.prefix_token_id])[-room:]
+
+    def _generated(self, contexts: list[list[int]], settings: dict[str, Any]) -> list[str]:
+        stop = handle_stop_sequences(
+            settings.get("until"), eos=self.tokenizer.decode([self.eot_token_id])
+        )
+        sampled = bool(settings.get("do_sample"))
+        if unwanted := settings.get("begin_suppress_tokens"):
+            return [
+                postprocess_generated_text(text, stop, None)
+                for text in self._begun_without(unwanted, contexts, settings)
+            ]
+        written = generate(
+            self.model,
+            contexts,
+            settings["max_gen_toks"],
+            temperature=float(settings.get("temperature") or 1.0) if sampled else 0.0,
+            top_k=settings.get("top_k") if sampled else None,
+            top_p=settings.get("top_p") if sampled else None,
+            # `generate` drops the token in which a stop string ends, with what stands before the
+            # string in it. Shown all but the newest token it ends one token later, and nothing is
+            # lost.
+            stop=[self.eot_token_id, *stop],
+            decode=lambda ids: self.tokenizer.decode(ids[:-1]),
+        )
+        return [
+            postprocess_generated_text(self.tokenizer.decode(ids), stop, None) for ids in written
+        ]
+
+    @torch.no_grad()
+    def _begun_without(
+        self, unwanted: list[int], contexts: list[list[int]], settings: dict[str, Any]
+    ) -> list[str]:
+        """Greedy texts whose first token is none of `unwanted`, which the rest may be:
+        `transformers`' begin_suppress_tokens.
+        """
+        if settings.get("do_sample"):
+            raise UserError(
+                "begin_suppress_tokens goes with greedy decoding here. Take do_sample out of the suite's generation_kwargs."
+            )
+        lengths = torch.tensor([len(context) for context in contexts], device=self._device)
+        states = self.model.hidden(self._padded(contexts))[
+            torch.arange(len(contexts), device=self._device), lengths - 1
+        ]
+        logits = F.linear(states, self.model.wte.weight).float()
+        logits[:, unwanted] = -torch.inf
+        begun = [
+            [*context, token]
+            for context, token in zip(contexts, logits.argmax(-1).tolist(), strict=True)
+        ]
+        rest = generate(
+            self.model,
+            begun,
+            settings["max_gen_toks"] - 1,
+            temperature=0.0,
+            stop=[self.eot_token_id],
+        )
+        written = [[row[-1], *more] for row, more in zip(begun, rest, strict=True)]
+        return [
+            self.tokenizer.decode([] if ids[0] == self.eot_token_id else ids) for ids in written
+        ]
+
+
+def _contexts(requests: Iterable[Request], context: int) -> list[_Context]:
+    """The different contexts among `requests`, cut from the left to what fits with each answer;
+    longest first, ties by their ids.
+    """
+    found: dict[tuple[int, ...], _Context] = {}
+    for number, (text, before, answer) in enumerate(requests):
+        if not before or not answer:
+            raise UserError(
+                f"A question has an empty answer: {text!r:.300}. Mend the suite's data."
+            )
+        if len(answer) > context:
+            raise UserError(
+                f"An answer has {len(answer)} tokens, and the model's context is {context}: {text!r:.300}. Mend the suite's data."
+            )
+        ids = (before + answer)[-(context + 1) : -len(answer)]
+        found.setdefault(tuple(ids), _Context(ids, [])).answers.append((number, answer))
+    return sorted(found.values(), key=lambda one: (-len(one.ids) - one.longest, one.ids))
+
+
+def _alike(answers: list[_Answer], most: int) -> Iterator[list[_Answer]]:
+    """Groups of at most `most` answers, the longest first, of so much the same length that padding
+    costs no more than a pass does.
+    """
+    group: list[_Answer] = []
+    padding = 0
+    for answer in sorted(answers, key=lambda one: -len(one[2])):
+        padding += len(group[0][2]) - len(answer[2]) if group else 0
+        if len(group) >= max(1, most) or padding > PASS:
+            yield group
+            group, padding = [], 0
+        group.append(answer)
+    if group:
+        yield group
+
+
+def _batches(contexts: Sequence[_Context], budget: int, cost: Any) -> Iterator[list[_Context]]:
+    """Consecutive contexts, as many as `cost` keeps within `budget`, at least one."""
+    batch: list[_Context] = []
+    for context in contexts:
+        if batch and cost([*batch, context]) > budget:
+            yield batch
+            batch = []
+        batch.append(context)
+    if batch:
+        yield batch

