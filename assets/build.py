@@ -159,7 +159,7 @@ def _made(
         leftover.unlink(missing_ok=True)
     job: dict[str, Any] = {
         "asset": node.ref,
-        "stage": node.stage_path,
+        "stage": stage.name,
         "config": config,
         "profile": profile.model_dump(mode="json"),
         "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
@@ -204,7 +204,6 @@ def _made(
     )
     known |= {
         "asset": node.ref,
-        "stage_path": node.stage_path,
         "stage_seconds": result[
             "stage_seconds"
         ],  # of the last attempt; what `seconds` counts is all of them

@@ -1,40 +1,46 @@
-"""The contract every stage keeps, in plain Python: no Dagster, no MLflow, no torch, so that
-orchestrator and worker share it.
+"""The contract that every stage keeps. Plain Python, so that orchestrator and worker share it: no
+Dagster, no MLflow, no torch.
 
-* A **stage** is a function from artifact directories to an artifact directory: `run(config, inputs,
-  output, progress) -> metrics`. It reads files, writes files, reports metrics, and knows nothing
-  else.
-* On several ranks every rank calls it with the same arguments; only rank 0 writes. Publishing is
-  the wrapper's (`stage.py`).
-* What it leaves in `output` is hashed into the artifact's digest, so no time, host or wall-clock
-  figure may be in there. Exception: `output/.scratch/`, which outlives a killed attempt
-  (checkpoints live there) and is dropped at publication.
-* Checks and pictures are made by the same worker after `run`, from its output; their results stand
-  beside the artifact, unhashed.
+* A **stage** is a function from artifact directories to an artifact directory:
+  `run(config, inputs, output, progress) -> metrics`. It reads files, writes files, reports metrics,
+  and knows nothing else.
+* **Description and execution are apart.** `assets/stages/` describes: section, checks, what a user
+  reads. `assets/execution/` runs and judges, `assets/report/` shows; both are named by a
+  `deferred` function, so that the orchestrator never imports torch.
+* On several ranks every rank calls `run` with the same arguments; only rank 0 writes. The wrapper
+  publishes (`build.py`).
+* Everything left in `output` is hashed into the artifact's digest, so it holds no time, host or
+  wall-clock figure. Exception: `output/.scratch/`, which outlives a killed attempt (checkpoints
+  live there) and is dropped at publication.
+* The same worker judges the checks and draws the pictures after `run`, from its output. Their
+  results stand beside the artifact, unhashed.
+* A `run` that raises `Unavailable` leaves an artifact that says why, and its checks pass.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from assets.recipe.profile import Profile
-from gpt_model.progress import Progress as Progress_
+from gpt_model.progress import Progress as TrainingProgress
+
+if TYPE_CHECKING:
+    from assets.recipe.profile import Profile
 
 SCRATCH = ".scratch"
-# in the output of a stage whose data cannot be had here: {"not_run": why}, and nothing else
+# In the output of a stage whose data is unavailable here: {"not_run": reason}, and nothing else.
 NOT_RUN = "not_run.json"
 
 Config = Mapping[str, Any]  # the stage's recipe section, as plain JSON values
 Metrics = dict[str, float]  # final numbers by name; "/" groups them: "held_out/plays/bpb"
 
 
-class Progress(Progress_, Protocol):
-    """`gpt_model`'s progress plus where this process stands among its peers and how it is to
-    execute.
-    """
+class Progress(TrainingProgress, Protocol):
+    """`gpt_model`'s progress, the rank of this process, and how it executes."""
 
     rank: int
     world_size: int
@@ -43,9 +49,7 @@ class Progress(Progress_, Protocol):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published directory of files, seen by a stage that reads it. `path` holds the hashed files
-    themselves.
-    """
+    """A published directory of files, as a stage reads it. `path` holds the hashed files."""
 
     path: Path
     stage: str
@@ -60,13 +64,18 @@ class Artifact:
         """Bytes of the hashed files."""
         return sum(int(file["size"]) for file in self.manifest["files"])
 
+    @property
+    def not_run(self) -> str | None:
+        """Why the artifact is empty, where its data was unavailable."""
+        return not_run_reason(self.path)
+
 
 Inputs = Mapping[str, Artifact]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found. `summary` is one sentence with the figures in it."""
+    """The outcome of a check. `summary` is a sentence with the figures in it."""
 
     passed: bool
     summary: str
@@ -75,28 +84,47 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Built:
-    """A finished output, before it is published: what checks and pictures are made from."""
+    """A finished output before it is published: what checks and views read."""
 
     config: Config
     inputs: Inputs
     output: Path
     metrics: Metrics
-    series: Mapping[
-        str, Sequence[tuple[int, float]]
-    ]  # metric name -> (step, value), as reported while it ran
+    # metric name -> (step, value), as reported while it ran
+    series: Mapping[str, Sequence[tuple[int, float]]]
     texts: Sequence[tuple[int, str, str]]  # (step, name, text)
 
 
 @dataclass(frozen=True)
 class Check:
-    """A promise about an artifact. Where a blocking one fails, no stage reads the artifact; a
-    warning is shown.
+    """A promise about an artifact. No stage reads an artifact whose blocking check failed; the
+    failure of another one is a warning.
     """
 
     name: str
     blocking: bool
     description: str
     verdict: Callable[[Built], Verdict]
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A function named by its module, which is imported at the first call."""
+
+    module: str
+    function: str
+
+    def resolve(self) -> Callable[..., Any]:
+        resolved: Callable[..., Any] = getattr(importlib.import_module(self.module), self.function)
+        return resolved
+
+    def __call__(self, *args: Any) -> Any:
+        return self.resolve()(*args)
+
+
+def deferred(module: str, function: str) -> Callable[..., Any]:
+    """`function` of `module`: of a stage's execution or report, which its description only names."""
+    return Deferred(module, function)
 
 
 def show_nothing(built: Built, folder: Path) -> None: ...
@@ -108,8 +136,8 @@ def as_it_stands(config: Config, base: Path) -> Config:
 
 @dataclass(frozen=True)
 class Stage:
-    """One kind of thing the pipeline makes. `version` is bumped by hand when the output changes for
-    the same inputs.
+    """One kind of artifact that the pipeline makes. Raise `version` by hand when the output changes
+    for the same inputs.
     """
 
     name: str
@@ -118,13 +146,26 @@ class Stage:
     description: str
     kinds: tuple[str, ...] = ("python",)
     checks: tuple[Check, ...] = ()
-    # Writes what the UI and MLflow show of it into `folder`: *.png, *.md (tables and text), *.html,
-    # and *.json for a table of which a few columns are shown at once: {"columns": […], "rows":
-    # [[…]], "short": [those columns]}.
+    # Writes what Dagster and MLflow show into `folder`: *.png, *.md (tables and text), *.html, and
+    # *.json for a table whose "short" columns are shown at once:
+    # {"columns": […], "rows": [[…]], "short": […]}.
     show: Callable[[Built, Path], None] = show_nothing
-    # Ties the section to bytes outside the store, before fingerprinting: local files become {path,
-    # sha256}. `base`: the recipe's folder.
+    # Resolves the section to bytes outside the store before it is fingerprinted: a local file
+    # becomes {path, sha256}. The path is relative to the recipe's folder.
     pin: Callable[[Config, Path], Config] = as_it_stands
     ranks: Literal["one", "profile"] = "one"  # "profile": as many processes as the profile says
     pool: str | None = None
     model: bool = False  # the output's model/ is a model directory: logged and registered as one
+
+
+def write_not_run(output: Path, reason: str) -> None:
+    document = json.dumps({"not_run": reason}, ensure_ascii=False)
+    (output / NOT_RUN).write_text(document + "\n", encoding="utf-8")
+
+
+def not_run_reason(output: Path) -> str | None:
+    """Why nothing was run, where a stage's data was unavailable."""
+    if not (output / NOT_RUN).is_file():
+        return None
+    reason: str = json.loads((output / NOT_RUN).read_text(encoding="utf-8"))["not_run"]
+    return reason

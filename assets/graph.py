@@ -76,13 +76,7 @@ def _graph(recipe: Recipe) -> list[Node]:
         return tuple(need for need in needs if dict(roles).get(need, need) in there)
 
     for number, task in enumerate(task_names(recipe)):
-        node = Node(
-            name,
-            f"finetuned/{task}",
-            FINETUNED,
-            "assets.stages.finetuning:FINETUNED",
-            partial(finetuning_config, recipe, task),
-        )
+        node = Node(name, f"finetuned/{task}", FINETUNED, partial(finetuning_config, recipe, task))
         rows = (
             f"finetuning.files.{task}"
             if recipe.finetuning and task in recipe.finetuning.files
@@ -98,7 +92,6 @@ def _graph(recipe: Recipe) -> list[Node]:
                 name,
                 "zero_shot",
                 ZERO_SHOT,
-                "assets.stages.zero_shot:ZERO_SHOT",
                 lambda base: zero_shot_config(recipe),
                 needing("pretrained", "tokenizer", "corpus", "tokens"),
                 roles,
@@ -122,7 +115,6 @@ def _graph(recipe: Recipe) -> list[Node]:
             name,
             "scorecard",
             SCORECARD,
-            "assets.stages.scorecard:SCORECARD",
             lambda base: {"recipe": recipe.model_dump(mode="json")},
             everything,
         )
@@ -142,39 +134,17 @@ def _trained_here(recipe: Recipe) -> list[Node]:
         }
 
     return [
-        Node(
-            name,
-            "corpus",
-            CORPUS,
-            "assets.stages.corpus:CORPUS",
-            _section(recipe, "corpus"),
-            field="corpus",
-        ),
+        Node(name, "corpus", CORPUS, _section(recipe, "corpus"), field="corpus"),
         Node(
             name,
             "tokenizer",
             TOKENIZER,
-            "assets.stages.tokenizer:TOKENIZER",
             _section(recipe, "tokenizer"),
             ("corpus",),
             field="tokenizer",
         ),
-        Node(
-            name,
-            "tokens",
-            TOKENS,
-            "assets.stages.tokenizer:TOKENS",
-            lambda base: {},
-            ("corpus", "tokenizer"),
-        ),
-        Node(
-            name,
-            "pretrained",
-            PRETRAINED,
-            "assets.stages.pretraining:PRETRAINED",
-            pretrained,
-            ("tokens", "tokenizer"),
-        ),
+        Node(name, "tokens", TOKENS, lambda base: {}, ("corpus", "tokenizer")),
+        Node(name, "pretrained", PRETRAINED, pretrained, ("tokens", "tokenizer")),
     ]
 
 
@@ -183,39 +153,10 @@ def _imported(recipe: Recipe) -> tuple[list[Node], tuple[tuple[str, str], ...]]:
     on them; and who is what to the rest.
     """
     name, roles = recipe.name, (("tokenizer", "imported"), ("base", "imported"))
-    graph = [
-        Node(
-            name,
-            "imported",
-            IMPORTED,
-            "assets.stages.imported:IMPORTED",
-            _section(recipe, "imported"),
-            field="imported",
-        )
-    ]
+    graph = [Node(name, "imported", IMPORTED, _section(recipe, "imported"), field="imported")]
     if recipe.corpus:
-        graph.insert(
-            0,
-            Node(
-                name,
-                "corpus",
-                CORPUS,
-                "assets.stages.corpus:CORPUS",
-                _section(recipe, "corpus"),
-                field="corpus",
-            ),
-        )
-        graph.append(
-            Node(
-                name,
-                "tokens",
-                TOKENS,
-                "assets.stages.tokenizer:TOKENS",
-                lambda base: {},
-                ("corpus", "tokenizer"),
-                roles,
-            )
-        )
+        graph.insert(0, Node(name, "corpus", CORPUS, _section(recipe, "corpus"), field="corpus"))
+        graph.append(Node(name, "tokens", TOKENS, lambda base: {}, ("corpus", "tokenizer"), roles))
     if recipe.pretraining is None:
         return graph, (*roles, ("pretrained", "imported"))
 
@@ -223,15 +164,7 @@ def _imported(recipe: Recipe) -> tuple[list[Node], tuple[tuple[str, str], ...]]:
         lora = {"lora": recipe.lora.model_dump(mode="json")} if recipe.lora else {}
         return {"pretraining": _section(recipe, "pretraining")(base), **lora}
 
-    node = Node(
-        name,
-        "pretrained",
-        PRETRAINED,
-        "assets.stages.pretraining:PRETRAINED",
-        pretrained,
-        ("tokens", "tokenizer", "base"),
-        roles,
-    )
+    node = Node(name, "pretrained", PRETRAINED, pretrained, ("tokens", "tokenizer", "base"), roles)
     how = "adapters of it (LoRA) trained" if recipe.lora else "trained further"
     graph.append(
         replace(

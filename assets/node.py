@@ -22,7 +22,6 @@ class Node:
     recipe: str
     name: str  # "finetuned/sentiment"
     stage: Stage
-    stage_path: str  # "assets.stages.finetuning:FINETUNED", for the worker
     section: Callable[[Path], Config]
     needs: tuple[
         str, ...

@@ -9,7 +9,6 @@ itself; torch only if the stage does.
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import os
 import shutil
@@ -18,21 +17,22 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from dagster_pipes import PipesContext, open_dagster_pipes
 
-from assets.contract import Artifact, Built, Stage
+from assets.contract import Artifact, Built, Metrics, Verdict, write_not_run
 from assets.recipe.profile import Profile
+from assets.stages import stage_named
 from assets.store.manifest import FULL, full_disk
 from assets.store.store import Building, Store
 from assets.tracking.event_log import Spool, series, texts
 from gpt_model.disk import write_json
-from gpt_model.errors import UserError
+from gpt_model.errors import Unavailable, UserError
 
-SPOKEN_EVERY_SECONDS = 5.0  # metrics in the Dagster run's log; the journal has every one
+LOG_EVERY_SECONDS = 5.0  # metrics in the Dagster run's log; the event log has every one
 
 
 class SpooledProgress:
@@ -48,20 +48,17 @@ class SpooledProgress:
     ) -> None:
         self.rank, self.world_size, self.profile = rank, world_size, profile
         self._spool, self._pipes = spool, pipes
-        self._spoken: dict[
-            frozenset[str], float
-        ] = {}  # names of metrics → when they were last in the run's log
+        # names of metrics -> when the run's log had them last
+        self._logged: dict[frozenset[str], float] = {}
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         if self._spool is None:
             return
         self._spool.metrics(step, values)
-        now, names = (
-            time.monotonic(),
-            frozenset(values),
-        )  # an evaluation among the steps is no step: it has a clock of its own
-        if self._pipes and now - self._spoken.get(names, float("-inf")) >= SPOKEN_EVERY_SECONDS:
-            self._spoken[names] = now
+        # An evaluation among the steps has other names, and so a clock of its own.
+        now, names = time.monotonic(), frozenset(values)
+        if self._pipes and now - self._logged.get(names, float("-inf")) >= LOG_EVERY_SECONDS:
+            self._logged[names] = now
             self._pipes.log.info(
                 f"step {step}: "
                 + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -84,15 +81,6 @@ class SpooledProgress:
             self._spool.advance(done, total, unit)
 
 
-def stage_named(path: str) -> Stage:
-    """The Stage at "module:ATTRIBUTE"."""
-    module, _, attribute = path.partition(":")
-    stage = getattr(importlib.import_module(module), attribute)
-    if not isinstance(stage, Stage):
-        raise TypeError(f"{path} is a {type(stage).__name__}, not a Stage")
-    return stage
-
-
 def run_job(building: Building, store: Store, rank: int, world_size: int) -> None:
     """Run one rank of the job in `building`; rank 0 leaves result.json there."""
     job = json.loads(building.job.read_text())
@@ -100,43 +88,51 @@ def run_job(building: Building, store: Store, rank: int, world_size: int) -> Non
     stage = stage_named(job["stage"])
     inputs = {name: _published(store, fingerprint) for name, fingerprint in job["inputs"].items()}
     if rank:
-        stage.run(
-            job["config"],
-            inputs,
-            building.files,
-            SpooledProgress(None, None, rank, world_size, profile),
-        )
+        progress = SpooledProgress(None, None, rank, world_size, profile)
+        with suppress(Unavailable):  # rank 0 says so
+            stage.run(job["config"], inputs, building.files, progress)
         return
     with ExitStack() as stack:
-        pipes = (
-            stack.enter_context(open_dagster_pipes())
-            if "DAGSTER_PIPES_CONTEXT" in os.environ
-            else None
-        )
+        in_dagster = "DAGSTER_PIPES_CONTEXT" in os.environ
+        pipes = stack.enter_context(open_dagster_pipes()) if in_dagster else None
         spool = stack.enter_context(closing(Spool(building.events, {"pid": os.getpid()})))
+        progress = SpooledProgress(spool, pipes, rank, world_size, profile)
         started = time.monotonic()
-        metrics = stage.run(
-            job["config"],
-            inputs,
-            building.files,
-            SpooledProgress(spool, pipes, rank, world_size, profile),
-        )
+        try:
+            metrics = stage.run(job["config"], inputs, building.files, progress)
+            unavailable = None
+        except Unavailable as error:
+            unavailable = str(error).rstrip(".")
+            metrics = leave_not_run(building.files, unavailable, progress)
         stage_seconds = time.monotonic() - started
-        built = Built(
-            job["config"],
-            inputs,
-            building.files,
-            metrics,
-            series(building.events),
-            texts(building.events),
-        )
-        verdicts = {check.name: asdict(check.verdict(built)) for check in stage.checks}
         shutil.rmtree(building.show, ignore_errors=True)
         building.show.mkdir()
-        stage.show(built, building.show)
-    write_json(
-        building.result, {"metrics": metrics, "verdicts": verdicts, "stage_seconds": stage_seconds}
-    )
+        if unavailable:
+            sentence = f"Not run here: {unavailable}."
+            verdicts = {check.name: Verdict(True, sentence) for check in stage.checks}
+            (building.show / "not_run.md").write_text(sentence + "\n", encoding="utf-8")
+        else:
+            events = building.events
+            built = Built(
+                job["config"], inputs, building.files, metrics, series(events), texts(events)
+            )
+            verdicts = {check.name: check.verdict(built) for check in stage.checks}
+            stage.show(built, building.show)
+    result = {
+        "metrics": metrics,
+        "verdicts": {name: asdict(verdict) for name, verdict in verdicts.items()},
+        "stage_seconds": stage_seconds,
+    }
+    write_json(building.result, result)
+
+
+def leave_not_run(output: Path, reason: str, progress: SpooledProgress) -> Metrics:
+    """Nothing but the reason in `output`: what a stage leaves whose data is unavailable here."""
+    for path in output.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_not_run(output, reason)
+    progress.log(f"Not run here: {reason}.")
+    return {"not_run": 1.0}
 
 
 def _published(store: Store, fingerprint: str) -> Artifact:
@@ -179,10 +175,10 @@ def _leave_word(building: Building, rank: int, error: Exception) -> int:
     """failure.json, for whoever waits. Returns the exit status, which alone says it where the disk
     is too full for even that.
     """
-    told = sentence(error, building.folder)
+    message = sentence(error, building.folder)
     failure = {
-        "message": told or f"{type(error).__name__}: {error}",
-        "user": told is not None,
+        "message": message or f"{type(error).__name__}: {error}",
+        "user": message is not None,
         "field": getattr(error, "field", None),
         "rank": rank,
         "traceback": traceback.format_exc(),
@@ -201,8 +197,5 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(
-        code
-        # what is worth writing is written; interpreter teardown of torch and gloo takes seconds and may
-        # hang
-    )
+    # Everything is on disk. Tearing torch and gloo down takes seconds and may hang.
+    os._exit(code)

@@ -33,6 +33,14 @@ class CorruptFile(UserError):
     """A file's bytes are not the bytes that were written (its checksum differs)."""
 
 
+class Unavailable(UserError):
+    """What a stage needs cannot be had on this machine, such as a data set on request from its
+    authors: no mistake of anybody's. The build goes on, with an artifact that says why.
+
+    The message is a clause without a full stop: it stands after "Not run here:".
+    """
+
+
 class Unreachable(UserError):
     """A place outside this machine did not answer, such as the hub: nothing is wrong with what was
     asked of it.

@@ -20,11 +20,11 @@ from assets.contract import Artifact, as_it_stands
 from assets.launch.launcher import LocalLauncher
 from assets.node import Node
 from assets.recipe.profile import Profile
+from assets.stages import stage_named
 from assets.store.provenance import git_state
 from assets.store.store import Building, Store
 from assets.tracking.outbox import Say
 from assets.tracking.tracking import Build, Tracking
-from assets.worker import stage_named
 from gpt_model.errors import UserError
 from pipelines.lineage_views import SHORT
 from pipelines.progress import BuildDisplay
@@ -83,7 +83,7 @@ def _node(original: Artifact) -> Node:
     to their bytes.
     """
     made = original.manifest["provenance"]
-    stage = stage_named(made["stage_path"])
+    stage = stage_named(original.stage)
     recipe, _, name = made["asset"].partition("/")
     if stage.version != original.manifest["version"]:
         commit = made["git"]["commit"]
@@ -92,14 +92,7 @@ def _node(original: Artifact) -> Node:
             f"{stage.name!r}; the code here is version {stage.version}. Check out commit {commit or '(not recorded)'} to reproduce it."
         )
     needs = tuple(entry["name"] for entry in original.manifest["inputs"])
-    return Node(
-        recipe,
-        name,
-        replace(stage, pin=as_it_stands),
-        made["stage_path"],
-        lambda base: original.config,
-        needs,
-    )
+    return Node(recipe, name, replace(stage, pin=as_it_stands), lambda base: original.config, needs)
 
 
 def _inputs(store: Store, original: Artifact) -> dict[str, Artifact]:

@@ -31,10 +31,8 @@ def test_defect_is_one_sentence_that_names_the_log_with_its_traceback(
     home: Path, tmp_path: Path
 ) -> None:
     recipe = write_local_recipe(tmp_path)
-    node = replace(
-        node_named(nodes(load_recipe(str(recipe))), "corpus"),
-        stage_path="assets.stages.corpus:NOT_THERE",
-    )
+    node = node_named(nodes(load_recipe(str(recipe))), "corpus")
+    node = replace(node, stage=replace(node.stage, name="not_there"))
     with pytest.raises(WorkerFailed) as failed:
         build(
             Request(node, tmp_path, load_profile("single")),
@@ -43,11 +41,11 @@ def test_defect_is_one_sentence_that_names_the_log_with_its_traceback(
             Tracking(home),
         )
     (log,) = home.glob("building/*/journal/worker.log")
-    assert str(failed.value).startswith("The worker's rank 0 failed: AttributeError: ") and str(
+    assert str(failed.value).startswith("The worker's rank 0 failed: KeyError: ") and str(
         failed.value
     ).endswith(f"Its log: {log}")
     assert "Traceback" not in str(failed.value) and "\n" not in str(failed.value)
-    assert "Traceback" in failed.value.details and "NOT_THERE" in log.read_text()
+    assert "Traceback" in failed.value.details and "not_there" in log.read_text()
 
 
 def test_input_whose_blocking_check_failed_in_an_earlier_run_is_refused(

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from assets.contract import SCRATCH, Built, Progress, Verdict
+from assets.execution.corpus import Seen
 from assets.recipe.profile import Profile
 from assets.recipe.recipe import CorpusSection
-from assets.stages.corpus import CORPUS, Seen
+from assets.stages.corpus import CORPUS
 from assets.worker import sentence
 from gpt_model.data import documents, overlap, splits
 from gpt_model.errors import CorruptFile, UserError

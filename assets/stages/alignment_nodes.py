@@ -157,12 +157,10 @@ class _Graph:
         """
         who = {**dict(self.roles), **dict(roles)}
         present = tuple(need for need in needs if who.get(need, need) in self.there)
-        path = f"{_module(stage)}:{stage.name.upper()}"
         node = Node(
             self.recipe.name,
             name,
             stage,
-            path,
             lambda base: config,
             present,
             tuple(who.items()),
@@ -264,8 +262,3 @@ class _Graph:
 
 def _plain(section: Strict) -> dict[str, Any]:
     return section.model_dump(mode="json")
-
-
-def _module(stage: Stage) -> str:
-    """Where the stage is defined: its `run`'s module."""
-    return stage.run.__module__

@@ -1,24 +1,16 @@
-"""The corpus stage: every source's documents, held-out ones split off before anything else sees
-them.
-
-What a source is lives in `gpt_model.data.sources`, which side a document falls on in `splits`, the
-files in `documents`.
+"""The corpus stage: documents of every source, those held out divided off before anything else
+reads them.
 """
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
-import tempfile
-from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
 
-from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
-from gpt_model.data import compression, documents, overlap, splits
-from gpt_model.data.sources import Source, downloads_folder, open_source, pinned
-from gpt_model.errors import CorruptFile, UserError, about
+from assets.contract import Check, Config, Stage, deferred
+from gpt_model.data.sources import Source, downloads_folder, pinned
+from gpt_model.errors import about
+
+EXECUTION = "assets.execution.corpus"
 
 
 def pin(config: Config, base: Path) -> Config:
@@ -36,236 +28,10 @@ def pin(config: Config, base: Path) -> Config:
     return {**config, "sources": sources}
 
 
-def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
-    """Write `documents/` and `index.json` (see `gpt_model.data.documents`), one document in memory
-    at a time.
-    """
-    if progress.rank:
-        return {}
-    shutil.rmtree(output / "documents", ignore_errors=True)
-    sources = [Source.model_validate(source) for source in config["sources"]]
-    share = {source.name: source.held_out or config["held_out"] for source in sources}
-    index: dict[str, dict[str, Any]] = {}
-    with Seen(output / SCRATCH) as seen:
-        # The largest held-out share first: of a document that two sources have, the side is decided
-        # where it is likelier held out.
-        for done, source in enumerate(sorted(sources, key=lambda source: -share[source.name])):
-            progress.advance(done, len(sources), "sources")
-            with about(f"sources[{sources.index(source)}]"):
-                index[source.name] = _write_source(
-                    source, share[source.name], config["seed"], output, seen, progress
-                )
-    progress.advance(len(sources), len(sources), "sources")
-    documents.write_index(output, {source.name: index[source.name] for source in sources})
-    return _metrics(index) | _compressibility(output, list(index), progress)
-
-
-def _compressibility(output: Path, sources: list[str], progress: Progress) -> Metrics:
-    """What a model has to beat on each source's held-out text: `xz/<source>/bpb`."""
-    found = {}
-    for source in sources:
-        progress.log(
-            f"{source}: what xz -9e, primed with the training text, makes of the held-out text"
-        )
-        training, held_out = (documents.read(output, source, split) for split in documents.SPLITS)
-        found[f"xz/{source}/bpb"] = compression.primed_bits_per_byte(training, held_out)
-    return found
-
-
-def _write_source(
-    source: Source, share: float, seed: int, output: Path, seen: Seen, progress: Progress
-) -> dict[str, Any]:
-    dropped = {"twice": 0, "on_the_other_side_elsewhere": 0}
-    texts = open_source(
-        source, downloads_folder(), Path.cwd(), progress
-    )  # pinned local files are found by content, wherever this runs
-    with (
-        documents.Writer(output, source.name, "training") as training,
-        documents.Writer(output, source.name, "held_out") as held_out,
-    ):
-        for number, text in enumerate(texts, start=1):
-            writer = held_out if splits.bucket(text, seed, source.together) < share else training
-            if reason := seen.place(text, source.name, writer is held_out):
-                dropped[reason] += 1
-            else:
-                writer.add(text)
-            if number % 100_000 == 0:
-                progress.log(f"{source.name}: {number:,} documents")
-    for writer, name in ((training, "training"), (held_out, "held-out")):
-        if not writer.documents:
-            raise UserError(
-                f"Source {source.name!r} has {training.documents + held_out.documents} documents, and none of them is a {name} one with "
-                f"held_out {share:g}. Divide its texts more finely (`documents`), or change `held_out` or `seed`."
-            )
-    progress.log(
-        f"{source.name}: {training.documents:,} training and {held_out.documents:,} held-out documents, {dropped['twice']:,} duplicates"
-    )
-    return {
-        "licence": source.licence,
-        "weight": source.weight,
-        "held_out_share": share,
-        "dropped": dropped,
-        "training": training.counts(),
-        "held_out": held_out.counts(),
-    }
-
-
-class Seen:
-    """Where each document went, whitespace apart: kept on disk, so that memory does not grow with
-    the corpus.
-    """
-
-    def __init__(self, scratch: Path) -> None:
-        self._scratch = scratch
-
-    def __enter__(self) -> Seen:
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(dir=self._scratch)
-        self._database = sqlite3.connect(Path(self._folder.name) / "seen.db", isolation_level=None)
-        self._database.executescript(
-            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536; BEGIN;"
-            "CREATE TABLE seen (document BLOB, source TEXT, held_out INTEGER, PRIMARY KEY (document, source)) WITHOUT ROWID;"
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._database.close()
-        self._folder.cleanup()
-
-    def place(
-        self, text: str, source: str, held_out: bool
-    ) -> Literal["twice", "on_the_other_side_elsewhere"] | None:
-        """Note where a document goes. Or say why it must not: its source has it already, or another
-        has it on the other side.
-        """
-        document = splits.identity(text)
-        places = dict(
-            self._database.execute(
-                "SELECT source, held_out FROM seen WHERE document = ?", (document,)
-            )
-        )
-        if source in places:
-            return "twice"
-        if any(bool(other) != held_out for other in places.values()):
-            return "on_the_other_side_elsewhere"
-        self._database.execute("INSERT INTO seen VALUES (?, ?, ?)", (document, source, held_out))
-        return None
-
-
-def _metrics(index: Mapping[str, Mapping[str, Any]]) -> Metrics:
-    return {
-        f"{source}/{split}/{unit}": float(entry[split][unit])
-        for source, entry in index.items()
-        for split in documents.SPLITS
-        for unit in ("documents", "bytes")
-    }
-
-
-def _files_are_whole(built: Built) -> Verdict:
-    """Every file is read and counted again, against the index."""
-    wrong = []
-    index = documents.index(built.output)
-    for source, entry in index.items():
-        for split in documents.SPLITS:
-            try:
-                counts = documents.count(documents.read(built.output, source, split))
-            except CorruptFile as error:
-                wrong.append(str(error))
-                continue
-            if counts != entry[split] or not counts["documents"]:
-                wrong.append(
-                    f"{source}/{split} holds {counts['documents']} documents, its index says {entry[split]['documents']}"
-                )
-    total = sum(entry[split]["documents"] for entry in index.values() for split in documents.SPLITS)
-    summary = (
-        "; ".join(wrong) or f"{total:,} documents of {len(index)} sources, as the index has them"
-    )
-    return Verdict(not wrong, summary, {"documents": total})
-
-
-def _nothing_held_out_is_trained_on(built: Built) -> Verdict:
-    sources = list(documents.index(built.output))
-    held_out = {
-        splits.identity(text)
-        for source in sources
-        for text in documents.read(built.output, source, "held_out")
-    }
-    leaked = {
-        source: sum(
-            splits.identity(text) in held_out
-            for text in documents.read(built.output, source, "training")
-        )
-        for source in sources
-    }
-    total = sum(leaked.values())
-    return Verdict(
-        total == 0,
-        f"{total} training documents are one of the {len(held_out):,} held-out ones, whitespace apart",
-        {**leaked, "held_out_documents": len(held_out)},
-    )
-
-
-def _held_out_is_new_text(built: Built) -> Verdict:
-    figures: dict[str, float | int | str] = {}
-    for source in documents.index(built.output):
-        sample = list(islice(documents.read(built.output, source, "held_out"), OVERLAP_SAMPLE))
-        seen = overlap.mostly_seen(sample, documents.read(built.output, source, "training"))
-        figures[source] = seen / len(sample)
-    worst = max(figures, key=lambda source: figures[source])
-    return Verdict(
-        float(figures[worst]) <= OVERLAP_LIMIT,
-        f"{figures[worst]:.1%} of {worst}'s held-out documents stand mostly ({overlap.WORDS}-word runs) in its training text; "
-        f"up to {OVERLAP_LIMIT:.0%} is usual",
-        figures,
-    )
-
-
-def show(built: Built, folder: Path) -> None:
-    """sources.md (a table), sources.png (what there is against what is drawn), samples.md (a few
-    lines a source).
-    """
-    from matplotlib.figure import Figure
-
-    index = documents.index(built.output)
-    weights = sum(entry["weight"] for entry in index.values())
-    lines = [
-        "| source | documents | MB | share of training tokens | held out: documents | MB | dropped | licence |",
-        "|---|--:|--:|--:|--:|--:|--:|---|",
-    ]
-    samples = []
-    for source, entry in index.items():
-        training, held_out = entry["training"], entry["held_out"]
-        lines.append(
-            f"| {source} | {training['documents']:,} | {training['bytes'] / 1e6:.2f} | {entry['weight'] / weights:.0%} "
-            f"| {held_out['documents']:,} | {held_out['bytes'] / 1e6:.2f} | {sum(entry['dropped'].values()):,} | {entry['licence']} |"
-        )
-        text = splits.normalised(next(documents.read(built.output, source, "training")))
-        samples.append(f"**{source}**\n\n> {text[:SAMPLE_CHARACTERS]}…\n")
-    (folder / "sources.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "samples.md").write_text("\n".join(samples), encoding="utf-8")
-
-    figure = Figure(figsize=(7, 0.8 + 0.6 * len(index)), layout="constrained")
-    axes = figure.subplots()
-    megabytes = {
-        split: [entry[split]["bytes"] / 1e6 for entry in index.values()]
-        for split in documents.SPLITS
-    }
-    axes.barh(list(index), megabytes["training"], label="training")
-    axes.barh(list(index), megabytes["held_out"], left=megabytes["training"], label="held out")
-    axes.set_xlabel("text, MB")
-    axes.invert_yaxis()
-    axes.legend()
-    figure.savefig(folder / "sources.png", dpi=110)
-
-
-OVERLAP_SAMPLE = 1000  # held-out documents a source
-OVERLAP_LIMIT = 0.02
-SAMPLE_CHARACTERS = 200  # the text is other people's
-
 CORPUS = Stage(
     name="corpus",
     version="1",
-    run=run,
+    run=deferred(EXECUTION, "run"),
     description="Documents of every source, the held-out ones split off before anything else sees them.",
     kinds=("python",),
     checks=(
@@ -273,21 +39,21 @@ CORPUS = Stage(
             "files_are_whole",
             True,
             "Every source has documents, and the files hold what the index says.",
-            _files_are_whole,
+            deferred(EXECUTION, "files_are_whole"),
         ),
         Check(
             "nothing_held_out_is_trained_on",
             True,
             "No held-out document of any source is a training document of any source.",
-            _nothing_held_out_is_trained_on,
+            deferred(EXECUTION, "nothing_held_out_is_trained_on"),
         ),
         Check(
             "held_out_is_new_text",
             False,
             "Held-out documents are not near-copies of training documents.",
-            _held_out_is_new_text,
+            deferred(EXECUTION, "held_out_is_new_text"),
         ),
     ),
-    show=show,
+    show=deferred("assets.report.corpus", "show"),
     pin=pin,
 )

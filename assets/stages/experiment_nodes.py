@@ -87,12 +87,10 @@ def experiment_nodes(recipe: Recipe) -> list[Node]:
 def _experiment(
     recipe: Recipe, stage: Any, section: Callable[[Path], Config], needs: tuple[str, ...]
 ) -> Node:
-    path = f"assets.stages.{stage.name}:{stage.name.upper()}"
     return Node(
         recipe.name,
         f"experiments/{stage.name}",
         stage,
-        path,
         section,
         needs,
         field=f"experiments.{stage.name}",
@@ -151,14 +149,7 @@ def _trained(recipe: Recipe, name: str, model: ModelShape, **others: Any) -> Nod
         "model": model.model_dump(mode="json"),
         "pretraining": recipe.own[1].model_dump(mode="json") | others,
     }
-    return Node(
-        recipe.name,
-        name,
-        PRETRAINED,
-        "assets.stages.pretraining:PRETRAINED",
-        lambda base: settings,
-        ("tokens", "tokenizer"),
-    )
+    return Node(recipe.name, name, PRETRAINED, lambda base: settings, ("tokens", "tokenizer"))
 
 
 def _dynamics(recipe: Recipe, base: Path) -> Config:

@@ -54,20 +54,12 @@ def scaling_nodes(recipe: Recipe) -> list[Node]:
     text = ("tokens", "tokenizer")
     return [
         *(_trained(recipe, rung) for step in steps for rung in step),
-        Node(
-            recipe.name,
-            "scaling/prediction",
-            PREDICTION,
-            "assets.stages.scaling:PREDICTION",
-            lambda base: target,
-            (*small, *text),
-        ),
+        Node(recipe.name, "scaling/prediction", PREDICTION, lambda base: target, (*small, *text)),
         *(_trained(recipe, rung, after=("scaling/prediction",)) for rung in top),
         Node(
             recipe.name,
             "experiments/scaling",
             SCALING,
-            "assets.stages.scaling:SCALING",
             lambda base: {"largest": largest, "rules": rules},
             ("scaling/prediction", *small, *largest, *text),
             field="scaling",
@@ -182,7 +174,6 @@ def _trained(recipe: Recipe, rung: Rung, after: tuple[str, ...] = ()) -> Node:
         recipe.name,
         rung.name,
         PRETRAINED,
-        "assets.stages.pretraining:PRETRAINED",
         partial(_as_it_is, config),
         ("tokens", "tokenizer"),
         description=f"{PRETRAINED.description} {how}",

@@ -1,0 +1,3 @@
+"""What a worker runs of each stage: its `run` function and the verdicts of its checks. torch is
+imported here.
+"""
