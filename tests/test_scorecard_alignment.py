@@ -18,19 +18,11 @@ from assets.contract import Artifact
 from assets.report import scorecard_alignment
 from assets.report.page import write_page
 from assets.report.preferences import models
-from assets.report.scorecard_alignment import (
-    PAPER,
-    TEXT,
-    Signature,
-    Taxed,
-    section,
-    signature,
-    statement,
-    taxed,
-)
+from assets.report.scorecard_alignment import PAPER, section, statement, taxed
 from assets.report.scores import collect
 from assets.stages import scorecard
 from assets.stages.preferences_results import Compared, flat, read, results_of, write
+from gpt_model.evaluation.alignment_tax import TEXT, Finding, TaxedScore, finding
 from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.records import Prompt
 from gpt_model.rlhf.responses import Answer
@@ -193,10 +185,10 @@ def test_ppo_regresses_and_ppo_ptx_recovers_is_measured_and_kept(
 def test_the_signature_is_true_false_or_undecided(
     regression: str, recovery: str, holds: str
 ) -> None:
-    found = signature([Taxed("hellaswag", {}, False, regression, recovery)])
-    assert isinstance(found, Signature) and found.holds == holds
+    found = finding([TaxedScore("hellaswag", {}, False, regression, recovery)])
+    assert isinstance(found, Finding) and found.holds == holds
     assert (
-        signature([Taxed("hellaswag", {}, False)]) is None
+        finding([TaxedScore("hellaswag", {}, False)]) is None
     )  # without both kinds of PPO there is nothing to say
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from assets.contract import Artifact, Built
 from assets.stages.human_data import hidden, shortened
 from assets.stages.preferences_results import ANSWERS, BEST, CHOSEN, JUDGES, PRETRAINED, read
+from gpt_model.evaluation.alignment_tax import verdict
 from gpt_model.rlhf.drift import NAMES
 
 NAMED = {"reward_model": "by the reward model", "judge": "by the judge"}
@@ -49,13 +50,6 @@ def interval(found: Mapping[str, float] | None, places: int = 3, percent: bool =
         return f"{found['value']:+.2%} ({found['low']:+.2%} – {found['high']:+.2%})"
     value, low, high = (round(found[name], places) + 0.0 for name in ("value", "low", "high"))
     return f"{value:.{places}f} ({low:.{places}f} – {high:.{places}f})"
-
-
-def verdict(rate: Mapping[str, float] | None, even: float = 0.5) -> str:
-    """better, worse or undecided: than `even`, interval and all."""
-    if rate is None:
-        return ""
-    return "better" if rate["low"] > even else "worse" if rate["high"] < even else "undecided"
 
 
 Cells = tuple[list[str], list[list[str]]]

@@ -2,18 +2,15 @@
 how texts drift, and what it all can show.
 
 Its tables are those of the stage `preferences`, and the zero-shot suites of each model side by
-side. InstructGPT's qualitative finding, that PPO regresses on tasks and PPO-ptx recovers, is put to
-the test here, and said to be true, false or undecided; held-out text of the corpus that PPO-ptx is
-trained on is said apart, as it is no such task.
+side. What the tax is, and whether the paper's finding holds, is computed in
+`gpt_model.evaluation.alignment_tax`.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from statistics import NormalDist
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from assets.contract import Artifact, Inputs
@@ -22,19 +19,24 @@ from assets.report.page import Section, Table, Text
 from assets.report.scores import ZERO_SHOT_AFTER
 from assets.stages.preferences_results import ALIGNED, CHOSEN, PLAIN, PRETRAINED, REFERENCE, read
 from assets.stages.rankings import BAG_OF_WORDS, NO_WORDS
-from gpt_model.evaluation.metrics import error_of
+from gpt_model.evaluation.alignment_tax import (
+    TEXT,
+    Arms,
+    Finding,
+    TaxedScore,
+    alignment_tax,
+    findings,
+    scores_by_key,
+    verdict,
+)
 
 ORDER = (PRETRAINED, "supervised", CHOSEN, REFERENCE, PLAIN, ALIGNED, "dpo")  # of columns
 PPO, PTX = "PPO", "PPO-ptx"
-TEXT = "held-out text, bits per byte"
-SAME_TEXT = "held_out"  # the suite that is of the same text again
 OF_CORPUS = ("cloze", "last_word")  # suites whose tasks are made of it
-ON_ANOTHER_SCALE = ("byte_perplexity", "word_perplexity")  # the same figure as bits per byte
 BROADER = {
     "toxicity": "toxicity",
     "truthfulqa": "TruthfulQA",
 }  # suites of what preferences do not show
-TRUE, FALSE, UNDECIDED = "true", "false", "undecided"
 # Ouyang et al. 2022, table 14 (appendix E), GPT-3 XL of 1.3B: GPT, SFT, PPO, PPO-ptx. From a single
 # transcription of the paper.
 PAPER = {
@@ -62,171 +64,36 @@ def named(inputs: Inputs) -> dict[str, str]:
     }
 
 
-# --- what is measured before and after ---
-
-
-@dataclass(frozen=True)
-class Taxed:
-    """A score of each model: {"value", "low", "high", "error"}. `verdicts`: PPO against its start,
-    PPO-ptx against PPO.
-    """
-
-    name: str
-    scores: Mapping[str, Mapping[str, float]]
-    lower_is_better: bool
-    regression: str = ""  # better, worse or undecided
-    recovery: str = ""
-
-
-def taxed(inputs: Inputs) -> list[Taxed]:
-    """Held-out text, window by window, and then every zero-shot score that a model has before and
-    after.
-    """
-    plain = PLAIN if named(inputs)[ALIGNED] == PTX else ALIGNED
-    found = list(_of_text(read(inputs["preferences"].path)["text"], plain))
-    suites = list(_of_suites(inputs))
-    surely = NormalDist().inv_cdf(
-        1 - 0.025 / max(1, len(suites))
-    )  # Bonferroni: of many scores one is worse by chance
-    for one in suites:
-        verdicts = (
-            _against(one, ours, theirs, surely)
-            for ours, theirs in ((plain, REFERENCE), (ALIGNED, PLAIN))
-        )
-        found.append(Taxed(one.name, one.scores, one.lower_is_better, *verdicts))
-    return found
-
-
-def _of_text(text: Mapping[str, Any], plain: str) -> Iterator[Taxed]:
-    if text:
-        rises = (
-            text.get(plain, {}).get(f"over_{REFERENCE}"),
-            text.get(ALIGNED, {}).get(f"over_{PLAIN}"),
-        )
-        verdicts = [
-            {"better": "worse", "worse": "better"}.get(told := page.verdict(rise, 0.0), told)
-            for rise in rises
-        ]
-        yield Taxed(
-            TEXT,
-            {name: text[name]["bits_per_byte"] for name in ORDER if name in text},
-            True,
-            *verdicts,
-        )
-
-
-def _of_suites(inputs: Inputs) -> Iterator[Taxed]:
-    """Scores of tasks, and not of the text that stands above them already."""
-    artifacts = {name: f"{ZERO_SHOT_AFTER}{name}" for name in ORDER} | {PRETRAINED: "zero_shot"}
-    rows = {name: _rows(inputs[one]) for name, one in artifacts.items() if one in inputs}
-    after = [name for name in rows if name != PRETRAINED]
-    for key in dict.fromkeys(key for name in after for key in rows[name] if key[0] != SAME_TEXT):
-        scores = {name: own[key] for name, own in rows.items() if key in own}
-        of_each = {
-            name: {**{end: row[end] for end in ("value", "low", "high")}, "error": error_of(row)}
-            for name, row in scores.items()
-        }
-        yield Taxed(" ".join(key), of_each, next(iter(scores.values()))["lower_is_better"])
-
-
-def _rows(artifact: Artifact) -> dict[tuple[str, str, str], Mapping[str, Any]]:
-    """What has a value and an interval, by suite, task and metric."""
-    rows = json.loads((artifact.path / "results.json").read_text(encoding="utf-8"))["rows"]
-    return {
-        (row["suite"], row["task"], row["metric"]): row
-        for row in rows
-        if "not_run" not in row
-        and row.get("low") is not None
-        and row["metric"] not in ON_ANOTHER_SCALE
+def taxed(inputs: Inputs) -> list[TaxedScore]:
+    """Held-out text and every zero-shot score, before and after."""
+    mixed = named(inputs)[ALIGNED] == PTX
+    after = {
+        name: _rows(inputs[f"{ZERO_SHOT_AFTER}{name}"])
+        for name in ORDER
+        if f"{ZERO_SHOT_AFTER}{name}" in inputs
     }
-
-
-def _against(one: Taxed, ours: str, theirs: str, surely: float) -> str:
-    """Of two scores on the same examples, taken for independent, which makes the difference look
-    less sure than it is.
-    """
-    if ours not in one.scores or theirs not in one.scores:
-        return ""
-    a, b = one.scores[ours], one.scores[theirs]
-    gain = (a["value"] - b["value"]) * (-1 if one.lower_is_better else 1)
-    error = math.hypot(a["error"], b["error"])
-    return "undecided" if abs(gain) <= surely * error else "better" if gain > 0 else "worse"
-
-
-# --- the paper's signature ---
-
-
-@dataclass(frozen=True)
-class Signature:
-    """PPO regresses, PPO-ptx recovers: each true, false or undecided. `regressed`: in what PPO is
-    surely worse than where it started.
-    """
-
-    regresses: str
-    recovers: str
-    regressed: tuple[str, ...] = ()
-    recovered: tuple[str, ...] = ()
-
-    @property
-    def holds(self) -> str:
-        if FALSE in (self.regresses, self.recovers):
-            return FALSE
-        return TRUE if (self.regresses, self.recovers) == (TRUE, TRUE) else UNDECIDED
-
-
-def signature(rows: list[Taxed]) -> Signature | None:
-    """Of some of what is measured. None where nothing is of both kinds of PPO.
-
-    PPO regresses where it is surely worse than policy_init in any row; it does not where it is
-    surely better in all. PPO-ptx recovers where it is surely better than PPO in something that
-    regressed, and worse in nothing that did.
-    """
-    if not any(one.regression for one in rows) or not any(one.recovery for one in rows):
-        return None
-    regressed = [one for one in rows if one.regression == "worse"]
-    if not regressed:
-        return Signature(
-            FALSE if all(one.regression == "better" for one in rows) else UNDECIDED, UNDECIDED
-        )
-    recovered = [one for one in regressed if one.recovery == "better"]
-    lost = any(one.recovery == "worse" for one in regressed)
-    return Signature(
-        TRUE,
-        FALSE if lost else TRUE if recovered else UNDECIDED,
-        tuple(one.name for one in regressed),
-        tuple(one.name for one in recovered),
+    return alignment_tax(
+        read(inputs["preferences"].path)["text"],
+        _rows(inputs["zero_shot"]) if "zero_shot" in inputs else [],
+        after,
+        ORDER,
+        PRETRAINED,
+        Arms(REFERENCE, PLAIN, ALIGNED) if mixed else Arms(REFERENCE, ALIGNED, None),
     )
 
 
-@dataclass(frozen=True)
-class Signatures:
-    """The signature twice: on tasks, where the paper has it, and on held-out text of the very
-    corpus that PPO-ptx is trained on.
-    """
-
-    tasks: Signature | None
-    text: Signature | None
-
-    @staticmethod
-    def of(measured: list[Taxed]) -> Signatures | None:
-        """None where the recipe has not both kinds of PPO."""
-        found = [
-            signature([one for one in measured if (one.name == TEXT) == of_text])
-            for of_text in (False, True)
-        ]
-        return Signatures(*found) if any(found) else None
-
-    @property
-    def holds(self) -> str:
-        """Whether the paper's finding does: text has no say in it."""
-        return self.tasks.holds if self.tasks else UNDECIDED
+def _rows(artifact: Artifact) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(
+        (artifact.path / "results.json").read_text(encoding="utf-8")
+    )["rows"]
+    return rows
 
 
 def statement(inputs: Inputs) -> dict[str, Any]:
     """What scorecard.json keeps: the signature, and whether the texts of aligned stay within the
     reference's intervals.
     """
-    found, held = Signatures.of(taxed(inputs)), read(inputs["preferences"].path)["within_reference"]
+    found, held = findings(taxed(inputs)), read(inputs["preferences"].path)["within_reference"]
     return {
         "signature": None if found is None else {**asdict(found), "holds": found.holds},
         "within_reference": {measure: one["inside"] for measure, one in held.items()},
@@ -274,7 +141,7 @@ def _table(title: str, cells: page.Cells, note: str) -> Table:
     )
 
 
-def _tax(measured: list[Taxed], names: Mapping[str, str]) -> Table:
+def _tax(measured: list[TaxedScore], names: Mapping[str, str]) -> Table:
     there = [name for name in ORDER if any(name in one.scores for one in measured)]
     rows = [
         [
@@ -300,8 +167,8 @@ def _tax(measured: list[Taxed], names: Mapping[str, str]) -> Table:
     return _table("Alignment tax: before and after", (columns, rows), note)
 
 
-def _told(measured: list[Taxed], names: Mapping[str, str]) -> str:
-    found = Signatures.of(measured)
+def _told(measured: list[TaxedScore], names: Mapping[str, str]) -> str:
+    found = findings(measured)
     if found is None:
         return "Not measured: the recipe has not PPO with and without pre-training text both."
     tasks, text = (
@@ -332,7 +199,7 @@ def _told(measured: list[Taxed], names: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _of(found: Signature, rows: list[Taxed], names: Mapping[str, str]) -> list[str]:
+def _of(found: Finding, rows: list[TaxedScore], names: Mapping[str, str]) -> list[str]:
     """Both halves of the finding, with the figures of what regressed; of what did not, where a row
     is all there is.
     """
@@ -348,7 +215,7 @@ def _of(found: Signature, rows: list[Taxed], names: Mapping[str, str]) -> list[s
     ]
 
 
-def _beside(one: Taxed, names: Mapping[str, str], before: str, after: str) -> str:
+def _beside(one: TaxedScore, names: Mapping[str, str], before: str, after: str) -> str:
     """ "held-out text, bits per byte: policy_init 2.101 (…), PPO 2.140 (…)" """
     scores = [
         f"{names[model]} {page.interval(one.scores[model])}"
@@ -391,7 +258,7 @@ def _judges(inputs: Inputs) -> list[Table | Text]:
                 if not prefix and "calibration_error" in metrics
                 else ""
             )
-            rows.append([told, page.interval(value), page.verdict(value), error])
+            rows.append([told, page.interval(value), verdict(value), error])
         elif prefix and f"{prefix}not_run" in metrics:
             rows.append([told, f"not run: {NO_WORDS}", "", ""])
     note = (
@@ -420,9 +287,7 @@ def _dpo(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
         "undecided": "neither is surely preferred",
     }
     told = (
-        f"By the judge {words[page.verdict(by_judge)]}: {page.interval(by_judge)}. "
-        if by_judge
-        else ""
+        f"By the judge {words[verdict(by_judge)]}: {page.interval(by_judge)}. " if by_judge else ""
     )
     kl = [
         f"{names[name]} {page.interval(results['models'][name]['kl'])}"
@@ -462,7 +327,7 @@ def _limits(inputs: Inputs, results: Mapping[str, Any]) -> str:
         suite
         for artifact in inputs.values()
         if artifact.stage == "zero_shot"
-        for suite, _, _ in _rows(artifact)
+        for suite, _, _ in scores_by_key(_rows(artifact))
     }
     if missing := [told for suite, told in BROADER.items() if suite not in ran]:
         parts.append(f"Not run here: {' and '.join(missing)}.")
