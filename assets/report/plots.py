@@ -1,0 +1,182 @@
+"""Plots: one picture a file, drawn without pyplot, so with no window and no global state.
+
+`curves` draws panels of lines, as every training has them; everything else draws on the axes of
+`picture` with the functions below it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+Points = Sequence[tuple[float, float]]
+
+DPI = 110
+FEWEST_UNMARKED = 30  # points of a line that are not marked one by one
+MOST_BARS = 16  # intervals drawn as error bars; more of them become a band
+ROW_INCHES = 0.5  # height of one row of a horizontal plot
+
+
+class Panel(NamedTuple):
+    title: str
+    x: str  # what the horizontal axis is, with its unit
+    lines: Mapping[str, Points]  # label -> points; the label is shown where there are several
+
+
+def curves(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
+    """A picture of panels, row by row."""
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(5.5 * columns, 3.4 * rows), layout="constrained")
+    for number, panel in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        for label, points in panel.lines.items():
+            line(axes, points, label if len(panel.lines) > 1 else "")
+        axes.set(title=panel.title, xlabel=panel.x)
+        _finish(axes)
+    figure.savefig(path, dpi=90)
+
+
+@contextmanager
+def picture(file: Path | BinaryIO, width: float = 7, height: float = 4.2) -> Iterator[Axes]:
+    """Axes of so many inches, saved to `file` when the block ends, with a legend of what has a
+    label.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    yield axes
+    _finish(axes)
+    figure.savefig(file, dpi=DPI)
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=8, frameon=False)
+
+
+def line(
+    axes: Axes, points: Points, label: str = "", style: str = "-", color: str | None = None
+) -> None:
+    """`style` is matplotlib's: "-" joins the points, ":" dots, "." leaves them apart."""
+    marker = "." if len(points) < FEWEST_UNMARKED and style != "." else None
+    x, y = zip(*points, strict=True) if points else ((), ())
+    axes.plot(x, y, style, label=label, marker=marker, color=color)
+
+
+def interval(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    label: str = "",
+    joined: bool = True,
+    color: str | None = None,
+) -> None:
+    """Points with the ends of their intervals: error bars, or of many joined points a band."""
+    if joined and len(x) > MOST_BARS:
+        (drawn,) = axes.plot(x, y, label=label, color=color)
+        axes.fill_between(x, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
+        return
+    axes.errorbar(
+        x,
+        y,
+        yerr=_errors(y, low, high),
+        label=label,
+        color=color,
+        linestyle="-" if joined else "none",
+        marker="o",
+        markersize=4,
+        capsize=3,
+        elinewidth=1,
+    )
+
+
+def _errors(
+    values: Sequence[float], low: Sequence[float], high: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """matplotlib's error bars: how far each end of an interval is from its value."""
+    return (
+        [abs(value - end) for value, end in zip(values, low, strict=True)],
+        [abs(end - value) for value, end in zip(values, high, strict=True)],
+    )
+
+
+def levels(axes: Axes, values: Mapping[str, float]) -> None:
+    """Dashed lines across, as a chance or a published value is, their names at the right edge.
+
+    Call it after everything else is drawn: names that would lie on each other are moved apart.
+    """
+    for y in values.values():
+        axes.axhline(y, color="0.35", linestyle="--", linewidth=1)
+    bottom, top = axes.get_ylim()
+    position = -math.inf
+    for label, y in sorted(values.items(), key=lambda item: item[1]):
+        position = max(y, position + 0.05 * (top - bottom))
+        axes.annotate(
+            label,
+            (1.01, position),
+            xycoords=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+        )
+
+
+def rows_height(rows: int) -> float:
+    """Inches that a picture of so many named rows takes."""
+    return 0.9 + ROW_INCHES * rows
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names for the rows 0, 1, … of a horizontal plot, the first at the top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def bars(axes: Axes, names: Sequence[str], parts: Mapping[str, Sequence[float]]) -> None:
+    """A horizontal bar a name, the `parts` (label -> a value each name) one after the other."""
+    start = np.zeros(len(names))
+    for label, values in parts.items():
+        axes.barh(range(len(names)), values, left=start, label=label)
+        start += np.asarray(values)
+    name_rows(axes, names)
+
+
+def row_intervals(
+    axes: Axes,
+    rows: Sequence[float],
+    values: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    label: str = "",
+    color: str | None = None,
+) -> None:
+    """A point with its interval in each of some rows (see `name_rows`)."""
+    errors = _errors(values, low, high)
+    axes.errorbar(values, rows, xerr=errors, fmt="o", capsize=3, label=label, color=color)
+
+
+def histogram(axes: Axes, samples: Mapping[str, ArrayLike], edges: ArrayLike) -> None:
+    """Outlines of how often the values of each sample lie between the edges; both axes
+    logarithmic.
+    """
+    for label, values in samples.items():
+        axes.hist(
+            np.asarray(values),
+            bins=np.asarray(edges).tolist(),
+            histtype="step",
+            linewidth=1.5,
+            label=label,
+        )
+    axes.set(xscale="log", yscale="log")

@@ -1,0 +1,88 @@
+"""The helpers that every page is made with: what a table, a plot and a page do with their data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from pandas import DataFrame
+
+from assets.report import plots, tables
+from assets.report.tables import Table
+
+
+def test_a_table_formats_numbers_by_column_and_keeps_text_and_its_line() -> None:
+    rows = [
+        {"source": "plays | prose", "documents": 1234, "share": 0.25, "words": None},
+        {"source": "two\nlines", "documents": None, "share": 0.75, "words": "many"},
+    ]
+    table = Table(rows, note="A note.", formats={"share": ".0%"})
+    assert table.cells() == [
+        ["plays | prose", "1,234", "25%", "–"],
+        ["two\nlines", "–", "75%", "many"],
+    ]
+    assert table.markdown().splitlines() == [
+        "| source | documents | share | words |",
+        "| --- | --: | --: | --- |",
+        "| plays \\| prose | 1,234 | 25% | – |",
+        "| two lines | – | 75% | many |",
+        "",
+        "A note.",
+    ]
+
+
+def test_a_table_without_rows_has_its_columns_and_empty_columns_go() -> None:
+    assert Table(DataFrame(columns=["a", "b"])).markdown() == "| a | b |\n| --: | --: |"
+    table = Table([{"a": "1", "b": "", "c": None}, {"a": "", "b": "", "c": None}])
+    assert table.without_empty_columns().columns == ["a"]
+
+
+def test_a_metric_stands_with_its_interval() -> None:
+    metrics = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "loss": 2.0}
+    assert tables.metric(metrics, "accuracy", ".1f") == "0.5 (0.4 – 0.6)"
+    assert tables.metric(metrics, "loss") == "2.000"
+    assert tables.metric(metrics, "f1") == "–"
+
+
+def test_markdown_files_leave_out_empty_parts(tmp_path: Path) -> None:
+    tables.write_markdown(tmp_path / "a.md", "First.", "", Table([{"n": 1}]))
+    assert (tmp_path / "a.md").read_text() == "First.\n\n| n |\n| --: |\n| 1 |\n"
+
+
+@pytest.mark.parametrize(("points", "drawn_as"), [(3, "containers"), (20, "collections")])
+def test_an_interval_is_error_bars_or_of_many_points_a_band(points: int, drawn_as: str) -> None:
+    axes = Figure().subplots()
+    x = list(range(points))
+    plots.interval(axes, x, [1.0] * points, [0.5] * points, [2.0] * points, "ours")
+    assert len(getattr(axes, drawn_as)) == 1
+    assert (axes.dataLim.y0, axes.dataLim.y1) == (0.5, 2.0)
+
+
+def test_the_names_of_levels_do_not_lie_on_each_other() -> None:
+    axes = Figure().subplots()
+    axes.plot([0, 1], [0.0, 1.0])
+    plots.levels(axes, {"chance": 0.5, "majority": 0.505})
+    heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    assert heights["majority"] - heights["chance"] > 0.03
+    assert [np.asarray(line.get_ydata())[0] for line in axes.lines[1:]] == [0.5, 0.505]
+
+
+def test_bars_stand_one_after_the_other_from_the_top(tmp_path: Path) -> None:
+    with plots.picture(tmp_path / "bars.png", height=plots.rows_height(2)) as axes:
+        plots.bars(axes, ["plays", "news"], {"training": [3.0, 2.0], "held out": [1.0, 0.5]})
+    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
+    assert ends == [3.0, 2.0, 4.0, 2.5]
+    assert axes.get_ylim() == (1.5, -0.5)
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_draw_a_panel_each_and_name_lines_where_there_are_several(tmp_path: Path) -> None:
+    panels = [
+        plots.Panel("loss", "steps", {"loss": [(1, 3.0), (2, 2.0)]}),
+        plots.Panel("accuracy", "steps", {"training": [(1, 0.5)], "held out": []}),
+        plots.Panel("empty", "steps", {}),
+    ]
+    plots.curves(tmp_path / "training.png", panels)
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
