@@ -1,1 +1,1 @@
-"""assets: what is produced. One module a stage; the one wrapper that makes a stage a Dagster asset."""
+"""assets: what is produced. Stages, the wrapper that makes each a Dagster asset, and the store."""

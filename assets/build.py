@@ -78,13 +78,16 @@ def gather_inputs(store: Store, node: Node) -> dict[str, Artifact]:
         artifact = store.find(fingerprint) if fingerprint else None
         if artifact is None:
             raise UserError(
-                f"{node.ref} needs {node.recipe}/{name}, which is not built. Build it first: gpt-lineage run {node.recipe}"
+                f"{node.ref} needs {node.recipe}/{name}, which is not built. Build it first: "
+                f"gpt-lineage run {node.recipe}"
             )
         for check, verdict in store.gate(artifact).items():
             if verdict.blocking and not verdict.passed:
                 raise UserError(
-                    f"{node.ref} refuses its input {node.recipe}/{name} ({store.short(artifact.fingerprint)}): its blocking check "
-                    f"{check!r} failed: {verdict.summary} Mend the recipe or the source, and build {node.recipe}/{name} again."
+                    f"{node.ref} refuses its input {node.recipe}/{name} "
+                    f"({store.short(artifact.fingerprint)}): its blocking check "
+                    f"{check!r} failed: {verdict.summary} Mend the recipe or the source, and build "
+                    f"{node.recipe}/{name} again."
                 )
         inputs[need] = artifact
     return inputs
@@ -104,7 +107,8 @@ def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tra
 
     def waiting(holder: str) -> None:
         request.say(
-            f"{holder} is building {node.ref} ({store.short(fingerprint)}); waiting to use what it makes"
+            f"{holder} is building {node.ref} ({store.short(fingerprint)}); waiting to use what it "
+            "makes"
         )
 
     with store.lock(fingerprint, waiting) as lock:
@@ -136,7 +140,8 @@ def _found(store: Store, fingerprint: str, say: Say) -> Artifact | None:
     if artifact is None or not problems:
         return artifact
     say(
-        f"{store.short(fingerprint)} does not verify: {problems[0]} Moved to {store.quarantine(artifact)}, and built again."
+        f"{store.short(fingerprint)} does not verify: {problems[0]} Moved to "
+        f"{store.quarantine(artifact)}, and built again."
     )
     return None
 

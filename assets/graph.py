@@ -107,7 +107,8 @@ def _graph(recipe: Recipe) -> list[Node]:
     for node in graph:  # Dagster takes no two assets of one key, and says so of all recipes at once
         if everything.count(node.name) > 1:
             raise UserError(
-                f"Two assets of this recipe are named {node.name}. Leave out what asks for one of them.",
+                f"Two assets of this recipe are named {node.name}. Leave out what asks for one of "
+                "them.",
                 field=node.field,
             )
     graph.append(

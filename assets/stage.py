@@ -77,7 +77,8 @@ def as_asset(node: Node, base: Path, owners: list[str]) -> dg.AssetsDefinition:
                 f"{node.ref} was terminated; the next run goes on from there.", allow_retries=False
             ) from interruption
         context.log.info(
-            f"{node.ref}: {'found and verified' if outcome.hit else 'built'} {outcome.artifact.fingerprint[:12]}"
+            f"{node.ref}: {'found and verified' if outcome.hit else 'built'} "
+            f"{outcome.artifact.fingerprint[:12]}"
         )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(outcome.artifact.digest),

@@ -28,19 +28,19 @@ from assets.recipe.profile import Profile
 from assets.stages import stage_named
 from assets.store.manifest import FULL, full_disk
 from assets.store.store import Building, Store
-from assets.tracking.event_log import Spool, series, texts
+from assets.tracking.event_log import EventWriter, series, texts
 from gpt_model.disk import write_json
 from gpt_model.errors import Unavailable, UserError
 
 LOG_EVERY_SECONDS = 5.0  # metrics in the Dagster run's log; the event log has every one
 
 
-class SpooledProgress:
+class LoggedProgress:
     """`Progress` into the journal, and what a person would follow into the Dagster run's log."""
 
     def __init__(
         self,
-        spool: Spool | None,
+        spool: EventWriter | None,
         pipes: PipesContext | None,
         rank: int,
         world_size: int,
@@ -88,15 +88,15 @@ def run_job(building: Building, store: Store, rank: int, world_size: int) -> Non
     stage = stage_named(job["stage"])
     inputs = {name: _published(store, fingerprint) for name, fingerprint in job["inputs"].items()}
     if rank:
-        progress = SpooledProgress(None, None, rank, world_size, profile)
+        progress = LoggedProgress(None, None, rank, world_size, profile)
         with suppress(Unavailable):  # rank 0 says so
             stage.run(job["config"], inputs, building.files, progress)
         return
     with ExitStack() as stack:
         in_dagster = "DAGSTER_PIPES_CONTEXT" in os.environ
         pipes = stack.enter_context(open_dagster_pipes()) if in_dagster else None
-        spool = stack.enter_context(closing(Spool(building.events, {"pid": os.getpid()})))
-        progress = SpooledProgress(spool, pipes, rank, world_size, profile)
+        spool = stack.enter_context(closing(EventWriter(building.events, {"pid": os.getpid()})))
+        progress = LoggedProgress(spool, pipes, rank, world_size, profile)
         started = time.monotonic()
         try:
             metrics = stage.run(job["config"], inputs, building.files, progress)
@@ -126,7 +126,7 @@ def run_job(building: Building, store: Store, rank: int, world_size: int) -> Non
     write_json(building.result, result)
 
 
-def leave_not_run(output: Path, reason: str, progress: SpooledProgress) -> Metrics:
+def leave_not_run(output: Path, reason: str, progress: LoggedProgress) -> Metrics:
     """Nothing but the reason in `output`: what a stage leaves whose data is unavailable here."""
     for path in output.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()

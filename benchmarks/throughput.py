@@ -142,14 +142,14 @@ def pipeline_rank(job_path: Path) -> NoReturn:
     """One rank of the stage; rank 0 prints what came of it."""
     from assets.contract import Artifact
     from assets.stages.pretraining import PRETRAINED
-    from assets.tracking.event_log import Spool
-    from assets.worker import SpooledProgress
+    from assets.tracking.event_log import EventWriter
+    from assets.worker import LoggedProgress
 
     job = json.loads(job_path.read_text())
     case, output, rank = job["case"], Path(job["output"]), int(os.environ["RANK"])
     profile = Profile.model_validate(job["profile"])
-    spool = Spool(output / "journal.jsonl") if rank == 0 else None
-    progress = SpooledProgress(spool, None, rank, profile.processes, profile)
+    spool = EventWriter(output / "journal.jsonl") if rank == 0 else None
+    progress = LoggedProgress(spool, None, rank, profile.processes, profile)
     reported: list[tuple[int, float]] = []
     say = progress.metrics
 

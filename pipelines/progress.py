@@ -29,7 +29,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from assets.tracking.event_log import Tail
+from assets.tracking.event_log import EventReader
 from gpt_model.errors import CorruptFile
 
 POLL_SECONDS = 0.5
@@ -190,13 +190,13 @@ class _Current:
         self.asset, self.task = asset, task
         self.began, self.spoken = time.time(), time.monotonic()
         self.advance = self.figures = ""
-        self.tail: Tail | None = None
+        self.tail: EventReader | None = None
 
     def events(self, buildings: Path) -> list[dict[str, Any]]:
         if self.tail is None:
             self.tail = next(
                 (
-                    Tail(job.parent / "journal" / "events.jsonl")
+                    EventReader(job.parent / "journal" / "events.jsonl")
                     for job in buildings.glob("*/job.json")
                     if self._is_mine(job)
                 ),

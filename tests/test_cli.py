@@ -29,7 +29,7 @@ from assets.recipe.profile import load_profile
 from assets.recipe.recipe import load_recipe
 from assets.store.manifest import Facts
 from assets.store.store import Store
-from assets.tracking.event_log import Spool
+from assets.tracking.event_log import EventWriter
 from assets.tracking.tracking import Tracking
 from pipelines.cli.main import app
 from pipelines.progress import BuildDisplay, duration
@@ -484,7 +484,7 @@ def test_display_says_how_far_a_build_is(
     ) as display:
         display.began("tiny/pretrained")
         building.job.write_text(json.dumps({"asset": "tiny/pretrained"}))
-        spool = Spool(building.events)
+        spool = EventWriter(building.events)
         spool.metrics(3, {"loss": 5.25, "learning_rate": 0.1})
         spool.advance(1_200_000, 1_500_000, "tokens")
         spool.log("halfway")

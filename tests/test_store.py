@@ -23,7 +23,7 @@ from assets.store.manifest import Facts, explain_full_disk
 from assets.store.provenance import provenance
 from assets.store.store import Building, Store
 from assets.tracking import event_log
-from assets.tracking.event_log import Spool, Tail
+from assets.tracking.event_log import EventReader, EventWriter
 from gpt_model.errors import CorruptFile, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -377,7 +377,7 @@ def test_provenance_says_with_what_and_on_what(tmp_path: Path) -> None:
 
 def test_a_resumed_attempt_says_nothing_twice_and_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "journal" / "events.jsonl"
-    first = Spool(path, {"dagster_run": "one"})
+    first = EventWriter(path, {"dagster_run": "one"})
     for step in range(1, 11):
         first.metrics(step, {"loss": 1.0 / step})
     first.metrics(5, {"held_out": 2.0})
@@ -385,7 +385,7 @@ def test_a_resumed_attempt_says_nothing_twice_and_loses_nothing(tmp_path: Path) 
     os.write(
         first._file, b'{"kind": "metrics", "time": 1.0, "step": 11, "val'
     )  # kill -9 in the middle of a write
-    second = Spool(path, {"dagster_run": "two"})
+    second = EventWriter(path, {"dagster_run": "two"})
     for step in range(4, 13):  # from the checkpoint at 3
         second.metrics(step, {"loss": 1.0 / step})
         if step in (5, 10):
@@ -400,9 +400,9 @@ def test_a_resumed_attempt_says_nothing_twice_and_loses_nothing(tmp_path: Path) 
 
 def test_a_reader_follows_whole_lines_only(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    tail = Tail(path)
+    tail = EventReader(path)
     assert tail.read() == []
-    spool = Spool(path)
+    spool = EventWriter(path)
     spool.metrics(1, {"loss": math.nan})
     events = tail.read()
     assert [event["kind"] for event in events] == ["attempt", "metrics"]
@@ -412,12 +412,12 @@ def test_a_reader_follows_whole_lines_only(tmp_path: Path) -> None:
         file.flush()
         assert tail.read() == []
         file.write(b'age": "hello"}\n')
-    assert [event["message"] for event in Tail(path, tail.offset).read()] == ["hello"]
+    assert [event["message"] for event in EventReader(path, tail.offset).read()] == ["hello"]
 
 
 def test_a_damaged_line_is_an_error_that_names_file_and_place(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    Spool(path).close()
+    EventWriter(path).close()
     size = path.stat().st_size
     path.write_bytes(path.read_bytes() + b"\0\0\0\n")
     with pytest.raises(CorruptFile, match=rf"events\.jsonl: the line at byte {size} "):
@@ -440,10 +440,10 @@ def test_seconds_are_those_spent_building_and_not_the_pause_between_attempts(
 
 def test_advancing_often_writes_seldom(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    spool = Spool(path)
+    spool = EventWriter(path)
     for done in range(1001):
         spool.advance(done, 1000, "tokens")
-    advances = [event["done"] for event in Tail(path).read() if event["kind"] == "advance"]
+    advances = [event["done"] for event in EventReader(path).read() if event["kind"] == "advance"]
     assert advances[0] == 0
     assert advances[-1] == 1000
     assert len(advances) < 10

@@ -16,7 +16,7 @@ from assets.contract import Artifact, Check, Verdict
 from assets.store.manifest import Facts
 from assets.store.provenance import provenance
 from assets.store.store import Building, Store
-from assets.tracking.event_log import Spool
+from assets.tracking.event_log import EventWriter
 from assets.tracking.tracking import Build, Tracking
 
 STEPS = 50
@@ -49,7 +49,7 @@ class Workshop:
         return building
 
     def work(self, building: Building, steps: range = range(1, STEPS + 1)) -> None:
-        spool = Spool(building.events)
+        spool = EventWriter(building.events)
         for step in steps:
             spool.metrics(step, {"loss": 5.0 - step / 100, "held_out/plays/bpb": 2.5})
         spool.text(steps[-1], "free sample", "To be, or not")

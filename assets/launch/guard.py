@@ -44,7 +44,7 @@ def processes() -> Iterator[tuple[int, int, str]]:
     """
     if LINUX:
         numbers = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
-        yield from (found for pid in numbers if (found := _stat(pid)))
+        yield from (process for pid in numbers if (process := _stat(pid)))
         return
     listing = ["ps", "-A", "-o", "pid=,ppid=,stat=,lstart="]
     for line in subprocess.run(
@@ -69,8 +69,10 @@ def _stat(pid: int) -> tuple[int, int, str] | None:
 
 def started(pid: int) -> str | None:
     """When the process `pid` started, in the kernel's terms; None where it no longer runs."""
-    found = _stat(pid) if LINUX else next((entry for entry in processes() if entry[0] == pid), None)
-    return found[2] if found else None
+    process = (
+        _stat(pid) if LINUX else next((entry for entry in processes() if entry[0] == pid), None)
+    )
+    return process[2] if process else None
 
 
 def descendants(root: int) -> dict[int, str]:
@@ -78,14 +80,14 @@ def descendants(root: int) -> dict[int, str]:
     children: dict[int, list[tuple[int, str]]] = {}
     for pid, parent, start in processes():
         children.setdefault(parent, []).append((pid, start))
-    found: dict[int, str] = {}
+    tree: dict[int, str] = {}
     todo = [root]
     while todo:
         for pid, start in children.get(todo.pop(), []):
-            if pid not in found:
-                found[pid] = start
+            if pid not in tree:
+                tree[pid] = start
                 todo.append(pid)
-    return found
+    return tree
 
 
 class Guard:
@@ -117,11 +119,11 @@ class Guard:
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._asked)
+            signal.signal(number, self._on_stop_signal)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         return read
 
-    def _asked(self, *_: object) -> None:
+    def _on_stop_signal(self, *_: object) -> None:
         self.asked_to_stop = True
 
     def _start(self, rank: int) -> None:
@@ -177,13 +179,13 @@ class Guard:
         there is none.
         """
         deadline = time.monotonic() + self.spec["grace"]
-        told: set[int] = set()
+        signalled: set[int] = set()
         while tree := descendants(os.getpid()):
             late = time.monotonic() >= deadline
-            for pid in tree if late else tree.keys() - told:
+            for pid in tree if late else tree.keys() - signalled:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-                told.add(pid)
+                signalled.add(pid)
             time.sleep(0.02)
             self._reap_quietly()
 

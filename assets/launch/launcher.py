@@ -126,7 +126,7 @@ class LocalLauncher:
                 pass_fds=tuple(keep_fds),
                 start_new_session=True,
             )
-        watch = _Watch(process)
+        watch = GuardClient(process)
         try:
             spec = {
                 "command": list(command),
@@ -143,7 +143,7 @@ class LocalLauncher:
         return Exit(code, failed, watch.peak_memory_bytes, logs[failed or 0])
 
 
-class _Watch:
+class GuardClient:
     """The starter's end of one guard."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:

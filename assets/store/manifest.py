@@ -68,8 +68,10 @@ def full_disk(folder: Path, file: str | None = None) -> str:
     """
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     return (
-        f"The disk is full: writing {file or folder} failed with {free:,} bytes free on the disk of {folder}. "
-        f"Free some space, or point LINEAGE_HOME at a larger disk, and run again; what was built so far is kept."
+        f"The disk is full: writing {file or folder} failed with {free:,} bytes free on the disk "
+        f"of {folder}. "
+        "Free some space, or point LINEAGE_HOME at a larger disk, and run again; what was built "
+        "so far is kept."
     )
 
 
@@ -92,7 +94,7 @@ def payload(files: Path) -> list[Path]:
     """Every file below `files` but the scratch folder, sorted by its path's bytes. Raises
     ValueError on a link or a device.
     """
-    found = []
+    paths = []
     for folder, subfolders, names in os.walk(files):
         if Path(folder) == files and SCRATCH in subfolders:
             subfolders.remove(SCRATCH)
@@ -102,8 +104,8 @@ def payload(files: Path) -> list[Path]:
                 raise ValueError(
                     f"{path} is a link or not a plain file; a stage leaves plain files only"
                 )
-            found.append(path)
-    return sorted(found, key=lambda path: path.relative_to(files).as_posix().encode())
+            paths.append(path)
+    return sorted(paths, key=lambda path: path.relative_to(files).as_posix().encode())
 
 
 def entries(files: Path) -> list[FileEntry]:
@@ -150,33 +152,36 @@ def problems(manifest: Mapping[str, Any], files: Path) -> list[str]:
     identity that does not add up.
     """
     written = {entry["path"]: FileEntry(**entry) for entry in manifest["files"]}
-    found = (
+    present = (
         {path.relative_to(files).as_posix(): path for path in payload(files)}
         if files.is_dir()
         else {}
     )
-    sentences = [f"{files / name} is missing." for name in sorted(written.keys() - found.keys())]
+    sentences = [f"{files / name} is missing." for name in sorted(written.keys() - present.keys())]
     sentences += [
         f"{files / name} was not there when the artifact was published."
-        for name in sorted(found.keys() - written.keys())
+        for name in sorted(present.keys() - written.keys())
     ]
-    for name in sorted(written.keys() & found.keys()):
-        size, sha256 = found[name].stat().st_size, sha256_of(found[name])
+    for name in sorted(written.keys() & present.keys()):
+        size, sha256 = present[name].stat().st_size, sha256_of(present[name])
         if sha256 != written[name].sha256:
             sentences.append(
-                f"{found[name]} has sha256 {sha256[:12]}… ({size:,} bytes), published with {written[name].sha256[:12]}… "
+                f"{present[name]} has sha256 {sha256[:12]}… ({size:,} bytes), published with "
+                f"{written[name].sha256[:12]}… "
                 f"({written[name].size:,} bytes)."
             )
     if (expected := digest(list(written.values()))) != manifest["digest"]:
         sentences.append(
-            f"The manifest's digest {manifest['digest'][:12]}… is not that of its files, {expected[:12]}…."
+            f"The manifest's digest {manifest['digest'][:12]}… is not that of its files, "
+            f"{expected[:12]}…."
         )
     inputs = {entry["name"]: entry["digest"] for entry in manifest["inputs"]}
     if (
         expected := fingerprint(manifest["stage"], manifest["version"], manifest["config"], inputs)
     ) != manifest["fingerprint"]:
         sentences.append(
-            f"The manifest's fingerprint {manifest['fingerprint'][:12]}… is not that of its contents, {expected[:12]}…."
+            f"The manifest's fingerprint {manifest['fingerprint'][:12]}… is not that of its "
+            f"contents, {expected[:12]}…."
         )
     return sentences
 
@@ -189,5 +194,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptFile(
-            f"{path} is damaged: it is not JSON ({error}). Remove its folder to build the artifact again."
+            f"{path} is damaged: it is not JSON ({error}). Remove its folder to build the artifact "
+            "again."
         ) from None

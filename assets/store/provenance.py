@@ -102,13 +102,13 @@ def git_state() -> dict[str, Any]:
 @functools.cache
 def packages() -> dict[str, str]:
     """Versions of what can change a result, and of what runs it."""
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @functools.cache
@@ -143,7 +143,7 @@ def _gpu_names() -> list[str]:
     if not (tool := shutil.which("nvidia-smi")):
         return []
     try:
-        asked = subprocess.run(
+        listing = subprocess.run(
             [tool, "--query-gpu=name", "--format=csv,noheader"],
             capture_output=True,
             text=True,
@@ -152,4 +152,4 @@ def _gpu_names() -> list[str]:
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in asked.stdout.splitlines() if line.strip()]
+    return [line.strip() for line in listing.stdout.splitlines() if line.strip()]

@@ -1,11 +1,15 @@
-"""The store: artifacts by fingerprint under $LINEAGE_HOME, names for them, locks, and publication
-by one rename.
+"""The store: artifacts by fingerprint under $LINEAGE_HOME, their names, locks, and publication by
+one rename.
 
-    artifacts/<fingerprint>/  artifact.json (manifest), gate.json (verdicts), files/ (hashed), show/, journal/ (neither hashed)
-    building/<fingerprint>/   the same while it is being built, with job.json, result.json or failure.json; outlives an attempt
-    refs/<recipe>/<stage>     {"fingerprint": …, "updated": …}        locks/<fingerprint>.lock        store.json
+    artifacts/<fingerprint>/  artifact.json (manifest), gate.json (verdicts), files/ (hashed);
+                              show/ and journal/ (not hashed)
+    building/<fingerprint>/   the same during a build, with job.json and result.json or
+                              failure.json; it outlives an attempt
+    refs/<recipe>/<stage>     {"fingerprint": …, "updated": …}
+    locks/<fingerprint>.lock
+    store.json                {"version": 1}
 
-What a manifest says is `manifest.py`'s. Nothing is ever deleted from artifacts/ but by a person.
+`manifest.py` composes manifests. Only a person deletes from artifacts/.
 """
 
 from __future__ import annotations
@@ -103,19 +107,23 @@ class Store:
         self._refs = self.home / "refs"
         with suppress(FileNotFoundError):
             try:
-                found = read_json(self.home / "store.json")
+                document = read_json(self.home / "store.json")
             except NotADirectoryError:
                 raise UserError(
-                    f"{self.home} cannot be a store: it, or what it is in, is a file. Set LINEAGE_HOME to a folder."
+                    f"{self.home} cannot be a store: it, or what it is in, is a file. Set "
+                    "LINEAGE_HOME to a folder."
                 ) from None
-            if not isinstance(found, dict) or not isinstance(found.get("version"), int):
+            if not isinstance(document, dict) or not isinstance(document.get("version"), int):
                 raise CorruptFile(
-                    f'{self.home / "store.json"} is damaged: expected {{"version": {VERSION}}}, found {found!r}.'
+                    f'{self.home / "store.json"} is damaged: expected {{"version": {VERSION}}}, '
+                    f"found {document!r}."
                 )
-            if found["version"] > VERSION:
+            if document["version"] > VERSION:
                 raise UserError(
-                    f"The store {self.home} has version {found['version']} (store.json), written by a newer gpt-lineage; "
-                    f"this one reads version {VERSION}. Update gpt-lineage, or point LINEAGE_HOME at another folder."
+                    f"The store {self.home} has version {document['version']} (store.json), written "
+                    "by a newer gpt-lineage; "
+                    f"this one reads version {VERSION}. Update gpt-lineage, or point LINEAGE_HOME "
+                    "at another folder."
                 )
 
     @staticmethod
@@ -164,7 +172,8 @@ class Store:
             )
         except (KeyError, TypeError) as error:
             raise CorruptFile(
-                f"{path} is damaged: {error} is missing. Remove {folder} to build the artifact again."
+                f"{path} is damaged: {error} is missing. Remove {folder} to build the artifact "
+                "again."
             ) from None
 
     def artifacts(self) -> Iterator[Artifact]:
@@ -204,8 +213,8 @@ class Store:
         def node(fingerprint: str, stage: str, digest: str, name: str | None) -> dict[str, Any]:
             if fingerprint not in known:
                 known[fingerprint] = self.find(fingerprint)
-            found = known[fingerprint]
-            inputs = found.manifest["inputs"] if found else []
+            artifact_below = known[fingerprint]
+            inputs = artifact_below.manifest["inputs"] if artifact_below else []
             below = [
                 node(entry["fingerprint"], entry["stage"], entry["digest"], entry["name"])
                 for entry in inputs
@@ -216,7 +225,7 @@ class Store:
                 "ref": names.get(fingerprint),
                 "fingerprint": fingerprint,
                 "digest": digest,
-                "missing": found is None,
+                "missing": artifact_below is None,
                 "inputs": below,
             }
 
@@ -354,15 +363,16 @@ class Store:
             artifact = self.find(refs[text])
             if artifact is None:
                 raise UserError(
-                    f"{text} names {refs[text][:SHORT]}, which is not in {self.artifacts_folder}. Build it again."
+                    f"{text} names {refs[text][:SHORT]}, which is not in {self.artifacts_folder}. "
+                    "Build it again."
                 )
             return artifact
-        there = (
+        fingerprints = (
             sorted(entry.name for entry in self.artifacts_folder.iterdir())
             if self.artifacts_folder.is_dir()
             else []
         )
-        matches = [name for name in there if name.startswith(text.lower())] if text else []
+        matches = [name for name in fingerprints if name.startswith(text.lower())] if text else []
         if len(matches) == 1 and (artifact := self.find(matches[0])):
             return artifact
         if matches:
@@ -377,7 +387,8 @@ class Store:
             else f"There are: {', '.join(refs) or 'none yet; build a recipe first'}."
         )
         raise UserError(
-            f"There is no artifact {text!r} in {self.home}: not a recipe/stage and not the start of a fingerprint. {hint}"
+            f"There is no artifact {text!r} in {self.home}: not a recipe/stage and not the start "
+            f"of a fingerprint. {hint}"
         )
 
     def _ready(self, folder: str) -> Path:

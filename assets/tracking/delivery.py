@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from assets.contract import NOT_RUN
 from assets.launch import guard
 from assets.store.manifest import canonical, read_json
-from assets.tracking.event_log import Tail
+from assets.tracking.event_log import EventReader
 from assets.tracking.server import Server
 from gpt_model.disk import write_json
 from gpt_model.errors import CorruptFile
@@ -134,11 +134,11 @@ class Delivery:
     def _run(self) -> str:
         """Finds this build's run by its tag, or makes it."""
         client, experiment = self._client(), self.server.experiment(self.build["recipe"])
-        found = client.search_runs(
+        matches = client.search_runs(
             [experiment], f"tags.`{BUILD}` = '{self.build['build']}'", max_results=1
         )
-        if found:
-            run_id = found[0].info.run_id
+        if matches:
+            run_id = matches[0].info.run_id
         else:
             name = f"{self.build['stage']} {self.build['fingerprint'][:8]}"
             tags = {BUILD: self.build["build"], **self._wanted_tags()}
@@ -246,7 +246,8 @@ class Delivery:
         if build["failure"]:
             lines.append(f"Failed: {build['failure']}")
         lines.append(
-            f"`gpt-lineage trace {build['fingerprint'][:12]}` · `gpt-lineage reproduce {build['fingerprint'][:12]}`"
+            f"`gpt-lineage trace {build['fingerprint'][:12]}` · `gpt-lineage reproduce "
+            f"{build['fingerprint'][:12]}`"
         )
         return "\n\n".join(line for line in lines if line)
 
@@ -315,7 +316,7 @@ class Delivery:
         """
         from mlflow.entities import Metric
 
-        tail = Tail(self.journal / "events.jsonl", self.state.offset)
+        tail = EventReader(self.journal / "events.jsonl", self.state.offset)
         batch: list[Metric] = []
         for event, end in tail:
             if event["kind"] == "metrics":
@@ -326,7 +327,8 @@ class Delivery:
                 ]
                 self.state.last_step = max(self.state.last_step, event["step"])
             elif event["kind"] == "text":
-                file = f"samples/{event['step']:08d}/{re.sub(r'[^A-Za-z0-9._-]+', '_', event['name'])}.txt"
+                name = re.sub(r"[^A-Za-z0-9._-]+", "_", event["name"])
+                file = f"samples/{event['step']:08d}/{name}.txt"
                 self._client().log_text(run_id, event["text"], file)
             if len(batch) >= METRICS_AT_ONCE:
                 self._metrics(run_id, batch, end)
@@ -348,18 +350,18 @@ class Delivery:
 
         assert self.manifest is not None
         provenance = self.manifest["provenance"]
-        figures = dict(self.manifest["metrics"])
-        figures["system/peak_memory_bytes"] = provenance.get("peak_memory_bytes")
-        figures["system/seconds"] = provenance.get("seconds")
-        figures |= {f"system/{name}": value for name, value in provenance.get("cost", {}).items()}
-        figures |= {
+        values = dict(self.manifest["metrics"])
+        values["system/peak_memory_bytes"] = provenance.get("peak_memory_bytes")
+        values["system/seconds"] = provenance.get("seconds")
+        values |= {f"system/{name}": value for name, value in provenance.get("cost", {}).items()}
+        values |= {
             f"forecast/{name}": value
             for name, value in flatten(provenance.get("forecast", {}), values=True)
         }
         moment = self._ended()
         numbers = {
             name: value
-            for name, value in figures.items()
+            for name, value in values.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
         metrics = [

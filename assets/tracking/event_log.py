@@ -1,10 +1,10 @@
-"""The journal of a build: events the worker's rank 0 appends to events.jsonl, and readers of them.
+"""The event log of a build: what the worker's rank 0 appends to events.jsonl, and its readers.
 Standard library only.
 
 The worker writes here and knows no server; the orchestrator reads and delivers (`delivery.py`). One
 JSON object a line:
 
-    {"kind": "attempt",  "time": …, …}                               a process began, or began again after being killed
+    {"kind": "attempt",  "time": …, …}      a process began, perhaps again after one was killed
     {"kind": "metrics",  "time": …, "step": …, "values": {name: number}}
     {"kind": "text",     "time": …, "step": …, "name": …, "text": …}
     {"kind": "log",      "time": …, "message": …}
@@ -33,7 +33,7 @@ ADVANCE_SECONDS = (
 )  # between two "advance" events: at first, and at most in a run of hours
 
 
-class Spool:
+class EventWriter:
     """The writing end. A name's step only rises, so what an earlier, killed attempt already said is
     not said twice.
     """
@@ -101,7 +101,7 @@ class Spool:
         )
 
 
-class Tail:
+class EventReader:
     """Reads what has been appended since the last time. `offset` (bytes) is where the next reading
     begins.
     """
@@ -142,7 +142,8 @@ def events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
                 event = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError):
                 raise CorruptFile(
-                    f"{path}: the line at byte {offset} is damaged. Remove {path.parent.parent} to build it again from the start."
+                    f"{path}: the line at byte {offset} is damaged. Remove {path.parent.parent} to "
+                    "build it again from the start."
                 ) from None
             offset += len(line)
             yield event, offset
@@ -150,12 +151,12 @@ def events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
 
 def series(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Metric name → [(step, value)], in the order they were said."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    values_by_name: dict[str, list[tuple[int, float]]] = {}
     for event, _ in events(path):
         if event["kind"] == "metrics":
             for name, value in event["values"].items():
-                found.setdefault(name, []).append((event["step"], value))
-    return found
+                values_by_name.setdefault(name, []).append((event["step"], value))
+    return values_by_name
 
 
 def texts(path: Path) -> list[tuple[int, str, str]]:

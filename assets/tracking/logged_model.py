@@ -57,12 +57,12 @@ def deliver_model(client: MlflowClient, files: Path, facts: ModelFacts) -> str:
     folder = files / "model" if (files / "model").is_dir() else files
     key, value = facts.build_tag
     tags = {key: value, "lineage.fingerprint": facts.fingerprint, "lineage.digest": facts.digest}
-    found = client.search_logged_models(
+    matches = client.search_logged_models(
         [facts.experiment], f"tags.`{key}` = '{value}'", max_results=1
     )
     model = (
-        found[0]
-        if found
+        matches[0]
+        if matches
         else client.create_logged_model(
             facts.experiment, facts.name, facts.run_id, tags, dict(facts.parameters)
         )

@@ -1,9 +1,7 @@
-"""The courier: how long a run waits for its MLflow server, and the thread that delivers what nobody
-waits for.
+"""The outbox: how long a run waits for its MLflow server, and the thread that delivers the rest.
 
-One a server and process, because a server that kept one stage waiting in vain will keep the next
-one waiting too. Not here: what is delivered (`delivery.py`), and what is left undelivered
-(`tracking.py`).
+There is one for each server and process: a server that kept one stage waiting in vain would keep
+the next one waiting too. `delivery.py` says what is delivered, `tracking.py` what is left over.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ def next_pause(pause: float) -> float:
     return min(max(pause * 2, first), longest)
 
 
-class Courier:
+class Outbox:
     """Patience, and a background thread that calls `deliver` when it is asked to, again and again
     while problems are left.
     """
@@ -41,8 +39,8 @@ class Courier:
         self._patience = PATIENCE_SECONDS
         self._run: str | None = ""
         self._say: Say = lambda sentence: None
-        self._told = True
-        self._asked = threading.Event()
+        self._reported = True
+        self._requested = threading.Event()
         self._thread: threading.Thread | None = None
 
     def patience(self, at_most: float) -> float:
@@ -59,32 +57,32 @@ class Courier:
         earlier ones left.
         """
         if run != self._run:
-            self._run, self._say, self._told, self._patience = run, say, False, PATIENCE_SECONDS
-            self.ask()
+            self._run, self._say, self._reported, self._patience = run, say, False, PATIENCE_SECONDS
+            self.request()
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """There is something to deliver."""
-        self._asked.set()
+        self._requested.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="mlflow courier", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="mlflow outbox", daemon=True)
             self._thread.start()
 
-    def tell(self, problem: str) -> None:
+    def report(self, problem: str) -> None:
         """Says it in the run's log, which hears of one problem only: it is the same for every
         stage.
         """
-        if not self._told:
-            self._told = True
+        if not self._reported:
+            self._reported = True
             with suppress(Exception):  # the run is over, and its log closed
                 self._say(problem)
 
     def _work(self) -> None:
         pause = 0.0
-        while self._asked.wait():
-            self._asked.clear()
+        while self._requested.wait():
+            self._requested.clear()
             problems = self._deliver()
             pause = next_pause(pause) if problems else 0.0
             if problems:
-                self.tell(problems[0])
+                self.report(problems[0])
                 time.sleep(pause)
-                self._asked.set()
+                self._requested.set()

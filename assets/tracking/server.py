@@ -39,8 +39,8 @@ class Server:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.own = f"sqlite:///{home / 'mlflow.db'}"
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or self.own
+        self.default_uri = f"sqlite:///{home / 'mlflow.db'}"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or self.default_uri
         ui = os.environ.get("LINEAGE_MLFLOW_UI") or (
             self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
         )
@@ -51,27 +51,29 @@ class Server:
 
     def client(self) -> MlflowClient:
         """Connected. Raises what MLflow raises."""
-        return _connect(self.uri, self.home / "mlflow.db" if self.uri == self.own else None)
+        return _connect(self.uri, self.home / "mlflow.db" if self.uri == self.default_uri else None)
 
     def experiment(self, recipe: str) -> str:
         """The id of the recipe's experiment, made where there is none."""
         from mlflow.exceptions import MlflowException
 
         client = self.client()
-        found = client.get_experiment_by_name(recipe)
-        if found is None:
+        existing = client.get_experiment_by_name(recipe)
+        if existing is None:
             artifacts = (
-                (self.home / "mlartifacts" / recipe).as_uri() if self.uri == self.own else None
+                (self.home / "mlartifacts" / recipe).as_uri()
+                if self.uri == self.default_uri
+                else None
             )
             try:
                 return client.create_experiment(recipe, artifacts, tags=EXPERIMENT_TAGS)
             except MlflowException:  # another process was quicker
-                found = client.get_experiment_by_name(recipe)
-                if found is None:
+                existing = client.get_experiment_by_name(recipe)
+                if existing is None:
                     raise
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        return found.experiment_id
+        if existing.lifecycle_stage == "deleted":
+            client.restore_experiment(existing.experiment_id)
+        return existing.experiment_id
 
 
 @functools.cache

@@ -1,11 +1,11 @@
 """Tracking: one MLflow run a build of an artifact, kept up to date from what is on disk.
 
-A build says what it is in `journal/build.json` (`begin`), its worker says how it goes in
+`begin` writes what a build is into `journal/build.json`, its worker appends to
 `journal/events.jsonl`, and `delivery.py` brings both to MLflow whenever that answers. So nothing
-here can stop or slow a build: a server that is down or slow leaves things on disk, `courier.py`
-says how long it is waited for, and `deliver_pending` brings them another time.
+here can stop or slow a build: a server that is down leaves events on disk, `outbox.py` limits how
+long anybody waits for it, and `deliver_pending` delivers them another time.
 
-Where MLflow is, is `server.py`'s; it is imported where it is first needed.
+`server.py` knows where MLflow is, and imports it at the first call.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from assets.store.manifest import read_json
 from assets.store.provenance import git_state
 from assets.store.store import Building
 from assets.tracking.delivery import Delivered, Delivery, is_alive
-from assets.tracking.outbox import PAUSES, Courier, Say, next_pause
+from assets.tracking.outbox import PAUSES, Outbox, Say, next_pause
 from assets.tracking.server import Server
 from gpt_model.disk import write_json
 from gpt_model.errors import CorruptFile
@@ -63,9 +63,9 @@ class Tracking:
         self.server = Server(home)
 
     @property
-    def courier(self) -> Courier:
+    def outbox(self) -> Outbox:
         """The one of this store and server, in this process."""
-        return _courier(self.home, self.server.uri)
+        return _outbox(self.home, self.server.uri)
 
     def serve(self, dagster_run: str | None, say: Say) -> None:
         """Once a run, in the background: delivers what earlier ones left, and goes on until all is
@@ -73,7 +73,7 @@ class Tracking:
 
         `say` hears of the first problem.
         """
-        self.courier.serve(dagster_run, say)
+        self.outbox.serve(dagster_run, say)
 
     def begin(self, building: Building, build: Build, dagster_run: str | None = None) -> None:
         """Says what `building` is, or that another attempt at it begins: that one continues the
@@ -117,13 +117,13 @@ class Tracking:
         build of the run waits again.
         """
         problem: str | None = f"MLflow at {self.server.uri} did not answer in time; {LATER}"
-        if deadline := self.courier.patience(at_most):
+        if deadline := self.outbox.patience(at_most):
             began = time.monotonic()
             problem = self.deliver(folder, deadline).problem
-            self.courier.waited(began, in_vain=problem is not None)
+            self.outbox.waited(began, in_vain=problem is not None)
         if problem:
-            self.courier.tell(problem)
-            self.courier.ask()
+            self.outbox.report(problem)
+            self.outbox.request()
 
     @contextmanager
     def stream(self, building: Building) -> Iterator[None]:
@@ -152,9 +152,9 @@ class Tracking:
             over.set()
             began = time.monotonic()
             thread.join(
-                self.courier.patience(5.0)
+                self.outbox.patience(5.0)
             )  # a server may hold it longer; what it then delivers is not delivered twice
-            self.courier.waited(began)
+            self.outbox.waited(began)
 
     def deliver(self, folder: Path, deadline: float = 15.0) -> Delivered:
         """Brings MLflow up to date with a building's or an artifact's folder, waiting at most
@@ -176,12 +176,12 @@ class Tracking:
         nothing where all is delivered.
         """
         ends = time.monotonic() + deadline
-        found = []
+        deliveries = []
         for folder in self._undelivered():
             if time.monotonic() >= ends:
                 break
-            found.append(self.deliver(folder, max(0.1, ends - time.monotonic())))
-        return found
+            deliveries.append(self.deliver(folder, max(0.1, ends - time.monotonic())))
+        return deliveries
 
     def run_of(self, built: Artifact | Building) -> str | None:
         """The id of the MLflow run of a build, where it has one yet."""
@@ -210,19 +210,22 @@ class Tracking:
                 return Delivery(folder, self.server).push()
         except Exception as error:
             sentence = str(error).strip().split("\n")[0][:300]
-            problem = f"MLflow at {self.server.uri}: {type(error).__name__}: {sentence}. {LATER.capitalize()}"
+            problem = (
+                f"MLflow at {self.server.uri}: {type(error).__name__}: {sentence}. "
+                f"{LATER.capitalize()}"
+            )
             return Delivered(self._run_id(folder), complete=False, problem=problem)
 
     def _undelivered(self) -> list[Path]:
         """The folders of builds that MLflow has not heard the end of, in the order they began:
         inputs before what is made of them.
         """
-        found = []
+        pending = []
         for folder in [*(self.home / "building").glob("*"), *(self.home / "artifacts").glob("*")]:
             build = _read(folder / "journal" / "build.json")
             if build and self._left_undelivered(folder, build):
-                found.append((build["attempts"][0]["began"], folder))
-        return [folder for _, folder in sorted(found)]
+                pending.append((build["attempts"][0]["began"], folder))
+        return [folder for _, folder in sorted(pending)]
 
     def _left_undelivered(self, folder: Path, build: Mapping[str, Any]) -> bool:
         if (
@@ -241,10 +244,10 @@ class Tracking:
 
 
 @functools.cache
-def _courier(home: Path, uri: str) -> Courier:
+def _outbox(home: Path, uri: str) -> Outbox:
     tracking = Tracking(home)
     assert tracking.server.uri == uri
-    return Courier(
+    return Outbox(
         lambda: [
             delivered.problem
             for delivered in tracking.deliver_pending(PAUSES[1])
@@ -277,6 +280,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     artifact, and is never worth a stop.
     """
     with suppress(FileNotFoundError, NotADirectoryError, CorruptFile):
-        found = read_json(path)
-        return found if isinstance(found, dict) else None
+        document = read_json(path)
+        return document if isinstance(document, dict) else None
     return None

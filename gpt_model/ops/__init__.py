@@ -1,0 +1,1 @@
+"""Kernels: the arithmetic that the networks share. Imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""From the rows that people publish to dialogues, rankings and prompts."""
