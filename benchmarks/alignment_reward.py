@@ -138,11 +138,13 @@ def train_ours(model: Any, objective: Any, steps: int) -> dict[str, float]:
 
 def run_ours(folder: Path, steps: int) -> dict[str, float]:
     from gpt_model import convert
-    from gpt_model.rlhf.batches import Batches
     from gpt_model.rlhf.reward_model import Comparing, RewardModel
+    from gpt_model.training.batching import EpochBatches
 
     compared = compared_in(folder)
-    objective = Comparing(compared, Batches([one.tokens for one in compared], BATCH, 1, seed=1))
+    objective = Comparing(
+        compared, EpochBatches([one.tokens for one in compared], BATCH, 1, seed=1)
+    )
     return train_ours(RewardModel(convert.load(folder / "model")), objective, steps)
 
 

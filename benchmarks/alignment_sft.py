@@ -81,11 +81,11 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
     """Tokens a second, and the first step's loss."""
     from gpt_model import convert
     from gpt_model.progress import Silent
-    from gpt_model.rlhf.batches import Batches
     from gpt_model.rlhf.chat_template import Layout
     from gpt_model.rlhf.dialogue import dialogue
     from gpt_model.rlhf.sft import Supervised, fitting
     from gpt_model.tokenizer import Tokenizer
+    from gpt_model.training.batching import EpochBatches
     from gpt_model.training.loop import Execution, Settings, train
 
     os.environ |= {
@@ -108,7 +108,7 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
     layout = Layout(Tokenizer.load(folder / "model"))
     told = json.loads((folder / "dialogues.json").read_text())
     laid, _ = fitting([dialogue(messages) for messages in told], layout, int(str(SHAPE["context"])))
-    batches = Batches([len(one.tokens) for one in laid], BATCH, 1, 1)
+    batches = EpochBatches([len(one.tokens) for one in laid], BATCH, 1, 1)
     settings = Settings(steps, lambda _: RATE, betas=(0.9, 0.999), weight_decay=0.0)
     train(
         convert.load(folder / "model"),
@@ -119,12 +119,12 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
         progress=Marks(),
     )
     tokens = sum(
-        batches.sizes[item] for step in range(NOT_COUNTED, steps) for item in batches.items(step)
+        batches.lengths[item] for step in range(NOT_COUNTED, steps) for item in batches.items(step)
     )
     return {
         "tokens_per_second": tokens / (marks[-1] - marks[NOT_COUNTED - 1]),
         "loss": losses[0],
-        "tokens": sum(batches.sizes),
+        "tokens": sum(batches.lengths),
     }
 
 

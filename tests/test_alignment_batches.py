@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gpt_model.rlhf.batches import Batches
+from gpt_model.training.batching import EpochBatches
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_every_epoch_meets_every_item_once_in_batches_of_nearly_one_size(
     count: int, batch: int, ranks: int
 ) -> None:
     sizes = [random.Random(item).randint(3, 90) for item in range(count)]
-    own = [Batches(sizes, batch, 3, 1, rank, ranks, micro_tokens=200) for rank in range(ranks)]
+    own = [EpochBatches(sizes, batch, 3, 1, rank, ranks, micro_tokens=200) for rank in range(ranks)]
     each, orders = own[0].steps_per_epoch, []
     for epoch in range(3):
         steps = range(epoch * each, (epoch + 1) * each)
@@ -46,16 +46,18 @@ def test_every_epoch_meets_every_item_once_in_batches_of_nearly_one_size(
             assert sorted(item for parts in shared for part in parts for item in part) == sorted(
                 own[0].items(step)
             )
-            assert own[0].before(step + 1) - own[0].before(step) == len(own[0].items(step))
+            assert own[0].items_before(step + 1) - own[0].items_before(step) == len(
+                own[0].items(step)
+            )
         orders.append([item for items in met for item in items])
-    assert own[0].steps == 3 * each and own[0].before(own[0].steps) == 3 * count
+    assert own[0].steps == 3 * each and own[0].items_before(own[0].steps) == 3 * count
     assert count < 7 or len({tuple(order) for order in orders}) == 3
 
 
 def test_a_batch_with_fewer_items_than_ranks_is_refused() -> None:
-    Batches([1] * 5, 5, 1, 0, world_size=4)
-    assert Batches([1] * 5, 4, 1, 0, world_size=4).steps == 1
+    EpochBatches([1] * 5, 5, 1, 0, world_size=4)
+    assert EpochBatches([1] * 5, 4, 1, 0, world_size=4).steps == 1
     with pytest.raises(ValueError, match="3 of 5 items a step are fewer than 4 processes"):
-        Batches([1] * 5, 3, 1, 0, world_size=4)
+        EpochBatches([1] * 5, 3, 1, 0, world_size=4)
     with pytest.raises(ValueError, match="3 of 3 items a step are fewer than 4 processes"):
-        Batches([1] * 3, 8, 1, 0, world_size=4)
+        EpochBatches([1] * 3, 8, 1, 0, world_size=4)

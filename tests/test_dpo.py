@@ -16,9 +16,9 @@ from assets.recipe.alignment_section import DPOSection
 from assets.stages.dpo import DPO
 from gpt_model import convert
 from gpt_model.rlhf import dpo, reward_model
-from gpt_model.rlhf.batches import Batches
 from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.records import Ranking, Response
+from gpt_model.training.batching import EpochBatches
 from gpt_model.training.loop import Execution
 from gpt_model.transformer import GPT
 
@@ -67,7 +67,7 @@ def test_the_loss_and_its_gradient_are_the_published_equation_over_all_pairs() -
     layout = world.layout()
     model, before = world.tiny(layout, seed=1), world.tiny(layout, seed=2)
     compared = reward_model.lay_out(layout, RANKINGS, 64).compared
-    batches = Batches([one.tokens for one in compared], 3, 1, seed=0, micro_tokens=50)
+    batches = EpochBatches([one.tokens for one in compared], 3, 1, seed=0, micro_tokens=50)
     objective = dpo.Preferring(compared, dpo.by_ranking(before.eval(), compared), 0.5, batches)
     parts = objective.micro_batches(0)
     assert len(parts) > 1

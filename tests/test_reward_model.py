@@ -23,11 +23,11 @@ from gpt_model.errors import UserError
 from gpt_model.ops.varlen import Ragged
 from gpt_model.rlhf import pairwise, reward_model
 from gpt_model.rlhf.bag_of_words import BagOfWords
-from gpt_model.rlhf.batches import Batches
 from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.records import Ranking, Response, read_comparisons, together
 from gpt_model.rlhf.reward_model import Comparing, RewardModel
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.batching import EpochBatches
 
 ASKED = (Turn("user", "How was it?"),)
 CONFIG = {
@@ -106,7 +106,7 @@ def test_rows_of_one_prompt_are_one_ranking_with_each_response_once_and_the_pair
     assert sorted(whole.pairs()) == [(0, 1), (0, 2), (1, 0), (2, 0)]
     laid = reward_model.lay_out(layout, [whole], 64)
     assert len(laid.compared[0].texts) == 3 and laid.pairs == 4
-    batches = Batches([one.tokens for one in laid.compared], 1, 1, seed=0)
+    batches = EpochBatches([one.tokens for one in laid.compared], 1, 1, seed=0)
     [part] = Comparing(laid.compared, batches).micro_batches(0)
     assert part.rows.lengths == tuple(
         map(len, laid.compared[0].texts)
@@ -130,7 +130,7 @@ def test_the_loss_is_the_mean_over_prompts_of_the_mean_over_their_pairs() -> Non
         ranked(("good", 1), ("bad", 1), ("best", 0)),
     ]
     compared = reward_model.lay_out(layout, rankings, 64).compared
-    batches = Batches([one.tokens for one in compared], 3, 1, seed=0, micro_tokens=40)
+    batches = EpochBatches([one.tokens for one in compared], 3, 1, seed=0, micro_tokens=40)
     parts = Comparing(compared, batches).micro_batches(0)
     assert len(parts) > 1
     found = torch.stack(
@@ -164,7 +164,9 @@ def test_two_ranks_together_have_the_loss_of_one() -> None:
     compared = reward_model.lay_out(layout, rankings, 64).compared
 
     def loss(rank: int, ranks: int) -> float:
-        batches = Batches([one.tokens for one in compared], 5, 1, 0, rank, ranks, micro_tokens=64)
+        batches = EpochBatches(
+            [one.tokens for one in compared], 5, 1, 0, rank, ranks, micro_tokens=64
+        )
         objective = Comparing(compared, batches)
         return float(
             torch.stack(
@@ -185,7 +187,7 @@ def test_each_response_is_read_once_and_ties_make_no_pair() -> None:
     assert laid.without_pairs == 1
     assert "1 without a better and a worse response" in laid.told("training")
     compared = laid.compared
-    objective = Comparing(compared, Batches([one.tokens for one in compared], 1, 1, seed=0))
+    objective = Comparing(compared, EpochBatches([one.tokens for one in compared], 1, 1, seed=0))
     assert objective.micro_batches(0)[0].rows.lengths == tuple(map(len, compared[0].texts))
     assert objective.units_before(1) == 5
 

@@ -23,11 +23,11 @@ from assets.stages.policy_init import POLICY_INIT
 from assets.stages.supervised import HELD_OUT, SUPERVISED, dialogues, panels
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import UserError
-from gpt_model.rlhf.batches import Batches
 from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
 from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.sft import Supervised, fitting
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.batching import EpochBatches
 
 ALONE = {
     "RANK": "0",
@@ -134,7 +134,7 @@ def test_the_loss_is_of_what_the_assistant_says_a_mean_over_the_batchs_tokens(in
             float(loss) for loss, learnt in zip(of_all, one.learnt[1:], strict=True) if learnt
         ]
     objective = Supervised(
-        laid, Batches([len(one.tokens) for one in laid], 4, 1, 0, micro_tokens=40), 0.0
+        laid, EpochBatches([len(one.tokens) for one in laid], 4, 1, 0, micro_tokens=40), 0.0
     )
     parts = objective.micro_batches(0)
     found = sum(float(objective.loss(model, part)[0].detach()) for part in parts) / len(parts)
@@ -174,7 +174,9 @@ def test_pre_training_text_has_its_share_of_the_loss_however_long_its_windows_ar
     means = {"nats": torch.cat(said).mean().item(), "text_nats": text.mean().item()}
     found, sums = [], {name: [0.0, 0] for name in means}
     for rank in range(ranks):
-        batches = Batches([len(one.tokens) for one in laid], 4, 1, 0, rank, ranks, micro_tokens=60)
+        batches = EpochBatches(
+            [len(one.tokens) for one in laid], 4, 1, 0, rank, ranks, micro_tokens=60
+        )
         objective = Supervised(laid, batches, 0.0, 1, lambda step, count: [window], share=0.1)
         for part in objective.micro_batches(0):
             loss, figures = objective.loss(model, part)

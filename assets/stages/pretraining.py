@@ -25,6 +25,7 @@ from assets.recipe.profile import Profile
 from assets.report import pretrained
 from assets.stages import base_model
 from gpt_model.errors import UserError, about
+from gpt_model.training.batching import TRAINING_TOKENS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from gpt_model.training.settings import Settings
     from gpt_model.transformer import GPT
 
-# A rank and forward pass, unless the profile says otherwise. Of 512 to 4,096 the fastest at 4 × 192
-# and at 6 × 384 on a core.
-MICRO_BATCH_TOKENS = 2048
 PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
 SAMPLE_TOP_K = 40  # GPT-2's samples
 
@@ -210,7 +208,7 @@ def micro_batch(sequences: int, context: int, profile: Profile) -> int:
     """Sequences a forward pass of one rank: the most that divide its `sequences` and are within the
     profile's bound (or the default).
     """
-    bound = profile.micro_batch or max(1, MICRO_BATCH_TOKENS // context)
+    bound = profile.micro_batch or max(1, TRAINING_TOKENS // context)
     return max(number for number in range(1, min(bound, sequences) + 1) if sequences % number == 0)
 
 

@@ -20,9 +20,9 @@ from assets.stages import tuning_io
 from assets.stages.human_data import hidden, shortened
 from assets.stages.pretraining import execution_of
 from gpt_model.errors import UserError, about
+from gpt_model.training.batching import TRAINING_TOKENS, EpochBatches
 
 if TYPE_CHECKING:
-    from gpt_model.rlhf.batches import Batches
     from gpt_model.rlhf.chat_template import Laid, Layout
     from gpt_model.rlhf.records import Demonstration
     from gpt_model.rlhf.sft import Supervised
@@ -160,19 +160,17 @@ def _samples(model: GPT, layout: Layout, data: Dialogues, seed: int) -> list[tup
 
 def micro_tokens(progress: Progress, context: int) -> int:
     """Tokens of a rank and forward pass: the profile's bound is in sequences."""
-    from gpt_model.rlhf.batches import MICRO_TOKENS
-
-    return progress.profile.micro_batch * context if progress.profile.micro_batch else MICRO_TOKENS
+    return (
+        progress.profile.micro_batch * context if progress.profile.micro_batch else TRAINING_TOKENS
+    )
 
 
 def batches_of(
     sizes: Sequence[int], batch: int, section: Mapping[str, Any], progress: Progress, context: int
-) -> Batches:
+) -> EpochBatches:
     """What is met when, `sizes` being tokens of each. Raises UserError where a batch has fewer than
     there are processes.
     """
-    from gpt_model.rlhf.batches import Batches
-
     how = (
         section["epochs"],
         section["seed"],
@@ -181,7 +179,7 @@ def batches_of(
         micro_tokens(progress, context),
     )
     try:
-        return Batches(sizes, batch, *how)
+        return EpochBatches(sizes, batch, *how)
     except ValueError as error:
         raise UserError(
             f"Batches cannot be shared out: {error}. Give more data, raise batch, or set fewer processes in "

@@ -36,13 +36,13 @@ from gpt_model.generation import generate
 from gpt_model.ops.conv1d import head, laid_out
 from gpt_model.progress import Progress, Silent
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.batching import LM_EVAL_TOKENS, consecutive_batches, token_batches
 from gpt_model.transformer import GPT
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 LOGITS = 1 << 22  # logits in memory at once
-BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 PASS = 64  # tokens that take about as long as what a pass through the layers costs besides
 MAX_NEW_TOKENS = 256  # lm_eval's default where a task does not say
 
@@ -82,7 +82,9 @@ class GPTLM(TemplateLM):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._device = model.wte.weight.device
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self._device.type, BATCH_TOKENS["cpu"])
+        self.batch_tokens = batch_tokens or LM_EVAL_TOKENS.get(
+            self._device.type, LM_EVAL_TOKENS["cpu"]
+        )
         self.progress = progress or Silent()
 
     @property
@@ -144,14 +146,13 @@ class GPTLM(TemplateLM):
             (context for context in contexts if len(context.answers) > 1),
             key=lambda one: (-len(one.ids), one.ids),
         )
-        for batch in _batches(alone, self.batch_tokens, self._cost_alone):
-            yield self._score_alone(batch)
-        for batch in _batches(shared, self.batch_tokens, self._cost_shared):
+        lengths = [len(context.ids) + context.longest for context in alone]
+        for indices in token_batches(lengths, self.batch_tokens, order="given", padded=True):
+            yield self._score_alone([alone[index] for index in indices])
+        for batch in consecutive_batches(
+            shared, lambda batch: self._cost_shared(batch) <= self.batch_tokens
+        ):
             yield self._score_shared(batch)
-
-    @staticmethod
-    def _cost_alone(batch: Sequence[_Context]) -> float:
-        return len(batch) * max(len(context.ids) + context.longest for context in batch)
 
     @staticmethod
     def _cost_shared(batch: Sequence[_Context]) -> float:
@@ -371,25 +372,9 @@ def _alike(answers: list[_Answer], most: int) -> Iterator[list[_Answer]]:
     """Groups of at most `most` answers, the longest first, of so much the same length that padding
     costs no more than a pass does.
     """
-    group: list[_Answer] = []
-    padding = 0
-    for answer in sorted(answers, key=lambda one: -len(one[2])):
-        padding += len(group[0][2]) - len(answer[2]) if group else 0
-        if len(group) >= max(1, most) or padding > PASS:
-            yield group
-            group, padding = [], 0
-        group.append(answer)
-    if group:
-        yield group
 
+    def fits(group: Sequence[_Answer]) -> bool:
+        padding = sum(len(group[0][2]) - len(answer[2]) for answer in group)
+        return len(group) <= most and padding <= PASS
 
-def _batches(contexts: Sequence[_Context], budget: int, cost: Any) -> Iterator[list[_Context]]:
-    """Consecutive contexts, as many as `cost` keeps within `budget`, at least one."""
-    batch: list[_Context] = []
-    for context in contexts:
-        if batch and cost([*batch, context]) > budget:
-            yield batch
-            batch = []
-        batch.append(context)
-    if batch:
-        yield batch
+    return consecutive_batches(sorted(answers, key=lambda answer: -len(answer[2])), fits)

@@ -21,8 +21,8 @@ import torch
 from gpt_model.decoder import IGNORED, Decoder
 from gpt_model.finetuning.examples import Example
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.batching import token_batches
 
-PASS_TOKENS = 8192  # in one forward pass, padding included
 PRONOUN = re.compile(r"\b(he|she|they|him|her|them|his|hers|their|theirs)\b", re.IGNORECASE)
 SENTIMENTS = (" negative", " positive")  # in class order
 
@@ -48,11 +48,9 @@ def log_probabilities(model: Decoder, rows: Sequence[Scored]) -> list[tuple[floa
     device, context = model.wte.weight.device, model.config.context
     cut = [_fitted(row, context) for row in rows]
     found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    order = sorted(range(len(cut)), key=lambda i: -len(cut[i].ids))
-    start = 0
-    while start < len(order):
-        longest = max(1, len(cut[order[start]].ids) - 1)  # the last token is only predicted
-        chosen = order[start : start + max(1, PASS_TOKENS // longest)]
+    lengths = [len(row.ids) - 1 for row in cut]  # the last token is only predicted
+    for chosen in token_batches(lengths, order="longest", padded=True):
+        longest = max(1, lengths[chosen[0]])
         tokens = torch.zeros(len(chosen), longest, dtype=torch.long)
         targets = torch.full((len(chosen), longest), IGNORED)
         for place, i in enumerate(chosen):
@@ -66,7 +64,6 @@ def log_probabilities(model: Decoder, rows: Sequence[Scored]) -> list[tuple[floa
         )
         for place, i in enumerate(chosen):
             found[i] = (-losses[place], len(cut[i].ids) - cut[i].start)
-        start += len(chosen)
     return found
 
 

@@ -19,8 +19,7 @@ from gpt_model.data.shards import TokenData
 from gpt_model.decoder import Decoder
 from gpt_model.evaluation.metrics import Z, spread
 from gpt_model.experiments.intervals import Estimate
-
-PASS_TOKENS = 8192  # in one forward pass
+from gpt_model.training.batching import EVALUATION_TOKENS
 
 
 def positions(
@@ -47,7 +46,7 @@ def nats_by_context(
     device = model.wte.weight.device
     nats = np.zeros((len(at), len(contexts)))
     for column, k in enumerate(contexts):
-        each = max(1, PASS_TOKENS // k)
+        each = max(1, EVALUATION_TOKENS // k)
         for start in range(0, len(at), each):
             part = at[start : start + each]
             rows = torch.from_numpy(tokens[part[:, None] + np.arange(-k, 0)]).to(device)

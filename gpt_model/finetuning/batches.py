@@ -8,7 +8,6 @@ evaluation over all.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,11 +19,9 @@ from torch import Tensor
 from gpt_model.errors import UserError
 from gpt_model.finetuning.heads import Batch, TaskModel
 from gpt_model.finetuning.input_forms import Laid
+from gpt_model.training.batching import TASK_TOKENS, micro_batch_count, pooled_epoch, token_batches
 
 POOL_BATCHES = 16  # sorted by length together
-# in one forward pass, padding included: activations that fit in cache, unless a profile says
-# otherwise
-PASS_TOKENS = 4096
 
 
 def collate(examples: Sequence[Laid]) -> Batch:
@@ -53,9 +50,7 @@ class TrainingBatches:
     seed: int
     rank: int = 0
     world_size: int = 1
-    micro_rows: int | None = (
-        None  # rows a process and forward pass; default: as many as make PASS_TOKENS tokens
-    )
+    micro_rows: int | None = None  # rows of a micro-batch; default: as many as TASK_TOKENS hold
     _drawn: dict[int, list[list[int]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )  # the last epoch asked for
@@ -79,29 +74,17 @@ class TrainingBatches:
     def parts(self) -> int:
         """Micro-batches of a batch, over all ranks."""
         longest = max(example.length for example in self.examples)
-        rows = self.micro_rows or max(1, PASS_TOKENS // longest)
+        rows = self.micro_rows or max(1, TASK_TOKENS // longest)
         each = max(1, rows // len(self.examples[0].rows))  # examples a micro-batch
-        share = -(-self.batch // self.world_size)
-        return self.world_size * min(-(-share // each), self.batch // self.world_size)
+        return micro_batch_count(self.batch, each, self.batch, self.world_size)
 
     def epoch(self, number: int) -> list[list[int]]:
         """Indices of the examples in each batch of epoch `number` (from 0)."""
         if number not in self._drawn:
             self._drawn.clear()
-            self._drawn[number] = self._draw(number)
+            lengths = [example.length for example in self.examples]
+            self._drawn[number] = pooled_epoch(lengths, self.batch, POOL_BATCHES, self.seed, number)
         return self._drawn[number]
-
-    def _draw(self, number: int) -> list[list[int]]:
-        draw = random.Random(f"{self.seed} {number}")
-        order = list(range(len(self.examples)))
-        draw.shuffle(order)
-        order = order[: self.steps_per_epoch * self.batch]
-        pool, batches = POOL_BATCHES * self.batch, []
-        for start in range(0, len(order), pool):
-            like = sorted(order[start : start + pool], key=lambda i: self.examples[i].length)
-            batches += [like[at : at + self.batch] for at in range(0, len(like), self.batch)]
-        draw.shuffle(batches)
-        return batches
 
     def micro_batches(self, step: int) -> list[list[Laid]]:
         """This rank's parts of the batch of `step` (from 0). Every part has examples of all the
@@ -127,24 +110,13 @@ def class_logits(
     """
     device = model.head.weight.device
     logits = torch.zeros(len(examples), model.classes, device=device)
-    for number, chosen in enumerate(_by_length(examples)):
+    tokens = [example.length * len(example.rows) for example in examples]
+    # the longest first: memory is at its peak at once, and work ends evenly
+    parts = token_batches(tokens, TASK_TOKENS, order="longest", padded=True)
+    for number, chosen in enumerate(parts):
         if number % world_size == rank:
             made, _ = model(collate([examples[i] for i in chosen]).to(device))
             logits[torch.tensor(chosen, device=device)] = made.float()
     if world_size > 1:
         dist.all_reduce(logits)  # the others' rows are zero here, so the sum is exact
     return logits.cpu()
-
-
-def _by_length(examples: Sequence[Laid]) -> list[list[int]]:
-    """Indices of all examples in batches of like length, the longest first (memory is at its peak
-    at once, and work ends evenly).
-    """
-    batches: list[list[int]] = []
-    for i in sorted(range(len(examples)), key=lambda i: -examples[i].length):
-        longest = examples[batches[-1][0]].length if batches else 0
-        if batches and (len(batches[-1]) + 1) * longest * len(examples[i].rows) <= PASS_TOKENS:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches

@@ -8,7 +8,7 @@ text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt_model.ops.sliding_window import banded_attention
-
-READ_TOKENS = 8192  # of a forward pass of what is only read: as in evaluation
 
 
 @dataclass(frozen=True)
@@ -94,19 +92,3 @@ def attention(fused: Tensor, rows: Ragged, heads: int, band: int | None, dropout
     else:
         y = banded_attention(query, key, value, band, dropout)
     return y.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, own)
-
-
-def like_lengths(sizes: Sequence[int], tokens: int = READ_TOKENS) -> Iterator[list[int]]:
-    """Numbers of texts of so many tokens each, the shortest first, that go through a model at once:
-    at most `tokens`, or one text.
-    """
-    part: list[int] = []
-    used = 0
-    for number in sorted(range(len(sizes)), key=lambda number: (sizes[number], number)):
-        if part and used + sizes[number] > tokens:
-            yield part
-            part, used = [], 0
-        part.append(number)
-        used += sizes[number]
-    if part:
-        yield part

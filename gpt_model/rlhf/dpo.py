@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpt_model.ops.varlen import Ragged
-from gpt_model.rlhf.batches import Batches
 from gpt_model.rlhf.likelihood import before as before_each
 from gpt_model.rlhf.likelihood import log_probabilities
 from gpt_model.rlhf.ppo import through
 from gpt_model.rlhf.reward_model import Compared
+from gpt_model.training.batching import EpochBatches
 from gpt_model.training.settings import Execution
 from gpt_model.transformer import GPT
 
@@ -118,7 +118,7 @@ class Preferring:
         compared: Sequence[Compared],
         before: LogProbabilities,
         beta: float,
-        batches: Batches,
+        batches: EpochBatches,
         device: str = "cpu",
     ) -> None:
         """`before`: what the reference gives each response."""
@@ -139,7 +139,7 @@ class Preferring:
 
     def micro_batches(self, step: int) -> list[Part]:
         # The loop takes the mean over micro-batches and ranks; a sum over them is meant.
-        share = len(self.batches.parts(step)) / self._pairs(step)
+        share = len(self.batches.partition(step)) / self._pairs(step)
         return [self._part(items, share) for items in self.batches.micro_batches(step)]
 
     def _part(self, items: Sequence[int], share: float) -> Part:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gpt_model.ops.cross_entropy import linear_cross_entropy_by_row
-from gpt_model.ops.varlen import Ragged, like_lengths
+from gpt_model.ops.varlen import Ragged
 from gpt_model.rlhf.episodes import places
+from gpt_model.training.batching import token_batches
 from gpt_model.transformer import GPT
 
 
@@ -30,7 +31,7 @@ def log_probabilities(
     """
     device = model.wte.weight.device
     found = [0.0] * len(texts)
-    for part in like_lengths([len(text) for text in texts]):
+    for part in token_batches([len(text) for text in texts]):
         rows = Ragged.of([texts[number] for number in part], device)
         sizes = torch.tensor([answers[number] for number in part], device=device)
         at = before(rows, sizes)

@@ -11,11 +11,8 @@ surrogate is one. Episodes, advantages and the moving average are made between b
 from __future__ import annotations
 
 import copy
-import math
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,10 +23,15 @@ from gpt_model.data.sampler import Sampler
 from gpt_model.decoder import with_rows
 from gpt_model.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_by_row
 from gpt_model.ops.varlen import Ragged
-from gpt_model.rlhf.batches import MICRO_TOKENS
 from gpt_model.rlhf.episodes import Cast, places, values_of
 from gpt_model.rlhf.reward_model import RewardModel
 from gpt_model.rlhf.rollouts import Rollouts
+from gpt_model.training.batching import (
+    TRAINING_TOKENS,
+    balanced_micro_batches,
+    epoch_order,
+    micro_batch_count,
+)
 from gpt_model.training.settings import Execution
 from gpt_model.transformer import GPT
 
@@ -132,7 +134,6 @@ class PPO:
             losses,
         )
         self.ptx, self.execution, self.seed = ptx, execution, seed
-        self._order = lru_cache(maxsize=2)(self._drawn)
 
     def units_before(self, step: int) -> int:
         each = self.rollouts.making.steps_each
@@ -164,15 +165,11 @@ class PPO:
         batch, within = divmod(step, making.steps_each)
         epoch, at = divmod(within, making.batch // self.minibatch)
         counted = self.rollouts.batch(batch).episodes.rewards.isfinite()
-        order = [item for item in self._order(batch, epoch) if counted[item]]
+        whole = epoch_order(making.batch, self.seed, "minibatches", batch, epoch)
+        order = [item for item in whole if counted[item]]
         first, end = (place * len(order) * self.minibatch // making.batch for place in (at, at + 1))
         own = order[first:end] or order[:1]
         return own if len(own) >= ranks else (own * ranks)[:ranks]
-
-    def _drawn(self, batch: int, epoch: int) -> list[int]:
-        order = list(range(self.rollouts.making.batch))
-        random.Random(f"{self.seed} minibatches {batch} {epoch}").shuffle(order)
-        return order
 
     def _parts(self, step: int) -> list[list[int]]:
         """Those in micro-batches, over all ranks, as many for each: of like size in tokens, none
@@ -181,13 +178,9 @@ class PPO:
         lengths = self.rollouts.batch(
             step // self.rollouts.making.steps_each
         ).episodes.lengths.tolist()
-        items, ranks = (
-            sorted(self._items(step), key=lambda item: (-lengths[item], item)),
-            self.execution.world_size,
+        return balanced_micro_batches(
+            self._items(step), lengths, TRAINING_TOKENS, self.execution.world_size, snake=False
         )
-        wanted = math.ceil(sum(lengths[item] for item in items) / MICRO_TOKENS)
-        number = min(-(-wanted // ranks), len(items) // ranks) * ranks
-        return [items[part::number] for part in range(number)]
 
     def _actions(self, step: int, part: list[int], scale: int) -> Actions:
         batch = self.rollouts.batch(step // self.rollouts.making.steps_each)
@@ -220,7 +213,8 @@ class PPO:
         rank, ranks = self.execution.rank, self.execution.world_size
         inputs, targets, _ = self.ptx.batch(step, rank, ranks)
         whole = self.ptx.batches.of(step) // self.ptx.context
-        parts = min(whole // ranks, math.ceil(-(-whole // ranks) * self.ptx.context / MICRO_TOKENS))
+        tokens = -(-whole // ranks) * ranks * self.ptx.context
+        parts = micro_batch_count(tokens, TRAINING_TOKENS, whole, ranks) // ranks
         split = zip(np.array_split(inputs, parts), np.array_split(targets, parts), strict=True)
         there = [
             [torch.from_numpy(one).to(self.execution.device) for one in pair] for pair in split

@@ -15,6 +15,7 @@ from torch import Tensor
 from gpt_model.generation import generate
 from gpt_model.rlhf.dialogue import Dialogue
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.batching import consecutive_batches
 from gpt_model.transformer import GPT
 
 ROWS = 64  # answers that are written together: what a CPU decodes fastest
@@ -151,13 +152,9 @@ def _parts(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Numbers of rows of like length. Equal rows stay together: `generate` tells copies apart by
     their place among them.
     """
-    part: list[int] = []
-    for number in sorted(
+    by_length = sorted(
         range(len(rows)), key=lambda number: (len(rows[number]), rows[number], number)
-    ):
-        if len(part) >= ROWS and rows[number] != rows[part[-1]]:
-            yield part
-            part = []
-        part.append(number)
-    if part:
-        yield part
+    )
+    return consecutive_batches(
+        by_length, lambda part: len(part) <= ROWS or rows[part[-1]] == rows[part[-2]]
+    )

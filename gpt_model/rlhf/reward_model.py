@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from gpt_model import convert
 from gpt_model.errors import UserError
-from gpt_model.ops.varlen import Ragged, like_lengths
-from gpt_model.rlhf.batches import Batches
+from gpt_model.ops.varlen import Ragged
 from gpt_model.rlhf.chat_template import Layout
 from gpt_model.rlhf.dialogue import Dialogue
 from gpt_model.rlhf.responses import shortened
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.batching import EpochBatches, token_batches
 from gpt_model.transformer import GPT
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def rewards_of(
     training = model.training
     model.to(device).eval()
     found = [0.0] * len(rows)
-    for part in like_lengths([len(row) for row in rows]):
+    for part in token_batches([len(row) for row in rows]):
         rewards = model.rewards(Ragged.of([rows[number] for number in part], device)).tolist()
         for number, reward in zip(part, rewards, strict=True):
             found[number] = reward
@@ -287,7 +287,9 @@ class Comparing:
 
     unit, flops_per_unit = "comparisons", 0.0  # lengths differ too much for one figure
 
-    def __init__(self, compared: Sequence[Compared], batches: Batches, device: str = "cpu") -> None:
+    def __init__(
+        self, compared: Sequence[Compared], batches: EpochBatches, device: str = "cpu"
+    ) -> None:
         self.compared, self.batches, self.device = compared, batches, device
         each = (
             sum(len(compared[item].pairs) for item in batches.items(step))
@@ -300,7 +302,7 @@ class Comparing:
 
     def micro_batches(self, step: int) -> list[Part]:
         # The loop takes the mean over micro-batches and ranks; a sum over them is meant.
-        scale = len(self.batches.parts(step)) / len(self.batches.items(step))
+        scale = len(self.batches.partition(step)) / len(self.batches.items(step))
         return [self._part(items, scale) for items in self.batches.micro_batches(step)]
 
     def _part(self, items: Sequence[int], scale: float) -> Part:

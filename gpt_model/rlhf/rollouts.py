@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from gpt_model.errors import UserError
 from gpt_model.rlhf import ema
 from gpt_model.rlhf.advantages import Worth, next_coefficient, paid, worth
 from gpt_model.rlhf.episodes import Asking, Cast, Episodes, keep, roll_out
+from gpt_model.training.batching import epoch_order
 from gpt_model.training.settings import Execution
 
 CHUNK = 64  # episodes that a rank makes together, unless the profile says otherwise
@@ -76,18 +75,9 @@ class Making:
         """Which prompts a batch's episodes answer: all of them in another order each time round."""
         numbers = range(batch * self.batch, (batch + 1) * self.batch)
         return [
-            _order(self.seed, len(self.prompts), number // len(self.prompts))[
-                number % len(self.prompts)
-            ]
-            for number in numbers
+            epoch_order(len(self.prompts), self.seed, "prompts", epoch)[index]
+            for epoch, index in (divmod(number, len(self.prompts)) for number in numbers)
         ]
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, count: int, epoch: int) -> list[int]:
-    order = list(range(count))
-    random.Random(f"{seed} prompts {epoch}").shuffle(order)
-    return order
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from gpt_model.decoder import IGNORED
 from gpt_model.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_by_row
-from gpt_model.ops.varlen import Ragged, like_lengths
-from gpt_model.rlhf.batches import Batches
+from gpt_model.ops.varlen import Ragged
 from gpt_model.rlhf.chat_template import Laid, Layout
 from gpt_model.rlhf.dialogue import Dialogue
+from gpt_model.training.batching import EpochBatches, micro_batch_count, token_batches
 from gpt_model.training.loop import Execution
 from gpt_model.training.snapshots import keep_in
 from gpt_model.transformer import GPT
@@ -112,7 +112,7 @@ class Supervised:
     def __init__(
         self,
         laid: Sequence[Laid],
-        batches: Batches,
+        batches: EpochBatches,
         flops_per_token: float,
         mixed: int = 0,
         windows: Windows | None = None,
@@ -125,14 +125,14 @@ class Supervised:
             windows,
             share,
         )
-        self.flops_per_unit = flops_per_token * sum(batches.sizes) / max(1, len(batches.sizes))
+        self.flops_per_unit = flops_per_token * sum(batches.lengths) / max(1, len(batches.lengths))
 
     def units_before(self, step: int) -> int:
-        return self.batches.before(step)
+        return self.batches.items_before(step)
 
     def micro_batches(self, step: int) -> list[Micro]:
         parts: list[Part] = [
-            ([self.laid[item] for item in part], []) for part in self.batches.parts(step)
+            ([self.laid[item] for item in part], []) for part in self.batches.partition(step)
         ]
         if self.mixed and self.windows:
             windows = [
@@ -155,7 +155,7 @@ class Supervised:
         """
         ranks = self.batches.world_size
         each = max(1, self.batches.micro_tokens // len(windows[0].tokens))
-        number = min(-(-len(windows) // (each * ranks)), len(windows) // ranks) * ranks
+        number = micro_batch_count(len(windows), each, len(windows), ranks)
         if number == 0:  # fewer windows than ranks: the shortest parts take them
             for window in windows:
                 min(parts, key=lambda part: sum(len(one.tokens) for kind in part for one in kind))[
@@ -195,7 +195,7 @@ def held_out_loss(model: GPT, laid: Sequence[Laid], execution: Execution) -> flo
     """Nats a token of what assistants say. The ranks share the work. Collective where there are
     several.
     """
-    parts = list(like_lengths([len(one.tokens) for one in laid]))
+    parts = token_batches([len(one.tokens) for one in laid])
     sums = torch.zeros(2, dtype=torch.float64, device=execution.device)
     for part in parts[execution.rank :: execution.world_size]:
         micro = micro_of([laid[number] for number in part]).to(model.wte.weight.device)

@@ -20,9 +20,9 @@ from gpt_model.data.shards import TokenData, held_out_windows
 from gpt_model.decoder import Decoder
 from gpt_model.evaluation.metrics import spread
 from gpt_model.memory import peak_resident_bytes
+from gpt_model.training.batching import EVALUATION_TOKENS
 from gpt_model.training.settings import Execution
 
-EVALUATION_TOKENS = 8192  # a forward pass of evaluation, each rank
 PRODUCT_SIZES = (512, 1024, 2048)  # square products tried for the peak on CPU; the best counts
 PRODUCT_SIZES_CUDA = (4096, 8192)
 PEAK_SECONDS = 0.1  # at each size
