@@ -20,8 +20,9 @@ from assets.recipe.profile import Profile
 from assets.recipe.recipe import CorpusSection
 from assets.stages.corpus import CORPUS
 from assets.worker import sentence
-from gpt_model.data import documents, overlap, splits
+from gpt_model.data import documents, splits
 from gpt_model.errors import CorruptFile, UserError
+from gpt_model.evaluation.contamination import count_mostly_seen
 from gpt_model.progress import Silent
 
 
@@ -219,7 +220,7 @@ class TestChecks:
         words = [f"considerably{n * n}" for n in range(200)]
         training = [" ".join(words)]
         assert (
-            overlap.mostly_seen(
+            count_mostly_seen(
                 [" ".join(words[20:80]), " ".join(reversed(words)), "short text"], training
             )
             == 1

@@ -14,14 +14,8 @@ import pytest
 import yaml
 from world import CONTEXT, World, make_world
 
-from gpt_model.evaluation.few_shot import (
-    FewShot,
-    Rendered,
-    Setting,
-    Shots,
-    answer_normalised,
-    per_token,
-)
+from gpt_model.evaluation.few_shot import FewShot, Rendered, Shots, answer_normalised, per_token
+from gpt_model.evaluation.results import Demonstrations
 
 ACC = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
 THINGS = [
@@ -141,13 +135,16 @@ def test_as_many_demonstrations_as_fit_stand_before_the_question_and_how_many_is
                 for choice in row["choices"]
             ]
             assert max(whole) <= context < max(whole) + longest  # not one more
-        setting, counts = rendered.setting(50), [row["shots"] for row in rendered.rows]
-        assert (
-            setting == Setting(50, min(counts), round(float(np.mean(counts)), 4))
-            and setting.name == "few"
+        demonstrations, counts = (
+            rendered.demonstrations(50),
+            [row["shots"] for row in rendered.rows],
         )
-    assert setting.fewest > 10 and str(setting).startswith(
-        f"few-shot, K = {setting.mean:.1f} of 50 on average, {setting.fewest} at least"
+        assert (
+            demonstrations == Demonstrations(50, min(counts), round(float(np.mean(counts)), 4))
+            and demonstrations.shots == "few"
+        )
+    assert demonstrations.fewest > 10 and str(demonstrations).startswith(
+        f"few-shot, K = {demonstrations.mean:.1f} of 50 on average, {demonstrations.fewest} at least"
     )
 
 

@@ -21,10 +21,11 @@ from assets.stages import zero_shot
 from gpt_model.data import documents, hub
 from gpt_model.evaluation import scoring
 from gpt_model.evaluation.adapters import MAKERS
+from gpt_model.evaluation.aggregates import superglue_rows
 from gpt_model.evaluation.examples import Material, demonstrations_of, rows_of
 from gpt_model.evaluation.public import DataSource, pinned
+from gpt_model.evaluation.results import ScoreRow, UnavailableRow
 from gpt_model.evaluation.suites import SUITES, Dataset, SuiteTask, suite_tasks
-from gpt_model.evaluation.superglue import averages
 from gpt_model.progress import Silent
 from gpt_model.published import references
 
@@ -233,17 +234,16 @@ def test_superglue_is_the_mean_of_its_eight_tasks_each_the_mean_of_its_metrics(
 def test_without_one_of_its_tasks_superglue_has_no_score_and_says_which() -> None:
     tasks = tasks_of("gpt3_superglue")
     scored = [
-        {"suite": "gpt3_superglue", "task": f"{task.name}_zero", "metric": metric, "value": 0.5}
+        ScoreRow("gpt3_superglue", f"{task.name}_zero", metric, 0.5)
         for task in tasks
         for metric in task.metadata.average
         if task.name != "wsc"
     ]
-    zero, one, _ = averages(tasks, scored)
-    assert (
-        zero["task"] == "SuperGLUE_zero"
-        and zero["not_run"] == "it is the mean of 8 tasks, and 1 of them are not run here: wsc"
-    )
-    assert one["not_run"].startswith(
+    zero_shot, one_shot, _ = superglue_rows(tasks, scored)
+    assert isinstance(zero_shot, UnavailableRow) and isinstance(one_shot, UnavailableRow)
+    assert zero_shot.task == "SuperGLUE_zero"
+    assert zero_shot.reason == "it is the mean of 8 tasks, and 1 of them are not run here: wsc"
+    assert one_shot.reason.startswith(
         "it is the mean of 8 tasks, and 8 of them are not run here: boolq, cb, "
     )
 

@@ -27,6 +27,7 @@ from assets.store.store import Store
 from gpt_model import convert
 from gpt_model.data import hub
 from gpt_model.errors import UserError
+from gpt_model.evaluation.results import Results, ScoreRow, UnavailableRow
 from gpt_model.published import references
 from gpt_model.tokenizer import Tokenizer
 from pipelines.cli.scorecard_view import calibrated, calibration_line
@@ -444,23 +445,20 @@ def known(
     task: str = "lambada_openai",
     metric: str = "acc",
 ) -> Any:
-    row = {
-        "suite": "calibration",
-        "task": task,
-        "metric": metric,
-        "value": value,
-        "low": value - 0.013,
-        "high": value + 0.013,
-        "examples": examples,
-        "available": 5153,
-        "published": {"task": task, "metric": metric},
-    }
-    missing = {
-        "suite": "calibration",
-        "task": "wikitext",
-        "not_run": "the hub does not answer here",
-    }
-    (tmp_path / "results.json").write_text(json.dumps({"rows": [row, missing]}))
+    row = ScoreRow(
+        "calibration",
+        task,
+        metric,
+        value,
+        low=value - 0.013,
+        high=value + 0.013,
+        examples=examples,
+        available=5153,
+        published={"task": task, "metric": metric},
+    )
+    missing = UnavailableRow("calibration", "wikitext", "the hub does not answer here")
+    rows = Results([row], [missing]).to_json(["calibration"])
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
     return reproduces_what_is_known(Built({"known": model}, {}, tmp_path, {}, {}, ()))
 
 

@@ -13,7 +13,7 @@ import yaml
 from gpt_model import published
 from gpt_model.config import PUBLISHED
 from gpt_model.errors import UserError
-from gpt_model.evaluation import superglue
+from gpt_model.evaluation.aggregates import SUPERGLUE_PUBLISHED
 from gpt_model.evaluation.suites import SUITES, suite_tasks
 from gpt_model.finetuning.entry import CATALOGUE, TaskEntry
 from gpt_model.published import Reference, every_reference, references
@@ -281,7 +281,7 @@ def _named() -> list[tuple[str, str, str, str]]:
                 (path.stem, task, row.metric, row.differs or "")
                 for task in (row.task, *row.parts.values())
             ]
-    mean = superglue.PUBLISHED
+    mean = SUPERGLUE_PUBLISHED
     return [*named, ("gpt3_superglue", mean["task"], mean["metric"], mean["differs"])]
 
 

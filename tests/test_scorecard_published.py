@@ -28,6 +28,13 @@ from assets.report.scores import NotRun, Score, collect, test_split
 from assets.stages import scorecard
 from assets.stages.pretraining import PRETRAINED
 from assets.store.store import Store
+from gpt_model.evaluation.results import (
+    Demonstrations,
+    Results,
+    ScoreRow,
+    TrainingOverlap,
+    UnavailableRow,
+)
 from gpt_model.finetuning.entry import TaskEntry
 from gpt_model.published import references
 from gpt_model.tokenizer import Tokenizer
@@ -406,27 +413,22 @@ def test_public_data_that_cannot_be_had_and_published_rows_are_read_from_an_eval
         "metric_list": [{"metric": "acc"}],
         "metadata": metadata,
     }
-    known = {
-        "suite": "gpt3_made",
-        "task": "yes_no",
-        "metric": "acc",
-        "value": 0.5,
-        "low": 0.4,
-        "high": 0.6,
-        "baseline": "",
-        "baseline_value": None,
-        "examples": 90,
-        "available": 100,
-        "too_long": 3,
-        "description": "made up",
-        "lower_is_better": False,
-        "shots": "few",
-        "demonstrations": {"asked": 15, "fewest": 2, "mean": 4.52},
-        "overlap_percent": 1.5,
-    }
-    (tmp_path / "results.json").write_text(
-        json.dumps({"rows": [known, {"suite": "gpt3_made", "task": "yes_no", "not_run": "no hub"}]})
+    known = ScoreRow(
+        "gpt3_made",
+        "yes_no",
+        "acc",
+        0.5,
+        low=0.4,
+        high=0.6,
+        examples=90,
+        available=100,
+        too_long=3,
+        description="made up",
+        demonstrations=Demonstrations(15, 2, 4.52),
+        overlap=TrainingOverlap(1.5, 200, 8, None, None, 100.0, 0),
     )
+    rows = Results([known], [UnavailableRow("gpt3_made", "yes_no", "no hub")])
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows.to_json(["gpt3_made"])}))
     fake = replace(zero_shot, path=tmp_path, config={"suites": {"gpt3_made": keys}})
     (score,), (missing,) = collect("ci", {"zero_shot": fake, "corpus": card.inputs()["corpus"]})
     assert (score.split, score.published, score.paper) == ("validation", place, "gpt3")

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
-from gpt_model.data import compression, documents, overlap, splits
+from gpt_model.data import compression, documents, splits
 from gpt_model.data.sources import Source, downloads_folder, open_source
 from gpt_model.errors import CorruptFile, UserError, about
+from gpt_model.evaluation.contamination import HELD_OUT_RUN, count_mostly_seen
 
 OVERLAP_SAMPLE = 1000  # held-out documents a source
 OVERLAP_LIMIT = 0.02
@@ -195,12 +196,12 @@ def held_out_is_new_text(built: Built) -> Verdict:
     figures: dict[str, float | int | str] = {}
     for source in documents.index(built.output):
         sample = list(islice(documents.read(built.output, source, "held_out"), OVERLAP_SAMPLE))
-        seen = overlap.mostly_seen(sample, documents.read(built.output, source, "training"))
+        seen = count_mostly_seen(sample, documents.read(built.output, source, "training"))
         figures[source] = seen / len(sample)
     worst = max(figures, key=lambda source: figures[source])
     return Verdict(
         float(figures[worst]) <= OVERLAP_LIMIT,
-        f"{figures[worst]:.1%} of {worst}'s held-out documents stand mostly ({overlap.WORDS}-word runs) in its training text; "
+        f"{figures[worst]:.1%} of {worst}'s held-out documents stand mostly ({HELD_OUT_RUN}-word runs) in its training text; "
         f"up to {OVERLAP_LIMIT:.0%} is usual",
         figures,
     )

@@ -8,11 +8,10 @@ before any score of one's own is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 from assets.contract import Built, Verdict
+from gpt_model.evaluation.results import Results, ScoreRow
 from gpt_model.published import Reference, references
 
 # The same weights on the same examples: what is left is rounding (that of the printed number, and
@@ -29,46 +28,49 @@ def reproduces_what_is_known(built: Built) -> Verdict:
     model = built.config.get("known")
     if model is None:
         return Verdict(True, "The recipe names no model whose scores are known (evaluation.known).")
-    rows = json.loads((built.output / "results.json").read_text(encoding="utf-8"))["rows"]
-    missing = [
-        f"{row['suite']}/{row['task']}: {row['not_run']}" for row in rows if "not_run" in row
+    results = Results.read(built.output)
+    missing = [f"{row.suite}/{row.task}: {row.reason}" for row in results.unavailable]
+    beside = [
+        (row, reference)
+        for row in results.scores
+        if (reference := _reference(row.published, model))
     ]
-    beside = [(row, one) for row in rows if (one := _known(row, model))]
-    compared = [(row, one) for row, one in beside if one.sure == "verified"]
-    wrong = [f"{row['task']} {row['metric']}" for row, one in compared if not _same(row, one)]
-    said = "; ".join(
-        f"{row['task']} {row['metric']} {row['value']:.4g}, known {one.printed}"
-        for row, one in beside
-    )
-    told = (
+    compared = [(row, reference) for row, reference in beside if reference.sure == "verified"]
+    wrong = [f"{row.task} {row.metric}" for row, reference in compared if not _same(row, reference)]
+    summary = (
         f"{len(compared) - len(wrong)} of {len(compared)} verified answers of {model} come out"
         if compared
-        else f"Nothing compared: no score stands beside a verified answer of {model}, so the evaluator is not known to be right"
+        else f"Nothing compared: no score stands beside a verified answer of {model}, "
+        "so the evaluator is not known to be right"
     )
-    told += f": {said}." if said else "."
-    told += f" Not these: {', '.join(wrong)}." if wrong else ""
-    told += f" Not run here: {'; '.join(missing)}." if missing else ""
+    pairs = "; ".join(
+        f"{row.task} {row.metric} {row.value:.4g}, known {reference.printed}"
+        for row, reference in beside
+    )
+    summary += f": {pairs}." if pairs else "."
+    summary += f" Not these: {', '.join(wrong)}." if wrong else ""
+    summary += f" Not run here: {'; '.join(missing)}." if missing else ""
     return Verdict(
-        bool(compared) and not wrong, told, {"compared": len(compared), "wrong": len(wrong)}
+        bool(compared) and not wrong, summary, {"compared": len(compared), "wrong": len(wrong)}
     )
 
 
-def _known(row: Mapping[str, Any], model: str) -> Reference | None:
-    place = row.get("published")
-    if not place:
+def _reference(published: Mapping[str, str] | None, model: str) -> Reference | None:
+    """The model's number in the row `published`, a verified one before others."""
+    if not published:
         return None
-    found = references(task=place["task"], metric=place["metric"], role="reproduction")
+    numbers = references(task=published["task"], metric=published["metric"], role="reproduction")
     return min(
-        (one for one in found if one.model == model),
-        key=lambda one: one.sure != "verified",
+        (reference for reference in numbers if reference.model == model),
+        key=lambda reference: reference.sure != "verified",
         default=None,
     )
 
 
-def _same(row: Mapping[str, Any], known: Reference) -> bool:
+def _same(row: ScoreRow, known: Reference) -> bool:
     """Within rounding; of a subset of the examples, within the score's own interval."""
     hundredths = 0.01 if known.unit == "%" else 1.0  # a share of ours stands in per cent there
     value, decimals = known.value * hundredths, len(known.text.partition(" ")[0].partition(".")[2])
-    if row["examples"] < row["available"]:
-        return bool(row["low"] <= value <= row["high"])
-    return abs(row["value"] - value) <= 0.5 * 10.0**-decimals * hundredths + TOLERANCE * value
+    if row.examples < row.available:
+        return row.low is not None and row.high is not None and row.low <= value <= row.high
+    return abs(row.value - value) <= 0.5 * 10.0**-decimals * hundredths + TOLERANCE * value

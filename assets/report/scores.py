@@ -7,19 +7,18 @@ A number without an interval, a split and a size is no score. What stands beside
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from assets.contract import Artifact, Inputs, Metrics
 from assets.report import scorecard_tables as tables
 from assets.report.finetuned import CONSTANT, SCORE_NAMES, adapted, parts_of
 from assets.stages import base_model
 from assets.stages.rankings import BAG_OF_WORDS, NO_WORDS
+from gpt_model.evaluation.results import Results, ScoreRow
 from gpt_model.evaluation.suites import (
     Cloze,
     Data,
@@ -367,68 +366,73 @@ def _win_rates(asset: str, artifact: Artifact) -> Iterator[Score]:
 def _zero_shot_scores(asset: str, artifact: Artifact, inputs: Inputs) -> Iterator[Score | NotRun]:
     caveat = base_model.caveat(artifact, inputs)
     comparable: Metrics = inputs["corpus"].metrics if "corpus" in inputs and not caveat else {}
-    for row in json.loads((artifact.path / "results.json").read_text(encoding="utf-8"))["rows"]:
-        paper = (
-            found.group() if (found := re.match(r"gpt\d(?=_)", row["suite"])) else None
-        )  # a suite named so has that paper's protocols
-        metadata = _metadata(artifact, row["suite"], row["task"])
-        if reason := row.get("not_run"):
-            places = (
-                (row["published"],)
-                if "published" in row
-                else tuple(_place(one) for one in metadata.published.values())
-            )
-            yield NotRun(
-                asset, artifact.fingerprint, f"{row['suite']} {row['task']}", reason, places, paper
-            )
-            continue
-        baseline, against = row["baseline"], row["baseline_value"]
+    results = Results.read(artifact.path)
+    for missing in results.unavailable:
+        metadata = _metadata(artifact, missing.suite, missing.task)
+        published = (
+            [missing.published]
+            if missing.published
+            else [_place(row) for row in metadata.published.values()]
+        )
+        yield NotRun(
+            asset,
+            artifact.fingerprint,
+            f"{missing.suite} {missing.task}",
+            missing.reason,
+            tuple(published),
+            _paper(missing.suite),
+        )
+    for row in results.scores:
+        metadata = _metadata(artifact, row.suite, row.task)
+        baseline, against = row.baseline, row.baseline_value
         if (
-            row["metric"] == "bits_per_byte"
-            and (against := comparable.get(f"xz/{row['task']}/bpb")) is not None
+            row.metric == "bits_per_byte"
+            and (against := comparable.get(f"xz/{row.task}/bpb")) is not None
         ):
             baseline = f"xz -9e {against:.3f}"
-        used = row.get("demonstrations", {})
+        place = metadata.published.get(row.metric)
+        used = row.demonstrations
         yield Score(
             asset,
             artifact.fingerprint,
-            f"{row['task']} {row['metric']}",
-            row["value"],
-            row["low"],
-            row["high"],
+            f"{row.task} {row.metric}",
+            row.value,
+            row.low,
+            row.high,
             baseline,
             against,
-            row["examples"],
-            split=row.get("split") or _split(metadata.data),
-            lower_is_better=row["lower_is_better"],
+            row.examples,
+            split=row.split or _split(metadata.data),
+            lower_is_better=row.lower_is_better,
             note=_protocol(row, caveat),
-            scale=row.get("unit") or "",
-            published=row.get("published")
-            or (_place(one) if (one := metadata.published.get(row["metric"])) else None),
-            paper=paper,
-            shots=row.get("shots"),
-            k=f"{used['mean']:.1f} of {used['asked']}" if used.get("asked") else "",
-            available=row.get("available"),
-            overlap=row.get("overlap_percent"),
+            published=row.published or (_place(place) if place else None),
+            paper=_paper(row.suite),
+            shots=used.shots if used else None,
+            k=f"{used.mean:.1f} of {used.requested}" if used and used.requested else "",
+            available=row.available,
+            overlap=row.overlap.percent if row.overlap else None,
         )
+
+
+def _paper(suite: str) -> str | None:
+    """gpt1, gpt2 or gpt3, where the suite is named after it: it has that paper's protocols."""
+    match = re.match(r"gpt\d(?=_)", suite)
+    return match.group() if match else None
 
 
 def _place(row: PublishedRow) -> dict[str, str]:
     return row.model_dump(exclude_defaults=True)
 
 
-def _protocol(row: Mapping[str, Any], caveat: str) -> str:
+def _protocol(row: ScoreRow, caveat: str) -> str:
     """What no other column says: counts, shots and overlap have theirs."""
-    told = [row["description"]] if row["description"] else []
-    told += ["its surest answers"] if "_top_" in row["metric"] else []
-    told += (
-        [f"{row['too_long']:,} more have an answer longer than the context"]
-        if row["too_long"]
-        else []
-    )
-    return "; ".join(told) + (
-        f" {caveat}" if caveat and row["metric"].endswith(base_model.BITS_PER_BYTE) else ""
-    )
+    notes = [row.description] if row.description else []
+    if "_top_" in row.metric:
+        notes.append("its surest answers")
+    if row.too_long:
+        notes.append(f"{row.too_long:,} more have an answer longer than the context")
+    text = "; ".join(notes)
+    return f"{text} {caveat}" if caveat and row.metric.endswith(base_model.BITS_PER_BYTE) else text
 
 
 def _metadata(artifact: Artifact, suite: str, task: str) -> TaskMetadata:

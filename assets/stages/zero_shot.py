@@ -12,7 +12,7 @@ import difflib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from assets.stages import base_model
 from gpt_model.data.sources import downloads_folder
 from gpt_model.errors import Unreachable, UserError, about_all_of
 from gpt_model.evaluation import public, toxicity
+from gpt_model.evaluation.results import RESULTS, Results, ScoreRow, UnavailableRow
 from gpt_model.evaluation.suites import OF_TEXT, SUITES, Dataset, Labelled, SuiteTask, suite_tasks
 from gpt_model.finetuning.entry import CATALOGUE, TaskEntry, TaskSource, pinned, seen_from
 
@@ -192,13 +193,12 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     if progress.rank:
         return {}
     from gpt_model import convert
-    from gpt_model.evaluation.core import centred_means
+    from gpt_model.evaluation.aggregates import aggregate_rows
+    from gpt_model.evaluation.contamination import overlap_with_training
     from gpt_model.evaluation.evaluate import evaluate, score_rows, shown_samples, write_tasks
     from gpt_model.evaluation.examples import Material, TaskRows, rows_of
     from gpt_model.evaluation.lm import GPTLM
-    from gpt_model.evaluation.settings import add_metrics, in_each_setting
-    from gpt_model.evaluation.superglue import averages
-    from gpt_model.evaluation.training_text import seen_in_training
+    from gpt_model.evaluation.settings import add_metrics, examples_of, in_each_setting
     from gpt_model.tokenizer import Tokenizer
 
     if reason := base_model.not_run(inputs["pretrained"]):
@@ -218,20 +218,19 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     )
     limits: Mapping[str, int] = config["examples"]
     tasks: list[TaskRows] = []
-    not_run: list[dict[str, Any]] = []
+    unavailable: list[UnavailableRow] = []
     judges: dict[str, toxicity.Score] = {}
     for name, contents in config["suites"].items():
         for task in suite_tasks(name, contents):
             try:
                 with about_all_of("suites"):
                     judges |= _judge(task, progress.profile.device)
-                    for found in rows_of(task, material, limits.get(name)):
-                        for setting in in_each_setting(
-                            found, material
-                        ):  # those that were had stay, where a later one cannot be
+                    for rows_of_task in rows_of(task, material, limits.get(name)):
+                        # one by one: the settings before an unavailable one stay
+                        for setting in in_each_setting(rows_of_task, material):
                             tasks.append(setting)
             except public.NotRun as reason:
-                not_run.append({"suite": name, "task": task.name, "not_run": str(reason)})
+                unavailable.append(UnavailableRow(name, task.name, str(reason)))
                 progress.log(f"{name}/{task.name} is not run here: {reason}")
         progress.log(
             f"{name}: "
@@ -249,29 +248,27 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         output / "tasks",
         [task.full_name for task in tasks],
     )
-    seen = None
+    overlaps = None
     if "corpus" in inputs:  # an imported model's training text is not known
         progress.log("what of the examples stands in the training text")
-        seen = seen_in_training(tasks, inputs["corpus"].path)
+        overlaps = overlap_with_training(examples_of(tasks), inputs["corpus"].path)
     add_metrics(tasks, results)
     toxicity.add_scores(tasks, results, judges)
-    rows = list(score_rows(tasks, results, seen))
+    scores = list(score_rows(tasks, results, overlaps))
     for name, contents in config["suites"].items():
-        of_suite = suite_tasks(name, contents)
-        for row in [*centred_means(of_suite, rows), *averages(of_suite, rows)]:
-            (not_run if "not_run" in row else rows).append(row)
-    _write(
-        output / "results.json",
-        {
-            "rows": _in_order([*rows, *not_run], config["suites"]),
-            "split_seed": config["split_seed"],
-            "limits": dict(limits),
-        },
-    )
+        for row in list(aggregate_rows(suite_tasks(name, contents), scores)):
+            if isinstance(row, ScoreRow):
+                scores.append(row)
+            else:
+                unavailable.append(row)
+    _write_results(output, config, Results(scores, unavailable))
     _write(output / "samples.json", {"samples": shown_samples(tasks, results)})
     finished = time.monotonic()
-    scores = {f"{row['suite']}/{row['task']}/{row['metric']}": row["value"] for row in rows}
-    return {**scores, "prepare_seconds": prepared - started, "score_seconds": finished - prepared}
+    return {
+        **{row.name: row.value for row in scores},
+        "prepare_seconds": prepared - started,
+        "score_seconds": finished - prepared,
+    }
 
 
 def _judge(task: SuiteTask, device: str) -> dict[str, toxicity.Score]:
@@ -293,22 +290,22 @@ def _judge(task: SuiteTask, device: str) -> dict[str, toxicity.Score]:
 def _nothing(config: Config, output: Path, reason: str) -> Metrics:
     """What is written where there is no model to evaluate: every task, not run."""
     rows = [
-        {"suite": name, "task": task.name, "not_run": reason}
+        UnavailableRow(name, task.name, reason)
         for name, contents in config["suites"].items()
         for task in suite_tasks(name, contents)
     ]
-    _write(
-        output / "results.json",
-        {"rows": rows, "split_seed": config["split_seed"], "limits": dict(config["examples"])},
-    )
+    _write_results(output, config, Results([], rows))
     _write(output / "samples.json", {"samples": []})
     return {"not_run": float(len(rows))}
 
 
-def _in_order(rows: list[dict[str, Any]], suites: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows in the order of the suites; within one, what was run first."""
-    places = {name: place for place, name in enumerate(suites)}
-    return sorted(rows, key=lambda row: places[row["suite"]])
+def _write_results(output: Path, config: Config, results: Results) -> None:
+    document = {
+        "rows": results.to_json(list(config["suites"])),
+        "split_seed": config["split_seed"],
+        "limits": dict(config["examples"]),
+    }
+    _write(output / RESULTS, document)
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
@@ -317,128 +314,104 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
     )
 
 
-def _every_row(built: Built) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(
-        (built.output / "results.json").read_text(encoding="utf-8")
-    )["rows"]
-    return rows
-
-
-def _rows(built: Built) -> list[dict[str, Any]]:
-    """The scores."""
-    return [row for row in _every_row(built) if "not_run" not in row]
-
-
-def _not_run(built: Built) -> list[dict[str, Any]]:
-    """{suite, task, not_run: why} of each task whose data could not be had."""
-    return [row for row in _every_row(built) if "not_run" in row]
-
-
 def _every_suite_has_scores(built: Built) -> Verdict:
-    from gpt_model.evaluation.evaluate import not_finite
-
-    rows, not_run = _rows(built), _not_run(built)
-    missing = sorted(set(built.config["suites"]) - {row["suite"] for row in [*rows, *not_run]})
-    broken = not_finite(rows)
+    results = Results.read(built.output)
+    present = {row.suite for row in results.scores} | {row.suite for row in results.unavailable}
+    missing = sorted(set(built.config["suites"]) - present)
     problems = [f"suite {name} has no score" for name in missing] + [
-        f"{name} is not a finite number" for name in broken
+        f"{row.name} is not a finite number" for row in results.scores if not row.is_finite
     ]
     summary = (
         "; ".join(problems)
-        or f"{len(rows)} scores of {len(built.config['suites'])} suites, all finite"
+        or f"{len(results.scores)} scores of {len(built.config['suites'])} suites, all finite"
     )
-    if not_run:
-        summary += "; not run here: " + ", ".join(
-            f"{row['suite']}/{row['task']}" for row in not_run
-        )
-    return Verdict(not problems, summary, {"scores": len(rows), "not_run": len(not_run)})
+    if results.unavailable:
+        names = ", ".join(f"{row.suite}/{row.task}" for row in results.unavailable)
+        summary += f"; not run here: {names}"
+    counts = {"scores": len(results.scores), "not_run": len(results.unavailable)}
+    return Verdict(not problems, summary, counts)
 
 
 def _above_chance(built: Built) -> Verdict:
     """The cloze suite where it is asked for: guessing ten choices is the clearest sign that a model
     has learnt nothing of its text.
     """
-    rows = [row for row in _rows(built) if row["suite"] == "cloze" and row["metric"] == "acc"]
-    below = [row for row in rows if row["low"] is None or row["low"] <= row["baseline_value"]]
-    said = [
-        f"{row['value']:.3f} ({_interval(row)}), chance {row['baseline_value']:.3f}" for row in rows
-    ]
+    scores = Results.read(built.output).scores
+    rows = [row for row in scores if row.suite == "cloze" and row.metric == "acc"]
+    below = [row for row in rows if row.low is None or row.low <= (row.baseline_value or 0.0)]
+    summary = "; ".join(
+        f"{row.value:.3f} ({_interval(row)}), chance {row.baseline_value:.3f}" for row in rows
+    )
     return Verdict(
-        not below,
-        "; ".join(said) or "the recipe asks for no cloze",
-        {row["task"]: row["value"] for row in rows},
+        not below, summary or "the recipe asks for no cloze", {row.task: row.value for row in rows}
     )
 
 
-def _interval(row: Mapping[str, Any]) -> str:
-    return "–" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}"
+def _interval(row: ScoreRow) -> str:
+    return "–" if row.low is None else f"{row.low:.4g} to {row.high:.4g}"
 
 
 def show(built: Built, folder: Path) -> None:
     """zero_shot.md (the table), training_text.md (overlap), zero_shot.png (accuracies against what
     guessing gives), samples.md.
     """
-    rows = _rows(built)
+    results = Results.read(built.output)
     (folder / "zero_shot.md").write_text(
-        _table(rows, base_model.caveat(built, built.inputs)) + _missing(_not_run(built)),
+        _table(results.scores, base_model.caveat(built, built.inputs))
+        + _missing(results.unavailable),
         encoding="utf-8",
     )
-    if compared := [row for row in rows if "contamination" in row]:
-        (folder / "training_text.md").write_text(training_text.table(compared), encoding="utf-8")
+    if any(row.overlap for row in results.scores):
+        text = training_text.table(results.scores)
+        (folder / "training_text.md").write_text(text, encoding="utf-8")
     samples = json.loads((built.output / "samples.json").read_text(encoding="utf-8"))["samples"]
-    fewer = _with_fewer_demonstrations(rows)
+    fewer = _with_fewer_demonstrations(results.scores)
     shown = [sample for sample in samples if (sample["suite"], sample["task"]) not in fewer]
     (folder / "samples.md").write_text(_samples(shown), encoding="utf-8")
-    if accuracies := [row for row in rows if row["baseline_value"] is not None]:
+    if accuracies := [row for row in results.scores if row.baseline_value is not None]:
         _bars(accuracies, folder / "zero_shot.png")
 
 
-def _table(rows: list[dict[str, Any]], caveat: str) -> str:
+def _table(rows: Sequence[ScoreRow], caveat: str) -> str:
     lines = [
         "| suite | task | metric | value | 95 % interval | beside | examples | what it is |",
         "|---|---|---|--:|---|---|--:|---|",
     ]
     for row in rows:
-        of = f"{row['examples']:,}" + (
-            f" of {row['available']:,}" if row["available"] > row["examples"] else ""
+        examples = f"{row.examples:,}" + (
+            f" of {row.available:,}" if row.available > row.examples else ""
         )
-        of += f", {row['too_long']:,} more too long" if row["too_long"] else ""
-        metric = row["metric"] + (" ↓" if row["lower_is_better"] else "")
+        examples += f", {row.too_long:,} more too long" if row.too_long else ""
         cells = [
-            row["suite"],
-            row["task"],
-            metric,
-            f"{row['value']:.4g}",
+            row.suite,
+            row.task,
+            row.metric + (" ↓" if row.lower_is_better else ""),
+            f"{row.value:.4g}",
             _interval(row),
-            row["baseline"] or "–",
-            of,
-            row["description"],
+            row.baseline or "–",
+            examples,
+            row.description,
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", f"↓: lower is better. {caveat}".rstrip()]) + "\n"
 
 
-def _missing(not_run: list[dict[str, Any]]) -> str:
-    return "".join(
-        f"\n**{row['suite']}/{row['task']}** not run here: {row['not_run']}.\n" for row in not_run
-    )
+def _missing(rows: Sequence[UnavailableRow]) -> str:
+    return "".join(f"\n**{row.suite}/{row.task}** not run here: {row.reason}.\n" for row in rows)
 
 
-def _with_fewer_demonstrations(rows: list[dict[str, Any]]) -> set[tuple[str, str]]:
+def _with_fewer_demonstrations(rows: Sequence[ScoreRow]) -> set[tuple[str, str]]:
     """(suite, task) of settings that ask the same as one with more demonstrations, whose prompt
     shows it all.
     """
     most: dict[tuple[str, str], tuple[int, str]] = {}
-    settings = [
-        (row["suite"], row["task"], row["demonstrations"]["asked"], row["shots"])
-        for row in rows
-        if "shots" in row
-    ]
-    for suite, task, asked, shots in settings:
-        key = (suite, task.removesuffix(f"_{shots}"))
-        most[key] = max(most.get(key, (-1, "")), (asked, task))
-    kept = {(suite, task) for (suite, _), (_, task) in most.items()}
-    return {(suite, task) for suite, task, *_ in settings} - kept
+    settings = []
+    for row in rows:
+        if row.demonstrations:
+            settings.append((row.suite, row.task))
+            key = (row.suite, row.task.removesuffix(f"_{row.demonstrations.shots}"))
+            most[key] = max(most.get(key, (-1, "")), (row.demonstrations.requested, row.task))
+    return set(settings) - {(suite, task) for (suite, _), (_, task) in most.items()}
 
 
 def _samples(samples: list[dict[str, Any]]) -> str:
@@ -462,27 +435,24 @@ def _samples(samples: list[dict[str, Any]]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _bars(rows: list[dict[str, Any]], path: Path) -> None:
+def _bars(rows: Sequence[ScoreRow], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    names = [f"{row['task']} {row['metric']}" for row in rows]
     figure = Figure(figsize=(7, 0.8 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for place, row in enumerate(rows):
-        low, high = (
-            (row["low"], row["high"]) if row["low"] is not None else (row["value"], row["value"])
-        )
+    for index, row in enumerate(rows):
+        low, high = (row.value if end is None else end for end in (row.low, row.high))
         axes.barh(
-            place,
-            row["value"],
-            xerr=[[row["value"] - low], [high - row["value"]]],
+            index,
+            row.value,
+            xerr=[[row.value - low], [high - row.value]],
             color="tab:blue",
             capsize=3,
         )
         axes.plot(
-            [row["baseline_value"]] * 2, [place - 0.4, place + 0.4], color="black", linewidth=2
+            [row.baseline_value or 0.0] * 2, [index - 0.4, index + 0.4], color="black", linewidth=2
         )
-    axes.set_yticks(range(len(rows)), names)
+    axes.set_yticks(range(len(rows)), [f"{row.task} {row.metric}" for row in rows])
     axes.invert_yaxis()
     figure.supxlabel(
         "accuracy, with 95 % interval; black: chance or the commonest answer", fontsize="medium"

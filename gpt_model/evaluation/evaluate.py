@@ -12,11 +12,10 @@ pretrained=MODEL --include_path . --tasks NAME` gives the same scores without a 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +23,10 @@ import yaml
 
 from gpt_model.errors import UserError
 from gpt_model.evaluation import scoring, toxicity
+from gpt_model.evaluation.contamination import TaskOverlap
 from gpt_model.evaluation.examples import TaskRows
 from gpt_model.evaluation.metrics import ACCURACIES, baseline, spread
-from gpt_model.evaluation.training_text import Seen, sentence
+from gpt_model.evaluation.results import ScoreRow, TrainingOverlap
 from gpt_model.rounding import rounded
 
 if TYPE_CHECKING:
@@ -176,82 +176,69 @@ def _score_confident(
 
 
 def score_rows(
-    tasks: Sequence[TaskRows], results: Mapping[str, Any], seen: Mapping[str, Seen] | None = None
-) -> Iterator[dict[str, Any]]:
-    """One row a metric of each task, in the tasks' order. `seen`: what of each task's examples
-    stands in the training text.
+    tasks: Sequence[TaskRows],
+    results: Mapping[str, Any],
+    overlaps: Mapping[str, TaskOverlap] | None = None,
+) -> Iterator[ScoreRow]:
+    """One row a metric of each task, in the tasks' order. `overlaps`: what of each task's examples
+    stands in the training text, by the task's full name.
 
     Raises UserError where lm_eval gave a task no metric.
     """
     for task in (task for task in tasks if task.scored):
         samples, metadata = results["samples"][task.full_name], task.task.metadata
-        against = baseline(metadata.baseline, samples)
+        baseline_value = baseline(metadata.baseline, samples)
         for entry in _metrics_of(task):
-            metric = entry["metric"]
+            metric, aggregation = entry["metric"], str(entry.get("aggregation"))
             if f"{metric},none" not in results["results"][task.full_name]:
                 raise UserError(
-                    f"suites/{task.task.suite}.yaml, task {task.name!r}: lm_eval has no metric {metric!r} of its output_type."
+                    f"suites/{task.task.suite}.yaml, task {task.name!r}: lm_eval has no metric "
+                    f"{metric!r} of its output_type."
                 )
             value = float(results["results"][task.full_name][f"{metric},none"])
-            values, aggregation = (
-                [sample[metric] for sample in samples if metric in sample],
-                str(entry.get("aggregation")),
+            values = [sample[metric] for sample in samples if metric in sample]
+            interval = spread(metric, aggregation, values)
+            overlap = (
+                overlaps[task.full_name].split_score(metric, aggregation, values)
+                if overlaps and len(values) == len(samples)
+                else None
             )
-            sure = spread(metric, aggregation, values)
-            found = (
-                seen[task.full_name].of_metric(metric, aggregation, values)
-                if seen and len(values) == len(samples)
-                else {}
+            against = baseline_value if metric in ACCURACIES else None
+            published = metadata.published.get(metric)
+            yield ScoreRow(
+                task.task.suite,
+                task.name,
+                metric,
+                rounded(value),
+                rounded(interval.stderr),
+                rounded(interval.low),
+                rounded(interval.high),
+                "" if against is None else f"{metadata.baseline} {against:.3f}",
+                rounded(against),
+                not entry.get("higher_is_better", True),
+                len(values),
+                task.available,
+                task.too_long,
+                metadata.description,
+                _note(task, len(values), len(samples), overlap),
+                metadata.version,
+                published=published.model_dump(exclude_defaults=True) if published else None,
+                demonstrations=task.demonstrations,
+                overlap=overlap,
             )
-            own = against if metric in ACCURACIES else None
-            notes = (
-                [f"{len(values):,} of the {len(samples):,}, the surest"]
-                if len(values) < len(samples)
-                else []
-            )
-            notes += (
-                [f"{len(task.rows):,} of {task.available:,} examples"]
-                if len(task.rows) < task.available
-                else []
-            )
-            notes += (
-                [f"{task.too_long:,} more have an answer longer than the context"]
-                if task.too_long
-                else []
-            )
-            notes += [str(task.setting)] if task.setting else []
-            notes += [sentence(found)] if sentence(found) else []
-            yield {
-                "suite": task.task.suite,
-                "task": task.name,
-                "metric": metric,
-                "value": rounded(value),
-                "stderr": rounded(sure.stderr),
-                "low": rounded(sure.low),
-                "high": rounded(sure.high),
-                "baseline": "" if own is None else f"{metadata.baseline} {own:.3f}",
-                "baseline_value": rounded(own),
-                "lower_is_better": not entry.get("higher_is_better", True),
-                "examples": len(values),
-                "available": task.available,
-                "too_long": task.too_long,
-                "description": metadata.description,
-                "note": "; ".join(
-                    [*notes, *([metadata.description] if metadata.description else [])]
-                ),
-                "version": metadata.version,
-                **(
-                    {"published": metadata.published[metric].model_dump(exclude_defaults=True)}
-                    if metric in metadata.published
-                    else {}
-                ),
-                **(
-                    {"shots": task.setting.name, "demonstrations": asdict(task.setting)}
-                    if task.setting
-                    else {}
-                ),
-                **found,
-            }
+
+
+def _note(task: TaskRows, values: int, samples: int, overlap: TrainingOverlap | None) -> str:
+    """What should stand beside a score of `values` of the task's `samples`."""
+    notes = []
+    if values < samples:
+        notes.append(f"{values:,} of the {samples:,}, the surest")
+    if len(task.rows) < task.available:
+        notes.append(f"{len(task.rows):,} of {task.available:,} examples")
+    if task.too_long:
+        notes.append(f"{task.too_long:,} more have an answer longer than the context")
+    notes += [str(task.demonstrations or ""), str(overlap or ""), task.task.metadata.description]
+    return "; ".join(note for note in notes if note)
 
 
 def _metrics_of(task: TaskRows) -> list[dict[str, Any]]:
@@ -308,12 +295,3 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
         "target": sample["target"] if isinstance(sample["target"], int) else str(sample["target"]),
         "logprobs": logprobs,
     }
-
-
-def not_finite(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the scores that are no number."""
-    return [
-        f"{row['suite']}/{row['task']}/{row['metric']}"
-        for row in rows
-        if row["value"] is None or not math.isfinite(row["value"])
-    ]

@@ -20,7 +20,7 @@ from gpt_model.data.splits import identity
 from gpt_model.errors import UserError
 from gpt_model.evaluation import held_out_text, public, synthetic
 from gpt_model.evaluation.adapters import MAKERS
-from gpt_model.evaluation.few_shot import Setting
+from gpt_model.evaluation.results import Demonstrations
 from gpt_model.evaluation.stop_words import suppressed
 from gpt_model.evaluation.suites import (
     Arithmetic,
@@ -59,7 +59,7 @@ class TaskRows:
     too_long: (
         int  # rows left out before it: an answer of theirs alone is longer than the model's context
     )
-    setting: Setting | None = None  # how many demonstrations, where the task has `shots`
+    demonstrations: Demonstrations | None = None  # where the task has `shots`
     texts: list[str] = field(
         default_factory=list
     )  # then: each example's own text, without demonstrations

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from gpt_model.evaluation.results import Demonstrations
 from gpt_model.strict import Strict
 
 Row = dict[str, Any]
@@ -25,25 +26,6 @@ Keys = Mapping[str, Any]
 Encode = Callable[[str], list[int]]
 
 AddedMetric = Literal["acc_per_token", "acc_answer_norm"]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How many demonstrations stood before a task's examples."""
-
-    asked: int
-    fewest: int
-    mean: float
-
-    @property
-    def name(self) -> str:
-        """As the paper calls it."""
-        return {0: "zero", 1: "one"}.get(self.asked, "few")
-
-    def __str__(self) -> str:
-        if self.asked < 2 and self.fewest == self.asked:
-            return f"{self.name}-shot"
-        return f"{self.name}-shot, K = {self.mean:.1f} of {self.asked} on average, {self.fewest} at least, as fits the context"
 
 
 class Shots(Strict):
@@ -160,9 +142,9 @@ class Rendered:
     keys: dict[str, Any]
     rows: list[Row]
 
-    def setting(self, asked: int) -> Setting:
+    def demonstrations(self, requested: int) -> Demonstrations:
         counts = [row["shots"] for row in self.rows]
-        return Setting(asked, min(counts), round(sum(counts) / len(counts), 4))
+        return Demonstrations(requested, min(counts), round(sum(counts) / len(counts), 4))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gpt_model.evaluation.contamination import Examples
 from gpt_model.evaluation.examples import Material, TaskRows, demonstrations_of
 from gpt_model.evaluation.few_shot import FewShot, Rendered, Renderer, answer_normalised, per_token
+from gpt_model.evaluation.suites import Arithmetic, Scramble
 
 
 def in_each_setting(found: TaskRows, material: Material) -> Iterator[TaskRows]:
@@ -43,10 +45,10 @@ def in_each_setting(found: TaskRows, material: Material) -> Iterator[TaskRows]:
         if number and not pool:
             pool = demonstrations_of(task, material)
         rendered = few_shot.rendered(number, found.rows, pool)
-        setting = rendered.setting(number)
+        demonstrations = rendered.demonstrations(number)
         yield replace(
-            _as(found, rendered, f"{found.name}_{setting.name}"),
-            setting=setting,
+            _as(found, rendered, f"{found.name}_{demonstrations.shots}"),
+            demonstrations=demonstrations,
             texts=texts,
             alone=alone,
         )
@@ -59,6 +61,17 @@ def _as(found: TaskRows, rendered: Rendered, name: str) -> TaskRows:
         name=name,
         rows=rendered.rows,
     )
+
+
+def examples_of(tasks: Sequence[TaskRows]) -> dict[str, Examples]:
+    """By the full name of each scored task, its examples as they may stand in the training text."""
+    return {
+        task.full_name: Examples(
+            texts_of(task), isinstance(task.task.metadata.data, (Arithmetic, Scramble))
+        )
+        for task in tasks
+        if task.scored
+    }
 
 
 def texts_of(found: TaskRows) -> list[str]:

@@ -1,0 +1,243 @@
+"""What a zero-shot evaluation comes to: a row a score, and a row a task that could not be run.
+
+The rows are `results.json` of an evaluation's folder, which later stages and the scorecard read.
+How a score is computed is not here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from gpt_model.evaluation.metrics import Z
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """How many demonstrations stood before a task's examples: GPT-3's zero-, one- and few-shot."""
+
+    requested: int
+    fewest: int  # before any one example, as fits the context
+    mean: float
+
+    @property
+    def shots(self) -> str:
+        """zero, one or few, as the paper calls it."""
+        return {0: "zero", 1: "one"}.get(self.requested, "few")
+
+    def __str__(self) -> str:
+        if self.requested < 2 and self.fewest == self.requested:
+            return f"{self.shots}-shot"
+        return (
+            f"{self.shots}-shot, K = {self.mean:.1f} of {self.requested} on average, "
+            f"{self.fewest} at least, as fits the context"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {"asked": self.requested, "fewest": self.fewest, "mean": self.mean}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        return cls(document["asked"], document["fewest"], document["mean"])
+
+
+@dataclass(frozen=True)
+class SubsetScore:
+    """A metric on a part of a task's examples, with its 95 % interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    examples: int
+
+
+@dataclass(frozen=True)
+class TrainingOverlap:
+    """What of a task's examples stands in the training text, and a metric without those examples.
+
+    GPT-2's overlap is of a whole data set (`percent`, `ngrams`); GPT-3's contamination parts its
+    examples into clean and dirty ones.
+    """
+
+    percent: float | None  # of the examples' 8-grams; None where no example has eight words
+    ngrams: int  # 8-grams in the examples
+    run: int  # words of a run that makes an example dirty
+    clean: SubsetScore | None
+    dirty: SubsetScore | None
+    clean_percent: float  # of the examples
+    too_short: int  # examples that have no run; they are among the clean ones
+
+    def __str__(self) -> str:
+        parts = (
+            []
+            if self.percent is None
+            else [f"{self.percent:.3g} % of its 8-grams stand in the training text"]
+        )
+        if self.dirty and self.clean:
+            score = f"{self.clean.value:.4g} on the {self.clean_percent:.3g} % of examples"
+            parts.append(f"{score} that share no {self.run} words in a row with it")
+        return "; ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "overlap_percent": self.percent,
+            "ngrams": self.ngrams,
+            "contamination": {
+                "run": self.run,
+                "clean": asdict(self.clean) if self.clean else None,
+                "dirty": asdict(self.dirty) if self.dirty else None,
+                "clean_percent": self.clean_percent,
+                "too_short": self.too_short,
+            },
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        document = row["contamination"]
+        clean, dirty = (
+            SubsetScore(**document[part]) if document[part] else None for part in ("clean", "dirty")
+        )
+        return cls(
+            row["overlap_percent"],
+            row["ngrams"],
+            document["run"],
+            clean,
+            dirty,
+            document["clean_percent"],
+            document["too_short"],
+        )
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One metric of one task, with its error, what it stands against and what it was measured on.
+
+    Numbers are in the metric's own unit, an accuracy from 0 to 1. `low` and `high` are the 95 %
+    interval, and None with `stderr` where the examples say nothing of it.
+    """
+
+    suite: str
+    task: str
+    metric: str
+    value: float
+    stderr: float | None = None
+    low: float | None = None
+    high: float | None = None
+    baseline: str = ""  # "chance 0.250"; "" where there is none
+    baseline_value: float | None = None
+    lower_is_better: bool = False
+    examples: int = 0
+    available: int = 0  # examples there were before a subset was taken
+    too_long: int = 0  # examples left out: an answer alone is longer than the model's context
+    description: str = ""
+    note: str = ""  # all that should stand beside the number, in a phrase
+    version: float | None = None  # the task's; None of a mean over tasks
+    split: str | None = None  # where the suite's data does not say it
+    published: Mapping[str, str] | None = None  # the paper's {task, metric} and what `differs`
+    demonstrations: Demonstrations | None = None  # of a task with `shots`
+    overlap: TrainingOverlap | None = None  # where the training text is known
+
+    @property
+    def name(self) -> str:
+        """suite/task/metric"""
+        return f"{self.suite}/{self.task}/{self.metric}"
+
+    @property
+    def error(self) -> float:
+        """The standard error; of examples that came out alike, about a quarter of the interval."""
+        width = 0.0 if self.low is None or self.high is None else self.high - self.low
+        return float(self.stderr or width / (2 * Z))
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.value)
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as `results.json` has it; what is not known of it has no key."""
+        shots = (
+            {"shots": self.demonstrations.shots, "demonstrations": self.demonstrations.to_json()}
+            if self.demonstrations
+            else {}
+        )
+        optional = {
+            "version": self.version,
+            "split": self.split,
+            "published": None if self.published is None else dict(self.published),
+        }
+        return {
+            "suite": self.suite,
+            "task": self.task,
+            "metric": self.metric,
+            "value": self.value,
+            "stderr": self.stderr,
+            "low": self.low,
+            "high": self.high,
+            "baseline": self.baseline,
+            "baseline_value": self.baseline_value,
+            "lower_is_better": self.lower_is_better,
+            "examples": self.examples,
+            "available": self.available,
+            "too_long": self.too_long,
+            "description": self.description,
+            "note": self.note,
+            **{key: value for key, value in optional.items() if value is not None},
+            **shots,
+            **(self.overlap.to_json() if self.overlap else {}),
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        nested = ("shots", "demonstrations", "overlap_percent", "ngrams", "contamination")
+        demonstrations = row.get("demonstrations")
+        return cls(
+            **{key: value for key, value in row.items() if key not in nested},
+            demonstrations=Demonstrations.from_json(demonstrations) if demonstrations else None,
+            overlap=TrainingOverlap.from_json(row) if "contamination" in row else None,
+        )
+
+
+@dataclass(frozen=True)
+class UnavailableRow:
+    """A task that was not run, and why: a clause, to stand after "not run here: "."""
+
+    suite: str
+    task: str
+    reason: str
+    published: Mapping[str, str] | None = None  # where the suite's task does not say it
+
+    def to_json(self) -> dict[str, Any]:
+        published = {} if self.published is None else {"published": dict(self.published)}
+        return {"suite": self.suite, "task": self.task, "not_run": self.reason, **published}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        return cls(row["suite"], row["task"], row["not_run"], row.get("published"))
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every row of an evaluation."""
+
+    scores: Sequence[ScoreRow]
+    unavailable: Sequence[UnavailableRow]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """From `folder`/results.json."""
+        rows = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["rows"]
+        return cls(
+            [ScoreRow.from_json(row) for row in rows if "not_run" not in row],
+            [UnavailableRow.from_json(row) for row in rows if "not_run" in row],
+        )
+
+    def to_json(self, suites: Sequence[str]) -> list[dict[str, Any]]:
+        """All rows in the order of `suites`; within one, the scores first."""
+        order = {name: index for index, name in enumerate(suites)}
+        rows: list[ScoreRow | UnavailableRow] = [*self.scores, *self.unavailable]
+        return [row.to_json() for row in sorted(rows, key=lambda row: order[row.suite])]
