@@ -8,8 +8,7 @@ side. What the tax is, and whether the paper's finding holds, is computed in
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,6 +28,7 @@ from gpt_model.evaluation.alignment_tax import (
     scores_by_key,
     verdict,
 )
+from gpt_model.evaluation.results import Results, ScoreRow
 
 ORDER = (PRETRAINED, "supervised", CHOSEN, REFERENCE, PLAIN, ALIGNED, "dpo")  # of columns
 PPO, PTX = "PPO", "PPO-ptx"
@@ -82,11 +82,8 @@ def taxed(inputs: Inputs) -> list[TaxedScore]:
     )
 
 
-def _rows(artifact: Artifact) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(
-        (artifact.path / "results.json").read_text(encoding="utf-8")
-    )["rows"]
-    return rows
+def _rows(artifact: Artifact) -> Sequence[ScoreRow]:
+    return Results.read(artifact.path).scores
 
 
 def statement(inputs: Inputs) -> dict[str, Any]:

@@ -13,9 +13,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
-from gpt_model.evaluation.metrics import error_of
+from gpt_model.evaluation.results import ScoreRow
 
 TEXT = "held-out text, bits per byte"
 SAME_TEXT = "held_out"  # the suite that measures the same text again
@@ -91,21 +90,19 @@ def verdict(interval: Interval | None, even: float = 0.5) -> str:
     return BETTER if interval["low"] > even else WORSE if interval["high"] < even else UNDECIDED
 
 
-def scores_by_key(rows: Sequence[Mapping[str, Any]]) -> dict[ScoreKey, Mapping[str, Any]]:
-    """The rows of a suite's results that have a value and an interval."""
+def scores_by_key(rows: Sequence[ScoreRow]) -> dict[ScoreKey, ScoreRow]:
+    """The scores of a suite that have an interval."""
     return {
-        (row["suite"], row["task"], row["metric"]): row
+        (row.suite, row.task, row.metric): row
         for row in rows
-        if "not_run" not in row
-        and row.get("low") is not None
-        and row["metric"] not in ON_ANOTHER_SCALE
+        if row.low is not None and row.metric not in ON_ANOTHER_SCALE
     }
 
 
 def alignment_tax(
     text: Mapping[str, Mapping[str, Interval]],
-    before: Sequence[Mapping[str, Any]],
-    after: Mapping[str, Sequence[Mapping[str, Any]]],
+    before: Sequence[ScoreRow],
+    after: Mapping[str, Sequence[ScoreRow]],
     models: Sequence[str],
     base: str,
     arms: Arms,
@@ -145,8 +142,8 @@ def _of_text(
 
 
 def _of_suites(
-    before: Sequence[Mapping[str, Any]],
-    after: Mapping[str, Sequence[Mapping[str, Any]]],
+    before: Sequence[ScoreRow],
+    after: Mapping[str, Sequence[ScoreRow]],
     models: Sequence[str],
     base: str,
 ) -> Iterator[TaxedScore]:
@@ -159,18 +156,20 @@ def _of_suites(
     keys = [key for name in rows if name != base for key in rows[name] if key[0] != SAME_TEXT]
     for key in dict.fromkeys(keys):
         measured = {name: by_key[key] for name, by_key in rows.items() if key in by_key}
-        scores = {
-            name: {**{end: row[end] for end in ("value", "low", "high")}, "error": error_of(row)}
-            for name, row in measured.items()
-        }
-        yield TaxedScore(" ".join(key), scores, next(iter(measured.values()))["lower_is_better"])
+        scores = {name: _interval(row) for name, row in measured.items()}
+        yield TaxedScore(" ".join(key), scores, next(iter(measured.values())).lower_is_better)
+
+
+def _interval(row: ScoreRow) -> Interval:
+    assert row.low is not None and row.high is not None  # `scores_by_key` leaves the others out
+    return {"value": row.value, "low": row.low, "high": row.high, "error": row.error}
 
 
 def _against(score: TaxedScore, model: str | None, other: str, z: float) -> str:
     """Two scores on the same examples, taken for independent, which overstates the difference's
     error.
     """
-    if model not in score.scores or other not in score.scores:
+    if model is None or model not in score.scores or other not in score.scores:
         return ""
     ours, theirs = score.scores[model], score.scores[other]
     gain = (ours["value"] - theirs["value"]) * (-1 if score.lower_is_better else 1)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -153,14 +153,6 @@ def _with_others(
     others = math.ceil(len(values) * share / (1 - share))
     found = [aggregate(values), *(aggregate([*values, *[one] * others]) for one in possible)]
     return min(found), max(found)
-
-
-def error_of(row: Mapping[str, Any]) -> float:
-    """A score's standard error; of examples that came out alike, a quarter of its interval, nearly.
-    0 where nothing is known of it.
-    """
-    width = 0.0 if row["low"] is None else row["high"] - row["low"]
-    return float(row["stderr"] or width / (2 * Z))
 
 
 def _ratio(totals: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
