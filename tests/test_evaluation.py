@@ -284,9 +284,11 @@ def test_intervals_hold_the_truth_95_times_in_100() -> None:
         nats = draw.gamma(2.0, 1.5, 80)
         size = draw.integers(50, 400, 80)
         totals = -(size * draw.gamma(20.0, 0.1, 80))
-        acc = metrics.spread("acc", "mean", right.astype(float).tolist())
-        ppl = metrics.spread("perplexity", "perplexity", (-nats).tolist())
-        bpb = metrics.spread("bits_per_byte", "bits_per_byte", list(zip(totals, size, strict=True)))
+        acc = metrics.confidence_interval("acc", "mean", right.astype(float).tolist())
+        ppl = metrics.confidence_interval("perplexity", "perplexity", (-nats).tolist())
+        bpb = metrics.confidence_interval(
+            "bits_per_byte", "bits_per_byte", list(zip(totals, size, strict=True))
+        )
         for name, truth, found in (
             ("acc", 0.3, acc),
             ("perplexity", math.exp(3.0), ppl),
@@ -317,7 +319,7 @@ def test_a_score_of_examples_that_came_out_alike_is_not_certain(
 ) -> None:
     score, found = (
         metrics.aggregated(aggregation, values),
-        metrics.spread(metric, aggregation, values),
+        metrics.confidence_interval(metric, aggregation, values),
     )
     assert found.low is not None and found.high is not None
     assert 0 <= found.low <= score <= found.high <= best and found.high - found.low > 0.05 * best
@@ -325,7 +327,7 @@ def test_a_score_of_examples_that_came_out_alike_is_not_certain(
 
 def test_an_interval_stays_where_a_score_can_be() -> None:
     for values in ([1.0] * 9 + [0.0], [0.0] * 9 + [1.0]):
-        found = metrics.spread("f1", "mean", values)
+        found = metrics.confidence_interval("f1", "mean", values)
         assert found.low is not None and found.high is not None and 0 <= found.low < found.high <= 1
         assert found.low == 0 or found.high == 1
 
@@ -334,5 +336,7 @@ def test_standard_error_of_a_mean_is_lm_evals_own() -> None:
     from lm_eval.api.metrics import mean_stderr
 
     values = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0]
-    assert metrics.spread("acc", "mean", values).stderr == pytest.approx(mean_stderr(values))
-    assert metrics.spread("acc", "mean", [1.0]) == metrics.Spread()
+    assert metrics.confidence_interval("acc", "mean", values).stderr == pytest.approx(
+        mean_stderr(values)
+    )
+    assert metrics.confidence_interval("acc", "mean", [1.0]) is None

@@ -23,10 +23,9 @@ from assets.stages.lstm import ONE_RUN
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.decoder import build
 from gpt_model.errors import UserError
-from gpt_model.evaluation.metrics import wilson
-from gpt_model.experiments.intervals import resampled, slope_weights
 from gpt_model.experiments.layers_transferred import transferred
 from gpt_model.finetuning.metrics import Scoring
+from gpt_model.statistics import cluster_bootstrap, slope_weights, wilson
 
 # --- what is transferred ---
 
@@ -54,6 +53,8 @@ def test_the_lower_layers_are_kept_and_the_rest_is_fresh(family: Any, layers: in
 
 # --- intervals ---
 
+ACCURACY = Scoring("accuracy").statistic
+
 
 def cells(right: np.ndarray) -> list[list[np.ndarray]]:
     """[points, seeds, examples] of right and wrong as `Scoring("accuracy").parts` has them."""
@@ -64,10 +65,10 @@ def cells(right: np.ndarray) -> list[list[np.ndarray]]:
 
 def test_one_models_interval_is_that_of_its_examples() -> None:
     right = np.random.default_rng(1).random((1, 1, 800)) < 0.7
-    one = resampled(cells(right), Scoring("accuracy"), [str(i) for i in range(800)]).each()[0]
-    low, high = wilson(int(right.sum()), 800)
+    one = cluster_bootstrap(cells(right), ACCURACY, [str(i) for i in range(800)]).intervals()[0]
+    alone = wilson(int(right.sum()), 800)
     assert one.value == right.mean() and (one.low, one.high) == pytest.approx(
-        (low, high), abs=0.006
+        (alone.low, alone.high), abs=0.006
     )
 
 
@@ -79,8 +80,8 @@ def test_a_slope_is_least_squares_and_its_interval_holds_what_the_models_were_dr
             0.6 + 0.03 * np.asarray(x)[:, None] + draw.normal(0, 0.02, (5, 3))
         )  # seeds differ by 2 points
         right = draw.random((5, 3, 300)) < truth[:, :, None]
-        points = resampled(cells(right), Scoring("accuracy"), [str(i) for i in range(300)])
-        slope = points.estimate(slope_weights(x))
+        points = cluster_bootstrap(cells(right), ACCURACY, [str(i) for i in range(300)])
+        slope = points.interval(slope_weights(x))
         assert slope.value == pytest.approx(np.polyfit(x, right.mean((1, 2)), 1)[0])
         held += slope.low <= 0.03 <= slope.high
     assert 34 <= held <= 40  # of 40 intervals of 95 %
@@ -90,30 +91,30 @@ def test_seeds_that_disagree_widen_an_interval_and_paired_examples_narrow_a_diff
     groups, draw = [str(i) for i in range(400)], np.random.default_rng(0)
     hard = draw.random(400) < 0.5
     same = np.stack([np.stack([hard, hard, hard])] * 2)
-    agree = resampled(cells(same), Scoring("accuracy"), groups)
+    agree = cluster_bootstrap(cells(same), ACCURACY, groups)
     assert (
-        agree.estimate([1, -1]).low == agree.estimate([1, -1]).high == 0
+        agree.interval([1, -1]).low == agree.interval([1, -1]).high == 0
     )  # the same answers: no difference, and that for certain
     apart = same.copy()
     apart[0, 0], apart[0, 1] = True, False
-    spread = resampled(cells(apart), Scoring("accuracy"), groups).each()
+    spread = cluster_bootstrap(cells(apart), ACCURACY, groups).intervals()
     assert spread[0].high - spread[0].low > 3 * (spread[1].high - spread[1].low)
 
 
 def test_models_that_always_answer_alike_are_not_certain() -> None:
     groups = [str(i // 2) for i in range(400)]  # each of one that is right and one that is wrong
     same = np.tile(np.arange(400) % 2 == 0, (2, 3, 1))
-    points = resampled(cells(same), Scoring("accuracy"), groups)
-    for one in points.each():
+    points = cluster_bootstrap(cells(same), ACCURACY, groups)
+    for one in points.intervals():
         assert one.value == 0.5 and 0.485 < one.low < 0.497 and 0.503 < one.high < 0.515
-    apart = points.estimate([1.0, -1.0])
+    apart = points.interval([1.0, -1.0])
     assert apart.value == 0 and -0.03 < apart.low < -0.005 and 0.005 < apart.high < 0.03
 
 
 def test_tasks_resampled_by_numbers_of_their_own_are_independent_and_their_mean_narrows() -> None:
     draw, groups = np.random.default_rng(4), [str(i) for i in range(300)]
     tasks = [
-        resampled(cells(draw.random((2, 3, 300)) < 0.6), Scoring("accuracy"), groups, number)
+        cluster_bootstrap(cells(draw.random((2, 3, 300)) < 0.6), ACCURACY, groups, number)
         for number in range(9)
     ]
     lone = [task.samples[:, 0] - task.samples[:, 1] for task in tasks]

@@ -106,17 +106,17 @@ def test_models_of_the_same_windows_are_compared_in_pairs_and_seeds_that_disagre
     None
 ):
     alike = compared([[windows(2.5, 0.01)] * 2, [windows(2.0, 0.01)] * 2], 0)
-    one, saved = alike.each()[0], alike.estimate([1, -1])
+    one, saved = alike.intervals()[0], alike.interval([1, -1])
     assert saved.value == pytest.approx(0.5, abs=0.01) and one.value - saved.value == pytest.approx(
         alike.values[1]
     )
     assert (one.high - one.low) / (2 * 1.96 * 0.3 / math.sqrt(3000)) == pytest.approx(1, abs=0.15)
     assert saved.high - saved.low < (one.high - one.low) / 5  # the hard windows are the same ones
     apart = compared([[windows(2.6), windows(2.4)], [windows(2.1), windows(1.9)]], 0)
-    assert apart.estimate([1, -1]).value == pytest.approx(saved.value, abs=0.01)
+    assert apart.interval([1, -1]).value == pytest.approx(saved.value, abs=0.01)
     assert (
-        apart.estimate([1, -1]).low < 0.4 < saved.low
-        and saved.high < 0.6 < apart.estimate([1, -1]).high
+        apart.interval([1, -1]).low < 0.4 < saved.low
+        and saved.high < 0.6 < apart.interval([1, -1]).high
     )
 
 

@@ -18,8 +18,9 @@ from gpt_model.data.shards import SourceTexts, TokenData
 from gpt_model.decoder import build
 from gpt_model.experiments import heuristics
 from gpt_model.experiments.heuristics import Scored, Substitution
-from gpt_model.experiments.visible_context import bits_per_byte, gain, nats_by_context, positions
+from gpt_model.experiments.visible_context import gain, nats_by_context, positions
 from gpt_model.finetuning.examples import Example
+from gpt_model.statistics import bits_per_byte_interval
 from gpt_model.tokenizer import Tokenizer
 
 TEXT = "the cat sat on the mat and the dog ran to the very good end of the very bad road "
@@ -182,14 +183,15 @@ def test_a_visible_context_of_k_is_exactly_the_last_k_tokens(
             alone = direct(model, tuple(tokens[place - k : place + 1]), k)
             assert nats[row, column] == pytest.approx(-alone, abs=1e-4)
     sizes = data.byte_lengths[tokens[at]].astype(int)
-    all_seen = bits_per_byte(nats[:, 2], sizes)
+    all_seen = bits_per_byte_interval(nats[:, 2], sizes)
     assert (
         all_seen.value == pytest.approx(nats[:, 2].sum() / math.log(2) / sizes.sum())
         and all_seen.low < all_seen.value < all_seen.high
     )
     saved = gain(nats[:, 0], nats[:, 2], sizes)
     assert (
-        saved.value == pytest.approx(bits_per_byte(nats[:, 0], sizes).value - all_seen.value)
+        saved.value
+        == pytest.approx(bits_per_byte_interval(nats[:, 0], sizes).value - all_seen.value)
         and saved.low < saved.value < saved.high
     )
 

@@ -36,6 +36,7 @@ from gpt_model.rlhf.dialogue import Dialogue, Turn
 from gpt_model.rlhf.likelihood import log_probabilities
 from gpt_model.rlhf.records import Prompt, Ranking, Response
 from gpt_model.rlhf.responses import Answer
+from gpt_model.statistics import bootstrap_mean, bootstrap_share
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure
 from gpt_model.training.settings import Execution
@@ -77,9 +78,9 @@ def test_ties_are_half_and_what_has_no_number_is_left_out() -> None:
 
 def test_an_interval_is_that_of_a_mean_and_wider_where_prompts_are_asked_more_than_once() -> None:
     values = np.random.default_rng(0).normal(size=400)
-    alone = win_rates.mean(values)
+    alone = bootstrap_mean(values)
     assert (alone.high - alone.low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.05)
-    four_times = win_rates.mean(
+    four_times = bootstrap_mean(
         np.repeat(values[:100], 4), [str(number // 4) for number in range(400)]
     )
     assert (four_times.high - four_times.low) / 2 == pytest.approx(
@@ -88,13 +89,13 @@ def test_an_interval_is_that_of_a_mean_and_wider_where_prompts_are_asked_more_th
 
 
 def test_winning_on_every_prompt_is_no_certainty() -> None:
-    found = win_rates.share(np.ones(30))
+    found = bootstrap_share(np.ones(30))
     assert found.value == 1.0 == found.high and found.low == pytest.approx(0.025 ** (1 / 30))
 
 
 def test_one_rare_thing_met_makes_an_interval_no_narrower_than_none() -> None:
-    none, one, some = (win_rates.share(np.arange(300) < count) for count in (0, 1, 90))
-    rare = win_rates.share(np.where(np.arange(300) < 1, 0.04, 0.0))
+    none, one, some = (bootstrap_share(np.arange(300) < count) for count in (0, 1, 90))
+    rare = bootstrap_share(np.where(np.arange(300) < 1, 0.04, 0.0))
     assert none.high == pytest.approx(1 - 0.025 ** (1 / 300))
     assert none.high < rare.high < one.high and rare.low == 0.0
     assert (some.high - some.low) / 2 == pytest.approx(

@@ -26,7 +26,7 @@ from gpt_model.evaluation.adapters import MAKERS
 from gpt_model.evaluation.detokenizers import DETOKENIZERS
 from gpt_model.evaluation.evaluate import _score_confident
 from gpt_model.evaluation.examples import Material, rows_of
-from gpt_model.evaluation.metrics import spread
+from gpt_model.evaluation.metrics import confidence_interval
 from gpt_model.evaluation.stop_words import STOP_WORDS
 from gpt_model.evaluation.suites import Dataset, suite_tasks
 from gpt_model.progress import Silent
@@ -433,8 +433,8 @@ def test_an_interval_of_bleu_holds_the_score_and_narrows_with_its_examples() -> 
         "the old king sees number {n} by the lake",
     ]
     pairs = [(said[1].format(n=n), said[n % 3].format(n=n)) for n in range(120)]
-    few: Any = spread("bleu", "bleu", pairs[:30])
-    many: Any = spread("bleu", "bleu", pairs)
+    few: Any = confidence_interval("bleu", "bleu", pairs[:30])
+    many: Any = confidence_interval("bleu", "bleu", pairs)
     assert few.low < bleu(pairs[:30]) < few.high and many.low < bleu(pairs) < many.high
     assert many.high - many.low < 0.7 * (few.high - few.low)
 

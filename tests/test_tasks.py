@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import UserError
-from gpt_model.evaluation.metrics import wilson
 from gpt_model.finetuning import heads as task_model
 from gpt_model.finetuning import metrics
 from gpt_model.finetuning.batches import TrainingBatches, class_logits, collate
@@ -23,6 +22,7 @@ from gpt_model.finetuning.entry import Form
 from gpt_model.finetuning.heads import TaskModel, with_specials
 from gpt_model.finetuning.input_forms import Laid, Layout, fit
 from gpt_model.finetuning.objective import TaskObjective, next_tokens
+from gpt_model.statistics import wilson
 from gpt_model.tokenizer import Tokenizer
 
 # --- layouts ---
@@ -330,8 +330,8 @@ def test_an_interval_is_wider_where_examples_come_in_groups() -> None:
 
 
 def test_wilson_s_interval_is_the_published_one() -> None:
-    low, high = wilson(81, 263)  # Newcombe 1998, table I: 0.2553 to 0.3662
-    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+    interval = wilson(81, 263)  # Newcombe 1998, table I: 0.2553 to 0.3662
+    assert (round(interval.low, 4), round(interval.high, 4)) == (0.2553, 0.3662)
 
 
 def test_a_paired_difference_is_nothing_between_equals_and_one_between_opposites() -> None:
@@ -343,13 +343,11 @@ def test_a_paired_difference_is_nothing_between_equals_and_one_between_opposites
     other = 1 - 0.025 ** (
         1 / 150
     )  # as many of 150 groups may be of another sort, none of which was met
-    assert metrics.paired_difference(accuracy, parts(right), parts(right), groups) == pytest.approx(
-        (0.0, -other, other)
-    )
-    assert metrics.paired_difference(
-        accuracy, parts([True] * 300), parts([False] * 300), groups
-    ) == pytest.approx((1.0, 1 - 2 * other, 1.0))
-    value, low, high = metrics.paired_difference(
-        accuracy, parts([i % 4 > 0 for i in range(300)]), parts(right), groups
-    )
+
+    def difference(first: list[bool], second: list[bool]) -> list[float]:
+        return list(accuracy.difference(parts(first), parts(second), groups).as_json().values())
+
+    assert difference(right, right) == pytest.approx([0.0, -other, other])
+    assert difference([True] * 300, [False] * 300) == pytest.approx([1.0, 1 - 2 * other, 1.0])
+    value, low, high = difference([i % 4 > 0 for i in range(300)], right)
     assert value == pytest.approx(0.75 - 1 / 3) and low < value < high and high - low < 0.2

@@ -26,8 +26,8 @@ from gpt_model.errors import UserError
 if TYPE_CHECKING:
     from assets.stages.finetuning_run import Prepared
     from gpt_model.decoder import Decoder
-    from gpt_model.experiments.intervals import Points
     from gpt_model.finetuning.objective import FineTuning
+    from gpt_model.statistics import Bootstrap
 
 SOURCE = "GPT-1, table 5"
 TITLE = "What pre-training, the auxiliary objective and the Transformer are worth"
@@ -97,7 +97,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         for name, value in zip(names, points.values, strict=True)
     }
     for place, name in enumerate(names):
-        one, against = average.each()[place], average.estimate(_against(place, len(names)))
+        one, against = average.intervals()[place], average.interval(_against(place, len(names)))
         metrics[f"average/{name}"] = one.value
         if place:
             lost = {"loss": against.value, "loss_low": against.low, "loss_high": against.high}
@@ -126,15 +126,15 @@ def _ways(inputs: Inputs) -> list[Way]:
     return ways
 
 
-def _average(tasks: Sequence[Points]) -> Points:
+def _average(tasks: Sequence[Bootstrap]) -> Bootstrap:
     """Of the tasks, each counting alike, as the table's; their resamples are independent, as their
     examples are.
     """
     import numpy as np
 
-    from gpt_model.experiments.intervals import Points
+    from gpt_model.statistics import Bootstrap
 
-    return Points(
+    return Bootstrap(
         np.mean([one.values for one in tasks], 0), np.mean([one.samples for one in tasks], 0)
     )
 
@@ -145,8 +145,8 @@ def _against(place: int, count: int) -> list[float]:
 
 
 def _document(
-    found: Sequence[tuple[Prepared, Points]],
-    average: Points,
+    found: Sequence[tuple[Prepared, Bootstrap]],
+    average: Bootstrap,
     names: Sequence[str],
     seeds: int,
     missing: Sequence[str],
@@ -154,11 +154,11 @@ def _document(
     heads = [f"{task.task} ({SCORE_NAMES[task.scoring.metric]})" for task, _ in found]
     every = [average, *(points for _, points in found)]
     scores = [
-        [NAMES[name], *(str(points.each()[place]) for points in every)]
+        [NAMES[name], *(str(points.intervals()[place]) for points in every)]
         for place, name in enumerate(names)
     ]
     lost = [
-        [NAMES[name], *(_signed(points.estimate(_against(place, len(names)))) for points in every)]
+        [NAMES[name], *(_signed(points.interval(_against(place, len(names)))) for points in every)]
         for place, name in enumerate(names)
         if place
     ]
@@ -191,11 +191,11 @@ def _document(
     }
 
 
-def _plot(every: Sequence[Points], heads: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+def _plot(every: Sequence[Bootstrap], heads: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
     """A place a task and one for the average of several, the ways side by side."""
     shown, series = every if len(heads) > 1 else every[1:], []
     for place, name in enumerate(names):
-        ours = [points.each()[place] for points in shown]
+        ours = [points.intervals()[place] for points in shown]
         beside = [number + 0.12 * (place - (len(names) - 1) / 2) for number in range(len(shown))]
         ends = {end: [getattr(one, end) for one in ours] for end in ("low", "high")}
         series.append({"label": NAMES[name], "x": beside, "y": [one.value for one in ours], **ends})
@@ -227,7 +227,7 @@ def _published() -> list[dict[str, Any]]:
 
 
 def _signed(one: Any) -> str:
-    return f"{one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
+    return f"{one:+.3f}"
 
 
 def _lost(name: str) -> Any:

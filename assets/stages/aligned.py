@@ -387,18 +387,13 @@ def _answered(
 
 def _interval(name: str, values: Any) -> dict[str, float]:
     """The mean of those that are numbers, and its interval where there are several."""
-    from gpt_model.evaluation.metrics import spread
+    from gpt_model.statistics import mean_interval
 
     numbers = [float(value) for value in values if math.isfinite(value)]
     if not numbers:
         return {}
-    found = spread(name, "mean", numbers)
-    ends = (
-        {}
-        if found.low is None or found.high is None
-        else {f"{name}_low": found.low, f"{name}_high": found.high}
-    )
-    return {name: sum(numbers) / len(numbers), **ends}
+    ends = mean_interval(numbers).as_metrics(name) if len(numbers) > 1 else {}
+    return {**ends, name: sum(numbers) / len(numbers)}
 
 
 def _text(model: Actors, tokens: Artifact | None, execution: Execution) -> dict[str, float]:

@@ -27,7 +27,7 @@ from assets.report import experiment
 from gpt_model.config import ModelConfig
 
 if TYPE_CHECKING:
-    from gpt_model.experiments.intervals import Estimate, Points
+    from gpt_model.statistics import Bootstrap, ConfidenceInterval
     from gpt_model.training.measure import HeldOut
 
 Models = dict[int, list[Artifact]]  # of each depth, one a seed
@@ -52,15 +52,15 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         for number, source in enumerate(sources)
     }
     saved = {
-        source: one.estimate([1.0, *[0.0] * (len(models) - 2), -1.0])
+        source: one.interval([1.0, *[0.0] * (len(models) - 2), -1.0])
         for source, one in points.items()
     }
     experiment.write(output, _document(models, inputs["tokenizer"], first, points, saved))
     metrics: Metrics = {}
     for source, curve in points.items():
-        for n, found in zip(models, curve.each(), strict=True):
-            metrics |= _named(f"{source}/{n}/bpb", found)
-        metrics |= _named(f"{source}/saved", saved[source])
+        for n, found in zip(models, curve.intervals(), strict=True):
+            metrics |= found.as_metrics(f"{source}/{n}/bpb")
+        metrics |= saved[source].as_metrics(f"{source}/saved")
     return metrics
 
 
@@ -97,10 +97,10 @@ def _document(
     models: Models,
     tokenizer: Artifact,
     text: Mapping[str, HeldOut],
-    points: Mapping[str, Points],
-    saved: Mapping[str, Estimate],
+    points: Mapping[str, Bootstrap],
+    saved: Mapping[str, ConfidenceInterval],
 ) -> dict[str, Any]:
-    layers, each = list(models), {source: one.each() for source, one in points.items()}
+    layers, each = list(models), {source: one.intervals() for source, one in points.items()}
     series = [
         {
             "label": source,
@@ -171,10 +171,6 @@ def _parameters(config: Config, tokenizer: Artifact) -> int:
     return ModelConfig(
         **config["model"], vocab_size=int(tokenizer.metrics["vocab_size"])
     ).parameters()
-
-
-def _named(name: str, one: Estimate) -> Metrics:
-    return {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
 
 
 def _deeper_is_better(built: Built) -> Verdict:

@@ -33,8 +33,6 @@ def results_of(task: Prepared, results: Mapping[str, FineTuned]) -> Metrics:
     majority and constant_… are what the best of always one answer gets; PART/… is the pre-trained
     arm on a part of the test split.
     """
-    from gpt_model.finetuning import metrics
-
     entry, test, scoring = task.entry, task.laid["test"], task.scoring
     groups = [one.group for one in test]
     found: Metrics = {} if entry.scale else _constant(task)
@@ -51,8 +49,7 @@ def results_of(task: Prepared, results: Mapping[str, FineTuned]) -> Metrics:
         }
         found[f"{part}/test_examples"] = len(inside)
     first, second = (scoring.parts(test, results[arm].test_logits) for arm in ARMS)
-    transfer = metrics.paired_difference(scoring, first, second, groups)
-    found |= dict(zip(("transfer", "transfer_low", "transfer_high"), transfer, strict=True))
+    found |= scoring.difference(first, second, groups).as_metrics("transfer")
     for arm, result in results.items():
         found |= {
             f"{arm}_seconds": result.seconds,

@@ -18,8 +18,8 @@ from gpt_model.errors import UserError
 
 if TYPE_CHECKING:
     from gpt_model.decoder import Decoder
-    from gpt_model.experiments.intervals import Points
     from gpt_model.finetuning.objective import FineTuning
+    from gpt_model.statistics import Bootstrap
     from gpt_model.tokenizer import Tokenizer
 
 
@@ -69,14 +69,14 @@ def scored(
     output: Path,
     progress: Progress,
     place: tuple[int, int],
-) -> tuple[Prepared, Points, Mapping[str, Sequence[float]]]:
+) -> tuple[Prepared, Bootstrap, Mapping[str, Sequence[float]]]:
     """A task fine-tuned in every way and from every seed: the metric on the test split with what
     its interval takes, and each model's own.
 
     What is done is kept under `output`, so that a killed attempt repeats none of it. `place`:
     (number, count) of this task among others.
     """
-    from gpt_model.experiments.intervals import resampled
+    from gpt_model.statistics import cluster_bootstrap
 
     task, given = prepare(config, pretrained, tokenizer, progress), how_to(config, pretrained)
     each, parts, own = len(ways) * config["seeds"], [], {}
@@ -90,14 +90,16 @@ def scored(
             _, result = fine_tuned(decoder, task, how, output / SCRATCH / name, progress, said)
             models.append(task.scoring.parts(task.laid["test"], result.test_logits))
         parts.append(models)
-        own[way.name] = [float(task.scoring.value(one.sum(0))) for one in models]
+        own[way.name] = [task.scoring.of_parts(one) for one in models]
         progress.log(
             f"{task.task}, {way.name}: {task.scoring.metric} "
             + ", ".join(f"{value:.3f}" for value in own[way.name])
         )
     return (
         task,
-        resampled(parts, task.scoring, [one.group for one in task.laid["test"]], place[0]),
+        cluster_bootstrap(
+            parts, task.scoring.statistic, [one.group for one in task.laid["test"]], place[0]
+        ),
         own,
     )
 

@@ -54,10 +54,12 @@ class Epoch:
     held_out_loss: float | None  # of supervised tuning, after that epoch
 
     def told(self) -> dict[str, Any]:
-        from gpt_model.evaluation.metrics import spread
+        from gpt_model.statistics import mean_interval
 
-        mean, sure = sum(self.rewards) / len(self.rewards), spread("reward", "mean", self.rewards)
-        low, high = (mean if end is None else end for end in (sure.low, sure.high))
+        low = high = mean = sum(self.rewards) / len(self.rewards)
+        if len(self.rewards) > 1:
+            interval = mean_interval(self.rewards)
+            low, high = interval.low, interval.high
         ended = sum(answer.ended for answer in self.answers) / len(self.answers)
         length = sum(len(answer.tokens) for answer in self.answers) / len(self.answers)
         counts = {

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assets.contract import Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
-from assets.stages.rankings import interval
 from gpt_model.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def _accuracy(
     if not held_out:
         return {}
     (accuracy,), _ = pairwise.accuracies([scores(held_out)], [one.pairs() for one in held_out])
-    return interval("accuracy", accuracy)
+    return accuracy.as_metrics("accuracy")
 
 
 # --- checks ---

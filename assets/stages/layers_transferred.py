@@ -21,8 +21,8 @@ from gpt_model.errors import UserError
 
 if TYPE_CHECKING:
     from assets.stages.finetuning_run import Prepared
-    from gpt_model.experiments.intervals import Estimate
     from gpt_model.finetuning.objective import FineTuning
+    from gpt_model.statistics import ConfidenceInterval
     from gpt_model.transformer import GPT
 
 SOURCE = "GPT-1, figure 2 (left)"
@@ -42,7 +42,7 @@ def layers_transferred_config(recipe: Recipe, base: Path) -> Config:
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Write experiment.json."""
     from gpt_model import convert
-    from gpt_model.experiments.intervals import slope_weights
+    from gpt_model.statistics import slope_weights
     from gpt_model.tokenizer import Tokenizer
 
     [task_config] = config["tasks"]
@@ -60,9 +60,9 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     )
     if progress.rank:
         return {}
-    nothing, *curve = points.each()
-    slope = points.estimate([0.0, *slope_weights(layers)])
-    gain = points.estimate([0.0, -1.0, *[0.0] * (len(layers) - 2), 1.0])
+    nothing, *curve = points.intervals()
+    slope = points.interval([0.0, *slope_weights(layers)])
+    gain = points.interval([0.0, -1.0, *[0.0] * (len(layers) - 2), 1.0])
     rows = [
         [_name(kept), str(one), ", ".join(f"{value:.3f}" for value in own[_name(kept)])]
         for kept, one in zip((-1, *layers), (nothing, *curve), strict=True)
@@ -105,10 +105,10 @@ def _name(layers: int) -> str:
 def _document(
     task: Prepared,
     layers: list[int],
-    nothing: Estimate,
-    curve: list[Estimate],
-    slope: Estimate,
-    gain: Estimate,
+    nothing: ConfidenceInterval,
+    curve: list[ConfidenceInterval],
+    slope: ConfidenceInterval,
+    gain: ConfidenceInterval,
     rows: list[list[str]],
     seeds: int,
 ) -> dict[str, Any]:
@@ -162,8 +162,8 @@ def _published() -> list[str]:
     ]
 
 
-def _signed(one: Estimate) -> str:
-    return f"{one.value:+.4f} ({one.low:+.4f} to {one.high:+.4f})"
+def _signed(one: ConfidenceInterval) -> str:
+    return f"{one:+.4f}"
 
 
 def _layers_help(built: Built) -> Verdict:

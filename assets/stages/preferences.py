@@ -54,12 +54,12 @@ from gpt_model.rlhf import win_rates
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpt_model.experiments.intervals import Estimate
     from gpt_model.rlhf.bag_of_words import BagOfWords
     from gpt_model.rlhf.chat_template import Layout
     from gpt_model.rlhf.dialogue import Dialogue
     from gpt_model.rlhf.records import Prompt
     from gpt_model.rlhf.responses import Answer, Asks
+    from gpt_model.statistics import ConfidenceInterval
     from gpt_model.transformer import GPT
 
 WIDEST_RISE = 0.03  # of bits per byte on held-out text, that alignment may cost
@@ -222,7 +222,7 @@ def _read(compared: Compared, name: str, model: GPT, inputs: Inputs, device: Any
         compared.windows[name] = windows[windows[:, 2] > 0]
 
 
-def _prefers(model: GPT, layout: Layout, comparisons: Artifact) -> Estimate | None:
+def _prefers(model: GPT, layout: Layout, comparisons: Artifact) -> ConfidenceInterval | None:
     """How often a model finds likelier, by the token, what people ranked higher, over held-out
     pairs; None where none can be read.
     """

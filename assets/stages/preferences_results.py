@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from assets.contract import Metrics
-from gpt_model.experiments.intervals import Estimate
 from gpt_model.rlhf import drift, win_rates
+from gpt_model.statistics import ConfidenceInterval, bootstrap_mean, bootstrap_ratio
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,7 +66,7 @@ class Compared:
     windows: dict[str, NDArray[np.float64]] = field(
         default_factory=dict
     )  # of held-out text: nats, tokens, bytes
-    prefers: dict[str, Estimate] = field(default_factory=dict)
+    prefers: dict[str, ConfidenceInterval] = field(default_factory=dict)
 
     @property
     def groups(self) -> list[str]:
@@ -109,11 +109,11 @@ def _model(compared: Compared, name: str, groups: list[str]) -> dict[str, Any]:
         found[f"{judge}_not_a_number"] = int((~numbers).sum())
         if numbers.any():
             counted = [group for group, one in zip(groups, numbers, strict=True) if one]
-            found[judge] = asdict(win_rates.mean(scores[name][numbers], counted))
+            found[judge] = bootstrap_mean(scores[name][numbers], counted).as_json()
     if name in compared.kl:
-        found["kl"] = asdict(win_rates.mean(compared.kl[name], groups))
+        found["kl"] = bootstrap_mean(compared.kl[name], groups).as_json()
     if name in compared.prefers:
-        found["prefers"] = asdict(compared.prefers[name])
+        found["prefers"] = compared.prefers[name].as_json()
     return found
 
 
@@ -126,7 +126,7 @@ def _step(compared: Compared, model: str, over: str, groups: list[str]) -> dict[
         for judge, scores in compared.scores.items()
     }
     found = {
-        judge: asdict(rate)
+        judge: rate.as_json()
         for judge, one in won.items()
         if (rate := win_rates.win_rate(one, groups)) is not None
     }
@@ -134,11 +134,8 @@ def _step(compared: Compared, model: str, over: str, groups: list[str]) -> dict[
         gap = won["reward_model"] - won["judge"]
         numbers = np.isfinite(gap)
         if numbers.any():
-            found["gap"] = asdict(
-                win_rates.mean(
-                    gap[numbers], [g for g, one in zip(groups, numbers, strict=True) if one]
-                )
-            )
+            counted = [g for g, one in zip(groups, numbers, strict=True) if one]
+            found["gap"] = bootstrap_mean(gap[numbers], counted).as_json()
     return found
 
 
@@ -149,23 +146,23 @@ def _text(windows: Mapping[str, NDArray[np.float64]], reference: str) -> dict[st
     found: dict[str, Any] = {}
     for name, own in windows.items():
         rises = {
-            f"over_{other}": _plain_one(win_rates.ratio(own[:, 0], windows[other][:, 0]), less=1.0)
+            f"over_{other}": _plain_one(bootstrap_ratio(own[:, 0], windows[other][:, 0]), less=1.0)
             for other in (PRETRAINED, reference, PLAIN)
             if other in windows and other != name
         }
         found[name] = {
-            "bits_per_byte": asdict(win_rates.ratio(own[:, 0] / math.log(2), own[:, 2])),
+            "bits_per_byte": bootstrap_ratio(own[:, 0] / math.log(2), own[:, 2]).as_json(),
             **rises,
         }
     return found
 
 
-def _plain(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: asdict(one) for name, one in estimates.items()}
+def _plain(estimates: Mapping[str, ConfidenceInterval]) -> dict[str, Any]:
+    return {name: one.as_json() for name, one in estimates.items()}
 
 
-def _plain_one(estimate: Estimate, less: float) -> dict[str, float]:
-    return {name: value - less for name, value in asdict(estimate).items()}
+def _plain_one(estimate: ConfidenceInterval, less: float) -> dict[str, float]:
+    return {name: value - less for name, value in estimate.as_json().items()}
 
 
 def flat(results: Mapping[str, Any]) -> Metrics:

@@ -11,7 +11,6 @@ from assets.contract import Artifact, Metrics, Progress
 from gpt_model.errors import UserError
 
 if TYPE_CHECKING:
-    from gpt_model.experiments.intervals import Estimate
     from gpt_model.rlhf.chat_template import Layout
     from gpt_model.rlhf.pairwise import Scores
     from gpt_model.rlhf.reward_model import Compared, Laid
@@ -80,18 +79,14 @@ def measured(scores: Mapping[str, Scores], compared: Sequence[Compared]) -> Metr
         chosen = [[own[place] for place in places] for own in scores.values()]
         estimates, gained = pairwise.accuracies(chosen, [pairs[place] for place in places])
         for name, estimate in zip(scores, estimates, strict=True):
-            found |= interval(
-                "/".join(part for part in (name, source, "accuracy") if part), estimate
+            found |= estimate.as_metrics(
+                "/".join(part for part in (name, source, "accuracy") if part)
             )
         if gained is not None and not source:
-            found |= interval("gained", gained)
+            found |= gained.as_metrics("gained")
         found["/".join(part for part in (source, "comparisons") if part)] = sum(
             len(pairs[place]) for place in places
         )
     first = next(iter(scores.values()))
     _, error = pairwise.calibration(first, pairs)
     return found | {"log_loss": pairwise.log_loss(first, pairs), "calibration_error": error}
-
-
-def interval(name: str, estimate: Estimate) -> Metrics:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

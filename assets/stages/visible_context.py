@@ -16,12 +16,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     """Write experiment.json: a curve a source."""
     from gpt_model import convert
     from gpt_model.data.shards import TokenData
-    from gpt_model.experiments.visible_context import (
-        bits_per_byte,
-        gain,
-        nats_by_context,
-        positions,
-    )
+    from gpt_model.experiments.visible_context import gain, nats_by_context, positions
+    from gpt_model.statistics import bits_per_byte_interval
 
     data = TokenData(inputs["tokens"].path)
     model = convert.load(inputs["pretrained"].path / "model").to(progress.profile.device).eval()
@@ -40,7 +36,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
             continue
         sizes = data.byte_lengths[data.tokens(source, "held_out")[:][at]].astype(int)
         nats = nats_by_context(model, data, source, at, contexts)
-        curve = [bits_per_byte(nats[:, column], sizes) for column in range(len(contexts))]
+        curve = [bits_per_byte_interval(nats[:, column], sizes) for column in range(len(contexts))]
         ends = {
             name: [getattr(one, end) for one in curve]
             for name, end in (("y", "value"), ("low", "low"), ("high", "high"))

@@ -67,8 +67,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
 
 def _score(probe: Probe, answers: Sequence[int]) -> tuple[float, float, float]:
     """The score and its 95 % interval."""
-    from gpt_model.evaluation.metrics import wilson
     from gpt_model.finetuning import metrics
+    from gpt_model.statistics import wilson
 
     if probe.matthews:
         found = metrics.scores(
@@ -76,7 +76,8 @@ def _score(probe: Probe, answers: Sequence[int]) -> tuple[float, float, float]:
         )
         return found["matthews"], found["matthews_low"], found["matthews_high"]
     right = sum(a == b for a, b in zip(answers, probe.labels, strict=True))
-    return right / len(probe.labels), *wilson(right, len(probe.labels))
+    interval = wilson(right, len(probe.labels))
+    return interval.value, interval.low, interval.high
 
 
 def _scaled(probe: Probe, value: float) -> float:
@@ -84,9 +85,9 @@ def _scaled(probe: Probe, value: float) -> float:
 
 
 def _interval(point: Point) -> str:
-    from gpt_model.experiments.intervals import Estimate
+    from gpt_model.statistics import ConfidenceInterval
 
-    return str(Estimate(*point[1:]))
+    return str(ConfidenceInterval(*point[1:]))
 
 
 def _on_the_scale(probe: Probe, point: Point) -> str:

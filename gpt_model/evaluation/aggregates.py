@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from gpt_model.evaluation.metrics import Z
 from gpt_model.evaluation.results import Demonstrations, ScoreRow, UnavailableRow
 from gpt_model.evaluation.suites import SuiteTask
 from gpt_model.rounding import rounded
+from gpt_model.statistics import normal_interval
 
 CORE = "CORE"
 # DCLM corrected three of its baselines in September 2025, so a score says which ones it is by.
@@ -161,14 +161,15 @@ def _mean_row(
     demonstrations: Demonstrations | None = None,
 ) -> ScoreRow:
     """The row of a mean of independent scores `of` tasks, with its normal 95 % interval."""
+    interval = normal_interval(value, error)
     return ScoreRow(
         of[0].suite,
         task,
         metric,
         rounded(value),
         rounded(error),
-        rounded(value - Z * error),
-        rounded(value + Z * error),
+        rounded(interval.low),
+        rounded(interval.high),
         baseline,
         baseline_value,
         examples=sum(row.examples for row in of),

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_model.data import documents
-from gpt_model.evaluation.metrics import aggregated, spread
+from gpt_model.evaluation.metrics import aggregated, confidence_interval
 from gpt_model.evaluation.results import SubsetScore, TrainingOverlap
 from gpt_model.rounding import rounded
 
@@ -189,9 +189,10 @@ class TaskOverlap:
 def _score(metric: str, aggregation: str, values: Sequence[Any]) -> SubsetScore | None:
     if not values:
         return None
-    interval = spread(metric, aggregation, values)
+    interval = confidence_interval(metric, aggregation, values)
     value = aggregated(aggregation, values)
-    return SubsetScore(rounded(value), rounded(interval.low), rounded(interval.high), len(values))
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    return SubsetScore(rounded(value), rounded(low), rounded(high), len(values))
 
 
 def overlap_with_training(tasks: Mapping[str, Examples], corpus: Path) -> dict[str, TaskOverlap]:

@@ -25,7 +25,7 @@ from gpt_model.errors import UserError
 from gpt_model.evaluation import scoring, toxicity
 from gpt_model.evaluation.contamination import TaskOverlap
 from gpt_model.evaluation.examples import TaskRows
-from gpt_model.evaluation.metrics import ACCURACIES, baseline, spread
+from gpt_model.evaluation.metrics import ACCURACIES, baseline, confidence_interval
 from gpt_model.evaluation.results import ScoreRow, TrainingOverlap
 from gpt_model.rounding import rounded
 
@@ -197,7 +197,7 @@ def score_rows(
                 )
             value = float(results["results"][task.full_name][f"{metric},none"])
             values = [sample[metric] for sample in samples if metric in sample]
-            interval = spread(metric, aggregation, values)
+            interval = confidence_interval(metric, aggregation, values)
             overlap = (
                 overlaps[task.full_name].split_score(metric, aggregation, values)
                 if overlaps and len(values) == len(samples)
@@ -210,9 +210,9 @@ def score_rows(
                 task.name,
                 metric,
                 rounded(value),
-                rounded(interval.stderr),
-                rounded(interval.low),
-                rounded(interval.high),
+                rounded(interval.stderr if interval else None),
+                rounded(interval.low if interval else None),
+                rounded(interval.high if interval else None),
                 "" if against is None else f"{metadata.baseline} {against:.3f}",
                 rounded(against),
                 not entry.get("higher_is_better", True),

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from gpt_model.evaluation.metrics import Z
+from gpt_model.statistics import Z
 
 RESULTS = "results.json"
 

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from gpt_model.data.shards import TokenData
 from gpt_model.decoder import Decoder
-from gpt_model.evaluation.metrics import Z, spread
-from gpt_model.experiments.intervals import Estimate
+from gpt_model.statistics import ConfidenceInterval, ratio_interval
 from gpt_model.training.batching import EVALUATION_TOKENS
 
 
@@ -57,25 +56,8 @@ def nats_by_context(
     return nats
 
 
-def bits_per_byte(nats: NDArray[np.float64], sizes: NDArray[np.integer]) -> Estimate:
-    """Of tokens with these nats [n] and bytes [n]: bits per byte, and its 95 % interval, tokens
-    taken for independent draws.
-    """
-    value = float(nats.sum() / math.log(2) / sizes.sum())
-    sure = spread("bits_per_byte", "bits_per_byte", list(zip(-nats, sizes, strict=True)))
-    return Estimate(
-        value, value if sure.low is None else sure.low, value if sure.high is None else sure.high
-    )
-
-
 def gain(
     fewer: NDArray[np.float64], more: NDArray[np.float64], sizes: NDArray[np.integer]
-) -> Estimate:
-    """Bits per byte that more context saves on the same tokens, with its 95 % interval, paired."""
-    saved = (fewer - more) / math.log(2)
-    value = float(saved.sum() / sizes.sum())
-    residuals = saved - value * sizes
-    error = math.sqrt(len(saved) / max(1, len(saved) - 1) * float((residuals**2).sum())) / float(
-        sizes.sum()
-    )
-    return Estimate(value, value - Z * error, value + Z * error)
+) -> ConfidenceInterval:
+    """Bits per byte that more context saves on the same tokens, paired."""
+    return ratio_interval((fewer - more) / math.log(2), sizes)

@@ -1,11 +1,8 @@
-"""What a model's answers are worth: scores with 95 % intervals, and a paired difference of two
-models.
+"""Scores of a fine-tuned model's answers, each with its 95 % interval (`statistics.py`), and the
+paired difference of two models.
 
-An accuracy's interval is Wilson's, which holds for small test sets and near 0 and 1. Every other
-one is a bootstrap with a fixed seed that draws whole groups, because questions about one passage
-are not independent. Each of those scores is a function of sums over examples, so a sample is a
-weighted sum of the groups' own sums. Where no sample differs from another, as with a model that
-always gives the same answer, the interval is what a share of unlike groups not met yet may do.
+Every score but accuracy is a function of sums over examples: of counts of label by answer, or of
+moments of ratings.
 """
 
 from __future__ import annotations
@@ -16,14 +13,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_model.evaluation.metrics import ALIKE, unseen, wilson
 from gpt_model.finetuning.entry import Metric, TaskEntry
 from gpt_model.finetuning.input_forms import Laid
 from gpt_model.finetuning.ratings import expected
+from gpt_model.statistics import (
+    ConfidenceInterval,
+    Floats,
+    Statistic,
+    paired_difference,
+    score_interval,
+    wilson,
+)
 
-RESAMPLES, BATCH = 10_000, 500
-
-Floats = NDArray[np.float64]
+LIMITS: dict[Metric, tuple[float, float]] = {
+    "accuracy": (0.0, 1.0),
+    "f1": (0.0, 1.0),
+    "matthews": (-1.0, 1.0),
+    "pearson": (-1.0, 1.0),
+}
 
 
 def scores(
@@ -36,22 +43,22 @@ def scores(
     and the classes' mean otherwise.
     """
     correct = int(np.sum(np.asarray(labels) == np.asarray(predicted)))
-    found = _named("accuracy", correct / len(labels), wilson(correct, len(labels)))
+    metrics = wilson(correct, len(labels)).as_metrics("accuracy")
     if named_classes:
         pairs = _pairs(np.asarray(labels), np.asarray(predicted), named_classes)
-        possible = np.eye(named_classes**2)
-        found |= _named("f1", *_bootstrapped(pairs, groups, _f1, (0.0, 1.0), possible))
-        found |= _named("matthews", *_bootstrapped(pairs, groups, _matthews, (-1.0, 1.0), possible))
-    return found
+        names: tuple[Metric, ...] = ("f1", "matthews")
+        for name in names:
+            statistic = Scoring(name, named_classes).statistic
+            metrics |= score_interval(pairs, groups, statistic, LIMITS[name]).as_metrics(name)
+    return metrics
 
 
 def correlation(
     predicted: Sequence[float], ratings: Sequence[float], groups: Sequence[str]
 ) -> dict[str, float]:
     """pearson, pearson_low, pearson_high: of what the model gives with what people gave."""
-    return _named(
-        "pearson", *_bootstrapped(_moments(predicted, ratings), groups, _pearson, (-1.0, 1.0))
-    )
+    parts, statistic = _moments(predicted, ratings), Scoring("pearson").statistic
+    return score_interval(parts, groups, statistic, LIMITS["pearson"]).as_metrics("pearson")
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Scoring:
         )
 
     def parts(self, examples: Sequence[Laid], logits: Sequence[Sequence[float]]) -> Floats:
-        """[examples, parts]: what `value` makes the metric of, added up over examples."""
+        """[examples, parts], over which `statistic` is a function of the sums."""
         if self.metric == "pearson":
             return _moments(
                 self.ratings(logits),
@@ -89,24 +96,29 @@ class Scoring:
             return np.stack([labels == predicted, np.ones_like(labels)], 1).astype(float)
         return _pairs(labels, predicted, self.named_classes)
 
-    def possible(self) -> Floats | None:
-        """Every row that `parts` may have: [rows, parts]. None of ratings, which are without
-        number.
-        """
+    @property
+    def statistic(self) -> Statistic:
+        """The metric as a function of sums of `parts`."""
         if self.metric == "pearson":
-            return None
-        return (
-            np.array([[0.0, 1.0], [1.0, 1.0]])
-            if self.metric == "accuracy"
-            else np.eye(self.named_classes**2)
-        )
-
-    def value(self, sums: Floats) -> Floats:
-        """The metric: [..., parts] -> [...]."""
-        return VALUES[self.metric](sums)
+            return Statistic(VALUES[self.metric])
+        accuracy = np.array([[0.0, 1.0], [1.0, 1.0]])
+        possible = accuracy if self.metric == "accuracy" else np.eye(self.named_classes**2)
+        return Statistic(VALUES[self.metric], possible)
 
     def of(self, examples: Sequence[Laid], logits: Sequence[Sequence[float]]) -> float:
-        return float(self.value(self.parts(examples, logits).sum(0)))
+        return self.of_parts(self.parts(examples, logits))
+
+    def of_parts(self, parts: Floats) -> float:
+        """The metric of [examples, parts]."""
+        return float(VALUES[self.metric](parts.sum(0)))
+
+    def difference(
+        self, first: Floats, second: Floats, groups: Sequence[str]
+    ) -> ConfidenceInterval:
+        """The metric of `first` minus that of `second`: two models' parts of the same examples."""
+        possible = self.statistic.possible
+        pairs = None if possible is None else _side_by_side(possible, self.named_classes)
+        return paired_difference(first, second, groups, VALUES[self.metric], pairs)
 
     def ratings(self, logits: Sequence[Sequence[float]]) -> list[float]:
         """What the model gives: on a scale the rating it expects, between two ends the probability
@@ -120,26 +132,6 @@ class Scoring:
         return [expected(row, self.lowest) for row in shares.tolist()]
 
 
-def paired_difference(
-    scoring: Scoring, first: Floats, second: Floats, groups: Sequence[str]
-) -> tuple[float, float, float]:
-    """(metric of `first` minus that of `second`, 2.5 %, 97.5 %), two models' parts of the same
-    examples.
-    """
-    count = first.shape[1]
-
-    def gained(sums: Floats) -> Floats:
-        return scoring.value(sums[..., :count]) - scoring.value(sums[..., count:])
-
-    possible = (
-        None if (rows := scoring.possible()) is None else _side_by_side(rows, scoring.named_classes)
-    )
-    value, (low, high) = _bootstrapped(
-        np.concatenate([first, second], 1), groups, gained, (-1.0, 1.0), possible
-    )
-    return value, low, high
-
-
 def _side_by_side(rows: Floats, classes: int) -> Floats:
     """What two models may answer to one example: [pairs, 2 × parts]. Its label, which a row of
     labelled classes has, is the same.
@@ -147,56 +139,6 @@ def _side_by_side(rows: Floats, classes: int) -> Floats:
     label = np.arange(len(rows)) // classes if len(rows) == classes**2 else np.zeros(len(rows))
     first, second = np.nonzero(label[:, None] == label)
     return np.concatenate([rows[first], rows[second]], 1)
-
-
-def _named(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
-    return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
-
-
-def _bootstrapped(
-    parts: Floats,
-    groups: Sequence[str],
-    of: Callable[[Floats], Floats],
-    limits: tuple[float, float],
-    possible: Floats | None = None,
-) -> tuple[float, tuple[float, float]]:
-    """`of` the sum of `parts` [examples, parts], and its percentile interval; `limits` where
-    nothing says what the spread is.
-
-    `possible`: every row that `parts` may have.
-    """
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    sums = np.zeros((len(names), parts.shape[1]))
-    np.add.at(sums, member, parts)
-    value = float(of(sums.sum(0)))
-    if len(names) < 2:
-        return value, limits
-    draw = np.random.default_rng(0)
-    values = []
-    for _ in range(RESAMPLES // BATCH):
-        drawn = (
-            draw.integers(len(names), size=(BATCH, len(names)))
-            + len(names) * np.arange(BATCH)[:, None]
-        )
-        times = np.bincount(drawn.ravel(), minlength=BATCH * len(names)).reshape(
-            BATCH, len(names)
-        )  # each group is in each sample
-        values.append(of(times @ sums))
-    low, high = np.percentile(np.concatenate(values), (2.5, 97.5))
-    if high - low < ALIKE:
-        if possible is None:
-            return value, limits
-        others = of(with_others(sums.sum(0), len(parts), possible, unseen(len(names))))
-        low, high = min(value, *others), max(value, *others)
-    return value, (float(low), float(high))
-
-
-def with_others(sums: Floats, count: int, others: Floats, share: float | Floats) -> Floats:
-    """`sums` of `count` examples of which a `share` came out as `others` [rows, parts]: [rows,
-    parts].
-    """
-    share = np.reshape(np.asarray(share), (-1, 1))
-    return np.asarray((1 - share) * sums + share * count * others)
 
 
 def _pairs(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> Floats:

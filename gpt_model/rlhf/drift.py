@@ -12,8 +12,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gpt_model.experiments.intervals import Estimate
-from gpt_model.rlhf.win_rates import mean, ratio, share
+from gpt_model.statistics import (
+    ConfidenceInterval,
+    bootstrap_mean,
+    bootstrap_ratio,
+    bootstrap_share,
+)
 
 WORD = re.compile(r"\w+|[^\w\s]")
 POOL = 10  # answers whose n-grams are counted together; fewer where there are not 8 pools of them
@@ -43,7 +47,7 @@ class Written:
     ended: bool
 
 
-def drift(answers: Sequence[Written], groups: Sequence[str]) -> dict[str, Estimate]:
+def drift(answers: Sequence[Written], groups: Sequence[str]) -> dict[str, ConfidenceInterval]:
     """Each of NAMES with its 95 % interval, by bootstrap over prompts (`groups`); of distinct-n
     over pools of answers.
     """
@@ -51,14 +55,14 @@ def drift(answers: Sequence[Written], groups: Sequence[str]) -> dict[str, Estima
     return {
         "distinct_1": distinct(words, 1),
         "distinct_2": distinct(words, 2),
-        "repetition": share([repetition(one) for one in words], groups),
-        "length": mean([answer.tokens for answer in answers], groups),
-        "ended": share([answer.ended for answer in answers], groups),
-        "copies": share(copies([answer.text for answer in answers], groups), groups),
+        "repetition": bootstrap_share([repetition(one) for one in words], groups),
+        "length": bootstrap_mean([answer.tokens for answer in answers], groups),
+        "ended": bootstrap_share([answer.ended for answer in answers], groups),
+        "copies": bootstrap_share(copies([answer.text for answer in answers], groups), groups),
     }
 
 
-def distinct(texts: Sequence[Sequence[str]], n: int) -> Estimate:
+def distinct(texts: Sequence[Sequence[str]], n: int) -> ConfidenceInterval:
     """Different n-grams by n-grams (Li et al. 2016), in pools of a fixed number of answers one
     after another.
 
@@ -69,8 +73,8 @@ def distinct(texts: Sequence[Sequence[str]], n: int) -> Estimate:
     pools = [texts[first : first + size] for first in range(0, len(texts) - size + 1, size)]
     counts = [Counter(gram for text in pool for gram in _grams(text, n)) for pool in pools]
     if not any(counts):
-        return Estimate(0.0, 0.0, 0.0)
-    return ratio(
+        return ConfidenceInterval(0.0, 0.0, 0.0)
+    return bootstrap_ratio(
         [len(count) for count in counts if count], [count.total() for count in counts if count]
     )
 
@@ -99,7 +103,7 @@ class Held:
 
     measure: str
     value: float
-    reference: Estimate
+    reference: ConfidenceInterval
 
     @property
     def inside(self) -> bool:
@@ -110,7 +114,9 @@ class Held:
         return f"{NAMES[self.measure]} {self.value:.3f} {side} {self.reference.low:.3f} to {self.reference.high:.3f}"
 
 
-def beside_reference(ours: Mapping[str, Estimate], reference: Mapping[str, Estimate]) -> list[Held]:
+def beside_reference(
+    ours: Mapping[str, ConfidenceInterval], reference: Mapping[str, ConfidenceInterval]
+) -> list[Held]:
     """What is watched: the mean of ours beside the reference's interval, which is of as many
     answers.
 

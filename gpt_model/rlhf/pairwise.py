@@ -12,29 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gpt_model.experiments.intervals import Estimate, resampled
+from gpt_model.statistics import ConfidenceInterval, Floats, Statistic, cluster_bootstrap
 
-Floats = NDArray[np.float64]
 Scores = Sequence[Sequence[float]]  # of each ranking, of each of its responses
 Pairs = Sequence[
     Sequence[tuple[int, int]]
 ]  # of each ranking: (better, worse) places among its responses
 BINS = 10
-
-
-@dataclass(frozen=True)
-class _Accuracy:
-    """Right pairs over pairs, of rankings' [right, pairs]. `each`: pairs of a ranking, on average."""
-
-    each: float
-
-    def value(self, sums: Floats) -> Floats:
-        return np.asarray(sums[..., 0] / sums[..., 1])
-
-    def possible(self) -> Floats:
-        return np.array([[0.0, self.each], [self.each, self.each]])
 
 
 def gaps(scores: Scores, pairs: Pairs) -> list[Floats]:
@@ -45,7 +30,9 @@ def gaps(scores: Scores, pairs: Pairs) -> list[Floats]:
     ]
 
 
-def accuracies(models: Sequence[Scores], pairs: Pairs) -> tuple[list[Estimate], Estimate | None]:
+def accuracies(
+    models: Sequence[Scores], pairs: Pairs
+) -> tuple[list[ConfidenceInterval], ConfidenceInterval | None]:
     """Each model's share of pairs in which the better response has more, with its 95 % interval;
     equal numbers count half.
 
@@ -62,9 +49,12 @@ def accuracies(models: Sequence[Scores], pairs: Pairs) -> tuple[list[Estimate], 
         ]
         for one in models
     ]
-    metric = _Accuracy(float(np.mean([len(one) for one in pairs])))
-    points = resampled(parts, metric, [str(number) for number in range(len(pairs))])
-    return points.each(), points.estimate([1.0, -1.0]) if len(models) == 2 else None
+    each = float(np.mean([len(ranking) for ranking in pairs]))  # pairs of a ranking
+    possible = np.array([[0.0, each], [each, each]])
+    accuracy = Statistic(lambda sums: sums[..., 0] / sums[..., 1], possible)
+    bootstrap = cluster_bootstrap(parts, accuracy, [str(number) for number in range(len(pairs))])
+    gained = bootstrap.interval([1.0, -1.0]) if len(models) == 2 else None
+    return bootstrap.intervals(), gained
 
 
 def log_loss(scores: Scores, pairs: Pairs) -> float:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from gpt_model.data.shards import TokenData, held_out_windows
 from gpt_model.decoder import Decoder
-from gpt_model.evaluation.metrics import spread
 from gpt_model.memory import peak_resident_bytes
+from gpt_model.statistics import ConfidenceInterval, bits_per_byte_interval
 from gpt_model.training.batching import EVALUATION_TOKENS
 from gpt_model.training.settings import Execution
 
@@ -61,13 +61,10 @@ class HeldOut:
         return self.nats / math.log(2) / max(1, self.bytes)
 
     @property
-    def bpb_interval(self) -> tuple[float, float] | None:
-        """95 % of `bpb`, windows taken for independent draws of such text (the delta method). None
-        of a single window.
-        """
-        nats, _, size = self.windows.T
-        found = spread("bits_per_byte", "bits_per_byte", list(zip(-nats, size, strict=True)))
-        return None if found.low is None or found.high is None else (found.low, found.high)
+    def bpb_interval(self) -> ConfidenceInterval | None:
+        """95 % of `bpb`, windows taken for independent draws of such text. None of a single window."""
+        nats, _, sizes = self.windows.T
+        return bits_per_byte_interval(nats, sizes) if len(nats) > 1 else None
 
 
 def held_out(
@@ -136,12 +133,11 @@ def held_out_metrics(
 
 def held_out_intervals(found: Mapping[str, HeldOut]) -> dict[str, float]:
     """`held_out/<source>/bpb_low` and `bpb_high`, of sources with more than one window."""
-    intervals = {source: one.bpb_interval for source, one in found.items()}
     return {
-        f"held_out/{source}/bpb_{end}": value
-        for source, interval in intervals.items()
-        if interval is not None
-        for end, value in zip(("low", "high"), interval, strict=True)
+        f"held_out/{source}/bpb_{name}": end
+        for source, text in found.items()
+        if (interval := text.bpb_interval) is not None
+        for name, end in (("low", interval.low), ("high", interval.high))
     }
 
 
