@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import Artifact, Config, Inputs, Verdict
-from assets.estimate.forecast import forecast
 from assets.launch.launcher import Exit, LocalLauncher, log_of, name_of_signal
 from assets.node import Node
 from assets.recipe.profile import Profile
@@ -37,17 +36,23 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Request:
-    """One build as somebody asks for it: the node, where its recipe stands, how to execute, and who
-    asks.
-    """
+    """One build: what is built from what, how it executes, and who requests it."""
 
     node: Node
-    base: Path
+    inputs: Inputs  # `gather_inputs`
+    config: Config  # `node.config`: the node's section, with everything outside the store pinned
     profile: Profile
+    estimate: Mapping[str, Any] = field(default_factory=dict)  # frozen with the artifact, unread
     dagster_run_id: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)  # e.g. the Dagster Pipes bootstrap
     python: str = sys.executable
     say: Say = lambda message: None
+
+    @property
+    def fingerprint(self) -> str:
+        stage = self.node.stage
+        digests = {name: artifact.digest for name, artifact in self.inputs.items()}
+        return Store.fingerprint(stage.name, stage.version, self.config, digests)
 
 
 @dataclass(frozen=True)
@@ -97,13 +102,8 @@ def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tra
     """Find the artifact of `request`, or make it. Raises UserError or WorkerFailed; leaves no
     half-made artifact either way.
     """
-    node = request.node
+    node, fingerprint = request.node, request.fingerprint
     tracking.serve(request.dagster_run_id, request.say)
-    inputs = gather_inputs(store, node)
-    config = node.config(request.base)
-    fingerprint = store.fingerprint(
-        node.stage.name, node.stage.version, config, {name: a.digest for name, a in inputs.items()}
-    )
 
     def waiting(holder: str) -> None:
         request.say(
@@ -115,16 +115,8 @@ def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tra
         artifact = _found(store, fingerprint, request.say)
         hit = artifact is not None
         if artifact is None:
-            artifact = _made(
-                request,
-                config,
-                inputs,
-                store.building(fingerprint),
-                lock,
-                store,
-                launcher,
-                tracking,
-            )
+            building = store.building(fingerprint)
+            artifact = _made(request, building, lock, store, launcher, tracking)
         store.set_ref(node.recipe, node.name, fingerprint)
     if not hit:
         tracking.finish(artifact.path.parent)
@@ -148,8 +140,6 @@ def _found(store: Store, fingerprint: str, say: Say) -> Artifact | None:
 
 def _made(
     request: Request,
-    config: Config,
-    inputs: Inputs,
     building: Building,
     lock: int,
     store: Store,
@@ -157,7 +147,7 @@ def _made(
     tracking: Tracking,
 ) -> Artifact:
     node, stage, profile = request.node, request.node.stage, request.profile
-    foretold = forecast(node, config, inputs, profile, store)
+    config, inputs = request.config, request.inputs
     ranks = profile.processes if stage.ranks == "profile" else 1
     threads = profile.threads_each() * (1 if ranks > 1 else profile.processes)
     for leftover in (building.result, building.failure):
@@ -203,7 +193,7 @@ def _made(
         seconds=seconds(building.events),
         cores=ranks * threads,
         peak_memory_bytes=ended.peak_memory_bytes,
-        forecast=foretold,
+        forecast=request.estimate,
         dagster_runs=tracking.dagster_runs(building),
         mlflow_run=tracking.run_of(building),
     )

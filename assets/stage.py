@@ -17,8 +17,9 @@ from typing import Any
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from assets.build import Outcome, Request, WorkerFailed, build
+from assets.build import Outcome, Request, WorkerFailed, build, gather_inputs
 from assets.contract import Check
+from assets.estimate import with_estimate
 from assets.lineage import Lineage
 from assets.node import Node
 from assets.store.provenance import seconds_spent
@@ -94,15 +95,17 @@ def _build(context: dg.AssetExecutionContext, node: Node, base: Path, lineage: L
     with dg.open_pipes_session(
         context=context, context_injector=injector, message_reader=reader
     ) as session:
+        store = lineage.store()
         request = Request(
             node,
-            base,
+            gather_inputs(store, node),
+            node.config(base),
             lineage.execution(),
             dagster_run_id=context.run.run_id,
             environment=session.get_bootstrap_env_vars(),
             say=context.log.info,
         )
-        return build(request, lineage.store(), lineage.launcher(), lineage.tracking())
+        return build(with_estimate(request, store), store, lineage.launcher(), lineage.tracking())
 
 
 def _check_spec(check: Check, node: Node) -> dg.AssetCheckSpec:

@@ -110,6 +110,7 @@ def imported(
     It is the build of a recipe with nothing in it but that.
     """
     from assets.build import Request, WorkerFailed, build
+    from assets.estimate import with_estimate
     from assets.graph import nodes
     from assets.launch.launcher import LocalLauncher
     from assets.lineage import prepare_home
@@ -138,11 +139,12 @@ def imported(
     node = next(
         node for node in nodes(Recipe(name=called, imported=section)) if node.stage is IMPORTED
     )
-    if reason := node.config(Path.cwd()).get("not_run"):
+    config = node.config(Path.cwd())
+    if reason := config.get("not_run"):
         raise UserError(f"It is not imported: {reason}. Try again where it can be reached.")
     prepare_home(store.home)
     display.began(node.ref)
-    request = Request(node, Path.cwd(), profile, say=display.say)
+    request = with_estimate(Request(node, {}, config, profile, say=display.say), store)
     try:
         return node.ref, build(request, store, LocalLauncher(profile.device), Tracking(store.home))
     except WorkerFailed as failure:

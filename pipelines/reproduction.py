@@ -1,37 +1,35 @@
-"""Building an artifact again from its manifest, in a store of its own that only borrows the inputs,
-and comparing what comes out.
+"""Building an artifact again from its manifest, and comparing what comes out.
 
-It is the ordinary build (`assets.build`) with the recorded configuration, inputs and profile.
-Nothing of it is kept, and MLflow is not told.
+It is the ordinary build (`assets.build`) with the recorded configuration, inputs and profile, in a
+temporary store that links to the inputs. The artifact is not kept, and MLflow gets no run of it.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from assets.build import Request, WorkerFailed, build
-from assets.contract import Artifact, as_it_stands
+from assets.contract import Artifact, Inputs
 from assets.launch.launcher import LocalLauncher
 from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.stages import stage_named
 from assets.store.provenance import git_state
-from assets.store.store import Building, Store
+from assets.store.store import SHORT, Building, Store
 from assets.tracking.outbox import Say
 from assets.tracking.tracking import Build, Tracking
 from gpt_model.errors import UserError
-from pipelines.lineage_views import SHORT
 from pipelines.progress import BuildDisplay
 
 
 class Untracked(Tracking):
-    """Tells no server: a reproduction is not a build of its own."""
+    """Reports to no server: a reproduction has no run of its own."""
 
     def begin(self, building: Building, build: Build, dagster_run: str | None = None) -> None: ...
 
@@ -47,109 +45,102 @@ class Untracked(Tracking):
 
 
 def reproduced(store: Store, original: Artifact, console: Console) -> list[str]:
-    """Build `original` again and compare: a sentence for each file that is not the same, [] where
-    all are.
+    """Build `original` again and compare: a sentence for each file that differs, [] where none does.
 
     Raises UserError where it cannot be built from what is here: an input is gone or changed, the
     stage's code has another version, or its worker fails.
     """
-    node = _node(original)
-    inputs = _inputs(store, original)
-    recorded = original.manifest["provenance"]["profile"]
-    profile = Profile.model_validate(
-        {key: value for key, value in recorded.items() if key in Profile.model_fields}
-    )  # others are gone
+    node, inputs = _node(original), _inputs(store, original)
+    profile = _profile(original.manifest["provenance"]["profile"])
     store.home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="reproduction.", dir=store.home) as folder:
-        own = _store_with(Path(folder), store, node, inputs)
-        with BuildDisplay(own.home, console) as display:
+        temporary = _temporary_store(Path(folder), store, inputs)
+        launcher, tracking = LocalLauncher(profile.device), Untracked(temporary.home)
+        with BuildDisplay(temporary.home, console) as display:
             display.began(node.ref)
-            request = Request(node, Path.cwd(), profile, say=display.say)
+            request = Request(node, inputs, original.config, profile, say=display.say)
             try:
-                again = build(
-                    request, own, LocalLauncher(profile.device), Untracked(own.home)
-                ).artifact
+                again = build(request, temporary, launcher, tracking).artifact
             except WorkerFailed as failure:  # its log goes with the folder
-                (log := store.home / "reproduction.log").write_text(
-                    failure.details, encoding="utf-8"
-                )
+                log = store.home / "reproduction.log"
+                log.write_text(failure.details, encoding="utf-8")
                 raise UserError(f"{failure.sentence} What it said last: {log}") from None
-        unlike = _unlike(original, again)
-        return unlike and [*unlike, *_code(original)]
+        differing = _differing_files(original, again)
+        return differing and [*differing, *_differing_code(original)]
 
 
 def _node(original: Artifact) -> Node:
-    """The artifact's place in a graph of its own, its section as recorded, local files already tied
-    to their bytes.
-    """
-    made = original.manifest["provenance"]
+    """The artifact as a node of its own. Raises UserError where the stage has another version."""
+    record = original.manifest["provenance"]
     stage = stage_named(original.stage)
-    recipe, _, name = made["asset"].partition("/")
-    if stage.version != original.manifest["version"]:
-        commit = made["git"]["commit"]
+    version = original.manifest["version"]
+    if stage.version != version:
         raise UserError(
-            f"{made['asset']} {original.fingerprint[:SHORT]} was built by version {original.manifest['version']} of the stage "
-            f"{stage.name!r}; the code here is version {stage.version}. Check out commit {commit or '(not recorded)'} to reproduce it."
+            f"{record['asset']} {original.fingerprint[:SHORT]} was built by version {version} of "
+            f"the stage {stage.name!r}; the code here is version {stage.version}. Check out commit "
+            f"{record['git']['commit'] or '(not recorded)'} to reproduce it."
         )
-    needs = tuple(entry["name"] for entry in original.manifest["inputs"])
-    return Node(recipe, name, replace(stage, pin=as_it_stands), lambda base: original.config, needs)
+    recipe, _, name = record["asset"].partition("/")
+    return Node(recipe, name, stage, lambda base: original.config)
+
+
+def _profile(recorded: Mapping[str, Any]) -> Profile:
+    """The recorded profile, without the settings that profiles no longer have."""
+    settings = {key: value for key, value in recorded.items() if key in Profile.model_fields}
+    return Profile.model_validate(settings)
 
 
 def _inputs(store: Store, original: Artifact) -> dict[str, Artifact]:
     """The recorded inputs, verified."""
     inputs = {}
     for entry in original.manifest["inputs"]:
-        artifact = store.find(entry["fingerprint"])
+        name, artifact = entry["name"], store.find(entry["fingerprint"])
         if artifact is None:
             raise UserError(
-                f"Its input {entry['name']} {entry['fingerprint'][:SHORT]} is not in the store any more: build that again first."
+                f"Its input {name} {entry['fingerprint'][:SHORT]} is not in the store any more: "
+                "build that again first."
             )
         if problems := store.verify(artifact):
-            raise UserError(
-                f"Its input {entry['name']} is not what it was built from: {problems[0]}"
-            )
-        inputs[entry["name"]] = artifact
+            raise UserError(f"Its input {name} is not what it was built from: {problems[0]}")
+        inputs[name] = artifact
     return inputs
 
 
-def _store_with(folder: Path, store: Store, node: Node, inputs: dict[str, Artifact]) -> Store:
-    """An empty store at `folder` that has the inputs, and the downloads, of `store`."""
-    own = Store(folder)
-    own.artifacts_folder.mkdir()
-    (store.home / "downloads").mkdir(exist_ok=True)
-    (folder / "downloads").symlink_to(
-        (store.home / "downloads").resolve(), target_is_directory=True
-    )
-    for name, artifact in inputs.items():
-        link = own.artifacts_folder / artifact.fingerprint
-        if not link.exists():
-            link.symlink_to(artifact.path.parent, target_is_directory=True)
-        own.set_ref(node.recipe, name, artifact.fingerprint)
-    return own
+def _temporary_store(folder: Path, store: Store, inputs: Inputs) -> Store:
+    """An empty store at `folder` with links to the inputs, and to the downloads, of `store`."""
+    temporary = Store(folder)
+    temporary.artifacts_folder.mkdir()
+    downloads = store.home / "downloads"
+    downloads.mkdir(exist_ok=True)
+    (folder / "downloads").symlink_to(downloads.resolve(), target_is_directory=True)
+    for artifact in {artifact.fingerprint: artifact for artifact in inputs.values()}.values():
+        link = temporary.artifacts_folder / artifact.fingerprint
+        link.symlink_to(artifact.path.parent, target_is_directory=True)
+    return temporary
 
 
-def _code(original: Artifact) -> list[str]:
-    """What may be why: the code is not the code it was built with."""
+def _differing_code(original: Artifact) -> list[str]:
+    """A sentence that names both commits, where the code here is not the code it was built by."""
     then, now = original.manifest["provenance"]["git"], git_state()
     if then == now and not now["dirty"]:
         return []
-    was, is_ = (
-        f"commit {(git['commit'] or 'not recorded')[:SHORT]}{' with changes' if git['dirty'] else ''}"
+    built_by, here = (
+        f"commit {(git['commit'] or 'not recorded')[:SHORT]}"
+        + (" with changes" if git["dirty"] else "")
         for git in (then, now)
     )
-    return [f"It was built by the code of {was}; the code here is that of {is_}."]
+    return [f"It was built by the code of {built_by}; the code here is that of {here}."]
 
 
-def _unlike(original: Artifact, again: Artifact) -> list[str]:
-    before, now = (
+def _differing_files(original: Artifact, again: Artifact) -> list[str]:
+    published, rebuilt = (
         {file["path"]: file["sha256"] for file in artifact.manifest["files"]}
         for artifact in (original, again)
     )
     sentences = []
-    for path in sorted(before.keys() | now.keys()):
-        if before.get(path) != now.get(path):
-            was, is_ = (
-                files[path][:SHORT] if path in files else "not there" for files in (before, now)
-            )
-            sentences.append(f"{path}: {was} as published, {is_} built again")
+    for path in sorted(published.keys() | rebuilt.keys()):
+        before, after = published.get(path), rebuilt.get(path)
+        if before != after:
+            before, after = ((digest or "not there")[:SHORT] for digest in (before, after))
+            sentences.append(f"{path}: {before} as published, {after} built again")
     return sentences

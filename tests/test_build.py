@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 from conftest import write_local_recipe
 
-from assets.build import Request, WorkerFailed, _failure, build
+from assets.build import Request, WorkerFailed, _failure, build, gather_inputs
 from assets.contract import Check, Verdict
 from assets.graph import node_named, nodes
 from assets.launch.launcher import Exit, LocalLauncher
@@ -35,7 +35,7 @@ def test_defect_is_one_sentence_that_names_the_log_with_its_traceback(
     node = replace(node, stage=replace(node.stage, name="not_there"))
     with pytest.raises(WorkerFailed) as failed:
         build(
-            Request(node, tmp_path, load_profile("single")),
+            Request(node, {}, node.config(tmp_path), load_profile("single")),
             Store(home),
             LocalLauncher(),
             Tracking(home),
@@ -66,12 +66,7 @@ def test_input_whose_blocking_check_failed_in_an_earlier_run_is_refused(
     )
     store.set_ref("local", "corpus", corpus.fingerprint)
     with pytest.raises(UserError) as refused:
-        build(
-            Request(node_named(graph, "tokenizer"), tmp_path, load_profile("single")),
-            store,
-            LocalLauncher(),
-            Tracking(home),
-        )
+        gather_inputs(store, node_named(graph, "tokenizer"))
     assert str(refused.value) == (
         "local/tokenizer refuses its input local/corpus (abababababab): its blocking check 'no_leak' failed: 3 documents leak. "
         "Mend the recipe or the source, and build local/corpus again."

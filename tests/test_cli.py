@@ -21,7 +21,7 @@ from conftest import ROOT, BuiltStore, environment_of, run_cli, write_local_reci
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from assets.build import Request, build
+from assets.build import Request, build, gather_inputs
 from assets.graph import node_named, nodes
 from assets.launch.launcher import LocalLauncher
 from assets.lineage import prepare_home
@@ -43,12 +43,9 @@ def build_stages(recipe: Path, home: Path, stages: tuple[str, ...] = STAGES) -> 
     store, graph = Store(home), nodes(load_recipe(str(recipe)))
     profile = load_profile("single")
     for name in stages:
-        build(
-            Request(node_named(graph, name), recipe.parent, profile),
-            store,
-            LocalLauncher(),
-            Tracking(home),
-        )
+        node = node_named(graph, name)
+        request = Request(node, gather_inputs(store, node), node.config(recipe.parent), profile)
+        build(request, store, LocalLauncher(), Tracking(home))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from conftest import Cli, write_local_recipe
 from rank import MODEL, SECTION, Said, make_inputs
 
 from assets.contract import Artifact, Built
-from assets.estimate.forecast import forecast
+from assets.estimate import estimate
 from assets.graph import node_named, nodes
 from assets.recipe.profile import load_profile
 from assets.recipe.recipe import Recipe, load_recipe
@@ -405,49 +405,31 @@ def test_the_ladder_leaves_rules_that_a_dial_reads(trained: Trained, tmp_path: P
     assert recipe.own[1].tokens == pytest.approx(0.3 * counted(recipe.model_config_for()), rel=0.05)
 
 
-def test_the_plan_foretells_by_the_ladder_of_the_same_text(
+def test_loss_is_estimated_by_the_ladder_of_the_same_text_and_family(
     trained: Trained, tmp_path: Path
 ) -> None:
-    store, one = Store(tmp_path / "lineage"), trained.artifacts["experiments/scaling"]
+    store, ladder = Store(tmp_path / "lineage"), trained.artifacts["experiments/scaling"]
     building = store.building("0" * 64)
-    shutil.copytree(one.path, building.files, dirs_exist_ok=True)
-    store.publish(
-        building,
-        Facts("scaling", "1", one.config, {"tokens": trained.artifacts["tokens"]}, one.metrics, {}),
-        {},
-    )
+    shutil.copytree(ladder.path, building.files, dirs_exist_ok=True)
+    inputs = {"tokens": trained.artifacts["tokens"]}
+    facts = Facts("scaling", "1", ladder.config, inputs, ladder.metrics, {})
+    store.publish(building, facts, {})
     node = node_named(nodes(trained.recipe), "pretrained")
     config, profile = node.config(Path()), load_profile("single")
-    told = forecast(
-        node,
-        config,
-        {name: trained.artifacts[name] for name in ("tokens", "tokenizer")},
-        profile,
-        store,
-    )
-    law = Law.from_json(json.loads((one.path / FIT).read_text())["bpb"])
-    assert told["loss"]["expected"] == pytest.approx(law.at(told["work"]["amount"] / PF_DAY))
-    assert told["loss"]["low"] < told["loss"]["expected"] < told["loss"]["high"]
-    assert (
-        "The law through the 5 models of the ladder 000000000000, of the same text"
-        in told["loss_basis"]
-    )
-    other = dataclasses.replace(trained.artifacts["tokens"], digest="of another text")
-    elsewhere = forecast(
-        node, config, {"tokens": other, "tokenizer": trained.artifacts["tokenizer"]}, profile, store
-    )
-    assert "ladder" not in elsewhere["loss_basis"]
+    inputs = {name: trained.artifacts[name] for name in ("tokens", "tokenizer")}
+    artifacts = list(store.artifacts())
+    answer = estimate(node, config, inputs, profile, artifacts)
+    law = Law.from_json(json.loads((ladder.path / FIT).read_text())["bpb"])
+    compute = answer["work"]["amount"] / PF_DAY
+    low, high = law.interval(compute, 0.95)
+    assert answer["loss"] == {"low": low, "expected": law.at(compute), "high": high}
+    basis = "The law of 5 models of the same text, ladder 000000000000"
+    assert answer["loss_basis"].startswith(basis)
+    other = inputs | {"tokens": dataclasses.replace(inputs["tokens"], digest="of another text")}
+    assert "loss" not in estimate(node, config, other, profile, artifacts)
+    # a law of Transformers says nothing of an LSTM
     lstm = {**config, "model": {**config["model"], "family": "lstm"}}
-    of_lstm = forecast(
-        node,
-        lstm,
-        {name: trained.artifacts[name] for name in ("tokens", "tokenizer")},
-        profile,
-        store,
-    )
-    assert (
-        "ladder" not in of_lstm["loss_basis"] and of_lstm["loss"] != told["loss"]
-    )  # a law of Transformers tells nothing of an LSTM
+    assert "loss" not in estimate(node, lstm, inputs, profile, artifacts)
 
 
 def test_a_recipe_with_a_ladder_is_built_a_run_a_model(

@@ -345,29 +345,47 @@ def test_cost_is_of_all_attempts_and_adds_up(card: Card) -> None:
     )
 
 
-def test_forecast_stands_beside_the_outcome(card: Card) -> None:
-    rows = card.table("Forecast, made before each build, and outcome")
+def test_estimates_stand_beside_the_actual_figures(card: Card) -> None:
+    rows = card.table("Estimated before each build, and actual")
     inputs = card.inputs()
-    assert {(row["stage"], row["quantity"]) for row in rows} >= {
+    assert {(row["stage"], row["quantity"]) for row in rows} == {
         (name, unit) for name in inputs for unit in ("seconds", "MB")
     }
-    (loss,) = [row for row in rows if row["quantity"] == "bits per byte"]
-    told = inputs["pretrained"].manifest["provenance"]["forecast"]["loss"]
-    came = inputs["pretrained"].metrics["held_out/bpb"]
-    assert (loss["forecast"], loss["outcome"]) == (f"{told['expected']:.3g}", f"{came:.3g}")
-    assert loss["interval held?"] == (
-        "inside" if told["low"] <= came <= told["high"] else "outside"
-    )
+    record = inputs["pretrained"].manifest["provenance"]
+    by_quantity = {row["quantity"]: row for row in rows if row["stage"] == "pretrained"}
+    seconds, size = by_quantity["seconds"], by_quantity["MB"]
+    assert seconds["estimated"] == f"{record['forecast']['seconds']['expected']:,.3g}"
+    assert size["actual"] == f"{inputs['pretrained'].size / 1e6:,.3g}"
+    assert (seconds["interval"], seconds["inside"]) == ("", "")  # a default has no interval
 
 
-def test_seconds_of_a_resumed_build_are_not_held_against_its_forecast(card: Card) -> None:
+def test_an_interval_of_a_manifest_is_held_against_what_was_reached(card: Card) -> None:
     inputs = card.inputs()
-    made = inputs["tokens"].manifest["provenance"] | {"attempts": 3, "seconds": 5000.0}
-    resumed = replace(inputs["tokens"], manifest={**inputs["tokens"].manifest, "provenance": made})
+    pretrained = inputs["pretrained"]
+    loss = pretrained.metrics["held_out/bpb"]
+    for low, high, inside in ((0.9 * loss, 1.1 * loss, "yes"), (1.1 * loss, 1.2 * loss, "no")):
+        forecast = {"loss": {"low": low, "expected": (low + high) / 2, "high": high}}
+        record = pretrained.manifest["provenance"] | {"forecast": forecast}
+        older = replace(pretrained, manifest={**pretrained.manifest, "provenance": record})
+        assert tables.forecasts({"pretrained": older}).rows == [
+            [
+                "pretrained",
+                "bits per byte",
+                f"{(low + high) / 2:.3g}",
+                f"{low:.3g} – {high:.3g}",
+                f"{loss:.3g}",
+                inside,
+            ]
+        ]
+
+
+def test_seconds_of_a_resumed_build_are_not_held_against_its_estimate(card: Card) -> None:
+    inputs = card.inputs()
+    record = inputs["tokens"].manifest["provenance"] | {"attempts": 3, "seconds": 5000.0}
+    manifest = {**inputs["tokens"].manifest, "provenance": record}
+    resumed = replace(inputs["tokens"], manifest=manifest)
     rows = {(row[0], row[1]): row for row in tables.forecasts({**inputs, "tokens": resumed}).rows}
-    assert rows["tokens", "seconds"][-2:] == ["5e+03", "resumed, 3 attempts"] and rows[
-        "tokens", "MB"
-    ][-1] in ("inside", "outside")
+    assert rows["tokens", "seconds"][-2:] == ["5e+03", "resumed, 3 attempts"]
     cost = {row[0]: row for row in tables.cost({**inputs, "tokens": resumed}).rows}
     assert cost["tokens"][1:3] == ["3", "5000.0"] and float(cost["all"][2]) > 5000
 

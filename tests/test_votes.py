@@ -199,7 +199,7 @@ def test_a_worker_and_a_reproduction_find_the_votes(home: Path, tmp_path: Path) 
         cast(home, f"number {number}")
     node = node_named(nodes(load_recipe(str(tmp_path / "talk.yaml"))), "comparisons")
     built = build(
-        Request(node, tmp_path, load_profile("single")),
+        Request(node, {}, node.config(tmp_path), load_profile("single")),
         Store(home),
         LocalLauncher(),
         Tracking(home),

@@ -192,29 +192,32 @@ def _costs(seconds: float, core_hours: float, peak_bytes: int, size: int) -> lis
 
 
 def forecasts(inputs: Inputs) -> Table:
+    """What was estimated before each build, beside the actual figures; an interval where the
+    estimate has one.
+    """
     rows = []
     for name, artifact in inputs.items():
-        made = artifact.manifest["provenance"]
-        outcome = {
-            "seconds": seconds_spent(made),
+        record = artifact.manifest["provenance"]
+        actual = {
+            "seconds": seconds_spent(record),
             "loss": artifact.metrics.get("held_out/bpb"),
             "bytes": float(artifact.size),
         }
-        for quantity, value in outcome.items():
-            told = made["forecast"].get(quantity)
-            if not told or value is None:
+        for quantity, value in actual.items():
+            estimate = record["forecast"].get(quantity)
+            if not estimate or value is None:
                 continue
-            held = "inside" if told["low"] <= value <= told["high"] else "outside"
-            if quantity == "seconds" and made["attempts"] > 1:
-                held = f"resumed, {made['attempts']} attempts"  # which no forecast is of
             unit, size = UNITS[quantity]
-            expected, low, high, came = (
-                f"{amount / size:,.3g}"
-                for amount in (told["expected"], told["low"], told["high"], value)
-            )
-            rows.append([name, unit, expected, f"{low} – {high}", came, held])
-    columns = ["stage", "quantity", "forecast", "interval", "outcome", "interval held?"]
-    return Table("Forecast, made before each build, and outcome", columns, rows)
+            interval = inside = ""
+            if "low" in estimate:
+                interval = f"{estimate['low'] / size:,.3g} – {estimate['high'] / size:,.3g}"
+                inside = "yes" if estimate["low"] <= value <= estimate["high"] else "no"
+            if quantity == "seconds" and record["attempts"] > 1:  # an estimate is of one attempt
+                inside = f"resumed, {record['attempts']} attempts"
+            expected = f"{estimate['expected'] / size:,.3g}"
+            rows.append([name, unit, expected, interval, f"{value / size:,.3g}", inside])
+    columns = ["stage", "quantity", "estimated", "interval", "actual", "inside"]
+    return Table("Estimated before each build, and actual", columns, rows)
 
 
 UNITS = {"seconds": ("seconds", 1.0), "loss": ("bits per byte", 1.0), "bytes": ("MB", 1e6)}

@@ -1,14 +1,13 @@
-"""What building a recipe would take: size, tokens, FLOPs, memory by ZeRO stage, time, disk, cost,
-and which stages are built already.
+"""What building a recipe takes, and which of its stages are built already; runs nothing.
 
-Runs nothing and imports no torch: arithmetic on the recipe (`gpt_model.config`,
-`training.estimate`), the store's contents, and the same `assets.estimate.forecast` that each build
-freezes into its manifest.
+Parameters, tokens, FLOPs, memory by ZeRO stage, time, disk and cost, as JSON values (`plan`) and as
+tables (`draw_plan`). The figures are `assets.estimate`'s, which each build freezes with its
+artifact. Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from assets.contract import Artifact
-from assets.estimate.forecast import forecast, planned
-from assets.estimate.forecast_alignment import memory_of_ppo
-from assets.estimate.forecast_work import training_flops
+from assets.estimate import estimate, memory_per_rank, planned, ppo_bytes, training_flops
 from assets.graph import nodes
 from assets.node import Node
 from assets.recipe.profile import Profile
@@ -31,63 +28,56 @@ from assets.stages.zero_shot import members
 from assets.store.store import Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import Unreachable
-from gpt_model.training.estimate import memory_per_rank
 from pipelines.lineage_views import SHORT, failed_checks, flat
 from pipelines.progress import duration, human
 
-VALUE_BYTES = 4  # of a parameter in a snapshot: float32
-STATE_BYTES = 12  # of a parameter in a checkpoint: weight and two moments, float32
-CHECKPOINTS = 2  # kept
+SNAPSHOT_BYTES = 4  # a parameter: float32
+CHECKPOINT_BYTES = 12  # a parameter: weight and two moments, float32
+CHECKPOINTS = 2  # that training keeps
+LISTED = 3  # names that a reason lists; more are counted
 
 
 def plan(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[str, Any]:
     """The plan as JSON values; `base` is the recipe's folder. Raises UserError where a local source
     cannot be read or the profile cannot share out the recipe's batch.
     """
-    stages, artifacts = _stages(recipe, base, profile, store)
-    model = _model(recipe, artifacts)
-    to_build = [stage for stage in stages if stage["state"] == "build"]
-    ppo = (
-        recipe.alignment.ppo.model_dump(mode="json")
-        if recipe.alignment and recipe.alignment.ppo
-        else None
+    stages, built = _stages(recipe, base, profile, store)
+    model = _model(recipe, built)
+    estimates = [stage["forecast"] for stage in stages if stage["state"] == "build"]
+    seconds, size = (
+        _sum([answer[quantity] for answer in estimates if answer])
+        for quantity in ("seconds", "bytes")
     )
-    seconds = _sum([stage["forecast"].get("seconds") for stage in to_build])
-    cores = (
-        profile.processes
-        if profile.device == "cuda"
-        else profile.processes * profile.threads_each()
-    )
-    return {
+    threads = 1 if profile.device == "cuda" else profile.threads_each()
+    hours = {end: value * profile.processes * threads / 3600 for end, value in seconds.items()}
+    facts = {
         "recipe": recipe.name,
         "profile": profile.name,
         "dial": asdict(recipe.dial) if recipe.dial else None,
         "parameters": parameters_by_part(model) if model else None,
-        **(
-            _training(recipe, recipe.pretraining, model, artifacts, profile)
-            if model and recipe.pretraining
-            else {}
-        ),
-        **({"ppo_memory": memory_of_ppo(model, ppo, profile.processes)} if model and ppo else {}),
+    }
+    if model and recipe.pretraining:
+        facts |= _training(recipe, recipe.pretraining, model, built, profile)
+    if model and recipe.alignment and recipe.alignment.ppo:
+        total = ppo_bytes(model, recipe.alignment.ppo.value == "shared")
+        shard = total // profile.processes
+        facts["ppo_memory"] = {"bytes": total, "bytes_per_rank_shared_out": shard}
+    return facts | {
         "stages": stages,
         "seconds": seconds,
-        "bytes": _sum([stage["forecast"].get("bytes") for stage in to_build]),
-        "cost": {
-            "unit": "GPU hours" if profile.device == "cuda" else "core hours",
-            **{k: v * cores / 3600 for k, v in seconds.items()},
-        },
+        "bytes": size,
+        "cost": {"unit": "GPU hours" if profile.device == "cuda" else "core hours", **hours},
     }
 
 
-def _model(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> ModelConfig | None:
-    """The recipe's model, with the vocabulary its tokenizer has; an imported one once it is here."""
+def _model(recipe: Recipe, built: Mapping[str, Artifact]) -> ModelConfig | None:
+    """The recipe's model, with its tokenizer's vocabulary; an imported one once it is here."""
     if recipe.imported is None:
-        tokenizer = artifacts.get("tokenizer")
-        return recipe.model_config_for(
-            (int(tokenizer.metrics.get("vocab_size", 0)) if tokenizer else 0) or None
-        )
-    imported = artifacts.get("imported")
-    if imported is None or base_model.not_run(imported):
+        tokenizer = built.get("tokenizer")
+        vocab_size = int(tokenizer.metrics.get("vocab_size", 0)) if tokenizer else 0
+        return recipe.model_config_for(vocab_size or None)
+    imported = built.get("imported")
+    if imported is None or imported.not_run:
         return None
     return ModelConfig(**base_model.shape(imported), vocab_size=int(imported.metrics["vocab_size"]))
 
@@ -96,24 +86,35 @@ def _training(
     recipe: Recipe,
     section: PretrainingSection,
     model: ModelConfig,
-    artifacts: Mapping[str, Artifact],
+    built: Mapping[str, Artifact],
     profile: Profile,
 ) -> dict[str, Any]:
-    """What training it takes: tokens, steps, FLOPs, memory."""
-    told = section.model_dump(mode="json")
-    check_shared_out(told, model.context, profile.name, profile.processes)
+    """What pre-training takes: tokens, steps, FLOPs, memory."""
+    settings = section.model_dump(mode="json")
+    check_shared_out(settings, model.context, profile.name, profile.processes)
+    sequences = section.batch_tokens // model.context // profile.processes
+    each = micro_batch(sequences, model.context, profile)
+    checkpointing = profile.activation_checkpointing
     return {
         "tokens": section.tokens,
         "batch_tokens": section.batch_tokens,
-        "batch_ramp": told["batch_ramp"],
-        "steps": batches_of(told).within(section.tokens),
+        "batch_ramp": settings["batch_ramp"],
+        "steps": batches_of(settings).within(section.tokens),
         "snapshots": section.snapshots,
-        "snapshot_bytes": VALUE_BYTES * model.parameters() * max(0, section.snapshots - 1),
-        "epochs": _epochs(recipe, section, artifacts.get("tokens")),
+        "snapshot_bytes": SNAPSHOT_BYTES * model.parameters() * max(0, section.snapshots - 1),
+        "epochs": _epochs(recipe, section, built.get("tokens")),
         "flops": training_flops(model, section.tokens),
         "flops_per_token": model.flops_per_token(),
-        "memory_per_rank": _memory(model, section.batch_tokens, profile),
-        "checkpoint_bytes": CHECKPOINTS * STATE_BYTES * model.parameters(),
+        "memory_per_rank": {
+            "ranks": profile.processes,
+            "micro_batch": each,
+            "profile_stage": profile.zero_stage,
+            "bytes_by_zero_stage": {
+                str(stage): memory_per_rank(model, stage, profile.processes, each, checkpointing)
+                for stage in range(4)
+            },
+        },
+        "checkpoint_bytes": CHECKPOINTS * CHECKPOINT_BYTES * model.parameters(),
     }
 
 
@@ -130,39 +131,16 @@ def parameters_by_part(model: ModelConfig) -> dict[str, int]:
     }
 
 
-def _memory(model: ModelConfig, batch_tokens: int, profile: Profile) -> dict[str, Any]:
-    """Bytes a rank by ZeRO stage, at the micro-batch that training would take."""
-    each = micro_batch(batch_tokens // model.context // profile.processes, model.context, profile)
-    stages = {
-        str(stage): memory_per_rank(
-            model,
-            stage,
-            profile.processes,
-            each,
-            activation_checkpointing=profile.activation_checkpointing,
-        ).total
-        for stage in range(4)
-    }
-    return {
-        "ranks": profile.processes,
-        "micro_batch": each,
-        "profile_stage": profile.zero_stage,
-        "bytes_by_zero_stage": stages,
-    }
-
-
 def _epochs(
     recipe: Recipe, section: PretrainingSection, tokens: Artifact | None
 ) -> dict[str, float] | None:
     """How often each source would be gone through; None before its tokens are counted."""
     sources = recipe.corpus.sources if recipe.corpus else []
-    counts = (
-        {s.name: tokens.metrics.get(f"training/{s.name}/tokens") for s in sources} if tokens else {}
-    )
     total = sum(source.weight for source in sources)
     epochs = {}
     for source in sources:
-        if not (count := counts.get(source.name)):
+        count = tokens.metrics.get(f"training/{source.name}/tokens") if tokens else None
+        if not count:
             return None
         epochs[source.name] = section.tokens * source.weight / total / count
     return epochs
@@ -171,106 +149,96 @@ def _epochs(
 def _stages(
     recipe: Recipe, base: Path, profile: Profile, store: Store
 ) -> tuple[list[dict[str, Any]], dict[str, Artifact]]:
-    """A row a stage: would it be found or built; and the artifacts that are there, by stage."""
+    """A row for each stage: is it built, or what does building it take; and the built artifacts."""
+    artifacts = list(store.artifacts())
     rows: list[dict[str, Any]] = []
-    there: dict[str, Artifact] = {}
-    known: dict[str, Artifact] = {}  # there, or planned
+    built: dict[str, Artifact] = {}
+    known: dict[str, Artifact] = {}  # built, or planned
     skipped: set[str] = set()  # of which nothing is run here
     for node in nodes(recipe):
-        row: dict[str, Any] = {
-            "asset": node.ref,
-            "state": "build",
-            "fingerprint": None,
-            "why": "",
-            "forecast": {},
-        }
+        row = {"asset": node.ref, "state": "build", "fingerprint": None, "why": "", "forecast": {}}
         rows.append(row)
         try:
             config = node.config(base)
-        # whether it is there is known once a branch is tied to a commit; what it takes is known now
-        except Unreachable:
-            config, row["why"] = (
-                node.settings(base),
-                "the hub does not answer, so it is not known which commit it would be",
-            )
+        except Unreachable:  # the commit of a branch decides whether it is built, not what it takes
+            config = node.settings(base)
+            row["why"] = "the hub does not answer, so it is not known which commit it would be"
         if row["why"]:
             pass
-        elif waiting := [name for name in node.upstream if name not in there]:
-            row["why"] = (
-                f"after {', '.join(waiting)}"
-                if len(waiting) < 4
-                else f"after {len(waiting)} others"
-            )
+        elif waiting := [name for name in node.upstream if name not in built]:
+            row["why"] = f"after {_listed(waiting, 'others')}"
         else:
-            digests = {name: there[node.asset(name)].digest for name in node.needs}
-            row["fingerprint"] = store.fingerprint(
-                node.stage.name, node.stage.version, config, digests
-            )
-            if artifact := store.find(row["fingerprint"]):
-                there[node.name] = known[node.name] = artifact
-                failed = failed_checks(store, artifact, blocking=True)
-                row["state"], row["why"] = (
-                    ("blocked", f"its check {failed[0]!r} failed") if failed else ("found", "")
-                )
+            digests = {name: built[node.asset(name)].digest for name in node.needs}
+            fingerprint = store.fingerprint(node.stage.name, node.stage.version, config, digests)
+            row["fingerprint"] = fingerprint
+            if artifact := store.find(fingerprint):
+                built[node.name] = known[node.name] = artifact
+                row["state"] = "found"
+                if failed := failed_checks(store, artifact, blocking=True):
+                    row |= {"state": "blocked", "why": f"its check {failed[0]!r} failed"}
                 continue
             row["why"] = _why(node, config, store)
-        missing, all_of_it = _not_run(node, config, skipped)
-        row["why"] = missing if all_of_it else "; ".join(filter(None, [missing, row["why"]]))
+        missing, entirely = _not_run(node, config, skipped)
+        row["why"] = missing if entirely else "; ".join(filter(None, [missing, row["why"]]))
         inputs = {name: known[node.asset(name)] for name in node.needs}
-        if all_of_it:
+        if entirely:
             skipped.add(node.name)
         else:
-            row["forecast"] = forecast(node, config, inputs, profile, store)
+            row["forecast"] = estimate(node, config, inputs, profile, artifacts)
         known[node.name] = planned(node, config, row["forecast"], inputs)
-    return rows, there
+    return rows, built
+
+
+def _listed(names: Collection[str], rest: str) -> str:
+    return ", ".join(names) if len(names) <= LISTED else f"{len(names)} {rest}"
 
 
 def _not_run(node: Node, config: Mapping[str, Any], skipped: set[str]) -> tuple[str, bool]:
-    """What of a stage is not run here, and why, in words; and whether that is all of it."""
+    """What of a stage is not run here and why, as a phrase; and whether that is all of it."""
     if reason := config.get("not_run"):
         return f"not run here: {reason}", True
-    if models := skipped & {
-        node.asset(need) for need in node.needs if need in ("pretrained", "base")
-    }:
-        return f"not run here: {', '.join(sorted(models))} is not", True
-    told = config.get("tasks") or {}
-    tasks = (
-        {name: one for name, one in told.items() if one}
-        if isinstance(told, Mapping)
-        else {one["task"]: one for one in told}
-    )
+    models = {node.asset(need) for need in node.needs if need in ("pretrained", "base")}
+    if models & skipped:
+        return f"not run here: {', '.join(sorted(models & skipped))} is not", True
+    section = config.get("tasks") or {}
+    if isinstance(section, Mapping):
+        tasks = {name: task for name, task in section.items() if task}
+    else:
+        tasks = {task["task"]: task for task in section}
     for suite, contents in (config.get("suites") or {}).items():
         tasks |= {f"{suite}/{keys['task']}": keys["metadata"]["data"] for keys in members(contents)}
-    missing = {name: one["not_run"] for name, one in tasks.items() if "not_run" in one}
+    missing = {name: task["not_run"] for name, task in tasks.items() if "not_run" in task}
     if not missing:
         return "", False
     reason = next(iter(missing.values()))
     if len(missing) == len(tasks):
         return f"not run here: {reason}", True
-    names = ", ".join(missing) if len(missing) < 4 else f"{len(missing)} of {len(tasks)} tasks"
-    return f"{names} not run here: {reason}", False
+    return f"{_listed(missing, f'of {len(tasks)} tasks')} not run here: {reason}", False
 
 
 def _why(node: Node, config: Mapping[str, Any], store: Store) -> str:
-    """What of a stage whose inputs are all there differs from the artifact its name stands for now."""
-    now = store.get_ref(node.recipe, node.name)
-    artifact = store.find(now) if now else None
+    """How a stage whose inputs are all built differs from the artifact that has its name now."""
+    fingerprint = store.get_ref(node.recipe, node.name)
+    artifact = store.find(fingerprint) if fingerprint else None
     if artifact is None:
         return "never built"
     if artifact.manifest["version"] != node.stage.version:
         return f"stage version {artifact.manifest['version']} → {node.stage.version}"
     old, new = flat(artifact.config), flat(config)
     changed = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    return (
-        f"changed: {', '.join(changed[:3])}{', …' if len(changed) > 3 else ''}"
-        if changed
-        else "an input changed"
-    )
+    if not changed:
+        return "an input changed"
+    return f"changed: {', '.join(changed[:LISTED])}{', …' if len(changed) > LISTED else ''}"
 
 
-def _sum(told: list[Mapping[str, float] | None]) -> dict[str, float]:
-    """The sum of intervals: ends added, as forecasts from one machine's speed err together."""
-    return {end: sum(one[end] for one in told if one) for end in ("low", "expected", "high")}
+def _sum(ranges: list[Mapping[str, float]]) -> dict[str, float]:
+    """The sum of ranges, with an interval where every one has its own.
+
+    Ends are added: estimates from the speed of one machine err together.
+    """
+    measured = ranges and all("low" in each for each in ranges)
+    ends = ("low", "expected", "high") if measured else ("expected",)
+    return {end: sum(each[end] for each in ranges) for end in ends}
 
 
 def draw_plan(facts: Mapping[str, Any]) -> Group:
@@ -285,90 +253,75 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
         table.add_row("[bold]model", "imported: its size is known once it is here")
         return table
     if dial := facts["dial"]:
-        told = ", ".join(f"{name} {value}" for name, value in dial["set"].items())
-        table.add_row(
-            "[bold]dial", f"depth {dial['layers']} set {told or 'nothing'}, from {dial['rules']}"
-        )
-    parts = ", ".join(
-        f"{name} {human(count, 4)}" for name, count in facts["parameters"].items() if name != "all"
-    )
-    table.add_row("[bold]parameters", f"{human(facts['parameters']['all'], 4)}: {parts}")
+        fields = ", ".join(f"{name} {value}" for name, value in dial["set"].items())
+        rules = f"depth {dial['layers']} set {fields or 'nothing'}, from {dial['rules']}"
+        table.add_row("[bold]dial", rules)
+    counts = {name: human(count, 4) for name, count in facts["parameters"].items()}
+    total = counts.pop("all")
+    parts = ", ".join(f"{name} {count}" for name, count in counts.items())
+    table.add_row("[bold]parameters", f"{total}: {parts}")
     if ppo := facts.get("ppo_memory"):
-        shared = f"{_bytes(ppo['bytes_per_rank_shared_out'])} a rank where all is shared out"
-        table.add_row(
-            "[bold]PPO's models",
-            f"{_bytes(ppo['bytes'])}: policy, value, reference, reward; {shared}",
-        )
+        models = f"{_bytes(ppo['bytes'])}: policy, value, reference, reward"
+        shard = f"{_bytes(ppo['bytes_per_rank_shared_out'])} a rank where all is shared out"
+        table.add_row("[bold]PPO's models", f"{models}; {shard}")
     if "tokens" not in facts:  # nothing is pre-trained
         return table
-    table.add_row(
-        "[bold]tokens",
-        f"{human(facts['tokens'])} in {facts['steps']:,} steps of {human(facts['batch_tokens'])}{_ramp(facts)}",
-    )
-    epochs = facts["epochs"]
-    table.add_row(
-        "[bold]epochs",
-        ", ".join(f"{n} {e:.2f}" for n, e in epochs.items())
-        if epochs
-        else "known once the corpus is tokenized",
-    )
-    table.add_row(
-        "[bold]compute",
-        f"{facts['flops']:.3g} FLOP of pre-training, {facts['flops_per_token']:.3g} a token (6N + 12·L·d·T)",
-    )
+    tokens, batch = human(facts["tokens"]), human(facts["batch_tokens"])
+    steps = f"{tokens} in {facts['steps']:,} steps of {batch}{_ramp(facts)}"
+    table.add_row("[bold]tokens", steps)
+    epochs = ", ".join(f"{name} {count:.2f}" for name, count in (facts["epochs"] or {}).items())
+    table.add_row("[bold]epochs", epochs or "known once the corpus is tokenized")
+    a_token = f"{facts['flops_per_token']:.3g} a token (6N + 12·L·d·T)"
+    table.add_row("[bold]compute", f"{facts['flops']:.3g} FLOP of pre-training, {a_token}")
     memory = facts["memory_per_rank"]
     by_stage = ", ".join(
         f"{_bytes(size)} at ZeRO {stage}" for stage, size in memory["bytes_by_zero_stage"].items()
     )
     table.add_row("[bold]memory a rank", f"{by_stage}; beside what Python and torch take")
-    ranks = f"{memory['ranks']} rank{'s' if memory['ranks'] > 1 else ''}, {memory['micro_batch']} sequences each a forward pass"
+    ranks = f"{memory['ranks']} rank{'s' if memory['ranks'] > 1 else ''}"
+    ranks += f", {memory['micro_batch']} sequences each a forward pass"
     table.add_row("[bold]profile", f"{facts['profile']}: {ranks}, ZeRO {memory['profile_stage']}")
     return table
 
 
 def _ramp(facts: Mapping[str, Any]) -> str:
-    ramp = facts["batch_ramp"]
-    return (
-        f", from {human(ramp['from_tokens'])} over the first {human(ramp['over_tokens'])} tokens"
-        if ramp
-        else ""
-    )
+    if not (ramp := facts["batch_ramp"]):
+        return ""
+    first, end = human(ramp["from_tokens"]), human(ramp["over_tokens"])
+    return f", from {first} over the first {end} tokens"
 
 
 def _draw_stages(facts: Mapping[str, Any]) -> Table:
     table = Table("stage", "", "time", "size", "why", box=None, pad_edge=False)
+    states = {"found": "[green]found", "build": "[yellow]build", "blocked": "[red]blocked"}
     for row in facts["stages"]:
-        state = {"found": "[green]found", "build": "[yellow]build", "blocked": "[red]blocked"}[
-            row["state"]
-        ]
-        told, note = row["forecast"], row["why"] or row["fingerprint"][:SHORT]
+        seconds, size = row["forecast"].get("seconds"), row["forecast"].get("bytes")
         table.add_row(
             escape(row["asset"]),
-            state,
-            _span(told.get("seconds"), duration),
-            _span(told.get("bytes"), _bytes),
-            escape(note),
+            states[row["state"]],
+            _range(seconds, duration) if seconds else "",
+            _range(size, _bytes) if size else "",
+            escape(row["why"] or row["fingerprint"][:SHORT]),
         )
     return table
 
 
 def _draw_bases(facts: Mapping[str, Any]) -> list[str]:
-    """What the forecasts rest on, each sentence once with the stages it is about."""
-    told = [
-        (row["asset"].partition("/")[2], row["forecast"])
+    """What the estimates rest on, each sentence once with the stages it is about."""
+    estimates = {
+        row["asset"].partition("/")[2]: row["forecast"]
         for row in facts["stages"]
         if row["forecast"]
-    ]
-    lines = [
-        f"Loss: {foretold['loss_basis']}"
-        for name, foretold in told
-        if name == "pretrained" and "loss_basis" in foretold
-    ]
-    for basis in dict.fromkeys(foretold["basis"] for _, foretold in told):
-        names = [name for name, foretold in told if foretold["basis"] == basis]
-        lines.append(
-            f"Time of {', '.join(names)}: {basis}" if len(names) < len(told) else f"Time: {basis}"
-        )
+    }
+    stages_by_basis: dict[str, list[str]] = {}
+    for name, answer in estimates.items():
+        stages_by_basis.setdefault(answer["basis"], []).append(name)
+    lines = []
+    for basis, names in stages_by_basis.items():
+        of = f" of {', '.join(names)}" if len(names) < len(estimates) else ""
+        lines.append(f"Time{of}: {basis}")
+    if basis := estimates.get("pretrained", {}).get("loss_basis"):
+        lines.insert(0, f"Loss: {basis}")
     return ["", *(f"[dim]{escape(line)}" for line in lines)]
 
 
@@ -376,25 +329,20 @@ def _draw_totals(facts: Mapping[str, Any]) -> Table | str:
     if not any(row["state"] == "build" for row in facts["stages"]):
         return "Nothing to build: everything is found."
     table = Table.grid(padding=(0, 2))
-    own = [
-        row["forecast"] for row in facts["stages"] if row["asset"].endswith("/pretrained")
-    ]  # not that of an experiment's model
-    if loss := next((foretold["loss"] for foretold in own if "loss" in foretold), None):
-        table.add_row("[bold]held-out loss", f"{_span(loss, lambda v: f'{v:.2f}')} bits per byte")
-    table.add_row("[bold]time", _span(facts["seconds"], duration))
-    checkpoints = (
-        f", and {_bytes(facts['checkpoint_bytes'])} of checkpoints on the way"
-        if "checkpoint_bytes" in facts
-        else ""
-    )
-    kept = (
-        f"; {_bytes(facts['snapshot_bytes'])} of it {facts['snapshots'] - 1} snapshots"
-        if facts.get("snapshot_bytes")
-        else ""
-    )
-    table.add_row("[bold]disk", f"{_span(facts['bytes'], _bytes)}{kept}{checkpoints}")
+    for row in facts["stages"]:  # the recipe's model, not that of an experiment
+        if row["asset"].endswith("/pretrained") and (loss := row["forecast"].get("loss")):
+            text = _range(loss, lambda value: f"{value:.2f}")
+            table.add_row("[bold]held-out loss", f"{text} bits per byte")
+    table.add_row("[bold]time", _range(facts["seconds"], duration))
+    disk = _range(facts["bytes"], _bytes)
+    if facts.get("snapshot_bytes"):
+        snapshots = facts["snapshots"] - 1
+        disk += f"; {_bytes(facts['snapshot_bytes'])} of it {snapshots} snapshots"
+    if "checkpoint_bytes" in facts:
+        disk += f", and {_bytes(facts['checkpoint_bytes'])} of checkpoints on the way"
+    table.add_row("[bold]disk", disk)
     cost = facts["cost"]
-    table.add_row("[bold]cost", f"{_span(cost, lambda v: f'{v:.3g}')} {cost['unit']}")
+    table.add_row("[bold]cost", f"{_range(cost, lambda value: f'{value:.3g}')} {cost['unit']}")
     return table
 
 
@@ -402,7 +350,9 @@ def _bytes(size: float) -> str:
     return f"{human(size)}B"
 
 
-def _span(told: Mapping[str, float] | None, spell: Any) -> str:
-    return (
-        f"{spell(told['expected'])} ({spell(told['low'])} to {spell(told['high'])})" if told else ""
-    )
+def _range(numbers: Mapping[str, float], spell: Callable[[float], str]) -> str:
+    """The expected number, and the interval where there is one."""
+    expected = spell(numbers["expected"])
+    if "low" not in numbers:
+        return expected
+    return f"{expected} ({spell(numbers['low'])} to {spell(numbers['high'])})"

@@ -1,0 +1,648 @@
+"""What a build takes: FLOPs, memory, disk and seconds, and the loss a pre-trained model reaches.
+
+`gpt-lineage plan` shows it. Whoever starts a build freezes it with the artifact (`with_estimate`),
+so that the scorecard can set estimated beside actual. Nothing here runs a stage or imports torch.
+
+* Work and disk are closed forms of the recipe's section and of the inputs, built or only planned.
+* Seconds are work at the median rate of earlier builds of the same stage on the same profile. Where
+  the store has none, they are work at a default rate, and the basis says so.
+* Memory by ZeRO stage is Rajbhandari et al. 2020 and Korthikanti et al. 2022.
+* Loss is the law that a scaling ladder of the same text fitted (`gpt_model.scaling`), else absent.
+
+An interval is given only where it was measured: by several earlier builds, or by a ladder. Sizes of
+data sets on the hub are those of their cards.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from assets.contract import Artifact, Config, Inputs
+from assets.node import Node
+from assets.recipe.profile import Profile
+from assets.stages import base_model
+from assets.stages.lstm import LSTM
+from assets.stages.preferences_results import MODELS
+from assets.stages.scaling import FIT
+from assets.store.store import SHORT, Store
+from gpt_model.config import ModelConfig
+from gpt_model.sizing import counted
+
+if TYPE_CHECKING:
+    from assets.build import Request
+
+Estimate = dict[str, Any]
+
+# Default rates.
+CORE_FLOPS = 1e11  # FLOP/s of a CPU core in float32 training: measured, 2.2·10^6 parameters
+GPU_FLOPS = 1e14  # FLOP/s of a data-centre GPU in bfloat16 training: assumed, not measured
+TUNING = 1 / 1.5  # of that, training on rows of many lengths
+READING = 0.5  # of that, forward passes over rows of many lengths
+WRITING = 0.1  # of the rate of reading, text written a token a pass, which memory bounds
+
+# Sizes by default, where nobody states them.
+ASSUMED_MODEL = ModelConfig.published("gpt2-small")
+IMPORTED_BYTES = 5e8  # of a model repository: GPT-2 small's
+TEXT_BYTES = 5e6  # of a source of text
+ROWS = 3000  # of a data set of examples, demonstrations, comparisons or prompts
+OPTIONS = 4  # of a multiple-choice question whose options are a list in a column
+SHORT_EXAMPLE = 64  # tokens of an example without a passage
+PROMPT, ANSWER = 256, 256  # tokens: above the means of InstructGPT's table 6, 166 to 408 a prompt
+BYTES_PER_TOKEN = 3.5  # English text under a byte-level BPE of a few thousand tokens
+SUITE_TOKENS = 3e5  # read by an evaluation suite on local data
+WEIGHT_BYTES = 4.3  # a parameter of a model folder: float32, and the tokenizer's files
+
+MODEL_ASSUMED = "The imported model is not here yet: GPT-2 small's size is assumed."
+TEXT_ASSUMED = f"{TEXT_BYTES / 1e6:.0f} MB are assumed of each source that states no size."
+ROWS_ASSUMED = f"{ROWS:,} rows are assumed of each data set that states no size."
+
+SEVERAL = 3  # earlier builds from which a spread is taken
+NEAR = 3.0  # times smaller or larger: within it, the spread of earlier builds is this build's too
+
+SIZES = yaml.safe_load(Path(__file__).with_name("dataset_sizes.yaml").read_text(encoding="utf-8"))
+
+
+class Amount(NamedTuple):
+    """How much there is, and the sentence that says what was assumed of it, if anything was."""
+
+    number: float
+    assumption: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage has to do, and what it leaves."""
+
+    amount: float
+    unit: str  # of `amount`; builds that count in another unit are not compared
+    rate: float  # units a second, by default
+    bytes: float  # of the published files
+    start_seconds: float = 0.5  # before the work begins: importing torch, starting the engine
+    assumption: str = ""
+
+    @property
+    def amount_with_start(self) -> float:
+        """`amount` and what could be done in the start: what the seconds of small builds follow."""
+        return self.amount + self.start_seconds * self.rate
+
+
+def with_estimate(request: Request, store: Store) -> Request:
+    """`request` with the estimate to freeze with its artifact; unchanged where that is built."""
+    if store.find(request.fingerprint):
+        return request
+    artifacts = list(store.artifacts())
+    answer = estimate(request.node, request.config, request.inputs, request.profile, artifacts)
+    return replace(request, estimate=answer)
+
+
+def estimate(
+    node: Node, config: Config, inputs: Inputs, profile: Profile, artifacts: Sequence[Artifact]
+) -> Estimate:
+    """{"seconds": range, "bytes": range, "work": …, "basis": a sentence}; by a ladder also "loss"
+    and "loss_basis".
+
+    A range is {"expected": number}, with "low" and "high" where the interval was measured.
+    `seconds` are those inside the stage, `bytes` the published files', `loss` held-out bits per
+    byte. `artifacts`: the store's. An input may be a stand-in (`planned`).
+    """
+    flops, rate = default_rate(profile)
+    work = work_of(node.stage.name, config, inputs, flops)
+    earlier = list(_earlier_builds(node.stage.name, work.unit, profile, artifacts))
+    answer: Estimate = {
+        "seconds": _seconds(work, earlier),
+        "bytes": {"expected": work.bytes},
+        "work": {"amount": work.amount, "with_start": work.amount_with_start, "unit": work.unit},
+        "assumption": work.assumption,
+        "basis": _basis(work, earlier, rate),
+    }
+    if node.stage.name == "pretrained" and base_model.BASE not in inputs:
+        answer |= _loss_by_ladder(config, inputs, artifacts)
+    return answer
+
+
+def planned(node: Node, config: Config, answer: Estimate, inputs: Inputs) -> Artifact:
+    """A stand-in for an artifact that is not built yet, as an input of further estimates.
+
+    `answer`: the estimate of `node`, {} where the stage is not run.
+    """
+    if "model" not in config and (start := next(_models(inputs), None)):
+        config = {**config, "model": _shape(start)} if _shape(start) else config
+    metrics = _held_out_tokens(inputs["corpus"]) if node.stage.name == "tokens" else {}
+    manifest = {
+        "files": [{"path": "", "size": answer["bytes"]["expected"] if answer else 0.0}],
+        "assumption": answer.get("assumption", ""),
+        "vocab_size": _vocab_size(None, inputs),
+    }
+    return Artifact(Path("not built"), node.stage.name, "", "", config, metrics, manifest)
+
+
+# Seconds and loss
+
+
+def _seconds(work: Work, earlier: list[tuple[float, float]]) -> dict[str, float]:
+    """At the median rate of (amount, seconds) of earlier builds, or at the default rate.
+
+    Several of about this size give an interval of about 95 %: Student's, of the logarithms.
+    """
+    logs = [math.log(seconds / amount) for amount, seconds in earlier] or [-math.log(work.rate)]
+    expected = work.amount_with_start * math.exp(statistics.median(logs))
+    if len(logs) < SEVERAL or work.assumption or _distance(work, earlier) > NEAR:
+        return {"expected": expected}
+    factor = math.exp(2.2 * statistics.stdev(logs) * math.sqrt(1 + 1 / len(logs)))
+    return {"low": expected / factor, "expected": expected, "high": expected * factor}
+
+
+def _distance(work: Work, earlier: list[tuple[float, float]]) -> float:
+    """By what factor the earlier build nearest in size is smaller or larger."""
+    return math.exp(min(abs(math.log(work.amount_with_start / amount)) for amount, _ in earlier))
+
+
+def _basis(work: Work, earlier: list[tuple[float, float]], rate: str) -> str:
+    """What the seconds rest on."""
+    if not earlier:
+        return f"No earlier build on this profile: default rate, {rate}. {work.assumption}".strip()
+    builds = f"{len(earlier)} earlier build{'s' if len(earlier) > 1 else ''} on this profile"
+    distance = _distance(work, earlier)
+    apart = f", the nearest {distance:,.0f} times apart in size" if distance > NEAR else ""
+    return f"From {builds}{apart}. {work.assumption}".strip()
+
+
+def _earlier_builds(
+    stage: str, unit: str, profile: Profile, artifacts: Iterable[Artifact]
+) -> Iterable[tuple[float, float]]:
+    """(amount with the start, seconds) of the builds of `stage` on the same profile.
+
+    A resumed build is left out: only its last attempt was timed.
+    """
+    execution = _execution(profile.model_dump(mode="json"))
+    for artifact in artifacts:
+        record = artifact.manifest["provenance"]
+        work = record.get("forecast", {}).get("work", {})
+        same_work = (artifact.stage, work.get("unit")) == (stage, unit) and "with_start" in work
+        if same_work and record.get("attempts") == 1 and _execution(record["profile"]) == execution:
+            yield work["with_start"], record["stage_seconds"]
+
+
+def _execution(profile: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a profile bears on speed."""
+    ignored = ("name", "description", "checkpoint_seconds")
+    return {key: value for key, value in profile.items() if key not in ignored}
+
+
+def _loss_by_ladder(config: Config, inputs: Inputs, artifacts: Iterable[Artifact]) -> Estimate:
+    """Bits per byte by the newest ladder of models of the same tokens and family, if any."""
+    model, digest = _trained(config, inputs), inputs["tokens"].digest
+    ladders = []
+    for artifact in artifacts:
+        entries = artifact.manifest["inputs"] if artifact.stage == "scaling" else ()
+        if any((entry["name"], entry["digest"]) == ("tokens", digest) for entry in entries):
+            fit = json.loads((artifact.path / FIT).read_text(encoding="utf-8"))
+            if fit.get("family") == model.family:  # another network has another law
+                ladders.append((artifact, fit))
+    if not ladders:
+        return {}
+    from gpt_model.scaling import PF_DAY, Law  # SciPy takes a second, which most plans need not pay
+
+    ladder, fit = ladders[-1]
+    tokens = config["pretraining"]["tokens"]
+    law, compute = Law.from_json(fit["bpb"]), training_flops(model, tokens) / PF_DAY
+    low, high = law.interval(compute, 0.95)
+    beyond = max(compute / fit["compute"][1], fit["compute"][0] / compute, 1.0)
+    basis = (
+        f"The law of {fit['models']} models of the same text, ladder {ladder.fingerprint[:SHORT]}"
+    )
+    basis += f", {beyond:,.0f} times beyond them in compute" if beyond > NEAR else ""
+    ratio, (least, most) = tokens / counted(model), fit["ratios"]
+    if not least / NEAR < ratio < most * NEAR:
+        basis += f"; it has {least:.3g} to {most:.3g} tokens a parameter, this model {ratio:.3g}"
+    loss = {"low": low, "expected": law.at(compute), "high": high}
+    return {"loss": loss, "loss_basis": f"{basis}."}
+
+
+# Memory
+
+
+def memory_per_rank(
+    model: ModelConfig, zero_stage: int, ranks: int, micro_batch: int, checkpointing: bool = False
+) -> float:
+    """Bytes that training takes on each rank, by ZeRO stage 0 to 3.
+
+    State: Rajbhandari et al. 2020, section 3.1, with float32 weights, gradients and two moments,
+    and from stage 1 on the flat copy of a rank's share that DeepSpeed's optimizer has.
+    `micro_batch`: sequences a rank and forward pass.
+    """
+    parameters, shard = 4 * model.parameters(), 1 / ranks
+    weights = parameters * (shard if zero_stage == 3 else 1)
+    gradients = parameters * (shard if zero_stage >= 2 else 1)
+    optimizer = parameters * (3 * shard if zero_stage >= 1 else 2)
+    return weights + gradients + optimizer + activation_bytes(model, micro_batch, checkpointing)
+
+
+def activation_bytes(model: ModelConfig, micro_batch: int, checkpointing: bool = False) -> float:
+    """Bytes stored between forward and backward pass: of every layer, or with checkpointing of each
+    layer's input and one layer.
+
+    Korthikanti et al. 2022, equation 2, without attention scores, which fused attention does not
+    store: 17 values a token, layer and unit of width. The loss is computed in chunks and stores no
+    logits.
+    """
+    layer_input = 4 * micro_batch * model.context * model.width
+    return layer_input * (model.layers + 17 if checkpointing else 17 * model.layers + 2)
+
+
+def ppo_bytes(model: ModelConfig, shared_value: bool) -> int:
+    """Bytes of PPO's models over all ranks, without activations and cache.
+
+    Policy and critic are trained (16 bytes a parameter: weight, gradient, two moments), reference
+    and reward model are not (4 each).
+    """
+    return model.parameters() * ((1 if shared_value else 2) * 16 + 2 * 4)
+
+
+# FLOPs
+
+
+def default_rate(profile: Profile) -> tuple[float, str]:
+    """FLOP/s the profile sustains in training, by default, and what that rests on."""
+    if profile.device == "cuda":
+        return GPU_FLOPS * profile.processes, f"{GPU_FLOPS:.0e} FLOP/s a GPU, assumed"
+    cores = profile.processes * profile.threads_each()
+    return CORE_FLOPS * cores, f"{CORE_FLOPS:.0e} FLOP/s a core, as measured on two"
+
+
+def training_flops(model: ModelConfig, tokens: float) -> float:
+    """Model FLOPs of training on `tokens` tokens, forward and backward."""
+    return model.flops_per_token() * float(tokens)
+
+
+def reading_flops(model: ModelConfig, tokens: float) -> float:
+    """Model FLOPs of a forward pass over `tokens` tokens."""
+    return training_flops(model, tokens) / 3
+
+
+def writing_flops(model: ModelConfig, answers: float, new_tokens: int) -> float:
+    """FLOPs of reading that take as long as writing `answers` answers, every one to its end."""
+    longest = max(1, model.context - 1)
+    written = reading_flops(model, min(new_tokens, longest)) / WRITING
+    return answers * (reading_flops(model, min(PROMPT, longest)) + written)
+
+
+# The work of each stage: of its section `config`, its inputs, and the profile's FLOP/s `flops`
+
+
+def work_of(stage: str, config: Config, inputs: Inputs, flops: float) -> Work:
+    """What a stage has to do; next to nothing where it, or a model it reads, is not run here."""
+    if "not_run" in config or any(model.not_run for model in _models(inputs)):
+        return NOTHING
+    work = STAGES[stage](config, inputs, flops) if stage in STAGES else NOTHING
+    if work.unit in (TRAINING_FLOPS, FORWARD_FLOPS) and None in map(_shape, _models(inputs)):
+        return replace(work, assumption=MODEL_ASSUMED)
+    return work
+
+
+NOTHING = Work(1.0, "artifacts", 5.0, 2e4)
+TRAINING_FLOPS, FORWARD_FLOPS = "training FLOPs", "forward FLOPs"
+
+
+def _corpus(config: Config, inputs: Inputs, flops: float) -> Work:
+    size, assumption = _total(map(_text_bytes, config["sources"]))
+    return Work(size, "bytes of sources", 1e6, 0.4 * size, assumption=assumption)
+
+
+def _tokenizer(config: Config, inputs: Inputs, flops: float) -> Work:
+    size, assumption = _corpus_bytes(inputs["corpus"])
+    vocabulary = 60.0 * config["vocab_size"]
+    return Work(size, "bytes of text", 4e6, vocabulary, assumption=assumption)
+
+
+def _tokens(config: Config, inputs: Inputs, flops: float) -> Work:
+    size, assumption = _corpus_bytes(inputs["corpus"])
+    shards = 2 * size / BYTES_PER_TOKEN  # two bytes a token
+    return Work(size, "bytes of text", 2e6, shards, assumption=assumption)
+
+
+def _pretrained(config: Config, inputs: Inputs, flops: float) -> Work:
+    model, section = _trained(config, inputs), config["pretraining"]
+    copies = max(1, section.get("snapshots", 0))  # the last snapshot is the model
+    size = WEIGHT_BYTES * model.parameters() * copies
+    return Work(training_flops(model, section["tokens"]), TRAINING_FLOPS, flops, size, 5.0)
+
+
+def _training(model: ModelConfig, tokens: Amount, flops: float, size: float) -> Work:
+    """Training on so many tokens, in rows of many lengths."""
+    amount = training_flops(model, tokens.number)
+    return Work(amount, TRAINING_FLOPS, TUNING * flops, size, 8.0, tokens.assumption)
+
+
+def _forward(amount: float, flops: float, size: float, start: float, assumption: str = "") -> Work:
+    """Forward passes of `amount` FLOPs."""
+    return Work(max(1.0, amount), FORWARD_FLOPS, READING * flops, size, start, assumption)
+
+
+def _finetuned(config: Config, inputs: Inputs, flops: float) -> Work:
+    """Once from the pre-trained weights and once from random ones."""
+    model = _model(inputs["pretrained"], inputs)
+    tokens = _task_tokens(config, model)
+    both = Amount(2 * tokens.number, tokens.assumption)
+    return _training(model, both, flops, WEIGHT_BYTES * model.parameters())
+
+
+def _finetunings(config: Config, inputs: Inputs, flops: float, variants: int) -> Work:
+    """Every task with every seed, in so many variants."""
+    model = _model(inputs["pretrained"], inputs)
+    tokens = _total(
+        Amount(variants * task["seeds"] * once.number, once.assumption)
+        for task in config["tasks"]
+        for once in [_task_tokens(task, model)]
+    )
+    return _training(model, tokens, flops, 2e4)
+
+
+def _layers_transferred(config: Config, inputs: Inputs, flops: float) -> Work:
+    layers = config["layers"] or range(_model(inputs["pretrained"], inputs).layers + 1)
+    return _finetunings(config, inputs, flops, 1 + len(layers))
+
+
+def _ablations(config: Config, inputs: Inputs, flops: float) -> Work:
+    return _finetunings(config, inputs, flops, 3 + (LSTM in inputs))
+
+
+def _zero_shot(config: Config, inputs: Inputs, flops: float) -> Work:
+    model, suites = _model(inputs["pretrained"], inputs), len(config.get("suites") or ())
+    return _forward(reading_flops(model, SUITE_TOKENS * max(1, suites)), flops, 1e6, 12.0)
+
+
+def _visible_context(config: Config, inputs: Inputs, flops: float) -> Work:
+    """Windows of every length, of whose logits only the last token's are computed."""
+    model, positions = _model(inputs["pretrained"], inputs), config["positions"]
+    powers = [2**power for power in range((model.context - 1).bit_length())]
+    windows = sum(config["contexts"] or [*powers, model.context])
+    read = sum(min(positions, held_out) * windows for held_out in _held_out(inputs["tokens"]))
+    head = 2.0 * read * model.width * model.vocab_size
+    return _forward(reading_flops(model, read) - head, flops, 5e3, 5.0)
+
+
+def _depth(config: Config, inputs: Inputs, flops: float) -> Work:
+    """Every model on all held-out text, in windows that overlap by half."""
+    read = 2 * sum(_held_out(inputs["tokens"]))
+    amount = sum(reading_flops(model, read) for _, model in _pretrained_models(inputs))
+    return _forward(amount, flops, 5e3, 5.0, inputs["tokens"].manifest.get("assumption", ""))
+
+
+def _zero_shot_dynamics(config: Config, inputs: Inputs, flops: float) -> Work:
+    """Every snapshot of each network on every heuristic's examples."""
+    context = _model(inputs["pretrained"], inputs).context
+    entries = [task["entry"] for task in config["tasks"].values() if task and "entry" in task]
+    read = config["examples"] * sum(_example_tokens(entry, context) for entry in entries)
+    amount = 0.0
+    for network, model in _pretrained_models(inputs):
+        amount += network.config["pretraining"]["snapshots"] * reading_flops(model, read)
+    return _forward(amount, flops, 2e4, 5.0)
+
+
+def _imported(config: Config, inputs: Inputs, flops: float) -> Work:
+    stated = float(sum(file["bytes"] for file in config.get("files", ())))
+    size, assumption = stated or IMPORTED_BYTES, "" if stated else MODEL_ASSUMED
+    return Work(size, "bytes of weights", 2e8, size, 4.0, assumption)
+
+
+def _human_data(config: Config, inputs: Inputs, flops: float) -> Work:
+    number, assumption = _rows(config)
+    return Work(number, "rows", 2e3, 2e3 * number, 2.0, assumption)
+
+
+TUNED = {  # section: the input it starts from, the data, answers a row
+    "supervised": ("pretrained", "demonstrations", 1.0),
+    "policy_init": ("pretrained", "demonstrations", 1.0),
+    "reward_model": ("start", "comparisons", 2.0),
+    "dpo": ("policy_init", "comparisons", 2 * 4 / 3),  # the reference reads both: a third more
+}
+
+
+def _tuned(config: Config, inputs: Inputs, flops: float) -> Work:
+    """A model trained on rows of human data, as its section says.
+
+    `pretraining_share` of the sequences are text, as long as the context. The artifact of
+    `supervised` has every epoch.
+    """
+    section = next(name for name in TUNED if name in config)
+    start, data, answers = TUNED[section]
+    model, epochs = _model(inputs[start], inputs), config[section]["epochs"]
+    share = config[section].get("pretraining_share", 0.0)
+    length = answers * min(model.context, PROMPT + ANSWER) + share / (1 - share) * model.context
+    rows = _rows(inputs[data].config)
+    train = 1 - inputs[data].config.get("held_out", 0.0) - inputs[data].config.get("judge", 0.0)
+    tokens = Amount(rows.number * train * epochs * length, rows.assumption)
+    copies = epochs if section == "supervised" else 1
+    return _training(model, tokens, flops, copies * WEIGHT_BYTES * model.parameters())
+
+
+def _aligned(config: Config, inputs: Inputs, flops: float) -> Work:
+    """Policy writes episodes; reference, reward model and critic read them; policy and critic train
+    on them, beside pre-training text.
+    """
+    model, ppo = _model(inputs["policy_init"], inputs), config["ppo"]
+    length = min(model.context, PROMPT + ppo["max_new_tokens"])
+    trained = ppo["inner_epochs"] * length * (1 if ppo["value"] == "shared" else 2)
+    text = ppo["ptx_examples"] * model.context if ppo["ptx_weight"] else 0
+    written = writing_flops(model, 1, ppo["max_new_tokens"]) / READING
+    episode = training_flops(model, trained + text + length) + written
+    size = WEIGHT_BYTES * model.parameters()
+    return Work(ppo["episodes"] * episode, TRAINING_FLOPS, TUNING * flops, size, 15.0)
+
+
+def _instructed(config: Config, inputs: Inputs, flops: float) -> Work:
+    """Every supervised epoch answers the prompts, and the reward model reads the answers."""
+    model, section = _model(inputs["supervised"], inputs), config["instructed"]
+    answers = section["prompts"] * inputs["supervised"].config["supervised"]["epochs"]
+    return _answers(model, answers, section, flops, WEIGHT_BYTES * model.parameters())
+
+
+def _preferences(config: Config, inputs: Inputs, flops: float) -> Work:
+    """Every model answers the prompts, one of them `best_of` times over."""
+    model, section = _model(next(iter(_models(inputs))), inputs), config["preferences"]
+    models = sum(name in inputs for name in MODELS)
+    answers = section["prompts"] * (models + section["best_of"])
+    return _answers(model, answers, section, flops, 2e3 * answers)
+
+
+def _answers(model: ModelConfig, answers: int, section: Config, flops: float, size: float) -> Work:
+    """A model writes answers as the section says, and another one reads them."""
+    new_tokens = section["max_new_tokens"]
+    read = reading_flops(model, answers * min(model.context, PROMPT + new_tokens))
+    return _forward(writing_flops(model, answers, new_tokens) + read, flops, size, 10.0)
+
+
+def _judge(config: Config, inputs: Inputs, flops: float) -> Work:
+    number, assumption = _rows(inputs["comparisons"].config)
+    return Work(number, "rows", 1e3, 2e6, 3.0, assumption)
+
+
+STAGES: dict[str, Callable[[Config, Inputs, float], Work]] = {
+    "corpus": _corpus,
+    "tokenizer": _tokenizer,
+    "tokens": _tokens,
+    "pretrained": _pretrained,
+    "imported": _imported,
+    "finetuned": _finetuned,
+    "zero_shot": _zero_shot,
+    "layers_transferred": _layers_transferred,
+    "ablations": _ablations,
+    "visible_context": _visible_context,
+    "depth": _depth,
+    "zero_shot_dynamics": _zero_shot_dynamics,
+    **dict.fromkeys(("demonstrations", "comparisons", "prompts"), _human_data),
+    **dict.fromkeys(TUNED, _tuned),
+    "judge": _judge,
+    "aligned": _aligned,
+    "instructed": _instructed,
+    "preferences": _preferences,
+}
+
+
+# Models
+
+
+def _models(inputs: Inputs) -> Iterable[Artifact]:
+    """The models among the inputs, first the one that is trained on."""
+    names = (base_model.BASE, "policy_init", "start", "supervised", "pretrained")
+    return (inputs[name] for name in names if name in inputs)
+
+
+def _pretrained_models(inputs: Inputs) -> Iterable[tuple[Artifact, ModelConfig]]:
+    artifacts = (artifact for artifact in inputs.values() if artifact.stage == "pretrained")
+    return ((artifact, _model(artifact, inputs)) for artifact in artifacts)
+
+
+def _trained(config: Config, inputs: Inputs) -> ModelConfig:
+    """The model that is pre-trained: the recipe's, or an imported one that is trained further."""
+    if base_model.BASE in inputs:
+        return _model(inputs[base_model.BASE], inputs)
+    return ModelConfig(**config["model"], vocab_size=_vocab_size(None, inputs))
+
+
+def _model(artifact: Artifact, inputs: Inputs) -> ModelConfig:
+    """An artifact's model; of an imported one that is not here, the assumed one."""
+    if not (shape := _shape(artifact)):
+        return ASSUMED_MODEL
+    return ModelConfig(**shape, vocab_size=_vocab_size(artifact, inputs))
+
+
+def _shape(artifact: Artifact) -> dict[str, Any] | None:
+    """The shape of an artifact's model, its vocabulary apart; None where it is not known yet."""
+    known = "model" in artifact.config or (artifact.path / base_model.SHAPE).is_file()
+    return base_model.shape(artifact) if known else None
+
+
+def _vocab_size(model: Artifact | None, inputs: Inputs) -> int:
+    """What the tokenizer has, or is to have; where a stage reads none, what the model has."""
+    if tokenizer := inputs.get("tokenizer"):
+        size = tokenizer.metrics.get("vocab_size") or tokenizer.config.get("vocab_size")
+    elif model is None or "vocab_size" in model.manifest:
+        size = model and model.manifest["vocab_size"]
+    else:
+        config = json.loads((model.path / "model" / "config.json").read_text(encoding="utf-8"))
+        size = config["vocab_size"]
+    return int(size or ASSUMED_MODEL.vocab_size)
+
+
+# Text, examples and rows
+
+
+def _total(amounts: Iterable[Amount]) -> Amount:
+    """The sum, at least 1, with the first assumption made of a part of it."""
+    amounts = list(amounts)
+    assumption = next((amount.assumption for amount in amounts if amount.assumption), "")
+    return Amount(max(1.0, sum(amount.number for amount in amounts)), assumption)
+
+
+def _on_card(kind: str, source: Mapping[str, Any]) -> Any:
+    """The size of a data set on the hub, as its card says; None where it is not known."""
+    subset = source.get("config") or source.get("subset")
+    return SIZES[kind].get(f"{source.get('hub')} {subset}" if subset else source.get("hub"))
+
+
+def _text_bytes(source: Mapping[str, Any]) -> Amount:
+    """Bytes of a corpus's source: of its files, by its data set's card, or assumed."""
+    files = [file for file in source.get("pinned") or () if isinstance(file, Mapping)]
+    if size := sum(float(file.get("bytes") or 0) for file in files):
+        return Amount(size)
+    if (card := _on_card("texts", source)) is None:
+        return Amount(TEXT_BYTES, TEXT_ASSUMED)
+    size, rows = card
+    group = source.get("group")  # rows a document
+    documents = rows / (group if isinstance(group, int) else 1)
+    return Amount(size * min(1.0, (source.get("limit") or documents) / documents))
+
+
+def _corpus_bytes(corpus: Artifact) -> Amount:
+    """UTF-8 bytes of a corpus; of a planned one 2.6 for each byte of its compressed files."""
+    size = sum(value for name, value in corpus.metrics.items() if name.endswith("/bytes"))
+    return Amount(max(1.0, size or 2.6 * corpus.size), corpus.manifest.get("assumption", ""))
+
+
+def _held_out_tokens(corpus: Artifact) -> dict[str, float]:
+    """Held-out tokens of each source of a corpus, named as in the metrics of the stage `tokens`."""
+    size = {
+        name.partition("/")[0]: value
+        for name, value in corpus.metrics.items()
+        if name.endswith("/held_out/bytes")
+    }
+    share = corpus.config.get("held_out", 0.0)
+    size = size or {
+        source["name"]: _text_bytes(source).number * (source.get("held_out") or share)
+        for source in corpus.config.get("sources", ())
+    }
+    return {f"held_out/{name}/tokens": number / BYTES_PER_TOKEN for name, number in size.items()}
+
+
+def _held_out(tokens: Artifact) -> list[float]:
+    """Held-out tokens of each source."""
+    return [
+        value
+        for name, value in tokens.metrics.items()
+        if name.startswith("held_out/") and name.endswith("/tokens")
+    ]
+
+
+def _task_tokens(config: Config, model: ModelConfig) -> Amount:
+    """Tokens that fine-tuning one model on a task trains on; none where the task is not run."""
+    if "not_run" in config:
+        return Amount(0.0)
+    source, requested = config["source"]["source"], config.get("examples")
+    rows = _on_card("rows", source)
+    assumption = "" if rows or requested else ROWS_ASSUMED
+    if rows and not source["splits"].get("validation"):
+        rows = rows * (1 - config["source"]["split"]["validation"])
+    examples = min(rows or math.inf, requested or rows or ROWS)
+    length = _example_tokens(config["source"], model.context)
+    return Amount(examples * config["finetuning"]["epochs"] * length, assumption)
+
+
+def _example_tokens(entry: Mapping[str, Any], context: int) -> float:
+    """Tokens read of one example: of a similarity both orders, of a question each answer."""
+    length = context if "context" in entry["columns"] else min(context, SHORT_EXAMPLE)
+    if entry["form"] == "multiple_choice":
+        options = entry["columns"]["options"]
+        return length * (len(options) if isinstance(options, list) else OPTIONS)
+    return length * (2 if entry["form"] == "similarity" else 1)
+
+
+def _rows(section: Config) -> Amount:
+    """Rows of a section of human data, its held-out share included."""
+    amounts = []
+    for source in section.get("sources") or ():
+        stated = _on_card("rows", source)
+        low, high = source.get("part") or (0.0, 1.0)
+        rows = (stated or ROWS) * (high - low)
+        assumption = "" if stated else ROWS_ASSUMED
+        amounts.append(Amount(min(rows, source.get("limit") or rows), assumption))
+    return _total(amounts)
