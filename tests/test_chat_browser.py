@@ -1,5 +1,5 @@
-"""The chat's page in a real browser, with the real endpoint behind it: two models beside each
-other, streaming, votes, a dead endpoint.
+"""The chat's page in a real browser: two models beside each other, streaming, votes, a model that
+fails; and that page and endpoint end together.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from chat_store import chat_store, voted_comparisons
+from chat_store import SPELT_MARKERS, chat_store, free_port, status, voted_comparisons
 from playwright.sync_api import Browser, Page, expect
-from test_chat import FORGED, SPELT, free_port, status
 
 from assets.store.store import Store
-from docs.pictures import HOST, browser, chromium, say
+from docs.pictures import browser, chromium, say
 from gpt_model.rlhf import votes
-from pipelines.chat.session import LEARNING
+from pipelines.chat.guard import HOST
+from pipelines.chat.session import VOTES_COMMAND
 
 pytestmark = pytest.mark.skipif(
     chromium() is None and "CI" not in os.environ, reason="no Chromium or Chrome on this machine"
@@ -34,42 +34,39 @@ pytestmark = pytest.mark.skipif(
 MESSAGE = "who sees the sailor?"
 
 
+# The command line, with models that fail where they read `FAILING`: nothing else makes one fail.
+FAILING = "fail now"
+SCRIPT = f"""
+import sys
+from pipelines.chat.engine import Engine
+from pipelines.cli.main import app
+run = Engine._run
+def run_or_fail(self, batch):
+    decode = self.partner.template.tokenizer.decode
+    if any({FAILING!r} in decode(answer.request.prompt) for answer in batch):
+        raise RuntimeError("out of memory")
+    run(self, batch)
+Engine._run = run_or_fail
+app(sys.argv[1:])
+"""
+
+
 @dataclass(frozen=True)
 class Chat:
     store: Store
     url: str
+    endpoint: str
     process: subprocess.Popen[bytes]
 
 
-@pytest.fixture(scope="module")
-def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
-    home = tmp_path_factory.mktemp("chat_page")
-    store, port = chat_store(home), free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.cli",
-        "chat",
-        "tiny/supervised",
-        "tiny/aligned",
-        "--browser",
-        "--temperature",
-        "0",
-    ]
-    command += [
-        "--max-new-tokens",
-        "40",
-        "--seed",
-        "7",
-        "--top-p",
-        "0.01",
-        "--port",
-        str(port),
-        "--endpoint-port",
-        str(free_port()),
-    ]
+def start(home: Path) -> Chat:
+    """The page of two models, when it answers."""
+    port, endpoint_port = free_port(), free_port()
+    options = ["--temperature", "0", "--max-new-tokens", "40", "--seed", "7", "--top-p", "0.01"]
+    options += ["--port", str(port), "--endpoint-port", str(endpoint_port)]
+    command = [sys.executable, "-c", SCRIPT, "chat", "tiny/supervised", "tiny/aligned"]
     log = home / "page.log"
-    # With this variable NiceGUI holds itself to be in a test of its own, and takes its port from
+    # With this variable NiceGUI takes itself to be in a test of its own, and takes its port from
     # what its `screen` fixture sets.
     environment = {
         name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"
@@ -77,7 +74,11 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
     environment["LINEAGE_HOME"] = str(home)
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, env=environment, stdout=out, stderr=out, cwd=Path(__file__).parent.parent
+            [*command, "--browser", *options],
+            env=environment,
+            stdout=out,
+            stderr=out,
+            cwd=Path(__file__).parent.parent,
         )
     deadline = time.monotonic() + 120
     url = f"http://{HOST}:{port}"
@@ -86,11 +87,26 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
             break
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.3)
-    yield Chat(store, url, process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    process.wait(timeout=30)
-    assert not psutil.wait_procs(children, timeout=15)[1]  # the endpoint ends with the page
+    return Chat(Store(home), url, f"http://{HOST}:{endpoint_port}/v1/models", process)
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
+    home = tmp_path_factory.mktemp("chat_page")
+    chat_store(home)
+    chat = start(home)
+    yield chat
+    assert status(chat.endpoint) == 200
+    chat.process.send_signal(signal.SIGINT)
+    chat.process.wait(timeout=30)
+    assert_gone(chat)
+
+
+def assert_gone(chat: Chat) -> None:
+    """Nothing listens where page and endpoint were."""
+    for url in (chat.url, chat.endpoint):
+        with pytest.raises(OSError, match="refused"):
+            status(url)
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +126,9 @@ def test_two_models_answer_as_they_write_and_the_vote_is_in_the_store(
     chat: Chat, chrome: Browser, tmp_path: Path
 ) -> None:
     page = chrome.new_page(viewport={"width": 1400, "height": 900})
-    asked: list[str] = []  # every address the page asks for, with those of its websockets
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("websocket", lambda socket: asked.append(socket.url))
+    addresses: list[str] = []  # all that the page requests, with those of its websockets
+    page.on("request", lambda request: addresses.append(request.url))
+    page.on("websocket", lambda socket: addresses.append(socket.url))
     page.goto(chat.url)
     expect(page.get_by_text("Ask something")).to_be_visible(timeout=30_000)
     # every text that an answer has had on the page, so that nothing depends on when we look
@@ -131,7 +147,7 @@ def test_two_models_answer_as_they_write_and_the_vote_is_in_the_store(
         page.screenshot(path=shot)
     page.get_by_role("button", name="Right is better").click()
     expect(page.get_by_text("Vote kept: tiny/aligned is better")).to_be_visible()
-    expect(page.get_by_text(LEARNING)).to_be_visible()
+    expect(page.get_by_text(VOTES_COMMAND)).to_be_visible()
     (cast,) = votes.read(chat.store.home)
     assert (cast.messages, cast.tie) == ([{"role": "user", "content": MESSAGE}], False)
     assert [cast.rejected, cast.chosen] == [answer.strip() for answer in answers]
@@ -141,8 +157,8 @@ def test_two_models_answer_as_they_write_and_the_vote_is_in_the_store(
         cast.chosen,
         cast.rejected,
     ] and compared.pairs() == [(0, 1)]
-    assert len(asked) > 5 and {
-        urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))
+    assert len(addresses) > 5 and {
+        urlsplit(url).hostname for url in addresses if not url.startswith(("data:", "blob:"))
     } == {HOST}
 
 
@@ -217,30 +233,37 @@ def status_of_socket(port: int | None, **headers: str) -> int:
         connection.close()
 
 
-def test_a_message_that_is_empty_too_long_or_spells_a_marker_is_not_sent(
-    chat: Chat, chrome: Browser
-) -> None:
+def test_a_message_that_is_empty_or_too_long_is_not_sent(chat: Chat, chrome: Browser) -> None:
     page = opened(chrome, chat)
     say(page, "  ")
     expect(page.get_by_text("An empty message is not sent")).to_be_visible()
     say(page, "tree " * 200)
     expect(page.get_by_text("The message is too long for")).to_be_visible()
-    say(page, FORGED)
-    expect(page.get_by_text(f"What the user says {SPELT}")).to_be_visible()
     expect(page.locator(".card")).to_have_count(0)
 
 
-def test_a_dead_endpoint_is_said_on_the_page(
-    chat: Chat, chrome: Browser
-) -> None:  # the last: it ends the endpoint
+def test_a_message_that_spells_markers_is_sent_as_text(chat: Chat, chrome: Browser) -> None:
     page = opened(chrome, chat)
-    (server,) = [
-        child
-        for child in psutil.Process(chat.process.pid).children()
-        if any(part.endswith("chat_endpoint.py") for part in child.cmdline())
-    ]
-    server.kill()
+    say(page, SPELT_MARKERS)
+    expect(page.get_by_text(SPELT_MARKERS)).to_be_visible()
+    expect(page.get_by_role("button", name="Tie")).to_be_visible(timeout=60_000)
+
+
+def test_a_model_that_fails_is_reported_on_the_page_and_answers_again(
+    chat: Chat, chrome: Browser
+) -> None:
+    page = opened(chrome, chat)
+    say(page, FAILING)
+    message = "The model gave no whole answer (RuntimeError: out of memory)"
+    expect(page.get_by_text(message)).to_have_count(2, timeout=30_000)
     say(page, MESSAGE)
-    expect(page.get_by_text("The endpoint gave no whole answer").first).to_be_visible(
-        timeout=30_000
-    )
+    expect(page.get_by_role("button", name="Tie")).to_be_visible(timeout=60_000)
+
+
+def test_page_and_endpoint_end_with_a_killed_process(chat: Chat) -> None:
+    killed = start(chat.store.home)
+    assert status(killed.url) == status(killed.endpoint) == 200
+    assert not psutil.Process(killed.process.pid).children(recursive=True)
+    killed.process.kill()
+    killed.process.wait(timeout=30)
+    assert_gone(killed)

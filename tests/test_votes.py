@@ -28,7 +28,7 @@ from assets.tracking.tracking import Tracking
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.rlhf import records, votes
 from gpt_model.rlhf.dialogue import Dialogue, Turn
-from pipelines.chat.session import LEARNING
+from pipelines.chat.session import VOTES_COMMAND
 from pipelines.cli.main import app
 
 ASKED: Dialogue = (Turn("user", "who sees the sailor?"),)
@@ -215,7 +215,7 @@ def test_the_recipe_that_the_chat_names_is_chat_tiny_with_the_votes(
     home: Path, tmp_path: Path, downloads: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("LINEAGE_DOWNLOADS", str(downloads))
-    recipe, tiny = load_recipe(LEARNING.rpartition(" ")[2]), load_recipe("chat-tiny")
+    recipe, tiny = load_recipe(VOTES_COMMAND.rpartition(" ")[2]), load_recipe("chat-tiny")
     assert (
         recipe.alignment
         and tiny.alignment

@@ -1,147 +1,154 @@
-"""The endpoint's process: `transformers serve`, for this machine, answers kept within the context.
-A script that `chat_server.py` starts.
-
-* The server gives an answer 1,024 tokens at least where a request does not say how many, whatever
-  the model can read. Past its last position a model fails, and on a GPU that ends the use of the
-  device for the whole process.
-* A marker that a message spells out would be read as the token, and the message end there and go on
-  as another's: it is refused.
+"""The OpenAI-compatible endpoint over the chat's engines, for programs of this machine:
+`/v1/chat/completions`, `/v1/completions` and `/v1/models`. What the fields mean is protocol.py's.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
-from transformers.cli.serve import Serve
-from transformers.cli.serving import server, utils
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 
 from gpt_model.errors import UserError
-from gpt_model.rlhf.chat_template import check_spells_none
-from gpt_model.rlhf.dialogue import ROLES, Role, Turn
-from pipelines.chat.guard import LocalOnly
-
-Resolved = tuple[str, Any, Any]  # the model's name, the model, its tokenizer
-
-# What a model here can answer. Others answer nothing, fetch scripts from the web (docs), or take
-# the models out of memory (reset).
-ROUTES = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/models",
-    "/health",
-    "/load_model",
+from pipelines.chat.engine import Engine
+from pipelines.chat.guard import HOST, LocalOnly
+from pipelines.chat.protocol import (
+    ChatBody,
+    ChatReply,
+    CompletionBody,
+    CompletionReply,
+    Refused,
+    Reply,
+    invalid,
 )
 
-
-class WithinContext(utils.GenerateManager):
-    """Every answer of every route comes from one of these two."""
-
-    def generate_streaming(
-        self, model: Any, processor: Any, inputs: Any, gen_config: Any, *rest: Any, **named: Any
-    ) -> Any:
-        return super().generate_streaming(
-            model, processor, inputs, _fitted(model, inputs, gen_config), *rest, **named
-        )
-
-    async def generate_non_streaming(
-        self, model: Any, processor: Any, inputs: Any, gen_config: Any, *rest: Any, **named: Any
-    ) -> Any:
-        return await super().generate_non_streaming(
-            model, processor, inputs, _fitted(model, inputs, gen_config), *rest, **named
-        )
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models")
 
 
-def _fitted(model: Any, inputs: Any, gen_config: Any) -> Any:
-    """`gen_config` with as many new tokens as there is room for. Raises UserError where there is
-    none.
-    """
-    context, asked = model.config.max_position_embeddings, inputs["input_ids"].shape[-1]
-    if asked >= context:
-        raise UserError(
-            f"The messages are {asked:,} tokens with their markers, and the model reads {context:,}, its answer included: shorten them."
-        )
-    room, wanted = context - asked, gen_config.max_new_tokens
-    if wanted is not None and wanted < 1:
-        raise UserError(f"max_tokens is {wanted}, and should be 1 or more.")
-    gen_config.max_new_tokens = (
-        room if wanted is None else min(wanted, room)
-    )  # none in a configuration that a request brings with it
-    return gen_config
+def build_app(engines: Sequence[Engine]) -> FastAPI:
+    """The endpoint's routes over these engines, each under its artifact's name."""
+    app = FastAPI(title="gpt-lineage", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(LocalOnly)
+    by_name = {engine.partner.ref: engine for engine in engines}
+    started = int(time.time())
 
+    def model(name: str) -> dict[str, Any]:
+        partner = find(name).partner
+        head = {"id": partner.ref, "object": "model", "created": started}
+        return {**head, "owned_by": "gpt-lineage", "fingerprint": partner.fingerprint}
 
-def _with_messages_checked(
-    resolve: Callable[[Any, dict[str, Any]], Resolved],
-) -> Callable[[Any, dict[str, Any]], Resolved]:
-    """What every route calls for its model. Raises UserError where a message has no role, or could
-    end itself and speak as another.
-    """
-
-    def resolved(handler: Any, body: dict[str, Any]) -> Resolved:
-        found = resolve(handler, body)
-        reserved = [token.content for token in found[2].added_tokens_decoder.values()]
-        for part in (
-            "instructions",
-            "input",
-            "messages",
-        ):  # the whole of a dialogue; not `prompt`, which is laid out by who sends it
-            check_spells_none(
-                tuple(_turns(body.get(part), "system" if part == "instructions" else "user")),
-                reserved,
+    def find(name: str) -> Engine:
+        if name not in by_name:
+            raise Refused(
+                f"There is no model {name!r} here: there are {', '.join(by_name)}.",
+                "model",
+                "model_not_found",
+                404,
             )
-        return found
+        return by_name[name]
 
-    return resolved
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model(name) for name in by_name]}
+
+    @app.get("/v1/models/{name:path}")
+    async def retrieve_model(name: str) -> dict[str, Any]:
+        return model(name)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatBody, http: Request) -> Response:
+        return await _respond(ChatReply(find(body.model), body), body.stream, http)
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionBody, http: Request) -> Response:
+        return await _respond(CompletionReply(find(body.model), body), body.stream, http)
+
+    _handle_errors(app)
+    return app
 
 
-def _turns(given: Any, role: str) -> Iterator[Turn]:
-    """Every text in it, under the role that stands nearest."""
-    if isinstance(given, str):
-        yield Turn(cast(Role, role), given)
-    elif isinstance(given, dict):
-        role = given.get("role", role)
-        if role not in ROLES:
-            raise UserError(f"A message is of role {role!r}, and there are {', '.join(ROLES)}.")
-        for one in given.values():
-            yield from _turns(one, role)
-    elif isinstance(given, list):
-        for one in given:
-            yield from _turns(one, role)
+async def _respond(reply: Reply, stream: bool, http: Request) -> Response:
+    if stream:
+        return StreamingResponse(reply.events(), media_type="text/event-stream")
+    answer, left = asyncio.ensure_future(reply.whole()), asyncio.ensure_future(_disconnect(http))
+    try:
+        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return JSONResponse(answer.result())
+        return Response(status_code=499)  # nobody reads it
+    finally:
+        answer.cancel()  # a caller who has left waits for no tokens
+        left.cancel()
 
 
-def _refused(_: Request, error: Exception) -> JSONResponse:
-    """In the shape that OpenAI's client reads an error's words from."""
-    return JSONResponse(
-        {"error": {"message": str(error), "type": "invalid_request_error"}}, status_code=400
+async def _disconnect(http: Request) -> None:
+    """Returns when the client has left."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Every error is answered by OpenAI's error object."""
+
+    def answer(refused: Refused) -> Response:
+        return JSONResponse(refused.body, refused.status)
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> Response:
+        return answer(error)
+
+    @app.exception_handler(UserError)
+    async def user_error(_: Request, error: UserError) -> Response:
+        return answer(Refused(str(error), error.field, "invalid_value"))
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(_: Request, error: RequestValidationError) -> Response:
+        return answer(invalid(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def no_route(http: Request, error: HTTPException) -> Response:
+        message = f"{http.method} {http.url.path}: {error.detail}. There are {', '.join(ROUTES)}."
+        return answer(Refused(message, status=error.status_code))
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        return answer(Refused(str(error), status=500))
+
+
+@contextmanager
+def serving(engines: Sequence[Engine], port: int) -> Iterator[str]:
+    """The endpoint's address, while a thread of this process serves it: so it ends with the
+    process, however that ends. Raises UserError where it does not start.
+    """
+    config = uvicorn.Config(
+        build_app(engines),
+        host=HOST,
+        port=port,
+        lifespan="off",
+        log_level="warning",
+        timeout_graceful_shutdown=2,
     )
-
-
-def _serve(host: str, port: int) -> None:
-    build = server.build_server
-
-    def built(*given: Any, **named: Any) -> FastAPI:
-        app = build(*given, **named)
-        app.router.routes[:] = [
-            route for route in app.router.routes if getattr(route, "path", "") in ROUTES
-        ]
-        app.add_exception_handler(UserError, _refused)
-        app.add_middleware(LocalOnly)
-        return app
-
-    # Serve takes these from their modules when it is made; it makes one manager a model.
-    server.build_server = built
-    utils.BaseHandler._resolve_model = _with_messages_checked(utils.BaseHandler._resolve_model)  # type: ignore[assignment]
-    utils.GenerateManager = WithinContext  # type: ignore[misc]
-    Serve(host=host, port=port, model_timeout=-1)
-
-
-if __name__ == "__main__":
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--host", required=True)
-    arguments.add_argument("--port", type=int, required=True)
-    given = arguments.parse_args()
-    _serve(given.host, given.port)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, name="chat endpoint", daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise UserError(f"The endpoint did not start at port {port} of {HOST}.")
+        time.sleep(0.01)
+    try:
+        yield f"http://{HOST}:{port}/v1"
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -1,44 +1,47 @@
 """Who may talk to the page and the endpoint: programs and browsers of this machine, and no page of
 the web that is open in one.
 
-A browser lets any page send requests to 127.0.0.1, and one whose own name is made to lead there
-reads the answers too. It says whom it means and where it is from, so both are looked at: `Host`,
-and `Origin` where there is one.
+A browser lets any page send requests to 127.0.0.1, and one whose own name is made to resolve to it
+(DNS rebinding) reads the answers too. A browser names the server it means and the page it asks for,
+so both are checked: `Host`, and `Origin` where there is one.
 """
 
 from __future__ import annotations
 
+import socket
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-NAMES = ("127.0.0.1", "localhost", "::1")
+from gpt_model.errors import UserError
+
+HOST = "127.0.0.1"
+NAMES = (HOST, "localhost", "::1")
 
 
 class LocalOnly:
-    """An ASGI app that refuses requests and sockets, with 403 and a sentence, that are not of and
-    for this machine.
+    """ASGI middleware: requests and sockets that are not of and for this machine get 403 and a
+    sentence.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = _refused(Headers(scope=scope)) if scope["type"] in ("http", "websocket") else ""
-        if not refused:
+        refusal = _refusal(Headers(scope=scope)) if scope["type"] in ("http", "websocket") else ""
+        if not refusal:
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": refused})
+            await send({"type": "websocket.close", "code": 1008, "reason": refusal})
         else:
-            await JSONResponse(
-                {"error": {"message": refused, "type": "permission_error"}}, status_code=403
-            )(scope, receive, send)
+            error = {"message": refusal, "type": "permission_error", "param": None, "code": None}
+            await JSONResponse({"error": error}, status_code=403)(scope, receive, send)
 
 
-def _refused(headers: Headers) -> str:
-    """Why, in a sentence; empty where there is no reason to."""
+def _refusal(headers: Headers) -> str:
+    """Why the request is refused, in a sentence; empty where it is not."""
     host, origin = headers.get("host", ""), headers.get("origin")
     if _name(f"//{host}") not in NAMES:
         return f"This serves 127.0.0.1 and localhost only, and was asked for as {host!r}."
@@ -52,3 +55,15 @@ def _name(address: str) -> str | None:
         return urlsplit(address).hostname
     except ValueError:  # a bracket that is not closed
         return None
+
+
+def check_free(port: int, option: str) -> None:
+    """Raises UserError, naming the option, where something listens on the port already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise UserError(
+                f"Port {port} of {HOST} is taken ({error.strerror}): give another with {option}."
+            ) from None

@@ -1,32 +1,37 @@
 """The chat's page, by NiceGUI: one or two models beside each other, answers as they are written,
-votes. It speaks with the endpoint only.
+votes. The models are this process's engines, as the endpoint's are.
 
-NiceGUI has its scripts, fonts and styles in its package, so the page needs no way out.
+NiceGUI has its scripts, fonts and styles in its package, so the page needs no network.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+from nicegui import app, ui
+from nicegui.storage import Storage
 
 from gpt_model.errors import UserError
-from gpt_model.rlhf.dialogue import Dialogue, Turn, messages
+from gpt_model.rlhf.dialogue import Dialogue, Turn
 from gpt_model.rlhf.votes import Answered, append, read, vote
-from pipelines.chat.guard import LocalOnly
-from pipelines.chat.server import HOST, check_free, name_of
-from pipelines.chat.session import LEARNING, Partner, Sampling, fitted, room
+from pipelines.chat.endpoint import serving
+from pipelines.chat.engine import Engine, EngineFailed, Prompt, running
+from pipelines.chat.guard import HOST, LocalOnly, check_free
+from pipelines.chat.session import VOTES_COMMAND, Partner, Sampling
 
 STYLE = """
 <style>
  body { background: #f6f7fb; }
  .nicegui-content { padding: 0; }
- .answer { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.55; font-size: 15px; min-height: 1.55em; }
- .asked { white-space: pre-wrap; overflow-wrap: anywhere; }
- .asked { background: #3f51b5; color: white; border-radius: 16px 16px 4px 16px; padding: 10px 16px; }
+ .answer, .question { white-space: pre-wrap; overflow-wrap: anywhere; }
+ .answer { line-height: 1.55; font-size: 15px; min-height: 1.55em; }
+ .question { background: #3f51b5; color: white; padding: 10px 16px; }
+ .question { border-radius: 16px 16px 4px 16px; }
  .card { border-radius: 14px; box-shadow: 0 1px 3px rgb(20 24 60 / .12); background: white; }
  .label { font-family: ui-monospace, monospace; font-size: 12px; color: #5c6680; }
  .better { outline: 2px solid #43a047; }
@@ -44,52 +49,50 @@ SUGGESTED = (
 )
 
 
-def serve_page(
-    home: Path, partners: list[Partner], endpoint: str, port: int, sampling: Sampling, system: str
+def talk(
+    home: Path,
+    partners: Sequence[Partner],
+    sampling: Sampling,
+    system: str,
+    port: int,
+    endpoint_port: int,
 ) -> None:
-    """The page, until Ctrl-C."""
+    """The page and the endpoint, until Ctrl-C. Raises UserError where a port is taken."""
     check_free(port, "--port")
-    os.environ["NICEGUI_STORAGE_PATH"] = str(home / "chat" / "page")
-    from nicegui import app, ui
-
+    check_free(endpoint_port, "--endpoint-port")
+    Storage.path = home / "chat" / "page"
     app.add_middleware(LocalOnly)
+    with running(partners) as engines, serving(engines, endpoint_port) as endpoint:
 
-    @ui.page("/")
-    def index() -> None:
-        Page(home, partners, endpoint, sampling, system).draw()
+        @ui.page("/")
+        def index() -> None:
+            Page(home, engines, sampling, system).draw()
 
-    print(f"Chat: http://{HOST}:{port}  Endpoint: {endpoint}  (Ctrl-C stops both)", flush=True)
-    ui.run(
-        host=HOST,
-        port=port,
-        title="gpt-lineage chat",
-        favicon="💬",
-        reload=False,
-        show=False,
-        show_welcome_message=False,
-    )
+        print(f"Chat: http://{HOST}:{port}  Endpoint: {endpoint}  (Ctrl-C stops both)", flush=True)
+        ui.run(
+            host=HOST,
+            port=port,
+            title="gpt-lineage chat",
+            favicon="💬",
+            reload=False,
+            show=False,
+            show_welcome_message=False,
+        )
 
 
 class Page:
-    """One visitor's talk."""
+    """One visitor's conversation."""
 
     def __init__(
-        self, home: Path, partners: list[Partner], endpoint: str, sampling: Sampling, system: str
+        self, home: Path, engines: Sequence[Engine], sampling: Sampling, system: str
     ) -> None:
-        from openai import AsyncOpenAI
-
-        self.home, self.partners, self.sampling, self.system = home, partners, sampling, system
-        self.client = AsyncOpenAI(base_url=endpoint, api_key="none", max_retries=0)
+        self.home, self.engines, self.sampling, self.system = home, engines, sampling, system
         self.turns: Dialogue = ()
         self.busy = False
-        self.told_of_dropping = False
-        self.order = list(partners)
-
-    # --- what is on it ---
+        self.dropping_announced = False
+        self.order = list(engines)  # from left to right
 
     def draw(self) -> None:
-        from nicegui import ui
-
         ui.add_head_html(STYLE)
         ui.colors(primary="#3f51b5")
         with ui.header().classes("items-center bg-white text-gray-900 shadow-sm px-6 py-3"):
@@ -119,8 +122,6 @@ class Page:
         self._begin()
 
     def _draw_settings(self) -> None:
-        from nicegui import ui
-
         # It has no `value`, so it is open where the window has room for it. It reaches to the
         # bottom, so the message box ends beside it.
         self.drawer = (
@@ -152,7 +153,7 @@ class Page:
                 "New tokens at most", value=self.sampling.max_new_tokens, min=1, precision=0
             )
             self.length.props("outlined dense").classes("w-full")
-            if len(self.partners) == 2:
+            if len(self.engines) == 2:
                 self.blind = ui.switch(
                     "Blind: names after the vote", value=False, on_change=self.reset
                 )
@@ -166,21 +167,21 @@ class Page:
             self.votes.text = str(error)
 
     def _begin(self) -> None:
-        from nicegui import ui
-
-        self.turns, self.told_of_dropping = (), False
-        self.order = list(self.partners)
-        hidden = len(self.partners) == 2 and self.blind.value
+        self.turns, self.dropping_announced = (), False
+        self.order = list(self.engines)
+        hidden = len(self.engines) == 2 and self.blind.value
         self.named.text = (
-            "" if hidden else "   ·   ".join(partner.label for partner in self.partners)
+            "" if hidden else "   ·   ".join(engine.partner.label for engine in self.engines)
         )
         self.talk.clear()
         with self.talk, ui.column().classes("w-full items-center py-16 gap-2 text-center"):
             ui.icon("chat_bubble_outline", size="44px").classes("text-gray-400")
             ui.label("Ask something").classes("text-xl text-gray-700")
-            told = "Both models answer the same talk; vote for the better answer, and it goes on with that one."
             ui.label(
-                told if len(self.partners) == 2 else "Each answer names the artifact that gave it."
+                "Both models answer the same talk; vote for the better answer, "
+                "and it goes on with that one."
+                if len(self.engines) == 2
+                else "Each answer names the artifact that gave it."
             ).classes("text-gray-500")
             with ui.row().classes("justify-center gap-2 pt-4"):
                 for text in SUGGESTED:
@@ -188,25 +189,21 @@ class Page:
                         "outline no-caps rounded"
                     )
 
-    # --- what can be done ---
-
     def reset(self) -> None:
-        from nicegui import ui
-
         if self.busy:
             ui.notify("An answer is being written: wait for its end.")
         else:
             self._begin()
 
     def _settings(self) -> Sampling:
-        """How the next answers are drawn, each exchange by a seed of its own."""
+        """How the next answers are sampled: every exchange has another seed."""
         length = self.length.value
         if length is None:
             raise UserError("New tokens at most is empty: write a number from 1 on.")
         return Sampling(
             self.temperature.value,
             self.top_p.value,
-            0,
+            self.sampling.top_k,
             int(length),
             self.sampling.seed + len(self.turns),
         )
@@ -215,8 +212,6 @@ class Page:
         """`text`, or the message in the box, to every model, unless there is none or an answer is
         still being written.
         """
-        from nicegui import ui
-
         text = text or (self.input.value or "").strip()
         if self.busy:
             return
@@ -226,9 +221,9 @@ class Page:
         turns = (*self.turns, Turn("user", text))
         try:
             sampling = self._settings()
-            asked = {
-                partner: fitted(partner, self._with_system(turns), sampling)
-                for partner in self.partners
+            dialogue = self._with_system(turns)
+            prompts = {
+                engine: engine.fit(dialogue, sampling.max_new_tokens) for engine in self.engines
             }
         except UserError as error:
             ui.notify(str(error), type="warning", multi_line=True, timeout=10_000)
@@ -236,140 +231,95 @@ class Page:
         self.busy, self.input.value = True, ""
         self.button.disable()
         try:
-            await self._exchange(turns, asked, sampling)
+            await self._exchange(turns, dialogue, prompts, sampling)
         finally:
             self.busy = False
             self.button.enable()
 
     def _with_system(self, turns: Dialogue) -> Dialogue:
-        told = (self.prompt.value or "").strip()
-        return (Turn("system", told), *turns) if told else turns
+        system = (self.prompt.value or "").strip()
+        return (Turn("system", system), *turns) if system else turns
 
     async def _exchange(
-        self,
-        turns: Dialogue,
-        asked: dict[Partner, tuple[Dialogue, list[int], int]],
-        sampling: Sampling,
+        self, turns: Dialogue, dialogue: Dialogue, prompts: dict[Engine, Prompt], sampling: Sampling
     ) -> None:
-        from nicegui import ui
-
-        prompt = self._with_system(turns)
-        blind = len(self.partners) == 2 and self.blind.value
+        """The message in `turns`, and every model's answer to `dialogue`, on the page."""
+        blind = len(self.engines) == 2 and self.blind.value
         if blind:
             random.shuffle(self.order)
         if not self.turns:
             self.talk.clear()
         with self.talk:
-            if any(dropped for _, _, dropped in asked.values()) and not self.told_of_dropping:
-                self.told_of_dropping = True
+            drops = any(prompt.dropped_turns for prompt in prompts.values())
+            if drops and not self.dropping_announced:
+                self.dropping_announced = True
                 ui.label(
                     "The talk is longer than the context: the oldest turns are not read any more."
                 ).classes("label self-center")
-            ui.label(turns[-1].text).classes("asked self-end max-w-2xl")
+            ui.label(turns[-1].text).classes("question self-end max-w-2xl")
             with ui.row().classes("pair w-full items-stretch gap-4"):
                 cards = [
-                    Card(partner.label, BLIND[place] if blind else "")
-                    for place, partner in enumerate(self.order)
+                    Card(engine.partner.label, BLIND[index] if blind else "")
+                    for index, engine in enumerate(self.order)
                 ]
             below = ui.row().classes("w-full justify-center gap-2")
-        self._to_the_end()
-        writing = [
-            self._stream(partner, card, asked[partner], sampling)
-            for partner, card in zip(self.order, cards, strict=True)
-        ]
-        answers = await asyncio.gather(*writing)
-        whole = [
-            Answered(text, partner.fingerprint, partner.ref)
-            for text, partner in zip(answers, self.order, strict=True)
+        self._scroll_down()
+        texts = await asyncio.gather(
+            *(
+                _write(engine, card, prompts[engine], sampling)
+                for engine, card in zip(self.order, cards, strict=True)
+            )
+        )
+        answers = [
+            Answered(text, engine.partner.fingerprint, engine.partner.ref)
+            for text, engine in zip(texts, self.order, strict=True)
             if text
         ]
-        if whole:
-            self.turns = (*turns, Turn("assistant", whole[0].text))
-        if len(whole) == 2:
-            self._offer(below, turns, prompt, whole, cards, sampling)
+        if answers:
+            self.turns = (*turns, Turn("assistant", answers[0].text))
+        if len(answers) == 2:
+            self._offer_vote(below, turns, dialogue, answers, cards, sampling)
         else:
             for card in cards:
                 card.reveal()
-        self._to_the_end()
+        self._scroll_down()
 
-    def _to_the_end(self) -> None:
+    def _scroll_down(self) -> None:
         # By the page's client: the button that began this may be gone with the welcome.
         self.talk.client.run_javascript(
-            "setTimeout(() => window.scrollTo({top: document.body.scrollHeight, behavior: 'smooth'}), 80)"
+            "setTimeout(() => window.scrollTo("
+            "{top: document.body.scrollHeight, behavior: 'smooth'}), 80)"
         )
 
-    async def _stream(
-        self,
-        partner: Partner,
-        card: Card,
-        asked: tuple[Dialogue, list[int], int],
-        sampling: Sampling,
-    ) -> str | None:
-        """The answer, or None where there is none whole; the card then says why."""
-        kept, prompt, _ = asked
-        text = ""
-        try:
-            stream = await self.client.chat.completions.create(
-                model=name_of(partner),
-                messages=cast(Any, messages(kept)),
-                stream=True,
-                seed=sampling.seed,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=room(partner, prompt, sampling),
-            )
-            ended = False
-            async for chunk in stream:
-                ended = ended or bool(chunk.choices and chunk.choices[0].finish_reason)
-                text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
-                card.show(text.lstrip())
-            if not ended:
-                raise ConnectionError("it ended in the middle")
-        except (
-            Exception
-        ) as error:  # of the client, or of the connection below it: all mean that no answer came
-            card.failed(
-                f"The endpoint gave no whole answer ({error}). Is it still running? Stop the chat and start it again."
-            )
-            return None
-        card.done(text.strip())
-        return text.strip() or None
-
-    # --- votes ---
-
-    def _offer(
+    def _offer_vote(
         self,
         below: Any,
         turns: Dialogue,
-        prompt: Dialogue,
+        dialogue: Dialogue,
         answers: list[Answered],
         cards: list[Card],
         sampling: Sampling,
     ) -> None:
-        from nicegui import ui
-
         def vote_for(better: int, tie: bool = False) -> None:
             try:
                 append(
                     self.home,
-                    vote(prompt, answers[better], answers[1 - better], asdict(sampling), tie=tie),
+                    vote(dialogue, answers[better], answers[1 - better], asdict(sampling), tie=tie),
                 )
             except UserError as error:
                 ui.notify(str(error), type="negative", multi_line=True, timeout=10_000)
                 return
-            if self.turns == (
-                *turns,
-                Turn("assistant", answers[0].text),
-            ):  # still the last exchange
+            # Unless another exchange has followed:
+            if self.turns == (*turns, Turn("assistant", answers[0].text)):
                 self.turns = (*turns, Turn("assistant", answers[better].text))
             below.clear()
-            for place, card in enumerate(cards):
-                card.reveal(better=not tie and place == better)
+            for index, card in enumerate(cards):
+                card.reveal(better=not tie and index == better)
             with below:
                 ui.label(
                     "Vote kept: a tie" if tie else f"Vote kept: {answers[better].ref} is better"
                 ).classes("label")
-                ui.label(f"A recipe that takes it in: {LEARNING}").classes("label")
+                ui.label(f"A recipe that takes it in: {VOTES_COMMAND}").classes("label")
             self._count()
 
         with below:
@@ -390,8 +340,6 @@ class Card:
     """
 
     def __init__(self, label: str, hidden: str) -> None:
-        from nicegui import ui
-
         self.label = label
         with ui.column().classes("card grow basis-0 p-5 gap-2") as self.card:
             with ui.row().classes("items-center gap-2"):
@@ -402,16 +350,14 @@ class Card:
     def show(self, text: str) -> None:
         self.text.text = text
 
-    def done(self, text: str) -> None:
+    def finish(self, text: str) -> None:
         self.text.text = text or "(it ended without a word)"
         self.text.classes(remove="writing")
 
-    def failed(self, why: str) -> None:
+    def fail(self, reason: str) -> None:
         self.text.classes(remove="writing")
-        from nicegui import ui
-
         with self.card:
-            ui.label(why).classes("text-red-700 text-sm")
+            ui.label(reason).classes("text-red-700 text-sm")
 
     def reveal(self, better: bool = False) -> None:
         self.name.text = self.label
@@ -419,13 +365,27 @@ class Card:
             self.card.classes("better")
 
 
-def _slider(name: str, low: float, high: float, step: float, value: float):  # type: ignore[no-untyped-def]
-    """A slider that shows its value."""
-    from nicegui import ui
+async def _write(engine: Engine, card: Card, prompt: Prompt, sampling: Sampling) -> str | None:
+    """The answer, shown on the card as it is written. None where the model failed; the card then
+    says why.
+    """
+    text = ""
+    try:
+        async for delta in engine.stream([engine.request(prompt.tokens, sampling)]):
+            text += delta.text
+            card.show(text.lstrip())
+    except EngineFailed as error:
+        card.fail(f"The model gave no whole answer ({error}). The terminal of the chat says more.")
+        return None
+    card.finish(text.strip())
+    return text.strip() or None
 
+
+def _slider(name: str, low: float, high: float, step: float, value: float) -> ui.slider:
+    """A slider that shows its value."""
     with ui.row().classes("w-full justify-between"):
         ui.label(name).classes("text-sm text-gray-700")
-        shown = ui.label().classes("label")
+        number = ui.label().classes("label")
     slider = ui.slider(min=low, max=high, step=step, value=value).props(f'aria-label="{name}"')
-    shown.bind_text_from(slider, "value", lambda found: f"{found:.4g}")
+    number.bind_text_from(slider, "value", lambda current: f"{current:.4g}")
     return slider

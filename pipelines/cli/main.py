@@ -383,7 +383,7 @@ def chat(
     ] = False,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time")] = 0.7,
     top_p: Annotated[float, typer.Option()] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0: all; in the terminal")] = 0,
+    top_k: Annotated[int, typer.Option(help="0: all")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="of an answer")] = 256,
     seed: Annotated[int, typer.Option()] = 0,
     system: Annotated[str, typer.Option(help="what the model is told before the talk")] = "",
@@ -394,22 +394,31 @@ def chat(
     ] = False,
 ) -> None:
     """Talk with a model that was tuned to answer, in the terminal or (--browser) on a page."""
-    from pipelines.chat import session as talk
+    from pipelines.chat import session
 
     store = _store()
     if votes:
-        typer.echo(talk.votes_told(store.home))
+        typer.echo(session.votes_summary(store.home))
         return
     if model is None:
         raise typer.BadParameter(
             "which model? Give an artifact, e.g. chat_tiny/supervised", param_hint="MODEL"
         )
-    sampling = talk.Sampling(temperature, top_p, top_k, max_new_tokens, seed)
-    partners = [talk.partner(store, name) for name in (model, model2) if name]
+    sampling = session.Sampling(temperature, top_p, top_k, max_new_tokens, seed)
+    partners = session.find_partners(store, [name for name in (model, model2) if name])
     if browser:
-        talk.in_browser(store, partners, sampling, system, port, endpoint_port)
+        try:
+            from pipelines.chat import page
+        except ModuleNotFoundError as missing:  # of an extra, which not every machine has
+            raise UserError(
+                f"The page needs {missing.name}, not installed here: "
+                "pip install 'gpt-lineage[chat]' -c constraints.txt"
+            ) from None
+        page.talk(store.home, partners, sampling, system, port, endpoint_port)
     else:
-        talk.in_terminal(store, partners, sampling, system)
+        from pipelines.chat import terminal
+
+        terminal.talk(store.home, partners, sampling, system)
 
 
 @app.command("import")
