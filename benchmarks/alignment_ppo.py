@@ -85,7 +85,7 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
     from torch import Tensor
 
     from gpt_model import convert
-    from gpt_model.ops.varlen import Ragged
+    from gpt_model.ops.varlen import PackedSequences
     from gpt_model.progress import Silent
     from gpt_model.rlhf.episodes import Asking
     from gpt_model.rlhf.ppo import PPO, Actors, Losses, constant_rate
@@ -95,7 +95,7 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
     from gpt_model.training.loop import Execution, Hook, Settings, train
 
     class Liking(RewardModel):
-        def rewards(self, rows: Ragged) -> Tensor:
+        def rewards(self, rows: PackedSequences) -> Tensor:
             return torch.tensor(
                 [
                     liked(text[PROMPT : PROMPT + NEW].tolist())

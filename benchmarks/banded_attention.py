@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.bars import below, verdict  # noqa: E402
 from gpt_model.memory import peak_resident_bytes  # noqa: E402
-from gpt_model.ops.sliding_window import banded_attention  # noqa: E402
+from gpt_model.ops.sliding_window import sliding_window_attention  # noqa: E402
 
 BAND = 256
 CONTEXTS = (1024, 2048, 4096)
@@ -40,7 +40,7 @@ TIME_BAR = 0.6
 GROWTH_BAR = 2.2  # times the memory at twice the context; linear is 2, and 4 were quadratic
 
 WAYS: dict[str, Callable[..., Tensor]] = {
-    "banded": lambda query, key, value: banded_attention(query, key, value, BAND),
+    "banded": lambda query, key, value: sliding_window_attention(query, key, value, BAND),
     "dense": lambda query, key, value: F.scaled_dot_product_attention(
         query, key, value, is_causal=True
     ),

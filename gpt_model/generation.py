@@ -7,7 +7,7 @@
   are answered at once, where each has a seed of its own.
 - Logits are in full precision under autocast, too: a token is drawn from the probabilities that are
   later asked for.
-- A long text is worth laying the weights out for (`gpt_model.ops.conv1d.laid_out`). Whoever
+- A long text is worth laying the weights out for (`gpt_model.ops.conv1d.prepacked`). Whoever
   generates often with the same weights holds that open round all of it.
 - GPT-2's positions are learned and end at the context. A row that reaches it goes on from the later
   half of its own tokens, read anew: a window that slides by half a context, the cost of one reading
@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt_model.cache import Cache
-from gpt_model.ops.conv1d import head, laid_out
+from gpt_model.kv_cache import Cache
+from gpt_model.ops.conv1d import output_head, prepacked
 from gpt_model.transformer import GPT
 
 LONG = 32  # new tokens from which on laying out the weights costs less than it saves
@@ -80,7 +80,7 @@ def generate(
     with ExitStack() as after:
         after.callback(model.train, was_training)
         if max_new_tokens >= LONG:
-            after.enter_context(laid_out(model))
+            after.enter_context(prepacked(model, model.wte))
         rows = _rows(prompts, seed, model.config.context)
         reading = (
             list(rows) if max_new_tokens > 0 else []
@@ -101,9 +101,9 @@ def generate(
                         _ended(row, token, ids, strings, decode, on_token)
                         or len(row.written) == max_new_tokens
                     )
-            alive = [place for place, row in enumerate(reading) if not row.ended]
+            alive = [index for index, row in enumerate(reading) if not row.ended]
             if len(alive) <= len(reading) // 2:
-                reading = [reading[place] for place in alive]
+                reading = [reading[index] for index in alive]
                 cache = cache.rows(
                     torch.tensor(alive, dtype=torch.long, device=cache.lengths.device)
                 )
@@ -137,7 +137,7 @@ def _check(
 
 def _logits(states: Tensor, weight: Tensor) -> Tensor:
     with torch.autocast(states.device.type, enabled=False):
-        return head(states.to(weight.dtype), weight)
+        return output_head(states.to(weight.dtype), weight)
 
 
 def _rows(prompts: Sequence[Sequence[int]], seed: int | Sequence[int], context: int) -> list[_Row]:
@@ -146,9 +146,9 @@ def _rows(prompts: Sequence[Sequence[int]], seed: int | Sequence[int], context: 
     seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
     for number, (prompt, start) in enumerate(zip(prompts, seeds, strict=True)):
         key = tuple(int(token) for token in prompt)
-        own = hashlib.sha256(repr((start, copies[start, key], key)).encode()).digest()
+        digest = hashlib.sha256(repr((start, copies[start, key], key)).encode()).digest()
         copies[start, key] += 1
-        draw = np.random.Generator(np.random.Philox(int.from_bytes(own[:16], "little")))
+        draw = np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little")))
         rows.append(_Row(number, list(key[-context:]), draw))
     return rows
 
@@ -174,7 +174,7 @@ def _advance(model: GPT, rows: list[_Row], cache: Cache) -> Tensor:
     """
     device = model.wte.weight.device
     context = model.config.context
-    full = [place for place, row in enumerate(rows) if len(row.window) > context and not row.ended]
+    full = [index for index, row in enumerate(rows) if len(row.window) > context and not row.ended]
     tokens = torch.tensor([[row.window[-1]] for row in rows], device=device)
     anew = len(full) == len(rows)
     states = (
@@ -183,10 +183,11 @@ def _advance(model: GPT, rows: list[_Row], cache: Cache) -> Tensor:
         else model.hidden(tokens, cache)[:, -1]
     )
     if full:
-        for place in full:
-            rows[place].window = rows[place].window[-max(1, context // 2) :]
+        full_rows = [rows[number] for number in full]
+        for row in full_rows:
+            row.window = row.window[-max(1, context // 2) :]
         index = torch.tensor(full, device=device)
-        states[index], read = _read(model, [rows[place] for place in full], context)
+        states[index], read = _read(model, full_rows, context)
         cache.replace(index, read)
     return states
 
@@ -202,7 +203,7 @@ def _of_living(
     if not any(row.ended for row in rows):
         return numbers, states, logits, chosen
     index = torch.tensor(
-        [place for place, row in enumerate(rows) if not row.ended], device=states.device
+        [index for index, row in enumerate(rows) if not row.ended], device=states.device
     )
     return numbers[index], states[index], logits[index], chosen[index]
 
@@ -223,8 +224,8 @@ def _choose(
     uniform = torch.tensor(
         [[row.draw.random()] for row in rows], dtype=mass.dtype, device=mass.device
     )
-    place = torch.searchsorted(mass, uniform * mass.gather(1, last), right=True).minimum(last)
-    return tokens.gather(1, place)[:, 0].tolist()
+    index = torch.searchsorted(mass, uniform * mass.gather(1, last), right=True).minimum(last)
+    return tokens.gather(1, index)[:, 0].tolist()
 
 
 def _cumulated(logits: Tensor, top_k: int | None, top_p: float | None) -> tuple[Tensor, Tensor]:

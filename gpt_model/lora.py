@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021): low-rank adapters beside a decoder's frozen projections, by `peft`, and
 merged into them again.
 
-`peft` does the adapting; here is what it does not know: that our Projection keeps its weight [in,
+`peft` does the adapting; here is what it does not know: that our Conv1D keeps its weight [in,
 out] as GPT-2's Conv1D does, and that fresh adapters are a function of the seed and each one's name.
 An adapted block leaves the fused kernels, which read a projection's own weight alone
 (`Block.forward`). Adapters alone are trained, and the embedding's rows of new tokens where there
@@ -23,9 +23,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gpt_model.decoder import generator_of
-from gpt_model.ops.conv1d import Projection
-from gpt_model.transformer import GPT
+from gpt_model.ops.conv1d import Conv1D
+from gpt_model.transformer import GPT, generator_of
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -86,11 +85,11 @@ def _config(how: LoRA) -> LoraConfig:
     from peft import LoraConfig
     from peft.tuners.lora import Linear
 
-    class AdaptedProjection(Linear):
+    class AdaptedConv1D(Linear):
         """peft's layer beside one of our projections."""
 
         def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-            assert isinstance(module, Projection)
+            assert isinstance(module, Conv1D)
             inputs, outputs = module.weight.shape
             return inputs, outputs
 
@@ -103,7 +102,7 @@ def _config(how: LoRA) -> LoraConfig:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    config._register_custom_module({Projection: AdaptedProjection})
+    config._register_custom_module({Conv1D: AdaptedConv1D})
     return config
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt_model.config import ModelConfig
-from gpt_model.decoder import Decoder
+from gpt_model.transformer import Decoder
 
 
 class LSTM(Decoder):
@@ -36,7 +36,7 @@ class LSTM(Decoder):
         )
         self.initialise(seed)
 
-    def spread_of(self, name: str) -> float:
+    def init_std(self, name: str) -> float:
         """0.02 for the embedding, as GPT-1's; 1/sqrt(width) for the units, so that what they pass
         on neither grows nor fades.
         """

@@ -19,12 +19,11 @@ from rank import Said
 from assets.contract import Artifact, Built, Stage
 from gpt_model import convert
 from gpt_model.config import ModelConfig
-from gpt_model.decoder import with_rows
 from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.engine import start
 from gpt_model.training.loop import Execution
-from gpt_model.transformer import GPT
+from gpt_model.transformer import GPT, with_rows
 
 GOOD, BAD = ("fine", "lovely", "superb"), ("dull", "awful", "poor")
 THINGS = ("film", "play", "plot", "song", "cast", "end", "book", "poem")

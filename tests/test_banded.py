@@ -15,8 +15,8 @@ from transformers import GPTNeoConfig
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 from gpt_model import GPT, ModelConfig
-from gpt_model.ops import cpu_kernels
-from gpt_model.ops.sliding_window import banded_attention
+from gpt_model.ops import cpu_attention, cpu_kernels
+from gpt_model.ops.sliding_window import sliding_window_attention
 
 WAYS = pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "torch's attention"])
 
@@ -24,7 +24,7 @@ WAYS = pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "torch'
 @pytest.fixture
 def way(by_hand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not by_hand:  # as on a GPU
-        monkeypatch.setattr(cpu_kernels, "LONGEST", 0)
+        monkeypatch.setattr(cpu_attention, "MAX_KEYS", 0)
 
 
 def drawn(
@@ -62,7 +62,7 @@ def test_every_token_sees_what_gpt_neos_local_attention_shows_it(
     way: None, time: int, band: int
 ) -> None:
     inputs = drawn(time)
-    ours, theirs = banded_attention(*inputs, band), gpt_neo(*inputs, band)
+    ours, theirs = sliding_window_attention(*inputs, band), gpt_neo(*inputs, band)
     assert (ours - theirs).abs().max() < 1e-5
     upstream = torch.randn(ours.shape, generator=torch.Generator().manual_seed(0))
     for mine, its in zip(
@@ -72,13 +72,13 @@ def test_every_token_sees_what_gpt_neos_local_attention_shows_it(
     ):
         assert (mine - its).norm() <= 1e-5 * its.norm() + 1e-5
     with torch.no_grad():  # no weights are kept then
-        assert torch.equal(banded_attention(*inputs, band), ours)
+        assert torch.equal(sliding_window_attention(*inputs, band), ours)
 
 
 @WAYS
 def test_gradients_pass_gradcheck(way: None) -> None:
     inputs = drawn(70, batch=2, heads=1, width=2, kind=torch.float64)
-    assert torch.autograd.gradcheck(lambda *qkv: banded_attention(*qkv, 20), inputs)
+    assert torch.autograd.gradcheck(lambda *qkv: sliding_window_attention(*qkv, 20), inputs)
 
 
 class Largest(TorchDispatchMode):
@@ -107,7 +107,7 @@ def test_no_buffer_grows_faster_than_the_context(way: None) -> None:
     for time in (1024, 2048, 4096):
         inputs = drawn(time, batch=1, heads=1)
         with Largest() as seen:
-            banded_attention(*inputs, 32).sum().backward()
+            sliding_window_attention(*inputs, 32).sum().backward()
         largest.append(seen.bytes)
     assert (
         1.9 * largest[0] < largest[1] < 2.1 * largest[0]
@@ -119,21 +119,21 @@ def test_no_buffer_grows_faster_than_the_context(way: None) -> None:
 def test_dropout_drops_weights_and_scales_up_the_others() -> None:
     query = key = torch.zeros(1, 2, 500, 4)  # so that each of the 4 tokens seen weighs a quarter
     torch.manual_seed(0)
-    found = banded_attention(query, key, torch.ones_like(key), 4, dropout=0.5)[:, :, 3:]
+    found = sliding_window_attention(query, key, torch.ones_like(key), 4, dropout=0.5)[:, :, 3:]
     assert set(found.unique().tolist()) == {0.0, 0.5, 1.0, 1.5, 2.0}
     assert found[..., 0].mean().item() == pytest.approx(1.0, abs=0.05)
     torch.manual_seed(0)
     assert torch.equal(
-        banded_attention(query, key, torch.ones_like(key), 4, dropout=0.5)[:, :, 3:], found
+        sliding_window_attention(query, key, torch.ones_like(key), 4, dropout=0.5)[:, :, 3:], found
     )
 
 
 @WAYS
 def test_under_bfloat16_autocast_it_is_near_full_precision(way: None) -> None:
     inputs = drawn(200)
-    whole = torch.autograd.grad(banded_attention(*inputs, 50).square().sum(), inputs)
+    whole = torch.autograd.grad(sliding_window_attention(*inputs, 50).square().sum(), inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        found = banded_attention(*(part.bfloat16() for part in inputs), 50)
+        found = sliding_window_attention(*(part.bfloat16() for part in inputs), 50)
     assert found.dtype == torch.bfloat16
     for mine, exact in zip(
         torch.autograd.grad(found.float().square().sum(), inputs), whole, strict=True
@@ -143,7 +143,7 @@ def test_under_bfloat16_autocast_it_is_near_full_precision(way: None) -> None:
 
 def test_an_empty_band_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, the token itself"):
-        banded_attention(*drawn(5), 0)
+        sliding_window_attention(*drawn(5), 0)
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -174,6 +174,6 @@ def test_hand_written_gradients_of_a_gpt3_are_autograds(
 
     by_hand = found()
     monkeypatch.setattr(cpu_kernels, "usable", lambda *_: False)
-    monkeypatch.setattr(cpu_kernels, "LONGEST", 0)
+    monkeypatch.setattr(cpu_attention, "MAX_KEYS", 0)
     for mine, plain in zip(by_hand, found(), strict=True):
         assert (mine - plain).norm() <= 1e-6 * plain.norm() + 1e-12

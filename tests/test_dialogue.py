@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_model import GPT, ModelConfig, convert
-from gpt_model.decoder import with_rows
 from gpt_model.errors import UserError
 from gpt_model.rlhf.chat_template import (
     MARKERS,
@@ -24,6 +23,7 @@ from gpt_model.rlhf.chat_template import (
 )
 from gpt_model.rlhf.dialogue import Dialogue, NoDialogue, Turn, dialogue, messages
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.transformer import with_rows
 
 TALK = [
     {"role": "system", "content": "Be kind."},

@@ -305,7 +305,7 @@ def test_weights_begin_as_each_paper_has_them() -> None:
         assert spread["h.3.mlp.c_proj.weight"] == pytest.approx(residual, rel=0.05)
         assert spread["h.7.attn.c_attn.weight"] == pytest.approx(others, rel=0.05)
     with torch.device("meta"):
-        assert GPT(ModelConfig.published("gpt1")).spread_of("h.0.attn.c_attn.weight") == 0.02
+        assert GPT(ModelConfig.published("gpt1")).init_std("h.0.attn.c_attn.weight") == 0.02
 
 
 def test_gpt1_drops_elements_of_the_embedding_matrix_which_is_looked_up_and_is_the_head() -> None:

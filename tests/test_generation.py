@@ -12,7 +12,7 @@ import torch
 from gpt_model import GPT, ModelConfig
 from gpt_model.convert import to_transformers
 from gpt_model.generation import LIKELY, LONG, generate
-from gpt_model.ops.conv1d import head, laid_out
+from gpt_model.ops.conv1d import output_head, prepacked
 
 PROMPTS = [[1, 2, 3], [4, 5], [9, 8, 7, 6, 5, 4, 3], [1, 2, 3]]
 
@@ -147,7 +147,9 @@ def test_a_banded_layer_reads_the_last_keys_of_its_band_and_no_others() -> None:
     tokens = torch.randint(0, 101, (2, 20), generator=torch.Generator().manual_seed(0))
     cache = model.new_cache(2)
     model.hidden(tokens[:, :19], cache)
-    cache.kept[1, :, :, :15] = torch.nan  # what the token at place 19 sees in layer 1 is 15 to 19
+    cache.keys_and_values[1, :, :, :15] = (
+        torch.nan
+    )  # what the token at place 19 sees in layer 1 is 15 to 19
     assert torch.allclose(
         model.hidden(tokens[:, 19:], cache), model.hidden(tokens)[:, 19:], atol=1e-4
     )
@@ -162,11 +164,11 @@ def test_a_banded_layer_reads_the_last_keys_of_its_band_and_no_others() -> None:
 def test_weights_laid_out_give_the_same_numbers_and_are_put_away_afterwards(model: GPT) -> None:
     states = torch.randn(3, 2, 48, generator=torch.Generator().manual_seed(0))
     projection, head_weight = model.h[1].mlp.c_fc, model.wte.weight
-    plain = projection(states), head(states, head_weight)
-    with laid_out(model):
-        with laid_out(model):
+    plain = projection(states), output_head(states, head_weight)
+    with prepacked(model, model.wte):
+        with prepacked(model, model.wte):
             pass
-        found = projection(states), head(states, head_weight)
+        found = projection(states), output_head(states, head_weight)
         assert all((mine - its).abs().max() < 1e-4 for mine, its in zip(found, plain, strict=True))
         projection.weight.blocks = (
             projection.weight.blocks * 0

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from gpt_model import GPT, ModelConfig
 from gpt_model.data import shards
 from gpt_model.data.shards import SourceTexts, TokenData
-from gpt_model.decoder import build
 from gpt_model.experiments import heuristics
 from gpt_model.experiments.heuristics import Scored, Substitution
 from gpt_model.experiments.visible_context import gain, nats_by_context, positions
 from gpt_model.finetuning.examples import Example
+from gpt_model.networks import build
 from gpt_model.statistics import bits_per_byte_interval
 from gpt_model.tokenizer import Tokenizer
 

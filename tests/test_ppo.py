@@ -22,7 +22,7 @@ from assets.stages.aligned import objective_of, settings_of
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
-from gpt_model.ops.varlen import Ragged
+from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf import ema
 from gpt_model.rlhf.advantages import gae, next_coefficient, whitened, worth
 from gpt_model.rlhf.episodes import Asking, Episodes, make, roll_out
@@ -78,7 +78,7 @@ class Likes(RewardModel):
 
     broken = 0
 
-    def rewards(self, rows: Ragged) -> Tensor:
+    def rewards(self, rows: PackedSequences) -> Tensor:
         texts = [text[3:-1] for text in rows.tokens.split(list(rows.lengths))]
         found = torch.tensor([sum(int(token) in LIKED for token in text) / 6 for text in texts])
         return (
@@ -265,7 +265,7 @@ def test_an_episode_has_what_each_model_says_of_each_token() -> None:
             torch.distributions.Categorical(logits=logits[0]).entropy(),
             atol=1e-4,
         )
-        whole = Ragged.of([text])
+        whole = PackedSequences.of([text])
         assert torch.allclose(found.values[own], model.value.values(whole)[2:-1], atol=1e-4)  # type: ignore[operator]
         assert found.kl()[number].item() == pytest.approx(
             float((logs[0] - logs[1]).sum()), abs=1e-3

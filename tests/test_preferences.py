@@ -28,7 +28,7 @@ from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
 from gpt_model.ops.cross_entropy import linear_cross_entropy
-from gpt_model.ops.varlen import Ragged
+from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf import drift, records, reward_model, win_rates
 from gpt_model.rlhf.bag_of_words import BagOfWords
 from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
@@ -121,7 +121,7 @@ def test_log_probabilities_are_those_of_each_answer_read_alone() -> None:
     )
     found = log_probabilities(model, whole, sizes, temperature=0.7)
     for (prompt, answer), nats in zip(texts, found, strict=True):
-        states = model.states_of(Ragged.of([[*prompt, *answer]]))[len(prompt) - 1 : -1]
+        states = model.states_of(PackedSequences.of([[*prompt, *answer]]))[len(prompt) - 1 : -1]
         logs = (states @ model.wte.weight.T / 0.7).log_softmax(1)
         assert nats == pytest.approx(
             float(logs[torch.arange(len(answer)), torch.tensor(answer)].sum().detach()), abs=1e-4
@@ -187,7 +187,7 @@ def _tuned(gpt: GPT, layout: Layout, kinds: tuple[str, ...], steps: int) -> GPT:
         for ending in ENDINGS[kind]
     ]
     rows = [[*layout.prompt(prompt), *layout.response(prompt, text)] for prompt, text in texts]
-    ragged = Ragged.of(rows)
+    ragged = PackedSequences.of(rows)
     ends = torch.zeros(len(ragged.tokens), dtype=torch.bool)
     ends[ragged.last] = True
     targets = torch.where(ends, -100, ragged.tokens.roll(-1))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpt_model import GPT, ModelConfig
 from gpt_model.ops import cpu_kernels
-from gpt_model.ops.varlen import Ragged
+from gpt_model.ops.varlen import PackedSequences
 
 LENGTHS = (1, 5, 70, 2, 64, 65, 130, 9)  # under, at and over a block of queries
 FAMILIES = {"gpt2": {}, "gpt3": {"band": 24}, "gpt1": {}}
@@ -52,7 +52,7 @@ def gradients(model: GPT, states: Callable[[], Tensor]) -> tuple[Tensor, dict[st
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_text_is_read_as_if_it_stood_alone(family: str, texts: list[list[int]]) -> None:
     model = model_of(family).double()
-    together, theirs = gradients(model, lambda: model.states_of(Ragged.of(texts)))
+    together, theirs = gradients(model, lambda: model.states_of(PackedSequences.of(texts)))
     alone, ours = gradients(
         model, lambda: torch.cat([model.hidden(torch.tensor([text]))[0] for text in texts])
     )
@@ -70,7 +70,7 @@ def test_the_fused_halves_equal_the_plain_operators(
     texts: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, rows = model_of(family), Ragged.of(texts)
+    model, rows = model_of(family), PackedSequences.of(texts)
 
     def states() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
@@ -95,7 +95,7 @@ def test_the_fused_halves_equal_the_plain_operators(
 
 
 def test_without_gradients_the_states_are_the_same(texts: list[list[int]]) -> None:
-    model, rows = model_of("gpt2"), Ragged.of(texts)
+    model, rows = model_of("gpt2"), PackedSequences.of(texts)
     with torch.no_grad():
         kept_nothing = model.states_of(rows)
     torch.testing.assert_close(kept_nothing, model.states_of(rows).detach())
@@ -103,18 +103,18 @@ def test_without_gradients_the_states_are_the_same(texts: list[list[int]]) -> No
 
 def test_many_short_texts_may_be_more_tokens_than_the_context() -> None:
     model = model_of("gpt2")
-    assert model.states_of(Ragged.of([[1, 2, 3]] * 300)).shape == (900, 32)
+    assert model.states_of(PackedSequences.of([[1, 2, 3]] * 300)).shape == (900, 32)
 
 
 def test_a_text_longer_than_the_context_is_refused() -> None:
     with pytest.raises(ValueError, match="161 tokens are more than the context of 160"):
-        model_of("gpt2").states_of(Ragged.of([[1], [2] * 161]))
+        model_of("gpt2").states_of(PackedSequences.of([[1], [2] * 161]))
 
 
 def test_with_dropout_a_seed_gives_the_same_states_and_another_one_others(
     texts: list[list[int]],
 ) -> None:
-    model, rows = model_of("gpt2", dropout=0.2).train(), Ragged.of(texts)
+    model, rows = model_of("gpt2", dropout=0.2).train(), PackedSequences.of(texts)
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -123,7 +123,7 @@ def test_with_dropout_a_seed_gives_the_same_states_and_another_one_others(
 
 
 def test_where_texts_begin_and_end() -> None:
-    rows = Ragged.of([[7], [8, 9, 1], [2, 3]])
+    rows = PackedSequences.of([[7], [8, 9, 1], [2, 3]])
     assert (
         rows.starts.tolist() == [0, 1, 4] and rows.last.tolist() == [0, 3, 5] and rows.longest == 3
     )

@@ -20,7 +20,7 @@ from assets.stages import judge as judge_stage
 from assets.stages.judge import JUDGE
 from assets.stages.reward_model import REWARD_MODEL, train_reward_model
 from gpt_model.errors import UserError
-from gpt_model.ops.varlen import Ragged
+from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf import pairwise, reward_model
 from gpt_model.rlhf.bag_of_words import BagOfWords
 from gpt_model.rlhf.dialogue import Turn
@@ -240,14 +240,16 @@ def test_a_reward_does_not_depend_on_what_is_read_beside_it() -> None:
     assert together == pytest.approx(
         [reward_model.score(model, layout, [one])[0] for one in texts], abs=1e-6
     )
-    rows = Ragged.of([reward_model.text_of(layout, *one, 64) or [] for one in texts])
+    rows = PackedSequences.of([reward_model.text_of(layout, *one, 64) or [] for one in texts])
     torch.testing.assert_close(model.values(rows)[rows.last], torch.tensor(together))
 
 
 def test_a_reward_has_full_precision_where_the_decoder_has_half() -> None:
     layout = world.layout()
     model = RewardModel(world.tiny(layout)).eval()
-    rows = Ragged.of([[*layout.prompt(ASKED), number, layout.end] for number in range(20, 40)])
+    rows = PackedSequences.of(
+        [[*layout.prompt(ASKED), number, layout.end] for number in range(20, 40)]
+    )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         rewards = model.rewards(rows)
     assert rewards.dtype == torch.float32

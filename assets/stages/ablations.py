@@ -25,9 +25,9 @@ from gpt_model.errors import UserError
 
 if TYPE_CHECKING:
     from assets.stages.finetuning_run import Prepared
-    from gpt_model.decoder import Decoder
     from gpt_model.finetuning.objective import FineTuning
     from gpt_model.statistics import Bootstrap
+    from gpt_model.transformer import Decoder
 
 SOURCE = "GPT-1, table 5"
 TITLE = "What pre-training, the auxiliary objective and the Transformer are worth"
@@ -107,8 +107,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
 
 def _ways(inputs: Inputs) -> list[Way]:
     from gpt_model import convert
-    from gpt_model.decoder import build
     from gpt_model.finetuning.heads import with_specials
+    from gpt_model.networks import build
 
     gpt = convert.load(inputs["pretrained"].path / "model")
 

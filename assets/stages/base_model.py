@@ -17,7 +17,7 @@ from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 
 if TYPE_CHECKING:
-    from gpt_model.decoder import Decoder
+    from gpt_model.transformer import Decoder
 
 BASE = "base"  # the input of a stage that goes on training a model
 # folder of an artifact whose model was trained by LoRA, beside model/, which has them merged
@@ -104,7 +104,7 @@ def begin(config: Config, inputs: Inputs, expected: ModelConfig, seed: int) -> D
     it where the recipe has `lora`.
     """
     from gpt_model import convert, lora
-    from gpt_model.decoder import build
+    from gpt_model.networks import build
 
     if BASE not in inputs:
         return build(expected, seed)

@@ -22,13 +22,13 @@ from gpt_model.finetuning.entry import SPLITS, SplitName, TaskEntry
 from gpt_model.progress import Progress as Said
 
 if TYPE_CHECKING:
-    from gpt_model.decoder import Decoder
     from gpt_model.finetuning.examples import Examples
     from gpt_model.finetuning.heads import TaskModel
     from gpt_model.finetuning.input_forms import Laid, Layout
     from gpt_model.finetuning.metrics import Scoring
     from gpt_model.finetuning.objective import FineTuned, FineTuning
     from gpt_model.tokenizer import Tokenizer
+    from gpt_model.transformer import Decoder
 
 
 def pin_task(config: Config, base: Path) -> Config:

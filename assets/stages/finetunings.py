@@ -17,10 +17,10 @@ from assets.stages.finetuning_run import Part, Prepared, fine_tuned, how_to, pin
 from gpt_model.errors import UserError
 
 if TYPE_CHECKING:
-    from gpt_model.decoder import Decoder
     from gpt_model.finetuning.objective import FineTuning
     from gpt_model.statistics import Bootstrap
     from gpt_model.tokenizer import Tokenizer
+    from gpt_model.transformer import Decoder
 
 
 def task_config(recipe: Recipe, task: str, sizes: Any, field: str, base: Path) -> dict[str, Any]:

@@ -33,12 +33,11 @@ if TYPE_CHECKING:
     from gpt_model.config import ModelConfig
     from gpt_model.data.sampler import Sampler
     from gpt_model.data.shards import TokenData
-    from gpt_model.decoder import Decoder
     from gpt_model.tokenizer import Tokenizer
     from gpt_model.training.loop import Execution, Outcome
     from gpt_model.training.schedules import Batches
     from gpt_model.training.settings import Settings
-    from gpt_model.transformer import GPT
+    from gpt_model.transformer import GPT, Decoder
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
 SAMPLE_TOP_K = 40  # GPT-2's samples

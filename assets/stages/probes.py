@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from assets.contract import Config, Inputs, Progress
 
 if TYPE_CHECKING:
-    from gpt_model.decoder import Decoder
     from gpt_model.finetuning.examples import Example
     from gpt_model.tokenizer import Tokenizer
+    from gpt_model.transformer import Decoder
 
 # What each heuristic asks of its task: the form, and the number of labels (of multiple choice none:
 # its classes are the options).

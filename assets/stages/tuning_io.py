@@ -45,9 +45,9 @@ def begin(
     `tokenizer`: its folder, where the model has none of its own that knows the markers.
     """
     from gpt_model import convert
-    from gpt_model.decoder import with_rows
     from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
     from gpt_model.tokenizer import Tokenizer
+    from gpt_model.transformer import with_rows
 
     folder = model_of(artifact)
     known = chat_tokenizer(Tokenizer.load(tokenizer or folder))

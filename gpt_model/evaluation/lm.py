@@ -33,7 +33,7 @@ from torch import Tensor
 
 from gpt_model.errors import UserError
 from gpt_model.generation import generate
-from gpt_model.ops.conv1d import head, laid_out
+from gpt_model.ops.conv1d import output_head, prepacked
 from gpt_model.progress import Progress, Silent
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import LM_EVAL_TOKENS, consecutive_batches, token_batches
@@ -129,7 +129,7 @@ class GPTLM(TemplateLM):
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[Score]:
         scores: list[Score | None] = [None] * len(requests)
         done = 0
-        with laid_out(self.model):
+        with prepacked(self.model, self.model.wte):
             for scored in self._scored(_contexts(requests, self.model.config.context)):
                 for number, score in scored:
                     scores[number] = score
@@ -238,7 +238,7 @@ class GPTLM(TemplateLM):
         step = max(1, LOGITS // weight.shape[0])
         for start in range(0, len(targets), step):
             part = slice(start, start + step)
-            logits = head(states[rows[part], places[part]], weight).float()
+            logits = output_head(states[rows[part], places[part]], weight).float()
             logprobs[part] = (
                 -F.cross_entropy(logits, targets[part], reduction="none").double().cpu()
             )
@@ -268,7 +268,7 @@ class GPTLM(TemplateLM):
             }
             numbers = sorted(numbers, key=lambda number: (-len(contexts[number]), contexts[number]))
             rows = max(1, self.batch_tokens // self.model.config.context)
-            with laid_out(self.model):
+            with prepacked(self.model, self.model.wte):
                 for start in range(0, len(numbers), rows):
                     batch = numbers[start : start + rows]
                     for number, text in zip(

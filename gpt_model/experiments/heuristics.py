@@ -18,10 +18,10 @@ from itertools import takewhile
 
 import torch
 
-from gpt_model.decoder import IGNORED, Decoder
 from gpt_model.finetuning.examples import Example
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import token_batches
+from gpt_model.transformer import IGNORED, Decoder
 
 PRONOUN = re.compile(r"\b(he|she|they|him|her|them|his|hers|their|theirs)\b", re.IGNORECASE)
 SENTIMENTS = (" negative", " positive")  # in class order

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from gpt_model.decoder import build
+from gpt_model.networks import build
 from gpt_model.transformer import GPT
 
 

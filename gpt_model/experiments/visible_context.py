@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from gpt_model.data.shards import TokenData
-from gpt_model.decoder import Decoder
 from gpt_model.statistics import ConfidenceInterval, ratio_interval
 from gpt_model.training.batching import EVALUATION_TOKENS
+from gpt_model.transformer import Decoder
 
 
 def positions(

@@ -20,10 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpt_model import convert
-from gpt_model.decoder import Decoder, with_rows
 from gpt_model.errors import UserError
 from gpt_model.finetuning.input_forms import SPECIALS, Layout
-from gpt_model.transformer import GPT
+from gpt_model.transformer import GPT, Decoder, with_rows
 
 D = TypeVar("D", bound=Decoder)
 HEAD_FILE, LAYOUT_FILE = "head.safetensors", "task_layout.json"

@@ -21,10 +21,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-QUERIES = 64  # queries attended at once: what lies beyond the diagonal block is never computed
-# tokens that a query sees; beyond it the kept attention weights take more memory than they save
-# time
-LONGEST = 512
+from gpt_model.ops import cpu_attention
+from gpt_model.ops.cpu_attention import (
+    attend,
+    attend_backward,
+    attend_packed,
+    attend_packed_backward,
+    split_heads,
+)
+
 TILE_ELEMENTS = (
     1 << 17
 )  # elements of an elementwise tile: with its temporaries it stays in a core's cache of 2 MB
@@ -51,7 +56,7 @@ def usable(x: Tensor, dropout: float, band: int | None = None, longest: int | No
     if (
         x.device.type != "cpu"
         or dropout != 0.0
-        or min(longest or x.shape[1], band or LONGEST + 1) > LONGEST
+        or min(longest or x.shape[1], band or cpu_attention.MAX_KEYS + 1) > cpu_attention.MAX_KEYS
     ):
         return False
     if torch.is_autocast_enabled("cpu"):
@@ -153,20 +158,18 @@ class _AttentionHalf(torch.autograd.Function):
         mixed = padded(qkv, len(normed), x.shape[-1])
         if lengths is None:
             out = mixed.unflatten(0, x.shape[:2]).unflatten(-1, (heads, -1)).transpose(1, 2)
-            kept = [attend(*by_head(qkv, heads), out, band, keep)]
+            weights = [attend(*split_heads(qkv, heads), out, band, keep)]
         else:
-            from gpt_model.ops.varlen_kernels import attend_texts  # which is made of what is below
-
-            kept = attend_texts(qkv[0], mixed, heads, band, keep, lengths)
+            weights = attend_packed(qkv[0], mixed, heads, band, keep, lengths)
         mixed = mixed.to(kind)
-        ctx.save_for_backward(x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, *kept)
+        ctx.save_for_backward(x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, *weights)
         ctx.heads, ctx.band, ctx.lengths, ctx.biased = heads, band, lengths, b_in is not None
         return _plus_product(x + b_out, mixed, w_out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, *kept = ctx.saved_tensors
+        x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, *weights = ctx.saved_tensors
         slope = upstream.flatten(0, 1).to(w_out.dtype)
         d_mixed = _whole(slope, w_out.t(), x.dtype)
         d_w_out, d_b_out = _whole(mixed.t(), slope, x.dtype), upstream.sum((0, 1))
@@ -175,15 +178,15 @@ class _AttentionHalf(torch.autograd.Function):
             d_heads = d_mixed.view_as(x).unflatten(-1, (ctx.heads, -1)).transpose(1, 2)
             attend_backward(
                 d_heads,
-                *by_head(qkv, ctx.heads),
-                kept[0],
+                *split_heads(qkv, ctx.heads),
+                weights[0],
                 ctx.band,
-                *by_head(d_qkv.view_as(qkv), ctx.heads),
+                *split_heads(d_qkv.view_as(qkv), ctx.heads),
             )
         else:
-            from gpt_model.ops.varlen_kernels import attend_texts_backward
-
-            attend_texts_backward(d_mixed, qkv[0], kept, ctx.band, d_qkv, ctx.heads, ctx.lengths)
+            attend_packed_backward(
+                d_mixed, qkv[0], weights, ctx.band, d_qkv, ctx.heads, ctx.lengths
+            )
         d_b_in, d_qkv = d_qkv.sum(0) if ctx.biased else None, d_qkv.to(w_in.dtype)
         d_w_in = _whole(normed.t(), d_qkv, x.dtype)
         d_normed = _whole(d_qkv, w_in.t(), x.dtype).view_as(x)
@@ -310,110 +313,3 @@ def _gelu_(x: Tensor, bias: Tensor, keep: bool) -> Tensor:
         else:
             y_part.copy_(t.mul_(s))
     return y
-
-
-def _blocks(time: int, heads: int, band: int | None) -> list[tuple[slice, slice, slice]]:
-    """Blocks of queries: the queries, the keys that any of them sees, and where the block's weights
-    lie in a sequence's store.
-    """
-    blocks, used = [], 0
-    for start in range(0, time, QUERIES):
-        end, first = min(start + QUERIES, time), 0 if band is None else max(0, start - band + 1)
-        size = heads * (end - start) * (end - first)
-        blocks.append((slice(start, end), slice(first, end), slice(used, used + size)))
-        used += size
-    return blocks
-
-
-def _largest(blocks: list[tuple[slice, slice, slice]]) -> int:
-    return max(place.stop - place.start for *_, place in blocks)
-
-
-def by_head(fused: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of [batch, time, 3 · width] as query, key and value, each [batch, heads, time, width /
-    heads].
-    """
-    query, key, value = fused.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return query, key, value
-
-
-def unseen(
-    blocks: list[tuple[slice, slice, slice]], band: int | None, like: Tensor
-) -> list[Tensor]:
-    """What is added to each block's scores [queries, keys]: -inf where the key is later, or `band`
-    or more tokens back; else 0.
-    """
-    back = [queries.start - keys.start for queries, keys, _ in blocks]
-    ahead = torch.arange(-max(back), QUERIES) - torch.arange(QUERIES)[:, None]
-    hidden = ahead > 0 if band is None else (ahead > 0) | (ahead <= -band)
-    mask = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, -math.inf)
-    sizes = [queries.stop - queries.start for queries, *_ in blocks]
-    return [
-        mask[:size, max(back) - before : max(back) + size]
-        for size, before in zip(sizes, back, strict=True)
-    ]
-
-
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, band: int | None, keep: bool
-) -> Tensor:
-    """softmax(q kᵀ / sqrt(d), causal, banded) v into `out`, each [batch, heads, time, d]; and the
-    weights, if they are to be kept.
-
-    One sequence at a time, so that its queries, keys and values stay in cache for all its blocks.
-    """
-    batch, heads, time, width = query.shape
-    blocks = _blocks(time, heads, band)
-    store = query.new_empty((batch, blocks[-1][2].stop) if keep else (1, _largest(blocks)))
-    masks = unseen(blocks, band, query)
-    for row in range(batch):
-        q, k, v, y = query[row], key[row], value[row], out[row]
-        for (queries, keys, place), mask in zip(blocks, masks, strict=True):
-            weights = (store[row, place] if keep else store[0, : place.stop - place.start]).view(
-                heads, *mask.shape
-            )
-            torch.baddbmm(
-                mask, q[:, queries], k[:, keys].transpose(1, 2), alpha=width**-0.5, out=weights
-            )
-            torch.softmax(weights, -1, out=weights)
-            torch.bmm(weights, v[:, keys], out=y[:, queries])
-    return store
-
-
-def attend_backward(
-    d_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kept: Tensor,
-    band: int | None,
-    d_query: Tensor,
-    d_key: Tensor,
-    d_value: Tensor,
-) -> None:
-    """Gradients of `attend`'s query, key and value, into the last three, from that of its result."""
-    batch, heads, time, width = query.shape
-    blocks = _blocks(time, heads, band)
-    scratch = query.new_empty(_largest(blocks))
-    whole = (
-        blocks[-1][1].start == 0
-    )  # then the last block sees every key, and writes where the others add
-    if not whole:
-        d_key.zero_(), d_value.zero_()
-    for row in range(batch):
-        q, k, v, d_q, d_k, d_v, d_y = (
-            part[row] for part in (query, key, value, d_query, d_key, d_value, d_out)
-        )
-        for queries, keys, place in reversed(blocks):
-            weights = kept[row, place].view(
-                heads, queries.stop - queries.start, keys.stop - keys.start
-            )
-            d_scores = scratch[: weights.numel()].view_as(weights)
-            torch.bmm(d_y[:, queries], v[:, keys].transpose(1, 2), out=d_scores)
-            torch._softmax_backward_data(d_scores, weights, -1, query.dtype, grad_input=d_scores)
-            others = 0 if whole and queries.stop == time else 1
-            d_q[:, queries].baddbmm_(d_scores, k[:, keys], beta=0, alpha=width**-0.5)
-            d_k[:, keys].baddbmm_(
-                d_scores.transpose(1, 2), q[:, queries], beta=others, alpha=width**-0.5
-            )
-            d_v[:, keys].baddbmm_(weights.transpose(1, 2), d_y[:, queries], beta=others)

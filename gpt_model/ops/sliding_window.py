@@ -4,7 +4,7 @@
 GPT-3's banded layers (Brown et al. 2020, section 2.1, after Child et al. 2019); the band is that of
 GPT-Neo's `window_size`. Queries are taken in blocks, and a block is multiplied with only the keys
 that its queries see, so that time and memory grow linearly with the context. On a CPU the blocks
-and their gradient are `gpt_model.ops.cpu_kernels`' own; elsewhere, and with dropout, they are one
+and their gradient are `gpt_model.ops.cpu_attention`' own; elsewhere, and with dropout, they are one
 call of torch's attention. A step of a decoder that has a cache is not here: it is one query, and
 `gpt_model.transformer` shows it the end of the cache.
 """
@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gpt_model.ops import cpu_kernels
+from gpt_model.ops import cpu_attention
 
 # a block, where torch's attention does it: copies of keys are (band + QUERIES) / QUERIES as large
 # as the keys
 QUERIES = 128
 
 
-def banded_attention(
+def sliding_window_attention(
     query: Tensor, key: Tensor, value: Tensor, band: int, dropout: float = 0.0
 ) -> Tensor:
     """softmax(q kᵀ / sqrt(d), token i sees (i - band, i]) v, each [batch, heads, time, d];
@@ -37,7 +37,7 @@ def banded_attention(
         )
     if band >= query.shape[2]:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-    if query.device.type != "cpu" or dropout or band > cpu_kernels.LONGEST:
+    if query.device.type != "cpu" or dropout or band > cpu_attention.MAX_KEYS:
         return _in_windows(query, key, value, band, dropout)
     kind = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast("cpu", enabled=False):
@@ -52,17 +52,17 @@ class _Banded(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, band: int, keep: bool
     ) -> Tensor:
         out = _beside(query)
-        kept = cpu_kernels.attend(query, key, value, out, band, keep)
-        ctx.save_for_backward(query, key, value, kept)
+        weights = cpu_attention.attend(query, key, value, out, band, keep)
+        ctx.save_for_backward(query, key, value, weights)
         ctx.band = band
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, kept = ctx.saved_tensors
+        query, key, value, weights = ctx.saved_tensors
         gradients = _beside(query), _beside(key), _beside(value)
-        cpu_kernels.attend_backward(upstream, query, key, value, kept, ctx.band, *gradients)
+        cpu_attention.attend_backward(upstream, query, key, value, weights, ctx.band, *gradients)
         return *gradients, None, None
 
 
@@ -96,13 +96,13 @@ def _in_windows(query: Tensor, key: Tensor, value: Tensor, band: int, dropout: f
         .transpose(0, 1)
         for part in (key, value)
     ]
-    at, place = (
+    at, key_offset = (
         torch.arange(size, device=query.device)[:, None],
         torch.arange(-band, size, device=query.device),
     )
     first = torch.arange(0, blocks * size, size, device=query.device)[:, None, None]
     visible = (
-        (place <= at) & (place > at - band) & (first + place >= 0)
+        (key_offset <= at) & (key_offset > at - band) & (first + key_offset >= 0)
     )  # [blocks, size, band + size]
     out = F.scaled_dot_product_attention(
         queries, windows[0], windows[1], attn_mask=visible[:, None], dropout_p=dropout

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpt_model.ops.varlen import Ragged
+from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.likelihood import before as before_each
 from gpt_model.rlhf.likelihood import log_probabilities
 from gpt_model.rlhf.ppo import through
@@ -100,7 +100,7 @@ def implicit_rewards(
 class Part:
     """Some prompts with all their responses: a micro-batch."""
 
-    rows: Ragged
+    rows: PackedSequences
     sizes: Tensor  # [texts], tokens of each response
     before: Tensor  # [texts], nats that the reference gives it
     better: Tensor  # [pairs], which text
@@ -156,7 +156,12 @@ class Preferring:
             torch.tensor(one, device=self.device) for one in (sizes, before, better, worse)
         )
         return Part(
-            Ragged.of(texts, self.device), its_sizes, its_before, its_better, its_worse, share
+            PackedSequences.of(texts, self.device),
+            its_sizes,
+            its_before,
+            its_better,
+            its_worse,
+            share,
         )
 
     def loss(

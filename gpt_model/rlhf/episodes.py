@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gpt_model.disk import TEMPORARY, fsync
 from gpt_model.generation import generate
 from gpt_model.ops.cross_entropy import linear_cross_entropy_by_row
-from gpt_model.ops.varlen import Ragged
+from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.reward_model import RewardModel
 from gpt_model.training.batching import ROLLOUT_TOKENS, token_batches
 from gpt_model.transformer import GPT
@@ -175,7 +175,9 @@ def _read(
     reference's log-probabilities and the value model's values [actions], and rewards [texts].
     """
     device = cast.policy.wte.weight.device
-    whole = Ragged.of([text if text[-1] == how.end else [*text, how.end] for text in texts], device)
+    whole = PackedSequences.of(
+        [text if text[-1] == how.end else [*text, how.end] for text in texts], device
+    )
     before = torch.tensor(
         [len(text) - own for text, own in zip(texts, actions, strict=True)], device=device
     )
@@ -205,7 +207,7 @@ def places(starts: Tensor, before: Tensor, actions: Tensor) -> Tensor:
     )
 
 
-def values_of(valued: nn.Module, rows: Ragged, states: Tensor) -> Tensor:
+def values_of(valued: nn.Module, rows: PackedSequences, states: Tensor) -> Tensor:
     """The worth of each state of the texts, [tokens]: by a model of its own, or by a head on the
     policy's `states`.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt_model.ops.cross_entropy import linear_cross_entropy_by_row
-from gpt_model.ops.varlen import Ragged
+from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.episodes import places
 from gpt_model.training.batching import token_batches
 from gpt_model.transformer import GPT
@@ -32,7 +32,7 @@ def log_probabilities(
     device = model.wte.weight.device
     found = [0.0] * len(texts)
     for part in token_batches([len(text) for text in texts]):
-        rows = Ragged.of([texts[number] for number in part], device)
+        rows = PackedSequences.of([texts[number] for number in part], device)
         sizes = torch.tensor([answers[number] for number in part], device=device)
         at = before(rows, sizes)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -45,7 +45,7 @@ def log_probabilities(
     return found
 
 
-def before(rows: Ragged, answers: Tensor) -> Tensor:
+def before(rows: PackedSequences, answers: Tensor) -> Tensor:
     """Where the states stand that the answers' tokens are predicted from: [tokens of all answers]."""
     lengths = torch.tensor(rows.lengths, device=answers.device)
     return places(rows.starts, lengths - answers, answers)

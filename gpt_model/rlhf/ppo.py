@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from gpt_model.data.sampler import Sampler
-from gpt_model.decoder import with_rows
 from gpt_model.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_by_row
-from gpt_model.ops.varlen import Ragged
+from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.episodes import Cast, places, values_of
 from gpt_model.rlhf.reward_model import RewardModel
 from gpt_model.rlhf.rollouts import Rollouts
@@ -33,7 +32,7 @@ from gpt_model.training.batching import (
     micro_batch_count,
 )
 from gpt_model.training.settings import Execution
-from gpt_model.transformer import GPT
+from gpt_model.transformer import GPT, with_rows
 
 FIGURES = ("policy_loss", "value_error", "clip_fraction", "moved", "ptx_loss")
 
@@ -85,7 +84,7 @@ class Losses:
 class Actions:
     """A micro-batch of episodes. Everything but `rows` is [actions]."""
 
-    rows: Ragged
+    rows: PackedSequences
     chosen_at: Tensor  # where the states stand that they are chosen from
     share: Tensor  # of each in the loss
     old: Tensor  # log-probability when they were made
@@ -188,7 +187,7 @@ class PPO:
         sizes = episodes.actions.tolist()
         total = sum(sizes[item] for item in self._items(step))
         texts = episodes.texts()
-        rows = Ragged.of([texts[item] for item in part], device)
+        rows = PackedSequences.of([texts[item] for item in part], device)
         actions = episodes.actions[part].to(device)
 
         def of(values: Tensor) -> Tensor:
@@ -238,7 +237,7 @@ class PPO:
         the same weights: of those that some do not, ZeRO 3 adds the last step's gradient to this
         one's.
         """
-        rows = Ragged.of([[0]], self.execution.device)
+        rows = PackedSequences.of([[0]], self.execution.device)
         return values_of(model.value, rows, model.policy.states_of(rows)).sum()
 
     def _of_actions(

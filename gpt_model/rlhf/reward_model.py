@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from gpt_model import convert
 from gpt_model.errors import UserError
-from gpt_model.ops.varlen import Ragged
+from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.chat_template import Layout
 from gpt_model.rlhf.dialogue import Dialogue
 from gpt_model.rlhf.responses import shortened
@@ -59,11 +59,11 @@ class RewardModel(nn.Module):
             )
             self.head.bias.zero_()
 
-    def rewards(self, rows: Ragged) -> Tensor:
+    def rewards(self, rows: PackedSequences) -> Tensor:
         """Of each text, read at its last token, which is its end-of-text: [texts]."""
         return self._number(self.gpt.states_of(rows)[rows.last])
 
-    def values(self, rows: Ragged) -> Tensor:
+    def values(self, rows: PackedSequences) -> Tensor:
         """The head's number at every token: [tokens]. PPO's value function starts from it."""
         return self._number(self.gpt.states_of(rows))
 
@@ -163,7 +163,9 @@ def rewards_of(
     model.to(device).eval()
     found = [0.0] * len(rows)
     for part in token_batches([len(row) for row in rows]):
-        rewards = model.rewards(Ragged.of([rows[number] for number in part], device)).tolist()
+        rewards = model.rewards(
+            PackedSequences.of([rows[number] for number in part], device)
+        ).tolist()
         for number, reward in zip(part, rewards, strict=True):
             found[number] = reward
     model.train(training)
@@ -270,7 +272,7 @@ def lay_out(layout: Layout, rankings: Sequence[Ranking], context: int) -> Laid:
 class Part:
     """Some prompts with all their responses: a micro-batch."""
 
-    rows: Ragged
+    rows: PackedSequences
     better: Tensor  # [pairs], which text
     worse: Tensor  # [pairs]
     share: Tensor  # [pairs], of each in the loss
@@ -314,7 +316,7 @@ class Comparing:
             share += [scale / len(one.pairs)] * len(one.pairs)
             texts += one.texts
         there = (torch.tensor(better), torch.tensor(worse), torch.tensor(share))
-        return Part(Ragged.of(texts, self.device), *(one.to(self.device) for one in there))
+        return Part(PackedSequences.of(texts, self.device), *(one.to(self.device) for one in there))
 
     def loss(
         self, model: nn.Module, micro_batch: Part

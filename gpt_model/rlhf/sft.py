@@ -19,15 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt_model.decoder import IGNORED
 from gpt_model.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_by_row
-from gpt_model.ops.varlen import Ragged
+from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.chat_template import Laid, Layout
 from gpt_model.rlhf.dialogue import Dialogue
 from gpt_model.training.batching import EpochBatches, micro_batch_count, token_batches
 from gpt_model.training.loop import Execution
 from gpt_model.training.snapshots import keep_in
-from gpt_model.transformer import GPT
+from gpt_model.transformer import GPT, IGNORED
 
 EPOCHS = "epochs"
 
@@ -70,7 +69,7 @@ class Micro:
     a token of either kind in the loss.
     """
 
-    rows: Ragged
+    rows: PackedSequences
     predicted: Tensor
     targets: Tensor
     said: int
@@ -89,7 +88,7 @@ def micro_of(
     laid: Sequence[Laid], windows: Sequence[Laid] = (), weights: tuple[float, float] = (1.0, 1.0)
 ) -> Micro:
     """Dialogues and, after them, windows of pre-training text."""
-    rows = Ragged.of([one.tokens for one in (*laid, *windows)])
+    rows = PackedSequences.of([one.tokens for one in (*laid, *windows)])
     learnt = torch.tensor([flag for one in (*laid, *windows) for flag in one.learnt])
     targets = learnt.nonzero()[
         :, 0

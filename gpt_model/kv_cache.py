@@ -17,7 +17,7 @@ class Cache:
     """Rows of different lengths side by side. Memory is allocated once, and what lies in it carries
     no gradient.
 
-    `lengths`: [rows], tokens read so far by each row. `kept`: [layers, 2 · heads, rows, capacity,
+    `lengths`: [rows], tokens read so far by each row. `keys_and_values`: [layers, 2 · heads, rows, capacity,
     head width], keys and then values: each of the two is a plain stack of matrices, as torch's
     batched products take it without a copy.
     """
@@ -31,23 +31,23 @@ class Cache:
         dtype: torch.dtype,
     ) -> None:
         shape = (config.layers, 2 * config.heads, rows, capacity, config.width // config.heads)
-        self.kept = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys_and_values = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.context = config.context
 
     @property
     def capacity(self) -> int:
-        return self.kept.shape[3]
+        return self.keys_and_values.shape[3]
 
     def rows(self, index: Tensor, capacity: int | None = None) -> Cache:
         """A copy that holds the rows of `index` ([n], repeats allowed): one context shared out to
         all its continuations. `capacity`: of the copy, where it is less.
         """
         chosen = object.__new__(Cache)
-        wanted = self.kept[..., :capacity, :]
-        chosen.kept = wanted.new_empty(*wanted.shape[:2], len(index), *wanted.shape[3:])
+        wanted = self.keys_and_values[..., :capacity, :]
+        chosen.keys_and_values = wanted.new_empty(*wanted.shape[:2], len(index), *wanted.shape[3:])
         for mine, others in zip(
-            chosen.kept, wanted, strict=True
+            chosen.keys_and_values, wanted, strict=True
         ):  # one by one they take a third of the time
             torch.index_select(others, 1, index, out=mine)
         chosen.lengths, chosen.context = self.lengths[index], self.context
@@ -55,7 +55,10 @@ class Cache:
 
     def replace(self, index: Tensor, other: Cache) -> None:
         """The rows of `index` become those of `other`, which has the same capacity."""
-        self.kept[:, :, index], self.lengths[index] = other.kept, other.lengths
+        self.keys_and_values[:, :, index], self.lengths[index] = (
+            other.keys_and_values,
+            other.lengths,
+        )
 
     def begin(self, time: int) -> Tensor:
         """The positions in the context [rows, time] of the tokens that come next; `write` and
@@ -66,11 +69,11 @@ class Cache:
         )
         positions = self.lengths[:, None] + torch.arange(time, device=self.lengths.device)
         self.positions = positions.clamp_(max=self.capacity - 1)  # only padding lies beyond
-        heads, rows = self.kept.shape[1:3]
+        heads, rows = self.keys_and_values.shape[1:3]
         first = torch.arange(
             0, heads * rows * self.capacity, self.capacity, device=positions.device
         ).view(heads, rows, 1)
-        self.places = (first + self.positions).flatten()
+        self.flat_positions = (first + self.positions).flatten()
         self.masks: dict[int | None, tuple[slice, Tensor | None]] = {}
         return (
             self.positions
@@ -87,21 +90,23 @@ class Cache:
 
     def write(self, layer: int, fused: Tensor) -> None:
         """Keep the keys and values of queries, keys and values [rows, time, 3 · width]."""
-        heads, width = self.kept.shape[1], self.kept.shape[-1]
+        heads, width = self.keys_and_values.shape[1], self.keys_and_values.shape[-1]
         new = (
             fused.detach()[..., fused.shape[-1] // 3 :]
             .unflatten(-1, (heads, width))
             .permute(2, 0, 1, 3)
-        )  # as `kept` has it
-        kept = self.kept[layer].flatten(0, 2)
-        kept.index_copy_(0, self.places, new.flatten(0, 2).to(kept.dtype))
+        )  # as `keys_and_values` has it
+        stored = self.keys_and_values[layer].flatten(0, 2)
+        stored.index_copy_(0, self.flat_positions, new.flatten(0, 2).to(stored.dtype))
 
     def attend(self, layer: int, query: Tensor, band: int | None) -> Tensor:
         """Attention of queries [rows, heads, time, head width] over what was written, or over the
         last `band` tokens of it.
         """
         seen, mask = self.masks.get(band) or self._visible(band)
-        key, value = self.kept[layer][:, :, seen].chunk(2)  # [heads, rows, part, head width]
+        key, value = self.keys_and_values[layer][:, :, seen].chunk(
+            2
+        )  # [heads, rows, part, head width]
         if query.shape[2] == 1 and query.device.type == "cpu":
             return _attend_once(query, key, value, mask)
         return F.scaled_dot_product_attention(
@@ -116,11 +121,15 @@ class Cache:
         first = 0 if band is None else max(0, self.least - band + 1)
         seen, mask = slice(first, min(self.most + time, self.capacity)), None
         if time > 1 or self.least < self.most:
-            place, at = (
+            position, query_position = (
                 torch.arange(seen.start, seen.stop, device=self.positions.device),
                 self.positions[:, None, :, None],
             )
-            mask = place <= at if band is None else (place <= at) & (place > at - band)
+            mask = (
+                position <= query_position
+                if band is None
+                else (position <= query_position) & (position > query_position - band)
+            )
         self.masks[band] = seen, mask
         return self.masks[band]
 
@@ -136,8 +145,8 @@ def _attend_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None)
     made for many queries.
     """
     heads, rows, part, width = key.shape
-    asked = (query * width**-0.5).transpose(0, 1).reshape(heads * rows, 1, width)
-    scores = torch.bmm(asked, key.flatten(0, 1).transpose(1, 2))  # [heads · rows, 1, part]
+    scaled = (query * width**-0.5).transpose(0, 1).reshape(heads * rows, 1, width)
+    scores = torch.bmm(scaled, key.flatten(0, 1).transpose(1, 2))  # [heads · rows, 1, part]
     if mask is not None:
         scores.view(heads, rows, part).masked_fill_(~mask[:, 0, 0], -math.inf)
     return (
