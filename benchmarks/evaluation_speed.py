@@ -29,11 +29,11 @@ sys.path.insert(0, str(ROOT))
 
 from assets.recipe.recipe import EvaluationSection  # noqa: E402
 from assets.stages.zero_shot import ZERO_SHOT, zero_shot_config  # noqa: E402
+from assets.store.home import downloads_folder  # noqa: E402
 from benchmarks.bars import at_least, at_most, verdict  # noqa: E402
 from gpt_model import convert  # noqa: E402
 from gpt_model.config import ModelConfig  # noqa: E402
 from gpt_model.data import documents  # noqa: E402
-from gpt_model.data.sources import downloads_folder  # noqa: E402
 from gpt_model.evaluation.evaluate import evaluate, write_tasks  # noqa: E402
 from gpt_model.evaluation.examples import Material, TaskRows, rows_of  # noqa: E402
 from gpt_model.evaluation.lm import GPTLM  # noqa: E402

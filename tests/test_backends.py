@@ -14,11 +14,11 @@ import pytest
 from public_rows import rows_for
 from world import World, make_world
 
-from gpt_model.data.sources import downloads_folder
+from assets.store.home import downloads_folder
 from gpt_model.evaluation.evaluate import evaluate, write_tasks
 from gpt_model.evaluation.examples import Material, TaskRows, rows_of
 from gpt_model.evaluation.lm import GPTLM
-from gpt_model.evaluation.public import DataSource, pinned
+from gpt_model.evaluation.public import DataSource, resolved
 from gpt_model.evaluation.settings import in_each_setting
 from gpt_model.evaluation.suites import SUITES, Dataset, SuiteTask, suite_tasks
 from gpt_model.progress import Silent
@@ -72,7 +72,7 @@ def on_own_rows(task: SuiteTask, folder: Path) -> SuiteTask:
     if isinstance(data := task.metadata.data, Dataset):
         path = folder / f"{task.suite}.{task.name}.rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows_for(data)))
-        source = pinned(DataSource(path=str(path)), folder, downloads_folder())
+        source = resolved(DataSource(path=str(path)), folder, downloads_folder())
         changes: dict[str, Any] = {"source": source}
         if data.demonstrations:
             changes["demonstrations"] = source

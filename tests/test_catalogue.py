@@ -15,7 +15,7 @@ import pytest
 
 from assets.recipe.yaml_file import load_strict
 from gpt_model.errors import UserError
-from gpt_model.finetuning.entry import CATALOGUE, SPLITS, TaskEntry, TaskSource, pinned, seen_from
+from gpt_model.finetuning.entry import CATALOGUE, SPLITS, TaskEntry, TaskSource
 from gpt_model.finetuning.examples import Examples, read_examples
 from gpt_model.progress import Silent
 from gpt_model.published import references
@@ -89,9 +89,8 @@ def rows_of(name: str, start: int) -> list[dict[str, Any]]:
 
 def read(entry: TaskEntry, folder: Path, source: Mapping[str, Any]) -> Examples:
     """`entry`'s examples from another place, tied to its bytes as the pipeline ties it."""
-    there = pinned(
-        seen_from(TaskSource.model_validate(source), folder, folder), folder, folder / "downloads"
-    )
+    local = TaskSource.model_validate(source).seen_from(folder, folder)
+    there = local.resolved(folder, folder / "downloads")
     return read_examples(
         "it", entry.model_copy(update={"source": there}), 0, folder / "downloads", Silent()
     )
@@ -245,13 +244,19 @@ def test_every_set_has_its_row_in_the_papers_tables() -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ({}, "exactly one of `file`, `hub` and `on_request`; found none"),
+        ({}, "exactly one of file, hub and on_request; found none"),
         ({"file": "a.csv", "hub": "b/c"}, "found file and hub"),
-        ({"hub": "b/c", "splits": {"training": "train", "test": "test"}}, "needs `revision`"),
-        ({"file": "a.csv", "subset": "c"}, "describe a data set on the hub"),
+        (
+            {"hub": "b/c", "splits": {"training": "train", "test": "test"}},
+            "revision is missing: a source with hub needs it",
+        ),
+        (
+            {"file": "a.csv", "subset": "c"},
+            "subset goes with hub, and this source has file: leave subset out",
+        ),
         (
             {"package": "a==1", "kind": "wheel", "sha256": "0" * 64, "hub": "b/c"},
-            "`package` needs `file`",
+            "package goes with file, and this source has hub",
         ),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from assets.recipe.yaml_file import load_strict
 from gpt_model.data.splits import bucket
 from gpt_model.errors import UserError
-from gpt_model.finetuning.entry import CATALOGUE, SPLITS, TaskEntry, pinned
+from gpt_model.finetuning.entry import CATALOGUE, SPLITS, TaskEntry
 from gpt_model.finetuning.examples import Examples, groups_crossing, read_examples
 from gpt_model.progress import Silent
 
@@ -49,7 +49,7 @@ def local(
 
 def read(folder: Path, seed: int = 0, limit: int | None = None, **changes: Any) -> Examples:
     entry = TaskEntry.model_validate({**ENTRY, **changes})
-    entry = entry.model_copy(update={"source": pinned(entry.source, folder, folder / "downloads")})
+    entry = entry.model_copy(update={"source": entry.source.resolved(folder, folder / "downloads")})
     return read_examples("reviews", entry, seed, folder / "downloads", Silent(), limit)
 
 
@@ -100,7 +100,10 @@ def test_the_catalogue_covers_all_four_forms() -> None:
             {"labels": [], "scale": [5, 0], "metric": "pearson"},
             "runs from a lower number to a higher one",
         ),
-        ({"source": {"file": "a.jsonl", "package": "x==1"}}, "needs `kind`"),
+        (
+            {"source": {"file": "a.jsonl", "package": "x==1"}},
+            "kind is missing: a source with package needs it",
+        ),
         ({"split": {"validation": 0.5, "test": 0.5}}, "leave nothing to train on"),
         (
             {"form": "multiple_choice", "columns": {"question": "q", "options": "o", "label": "a"}},

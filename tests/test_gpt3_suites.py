@@ -23,7 +23,7 @@ from gpt_model.evaluation import scoring
 from gpt_model.evaluation.adapters import MAKERS
 from gpt_model.evaluation.aggregates import superglue_rows
 from gpt_model.evaluation.examples import Material, demonstrations_of, rows_of
-from gpt_model.evaluation.public import DataSource, pinned
+from gpt_model.evaluation.public import DataSource, resolved
 from gpt_model.evaluation.results import ScoreRow, UnavailableRow
 from gpt_model.evaluation.suites import SUITES, Dataset, SuiteTask, suite_tasks
 from gpt_model.progress import Silent
@@ -345,7 +345,7 @@ def test_wsc_asks_of_any_noun_and_shows_only_those_that_the_pronoun_refers_to(
     assert isinstance(data, Dataset)
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows_for(data)))
-    own = pinned(DataSource(path=str(path)), tmp_path, tmp_path)
+    own = resolved(DataSource(path=str(path)), tmp_path, tmp_path)
     here = task.metadata.model_copy(
         update={"data": data.model_copy(update={"source": own, "demonstrations": own})}
     )

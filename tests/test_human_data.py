@@ -524,9 +524,9 @@ alignment:
         ),
         (
             '{name: a, package: "a==1", files: x, form: messages}',
-            "line 9: .*a package needs `sha256`",
+            "line 9: .*sha256 is missing: a source with package needs it",
         ),
-        ("{name: a, hub: b/c, form: messages}", "line 9: .*`revision` is missing"),
+        ("{name: a, hub: b/c, form: messages}", "line 9: .*revision is missing"),
         ("{name: a, task: boolq, form: messages}", "line 9: .*form.*has its own"),
     ],
 )

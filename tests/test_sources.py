@@ -22,8 +22,8 @@ import pytest
 import zstandard
 from pydantic import ValidationError
 
-from gpt_model.data import files, hub
-from gpt_model.data.sources import NAMED, Source, open_source, pinned
+from gpt_model.data import hub, location
+from gpt_model.data.sources import NAMED, Source, open_source
 from gpt_model.data.splits import bucket
 from gpt_model.errors import Unreachable, UserError
 from gpt_model.progress import Silent
@@ -255,7 +255,7 @@ class TestLocalFilesArePinned:
         (tmp_path / "texts").mkdir()
         (tmp_path / "texts" / "a.txt").write_text("one")
         here = functools.partial(
-            pinned, source(path="texts/*.txt"), tmp_path, tmp_path / "downloads"
+            source(path="texts/*.txt").resolved, tmp_path, tmp_path / "downloads"
         )
         first = here()
         assert [file.model_dump() for file in first.pinned or []] == [
@@ -265,7 +265,9 @@ class TestLocalFilesArePinned:
         assert len(here().pinned or []) == 2
 
         monkeypatch.setattr(
-            files.hashlib, "file_digest", lambda *_: pytest.fail("an unchanged file was read again")
+            location.hashlib,
+            "file_digest",
+            lambda *_: pytest.fail("an unchanged file was read again"),
         )
         assert here() == here()
 
@@ -280,7 +282,7 @@ class TestLocalFilesArePinned:
             size = path.stat().st_size
             while path.stat().st_size == size:  # it writes
                 pass
-            (pin,) = files.pin("log.txt", tmp_path, tmp_path / "downloads")
+            (pin,) = location.pin("log.txt", tmp_path, tmp_path / "downloads")
         finally:
             writer.kill()
             writer.wait()
@@ -290,7 +292,7 @@ class TestLocalFilesArePinned:
         self, tmp_path: Path
     ) -> None:
         (tmp_path / "a.txt").write_text("one")
-        tied = pinned(source(path="a.txt"), tmp_path, tmp_path / "downloads")
+        tied = source(path="a.txt").resolved(tmp_path, tmp_path / "downloads")
         elsewhere = tmp_path / "elsewhere"
         assert list(open_source(tied, tmp_path / "downloads", elsewhere, Silent())) == ["one"]
         (tmp_path / "a.txt").write_text("one, and more")
@@ -317,7 +319,7 @@ class TestHub:
         fields = {"hub": "./dataset", "revision": REVISION, "config": "2023.en"}
         expected = [f"article {number} {k}" for number in range(2) for k in range(3)]
         assert read(folder, **fields) == expected
-        tied = pinned(source(**fields), folder, folder / "downloads")
+        tied = source(**fields).resolved(folder, folder / "downloads")
         assert len(tied.pinned or []) == 3
         assert (
             list(open_source(tied, folder / "downloads", folder / "elsewhere", Silent()))
@@ -411,20 +413,20 @@ class TestABranchOfTheHub:
     def test_a_branch_is_tied_to_its_commit_when_a_build_is_planned(
         self, endpoint: str, tmp_path: Path
     ) -> None:
-        planned = pinned(source(hub="some/text", revision="main"), tmp_path, tmp_path)
+        planned = source(hub="some/text", revision="main").resolved(tmp_path, tmp_path)
         assert planned.revision == REVISION
 
     def test_an_unknown_branch_or_data_set_is_told_from_a_hub_that_does_not_answer(
         self, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with pytest.raises(UserError, match="has no revision 'mian'") as wrong:
-            pinned(source(hub="some/text", revision="mian"), tmp_path, tmp_path)
+            source(hub="some/text", revision="mian").resolved(tmp_path, tmp_path)
         assert wrong.value.field == "revision" and not isinstance(wrong.value, Unreachable)
         with pytest.raises(UserError, match="The hub has no dataset other/text"):
-            pinned(source(hub="other/text", revision="main"), tmp_path, tmp_path)
+            source(hub="other/text", revision="main").resolved(tmp_path, tmp_path)
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
         for _ in range(2):  # the second time it is not even asked
             with pytest.raises(
                 Unreachable, match="could not be asked which commit 'main' of some/text is"
             ):
-                pinned(source(hub="some/text", revision="main"), tmp_path, tmp_path)
+                source(hub="some/text", revision="main").resolved(tmp_path, tmp_path)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from world import World, make_world
 
+from assets.store.home import downloads_folder
 from gpt_model.data import hub
-from gpt_model.data.sources import downloads_folder
 from gpt_model.evaluation import toxicity
 
 PROMPTS = [

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.store.home import downloads_folder
 from gpt_model.data import compression, documents, splits
-from gpt_model.data.sources import Source, downloads_folder, open_source
+from gpt_model.data.sources import Source, open_source
 from gpt_model.errors import CorruptFile, UserError, about
 from gpt_model.evaluation.contamination import HELD_OUT_RUN, count_mostly_seen
 

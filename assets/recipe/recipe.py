@@ -23,7 +23,7 @@ from assets.recipe.yaml_file import find_file, naming, validate
 from gpt_model.config import PUBLISHED, ModelConfig, ModelShape
 from gpt_model.data.sources import Source
 from gpt_model.errors import UserError
-from gpt_model.finetuning.source import Splits
+from gpt_model.finetuning.entry import Splits
 from gpt_model.published import references
 from gpt_model.strict import PAIR, Misfit, Strict
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.recipe.yaml_file import SUFFIXES, load_strict
-from gpt_model.data.sources import downloads_folder
 from gpt_model.errors import Unreachable, UserError, about_all_of
-from gpt_model.finetuning.entry import CATALOGUE, TaskEntry, TaskSource, pinned, seen_from
+from gpt_model.finetuning.entry import CATALOGUE, TaskEntry, TaskSource
 
 if TYPE_CHECKING:
     from assets.recipe.recipe import Recipe
@@ -35,7 +34,7 @@ def entry_named(given: str, base: Path, field: str) -> TaskEntry:
     path = base / Path(given).expanduser() if is_file(given) else CATALOGUE / f"{given}.yaml"
     with about_all_of(field):
         entry = load_strict(TaskEntry, str(path), CATALOGUE, "task")
-    return entry.model_copy(update={"source": seen_from(entry.source, path.parent, base)})
+    return entry.model_copy(update={"source": entry.source.seen_from(base, path.parent)})
 
 
 def of_own_files(entry: TaskEntry, task: str, recipe: Recipe) -> TaskEntry:
@@ -53,7 +52,9 @@ def of_own_files(entry: TaskEntry, task: str, recipe: Recipe) -> TaskEntry:
     return own
 
 
-def tied(written: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], str | None]:
+def tied(
+    written: Mapping[str, Any], base: Path, downloads: Path
+) -> tuple[dict[str, Any], str | None]:
     """An entry written out, its local files tied to their bytes, a branch on the hub to its commit;
     or why its data cannot be had here.
 
@@ -66,7 +67,7 @@ def tied(written: Mapping[str, Any], base: Path) -> tuple[dict[str, Any], str | 
             written
         ), f"its authors give the data on request ({asked}); name your files under finetuning.files"
     try:
-        source = pinned(entry.source, base, downloads_folder())
+        source = entry.source.resolved(base, downloads)
     except Unreachable:
         return dict(written), f"{entry.source.hub} is read from the hub, which does not answer here"
     return entry.model_copy(update={"source": source}).model_dump(

@@ -313,7 +313,7 @@ def test_split(entry: TaskEntry, part: str | None = None) -> str:
         tests = source.splits.tests()
         return tests[part] if part in tests else " and ".join(tests.values())
     own = (
-        f" of {Path(source.files()[-1]).name}"
+        f" of {Path(source.names()[-1]).name}"
         if source.package is None and source.file is not None
         else ""
     )

@@ -7,7 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from assets.contract import Check, Config, Stage, deferred
-from gpt_model.data.sources import Source, downloads_folder, pinned
+from assets.store.home import downloads_folder
+from gpt_model.data.sources import Source
 from gpt_model.errors import about
 
 EXECUTION = "assets.execution.corpus"
@@ -20,11 +21,8 @@ def pin(config: Config, base: Path) -> Config:
     sources = []
     for number, source in enumerate(config["sources"]):
         with about(f"sources[{number}]"):
-            sources.append(
-                pinned(Source.model_validate(source), base, downloads_folder()).model_dump(
-                    mode="json"
-                )
-            )
+            resolved = Source.model_validate(source).resolved(base, downloads_folder())
+            sources.append(resolved.model_dump(mode="json"))
     return {**config, "sources": sources}
 
 

@@ -16,7 +16,7 @@ from assets.contract import Artifact, Config, Progress
 from assets.recipe.task_entries import tied
 from assets.stages import base_model
 from assets.stages.pretraining import execution_of
-from gpt_model.data.sources import downloads_folder
+from assets.store.home import downloads_folder
 from gpt_model.errors import about_all_of
 from gpt_model.finetuning.entry import SPLITS, SplitName, TaskEntry
 from gpt_model.progress import Progress as Said
@@ -36,7 +36,7 @@ def pin_task(config: Config, base: Path) -> Config:
     why its data cannot be had here.
     """
     with about_all_of(""):
-        source, reason = tied(config["source"], base)
+        source, reason = tied(config["source"], base, downloads_folder())
     return {**config, "not_run": reason} if reason else {**config, "source": source}
 
 

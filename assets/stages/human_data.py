@@ -4,7 +4,7 @@ split, and kept with what was left out.
     training.jsonl, held_out.jsonl (comparisons: judge.jsonl)     `gpt_model.rlhf.records` says what a line is
     report.json                     of each source: rows, kept and left out by reason, and answers dropped of rows that are kept
 
-Where rows come from and what their forms mean is `gpt_model.rlhf.readers.location` and `forms`.
+What the forms of their rows mean is `gpt_model.rlhf.readers`.
 Every stage of the section reads these.
 """
 
@@ -18,11 +18,11 @@ from typing import Any
 
 from assets.contract import Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from assets.recipe.task_entries import entry_named, tied
-from gpt_model.data.sources import downloads_folder
+from assets.store.home import downloads_folder, store_home
 from gpt_model.data.splits import normalised
 from gpt_model.errors import Unreachable, about, about_all_of
-from gpt_model.rlhf import records, splits
-from gpt_model.rlhf.readers import location, record_readers
+from gpt_model.rlhf import records, splits, votes
+from gpt_model.rlhf.readers import record_readers
 from gpt_model.rlhf.readers.candidate import Candidate, Report
 from gpt_model.rlhf.readers.source import HumanSource, Purpose
 from gpt_model.rlhf.splits import Said
@@ -49,16 +49,17 @@ def _pin(config: Config, base: Path) -> Config:
                     mode="json", exclude_none=True
                 )
                 with about_all_of("task"):
-                    entry, reason = tied(written, base)
+                    entry, reason = tied(written, base, downloads_folder())
                     if reason:
                         raise Unreachable(
                             f"The task {source.task!r} cannot be read here: {reason}. Leave the source out."
                         )
                 sources.append({**source.model_dump(mode="json"), "entry": entry})
+            elif source.votes:
+                pinned = source.model_copy(update={"pinned": votes.pin(store_home())})
+                sources.append(pinned.model_dump(mode="json"))
             else:
-                sources.append(
-                    location.pinned(source, base, downloads_folder()).model_dump(mode="json")
-                )
+                sources.append(source.resolved(base, downloads_folder()).model_dump(mode="json"))
     return {**config, "sources": sources}
 
 
@@ -74,6 +75,7 @@ def _read(
                 source,
                 purpose,
                 downloads_folder(),
+                store_home(),
                 progress,
                 config.get("split_seed", config["seed"]),
             )

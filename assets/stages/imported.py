@@ -35,9 +35,9 @@ from assets.contract import (
     Verdict,
 )
 from assets.stages.base_model import write_not_run, write_shape
-from gpt_model.data.files import PinnedFile, locate, pin
+from assets.store.home import downloads_folder
 from gpt_model.data.hub import commit_of, silent
-from gpt_model.data.sources import downloads_folder
+from gpt_model.data.location import PinnedFile, locate, pin
 from gpt_model.disk import sha256_of
 from gpt_model.errors import Unreachable, UserError, about_all_of
 from gpt_model.model_folder import PICKLED, described, pickled, weight_files

@@ -87,7 +87,7 @@ def probes_of(
 
 def _examples(config: Config, task: str, inputs: Inputs, progress: Progress) -> list[Example]:
     """At most `examples` of a task, by hash, from all its splits: nothing is trained on them."""
-    from gpt_model.data.sources import downloads_folder
+    from assets.store.home import downloads_folder
     from gpt_model.finetuning.entry import TaskEntry
     from gpt_model.finetuning.examples import read_examples
 

@@ -22,12 +22,12 @@ from assets.recipe.yaml_file import find_file, load_strict, read_yaml
 from assets.report import training_text
 from assets.report.known_answers import reproduces_what_is_known
 from assets.stages import base_model
-from gpt_model.data.sources import downloads_folder
+from assets.store.home import downloads_folder
 from gpt_model.errors import Unreachable, UserError, about_all_of
 from gpt_model.evaluation import public, toxicity
 from gpt_model.evaluation.results import RESULTS, Results, ScoreRow, UnavailableRow
 from gpt_model.evaluation.suites import OF_TEXT, SUITES, Dataset, Labelled, SuiteTask, suite_tasks
-from gpt_model.finetuning.entry import CATALOGUE, TaskEntry, TaskSource, pinned, seen_from
+from gpt_model.finetuning.entry import CATALOGUE, TaskEntry, TaskSource
 
 
 def zero_shot_config(recipe: Recipe) -> Config:
@@ -116,9 +116,9 @@ def _pin(config: Config, base: Path) -> Config:
         for keys in members(contents):
             data = keys["metadata"]["data"]
             if entry := data.get("entry"):
-                source = seen_from(TaskSource.model_validate(entry["source"]), SUITES, SUITES)
+                source = TaskSource.model_validate(entry["source"]).seen_from(SUITES, SUITES)
                 try:
-                    entry["source"] = pinned(source, SUITES, downloads_folder()).model_dump(
+                    entry["source"] = source.resolved(SUITES, downloads_folder()).model_dump(
                         mode="json", exclude_none=True
                     )
                 except Unreachable:
@@ -163,10 +163,10 @@ def _pinned_data(
     """
     with about_all_of(f"files.{task}" if task in files else "suites"):
         if task in files:
-            tied = public.pinned(public.DataSource(path=files[task]), base, downloads_folder())
+            tied = public.resolved(public.DataSource(path=files[task]), base, downloads_folder())
             tied = tied.model_copy(update={"path": Path(files[task]).name})
         else:
-            tied = public.pinned(
+            tied = public.resolved(
                 public.DataSource.model_validate(source), SUITES, downloads_folder()
             )
     return tied.model_dump(mode="json", exclude_none=True, exclude_defaults=True)

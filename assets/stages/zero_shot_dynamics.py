@@ -18,6 +18,7 @@ from assets.recipe.task_entries import tied
 from assets.report import experiment
 from assets.stages.lstm import ONE_RUN
 from assets.stages.probes import TASKS, Probe, probes_of
+from assets.store.home import downloads_folder
 from gpt_model.errors import about_all_of
 
 Point = tuple[
@@ -186,7 +187,7 @@ def pin(config: Config, base: Path) -> Config:
     tasks: dict[str, Any] = {}
     for task, told in config["tasks"].items():
         with about_all_of(task):
-            entry, reason = tied(told["entry"], base) if told else (None, None)
+            entry, reason = tied(told["entry"], base, downloads_folder()) if told else (None, None)
         tasks[task] = told and {**told, "entry": entry, **({"not_run": reason} if reason else {})}
     return {**config, "tasks": tasks}
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 import zstandard
 
-from gpt_model.data.files import decompressed
+from gpt_model.data.formats import decompressed
 from gpt_model.errors import CorruptFile, UserError
 
 Split = Literal["training", "held_out"]

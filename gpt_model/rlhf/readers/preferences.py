@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gpt_model.data.formats import Row
 from gpt_model.data.splits import normalised
 from gpt_model.rlhf.dialogue import Dialogue, Turn, dialogue
 from gpt_model.rlhf.readers.candidate import Answer, Candidate, key_of
@@ -27,7 +28,6 @@ from gpt_model.rlhf.readers.fields import (
     truth_in,
     value_of,
 )
-from gpt_model.rlhf.readers.location import Row
 from gpt_model.rlhf.readers.source import HumanSource
 from gpt_model.rlhf.records import PROMPT_ENDS
 

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpt_model.data.formats import Row, read_rows
+from gpt_model.data.location import tables
 from gpt_model.data.splits import bucket
-from gpt_model.errors import UserError
+from gpt_model.errors import UserError, about_all_of
 from gpt_model.progress import Progress
+from gpt_model.rlhf import votes
 from gpt_model.rlhf.dialogue import Dialogue, NoDialogue, Turn, dialogue
 from gpt_model.rlhf.readers.candidate import Candidate, Report, key_of
 from gpt_model.rlhf.readers.fields import (
@@ -31,7 +34,7 @@ from gpt_model.rlhf.readers.fields import (
     text_of,
     value_of,
 )
-from gpt_model.rlhf.readers.location import Row, rows
+from gpt_model.rlhf.readers.instructions import of_task
 from gpt_model.rlhf.readers.oasst_trees import Tree
 from gpt_model.rlhf.readers.preferences import (
     of_pair,
@@ -47,15 +50,21 @@ PART_SEED = 0x9A27
 
 
 def candidates(
-    source: HumanSource, purpose: Purpose, downloads: Path, progress: Progress, seed: int
+    source: HumanSource,
+    purpose: Purpose,
+    downloads: Path,
+    home: Path,
+    progress: Progress,
+    seed: int,
 ) -> tuple[list[Candidate], Report]:
-    """All that `source` has for that purpose. Raises UserError where that is nothing, and as
-    `places.rows` does.
+    """All that `source` has for that purpose. Raises UserError where that is nothing, and where a
+    file is missing, damaged or of an unknown format.
 
-    `seed`: of a task's splits, and of what is taken where there is a limit.
+    `home`: the store's folder, where votes lie. `seed`: of a task's splits, and of what is taken
+    where there is a limit.
     """
     report, found, shown = Report(), list[Candidate](), set[Dialogue]()
-    for where, made in _each(source, purpose, downloads, progress, seed):
+    for where, made in _each(source, purpose, downloads, home, progress, seed):
         report.rows += 1
         try:
             one = replace(_in_part(source, _writable(made())), id=where)
@@ -97,15 +106,19 @@ Made = tuple[
 
 
 def _each(
-    source: HumanSource, purpose: Purpose, downloads: Path, progress: Progress, seed: int
+    source: HumanSource,
+    purpose: Purpose,
+    downloads: Path,
+    home: Path,
+    progress: Progress,
+    seed: int,
 ) -> Iterator[Made]:
     if source.task:
-        from gpt_model.rlhf.readers.instructions import of_task
-
-        for where, one in of_task(source, downloads, progress, seed):
-            yield where, lambda one=one: one  # type: ignore[misc]
+        with about_all_of("task"):
+            for where, one in of_task(source, downloads, progress, seed):
+                yield where, lambda one=one: one  # type: ignore[misc]
         return
-    opened = rows(source, downloads, progress)
+    opened = _rows(source, downloads, home, progress)
     if source.form == "tree":
         everything = list(opened)
         tree = Tree(source, [row for _, row in everything])
@@ -118,6 +131,24 @@ def _each(
     else:
         for where, row in opened:
             yield where, partial(_made, source, row, purpose)
+
+
+def _rows(
+    source: HumanSource, downloads: Path, home: Path, progress: Progress
+) -> Iterator[tuple[str, Row]]:
+    """(which row, the row) of all its files, or its split on the hub, in a fixed order."""
+    if source.votes:
+        named: Iterable[tuple[str, Iterator[Row]]] = (
+            (file.path, read_rows(votes.open_pinned(file, home), file.path))
+            for file in source.pinned or []
+        )
+    else:
+        # a line such as Yes or 42 is what somebody says
+        strings = source.form == "conversations"
+        named = tables(source.location(), [], Path(), downloads, progress, yaml_strings=strings)
+    for name, table in named:
+        for number, row in enumerate(table, start=1):
+            yield f"{name}, row {number}", row
 
 
 def _made(source: HumanSource, row: Row, purpose: Purpose) -> Candidate:

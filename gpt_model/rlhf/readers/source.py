@@ -6,14 +6,15 @@ How rows are opened is `places.py`'s, how they become dialogues `forms.py`'s.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from gpt_model.data.files import PinnedFile
-from gpt_model.data.package_index import name_and_version
+from gpt_model.data.formats import RowFormat
+from gpt_model.data.location import Located, PinnedFile
+from gpt_model.data.package_index import Kind
 from gpt_model.finetuning.entry import TaskEntry
-from gpt_model.strict import Misfit, Strict
+from gpt_model.strict import Misfit
 
 Form = Literal[
     "messages",
@@ -80,21 +81,15 @@ SERVES: dict[Purpose, tuple[str, ...]] = {
         "tree",
     ),
 }
-PLACES = {
-    "package": ("kind", "sha256", "files"),
-    "path": (),
-    "hub": ("revision", "config", "split"),
-    "task": (),
-    "votes": (),
-}
-OF_FILES = ("header", "format")  # go with a package or a path
 OF_FORMS = {"instruction": ("text", "rated", "rankings"), "opening": ("text",)}
 
 
-class HumanSource(Strict):
-    """One entry of `sources`. The place: a package's files, local files, a data set of the hub, a
-    task of the catalogue, or the votes.
+class HumanSource(Located):
+    """One entry of `sources`: a package's files, local files, a data set of the hub, a task of the
+    catalogue, or the votes.
     """
+
+    LOCATIONS: ClassVar = ("package", "path", "hub", "task", "votes")
 
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="letters, digits and _")
     licence: str = Field(default="not stated", min_length=1)
@@ -102,12 +97,8 @@ class HumanSource(Strict):
     package: str | None = Field(
         default=None, description='"name==version", a file of a package index'
     )
-    kind: Literal["wheel", "sdist"] | None = None
-    sha256: str | None = Field(
-        default=None,
-        pattern=r"^[0-9a-f]{64}$",
-        description="64 hexadecimal digits; of the package file",
-    )
+    kind: Kind | None = None
+    sha256: str | None = Field(default=None, description="of the package file")
     files: str | list[str] | None = Field(
         default=None,
         description='globs in the package file; "inner.tar.gz!path" reads an archive in it',
@@ -116,7 +107,7 @@ class HumanSource(Strict):
         default=None, description="local files, a glob relative to the recipe's folder"
     )
     pinned: list[PinnedFile] | None = Field(
-        default=None, description="what is filled in when a build is planned, not by a hand"
+        default=None, description="filled in when a build is planned, not by a hand"
     )
     hub: str | None = Field(
         default=None,
@@ -146,9 +137,7 @@ class HumanSource(Strict):
     header: list[str] | None = Field(
         default=None, description="column names, for a csv or tsv file whose first line is a row"
     )
-    format: Literal["jsonl", "csv", "tsv", "yaml", "parquet"] | None = Field(
-        default=None, description="where the name does not end in it"
-    )
+    format: RowFormat | None = Field(default=None, description="where the name does not end in it")
     instruction: str | None = Field(
         default=None,
         min_length=1,
@@ -179,42 +168,10 @@ class HumanSource(Strict):
             return {
                 **values,
                 "part": tuple(
-                    float(one) if isinstance(one, int) else one for one in values["part"]
+                    float(share) if isinstance(share, int) else share for share in values["part"]
                 ),
             }
         return values
-
-    @model_validator(mode="after")
-    def _one_place(self) -> HumanSource:
-        given = [name for name in PLACES if getattr(self, name) not in (None, False)]
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of {', '.join(PLACES)}; found {' and '.join(given) or 'none'}"
-            )
-        for place, fields in PLACES.items():
-            if stray := [
-                field for field in fields if place not in given and getattr(self, field) is not None
-            ]:
-                raise ValueError(
-                    f"{stray[0]} goes with {place}, and this source has {given[0]}: leave {stray[0]} out"
-                )
-        if not (self.package or self.path) and (
-            stray := [field for field in OF_FILES if getattr(self, field) is not None]
-        ):
-            raise ValueError(
-                f"{stray[0]} goes with a package or a path, and this source has {given[0]}: leave {stray[0]} out"
-            )
-        if self.package is not None:
-            name_and_version(self.package)
-            if not (self.sha256 and self.files):
-                raise ValueError(
-                    "a package needs `sha256`, so that it is always the same bytes, and `files`, which of its files are read"
-                )
-        if self.hub is not None and not self.hub.startswith((".", "/", "~")) and not self.revision:
-            raise ValueError(
-                "`revision` is missing: a commit's 40 digits, or a branch such as main"
-            )
-        return self
 
     @model_validator(mode="after")
     def _form_is_whole(self) -> HumanSource:

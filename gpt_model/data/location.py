@@ -1,0 +1,358 @@
+"""Where data lies: in a file of a package index, in local files, or in a data set of the Hugging
+Face hub. One model of it, tied to its bytes by one function, read by one function.
+
+A section that names data declares the fields it takes and derives from `Located`; its `location()`
+is what everything here works on. How bytes become rows is `formats.py`'s, which commit a branch of
+the hub is at `hub.py`'s.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import BinaryIO, ClassVar, Self
+
+from pydantic import field_validator, model_validator
+
+from gpt_model.data import hub
+from gpt_model.data.archives import open_members
+from gpt_model.data.formats import Format, Row, read_rows, require_columns
+from gpt_model.data.package_index import Kind, fetch_package, name_and_version
+from gpt_model.errors import Unreachable, UserError, about
+from gpt_model.progress import Progress
+from gpt_model.strict import Strict
+
+
+class PinnedFile(Strict):
+    """A local file tied to its bytes: its name as the recipe sees it, never an absolute path."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where data lies: `package`, `path` or `hub` is given, and with it what its line names."""
+
+    package: str | None = None  # name==version; with `kind`, `sha256` and `files`
+    kind: Kind = "wheel"
+    sha256: str = ""  # of the package file
+    files: str | list[str] = ""  # globs in the package file
+    path: str | None = None  # a glob of local files
+    hub: str | None = None  # id of a data set, or ./folder; with `revision`, `config` and `split`
+    revision: str = "main"
+    config: str | None = None
+    split: str = "train"
+    pinned: list[PinnedFile] | None = None  # the local files that `path` or `hub` names
+    format: Format | None = None  # where the files' names do not say it
+    header: list[str] | None = None  # column names of csv and tsv files that have none
+
+    @property
+    def hub_folder(self) -> bool:
+        """Whether `hub` is a folder on this machine that is laid out like a data set there."""
+        return self.hub is not None and is_folder(self.hub)
+
+
+def is_folder(hub_name: str) -> bool:
+    """Whether a data set's name is a folder on this machine."""
+    return hub_name.startswith((".", "/", "~"))
+
+
+class Located(Strict):
+    """Base of the sections that say where data lies. The fields themselves are the subclass's, so
+    that each keeps its order and its defaults.
+    """
+
+    LOCATIONS: ClassVar[tuple[str, ...]] = ("package", "path", "hub")  # exactly one is given
+    SHORTHANDS: ClassVar[tuple[str, ...]] = ()  # fields that stand for one of them
+    GOES_WITH: ClassVar[Mapping[str, tuple[str, ...]]] = {  # field -> those it has a meaning beside
+        **dict.fromkeys(("kind", "sha256", "files"), ("package",)),
+        **dict.fromkeys(("revision", "config", "split"), ("hub",)),
+        **dict.fromkeys(("format", "header"), ("package", "path")),
+    }
+    NEEDS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "package": ("sha256", "files"),
+        "hub": ("revision",),
+    }
+    _WHY_NEEDED: ClassVar[Mapping[str, str]] = {
+        "sha256": ", so that the same bytes are read every time",
+        "revision": ": a commit's 40 digits, or a branch such as main",
+    }
+
+    @field_validator("sha256", check_fields=False)
+    @classmethod
+    def _sha256_is_hexadecimal(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9a-f]{64}", value):
+            raise ValueError(f"{value!r} is not 64 hexadecimal digits{cls._WHY_NEEDED['sha256']}")
+        return value
+
+    @model_validator(mode="after")
+    def _exactly_one_location(self) -> Self:
+        given = [name for name in self.LOCATIONS if self._is_given(name)]
+        if len(given) != 1:
+            *others, last = *self.LOCATIONS, *self.SHORTHANDS
+            raise ValueError(
+                f"give exactly one of {', '.join(others)} and {last}; "
+                f"found {' and '.join(given) or 'none'}"
+            )
+        for name, companions in self.GOES_WITH.items():
+            if self._is_given(name) and not any(map(self._is_given, companions)):
+                raise ValueError(
+                    f"{name} goes with {' or '.join(companions)}, and this source has {given[0]}: "
+                    f"leave {name} out"
+                )
+        for name, needed in self.NEEDS.items():
+            if name == "hub" and self.location_is_folder():
+                continue  # tied to its files' bytes
+            for field in needed if self._is_given(name) else ():
+                if not getattr(self, field):
+                    raise ValueError(
+                        f"{field} is missing: a source with {name} needs it"
+                        f"{self._WHY_NEEDED.get(field, '')}"
+                    )
+        if package := getattr(self, "package", None):
+            name_and_version(package)
+        return self
+
+    def _is_given(self, name: str) -> bool:
+        """Whether a field differs from its default."""
+        field = type(self).model_fields.get(name)
+        return field is not None and getattr(self, name) != field.default
+
+    def location_is_folder(self) -> bool:
+        """Whether its hub data set is a folder on this machine."""
+        return is_folder(getattr(self, "hub", None) or "")
+
+    def location(self) -> Location:
+        """Where its data lies. Of what lies nowhere yet (a task, votes, on request) all is empty."""
+        values = {field.name: getattr(self, field.name, None) for field in fields(Location)}
+        return Location(**{name: value for name, value in values.items() if value is not None})
+
+    def resolved(self, base: Path, downloads: Path) -> Self:
+        """This section with its location tied to bytes. See `resolve`."""
+        return self.with_resolved(resolve(self.location(), base, downloads))
+
+    def with_resolved(self, location: Location) -> Self:
+        """This section with what `resolve` fills in."""
+        revision = {"revision": location.revision} if getattr(self, "hub", None) else {}
+        return self.model_copy(update={"pinned": location.pinned, **revision})
+
+
+def resolve(location: Location, base: Path, downloads: Path) -> Location:
+    """`location` tied to its bytes, for the fingerprint: local files, relative to `base`, to their
+    sha256, and a branch on the hub to its commit. A package has its sha256 already.
+
+    Cheap where no file changed: see `pin`. Raises UserError about `path` or `hub`, and Unreachable
+    where the hub is asked and silent.
+    """
+    if location.path is not None:
+        with about("path"):
+            return replace(location, pinned=pin(location.path, base, downloads))
+    if location.hub is None:
+        return location
+    if not location.hub_folder:
+        revision = hub.commit_of(location.hub, location.revision, "dataset")
+        return replace(location, revision=revision)
+    with about("hub"):
+        pattern = f"{location.hub.rstrip('/')}/**/*"
+        return replace(location, pinned=pin(pattern, base, downloads))
+
+
+def tables(
+    location: Location,
+    columns: Sequence[str],
+    base: Path,
+    downloads: Path,
+    progress: Progress,
+    *,
+    yaml_strings: bool = False,
+) -> Iterator[tuple[str, Iterator[Row]]]:
+    """(name, rows) of each file of a resolved location, or of its one split on the hub, in a fixed
+    order. Every row has at least `columns`.
+
+    `base` is where relative paths are seen from; what is pinned is found by its content from
+    anywhere. Raises UserError, naming the file, where one is missing, damaged, or of a format that
+    nothing says.
+    """
+    if location.hub is not None:
+        yield location.hub, hub_rows(location, columns, base, downloads)
+        return
+    for name, stream in open_files(location, base, downloads, progress):
+        yield (
+            name,
+            read_rows(
+                stream,
+                name,
+                columns,
+                format_=location.format,
+                header=location.header,
+                yaml_strings=yaml_strings,
+            ),
+        )
+
+
+def open_files(
+    location: Location, base: Path, downloads: Path, progress: Progress
+) -> Iterator[tuple[str, BinaryIO]]:
+    """(name, readable binary file) of each file of a package or of pinned local files, in order;
+    each is closed at the next step.
+    """
+    if location.package is not None:
+        archive = fetch_package(
+            location.package, location.kind, location.sha256, downloads, progress
+        )
+        with about("files"):
+            yield from open_members(archive, location.files)
+        return
+    if location.pinned is None:
+        raise UserError(
+            f"{location.path} is a local file that is not tied to its bytes: resolve the location "
+            "first (gpt_model.data.location.resolve)."
+        )
+    for file in location.pinned:
+        with about("path"):
+            path = locate(file, base, downloads)
+        with path.open("rb") as stream:
+            yield file.path, stream
+
+
+def hub_rows(
+    location: Location, columns: Sequence[str], base: Path, downloads: Path
+) -> Iterator[Row]:
+    """The rows of a hub data set at its pinned revision, each with at least `columns`, streamed; so
+    is a folder in the hub's layout.
+    """
+    import datasets  # takes a second, and most data is not the hub's
+
+    assert location.hub is not None
+    name, repository, revision = location.hub, location.hub, location.revision
+    if location.hub_folder:
+        repository = str(_hub_folder(location, base, downloads))
+    else:  # asked first: `datasets` would try for half a minute
+        revision = hub.commit_of(name, revision, "dataset")
+    try:
+        rows = datasets.load_dataset(
+            repository,
+            location.config,
+            split=location.split,
+            revision=revision,
+            streaming=True,
+            cache_dir=str(downloads / "hub"),
+        )
+        for number, row in enumerate(rows, start=1):
+            require_columns(row, columns, f"{name}, row {number}")
+            yield row
+    # what `datasets` and the hub's client raise for a wrong id, config, split, …
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        if "scripts are no longer supported" in reason:
+            raise UserError(
+                f"{name} at revision {location.revision} is a loading script, "
+                f"{reason.split()[-1]}: code, which is not run here. Pin a revision that is data "
+                "and leave `config` out: the newest commit of its branch refs/convert/parquet (on "
+                "the hub, in the branch menu of its files), or one in which its authors have put "
+                "parquet in the script's place.",
+                field="revision",
+            ) from None
+        kind = Unreachable if hub.silent(error) else UserError
+        raise kind(
+            f"{name} (revision {location.revision}) could not be read from the hub: {reason}",
+            field="hub",
+        ) from error
+
+
+def _hub_folder(location: Location, base: Path, downloads: Path) -> Path:
+    """Where a folder in the hub's layout is: found by one of its pinned files, where it has some."""
+    folder = Path(location.hub or "").expanduser()
+    paths = [locate(file, base, downloads) for file in location.pinned or []]
+    if folder.is_absolute() or not (paths and location.pinned):
+        return base / folder
+    depth = len(Path(location.pinned[0].path).relative_to(folder).parts)
+    return paths[0].parents[depth - 1]
+
+
+def find(pattern: str, base: Path) -> list[Path]:
+    """The files a glob relative to `base` names, sorted, hidden ones left out. Raises UserError
+    where there is none.
+    """
+    root, relative = _root_of(pattern, base)
+    if (root / relative).is_dir():
+        raise UserError(
+            f"{pattern} is a folder: say which files in it, e.g. {pattern.rstrip('/')}/**/*.txt."
+        )
+    names = glob.glob(relative, root_dir=root, recursive=True)  # noqa: PTH207 - Path.glob would take hidden files too
+    paths = [path for name in sorted(names) if (path := root / name).is_file()]
+    if not paths:
+        raise UserError(
+            f"No file is named by {pattern!r}, looked for from {base}. "
+            "Correct the path, or put the text there."
+        )
+    return paths
+
+
+def _root_of(pattern: str, base: Path) -> tuple[Path, str]:
+    """A folder and a glob below it: the recipe's folder, or for an absolute glob the one where its
+    wildcards begin.
+    """
+    path = Path(pattern).expanduser()
+    if not path.is_absolute():
+        return base, pattern
+    folder = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
+    return folder, str(path.relative_to(folder))
+
+
+def pin(pattern: str, base: Path, downloads: Path) -> list[PinnedFile]:
+    """The files a glob names, each with its sha256, which is computed again only where size or time
+    of change differ.
+
+    Leaves a note under `downloads` of where each content was seen, which `locate` reads.
+    """
+    root, _ = _root_of(pattern, base)
+    pinned = []
+    for path in find(pattern, base):
+        digest, size = _digest(path, downloads)
+        _write(downloads / "local" / digest, str(path.resolve()))
+        pinned.append(PinnedFile(path=path.relative_to(root).as_posix(), sha256=digest, bytes=size))
+    return pinned
+
+
+def locate(file: PinnedFile, base: Path, downloads: Path) -> Path:
+    """Where the bytes of a pinned file are. Raises UserError where they are no more."""
+    note = downloads / "local" / file.sha256
+    noted = [Path(note.read_text(encoding="utf-8"))] if note.is_file() else []
+    for path in (base / file.path, *noted):
+        if path.is_file() and _digest(path, downloads)[0] == file.sha256:
+            return path
+    raise UserError(
+        f"{file.path} is no longer the file that was pinned (sha256 {file.sha256}). "
+        "Run again to use it as it is now."
+    )
+
+
+def _digest(path: Path, downloads: Path) -> tuple[str, int]:
+    """A file's sha256, and of how many bytes it is: it may be growing."""
+    status = path.stat()
+    seen = f"{status.st_size} {status.st_mtime_ns}"
+    note = downloads / "local" / "seen" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    known = note.read_text(encoding="utf-8").rpartition(" ") if note.is_file() else ("", "", "")
+    if known[0] == seen:
+        return known[2], status.st_size
+    with path.open("rb") as file:
+        digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+    if size == status.st_size:
+        _write(note, f"{seen} {digest}")
+    return digest, size
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
