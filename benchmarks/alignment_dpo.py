@@ -33,12 +33,12 @@ BETA = 0.1
 
 def run_ours(folder: Path, steps: int) -> dict[str, float]:
     from gpt_model import convert
-    from gpt_model.rlhf.dpo import Preferring, by_ranking
+    from gpt_model.rlhf.dpo import DPOObjective, ranking_log_probabilities
     from gpt_model.training.batching import EpochBatches
 
     model, compared = convert.load(folder / "model"), compared_in(folder)
-    before = by_ranking(model.eval(), compared)
-    objective = Preferring(
+    before = ranking_log_probabilities(model.eval(), compared)
+    objective = DPOObjective(
         compared, before, BETA, EpochBatches([one.tokens for one in compared], BATCH, 1, seed=1)
     )
     return train_ours(model, objective, steps)

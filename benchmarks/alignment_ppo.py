@@ -87,10 +87,10 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
     from gpt_model import convert
     from gpt_model.ops.varlen import PackedSequences
     from gpt_model.progress import Silent
-    from gpt_model.rlhf.episodes import Asking
-    from gpt_model.rlhf.ppo import PPO, Actors, Losses, constant_rate
+    from gpt_model.rlhf.episodes import SamplingParams
+    from gpt_model.rlhf.ppo import ActorCritic, LossConfig, PPOObjective, constant_rate
     from gpt_model.rlhf.reward_model import RewardModel
-    from gpt_model.rlhf.rollouts import Limits, Making, Rollouts
+    from gpt_model.rlhf.rollouts import Limits, RolloutConfig, Rollouts
     from gpt_model.tokenizer import Tokenizer
     from gpt_model.training.loop import Execution, Hook, Settings, train
 
@@ -112,37 +112,42 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
     }
     tokenizer, start = Tokenizer.load(folder / "policy"), convert.load(folder / "policy")
     prompts = [tokenizer.encode(text) for text in json.loads((folder / "prompts.json").read_text())]
-    making = Making(
+    config = RolloutConfig(
         prompts=prompts,
-        how=Asking(tokenizer.end_of_text, NEW, 1.0),
-        batch=BATCH,
+        sampling=SamplingParams(tokenizer.end_of_text, NEW, 1.0),
+        batch_size=BATCH,
         batches=batches + 1,
-        steps_each=BATCH // MINIBATCH,
-        coefficient=KL,
-        unfinished=0.0,
-        target=None,
-        smoothing=0.95,
-        decay=0.992,
+        steps_per_batch=BATCH // MINIBATCH,
+        kl_coefficient=KL,
+        unfinished_penalty=0.0,
+        kl_target=None,
+        gae_lambda=0.95,
+        ema_decay=0.992,
         seed=1,
         limits=Limits(math.inf, 1e9, math.inf),
     )
     marks: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
-        rollouts = Rollouts(Path(scratch), None, making, Execution())
-        objective = PPO(rollouts, MINIBATCH, 1.0, Losses(0.2, 0.2, 0.1, 0.0), None, Execution(), 1)
+        rollouts = Rollouts(Path(scratch), None, config, Execution())
+        objective = PPOObjective(
+            rollouts, MINIBATCH, 1.0, LossConfig(0.2, 0.2, 0.1, 0.0), None, Execution(), 1
+        )
 
         def between(step: int, model: Any) -> dict[str, float]:
             marks.append(
                 time.perf_counter()
             )  # a batch begins as it is made, and ends where the next begins
-            return rollouts.between(step, model.cast())
+            return rollouts.between(step, model.rollout_models())
 
-        model = Actors(
+        model = ActorCritic(
             start, Liking(convert.load(folder / "policy")), shared=side == "shared trunk", seed=1
         )
-        steps = (batches + 1) * making.steps_each
+        steps = (batches + 1) * config.steps_per_batch
         settings = Settings(
-            steps, constant_rate(RATE, 0, making.steps_each), betas=(0.9, 0.95), weight_decay=0.0
+            steps,
+            constant_rate(RATE, 0, config.steps_per_batch),
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
         )
         hooks = [Hook(rollouts.steps, between)]
         train(
@@ -154,7 +159,7 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
             progress=Silent(),
             hooks=hooks,
         )
-        told = rollouts.batch(batches).told
+        told = rollouts.batch(batches).metrics
     return {
         "seconds": (marks[-1] - marks[1]) / batches,
         "length": told["length"],

@@ -88,10 +88,10 @@ def pairs_in(folder: Path) -> list[dict[str, list[int]]]:
 
 def compared_in(folder: Path) -> list[Any]:
     """The pairs as our objectives take them."""
-    from gpt_model.rlhf.reward_model import Compared
+    from gpt_model.rlhf.reward_model import EncodedRanking
 
     return [
-        Compared(
+        EncodedRanking(
             "",
             str(number),
             [one["prompt"] + one["chosen"], one["prompt"] + one["rejected"]],
@@ -138,11 +138,11 @@ def train_ours(model: Any, objective: Any, steps: int) -> dict[str, float]:
 
 def run_ours(folder: Path, steps: int) -> dict[str, float]:
     from gpt_model import convert
-    from gpt_model.rlhf.reward_model import Comparing, RewardModel
+    from gpt_model.rlhf.reward_model import RewardModel, RewardObjective
     from gpt_model.training.batching import EpochBatches
 
     compared = compared_in(folder)
-    objective = Comparing(
+    objective = RewardObjective(
         compared, EpochBatches([one.tokens for one in compared], BATCH, 1, seed=1)
     )
     return train_ours(RewardModel(convert.load(folder / "model")), objective, steps)

@@ -81,9 +81,9 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
     """Tokens a second, and the first step's loss."""
     from gpt_model import convert
     from gpt_model.progress import Silent
-    from gpt_model.rlhf.chat_template import Layout
+    from gpt_model.rlhf.chat_template import ChatTemplate
     from gpt_model.rlhf.dialogue import dialogue
-    from gpt_model.rlhf.sft import Supervised, fitting
+    from gpt_model.rlhf.sft import SFTObjective, encode_dialogues
     from gpt_model.tokenizer import Tokenizer
     from gpt_model.training.batching import EpochBatches
     from gpt_model.training.loop import Execution, Settings, train
@@ -105,14 +105,16 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
         def advance(self, done: float, total: float, unit: str) -> None:
             marks.append(time.perf_counter())
 
-    layout = Layout(Tokenizer.load(folder / "model"))
+    template = ChatTemplate(Tokenizer.load(folder / "model"))
     told = json.loads((folder / "dialogues.json").read_text())
-    laid, _ = fitting([dialogue(messages) for messages in told], layout, int(str(SHAPE["context"])))
+    laid, _ = encode_dialogues(
+        [dialogue(messages) for messages in told], template, int(str(SHAPE["context"]))
+    )
     batches = EpochBatches([len(one.tokens) for one in laid], BATCH, 1, 1)
     settings = Settings(steps, lambda _: RATE, betas=(0.9, 0.999), weight_decay=0.0)
     train(
         convert.load(folder / "model"),
-        Supervised(laid, batches, 0.0),
+        SFTObjective(laid, batches, 0.0),
         settings,
         Execution(),
         checkpoints=None,

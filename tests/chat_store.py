@@ -19,7 +19,7 @@ from assets.store.manifest import Facts
 from assets.store.store import Store
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.rlhf import records
-from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
+from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.rlhf.dialogue import Dialogue, Turn
 from gpt_model.tokenizer import Tokenizer
 from pipelines.chat.engine import Engine
@@ -70,7 +70,7 @@ def _taught(tokenizer: Tokenizer, answer: str, seed: int) -> GPT:
         layers=2, heads=2, width=32, context=CONTEXT, vocab_size=tokenizer.vocab_size
     )
     model = GPT(config, seed)
-    tokens = torch.tensor([Layout(tokenizer).whole(talk).tokens])  # [1, tokens]
+    tokens = torch.tensor([ChatTemplate(tokenizer).encode(talk).tokens])  # [1, tokens]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(40):
         loss = torch.nn.functional.cross_entropy(model(tokens[:, :-1])[0], tokens[0, 1:])

@@ -19,7 +19,7 @@ from rank import Said
 from assets.contract import Artifact, Built, Stage
 from gpt_model import convert
 from gpt_model.config import ModelConfig
-from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
+from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.engine import start
 from gpt_model.training.loop import Execution
@@ -54,17 +54,17 @@ def one_rank() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def layout() -> Layout:
-    return Layout(chat_tokenizer(Tokenizer.train(TEXTS * 2, vocab_size=300)))
+def template() -> ChatTemplate:
+    return ChatTemplate(chat_tokenizer(Tokenizer.train(TEXTS * 2, vocab_size=300)))
 
 
-def tiny(layout: Layout, seed: int = 1, context: int = 64) -> GPT:
+def tiny(template: ChatTemplate, seed: int = 1, context: int = 64) -> GPT:
     plain = ModelConfig(
         layers=2,
         width=32,
         heads=2,
         context=context,
-        vocab_size=layout.tokenizer.vocab_size - 3,
+        vocab_size=template.tokenizer.vocab_size - 3,
         dropout=0.0,
     )
     return with_rows(GPT(plain, seed), 3, 0.0, seed)
@@ -140,9 +140,9 @@ def prompts(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def model(folder: Path, gpt: GPT, layout: Layout) -> Artifact:
-    convert.save(gpt, folder / "model", layout.end)
-    layout.tokenizer.save(folder / "model")
+def model(folder: Path, gpt: GPT, template: ChatTemplate) -> Artifact:
+    convert.save(gpt, folder / "model", template.end_of_text)
+    template.tokenizer.save(folder / "model")
     return Artifact(folder, folder.name, "", "", {}, {})
 
 

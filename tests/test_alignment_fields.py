@@ -32,10 +32,10 @@ from assets.stages.reward_model import REWARD_MODEL
 from assets.stages.supervised import SUPERVISED
 from gpt_model.errors import UserError
 from gpt_model.rlhf import reward_model as reward
-from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
-from gpt_model.rlhf.episodes import Asking
+from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
+from gpt_model.rlhf.episodes import SamplingParams
 from gpt_model.rlhf.records import read_comparisons
-from gpt_model.rlhf.reward_model import RewardModel, lay_out
+from gpt_model.rlhf.reward_model import RewardModel, encode_rankings
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.settings import Execution
 
@@ -51,19 +51,19 @@ def one_rank() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     """All that a stage may ask for; "model_short" has a short context."""
-    folder, layout = tmp_path_factory.mktemp("given"), world.layout()
+    folder, template = tmp_path_factory.mktemp("given"), world.template()
     found = {
         f"model{name}": world.model(
-            folder / f"model{name}", world.tiny(layout, context=size), layout
+            folder / f"model{name}", world.tiny(template, context=size), template
         )
         for name, size in CONTEXTS.items()
     }
     for artifact, size in zip(found.values(), CONTEXTS.values(), strict=True):
         (artifact.path / "training.json").write_text("{}")
         (artifact.path / "shape.json").write_text(json.dumps({"context": size}))
-    layout.tokenizer.save(folder / "tokenizer")
-    other = Layout(chat_tokenizer(Tokenizer.train(world.TEXTS, vocab_size=290)))
-    for name, own in (("scorer", layout), ("scorer_of_others", other)):
+    template.tokenizer.save(folder / "tokenizer")
+    other = ChatTemplate(chat_tokenizer(Tokenizer.train(world.TEXTS, vocab_size=290)))
+    for name, own in (("scorer", template), ("scorer_of_others", other)):
         reward.save(RewardModel(world.tiny(own)), own.tokenizer, folder / name)
         found[name] = Artifact(folder / name, name, "", "", {}, {})
     found["tokenizer"] = Artifact(folder / "tokenizer", "tokenizer", "", "", {}, {})
@@ -110,24 +110,26 @@ def _no_number(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
 
 
 def _compared(given: dict[str, Artifact]) -> Any:
-    return lay_out(
-        world.layout(), read_comparisons(given["comparisons"].path, "held_out"), 64
-    ).compared
+    return encode_rankings(
+        world.template(), read_comparisons(given["comparisons"].path, "held_out"), 64
+    ).encoded
 
 
 def _minibatch(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
     many = replace(Execution(), world_size=64)
-    aligned.objective_of(section["ppo"], [[1]], Asking(0, 4, 1.0), None, 64, folder, many, 16)
+    aligned.objective_of(
+        section["ppo"], [[1]], SamplingParams(0, 4, 1.0), None, 64, folder, many, 16
+    )
 
 
 def _no_text(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
     aligned.objective_of(
-        section["ppo"], [[1]], Asking(0, 4, 1.0), None, 64, folder, Execution(), 16
+        section["ppo"], [[1]], SamplingParams(0, 4, 1.0), None, 64, folder, Execution(), 16
     )
 
 
 def _no_room(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
-    aligned.Prompts.read(given["prompts"], world.layout(), 8, Asking(0, 4, 1.0))
+    aligned.Prompts.read(given["prompts"], world.template(), 8, SamplingParams(0, 4, 1.0))
 
 
 def _stopped(section: Any, given: dict[str, Artifact], folder: Path) -> Any:

@@ -156,12 +156,24 @@ def test_a_marker_in_a_message_is_text_and_not_the_token(engines: list[Engine]) 
     turns: Dialogue = (Turn("system", SPELT_MARKERS), Turn("user", SPELT_MARKERS))
     tokens = list(engines[0].fit(turns, 8).tokens)
     special = [
-        token for token in tokens if token in {template.end, *template.tokenizer.markers.values()}
+        token
+        for token in tokens
+        if token in {template.end_of_text, *template.tokenizer.markers.values()}
     ]
-    system, user, assistant = (template.marker(role) for role in ("system", "user", "assistant"))
-    assert special == [system, template.end, user, template.end, assistant]
+    system, user, assistant = (
+        template.role_token(role) for role in ("system", "user", "assistant")
+    )
+    assert special == [system, template.end_of_text, user, template.end_of_text, assistant]
     text = template.tokenizer.encode(SPELT_MARKERS)
-    assert tokens == [system, *text, template.end, user, *text, template.end, assistant]
+    assert tokens == [
+        system,
+        *text,
+        template.end_of_text,
+        user,
+        *text,
+        template.end_of_text,
+        assistant,
+    ]
 
 
 def test_a_model_that_only_continues_text_is_turned_away_with_what_to_take(store: Store) -> None:
@@ -181,10 +193,10 @@ def test_the_oldest_exchanges_are_left_out_and_a_message_longer_than_the_context
     prompt, template = engines[0].fit(long, 16), engines[0].partner.template
     dropped = prompt.dropped_turns
     assert dropped % 2 == 0 < dropped
-    assert list(prompt.tokens) == template.prompt((long[0], *long[1 + dropped :]))
+    assert list(prompt.tokens) == template.encode_prompt((long[0], *long[1 + dropped :]))
     assert len(prompt.tokens) + 16 <= CONTEXT
     # one exchange more would not have fitted
-    assert len(template.prompt((long[0], *long[1 + dropped - 2 :]))) + 16 > CONTEXT
+    assert len(template.encode_prompt((long[0], *long[1 + dropped - 2 :]))) + 16 > CONTEXT
     with pytest.raises(UserError, match="too long for tiny/supervised"):
         engines[0].fit((Turn("user", "tree " * 200),), 16)
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import UserError
 from gpt_model.rlhf.chat_template import (
-    MARKERS,
-    TEMPLATE,
-    Layout,
+    JINJA,
+    ROLE_TOKENS,
+    ChatTemplate,
     chat_tokenizer,
-    check_spells_none,
+    check_no_special_tokens,
 )
 from gpt_model.rlhf.dialogue import Dialogue, NoDialogue, Turn, dialogue, messages
 from gpt_model.tokenizer import Tokenizer
@@ -66,24 +66,24 @@ def test_transformers_lays_a_dialogue_out_alike_and_knows_which_tokens_are_the_a
         *TALK[:-1],
         {"role": "assistant", "content": "No one sees it."},
     ]  # spelt-out markers are another test's
-    laid = Layout(tokenizer).whole(turns(plain))
+    laid = ChatTemplate(tokenizer).encode(turns(plain))
     found = theirs.apply_chat_template(
         plain, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     assert found["input_ids"] == laid.tokens
-    assert [bool(one) for one in found["assistant_masks"]] == laid.learnt
+    assert [bool(one) for one in found["assistant_masks"]] == laid.loss_mask
 
 
 def test_a_prompt_is_what_transformers_has_before_an_answer(tokenizer, theirs) -> None:  # type: ignore[no-untyped-def]
     asked = TALK[:2]
     assert theirs.apply_chat_template(asked, tokenize=True, add_generation_prompt=True)[
         "input_ids"
-    ] == Layout(tokenizer).prompt(turns(asked))
+    ] == ChatTemplate(tokenizer).encode_prompt(turns(asked))
 
 
 def test_opening_words_are_the_answers_first(tokenizer, theirs) -> None:  # type: ignore[no-untyped-def]
     opened = [*TALK[:1], TALK[1], {"role": "assistant", "content": "The king"}]
-    prompt = Layout(tokenizer).prompt(turns(opened))
+    prompt = ChatTemplate(tokenizer).encode_prompt(turns(opened))
     assert (
         prompt
         == theirs.apply_chat_template(opened, tokenize=True, continue_final_message=True)[
@@ -91,29 +91,33 @@ def test_opening_words_are_the_answers_first(tokenizer, theirs) -> None:  # type
         ]
     )
     whole = (
-        Layout(tokenizer)
-        .whole(turns([*opened[:2], {"role": "assistant", "content": "The king does."}]))
+        ChatTemplate(tokenizer)
+        .encode(turns([*opened[:2], {"role": "assistant", "content": "The king does."}]))
         .tokens
     )
-    assert prompt + Layout(tokenizer).response(turns(opened), " does.") == whole
+    assert prompt + ChatTemplate(tokenizer).encode_response(turns(opened), " does.") == whole
 
 
 def test_reserved_are_the_tokens_that_transformers_finds_in_text(tokenizer, theirs) -> None:  # type: ignore[no-untyped-def]
-    assert set(Layout(tokenizer).reserved) == {
+    assert set(ChatTemplate(tokenizer).reserved) == {
         token.content for token in theirs.added_tokens_decoder.values()
     }
-    for spelt in Layout(tokenizer).reserved:
+    for spelt in ChatTemplate(tokenizer).reserved:
         assert len(theirs.encode(spelt)) == 1 < len(tokenizer.encode(spelt))
         with pytest.raises(UserError, match="is a token to the model and not text"):
-            check_spells_none((Turn("user", f"the king{spelt}"),), Layout(tokenizer).reserved)
-    check_spells_none((Turn("user", "<|user |> <user> <|"),), Layout(tokenizer).reserved)
+            check_no_special_tokens(
+                (Turn("user", f"the king{spelt}"),), ChatTemplate(tokenizer).reserved
+            )
+    check_no_special_tokens(
+        (Turn("user", "<|user |> <user> <|"),), ChatTemplate(tokenizer).reserved
+    )
 
 
 def test_a_marker_that_text_spells_out_is_text() -> None:
     tokenizer = chat_tokenizer(
         Tokenizer.train(["the king sees <|user|> the king"] * 9, vocab_size=270)
     )
-    laid = Layout(tokenizer).whole(turns(TALK))
+    laid = ChatTemplate(tokenizer).encode(turns(TALK))
     assert sum(token in tokenizer.markers.values() for token in laid.tokens) == len(TALK)
 
 
@@ -122,8 +126,8 @@ def test_a_saved_tokenizer_loads_with_markers_and_template(
 ) -> None:
     tokenizer.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)
-    assert loaded.markers == tokenizer.markers and list(loaded.markers) == list(MARKERS)
-    assert loaded.chat_template == TEMPLATE
+    assert loaded.markers == tokenizer.markers and list(loaded.markers) == list(ROLE_TOKENS)
+    assert loaded.chat_template == JINJA
     assert (
         loaded.vocab_size
         == tokenizer.vocab_size
@@ -139,7 +143,7 @@ def test_a_saved_tokenizer_loads_with_markers_and_template(
 
 def test_a_tokenizer_without_markers_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"no token <\|system\|>.*only continues text.*supervised"):
-        Layout(Tokenizer.train(["the king and the king"] * 9, vocab_size=260))
+        ChatTemplate(Tokenizer.train(["the king and the king"] * 9, vocab_size=260))
 
 
 def test_new_rows_leave_the_model_as_it_was() -> None:
@@ -161,7 +165,7 @@ def test_a_model_with_its_markers_loads_in_transformers(tmp_path: Path) -> None:
     convert.save(gpt, tmp_path, tokenizer.end_of_text)
     tokenizer.save(tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
-    prompt = torch.tensor([Layout(tokenizer).prompt(turns(TALK[:2]))])
+    prompt = torch.tensor([ChatTemplate(tokenizer).encode_prompt(turns(TALK[:2]))])
     assert torch.allclose(theirs(prompt).logits, gpt(prompt), atol=1e-5)
 
 

@@ -46,12 +46,12 @@ def alone() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    folder, layout = tmp_path_factory.mktemp("inputs"), world.layout()
+    folder, template = tmp_path_factory.mktemp("inputs"), world.template()
     comparisons = world.write(
         folder / "comparisons", training=world.rankings(60, 1), held_out=world.rankings(30, 2)
     )
     return {
-        "policy_init": world.model(folder / "policy_init", world.tiny(layout), layout),
+        "policy_init": world.model(folder / "policy_init", world.tiny(template), template),
         "comparisons": comparisons,
     }
 
@@ -64,11 +64,13 @@ def nats(model: GPT, text: list[int], response: int) -> torch.Tensor:
 
 
 def test_the_loss_and_its_gradient_are_the_published_equation_over_all_pairs() -> None:
-    layout = world.layout()
-    model, before = world.tiny(layout, seed=1), world.tiny(layout, seed=2)
-    compared = reward_model.lay_out(layout, RANKINGS, 64).compared
+    template = world.template()
+    model, before = world.tiny(template, seed=1), world.tiny(template, seed=2)
+    compared = reward_model.encode_rankings(template, RANKINGS, 64).encoded
     batches = EpochBatches([one.tokens for one in compared], 3, 1, seed=0, micro_tokens=50)
-    objective = dpo.Preferring(compared, dpo.by_ranking(before.eval(), compared), 0.5, batches)
+    objective = dpo.DPOObjective(
+        compared, dpo.ranking_log_probabilities(before.eval(), compared), 0.5, batches
+    )
     parts = objective.micro_batches(0)
     assert len(parts) > 1
     assert objective.units_before(1) == 5
@@ -85,7 +87,7 @@ def test_the_loss_and_its_gradient_are_the_published_equation_over_all_pairs() -
     for one in compared:
         moved = [
             nats(model, text, size) - nats(before, text, size).detach()
-            for text, size in zip(one.texts, one.responses, strict=True)
+            for text, size in zip(one.texts, one.response_lengths, strict=True)
         ]
         each += [-F.logsigmoid(0.5 * (moved[better] - moved[worse])) for better, worse in one.pairs]
     expected = torch.stack(each).mean()
@@ -96,11 +98,18 @@ def test_the_loss_and_its_gradient_are_the_published_equation_over_all_pairs() -
 
 
 def test_the_reference_is_asked_once_and_a_run_that_goes_on_reads_it(tmp_path: Path) -> None:
-    layout = world.layout()
-    compared = reward_model.lay_out(layout, RANKINGS, 64).compared
-    first = dpo.reference(world.tiny(layout, seed=1), compared, tmp_path, Execution())
-    assert first == dpo.by_ranking(world.tiny(layout, seed=1).eval(), compared)
-    assert dpo.reference(world.tiny(layout, seed=2), compared, tmp_path, Execution()) == first
+    template = world.template()
+    compared = reward_model.encode_rankings(template, RANKINGS, 64).encoded
+    first = dpo.reference_log_probabilities(
+        world.tiny(template, seed=1), compared, tmp_path, Execution()
+    )
+    assert first == dpo.ranking_log_probabilities(world.tiny(template, seed=1).eval(), compared)
+    assert (
+        dpo.reference_log_probabilities(
+            world.tiny(template, seed=2), compared, tmp_path, Execution()
+        )
+        == first
+    )
 
 
 def test_it_learns_which_response_people_prefer_and_a_killed_run_ends_bit_for_bit_alike(
@@ -131,7 +140,7 @@ def test_it_learns_which_response_people_prefer_and_a_killed_run_ends_bit_for_bi
     assert world.failed(DPO, built) == {}
     assert (
         convert.load(tmp_path / "dpo" / "model").config.vocab_size
-        == world.layout().tokenizer.vocab_size
+        == world.template().tokenizer.vocab_size
     )
     pages = tmp_path / "pages"
     pages.mkdir()

@@ -16,10 +16,10 @@ from assets.stages.instructed import INSTRUCTED
 from assets.stages.prompt_subset import drawn
 from gpt_model import convert
 from gpt_model.errors import UserError
+from gpt_model.log_probabilities import continuation_log_probabilities
 from gpt_model.rlhf import reward_model
+from gpt_model.rlhf.answers import ROWS, PlainText, encode_shortened, sample_answers
 from gpt_model.rlhf.dialogue import Turn
-from gpt_model.rlhf.likelihood import log_probabilities
-from gpt_model.rlhf.responses import ROWS, PlainText, answer, shortened
 from gpt_model.rlhf.reward_model import RewardModel
 
 CONFIG = {"instructed": {"prompts": 12, "max_new_tokens": 8, "temperature": 1.0, "seed": 1}}
@@ -30,15 +30,15 @@ ASKED = [(Turn("user", f"And the {thing}?"),) for thing in world.THINGS]
 
 
 def test_an_answer_depends_on_seed_and_prompt_and_not_on_the_prompts_beside_it() -> None:
-    layout = world.layout()
-    model = world.tiny(layout).eval()
+    template = world.template()
+    model = world.tiny(template).eval()
     how: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3, "copies": 2}
-    together = answer(model, layout, ASKED, **how)
+    together = sample_answers(model, template, ASKED, **how)
     assert len(together) == 2 * len(ASKED)
-    assert answer(model, layout, ASKED[3:4], **how) == together[6:8]
+    assert sample_answers(model, template, ASKED[3:4], **how) == together[6:8]
     assert together[6].tokens != together[7].tokens
-    many = answer(
-        model, layout, ASKED[:1], max_new_tokens=6, temperature=1.0, seed=3, copies=ROWS + 10
+    many = sample_answers(
+        model, template, ASKED[:1], max_new_tokens=6, temperature=1.0, seed=3, copies=ROWS + 10
     )
     assert (
         len({tuple(one.tokens) for one in many}) > ROWS
@@ -46,62 +46,69 @@ def test_an_answer_depends_on_seed_and_prompt_and_not_on_the_prompts_beside_it()
 
 
 def test_an_answer_ends_with_its_end_or_is_cut_and_an_empty_one_stays_one() -> None:
-    layout = world.layout()
-    model = world.tiny(layout).eval()
-    cut = answer(model, layout, ASKED, max_new_tokens=1, temperature=1.0, seed=1)
+    template = world.template()
+    model = world.tiny(template).eval()
+    cut = sample_answers(model, template, ASKED, max_new_tokens=1, temperature=1.0, seed=1)
     assert all(len(one.tokens) == 1 for one in cut)
     with torch.no_grad():
         parameters = dict(model.named_parameters())
-        parameters["wte.weight"][layout.end] += (
+        parameters["wte.weight"][template.end_of_text] += (
             100  # and every state has a mean of 1, so that the end is what follows
         )
         parameters["ln_f.bias"].fill_(1.0)
-    empty = answer(model, layout, ASKED[:2], max_new_tokens=4, temperature=0.0, seed=1)
+    empty = sample_answers(model, template, ASKED[:2], max_new_tokens=4, temperature=0.0, seed=1)
     assert [(one.text, one.tokens, one.ended, one.empty) for one in empty] == [
-        ("", [layout.end], True, True)
+        ("", [template.end_of_text], True, True)
     ] * 2
 
 
 def test_a_prompt_that_is_too_long_gives_way_by_whole_turns_and_what_the_system_says_stays() -> (
     None
 ):
-    layout = world.layout()
+    template = world.template()
     talk = (
         Turn("system", "Be kind."),
         Turn("user", "The film was fine. " * 9),
         Turn("assistant", "Yes."),
         Turn("user", "And the plot?"),
     )
-    assert shortened(layout, talk, 40) == layout.prompt((talk[0], talk[3]))
-    assert shortened(layout, (Turn("user", "dull " * 90),), 40) is None
-    (found,) = answer(
-        world.tiny(layout).eval(), layout, [talk], max_new_tokens=4, temperature=1.0, seed=1
+    assert encode_shortened(template, talk, 40) == template.encode_prompt((talk[0], talk[3]))
+    assert encode_shortened(template, (Turn("user", "dull " * 90),), 40) is None
+    (found,) = sample_answers(
+        world.tiny(template).eval(), template, [talk], max_new_tokens=4, temperature=1.0, seed=1
     )
     assert found.prompt_cut
 
 
 def test_how_likely_an_answer_is_is_known_as_it_is_written() -> None:
-    layout = world.layout()
-    model = world.tiny(layout).eval()
-    found = answer(model, layout, ASKED, max_new_tokens=6, temperature=0.8, seed=3, noting=True)
-    texts = [[*layout.prompt(asked), *one.tokens] for asked, one in zip(ASKED, found, strict=True)]
-    read = log_probabilities(model, texts, [len(one.tokens) for one in found], 0.8)
-    assert [one.nats for one in found] == pytest.approx(read, abs=1e-4) and max(read) < -1
+    template = world.template()
+    model = world.tiny(template).eval()
+    found = sample_answers(
+        model, template, ASKED, max_new_tokens=6, temperature=0.8, seed=3, log_probabilities=True
+    )
+    texts = [
+        [*template.encode_prompt(asked), *one.tokens]
+        for asked, one in zip(ASKED, found, strict=True)
+    ]
+    read = continuation_log_probabilities(model, texts, [len(one.tokens) for one in found], 0.8)
+    assert [one.log_probability for one in found] == pytest.approx(read, abs=1e-4) and max(
+        read
+    ) < -1
 
 
 def test_a_model_that_knows_no_markers_reads_the_same_words_as_plain_text() -> None:
-    tokenizer = world.layout().tokenizer
+    tokenizer = world.template().tokenizer
     talk = (
         Turn("user", "The film was fine."),
         Turn("assistant", "Yes."),
         Turn("user", "And the plot?"),
     )
-    assert PlainText(tokenizer).prompt(talk) == [
+    assert PlainText(tokenizer).encode_prompt(talk) == [
         tokenizer.end_of_text,
         *tokenizer.encode("The film was fine.\nYes.\nAnd the plot?\n"),
     ]
     opened = (Turn("user", "And the plot?"), Turn("assistant", "It was"))
-    assert PlainText(tokenizer).prompt(opened) == [
+    assert PlainText(tokenizer).encode_prompt(opened) == [
         tokenizer.end_of_text,
         *tokenizer.encode("And the plot?\nIt was"),
     ]
@@ -115,18 +122,20 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """Three epochs of which the second says what the reward model likes: a text whose last state
     lies along its head.
     """
-    folder, layout = tmp_path_factory.mktemp("inputs"), world.layout()
-    supervised = world.model(folder / "supervised", world.tiny(layout, seed=3), layout)
+    folder, template = tmp_path_factory.mktemp("inputs"), world.template()
+    supervised = world.model(folder / "supervised", world.tiny(template, seed=3), template)
     for epoch in (1, 2, 3):
         convert.save(
-            world.tiny(layout, seed=epoch), supervised.path / "epochs" / str(epoch), layout.end
+            world.tiny(template, seed=epoch),
+            supervised.path / "epochs" / str(epoch),
+            template.end_of_text,
         )
     losses = [
         {"epoch": epoch, "held_out_loss": loss} for epoch, loss in ((1, 2.0), (2, 2.5), (3, 3.0))
     ]
     (supervised.path / "training.json").write_text(json.dumps({"epochs": losses}))
-    model = RewardModel(world.tiny(layout, seed=9))
-    reward_model.save(model, layout.tokenizer, folder / "reward_model")
+    model = RewardModel(world.tiny(template, seed=9))
+    reward_model.save(model, template.tokenizer, folder / "reward_model")
     scorer = Artifact(folder / "reward_model", "reward_model", "", "", {}, {})
     return {
         "supervised": supervised,

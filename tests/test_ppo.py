@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from rank import Said, make_inputs
-from safetensors.torch import load_file
 from torch import Tensor
 
 from assets.contract import Artifact
@@ -22,13 +21,20 @@ from assets.stages.aligned import objective_of, settings_of
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
+from gpt_model.log_probabilities import loss_of_log_probabilities
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf import ema
-from gpt_model.rlhf.advantages import gae, next_coefficient, whitened, worth
-from gpt_model.rlhf.episodes import Asking, Episodes, make, roll_out
-from gpt_model.rlhf.ppo import PPO, Actions, Actors, clipped_value_loss, constant_rate, through
+from gpt_model.rlhf.advantages import compute_advantages, gae, next_kl_coefficient, whiten
+from gpt_model.rlhf.episodes import Episodes, SamplingParams, sample_episodes, sample_in_chunks
+from gpt_model.rlhf.ppo import (
+    ActorCritic,
+    EpisodeMicroBatch,
+    PPOObjective,
+    clipped_value_loss,
+    constant_rate,
+)
 from gpt_model.rlhf.reward_model import RewardModel
-from gpt_model.rlhf.rollouts import Limits, diverged
+from gpt_model.rlhf.rollouts import Limits, divergence
 from gpt_model.training.engine import start
 from gpt_model.training.loop import Execution, Hook, train
 from gpt_model.training.measure import held_out
@@ -88,18 +94,18 @@ class Likes(RewardModel):
         )
 
 
-def actors(shared: bool = False, broken: int = 0, vocabulary: int = VOCABULARY) -> Actors:
+def actors(shared: bool = False, broken: int = 0, vocabulary: int = VOCABULARY) -> ActorCritic:
     shape = SHAPE.model_copy(update={"vocab_size": vocabulary})
     reward = Likes(GPT(shape, seed=2))
     reward.broken = broken
-    return Actors(GPT(shape, seed=1), reward, shared=shared, seed=1)
+    return ActorCritic(GPT(shape, seed=1), reward, shared=shared, seed=1)
 
 
 def objective(
     folder: Path, tokens: Path | None = None, **section: Any
-) -> tuple[PPO, dict[str, Any]]:
+) -> tuple[PPOObjective, dict[str, Any]]:
     given = PPOSection.model_validate({**SECTION, **section}).model_dump(mode="json")
-    asking = Asking(END, given["max_new_tokens"], given["temperature"])
+    asking = SamplingParams(END, given["max_new_tokens"], given["temperature"])
     artifact = Artifact(tokens, "tokens", "", "", {}, {}) if tokens else None
     return objective_of(
         given, PROMPTS, asking, artifact, SHAPE.context, folder, Execution(), 16
@@ -107,12 +113,17 @@ def objective(
 
 
 def learnt(
-    model: Actors, folder: Path, tokens: Path | None = None, **section: Any
-) -> tuple[PPO, dict[int, dict[str, float]]]:
+    model: ActorCritic, folder: Path, tokens: Path | None = None, **section: Any
+) -> tuple[PPOObjective, dict[int, dict[str, float]]]:
     """PPO on the real engine. What it said."""
     ppo, given = objective(folder, tokens, **section)
     progress = Said("ppo")
-    hooks = [Hook(ppo.rollouts.steps, lambda step, whole: ppo.rollouts.between(step, whole.cast()))]  # type: ignore[operator]
+    hooks = [
+        Hook(
+            ppo.rollouts.steps,
+            lambda step, whole: ppo.rollouts.between(step, whole.rollout_models()),
+        )
+    ]  # type: ignore[operator]
     train(
         model,
         ppo,
@@ -131,14 +142,14 @@ def episodes_of(
     sizes = torch.tensor([len(one) for one in values])
     flat = torch.tensor([one for each in log_ratios for one in each])
     return Episodes(
-        asked=torch.arange(len(sizes)),
-        before=torch.ones_like(sizes),
-        actions=sizes,
+        prompt_ids=torch.arange(len(sizes)),
+        prompt_lengths=torch.ones_like(sizes),
+        action_counts=sizes,
         ended=sizes > 0,
         rewards=torch.tensor(rewards),
         tokens=torch.zeros(int(sizes.sum()) + len(sizes), dtype=torch.long),
-        policy=flat,
-        reference=torch.zeros_like(flat),
+        log_probs=flat,
+        reference_log_probs=torch.zeros_like(flat),
         entropy=torch.zeros_like(flat),
         values=torch.tensor([one for each in values for one in each]),
     )
@@ -160,7 +171,7 @@ def test_the_penalty_is_paid_token_by_token_and_the_reward_at_the_last() -> None
     """With λ 1 and values 0 an advantage is all that is gained from there on: penalties -0.1·(1,
     2), reward 3.
     """
-    found = worth(episodes_of([3.0], [[1.0, 2.0]], [[0.0, 0.0]]), 0.1, 1.0)
+    found = compute_advantages(episodes_of([3.0], [[1.0, 2.0]], [[0.0, 0.0]]), 0.1, 1.0)
     assert found.returns.tolist() == pytest.approx([2.7, 2.8])
     assert found.advantages.tolist() == pytest.approx([-1.0, 1.0], abs=1e-4)  # whitened
 
@@ -171,36 +182,36 @@ def test_an_answer_that_was_cut_is_paid_less() -> None:
         episodes_of([3.0, 3.0], [[0.0, 0.0], [0.0]], [[0.0, 0.0], [0.0]]),
         ended=torch.tensor([False, True]),
     )
-    assert worth(episodes, 0.1, 1.0, unfinished=1.0).returns.tolist() == pytest.approx(
-        [2.0, 2.0, 3.0]
-    )
+    assert compute_advantages(
+        episodes, 0.1, 1.0, unfinished_penalty=1.0
+    ).returns.tolist() == pytest.approx([2.0, 2.0, 3.0])
 
 
 def test_advantages_are_whitened_over_the_batch_and_a_reward_that_is_no_number_is_left_out() -> (
     None
 ):
-    found = worth(
+    found = compute_advantages(
         episodes_of([1.0, math.nan, -1.0], [[0.0], [0.0, 0.0], [0.0]], [[0.0], [0.0, 0.0], [0.0]]),
         0.1,
         0.95,
     )
-    assert found.counted.tolist() == [True, False, False, True]
+    assert found.mask.tolist() == [True, False, False, True]
     assert found.advantages.tolist() == pytest.approx([1.0, 0.0, 0.0, -1.0])
-    values = whitened(torch.tensor([2.0, 4.0, 100.0]), torch.tensor([True, True, False]))
+    values = whiten(torch.tensor([2.0, 4.0, 100.0]), torch.tensor([True, True, False]))
     assert values[:2].tolist() == pytest.approx([-1.0, 1.0])
 
 
 def test_the_coefficient_follows_the_kl_by_at_most_a_fifth_of_the_error() -> None:
-    assert next_coefficient(
+    assert next_kl_coefficient(
         0.1, kl=12.0, episodes=500, target=6.0, horizon=10_000
     ) == pytest.approx(0.1 * (1 + 0.2 * 0.05))
-    assert next_coefficient(0.1, kl=5.4, episodes=500, target=6.0, horizon=10_000) == pytest.approx(
-        0.1 * (1 - 0.1 * 0.05)
-    )
+    assert next_kl_coefficient(
+        0.1, kl=5.4, episodes=500, target=6.0, horizon=10_000
+    ) == pytest.approx(0.1 * (1 - 0.1 * 0.05))
 
 
 def test_the_rate_rises_from_a_tenth_over_the_first_batches_and_is_then_constant() -> None:
-    rate = constant_rate(1.0, warmup_batches=10, steps_each=8)
+    rate = constant_rate(1.0, warmup_batches=10, steps_per_batch=8)
     assert [rate(step) for step in (0, 7, 40, 80, 10_000)] == pytest.approx(
         [0.1, 0.1, 0.55, 1.0, 1.0]
     )
@@ -224,7 +235,7 @@ def test_a_loss_of_log_probabilities_has_the_gradient_of_full_logits() -> None:
     def of(logs: Tensor) -> Tensor:
         return ((logs / 3).exp() * slopes).sum()
 
-    loss, logs = through(states, weight, targets, of)
+    loss, logs = loss_of_log_probabilities(states, weight, targets, of)
     gradients = torch.autograd.grad(loss, (states, weight))
     whole = (states @ weight.t()).log_softmax(1).gather(1, targets[:, None])[:, 0]
     assert torch.allclose(logs, whole, atol=1e-5) and loss.item() == pytest.approx(
@@ -245,7 +256,9 @@ def test_an_episode_has_what_each_model_says_of_each_token() -> None:
         model.policy.wte.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
         model.policy.ln_f.weight[0], model.policy.ln_f.bias[0] = 0.0, 1.0  # type: ignore[index,operator]
         model.policy.wte.weight[END] = torch.eye(32)[0] * 7  # so that some end
-    found = make(model.cast(), PROMPTS, range(10), Asking(END, 6, 0.7), range(10))
+    found = sample_episodes(
+        model.rollout_models(), PROMPTS, range(10), SamplingParams(END, 6, 0.7), range(10)
+    )
     row = 0
     for number, text in enumerate(found.texts()):
         assert text[:3] == PROMPTS[number] and (text[-1] == END) == bool(found.ended[number])
@@ -257,8 +270,8 @@ def test_an_episode_has_what_each_model_says_of_each_token() -> None:
             one.log_softmax(1).gather(1, torch.tensor(text[3:])[:, None])[:, 0] for one in logits
         ]
         own = slice(row, row := row + len(text) - 3)
-        assert torch.allclose(found.policy[own], logs[0], atol=1e-4) and torch.allclose(
-            found.reference[own], logs[1], atol=1e-4
+        assert torch.allclose(found.log_probs[own], logs[0], atol=1e-4) and torch.allclose(
+            found.reference_log_probs[own], logs[1], atol=1e-4
         )
         assert torch.allclose(
             found.entropy[own],
@@ -266,11 +279,11 @@ def test_an_episode_has_what_each_model_says_of_each_token() -> None:
             atol=1e-4,
         )
         whole = PackedSequences.of([text])
-        assert torch.allclose(found.values[own], model.value.values(whole)[2:-1], atol=1e-4)  # type: ignore[operator]
+        assert torch.allclose(found.values[own], model.critic.values(whole)[2:-1], atol=1e-4)  # type: ignore[operator]
         assert found.kl()[number].item() == pytest.approx(
             float((logs[0] - logs[1]).sum()), abs=1e-3
         )
-    assert 0 < found.ended.sum() < 10 and row == len(found.policy)
+    assert 0 < found.ended.sum() < 10 and row == len(found.log_probs)
 
 
 def test_an_answer_that_says_nothing_is_its_end_alone_and_is_counted(tmp_path: Path) -> None:
@@ -282,7 +295,7 @@ def test_an_answer_that_says_nothing_is_its_end_alone_and_is_counted(tmp_path: P
             gpt.ln_f.weight.fill_(1e-6)  # type: ignore[union-attr]
             gpt.ln_f.bias.fill_(1.0)  # type: ignore[union-attr]
     ppo, _ = objective(tmp_path)
-    told = ppo.rollouts.between(0, model.eval().cast())
+    told = ppo.rollouts.between(0, model.eval().rollout_models())
     assert (
         told["empty"] == 32
         and told["length"] == 1
@@ -296,11 +309,12 @@ def test_an_answer_that_says_nothing_is_its_end_alone_and_is_counted(tmp_path: P
 def test_what_is_drawn_depends_on_neither_chunks_nor_ranks(
     tmp_path: Path, size: int, ranks: int
 ) -> None:
-    model, asked, how = actors().eval(), [one % 10 for one in range(32)], Asking(END, 6, 1.0)
-    alone = make(model.cast(), [PROMPTS[one] for one in asked], asked, how, range(5, 37))
+    models = actors().eval().rollout_models()
+    asked, how = [one % 10 for one in range(32)], SamplingParams(END, 6, 1.0)
+    alone = sample_episodes(models, [PROMPTS[one] for one in asked], asked, how, range(5, 37))
     for rank in reversed(range(ranks)):  # the first one finds the others' chunks
-        paths = list(roll_out(model.cast(), PROMPTS, asked, how, 5, tmp_path, (size, rank, ranks)))
-    found = Episodes.together([Episodes.of(load_file(path)) for path in paths])
+        paths = list(sample_in_chunks(models, PROMPTS, asked, how, 5, tmp_path, size, rank, ranks))
+    found = Episodes.load(paths)
     assert found.texts() == alone.texts() and len({tuple(text) for text in found.texts()}) > 25
 
 
@@ -317,11 +331,11 @@ def test_all_ratios_are_one_in_the_first_minibatch(tmp_path: Path, precision: to
                 gpt.wte.weight.mul_(20)
         ppo, _ = objective(tmp_path / str(shared))
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            told = ppo.rollouts.between(0, model.eval().cast())
+            told = ppo.rollouts.between(0, model.eval().rollout_models())
             assert abs(told["kl"]) < near
             model.train()
             for part in ppo.micro_batches(0):
-                assert isinstance(part, Actions)
+                assert isinstance(part, EpisodeMicroBatch)
                 _, figures = ppo.loss(model, part)
                 assert figures["clip_fraction"][0] == 0 and abs(float(figures["moved"][0])) < near
                 assert float(figures["policy_loss"][0]) == pytest.approx(
@@ -332,15 +346,15 @@ def test_all_ratios_are_one_in_the_first_minibatch(tmp_path: Path, precision: to
 def test_a_minibatch_is_a_mean_over_its_actions_however_it_is_cut(tmp_path: Path) -> None:
     model = actors()
     ppo, _ = objective(tmp_path)
-    ppo.rollouts.between(0, model.eval().cast())
+    ppo.rollouts.between(0, model.eval().rollout_models())
     shares = {}
     for ranks in (1, 4):
-        one = PPO(ppo.rollouts, 16, 1.0, ppo.losses, None, Execution(), 1)
+        one = PPOObjective(ppo.rollouts, 16, 1.0, ppo.losses, None, Execution(), 1)
         parts = []
         for rank in range(ranks):
             one.execution = Execution(rank=rank, world_size=ranks)
             parts += one.micro_batches(1)
-        shares[ranks] = sum(float(part.share.sum()) for part in parts) / len(parts)  # type: ignore[union-attr]
+        shares[ranks] = sum(float(part.weights.sum()) for part in parts) / len(parts)  # type: ignore[union-attr]
     assert shares[1] == pytest.approx(1) and shares[4] == pytest.approx(1)
 
 
@@ -348,15 +362,15 @@ def test_every_episode_is_in_one_minibatch_of_an_inner_epoch_and_every_prompt_is
     tmp_path: Path,
 ) -> None:
     ppo, _ = objective(tmp_path, inner_epochs=2, episodes=320)
-    assert ppo.rollouts.making.steps_each == 4
+    assert ppo.rollouts.config.steps_per_batch == 4
     model = actors().eval()
     for step in (0, 4):
-        ppo.rollouts.between(step, model.cast())
+        ppo.rollouts.between(step, model.rollout_models())
     first, second = (
         sorted(item for step in steps for item in ppo._items(step)) for steps in ((4, 5), (6, 7))
     )
     assert first == second == list(range(32)) and ppo._items(4) != ppo._items(6)
-    asked = [prompt for batch in range(10) for prompt in ppo.rollouts.making.asked(batch)]
+    asked = [prompt for batch in range(10) for prompt in ppo.rollouts.config.prompt_ids(batch)]
     assert [asked.count(prompt) for prompt in range(10)] == [32] * 10
 
 
@@ -396,7 +410,7 @@ def test_what_is_kept_is_the_moving_average(tmp_path: Path) -> None:
     begin = {name: p.clone() for name, p in model.policy.named_parameters()}
     ppo, _ = learnt(model, tmp_path, episodes=32)  # one batch, decay a half
     average = GPT(model.policy.config, seed=9)
-    ema.take(ppo.rollouts.folder, 1, average)
+    ema.load_into(average, ppo.rollouts.folder, 1)
     for name, parameter in average.named_parameters():
         assert torch.allclose(
             parameter, (begin[name] + dict(model.policy.named_parameters())[name]) / 2, atol=1e-6
@@ -415,7 +429,7 @@ def test_pre_training_text_is_forgotten_without_ptx_and_kept_with_it(tmp_path: P
         "stop": {"kl": 1e3},
     }
 
-    def bits(model: Actors) -> float:
+    def bits(model: ActorCritic) -> float:
         return sum(one.bpb for one in held_out(model.policy.eval(), data, Execution()).values())
 
     begun = actors(vocabulary=data.vocab_size + 3)
@@ -424,7 +438,7 @@ def test_pre_training_text_is_forgotten_without_ptx_and_kept_with_it(tmp_path: P
     )  # hardly more than pre-training
     found = {}
     for weight in (0.0, 27.8):
-        model = Actors(begun.policy, begun.reward, shared=False, seed=1)
+        model = ActorCritic(begun.policy, begun.reward, shared=False, seed=1)
         _, told = learnt(
             model, tmp_path / str(weight), inputs / "tokens", **{**settings, "ptx_weight": weight}
         )
@@ -468,7 +482,7 @@ def test_a_token_that_the_reward_model_has_no_number_for_costs_its_episodes_alon
     reward = RewardModel(GPT(SHAPE, seed=2))
     with torch.no_grad():
         reward.gpt.wte.weight[200:210] = math.nan
-    model = Actors(GPT(SHAPE, seed=1), reward, shared=shared, seed=1)
+    model = ActorCritic(GPT(SHAPE, seed=1), reward, shared=shared, seed=1)
     ppo, told = learnt(model, tmp_path, episodes=64, max_new_tokens=6, value_learning_rate=1e-4)
     broken = ppo.rollouts.batch(0).episodes.rewards.isnan()
     assert 0 < broken.sum() == told[0]["not_a_number"] < 16
@@ -487,7 +501,7 @@ def test_minibatches_of_one_are_none_of_them_empty(tmp_path: Path) -> None:
 def test_more_ranks_than_episodes_with_a_reward_still_have_one_each(tmp_path: Path) -> None:
     model = actors(broken=2)
     ppo, _ = objective(tmp_path, minibatch=4)
-    ppo.rollouts.between(0, model.eval().cast())
+    ppo.rollouts.between(0, model.eval().rollout_models())
     ppo.execution = replace(Execution(), world_size=4)
     for step in range(8):
         parts = ppo._parts(step)
@@ -498,7 +512,12 @@ def test_a_policy_that_runs_away_stops_the_run_and_says_why(tmp_path: Path) -> N
     """What is known of the batch that it was stopped for is told before."""
     ppo, given = objective(tmp_path, episodes=640, learning_rate=1e-2, kl=0.0, stop={"kl": 0.3})
     progress = Said("ppo")
-    hooks = [Hook(ppo.rollouts.steps, lambda step, whole: ppo.rollouts.between(step, whole.cast()))]  # type: ignore[operator]
+    hooks = [
+        Hook(
+            ppo.rollouts.steps,
+            lambda step, whole: ppo.rollouts.between(step, whole.rollout_models()),
+        )
+    ]  # type: ignore[operator]
     told = r"before batch \d+ of 20: the policy is \d+\.\d nats an answer from the reference, and stop.kl is 0.3"
     with pytest.raises(UserError, match=told):
         train(
@@ -516,25 +535,25 @@ def test_a_policy_that_runs_away_stops_the_run_and_says_why(tmp_path: Path) -> N
 
 def test_each_blow_up_has_its_sentence() -> None:
     first, limits = (
-        {"reward": 0.0, "reward_spread": 1.0, "length": 10.0, "ended": 0.9},
+        {"reward": 0.0, "reward_std": 1.0, "length": 10.0, "ended": 0.9},
         Limits(50, 3, 20),
     )
     well = {"reward": 1.0, "kl": 5.0, "length": 12.0, "not_a_number": 0.0, "ended": 0.4}
-    assert diverged(well, first, limits, 8) is None
+    assert divergence(well, first, limits, 8) is None
     assert "31.0 tokens long, 10.0 at the start, and stop.length allows 3" in str(
-        diverged({**well, "length": 31.0}, first, limits, 8)
+        divergence({**well, "length": 31.0}, first, limits, 8)
     )
-    assert "3.0 tokens long" in str(diverged({**well, "length": 3.0}, first, limits, 8))
+    assert "3.0 tokens long" in str(divergence({**well, "length": 3.0}, first, limits, 8))
     assert "20% of the answers end before max_new_tokens, 90% at the start" in str(
-        diverged({**well, "ended": 0.2}, first, limits, 8)
+        divergence({**well, "ended": 0.2}, first, limits, 8)
     )
     assert (
-        diverged({**well, "ended": 0.0}, {**first, "ended": 0.1}, limits, 8) is None
+        divergence({**well, "ended": 0.0}, {**first, "ended": 0.1}, limits, 8) is None
     )  # few ever ended
     assert "21.0 of its standard deviations" in str(
-        diverged({**well, "reward": -21.0}, first, limits, 8)
+        divergence({**well, "reward": -21.0}, first, limits, 8)
     )
-    assert "nan nats" in str(diverged({**well, "kl": math.nan}, first, limits, 8))
+    assert "nan nats" in str(divergence({**well, "kl": math.nan}, first, limits, 8))
 
 
 def test_the_value_model_has_its_own_learning_rate(tmp_path: Path) -> None:
@@ -545,7 +564,7 @@ def test_the_value_model_has_its_own_learning_rate(tmp_path: Path) -> None:
     moved = {
         name: float((p - before[name]).detach().abs().max()) for name, p in model.named_parameters()
     }
-    assert max(moved[name] for name in moved if name.startswith("value.")) < 1e-9
+    assert max(moved[name] for name in moved if name.startswith("critic.")) < 1e-9
     assert max(moved[name] for name in moved if name.startswith("policy.")) > 1e-4
 
 
@@ -557,7 +576,7 @@ def test_a_minibatch_smaller_than_the_ranks_is_refused(tmp_path: Path) -> None:
         objective_of(
             given,
             PROMPTS,
-            ppo.rollouts.making.how,
+            ppo.rollouts.config.sampling,
             None,
             32,
             tmp_path,

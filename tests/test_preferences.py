@@ -27,15 +27,15 @@ from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
+from gpt_model.log_probabilities import continuation_log_probabilities
 from gpt_model.ops.cross_entropy import linear_cross_entropy
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf import drift, records, reward_model, win_rates
+from gpt_model.rlhf.answers import Answer
 from gpt_model.rlhf.bag_of_words import BagOfWords
-from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
+from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.rlhf.dialogue import Dialogue, Turn
-from gpt_model.rlhf.likelihood import log_probabilities
 from gpt_model.rlhf.records import Prompt, Ranking, Response
-from gpt_model.rlhf.responses import Answer
 from gpt_model.statistics import bootstrap_mean, bootstrap_share
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure
@@ -119,7 +119,7 @@ def test_log_probabilities_are_those_of_each_answer_read_alone() -> None:
         [[*prompt, *answer] for prompt, answer in texts],
         [len(answer) for _, answer in texts],
     )
-    found = log_probabilities(model, whole, sizes, temperature=0.7)
+    found = continuation_log_probabilities(model, whole, sizes, temperature=0.7)
     for (prompt, answer), nats in zip(texts, found, strict=True):
         states = model.states_of(PackedSequences.of([[*prompt, *answer]]))[len(prompt) - 1 : -1]
         logs = (states @ model.wte.weight.T / 0.7).log_softmax(1)
@@ -177,7 +177,7 @@ def _prompt(number: int) -> Dialogue:
     return (Turn("user", ASKED), Turn("assistant", f"The number {number}"))
 
 
-def _tuned(gpt: GPT, layout: Layout, kinds: tuple[str, ...], steps: int) -> GPT:
+def _tuned(gpt: GPT, template: ChatTemplate, kinds: tuple[str, ...], steps: int) -> GPT:
     """Learns to go on with endings of these kinds."""
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=3e-3)
     texts = [
@@ -186,7 +186,10 @@ def _tuned(gpt: GPT, layout: Layout, kinds: tuple[str, ...], steps: int) -> GPT:
         for kind in kinds
         for ending in ENDINGS[kind]
     ]
-    rows = [[*layout.prompt(prompt), *layout.response(prompt, text)] for prompt, text in texts]
+    rows = [
+        [*template.encode_prompt(prompt), *template.encode_response(prompt, text)]
+        for prompt, text in texts
+    ]
     ragged = PackedSequences.of(rows)
     ends = torch.zeros(len(ragged.tokens), dtype=torch.bool)
     ends[ragged.last] = True
@@ -239,11 +242,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     """policy_init writes good and bad endings, aligned good ones alone; the judge likes the good."""
     folder = make_inputs(tmp_path_factory.mktemp("preferences"))
     tokenizer = chat_tokenizer(Tokenizer.load(folder / "tokenizer"))
-    layout = Layout(tokenizer)
+    template = ChatTemplate(tokenizer)
     shape = ModelConfig(
         layers=2, width=32, heads=2, context=64, vocab_size=tokenizer.vocab_size, dropout=0.0
     )
-    first = _tuned(GPT(shape, seed=1), layout, ("good", "bad"), 120)
+    first = _tuned(GPT(shape, seed=1), template, ("good", "bad"), 120)
     _keep(first, tokenizer, folder / "policy_init")
     plain = _plainly(
         GPT(
@@ -256,7 +259,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     _keep(plain, Tokenizer.load(folder / "tokenizer"), folder / "pretrained")
     aligned = GPT(shape, seed=1)
     aligned.load_state_dict(first.state_dict())
-    _keep(_tuned(aligned, layout, ("good",), 60), tokenizer, folder / "aligned")
+    _keep(_tuned(aligned, template, ("good",), 60), tokenizer, folder / "aligned")
     reward_model.save(
         reward_model.RewardModel(GPT(shape, seed=3)), tokenizer, folder / "reward_model"
     )
@@ -541,14 +544,14 @@ def test_what_a_model_finds_likelier_is_asked_of_every_source_where_there_are_to
         rankings[place] = replace(
             one, responses=tuple(replace(said, rank=1 - said.rank) for said in one.responses)
         )
-    layout = Layout(Tokenizer.load(built.inputs["policy_init"].path / "model"))
+    template = ChatTemplate(Tokenizer.load(built.inputs["policy_init"].path / "model"))
     found = []
     for name, chosen in (("all", rankings), ("evenly", rankings[::4]), ("first", rankings[:10])):
         (tmp_path / name).mkdir()
         records.write(chosen, tmp_path / name / "held_out.jsonl")
         found.append(
             preferences._prefers(
-                model, layout, replace(built.inputs["comparisons"], path=tmp_path / name)
+                model, template, replace(built.inputs["comparisons"], path=tmp_path / name)
             )
         )
     assert found[0] == found[1] != found[2]

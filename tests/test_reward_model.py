@@ -25,7 +25,7 @@ from gpt_model.rlhf import pairwise, reward_model
 from gpt_model.rlhf.bag_of_words import BagOfWords
 from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.records import Ranking, Response, read_comparisons, together
-from gpt_model.rlhf.reward_model import Comparing, RewardModel
+from gpt_model.rlhf.reward_model import RewardModel, RewardObjective
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import EpochBatches
 
@@ -49,10 +49,10 @@ def ranked(*responses: tuple[str, int], prompt: tuple[Turn, ...] = ASKED) -> Ran
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    folder, layout = tmp_path_factory.mktemp("inputs"), world.layout()
+    folder, template = tmp_path_factory.mktemp("inputs"), world.template()
     return {
-        "start": world.model(folder / "start", world.tiny(layout), layout),
-        "tokenizer": world.model(folder / "tokenizer", world.tiny(layout), layout),
+        "start": world.model(folder / "start", world.tiny(template), template),
+        "tokenizer": world.model(folder / "tokenizer", world.tiny(template), template),
         "demonstrations": world.write(
             folder / "demonstrations", training=world.demonstrations(40), held_out=[]
         ),
@@ -90,7 +90,7 @@ def test_rows_of_one_prompt_are_one_ranking_with_each_response_once_and_the_pair
     """Also where they contradict; and the interval of the accuracy is then as wide as that of so
     few prompts.
     """
-    layout = world.layout()
+    template = world.template()
     rows = [
         ranked(("fine", 0), ("dull", 1)),
         ranked(("fine", 0), ("awful", 1)),
@@ -104,13 +104,13 @@ def test_rows_of_one_prompt_are_one_ranking_with_each_response_once_and_the_pair
     ] and whole.id == "1 and 2 others"
     assert whole.orders() == ((0, 1, None), (0, None, 1), (1, 0, 0)) and whole.ties() == 1
     assert sorted(whole.pairs()) == [(0, 1), (0, 2), (1, 0), (2, 0)]
-    laid = reward_model.lay_out(layout, [whole], 64)
-    assert len(laid.compared[0].texts) == 3 and laid.pairs == 4
-    batches = EpochBatches([one.tokens for one in laid.compared], 1, 1, seed=0)
-    [part] = Comparing(laid.compared, batches).micro_batches(0)
+    laid = reward_model.encode_rankings(template, [whole], 64)
+    assert len(laid.encoded[0].texts) == 3 and laid.pairs == 4
+    batches = EpochBatches([one.tokens for one in laid.encoded], 1, 1, seed=0)
+    [part] = RewardObjective(laid.encoded, batches).micro_batches(0)
     assert part.rows.lengths == tuple(
-        map(len, laid.compared[0].texts)
-    ) and part.share.sum() == pytest.approx(1)
+        map(len, laid.encoded[0].texts)
+    ) and part.weights.sum() == pytest.approx(1)
     apart = pairwise.accuracies(
         [[[float(n % 2), 0.5] for n in range(16) for _ in range(8)]], [[(0, 1)]] * 128
     )[0][0]
@@ -122,19 +122,19 @@ def test_rows_of_one_prompt_are_one_ranking_with_each_response_once_and_the_pair
 
 def test_the_loss_is_the_mean_over_prompts_of_the_mean_over_their_pairs() -> None:
     """Micro-batches add up to the paper's equation 1, written out with one forward pass a pair."""
-    layout = world.layout()
-    model = RewardModel(world.tiny(layout)).eval()
+    template = world.template()
+    model = RewardModel(world.tiny(template)).eval()
     rankings = [
         ranked(("fine", 0), ("dull", 1), ("awful", 2)),
         ranked(("lovely", 0), ("poor", 1)),
         ranked(("good", 1), ("bad", 1), ("best", 0)),
     ]
-    compared = reward_model.lay_out(layout, rankings, 64).compared
+    compared = reward_model.encode_rankings(template, rankings, 64).encoded
     batches = EpochBatches([one.tokens for one in compared], 3, 1, seed=0, micro_tokens=40)
-    parts = Comparing(compared, batches).micro_batches(0)
+    parts = RewardObjective(compared, batches).micro_batches(0)
     assert len(parts) > 1
     found = torch.stack(
-        [Comparing(compared, batches).loss(model, part)[0] for part in parts]
+        [RewardObjective(compared, batches).loss(model, part)[0] for part in parts]
     ).mean()
 
     def alone(text: list[int]) -> torch.Tensor:
@@ -153,21 +153,21 @@ def test_the_loss_is_the_mean_over_prompts_of_the_mean_over_their_pairs() -> Non
 
 
 def test_two_ranks_together_have_the_loss_of_one() -> None:
-    layout = world.layout()
-    model = RewardModel(world.tiny(layout)).eval()
+    template = world.template()
+    model = RewardModel(world.tiny(template)).eval()
     rankings = [
         ranked(
             *((f"{word} {number}", rank) for rank, word in enumerate(world.GOOD[: 2 + number % 2]))
         )
         for number in range(5)
     ]
-    compared = reward_model.lay_out(layout, rankings, 64).compared
+    compared = reward_model.encode_rankings(template, rankings, 64).encoded
 
     def loss(rank: int, ranks: int) -> float:
         batches = EpochBatches(
             [one.tokens for one in compared], 5, 1, 0, rank, ranks, micro_tokens=64
         )
-        objective = Comparing(compared, batches)
+        objective = RewardObjective(compared, batches)
         return float(
             torch.stack(
                 [objective.loss(model, part)[0].detach() for part in objective.micro_batches(0)]
@@ -178,16 +178,18 @@ def test_two_ranks_together_have_the_loss_of_one() -> None:
 
 
 def test_each_response_is_read_once_and_ties_make_no_pair() -> None:
-    layout = world.layout()
-    laid = reward_model.lay_out(
-        layout, [ranked(("a", 0), ("b", 1), ("c", 1), ("d", 2)), ranked(("a", 0), ("b", 0))], 64
+    template = world.template()
+    laid = reward_model.encode_rankings(
+        template, [ranked(("a", 0), ("b", 1), ("c", 1), ("d", 2)), ranked(("a", 0), ("b", 0))], 64
     )
-    assert [len(one.texts) for one in laid.compared] == [4]
+    assert [len(one.texts) for one in laid.encoded] == [4]
     assert laid.pairs == 5  # of 6, one is tied
     assert laid.without_pairs == 1
-    assert "1 without a better and a worse response" in laid.told("training")
-    compared = laid.compared
-    objective = Comparing(compared, EpochBatches([one.tokens for one in compared], 1, 1, seed=0))
+    assert "1 without a better and a worse response" in laid.summary("training")
+    compared = laid.encoded
+    objective = RewardObjective(
+        compared, EpochBatches([one.tokens for one in compared], 1, 1, seed=0)
+    )
     assert objective.micro_batches(0)[0].rows.lengths == tuple(map(len, compared[0].texts))
     assert objective.units_before(1) == 5
 
@@ -195,26 +197,29 @@ def test_each_response_is_read_once_and_ties_make_no_pair() -> None:
 def test_a_long_prompt_gives_way_by_whole_turns_and_a_long_response_is_left_out_of_its_ranking() -> (
     None
 ):
-    layout = world.layout()
+    template = world.template()
     long = (
         Turn("user", "The film was fine. " * 8),
         Turn("assistant", "Yes."),
         Turn("user", "Why?"),
     )
-    text = reward_model.text_of(layout, long, "It was lovely.", 40)
-    assert text == [*layout.prompt(long[2:]), *layout.response(long, "It was lovely.")]
-    laid = reward_model.lay_out(
-        layout,
+    text = reward_model.encode_text(template, long, "It was lovely.", 40)
+    assert text == [
+        *template.encode_prompt(long[2:]),
+        *template.encode_response(long, "It was lovely."),
+    ]
+    laid = reward_model.encode_rankings(
+        template,
         [
             ranked(("fine", 0), ("dull " * 60, 1), ("poor", 1)),
             ranked(("fine", 0), ("dull " * 60, 1)),
         ],
         40,
     )
-    [compared] = laid.compared
+    [compared] = laid.encoded
     assert [
-        text[-size:] for text, size in zip(compared.texts, compared.responses, strict=True)
-    ] == [layout.response(ASKED, text) for text in ("fine", "poor")]
+        text[-size:] for text, size in zip(compared.texts, compared.response_lengths, strict=True)
+    ] == [template.encode_response(ASKED, text) for text in ("fine", "poor")]
     assert (compared.pairs, laid.too_long, laid.lost) == (
         [(0, 1)],
         ["reviews, 1, response 2"] * 2,
@@ -222,7 +227,7 @@ def test_a_long_prompt_gives_way_by_whole_turns_and_a_long_response_is_left_out_
     )
     assert (
         "2 responses longer than the context (the first: reviews, 1, response 2), and 1 rankings that"
-        in laid.told("training")
+        in laid.summary("training")
     )
 
 
@@ -230,25 +235,25 @@ def test_a_long_prompt_gives_way_by_whole_turns_and_a_long_response_is_left_out_
 
 
 def test_a_reward_does_not_depend_on_what_is_read_beside_it() -> None:
-    layout = world.layout()
-    model = RewardModel(world.tiny(layout)).eval()
+    template = world.template()
+    model = RewardModel(world.tiny(template)).eval()
     texts = [
         (ASKED, text)
         for text in ("fine", "The plot was awful and the cast too.", "dull, dull, dull")
     ]
-    together = reward_model.score(model, layout, texts)
+    together = reward_model.score(model, template, texts)
     assert together == pytest.approx(
-        [reward_model.score(model, layout, [one])[0] for one in texts], abs=1e-6
+        [reward_model.score(model, template, [one])[0] for one in texts], abs=1e-6
     )
-    rows = PackedSequences.of([reward_model.text_of(layout, *one, 64) or [] for one in texts])
+    rows = PackedSequences.of([reward_model.encode_text(template, *one, 64) or [] for one in texts])
     torch.testing.assert_close(model.values(rows)[rows.last], torch.tensor(together))
 
 
 def test_a_reward_has_full_precision_where_the_decoder_has_half() -> None:
-    layout = world.layout()
-    model = RewardModel(world.tiny(layout)).eval()
+    template = world.template()
+    model = RewardModel(world.tiny(template)).eval()
     rows = PackedSequences.of(
-        [[*layout.prompt(ASKED), number, layout.end] for number in range(20, 40)]
+        [[*template.encode_prompt(ASKED), number, template.end_of_text] for number in range(20, 40)]
     )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         rewards = model.rewards(rows)
@@ -257,20 +262,20 @@ def test_a_reward_has_full_precision_where_the_decoder_has_half() -> None:
 
 
 def test_an_empty_answer_is_scored_and_a_reward_that_is_no_number_is_named() -> None:
-    layout = world.layout()
-    model = RewardModel(world.tiny(layout)).eval()
-    assert math.isfinite(reward_model.score(model, layout, [(ASKED, "")])[0])
+    template = world.template()
+    model = RewardModel(world.tiny(template)).eval()
+    assert math.isfinite(reward_model.score(model, template, [(ASKED, "")])[0])
     with torch.no_grad():
         model.head.bias.fill_(math.nan)
-    rewards = reward_model.score(model, layout, [(ASKED, "fine")])
+    rewards = reward_model.score(model, template, [(ASKED, "fine")])
     with pytest.raises(
         UserError, match="The reward of 1 of 1 answers is not a number, the first of prompt 0"
     ):
-        reward_model.check_numbers(rewards, lambda number: f"prompt {number}", "answers")
+        reward_model.check_finite(rewards, lambda number: f"prompt {number}", "answers")
 
 
 def test_a_reward_model_of_another_vocabulary_is_refused() -> None:
-    own = world.layout().tokenizer
+    own = world.template().tokenizer
     with pytest.raises(
         UserError, match=r"vocabulary is 303 tokens of style 'gpt2', and the policy's 299"
     ):
@@ -282,7 +287,7 @@ def test_a_reward_model_of_another_vocabulary_is_refused() -> None:
         reward_model.check_vocabulary(
             own, Tokenizer.train(others, vocab_size=300).with_markers(list(own.markers))
         )
-    reward_model.check_vocabulary(own, world.layout().tokenizer)
+    reward_model.check_vocabulary(own, world.template().tokenizer)
 
 
 # --- the stage ---
@@ -305,10 +310,10 @@ def test_the_demonstrations_mean_is_zero_in_the_model_that_is_loaded_again(
 ) -> None:
     from gpt_model.rlhf.records import read_demonstrations
 
-    model, layout = reward_model.load(trained.output), world.layout()
+    model, template = reward_model.load(trained.output), world.template()
     given = read_demonstrations(inputs["demonstrations"].path, "training")
     rewards = reward_model.score(
-        model, layout, [(one.turns[:-1], one.turns[-1].text) for one in given]
+        model, template, [(one.turns[:-1], one.turns[-1].text) for one in given]
     )
     assert abs(np.mean(rewards)) < 1e-5
     rows = [
@@ -316,7 +321,7 @@ def test_the_demonstrations_mean_is_zero_in_the_model_that_is_loaded_again(
     ]
     first = read_comparisons(inputs["comparisons"].path, "held_out")[0]
     again = reward_model.score(
-        model, layout, [(first.prompt, response.text) for response in first.responses]
+        model, template, [(first.prompt, response.text) for response in first.responses]
     )
     assert rows[0]["rewards"] == pytest.approx(again, abs=1e-5)
     assert "text" not in json.dumps(rows)

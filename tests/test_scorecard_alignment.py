@@ -23,9 +23,9 @@ from assets.report.scores import collect
 from assets.stages import scorecard
 from assets.stages.preferences_results import Compared, flat, read, results_of, write
 from gpt_model.evaluation.alignment_tax import TEXT, Finding, TaxedScore, finding
+from gpt_model.rlhf.answers import Answer
 from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.records import Prompt
-from gpt_model.rlhf.responses import Answer
 
 MODELS = ("policy_init", "dpo", "aligned_without_ptx", "aligned")
 HELLASWAG = {

@@ -23,9 +23,9 @@ from assets.stages.policy_init import POLICY_INIT
 from assets.stages.supervised import HELD_OUT, SUPERVISED, dialogues, panels
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import UserError
-from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
+from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.rlhf.dialogue import Turn
-from gpt_model.rlhf.sft import Supervised, fitting
+from gpt_model.rlhf.sft import SFTObjective, encode_dialogues
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import EpochBatches
 
@@ -109,18 +109,18 @@ def built(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, B
 
 
 def test_the_loss_is_of_what_the_assistant_says_a_mean_over_the_batchs_tokens(inputs: Path) -> None:
-    layout = Layout(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
+    template = ChatTemplate(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
     dialogues = [
         tuple(Turn(one["role"], one["content"]) for one in talk(n)) for n in (1, 22, 1333, 4)
     ]  # type: ignore[arg-type]
-    laid, _ = fitting(dialogues, layout, 48)
+    laid, _ = encode_dialogues(dialogues, template, 48)
     model = GPT(
         ModelConfig(
             layers=2,
             width=32,
             heads=2,
             context=48,
-            vocab_size=layout.tokenizer.vocab_size,
+            vocab_size=template.tokenizer.vocab_size,
             dropout=0.0,
         ),
         seed=1,
@@ -131,9 +131,9 @@ def test_the_loss_is_of_what_the_assistant_says_a_mean_over_the_batchs_tokens(in
             torch.tensor([one.tokens[:-1]]), torch.tensor([one.tokens[1:]])
         )[0]
         losses += [
-            float(loss) for loss, learnt in zip(of_all, one.learnt[1:], strict=True) if learnt
+            float(loss) for loss, learnt in zip(of_all, one.loss_mask[1:], strict=True) if learnt
         ]
-    objective = Supervised(
+    objective = SFTObjective(
         laid, EpochBatches([len(one.tokens) for one in laid], 4, 1, 0, micro_tokens=40), 0.0
     )
     parts = objective.micro_batches(0)
@@ -148,18 +148,18 @@ def test_pre_training_text_has_its_share_of_the_loss_however_long_its_windows_ar
     """(1 - share) of a mean over the assistant's tokens, share of one over the text's; one window,
     so with two ranks beside dialogues.
     """
-    layout = Layout(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
+    template = ChatTemplate(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
     dialogues = [
         tuple(Turn(one["role"], one["content"]) for one in talk(n)) for n in (1, 22, 1333, 4)
     ]  # type: ignore[arg-type]
-    laid, _ = fitting(dialogues, layout, 48)
+    laid, _ = encode_dialogues(dialogues, template, 48)
     model = GPT(
         ModelConfig(
             layers=2,
             width=32,
             heads=2,
             context=48,
-            vocab_size=layout.tokenizer.vocab_size,
+            vocab_size=template.tokenizer.vocab_size,
             dropout=0.0,
         ),
         seed=1,
@@ -170,14 +170,14 @@ def test_pre_training_text_has_its_share_of_the_loss_however_long_its_windows_ar
         of_all = model.loss_by_token(
             torch.tensor([one.tokens[:-1]]), torch.tensor([one.tokens[1:]])
         )[0]
-        said.append(of_all[torch.tensor(one.learnt[1:])])
+        said.append(of_all[torch.tensor(one.loss_mask[1:])])
     means = {"nats": torch.cat(said).mean().item(), "text_nats": text.mean().item()}
     found, sums = [], {name: [0.0, 0] for name in means}
     for rank in range(ranks):
         batches = EpochBatches(
             [len(one.tokens) for one in laid], 4, 1, 0, rank, ranks, micro_tokens=60
         )
-        objective = Supervised(laid, batches, 0.0, 1, lambda step, count: [window], share=0.1)
+        objective = SFTObjective(laid, batches, 0.0, 1, lambda step, count: [window], share=0.1)
         for part in objective.micro_batches(0):
             loss, figures = objective.loss(model, part)
             found.append(loss.item())
@@ -251,13 +251,13 @@ def test_whether_the_loss_falls_is_judged_on_demonstrations_and_not_on_the_text_
 
 
 def test_a_dialogue_too_long_loses_its_oldest_turns_or_is_left_out(inputs: Path) -> None:
-    layout = Layout(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
+    template = ChatTemplate(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
     first, last = (
         (Turn("user", "no " * 40), Turn("assistant", "yes")),
         (Turn("user", "And 2?"), Turn("assistant", "3.")),
     )
-    laid, counts = fitting([(*first, *last), first, last], layout, 48)
-    assert [one.tokens for one in laid] == [layout.whole(last).tokens] * 2 and counts == {
+    laid, counts = encode_dialogues([(*first, *last), first, last], template, 48)
+    assert [one.tokens for one in laid] == [template.encode(last).tokens] * 2 and counts == {
         "shortened": 1,
         "too_long": 1,
     }
@@ -267,11 +267,11 @@ def test_held_out_dialogues_are_of_every_source_where_there_are_too_many(
     inputs: Path, tmp_path: Path
 ) -> None:
     write_demonstrations(tmp_path / "many", [talk(1)], [talk(n) for n in range(3 * HELD_OUT)])
-    layout = Layout(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
-    found = dialogues(tmp_path / "many", layout, 48, Said("many"))
-    whole, _ = fitting(
+    template = ChatTemplate(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
+    found = dialogues(tmp_path / "many", template, 48, Said("many"))
+    whole, _ = encode_dialogues(
         [tuple(Turn(one["role"], one["content"]) for one in talk(3 * n)) for n in range(HELD_OUT)],
-        layout,
+        template,
         48,
     )  # type: ignore[arg-type]
     assert [one.tokens for one in found.held_out] == [one.tokens for one in whole]
@@ -289,7 +289,7 @@ def test_no_dialogue_that_fits_is_told(inputs: Path, tmp_path: Path) -> None:
 
 def test_a_tokenizer_without_markers_lays_no_dialogue_out(inputs: Path) -> None:
     with pytest.raises(UserError, match=r"has no token <\|system\|>"):
-        Layout(Tokenizer.load(inputs / "tokenizer"))
+        ChatTemplate(Tokenizer.load(inputs / "tokenizer"))
 
 
 class Dies(Said):

@@ -37,9 +37,9 @@ from assets.stages.pretraining import execution_of
 from gpt_model.errors import UserError, about_all_of
 
 if TYPE_CHECKING:
-    from gpt_model.rlhf.chat_template import Layout
-    from gpt_model.rlhf.episodes import Asking, Cast, Episodes
-    from gpt_model.rlhf.ppo import PPO, Actors
+    from gpt_model.rlhf.chat_template import ChatTemplate
+    from gpt_model.rlhf.episodes import Episodes, RolloutModels, SamplingParams
+    from gpt_model.rlhf.ppo import ActorCritic, PPOObjective
     from gpt_model.rlhf.rollouts import Rollouts
     from gpt_model.training.settings import Execution, Settings
 
@@ -57,9 +57,9 @@ def align(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
     """
     from gpt_model import convert
     from gpt_model.rlhf import ema, reward_model
-    from gpt_model.rlhf.chat_template import Layout
-    from gpt_model.rlhf.episodes import Asking
-    from gpt_model.rlhf.ppo import Actors
+    from gpt_model.rlhf.chat_template import ChatTemplate
+    from gpt_model.rlhf.episodes import SamplingParams
+    from gpt_model.rlhf.ppo import ActorCritic
     from gpt_model.rlhf.records import evenly
     from gpt_model.rlhf.rollouts import CHUNK
     from gpt_model.tokenizer import Tokenizer
@@ -71,12 +71,14 @@ def align(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
     tokenizer, start = Tokenizer.load(folder), convert.load(folder)
     scorer = reward_model.load(inputs["reward_model"].path)
     reward_model.check_vocabulary(Tokenizer.load(inputs["reward_model"].path / "model"), tokenizer)
-    asking = Asking(tokenizer.end_of_text, section["max_new_tokens"], section["temperature"])
+    sampling = SamplingParams(
+        tokenizer.end_of_text, section["max_new_tokens"], section["temperature"]
+    )
     prompts = Prompts.read(
         inputs["prompts"],
-        Layout(tokenizer),
+        ChatTemplate(tokenizer),
         min(start.config.context, scorer.gpt.config.context),
-        asking,
+        sampling,
     )
     progress.log(prompts.told())
     execution = replace(
@@ -85,16 +87,23 @@ def align(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
 
     chunk = progress.profile.micro_batch or CHUNK
     context = start.config.context
-    model = Actors(start, scorer, shared=section["value"] == "shared", seed=section["seed"])
+    model = ActorCritic(start, scorer, shared=section["value"] == "shared", seed=section["seed"])
     objective = objective_of(
-        section, prompts.training, asking, inputs.get("tokens"), context, scratch, execution, chunk
+        section,
+        prompts.training,
+        sampling,
+        inputs.get("tokens"),
+        context,
+        scratch,
+        execution,
+        chunk,
     )
     rollouts, settings = objective.rollouts, settings_of(section)
     show = _shown(
-        rollouts, section["evaluations"], prompts.shown, Layout(tokenizer), asking, progress
+        rollouts, section["evaluations"], prompts.shown, ChatTemplate(tokenizer), sampling, progress
     )
     hooks = [
-        Hook(rollouts.steps, lambda step, actors: rollouts.between(step, actors.cast())),  # type: ignore[operator]
+        Hook(rollouts.steps, lambda step, actors: rollouts.between(step, actors.rollout_models())),  # type: ignore[operator]
         Hook(shown_steps(rollouts, section["evaluations"]), show),
     ]
     outcome = train(
@@ -106,14 +115,14 @@ def align(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
         progress=progress,
         hooks=hooks,
     )
-    ema.take(rollouts.folder, rollouts.making.batches, model.policy)
+    ema.load_into(model.policy, rollouts.folder, rollouts.config.batches)
     model.eval()
-    told = rollouts.batch(rollouts.making.batches - 1).told
+    told = rollouts.batch(rollouts.config.batches - 1).metrics
     metrics: Metrics = {
         **_held_out(
             model,
             evenly(prompts.held_out, MEASURED),
-            asking,
+            sampling,
             scratch / "held_out",
             section["seed"],
             execution,
@@ -122,7 +131,7 @@ def align(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
         **_text(model, inputs.get("tokens"), execution),
         **{f"{name}_answers": told[f"{name}_so_far"] for name in ("empty", "not_a_number")},
         **{f"prompts_{name}": float(count) for name, count in prompts.counts().items()},
-        "batches": rollouts.making.batches,
+        "batches": rollouts.config.batches,
         "episodes": objective.units_before(outcome.steps),
         "steps": outcome.steps,
         "loss": outcome.loss,
@@ -146,7 +155,7 @@ def settings_of(section: Mapping[str, Any]) -> Settings:
     from gpt_model.rlhf.ppo import constant_rate
     from gpt_model.training.settings import Settings
 
-    each = steps_each(section)
+    each = steps_per_batch(section)
     return Settings(
         steps=section["episodes"] // section["batch"] * each,
         learning_rate=constant_rate(section["learning_rate"], section["warmup_batches"], each),
@@ -155,11 +164,11 @@ def settings_of(section: Mapping[str, Any]) -> Settings:
         gradient_clip=section["gradient_clip"],
         precision=section["precision"],
         seed=section["seed"],
-        scales={"value.": section["value_learning_rate"] / section["learning_rate"]},
+        scales={"critic.": section["value_learning_rate"] / section["learning_rate"]},
     )
 
 
-def steps_each(section: Mapping[str, Any]) -> int:
+def steps_per_batch(section: Mapping[str, Any]) -> int:
     """Optimizer steps a batch of episodes."""
     return int(section["batch"] // section["minibatch"] * section["inner_epochs"])
 
@@ -167,35 +176,35 @@ def steps_each(section: Mapping[str, Any]) -> int:
 def objective_of(
     section: Mapping[str, Any],
     prompts: Sequence[Sequence[int]],
-    asking: Asking,
+    sampling: SamplingParams,
     tokens: Artifact | None,
     context: int,
     scratch: Path,
     execution: Execution,
     chunk: int,
-) -> PPO:
+) -> PPOObjective:
     """The recipe's section as the loop's objective, with its rollouts in scratch."""
     from gpt_model.data.sampler import Sampler
     from gpt_model.data.shards import TokenData
-    from gpt_model.rlhf.ppo import PPO, Losses
-    from gpt_model.rlhf.rollouts import Limits, Making, Rollouts
+    from gpt_model.rlhf.ppo import LossConfig, PPOObjective
+    from gpt_model.rlhf.rollouts import Limits, RolloutConfig, Rollouts
     from gpt_model.training.schedules import Batches
 
     if section["minibatch"] < execution.world_size:
         told = f"{section['minibatch']} episodes cannot be shared out to the profile's {execution.world_size} processes: give it fewer"
         raise UserError(f"{told}, or make minibatch larger.", field="ppo.minibatch")
     adaptive, stop = section["adaptive_kl"], section["stop"]
-    making = Making(
+    rollout_config = RolloutConfig(
         prompts=prompts,
-        how=asking,
-        batch=section["batch"],
+        sampling=sampling,
+        batch_size=section["batch"],
         batches=section["episodes"] // section["batch"],
-        steps_each=steps_each(section),
-        coefficient=section["kl"],
-        unfinished=section["unfinished"],
-        target=(adaptive["target"], adaptive["horizon"]) if adaptive else None,
-        smoothing=section["gae"],
-        decay=section["ema"],
+        steps_per_batch=steps_per_batch(section),
+        kl_coefficient=section["kl"],
+        unfinished_penalty=section["unfinished"],
+        kl_target=(adaptive["target"], adaptive["horizon"]) if adaptive else None,
+        gae_lambda=section["gae"],
+        ema_decay=section["ema"],
         seed=section["seed"],
         limits=Limits(stop["kl"], stop["length"], stop["reward"]),
         chunk=chunk,
@@ -211,11 +220,11 @@ def objective_of(
             ptx = Sampler(
                 TokenData(tokens.path), context, Batches(sequences * context), section["seed"]
             )
-    losses = Losses(
+    losses = LossConfig(
         section["clip"], section["value_clip"], section["value_weight"], section["ptx_weight"]
     )
-    rollouts = Rollouts(scratch / "rollouts", scratch / "checkpoints", making, execution)
-    return PPO(
+    rollouts = Rollouts(scratch / "rollouts", scratch / "checkpoints", rollout_config, execution)
+    return PPOObjective(
         rollouts,
         section["minibatch"],
         section["temperature"],
@@ -237,17 +246,19 @@ class Prompts:
     room: int  # tokens of a prompt at most
 
     @staticmethod
-    def read(artifact: Artifact, layout: Layout, context: int, asking: Asking) -> Prompts:
+    def read(
+        artifact: Artifact, template: ChatTemplate, context: int, sampling: SamplingParams
+    ) -> Prompts:
         """Raises UserError where none can be answered within the context."""
         from gpt_model.rlhf.records import evenly, read_prompts
 
         room = (
-            context - asking.max_new_tokens - 1
+            context - sampling.max_new_tokens - 1
         )  # one for the end that is read after a cut answer
         unseen, kept, left_out = hidden(artifact.path), {}, {}
         for split in ("training", "held_out"):
             laid = [
-                (layout.prompt(prompt.turns), prompt.source not in unseen)
+                (template.encode_prompt(prompt.turns), prompt.source not in unseen)
                 for prompt in read_prompts(artifact.path, split)
             ]
             kept[split] = [one for one in laid if len(one[0]) <= room]
@@ -255,7 +266,7 @@ class Prompts:
             if not kept[split]:
                 raise UserError(
                     f"None of {len(laid)} {split} prompts leaves room for an answer: the context is {context} tokens and an answer up to "
-                    f"{asking.max_new_tokens}, so a prompt may have {max(0, room)}. Make max_new_tokens smaller, or give shorter prompts.",
+                    f"{sampling.max_new_tokens}, so a prompt may have {max(0, room)}. Make max_new_tokens smaller, or give shorter prompts.",
                     field="ppo.max_new_tokens",
                 )
         training, held_out = (
@@ -281,10 +292,10 @@ def shown_steps(rollouts: Rollouts, evaluations: int) -> list[int]:
     """After which steps the same prompts are answered: at the start, and so many times more, the
     last at the end.
     """
-    batches = rollouts.making.batches
+    batches = rollouts.config.batches
     return sorted(
         {
-            round(batches * number / evaluations) * rollouts.making.steps_each
+            round(batches * number / evaluations) * rollouts.config.steps_per_batch
             for number in range(evaluations + 1)
         }
     )
@@ -294,23 +305,23 @@ def _shown(
     rollouts: Rollouts,
     evaluations: int,
     prompts: Sequence[tuple[list[int], bool]],
-    layout: Layout,
-    asking: Asking,
+    template: ChatTemplate,
+    sampling: SamplingParams,
     progress: Progress,
 ) -> Callable[[int, Any], dict[str, float]]:
     """Samples: the same held-out prompts answered on the way, by the policy as it is."""
     from gpt_model.generation import generate
 
-    def show(step: int, model: Actors) -> dict[str, float]:
+    def show(step: int, model: ActorCritic) -> dict[str, float]:
         if progress.rank == 0:
-            asked, decode = [prompt for prompt, _ in prompts], layout.tokenizer.decode
+            texts, decode = [prompt for prompt, _ in prompts], template.tokenizer.decode
             written = generate(
                 model.policy,
-                asked,
-                asking.max_new_tokens,
-                asking.temperature,
+                texts,
+                sampling.max_new_tokens,
+                sampling.temperature,
                 seed=0,
-                stop=(asking.end,),
+                stop=(sampling.end_of_text,),
             )
             for number, ((prompt, whole), answer) in enumerate(
                 zip(prompts, written, strict=True), start=1
@@ -326,9 +337,9 @@ def _shown(
 
 
 def _held_out(
-    model: Actors,
+    model: ActorCritic,
     prompts: Sequence[list[int]],
-    asking: Asking,
+    sampling: SamplingParams,
     folder: Path,
     seed: int,
     execution: Execution,
@@ -337,12 +348,15 @@ def _held_out(
     """Answers to held-out prompts before and after: reward, length, and how far from the reference,
     each with its 95 % interval.
     """
-    from gpt_model.rlhf.episodes import Cast
+    from gpt_model.rlhf.episodes import RolloutModels
 
     arms = {"before": model.reference, "after": model.policy}
-    casts = {arm: Cast(policy, model.reference, model.reward, None) for arm, policy in arms.items()}
+    casts = {
+        arm: RolloutModels(policy, model.reference, model.reward, None)
+        for arm, policy in arms.items()
+    }
     found = {
-        arm: _answered(cast, prompts, asking, folder / arm, seed, execution, chunk)
+        arm: _answered(cast, prompts, sampling, folder / arm, seed, execution, chunk)
         for arm, cast in casts.items()
     }
     before, after = found["before"], found["after"]
@@ -351,8 +365,8 @@ def _held_out(
         **_interval("reward", after.rewards),
         **_interval("reward_gain", after.rewards - before.rewards),  # prompt by prompt
         **_interval("kl", after.kl()),
-        **_interval("length_before", before.actions),
-        **_interval("length", after.actions),
+        **_interval("length_before", before.action_counts),
+        **_interval("length", after.action_counts),
         "entropy_before": float(before.entropy.mean()),
         "entropy": float(after.entropy.mean()),
         "ended_before": float(before.ended.float().mean()),
@@ -364,9 +378,9 @@ def _held_out(
 
 
 def _answered(
-    cast: Cast,
+    cast: RolloutModels,
     prompts: Sequence[list[int]],
-    asking: Asking,
+    sampling: SamplingParams,
     folder: Path,
     seed: int,
     execution: Execution,
@@ -374,15 +388,14 @@ def _answered(
 ) -> Episodes:
     """An answer to each prompt, shared out over the ranks. Collective."""
     import torch
-    from safetensors.torch import load_file
 
-    from gpt_model.rlhf.episodes import Episodes, roll_out
+    from gpt_model.rlhf.episodes import Episodes, sample_in_chunks
 
     size = max(1, min(chunk, -(-len(prompts) // execution.world_size)))
-    share = size, execution.rank, execution.world_size
-    paths = list(roll_out(cast, prompts, range(len(prompts)), asking, seed, folder, share))
+    ids, rank, ranks = range(len(prompts)), execution.rank, execution.world_size
+    paths = list(sample_in_chunks(cast, prompts, ids, sampling, seed, folder, size, rank, ranks))
     torch.distributed.barrier()
-    return Episodes.together([Episodes.of(load_file(path)) for path in paths])
+    return Episodes.load(paths)
 
 
 def _interval(name: str, values: Any) -> dict[str, float]:
@@ -396,7 +409,7 @@ def _interval(name: str, values: Any) -> dict[str, float]:
     return {**ends, name: sum(numbers) / len(numbers)}
 
 
-def _text(model: Actors, tokens: Artifact | None, execution: Execution) -> dict[str, float]:
+def _text(model: ActorCritic, tokens: Artifact | None, execution: Execution) -> dict[str, float]:
     """Bits per byte of held-out text, of the policy at the start and at the end; none where the
     recipe has no corpus. Collective.
     """
@@ -431,16 +444,16 @@ def _rewards_are_numbers(built: Built) -> Verdict:
 
 def _has_not_run_away(built: Built) -> Verdict:
     """What stops a run between two batches, held against what the last one made of the policy."""
-    from gpt_model.rlhf.rollouts import Limits, diverged
+    from gpt_model.rlhf.rollouts import Limits, divergence
 
     m, stop = built.metrics, built.config["ppo"]["stop"]
     if not {"reward", "reward_before", "reward_before_spread"} <= set(m):
         return Verdict(False, "No answer to a held-out prompt has a reward that is a number.")
     told = {name: m[name] for name in ("kl", "length", "ended", "reward", "not_a_number")}
     first = {name: m[f"{name}_before"] for name in ("length", "ended", "reward")} | {
-        "reward_spread": m["reward_before_spread"]
+        "reward_std": m["reward_before_spread"]
     }
-    reason = diverged(
+    reason = divergence(
         told, first, Limits(stop["kl"], stop["length"], stop["reward"]), int(m["answered"])
     )
     return Verdict(

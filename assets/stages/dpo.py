@@ -33,7 +33,7 @@ from gpt_model.errors import UserError, about
 
 if TYPE_CHECKING:
     from gpt_model.rlhf.dpo import LogProbabilities
-    from gpt_model.rlhf.reward_model import Compared
+    from gpt_model.rlhf.reward_model import EncodedRanking
     from gpt_model.transformer import GPT
 
 
@@ -51,10 +51,12 @@ def prefer(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
     from gpt_model.training.loop import Hook, train
 
     section, scratch = config["dpo"], output / SCRATCH
-    gpt, layout = tuning_io.begin(inputs["policy_init"], None, section["dropout"], section["seed"])
-    laid = laid_out(inputs["comparisons"], layout, gpt.config.context, progress)
-    training, held_out = laid["training"].compared, laid["held_out"].compared
-    prompts = dpo.prompts_of(section["batch"], training)
+    gpt, template = tuning_io.begin(
+        inputs["policy_init"], None, section["dropout"], section["seed"]
+    )
+    laid = laid_out(inputs["comparisons"], template, gpt.config.context, progress)
+    training, held_out = laid["training"].encoded, laid["held_out"].encoded
+    prompts = dpo.prompts_per_step(section["batch"], training)
     with about("dpo"):
         batches = batches_of(
             [one.tokens for one in training], prompts, section, progress, gpt.config.context
@@ -63,12 +65,12 @@ def prefer(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
         execution_of(progress.profile, progress), compile=False
     )  # texts are of any length
     start(execution)
-    before = dpo.reference(
+    before = dpo.reference_log_probabilities(
         gpt, [*training, *held_out], scratch / "reference", execution, section["precision"]
     )
     then = before[len(training) :]
 
-    objective = dpo.Preferring(
+    objective = dpo.DPOObjective(
         training, before[: len(training)], section["beta"], batches, execution.device
     )
     some = evenly(range(len(held_out)), ON_THE_WAY)
@@ -87,7 +89,7 @@ def prefer(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
     if progress.rank:
         return {}
     gpt.eval()
-    now = dpo.by_ranking(gpt, held_out, section["precision"])
+    now = dpo.ranking_log_probabilities(gpt, held_out, section["precision"])
     rewards = dpo.implicit_rewards(now, then, section["beta"])
     _check_numbers(rewards, held_out)
     metrics = measured({"": rewards}, held_out) | _moved(now, then, held_out) | counted(laid)
@@ -98,7 +100,7 @@ def prefer(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
     }
     facts = {name: round(value, 6) for name, value in metrics.items()}
     gpt.to("cpu")
-    tuning_io.write(output, gpt, layout.tokenizer, facts)
+    tuning_io.write(output, gpt, template.tokenizer, facts)
     rows = [
         {"source": one.source, "id": one.id, "pairs": one.pairs, "rewards": own}
         for one, own in zip(held_out, rewards, strict=True)
@@ -109,7 +111,7 @@ def prefer(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
     return {**metrics, "seconds": outcome.seconds, "pairs_per_second": outcome.units_per_second}
 
 
-def _check_numbers(rewards: LogProbabilities, compared: Sequence[Compared]) -> None:
+def _check_numbers(rewards: LogProbabilities, compared: Sequence[EncodedRanking]) -> None:
     """Raises UserError where training has left a model whose probabilities are no numbers."""
     bad = [
         one for one, own in zip(compared, rewards, strict=True) if not all(map(math.isfinite, own))
@@ -123,7 +125,10 @@ def _check_numbers(rewards: LogProbabilities, compared: Sequence[Compared]) -> N
 
 
 def _evaluation(
-    held_out: Sequence[Compared], before: LogProbabilities, section: Mapping[str, Any], rank: int
+    held_out: Sequence[EncodedRanking],
+    before: LogProbabilities,
+    section: Mapping[str, Any],
+    rank: int,
 ) -> Callable[[int, Any], Mapping[str, float]]:
     """Accuracy, log loss and margin of the implicit reward on some held-out rankings, as a hook of
     the loop.
@@ -134,7 +139,9 @@ def _evaluation(
         if rank or not held_out:
             return {}
         rewards = dpo.implicit_rewards(
-            dpo.by_ranking(model, held_out, section["precision"]), before, section["beta"]
+            dpo.ranking_log_probabilities(model, held_out, section["precision"]),
+            before,
+            section["beta"],
         )
         pairs = [one.pairs for one in held_out]
         (accuracy,), _ = pairwise.accuracies([rewards], pairs)
@@ -148,7 +155,9 @@ def _evaluation(
     return evaluate
 
 
-def _moved(now: LogProbabilities, then: LogProbabilities, held_out: Sequence[Compared]) -> Metrics:
+def _moved(
+    now: LogProbabilities, then: LogProbabilities, held_out: Sequence[EncodedRanking]
+) -> Metrics:
     """Nats by which better and worse responses have become likelier, a mean over comparisons. Only
     the gap is trained: both may fall.
     """

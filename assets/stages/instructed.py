@@ -31,8 +31,8 @@ from assets.stages.prompt_subset import drawn
 from gpt_model.errors import UserError
 
 if TYPE_CHECKING:
+    from gpt_model.rlhf.answers import Answer
     from gpt_model.rlhf.records import Prompt
-    from gpt_model.rlhf.responses import Answer
 
 ANSWERS = "answers.jsonl"
 SHOWN = 3  # answers of each epoch
@@ -86,7 +86,7 @@ def choose(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
     """
     from gpt_model import convert
     from gpt_model.rlhf import reward_model as reward
-    from gpt_model.rlhf.chat_template import Layout
+    from gpt_model.rlhf.chat_template import ChatTemplate
     from gpt_model.tokenizer import Tokenizer
 
     supervised, section = require(inputs, "supervised"), config["instructed"]
@@ -105,13 +105,13 @@ def choose(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
     for done, (number, folder) in enumerate(folders):
         answers, rewards = _answered(
             folder,
-            Layout(tokenizer),
+            ChatTemplate(tokenizer),
             prompts,
             inputs["reward_model"],
             section,
             progress.profile.device,
         )
-        reward.check_numbers(
+        reward.check_finite(
             rewards,
             lambda at: f"{prompts[at].source}, {prompts[at].id}",
             f"answers of epoch {number}",
@@ -152,7 +152,7 @@ def choose(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
 
 def _answered(
     folder: Path,
-    layout: Any,
+    template: Any,
     prompts: Sequence[Prompt],
     scorer: Artifact,
     section: Config,
@@ -161,19 +161,19 @@ def _answered(
     """One epoch's answers, and their rewards."""
     from gpt_model import convert
     from gpt_model.rlhf import reward_model as reward
-    from gpt_model.rlhf.responses import answer
+    from gpt_model.rlhf.answers import sample_answers
 
     model, dialogues = convert.load(folder).to(device).eval(), [prompt.turns for prompt in prompts]
-    answers = answer(
+    answers = sample_answers(
         model,
-        layout,
+        template,
         dialogues,
         max_new_tokens=section["max_new_tokens"],
         temperature=section["temperature"],
         seed=section["seed"],
     )
     texts = [(turns, one.text) for turns, one in zip(dialogues, answers, strict=True)]
-    return answers, reward.score(reward.load(scorer.path), layout, texts, device)
+    return answers, reward.score(reward.load(scorer.path), template, texts, device)
 
 
 def epoch_folders(supervised: Artifact) -> list[tuple[int, Path]]:

@@ -48,14 +48,14 @@ def windows_of(
 
 
 def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
-    from gpt_model.rlhf.sft import Supervised
+    from gpt_model.rlhf.sft import SFTObjective
 
     section = config["policy_init"]
-    gpt, layout = tuning_io.begin(
+    gpt, template = tuning_io.begin(
         inputs["pretrained"], inputs["tokenizer"].path, section["dropout"], section["seed"]
     )
     shape = gpt.config
-    data = dialogues(inputs["demonstrations"].path, layout, shape.context, progress)
+    data = dialogues(inputs["demonstrations"].path, template, shape.context, progress)
     sizes = [len(one.tokens) for one in data.training]
     share = section["pretraining_share"]
     # of a batch's sequences, text of the corpus among them: `batch` of both together
@@ -70,8 +70,8 @@ def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Me
         windows = (
             windows_of(inputs["tokens"], shape.context, mixed, section["seed"]) if mixed else None
         )
-    objective = Supervised(data.training, batches, shape.flops_per_token(), mixed, windows, share)
-    outcome, losses = tune(gpt, layout, data, objective, section, output, progress, keeping=False)
+    objective = SFTObjective(data.training, batches, shape.flops_per_token(), mixed, windows, share)
+    outcome, losses = tune(gpt, template, data, objective, section, output, progress, keeping=False)
     metrics = metrics_of(outcome, data, sizes) | {
         "held_out_loss": losses[-1],
         "pretraining_sequences_a_batch": float(mixed),
@@ -82,7 +82,7 @@ def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Me
             "mixed": mixed,
             "held_out_loss": round(losses[-1], 6),
         }
-        tuning_io.write(output, gpt, layout.tokenizer, facts)
+        tuning_io.write(output, gpt, template.tokenizer, facts)
     return metrics
 
 

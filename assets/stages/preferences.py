@@ -54,11 +54,11 @@ from gpt_model.rlhf import win_rates
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gpt_model.rlhf.answers import Answer, PromptEncoder
     from gpt_model.rlhf.bag_of_words import BagOfWords
-    from gpt_model.rlhf.chat_template import Layout
+    from gpt_model.rlhf.chat_template import ChatTemplate
     from gpt_model.rlhf.dialogue import Dialogue
     from gpt_model.rlhf.records import Prompt
-    from gpt_model.rlhf.responses import Answer, Asks
     from gpt_model.statistics import ConfidenceInterval
     from gpt_model.transformer import GPT
 
@@ -77,7 +77,7 @@ def compare(config: Config, inputs: Inputs, output: Path, progress: Progress) ->
     """
     if progress.rank:
         return {}
-    from gpt_model.rlhf.chat_template import Layout
+    from gpt_model.rlhf.chat_template import ChatTemplate
     from gpt_model.tokenizer import Tokenizer
 
     section, names = config["preferences"], [name for name in MODELS if name in inputs]
@@ -85,16 +85,16 @@ def compare(config: Config, inputs: Inputs, output: Path, progress: Progress) ->
     reference = (
         REFERENCE if REFERENCE in inputs else next(name for name in names if name != PRETRAINED)
     )
-    layout = Layout(Tokenizer.load(folders[reference]))
+    template = ChatTemplate(Tokenizer.load(folders[reference]))
     context = int(base_model.shape(inputs[reference])["context"])
     asked = drawn(inputs["prompts"].path, section)
-    prompts, left_out = _with_room(asked, layout, context, section)
+    prompts, left_out = _with_room(asked, template, context, section)
     progress.log(
         f"{len(prompts)} held-out prompts, {left_out} longer than what leaves room for an answer are left out"
     )
     compared = Compared(prompts)
-    _answer_all(compared, folders, reference, layout, section, inputs, progress)
-    _score_all(compared, layout, section, inputs, progress)
+    _answer_all(compared, folders, reference, template, section, inputs, progress)
+    _score_all(compared, template, section, inputs, progress)
     results = {
         "prompts": len(prompts),
         "left_out": left_out,
@@ -109,13 +109,15 @@ def compare(config: Config, inputs: Inputs, output: Path, progress: Progress) ->
 
 
 def _with_room(
-    asked: Drawn, layout: Layout, context: int, section: Mapping[str, Any]
+    asked: Drawn, template: ChatTemplate, context: int, section: Mapping[str, Any]
 ) -> tuple[list[Prompt], int]:
     """The prompts, and how many of them leave no room for an answer. Raises UserError where none
     does.
     """
     room = context - section["max_new_tokens"] - 1
-    kept = [prompt for prompt in asked.compared if len(layout.prompt(prompt.turns)) <= room]
+    kept = [
+        prompt for prompt in asked.compared if len(template.encode_prompt(prompt.turns)) <= room
+    ]
     if not kept:
         raise UserError(
             f"None of {len(asked.compared)} held-out prompts leaves room for an answer: the context is {context} tokens and an answer up "
@@ -129,7 +131,7 @@ def _answer_all(
     compared: Compared,
     folders: Mapping[str, Path],
     reference: str,
-    layout: Layout,
+    template: ChatTemplate,
     section: Mapping[str, Any],
     inputs: Inputs,
     progress: Progress,
@@ -138,7 +140,7 @@ def _answer_all(
     texts it finds likelier.
     """
     from gpt_model import convert
-    from gpt_model.rlhf.responses import PlainText
+    from gpt_model.rlhf.answers import PlainText
 
     device, turns = progress.profile.device, [prompt.turns for prompt in compared.prompts]
     first = convert.load(folders[reference]).to(device).eval()
@@ -150,62 +152,68 @@ def _answer_all(
             name == PRETRAINED
             # it knows no markers: it goes on with the same words, and finds nothing likely that has any
         ):
-            compared.answers[name] = _answers(model, PlainText(layout.tokenizer), turns, section)
+            compared.answers[name] = _answers(model, PlainText(template.tokenizer), turns, section)
             continue
-        answers = compared.answers[name] = _answers(model, layout, turns, section)
+        answers = compared.answers[name] = _answers(model, template, turns, section)
         compared.kl[name] = (
-            _kl(answers, first, layout, turns, section)
+            _kl(answers, first, template, turns, section)
             if name != reference
             else np.zeros(len(answers))
         )
         if (
             "comparisons" in inputs
-            and (liked := _prefers(model, layout, inputs["comparisons"])) is not None
+            and (liked := _prefers(model, template, inputs["comparisons"])) is not None
         ):
             compared.prefers[name] = liked
     if reference == REFERENCE and "reward_model" in inputs:
-        compared.answers[BEST] = _answers(first, layout, turns, section, copies=section["best_of"])
+        compared.answers[BEST] = _answers(
+            first, template, turns, section, copies=section["best_of"]
+        )
     progress.advance(len(folders), len(folders), "models")
 
 
 def _answers(
-    model: GPT, layout: Asks, turns: Sequence[Dialogue], section: Mapping[str, Any], copies: int = 1
+    model: GPT,
+    template: PromptEncoder,
+    turns: Sequence[Dialogue],
+    section: Mapping[str, Any],
+    copies: int = 1,
 ) -> list[Answer]:
-    from gpt_model.rlhf.responses import answer
+    from gpt_model.rlhf.answers import sample_answers
 
     seed = section["seed"] + (copies > 1)  # the best of n is of answers of its own
-    return answer(
+    return sample_answers(
         model,
-        layout,
+        template,
         turns,
         max_new_tokens=section["max_new_tokens"],
         temperature=section["temperature"],
         seed=seed,
         copies=copies,
-        noting=copies == 1,
+        log_probabilities=copies == 1,
     )
 
 
 def _kl(
     answers: Sequence[Answer],
     first: GPT,
-    layout: Layout,
+    template: ChatTemplate,
     turns: Sequence[Dialogue],
     section: Mapping[str, Any],
 ) -> NDArray[np.float64]:
     """Nats of each answer from the reference, which reads it; what the model itself gives it was
     known as it was written.
     """
-    from gpt_model.rlhf.likelihood import log_probabilities
+    from gpt_model.log_probabilities import continuation_log_probabilities
 
     texts = [
-        [*layout.prompt(prompt), *answer.tokens]
+        [*template.encode_prompt(prompt), *answer.tokens]
         for prompt, answer in zip(turns, answers, strict=True)
     ]
-    theirs = log_probabilities(
+    theirs = continuation_log_probabilities(
         first, texts, [len(answer.tokens) for answer in answers], section["temperature"]
     )
-    return np.array([answer.nats for answer in answers]) - np.array(theirs)
+    return np.array([answer.log_probability for answer in answers]) - np.array(theirs)
 
 
 def _read(compared: Compared, name: str, model: GPT, inputs: Inputs, device: Any) -> None:
@@ -222,27 +230,31 @@ def _read(compared: Compared, name: str, model: GPT, inputs: Inputs, device: Any
         compared.windows[name] = windows[windows[:, 2] > 0]
 
 
-def _prefers(model: GPT, layout: Layout, comparisons: Artifact) -> ConfidenceInterval | None:
+def _prefers(
+    model: GPT, template: ChatTemplate, comparisons: Artifact
+) -> ConfidenceInterval | None:
     """How often a model finds likelier, by the token, what people ranked higher, over held-out
     pairs; None where none can be read.
     """
-    from gpt_model.rlhf.likelihood import log_probabilities
+    from gpt_model.log_probabilities import continuation_log_probabilities
     from gpt_model.rlhf.pairwise import accuracies
     from gpt_model.rlhf.records import evenly, read_comparisons
-    from gpt_model.rlhf.reward_model import lay_out
+    from gpt_model.rlhf.reward_model import encode_rankings
 
     rankings = evenly(read_comparisons(comparisons.path, "held_out"), ON_THE_WAY)
-    laid = lay_out(layout, rankings, model.config.context)
-    texts = [text for one in laid.compared for text in one.texts]
-    sizes = [size for one in laid.compared for size in one.responses]
+    laid = encode_rankings(template, rankings, model.config.context)
+    texts = [text for one in laid.encoded for text in one.texts]
+    sizes = [size for one in laid.encoded for size in one.response_lengths]
     if not texts:
         return None
     by_token = (
         nats / size
-        for nats, size in zip(log_probabilities(model, texts, sizes), sizes, strict=True)
+        for nats, size in zip(
+            continuation_log_probabilities(model, texts, sizes), sizes, strict=True
+        )
     )
-    likings = [[next(by_token) for _ in one.texts] for one in laid.compared]
-    [found], _ = accuracies([likings], [one.pairs for one in laid.compared])
+    likings = [[next(by_token) for _ in one.texts] for one in laid.encoded]
+    [found], _ = accuracies([likings], [one.pairs for one in laid.encoded])
     return found
 
 
@@ -251,7 +263,7 @@ def _prefers(model: GPT, layout: Layout, comparisons: Artifact) -> ConfidenceInt
 
 def _score_all(
     compared: Compared,
-    layout: Layout,
+    template: ChatTemplate,
     section: Mapping[str, Any],
     inputs: Inputs,
     progress: Progress,
@@ -265,12 +277,14 @@ def _score_all(
     turns = [prompt.turns for prompt in compared.prompts]
     if "reward_model" in inputs:
         folder = inputs["reward_model"].path
-        reward_model.check_vocabulary(Tokenizer.load(folder / "model"), layout.tokenizer)
+        reward_model.check_vocabulary(Tokenizer.load(folder / "model"), template.tokenizer)
         scorer, compared.scores["reward_model"] = reward_model.load(folder), {}
         for name, answers in list(compared.answers.items()):
             asked = [one for one in turns for _ in range(section["best_of"] if name == BEST else 1)]
             texts = [(prompt, answer.text) for prompt, answer in zip(asked, answers, strict=True)]
-            scores = np.asarray(reward_model.score(scorer, layout, texts, progress.profile.device))
+            scores = np.asarray(
+                reward_model.score(scorer, template, texts, progress.profile.device)
+            )
             if name == BEST:
                 best = win_rates.best(scores, section["best_of"])
                 compared.answers[BEST], scores = [answers[place] for place in best], scores[best]

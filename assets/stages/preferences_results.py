@@ -22,9 +22,9 @@ from gpt_model.statistics import ConfidenceInterval, bootstrap_mean, bootstrap_r
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gpt_model.rlhf.answers import Answer
     from gpt_model.rlhf.dialogue import Dialogue
     from gpt_model.rlhf.records import Prompt
-    from gpt_model.rlhf.responses import Answer
 
 MODELS = (
     "pretrained",

@@ -11,9 +11,9 @@ from assets.contract import Artifact, Metrics, Progress
 from gpt_model.errors import UserError
 
 if TYPE_CHECKING:
-    from gpt_model.rlhf.chat_template import Layout
+    from gpt_model.rlhf.chat_template import ChatTemplate
     from gpt_model.rlhf.pairwise import Scores
-    from gpt_model.rlhf.reward_model import Compared, Laid
+    from gpt_model.rlhf.reward_model import EncodedRanking, EncodedRankings
 
 SPLITS = ("training", "held_out")
 HELD_OUT = "held_out.jsonl"  # what was given to each response of the held-out rankings
@@ -25,29 +25,29 @@ ON_THE_WAY = 256  # of them at most
 
 
 def laid_out(
-    comparisons: Artifact, layout: Layout, context: int, progress: Progress
-) -> dict[str, Laid]:
+    comparisons: Artifact, template: ChatTemplate, context: int, progress: Progress
+) -> dict[str, EncodedRankings]:
     """Both splits as tokens. Raises UserError where there is nothing to learn from."""
     from gpt_model.rlhf.records import read_comparisons
-    from gpt_model.rlhf.reward_model import lay_out
+    from gpt_model.rlhf.reward_model import encode_rankings
 
     laid = {}
     for split in SPLITS:
-        laid[split] = lay_out(layout, read_comparisons(comparisons.path, split), context)
-        progress.log(laid[split].told(split))
-    if not laid["training"].compared:
+        laid[split] = encode_rankings(template, read_comparisons(comparisons.path, split), context)
+        progress.log(laid[split].summary(split))
+    if not laid["training"].encoded:
         raise UserError(
-            f"{laid['training'].told('training')} There is nothing to learn from: give comparisons of which one response is better, and "
+            f"{laid['training'].summary('training')} There is nothing to learn from: give comparisons of which one response is better, and "
             f"which fit the context of {context} tokens.",
             field="comparisons",
         )
     return laid
 
 
-def counted(laid: Mapping[str, Laid]) -> Metrics:
+def counted(laid: Mapping[str, EncodedRankings]) -> Metrics:
     found: Metrics = {}
     for split, one in laid.items():
-        found |= {f"{split}/rankings": len(one.compared), f"{split}/comparisons": one.pairs}
+        found |= {f"{split}/rankings": len(one.encoded), f"{split}/comparisons": one.pairs}
         found |= {
             f"{split}/without_pairs": one.without_pairs,
             f"{split}/too_long": len(one.too_long),
@@ -63,7 +63,7 @@ def evaluation_steps(steps: int) -> list[int]:
     )
 
 
-def measured(scores: Mapping[str, Scores], compared: Sequence[Compared]) -> Metrics:
+def measured(scores: Mapping[str, Scores], compared: Sequence[EncodedRanking]) -> Metrics:
     """Of one or two models ("": the one this is about): accuracy on rankings, by source too; of the
     first also log loss and calibration.
     """

@@ -49,9 +49,9 @@ from assets.stages.supervised import batches_of
 from gpt_model.errors import UserError, about
 
 if TYPE_CHECKING:
-    from gpt_model.rlhf.chat_template import Layout
+    from gpt_model.rlhf.chat_template import ChatTemplate
     from gpt_model.rlhf.pairwise import Scores
-    from gpt_model.rlhf.reward_model import Compared, Laid, RewardModel
+    from gpt_model.rlhf.reward_model import EncodedRanking, EncodedRankings, RewardModel
 
 DEMONSTRATIONS = 512  # the mean reward of so many is 0
 ZERO = 1e-3  # what their mean may be off, being added up anew
@@ -66,21 +66,21 @@ def train_reward_model(config: Config, inputs: Inputs, output: Path, progress: P
     """
     from gpt_model.rlhf.batches import settings_of
     from gpt_model.rlhf.records import evenly
-    from gpt_model.rlhf.reward_model import Comparing, RewardModel
+    from gpt_model.rlhf.reward_model import RewardModel, RewardObjective
     from gpt_model.training.loop import Hook, train
 
     section = config["reward_model"]
     own = (
         tuning_io.model_of(inputs["start"]) / "tokenizer.json"
     ).is_file()  # an imported one may be without
-    gpt, layout = tuning_io.begin(
+    gpt, template = tuning_io.begin(
         inputs["start"],
         None if own else inputs["tokenizer"].path,
         section["dropout"],
         section["seed"],
     )
-    laid = laid_out(inputs["comparisons"], layout, gpt.config.context, progress)
-    training, held_out = laid["training"].compared, laid["held_out"].compared
+    laid = laid_out(inputs["comparisons"], template, gpt.config.context, progress)
+    training, held_out = laid["training"].encoded, laid["held_out"].encoded
     with about("reward_model"):
         batches = batches_of(
             [one.tokens for one in training],
@@ -94,7 +94,7 @@ def train_reward_model(config: Config, inputs: Inputs, output: Path, progress: P
     )  # texts are of any length
 
     model, some = RewardModel(gpt, section["seed"]), evenly(held_out, ON_THE_WAY)
-    objective = Comparing(training, batches, execution.device)
+    objective = RewardObjective(training, batches, execution.device)
     hooks = [
         Hook(evaluation_steps(batches.steps), _evaluation(some, execution.device, progress.rank))
     ]
@@ -110,7 +110,7 @@ def train_reward_model(config: Config, inputs: Inputs, output: Path, progress: P
     if progress.rank:
         return {}
     model.eval()
-    metrics = _shifted(model, layout, inputs["demonstrations"], section["seed"], execution.device)
+    metrics = _shifted(model, template, inputs["demonstrations"], section["seed"], execution.device)
     scores: dict[str, Scores] = {"": scores_of(model, held_out, execution.device)}
     if (baseline := _baseline(laid)) is None:
         progress.log(f"A bag of words is not run: {NO_WORDS}.")
@@ -120,18 +120,20 @@ def train_reward_model(config: Config, inputs: Inputs, output: Path, progress: P
     metrics |= measured(scores, held_out) | counted(laid)
     metrics |= {"loss": outcome.loss, "steps": outcome.steps, "seconds": outcome.seconds}
     metrics["comparisons_per_second"] = outcome.units_per_second
-    _write(model, layout, output, metrics)
+    _write(model, template, output, metrics)
     _write_held_out(output, laid["held_out"], scores)
     return metrics
 
 
-def scores_of(model: RewardModel, compared: Sequence[Compared], device: str) -> list[list[float]]:
+def scores_of(
+    model: RewardModel, compared: Sequence[EncodedRanking], device: str
+) -> list[list[float]]:
     """The reward of each response of each ranking. Raises UserError where one is not a number."""
-    from gpt_model.rlhf.reward_model import check_numbers, rewards_of
+    from gpt_model.rlhf.reward_model import check_finite, rewards_of
 
     names = [(one.source, one.id, place) for one in compared for place in range(len(one.texts))]
     found = rewards_of(model, [text for one in compared for text in one.texts], device)
-    check_numbers(
+    check_finite(
         found,
         lambda number: "{}, {}, response {}".format(*names[number][:2], names[number][2] + 1),
         "held-out responses",
@@ -141,7 +143,7 @@ def scores_of(model: RewardModel, compared: Sequence[Compared], device: str) -> 
 
 
 def _evaluation(
-    held_out: Sequence[Compared], device: str, rank: int
+    held_out: Sequence[EncodedRanking], device: str, rank: int
 ) -> Callable[[int, Any], Mapping[str, float]]:
     """Accuracy and log loss on some held-out rankings, as a hook of the loop."""
     from gpt_model.rlhf import pairwise
@@ -160,16 +162,16 @@ def _evaluation(
 
 
 def _shifted(
-    model: RewardModel, layout: Layout, demonstrations: Artifact, seed: int, device: str
+    model: RewardModel, template: ChatTemplate, demonstrations: Artifact, seed: int, device: str
 ) -> Metrics:
     """Have the training demonstrations, or a seeded subset, a mean reward of 0 (section 3.5)."""
     from gpt_model.rlhf.records import read_demonstrations
-    from gpt_model.rlhf.reward_model import check_numbers, rewards_of, text_of
+    from gpt_model.rlhf.reward_model import check_finite, encode_text, rewards_of
 
     given = read_demonstrations(demonstrations.path, "training")
     chosen = random.Random(f"{seed} demonstrations").sample(given, min(DEMONSTRATIONS, len(given)))
     laid = [
-        (one, text_of(layout, one.turns[:-1], one.turns[-1].text, model.gpt.config.context))
+        (one, encode_text(template, one.turns[:-1], one.turns[-1].text, model.gpt.config.context))
         for one in chosen
     ]
     fitting = [(one, text) for one, text in laid if text is not None]
@@ -180,7 +182,7 @@ def _shifted(
         )
     texts = [text for _, text in fitting]
     rewards = rewards_of(model, texts, device)
-    check_numbers(
+    check_finite(
         rewards,
         lambda number: f"{fitting[number][0].source}, {fitting[number][0].id}",
         "demonstrations",
@@ -194,7 +196,7 @@ def _shifted(
     }
 
 
-def _baseline(laid: Mapping[str, Laid]) -> Scores | None:
+def _baseline(laid: Mapping[str, EncodedRankings]) -> Scores | None:
     """What a bag of words, trained on the same rankings, gives the held-out responses; None where
     they have no words.
     """
@@ -206,12 +208,12 @@ def _baseline(laid: Mapping[str, Laid]) -> Scores | None:
         return None
 
 
-def _write(model: RewardModel, layout: Layout, output: Path, metrics: Metrics) -> None:
+def _write(model: RewardModel, template: ChatTemplate, output: Path, metrics: Metrics) -> None:
     from gpt_model.rlhf import reward_model
 
     model.to("cpu")
     model.gpt.config = model.gpt.config.model_copy(update={"dropout": 0.0})
-    reward_model.save(model, layout.tokenizer, output)
+    reward_model.save(model, template.tokenizer, output)
     base_model.write_shape(model.gpt.config, output)
     left_out = ("seconds", "comparisons_per_second")  # which differ from run to run
     facts = {name: round(value, 6) for name, value in metrics.items() if name not in left_out}
@@ -220,7 +222,7 @@ def _write(model: RewardModel, layout: Layout, output: Path, metrics: Metrics) -
     )
 
 
-def _write_held_out(output: Path, held_out: Laid, scores: Mapping[str, Scores]) -> None:
+def _write_held_out(output: Path, held_out: EncodedRankings, scores: Mapping[str, Scores]) -> None:
     """Ids and numbers, no text: who may not be shown is not copied."""
     rows = [
         {
@@ -231,7 +233,7 @@ def _write_held_out(output: Path, held_out: Laid, scores: Mapping[str, Scores]) 
             **{name or "rewards": given[place] for name, given in scores.items()},
         }
         for place, (ranking, one) in enumerate(
-            zip(held_out.rankings, held_out.compared, strict=True)
+            zip(held_out.rankings, held_out.encoded, strict=True)
         )
     ]
     (output / HELD_OUT).write_text(

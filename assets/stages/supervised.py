@@ -23,9 +23,9 @@ from gpt_model.errors import UserError, about
 from gpt_model.training.batching import TRAINING_TOKENS, EpochBatches
 
 if TYPE_CHECKING:
-    from gpt_model.rlhf.chat_template import Laid, Layout
+    from gpt_model.rlhf.chat_template import ChatTemplate, EncodedDialogue
     from gpt_model.rlhf.records import Demonstration
-    from gpt_model.rlhf.sft import Supervised
+    from gpt_model.rlhf.sft import SFTObjective
     from gpt_model.training.loop import Execution, Outcome
     from gpt_model.transformer import GPT
 
@@ -37,23 +37,27 @@ SAMPLES, SAMPLE_TOKENS = 3, 48
 class Dialogues:
     """Demonstrations as one model's tokens, and what could not be used whole."""
 
-    training: Sequence[Laid]
-    held_out: Sequence[Laid]
+    training: Sequence[EncodedDialogue]
+    held_out: Sequence[EncodedDialogue]
     asked: Sequence[Demonstration]  # held-out ones whose prompts are answered on the way
     unseen: Collection[str]  # sources whose licence does not cover their text
     counts: Mapping[str, int]
 
 
-def dialogues(artifact: Path, layout: Layout, context: int, progress: Progress) -> Dialogues:
+def dialogues(
+    artifact: Path, template: ChatTemplate, context: int, progress: Progress
+) -> Dialogues:
     """Raises UserError where none fits the context."""
     from gpt_model.rlhf.records import evenly, read_demonstrations
-    from gpt_model.rlhf.sft import fitting
+    from gpt_model.rlhf.sft import encode_dialogues
 
-    training, counts = fitting(
-        [one.turns for one in read_demonstrations(artifact, "training")], layout, context
+    training, counts = encode_dialogues(
+        [one.turns for one in read_demonstrations(artifact, "training")], template, context
     )
     known = read_demonstrations(artifact, "held_out")
-    held_out, _ = fitting([one.turns for one in evenly(known, HELD_OUT)], layout, context)
+    held_out, _ = encode_dialogues(
+        [one.turns for one in evenly(known, HELD_OUT)], template, context
+    )
     if not training or not held_out:
         raise UserError(
             f"None of the {'training' if not training else 'held-out'} demonstrations fits the model's context of {context} tokens: "
@@ -70,9 +74,9 @@ def dialogues(artifact: Path, layout: Layout, context: int, progress: Progress) 
 
 def tune(
     gpt: GPT,
-    layout: Layout,
+    template: ChatTemplate,
     data: Dialogues,
-    objective: Supervised,
+    objective: SFTObjective,
     section: Mapping[str, Any],
     output: Path,
     progress: Progress,
@@ -83,7 +87,7 @@ def tune(
     held-out loss by epoch)
     """
     from gpt_model.rlhf.batches import settings_of
-    from gpt_model.rlhf.sft import held_out_loss, keep_epoch
+    from gpt_model.rlhf.sft import held_out_loss, save_epoch
     from gpt_model.training.engine import start
     from gpt_model.training.loop import Hook, train
 
@@ -99,8 +103,8 @@ def tune(
         found = held_out_loss(model, data.held_out, execution)
         if execution.rank == 0:
             if keeping:
-                keep_epoch(model, output, epoch)
-            for name, text in _samples(model, layout, data, section["seed"]):
+                save_epoch(model, output, epoch)
+            for name, text in _samples(model, template, data, section["seed"]):
                 progress.text(step, name, text)
         return {"held_out/loss": found, "epoch": float(epoch)}
 
@@ -139,12 +143,14 @@ def _losses_by_epoch(
     ]
 
 
-def _samples(model: GPT, layout: Layout, data: Dialogues, seed: int) -> list[tuple[str, str]]:
-    from gpt_model.rlhf.responses import answer
+def _samples(
+    model: GPT, template: ChatTemplate, data: Dialogues, seed: int
+) -> list[tuple[str, str]]:
+    from gpt_model.rlhf.answers import sample_answers
 
     prompts = [one.turns[:-1] for one in data.asked]
-    answers = answer(
-        model, layout, prompts, max_new_tokens=SAMPLE_TOKENS, temperature=0.7, seed=seed
+    answers = sample_answers(
+        model, template, prompts, max_new_tokens=SAMPLE_TOKENS, temperature=0.7, seed=seed
     )
     samples = []
     for number, (one, prompt, found) in enumerate(
@@ -189,19 +195,19 @@ def batches_of(
 
 
 def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
-    from gpt_model.rlhf.sft import Supervised
+    from gpt_model.rlhf.sft import SFTObjective
 
     section = config["supervised"]
-    gpt, layout = tuning_io.begin(
+    gpt, template = tuning_io.begin(
         inputs["pretrained"], inputs["tokenizer"].path, section["dropout"], section["seed"]
     )
     shape = gpt.config
-    data = dialogues(inputs["demonstrations"].path, layout, shape.context, progress)
+    data = dialogues(inputs["demonstrations"].path, template, shape.context, progress)
     sizes = [len(one.tokens) for one in data.training]
     with about("supervised"):
         batches = batches_of(sizes, section["batch"], section, progress, shape.context)
-    objective = Supervised(data.training, batches, shape.flops_per_token())
-    outcome, losses = tune(gpt, layout, data, objective, section, output, progress, keeping=True)
+    objective = SFTObjective(data.training, batches, shape.flops_per_token())
+    outcome, losses = tune(gpt, template, data, objective, section, output, progress, keeping=True)
     metrics = metrics_of(outcome, data, sizes)
     metrics |= {
         "held_out_loss": losses[-1],
@@ -214,7 +220,7 @@ def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Me
         tuning_io.write(
             output,
             gpt,
-            layout.tokenizer,
+            template.tokenizer,
             {**facts_of(data, sizes, outcome.steps), "epochs": epochs},
         )
     return metrics
@@ -234,7 +240,7 @@ def metrics_of(outcome: Outcome, data: Dialogues, sizes: Sequence[int]) -> Metri
 
 
 def facts_of(data: Dialogues, sizes: Sequence[int], steps: int) -> dict[str, Any]:
-    learnt = sum(sum(one.learnt) for one in data.training)
+    learnt = sum(sum(one.loss_mask) for one in data.training)
     return {
         "dialogues": len(data.training),
         "tokens": sum(sizes),
@@ -250,18 +256,18 @@ def facts_of(data: Dialogues, sizes: Sequence[int], steps: int) -> dict[str, Any
 def _alike_in_transformers(built: Built) -> Verdict:
     from transformers import AutoTokenizer
 
-    from gpt_model.rlhf.chat_template import Layout
+    from gpt_model.rlhf.chat_template import ChatTemplate
     from gpt_model.rlhf.dialogue import messages
     from gpt_model.rlhf.records import read_demonstrations
     from gpt_model.tokenizer import Tokenizer
 
     folder = built.output / "model"
-    layout = Layout(Tokenizer.load(folder))
+    template = ChatTemplate(Tokenizer.load(folder))
     theirs: Any = AutoTokenizer.from_pretrained(folder)
     known = read_demonstrations(built.inputs["demonstrations"].path, "held_out")[:100]
     alike = sum(
         theirs.apply_chat_template(messages(one.turns), tokenize=True)["input_ids"]
-        == layout.whole(one.turns).tokens
+        == template.encode(one.turns).tokens
         for one in known
     )
     return Verdict(

@@ -19,7 +19,7 @@ from assets.stages import base_model
 from gpt_model.errors import UserError
 
 if TYPE_CHECKING:
-    from gpt_model.rlhf.chat_template import Layout
+    from gpt_model.rlhf.chat_template import ChatTemplate
     from gpt_model.tokenizer import Tokenizer
     from gpt_model.transformer import GPT
 
@@ -38,14 +38,14 @@ def model_of(artifact: Artifact) -> Path:
 
 def begin(
     artifact: Artifact, tokenizer: Path | None, dropout: float, seed: int
-) -> tuple[GPT, Layout]:
+) -> tuple[GPT, ChatTemplate]:
     """The artifact's model, with rows for the roles' markers and with that dropout; and how
     dialogues are laid out for it.
 
     `tokenizer`: its folder, where the model has none of its own that knows the markers.
     """
     from gpt_model import convert
-    from gpt_model.rlhf.chat_template import Layout, chat_tokenizer
+    from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
     from gpt_model.tokenizer import Tokenizer
     from gpt_model.transformer import with_rows
 
@@ -58,7 +58,7 @@ def begin(
             f"The model has {gpt.config.vocab_size:,} rows for tokens and its tokenizer {known.vocab_size:,} tokens: they are not a pair.",
             field=".imported",
         )
-    return with_rows(gpt, missing, dropout, seed), Layout(known)
+    return with_rows(gpt, missing, dropout, seed), ChatTemplate(known)
 
 
 def write(output: Path, model: GPT, tokenizer: Tokenizer, facts: Mapping[str, Any]) -> None:

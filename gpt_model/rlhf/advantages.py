@@ -1,5 +1,5 @@
-"""What each action was worth: rewards a token, generalised advantage estimation, whitening, and the
-penalty's coefficient. No network.
+"""Advantages and returns of sampled episodes: rewards a token, generalised advantage estimation,
+whitening, and the coefficient of the KL penalty. No network.
 """
 
 from __future__ import annotations
@@ -15,77 +15,80 @@ ERROR_CLIP = 0.2  # of the proportional error (Ziegler et al. 2019, section 2.2)
 
 
 @dataclass(frozen=True)
-class Worth:
-    """Of each action, [all actions]: the whitened advantage, and what was gained from there on. 0
-    where the reward is not a number.
+class Advantages:
+    """One number an action; 0 where the episode's reward is not a number."""
+
+    advantages: Tensor  # [actions], whitened
+    returns: Tensor  # [actions]
+    mask: Tensor  # [actions], bool: the episode's reward is a number
+
+
+def gae(rewards: Tensor, values: Tensor, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """Advantages and returns of an episode, each [actions].
+
+    `rewards` [actions]; `values` [actions], of the states before them. Schulman et al. 2016,
+    equation 16, without discount (InstructGPT, appendix C.4); the state after the last action has
+    value 0.
     """
+    reward, value = rewards.tolist(), values.tolist()
+    advantages = [0.0] * len(reward)
+    advantage = next_value = 0.0
+    for step in reversed(range(len(reward))):
+        advantage = reward[step] + next_value - value[step] + gae_lambda * advantage
+        next_value = value[step]
+        advantages[step] = advantage
+    result = torch.tensor(advantages, dtype=values.dtype)
+    return result, result + values
 
-    advantages: Tensor
-    returns: Tensor
-    counted: Tensor  # bool: of an episode whose reward is a number
 
+def compute_advantages(
+    episodes: Episodes, kl_coefficient: float, gae_lambda: float, unfinished_penalty: float = 0.0
+) -> Advantages:
+    """Advantages of a whole batch, whitened over all its actions.
 
-def gae(rewards: Tensor, values: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Advantages and returns of one episode's actions, each [actions], from its rewards and the
-    values before them.
-
-    Schulman et al. 2016, equation 16, without discount (InstructGPT, appendix C.4); after the last
-    action nothing more is gained.
+    The reward comes at the last action; each action pays kl_coefficient · its log-ratio to the
+    reference. `unfinished_penalty` is taken off the reward of an answer that was cut.
     """
-    gained, worths = rewards.tolist(), values.tolist()
-    advantages = [0.0] * len(gained)
-    carried = after = 0.0
-    for step in reversed(range(len(gained))):
-        carried = gained[step] + after - worths[step] + smoothing * carried
-        after = worths[step]
-        advantages[step] = carried
-    found = torch.tensor(advantages, dtype=values.dtype)
-    return found, found + values
-
-
-def worth(
-    episodes: Episodes, coefficient: float, smoothing: float, unfinished: float = 0.0
-) -> Worth:
-    """Of a whole batch: the reward at the last action, minus coefficient · log-ratio to the
-    reference at each; whitened over them all. `unfinished`: what is taken off the reward of an
-    answer that was cut.
-    """
-    counted, last = episodes.rewards.isfinite(), paid(episodes, unfinished)
-    sizes = episodes.actions.tolist()
-    penalties = (-coefficient * (episodes.policy - episodes.reference).double()).split(sizes)
-    found = []
-    for number, (penalty, values) in enumerate(
-        zip(penalties, episodes.values.double().split(sizes), strict=True)
+    finite, final = episodes.rewards.isfinite(), final_rewards(episodes, unfinished_penalty)
+    counts = episodes.action_counts.tolist()
+    log_ratios = (episodes.log_probs - episodes.reference_log_probs).double()
+    penalties = (-kl_coefficient * log_ratios).split(counts)
+    estimates = []
+    for index, (penalty, values) in enumerate(
+        zip(penalties, episodes.values.double().split(counts), strict=True)
     ):
         rewards = penalty.clone()
-        rewards[-1] += torch.nan_to_num(last[number], nan=0.0, posinf=0.0, neginf=0.0)
-        found.append(gae(rewards, values, smoothing))
-    mask = counted.repeat_interleave(episodes.actions)
-    advantages, returns = (torch.cat(column) for column in zip(*found, strict=True))
-    return Worth(
-        torch.where(mask, whitened(advantages, mask), 0.0).float(),
+        rewards[-1] += torch.nan_to_num(final[index], nan=0.0, posinf=0.0, neginf=0.0)
+        estimates.append(gae(rewards, values, gae_lambda))
+    mask = finite.repeat_interleave(episodes.action_counts)
+    advantages, returns = (torch.cat(column) for column in zip(*estimates, strict=True))
+    return Advantages(
+        torch.where(mask, whiten(advantages, mask), 0.0).float(),
         torch.where(mask, returns, 0.0).float(),
         mask,
     )
 
 
-def paid(episodes: Episodes, unfinished: float) -> Tensor:
-    """The reward of each answer, less `unfinished` where it was cut: [episodes]."""
-    return episodes.rewards.double() - unfinished * ~episodes.ended
+def final_rewards(episodes: Episodes, unfinished_penalty: float) -> Tensor:
+    """The reward of each answer, less the penalty where it was cut: float64 [episodes]."""
+    return episodes.rewards.double() - unfinished_penalty * ~episodes.ended
 
 
-def whitened(values: Tensor, counted: Tensor) -> Tensor:
-    """With mean 0 and variance 1 over those that count; a single one, or all alike, with mean 0."""
-    own = values[counted]
-    spread = own.std(correction=0) if len(own) else values.new_zeros(())
-    return (values - own.mean()) / (spread + 1e-8) if len(own) else values
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` [actions], shifted and scaled to mean 0 and variance 1 over `mask` [actions]. Equal
+    values become 0.
+    """
+    counted = values[mask]
+    if not len(counted):
+        return values
+    return (values - counted.mean()) / (counted.std(correction=0) + 1e-8)
 
 
-def next_coefficient(
+def next_kl_coefficient(
     coefficient: float, kl: float, episodes: int, target: float, horizon: int
 ) -> float:
-    """The penalty's coefficient after a batch whose mean KL an episode was `kl` (Ziegler et al.
-    2019, section 2.2).
+    """The penalty's coefficient after a batch of `episodes` whose mean KL was `kl` nats an episode
+    (Ziegler et al. 2019, section 2.2).
     """
     error = min(ERROR_CLIP, max(-ERROR_CLIP, kl / target - 1))
     return coefficient * (1 + error * episodes / horizon)

@@ -1,13 +1,13 @@
-"""A dialogue as tokens: the template, and which of its tokens are a response's.
+"""A dialogue as tokens: the chat template, and which tokens carry loss.
 
     <|user|>What is a sonnet?<|endoftext|><|assistant|>A poem of fourteen lines.<|endoftext|>
 
-Each turn is its role's marker, its text, and end-of-text, with which a document ends in
-pre-training too: so where to stop is nothing new to learn. Markers are tokens of no text
-(`Tokenizer.with_markers`). The same template in Jinja is saved beside the tokenizer, so
-`transformers` and whatever builds on it lay a dialogue out alike (a test holds that), unless a turn
-spells a marker out: to us that is text, to `transformers` the token. So nobody may say one to a
-model (`check_spells_none`).
+A turn is its role's special token, its text, and end-of-text. Documents end with the same token in
+pre-training, so the model need not learn a new stop. A role token has no text
+(`Tokenizer.with_markers`). The template is saved in Jinja beside the tokenizer, so that
+`transformers` encodes a dialogue alike (a test holds that). They differ where a turn spells a
+special token out: we read text, `transformers` the token. So nobody may send one to a model
+(`check_no_special_tokens`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from gpt_model.errors import UserError
 from gpt_model.rlhf.dialogue import ROLES, Dialogue, Turn
 from gpt_model.tokenizer import Tokenizer
 
-MARKERS = tuple(f"<|{role}|>" for role in ROLES)
+ROLE_TOKENS = tuple(f"<|{role}|>" for role in ROLES)
 
-# `generation` marks what an assistant says, for tools that ask which tokens those are; the marker
-# before it is the prompt's.
-TEMPLATE = (
+# `generation` marks the assistant's tokens for tools that ask which those are. The role token
+# before them belongs to the prompt.
+JINJA = (
     "{%- for message in messages -%}"
     "{{- '<|' + message['role'] + '|>' -}}"
     "{%- if message['role'] == 'assistant' -%}"
@@ -36,93 +36,92 @@ TEMPLATE = (
 
 
 def chat_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with the roles' markers and the template; itself where it has them."""
-    return tokenizer if tokenizer.markers else tokenizer.with_markers(MARKERS, TEMPLATE)
+    """The tokenizer with role tokens and template; unchanged where it has them."""
+    return tokenizer if tokenizer.markers else tokenizer.with_markers(ROLE_TOKENS, JINJA)
 
 
-def check_spells_none(turns: Dialogue, reserved: Collection[str]) -> None:
-    """Raises UserError where a turn spells out one of `reserved`, with which it could end itself
-    and speak as another.
+def check_no_special_tokens(turns: Dialogue, reserved: Collection[str]) -> None:
+    """Raises UserError where a turn spells out one of `reserved`: with it the turn could end itself
+    and speak for another role.
     """
     for turn in turns:
-        if found := [token for token in reserved if token in turn.text]:
+        if spelt := [token for token in reserved if token in turn.text]:
             cure = (
                 "Begin a new talk."
                 if turn.role == "assistant"
                 else "Write it in another way, for instance with a space in it."
             )
-            first = min(found, key=turn.text.index)
+            first = min(spelt, key=turn.text.index)
             raise UserError(
-                f"What the {turn.role} says spells {first!r}, which is a token to the model and not text. {cure}"
+                f"What the {turn.role} says spells {first!r}, which is a token to the model and "
+                f"not text. {cure}"
             )
 
 
 @dataclass(frozen=True)
-class Laid:
-    """Tokens of a dialogue. `learnt[i]`: whether token i is the assistant's (its text or the end
-    after it), and so to be predicted.
+class EncodedDialogue:
+    """`loss_mask[i]`: whether token i is the assistant's (its text or the end after it), and so is
+    predicted.
     """
 
     tokens: list[int]
-    learnt: list[bool]
+    loss_mask: list[bool]
 
 
-class Layout:
-    """Dialogues as tokens, by one tokenizer."""
+class ChatTemplate:
+    """Encodes dialogues with one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Raises UserError for a tokenizer without the roles' markers."""
-        if missing := [marker for marker in MARKERS if marker not in tokenizer.markers]:
+        """Raises UserError for a tokenizer without role tokens."""
+        if missing := [token for token in ROLE_TOKENS if token not in tokenizer.markers]:
             raise UserError(
-                f"The tokenizer has no token {missing[0]}, which a dialogue is laid out with: this model only continues text. "
-                "Take one that was tuned on demonstrations: supervised, instructed, policy_init or aligned."
+                f"The tokenizer has no token {missing[0]}, which a dialogue is laid out with: this "
+                "model only continues text. Take one that was tuned on demonstrations: supervised, "
+                "instructed, policy_init or aligned."
             )
-        self.tokenizer, self.end = tokenizer, tokenizer.end_of_text
+        self.tokenizer, self.end_of_text = tokenizer, tokenizer.end_of_text
 
     @cached_property
     def reserved(self) -> tuple[str, ...]:
-        """How the tokens are spelt that `transformers` finds in text too: markers, end-of-text, and
-        the unknown one where there is one.
+        """The spelling of the tokens that `transformers` finds in text too: role tokens,
+        end-of-text, and the unknown token where there is one.
         """
-        spelt = self.tokenizer.tokens()
+        spelling = self.tokenizer.tokens()
+        special = (self.end_of_text, self.tokenizer.unknown)
         return (
             *self.tokenizer.markers,
-            *(spelt[token] for token in (self.end, self.tokenizer.unknown) if token is not None),
+            *(spelling[token] for token in special if token is not None),
         )
 
-    def marker(self, role: str) -> int:
+    def role_token(self, role: str) -> int:
         return self.tokenizer.markers[f"<|{role}|>"]
 
-    def whole(self, turns: Dialogue) -> Laid:
-        """A dialogue that has ended."""
+    def encode(self, turns: Dialogue) -> EncodedDialogue:
+        """A whole dialogue, its end among the tokens."""
         tokens: list[int] = []
-        learnt: list[bool] = []
+        loss_mask: list[bool] = []
         for turn in turns:
             text = self.tokenizer.encode(turn.text)
-            tokens += [self.marker(turn.role), *text, self.end]
-            learnt += [False, *[turn.role == "assistant"] * (len(text) + 1)]
-        return Laid(tokens, learnt)
+            tokens += [self.role_token(turn.role), *text, self.end_of_text]
+            loss_mask += [False, *[turn.role == "assistant"] * (len(text) + 1)]
+        return EncodedDialogue(tokens, loss_mask)
 
-    def prompt(self, turns: Dialogue) -> list[int]:
-        """What an answer is to follow: a dialogue that ends with the user, or whose last turn is
-        the answer's opening words.
+    def encode_prompt(self, turns: Dialogue) -> list[int]:
+        """What an answer follows: a dialogue that ends with the user, or whose last turn is the
+        answer's opening words.
         """
         opening = turns[-1] if turns[-1].role == "assistant" else Turn("assistant", "")
         before = turns[:-1] if opening.text else turns
         return [
-            *self.whole(before).tokens,
-            self.marker("assistant"),
+            *self.encode(before).tokens,
+            self.role_token("assistant"),
             *self.tokenizer.encode(opening.text),
         ]
 
-    def response(self, prompt: Dialogue, text: str) -> list[int]:
+    def encode_response(self, prompt: Dialogue, text: str) -> list[int]:
         """The tokens of an answer after that prompt, its end among them. After opening words it is
-        what follows them, space and all.
+        what follows them, its leading space kept.
         """
-        opened = prompt[-1].role == "assistant"
-        return [
-            *self.tokenizer.encode(
-                f" {text.strip()}" if opened and text[:1].isspace() else text.strip()
-            ),
-            self.end,
-        ]
+        continues = prompt[-1].role == "assistant" and text[:1].isspace()
+        text = f" {text.strip()}" if continues else text.strip()
+        return [*self.tokenizer.encode(text), self.end_of_text]

@@ -1,5 +1,6 @@
-"""A dialogue: who says what, as plain text, and the rules that make it one. Not how it becomes
-tokens (`chat.py`).
+"""A dialogue as plain text: turns of roles, and the rules they keep.
+
+`chat_template.py` turns it into tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ ROLES: tuple[str, ...] = get_args(Role)
 
 @dataclass(frozen=True)
 class Turn:
-    """What one of the two says, or what both were told before they began (system)."""
+    """What the user or the assistant says, or the instructions before them (system)."""
 
     role: Role
     text: str
@@ -24,24 +25,21 @@ Dialogue = tuple[Turn, ...]
 
 
 class NoDialogue(ValueError):
-    """Why turns are no dialogue. `kind`: the reason in a few words, the same for all of its kind,
-    to be counted by.
-    """
+    """Why turns are no dialogue. `kind`: a few words that reports count reasons by."""
 
-    def __init__(self, kind: str, told: str) -> None:
-        super().__init__(told)
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
         self.kind = kind
 
 
 def dialogue(
     messages: Sequence[Mapping[str, Any]], *, ends_with: tuple[Role, ...] = ("assistant",)
 ) -> Dialogue:
-    """Messages {"role", "content"}, as the field has them, as a dialogue; whitespace at the ends of
-    a turn is left out.
+    """Messages {"role", "content"}, as chat APIs have them, as a dialogue; each turn is stripped.
 
-    Raises NoDialogue where there are none, a role is unknown, a turn is empty or no text, the user
-    does not begin (after what the system says), the two do not take turns, or the last turn is not
-    of a role in `ends_with`.
+    Raises NoDialogue where there are no messages, a role is unknown, a turn is empty or not text,
+    the user does not begin (after the system), user and assistant do not alternate, or the last
+    role is not in `ends_with`.
     """
     turns = []
     for number, message in enumerate(messages, start=1):
@@ -56,15 +54,15 @@ def dialogue(
         turns.append(Turn(role, text.strip()))
     if not turns:
         raise NoDialogue("no turns", "it has no turns")
-    said = turns[1:] if turns[0].role == "system" else turns
-    for number, turn in enumerate(said):
+    system_turns = int(turns[0].role == "system")
+    for number, turn in enumerate(turns[system_turns:]):
         if turn.role != (wanted := ("user", "assistant")[number % 2]):
-            place = len(turns) - len(said) + number + 1
+            position = system_turns + number + 1
             raise NoDialogue(
                 "roles out of order",
-                f"turn {place} is of role {turn.role!r} where {wanted!r} is to speak",
+                f"turn {position} is of role {turn.role!r} where {wanted!r} is to speak",
             )
-    if not said or said[-1].role not in ends_with:
+    if len(turns) == system_turns or turns[-1].role not in ends_with:
         raise NoDialogue(
             "a wrong end",
             f"it ends with {turns[-1].role!r}, and should with {' or '.join(map(repr, ends_with))}",
@@ -73,5 +71,5 @@ def dialogue(
 
 
 def messages(turns: Dialogue) -> list[dict[str, str]]:
-    """The dialogue as the field has it, and as the artifacts keep it."""
+    """The dialogue as chat APIs and our artifacts have it: {"role", "content"}."""
     return [{"role": turn.role, "content": turn.text} for turn in turns]

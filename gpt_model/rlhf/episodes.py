@@ -1,10 +1,9 @@
-"""Episodes: a prompt, the answer that a policy gave it, and what each token and the whole is worth.
-How they are made, and kept on disk.
+"""Episodes: prompts, sampled answers, and what actor, reference, reward model and critic say of
+them. Sampled in chunks that survive a kill.
 
-An episode is one action a token: the answer's tokens, and the end-of-text with which the policy
-ended it. An answer that says nothing is that end alone. One that reached its longest is cut: its
-last action is its last token, and the reward model reads it with an end after it, as it has never
-seen a text without one.
+An action is a token of the answer, or the end-of-text with which the policy ended it: an empty
+answer is that end alone. An answer that reached max_new_tokens is cut: its last action is its last
+token, and the reward model reads it with an end-of-text added, as it never saw a text without one.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from gpt_model.disk import TEMPORARY, fsync
 from gpt_model.generation import generate
-from gpt_model.ops.cross_entropy import linear_cross_entropy_by_row
+from gpt_model.log_probabilities import predicting_positions, token_log_probabilities
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.reward_model import RewardModel
 from gpt_model.training.batching import ROLLOUT_TOKENS, token_batches
@@ -29,211 +28,204 @@ from gpt_model.transformer import GPT
 
 @dataclass(frozen=True)
 class Episodes:
-    """Some episodes, on the CPU. An answer's action t is token `before + t` of its text, and is
-    predicted from the state before it.
+    """Some episodes, on the CPU. Action t of an answer is token `prompt length + t` of its text;
+    the state before that token predicts it.
     """
 
-    asked: Tensor  # [episodes], which prompt it was
-    before: Tensor  # [episodes], tokens of the prompt
-    actions: Tensor  # [episodes], how many
-    ended: Tensor  # [episodes], bool: by the policy; else it was cut
+    prompt_ids: Tensor  # [episodes], index of the prompt
+    prompt_lengths: Tensor  # [episodes], tokens
+    action_counts: Tensor  # [episodes]
+    ended: Tensor  # [episodes], bool: by the policy; else the answer was cut
     rewards: Tensor  # [episodes], of the reward model alone
-    tokens: Tensor  # [all tokens], prompt and actions of an episode after another's
-    policy: Tensor  # [all actions], log-probability
-    reference: Tensor  # [all actions], the same of the reference
-    entropy: Tensor  # [all actions], nats, of the policy where the action was chosen
-    values: Tensor  # [all actions], of the state before it
+    tokens: Tensor  # [tokens], prompt and actions of each episode, packed
+    log_probs: Tensor  # [actions], of the policy
+    reference_log_probs: Tensor  # [actions]
+    entropy: Tensor  # [actions], nats, of the policy before the action
+    values: Tensor  # [actions], of the critic, of the state before the action
 
     def __len__(self) -> int:
-        return len(self.asked)
+        return len(self.prompt_ids)
 
     @property
     def lengths(self) -> Tensor:
-        return self.before + self.actions
+        """Tokens of each text: [episodes]."""
+        return self.prompt_lengths + self.action_counts
 
     def texts(self) -> list[list[int]]:
         return [text.tolist() for text in self.tokens.split(self.lengths.tolist())]
 
     def kl(self) -> Tensor:
-        """Nats from the reference, summed over each answer: [episodes]. One sample of it, which may
-        be below 0.
+        """Nats from the reference, summed over each answer: float64 [episodes]. A one-sample
+        estimate, which may be negative.
         """
-        return torch.stack(
-            [
-                part.sum()
-                for part in (self.policy - self.reference).double().split(self.actions.tolist())
-            ]
-        )
-
-    @staticmethod
-    def together(parts: Sequence[Episodes]) -> Episodes:
-        return Episodes(
-            *(torch.cat([getattr(part, one.name) for part in parts]) for one in fields(Episodes))
-        )
+        log_ratios = (self.log_probs - self.reference_log_probs).double()
+        return torch.stack([part.sum() for part in log_ratios.split(self.action_counts.tolist())])
 
     def tensors(self) -> dict[str, Tensor]:
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        """The fields by name, each with its own shape."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @staticmethod
-    def of(tensors: dict[str, Tensor]) -> Episodes:
-        return Episodes(*(tensors[one.name] for one in fields(Episodes)))
+    def from_tensors(tensors: dict[str, Tensor]) -> Episodes:
+        """The inverse of `tensors`; other names are ignored."""
+        return Episodes(*(tensors[field.name] for field in fields(Episodes)))
+
+    @staticmethod
+    def load(paths: Sequence[Path]) -> Episodes:
+        """All chunks as one, in their order."""
+        chunks = [load_file(path) for path in paths]
+        return Episodes.from_tensors(
+            {
+                field.name: torch.cat([chunk[field.name] for chunk in chunks])
+                for field in fields(Episodes)
+            }
+        )
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Who takes part. `valued` says what each state of a text is worth."""
+class RolloutModels:
+    """The models of a rollout. The critic is a reward model of its own, a head [width -> 1] on the
+    policy's states, or missing.
+    """
 
     policy: GPT
     reference: GPT
     reward: RewardModel
-    valued: nn.Module | None  # a RewardModel, a head [width -> 1] on the policy's states, or nobody
+    critic: nn.Module | None
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How prompts are answered. `end`: end-of-text."""
+class SamplingParams:
+    """How answers are sampled."""
 
-    end: int
+    end_of_text: int
     max_new_tokens: int
     temperature: float
 
 
 @torch.no_grad()
-def make(
-    cast: Cast,
+def sample_episodes(
+    models: RolloutModels,
     prompts: Sequence[Sequence[int]],
-    asked: Sequence[int],
-    how: Asking,
+    prompt_ids: Sequence[int],
+    sampling: SamplingParams,
     seeds: Sequence[int],
 ) -> Episodes:
-    """An episode for each of `prompts`, which are numbered `asked`, each drawn with its own seed.
-    What the policy thinks of its tokens is noted as it writes them: it does not read them again.
+    """An episode for each of `prompts`, each with its own seed. The policy's log-probabilities are
+    recorded while it samples, so it does not read its answers again.
     """
-    noted = _Noted(cast.valued, how.temperature)
-    written = generate(
-        cast.policy,
+    recorder = _ActionRecorder(models.critic, sampling.temperature)
+    sampled = generate(
+        models.policy,
         prompts,
-        how.max_new_tokens,
-        how.temperature,
+        sampling.max_new_tokens,
+        sampling.temperature,
         seed=seeds,
-        stop=(how.end,),
-        on_choice=noted,
+        stop=(sampling.end_of_text,),
+        on_choice=recorder,
     )
-    ended = [len(tokens) < how.max_new_tokens for tokens in written]
-    actions = [tokens + [how.end] * done for tokens, done in zip(written, ended, strict=True)]
-    texts = [[*prompt, *own] for prompt, own in zip(prompts, actions, strict=True)]
-    parts = token_batches([len(text) for text in texts], ROLLOUT_TOKENS, order="given")
-    read = [
-        _read(cast, [texts[one] for one in part], [len(actions[one]) for one in part], how)
-        for part in parts
+    ended = [len(tokens) < sampling.max_new_tokens for tokens in sampled]
+    actions = [
+        [*tokens, sampling.end_of_text] if done else tokens
+        for tokens, done in zip(sampled, ended, strict=True)
     ]
-    policy, entropy, noted_values = noted.by_prompt()
-    reference, by_model, rewards = (
-        torch.cat(column).float().cpu() for column in zip(*read, strict=True)
+    texts = [[*prompt, *answer] for prompt, answer in zip(prompts, actions, strict=True)]
+    scores = [
+        _score(models, [texts[n] for n in batch], [len(actions[n]) for n in batch], sampling)
+        for batch in token_batches([len(text) for text in texts], ROLLOUT_TOKENS, order="given")
+    ]
+    log_probs, entropy, head_values = recorder.by_prompt()
+    reference_log_probs, model_values, rewards = (
+        torch.cat(column).float().cpu() for column in zip(*scores, strict=True)
     )
     return Episodes(
-        asked=torch.tensor(asked),
-        before=torch.tensor([len(prompt) for prompt in prompts]),
-        actions=torch.tensor([len(own) for own in actions]),
+        prompt_ids=torch.tensor(prompt_ids),
+        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+        action_counts=torch.tensor([len(answer) for answer in actions]),
         ended=torch.tensor(ended),
         rewards=rewards,
         tokens=torch.tensor([token for text in texts for token in text]),
-        policy=policy,
-        reference=reference,
+        log_probs=log_probs,
+        reference_log_probs=reference_log_probs,
         entropy=entropy,
-        values=by_model if isinstance(cast.valued, RewardModel) else noted_values,
+        values=model_values if isinstance(models.critic, RewardModel) else head_values,
     )
 
 
-class _Noted:
-    """What is known of each action as it is chosen: its log-probability, the entropy, and the value
-    that a head on the states gives.
-    """
+class _ActionRecorder:
+    """Log-probability, entropy and the head's value of each action as it is sampled."""
 
-    def __init__(self, valued: nn.Module | None, temperature: float) -> None:
-        self.valued = None if isinstance(valued, RewardModel) else valued
+    def __init__(self, critic: nn.Module | None, temperature: float) -> None:
+        self.head = None if isinstance(critic, RewardModel) else critic
         self.temperature = temperature
-        self.numbers: list[Tensor] = []  # of the prompts, [rows] a token
-        self.found: list[Tensor] = []  # [3, rows] a token
+        self.prompts: list[Tensor] = []  # a step each: [active], index of the prompt
+        self.records: list[Tensor] = []  # a step each: [3, active]
 
-    def __call__(self, numbers: Tensor, states: Tensor, logits: Tensor, tokens: Tensor) -> None:
-        log, entropy = chosen(logits / self.temperature, tokens)
-        value = torch.zeros_like(log) if self.valued is None else by_head(self.valued, states)
-        self.numbers.append(numbers)
-        self.found.append(torch.stack([log, entropy, value]))
+    def __call__(self, prompts: Tensor, states: Tensor, logits: Tensor, tokens: Tensor) -> None:
+        """`prompts` and `tokens` [active], `states` [active, width], `logits` [active, vocabulary]."""
+        log_probs, entropy = log_probs_and_entropy(logits / self.temperature, tokens)
+        values = (
+            torch.zeros_like(log_probs) if self.head is None else head_values(self.head, states)
+        )
+        self.prompts.append(prompts)
+        self.records.append(torch.stack([log_probs, entropy, values]))
 
     def by_prompt(self) -> Tensor:
-        """All of them, a prompt's actions after another's: [3, all actions]."""
-        order = torch.cat(self.numbers).argsort(stable=True)
-        return torch.cat(self.found, 1)[:, order].cpu()
+        """Log-probabilities, entropies and values, a prompt's actions side by side: [3, actions]."""
+        order = torch.cat(self.prompts).argsort(stable=True)
+        return torch.cat(self.records, 1)[:, order].cpu()
 
 
-def _read(
-    cast: Cast, texts: list[list[int]], actions: list[int], how: Asking
+def _score(
+    models: RolloutModels,
+    texts: list[list[int]],
+    action_counts: list[int],
+    sampling: SamplingParams,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the others say of a few texts, each of which goes through each model once: the
-    reference's log-probabilities and the value model's values [actions], and rewards [texts].
+    """The reference's log-probabilities [actions], the critic's values [actions] and the rewards
+    [texts]. Each text goes through each model once.
     """
-    device = cast.policy.wte.weight.device
-    whole = PackedSequences.of(
-        [text if text[-1] == how.end else [*text, how.end] for text in texts], device
+    device, end = models.policy.wte.weight.device, sampling.end_of_text
+    rows = PackedSequences.of([text if text[-1] == end else [*text, end] for text in texts], device)
+    prompt_lengths = [len(text) - n for text, n in zip(texts, action_counts, strict=True)]
+    positions = predicting_positions(
+        rows,
+        torch.tensor(prompt_lengths, device=device),
+        torch.tensor(action_counts, device=device),
     )
-    before = torch.tensor(
-        [len(text) - own for text, own in zip(texts, actions, strict=True)], device=device
-    )
-    chosen_at = places(whole.starts, before, torch.tensor(actions, device=device))
-    theirs = cast.reference.states_of(whole)[chosen_at] / how.temperature
-    reference = -linear_cross_entropy_by_row(
-        theirs, cast.reference.wte.weight, whole.tokens[chosen_at + 1]
-    )
+    reference = token_log_probabilities(models.reference, rows, positions, sampling.temperature)
     values = (
-        cast.valued.values(whole)[chosen_at]
-        if isinstance(cast.valued, RewardModel)
+        models.critic.values(rows)[positions]
+        if isinstance(models.critic, RewardModel)
         else torch.zeros_like(reference)
     )
-    return reference, values, cast.reward.rewards(whole)
+    return reference, values, models.reward.rewards(rows)
 
 
-def places(starts: Tensor, before: Tensor, actions: Tensor) -> Tensor:
-    """Where the states stand that actions are chosen from, of texts that begin at `starts`: [all
-    actions].
+def critic_values(critic: nn.Module, rows: PackedSequences, states: Tensor) -> Tensor:
+    """The value of each state of the texts, [tokens]: by a model of its own, or by a head on the
+    policy's `states` [tokens, width].
     """
-    first = (starts + before - 1).repeat_interleave(actions)
-    ends = actions.cumsum(0)
-    return (
-        first
-        + torch.arange(int(ends[-1]), device=starts.device)
-        - (ends - actions).repeat_interleave(actions)
-    )
+    return critic.values(rows) if isinstance(critic, RewardModel) else head_values(critic, states)
 
 
-def values_of(valued: nn.Module, rows: PackedSequences, states: Tensor) -> Tensor:
-    """The worth of each state of the texts, [tokens]: by a model of its own, or by a head on the
-    policy's `states`.
-    """
-    return valued.values(rows) if isinstance(valued, RewardModel) else by_head(valued, states)
-
-
-def by_head(head: nn.Module, states: Tensor) -> Tensor:
-    """In full precision, as a reward model's: [states]."""
+def head_values(head: nn.Module, states: Tensor) -> Tensor:
+    """[states, width] -> [states], in float32 like a reward model's."""
     with torch.autocast(states.device.type, enabled=False):
-        found: Tensor = head(states.float())[:, 0]
-    return found
+        values: Tensor = head(states.float())[:, 0]
+    return values
 
 
-def chosen(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token [rows] by logits [rows, vocabulary], and the entropy it was
-    chosen with, in nats: [rows].
+def log_probs_and_entropy(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-probability of `tokens` [rows] by `logits` [rows, vocabulary], and the distribution's
+    entropy, both in nats: [rows].
     """
-    logs = logits.float().log_softmax(1)
-    return logs.gather(1, tokens[:, None])[:, 0], -(logs.exp() * logs).sum(1)
+    log_probs = logits.float().log_softmax(1)
+    return log_probs.gather(1, tokens[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(1)
 
 
-# --- on disk ---
-
-
-def keep(tensors: dict[str, Tensor], path: Path) -> None:
-    """Replaces `path` in one step, on disk before it returns."""
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Replaces `path` in one step, on disk before it returns. Tensors of any shape."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
@@ -242,40 +234,31 @@ def keep(tensors: dict[str, Tensor], path: Path) -> None:
     fsync(path.parent)
 
 
-def roll_out(
-    cast: Cast,
+def sample_in_chunks(
+    models: RolloutModels,
     prompts: Sequence[Sequence[int]],
-    asked: Sequence[int],
-    how: Asking,
+    prompt_ids: Sequence[int],
+    sampling: SamplingParams,
     seed: int,
     folder: Path,
-    share: tuple[int, int, int],
+    chunk: int,
+    rank: int,
+    ranks: int,
 ) -> Iterator[Path]:
-    """Answer `asked` of the prompts in chunks, each kept in `folder` as soon as it is there; those
-    that are there already are not made again. `share`: (chunk size, rank, ranks), of which every
-    rank makes its own chunks; what is drawn does not depend on it. Gives each chunk's path, all
-    ranks'.
+    """Answer the prompts `prompt_ids` in chunks of `chunk`, each written to `folder` when it is
+    complete and not sampled again. Every rank samples its own chunks; the answers depend on neither
+    chunk nor rank. Yields every chunk's path, all ranks'.
     """
-    size, rank, ranks = share
-    for number, first in enumerate(range(0, len(asked), size)):
+    for number, first in enumerate(range(0, len(prompt_ids), chunk)):
         path = folder / f"chunk-{number:05d}.safetensors"
-        own = list(asked[first : first + size])
-        if number % ranks == rank and not _is_of(path, own):
-            keep(
-                make(
-                    cast,
-                    [prompts[one] for one in own],
-                    own,
-                    how,
-                    range(seed + first, seed + first + len(own)),
-                ).tensors(),
-                path,
-            )
+        ids = list(prompt_ids[first : first + chunk])
+        if number % ranks == rank and not _holds(path, ids):
+            seeds = range(seed + first, seed + first + len(ids))
+            episodes = sample_episodes(models, [prompts[n] for n in ids], ids, sampling, seeds)
+            write_tensors(episodes.tensors(), path)
         yield path
 
 
-def _is_of(path: Path, asked: list[int]) -> bool:
-    """Whether the chunk is there, and of these prompts: of others where it was made by another
-    number of ranks.
-    """
-    return path.is_file() and load_file(path)["asked"].tolist() == asked
+def _holds(path: Path, prompt_ids: list[int]) -> bool:
+    """Whether the chunk is there and of these prompts: another number of ranks left others."""
+    return path.is_file() and load_file(path)["prompt_ids"].tolist() == prompt_ids

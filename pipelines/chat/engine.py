@@ -195,7 +195,7 @@ class Engine:
         exchanges = turns[len(system) :]
         limit = self.context - min(max_new_tokens, max(1, self.context // ANSWER_SHARE))
         for dropped in range(0, len(exchanges), 2):  # a question goes with its answer
-            tokens = self.partner.template.prompt((*system, *exchanges[dropped:]))
+            tokens = self.partner.template.encode_prompt((*system, *exchanges[dropped:]))
             if len(tokens) <= limit:
                 return Prompt(tuple(tokens), dropped)
         raise UserError(
@@ -322,7 +322,7 @@ class Engine:
                 top_k=top_k,
                 top_p=top_p,
                 seed=[seed for _, seed in by_row],
-                stop=[self.partner.template.end],
+                stop=[self.partner.template.end_of_text],
                 on_choice=on_choice,
             )
         for answer in batch:

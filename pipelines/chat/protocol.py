@@ -23,7 +23,7 @@ from typing import Any, ClassVar, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gpt_model.errors import UserError
-from gpt_model.rlhf.chat_template import Layout
+from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.dialogue import ROLES, Role, Turn
 from gpt_model.tokenizer.base import END_OF_TEXT
 from pipelines.chat.engine import (
@@ -143,7 +143,7 @@ class ChatBody(Body):
         )
         limit = self.max_completion_tokens or self.max_tokens or engine.context
         top = (self.top_logprobs or 0) if self.logprobs else None
-        return self.requests(engine, [engine.partner.template.prompt(turns)], limit, top)
+        return self.requests(engine, [engine.partner.template.encode_prompt(turns)], limit, top)
 
 
 class CompletionBody(Body):
@@ -158,7 +158,7 @@ class CompletionBody(Body):
         given = cast(list[str | list[int]], self.prompt if several else [self.prompt])
         prompts = [
             (_encode_formatted(text, template) if isinstance(text, str) else text)
-            or [template.end]  # begins a new document
+            or [template.end_of_text]  # begins a new document
             for text in given
         ]
         size = template.tokenizer.vocab_size
@@ -194,9 +194,9 @@ def _turn(message: dict[str, Any], param: str) -> Turn:
     return Turn(cast(Role, role), text.strip())
 
 
-def _encode_formatted(text: str, template: Layout) -> list[int]:
+def _encode_formatted(text: str, template: ChatTemplate) -> list[int]:
     """Tokens of a text in which markers and end-of-text that are spelt out are those tokens."""
-    special = {**template.tokenizer.markers, END_OF_TEXT: template.end}
+    special = {**template.tokenizer.markers, END_OF_TEXT: template.end_of_text}
     tokens: list[int] = []
     for part in re.split(f"({'|'.join(map(re.escape, special))})", text):
         tokens += [special[part]] if part in special else template.tokenizer.encode(part)

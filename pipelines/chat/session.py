@@ -14,7 +14,7 @@ from typing import Any
 from assets.store.store import SHORT, Store
 from gpt_model.errors import UserError
 from gpt_model.rlhf import votes
-from gpt_model.rlhf.chat_template import Layout
+from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.tokenizer import Tokenizer
 from pipelines.models import model_folder
 
@@ -81,7 +81,7 @@ class Partner:
     ref: str
     fingerprint: str
     folder: Path
-    template: Layout = field(compare=False, repr=False)
+    template: ChatTemplate = field(compare=False, repr=False)
 
     @property
     def label(self) -> str:
@@ -113,7 +113,7 @@ def find_partner(store: Store, name: str) -> Partner:
     requested = name.strip().strip("/")
     ref = requested if requested in refs else next(iter(refs), artifact.fingerprint[:SHORT])
     try:
-        return Partner(ref, artifact.fingerprint, folder, Layout(Tokenizer.load(folder)))
+        return Partner(ref, artifact.fingerprint, folder, ChatTemplate(Tokenizer.load(folder)))
     except UserError as error:
         raise UserError(f"{ref}: {error}") from None
 
