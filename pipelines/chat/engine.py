@@ -27,7 +27,7 @@ from torch import Tensor
 from gpt_model import convert
 from gpt_model.errors import UserError
 from gpt_model.generation import generate
-from gpt_model.ops.conv1d import laid_out
+from gpt_model.ops.conv1d import prepacked
 from gpt_model.rlhf.dialogue import Dialogue
 from gpt_model.tokenizer import Tokenizer
 from pipelines.chat.session import Partner, Sampling
@@ -257,7 +257,7 @@ class Engine:
 
     def _work(self) -> None:
         """The thread: batch after batch until the engine is closed."""
-        with laid_out(self._model):
+        with prepacked(self._model, self._model.wte):
             while batch := self._next_batch():
                 try:
                     self._run(batch)
