@@ -18,7 +18,7 @@ import torch
 from rank import Said, make_inputs
 
 from assets.contract import Artifact, Built, Metrics, Verdict
-from assets.report.preferences import models_note, steps_note
+from assets.report import preferences as report
 from assets.stages import base_model, preferences
 from assets.stages.judge import FACTS, LEARNT
 from assets.stages.preferences import PREFERENCES, compare
@@ -382,9 +382,7 @@ def test_the_first_step_stands_beside_the_model_before_it_which_reads_plain_text
     )  # here they are one model, and give the same answers
     found = read(built.output)["models"]["pretrained"]
     assert "kl" not in found and "prefers" not in found and found["drift"]["length"]["value"] > 0
-    assert "pretrained knows no turns: it reads the same words as plain text" in steps_note(
-        read(built.output)
-    )
+    assert "pretrained knows no turns" in report.win_rates(read(built.output)).note
 
 
 def test_held_out_text_is_that_of_each_model(built: Built) -> None:
@@ -568,7 +566,9 @@ def test_without_policy_init_what_models_are_held_against_is_named_everywhere() 
     assert found["low"] <= found["value"] and found["value"] == pytest.approx(
         windows["instructed"][:, 0].sum() / windows["supervised"][:, 0].sum() - 1
     )
-    assert "less what supervised gives them" in models_note({"reference": "supervised"})
+    rows = {"supervised": {"kl": {"value": 0.0, "low": 0.0, "high": 0.0}}}
+    table = report.models({"reference": "supervised", "models": rows, "text": {}})
+    assert "KL to supervised, nats an answer" in table.columns
 
 
 def test_prompts_without_room_for_an_answer_are_an_error_that_says_what_to_change(

@@ -41,6 +41,7 @@ def test_a_table_without_rows_has_its_columns_and_empty_columns_go() -> None:
 
 def test_a_metric_stands_with_its_interval() -> None:
     metrics = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "loss": 2.0}
+    assert tables.estimate({"value": -0.0001, "low": -0.5, "high": 0.5}) == "0.000 (-0.500 – 0.500)"
     assert tables.metric(metrics, "accuracy", ".1f") == "0.5 (0.4 – 0.6)"
     assert tables.metric(metrics, "loss") == "2.000"
     assert tables.metric(metrics, "f1") == "–"
@@ -63,7 +64,7 @@ def test_an_interval_is_error_bars_or_of_many_points_a_band(points: int, drawn_a
 def test_the_names_of_levels_do_not_lie_on_each_other() -> None:
     axes = Figure().subplots()
     axes.plot([0, 1], [0.0, 1.0])
-    plots.levels(axes, {"chance": 0.5, "majority": 0.505})
+    plots.levels(axes, [("majority", 0.505), ("chance", 0.5)])
     heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
     assert heights["majority"] - heights["chance"] > 0.03
     assert [np.asarray(line.get_ydata())[0] for line in axes.lines[1:]] == [0.5, 0.505]

@@ -17,14 +17,13 @@ import pytest
 from conftest import BuiltStore
 
 from assets.contract import Artifact
-from assets.report import scorecard_tables as tables
+from assets.report import provenance
+from assets.report.headline import ON_ANOTHER_SCALE
 from assets.report.lineage_tree import sources_of
+from assets.report.scores import Score
 from assets.stage import PICTURE_LIMIT_BYTES
-from assets.stages.scorecard import Score
 from assets.store.provenance import seconds_spent
 from assets.store.store import Store
-
-ON_ANOTHER_SCALE = ("byte_perplexity", "word_perplexity")
 
 
 class Page(HTMLParser):
@@ -367,7 +366,7 @@ def test_an_interval_of_a_manifest_is_held_against_what_was_reached(card: Card) 
         forecast = {"loss": {"low": low, "expected": (low + high) / 2, "high": high}}
         record = pretrained.manifest["provenance"] | {"forecast": forecast}
         older = replace(pretrained, manifest={**pretrained.manifest, "provenance": record})
-        assert tables.forecasts({"pretrained": older}).rows == [
+        assert provenance.estimates({"pretrained": older}).cells() == [
             [
                 "pretrained",
                 "bits per byte",
@@ -384,9 +383,11 @@ def test_seconds_of_a_resumed_build_are_not_held_against_its_estimate(card: Card
     record = inputs["tokens"].manifest["provenance"] | {"attempts": 3, "seconds": 5000.0}
     manifest = {**inputs["tokens"].manifest, "provenance": record}
     resumed = replace(inputs["tokens"], manifest=manifest)
-    rows = {(row[0], row[1]): row for row in tables.forecasts({**inputs, "tokens": resumed}).rows}
+    rows = {
+        (row[0], row[1]): row for row in provenance.estimates({**inputs, "tokens": resumed}).cells()
+    }
     assert rows["tokens", "seconds"][-2:] == ["5e+03", "resumed, 3 attempts"]
-    cost = {row[0]: row for row in tables.cost({**inputs, "tokens": resumed}).rows}
+    cost = {row[0]: row for row in provenance.cost({**inputs, "tokens": resumed}).cells()}
     assert cost["tokens"][1:3] == ["3", "5000.0"] and float(cost["all"][2]) > 5000
 
 

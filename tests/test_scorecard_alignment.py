@@ -15,12 +15,12 @@ import pytest
 from rank import Said
 
 from assets.contract import Artifact
-from assets.report import scorecard_alignment
-from assets.report.page import write_page
+from assets.report import alignment, scorecard
+from assets.report.alignment import PAPER, section, statement, taxed
+from assets.report.page import Page, Section, write_page
 from assets.report.preferences import models
-from assets.report.scorecard_alignment import PAPER, section, statement, taxed
 from assets.report.scores import collect
-from assets.stages import scorecard
+from assets.report.tables import Table
 from assets.stages.preferences_results import Compared, flat, read, results_of, write
 from gpt_model.evaluation.alignment_tax import TEXT, Finding, TaxedScore, finding
 from gpt_model.rlhf.answers import Answer
@@ -142,6 +142,16 @@ def inputs(tmp_path: Path) -> dict[str, Artifact]:
     }
 
 
+def texts(section: Section) -> dict[str, str]:
+    return {text.title: text.markdown() for text in section.texts}
+
+
+def table(section: Section, title: str) -> Table:
+    [match] = [text for text in section.texts if text.title == title]
+    assert isinstance(match, Table)
+    return match
+
+
 def test_the_tax_stands_before_and_after_side_by_side_with_what_is_surely_worse(
     inputs: dict[str, Artifact],
 ) -> None:
@@ -210,13 +220,8 @@ def test_held_out_text_of_the_corpus_that_is_mixed_in_does_not_make_the_finding_
         found["text"]["regresses"],
         found["text"]["recovers"],
     ) == ("undecided", "undecided", "true", "true")
-    write_page(tmp_path, "Scorecard", "", {}, {}, [section({**inputs, **still})])
-    page = (tmp_path / "scorecard.md").read_text()
-    assert "holds here: **undecided**" in page and "this is no finding of the paper's" in page
-    assert (
-        "On tasks (cloze: made of held-out text of the same corpus, where the paper's are public):"
-        in page
-    )
+    said = texts(section({**inputs, **still}))["PPO regresses, PPO-ptx recovers"]
+    assert "holds here: **undecided**" in said and "On tasks (cloze: made of held-out text" in said
     without = {name: one for name, one in inputs.items() if not name.startswith("zero_shot")}
     assert (
         statement(without)["signature"]["holds"] == "undecided"
@@ -243,63 +248,53 @@ def test_ppo_without_pretraining_text_is_not_called_ppo_ptx(
     shutil.copytree(inputs["preferences"].path, folder)
     (folder / "results.json").write_text(json.dumps(results))
     alone["preferences"] = replace(inputs["preferences"], path=folder)
-    write_page(tmp_path, "Scorecard", "", {}, {}, [section(alone)])
-    page = (tmp_path / "scorecard.md").read_text()
-    assert (
-        "| pretrained | policy_init | PPO | DPO | PPO against policy_init |" in page
-        and "By the judge PPO is preferred to DPO" in page
-    )
-    assert "Not measured: the recipe has not PPO with and without pre-training text both." in page
+    page = section(alone)
+    columns = ["score", "pretrained", "policy_init", "PPO", "DPO", "PPO against policy_init"]
+    assert table(page, "Alignment tax: before and after").columns == columns
+    assert "PPO is preferred to DPO" in texts(page)["DPO beside PPO"]
+    assert texts(page)["PPO regresses, PPO-ptx recovers"].startswith("Not measured")
     text, hellaswag = taxed(alone)
     assert (text.regression, text.recovery, hellaswag.recovery) == ("worse", "", "")
 
 
 def test_what_was_not_run_is_looked_for(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    write_page(tmp_path, "Scorecard", "", {}, {}, [section(inputs)])
-    assert (
-        "Not run here: toxicity and TruthfulQA." in (tmp_path / "scorecard.md").read_text()
-    )  # of TruthfulQA there is a reason alone
+    def limits(inputs: dict[str, Artifact]) -> str:
+        return texts(section(inputs))["What this can and cannot show"]
+
+    # Of TruthfulQA there is only a reason.
+    assert "Not run here: toxicity and TruthfulQA." in limits(inputs)
     ran = {**inputs, "zero_shot_after/dpo": _suite(tmp_path / "toxicity", 0.1, "toxicity", "basic")}
-    write_page(tmp_path, "Scorecard", "", {}, {}, [section(ran)])
-    assert "Not run here: TruthfulQA." in (tmp_path / "scorecard.md").read_text()
+    assert "Not run here: TruthfulQA." in limits(ran)
     ran["zero_shot"] = _suite(tmp_path / "truthfulqa", 0.3, "truthfulqa", "mc1")
-    write_page(tmp_path, "Scorecard", "", {}, {}, [section(ran)])
-    assert "Not run here" not in (tmp_path / "scorecard.md").read_text()
+    assert "Not run here" not in limits(ran)
 
 
 def test_models_stand_in_the_order_of_the_steps(inputs: dict[str, Artifact]) -> None:
     """And not by name, as they would in sorted JSON."""
     results = read(inputs["preferences"].path)
     assert list(results["models"]) == list(MODELS) != sorted(MODELS)
-    assert [row[0] for row in models(results)[1]] == list(MODELS)
+    assert models(results).frame["model"].tolist() == list(MODELS)
 
 
 def test_page_and_twin_have_the_section_with_its_limits_and_samples(
     inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    write_page(tmp_path, "Scorecard", "", {}, {}, [section(inputs)])
+    page = section(inputs)
+    write_page(tmp_path, Page("Scorecard", "", {}, sections=[page]))
     html, markdown = ((tmp_path / f"scorecard.{kind}").read_text() for kind in ("html", "md"))
-    for title in (
-        "Win rates, step by step",
-        "Alignment tax: before and after",
-        "InstructGPT, table 14",
-        "What this can and cannot show",
-    ):
-        assert title in html and title in markdown
-    assert (
-        "on tasks PPO loses and PPO-ptx wins it back, holds here: **true**" in markdown
-        and "unrelated single sentences" in markdown
-    )
-    assert (
-        "0.620 (0.580 – 0.660)" in markdown
-        and "0.600 (0.560 – 0.640)" in markdown
-        and "0.040" in markdown
-    )
-    assert (
-        all(cell in markdown for cells in PAPER.values() for cell in cells)
-        and markdown.count("```text") == 3
-    )
-    assert "By the judge PPO-ptx is preferred to DPO: 0.750" in markdown
+    assert all(title in html and title in markdown for title in texts(page))
+    assert markdown.count("```text") == 3
+    judges = table(page, "The reward model beside a bag of words").frame
+    assert judges["pairwise accuracy"].tolist() == [
+        "0.620 (0.580 – 0.660)",
+        "0.600 (0.560 – 0.640)",
+    ]
+    assert judges["calibration error"].tolist() == ["0.040", ""]
+    assert table(page, "InstructGPT, table 14").cells() == [list(row.values()) for row in PAPER]
+    finding = texts(page)["PPO regresses, PPO-ptx recovers"]
+    assert "holds here: **true**" in finding
+    assert "film_reviews" in texts(page)["What this can and cannot show"]
+    assert "PPO-ptx is preferred to DPO: 0.750" in texts(page)["DPO beside PPO"]
 
 
 def test_headline_has_the_win_rates_by_the_judge_and_the_reward_model_beside_a_bag_of_words(
@@ -321,9 +316,7 @@ def test_headline_has_the_win_rates_by_the_judge_and_the_reward_model_beside_a_b
     )
 
 
-def test_a_bag_of_words_that_was_not_run_has_no_figure(
-    inputs: dict[str, Artifact], tmp_path: Path
-) -> None:
+def test_a_bag_of_words_that_was_not_run_has_no_figure(inputs: dict[str, Artifact]) -> None:
     metrics = {
         name: value
         for name, value in inputs["reward_model"].metrics.items()
@@ -345,15 +338,15 @@ def test_a_bag_of_words_that_was_not_run_has_no_figure(
         score.baseline == "bag of words not run (the responses have no words in them), chance 0.500"
         and score.against == 0.5
     )
-    write_page(tmp_path, "Scorecard", "", {}, {}, [section(lacking)])
-    assert (
-        "| bag of words, same pairs | not run: the responses have no words in them |"
-        in (tmp_path / "scorecard.md").read_text()
-    )
+    rows = table(section(lacking), "The reward model beside a bag of words").cells()
+    assert rows[1][:2] == [
+        "bag of words, same pairs",
+        "not run: the responses have no words in them",
+    ]
 
 
 def test_without_the_section_the_scorecard_has_no_word_of_it(tmp_path: Path) -> None:
-    assert not scorecard_alignment.is_in({})
+    assert not alignment.is_in({})
     scorecard.run({"recipe": {"name": "tiny"}}, {}, tmp_path, Said("scorecard"))
     assert json.loads((tmp_path / "scorecard.json").read_text()).keys() == {
         "recipe",

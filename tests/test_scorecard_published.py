@@ -21,11 +21,13 @@ from test_scorecard import Card, Page
 
 from assets.contract import NOT_RUN, Built
 from assets.report import experiment as experiment_page
-from assets.report import scorecard_headline, scorecard_tables
-from assets.report.page import Section, Table, write_page
-from assets.report.scorecard_published import OURS, beside_the_paper, reproductions
+from assets.report import provenance, scorecard
+from assets.report.headline import by_shots, headline
+from assets.report.page import Page as PageContent
+from assets.report.page import Section, write_page
+from assets.report.published import OURS, beside_the_paper, reproductions
 from assets.report.scores import NotRun, Score, collect, test_split
-from assets.stages import scorecard
+from assets.report.tables import Table
 from assets.stages.pretraining import PRETRAINED
 from assets.store.store import Store
 from gpt_model.evaluation.results import (
@@ -69,13 +71,15 @@ def card(built: BuiltStore) -> Card:
     return Card(store, artifact, store.show(artifact))
 
 
+def tables(section: Section) -> dict[str, Table]:
+    return {text.title: text for text in section.texts if isinstance(text, Table)}
+
+
 def row(section: Section, source: str, *cells: str) -> dict[str, str]:
     """The row of a published table that begins with `cells`."""
-    (table,) = [
-        one for one in section.tables if isinstance(one, Table) and one.title.endswith(source)
-    ]
-    (found,) = [one for one in table.rows if tuple(one[: len(cells)]) == cells]
-    return dict(zip(table.columns, found, strict=True))
+    [table] = [table for title, table in tables(section).items() if title.endswith(source)]
+    [match] = [row for row in table.cells() if tuple(row[: len(cells)]) == cells]
+    return dict(zip(table.columns, match, strict=True))
 
 
 def test_ours_stand_in_the_paper_s_unit_with_interval_size_and_split_beside_every_size() -> None:
@@ -167,10 +171,9 @@ def test_a_score_of_no_published_protocol_is_named_with_what_it_is_and_no_number
         note="LAMBADA's protocol on this corpus's held-out text; not the LAMBADA data",
     )
     section = beside_the_paper("gpt2", "", [own], [])
-    assert isinstance(last := section.tables[-1], Table) and last.title.startswith(
-        "measured otherwise"
-    )
-    assert last.rows == [["tiny/zero_shot", "last_word acc", own.note]]
+    last = section.texts[-1]
+    assert isinstance(last, Table) and last.title.startswith("measured otherwise")
+    assert last.cells() == [["tiny/zero_shot", "last_word acc", own.note]]
     assert row(section, "table 3", "LAMBADA", "acc, %")[OURS[0]] == "not run here"
 
 
@@ -180,9 +183,10 @@ def test_a_score_of_no_published_protocol_is_named_with_what_it_is_and_no_number
 def test_a_number_without_interval_split_or_size_is_not_shown(lacking: dict[str, Any]) -> None:
     score = replace(LAMBADA, value=0.98765, **lacking)
     section = beside_the_paper("gpt2", "", [score], [])
-    headline = scorecard_headline.headline([score], [])
-    shown = "".join(table.markdown() for table in (*section.tables, headline))
-    assert "0.988" not in shown and "98.7" not in shown and headline.rows[0][2] == "no interval"
+    first = headline([score], [])
+    shown = "".join(table.markdown() for table in (*section.texts, first))
+    assert "0.988" not in shown and "98.7" not in shown
+    assert first.frame["value"].tolist() == ["no interval"]
 
 
 @pytest.mark.parametrize("generation", ["gpt1", "gpt2", "gpt3"])
@@ -195,9 +199,8 @@ def test_every_published_number_of_a_generation_is_on_its_page_under_its_source_
     }
     for role, section in pages.items():
         cells = {
-            table.title: [cell for one in table.rows for cell in one]
-            for table in section.tables
-            if isinstance(table, Table)
+            title: {cell for row in table.cells() for cell in row}
+            for title, table in tables(section).items()
         }
         for reference in references(generation=generation, role=role):  # type: ignore[arg-type]
             assert reference.printed in cells[reference.source], reference
@@ -239,15 +242,10 @@ def test_settings_of_a_task_stand_side_by_side_in_one_line_each_with_its_interva
             ("few", "6.6 of 50", 0.65),
         )
     )
-    assert (
-        scorecard_headline.by_shots([LAMBADA]) is None
-        and len(scorecard_headline.headline([LAMBADA, zero, one, few], []).rows) == 1
-    )
-    table = scorecard_headline.by_shots(
-        [LAMBADA, zero, one, few, replace(few, name="anli_few acc", k="", low=None)]
-    )
+    assert by_shots([LAMBADA]) is None and len(headline([LAMBADA, zero, one, few], []).frame) == 1
+    table = by_shots([LAMBADA, zero, one, few, replace(few, name="anli_few acc", k="", low=None)])
     assert table is not None
-    piqa, anli = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    piqa, anli = (dict(zip(table.columns, row, strict=True)) for row in table.cells())
     assert (piqa["score"], piqa["beside"], piqa["K"], piqa["on examples"]) == (
         "piqa acc",
         "chance 0.500",
@@ -265,8 +263,8 @@ def test_settings_of_a_task_stand_side_by_side_in_one_line_each_with_its_interva
         "",
         "",
     )
-    fewer = scorecard_headline.by_shots([zero, replace(one, k="0.4 of 1"), few])
-    assert fewer is not None and "one-shot 0.4 of 1, 6.6 of 50" in fewer.rows[0]
+    fewer = by_shots([zero, replace(one, k="0.4 of 1"), few])
+    assert fewer is not None and "one-shot 0.4 of 1, 6.6 of 50" in fewer.cells()[0]
 
 
 def test_settings_are_printed_in_a_line_of_a_terminal_and_keep_their_colours(
@@ -284,18 +282,9 @@ def test_settings_are_printed_in_a_line_of_a_terminal_and_keep_their_colours(
         )
         for shots in ("zero", "one", "few")
     ]
-    first = {
-        "headline": scorecard_headline.headline([LAMBADA], []),
-        "by_shots": scorecard_headline.by_shots(settings),
-    }
-    write_page(
-        tmp_path,
-        "Scorecard",
-        "",
-        {"model": "a small one"},
-        {name: table for name, table in first.items() if table},
-        [],
-    )
+    first = {"headline": headline([LAMBADA], []), "by_shots": by_shots(settings)}
+    shown = {name: table for name, table in first.items() if table}
+    write_page(tmp_path, PageContent("Scorecard", "", {"model": "a small one"}, shown))
     console = Console(width=200, force_terminal=True, record=True, file=io.StringIO())
     store: Any = SimpleNamespace(
         resolve=lambda ref: ref, show=lambda artifact: tmp_path, artifacts=lambda: []
@@ -334,9 +323,9 @@ def test_bits_per_byte_of_normalised_text_say_so_and_stand_beside_nothing_of_the
         assert CAVEAT in score.note and "xz" not in score.baseline + score.note, score
         assert score.against in (None, inputs["pretrained"].metrics["uniform_bpb"])
     assert not [score for score in scores if score not in told and CAVEAT in score.note]
-    assert scorecard_tables.facts(inputs)[
-        "note"
-    ] == CAVEAT and "note" not in scorecard_tables.facts(card.inputs())
+    assert provenance.facts(inputs)["note"] == CAVEAT and "note" not in provenance.facts(
+        card.inputs()
+    )
     pretrained = inputs["pretrained"]
     built = Built(
         pretrained.config,
@@ -351,16 +340,14 @@ def test_bits_per_byte_of_normalised_text_say_so_and_stand_beside_nothing_of_the
 
 
 def test_headline_has_a_column_of_overlap_only_where_a_suite_has_it() -> None:
-    assert "8-grams seen" not in scorecard_headline.headline([LAMBADA], []).columns
-    table = scorecard_headline.headline([replace(LAMBADA, overlap=2.357), LAMBADA], [])
-    assert [one[table.columns.index("8-grams seen")] for one in table.rows] == ["2.4 %", ""]
+    assert "8-grams seen" not in headline([LAMBADA], []).columns
+    table = headline([replace(LAMBADA, overlap=2.357), LAMBADA], [])
+    assert table.frame["8-grams seen"].tolist() == ["2.4 %", ""]
 
 
 def test_rows_of_the_headline_stay_with_their_artifact() -> None:
     missing = NotRun("a", "f" * 64, "cbt", "why")
-    rows = scorecard_headline.headline(
-        [replace(LAMBADA, asset="a"), replace(LAMBADA, asset="b")], [missing]
-    ).rows
+    rows = headline([replace(LAMBADA, asset="a"), replace(LAMBADA, asset="b")], [missing]).cells()
     assert [one[:3] for one in rows] == [
         ["a", "last_word acc", "0.123"],
         ["a", "cbt", "not run here"],
@@ -438,7 +425,7 @@ def test_public_data_that_cannot_be_had_and_published_rows_are_read_from_an_eval
         1.5,
         "made up; 3 more have an answer longer than the context",
     )
-    assert score.on() == "90 of 100 examples, validation"
+    assert score.sample() == "90 of 100 examples, validation"
     assert (missing.reason, missing.published, missing.paper) == ("no hub", (place,), "gpt3")
 
 

@@ -1,4 +1,4 @@
-"""Drawing the scorecard: tables, pictures and text into one self-contained HTML page and a Markdown
+"""One page: sections of text, tables and pictures as a self-contained HTML file, with a Markdown
 twin. Knows nothing of scores.
 """
 
@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -16,49 +15,16 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+from assets.report.tables import Table
+
 TEMPLATES = Path(__file__).parent / "templates"
-WIDE_CHARACTERS = (
-    100  # a table with a row longer than this is given the page's whole width, others half of it
-)
-HALF_PAGE_PIXELS = 800  # a picture broader than this, too
-WORDS = {
-    **{word: word for word in ("better", "worse", "undecided")},
+WIDE_CHARACTERS = 100  # a table with a longer row takes the page's whole width, others half of it
+BROAD_PIXELS = 800  # a picture broader than this, too
+LOOKS = {  # last word of a cell -> its class
+    **{verdict: verdict for verdict in ("better", "worse", "undecided")},
     "not run here": "missing",
     "no interval": "missing",
-}  # cells by look
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
-    short: tuple[str, ...] = ()  # the columns to show where there is little room
-
-    def markdown(self) -> str:
-        def line(cells: list[str]) -> str:
-            return (
-                "| "
-                + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
-                + " |"
-            )
-
-        body = "\n".join(
-            [
-                line(self.columns),
-                line(["---"] * len(self.columns)),
-                *(line(row) for row in self.rows),
-            ]
-        )
-        return body + (f"\n\n{self.note}" if self.note else "")
-
-    def groups(self) -> list[tuple[str, list[list[str]]]]:
-        """(first cell, the rest of each row) of the rows that begin alike."""
-        return [
-            (first, [row[1:] for row in rows])
-            for first, rows in groupby(self.rows, key=lambda row: row[0])
-        ]
+}
 
 
 @dataclass(frozen=True)
@@ -73,117 +39,139 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Picture:
+    title: str
+    png: bytes
+    file_name: str
+
+    @property
+    def broad(self) -> bool:
+        return int.from_bytes(self.png[16:20], "big") > BROAD_PIXELS  # the width in a PNG's header
+
+    @property
+    def source(self) -> str:
+        """The picture itself as an image's address."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading with tables of its own and whatever a stage left in its `show/` folder."""
+    """A heading, and below it texts and tables, then pictures."""
 
     title: str
-    tables: Sequence[Table | Text] = field(default_factory=list)
-    folder: Path | None = None
+    texts: Sequence[Text | Table] = ()
+    pictures: Sequence[Picture] = ()
     intro: str = ""
     in_order: bool = False  # wide tables among the others instead of below them
 
-    def texts(self) -> list[tuple[str, str]]:
-        """(title, Markdown) of each table and text."""
-        own = [(table.title, table.markdown()) for table in self.tables]
-        return own + [
-            (path.stem.replace("_", " "), path.read_text(encoding="utf-8"))
-            for path in self._files("*.md")
-        ]
+    @staticmethod
+    def of_folder(title: str, folder: Path, intro: str = "") -> Section:
+        """What a stage left in its `show/` folder: every Markdown file and every picture."""
+        return Section(
+            title,
+            [
+                Text(_title(path), path.read_text(encoding="utf-8"))
+                for path in sorted(folder.glob("*.md"))
+            ],
+            [
+                Picture(_title(path), path.read_bytes(), path.name)
+                for path in sorted(folder.glob("*.png"))
+            ],
+            intro,
+        )
 
-    def pictures(self) -> list[tuple[str, Path]]:
-        return [(path.stem.replace("_", " "), path) for path in self._files("*.png")]
 
-    def _files(self, pattern: str) -> list[Path]:
-        return sorted(self.folder.glob(pattern)) if self.folder and self.folder.is_dir() else []
+def _title(path: Path) -> str:
+    return path.stem.replace("_", " ")
+
+
+@dataclass(frozen=True)
+class Page:
+    """`facts`: what it is, name -> value. `first`: the tables at the top, by name; their first
+    column is an artifact, which heads its rows, and their last that artifact's commands.
+    """
+
+    title: str
+    description: str
+    facts: Mapping[str, str]
+    first: Mapping[str, Table] = field(default_factory=dict)
+    sections: Sequence[Section] = ()
+
+
+def write_page(folder: Path, page: Page) -> None:
+    """scorecard.html, scorecard.md with pictures/ beside it, and each first table as JSON of its
+    name.
+    """
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape())
+    # The renderer has html off, so text stays text.
+    environment.filters |= {
+        "markdown": lambda text: Markup(markdown.render(text)),  # noqa: S704
+        "phrase": lambda text: Markup(markdown.renderInline(text)),  # noqa: S704
+        "column_class": column_class,
+        "cell_class": cell_class,
+        "by_first_cell": by_first_cell,
+    }
+    environment.tests["wide"] = is_wide
+    template = environment.get_template("scorecard.html.jinja")
+    (folder / "scorecard.html").write_text(template.render(page=page), encoding="utf-8")
+    (folder / "scorecard.md").write_text("\n".join(_markdown(page)) + "\n", encoding="utf-8")
+    for section in page.sections:
+        for picture in section.pictures:
+            path = folder / _picture_path(section, picture)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(picture.png)
+    for name, table in page.first.items():
+        document = {
+            "title": table.title,
+            "facts": dict(page.facts),
+            "columns": table.columns,
+            "rows": table.cells(),
+            "short": table.short,
+        }
+        (folder / f"{name}.json").write_text(json.dumps(document))
 
 
 def is_wide(markdown: str) -> bool:
-    tree = "├──" in markdown
-    return tree or any(
+    """Whether a text takes the page's whole width: a tree, or a table with a long row."""
+    return "├──" in markdown or any(
         line.startswith("|") and len(line) > WIDE_CHARACTERS for line in markdown.splitlines()
     )
 
 
-def is_broad(picture: Path) -> bool:
-    return (
-        int.from_bytes(picture.read_bytes()[16:20], "big") > HALF_PAGE_PIXELS
-    )  # where a PNG's header has its width
+def column_class(column: str) -> str:
+    return column.replace("95 % ", "").replace(",", "").split()[0]
 
 
-def look(cell: str) -> str:
-    """The class of a cell that is, or ends with, one of WORDS."""
-    return WORDS.get(cell) or WORDS.get(cell.rpartition(" ")[2], "")
+def cell_class(cell: str) -> str:
+    """The class of a cell that is, or ends with, one of LOOKS."""
+    return LOOKS.get(cell) or LOOKS.get(cell.rpartition(" ")[2], "")
 
 
-def write_page(
-    folder: Path,
-    title: str,
-    description: str,
-    facts: Mapping[str, str],
-    first: Mapping[str, Table],
-    sections: Sequence[Section],
-) -> None:
-    """scorecard.html, scorecard.md with pictures/ beside it, and each of the `first` tables as JSON
-    of its name, into `folder`.
-
-    `facts`: what it is, name -> value. The first tables begin with an artifact and end with its
-    commands, which head its rows on the page.
-    """
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape())
-    environment.filters["markdown"] = lambda text: Markup(markdown.render(text))  # noqa: S704 - html is off, so text stays text
-    environment.filters["phrase"] = lambda text: Markup(markdown.renderInline(text))  # noqa: S704
-    environment.filters["inline"] = lambda path: (
-        f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    )
-    environment.filters["kind"] = lambda column: next(
-        iter(column.replace("95 % ", "").replace(",", "").split())
-    )  # a column's class
-    environment.filters["look"] = look
-    environment.tests["wide"], environment.tests["broad"] = is_wide, is_broad
-    page = environment.get_template("scorecard.html.jinja").render(
-        title=title, description=description, facts=facts, first=first.values(), sections=sections
-    )
-    (folder / "scorecard.html").write_text(page, encoding="utf-8")
-    (folder / "scorecard.md").write_text(
-        _markdown(folder, title, description, facts, first, sections), encoding="utf-8"
-    )
-    for name, table in first.items():
-        told = {
-            "title": table.title,
-            "facts": dict(facts),
-            "columns": table.columns,
-            "rows": table.rows,
-            "short": table.short,
-        }
-        (folder / f"{name}.json").write_text(json.dumps(told))
-
-
-def _markdown(
-    folder: Path,
-    title: str,
-    description: str,
-    facts: Mapping[str, str],
-    first: Mapping[str, Table],
-    sections: Sequence[Section],
-) -> str:
-    lines = [
-        f"# {title}",
-        "",
-        description,
-        "",
-        *(f"- {name}: {value}" for name, value in facts.items()),
-        "",
+def by_first_cell(table: Table) -> list[tuple[str, list[list[str]]]]:
+    """(first cell, the rest of each row) of the rows that begin alike."""
+    return [
+        (first, [row[1:] for row in rows])
+        for first, rows in groupby(table.cells(), key=lambda row: row[0])
     ]
-    for table in first.values():
-        lines += [f"## {table.title}", "", table.markdown(), ""]
-    for section in sections:
-        lines += [f"## {section.title}", "", *([section.intro, ""] if section.intro else [])]
-        for name, text in section.texts():
-            lines += [f"### {name}", "", text, ""]
-        for name, path in section.pictures():
-            copy = folder / "pictures" / f"{section.title.replace('/', '_')}_{path.name}"
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, copy)
-            lines += [f"![{name}](pictures/{copy.name})", ""]
-    return "\n".join(lines) + "\n"
+
+
+def _picture_path(section: Section, picture: Picture) -> str:
+    return f"pictures/{section.title.replace('/', '_')}_{picture.file_name}"
+
+
+def _markdown(page: Page) -> Iterator[str]:
+    """The lines of the twin."""
+    yield from (f"# {page.title}", "", page.description, "")
+    yield from (f"- {name}: {value}" for name, value in page.facts.items())
+    yield ""
+    for table in page.first.values():
+        yield from (f"## {table.title}", "", table.markdown(), "")
+    for section in page.sections:
+        yield from (f"## {section.title}", "")
+        if section.intro:
+            yield from (section.intro, "")
+        for text in section.texts:
+            yield from (f"### {text.title}", "", text.markdown(), "")
+        for picture in section.pictures:
+            yield from (f"![{picture.title}]({_picture_path(section, picture)})", "")

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
 Points = Sequence[tuple[float, float]]
@@ -22,6 +23,7 @@ Points = Sequence[tuple[float, float]]
 DPI = 110
 FEWEST_UNMARKED = 30  # points of a line that are not marked one by one
 MOST_BARS = 16  # intervals drawn as error bars; more of them become a band
+MOST_TICKS, LONGEST_TICK = 10, 100_000  # values of a logarithmic axis that are its ticks
 ROW_INCHES = 0.5  # height of one row of a horizontal plot
 
 
@@ -112,16 +114,17 @@ def _errors(
     )
 
 
-def levels(axes: Axes, values: Mapping[str, float]) -> None:
+def levels(axes: Axes, values: Iterable[tuple[str, float]]) -> None:
     """Dashed lines across, as a chance or a published value is, their names at the right edge.
 
     Call it after everything else is drawn: names that would lie on each other are moved apart.
     """
-    for y in values.values():
+    ascending = sorted(values, key=lambda level: level[1])
+    for _, y in ascending:
         axes.axhline(y, color="0.35", linestyle="--", linewidth=1)
     bottom, top = axes.get_ylim()
     position = -math.inf
-    for label, y in sorted(values.items(), key=lambda item: item[1]):
+    for label, y in ascending:
         position = max(y, position + 0.05 * (top - bottom))
         axes.annotate(
             label,
@@ -131,6 +134,27 @@ def levels(axes: Axes, values: Mapping[str, float]) -> None:
             fontsize=8,
             annotation_clip=False,
         )
+
+
+def name_columns(axes: Axes, names: Sequence[str]) -> None:
+    """Names for x = 0, 1, …"""
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+
+
+def number_columns(axes: Axes, values: Iterable[float], log: bool) -> None:
+    """Ticks of a horizontal axis with these values: of a logarithmic one the values themselves,
+    where they are few and short.
+    """
+    ticks = sorted(set(values))
+    integers = all(value == math.floor(value) for value in ticks)
+    if log:
+        axes.set_xscale("log")
+        if integers and len(ticks) <= MOST_TICKS and ticks[-1] < LONGEST_TICK:
+            axes.set_xticks(ticks, [f"{value:.0f}" for value in ticks])
+            axes.xaxis.set_minor_locator(NullLocator())
+    elif integers:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def rows_height(rows: int) -> float:

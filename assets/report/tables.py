@@ -64,10 +64,14 @@ def key_values(values: Mapping[str, str | None], note: str = "") -> Table:
     return Table(DataFrame(rows, columns=["figure", "value"]), note=note)
 
 
-def write_markdown(path: Path, *parts: str | Table) -> None:
-    """Paragraphs and tables into one file, empty ones left out."""
+def markdown(*parts: str | Table) -> str:
+    """Paragraphs and tables below each other, empty ones left out."""
     texts = [part.markdown() if isinstance(part, Table) else part for part in parts]
-    path.write_text("\n\n".join(filter(None, texts)) + "\n", encoding="utf-8")
+    return "\n\n".join(filter(None, texts))
+
+
+def write_markdown(path: Path, *parts: str | Table) -> None:
+    path.write_text(f"{markdown(*parts)}\n", encoding="utf-8")
 
 
 def number(value: float) -> str:
@@ -77,14 +81,19 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def interval(value: float, low: float, high: float, spec: str = ".3f") -> str:
-    """ "0.612 (0.560 – 0.660)" """
+def interval(value: float, low: float, high: float, spec: str = "z.3f") -> str:
+    """ "0.612 (0.560 – 0.660)"; the "z" of the format writes no negative zero."""
     return f"{value:{spec}} ({low:{spec}} – {high:{spec}})"
 
 
-def metric(metrics: Mapping[str, float], name: str, spec: str = ".3f") -> str:
-    """A metric with the interval that `name`_low and `name`_high give; a dash where there is
-    none.
+def estimate(value: Mapping[str, float] | None, spec: str = "z.3f") -> str:
+    """The same of {"value", "low", "high"}; "" of None."""
+    return "" if value is None else interval(value["value"], value["low"], value["high"], spec)
+
+
+def metric(metrics: Mapping[str, float], name: str, spec: str = "z.3f") -> str:
+    """A metric, with its interval where `name`_low and `name`_high are reported, too; a dash where
+    it is not.
     """
     if name not in metrics:
         return MISSING
@@ -100,7 +109,8 @@ def share_of(used: int, available: int) -> str:
 
 def code_block(text: str) -> str:
     """Text of a model or a corpus, shown as it is."""
-    return f"```text\n{text}\n```"
+    fenced = text.replace("```", "'''")
+    return f"```text\n{fenced}\n```"
 
 
 def _text(value: Any, spec: str) -> str:

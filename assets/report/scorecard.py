@@ -1,0 +1,127 @@
+"""The scorecard: one page of what was built from what, how good it is beside baselines and
+published numbers, and what it cost.
+
+Hashed: `scorecard.json`, the scores and the fingerprints they come from. Beside it, unhashed
+because times and costs are in them: `show/scorecard.html` (self-contained), its twin
+`show/scorecard.md`, and the first tables as `show/headline.json` and `show/by_shots.json`. Each
+stage's tables and pictures are taken from its `show/` folder, so a new stage appears here by having
+one, and an experiment's are drawn from its data.
+
+What a score is, is in `scores.py`; the sections are those of `headline.py`, `published.py`,
+`alignment.py` and `provenance.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.report import alignment, experiment, provenance
+from assets.report.headline import by_shots, headline
+from assets.report.page import Page, Section, write_page
+from assets.report.published import beside_the_paper, reproductions
+from assets.report.scores import NotRun, Score, collect
+from assets.stages import base_model
+
+FILE = "scorecard.json"
+# What another recipe built is no input of the page, so this is all that it can say of it.
+CALIBRATION = (
+    "whether the evaluator reproduces what is known of released weights is not this page's to say, "
+    "as it is made of its own recipe alone: gpt-lineage run prints what the calibration recipes "
+    "left in the store"
+)
+
+
+def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    """Write scorecard.json. Every score is a metric."""
+    scores, missing = collect(config["recipe"]["name"], inputs)
+    document = {
+        "recipe": config["recipe"],
+        "built_from": {
+            name: {"fingerprint": artifact.fingerprint, "digest": artifact.digest}
+            for name, artifact in inputs.items()
+        },
+        "scores": [asdict(score) for score in scores],
+        "not_run": [asdict(entry) for entry in missing],
+    }
+    if alignment.is_in(inputs):
+        document["alignment"] = alignment.statement(inputs)
+    (output / FILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    return {f"{score.asset.split('/', 1)[1]}/{score.name}": score.value for score in scores}
+
+
+def every_score_is_finite(built: Built) -> Verdict:
+    scores = _document(built)["scores"]
+    if wrong := [score["name"] for score in scores if not math.isfinite(score["value"])]:
+        return Verdict(False, f"{len(scores)} scores; not finite: {', '.join(wrong)}")
+    return Verdict(True, f"{len(scores)} scores, every one finite")
+
+
+def show(built: Built, folder: Path) -> None:
+    """scorecard.html, scorecard.md, pictures/, headline.json and by_shots.json."""
+    document, recipe = _document(built), built.config["recipe"]
+    scores = [Score(**score) for score in document["scores"]]
+    missing = [NotRun(**entry) for entry in document["not_run"]]
+    shots = by_shots(scores)
+    facts = provenance.facts(built.inputs)
+    if "zero_shot" in built.inputs:
+        facts["calibration"] = CALIBRATION
+    page = Page(
+        f"Scorecard of {recipe['name']}",
+        recipe["description"],
+        facts,
+        {"headline": headline(scores, missing)} | ({"by_shots": shots} if shots else {}),
+        list(_sections(built, scores, missing, facts["model"])),
+    )
+    write_page(folder, page)
+
+
+def _document(built: Built) -> Mapping[str, Any]:
+    document: Mapping[str, Any] = json.loads((built.output / FILE).read_text())
+    return document
+
+
+def _sections(
+    built: Built, scores: list[Score], missing: list[NotRun], model: str
+) -> Iterator[Section]:
+    recipe, inputs = built.config["recipe"]["name"], built.inputs
+    generation = provenance.family(inputs) or _published_family(built.config["recipe"])
+    of_stages, of_experiments = [], []
+    for name, artifact in inputs.items():
+        title, caveat = f"{recipe}/{name}", base_model.caveat(artifact, inputs)
+        if (artifact.path / experiment.FILE).is_file():
+            of_experiments.append(experiment.section(title, artifact.path, caveat))
+        else:
+            show_folder = artifact.path.parent / "show"
+            of_stages.append(Section.of_folder(title, show_folder, caveat))
+    if generation:
+        yield beside_the_paper(generation, model, scores, missing)
+    yield from of_experiments
+    if alignment.is_in(inputs):
+        yield alignment.section(inputs)
+    if generation and (others := reproductions(generation, scores)).texts:
+        yield others
+    yield Section(
+        "What was built from what",
+        [provenance.lineage(recipe, inputs), provenance.data(recipe, inputs)],
+    )
+    yield Section(
+        "Time, memory and cost",
+        [provenance.cost(inputs), provenance.estimates(inputs)],
+        intro=base_model.caveat(built, inputs),
+    )
+    yield from of_stages
+    yield Section("Checks", [provenance.checks(recipe, inputs)])
+
+
+def _published_family(recipe: Config) -> str | None:
+    """The family of the published model that the recipe names, where the model itself could not be
+    had here.
+    """
+    known: str | None = (recipe["evaluation"] or {}).get("known")
+    return known and known.partition("-")[0]
