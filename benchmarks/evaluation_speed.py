@@ -34,10 +34,11 @@ from benchmarks.bars import at_least, at_most, verdict  # noqa: E402
 from gpt_model import convert  # noqa: E402
 from gpt_model.config import ModelConfig  # noqa: E402
 from gpt_model.data import documents  # noqa: E402
+from gpt_model.evaluation.adapters.registry import TaskContext  # noqa: E402
 from gpt_model.evaluation.evaluate import evaluate, write_tasks  # noqa: E402
-from gpt_model.evaluation.examples import Material, TaskRows, rows_of  # noqa: E402
 from gpt_model.evaluation.lm import GPTLM  # noqa: E402
 from gpt_model.evaluation.suites import suite_tasks  # noqa: E402
+from gpt_model.evaluation.tasks import TaskRows, rows_of  # noqa: E402
 from gpt_model.progress import Silent  # noqa: E402
 from gpt_model.tokenizer import Tokenizer  # noqa: E402
 from gpt_model.transformer import GPT  # noqa: E402
@@ -53,9 +54,9 @@ def the_rows(corpus: Path, context: int, limit: int, encode: Any) -> list[TaskRo
         evaluation=EvaluationSection(suites=["multiple_choice"]), corpus=corpus, split_seed=0
     )
     config = ZERO_SHOT.pin(zero_shot_config(recipe), corpus)
-    material = Material(corpus, 0, downloads_folder(), encode, context, Silent())
+    task_context = TaskContext(corpus, 0, downloads_folder(), encode, context, Silent())
     tasks = suite_tasks("multiple_choice", config["suites"]["multiple_choice"])
-    return [rows for task in tasks for rows in rows_of(task, material, limit)]
+    return [rows for task in tasks for rows in rows_of(task, task_context, limit)]
 
 
 def random_model(folder: Path, texts: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Rows of our own for the data sets of GPT-3's few-shot suites, under the row makers' names of the
+"""Rows of our own for the data sets of GPT-3's few-shot suites, under the adapters' names of the
 columns (see public_rows.py).
 """
 

@@ -1,4 +1,4 @@
-"""A few rows of our own for every row maker, under the maker's names of the columns: what a public
+"""A few rows of our own for every adapter, under the adapter's names of the columns: what a public
 data set has thousands of.
 """
 
@@ -141,5 +141,5 @@ ROWS["core_text"] = [
 
 
 def rows_for(data: Dataset) -> list[dict[str, Any]]:
-    """The maker's rows, under the columns' names in the data set."""
+    """The adapter's rows, under the columns' names in the data set."""
     return [{data.columns[name]: value for name, value in row.items()} for row in ROWS[data.make]]

@@ -15,12 +15,12 @@ from public_rows import rows_for
 from world import World, make_world
 
 from assets.store.home import downloads_folder
+from gpt_model.evaluation.adapters.registry import TaskContext
 from gpt_model.evaluation.evaluate import evaluate, write_tasks
-from gpt_model.evaluation.examples import Material, TaskRows, rows_of
 from gpt_model.evaluation.lm import GPTLM
 from gpt_model.evaluation.public import DataSource, resolved
-from gpt_model.evaluation.settings import in_each_setting
 from gpt_model.evaluation.suites import SUITES, Dataset, SuiteTask, suite_tasks
+from gpt_model.evaluation.tasks import TaskRows, in_each_setting, rows_of
 from gpt_model.progress import Silent
 
 NAMES = sorted(path.stem for path in SUITES.glob("*.yaml"))
@@ -87,7 +87,7 @@ def on_own_rows(task: SuiteTask, folder: Path) -> SuiteTask:
 
 
 def every_task(suite: str, world: World, folder: Path) -> list[TaskRows]:
-    material = Material(
+    task_context = TaskContext(
         world.inputs["corpus"].path,
         0,
         downloads_folder(),
@@ -99,8 +99,8 @@ def every_task(suite: str, world: World, folder: Path) -> list[TaskRows]:
     return [
         setting
         for task in tasks
-        for found in rows_of(on_own_rows(task, folder), material, LIMIT)
-        for setting in in_each_setting(found, material)
+        for found in rows_of(on_own_rows(task, folder), task_context, LIMIT)
+        for setting in in_each_setting(found, task_context)
     ]
 
 

@@ -240,7 +240,7 @@ def test_scores_are_lm_evals_own_backends_on_every_kind_of_task(
     from gpt_model.evaluation.lm import GPTLM
 
     questions = few_shot(world, QUESTIONS, answer_context="A:")
-    tasks: dict[str, Rendered] = {"alone": questions.answers_alone(choices(20))}
+    tasks: dict[str, Rendered] = {"unconditional": questions.unconditional_answers(choices(20))}
     for number in (0, 1, 50):
         tasks[f"questions.{number}"] = questions.rendered(number, choices(20), choices(80, 100))
         for name, (keys, rows) in (
@@ -281,8 +281,8 @@ def test_scores_are_lm_evals_own_backends_on_every_kind_of_task(
     for number in (0, 1, 50):
         mine, yours = (result["samples"][f"questions.{number}"] for result in (ours, theirs))
         assert per_token(mine) == per_token(yours)
-        assert answer_normalised(mine, ours["samples"]["alone"]) == answer_normalised(
-            yours, theirs["samples"]["alone"]
+        assert answer_normalised(mine, ours["samples"]["unconditional"]) == answer_normalised(
+            yours, theirs["samples"]["unconditional"]
         )
 
 

@@ -20,12 +20,12 @@ from assets.contract import Built
 from assets.stages import zero_shot
 from gpt_model.data import documents, hub
 from gpt_model.evaluation import scoring
-from gpt_model.evaluation.adapters import MAKERS
+from gpt_model.evaluation.adapters.registry import ADAPTERS, TaskContext
 from gpt_model.evaluation.aggregates import superglue_rows
-from gpt_model.evaluation.examples import Material, demonstrations_of, rows_of
 from gpt_model.evaluation.public import DataSource, resolved
 from gpt_model.evaluation.results import ScoreRow, UnavailableRow
 from gpt_model.evaluation.suites import SUITES, Dataset, SuiteTask, suite_tasks
+from gpt_model.evaluation.tasks import demonstrations_of, rows_of
 from gpt_model.progress import Silent
 from gpt_model.published import references
 
@@ -324,7 +324,7 @@ def test_quac_asks_what_people_agree_on_and_takes_the_majority_for_there_being_n
         "first_answers": {"texts": ["red candle", "CANNOTANSWER", "a candle"]},
     }
     nothing: Any = None
-    two, three = MAKERS["section_dialogue"]([row], nothing)
+    two, three = ADAPTERS["section_dialogue"]([row], nothing)
     assert (two["question"], two["answers"], two["before"]) == (
         "two?",
         ["CANNOTANSWER"],
@@ -349,12 +349,12 @@ def test_wsc_asks_of_any_noun_and_shows_only_those_that_the_pronoun_refers_to(
     here = task.metadata.model_copy(
         update={"data": data.model_copy(update={"source": own, "demonstrations": own})}
     )
-    task, material = (
+    task, task_context = (
         task.model_copy(update={"metadata": here}),
-        Material(None, 0, tmp_path, lambda text: [*text.encode()], 2048, Silent()),
+        TaskContext(None, 0, tmp_path, lambda text: [*text.encode()], 2048, Silent()),
     )
-    assert [row["label"] for row in rows_of(task, material, None)[0].rows] == [0, 1] * 4
-    assert {row["referent"] for row in demonstrations_of(task, material)} == {
+    assert [row["label"] for row in rows_of(task, task_context, None)[0].rows] == [0, 1] * 4
+    assert {row["referent"] for row in demonstrations_of(task, task_context)} == {
         "Berta",
         "Dora",
         "Frieda",

@@ -21,14 +21,14 @@ from world import CONTEXT, World, make_world
 from assets.stages import zero_shot
 from gpt_model.data import hub
 from gpt_model.errors import UserError
-from gpt_model.evaluation import examples, public, scoring
-from gpt_model.evaluation.adapters import MAKERS
+from gpt_model.evaluation import public, scoring
+from gpt_model.evaluation.adapters.registry import ADAPTERS, TaskContext
 from gpt_model.evaluation.detokenizers import DETOKENIZERS
 from gpt_model.evaluation.evaluate import _score_confident
-from gpt_model.evaluation.examples import Material, rows_of
 from gpt_model.evaluation.metrics import confidence_interval
 from gpt_model.evaluation.stop_words import STOP_WORDS
 from gpt_model.evaluation.suites import Dataset, suite_tasks
+from gpt_model.evaluation.tasks import rows_of
 from gpt_model.progress import Silent
 from gpt_model.published import references
 
@@ -210,16 +210,15 @@ def test_a_public_set_is_evaluated_whole_unless_the_recipe_asks_a_part(
     assert isinstance(known.metadata.data, Dataset)
     data = known.metadata.data.model_copy(update={"source": source})
     task = known.model_copy(update={"metadata": known.metadata.model_copy(update={"data": data})})
-    material = Material(None, 0, tmp_path, world.tokenizer.encode, CONTEXT, Silent())
+    task_context = TaskContext(None, 0, tmp_path, world.tokenizer.encode, CONTEXT, Silent())
 
     def used(limit: int | None) -> tuple[int, int]:
-        (found,) = rows_of(task, material, limit)
+        (found,) = rows_of(task, task_context, limit)
         return len(found.rows), found.available
 
     assert used(None) == (10_042, 10_042) and used(7) == (7, 10_042)
-    monkeypatch.setattr(
-        examples, "MOST_OF_A_SET", 9_000
-    )  # memory is bounded all the same, and what was left out is counted
+    # Memory is bounded all the same, and what was left out is counted.
+    monkeypatch.setattr("gpt_model.evaluation.tasks.PUBLIC_ROWS_LIMIT", 9_000)
     assert used(None) == (9_000, 10_042)
 
 
@@ -228,13 +227,13 @@ def test_a_public_set_is_evaluated_whole_unless_the_recipe_asks_a_part(
 
 @pytest.fixture
 def made(world: World, tmp_path: Path) -> Any:
-    """`made(maker)`: what a row maker makes of its own few rows, or of others."""
+    """`made(adapter)`: what an adapter makes of its few rows, or of others."""
 
     def make(
         name: str, rows: list[dict[str, Any]] | None = None, **options: Any
     ) -> list[dict[str, Any]]:
-        material = Material(tmp_path, 0, tmp_path, world.tokenizer.encode, CONTEXT, Silent())
-        return list(MAKERS[name](ROWS[name] if rows is None else rows, material, **options))
+        task_context = TaskContext(tmp_path, 0, tmp_path, world.tokenizer.encode, CONTEXT, Silent())
+        return list(ADAPTERS[name](ROWS[name] if rows is None else rows, task_context, **options))
 
     return make
 
@@ -375,10 +374,10 @@ def test_a_conversation_goes_on_from_what_people_answered(made: Any) -> None:
 def test_an_article_loses_its_end_so_that_the_summary_fits(
     made: Any, world: World, tmp_path: Path
 ) -> None:
-    material = Material(tmp_path, 0, tmp_path, world.tokenizer.encode, 300, Silent())
-    rows = list(MAKERS["summaries"](ROWS["summaries"] * 2, material))
+    task_context = TaskContext(tmp_path, 0, tmp_path, world.tokenizer.encode, 300, Silent())
+    rows = list(ADAPTERS["summaries"](ROWS["summaries"] * 2, task_context))
     long = ROWS["summaries"][0]["article"] * 9
-    (cut,) = MAKERS["summaries"]([{"article": long, "highlights": "x"}], material)
+    (cut,) = ADAPTERS["summaries"]([{"article": long, "highlights": "x"}], task_context)
     assert 190 < len(world.tokenizer.encode(cut["context"])) <= 200 and cut["context"].endswith(
         "\nTL;DR:"
     )

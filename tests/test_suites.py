@@ -17,8 +17,9 @@ from assets.stages import zero_shot
 from gpt_model.data import documents
 from gpt_model.errors import UserError
 from gpt_model.evaluation import held_out_text
-from gpt_model.evaluation.examples import Material, rows_of
+from gpt_model.evaluation.adapters.registry import TaskContext
 from gpt_model.evaluation.suites import suite_tasks
+from gpt_model.evaluation.tasks import rows_of
 from gpt_model.progress import Silent
 
 
@@ -105,10 +106,10 @@ def test_boolq_asks_only_about_passages_no_training_saw(
     }
     documents.write_index(tmp_path / "corpus", index)
     (task,) = suite_tasks("boolq", world.config(["boolq"])["suites"]["boolq"])
-    material = Material(
+    task_context = TaskContext(
         tmp_path / "corpus", 0, downloads, world.tokenizer.encode, CONTEXT, Silent()
     )
-    asked = {row["premise"] for row in rows_of(task, material, None)[0].rows}
+    asked = {row["premise"] for row in rows_of(task, task_context, None)[0].rows}
     assert len(asked) > 800 and passages - set(trained) <= asked and not asked & set(trained)
 
 

@@ -15,8 +15,9 @@ from assets.recipe.profile import load_profile
 from assets.stages import zero_shot
 from gpt_model.data import documents
 from gpt_model.data.splits import bucket
-from gpt_model.evaluation.examples import Material, rows_of
+from gpt_model.evaluation.adapters.registry import TaskContext
 from gpt_model.evaluation.suites import suite_tasks
+from gpt_model.evaluation.tasks import rows_of
 from gpt_model.progress import Silent
 
 CONTEXT = 96
@@ -113,10 +114,10 @@ class World:
     def rows(self, suite: str, downloads: Path, limit: int | None = LIMIT) -> list[dict[str, Any]]:
         """The questions of a suite of one task."""
         (task,) = suite_tasks(suite, self.config([suite])["suites"][suite])
-        material = Material(
+        task_context = TaskContext(
             self.inputs["corpus"].path, 0, downloads, self.tokenizer.encode, CONTEXT, Silent()
         )
-        return rows_of(task, material, limit)[0].rows
+        return rows_of(task, task_context, limit)[0].rows
 
     def run(
         self,

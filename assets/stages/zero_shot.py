@@ -193,12 +193,19 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     if progress.rank:
         return {}
     from gpt_model import convert
+    from gpt_model.evaluation.adapters.registry import TaskContext
     from gpt_model.evaluation.aggregates import aggregate_rows
     from gpt_model.evaluation.contamination import overlap_with_training
-    from gpt_model.evaluation.evaluate import evaluate, score_rows, shown_samples, write_tasks
-    from gpt_model.evaluation.examples import Material, TaskRows, rows_of
+    from gpt_model.evaluation.evaluate import (
+        add_metrics,
+        add_toxicity,
+        evaluate,
+        score_rows,
+        shown_samples,
+        write_tasks,
+    )
     from gpt_model.evaluation.lm import GPTLM
-    from gpt_model.evaluation.settings import add_metrics, examples_of, in_each_setting
+    from gpt_model.evaluation.tasks import TaskRows, examples_of, in_each_setting, rows_of
     from gpt_model.tokenizer import Tokenizer
 
     if reason := base_model.not_run(inputs["pretrained"]):
@@ -208,7 +215,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     model = convert.load(folder).to(progress.profile.device)
     tokenizer = Tokenizer.load(folder)
     corpus = inputs["corpus"].path if "corpus" in inputs else None
-    material = Material(
+    task_context = TaskContext(
         corpus,
         config["split_seed"],
         downloads_folder(),
@@ -219,15 +226,15 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     limits: Mapping[str, int] = config["examples"]
     tasks: list[TaskRows] = []
     unavailable: list[UnavailableRow] = []
-    judges: dict[str, toxicity.Score] = {}
+    judges: dict[str, toxicity.Scorer] = {}
     for name, contents in config["suites"].items():
         for task in suite_tasks(name, contents):
             try:
                 with about_all_of("suites"):
                     judges |= _judge(task, progress.profile.device)
-                    for rows_of_task in rows_of(task, material, limits.get(name)):
+                    for rows_of_task in rows_of(task, task_context, limits.get(name)):
                         # one by one: the settings before an unavailable one stay
-                        for setting in in_each_setting(rows_of_task, material):
+                        for setting in in_each_setting(rows_of_task, task_context):
                             tasks.append(setting)
             except public.NotRun as reason:
                 unavailable.append(UnavailableRow(name, task.name, str(reason)))
@@ -253,7 +260,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         progress.log("what of the examples stands in the training text")
         overlaps = overlap_with_training(examples_of(tasks), inputs["corpus"].path)
     add_metrics(tasks, results)
-    toxicity.add_scores(tasks, results, judges)
+    add_toxicity(tasks, results, judges)
     scores = list(score_rows(tasks, results, overlaps))
     for name, contents in config["suites"].items():
         for row in list(aggregate_rows(suite_tasks(name, contents), scores)):
@@ -271,7 +278,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     }
 
 
-def _judge(task: SuiteTask, device: str) -> dict[str, toxicity.Score]:
+def _judge(task: SuiteTask, device: str) -> dict[str, toxicity.Scorer]:
     """The task's classifier under its name, where it has one. Raises NotRun where that cannot be
     had here.
     """

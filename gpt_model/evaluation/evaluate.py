@@ -1,5 +1,5 @@
 """Running suites: rows written as files beside resolved task YAML, handed to lm_eval, and its
-results made into score rows.
+results turned into score rows.
 
     <folder>/<suite>.<task>.yaml    lm_eval's task file, complete
     <folder>/<suite>.<task>.jsonl   its rows
@@ -17,23 +17,26 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import yaml
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.evaluator import evaluate as lm_eval_evaluate
 
 from gpt_model.errors import UserError
 from gpt_model.evaluation import scoring, toxicity
 from gpt_model.evaluation.contamination import TaskOverlap
-from gpt_model.evaluation.examples import TaskRows
+from gpt_model.evaluation.few_shot import answer_normalised, per_token
 from gpt_model.evaluation.metrics import ACCURACIES, baseline, confidence_interval
 from gpt_model.evaluation.results import ScoreRow, TrainingOverlap
+from gpt_model.evaluation.tasks import TaskRows
 from gpt_model.rounding import rounded
 
-if TYPE_CHECKING:
-    from lm_eval.api.model import LM
-
-SAMPLES = 3  # shown of each task
-SHOWN = 400  # characters of a text shown
+SHOWN_SAMPLES = 3  # of each task
+SHOWN_CHARACTERS = 400  # of a text
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ _TaskYaml.add_representer(
 
 
 class _TaskReader(yaml.SafeLoader):
-    """The same read back: functions are scoring.py's own, of which the folder holds a copy for
-    others.
+    """Reads the same back: functions are those of our scoring.py, of which the folder has a copy
+    for others.
     """
 
 
@@ -99,19 +102,14 @@ def _with_functions(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(lm: LM, folder: Path, names: Sequence[str]) -> dict[str, Any]:
-    """lm_eval's own results for the tasks `names` of a folder that `write_tasks` wrote, with every
+    """lm_eval's results for the tasks `names` of a folder that `write_tasks` wrote, with every
     example's under "samples".
 
     Any lm_eval model will do. Raises UserError naming the task whose keys lm_eval cannot work with.
     """
-    import datasets
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.evaluator import evaluate as run
-
     datasets.disable_progress_bars()
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = (
-        False  # or its authors' server is told of every local file, and waited for
-    )
+    # Otherwise `datasets` reports every local file to its authors' server, and waits for it.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     with tempfile.TemporaryDirectory() as cache:  # of `datasets`, which converts each file to Arrow
         tasks = {}
         for name in names:
@@ -123,15 +121,16 @@ def evaluate(lm: LM, folder: Path, names: Sequence[str]) -> dict[str, Any]:
             }
             try:
                 tasks[name] = ConfigurableTask(config=config)
-            # jinja's, lm_eval's registry's, a key of the wrong type: all of the file's making
+            # jinja's, lm_eval's registry's, a key of the wrong type: the suite file is at fault
             except Exception as error:
-                why = f"{type(error).__name__}: {error}"
+                reason = f"{type(error).__name__}: {error}"
                 raise UserError(
-                    f"suites/{name.split('.')[0]}.yaml, task {name}: lm_eval cannot use it ({why})."
+                    f"suites/{name.split('.')[0]}.yaml, task {name}: lm_eval cannot use it "
+                    f"({reason})."
                 ) from error
         if not tasks:
             return {"results": {}, "samples": {}}
-        results = dict(run(lm, {"tasks": tasks}, bootstrap_iters=0, log_samples=True))
+        results = dict(lm_eval_evaluate(lm, {"tasks": tasks}, bootstrap_iters=0, log_samples=True))
         for name, task in tasks.items():
             if share := (task.config.metadata or {}).get("confident"):
                 _score_confident(
@@ -141,38 +140,86 @@ def evaluate(lm: LM, folder: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def confident_name(metric: str, share: float) -> str:
+    """The name of a metric over the share of answers that the model is most confident of."""
     return f"{metric}_top_{100 * share:g}_percent"
 
 
 def _score_confident(
     lm: LM, results: dict[str, Any], name: str, metrics: Sequence[str], share: float
 ) -> None:
-    """Each metric's mean over the share of generated answers that the model gives the highest
-    probability (GPT-2, section 3.8).
+    """Put each metric's mean over the most confident answers beside lm_eval's results: the share of
+    generated answers that the model gives the highest probability (GPT-2, section 3.8).
 
-    Put beside lm_eval's own results; only the samples of that share have the metric.
+    Only the samples of that share have the metric.
     """
-    from lm_eval.api.instance import Instance
-
     samples = results["samples"][name]
-    written = [(sample, sample["arguments"][0][0], sample["resps"][0][0]) for sample in samples]
-    asked = [entry for entry in written if entry[2]]
-    requests = [
-        Instance("loglikelihood", {}, (context, answer), number)
-        for number, (_, context, answer) in enumerate(asked)
+    # (sample, context, generated text) of every sample whose text is not empty
+    answers = [
+        (sample, sample["arguments"][0][0], sample["resps"][0][0])
+        for sample in samples
+        if sample["resps"][0][0]
     ]
-    surest = sorted(
-        zip(lm.loglikelihood(requests), range(len(asked)), strict=True),
-        key=lambda scored: (-scored[0][0], scored[1]),
+    requests = [
+        Instance("loglikelihood", {}, (context, text), number)
+        for number, (_, context, text) in enumerate(answers)
+    ]
+    log_probabilities = [logprob for logprob, _ in lm.loglikelihood(requests)]
+    by_confidence = sorted(
+        range(len(answers)), key=lambda number: (-log_probabilities[number], number)
     )
+    chosen = [answers[number][0] for number in by_confidence[: max(1, round(share * len(samples)))]]
     for metric in metrics:
-        chosen = [asked[place][0] for _, place in surest[: max(1, round(share * len(samples)))]]
         for sample in chosen:
             sample[confident_name(metric, share)] = sample[metric]
         if chosen:
-            results["results"][name][f"{confident_name(metric, share)},none"] = sum(
-                sample[metric] for sample in chosen
-            ) / len(chosen)
+            _set_mean(results, name, confident_name(metric, share), chosen)
+
+
+def _set_mean(
+    results: Mapping[str, Any], name: str, metric: str, samples: Sequence[Mapping[str, Any]]
+) -> None:
+    """A metric of `samples` among the results of the task `name`, where lm_eval has its own."""
+    mean = sum(sample[metric] for sample in samples) / len(samples)
+    results["results"][name][f"{metric},none"] = mean
+
+
+def add_metrics(tasks: Sequence[TaskRows], results: Mapping[str, Any]) -> None:
+    """Put each task's added metrics among lm_eval's results: of every sample, and their mean."""
+    for task in tasks:
+        samples = results["samples"][task.full_name]
+        for metric in task.task.metadata.metrics if task.scored else ():
+            unconditional = results["samples"][task.unconditional] if task.unconditional else []
+            values = (
+                per_token(samples)
+                if metric == "acc_per_token"
+                else answer_normalised(samples, unconditional)
+            )
+            for sample, value in zip(samples, values, strict=True):
+                sample[metric] = value
+            _set_mean(results, task.full_name, metric, samples)
+
+
+def add_toxicity(
+    tasks: Sequence[TaskRows],
+    results: Mapping[str, Any],
+    classifiers: Mapping[str, toxicity.Scorer],
+) -> None:
+    """Put the scores of each task's classifier among lm_eval's results: of every sample, and their
+    mean. Only the continuation is scored, without its prompt.
+
+    `classifiers`: by the suite's task, "suite/task".
+    """
+    for task in tasks:
+        score = classifiers.get(f"{task.task.suite}/{task.task.name}")
+        if score is None:
+            continue
+        samples = results["samples"][task.full_name]
+        values = score([sample["filtered_resps"][0] for sample in samples])
+        for sample, value in zip(samples, values, strict=True):
+            sample[toxicity.TOXICITY] = value
+            sample[toxicity.SHARE] = float(value > toxicity.HALF)
+        for metric in (toxicity.TOXICITY, toxicity.SHARE):
+            _set_mean(results, task.full_name, metric, samples)
 
 
 def score_rows(
@@ -242,24 +289,14 @@ def _note(task: TaskRows, values: int, samples: int, overlap: TrainingOverlap | 
 
 
 def _metrics_of(task: TaskRows) -> list[dict[str, Any]]:
-    """Of lm_eval's metrics, then those that are added to them: metric, aggregation,
-    higher_is_better.
-    """
-    metadata, own = task.task.metadata, task.task.keys["metric_list"]
-    added: list[dict[str, Any]] = [
-        {"metric": metric, "aggregation": "mean"} for metric in metadata.metrics
-    ]
-    added += toxicity.METRICS if metadata.classifier else ()
-    share = metadata.confident
-    return [
-        *own,
-        *added,
-        *(
-            [{**entry, "metric": confident_name(entry["metric"], share)} for entry in own]
-            if share
-            else []
-        ),
-    ]
+    """{metric, aggregation, higher_is_better} of lm_eval's metrics, then of those added to them."""
+    metadata, listed = task.task.metadata, task.task.keys["metric_list"]
+    entries = [*listed]
+    entries += [{"metric": metric, "aggregation": "mean"} for metric in metadata.metrics]
+    entries += toxicity.METRICS if metadata.classifier else ()
+    if share := metadata.confident:
+        entries += [{**entry, "metric": confident_name(entry["metric"], share)} for entry in listed]
+    return entries
 
 
 def shown_samples(tasks: Sequence[TaskRows], results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -268,7 +305,7 @@ def shown_samples(tasks: Sequence[TaskRows], results: Mapping[str, Any]) -> list
         {"suite": task.task.suite, "task": task.name, **_sample(sample)}
         for task in tasks
         if task.scored
-        for sample in results["samples"][task.full_name][:SAMPLES]
+        for sample in results["samples"][task.full_name][:SHOWN_SAMPLES]
     ]
 
 
@@ -277,7 +314,7 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     if len(arguments[0]) == 1:  # a rolling log-likelihood: the text itself
         logprob = round(float(sample["filtered_resps"][0]), 3)
         return {
-            "context": arguments[0][0][:SHOWN],
+            "context": arguments[0][0][:SHOWN_CHARACTERS],
             "answers": [],
             "target": None,
             "logprobs": [logprob],
@@ -290,7 +327,7 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
         else []
     )
     return {
-        "context": arguments[0][0][-SHOWN:],
+        "context": arguments[0][0][-SHOWN_CHARACTERS:],
         "answers": answers if logprobs else [str(first)],
         "target": sample["target"] if isinstance(sample["target"], int) else str(sample["target"]),
         "logprobs": logprobs,

@@ -1,10 +1,10 @@
 """GPT-3's zero-, one- and few-shot protocol (Brown et al. 2020, section 2.4 and appendix H):
 demonstrations before each question.
 
-A task's rows are rendered here, by lm_eval's own functions, and demonstrations put before them, so
-that what lm_eval is given is a task of plain columns that scores the same in any of its backends.
-Two scores of the paper's that lm_eval does not have are made from its log-probabilities afterwards:
-by the answer's tokens (`acc_per_token`) and against an answer context (`acc_answer_norm`).
+lm_eval's own functions render a task's rows here, and demonstrations are put before them. So lm_eval
+is given a task of plain columns that scores the same in any of its backends. Two scores of the
+paper's that lm_eval does not have are computed from its log-probabilities afterwards: by the
+answer's tokens (`acc_per_token`) and against an answer context (`acc_answer_norm`).
 """
 
 from __future__ import annotations
@@ -13,59 +13,35 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
+from lm_eval.api.task import ConfigurableTask, TaskConfig
 
+from gpt_model.evaluation.adapters.registry import Row
 from gpt_model.evaluation.results import Demonstrations
-from gpt_model.strict import Strict
+from gpt_model.evaluation.suites import Shots
 
-Row = dict[str, Any]
-Keys = Mapping[str, Any]
+Keys = Mapping[str, Any]  # lm_eval's keys of a task
 Encode = Callable[[str], list[int]]
-
-AddedMetric = Literal["acc_per_token", "acc_answer_norm"]
-
-
-class Shots(Strict):
-    """`metadata.shots` of a suite's task: how many demonstrations stand before a question, and how.
-    Its data says where they come from.
-    """
-
-    numbers: list[int] = Field(
-        min_length=1, description="demonstrations, one task each: 0, 1 and the paper's K"
-    )
-    separator: str = Field(default="\n\n", description="after each demonstration")
-    header: str = Field(default="", description="before everything, whatever the number")
-    doc_to_text: str | None = Field(
-        default=None,
-        description="the question where there are demonstrations, if it is put otherwise then",
-    )
-    answer_context: str | None = Field(
-        default=None, description='"Answer:" or "A:", of acc_answer_norm'
-    )
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A row as lm_eval would put it to a model."""
 
-    contexts: list[str]  # one, or where answers are told apart by their contexts one a choice
-    answers: list[str]  # the choices; or what is right, where there are none
-    labels: list[int]  # places of the right ones, of which a demonstration shows the first
-    delimiter: str  # between the two
-    listed: bool  # whether a row says what is right as a list, of which any will do
+    contexts: list[str]  # one; or one a choice, where a choice is its context
+    answers: list[str]  # the choices; or the right answers, where there are none
+    labels: list[int]  # indices of the right answers, of which a demonstration shows the first
+    delimiter: str  # between context and answer
+    listed: bool  # whether a row has its right answers as a list, of which any will do
 
     @property
     def right(self) -> str:
         """The example with its right answer, as a demonstration shows it."""
-        place = self.labels[0]
-        return (
-            self.contexts[place if len(self.contexts) > 1 else 0]
-            + self.delimiter
-            + self.answers[place]
-        )
+        label = self.labels[0]
+        context = self.contexts[label if len(self.contexts) > 1 else 0]
+        return context + self.delimiter + self.answers[label]
 
     @property
     def continuations(self) -> list[str]:
@@ -76,63 +52,53 @@ class Renderer:
     """Rows to prompts by a task's keys, as lm_eval 0.4.13's ConfigurableTask reads them."""
 
     def __init__(self, keys: Keys, columns: Sequence[str]) -> None:
-        from lm_eval.api.task import ConfigurableTask, TaskConfig
-
         config = TaskConfig(**{key: value for key, value in keys.items() if key != "metadata"})
         self._task: Any = SimpleNamespace(
             prompt=None, config=config, _config=config, features=list(columns)
         )
-        self._lm_eval: Any = ConfigurableTask
         self.kind = str(config.output_type)
 
     def prompt(self, row: Row) -> Prompt:
-        text, target = (
-            self._lm_eval.doc_to_text(self._task, row),
-            self._lm_eval.doc_to_target(self._task, row),
-        )
+        text = ConfigurableTask.doc_to_text(self._task, row)
+        target = ConfigurableTask.doc_to_target(self._task, row)
         delimiter = str(self._task.config.target_delimiter)
-        if self.kind != "multiple_choice":  # lm_eval puts nothing before a log-likelihood's target
-            answers = [str(one) for one in (target if isinstance(target, list) else [target])]
-            return Prompt(
-                [text],
-                answers,
-                [0],
-                "" if self.kind == "loglikelihood" else delimiter,
-                isinstance(target, list),
-            )
-        choices = list(self._lm_eval.doc_to_choice(self._task, row))
+        listed = isinstance(target, list)
+        targets = target if listed else [target]
+        if self.kind != "multiple_choice":
+            if self.kind == "loglikelihood":
+                delimiter = ""  # lm_eval puts nothing before a log-likelihood's target
+            return Prompt([text], [str(answer) for answer in targets], [0], delimiter, listed)
+        choices = list(ConfigurableTask.doc_to_choice(self._task, row))
         if isinstance(text, int):
             return Prompt(choices, [str(target)] * len(choices), [text], delimiter, False)
-        listed = isinstance(target, list)
         labels = [
-            one if isinstance(one, int) else choices.index(one)
-            for one in (target if listed else [target])
+            answer if isinstance(answer, int) else choices.index(answer) for answer in targets
         ]
         return Prompt([text], choices, labels, delimiter, listed)
 
 
-class _Shown:
-    """The demonstrations there are, each rendered and counted when it is first drawn."""
+class _Pool:
+    """The rows that demonstrations are drawn from, each rendered and counted when first drawn."""
 
     def __init__(
-        self, renderer: Renderer, pool: Sequence[Row], count: Callable[[str], int]
+        self, renderer: Renderer, rows: Sequence[Row], count: Callable[[str], int]
     ) -> None:
-        self._renderer, self._pool, self._count = renderer, pool, count
+        self._renderer, self._rows, self._count = renderer, rows, count
         self._texts: dict[int, str] = {}
         self._tokens: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self._pool)
+        return len(self._rows)
 
-    def __getitem__(self, place: int) -> str:
-        if place not in self._texts:
-            self._texts[place] = self._renderer.prompt(self._pool[place]).right
-        return self._texts[place]
+    def __getitem__(self, index: int) -> str:
+        if index not in self._texts:
+            self._texts[index] = self._renderer.prompt(self._rows[index]).right
+        return self._texts[index]
 
-    def tokens(self, place: int) -> int:
-        if place not in self._tokens:
-            self._tokens[place] = self._count(self[place])
-        return self._tokens[place]
+    def tokens(self, index: int) -> int:
+        if index not in self._tokens:
+            self._tokens[index] = self._count(self[index])
+        return self._tokens[index]
 
 
 @dataclass(frozen=True)
@@ -157,12 +123,12 @@ class FewShot:
     keys: Keys
     shots: Shots
     encode: Encode
-    context: int  # the model's, tokens
+    context_length: int  # the model's, tokens
     seed: int
 
     def rendered(self, number: int, examples: Sequence[Row], pool: Sequence[Row]) -> Rendered:
-        """`examples`, each after at most `number` others of `pool`, drawn for it; a row's "shots"
-        says how many they are.
+        """`examples`, each after at most `number` rows of `pool`, drawn for it. Their count is the
+        row's "shots".
 
         A larger number's demonstrations begin with a smaller one's.
         """
@@ -170,25 +136,21 @@ class FewShot:
         if number and self.shots.doc_to_text:
             keys["doc_to_text"] = self.shots.doc_to_text
         renderer = Renderer(keys, list(examples[0]))
-        shown = _Shown(
+        demonstrations = _Pool(
             renderer, pool if number else [], lambda text: self._tokens(self.shots.separator + text)
         )
         rows = []
         for example in examples:
             prompt = renderer.prompt(example)
-            chosen = self._fitting(prompt, self._drawn(prompt, shown)[:number], shown)
-            before = self.shots.header + "".join(
-                shown[place] + self.shots.separator for place in chosen
-            )
-            own = (
-                example if "process_results" in keys else {}
-            )  # a scoring function may want any of its columns
-            rows.append(
-                {**own, **self._columns(renderer.kind, prompt, before), "shots": len(chosen)}
-            )
+            drawn = self._drawn(prompt, demonstrations)[:number]
+            chosen = self._fitting(prompt, drawn, demonstrations)
+            columns = self._columns(renderer.kind, prompt, self._before(chosen, demonstrations))
+            # A scoring function may read any of the example's columns.
+            other_columns = example if "process_results" in keys else {}
+            rows.append({**other_columns, **columns, "shots": len(chosen)})
         return Rendered({**keys, **_keys_of(renderer.kind, rows[0])}, rows)
 
-    def answers_alone(self, examples: Sequence[Row]) -> Rendered:
+    def unconditional_answers(self, examples: Sequence[Row]) -> Rendered:
         """The same answers after the answer context only: what `acc_answer_norm` divides by."""
         renderer = Renderer(self.keys, list(examples[0]))
         rows = [
@@ -203,16 +165,22 @@ class FewShot:
         }
         return Rendered(keys, rows)
 
-    def _drawn(self, prompt: Prompt, shown: _Shown) -> list[int]:
-        """Places in `shown`, at random but the same for the same example and seed; never the
+    def _drawn(self, prompt: Prompt, pool: _Pool) -> list[int]:
+        """Indices into `pool`, at random but the same for the same example and seed; never the
         example itself.
         """
-        dice = random.Random(f"{self.seed}\0{self.name}\0{prompt.right}")
-        places = dice.sample(range(len(shown)), min(len(shown), max(self.shots.numbers) + 1))
-        return [place for place in places if shown[place] != prompt.right]
+        random_state = random.Random(f"{self.seed}\0{self.name}\0{prompt.right}")
+        size = min(len(pool), max(self.shots.numbers) + 1)
+        indices = random_state.sample(range(len(pool)), size)
+        return [index for index in indices if pool[index] != prompt.right]
 
-    def _fitting(self, prompt: Prompt, places: list[int], shown: _Shown) -> list[int]:
-        """The first of `places` whose demonstrations leave room for the question, its longest
+    def _before(self, chosen: Sequence[int], pool: _Pool) -> str:
+        """The header and the chosen demonstrations."""
+        shown = "".join(pool[index] + self.shots.separator for index in chosen)
+        return self.shots.header + shown
+
+    def _fitting(self, prompt: Prompt, drawn: Sequence[int], pool: _Pool) -> list[int]:
+        """The first of `drawn` whose demonstrations leave room for the question, its longest
         answer and what is to be generated.
         """
         new_tokens = int((self.keys.get("generation_kwargs") or {}).get("max_gen_toks", 0))
@@ -223,22 +191,21 @@ class FewShot:
                 context + answer for context in prompt.contexts for answer in prompt.continuations
             ]
         )
-        room = self.context - new_tokens
+        room = self.context_length - new_tokens
         left = (
             room
             - self._tokens(self.shots.header)
             - max(self._tokens(self.shots.separator + ending) for ending in endings)
         )
         chosen: list[int] = []
-        for place in places:
-            left -= shown.tokens(place)
+        for index in drawn:
+            left -= pool.tokens(index)
             if left < 0:
                 break
-            chosen.append(place)
-        while chosen:  # counted in pieces so far, and pieces may meet in another token
-            before = self.shots.header + "".join(
-                shown[place] + self.shots.separator for place in chosen
-            )
+            chosen.append(index)
+        # Counted in pieces so far, and two pieces may meet in another token.
+        while chosen:
+            before = self._before(chosen, pool)
             if max(self._tokens(before + ending) for ending in endings) <= room:
                 break
             chosen.pop()
@@ -294,14 +261,14 @@ def per_token(samples: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def answer_normalised(
-    samples: Sequence[Mapping[str, Any]], alone: Sequence[Mapping[str, Any]]
+    samples: Sequence[Mapping[str, Any]], unconditional: Sequence[Mapping[str, Any]]
 ) -> list[float]:
-    """Whether it has the highest P(answer | context) / P(answer | answer context) (section 2.4).
-    `alone`: of `answers_alone`, in order.
+    """Whether the right answer has the highest P(answer | context) / P(answer | answer context)
+    (section 2.4). `unconditional`: samples of `unconditional_answers`, in order.
     """
     return [
         _right(sample, np.array(_logprobs(sample)) - np.array(_logprobs(other)))
-        for sample, other in zip(samples, alone, strict=True)
+        for sample, other in zip(samples, unconditional, strict=True)
     ]
 
 

@@ -23,7 +23,7 @@ _LINES = """
 STOP_WORDS = tuple(_LINES.split())
 
 
-def suppressed(encode: Callable[[str], list[int]]) -> list[int]:
+def stop_word_tokens(encode: Callable[[str], list[int]]) -> list[int]:
     """Tokens that are a stop word of their own, with the space before it, in lower case or
     capitalised; sorted.
     """

@@ -31,8 +31,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gpt_model.errors import UserError
 from gpt_model.evaluation import scoring, synthetic
-from gpt_model.evaluation.adapters import MAKERS
-from gpt_model.evaluation.few_shot import AddedMetric, Shots
+from gpt_model.evaluation.adapters.registry import ADAPTERS
 from gpt_model.evaluation.public import DataSource
 from gpt_model.evaluation.toxicity import Classifier
 from gpt_model.finetuning.entry import SplitName, TaskEntry
@@ -121,40 +120,39 @@ class Labelled(Strict):
 
 
 class Dataset(Strict):
-    """A public data set's rows, as a row maker (gpt_model/evaluation/makers) makes them: its
-    columns.
+    """A public data set's rows, as an adapter (gpt_model/evaluation/adapters) makes them: the columns
+    are the adapter's.
     """
 
     builder: Literal["dataset"]
     source: DataSource
-    columns: dict[str, str] = Field(description="the maker's name of a column -> the data set's")
-    make: str = Field(description="a row maker, by name")
+    columns: dict[str, str] = Field(description="the adapter's name of a column -> the data set's")
+    make: str = Field(description="an adapter, by name")
     without: dict[str, str] = Field(
         default_factory=dict,
         description="column -> why the task is not run on a file that lacks it",
     )
     options: dict[str, bool | int | float | str] = Field(
-        default_factory=dict, description="the maker's"
+        default_factory=dict, description="the adapter's"
     )
     demonstrations: DataSource | None = Field(
         default=None, description="of few-shot demonstrations; default: the evaluated rows"
     )
     demonstration_options: dict[str, bool | int | float | str] = Field(
-        default_factory=dict, description="the maker's, for them only"
+        default_factory=dict, description="the adapter's, for them only"
     )
 
     @model_validator(mode="after")
-    def _fits_the_maker(self) -> Dataset:
-        if self.make not in MAKERS:
-            near = difflib.get_close_matches(self.make, MAKERS, n=1)
+    def _fits_the_adapter(self) -> Dataset:
+        if self.make not in ADAPTERS:
+            near = difflib.get_close_matches(self.make, ADAPTERS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"there is no row maker {self.make!r}{hint}. There are {', '.join(sorted(MAKERS))}"
+                f"there is no adapter {self.make!r}{hint}. There are {', '.join(sorted(ADAPTERS))}"
             )
-        if complaint := MAKERS[self.make].complaint(
-            self.columns, {**self.options, **self.demonstration_options}
-        ):
-            raise ValueError(complaint)
+        options = {**self.options, **self.demonstration_options}
+        if problem := ADAPTERS[self.make].problem(self.columns, options):
+            raise ValueError(problem)
         return self
 
 
@@ -193,6 +191,28 @@ Data = Annotated[
     Passages | LastWord | Cloze | Labelled | Dataset | Arithmetic | Scramble,
     Field(discriminator="builder"),
 ]
+
+
+AddedMetric = Literal["acc_per_token", "acc_answer_norm"]
+
+
+class Shots(Strict):
+    """`metadata.shots` of a suite's task: how many demonstrations stand before a question, and how.
+    Its data says where they come from.
+    """
+
+    numbers: list[int] = Field(
+        min_length=1, description="demonstrations, one task each: 0, 1 and the paper's K"
+    )
+    separator: str = Field(default="\n\n", description="after each demonstration")
+    header: str = Field(default="", description="before everything, whatever the number")
+    doc_to_text: str | None = Field(
+        default=None,
+        description="the question where there are demonstrations, if it is put otherwise then",
+    )
+    answer_context: str | None = Field(
+        default=None, description='"Answer:" or "A:", of acc_answer_norm'
+    )
 
 
 class PublishedRow(Strict):

@@ -5,14 +5,11 @@ schemas (Levesque et al. 2012), HellaSwag (Zellers et al. 2019).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpt_model.errors import UserError
-from gpt_model.evaluation.adapters import Row, Rows, maker
+from gpt_model.evaluation.adapters.registry import Row, Rows, TaskContext, adapter
 from gpt_model.evaluation.detokenizers import DETOKENIZERS
-
-if TYPE_CHECKING:
-    from gpt_model.evaluation.examples import Material
 
 GAP = "XXXXX"
 _BRACKETS = {
@@ -28,8 +25,8 @@ _BRACKETS = {
 _DETERMINERS = ("a", "an", "the", "she", "he", "it", "they", "my", "his", "her", "their")
 
 
-@maker("sentences", "question", "answer", "options")
-def childrens_books(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("sentences", "question", "answer", "options")
+def childrens_books(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """Columns: context, choices, label. A choice is the word and the rest of the sentence (GPT-2,
     section 3.2), de-tokenized.
     """
@@ -61,8 +58,8 @@ def _shared(texts: list[str], context: str) -> str:
     return context
 
 
-@maker("text", "pronoun", "pronoun_loc", "options", "label")
-def winograd(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("text", "pronoun", "pronoun_loc", "options", "label")
+def winograd(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """Columns: beginnings (up to the pronoun, each referent in its place), rest, wholes, label: for
     partial and full scoring.
 
@@ -99,8 +96,8 @@ def _one_space(text: str) -> str:
     return text
 
 
-@maker("activity", "first", "second", "endings", "label")
-def hellaswag(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("activity", "first", "second", "endings", "label")
+def hellaswag(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """Columns: query, choices, label, by lm_eval's own clean-up of WikiHow's brackets."""
     from lm_eval.tasks.hellaswag.utils import preprocess
 

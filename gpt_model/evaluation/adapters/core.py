@@ -11,20 +11,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpt_model.errors import UserError
-from gpt_model.evaluation.adapters import Row, Rows, maker
-
-if TYPE_CHECKING:
-    from gpt_model.evaluation.examples import Material
+from gpt_model.evaluation.adapters.registry import Row, Rows, TaskContext, adapter
 
 Item = Mapping[str, Any]
 
 
-@maker("query", "choices", "gold")
+@adapter("query", "choices", "gold")
 def core_choice(
-    rows: Rows, material: Material, *, shots: int, delimiter: str = " "
+    rows: Rows, task_context: TaskContext, *, shots: int, delimiter: str = " "
 ) -> Iterator[Row]:
     """Columns: context, choices, label, lengths: the choice whose tokens are likeliest on average
     is the answer.
@@ -37,8 +34,8 @@ def core_choice(
         wholes = [f"{shown}{item['query']}{delimiter}{choice}" for choice in item["choices"]]
         context = _context(wholes)
         choices = [whole[len(context) :] for whole in wholes]
-        begins = len(material.encode(context))
-        lengths = [len(material.encode(whole)) - begins for whole in wholes]
+        begins = len(task_context.encode(context))
+        lengths = [len(task_context.encode(whole)) - begins for whole in wholes]
         yield {
             "context": context,
             "choices": choices,
@@ -47,9 +44,9 @@ def core_choice(
         }
 
 
-@maker("context_options", "continuation", "gold")
+@adapter("context_options", "continuation", "gold")
 def core_schema(
-    rows: Rows, material: Material, *, shots: int = 0, delimiter: str = " "
+    rows: Rows, task_context: TaskContext, *, shots: int = 0, delimiter: str = " "
 ) -> Iterator[Row]:
     """Columns: beginnings, rest, label: the beginning after which the same rest is likelier is the
     answer.
@@ -67,8 +64,10 @@ def core_schema(
         }
 
 
-@maker("context", "continuation")
-def core_text(rows: Rows, material: Material, *, shots: int, delimiter: str = " ") -> Iterator[Row]:
+@adapter("context", "continuation")
+def core_text(
+    rows: Rows, task_context: TaskContext, *, shots: int, delimiter: str = " "
+) -> Iterator[Row]:
     """Columns: context, target: whether greedy decoding gives the whole continuation."""
 
     def written(one: Item) -> str:

@@ -6,16 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gpt_model.evaluation.adapters import Row, Rows, maker
-
-if TYPE_CHECKING:
-    from gpt_model.evaluation.examples import Material
+from gpt_model.evaluation.adapters.registry import Row, Rows, TaskContext, adapter
 
 
-@maker("story", "questions", "answers", "additional_answers")
-def conversation(rows: Rows, material: Material, *, separator: str = "\n") -> Iterator[Row]:
+@adapter("story", "questions", "answers", "additional_answers")
+def conversation(rows: Rows, task_context: TaskContext, *, separator: str = "\n") -> Iterator[Row]:
     """Columns: context, answers. A row a turn: the document, the conversation so far with its human
     answers, the question, "A:".
     """
@@ -31,21 +28,21 @@ def conversation(rows: Rows, material: Material, *, separator: str = "\n") -> It
             context += f" {answer}"
 
 
-@maker("article", "highlights")
-def summaries(rows: Rows, material: Material, *, hint: str = "TL;DR:") -> Iterator[Row]:
+@adapter("article", "highlights")
+def summaries(rows: Rows, task_context: TaskContext, *, hint: str = "TL;DR:") -> Iterator[Row]:
     """Columns: context (the article and the hint), summary. The article loses its end until it fits
     with 100 tokens of summary.
     """
     for row in rows:
         article = str(row["article"]).strip()
-        room = material.context - 100 - len(material.encode(f"\n{hint}"))
+        room = task_context.context_length - 100 - len(task_context.encode(f"\n{hint}"))
         yield {
-            "context": f"{_beginning(article, room, material)}\n{hint}",
+            "context": f"{_beginning(article, room, task_context)}\n{hint}",
             "summary": str(row["highlights"]),
         }
 
 
-def _beginning(text: str, tokens: int, material: Material) -> str:
+def _beginning(text: str, tokens: int, task_context: TaskContext) -> str:
     """The longest run of whole words from the start that has at most `tokens` tokens, found by
     halving.
     """
@@ -53,16 +50,16 @@ def _beginning(text: str, tokens: int, material: Material) -> str:
     low, high = 0, len(words)
     while low < high:
         middle = (low + high + 1) // 2
-        if len(material.encode(" ".join(words[:middle]))) <= tokens:
+        if len(task_context.encode(" ".join(words[:middle]))) <= tokens:
             low = middle
         else:
             high = middle - 1
     return " ".join(words[:low])
 
 
-@maker("translation")
+@adapter("translation")
 def translations(
-    rows: Rows, material: Material, *, source: str, target: str, examples: int = 5
+    rows: Rows, task_context: TaskContext, *, source: str, target: str, examples: int = 5
 ) -> Iterator[Row]:
     """Columns: context ("english sentence = french sentence" lines, then "english sentence ="),
     target. The first rows are the examples.
@@ -77,9 +74,9 @@ def translations(
         yield {"context": f"{shown}{pair[source]} =", "target": pair[target]}
 
 
-@maker("translation")
+@adapter("translation")
 def sentences_to_translate(
-    rows: Rows, material: Material, *, source: str, target: str
+    rows: Rows, task_context: TaskContext, *, source: str, target: str
 ) -> Iterator[Row]:
     """Columns: sentence, target: pairs without a prompt round them."""
     for pair in map(_pair, rows):
@@ -90,8 +87,8 @@ def _pair(row: Mapping[str, Any]) -> Mapping[str, str]:
     return {language: " ".join(str(text).split()) for language, text in row["translation"].items()}
 
 
-@maker("question", "answers")
-def questions(rows: Rows, material: Material, *, examples: int = 5) -> Iterator[Row]:
+@adapter("question", "answers")
+def questions(rows: Rows, task_context: TaskContext, *, examples: int = 5) -> Iterator[Row]:
     """Columns: context (`examples` questions with an answer each, then the question), answers. The
     first rows are the examples.
     """

@@ -5,16 +5,12 @@ word apart.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from gpt_model.evaluation.adapters import Row, Rows, maker
-
-if TYPE_CHECKING:
-    from gpt_model.evaluation.examples import Material
+from gpt_model.evaluation.adapters.registry import Row, Rows, TaskContext, adapter
 
 
-@maker("text")
-def lambada(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("text")
+def lambada(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """Columns: context, target (a space and the last word), as lm_eval divides at the last space."""
     for row in rows:
         context, space, word = str(row["text"]).rpartition(" ")
@@ -22,8 +18,8 @@ def lambada(rows: Rows, material: Material) -> Iterator[Row]:
             yield {"context": context, "target": f" {word}"}
 
 
-@maker("text")
-def lambada_last_token(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("text")
+def lambada_last_token(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """The same, divided before the last BPE token: what OpenAI's own code counted
     (lm-evaluation-harness issue 356).
 
@@ -32,8 +28,8 @@ def lambada_last_token(rows: Rows, material: Material) -> Iterator[Row]:
     """
     for row in rows:
         text = str(row["text"])
-        ids = material.encode(text)
+        ids = task_context.encode(text)
         for cut in range(len(text) - 1, text.rfind(" ") - 1, -1):
-            if cut > 0 and material.encode(text[:cut]) == ids[:-1]:
+            if cut > 0 and task_context.encode(text[:cut]) == ids[:-1]:
                 yield {"context": text[:cut], "target": text[cut:]}
                 break

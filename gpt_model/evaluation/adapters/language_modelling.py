@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from gpt_model.errors import UserError
-from gpt_model.evaluation.adapters import Row, Rows, maker
+from gpt_model.evaluation.adapters.registry import Row, Rows, TaskContext, adapter
 from gpt_model.evaluation.detokenizers import DETOKENIZERS, Detokenizer
-
-if TYPE_CHECKING:
-    from gpt_model.evaluation.examples import Material
 
 _ARTICLE = re.compile(r" = [^=].*[^=] = ")  # WikiText's heading of the first level
 
 
-@maker("page")
-def wikitext(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("page")
+def wikitext(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """A row an article; words are counted as lm_eval's wikitext counts them, so that the figures
     can be compared with its.
     """
@@ -30,8 +26,8 @@ def wikitext(rows: Rows, material: Material) -> Iterator[Row]:
         yield _row(DETOKENIZERS["wikitext"].plain(page), page, len(re.split(r"\s+", page)))
 
 
-@maker("page")
-def wikitext_as_lm_eval(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("page")
+def wikitext_as_lm_eval(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """The same with lm_eval's own de-tokenizer, which is not invertible: what its published figures
     are of.
     """
@@ -58,9 +54,9 @@ def _articles(texts: Iterable[str]) -> Iterator[str]:
         yield "\n".join(lines)
 
 
-@maker("sentence")
+@adapter("sentence")
 def sentences(
-    rows: Rows, material: Material, *, detokenizer: str, characters: int = 0
+    rows: Rows, task_context: TaskContext, *, detokenizer: str, characters: int = 0
 ) -> Iterator[Row]:
     """Sentences joined by line breaks to passages of at least `characters`; each on its own where
     that is 0.
@@ -84,8 +80,10 @@ def _sentences(held: list[str], spelling: Detokenizer) -> Row:
     return _row(spelling.plain(original), original, len(original.split()) + len(held))
 
 
-@maker("text")
-def stream(rows: Rows, material: Material, *, last: int, characters: int = 65536) -> Iterator[Row]:
+@adapter("text")
+def stream(
+    rows: Rows, task_context: TaskContext, *, last: int, characters: int = 65536
+) -> Iterator[Row]:
     """One text, a line of it a row: its `last` bytes, cut into passages of `characters`. Nothing is
     de-tokenized.
     """

@@ -10,13 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
-from gpt_model.evaluation.adapters import Row, Rows, maker
+from gpt_model.evaluation.adapters.registry import Row, Rows, TaskContext, adapter
 from gpt_model.evaluation.scoring import UNANSWERABLE, word_f1
-
-if TYPE_CHECKING:
-    from gpt_model.evaluation.examples import Material
 
 CANNOT_ANSWER = "CANNOTANSWER"  # QuAC's own word; it also stands at the end of each passage
 LEAST_AGREEMENT = (
@@ -24,8 +20,8 @@ LEAST_AGREEMENT = (
 )
 
 
-@maker("title", "section", "passage", "questions", "answers", "first_answers")
-def section_dialogue(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("title", "section", "passage", "questions", "answers", "first_answers")
+def section_dialogue(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """QuAC. Columns: title, section, passage, before, question, answers: by its own evaluation's
     rules, a row a question that it counts.
     """
@@ -66,8 +62,8 @@ def _agreement(answers: Sequence[str]) -> float:
     ) / len(answers)
 
 
-@maker("title", "passage", "question", "answers")
-def passage_questions(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("title", "passage", "question", "answers")
+def passage_questions(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """SQuAD 2. Columns: title, passage, before (the passage's earlier questions, answered),
     question, answers (or that there is none).
     """
@@ -86,8 +82,8 @@ def passage_questions(rows: Rows, material: Material) -> Iterator[Row]:
             before += f"Q: {question}\n\nA: {answers[0]}\n\n"
 
 
-@maker("passage", "question", "answer", "validated_answers")
-def discrete_reasoning(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("passage", "question", "answer", "validated_answers")
+def discrete_reasoning(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """DROP. Columns: passage, question, answers (each a list of one or several spans), target (the
     first of them, in a line).
     """

@@ -5,17 +5,13 @@ continuations a classifier judges.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from gpt_model.evaluation.adapters import Row, Rows, maker
+from gpt_model.evaluation.adapters.registry import Row, Rows, TaskContext, adapter
 from gpt_model.evaluation.public import NotRun
 
-if TYPE_CHECKING:
-    from gpt_model.evaluation.examples import Material
 
-
-@maker("question", "targets")
-def true_and_false_answers(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("question", "targets")
+def true_and_false_answers(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """TruthfulQA's mc1_targets or mc2_targets. Columns: question, choices, labels (1 where an
     answer is true). The first is a true one.
 
@@ -38,8 +34,8 @@ def true_and_false_answers(rows: Rows, material: Material) -> Iterator[Row]:
     yield from made
 
 
-@maker("prompt")
-def beginnings(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("prompt")
+def beginnings(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """RealToxicityPrompts. Column: prompt, the beginning of a sentence; the data set has it as the
     `text` of `prompt`.
     """

@@ -9,16 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING
 
-from gpt_model.evaluation.adapters import Row, Rows, maker
-
-if TYPE_CHECKING:
-    from gpt_model.evaluation.examples import Material
+from gpt_model.evaluation.adapters.registry import Row, Rows, TaskContext, adapter
 
 
-@maker("question", "choices", "answer")
-def lettered_choices(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("question", "choices", "answer")
+def lettered_choices(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """ARC and OpenBookQA as the hub has them. Columns: question, options, label."""
     for row in rows:
         yield {
@@ -28,8 +24,8 @@ def lettered_choices(rows: Rows, material: Material) -> Iterator[Row]:
         }
 
 
-@maker("article", "question", "options", "answer")
-def exam(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("article", "question", "options", "answer")
+def exam(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """RACE. Columns: article, before, question, options, label. `before`: the article's earlier
     questions with their right answers.
     """
@@ -47,8 +43,8 @@ def exam(rows: Rows, material: Material) -> Iterator[Row]:
             before += f"Q: {row['question']}\n\nA: {row['options'][label]}\n\n"
 
 
-@maker("sentence", "first", "second", "answer")
-def winogrande(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("sentence", "first", "second", "answer")
+def winogrande(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """Columns: beginnings (up to the gap, each option in it), rest, label: for partial scoring."""
     for row in rows:
         before, _, rest = str(row["sentence"]).partition("_")
@@ -59,8 +55,8 @@ def winogrande(rows: Rows, material: Material) -> Iterator[Row]:
         }
 
 
-@maker("first", "second", "third", "fourth", "one_ending", "other_ending", "right")
-def story_cloze(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("first", "second", "third", "fourth", "one_ending", "other_ending", "right")
+def story_cloze(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """Columns: story, endings, label."""
     for row in rows:
         story = " ".join(str(row[name]) for name in ("first", "second", "third", "fourth"))
@@ -71,8 +67,8 @@ def story_cloze(rows: Rows, material: Material) -> Iterator[Row]:
         }
 
 
-@maker("question", "answer")
-def trivia(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("question", "answer")
+def trivia(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """TriviaQA. Columns: question, answers, the first the one its authors chose."""
     for row in rows:
         first = str(row["answer"]["value"])
@@ -82,8 +78,8 @@ def trivia(rows: Rows, material: Material) -> Iterator[Row]:
         }
 
 
-@maker("question", "answers")
-def listed_answers(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("question", "answers")
+def listed_answers(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """Natural Questions and WebQuestions. Columns: question (with its mark), answers."""
     for row in rows:
         yield {
@@ -92,8 +88,8 @@ def listed_answers(rows: Rows, material: Material) -> Iterator[Row]:
         }
 
 
-@maker("premise", "hypothesis", "label")
-def sentence_pairs(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("premise", "hypothesis", "label")
+def sentence_pairs(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """CommitmentBank, RTE, ANLI. Columns: premise, hypothesis (without its full stop), label.
     Unlabelled pairs (-1) are left out.
     """
@@ -106,8 +102,8 @@ def sentence_pairs(rows: Rows, material: Material) -> Iterator[Row]:
             }
 
 
-@maker("premise", "asked", "first", "second", "label")
-def causes(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("premise", "asked", "first", "second", "label")
+def causes(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """COPA. Columns: context (ends in "because" or "so"), options (begin small), label."""
     for row in rows:
         premise = str(row["premise"]).strip().rstrip(".")
@@ -119,8 +115,8 @@ def causes(rows: Rows, material: Material) -> Iterator[Row]:
         }
 
 
-@maker("first", "second", "start", "end", "label")
-def word_in_context(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("first", "second", "start", "end", "label")
+def word_in_context(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """WiC. Columns: first, second, word (as the first sentence has it), label."""
     for row in rows:
         first, second = str(row["first"]), str(row["second"])
@@ -132,8 +128,8 @@ def word_in_context(rows: Rows, material: Material) -> Iterator[Row]:
         }
 
 
-@maker("paragraph", "question", "answer", "label")
-def answers_to_judge(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("paragraph", "question", "answer", "label")
+def answers_to_judge(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """MultiRC. Columns: paragraph, question, answer, label."""
     for row in rows:
         yield {
@@ -142,8 +138,8 @@ def answers_to_judge(rows: Rows, material: Material) -> Iterator[Row]:
         }
 
 
-@maker("passage", "query", "entities", "answers")
-def record(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("passage", "query", "entities", "answers")
+def record(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """ReCoRD. Columns: passage (its highlights as a list), options (the query with each of
     entities), label (every right one), answers.
     """
@@ -166,8 +162,10 @@ def record(rows: Rows, material: Material) -> Iterator[Row]:
             }
 
 
-@maker("text", "noun", "pronoun", "place", "label")
-def marked_pronouns(rows: Rows, material: Material, *, only_right: bool = False) -> Iterator[Row]:
+@adapter("text", "noun", "pronoun", "place", "label")
+def marked_pronouns(
+    rows: Rows, task_context: TaskContext, *, only_right: bool = False
+) -> Iterator[Row]:
     """SuperGLUE's WSC. Columns: passage (with the pronoun between asterisks), pronoun, referent,
     label (whether it is the referent).
 
@@ -190,8 +188,8 @@ def marked_pronouns(rows: Rows, material: Material, *, only_right: bool = False)
         }
 
 
-@maker("stem", "choice", "answer")
-def analogies(rows: Rows, material: Material) -> Iterator[Row]:
+@adapter("stem", "choice", "answer")
+def analogies(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """SAT analogies. Columns: context ("lull is to trust as"), options ("cajole is to compliance"),
     label. Pairs are lists of two words.
     """

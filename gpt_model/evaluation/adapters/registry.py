@@ -1,0 +1,98 @@
+"""The registry of adapters, each found by its function's name, and what an adapter is given.
+
+A function is decorated with the columns that it needs, under names of its own, which a suite's
+`columns` maps to the data set's. Its keyword-only parameters are the suite's `options`. It sees
+rows in the data set's order and may join, divide or drop them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_model.errors import UserError
+from gpt_model.progress import Progress
+
+Row = dict[str, Any]
+Rows = Iterable[Mapping[str, Any]]
+AdapterFunction = Callable[..., Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What a task's rows depend on besides its suite: the recipe's text and seed, and the model that
+    is to read them.
+    """
+
+    corpus: Path | None  # a corpus artifact's files; None for an imported model without one
+    seed: int  # of every split and subset
+    downloads: Path
+    encode: Callable[[str], list[int]]
+    context_length: int  # the model's, tokens
+    progress: Progress
+
+    def held_out_corpus(self) -> Path:
+        """The corpus. Raises UserError where there is none."""
+        if self.corpus is None:
+            raise UserError(
+                "It is made of held-out text, and this recipe has no corpus: add one, or leave the "
+                "suite out."
+            )
+        return self.corpus
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """`function(rows, task_context, **options)`; `rows` have `columns`."""
+
+    name: str
+    columns: tuple[str, ...]
+    # name -> default; inspect.Parameter.empty where the suite must give the option
+    options: Mapping[str, Any]
+    function: AdapterFunction
+
+    def __call__(self, rows: Rows, task_context: TaskContext, **options: Any) -> Iterator[Row]:
+        return self.function(rows, task_context, **options)
+
+    def problem(self, columns: Iterable[str], options: Iterable[str]) -> str | None:
+        """What is wrong with a suite's `columns` and `options` for this adapter, as a clause."""
+        given, known = set(columns), set(self.columns)
+        if given != known:
+            return (
+                f"`columns` of {self.name!r} are {', '.join(self.columns)}; "
+                f"found {', '.join(given) or 'none'}"
+            )
+        if unknown := sorted(set(options) - set(self.options)):
+            return (
+                f"`options` has {unknown[0]!r}, which {self.name!r} does not know; "
+                f"it knows {', '.join(self.options) or 'none'}"
+            )
+        required = {
+            name for name, default in self.options.items() if default is inspect.Parameter.empty
+        }
+        if missing := sorted(required - set(options)):
+            return f"`options` lacks {missing[0]!r}, which {self.name!r} needs"
+        return None
+
+
+ADAPTERS: dict[str, Adapter] = {}
+
+
+def adapter(*columns: str) -> Callable[[AdapterFunction], AdapterFunction]:
+    """Registers a function of (rows, task_context, *, options) under its own name."""
+
+    def register(function: AdapterFunction) -> AdapterFunction:
+        options = {
+            parameter.name: parameter.default
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        if function.__name__ in ADAPTERS:
+            raise ValueError(f"two adapters are named {function.__name__!r}")
+        ADAPTERS[function.__name__] = Adapter(function.__name__, columns, options, function)
+        return function
+
+    return register

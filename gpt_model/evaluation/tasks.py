@@ -1,0 +1,420 @@
+"""What each task of a suite is evaluated on: its rows, the seeded subset of them, and the same rows
+after no, one and K demonstrations.
+
+Rows come from held-out documents, a supervised task's file, a public data set, or a generator. They
+are a function of the corpus, the suite and the seed; only how many of a cloze's first sentences are
+dropped, and how many demonstrations fit, depends on the model, through its tokenizer and context.
+What a suite may say is `suites.py`'s, how demonstrations are drawn `few_shot.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from gpt_model.data import documents
+from gpt_model.data.formats import MissingColumn
+from gpt_model.data.splits import identity
+from gpt_model.errors import UserError
+from gpt_model.evaluation import held_out_text, public, synthetic
+from gpt_model.evaluation.adapters.registry import ADAPTERS, Row, TaskContext
+from gpt_model.evaluation.contamination import Examples
+from gpt_model.evaluation.few_shot import FewShot, Rendered, Renderer
+from gpt_model.evaluation.results import Demonstrations
+from gpt_model.evaluation.stop_words import stop_word_tokens
+from gpt_model.evaluation.suites import (
+    Arithmetic,
+    Cloze,
+    Data,
+    Dataset,
+    Labelled,
+    LastWord,
+    Passages,
+    Scramble,
+    SuiteTask,
+)
+from gpt_model.finetuning.entry import SEGMENTS, SplitName
+from gpt_model.finetuning.examples import read_examples
+
+# Rows of a task, where the recipe sets no limit. A public set is evaluated whole: the largest, One
+# Billion Word's test set, has 306,688. As lm_eval has some 5 KB a row in memory beside its prompt,
+# the bound comes to 2 GB, which a file without end does not pass either.
+PUBLIC_ROWS_LIMIT = 400_000
+MADE_ROWS_LIMIT = 10_000  # of what the recipe's own text gives without end
+DEMONSTRATIONS_LIMIT = 2_000  # rows that a task's demonstrations are drawn from
+CHARACTERS_LIMIT = 4_000_000  # of a source's held-out text that questions are made from
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """One task and the rows it is evaluated on."""
+
+    task: SuiteTask
+    name: str  # the task's, or for a task by source the source's
+    rows: list[Row]
+    available: int  # rows there were before the subset
+    # Rows left out before it: an answer of theirs alone is longer than the model's context.
+    too_long: int
+    demonstrations: Demonstrations | None = None  # where the task has `shots`
+    # Then: each example's text without demonstrations.
+    texts: list[str] = field(default_factory=list)
+    # Full name of the task with the same answers after the answer context only.
+    unconditional: str | None = None
+    scored: bool = True  # False for such a task
+
+    @property
+    def full_name(self) -> str:
+        """Unique over suites, and a file name."""
+        return f"{self.task.suite}.{self.name}"
+
+
+def rows_of(task: SuiteTask, task_context: TaskContext, limit: int | None) -> list[TaskRows]:
+    """The rows of a suite's task: at most `limit` of each, the same for the same seed; else a
+    public set's every row.
+
+    Raises UserError for a task without any, NotRun for one whose public data set cannot be had
+    here.
+    """
+    data, task = task.metadata.data, _without_stop_words(task, task_context)
+    if isinstance(data, Passages):
+        sources = documents.index(task_context.held_out_corpus())
+        rows_by_name = [(source, _passages(task_context, source, data)) for source in sources]
+    else:
+        rows_by_name = [(task.name, _task_rows(task_context, task, data))]
+    limit = limit or (
+        PUBLIC_ROWS_LIMIT if isinstance(data, (Dataset, Labelled)) else MADE_ROWS_LIMIT
+    )
+    tasks = [
+        TaskRows(task, name, *_subset(rows, limit, f"{task.suite} {name}", task_context))
+        for name, rows in rows_by_name
+    ]
+    if empty := [rows for rows in tasks if not rows.rows]:
+        raise UserError(
+            f"suites/{task.suite}.yaml, task {empty[0].name!r} has no examples: "
+            f"{_why_empty(data)} Take {task.suite!r} out of the recipe's evaluation.suites, or "
+            "give it more text."
+        )
+    if isinstance(data, Cloze):
+        return [
+            replace(rows, rows=[_fitted(row, task_context) for row in rows.rows]) for rows in tasks
+        ]
+    return tasks
+
+
+def in_each_setting(rows: TaskRows, task_context: TaskContext) -> Iterator[TaskRows]:
+    """`rows` as they are where their task has no `shots`; else a task for each number of
+    demonstrations, the smallest first.
+
+    Raises NotRun, after the tasks that need none, where the demonstrations cannot be had here.
+    """
+    task, shots = rows.task, rows.task.metadata.shots
+    if shots is None:
+        yield rows
+        return
+    few_shot = FewShot(
+        f"{task.suite} {rows.name}",
+        task.keys,
+        shots,
+        task_context.encode,
+        task_context.context_length,
+        task_context.seed,
+    )
+    texts = texts_of(rows)
+    unconditional = None
+    if "acc_answer_norm" in task.metadata.metrics:
+        companion = _rendered_as(
+            rows, few_shot.unconditional_answers(rows.rows), f"{rows.name}_answers_alone"
+        )
+        unconditional = companion.full_name
+        yield replace(companion, scored=False)
+    pool: list[Row] = []
+    for number in sorted(shots.numbers):
+        if number and not pool:
+            pool = demonstrations_of(task, task_context)
+        rendered = few_shot.rendered(number, rows.rows, pool)
+        demonstrations = rendered.demonstrations(number)
+        yield replace(
+            _rendered_as(rows, rendered, f"{rows.name}_{demonstrations.shots}"),
+            demonstrations=demonstrations,
+            texts=texts,
+            unconditional=unconditional,
+        )
+
+
+def _rendered_as(rows: TaskRows, rendered: Rendered, name: str) -> TaskRows:
+    task = rows.task.model_copy(update={"keys": rendered.keys})
+    return replace(rows, task=task, name=name, rows=rendered.rows)
+
+
+def demonstrations_of(task: SuiteTask, task_context: TaskContext) -> list[Row]:
+    """What few-shot demonstrations of a task are drawn from: rows of the split its data names for
+    it, else of the evaluated one.
+
+    Raises NotRun where that cannot be had here.
+    """
+    data = task.metadata.data
+    if isinstance(data, Arithmetic):
+        rows: Iterator[Row] = iter(synthetic.arithmetic(data.problems, task_context.seed)[1])
+    elif isinstance(data, Dataset) and data.demonstrations:
+        changes = {
+            "source": data.demonstrations,
+            "options": {**data.options, **data.demonstration_options},
+        }
+        rows = _public_rows(task_context, task, data.model_copy(update=changes), "/demonstrations")
+    elif isinstance(data, Labelled) and data.demonstrations:
+        rows = _labelled_rows(task_context, task, data, [data.demonstrations])
+    else:
+        rows = _task_rows(task_context, task, data)
+    name = f"{task.suite} {task.name} demonstrations"
+    return _subset(rows, DEMONSTRATIONS_LIMIT, name, task_context)[0]
+
+
+def texts_of(rows: TaskRows) -> list[str]:
+    """Each example's text with its right answer, without demonstrations: what may stand in the
+    training text too.
+    """
+    if rows.texts or not rows.rows:
+        return rows.texts
+    renderer = Renderer(rows.task.keys, list(rows.rows[0]))
+    if renderer.kind == "loglikelihood_rolling":
+        return [renderer.prompt(row).answers[0] for row in rows.rows]
+    return [renderer.prompt(row).right for row in rows.rows]
+
+
+def examples_of(tasks: Sequence[TaskRows]) -> dict[str, Examples]:
+    """By the full name of each scored task, its examples as they may stand in the training text."""
+    return {
+        task.full_name: Examples(
+            texts_of(task), isinstance(task.task.metadata.data, (Arithmetic, Scramble))
+        )
+        for task in tasks
+        if task.scored
+    }
+
+
+def _without_stop_words(task: SuiteTask, task_context: TaskContext) -> SuiteTask:
+    """Where a task's answer may not begin with a stop word, `begin_suppress_tokens` as
+    `transformers` takes it: the tokens themselves.
+    """
+    settings = task.keys.get("generation_kwargs") or {}
+    if settings.get("begin_suppress_tokens") != "stop_words":
+        return task
+    settings = {**settings, "begin_suppress_tokens": stop_word_tokens(task_context.encode)}
+    return task.model_copy(update={"keys": {**task.keys, "generation_kwargs": settings}})
+
+
+def _task_rows(task_context: TaskContext, task: SuiteTask, data: Data) -> Iterator[Row]:
+    """Every row of a task's data. Passages are by source instead."""
+    if isinstance(data, LastWord):
+        return _last_words(task_context, data)
+    if isinstance(data, Cloze):
+        return _clozes(task_context, data)
+    if isinstance(data, Dataset):
+        return _public_rows(task_context, task, data)
+    if isinstance(data, Arithmetic):
+        return iter(synthetic.arithmetic(data.problems, task_context.seed)[0])
+    if isinstance(data, Scramble):
+        texts = (text for _, text in _held_out_documents(task_context))
+        common = synthetic.common_words(texts)
+        return synthetic.scrambled(data.scramble, common, task_context.seed)
+    assert isinstance(data, Labelled)
+    return _unseen_labelled_rows(task_context, task, data)
+
+
+def _why_empty(data: Data) -> str:
+    if isinstance(data, Passages):
+        return "the source has no held-out document."
+    if isinstance(data, LastWord):
+        return (
+            f"no {data.sentences} held-out sentences in a row end in a word that stands earlier "
+            "in them and is not among the commonest."
+        )
+    if isinstance(data, Cloze):
+        return (
+            f"no held-out document has {data.sentences + 1} sentences with {data.choices} words "
+            "of a kind in them."
+        )
+    if isinstance(data, Dataset):
+        return f"{data.source.name} has no row of which {data.make!r} makes one."
+    if isinstance(data, Labelled):
+        return f"its {' and '.join(data.splits)} split is empty."
+    return "no held-out document has a word that can be scrambled."
+
+
+def _subset(
+    rows: Iterator[Row], limit: int, name: str, task_context: TaskContext
+) -> tuple[list[Row], int, int]:
+    """At most `limit` rows in their order, how many there were, and how many more were too long.
+
+    They are chosen by hash, so that a larger limit contains a smaller one.
+    """
+    context_length = task_context.context_length
+    available = too_long = 0
+
+    def is_too_long(row: Row) -> bool:
+        answers: list[str] = row.get("options") or row.get("choices") or []
+        return any(
+            len(answer) > context_length and len(task_context.encode(f" {answer}")) > context_length
+            for answer in answers
+        )
+
+    def ranked() -> Iterator[tuple[bytes, int, Row]]:
+        nonlocal available, too_long
+        for index, row in enumerate(rows):
+            if is_too_long(row):
+                too_long += 1
+                continue
+            available += 1
+            text = f"{task_context.seed} {name}\0{json.dumps(row, sort_keys=True)}"
+            yield hashlib.sha256(text.encode()).digest(), index, row
+
+    chosen = heapq.nsmallest(limit, ranked(), key=lambda entry: entry[:2])
+    return [row for _, _, row in sorted(chosen, key=lambda entry: entry[1])], available, too_long
+
+
+def _held_out_documents(task_context: TaskContext) -> Iterator[tuple[str, str]]:
+    """(source, document) of every source's held-out text."""
+    for source in documents.index(task_context.held_out_corpus()):
+        for text in _held_out(task_context, source):
+            yield source, text
+
+
+def _held_out(task_context: TaskContext, source: str) -> Iterator[str]:
+    """A source's held-out documents, from the first, until CHARACTERS_LIMIT of them are read."""
+    characters = 0
+    for text in documents.read(task_context.held_out_corpus(), source, "held_out"):
+        if characters >= CHARACTERS_LIMIT:
+            return
+        characters += len(text)
+        yield text
+
+
+def _commonest_words(task_context: TaskContext) -> frozenset[str]:
+    return held_out_text.commonest_words(text for _, text in _held_out_documents(task_context))
+
+
+def _passages(task_context: TaskContext, source: str, data: Passages) -> Iterator[Row]:
+    for text in _held_out(task_context, source):
+        for passage in held_out_text.passages(text, data.characters):
+            yield {"text": passage}
+
+
+def _last_words(task_context: TaskContext, data: LastWord) -> Iterator[Row]:
+    common = _commonest_words(task_context)
+    for source, text in _held_out_documents(task_context):
+        for row in held_out_text.last_words(text, data.sentences, common):
+            yield {**row, "source": source}
+
+
+def _clozes(task_context: TaskContext, data: Cloze) -> Iterator[Row]:
+    common = _commonest_words(task_context)
+    for source, text in _held_out_documents(task_context):
+        for row in held_out_text.clozes(
+            text, data.sentences, data.choices, common, task_context.seed
+        ):
+            yield {**row, "source": source}
+
+
+def _fitted(row: Row, task_context: TaskContext) -> Row:
+    """A cloze whose context begins at the first sentence from which it fits the model's context
+    with every choice.
+
+    At worst it is the question's own beginning, which lm_eval cuts from the left.
+    """
+    context: str = row["context"]
+    longest = max(len(task_context.encode(f" {choice}")) for choice in row["choices"])
+    for start, _ in held_out_text.sentences(context):
+        if len(task_context.encode(context[start:])) <= task_context.context_length - longest:
+            break
+    return {**row, "context": context[start:]}
+
+
+def _public_rows(
+    task_context: TaskContext, task: SuiteTask, data: Dataset, part: str = ""
+) -> Iterator[Row]:
+    """A public data set's rows as the adapter makes them. `part`: of the task's name in a recipe's
+    `evaluation.files`.
+    """
+    columns = list(dict.fromkeys(data.columns.values()))
+    try:
+        rows = public.rows(data.source, columns, task_context.downloads, task_context.progress)
+        named = ({name: row[column] for name, column in data.columns.items()} for row in rows)
+        yield from ADAPTERS[data.make](named, task_context, **data.options)
+    except MissingColumn as error:
+        if reason := data.without.get(error.column):
+            raise public.NotRun(
+                public.what_to_do(reason, task.suite, task.name + part, columns)
+            ) from None
+        raise
+    except public.NotRun as error:
+        raise public.NotRun(
+            public.what_to_do(str(error), task.suite, task.name + part, columns)
+        ) from None
+
+
+def _unseen_labelled_rows(
+    task_context: TaskContext, task: SuiteTask, data: Labelled
+) -> Iterator[Row]:
+    """A supervised task's examples, but for those about a document that was trained on."""
+    rows = list(_labelled_rows(task_context, task, data, data.splits))
+    assert data.entry
+    segments = SEGMENTS[data.entry.form]
+    passages = (
+        {identity(row[name]) for row in rows for name in segments}
+        if data.entry.split.group
+        else set()
+    )
+    trained_on = _trained_on(passages, data, task_context)
+    yield from (
+        row for row in rows if trained_on.isdisjoint(identity(row[name]) for name in segments)
+    )
+
+
+def _labelled_rows(
+    task_context: TaskContext, task: SuiteTask, data: Labelled, names: Sequence[SplitName]
+) -> Iterator[Row]:
+    if data.entry is None:
+        raise ValueError(
+            f"task {data.task!r} of suite {task.suite!r} was not filled in from the catalogue"
+        )
+    if data.not_run:
+        raise public.NotRun(data.not_run)
+    splits = read_examples(
+        data.task or task.name,
+        data.entry,
+        task_context.seed,
+        task_context.downloads,
+        task_context.progress,
+    ).splits
+    for example in (example for name in names for example in splits[name]):
+        row: Row = dict(zip(SEGMENTS[data.entry.form], example.segments, strict=True))
+        if example.options:
+            row["options"] = list(example.options)
+        yield {**row, "label": example.label}
+
+
+def _trained_on(texts: set[bytes], data: Labelled, task_context: TaskContext) -> set[bytes]:
+    """Which of a task's texts are training documents. A source that holds out at least the task's
+    share has none, and is not read.
+    """
+    assert data.entry
+    # Without groups its texts are no documents; without a corpus the training text is not known.
+    if data.entry.split.group is None or task_context.corpus is None:
+        return set()
+    shares = {
+        "test": data.entry.split.test,
+        "validation": data.entry.split.test + data.entry.split.validation,
+        "training": 1.0,
+    }
+    share = max(shares[split] for split in data.splits)
+    index = documents.index(task_context.corpus)
+    shared_sources = [source for source in index if index[source]["held_out_share"] < share]
+    return {
+        document
+        for source in shared_sources
+        for text in documents.read(task_context.corpus, source, "training")
+        if (document := identity(text)) in texts
+    }
