@@ -88,11 +88,13 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
     from gpt_model.ops.varlen import PackedSequences
     from gpt_model.progress import Silent
     from gpt_model.rlhf.episodes import SamplingParams
-    from gpt_model.rlhf.ppo import ActorCritic, LossConfig, PPOObjective, constant_rate
+    from gpt_model.rlhf.ppo import ActorCritic, LossConfig, PPOObjective
     from gpt_model.rlhf.reward_model import RewardModel
     from gpt_model.rlhf.rollouts import Limits, RolloutConfig, Rollouts
     from gpt_model.tokenizer import Tokenizer
-    from gpt_model.training.loop import Execution, Hook, Settings, train
+    from gpt_model.training.engine import Execution
+    from gpt_model.training.loop import Hook, train
+    from gpt_model.training.optimizer import TrainingSettings, warmup_constant
 
     class Liking(RewardModel):
         def rewards(self, rows: PackedSequences) -> Tensor:
@@ -143,9 +145,9 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
             start, Liking(convert.load(folder / "policy")), shared=side == "shared trunk", seed=1
         )
         steps = (batches + 1) * config.steps_per_batch
-        settings = Settings(
+        settings = TrainingSettings(
             steps,
-            constant_rate(RATE, 0, config.steps_per_batch),
+            warmup_constant(RATE, 0, config.steps_per_batch),
             betas=(0.9, 0.95),
             weight_decay=0.0,
         )

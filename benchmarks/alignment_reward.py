@@ -108,7 +108,9 @@ def compared_in(folder: Path) -> list[Any]:
 def train_ours(model: Any, objective: Any, steps: int) -> dict[str, float]:
     """Seconds of a step, in the training loop as the stages use it."""
     from gpt_model.progress import Silent
-    from gpt_model.training.loop import Execution, Hook, Settings, train
+    from gpt_model.training.engine import Execution
+    from gpt_model.training.loop import Hook, train
+    from gpt_model.training.optimizer import TrainingSettings
 
     os.environ |= {
         "RANK": "0",
@@ -123,7 +125,9 @@ def train_ours(model: Any, objective: Any, steps: int) -> dict[str, float]:
         marks.append(time.perf_counter())
         return {}
 
-    settings = Settings(WARM + steps, lambda step: RATE, betas=(0.9, 0.999), weight_decay=0.0)
+    settings = TrainingSettings(
+        WARM + steps, lambda step: RATE, betas=(0.9, 0.999), weight_decay=0.0
+    )
     outcome = train(
         model,
         objective,

@@ -86,7 +86,9 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
     from gpt_model.rlhf.sft import SFTObjective, encode_dialogues
     from gpt_model.tokenizer import Tokenizer
     from gpt_model.training.batching import EpochBatches
-    from gpt_model.training.loop import Execution, Settings, train
+    from gpt_model.training.engine import Execution
+    from gpt_model.training.loop import train
+    from gpt_model.training.optimizer import TrainingSettings
 
     os.environ |= {
         "RANK": "0",
@@ -111,7 +113,7 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
         [dialogue(messages) for messages in told], template, int(str(SHAPE["context"]))
     )
     batches = EpochBatches([len(one.tokens) for one in laid], BATCH, 1, 1)
-    settings = Settings(steps, lambda _: RATE, betas=(0.9, 0.999), weight_decay=0.0)
+    settings = TrainingSettings(steps, lambda _: RATE, betas=(0.9, 0.999), weight_decay=0.0)
     train(
         convert.load(folder / "model"),
         SFTObjective(laid, batches, 0.0),

@@ -41,9 +41,8 @@ def plain_loop(tokens: Path, shape: dict[str, Any], seconds: float) -> dict[str,
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from gpt_model.convert import from_transformers
-    from gpt_model.training.engine import start
+    from gpt_model.training.engine import Execution, start
     from gpt_model.training.measure import held_out, held_out_metrics
-    from gpt_model.training.settings import Execution
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     data = TokenData(tokens)

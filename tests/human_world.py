@@ -21,8 +21,7 @@ from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.engine import start
-from gpt_model.training.loop import Execution
+from gpt_model.training.engine import Execution, start
 from gpt_model.transformer import GPT, with_rows
 
 GOOD, BAD = ("fine", "lovely", "superb"), ("dull", "awful", "poor")

@@ -37,7 +37,7 @@ from gpt_model.rlhf.episodes import SamplingParams
 from gpt_model.rlhf.records import read_comparisons
 from gpt_model.rlhf.reward_model import RewardModel, encode_rankings
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.settings import Execution
+from gpt_model.training.engine import Execution
 
 CONTEXTS = {"": 64, "_short": 4}  # in the second no dialogue fits
 

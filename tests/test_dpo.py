@@ -19,7 +19,7 @@ from gpt_model.rlhf import dpo, reward_model
 from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.records import Ranking, Response
 from gpt_model.training.batching import EpochBatches
-from gpt_model.training.loop import Execution
+from gpt_model.training.engine import Execution
 from gpt_model.transformer import GPT
 
 CONFIG = {

@@ -5,6 +5,7 @@ against its formula in plain torch.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,16 +14,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt_model import GPT, ModelConfig
-from gpt_model.finetuning.batches import TrainingBatches, collate
+from gpt_model.finetuning.batches import TrainingBatches, class_logits, collate
 from gpt_model.finetuning.entry import Form
 from gpt_model.finetuning.examples import Example
 from gpt_model.finetuning.heads import Batch, TaskModel, with_specials
 from gpt_model.finetuning.input_forms import Laid, Layout, cut_of
 from gpt_model.finetuning.metrics import Scoring
-from gpt_model.finetuning.objective import TaskObjective, _BestEpoch, next_tokens
+from gpt_model.finetuning.objective import TaskObjective, next_tokens
 from gpt_model.finetuning.ratings import spread
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.settings import Execution
+from gpt_model.training.tuning import BestEpoch, best_epoch
 
 VOCABULARY, CONTEXT = 290, 40
 
@@ -221,15 +222,17 @@ def test_a_tasks_own_metric_chooses_the_epoch(tmp_path: Path) -> None:
     best = {}
     for metric in ("accuracy", "f1"):
         (folder := tmp_path / metric).mkdir()
-        keeper = _BestEpoch(folder, laid, Scoring(metric, named_classes=2), 7, Execution())  # type: ignore[arg-type]
+        scoring = Scoring(metric, named_classes=2)  # type: ignore[arg-type]
+
+        def score(model: Any, scoring: Scoring = scoring) -> float:
+            return scoring.of(laid, class_logits(model, laid).tolist())
+
+        hook, scores = BestEpoch(folder, 7, 0, "validation", score), []
         for epoch, always in enumerate((0, 1), start=1):
             model.head.bias.data = torch.tensor([1.0 - always, float(always)])
-            (said,) = keeper(7 * epoch, model).items()
-            assert said == (
-                f"validation_{metric}",
-                pytest.approx({"accuracy": (0.7, 0.3), "f1": (0, 6 / 13)}[metric][always]),
-            )
-        best[metric] = keeper.best(2)
+            scores.append(hook(7 * epoch, model)["validation"])
+        assert scores == pytest.approx({"accuracy": (0.7, 0.3), "f1": (0, 6 / 13)}[metric])
+        best[metric] = best_epoch(hook.scores(2))
         assert load_file(folder / "best.safetensors")["head.bias"].tolist() == [
             2.0 - best[metric],
             best[metric] - 1.0,

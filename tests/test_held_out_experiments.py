@@ -25,8 +25,8 @@ from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
 from gpt_model.experiments.depth import compared
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.engine import Execution
 from gpt_model.training.measure import held_out
-from gpt_model.training.settings import Execution
 
 # --- the models ---
 

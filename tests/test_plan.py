@@ -38,7 +38,7 @@ from assets.store.manifest import Facts
 from assets.store.store import Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
-from gpt_model.training.schedules import Batches
+from gpt_model.training.optimizer import BatchSchedule
 from pipelines.cli.plan import draw_plan, parameters_by_part, plan
 
 RECIPE = Recipe.model_validate(
@@ -317,7 +317,10 @@ def test_plan_counts_a_ramps_steps_and_what_snapshots_take(store: Store, base: P
         }
     )
     plain, facts = plan(RECIPE, base, CPU, store), plan(longer, base, CPU, store)
-    assert plain["steps"] == 40 and facts["steps"] == Batches(512, 64, 8192).within(20_480) > 50
+    assert (
+        plain["steps"] == 40
+        and facts["steps"] == BatchSchedule(512, 64, 8192).steps_within(20_480) > 50
+    )
     assert (plain["snapshot_bytes"], facts["snapshot_bytes"]) == (
         0,
         5 * 4 * facts["parameters"]["all"],

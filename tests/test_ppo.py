@@ -26,18 +26,13 @@ from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf import ema
 from gpt_model.rlhf.advantages import compute_advantages, gae, next_kl_coefficient, whiten
 from gpt_model.rlhf.episodes import Episodes, SamplingParams, sample_episodes, sample_in_chunks
-from gpt_model.rlhf.ppo import (
-    ActorCritic,
-    EpisodeMicroBatch,
-    PPOObjective,
-    clipped_value_loss,
-    constant_rate,
-)
+from gpt_model.rlhf.ppo import ActorCritic, EpisodeMicroBatch, PPOObjective, clipped_value_loss
 from gpt_model.rlhf.reward_model import RewardModel
 from gpt_model.rlhf.rollouts import Limits, divergence
-from gpt_model.training.engine import start
-from gpt_model.training.loop import Execution, Hook, train
+from gpt_model.training.engine import Execution, start
+from gpt_model.training.loop import Hook, train
 from gpt_model.training.measure import held_out
+from gpt_model.training.optimizer import warmup_constant
 from gpt_model.transformer import GPT
 
 VOCABULARY, END = 300, 7
@@ -211,7 +206,7 @@ def test_the_coefficient_follows_the_kl_by_at_most_a_fifth_of_the_error() -> Non
 
 
 def test_the_rate_rises_from_a_tenth_over_the_first_batches_and_is_then_constant() -> None:
-    rate = constant_rate(1.0, warmup_batches=10, steps_per_batch=8)
+    rate = warmup_constant(1.0, warmup_batches=10, steps_per_batch=8)
     assert [rate(step) for step in (0, 7, 40, 80, 10_000)] == pytest.approx(
         [0.1, 0.1, 0.55, 1.0, 1.0]
     )

@@ -39,7 +39,7 @@ from gpt_model.rlhf.records import Prompt, Ranking, Response
 from gpt_model.statistics import bootstrap_mean, bootstrap_share
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure
-from gpt_model.training.settings import Execution
+from gpt_model.training.engine import Execution
 from gpt_model.transformer import GPT
 
 ASKED = "Write a sentence."

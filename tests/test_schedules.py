@@ -24,7 +24,7 @@ from gpt_model.config import ModelConfig
 from gpt_model.data.sampler import Sampler
 from gpt_model.data.shards import TokenData
 from gpt_model.lstm import LSTM
-from gpt_model.training.schedules import Batches
+from gpt_model.training.optimizer import BatchSchedule
 from gpt_model.training.snapshots import snapshot_steps, snapshots
 from gpt_model.transformer import GPT
 
@@ -83,41 +83,51 @@ def by_the_words(size: int, ramp_from: int, ramp_over: int, steps: int) -> list[
 def test_the_ramp_is_the_papers_line_in_whole_multiples_of_its_first_batch(
     ramp: tuple[int, int, int],
 ) -> None:
-    batches, expected = Batches(*ramp), by_the_words(*ramp, steps=500)
-    assert [(batches.of(step), batches.before(step)) for step in range(500)] == expected
+    batches, expected = BatchSchedule(*ramp), by_the_words(*ramp, steps=500)
+    assert [
+        (batches.tokens_of(step), batches.tokens_before(step)) for step in range(500)
+    ] == expected
     for step, (batch, seen) in enumerate(expected):
-        assert batches.within(seen) == batches.within(seen + batch - 1) == step
+        assert batches.steps_within(seen) == batches.steps_within(seen + batch - 1) == step
     assert expected[-1][0] == ramp[0]
 
 
 def test_gpt3s_ramp_is_exact_at_any_of_a_million_steps_and_asks_no_table_of_them() -> None:
     began = time.perf_counter()
     batches = batches_of(GPT3_SMALL)
-    assert (batches.of(0), batches.before(0), batches.of(1_000_000)) == (32_768, 0, 524_288)
-    half = batches.of(batches.within(2_000_000_000))  # half way up the line
+    assert (batches.tokens_of(0), batches.tokens_before(0), batches.tokens_of(1_000_000)) == (
+        32_768,
+        0,
+        524_288,
+    )
+    half = batches.tokens_of(batches.steps_within(2_000_000_000))  # half way up the line
     assert half == pytest.approx((32_768 + 524_288) / 2, abs=32_768 / 2)
-    steps = batches.within(300_000_000_000)
-    assert 300_000_000_000 - 524_288 < batches.before(steps) <= 300_000_000_000
+    steps = batches.steps_within(300_000_000_000)
+    assert 300_000_000_000 - 524_288 < batches.tokens_before(steps) <= 300_000_000_000
     for step in (0, 17, 12_345, 999_999):
-        assert batches.before(step + 1) - batches.before(step) == batches.of(step)
+        assert batches.tokens_before(step + 1) - batches.tokens_before(step) == batches.tokens_of(
+            step
+        )
     assert time.perf_counter() - began < 0.1
 
 
 def test_evaluations_are_evenly_spaced_in_tokens_on_a_ramp_too() -> None:
-    batches = Batches(96, 8, 5000)
-    steps = batches.within(10_000)
+    batches = BatchSchedule(96, 8, 5000)
+    steps = batches.steps_within(10_000)
     taken = evaluation_steps(batches, steps, 5)
     assert taken[-1] == steps
-    assert [batches.before(step) for step in taken] == pytest.approx(
-        [batches.before(steps) * n / 5 for n in range(1, 6)], abs=48
+    assert [batches.tokens_before(step) for step in taken] == pytest.approx(
+        [batches.tokens_before(steps) * n / 5 for n in range(1, 6)], abs=48
     )
 
 
 def test_on_a_ramp_every_sequence_comes_once_whatever_shares_out_the_rows(inputs: Path) -> None:
-    data, batches = TokenData(inputs / "tokens"), Batches(8 * 32, 2 * 32, 2000)
-    ramped, plain = Sampler(data, 32, batches, seed=1), Sampler(data, 32, Batches(32), seed=1)
-    steps = batches.within(4000)
-    expected = np.concatenate([plain.batch(step)[0] for step in range(batches.before(steps) // 32)])
+    data, batches = TokenData(inputs / "tokens"), BatchSchedule(8 * 32, 2 * 32, 2000)
+    ramped, plain = Sampler(data, 32, batches, seed=1), Sampler(data, 32, BatchSchedule(32), seed=1)
+    steps = batches.steps_within(4000)
+    expected = np.concatenate(
+        [plain.batch(step)[0] for step in range(batches.tokens_before(steps) // 32)]
+    )
     for ranks in (1, 2):
         rows = np.concatenate(
             [ramped.batch(step, rank, ranks)[0] for step in range(steps) for rank in range(ranks)]
@@ -139,7 +149,7 @@ def test_a_window_goes_on_into_the_next_document_and_attention_with_it(inputs: P
     data = TokenData(inputs / "tokens")
     window = next(
         row
-        for row in Sampler(data, 32, Batches(32 * 32), seed=1).batch(0)[0]
+        for row in Sampler(data, 32, BatchSchedule(32 * 32), seed=1).batch(0)[0]
         if data.end_of_text in row[8:-8]
     )
     end = int(np.flatnonzero(window == data.end_of_text)[0])
@@ -162,8 +172,8 @@ def test_gpt3s_learning_rate_by_tokens_is_appendix_bs() -> None:
     """
     settings, batches = settings_of(GPT3_SMALL), batches_of(GPT3_SMALL)
     for tokens in (10**6, 10**8, 3.7e8, 4e8, 10**10, 1.3e11, 2.59e11, 2.61e11, 2.99e11):
-        step = batches.within(int(tokens))
-        t = batches.before(step) + batches.of(step) / 2
+        step = batches.steps_within(int(tokens))
+        t = batches.tokens_before(step) + batches.tokens_of(step) / 2
         if t < 375e6:
             expected = 6e-4 * t / 375e6
         elif t < 260e9:
@@ -171,7 +181,7 @@ def test_gpt3s_learning_rate_by_tokens_is_appendix_bs() -> None:
         else:
             expected = 6e-5
         assert settings.learning_rate(step) == pytest.approx(expected, rel=1e-12)
-    assert settings.steps == batches.within(300_000_000_000) and settings.learning_rate(
+    assert settings.steps == batches.steps_within(300_000_000_000) and settings.learning_rate(
         settings.steps - 1
     ) == pytest.approx(6e-5)
 
@@ -212,21 +222,21 @@ def test_the_stage_counts_the_tokens_of_a_ramp_as_they_are(inputs: Path, tmp_pat
     }
     said, batches = (
         pretrained(inputs, tmp_path, section),
-        Batches(SECTION["batch_tokens"], 64, 1024),
+        BatchSchedule(SECTION["batch_tokens"], 64, 1024),
     )  # type: ignore[arg-type]
-    steps = batches.within(2048)
+    steps = batches.steps_within(2048)
     assert {step: values["tokens"] for step, values in said["metrics"].items()} == {
-        n: batches.before(n) for n in range(1, steps + 1)
+        n: batches.tokens_before(n) for n in range(1, steps + 1)
     }
     rates = settings_of({**SECTION, **section}).learning_rate
     for step, values in said["metrics"].items():
         assert values["learning_rate"] == rates(step - 1)
     evaluated = [step for step, values in said["metrics"].items() if "held_out/bpb" in values]
-    assert evaluated == [batches.nearest(batches.before(steps) / 2), steps]
+    assert evaluated == [batches.nearest_step(batches.tokens_before(steps) / 2), steps]
     facts = json.loads((tmp_path / "training.json").read_text())
     assert (
         (facts["tokens"], facts["steps"])
-        == (batches.before(steps), steps)
+        == (batches.tokens_before(steps), steps)
         == (said["result"]["tokens"], said["result"]["steps"])
     )
     assert facts["epochs"]["plays"] == pytest.approx(said["result"]["epochs/plays"], abs=1e-4)

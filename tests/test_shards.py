@@ -14,7 +14,7 @@ from gpt_model.data.sampler import Sampler, _permuted, _random_words
 from gpt_model.data.shards import Shards, SourceTexts, TokenData, held_out_windows, write
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.tokenizer import END_OF_TEXT, ByteLevelTokenizer, Tokenizer
-from gpt_model.training.schedules import Batches
+from gpt_model.training.optimizer import BatchSchedule
 
 CONTEXT = 16
 WEIGHTS = {"plays": 0.5, "verses": 0.3, "pages": 0.2}
@@ -215,10 +215,10 @@ def whole_batch(sampler: Sampler, step: int, world_size: int) -> tuple[np.ndarra
 
 
 def test_same_global_batch_at_any_world_size_and_after_any_resume(data: TokenData) -> None:
-    undisturbed = Sampler(data, CONTEXT, Batches(12 * CONTEXT), seed=3)
+    undisturbed = Sampler(data, CONTEXT, BatchSchedule(12 * CONTEXT), seed=3)
     history = [undisturbed.batch(step) for step in range(60)]
     for step in (0, 1, 37, 59):
-        resumed = Sampler(data, CONTEXT, Batches(12 * CONTEXT), seed=3)
+        resumed = Sampler(data, CONTEXT, BatchSchedule(12 * CONTEXT), seed=3)
         for world_size in (1, 2, 4):
             for found, expected in zip(
                 whole_batch(resumed, step, world_size), history[step], strict=True
@@ -228,7 +228,7 @@ def test_same_global_batch_at_any_world_size_and_after_any_resume(data: TokenDat
 
 
 def test_targets_are_the_inputs_moved_by_one_and_stand_so_in_the_source(data: TokenData) -> None:
-    sampler = Sampler(data, CONTEXT, Batches(32 * CONTEXT), seed=1)
+    sampler = Sampler(data, CONTEXT, BatchSchedule(32 * CONTEXT), seed=1)
     inputs, targets, sources = sampler.batch(5)
     assert inputs.shape == targets.shape == (32, CONTEXT)
     assert np.array_equal(inputs[:, 1:], targets[:, :-1])
@@ -241,7 +241,7 @@ def test_targets_are_the_inputs_moved_by_one_and_stand_so_in_the_source(data: To
 
 def draws(sampler: Sampler, step: int) -> dict[str, int]:
     """How many windows of each source were drawn before `step`."""
-    sequences = np.array([sampler.batches.before(step) // sampler.context])
+    sequences = np.array([sampler.batches.tokens_before(step) // sampler.context])
     return {
         name: int(sampler._draws(number, sequences)[0])
         for number, name in enumerate(sampler.sources)
@@ -250,7 +250,7 @@ def draws(sampler: Sampler, step: int) -> dict[str, int]:
 
 @pytest.mark.parametrize("steps", [10, 1000, 20_000])
 def test_mixture_weights_are_kept_within_one_percent(data: TokenData, steps: int) -> None:
-    sampler = Sampler(data, CONTEXT, Batches(32 * CONTEXT), seed=1)
+    sampler = Sampler(data, CONTEXT, BatchSchedule(32 * CONTEXT), seed=1)
     drawn = draws(sampler, steps)
     assert sum(drawn.values()) == 32 * steps
     for name, weight in WEIGHTS.items():
@@ -258,7 +258,7 @@ def test_mixture_weights_are_kept_within_one_percent(data: TokenData, steps: int
 
 
 def test_counted_draws_are_the_draws_that_happen(data: TokenData) -> None:
-    sampler = Sampler(data, CONTEXT, Batches(8 * CONTEXT), seed=9)
+    sampler = Sampler(data, CONTEXT, BatchSchedule(8 * CONTEXT), seed=9)
     counted = np.zeros(3)
     for step in range(50):
         assert list(draws(sampler, step).values()) == counted.tolist()
@@ -266,7 +266,7 @@ def test_counted_draws_are_the_draws_that_happen(data: TokenData) -> None:
 
 
 def test_each_window_comes_once_an_epoch_and_every_token_is_predicted(data: TokenData) -> None:
-    sampler = Sampler(data, CONTEXT, Batches(1 * CONTEXT), seed=4)
+    sampler = Sampler(data, CONTEXT, BatchSchedule(1 * CONTEXT), seed=4)
     orders = []
     for number, name in enumerate(sampler.sources):
         tokens, windows = len(data.tokens(name, "training")), sampler.windows[number]
@@ -302,7 +302,8 @@ def test_permutation_of_a_corpus_too_large_for_a_table(data: TokenData) -> None:
 
 def test_other_seeds_give_other_batches(data: TokenData) -> None:
     batches = [
-        Sampler(data, CONTEXT, Batches(8 * CONTEXT), seed=seed).batch(0)[0] for seed in range(4)
+        Sampler(data, CONTEXT, BatchSchedule(8 * CONTEXT), seed=seed).batch(0)[0]
+        for seed in range(4)
     ]
     assert len({batch.tobytes() for batch in batches}) == 4
 
@@ -313,14 +314,14 @@ def test_weight_zero_is_never_drawn_and_a_tiny_weight_is(
     weights = {"plays": 1.0, "verses": 1e-9, "pages": 0.0}
     texts = TEXTS | {"pages": {"training": [], "held_out": []}}
     write(tmp_path, {name: SourceTexts(weights[name], texts[name]) for name in weights}, tokenizer)
-    drawn = draws(Sampler(TokenData(tmp_path), CONTEXT, Batches(64 * CONTEXT), seed=0), 1024)
+    drawn = draws(Sampler(TokenData(tmp_path), CONTEXT, BatchSchedule(64 * CONTEXT), seed=0), 1024)
     assert drawn["pages"] == 0
     assert drawn["verses"] > 0
 
 
 def test_context_longer_than_a_source_is_refused_by_name(data: TokenData) -> None:
     tokens = len(data.tokens("verses", "training"))
-    assert Sampler(data, tokens - 1, Batches(4 * (tokens - 1)), seed=0).batch(0)[0].shape == (
+    assert Sampler(data, tokens - 1, BatchSchedule(4 * (tokens - 1)), seed=0).batch(0)[0].shape == (
         4,
         tokens - 1,
     )
@@ -328,7 +329,7 @@ def test_context_longer_than_a_source_is_refused_by_name(data: TokenData) -> Non
         UserError,
         match=rf"'verses' has {tokens} training tokens.*`context` is {tokens}.*needs {tokens + 1}",
     ):
-        Sampler(data, tokens, Batches(4 * tokens), seed=0)
+        Sampler(data, tokens, BatchSchedule(4 * tokens), seed=0)
 
 
 # --- held-out windows ---

@@ -29,10 +29,16 @@ from gpt_model.data.shards import TokenData
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.progress import Silent
 from gpt_model.training.checkpoint import verify
-from gpt_model.training.engine import choose_product_library
-from gpt_model.training.loop import Execution, Hook, Settings, train
+from gpt_model.training.engine import Execution, choose_product_library
+from gpt_model.training.loop import Hook, train
 from gpt_model.training.measure import held_out, held_out_intervals, held_out_metrics
-from gpt_model.training.schedules import Batches, by_step, warmup_cosine, warmup_linear
+from gpt_model.training.optimizer import (
+    BatchSchedule,
+    TrainingSettings,
+    by_step,
+    warmup_cosine,
+    warmup_linear,
+)
 from gpt_model.transformer import GPT
 
 SHAPE = ModelConfig(layers=2, width=32, heads=2, context=16, vocab_size=64, dropout=0.0)
@@ -80,11 +86,11 @@ class Counting:
         return loss, {"double": (2 * loss.detach() * 32, 32)}
 
 
-def settings(**changes: Any) -> Settings:
+def settings(**changes: Any) -> TrainingSettings:
     # A large eps: keys' biases have no gradient but rounding, which Adam would otherwise blow up to
     # whole steps.
-    rate = by_step(warmup_cosine(1e-2, warmup=3, decay=12, final=0.1), Batches(1))
-    return Settings(
+    rate = by_step(warmup_cosine(1e-2, warmup=3, decay=12, final=0.1), BatchSchedule(1))
+    return TrainingSettings(
         **{
             "steps": 12,
             "learning_rate": rate,
@@ -108,7 +114,7 @@ class Remembers(Silent):
         self.lines.append(message)
 
 
-def plain_loop(model: GPT, how: Settings, objective: Counting) -> list[float]:
+def plain_loop(model: GPT, how: TrainingSettings, objective: Counting) -> list[float]:
     """The same training as anyone would write it."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
@@ -510,15 +516,15 @@ def test_the_batch_is_the_recipes_whatever_the_micro_batch(inputs: Path, tmp_pat
 
 
 def test_evaluations_are_evenly_spaced_and_end_at_the_end() -> None:
-    assert evaluation_steps(Batches(8), 100, 4) == [25, 50, 75, 100]
-    assert evaluation_steps(Batches(8), 3, 10) == [1, 2, 3]
+    assert evaluation_steps(BatchSchedule(8), 100, 4) == [25, 50, 75, 100]
+    assert evaluation_steps(BatchSchedule(8), 3, 10) == [1, 2, 3]
 
 
 # --- schedules ---
 
 
 def test_the_cosine_rises_then_falls_to_its_share() -> None:
-    rate = by_step(warmup_cosine(1.0, warmup=10, decay=110, final=0.1), Batches(1))
+    rate = by_step(warmup_cosine(1.0, warmup=10, decay=110, final=0.1), BatchSchedule(1))
     rates = [rate(step) for step in range(110)]
     assert rates[0] == pytest.approx(0.05) and rates[9] == pytest.approx(0.95)
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[60] == pytest.approx(

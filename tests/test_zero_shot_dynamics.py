@@ -108,7 +108,7 @@ def run(config: Config, folder: Path) -> Built:
         seed=1,
     )
     for step in (1, 2):
-        snapshots.keep(model, folder / "pretrained", step)
+        snapshots.save_snapshot(model, folder / "pretrained", step)
     snapshots.write_index(folder / "pretrained", {1: 10, 2: 20})
     counts: dict[str, Any] = {}
     for split in ("training", "held_out"):

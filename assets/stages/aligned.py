@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from gpt_model.rlhf.episodes import Episodes, RolloutModels, SamplingParams
     from gpt_model.rlhf.ppo import ActorCritic, PPOObjective
     from gpt_model.rlhf.rollouts import Rollouts
-    from gpt_model.training.settings import Execution, Settings
+    from gpt_model.training.engine import Execution
+from gpt_model.training.optimizer import TrainingSettings
 
 MEASURED = 256  # held-out prompts that the policies before and after answer
 SHOWN = 4  # of them, whose answers are shown on the way
@@ -150,22 +151,15 @@ def align(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
     return metrics
 
 
-def settings_of(section: Mapping[str, Any]) -> Settings:
+def settings_of(section: Mapping[str, Any]) -> TrainingSettings:
     """The recipe's section as the loop takes it. The value model has its own learning rate."""
-    from gpt_model.rlhf.ppo import constant_rate
-    from gpt_model.training.settings import Settings
+    from gpt_model.training.optimizer import TrainingSettings, warmup_constant
 
     each = steps_per_batch(section)
-    return Settings(
-        steps=section["episodes"] // section["batch"] * each,
-        learning_rate=constant_rate(section["learning_rate"], section["warmup_batches"], each),
-        betas=tuple(section["betas"]),
-        weight_decay=section["weight_decay"],
-        gradient_clip=section["gradient_clip"],
-        precision=section["precision"],
-        seed=section["seed"],
-        scales={"critic.": section["value_learning_rate"] / section["learning_rate"]},
-    )
+    steps = section["episodes"] // section["batch"] * each
+    rate = warmup_constant(section["learning_rate"], section["warmup_batches"], each)
+    value_rate = section["value_learning_rate"] / section["learning_rate"]
+    return TrainingSettings.of(section, steps, rate, {"critic.": value_rate})
 
 
 def steps_per_batch(section: Mapping[str, Any]) -> int:
@@ -188,7 +182,7 @@ def objective_of(
     from gpt_model.data.shards import TokenData
     from gpt_model.rlhf.ppo import LossConfig, PPOObjective
     from gpt_model.rlhf.rollouts import Limits, RolloutConfig, Rollouts
-    from gpt_model.training.schedules import Batches
+    from gpt_model.training.optimizer import BatchSchedule
 
     if section["minibatch"] < execution.world_size:
         told = f"{section['minibatch']} episodes cannot be shared out to the profile's {execution.world_size} processes: give it fewer"
@@ -218,7 +212,7 @@ def objective_of(
             )
         with about_all_of(".corpus"):
             ptx = Sampler(
-                TokenData(tokens.path), context, Batches(sequences * context), section["seed"]
+                TokenData(tokens.path), context, BatchSchedule(sequences * context), section["seed"]
             )
     losses = LossConfig(
         section["clip"], section["value_clip"], section["value_weight"], section["ptx_weight"]
@@ -292,13 +286,10 @@ def shown_steps(rollouts: Rollouts, evaluations: int) -> list[int]:
     """After which steps the same prompts are answered: at the start, and so many times more, the
     last at the end.
     """
-    batches = rollouts.config.batches
-    return sorted(
-        {
-            round(batches * number / evaluations) * rollouts.config.steps_per_batch
-            for number in range(evaluations + 1)
-        }
-    )
+    from gpt_model.training.tuning import evaluation_steps
+
+    batches = evaluation_steps(rollouts.config.batches, evaluations, at_start=True)
+    return [batch * rollouts.config.steps_per_batch for batch in batches]
 
 
 def _shown(

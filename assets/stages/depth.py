@@ -70,8 +70,8 @@ def _measured(
     """The held-out text of every source as each model predicts it: [depth][seed]."""
     from gpt_model import convert
     from gpt_model.data.shards import TokenData
+    from gpt_model.training.engine import Execution
     from gpt_model.training.measure import held_out
-    from gpt_model.training.settings import Execution
 
     data, device, total = (
         TokenData(tokens.path),

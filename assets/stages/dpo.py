@@ -19,14 +19,7 @@ from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Prog
 from assets.report.reward_model import figures
 from assets.stages import tuning_io
 from assets.stages.pretraining import execution_of
-from assets.stages.rankings import (
-    HELD_OUT,
-    ON_THE_WAY,
-    counted,
-    evaluation_steps,
-    laid_out,
-    measured,
-)
+from assets.stages.rankings import EVALUATIONS, HELD_OUT, ON_THE_WAY, counted, laid_out, measured
 from assets.stages.reward_model import accuracy_above_half
 from assets.stages.supervised import batches_of
 from gpt_model.errors import UserError, about
@@ -45,10 +38,10 @@ def prefer(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
     it, rank 0 writes.
     """
     from gpt_model.rlhf import dpo
-    from gpt_model.rlhf.batches import settings_of
     from gpt_model.rlhf.records import evenly
     from gpt_model.training.engine import start
     from gpt_model.training.loop import Hook, train
+    from gpt_model.training.tuning import cosine_settings, evaluation_steps
 
     section, scratch = config["dpo"], output / SCRATCH
     gpt, template = tuning_io.begin(
@@ -80,11 +73,11 @@ def prefer(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
     outcome = train(
         gpt,
         objective,
-        settings_of(section, batches.steps),
+        cosine_settings(section, batches.steps),
         execution,
         checkpoints=scratch / "checkpoints",
         progress=progress,
-        hooks=[Hook(evaluation_steps(batches.steps), evaluate)],
+        hooks=[Hook(evaluation_steps(batches.steps, EVALUATIONS), evaluate)],
     )
     if progress.rank:
         return {}

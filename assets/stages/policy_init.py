@@ -35,9 +35,11 @@ def windows_of(
 
     from gpt_model.data.sampler import Sampler
     from gpt_model.data.shards import TokenData
-    from gpt_model.training.schedules import Batches
+    from gpt_model.training.optimizer import BatchSchedule
 
-    sampler = Sampler(TokenData(tokens.path), context - 1, Batches(each * (context - 1)), seed)
+    sampler = Sampler(
+        TokenData(tokens.path), context - 1, BatchSchedule(each * (context - 1)), seed
+    )
 
     def windows(step: int, count: int) -> Sequence[Sequence[int]]:
         inputs, targets, _ = sampler.batch(step)

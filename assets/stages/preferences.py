@@ -220,7 +220,7 @@ def _read(compared: Compared, name: str, model: GPT, inputs: Inputs, device: Any
     """Held-out text, where the recipe has a corpus."""
     from gpt_model.data.shards import TokenData
     from gpt_model.training import measure
-    from gpt_model.training.settings import Execution
+    from gpt_model.training.engine import Execution
 
     if "tokens" in inputs:
         found = measure.held_out(

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from gpt_model.data.sampler import Sampler
     from gpt_model.data.shards import TokenData
     from gpt_model.tokenizer import Tokenizer
-    from gpt_model.training.loop import Execution, Outcome
-    from gpt_model.training.schedules import Batches
-    from gpt_model.training.settings import Settings
+    from gpt_model.training.engine import Execution
+    from gpt_model.training.loop import Outcome
+    from gpt_model.training.optimizer import BatchSchedule, TrainingSettings
     from gpt_model.transformer import GPT, Decoder
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
@@ -102,13 +102,13 @@ def pretrain(config: Config, inputs: Inputs, output: Path, progress: Progress) -
         metrics |= base_model.end(model, config, inputs, output)
         _write(model, tokenizer, output, section, metrics)
         if kept:
-            snapshots.write_index(output, {step: batches.before(step) for step in kept})
+            snapshots.write_index(output, {step: batches.tokens_before(step) for step in kept})
     return metrics
 
 
 def execution_of(profile: Profile, progress: Progress) -> Execution:
     """The profile as the loop takes it, for this rank."""
-    from gpt_model.training.loop import Execution
+    from gpt_model.training.engine import Execution
 
     return Execution(
         device=profile.device,
@@ -121,41 +121,32 @@ def execution_of(profile: Profile, progress: Progress) -> Execution:
     )
 
 
-def settings_of(section: Mapping[str, Any]) -> Settings:
+def settings_of(section: Mapping[str, Any]) -> TrainingSettings:
     """The recipe's section as the loop takes it. Warm-up and cosine are counted in tokens, so they
     do not depend on the batch.
     """
-    from gpt_model.training.schedules import by_step, warmup_cosine
-    from gpt_model.training.settings import Settings
+    from gpt_model.training.optimizer import TrainingSettings, by_step, warmup_cosine
 
     batches = batches_of(section)
-    steps = batches.within(section["tokens"])
+    steps = batches.steps_within(section["tokens"])
     rate = warmup_cosine(
         section["learning_rate"],
         warmup=section["warmup_tokens"],
-        decay=section.get("decay_tokens") or batches.before(steps),
+        decay=section.get("decay_tokens") or batches.tokens_before(steps),
         final=section["final_learning_rate"],
     )
-    return Settings(
-        steps=steps,
-        learning_rate=by_step(rate, batches),
-        betas=tuple(section["betas"]),
-        weight_decay=section["weight_decay"],
-        gradient_clip=section["gradient_clip"],
-        precision=section["precision"],
-        seed=section["seed"],
-    )
+    return TrainingSettings.of(section, steps, by_step(rate, batches))
 
 
-def batches_of(section: Mapping[str, Any]) -> Batches:
+def batches_of(section: Mapping[str, Any]) -> BatchSchedule:
     """The batch of each step, as the recipe's section has it."""
-    from gpt_model.training.schedules import Batches
+    from gpt_model.training.optimizer import BatchSchedule
 
     ramp = section.get("batch_ramp")
     return (
-        Batches(section["batch_tokens"], ramp["from_tokens"], ramp["over_tokens"])
+        BatchSchedule(section["batch_tokens"], ramp["from_tokens"], ramp["over_tokens"])
         if ramp
-        else Batches(section["batch_tokens"])
+        else BatchSchedule(section["batch_tokens"])
     )
 
 
@@ -211,12 +202,12 @@ def micro_batch(sequences: int, context: int, profile: Profile) -> int:
     return max(number for number in range(1, min(bound, sequences) + 1) if sequences % number == 0)
 
 
-def evaluation_steps(batches: Batches, steps: int, evaluations: int) -> list[int]:
+def evaluation_steps(batches: BatchSchedule, steps: int, evaluations: int) -> list[int]:
     """After which steps held-out text is measured, evenly spaced in tokens; the last is the end."""
-    tokens = batches.before(steps)
+    tokens = batches.tokens_before(steps)
     return sorted(
         {
-            max(1, batches.nearest(tokens * number / evaluations))
+            max(1, batches.nearest_step(tokens * number / evaluations))
             for number in range(1, evaluations + 1)
         }
     )
@@ -236,7 +227,7 @@ class LanguageModelling:
         self.flops_per_unit = shape.flops_per_token()
 
     def units_before(self, step: int) -> int:
-        return self.sampler.batches.before(step)
+        return self.sampler.batches.tokens_before(step)
 
     def micro_batches(self, step: int) -> Sequence[tuple[Tensor, Tensor]]:
         """This rank's rows of a step: (inputs, targets), each [micro-batch, context]."""
@@ -294,7 +285,7 @@ def _keep(output: Path, rank: int, step: int, model: Decoder) -> dict[str, float
     from gpt_model.training import snapshots
 
     if rank == 0:
-        snapshots.keep(model, output, step)
+        snapshots.save_snapshot(model, output, step)
     return {}
 
 

@@ -56,13 +56,6 @@ def counted(laid: Mapping[str, EncodedRankings]) -> Metrics:
     return found
 
 
-def evaluation_steps(steps: int) -> list[int]:
-    """After which steps held-out rankings are measured; the last is the end."""
-    return sorted(
-        {max(1, round(steps * number / EVALUATIONS)) for number in range(1, EVALUATIONS + 1)}
-    )
-
-
 def measured(scores: Mapping[str, Scores], compared: Sequence[EncodedRanking]) -> Metrics:
     """Of one or two models ("": the one this is about): accuracy on rankings, by source too; of the
     first also log loss and calibration.

@@ -37,11 +37,11 @@ from assets.stages import base_model, tuning_io
 from assets.stages.pretraining import execution_of
 from assets.stages.rankings import (
     BAG_OF_WORDS,
+    EVALUATIONS,
     HELD_OUT,
     NO_WORDS,
     ON_THE_WAY,
     counted,
-    evaluation_steps,
     laid_out,
     measured,
 )
@@ -64,10 +64,10 @@ def train_reward_model(config: Config, inputs: Inputs, output: Path, progress: P
     """Train, measuring held-out rankings as it goes; resumes from output/.scratch. Every rank runs
     it, rank 0 writes.
     """
-    from gpt_model.rlhf.batches import settings_of
     from gpt_model.rlhf.records import evenly
     from gpt_model.rlhf.reward_model import RewardModel, RewardObjective
     from gpt_model.training.loop import Hook, train
+    from gpt_model.training.tuning import cosine_settings, evaluation_steps
 
     section = config["reward_model"]
     own = (
@@ -96,12 +96,15 @@ def train_reward_model(config: Config, inputs: Inputs, output: Path, progress: P
     model, some = RewardModel(gpt, section["seed"]), evenly(held_out, ON_THE_WAY)
     objective = RewardObjective(training, batches, execution.device)
     hooks = [
-        Hook(evaluation_steps(batches.steps), _evaluation(some, execution.device, progress.rank))
+        Hook(
+            evaluation_steps(batches.steps, EVALUATIONS),
+            _evaluation(some, execution.device, progress.rank),
+        )
     ]
     outcome = train(
         model,
         objective,
-        settings_of(section, batches.steps),
+        cosine_settings(section, batches.steps),
         execution,
         checkpoints=output / SCRATCH / "checkpoints",
         progress=progress,

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from gpt_model.rlhf.chat_template import ChatTemplate, EncodedDialogue
     from gpt_model.rlhf.records import Demonstration
     from gpt_model.rlhf.sft import SFTObjective
-    from gpt_model.training.loop import Execution, Outcome
+    from gpt_model.training.engine import Execution
+    from gpt_model.training.loop import Outcome
     from gpt_model.transformer import GPT
 
 HELD_OUT = 1000  # held-out dialogues at most whose loss is measured after each epoch
@@ -86,17 +87,17 @@ def tune(
     """Train in place, held-out loss after every epoch; `keeping`: its weights, too. (outcome,
     held-out loss by epoch)
     """
-    from gpt_model.rlhf.batches import settings_of
-    from gpt_model.rlhf.sft import held_out_loss, save_epoch
+    from gpt_model.rlhf.sft import held_out_loss
     from gpt_model.training.engine import start
     from gpt_model.training.loop import Hook, train
+    from gpt_model.training.tuning import cosine_settings, epoch_ends, save_epoch
 
     execution = replace(
         execution_of(progress.profile, progress), compile=False
     )  # shapes change with every batch
     start(execution)
     batches = objective.batches
-    settings = settings_of(section, batches.steps)
+    settings = cosine_settings(section, batches.steps)
 
     def after_an_epoch(step: int, model: Any) -> dict[str, float]:
         epoch = step // batches.steps_per_epoch
@@ -108,7 +109,6 @@ def tune(
                 progress.text(step, name, text)
         return {"held_out/loss": found, "epoch": float(epoch)}
 
-    ends = range(batches.steps_per_epoch, batches.steps + 1, batches.steps_per_epoch)
     outcome = train(
         gpt,
         objective,
@@ -116,7 +116,7 @@ def tune(
         execution,
         checkpoints=output / SCRATCH / "checkpoints",
         progress=progress,
-        hooks=[Hook(ends, after_an_epoch)],
+        hooks=[Hook(epoch_ends(batches.steps_per_epoch, batches.epochs), after_an_epoch)],
     )
     return outcome, _losses_by_epoch(gpt, data, execution, output, section["epochs"], keeping)
 
@@ -128,7 +128,8 @@ def _losses_by_epoch(
     ones alone where none are.
     """
     from gpt_model import convert
-    from gpt_model.rlhf.sft import EPOCHS, held_out_loss
+    from gpt_model.rlhf.sft import held_out_loss
+    from gpt_model.training.tuning import epoch_folder
 
     if not keeping:
         return [held_out_loss(gpt.eval(), data.held_out, execution)]
@@ -136,7 +137,7 @@ def _losses_by_epoch(
         import torch.distributed as dist
 
         dist.barrier()  # rank 0 has written the last one
-    folders = [output / EPOCHS / str(epoch) for epoch in range(1, epochs + 1)]
+    folders = [epoch_folder(output, epoch) for epoch in range(1, epochs + 1)]
     return [
         held_out_loss(convert.load(folder).to(execution.device).eval(), data.held_out, execution)
         for folder in folders
@@ -196,6 +197,7 @@ def batches_of(
 
 def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     from gpt_model.rlhf.sft import SFTObjective
+    from gpt_model.training.tuning import best_epoch
 
     section = config["supervised"]
     gpt, template = tuning_io.begin(
@@ -211,7 +213,7 @@ def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Me
     metrics = metrics_of(outcome, data, sizes)
     metrics |= {
         "held_out_loss": losses[-1],
-        "best_epoch_by_loss": float(min(range(len(losses)), key=losses.__getitem__) + 1),
+        "best_epoch_by_loss": float(best_epoch([-loss for loss in losses])),
     }
     if progress.rank == 0:
         epochs = [

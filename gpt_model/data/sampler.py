@@ -2,7 +2,7 @@
 size). Nothing to store, nothing to resume.
 
 Sequences are numbered from the start of training: row r of step s is the r-th after those of all
-steps before (on a batch ramp, see `training/schedules.py`, too), whatever number of ranks shares
+steps before (on a batch ramp, see `training/optimizer.py`, too), whatever number of ranks shares
 the rows. Sequence i is the n-th draw of some source, and that source's n-th draw is a window of its
 tokens:
 
@@ -25,13 +25,13 @@ tokens:
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt_model.data.shards import Shards, TokenData
 from gpt_model.errors import UserError
-from gpt_model.training.schedules import Batches
 
 PATTERN = 1 << 16  # places of the mixture's pattern: weights are kept to 1/65,536
 ROUNDS = 6
@@ -39,10 +39,18 @@ ROUNDS = 6
 Words = NDArray[np.uint64]
 
 
+class BatchSizes(Protocol):
+    """How many tokens each step takes (`training.optimizer.BatchSchedule`)."""
+
+    def tokens_of(self, step: int) -> int: ...
+
+    def tokens_before(self, step: int) -> int: ...
+
+
 class Sampler:
     """Batches of training windows from a mixture of sources."""
 
-    def __init__(self, data: TokenData, context: int, batches: Batches, seed: int) -> None:
+    def __init__(self, data: TokenData, context: int, batches: BatchSizes, seed: int) -> None:
         """`batches`: of whole sequences, all ranks together. Sources of weight 0 are never drawn.
 
         Raises UserError where a source has fewer than context + 1 training tokens.
@@ -73,8 +81,8 @@ class Sampler:
         All ranks' rows in order are the same batch at any world size.
         """
         first, count = (
-            self.batches.before(step) // self.context,
-            self.batches.of(step) // self.context,
+            self.batches.tokens_before(step) // self.context,
+            self.batches.tokens_of(step) // self.context,
         )
         rows = np.arange(
             first + rank * count // world_size, first + (rank + 1) * count // world_size
@@ -91,7 +99,7 @@ class Sampler:
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each source was gone through in the steps before `step`."""
-        seen = np.array([self.batches.before(step) // self.context])
+        seen = np.array([self.batches.tokens_before(step) // self.context])
         return {
             name: int(self._draws(n, seen)[0]) / self.windows[n]
             for n, name in enumerate(self.sources)

@@ -18,9 +18,9 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gpt_model.disk import write_json
 from gpt_model.finetuning.batches import TrainingBatches, class_logits, collate
 from gpt_model.finetuning.entry import SplitName
 from gpt_model.finetuning.heads import Batch, TaskModel
@@ -28,11 +28,13 @@ from gpt_model.finetuning.input_forms import Laid
 from gpt_model.finetuning.metrics import Scoring
 from gpt_model.ops.cross_entropy import linear_cross_entropy
 from gpt_model.progress import Progress
-from gpt_model.training.loop import Execution, Hook, Settings, train
-from gpt_model.training.schedules import warmup_linear
+from gpt_model.training.engine import Execution
+from gpt_model.training.loop import Hook, train
+from gpt_model.training.optimizer import TrainingSettings, warmup_linear
+from gpt_model.training.tuning import BestEpoch, best_epoch, epoch_ends, load_best
 from gpt_model.transformer import IGNORED
 
-DONE, SCORES, BEST = "done.json", "validation.json", "best.safetensors"
+DONE = "done.json"
 
 
 @dataclass(frozen=True)
@@ -154,17 +156,25 @@ def fine_tune(
     than a batch to train on, or training diverges.
     """
     if (folder / DONE).is_file():
-        model.load_state_dict(load_file(folder / BEST))
+        load_best(model, folder)
         model.eval()
         return FineTuned(**json.loads((folder / DONE).read_text()))
     folder.mkdir(parents=True, exist_ok=True)
     batches = TrainingBatches(
         splits["training"], how.batch, how.seed, execution.rank, execution.world_size, micro_rows
     )
-    keeper = _BestEpoch(folder, splits["validation"], scoring, batches.steps_per_epoch, execution)
+    rank, world_size = execution.rank, execution.world_size
+
+    def validation_score(model: nn.Module) -> float:
+        assert isinstance(model, TaskModel)
+        logits = class_logits(model, splits["validation"], rank, world_size)
+        return scoring.of(splits["validation"], logits.tolist())
+
+    metric = f"validation_{scoring.metric}"
+    best = BestEpoch(folder, batches.steps_per_epoch, rank, metric, validation_score)
     positions = max(example.length for examples in splits.values() for example in examples)
     steps = how.epochs * batches.steps_per_epoch
-    settings = Settings(
+    settings = TrainingSettings(
         steps=steps,
         learning_rate=warmup_linear(how.learning_rate, warmup=how.warmup, steps=steps),
         weight_decay=how.weight_decay,
@@ -172,7 +182,6 @@ def fine_tune(
         precision=how.precision,
         seed=how.seed,
     )
-    ends = range(batches.steps_per_epoch, steps + 1, batches.steps_per_epoch)
     outcome = train(
         model,
         TaskObjective(batches, how.auxiliary_weight, positions),
@@ -180,73 +189,16 @@ def fine_tune(
         execution,
         checkpoints=folder / "checkpoints",
         progress=progress,
-        hooks=[Hook(ends, keeper)],
+        hooks=[Hook(epoch_ends(batches.steps_per_epoch, how.epochs), best)],
     )
-    if execution.world_size > 1:
+    if world_size > 1:
         dist.barrier()  # rank 0 has written the best epoch's weights
-    model.load_state_dict(load_file(folder / BEST))
+    load_best(model, folder)
     model.to(execution.device).eval()
-    logits = class_logits(model, splits["test"], execution.rank, execution.world_size)
-    scores = [keeper.scores[epoch] for epoch in sorted(keeper.scores)]
-    done = FineTuned(
-        scores, keeper.best(how.epochs), outcome.loss, outcome.seconds, logits.tolist()
-    )
-    if execution.rank == 0:
-        _write(folder / DONE, json.dumps(asdict(done)))
+    logits = class_logits(model, splits["test"], rank, world_size)
+    scores = best.scores(how.epochs)
+    result = FineTuned(scores, best_epoch(scores), outcome.loss, outcome.seconds, logits.tolist())
+    if rank == 0:
+        write_json(folder / DONE, asdict(result))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return done
-
-
-class _BestEpoch:
-    """After each epoch: the task's metric on validation, and the weights kept if no epoch before
-    was as good (the released code's rule).
-
-    What is on disk is a function of the epoch, so an epoch that is run again after a kill leaves
-    what it left before.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        validation: Sequence[Laid],
-        scoring: Scoring,
-        steps_per_epoch: int,
-        execution: Execution,
-    ) -> None:
-        self.folder, self.validation, self.scoring = folder, validation, scoring
-        self.steps_per_epoch, self.execution = steps_per_epoch, execution
-        kept = folder / SCORES
-        self.scores = (
-            {int(epoch): value for epoch, value in json.loads(kept.read_text()).items()}
-            if kept.is_file()
-            else {}
-        )
-
-    def best(self, epochs: int) -> int:
-        """The best of the first so many epochs, from 1."""
-        return max(range(1, epochs + 1), key=lambda epoch: (self.scores[epoch], -epoch))
-
-    def __call__(self, step: int, model: nn.Module) -> Mapping[str, float]:
-        assert isinstance(model, TaskModel)
-        epoch = step // self.steps_per_epoch
-        logits = class_logits(
-            model, self.validation, self.execution.rank, self.execution.world_size
-        )
-        self.scores[epoch] = self.scoring.of(self.validation, logits.tolist())
-        if self.execution.rank == 0:
-            if self.best(epoch) == epoch:
-                weights = {
-                    name: tensor.detach().cpu().contiguous()
-                    for name, tensor in model.state_dict().items()
-                }
-                part = self.folder / f"{BEST}.part"
-                save_file(weights, part)
-                part.replace(self.folder / BEST)
-            _write(self.folder / SCORES, json.dumps(self.scores))
-        return {f"validation_{self.scoring.metric}": self.scores[epoch]}
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
+    return result

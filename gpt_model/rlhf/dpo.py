@@ -31,7 +31,7 @@ from gpt_model.log_probabilities import (
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.reward_model import EncodedRanking
 from gpt_model.training.batching import EpochBatches
-from gpt_model.training.settings import Execution
+from gpt_model.training.engine import Execution
 from gpt_model.transformer import GPT
 
 LogProbabilities = list[list[float]]  # [rankings][responses], nats

@@ -9,7 +9,7 @@ samples episodes and advances the moving average between batches.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from gpt_model.training.batching import (
     epoch_order,
     micro_batch_count,
 )
-from gpt_model.training.settings import Execution
+from gpt_model.training.engine import Execution
 from gpt_model.transformer import GPT, with_rows
 
 METRICS = ("policy_loss", "value_error", "clip_fraction", "moved", "ptx_loss")
@@ -211,7 +211,7 @@ class PPOObjective:
             return []
         rank, ranks = self.execution.rank, self.execution.world_size
         inputs, targets, _ = self.ptx.batch(step, rank, ranks)
-        sequences = self.ptx.batches.of(step) // self.ptx.context
+        sequences = self.ptx.batches.tokens_of(step) // self.ptx.context
         tokens = -(-sequences // ranks) * ranks * self.ptx.context
         count = micro_batch_count(tokens, TRAINING_TOKENS, sequences, ranks) // ranks
         parts = zip(np.array_split(inputs, count), np.array_split(targets, count), strict=True)
@@ -289,13 +289,3 @@ def clipped_value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float
     """
     clipped = old + (values - old).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
-
-
-def constant_rate(peak: float, warmup_batches: int, steps_per_batch: int) -> Callable[[int], float]:
-    """A line from a tenth of the peak over the first batches, then constant (appendix C.4)."""
-
-    def rate(step: int) -> float:
-        batch = step // steps_per_batch
-        return peak * (0.1 + 0.9 * batch / warmup_batches) if batch < warmup_batches else peak
-
-    return rate

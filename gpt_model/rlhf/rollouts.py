@@ -41,7 +41,7 @@ from gpt_model.rlhf.episodes import (
     write_tensors,
 )
 from gpt_model.training.batching import epoch_order
-from gpt_model.training.settings import Execution
+from gpt_model.training.engine import Execution
 
 CHUNK = 64  # episodes that a rank samples together, unless the profile says otherwise
 COUNTS = ("empty", "not_a_number")  # metrics that are also summed over batches

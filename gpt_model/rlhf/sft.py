@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +21,8 @@ from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.chat_template import ChatTemplate, EncodedDialogue
 from gpt_model.rlhf.dialogue import Dialogue
 from gpt_model.training.batching import EpochBatches, micro_batch_count, token_batches
-from gpt_model.training.loop import Execution
-from gpt_model.training.snapshots import keep_in
+from gpt_model.training.engine import Execution
 from gpt_model.transformer import GPT, IGNORED
-
-EPOCHS = "epochs"
 
 # (step, count) -> windows of pre-training text, each as long as the context
 Windows = Callable[[int, int], Sequence[Sequence[int]]]
@@ -198,8 +194,3 @@ def held_out_loss(model: GPT, dialogues: Sequence[EncodedDialogue], execution: E
     if execution.world_size > 1:
         torch.distributed.all_reduce(sums)
     return float(sums[0] / max(1.0, float(sums[1])))
-
-
-def save_epoch(model: GPT, output: Path, epoch: int) -> None:
-    """The weights after an epoch."""
-    keep_in(output / EPOCHS / str(epoch), model)

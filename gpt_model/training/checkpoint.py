@@ -30,8 +30,7 @@ from torch import Tensor, nn
 
 from gpt_model.disk import fsync, sha256_of, write_json
 from gpt_model.errors import CorruptFile, UserError
-from gpt_model.training.engine import Engine
-from gpt_model.training.settings import Execution
+from gpt_model.training.engine import Engine, Execution
 
 KEPT = 2
 VERSION = 1

@@ -24,17 +24,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt_model.training.settings import Execution, Settings
+from gpt_model.training.optimizer import TrainingSettings, parameter_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Figures = Mapping[str, tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """On what to train: the profile's. Nothing here changes the result beyond the order of additions
+    and which dropout mask falls on which row.
+    """
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    rank: int = 0
+    world_size: int = 1
+    checkpoint_seconds: float = 30.0
+    compile: bool = False
+    activation_checkpointing: bool = False
+    # FLOP/s of all ranks together (`measure.py`); None: utilisation is not reported
+    peak_flops: float | None = None
 
 
 class Loss(Protocol):
@@ -137,24 +154,13 @@ class FusedAdamW(torch.optim.AdamW):
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
     _step = inspect.unwrap(torch.optim.AdamW.step)
 
-    def __init__(self, model: nn.Module, settings: Settings) -> None:
-        groups: list[dict[str, Any]] = []
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        scale_of = {
-            name: next((s for prefix, s in settings.scales.items() if name.startswith(prefix)), 1.0)
-            for name, _ in trained
-        }
-        for scale in sorted(set(scale_of.values())):
-            matrices = [p for name, p in trained if scale_of[name] == scale and p.dim() >= 2]
-            vectors = [p for name, p in trained if scale_of[name] == scale and p.dim() < 2]
-            groups += (
-                [{"params": matrices, "weight_decay": settings.weight_decay, "scale": scale}]
-                if matrices
-                else []
-            )
-            groups += [{"params": vectors, "weight_decay": 0.0, "scale": scale}] if vectors else []
+    def __init__(self, model: nn.Module, settings: TrainingSettings) -> None:
         super().__init__(
-            groups, lr=settings.learning_rate(0), betas=settings.betas, eps=settings.eps, fused=True
+            parameter_groups(model, settings),
+            lr=settings.learning_rate(0),
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=True,
         )
 
     @torch.no_grad()
@@ -168,7 +174,7 @@ class _Forward(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, objective: Loss, settings: Settings, execution: Execution
+        self, model: nn.Module, objective: Loss, settings: TrainingSettings, execution: Execution
     ) -> None:
         super().__init__()
         self.model, self.objective = model, objective
@@ -193,7 +199,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: nn.Module, objective: Loss, settings: Settings, execution: Execution
+        self, model: nn.Module, objective: Loss, settings: TrainingSettings, execution: Execution
     ) -> None:
         start(execution)
         import deepspeed
@@ -244,7 +250,7 @@ class Engine:
         """
         engine, figures = self._deepspeed, []
         for group in self._base.param_groups:
-            group["lr"] = learning_rate * group["scale"]
+            group["lr"] = learning_rate * group["rate_multiplier"]
         total = torch.zeros((), device=self.execution.device)
         for index, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
             torch.manual_seed(seed)

@@ -27,10 +27,8 @@ from torch import Tensor, nn
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
 from gpt_model.training.checkpoint import Checkpoints
-from gpt_model.training.engine import Engine, Figures, start
-from gpt_model.training.settings import Execution, Settings
-
-__all__ = ["Execution", "Hook", "Objective", "Outcome", "Settings", "train"]
+from gpt_model.training.engine import Engine, Execution, Figures, start
+from gpt_model.training.optimizer import TrainingSettings
 
 REPORTS = 1000  # metrics are reported at most about so many times a run, and at every evaluation
 
@@ -89,7 +87,7 @@ class Outcome:
 def train(
     model: nn.Module,
     objective: Objective,
-    settings: Settings,
+    settings: TrainingSettings,
     execution: Execution,
     *,
     checkpoints: Path | None,
@@ -112,7 +110,7 @@ class _Run:
         self,
         model: nn.Module,
         objective: Objective,
-        settings: Settings,
+        settings: TrainingSettings,
         execution: Execution,
         checkpoints: Path | None,
         progress: Progress,

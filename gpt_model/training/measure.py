@@ -20,7 +20,7 @@ from gpt_model.data.shards import TokenData, held_out_windows
 from gpt_model.memory import peak_resident_bytes
 from gpt_model.statistics import ConfidenceInterval, bits_per_byte_interval
 from gpt_model.training.batching import EVALUATION_TOKENS
-from gpt_model.training.settings import Execution
+from gpt_model.training.engine import Execution
 from gpt_model.transformer import Decoder
 
 PRODUCT_SIZES = (512, 1024, 2048)  # square products tried for the peak on CPU; the best counts

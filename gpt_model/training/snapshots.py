@@ -36,12 +36,12 @@ def snapshot_steps(steps: int, count: int) -> list[int]:
     return taken
 
 
-def keep(model: Decoder, output: Path, step: int) -> None:
+def save_snapshot(model: Decoder, output: Path, step: int) -> None:
     """The model as it is after `step` steps."""
-    keep_in(output / FOLDER / str(step), model)
+    save_model(model, output / FOLDER / str(step))
 
 
-def keep_in(folder: Path, model: Decoder) -> None:
+def save_model(model: Decoder, folder: Path) -> None:
     """The model in `folder`, whole or not at all; in place of one that a killed attempt may have
     left.
     """

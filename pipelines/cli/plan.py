@@ -99,7 +99,7 @@ def _training(
         "tokens": section.tokens,
         "batch_tokens": section.batch_tokens,
         "batch_ramp": settings["batch_ramp"],
-        "steps": batches_of(settings).within(section.tokens),
+        "steps": batches_of(settings).steps_within(section.tokens),
         "snapshots": section.snapshots,
         "snapshot_bytes": SNAPSHOT_BYTES * model.parameters() * max(0, section.snapshots - 1),
         "epochs": _epochs(recipe, section, built.get("tokens")),
