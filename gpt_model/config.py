@@ -59,7 +59,8 @@ class ModelShape(Strict):
     def _heads_divide_width(self) -> Self:
         if self.width % self.heads:
             raise ValueError(
-                f"width {self.width} is not divisible by heads {self.heads}: choose a multiple of {self.heads}"
+                f"width {self.width} is not divisible by heads {self.heads}: choose a multiple of "
+                f"{self.heads}"
             )
         return self
 
@@ -68,7 +69,8 @@ class ModelShape(Strict):
         if self.family != "gpt3" and (self.band is not None or not self.attention_bias):
             field = "band" if self.band is not None else "attention_bias"
             raise ValueError(
-                f"{field} belongs to family gpt3, and this is {self.family}: take it out, or write family: gpt3"
+                f"{field} belongs to family gpt3, and this is {self.family}: take it out, or write "
+                "family: gpt3"
             )
         return self
 

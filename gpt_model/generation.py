@@ -64,13 +64,15 @@ def generate(
     """New token ids for every prompt, the prompt left out: at most `max_new_tokens`, ending before
     the first `stop`.
 
-    `seed`: one for all, or one a prompt. `stop` holds token ids (e.g. end-of-text; not part of the
-    result) and strings, which need `decode`, the tokenizer's. A string that ends inside a token
-    ends the row before that token. A prompt longer than the context is read from its end.
-    `on_token` is told (number of the prompt, token) as each is written; `on_choice` of all rows at
-    once, before that and of a stop too: (numbers of the prompts [rows], states [rows, width], their
-    logits [rows, vocabulary], the tokens chosen [rows]). Raises ValueError for an empty prompt, a
-    temperature below 0, a top_k below 1, a top_p outside (0, 1], stop strings without `decode`.
+    `seed`: one for all, or one for each prompt. `stop` holds token ids (e.g. end-of-text, which is
+    not part of the result) and strings, which need `decode`, the tokenizer's. A string that ends
+    inside a token ends the row before that token. A prompt longer than the context is read from its
+    end. `on_token(prompt number, token)` is called as each token is written. `on_choice` is called
+    before it, for all rows at once and for stop tokens too: (prompt numbers [rows], states [rows,
+    width], logits [rows, vocabulary], chosen tokens [rows]).
+
+    Raises ValueError for an empty prompt, a temperature below 0, a top_k below 1, a top_p outside
+    (0, 1], stop strings without `decode`.
     """
     strings = [text for text in stop if isinstance(text, str)]
     _check(prompts, temperature, top_k, top_p, strings, decode)
@@ -82,9 +84,8 @@ def generate(
         if max_new_tokens >= LONG:
             after.enter_context(prepacked(model, model.wte))
         rows = _rows(prompts, seed, model.config.context)
-        reading = (
-            list(rows) if max_new_tokens > 0 else []
-        )  # the rows in the cache; those that have ended stay until they are half of it
+        # The rows in the cache. Those that have ended stay until they are half of it.
+        reading = list(rows) if max_new_tokens > 0 else []
         if reading:
             longest = max(len(row.window) for row in reading)
             states, cache = _read(
@@ -136,6 +137,7 @@ def _check(
 
 
 def _logits(states: Tensor, weight: Tensor) -> Tensor:
+    """Logits [rows, vocabulary] of states [rows, width] by weight [vocabulary, width]."""
     with torch.autocast(states.device.type, enabled=False):
         return output_head(states.to(weight.dtype), weight)
 
@@ -195,7 +197,9 @@ def _advance(model: GPT, rows: list[_Row], cache: Cache) -> Tensor:
 def _of_living(
     rows: list[_Row], states: Tensor, logits: Tensor, tokens: list[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `on_choice` is told, of the rows that have not ended."""
+    """The arguments of `on_choice` for the rows that have not ended, of states [rows, width] and
+    logits [rows, vocabulary].
+    """
     numbers, chosen = (
         torch.tensor(column, device=states.device)
         for column in ([row.number for row in rows], tokens)
@@ -216,10 +220,7 @@ def _choose(
         return logits.argmax(-1).tolist()
     mass, tokens = _cumulated(logits.double() / temperature, top_k, top_p)
     last = torch.full_like(tokens[:, :1], mass.shape[1] - 1)
-    if (
-        top_p is not None
-        # the smallest set whose mass reaches top_p: everything whose predecessors have not reached it
-    ):
+    if top_p is not None:  # the smallest set whose mass reaches top_p
         last = last.minimum((mass < top_p).sum(-1, keepdim=True))
     uniform = torch.tensor(
         [[row.draw.random()] for row in rows], dtype=mass.dtype, device=mass.device
@@ -251,8 +252,8 @@ def _cumulated(logits: Tensor, top_k: int | None, top_p: float | None) -> tuple[
 
 
 def _most_probable(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The `size` highest logits of each row and their tokens, highest first; of equal ones the
-    lower token.
+    """The `size` highest of logits [rows, vocabulary] and their tokens, each [rows, size], highest
+    first; among equal ones the lower token.
     """
     tokens = logits.topk(size, dim=-1).indices.sort(dim=-1).values
     ranked, order = logits.gather(1, tokens).sort(dim=-1, descending=True, stable=True)

@@ -1,5 +1,5 @@
-"""What a decoder has read, as its layers' keys and values, so that the next token costs one token
-and not the whole text again.
+"""The KV cache: keys and values of the tokens that a decoder has read, so that the next token costs
+one token and not the whole text again.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ class Cache:
         return chosen
 
     def replace(self, index: Tensor, other: Cache) -> None:
-        """The rows of `index` become those of `other`, which has the same capacity."""
+        """The rows of `index` [n] become those of `other`, which has the same capacity."""
         self.keys_and_values[:, :, index], self.lengths[index] = (
             other.keys_and_values,
             other.lengths,
         )
 
     def begin(self, time: int) -> Tensor:
-        """The positions in the context [rows, time] of the tokens that come next; `write` and
-        `attend` are then about these.
+        """The positions in the context [rows, time] of the next tokens, which `write` and `attend`
+        are then about.
         """
         self.least, self.most = (
             int(length) for length in torch.stack(self.lengths.aminmax()).tolist()
@@ -83,13 +83,11 @@ class Cache:
 
     @property
     def fresh(self) -> bool:
-        """Whether no row had read anything before `begin`: then the tokens see each other and
-        nothing else.
-        """
+        """Whether every row was empty before `begin`: the tokens attend to each other alone."""
         return self.most == 0
 
     def write(self, layer: int, fused: Tensor) -> None:
-        """Keep the keys and values of queries, keys and values [rows, time, 3 · width]."""
+        """Store the keys and values of fused queries, keys and values [rows, time, 3 * width]."""
         heads, width = self.keys_and_values.shape[1], self.keys_and_values.shape[-1]
         new = (
             fused.detach()[..., fused.shape[-1] // 3 :]
@@ -100,8 +98,8 @@ class Cache:
         stored.index_copy_(0, self.flat_positions, new.flatten(0, 2).to(stored.dtype))
 
     def attend(self, layer: int, query: Tensor, band: int | None) -> Tensor:
-        """Attention of queries [rows, heads, time, head width] over what was written, or over the
-        last `band` tokens of it.
+        """Attention of queries [rows, heads, time, head width] over all tokens written, or over the
+        last `band` of them: as query.
         """
         seen, mask = self.masks.get(band) or self._visible(band)
         key, value = self.keys_and_values[layer][:, :, seen].chunk(
@@ -134,8 +132,8 @@ class Cache:
         return self.masks[band]
 
     def end(self, lengths: Tensor | int) -> None:
-        """So many of the tokens count, of all rows or of each ([rows]); the rest was padding on the
-        right.
+        """How many of the tokens count, of all rows or of each ([rows]); the rest was padding on
+        the right.
         """
         self.lengths += lengths
 

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 ADAPTER = "default"  # peft's name for the only one
 EMBEDDING = "wte"
 ROWS = f"{EMBEDDING}.token_adapter.trainable_tokens_delta"  # peft's name for the rows themselves
-FACTOR = (
-    "lora_A"  # the factor that is drawn; the other begins at 0, so that nothing is added at first
-)
+# The factor that is drawn; the other begins at 0, so that nothing is added at first.
+FACTOR = "lora_A"
 
 
 @dataclass(frozen=True)
@@ -59,25 +58,20 @@ def adapt(gpt: GPT, how: LoRA, seed: int, new_rows: int = 0) -> None:
     from peft.utils.other import TrainableTokensWrapper
 
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Unsupported layer type"
-        )  # peft's way of saying that ours is a class of our own
+        # peft says so of every class that it does not know, such as our Conv1D.
+        warnings.filterwarnings("ignore", "Unsupported layer type")
         inject_adapter_in_model(_config(how), gpt)
     with torch.no_grad():
         for name, parameter in gpt.named_parameters():
             if FACTOR in name:
-                bound = 1 / math.sqrt(
-                    parameter.shape[1]
-                )  # as torch's Linear, and LoRA's released code
-                parameter.copy_(
-                    torch.rand(parameter.shape, generator=generator_of(name, seed)) * 2 * bound
-                    - bound
-                )
+                # as torch's Linear, and LoRA's released code
+                bound = 1 / math.sqrt(parameter.shape[1])
+                uniform = torch.rand(parameter.shape, generator=generator_of(name, seed))
+                parameter.copy_(uniform * 2 * bound - bound)
     if new_rows:
         rows = list(range(gpt.config.vocab_size - new_rows, gpt.config.vocab_size))
-        embedding: Any = TrainableTokensWrapper(
-            gpt.wte, ADAPTER, rows
-        )  # not by the config: peft would ask the model's for its `to_dict`
+        # Not by the config: peft would ask the model's config for its `to_dict`.
+        embedding: Any = TrainableTokensWrapper(gpt.wte, ADAPTER, rows)
         gpt.wte = embedding
 
 
@@ -107,14 +101,14 @@ def _config(how: LoRA) -> LoraConfig:
 
 
 def adapters(model: nn.Module) -> dict[str, Tensor]:
-    """The adapters' weights, by name."""
+    """The adapters' weights by name: A [rank, in], B [out, rank]."""
     return {
         name: parameter.detach() for name, parameter in model.named_parameters() if "lora_" in name
     }
 
 
 def new_rows(gpt: GPT) -> Tensor | None:
-    """The embedding's rows that are trained, where there are some."""
+    """The trained rows of the embedding [rows, width], where there are any."""
     return next(
         (
             parameter.detach()

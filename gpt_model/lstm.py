@@ -37,22 +37,20 @@ class LSTM(Decoder):
         self.initialise(seed)
 
     def init_std(self, name: str) -> float:
-        """0.02 for the embedding, as GPT-1's; 1/sqrt(width) for the units, so that what they pass
-        on neither grows nor fades.
+        """0.02 for the embedding, as GPT-1's; 1/sqrt(width) for the units, so that activations
+        neither grow nor fade.
         """
         return 0.02 if name.startswith("wte") else self.config.width**-0.5
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        """As GPT-1's: in training, elements of the matrix are dropped, for lookup and head alike.
-        There are no positions.
+        """Token embeddings [vocabulary, width] as GPT-1's: in training, elements of the matrix are
+        dropped, for lookup and head alike. Positions are [0, width]: there are none.
         """
         rows = F.dropout(self.wte.weight, self.config.dropout) if self.training else self.wte.weight
         return rows, rows.new_empty(0, self.config.width)
 
     def hidden(self, tokens: Tensor, *, embeddings: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """States [batch, time, width] after each of tokens [batch, time]; rows are padded on the
-        right, where nothing is looked at.
-        """
+        """States [batch, time, width] after each of tokens [batch, time], padded on the right."""
         if tokens.shape[1] > self.config.context:
             raise ValueError(
                 f"{tokens.shape[1]} tokens are more than the context of {self.config.context}"

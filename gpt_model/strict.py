@@ -48,7 +48,7 @@ class Misfit(ValueError):
         self.field = field
 
 
-def sentence(problem: Any, name: str, told: str = "") -> str:
+def sentence(problem: Any, name: str, message: str = "") -> str:
     """One of pydantic's errors about the field `name`. `told`: what is wrong, where more is known
     of it than pydantic tells.
     """
@@ -57,16 +57,18 @@ def sentence(problem: Any, name: str, told: str = "") -> str:
         return f"`{name}` is not a key here."
     if kind == "missing":
         return f"`{name}` is missing."
-    told = told or words(problem)
+    message = message or explanation(problem)
     about = f"`{name}`" if name else "it"
     if kind in ("value_error", "assertion_error"):
-        return f"{f'{about}: ' if name else ''}{told}."
+        return f"{f'{about}: ' if name else ''}{message}."
     if kind == "union_tag_not_found":
-        return f"{about} {told}."
-    return f"{about} is {shown(problem.get('input'))}: {told}{'' if told.endswith('?') else '.'}"
+        return f"{about} {message}."
+    return (
+        f"{about} is {shown(problem.get('input'))}: {message}{'' if message.endswith('?') else '.'}"
+    )
 
 
-def words(problem: Any, description: str = "") -> str:
+def explanation(problem: Any, description: str = "") -> str:
     """What pydantic finds wrong with a value, as a person says it. `description`: of the field,
     what is expected before its semicolon.
     """
@@ -83,7 +85,10 @@ def words(problem: Any, description: str = "") -> str:
     if kind == "too_long":
         return f"it should hold no more than {context['max_length']} values"
     if kind == "union_tag_invalid":
-        return f"its {unquoted(context['discriminator'])} should be one of {unquoted(context['expected_tags'])}, not {context['tag']}"
+        return (
+            f"its {unquoted(context['discriminator'])} should be one of "
+            f"{unquoted(context['expected_tags'])}, not {context['tag']}"
+        )
     if kind == "union_tag_not_found":
         return f"says no {unquoted(context['discriminator'])}"
     if kind == "string_pattern_mismatch":
@@ -109,16 +114,16 @@ def location_of(data: Any, problem: Any) -> Location:
     """Where `data` has the problem: without the names that pydantic gives the alternatives of a
     union, and functions.
     """
-    found: list[str | int] = []
+    location: list[str | int] = []
     for part in problem["loc"]:
         if (isinstance(data, Mapping) and part in data) or (
             isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
         ):
-            found, data = [*found, part], data[part]
+            location, data = [*location, part], data[part]
     if problem["type"] == "missing":
-        found.append(problem["loc"][-1])
+        location.append(problem["loc"][-1])
     field = getattr(problem.get("ctx", {}).get("error"), "field", None)
-    return (*found, *(field.split(".") if field else ()))
+    return (*location, *(field.split(".") if field else ()))
 
 
 def dotted_location(location: Location) -> str:
@@ -133,5 +138,5 @@ def shown(value: Any) -> str:
     """A value as it stands in YAML, not all of it where it is long."""
     if value is None or isinstance(value, bool):
         return "empty" if value is None else str(value).lower()
-    told = repr(value)
-    return told if len(told) <= 80 else f"{told[:77]}…"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

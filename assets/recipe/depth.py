@@ -24,7 +24,7 @@ from assets.recipe.yaml_file import load_strict, naming, validate
 from gpt_model.config import PUBLISHED, ModelConfig
 from gpt_model.errors import UserError, about
 from gpt_model.sizing import Rules, counted, scaled_with_tokens, sized
-from gpt_model.strict import Strict, words
+from gpt_model.strict import Strict, explanation
 
 WARMUP = 0.01  # share of the tokens, where no recipe gives one: ours, no paper's
 Contents = dict[str, Any]
@@ -144,7 +144,7 @@ def _numbers(
         problem = error.errors()[0]
         what = f"model.{'.'.join(map(str, problem['loc']))}: " if problem["loc"] else ""
         raise UserError(
-            f"it makes no model of what is written beside it: {what}{words(problem)}."
+            f"it makes no model of what is written beside it: {what}{explanation(problem)}."
         ) from None
     batch, tokens = trained.get("batch_tokens", size.batch_tokens), trained.get("tokens")
     if tokens is None:

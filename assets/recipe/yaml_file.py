@@ -15,7 +15,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gpt_model.errors import UserError, dotted
-from gpt_model.strict import KINDS, Location, dotted_location, location_of, sentence, shown, words
+from gpt_model.strict import (
+    KINDS,
+    Location,
+    dotted_location,
+    explanation,
+    location_of,
+    sentence,
+    shown,
+)
 
 M = TypeVar("M", bound=BaseModel)
 SUFFIXES = (".yaml", ".yml")
@@ -160,7 +168,9 @@ def _sentence(model: type[BaseModel], problem: Any, expected: str, files: Sequen
         hint = f" Did you mean `{near}`?" if near else ""
         return f"{where}`{name}` is not a key here.{hint} Keys here: {', '.join(_keys_at(model, location[:-1]))}."
     told = (
-        f"it should be {expected}" if expected else words(problem, _description_at(model, location))
+        f"it should be {expected}"
+        if expected
+        else explanation(problem, _description_at(model, location))
     )
     return f"{where}{sentence(problem, name, told)}"
 

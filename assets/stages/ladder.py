@@ -26,7 +26,7 @@ from assets.stages.pretraining import PRETRAINED
 from assets.stages.scaling import LEVEL, PREDICTION, SCALING
 from gpt_model.errors import UserError
 from gpt_model.sizing import Rules, Size, scaled_with_tokens, sized
-from gpt_model.strict import words
+from gpt_model.strict import explanation
 
 FOLDER = "scaling/"  # what the ladder's assets are called
 FEWEST_STEPS = 10  # of a rung: what is below has hardly left its first weights
@@ -88,7 +88,7 @@ def ladder(recipe: Recipe, section: ScalingSection) -> list[list[Rung]]:
                 )
             except ValidationError as error:
                 raise UserError(
-                    f"{words(error.errors()[0])}.", field=f"scaling.rungs[{number}]"
+                    f"{explanation(error.errors()[0])}.", field=f"scaling.rungs[{number}]"
                 ) from None
             if (steps := size.tokens // size.batch_tokens) < FEWEST_STEPS:
                 raise UserError(

@@ -47,8 +47,10 @@ class Dialect:
         """
         if self.family == "gpt3" and shape.attention_bias:
             raise UserError(
-                f"transformers has no class for this gpt3: its one with banded attention, {self.architecture}, has no biases of query, key "
-                "and value, and this model has them. A gpt3 with `attention_bias: false` in its recipe's model section fits it.",
+                "transformers has no class for this gpt3: its one with banded attention, "
+                f"{self.architecture}, has no biases of query, key "
+                "and value, and this model has them. A gpt3 with `attention_bias: false` in its "
+                "recipe's model section fits it.",
                 field="model.attention_bias",
             )
         return {
@@ -69,9 +71,10 @@ class Dialect:
         ours is not.
         """
         for field, fit in self.fixed.items():
-            if (found := stored.get(field, fit[0])) not in fit:
+            if (value := stored.get(field, fit[0])) not in fit:
                 raise UserError(
-                    f"{where}: {field} is {found!r}, but this decoder has {' or '.join(map(repr, fit))}. {_FITTING}"
+                    f"{where}: {field} is {value!r}, but this decoder has "
+                    f"{' or '.join(map(repr, fit))}. {_FITTING}"
                 )
         if missing := [theirs for theirs in self.shape.values() if theirs not in stored]:
             raise UserError(f"{where} has no field {missing[0]!r}. {_FITTING}")
@@ -79,7 +82,8 @@ class Dialect:
         wide, width = stored.get(self.inner) if self.inner else None, fields["width"]
         if wide is not None and isinstance(width, int) and wide != 4 * width:
             raise UserError(
-                f"{where}: {self.inner} is {wide}, but this decoder's is 4 x the width = {4 * width}. {_FITTING}"
+                f"{where}: {self.inner} is {wide}, but this decoder's is 4 x the width = "
+                f"{4 * width}. {_FITTING}"
             )
         dropouts = {field: float(stored.get(field, self.silent_dropout)) for field in self.dropouts}
         if len(set(dropouts.values())) > 1:
@@ -116,14 +120,15 @@ def _alternating(types: Any, layers: Any, where: str) -> None:
     """Raises UserError where the layers' kinds of attention are not ours."""
     types = [[[DENSE, BANDED], 12]] if types is None else types
     try:
-        found = [kind for kinds, times in types for _ in range(times) for kind in kinds]
+        kinds_by_layer = [kind for kinds, times in types for _ in range(times) for kind in kinds]
     except (TypeError, ValueError):
-        found = []
-    if found != [
+        kinds_by_layer = []
+    if kinds_by_layer != [
         BANDED if layer % 2 else DENSE for layer in range(layers if isinstance(layers, int) else 0)
     ]:
         raise UserError(
-            f"{where}: attention_types is {types!r}, but this decoder's {layers} layers are {DENSE} and {BANDED} by turns, {DENSE} first. "
+            f"{where}: attention_types is {types!r}, but this decoder's {layers} layers are "
+            f"{DENSE} and {BANDED} by turns, {DENSE} first. "
             f"{_FITTING}"
         )
 
@@ -251,7 +256,8 @@ def of_family(family: Family) -> Dialect:
     """The class that a family is. Raises UserError for an LSTM, which is none."""
     if family == "lstm":
         raise UserError(
-            "No class of transformers is this LSTM: it stays in the store, and is read by gpt_model.convert.load_decoder."
+            "No class of transformers is this LSTM: it stays in the store, and is read by "
+            "gpt_model.convert.load_decoder."
         )
     return next(dialect for dialect in DIALECTS if dialect.family == family)
 

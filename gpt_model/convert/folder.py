@@ -79,8 +79,8 @@ def export_folder(source: Path, target: Path) -> None:
 
 def check_exportable(folder: Path) -> None:
     """Raises UserError where no class of `transformers` is this folder's decoder."""
-    found = shape(folder)
-    of_family(found.family).config(found, None)
+    config = shape(folder)
+    of_family(config.family).config(config, None)
 
 
 def _write(folder: Path, described: Mapping[str, Mapping[str, Any]], weights: Weights) -> None:
@@ -103,7 +103,8 @@ def load(folder: Path | str) -> GPT:
     model = load_decoder(folder)
     if not isinstance(model, GPT):
         raise UserError(
-            f"{folder} is an {model.config.family.upper()}, and a GPT is wanted here. Give another model."
+            f"{folder} is an {model.config.family.upper()}, and a GPT is wanted here. Give another "
+            "model."
         )
     return model
 

@@ -91,29 +91,33 @@ def filled(
     expected: dict[str, Tensor] = dict(model.state_dict())
     if dialect:
         expected = dialect.to_theirs(expected, config)
-    found = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     head, embedding = (
-        found.pop("lm_head.weight", None),
-        next((name for name in EMBEDDINGS if name in found), None),
+        tensors.pop("lm_head.weight", None),
+        next((name for name in EMBEDDINGS if name in tensors), None),
     )
-    if head is not None and embedding and not torch.equal(head, found[embedding]):
+    if head is not None and embedding and not torch.equal(head, tensors[embedding]):
         raise UserError(
-            f"{where}: lm_head.weight differs from {embedding}, but this decoder's head is tied to its embedding."
+            f"{where}: lm_head.weight differs from {embedding}, but this decoder's head is tied to "
+            "its embedding."
         )
-    found = {name: tensor for name, tensor in found.items() if not name.endswith(MASKS)}
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(MASKS)}
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
             raise UserError(
-                f"{where} has no tensor {name}, which its config's shape needs. Export the model again."
+                f"{where} has no tensor {name}, which its config's shape needs. Export the model "
+                "again."
             )
         if name not in expected:
             raise UserError(
-                f"{where} has a tensor {name} that its config's shape has no place for. Give another model."
+                f"{where} has a tensor {name} that its config's shape has no place for. Give "
+                "another model."
             )
-        if found[name].shape != expected[name].shape:
+        if tensors[name].shape != expected[name].shape:
             raise UserError(
-                f"{where}: {name} has shape {list(found[name].shape)}, its config needs {list(expected[name].shape)}."
+                f"{where}: {name} has shape {list(tensors[name].shape)}, its config needs "
+                f"{list(expected[name].shape)}."
             )
-    found = {name: tensor.to(torch.float32, copy=True) for name, tensor in found.items()}
-    model.load_state_dict(dialect.to_ours(found, config) if dialect else found, assign=True)
+    tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    model.load_state_dict(dialect.to_ours(tensors, config) if dialect else tensors, assign=True)
     return model.requires_grad_(True)

@@ -41,7 +41,7 @@ class Conv1D(nn.Module):
 
 
 def output_head(states: Tensor, weight: Tensor) -> Tensor:
-    """Logits [..., vocabulary] of states [..., width] by the embedding matrix [vocabulary, width]."""
+    """Logits [..., vocabulary] of states [..., width] by the embeddings [vocabulary, width]."""
     blocks = _blocks_of(weight)
     return F.linear(states, weight) if blocks is None else _multiply_blocks(states, blocks, None)
 
@@ -75,6 +75,7 @@ def prepacked(model: nn.Module, embedding: nn.Embedding) -> Iterator[None]:
 
 
 def _packable(weight: Tensor) -> bool:
+    """Whether oneDNN can block the weight [in, out]."""
     if (
         weight.device.type != "cpu"
         or weight.dtype != torch.float32

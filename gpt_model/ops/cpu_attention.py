@@ -104,13 +104,14 @@ def attend_backward(
     d_key: Tensor,
     d_value: Tensor,
 ) -> None:
-    """Gradients of `attend`'s query, key and value, into the last three, from that of its result."""
+    """Writes the gradients of `attend`'s query, key and value into the last three, from d_out; each
+    is [batch, heads, time, d].
+    """
     batch, heads, time, width = query.shape
     blocks = _blocks(time, heads, band)
     scratch = query.new_empty(_largest_block(blocks))
-    whole = (
-        blocks[-1][1].start == 0
-    )  # then the last block sees every key, and writes where the others add
+    # With every key visible, the last block writes where the others add.
+    whole = blocks[-1][1].start == 0
     if not whole:
         d_key.zero_(), d_value.zero_()
     for row in range(batch):
@@ -155,7 +156,9 @@ class _Group:
         return parted.reshape(parts, self.texts * heads, self.longest, -1)
 
     def scatter(self, values: Tensor, rows: Tensor) -> None:
-        """The reverse, into the rows."""
+        """The reverse of `gather_padded`: values [parts, texts * heads, longest, d] into rows [tokens,
+        parts * width].
+        """
         parts, width = len(values), rows.shape[1] // len(values)
         by_token = values.view(parts, self.texts, -1, self.longest, values.shape[-1]).permute(
             1, 3, 0, 2, 4
@@ -220,6 +223,7 @@ def attend_packed(
 
 
 def _group_mask(group: _Group, band: int | None, like: Tensor) -> Tensor:
+    """The causal mask of a group [longest, longest], in the precision of `like`."""
     whole = slice(0, group.longest)
     return causal_masks([(whole, whole, whole)], band, like)[0]
 
@@ -233,8 +237,8 @@ def attend_packed_backward(
     heads: int,
     lengths: tuple[int, ...],
 ) -> None:
-    """The gradient of `attend_packed`'s qkv, into d_qkv [tokens, 3 · width], from that of its result
-    [tokens, width].
+    """Writes the gradient of `attend_packed`'s qkv into d_qkv [tokens, 3 * width], from d_out [tokens,
+    width].
     """
     groups, longer = _groups(lengths)
     for group, weights in zip(groups, saved_weights, strict=False):

@@ -1,15 +1,15 @@
-"""A block's two halves for a CPU, forward and gradient written by hand: x + attention(norm(x)) and
+"""The two halves of a block on a CPU, forward and gradient by hand: x + attention(norm(x)) and
 x + MLP(norm(x)).
 
-On a CPU a training step of a small GPT is matrix products and, if nothing is done about it, a third
-as much again of everything else. What is done about it here: weights of attention are kept, not
-recomputed; the GELU's derivative is made beside the GELU, in tiles that stay in cache, from a fast
-sigmoid; biases and residuals ride on passes that are made anyway; gradients are written where they
-belong instead of being copied together. Under bfloat16 autocast the products with weights take and
-give bfloat16, twice as many a second where the CPU has instructions for them; attention, norms and
-the residual stream stay float32. Equal to the plain operators to rounding (tests hold that). The
-plain operators are in `gpt_model.transformer`, for other devices and dropout. Nothing here is
-differentiable twice.
+On a CPU a training step of a small GPT is matrix products and a third as much again of everything
+else. These kernels cut the rest: attention weights are saved, not recomputed; the GELU's derivative
+is made beside the GELU, in tiles that stay in cache, from a fast sigmoid; biases and residuals ride
+on passes that are made anyway; gradients are written where they belong.
+
+Under bfloat16 autocast the products with weights take and give bfloat16, twice as fast where the
+CPU has instructions for it; attention, norms and the residual stream stay float32. Results equal
+the plain operators' to rounding, which tests hold. The plain operators are in
+`gpt_model.transformer`, for other devices and for dropout. Differentiable once.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ from gpt_model.ops.cpu_attention import (
     split_heads,
 )
 
-TILE_ELEMENTS = (
-    1 << 17
-)  # elements of an elementwise tile: with its temporaries it stays in a core's cache of 2 MB
+# Of an elementwise tile: with its temporaries it stays in a core's cache of 2 MB.
+TILE_ELEMENTS = 1 << 17
 
-# floats, one cache line: rows of a power of two (or thrice one) apart would compete for the same
-# few cache sets
+# Floats in a cache line. Rows a power of two (or three times one) apart would compete for the same
+# few cache sets.
 PAD = 16
 
 # Without AVX-512 or its like, torch's bfloat16 products are several times slower than float32's:
@@ -43,15 +42,15 @@ PAD = 16
 # but for the order of summation.
 FAST_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
-SCALE = 2 * math.sqrt(
-    2 / math.pi
-)  # gelu_tanh(x) = x · sigmoid(SCALE · (x + CUBIC · x³)), since (1 + tanh(u)) / 2 = sigmoid(2u)
+# gelu_tanh(x) = x * sigmoid(SCALE * (x + CUBIC * x³)), since (1 + tanh(u)) / 2 = sigmoid(2u).
+SCALE = 2 * math.sqrt(2 / math.pi)
 CUBIC = 0.044715
 
 
 def usable(x: Tensor, dropout: float, band: int | None = None, longest: int | None = None) -> bool:
-    """Whether the halves below compute what the plain operators would, for x [batch, time, width];
-    `longest`: text of those in a row.
+    """Whether the halves below compute what the plain operators would, for x [batch, time, width].
+
+    `longest`: tokens of the longest packed sequence, where x holds several.
     """
     if (
         x.device.type != "cpu"
@@ -65,10 +64,10 @@ def usable(x: Tensor, dropout: float, band: int | None = None, longest: int | No
 
 
 class Affine(Protocol):
-    """A module with a weight and a bias. They are read one by one, by name: that is when
-    DeepSpeed's ZeRO 3 gathers them.
+    """A module with a weight [in, out] and a bias [out]. The halves read each by its name, which is
+    when DeepSpeed's ZeRO 3 gathers it.
 
-    Only what makes queries, keys and values may have no bias.
+    Only the projection to queries, keys and values may have no bias.
     """
 
     weight: torch.nn.Parameter
@@ -84,15 +83,14 @@ def attention_half(
     band: int | None = None,
     lengths: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """x + attention(norm(x)) for x [batch, time, width]; `into` makes fused query, key and value,
-    `out` the result.
+    """x + attention(norm(x)) for x [batch, time, width]. `into` projects to fused queries, keys and
+    values, `out` back to the width.
 
-    `band`: how many tokens each sees, itself among them; all before it by default. `lengths`: of
-    the texts that lie one after another in x [1, all their tokens, width], none of which sees
-    another (`gpt_model.ops.varlen`).
+    `band`: tokens that each attends to, itself among them; by default all before it. `lengths`: of
+    the packed sequences in x [1, tokens, width] (`gpt_model.ops.varlen`).
     """
-    kind = _kind_of_products(x)
-    with torch.autocast("cpu", enabled=False):  # what is cast to what is said below
+    kind = _product_dtype(x)
+    with torch.autocast("cpu", enabled=False):  # the casts are explicit below
         return _AttentionHalf.apply(
             x,
             norm.weight,
@@ -112,7 +110,7 @@ def attention_half(
 
 def mlp_half(x: Tensor, norm: torch.nn.LayerNorm, into: Affine, out: Affine) -> Tensor:
     """x + MLP(norm(x)) for x [batch, time, width]; `into` makes it wide, `out` narrow again."""
-    kind = _kind_of_products(x)
+    kind = _product_dtype(x)
     with torch.autocast("cpu", enabled=False):
         return _MLPHalf.apply(
             x,
@@ -128,7 +126,8 @@ def mlp_half(x: Tensor, norm: torch.nn.LayerNorm, into: Affine, out: Affine) -> 
         )
 
 
-def _kind_of_products(x: Tensor) -> torch.dtype:
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The precision of products with weights, for x [batch, time, width]."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
@@ -150,6 +149,7 @@ class _AttentionHalf(torch.autograd.Function):
         kind: torch.dtype,
         keep: bool,
     ) -> Tensor:
+        """x [batch, time, width], w_in [width, 3 * width], w_out [width, width] -> as x."""
         w_in, w_out = w_in.to(kind), w_out.to(kind)
         normed, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], gain, shift, eps)
         normed = normed.flatten(0, 1).to(kind)
@@ -169,6 +169,7 @@ class _AttentionHalf(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """upstream [batch, time, width] -> the gradient of each argument of `forward`."""
         x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, *weights = ctx.saved_tensors
         slope = upstream.flatten(0, 1).to(w_out.dtype)
         d_mixed = _whole(slope, w_out.t(), x.dtype)
@@ -225,6 +226,7 @@ class _MLPHalf(torch.autograd.Function):
         kind: torch.dtype,
         keep: bool,
     ) -> Tensor:
+        """x [batch, time, width], w_in [width, 4 * width], w_out [4 * width, width] -> as x."""
         w_in, w_out = w_in.to(kind), w_out.to(kind)
         normed, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], gain, shift, eps)
         normed = normed.flatten(0, 1).to(kind)
@@ -236,6 +238,7 @@ class _MLPHalf(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """upstream [batch, time, width] -> the gradient of each argument of `forward`."""
         x, gain, shift, w_in, w_out, normed, mean, rstd, derivative, wide = ctx.saved_tensors
         slope = upstream.flatten(0, 1).to(w_out.dtype)
         d_wide = product(slope, w_out.t())
@@ -266,7 +269,7 @@ def padded(like: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a @ b in their own precision, into `out`, else padded."""
+    """a [rows, inner] @ b [inner, columns] in their precision, into `out`, else padded."""
     out = padded(a, a.shape[0], b.shape[1]) if out is None else out
     if a.dtype == torch.bfloat16 and a.device.type == "cpu" and not FAST_BFLOAT16:
         return out.copy_(torch.mm(a.float(), b.float()))
@@ -274,7 +277,7 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _whole(a: Tensor, b: Tensor, kind: torch.dtype) -> Tensor:
-    """a @ b as `kind`, not padded."""
+    """a [rows, inner] @ b [inner, columns] as `kind`, not padded."""
     return product(a, b, a.new_empty(a.shape[0], b.shape[1])).to(kind)
 
 
@@ -290,11 +293,11 @@ def _biased(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def _gelu_(x: Tensor, bias: Tensor, keep: bool) -> Tensor:
-    """gelu(x + bias) of x [rows, wide]; where `keep`, x is overwritten with the derivative there.
+    """gelu(x + bias) of x [rows, wide]. With `keep`, x is overwritten with the derivative.
 
-    torch's own kernel takes 1.7 ns an element for its tanh, forward and again backward; its sigmoid
-    takes 0.35 ns. With z = SCALE · (x + CUBIC · x³) and s = sigmoid(z):  gelu = x · s,  gelu' = s +
-    s · (1 - s) · (3z - 2 · SCALE · x).
+    torch's kernel takes 1.7 ns an element for its tanh, forward and again backward; its sigmoid
+    takes 0.35 ns. With z = SCALE * (x + CUBIC * x³) and s = sigmoid(z): gelu = x * s and
+    gelu' = s + s * (1 - s) * (3z - 2 * SCALE * x).
     """
     y = padded(x, *x.shape)
     rows = max(1, TILE_ELEMENTS // x.shape[1])

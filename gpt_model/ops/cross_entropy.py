@@ -19,23 +19,20 @@ from torch.autograd.function import once_differentiable
 
 from gpt_model.ops.cpu_kernels import padded, product
 
-CHUNK_BYTES = (
-    1 << 24
-    # of logits in one chunk: enough rows for an efficient matrix product, few enough to stay in a CPU's
-    # last cache
-)
-TILE_ELEMENTS = (
-    1 << 17
-)  # logits in one pass over them: on a CPU they stay in cache between the passes
-LOG2_E = math.log2(
-    math.e
-    # exp(x) = exp2(LOG2_E · x): on an AMD core torch's exp2 takes 0.34 ns an element, its exp, which is
-    # MKL's, 1.08
-)
+# Of logits in a chunk: enough rows for an efficient matrix product, few enough for a CPU's last
+# cache.
+CHUNK_BYTES = 1 << 24
+# Logits in one elementwise pass: on a CPU they stay in cache between the passes.
+TILE_ELEMENTS = 1 << 17
+# exp(x) = exp2(LOG2_E * x): on an AMD core torch's exp2 takes 0.34 ns an element, its exp, which is
+# MKL's, 1.08.
+LOG2_E = math.log2(math.e)
 
 
 def _chunks_of_logits(states: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and their logits, in the states' precision; the memory is used again for the next chunk."""
+    """Rows of states [rows, width] and their logits [chunk, vocabulary] by weight [vocabulary,
+    width], in the states' precision. The next chunk reuses the memory.
+    """
     vocabulary = weight.shape[0]
     rows = max(
         64,
@@ -78,6 +75,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         keep: bool,
         shares: Tensor | None,
     ) -> Tensor:
+        """states [rows, width], weight [vocabulary, width], targets [rows], shares [rows] -> [].
+        With `keep`, the gradients of states and weight are made on the way.
+        """
         need_states, need_weight = (keep and needed for needed in ctx.needs_input_grad[:2])
         valid = (targets != ignored)[:, None]
         kind = torch.promote_types(states.dtype, torch.float32)
@@ -90,14 +90,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head = weight.to(states.dtype)
         for part, logits in _chunks_of_logits(states, head):
             at_target = logits.gather(1, target[part]).to(kind)
-            top, mass = _exponentials_(
-                logits, kind
-            )  # softmax = logits / mass from here on; the division waits for a smaller tensor
+            # From here on softmax = logits / mass; the division waits for a smaller tensor.
+            top, mass = _exponentials_(logits, kind)
             total = total + ((mass.log() + top - at_target) * share[part]).sum()
             row = torch.arange(len(logits), device=logits.device)
-            logits[row, target[part, 0]] -= mass[:, 0].to(
-                logits.dtype
-            )  # softmax minus the one-hot target, times mass
+            # softmax minus the one-hot target, times mass
+            logits[row, target[part, 0]] -= mass[:, 0].to(logits.dtype)
             scale = (share[part] / mass).to(states.dtype)
             if states_gradient is not None:
                 product(logits, head, states_gradient[part]).mul_(scale)
@@ -112,6 +110,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """upstream [] -> gradients of states [rows, width] and weight [vocabulary, width]."""
         # In place: a second pass through a retained graph is then refused by autograd, not answered
         # wrongly.
         states_gradient, weight_gradient = (
@@ -128,11 +127,11 @@ def linear_cross_entropy(
     shares: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy in nats of states [rows, width] through a head [vocabulary, width] over
-    targets [rows] that are not `ignored`.
+    the targets [rows] that are not `ignored`.
 
-    Equals `F.cross_entropy(states @ weight.T, targets, ignore_index=ignored)`; 0 where no target
-    counts. Differentiable once. With `shares` [rows] not the mean but the sum of each row's times
-    its share.
+    Equals `F.cross_entropy(states @ weight.T, targets, ignore_index=ignored)`, and 0 where every
+    target is ignored. Differentiable once. `shares` [rows]: the sum of each row's loss times its
+    share, instead of the mean.
     """
     if torch.is_autocast_enabled(states.device.type):
         states = states.to(torch.get_autocast_dtype(states.device.type))

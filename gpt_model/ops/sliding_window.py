@@ -1,12 +1,11 @@
-"""Locally banded causal attention: every token sees the last `band` tokens, its own among them. No
-[time, time] buffer is ever made.
+"""Sliding-window causal attention: every token attends to the last `band` tokens, itself among
+them. No [time, time] buffer is ever made.
 
-GPT-3's banded layers (Brown et al. 2020, section 2.1, after Child et al. 2019); the band is that of
-GPT-Neo's `window_size`. Queries are taken in blocks, and a block is multiplied with only the keys
-that its queries see, so that time and memory grow linearly with the context. On a CPU the blocks
-and their gradient are `gpt_model.ops.cpu_attention`' own; elsewhere, and with dropout, they are one
-call of torch's attention. A step of a decoder that has a cache is not here: it is one query, and
-`gpt_model.transformer` shows it the end of the cache.
+These are GPT-3's "locally banded" layers (Brown et al. 2020, section 2.1, after Child et al. 2019);
+the band is GPT-Neo's `window_size`. Queries are taken in blocks, and a block is multiplied with
+only the keys that its queries attend to, so time and memory grow linearly with the context. On a
+CPU `cpu_attention` computes the blocks and their gradient; elsewhere, and with dropout, they are
+one call of torch's attention. A decoding step with a cache is one query: `gpt_model.kv_cache`.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ QUERIES = 128
 def sliding_window_attention(
     query: Tensor, key: Tensor, value: Tensor, band: int, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(q kᵀ / sqrt(d), token i sees (i - band, i]) v, each [batch, heads, time, d];
-    `dropout` of the weights.
+    """softmax(q kᵀ / sqrt(d)) v where token i attends to (i - band, i]; each tensor is [batch, heads,
+    time, d]. `dropout`: of the attention weights.
     """
     if band < 1:
         raise ValueError(
-            f"a band of {band} tokens leaves a token nothing to see: it is at least 1, the token itself"
+            f"a band of {band} tokens leaves nothing to attend to: it is at least 1, the token itself"
         )
     if band >= query.shape[2]:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
@@ -51,6 +50,7 @@ class _Banded(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, band: int, keep: bool
     ) -> Tensor:
+        """query, key, value [batch, heads, time, d] -> as query."""
         out = _beside(query)
         weights = cpu_attention.attend(query, key, value, out, band, keep)
         ctx.save_for_backward(query, key, value, weights)
@@ -60,6 +60,7 @@ class _Banded(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """upstream [batch, heads, time, d] -> gradients of query, key and value, as they are."""
         query, key, value, weights = ctx.saved_tensors
         gradients = _beside(query), _beside(key), _beside(value)
         cpu_attention.attend_backward(upstream, query, key, value, weights, ctx.band, *gradients)
@@ -76,8 +77,8 @@ def _beside(like: Tensor) -> Tensor:
 
 
 def _in_windows(query: Tensor, key: Tensor, value: Tensor, band: int, dropout: float) -> Tensor:
-    """The same by torch's own attention: every block of queries is a row of its batch, beside a
-    copy of the keys that it sees.
+    """`sliding_window_attention` by torch's own attention, of [batch, heads, time, d] each: every
+    block of queries is a row of its batch, beside a copy of the keys that it attends to.
     """
     batch, heads, time, width = query.shape
     size = min(QUERIES, time)
@@ -96,10 +97,8 @@ def _in_windows(query: Tensor, key: Tensor, value: Tensor, band: int, dropout: f
         .transpose(0, 1)
         for part in (key, value)
     ]
-    at, key_offset = (
-        torch.arange(size, device=query.device)[:, None],
-        torch.arange(-band, size, device=query.device),
-    )
+    at = torch.arange(size, device=query.device)[:, None]
+    key_offset = torch.arange(-band, size, device=query.device)
     first = torch.arange(0, blocks * size, size, device=query.device)[:, None, None]
     visible = (
         (key_offset <= at) & (key_offset > at - band) & (first + key_offset >= 0)

@@ -85,7 +85,8 @@ class Tokenizer(ABC):
             if kind.style == style:
                 return kind
         raise UserError(
-            f"The tokenizer's `style` is {style!r}; there are 'gpt2' (byte-level BPE, of GPT-2 and GPT-3) and "
+            f"The tokenizer's `style` is {style!r}; there are 'gpt2' (byte-level BPE, of GPT-2 and "
+            "GPT-3) and "
             "'gpt1' (BPE of normalised, lower-cased words). Write style: gpt2 or style: gpt1.",
             field="style",
         )
@@ -124,7 +125,8 @@ class Tokenizer(ABC):
             saved = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(
-                f"{path} is missing: {folder} is not a tokenizer's folder. Give the folder of a tokenizer or a model."
+                f"{path} is missing: {folder} is not a tokenizer's folder. Give the folder of a "
+                "tokenizer or a model."
             ) from None
         except ValueError:
             raise UserError(f"{path} is not JSON. Build or export the tokenizer again.") from None
@@ -351,6 +353,7 @@ def _from_files(style: str, vocabulary: Path, merges: Path) -> Tokenizer:
         return kind._made(ids, pairs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{vocabulary} and {merges} are not the vocabulary (a JSON object, token to id) and the merges (two tokens a line) "
+            f"{vocabulary} and {merges} are not the vocabulary (a JSON object, token to id) and "
+            "the merges (two tokens a line) "
             f"of {kind._described()}: {error!r}."
         ) from None

@@ -91,9 +91,12 @@ class ByteLevelTokenizer(Tokenizer):
         vocabulary, merges = model["vocab"], [tuple(pair) for pair in model["merges"]]
         if len(vocabulary) + 1 != vocab_size:
             raise UserError(
-                f"The tokenizer's `vocab_size` is {vocab_size}, but the training text supports only {len(vocabulary) + 1}: "
-                f"256 bytes, {END_OF_TEXT} and {len(merges)} merges of pairs that stand at least twice. "
-                f"Set vocab_size to at most {len(vocabulary) + 1} and at least 257, or add text to the corpus.",
+                f"The tokenizer's `vocab_size` is {vocab_size}, but the training text supports "
+                f"only {len(vocabulary) + 1}: "
+                f"256 bytes, {END_OF_TEXT} and {len(merges)} merges of pairs that stand at least "
+                "twice. "
+                f"Set vocab_size to at most {len(vocabulary) + 1} and at least 257, or add text to "
+                "the corpus.",
                 field="vocab_size",
             )
         return cls(vocabulary | {END_OF_TEXT: len(vocabulary)}, merges)

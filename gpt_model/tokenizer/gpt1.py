@@ -46,7 +46,10 @@ class GPT1Tokenizer(Tokenizer):
 
     style = "gpt1"
     normalises = True
-    caveat = "Bits per byte of GPT-1's normalised text (lower case, one space between words): not comparable with those of GPT-2's tokenizer."
+    caveat = (
+        "Bits per byte of GPT-1's normalised text (lower case, one space between words): not "
+        "comparable with those of GPT-2's tokenizer."
+    )
     _seam = "\n "  # pieces are lines
 
     def __init__(self, vocabulary: dict[str, int], merges: Merges) -> None:
@@ -98,11 +101,14 @@ class GPT1Tokenizer(Tokenizer):
         vocabulary, merges = model["vocab"], [tuple(pair) for pair in model["merges"]]
         if len(vocabulary) + 1 != vocab_size:
             least, most = len(symbols) + 1, len(vocabulary) + 1
-            asked = f"needs at least {least}" if vocab_size < least else f"supports only {most}"
+            requested = f"needs at least {least}" if vocab_size < least else f"supports only {most}"
             raise UserError(
-                f"The tokenizer's `vocab_size` is {vocab_size}, but the training text {asked}: {UNKNOWN}, {len(alphabet)} characters twice "
-                f"(within a word, at its end), the newline, and merges of pairs that stand at least twice. "
-                f"Set vocab_size to at least {least}{'' if vocab_size < least else f' and at most {most}, or add text to the corpus'}.",
+                f"The tokenizer's `vocab_size` is {vocab_size}, but the training text {requested}: "
+                f"{UNKNOWN}, {len(alphabet)} characters twice "
+                "(within a word, at its end), the newline, and merges of pairs that stand at "
+                "least twice. "
+                "Set vocab_size to at least "
+                f"{least}{'' if vocab_size < least else f' and at most {most}, or add text to the corpus'}.",
                 field="vocab_size",
             )
         return cls(vocabulary | {NEWLINE: len(vocabulary)}, merges)
