@@ -14,7 +14,7 @@ from rank import Said
 
 from gpt_model.errors import UserError
 from gpt_model.rlhf.readers import record_readers
-from gpt_model.rlhf.readers.candidate import TOLD, Candidate, Report
+from gpt_model.rlhf.readers.parsed import DETAIL_CHARACTERS, ParsedRow, RowReport
 from gpt_model.rlhf.readers.source import HumanSource, Purpose
 
 ASKED, ANSWERED = "Who sees the sailor?", "The king does."
@@ -47,25 +47,25 @@ def candidates(
     name: str = "rows.jsonl",
     seed: int = 0,
     **fields: Any,
-) -> tuple[list[Candidate], Report]:
+) -> tuple[list[ParsedRow], RowReport]:
     """All that rows in a file of that name come to."""
     path = folder / name
     path.write_text(json.dumps(rows)) if path.suffix in (".yaml", ".json") else jsonl(path, rows)
     source = HumanSource.model_validate({"name": "said", "path": name, **fields})
     source.check_serves(purpose)
     tied = source.resolved(folder, folder / "downloads")
-    found, report = record_readers.candidates(
+    found, report = record_readers.read_source(
         tied, purpose, folder / "downloads", folder, Said("x"), seed
     )
     assert report.rows == len(found) + report.total()
     return found, report
 
 
-def said(one: Candidate) -> list[tuple[str, str]]:
+def said(one: ParsedRow) -> list[tuple[str, str]]:
     return [(turn.role, turn.text) for turn in one.turns]
 
 
-def ranked(one: Candidate) -> dict[str, int]:
+def ranked(one: ParsedRow) -> dict[str, int]:
     return {answer.text: answer.rank for answer in one.answers}
 
 
@@ -139,7 +139,7 @@ def test_lines_that_yaml_has_other_words_for_are_what_was_said(tmp_path: Path) -
         "categories: [x]\nconversations:\n- - Is it?\n  - Yes\n- - How many?\n  - 42\n"
     )
     source = HumanSource(name="said", path="talk.yml", form="conversations")
-    found, _ = record_readers.candidates(
+    found, _ = record_readers.read_source(
         source.resolved(tmp_path, tmp_path), "demonstrations", tmp_path, tmp_path, Said("x"), 0
     )
     assert [said(one)[1][1] for one in found] == ["Yes", "42"]
@@ -294,7 +294,7 @@ def test_a_tree_is_its_ways_from_the_root(tmp_path: Path, name: str) -> None:
         jsonl(tmp_path / name, TREE)
     source = HumanSource(name="said", path=name, form="tree").resolved(tmp_path, tmp_path)
     shown, asked, judged = (
-        record_readers.candidates(source, purpose, tmp_path, tmp_path, Said("x"), 0)
+        record_readers.read_source(source, purpose, tmp_path, tmp_path, Said("x"), 0)
         for purpose in ("demonstrations", "prompts", "comparisons")
     )
     assert [said(one) for one in shown[0]] == [TALK[:2], TALK]
@@ -490,7 +490,7 @@ def test_a_row_that_cannot_be_used_is_named_and_the_others_are_kept(
     found, report = candidates(tmp_path, [GOOD[form], *bad], purpose, form=form, **fields)
     assert len(found) == 1 and list(report.left_out) == [reason]
     first = report.left_out[reason]["first"]
-    assert first.startswith("rows.jsonl, row 2") and len(first) <= TOLD + 20
+    assert first.startswith("rows.jsonl, row 2") and len(first) <= DETAIL_CHARACTERS + 20
     first.encode()
     assert re.search(told, first)
 

@@ -19,16 +19,16 @@ from pydantic import ValidationError
 from gpt_model.errors import UserError
 from gpt_model.progress import Silent
 from gpt_model.rlhf.readers import record_readers
-from gpt_model.rlhf.readers.candidate import Candidate
+from gpt_model.rlhf.readers.parsed import ParsedRow
 from gpt_model.rlhf.readers.source import COLUMNS, HumanSource, Purpose
 
 PAGE = Path(__file__).parent.parent / "docs" / "alignment-data.md"
 
 
-def read(folder: Path, purpose: Purpose = "demonstrations", **fields: Any) -> list[Candidate]:
+def read(folder: Path, purpose: Purpose = "demonstrations", **fields: Any) -> list[ParsedRow]:
     source = HumanSource.model_validate({"name": "it", **fields})
     source.check_serves(purpose)
-    return record_readers.candidates(
+    return record_readers.read_source(
         source.resolved(folder, folder / "downloads"),
         purpose,
         folder / "downloads",

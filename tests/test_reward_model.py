@@ -24,7 +24,7 @@ from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf import pairwise, reward_model
 from gpt_model.rlhf.bag_of_words import BagOfWords
 from gpt_model.rlhf.dialogue import Turn
-from gpt_model.rlhf.records import Ranking, Response, read_comparisons, together
+from gpt_model.rlhf.records import Ranking, Response, merge_rankings, read_comparisons
 from gpt_model.rlhf.reward_model import RewardModel, RewardObjective
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import EpochBatches
@@ -96,7 +96,7 @@ def test_rows_of_one_prompt_are_one_ranking_with_each_response_once_and_the_pair
         ranked(("fine", 0), ("awful", 1)),
         ranked(("awful", 0), ("dull ", 0), ("fine", 1)),
     ]
-    whole = together(rows)
+    whole = merge_rankings(rows)
     assert [one.text for one in whole.responses] == [
         "fine",
         "dull",

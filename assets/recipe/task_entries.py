@@ -1,6 +1,4 @@
-"""Supervised tasks as a recipe names them: an entry of the catalogue, or a YAML file of one's own.
-Reading and tying down, no more.
-"""
+"""Supervised tasks as a recipe names them: an entry of the catalogue, or the user's YAML file."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def is_file(task: str) -> bool:
-    """Whether `task` is a YAML file of one's own, and no name of the catalogue."""
+    """Whether `task` is a YAML file, and no name of the catalogue."""
     return task.endswith(SUFFIXES) or "/" in task
 
 
@@ -27,9 +25,9 @@ def task_name(task: str) -> str:
 
 
 def entry_named(given: str, base: Path, field: str) -> TaskEntry:
-    """The entry that `given` means: a name of the catalogue, or a file as seen from `base`, the
-    recipe's folder. Its local files are named as seen from there too, so that moving a whole
-    project changes nothing. `field`: where in the recipe it is said, for the errors.
+    """The entry that `given` names: one of the catalogue, or a file relative to `base`, the
+    recipe's folder. Its local files are then relative to `base` too, so that moving a whole project
+    changes nothing. `field`: of the recipe, for the errors.
     """
     path = base / Path(given).expanduser() if is_file(given) else CATALOGUE / f"{given}.yaml"
     with about_all_of(field):
@@ -38,21 +36,21 @@ def entry_named(given: str, base: Path, field: str) -> TaskEntry:
 
 
 def of_own_files(entry: TaskEntry, task: str, recipe: Recipe) -> TaskEntry:
-    """The entry of one of the recipe's tasks with the files that the recipe has for it, if any, in
-    place of its own source.
+    """The entry of one of the recipe's tasks, with the recipe's files for it, if any, in place of
+    the entry's source.
     """
     if recipe.finetuning is None or (file := recipe.finetuning.files.get(task)) is None:
         return entry
-    own = entry.model_copy(update={"source": TaskSource(file=file)})
+    entry = entry.model_copy(update={"source": TaskSource(file=file)})
     with about_all_of(f"finetuning.files.{task}"):
         try:
-            own.refuse_unknown_formats()
+            entry.refuse_unknown_formats()
         except ValueError as error:
             raise UserError(f"{error}, or give the file a name that says it.") from None
-    return own
+    return entry
 
 
-def tied(
+def resolved_entry(
     written: Mapping[str, Any], base: Path, downloads: Path
 ) -> tuple[dict[str, Any], str | None]:
     """An entry written out, its local files tied to their bytes, a branch on the hub to its commit;
@@ -62,14 +60,15 @@ def tied(
     can be had.
     """
     entry = TaskEntry.model_validate(written)
-    if asked := entry.source.on_request:
-        return dict(
-            written
-        ), f"its authors give the data on request ({asked}); name your files under finetuning.files"
+    if where := entry.source.on_request:
+        reason = (
+            f"its authors give the data on request ({where}); "
+            "name your files under finetuning.files"
+        )
+        return dict(written), reason
     try:
         source = entry.source.resolved(base, downloads)
     except Unreachable:
         return dict(written), f"{entry.source.hub} is read from the hub, which does not answer here"
-    return entry.model_copy(update={"source": source}).model_dump(
-        mode="json", exclude_none=True
-    ), None
+    entry = entry.model_copy(update={"source": source})
+    return entry.model_dump(mode="json", exclude_none=True), None

@@ -14,8 +14,8 @@ from typing import Any
 
 from assets.contract import Artifact, Built
 from assets.report import plots
+from assets.report.human_data import hidden, shortened
 from assets.report.tables import Table, code_block, estimate, write_markdown
-from assets.stages.human_data import hidden, shortened
 from assets.stages.preferences_results import ANSWERS, BEST, CHOSEN, JUDGES, PRETRAINED, read
 from gpt_model.evaluation.alignment_tax import verdict
 from gpt_model.rlhf.drift import NAMES

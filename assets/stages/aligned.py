@@ -31,8 +31,8 @@ from assets.contract import (
     Verdict,
 )
 from assets.report import aligned
+from assets.report.human_data import hidden, shortened
 from assets.stages import base_model, tuning_io
-from assets.stages.human_data import hidden, shortened
 from assets.stages.pretraining import execution_of
 from gpt_model.errors import UserError, about_all_of
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.contract import Artifact, Config, Progress
-from assets.recipe.task_entries import tied
+from assets.recipe.task_entries import resolved_entry
 from assets.stages import base_model
 from assets.stages.pretraining import execution_of
 from assets.store.home import downloads_folder
@@ -36,7 +36,7 @@ def pin_task(config: Config, base: Path) -> Config:
     why its data cannot be had here.
     """
     with about_all_of(""):
-        source, reason = tied(config["source"], base, downloads_folder())
+        source, reason = resolved_entry(config["source"], base, downloads_folder())
     return {**config, "not_run": reason} if reason else {**config, "source": source}
 
 

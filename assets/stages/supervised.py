@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
+from assets.report.human_data import hidden, shortened
 from assets.stages import tuning_io
-from assets.stages.human_data import hidden, shortened
 from assets.stages.pretraining import execution_of
 from gpt_model.errors import UserError, about
 from gpt_model.training.batching import TRAINING_TOKENS, EpochBatches

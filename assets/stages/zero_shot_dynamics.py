@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
-from assets.recipe.task_entries import tied
+from assets.recipe.task_entries import resolved_entry
 from assets.report import experiment
 from assets.stages.lstm import ONE_RUN
 from assets.stages.probes import TASKS, Probe, probes_of
@@ -187,7 +187,9 @@ def pin(config: Config, base: Path) -> Config:
     tasks: dict[str, Any] = {}
     for task, told in config["tasks"].items():
         with about_all_of(task):
-            entry, reason = tied(told["entry"], base, downloads_folder()) if told else (None, None)
+            entry, reason = (
+                resolved_entry(told["entry"], base, downloads_folder()) if told else (None, None)
+            )
         tasks[task] = told and {**told, "entry": entry, **({"not_run": reason} if reason else {})}
     return {**config, "tasks": tasks}
 

@@ -1,15 +1,18 @@
-"""Demonstrations, comparisons and prompts as the artifacts keep them: a JSON object a line,
-dialogues as the field writes them.
+"""Demonstrations, comparisons and prompts as artifacts store them: a JSON object a line, dialogues
+as lists of {"role", "content"}.
 
-    demonstrations   {"source", "id", "messages"}                           the last message is the assistant's
-    comparisons      {"source", "id", "messages", "responses": [{"text", "rank", "rating"?}], "further"?}
-    prompts          {"source", "id", "messages", "rest"?}                  the last message is the user's, or the answer's opening words
+    demonstrations   {"source", "id", "messages"}
+                     the last message is the assistant's
+    comparisons      {"source", "id", "messages", "responses": [{"text", "rank", "rating"?}],
+                      "further"?}
+    prompts          {"source", "id", "messages", "rest"?}
+                     the last message is the user's, or the answer's opening words
 
 Rank 0 is the best, and equal ones are tied. A source's rows of one prompt are one line, each
 response there once: `further` has a list of ranks for each row after the first. A rank is null
 where the row does not have the response.
 
-How rows of the world become these is `forms.py`'s.
+How rows of other people's files become these is `readers/`'.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ PROMPT_ENDS: tuple[Role, ...] = ("user", "assistant")
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A dialogue whose answers are as they should be."""
+    """A dialogue whose answers a model is to imitate."""
 
     source: str
     id: str  # which row of the source
@@ -65,66 +68,63 @@ class Ranking:
         return tuple(response.rank for response in self.responses), *self.further
 
     def pairs(self) -> list[tuple[int, int]]:
-        """(better, worse), as places in `responses`: of each row, every two that are not tied. Rows
-        may say the same, or contradict.
+        """(better, worse), as indices of `responses`: of each row, every two that are not tied.
+        Rows may agree or contradict.
         """
         return [
-            (a, b) if order[a] < order[b] else (b, a)
-            for order, a, b in self._judged()
-            if order[a] != order[b]
+            (a, b) if ranks[a] < ranks[b] else (b, a)
+            for ranks, a, b in self._compared()
+            if ranks[a] != ranks[b]
         ]
 
     def ties(self) -> int:
-        return sum(order[a] == order[b] for order, a, b in self._judged())
+        return sum(ranks[a] == ranks[b] for ranks, a, b in self._compared())
 
-    def _judged(self) -> Iterator[tuple[Mapping[int, int], int, int]]:
-        """Every two places that a row has both of, and the row's ranks by place."""
+    def _compared(self) -> Iterator[tuple[Mapping[int, int], int, int]]:
+        """Every two indices that a row has both of, and the row's ranks by index."""
         for order in self.orders():
-            ranks = {place: rank for place, rank in enumerate(order) if rank is not None}
+            ranks = {index: rank for index, rank in enumerate(order) if rank is not None}
             for a, b in combinations(ranks, 2):
                 yield ranks, a, b
 
-    def only(self, places: Sequence[int]) -> Ranking:
+    def only(self, indices: Sequence[int]) -> Ranking:
         """Of these responses alone."""
-        responses = tuple(self.responses[place] for place in places)
-        return replace(
-            self,
-            responses=responses,
-            further=tuple(tuple(order[place] for place in places) for order in self.further),
-        )
+        responses = tuple(self.responses[index] for index in indices)
+        further = tuple(tuple(order[index] for index in indices) for order in self.further)
+        return replace(self, responses=responses, further=further)
 
 
-def together(rankings: Sequence[Ranking]) -> Ranking:
+def merge_rankings(rankings: Sequence[Ranking]) -> Ranking:
     """Rows of one source and prompt as one ranking, which has each response once. Of equal texts
-    the first one's words and rating stay.
+    the first spelling and rating stay.
     """
     first, *others = rankings
-    places: dict[str, int] = {}
+    distinct: dict[str, Response] = {}
     for ranking in rankings:
         for response in ranking.responses:
-            places.setdefault(normalised(response.text), len(places))
+            distinct.setdefault(normalised(response.text), response)
     orders: list[Order] = []
-    found: dict[int, Response] = {}
     for ranking in rankings:
-        own = [places[normalised(response.text)] for response in ranking.responses]
-        for place, response in zip(own, ranking.responses, strict=True):
-            found.setdefault(place, response)
+        texts = [normalised(response.text) for response in ranking.responses]
         for order in ranking.orders():
-            ranks = dict(zip(own, order, strict=True))
-            orders.append(tuple(ranks.get(place) for place in range(len(places))))
-    responses = tuple(replace(found[place], rank=orders[0][place]) for place in range(len(places)))
-    told = f"{first.id} and {len(others)} others" if others else first.id
-    return Ranking(first.source, told, first.prompt, responses, tuple(orders[1:]))
+            ranks = dict(zip(texts, order, strict=True))
+            orders.append(tuple(ranks.get(text) for text in distinct))
+    responses = tuple(
+        replace(response, rank=rank)
+        for response, rank in zip(distinct.values(), orders[0], strict=True)
+    )
+    id_ = f"{first.id} and {len(others)} others" if others else first.id
+    return Ranking(first.source, id_, first.prompt, responses, tuple(orders[1:]))
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is to be answered."""
+    """A dialogue that a model is to answer."""
 
     source: str
     id: str
     turns: Dialogue
-    rest: str | None = None  # how the text went on that opening words were taken from
+    rest: str | None = None  # where it ends with a text's opening words: how the text goes on
 
 
 def read_demonstrations(artifact: Path, split: str) -> list[Demonstration]:
@@ -143,7 +143,8 @@ def read_comparisons(artifact: Path, split: str) -> list[Ranking]:
             row["id"],
             dialogue(row["messages"], ends_with=PROMPT_ENDS),
             tuple(
-                Response(one["text"], one["rank"], one.get("rating")) for one in row["responses"]
+                Response(response["text"], response["rank"], response.get("rating"))
+                for response in row["responses"]
             ),
             tuple(map(tuple, row.get("further", ()))),
         )
@@ -164,13 +165,11 @@ def read_prompts(artifact: Path, split: str) -> list[Prompt]:
     ]
 
 
-def evenly(rows: Sequence[T], most: int) -> list[T]:
-    """At most so many of them, at even distances, as sources stand one after another."""
-    return (
-        [rows[len(rows) * number // most] for number in range(most)]
-        if len(rows) > most
-        else list(rows)
-    )
+def evenly(rows: Sequence[T], limit: int) -> list[T]:
+    """At most `limit` of them, at even distances, as sources stand one after another."""
+    if len(rows) <= limit:
+        return list(rows)
+    return [rows[len(rows) * number // limit] for number in range(limit)]
 
 
 def _rows(artifact: Path, split: str) -> Iterator[dict[str, Any]]:
@@ -178,37 +177,22 @@ def _rows(artifact: Path, split: str) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, lines)
 
 
-def as_row(one: Demonstration | Ranking | Prompt) -> dict[str, Any]:
-    """As it stands in an artifact."""
-    row: dict[str, Any] = {"source": one.source, "id": one.id}
-    if isinstance(one, Ranking):
-        rated = [
+def as_row(record: Demonstration | Ranking | Prompt) -> dict[str, Any]:
+    """A line of an artifact's file."""
+    turns = record.prompt if isinstance(record, Ranking) else record.turns
+    row: dict[str, Any] = {"source": record.source, "id": record.id, "messages": messages(turns)}
+    if isinstance(record, Prompt) and record.rest:
+        row["rest"] = record.rest
+    if isinstance(record, Ranking):
+        row["responses"] = [
             {"text": r.text, "rank": r.rank, **({} if r.rating is None else {"rating": r.rating})}
-            for r in one.responses
+            for r in record.responses
         ]
-        return {
-            **row,
-            "messages": messages(one.prompt),
-            "responses": rated,
-            **({"further": one.further} if one.further else {}),
-        }
-    return {
-        **row,
-        "messages": messages(one.turns),
-        **({"rest": one.rest} if isinstance(one, Prompt) and one.rest else {}),
-    }
+        if record.further:
+            row["further"] = record.further
+    return row
 
 
-def write(rows: Iterable[Demonstration | Ranking | Prompt], path: Path) -> None:
-    path.write_text(
-        "".join(json.dumps(as_row(row), ensure_ascii=False) + "\n" for row in rows),
-        encoding="utf-8",
-    )
-
-
-def by_source(rows: Sequence[Demonstration | Ranking | Prompt]) -> dict[str, int]:
-    """How many each source has."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.source] = counts.get(row.source, 0) + 1
-    return counts
+def write(records: Iterable[Demonstration | Ranking | Prompt], path: Path) -> None:
+    lines = (json.dumps(as_row(record), ensure_ascii=False) + "\n" for record in records)
+    path.write_text("".join(lines), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Votes: which of two answers a person in the chat held the better, a line each in
-$LINEAGE_HOME/votes/votes.jsonl.
+"""Votes: which of two answers a person in the chat preferred, a line each in votes/votes.jsonl of
+the store.
 
-What they become when a recipe's source is `votes: true` is `places.py`'s and `forms.py`'s.
+What they become where a recipe's source is `votes: true` is `readers/record_readers.py`'s.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def vote(
     *,
     tie: bool = False,
 ) -> Vote:
-    """A vote cast now."""
+    """A vote of this moment."""
     return Vote(
         datetime.now(UTC).isoformat(timespec="seconds"),
         messages(prompt),
@@ -70,12 +70,12 @@ def vote(
     )
 
 
-def append(home: Path, cast: Vote) -> Path:
+def append(home: Path, vote: Vote) -> Path:
     """Adds a line, on disk when this returns. Any number of processes may. Returns the file. Raises
-    UserError where it cannot be kept.
+    UserError where it cannot be written.
     """
     path = home / FILE
-    line = json.dumps(asdict(cast), ensure_ascii=False).encode() + b"\n"
+    line = json.dumps(asdict(vote), ensure_ascii=False).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as handle:
@@ -83,17 +83,17 @@ def append(home: Path, cast: Vote) -> Path:
         fsync(path.parent)
     except OSError as error:
         raise UserError(
-            f"The vote is not kept: {path} could not be written ({error.strerror}). Make room there, and vote again."
+            f"The vote is not kept: {path} could not be written ({error.strerror}). "
+            "Make room there, and vote again."
         ) from None
     return path
 
 
 def _add(handle: int, line: bytes) -> None:
     """All of `line` after the last whole line, or nothing."""
-    end = _whole(handle)
-    os.ftruncate(
-        handle, end
-    )  # half a line is a vote whose writer was killed, and that nobody was told is kept
+    end = _end_of_whole_lines(handle)
+    # half a line is a vote whose writer was killed before it could report success
+    os.ftruncate(handle, end)
     try:
         written = 0
         while written < len(line):
@@ -112,7 +112,8 @@ def read(home: Path) -> list[Vote]:
             votes.append(Vote(**json.loads(line)))
         except (ValueError, TypeError) as error:
             raise CorruptFile(
-                f"{home / FILE}, line {number} is no vote ({error}). Take that line out of the file."
+                f"{home / FILE}, line {number} is no vote ({error}). "
+                "Take that line out of the file."
             ) from None
     return votes
 
@@ -125,7 +126,7 @@ def whole_lines(home: Path) -> bytes:
     if not path.is_file():
         return b""
     with _locked(path, os.O_RDONLY, fcntl.LOCK_SH), path.open("rb") as file:
-        return file.read(_whole(file.fileno()))
+        return file.read(_end_of_whole_lines(file.fileno()))
 
 
 def pin(home: Path) -> list[PinnedFile]:
@@ -157,12 +158,12 @@ def _locked(path: Path, flags: int, lock: int) -> Iterator[int]:
         os.close(handle)
 
 
-def _whole(handle: int) -> int:
-    """The bytes up to the end of the last whole line."""
+def _end_of_whole_lines(handle: int) -> int:
+    """Bytes up to the end of the last whole line."""
     end = os.fstat(handle).st_size
     while end > 0:
         begin = max(0, end - 65536)
-        if (found := os.pread(handle, end - begin, begin).rfind(b"\n")) >= 0:
-            return begin + found + 1
+        if (newline := os.pread(handle, end - begin, begin).rfind(b"\n")) >= 0:
+            return begin + newline + 1
         end = begin
     return 0

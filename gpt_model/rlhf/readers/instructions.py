@@ -1,8 +1,8 @@
-"""Labelled examples as instructions: what a person would ask, and the label in words for an answer
-(Wei et al. 2021, FLAN, in small).
+"""Labelled examples as instructions: a person's request, and the label's name as the answer (Wei et
+al. 2021, FLAN, in small).
 
-Of a task's training split alone, so that what it is evaluated on stays unseen. Three ways to ask
-each form, of which an example's own text chooses one.
+Of a task's training split alone, so that what it is evaluated on stays unseen. Each form has three
+templates; an example's own text chooses one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from gpt_model.finetuning.entry import TaskEntry
 from gpt_model.finetuning.examples import Example, read_examples
 from gpt_model.progress import Progress
 from gpt_model.rlhf.dialogue import Turn
-from gpt_model.rlhf.readers.candidate import Candidate
+from gpt_model.rlhf.readers.parsed import ParsedRow
 from gpt_model.rlhf.readers.source import HumanSource
 
-# {labels}: the task's labels, "positive or negative"; {about}: its description; {a}, {b}: the
-# segments; {options}: one a line.
-WAYS: dict[str, tuple[str, ...]] = {
+# {labels}: the task's labels, "positive or negative"; {a}, {b}: the segments; {options}: one a line
+TEMPLATES: dict[str, tuple[str, ...]] = {
     "classification": (
         "Is this {labels}?\n\n{a}",
         "{a}\n\nSay whether this is {labels}.",
@@ -44,26 +43,28 @@ WAYS: dict[str, tuple[str, ...]] = {
 }
 
 
-def of_task(
+def demonstrations_of_task(
     source: HumanSource, downloads: Path, progress: Progress, seed: int
-) -> Iterator[tuple[str, Candidate]]:
-    """Its training examples, split by that seed, as the task's own evaluation splits them."""
+) -> Iterator[tuple[str, ParsedRow]]:
+    """(which row, the row) of its training examples. `seed`: of the splits, the same as where the
+    task is evaluated.
+    """
     assert source.task and source.entry, "the entry is written out when a build is planned"
     examples = read_examples(source.task, source.entry, seed, downloads, progress)
     for example in examples.splits["training"]:
-        asked, answer = asked_of(source.entry, example)
-        yield (
-            f"{source.task}, row {example.id}",
-            Candidate("", (Turn("user", asked), Turn("assistant", answer)), example.segments[0]),
-        )
+        request, answer = instruction_of(source.entry, example)
+        turns = (Turn("user", request), Turn("assistant", answer))
+        yield f"{source.task}, row {example.id}", ParsedRow("", turns, example.segments[0])
 
 
-def asked_of(entry: TaskEntry, example: Example) -> tuple[str, str]:
-    """(what is asked, the answer)"""
-    ways = WAYS[entry.form]
-    way = ways[hashlib.sha256("\n".join(example.segments).encode()).digest()[0] % len(ways)]
+def instruction_of(entry: TaskEntry, example: Example) -> tuple[str, str]:
+    """(request, answer)"""
+    templates = TEMPLATES[entry.form]
+    digest = hashlib.sha256("\n".join(example.segments).encode()).digest()
     labels = entry.label_names()
-    segments = dict(zip("ab", example.segments, strict=False))
-    options = "\n".join(f"- {option}" for option in example.options)
-    asked = way.format(labels=" or ".join(labels), options=options, **segments)
-    return asked, example.options[example.label] if example.options else labels[example.label]
+    request = templates[digest[0] % len(templates)].format(
+        labels=" or ".join(labels),
+        options="\n".join(f"- {option}" for option in example.options),
+        **dict(zip("ab", example.segments, strict=False)),
+    )
+    return request, example.options[example.label] if example.options else labels[example.label]

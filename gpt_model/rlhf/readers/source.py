@@ -1,7 +1,5 @@
-"""HumanSource: where demonstrations, comparisons and prompts come from, as data: a place, and the
-form that its rows have.
-
-How rows are opened is `places.py`'s, how they become dialogues `forms.py`'s.
+"""HumanSource: where demonstrations, comparisons and prompts come from, as data: a location, and the
+form that its rows have. How rows become dialogues is `record_readers.py`'s.
 """
 
 from __future__ import annotations
@@ -29,7 +27,8 @@ Form = Literal[
 ]
 Purpose = Literal["demonstrations", "comparisons", "prompts"]
 
-# The parts of a row that a form reads, and the columns they are in unless `columns` says otherwise.
+# form -> part of a row that it reads -> the column it is in unless `columns` says otherwise; ""
+# where it is read only if `columns` names it
 COLUMNS: dict[str, dict[str, str]] = {
     "messages": {"messages": "messages"},
     "instruction": {"prompt": "instruction", "input": "", "response": "response"},
@@ -54,20 +53,20 @@ COLUMNS: dict[str, dict[str, str]] = {
         "rank": "rank",
     },
 }
-VOTE = {
+VOTE_COLUMNS = {  # of the chat's files: `votes.py`
     "prompt": "messages",
     "chosen": "chosen",
     "rejected": "rejected",
     "tie": "tie",
-}  # of the chat's own files: `votes.py`
-JOINED = {
+}
+JOINED = {  # form -> parts that may be in several columns
     "instruction": ("prompt", "input", "response"),
     "text": ("text",),
     "rated": ("text",),
     "rankings": ("prompt",),
 }
-BETTER = ("ranks", "scores", "choice")  # of rankings: what says which answer is better
-SERVES: dict[Purpose, tuple[str, ...]] = {
+RANKED_BY = ("ranks", "scores", "choice")  # parts of rankings, one of which says what is better
+FORMS_FOR: dict[Purpose, tuple[str, ...]] = {
     "demonstrations": ("messages", "instruction", "conversations", "transcript", "text", "tree"),
     "comparisons": ("pairs", "rankings", "rated", "tree"),
     "prompts": (
@@ -81,7 +80,7 @@ SERVES: dict[Purpose, tuple[str, ...]] = {
         "tree",
     ),
 }
-OF_FORMS = {"instruction": ("text", "rated", "rankings"), "opening": ("text",)}
+FIELD_FORMS = {"instruction": ("text", "rated", "rankings"), "opening": ("text",)}
 
 
 class HumanSource(Located):
@@ -141,7 +140,8 @@ class HumanSource(Located):
     instruction: str | None = Field(
         default=None,
         min_length=1,
-        description="of text and rated: what the user says, in every dialogue; of rankings: what stands before each prompt",
+        description="of text and rated: what the user says, in every dialogue; of rankings: what "
+        "stands before each prompt",
     )
     opening: int | None = Field(
         default=None,
@@ -153,7 +153,8 @@ class HumanSource(Located):
     )
     part: tuple[float, float] | None = Field(
         default=None,
-        description="[from, to), of 0 to 1: which share of its rows is taken, by what they say; shares apart have no row in common",
+        description="[from, to), of 0 to 1: which share of its rows is taken, by what they say; "
+        "shares apart have no row in common",
     )
     limit: int | None = Field(default=None, ge=1, description="at most so many, a seeded subset")
     show_text: bool = Field(
@@ -185,10 +186,10 @@ class HumanSource(Located):
             )
         if self.instruction is not None and not self.instruction.strip():
             raise Misfit("it says nothing", "instruction")
-        for field, forms in OF_FORMS.items():
+        for field, forms in FIELD_FORMS.items():
             if getattr(self, field) is not None and self.form not in forms:
-                own = f"form {self.form}" if self.form else "a source that has its own form"
-                raise Misfit(f"{own} reads none: it goes with {', '.join(forms)}", field)
+                reader = f"form {self.form}" if self.form else "a source that has its own form"
+                raise Misfit(f"{reader} reads none: it goes with {', '.join(forms)}", field)
         if self.part is not None and not 0 <= self.part[0] < self.part[1] <= 1:
             raise Misfit(
                 f"{list(self.part)} is no part: give two numbers from 0 to 1, the lower one first",
@@ -216,17 +217,17 @@ class HumanSource(Located):
                 raise Misfit(f"{part!r} is in one column: write its name, not a list", "columns")
         if (
             self.form == "rankings"
-            and len(named := [part for part in BETTER if part in self.columns]) != 1
+            and len(named := [part for part in RANKED_BY if part in self.columns]) != 1
         ):
-            told = f"found {' and '.join(named) or 'none'}"
             raise Misfit(
-                f"form rankings needs exactly one of {', '.join(BETTER)}, which says what is better; {told}",
+                f"form rankings needs exactly one of {', '.join(RANKED_BY)}, which says what is "
+                f"better; found {' and '.join(named) or 'none'}",
                 "columns",
             )
         return self
 
     def check_serves(self, purpose: Purpose) -> None:
-        """Raises ValueError where its form does not make what is wanted."""
+        """Raises ValueError where its form does not serve the purpose."""
         if self.task and purpose != "demonstrations":
             raise ValueError(
                 f"source {self.name!r} is a task, which makes demonstrations, not {purpose}"
@@ -235,9 +236,9 @@ class HumanSource(Located):
             raise ValueError(
                 f"source {self.name!r} is votes, which make comparisons, not {purpose}"
             )
-        if self.form and self.form not in SERVES[purpose]:
+        if self.form and self.form not in FORMS_FOR[purpose]:
             raise ValueError(
-                f"source {self.name!r} has form {self.form}, which makes no {purpose}: there are {', '.join(SERVES[purpose])}"
+                f"source {self.name!r} has form {self.form}, which makes no {purpose}: there are {', '.join(FORMS_FOR[purpose])}"
             )
         if purpose == "prompts" and self.form == "text" and self.opening is None:
             raise ValueError(
@@ -245,18 +246,18 @@ class HumanSource(Located):
             )
 
     @model_serializer(mode="wrap")
-    def _without_what_is_not_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Fields that are None are left out, so that a field added later changes no fingerprint
         made before.
         """
         return {key: value for key, value in handler(self).items() if value is not None}
 
     def column(self, part: str) -> list[str]:
-        """Where a part of the form stands in a row: dotted names, several where they are joined;
-        none where it is not read.
+        """The columns of a part of the form: dotted names, several where they are joined; none
+        where it is not read.
         """
         if self.votes:
-            return [VOTE[part]]
+            return [VOTE_COLUMNS[part]]
         assert self.form, "a task is read by its entry"
         given = self.columns.get(part, COLUMNS[self.form][part])
         return [name for name in ([given] if isinstance(given, str) else given) if name]

@@ -1,0 +1,87 @@
+"""What Dagster, MLflow and the scorecard show of demonstrations, comparisons and prompts; and how
+much of a text any page shows where its licence does not cover it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from assets.contract import Built
+from assets.report.tables import Table, write_markdown
+
+EXCERPT = 60  # characters of a sample whose text the licence does not cover
+SAMPLES = 3  # of each source
+TURN_CHARACTERS = 400
+
+
+def show(built: Built, folder: Path) -> None:
+    """sources.md: what became of every source's rows; samples.md: a few of them."""
+    reports = json.loads((built.output / "report.json").read_text(encoding="utf-8"))["sources"]
+    rows = [
+        {
+            "source": name,
+            "rows": str(report["rows"]),
+            "kept": _kept(report),
+            "left out": _reasons(report["left_out"]) or "none",
+            "licence": report["licence"][:200],
+        }
+        for name, report in reports.items()
+    ]
+    write_markdown(folder / "sources.md", Table(rows))
+    write_markdown(folder / "samples.md", *_samples(built, reports))
+
+
+def _kept(report: Mapping[str, Any]) -> str:
+    text = f"{report['kept']}"
+    if report["shortened"]:
+        text += f" ({report['shortened']} without a last turn that nobody answered)"
+    if dropped := _reasons(report["dropped"]):
+        text += f"; dropped of their answers: {dropped}"
+    return text
+
+
+def _reasons(counted: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{reason}: {entry['count']} (first: {entry['first'][:200]})"
+        for reason, entry in counted.items()
+    )
+
+
+def _samples(built: Built, reports: Mapping[str, Any]) -> list[str]:
+    counts = dict.fromkeys(reports, 0)
+    samples = []
+    # not splitlines, which ends a line at \u2028 too
+    for line in (built.output / "training.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
+        row = json.loads(line)
+        if counts[row["source"]] == SAMPLES:
+            continue
+        counts[row["source"]] += 1
+        turns = [f"{message['role']}: {message['content']}" for message in row["messages"]]
+        orders = zip(row.get("responses", ()), *row.get("further", ()), strict=True)
+        for response, *further in orders:
+            ranks = ["–" if rank is None else str(rank) for rank in (response["rank"], *further)]
+            turns.append(f"rank {', '.join(ranks)}: {response['text']}")
+        if not reports[row["source"]]["show_text"]:
+            turns = [shortened(text) for text in turns]
+        text = "\n".join(text[:TURN_CHARACTERS] for text in turns)
+        fence = "````" if "```" in text else "```"
+        samples.append(f"**{row['source']}**\n\n{fence}text\n{text}\n{fence}")
+    return samples
+
+
+def hidden(folder: Path) -> set[str]:
+    """Sources of demonstrations, comparisons or prompts, read from their artifact, whose licence
+    does not cover their text.
+    """
+    if not (path := folder / "report.json").is_file():
+        return set()
+    sources = json.loads(path.read_text(encoding="utf-8"))["sources"]
+    return {name for name, report in sources.items() if not report.get("show_text", True)}
+
+
+def shortened(text: str) -> str:
+    """As much of such a text as a page may show."""
+    return text[:EXCERPT] + ("…" if len(text) > EXCERPT else "")
