@@ -1,12 +1,12 @@
-"""build_defs(): every recipe under recipes/ as a Dagster graph, with its job, schedule, sensor and
+"""build_defs(): every recipe under recipes/ as a Dagster graph, with job, schedule, sensor and
 resources.
 
-This is what `workspace.yaml`, `dg` and `dagster dev` load. Tests and the command line call
+`workspace.yaml`, `dg` and `dagster dev` load this module. Tests and the command line call
 `build_defs` with their own recipes and resources.
 
-A recipe with a mistake in it takes no other one's graph away: what serves the page, ticks and runs
-loads the rest, logs the sentence, and shows an asset in the recipe's place that has the sentence as
-its description. `dg check defs` says a mistake and fails, so that CI does.
+A recipe with a mistake leaves the graphs of the others alone: the code location loads the rest,
+logs the sentence, and shows an asset with the sentence as its description where the recipe would
+be. `dg check defs` raises the mistake, so that CI fails.
 """
 
 from __future__ import annotations
@@ -27,14 +27,12 @@ from assets.recipe.recipe import RECIPES, Recipe, load_recipe
 from assets.recipe.yaml_file import yaml_files
 from assets.stage import as_asset
 from gpt_model.errors import UserError
-from pipelines.jobs import recipe_job
-from pipelines.schedules import weekly_retraining
-from pipelines.sensors import grown_source_sensor
+from pipelines.automation import grown_source_sensor, recipe_job, weekly_retraining
 
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe and the file it stands in, whose folder its local sources are relative to."""
+    """A recipe and its file, whose folder its local sources are relative to."""
 
     recipe: Recipe
     path: Path
@@ -50,34 +48,35 @@ class RecipeFile:
 
 @dataclass(frozen=True)
 class BrokenRecipe:
-    """A file that is no recipe as it stands, and the sentences that say why."""
+    """A file that is no valid recipe, and the sentences that say why."""
 
     path: Path
     mistake: str
 
 
 def recipe_files(folder: Path | None = None) -> tuple[list[RecipeFile], list[BrokenRecipe]]:
-    """The recipes in `folder` (default: $LINEAGE_RECIPES, or recipes/), and the files there that
-    have a mistake in them.
+    """The recipes in `folder` (default: $LINEAGE_RECIPES, or recipes/), and its files with a
+    mistake.
 
     Raises UserError where there is no such folder.
     """
     folder = folder or Path(os.environ.get("LINEAGE_RECIPES") or RECIPES)
     if not folder.is_dir():
         raise UserError(
-            f"There is no folder {folder}. Point LINEAGE_RECIPES at a folder of recipes, or leave it unset."
+            f"There is no folder {folder}. Point LINEAGE_RECIPES at a folder of recipes, or leave "
+            "it unset."
         )
     by_name: dict[str, RecipeFile] = {}
     broken = []
     for path in yaml_files(folder):
         try:
             file = RecipeFile(load_recipe(str(path)), path)
-            check(
-                file.nodes, file.base, Node.settings
-            )  # local texts are the builds' to read: a missing one takes no graph away
+            # local texts are the builds' to read: a missing one takes no graph away
+            check(file.nodes, file.base, Node.settings)
             if other := by_name.get(file.recipe.name):
                 raise UserError(
-                    f"{path} and {other.path} are both named {file.recipe.name!r}: give one of them another `name`."
+                    f"{path} and {other.path} are both named {file.recipe.name!r}: give one of "
+                    "them another `name`."
                 )
             by_name[file.recipe.name] = file
         except UserError as error:
@@ -91,15 +90,15 @@ def build_defs(
     *,
     resource_overrides: Mapping[str, Any] | None = None,
 ) -> dg.Definitions:
-    """The definitions of `files`, and a place for each broken one."""
-    assets: list[dg.AssetsDefinition | dg.AssetSpec] = [_in_its_place(recipe) for recipe in broken]
+    """The definitions of `files`, and an asset that names the mistake of each broken recipe."""
+    assets: list[dg.AssetsDefinition | dg.AssetSpec] = [_mistake_asset(recipe) for recipe in broken]
     jobs, schedules, sensors = [], [], []
     for file in files:
-        assets += [as_asset(node, file.base, file.recipe.owners) for node in file.nodes]
-        job = recipe_job(file.recipe)
+        graph, job = file.nodes, recipe_job(file.recipe)
+        assets += [as_asset(node, file.base, file.recipe.owners) for node in graph]
         jobs.append(job)
         schedules.append(weekly_retraining(file.recipe, job))
-        if sensor := grown_source_sensor(file.recipe, file.nodes[0], file.base, job):
+        if sensor := grown_source_sensor(file.recipe, graph[0], file.base, job):
             sensors.append(sensor)
     return dg.Definitions(
         assets=assets,
@@ -111,19 +110,15 @@ def build_defs(
     )
 
 
-def _in_its_place(recipe: BrokenRecipe) -> dg.AssetSpec:
-    """What the page shows of a recipe that does not load; nothing can be run of it."""
+def _mistake_asset(recipe: BrokenRecipe) -> dg.AssetSpec:
+    """What the page shows of a recipe that does not load; nothing of it can be run."""
     group = re.sub(r"[^A-Za-z0-9_]", "_", recipe.path.stem)
+    headline = f"**{recipe.path.name} has a mistake in it**, so its graph is not here."
     return dg.AssetSpec(
         [group, recipe.path.name],
         group_name=group,
         kinds={"yaml"},
-        description="\n\n".join(
-            [
-                f"**{recipe.path.name} has a mistake in it**, so its graph is not here.",
-                *recipe.mistake.split("\n"),
-            ]
-        ),
+        description="\n\n".join([headline, *recipe.mistake.split("\n")]),
         metadata={"file": dg.MetadataValue.path(str(recipe.path))},
     )
 
@@ -131,9 +126,7 @@ def _in_its_place(recipe: BrokenRecipe) -> dg.AssetSpec:
 @dg.definitions
 def defs() -> dg.Definitions:
     files, broken = recipe_files()
-    if broken and os.environ.get(
-        "DAGSTER_IS_DEFS_VALIDATION_CLI"
-    ):  # set by `dg check defs`, to be asked for here
+    if broken and os.environ.get("DAGSTER_IS_DEFS_VALIDATION_CLI"):  # `dg check defs` sets it
         raise UserError("\n".join(recipe.mistake for recipe in broken))
     for recipe in broken:
         dg.get_dagster_logger("gpt-lineage").warning("A recipe is left out. %s", recipe.mistake)

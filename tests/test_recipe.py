@@ -18,9 +18,8 @@ from assets.recipe.recipe import RECIPES, load_recipe
 from assets.recipe.yaml_file import read_yaml, yaml_files
 from assets.stage import RETRY
 from gpt_model.errors import UserError
+from pipelines.automation import grown_source_sensor, recipe_job
 from pipelines.definitions import RecipeFile, build_defs, defs, recipe_files
-from pipelines.jobs import recipe_job
-from pipelines.sensors import grown_source_sensor
 
 
 def test_every_yaml_in_the_folder_is_a_graph_with_its_job_schedule_and_sensor(
