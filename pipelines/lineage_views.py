@@ -15,7 +15,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from assets.contract import Artifact
-from assets.report.lineage_tree import failed_checks
 from assets.store.store import SHORT, Store
 from gpt_model.errors import UserError
 from pipelines.progress import duration, human
@@ -40,8 +39,8 @@ def listed(store: Store) -> list[dict[str, Any]]:
                     "bytes": artifact.size,
                     "seconds": made["seconds"],
                     "built": made["ended"],
-                    "failed_checks": failed_checks(store, artifact, True),
-                    "warnings": failed_checks(store, artifact, False),
+                    "failed_checks": store.failed_checks(artifact, blocking=True),
+                    "warnings": store.failed_checks(artifact, blocking=False),
                 }
             )
     return sorted(rows, key=lambda row: (row["ref"] is None, row["ref"] or row["built"]))

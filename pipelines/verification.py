@@ -7,9 +7,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from assets.contract import Artifact
-from assets.store.store import Store
+from assets.store.store import SHORT, Store
 from gpt_model.errors import CorruptFile
-from pipelines.lineage_views import SHORT
 
 
 def verified(store: Store, artifact: Artifact | None, console: Console) -> tuple[int, list[str]]:

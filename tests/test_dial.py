@@ -18,7 +18,7 @@ from assets.store.store import Store
 from gpt_model.config import PUBLISHED
 from gpt_model.errors import UserError
 from gpt_model.sizing import Rules, counted, sized
-from pipelines.cli.plan import draw_plan, plan
+from pipelines.cli.plan import draw_plan, plan_of
 
 FRESH = """\
 name: fresh
@@ -187,7 +187,7 @@ def test_plan_prints_what_the_dial_set_and_where_from(tmp_path: Path, home: Path
     recipe = load_recipe(
         written(tmp_path, "extends: local\ndepth: 4\npretraining: {learning_rate: 5.0e-3}\n")
     )
-    facts = plan(recipe, tmp_path, load_profile("single"), Store(home))
+    facts = plan_of(recipe, tmp_path, load_profile("single"), Store(home))
     assert (
         facts["dial"]["set"]["model.width"] == 64
         and "pretraining.learning_rate" not in facts["dial"]["set"]

@@ -39,7 +39,7 @@ from assets.store.store import Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.training.optimizer import BatchSchedule
-from pipelines.cli.plan import draw_plan, parameters_by_part, plan
+from pipelines.cli.plan import draw_plan, parameters_by_part, plan_of
 
 RECIPE = Recipe.model_validate(
     {
@@ -121,7 +121,7 @@ def published(
 
 
 def test_plan_counts_what_the_model_has(store: Store, base: Path) -> None:
-    facts = plan(RECIPE, base, CPU, store)
+    facts = plan_of(RECIPE, base, CPU, store)
     parts = facts["parameters"]
     assert (
         sum(count for name, count in parts.items() if name != "all")
@@ -178,7 +178,7 @@ def test_ppos_four_models_take_16_bytes_a_trained_parameter_and_4_a_frozen_one()
 
 def test_plan_refuses_a_batch_the_profile_cannot_share_out(store: Store, base: Path) -> None:
     with pytest.raises(UserError, match="cannot share out evenly among its processes, 3"):
-        plan(RECIPE, base, Profile(name="three", processes=3), store)
+        plan_of(RECIPE, base, Profile(name="three", processes=3), store)
 
 
 def test_planning_imports_no_torch_and_no_dagster(base: Path) -> None:
@@ -282,7 +282,7 @@ def test_every_stage_has_an_estimate_on_every_profile(
 ) -> None:
     row = next(
         row
-        for row in plan(RECIPE, base, load_profile(profile), store)["stages"]
+        for row in plan_of(RECIPE, base, load_profile(profile), store)["stages"]
         if row["asset"] == f"small/{stage}"
     )
     assert row["forecast"]["seconds"]["expected"] > 0 and row["forecast"]["bytes"]["expected"] > 0
@@ -297,14 +297,14 @@ def test_stage_version_is_why_it_is_built_again(
     (building.files / "index.json").write_text("{}")
     store.publish(building, Facts("corpus", node.stage.version, node.config(base), {}, {}, {}), {})
     store.set_ref("small", "corpus", fingerprint)
-    assert plan(RECIPE, base, CPU, store)["stages"][0]["state"] == "found"
+    assert plan_of(RECIPE, base, CPU, store)["stages"][0]["state"] == "found"
     newer: Stage = replace(node.stage, version="next")
     monkeypatch.setattr("assets.graph.CORPUS", newer)
-    row = plan(RECIPE, base, CPU, store)["stages"][0]
+    row = plan_of(RECIPE, base, CPU, store)["stages"][0]
     assert (row["state"], row["why"]) == ("build", f"stage version {node.stage.version} → next")
     monkeypatch.undo()
     (base / "notes.txt").write_text("another text\n" * 500)
-    assert "sources[0].pinned[0].sha256" in plan(RECIPE, base, CPU, store)["stages"][0]["why"]
+    assert "sources[0].pinned[0].sha256" in plan_of(RECIPE, base, CPU, store)["stages"][0]["why"]
 
 
 def test_plan_counts_a_ramps_steps_and_what_snapshots_take(store: Store, base: Path) -> None:
@@ -316,7 +316,7 @@ def test_plan_counts_a_ramps_steps_and_what_snapshots_take(store: Store, base: P
             )
         }
     )
-    plain, facts = plan(RECIPE, base, CPU, store), plan(longer, base, CPU, store)
+    plain, facts = plan_of(RECIPE, base, CPU, store), plan_of(longer, base, CPU, store)
     assert (
         plain["steps"] == 40
         and facts["steps"] == BatchSchedule(512, 64, 8192).steps_within(20_480) > 50
@@ -536,7 +536,7 @@ def test_a_plan_says_what_is_not_run_where_the_hub_does_not_answer(
 def test_plan_draws_the_loss_of_the_recipes_model_and_not_of_an_experiments(
     store: Store, base: Path
 ) -> None:
-    facts = plan(RECIPE, base, CPU, store)
+    facts = plan_of(RECIPE, base, CPU, store)
     assert "held-out loss" not in _drawn(facts)
     (row,) = [row for row in facts["stages"] if row["asset"] == "small/pretrained"]
     loss = {"low": 2.1, "expected": 2.25, "high": 2.4}

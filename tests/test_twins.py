@@ -20,7 +20,7 @@ from assets.report import experiment
 from assets.stages.lstm import ONE_RUN
 from assets.store.provenance import seconds_spent
 from assets.store.store import Store
-from pipelines.cli.plan import plan
+from pipelines.cli.plan import plan_of
 
 RECIPES = ROOT / "tests" / "recipes"
 TWINS = ("gpt1-ci", "gpt3-ci")
@@ -103,7 +103,7 @@ def test_both_are_planned_within_six_minutes_and_what_they_took_is_recorded(
     report and is not held against anyone.
     """
     foretold = [
-        plan(
+        plan_of(
             load_recipe(str(RECIPES / f"{name}.yaml")),
             RECIPES,
             load_profile("cpu"),

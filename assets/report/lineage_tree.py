@@ -17,14 +17,6 @@ from assets.stages.zero_shot import members
 from assets.store.store import SHORT, Store
 
 
-def failed_checks(store: Store, artifact: Artifact, blocking: bool) -> list[str]:
-    return [
-        name
-        for name, verdict in store.gate(artifact).items()
-        if verdict.blocking == blocking and not verdict.passed
-    ]
-
-
 def traced(
     store: Store, artifact: Artifact, names: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
@@ -50,7 +42,7 @@ def _traced(store: Store, node: Mapping[str, Any], names: Mapping[str, str]) -> 
             "built": made["ended"],
             "git": made["git"],
             "config": artifact.config,
-            "failed_checks": failed_checks(store, artifact, True),
+            "failed_checks": store.failed_checks(artifact, blocking=True),
         }
         if sources := sources_of(artifact):
             facts["sources"] = sources

@@ -200,6 +200,14 @@ class Store:
             for name, verdict in read_json(artifact.path.parent / "gate.json").items()
         }
 
+    def failed_checks(self, artifact: Artifact, *, blocking: bool) -> list[str]:
+        """The names of the artifact's blocking checks that failed, or of the others (warnings)."""
+        return [
+            name
+            for name, verdict in self.gate(artifact).items()
+            if verdict.blocking == blocking and not verdict.passed
+        ]
+
     def show(self, artifact: Artifact) -> Path:
         return artifact.path.parent / "show"
 

@@ -1,7 +1,7 @@
 """What building a recipe takes, and which of its stages are built already; runs nothing.
 
-Parameters, tokens, FLOPs, memory by ZeRO stage, time, disk and cost, as JSON values (`plan`) and as
-tables (`draw_plan`). The figures are `assets.estimate`'s, which each build freezes with its
+Parameters, tokens, FLOPs, memory by ZeRO stage, time, disk and cost, as JSON values (`plan_of`) and
+as tables (`draw_plan`). The figures are `assets.estimate`'s, which each build freezes with its
 artifact. Imports no torch.
 """
 
@@ -25,10 +25,10 @@ from assets.recipe.recipe import PretrainingSection, Recipe
 from assets.stages import base_model
 from assets.stages.pretraining import batches_of, check_shared_out, micro_batch
 from assets.stages.zero_shot import members
-from assets.store.store import Store
+from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import Unreachable
-from pipelines.lineage_views import SHORT, failed_checks, flat
+from pipelines.lineage_views import flat
 from pipelines.progress import duration, human
 
 SNAPSHOT_BYTES = 4  # a parameter: float32
@@ -37,7 +37,7 @@ CHECKPOINTS = 2  # that training keeps
 LISTED = 3  # names that a reason lists; more are counted
 
 
-def plan(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[str, Any]:
+def plan_of(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[str, Any]:
     """The plan as JSON values; `base` is the recipe's folder. Raises UserError where a local source
     cannot be read or the profile cannot share out the recipe's batch.
     """
@@ -174,7 +174,7 @@ def _stages(
             if artifact := store.find(fingerprint):
                 built[node.name] = known[node.name] = artifact
                 row["state"] = "found"
-                if failed := failed_checks(store, artifact, blocking=True):
+                if failed := store.failed_checks(artifact, blocking=True):
                     row |= {"state": "blocked", "why": f"its check {failed[0]!r} failed"}
                 continue
             row["why"] = _why(node, config, store)

@@ -1,59 +1,59 @@
-"""The two pages to look at: Dagster's and MLflow's, on this machine only, over the store of this
-home.
-"""
+"""The commands that serve pages: ui (Dagster) and mlflow, on this machine only, over this store."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
-from assets.lineage import prepare_home
+import typer
+
 from assets.store.store import Store
 from assets.tracking.server import Server
+from pipelines.cli.common import command_group
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 
+app = command_group()
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 3000) -> None:
+    """Dagster's pages over this store, until Ctrl-C."""
+    message = f"Dagster: http://{HOST}:{port}  (Ctrl-C stops it)"
+    _become(dagster_command(port), message, server_environment(Store.default_home()))
+
+
+@app.command()
+def mlflow(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
+    """MLflow's pages over this store, until Ctrl-C."""
+    home = Store.default_home()
+    environment = server_environment(home)
+    Server(home).client()  # migrates the database once, before anything else writes to it
+    message = f"MLflow: http://{HOST}:{port}  (Ctrl-C stops it)"
+    _become(mlflow_command(port, home), message, environment)
+
 
 def dagster_command(port: int) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "dagster",
-        "dev",
-        "-w",
-        str(ROOT / "workspace.yaml"),
-        "-h",
-        HOST,
-        "-p",
-        str(port),
-    ]
+    workspace = str(ROOT / "workspace.yaml")
+    command = [sys.executable, "-m", "dagster", "dev", "-w", workspace]
+    return [*command, "-h", HOST, "-p", str(port)]
 
 
 def mlflow_command(port: int, home: Path) -> list[str]:
     """One worker: the default starts fifteen processes and leaves some behind."""
-    return [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        HOST,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-        "--backend-store-uri",
-        f"sqlite:///{home / 'mlflow.db'}",
-        "--default-artifact-root",
-        str(home / "mlartifacts"),
-    ]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]
+    return [*command, "--default-artifact-root", str(home / "mlartifacts")]
 
 
 def server_environment(home: Path) -> dict[str, str]:
-    """What both servers need: the same home as the builds, MLflow's job executor off."""
+    """What both servers need: the home of the builds, made ready; MLflow's job executor off."""
+    from assets.lineage import prepare_home  # imports Dagster, for which --help does not wait
+
     return {
         **os.environ,
         "LINEAGE_HOME": str(home),
@@ -63,26 +63,9 @@ def server_environment(home: Path) -> dict[str, str]:
     }
 
 
-def serve_dagster(port: int = 3000) -> NoReturn:
-    """Become `dagster dev`, until it is interrupted."""
-    _become(
-        dagster_command(port),
-        f"Dagster: http://{HOST}:{port}  (Ctrl-C stops it)",
-        Store.default_home(),
-    )
-
-
-def serve_mlflow(port: int = 5000) -> NoReturn:
-    """Become `mlflow server` on the home's store, until it is interrupted."""
-    home = Store.default_home()
-    prepare_home(home)
-    Server(home).client()  # migrates the database once, before anything else writes to it
-    _become(mlflow_command(port, home), f"MLflow: http://{HOST}:{port}  (Ctrl-C stops it)", home)
-
-
-def _become(command: list[str], told: str, home: Path) -> NoReturn:
+def _become(command: list[str], message: str, environment: Mapping[str, str]) -> NoReturn:
     """Not a child process: the terminal's Ctrl-C then reaches the server alone, which ends its own
     children.
     """
-    print(told, flush=True)
-    os.execve(command[0], command, server_environment(home))  # noqa: S606 - no shell is wanted
+    print(message, flush=True)
+    os.execve(command[0], command, environment)  # noqa: S606 - no shell is wanted

@@ -1,0 +1,187 @@
+"""The commands about single models: generate, chat, import, export."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from assets.recipe.profile import load_profile
+from assets.store.store import SHORT
+from gpt_model.errors import UserError
+from pipelines import models
+from pipelines.cli.common import (
+    AsJson,
+    ProfileName,
+    command_group,
+    open_store,
+    print_json,
+    stderr_console,
+)
+from pipelines.progress import BuildDisplay
+
+app = command_group()
+
+
+@app.command()
+def generate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="an artifact with a model in it, e.g. tiny/pretrained"
+        ),
+    ],
+    prompt: Annotated[str, typer.Argument(help="what to go on from; empty begins a new document")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the likeliest token each time")
+    ] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    samples: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Write text with a model."""
+    if top_p == 0.0:
+        raise typer.BadParameter("top-p is above 0", param_hint="--top-p")
+    store = open_store()
+    folder = models.model_folder(store, store.resolve(model))
+    most, counter = samples * max_new_tokens, itertools.count(1)
+    with stderr_console().status("writing") as status:
+        texts = models.generate(
+            folder,
+            prompt,
+            lambda *_: status.update(f"writing: token {next(counter)} of at most {most}"),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            samples=samples,
+        )
+    for number, text in enumerate(texts):
+        if number:
+            typer.echo("---")
+        typer.echo(prompt + text)
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="an artifact to talk with, e.g. chat_tiny/supervised"),
+    ] = None,
+    model2: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL2", help="another, which answers beside it, to vote between"),
+    ] = None,
+    browser: Annotated[
+        bool,
+        typer.Option(
+            "--browser", help="a page, and an OpenAI-compatible endpoint, on this machine only"
+        ),
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time")] = 0.7,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0: all")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="of an answer")] = 256,
+    seed: Annotated[int, typer.Option()] = 0,
+    system: Annotated[str, typer.Option(help="what the model is told before the talk")] = "",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="the page's")] = 7860,
+    endpoint_port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    votes: Annotated[
+        bool, typer.Option("--votes", help="only say how many votes are kept")
+    ] = False,
+) -> None:
+    """Talk with a model that was tuned to answer, in the terminal or (--browser) on a page."""
+    # torch takes seconds to import, which the other commands of this module need not wait for
+    from pipelines.chat import session
+
+    store = open_store()
+    if votes:
+        typer.echo(session.votes_summary(store.home))
+        return
+    if model is None:
+        raise typer.BadParameter(
+            "which model? Give an artifact, e.g. chat_tiny/supervised", param_hint="MODEL"
+        )
+    sampling = session.Sampling(temperature, top_p, top_k, max_new_tokens, seed)
+    partners = session.find_partners(store, [name for name in (model, model2) if name])
+    if browser:
+        try:
+            from pipelines.chat import page
+        except ModuleNotFoundError as missing:  # of an extra, which not every machine has
+            raise UserError(
+                f"The page needs {missing.name}, not installed here: "
+                "pip install 'gpt-lineage[chat]' -c constraints.txt"
+            ) from None
+        page.talk(store.home, partners, sampling, system, port, endpoint_port)
+    else:
+        from pipelines.chat import terminal
+
+        terminal.talk(store.home, partners, sampling, system)
+
+
+@app.command("import")
+def import_(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="HUB_ID|DIR",
+            help="a repository on the Hugging Face hub, or a folder laid out like one",
+        ),
+    ],
+    revision: Annotated[
+        str | None, typer.Option(help="a branch, tag or commit of HUB_ID; default: main")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="what to call it: NAME/imported; default: the last part of HUB_ID or DIR"
+        ),
+    ] = None,
+    licence: Annotated[
+        str, typer.Option(help="of the weights, for the tables that say where everything is from")
+    ] = "unknown",
+    profile: ProfileName = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Bring somebody else's model into the store, as an artifact with its own lineage."""
+    store = open_store()
+    with BuildDisplay(store.home, stderr_console()) as display:
+        ref, outcome = models.imported(
+            store, model, revision, licence, name, load_profile(profile), display
+        )
+    artifact, verdicts = outcome.artifact, outcome.verdicts.items()
+    if failed := [f"{name}: {verdict.summary}" for name, verdict in verdicts if not verdict.passed]:
+        raise UserError("\n".join(failed))
+    if as_json:
+        identity = {"fingerprint": artifact.fingerprint, "digest": artifact.digest}
+        print_json({"ref": ref, **identity, "found": outcome.hit})
+    else:
+        how = "found" if outcome.hit else "imported"
+        size = f"{artifact.metrics['parameters']:,.0f} parameters"
+        name = f"{ref} {artifact.fingerprint[:SHORT]}"
+        typer.echo(f"{name} {how}, {size}. See: gpt-lineage show {ref}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="an artifact with a model in it")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where the model goes")],
+    force: Annotated[bool, typer.Option("--force", help="replace what is in DIR")] = False,
+) -> None:
+    """Copy a model to a folder that `transformers` loads."""
+    store = open_store()
+    target = models.export(store, store.resolve(model), folder.expanduser(), replace=force)
+    typer.echo(
+        f"{target} is ready: transformers.AutoModelForCausalLM.from_pretrained({str(target)!r})"
+    )
+    if (target / models.HEAD).is_file():
+        typer.echo(
+            "That is the fine-tuned decoder alone: transformers leaves out the task's head, which is "
+            f"in {models.HEAD} beside it. "
+            f"gpt_model.finetuning.heads.load(pathlib.Path({str(target)!r})) reads both."
+        )

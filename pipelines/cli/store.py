@@ -1,0 +1,154 @@
+"""The commands that read the store: list, show, trace, verify, diff, reproduce."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from assets.contract import Artifact
+from assets.store.store import SHORT, Store
+from assets.tracking.tracking import Tracking
+from gpt_model.errors import UserError
+from pipelines import lineage_views
+from pipelines.cli.common import (
+    ArtifactName,
+    AsJson,
+    command_group,
+    open_store,
+    print_json,
+    print_rich,
+    stderr_console,
+)
+from pipelines.verification import verified
+
+MLFLOW_RUN = re.compile(r"[0-9a-f]{32}")
+
+app = command_group()
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """Every artifact in the store, by name."""
+    store = open_store()
+    rows = lineage_views.listed(store)
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_rich(lineage_views.draw_list(rows))
+    else:
+        typer.echo(f"There is nothing in {store.home} yet. Build a recipe: gpt-lineage run tiny")
+
+
+@app.command()
+def show(artifact: ArtifactName, as_json: AsJson = False) -> None:
+    """One artifact: its inputs, configuration, checks, metrics, files and where it was built."""
+    store = open_store()
+    facts = lineage_views.shown(store, store.resolve(artifact))
+    if as_json:
+        print_json(facts)
+    else:
+        print_rich(lineage_views.draw_artifact(facts))
+
+
+@app.command()
+def trace(
+    artifact: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARTIFACT|MLFLOW_RUN",
+            help="recipe/stage, the start of a fingerprint, or an MLflow run id",
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Where an artifact comes from: its whole lineage back to the sources. Exit status 1 where a
+    part of it is gone.
+    """
+    from assets.report import lineage_tree  # imports the stages, for which `list` does not wait
+
+    store = open_store()
+    lineage = lineage_tree.traced(store, _artifact_or_run(store, artifact))
+    if as_json:
+        print_json(lineage)
+    else:
+        print_rich(lineage_tree.draw_lineage(lineage))
+    if not lineage_tree.is_complete(lineage):
+        raise UserError("A part of this lineage is not in the store any more.")
+
+
+def _artifact_or_run(store: Store, text: str) -> Artifact:
+    """The artifact `text` names, or the one that the MLflow run `text` built."""
+    if MLFLOW_RUN.fullmatch(text):
+        tracking = Tracking(store.home)
+        for artifact in store.artifacts():
+            if tracking.run_of(artifact) == text:
+                return artifact
+    return store.resolve(text)
+
+
+@app.command()
+def verify(
+    artifact: Annotated[
+        str | None, typer.Argument(metavar="[ARTIFACT]", help="default: everything in the store")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute every checksum along an artifact's lineage, or of the whole store. Exit status 1
+    names what is not as published.
+    """
+    store = open_store()
+    root = store.resolve(artifact) if artifact else None
+    checked, problems = verified(store, root, stderr_console())
+    if as_json:
+        print_json({"artifacts": checked, "problems": problems})
+    if problems:
+        raise UserError("\n".join(problems))
+    if not as_json:
+        count = f"{checked} artifact{'s verify' if checked != 1 else ' verifies'}"
+        typer.echo(f"{count}: every file is as it was published.")
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="an artifact")],
+    b: Annotated[str, typer.Argument(metavar="B", help="another")],
+    as_json: AsJson = False,
+) -> None:
+    """Which inputs, fields, metrics and files of two artifacts differ, and where their lineages
+    part.
+    """
+    store = open_store()
+    differences = lineage_views.differences(store, store.resolve(a), store.resolve(b))
+    if as_json:
+        print_json(differences)
+    else:
+        print_rich(lineage_views.draw_differences(differences))
+
+
+@app.command()
+def reproduce(artifact: ArtifactName, as_json: AsJson = False) -> None:
+    """Build an artifact again from its manifest and compare, file by file. Exit status 1 where a
+    file differs.
+    """
+    from pipelines.reproduction import reproduced  # imports the stages too
+
+    store = open_store()
+    original = store.resolve(artifact)
+    differences = reproduced(store, original, stderr_console())
+    if as_json:
+        identity = {
+            "stage": original.stage,
+            "fingerprint": original.fingerprint,
+            "digest": original.digest,
+        }
+        print_json({**identity, "same": not differences, "differences": differences})
+    if differences:
+        name = f"{original.stage} {original.fingerprint[:SHORT]}"
+        raise UserError(
+            "\n".join([f"{name} was built again, and it is not the same:", *differences])
+        )
+    if not as_json:
+        files = len(original.manifest["files"])
+        typer.echo(f"The same, byte for byte: {files} files, digest {original.digest}")
