@@ -19,6 +19,7 @@ from rank import Said
 
 from assets.contract import Artifact, Built
 from assets.recipe.alignment_section import PPOSection
+from assets.report import aligned
 from assets.stages import base_model
 from assets.stages.aligned import ALIGNED
 from gpt_model import convert
@@ -147,8 +148,11 @@ def test_the_page_has_curves_figures_and_samples(built: Built, tmp_path: Path) -
         "figures.md",
         "samples.md",
     }
-    figures, samples = (tmp_path / "figures.md").read_text(), (tmp_path / "samples.md").read_text()
-    assert "64 in 4 batches" in figures and "nan" not in figures and "30, 12, 2" in figures
+    samples = (tmp_path / "samples.md").read_text()
+    figures = aligned.metrics_table(built).frame.set_index("figure")["value"]
+    assert figures["episodes"] == "64 in 4 batches"
+    assert figures["prompts: answered, held out, too long"] == "30, 12, 2"
+    assert not figures.str.contains("nan").any()
     assert (
         samples.count("## prompt") == 4
         and samples.count("After step 0:") == 4

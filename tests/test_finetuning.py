@@ -502,7 +502,7 @@ def test_what_is_shown_says_the_subset_and_the_intervals(
 ) -> None:
     FINETUNED.show(built(inputs, undisturbed), tmp_path)
     table = (tmp_path / "scores.md").read_text()
-    assert ": 128 of 248 (a seeded subset) training" in table
+    assert ": 128 of 248 (seeded subset) training" in table
     cells = {
         line.split(" | ")[0].strip("| "): line.split(" | ")[1:]
         for line in table.splitlines()

@@ -28,9 +28,22 @@ ROW_INCHES = 0.5  # height of one row of a horizontal plot
 
 
 class Panel(NamedTuple):
+    """Lines in one of several plots. The labels are shown where there are several lines."""
+
     title: str
     x: str  # what the horizontal axis is, with its unit
-    lines: Mapping[str, Points]  # label -> points; the label is shown where there are several
+    lines: Mapping[str, Points]  # label -> points
+
+    @classmethod
+    def of_series(
+        cls,
+        title: str,
+        series: Mapping[str, Points],
+        names: Iterable[str],
+        x: str = "optimizer steps",
+    ) -> Panel:
+        """The series that were reported, of those named."""
+        return cls(title, x, {name: series[name] for name in names if name in series})
 
 
 def curves(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
@@ -47,14 +60,17 @@ def curves(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
 
 
 @contextmanager
-def picture(file: Path | BinaryIO, width: float = 7, height: float = 4.2) -> Iterator[Axes]:
+def picture(
+    file: Path | BinaryIO, width: float = 7, height: float = 4.2, grid: bool = True
+) -> Iterator[Axes]:
     """Axes of so many inches, saved to `file` when the block ends, with a legend of what has a
     label.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     yield axes
-    _finish(axes)
+    if grid:
+        _finish(axes)
     figure.savefig(file, dpi=DPI)
 
 
@@ -63,14 +79,14 @@ def _finish(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, framealpha=0.7, edgecolor="none")
 
 
 def line(
     axes: Axes, points: Points, label: str = "", style: str = "-", color: str | None = None
 ) -> None:
     """`style` is matplotlib's: "-" joins the points, ":" dots, "." leaves them apart."""
-    marker = "." if len(points) < FEWEST_UNMARKED and style != "." else None
+    marker = "." if len(points) < FEWEST_UNMARKED and style == "-" else None
     x, y = zip(*points, strict=True) if points else ((), ())
     axes.plot(x, y, style, label=label, marker=marker, color=color)
 

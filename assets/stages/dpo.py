@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Progress, Stage
-from assets.report.reward_model import figures
+from assets.report.reward_model import accuracies
 from assets.stages import tuning_io
 from assets.stages.pretraining import execution_of
 from assets.stages.rankings import EVALUATIONS, HELD_OUT, ON_THE_WAY, counted, laid_out, measured
@@ -172,7 +172,7 @@ def _moved(
 def show(built: Built, folder: Path) -> None:
     """figures.md and training.png."""
     m, series = built.metrics, built.series
-    text = figures(m, {"": "implicit reward"})
+    text = accuracies(m, {"": "implicit reward"})
     if "nats_gained/better" in m:
         text += (
             f"\nOn held-out comparisons the better response has gained {m['nats_gained/better']:+.2f} nats and the worse one "
