@@ -246,7 +246,7 @@ def test_checks_and_pictures_come_from_the_output(evaluated: Built, tmp_path: Pa
         verdicts["every_suite_has_scores"].passed
         and "18 scores of 5 suites" in verdicts["every_suite_has_scores"].summary
     )
-    zero_shot.show(evaluated, tmp_path)
+    zero_shot.ZERO_SHOT.show(evaluated, tmp_path)
     assert (tmp_path / "zero_shot.png").read_bytes()[:4] == b"\x89PNG"
     table = (tmp_path / "zero_shot.md").read_text()
     assert (

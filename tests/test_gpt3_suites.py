@@ -529,6 +529,6 @@ def test_what_was_trained_on_stands_beside_each_score(world: World, tmp_path: Pa
             "40 % of its 8-grams stand in the training text" in row["note"]
             and "75 % of examples" in row["note"]
         )
-    zero_shot.show(built, tmp_path)
+    zero_shot.ZERO_SHOT.show(built, tmp_path)
     table = (tmp_path / "training_text.md").read_text()
     assert "| gpt3_lambada | lambada_few | acc |" in table and "| 40 % | 13 | 75 % |" in table

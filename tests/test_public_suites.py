@@ -20,7 +20,7 @@ from world import CONTEXT, World, make_world
 
 from assets.stages import zero_shot
 from gpt_model.data import hub
-from gpt_model.errors import UserError
+from gpt_model.errors import Unavailable, UserError
 from gpt_model.evaluation import public, scoring
 from gpt_model.evaluation.adapters.registry import ADAPTERS, TaskContext
 from gpt_model.evaluation.detokenizers import DETOKENIZERS
@@ -84,7 +84,7 @@ def test_a_data_set_that_cannot_be_had_is_not_run_here_and_says_what_to_do(
     )
     check = next(check for check in zero_shot.ZERO_SHOT.checks if check.blocking).verdict(built)
     assert check.passed and "not run here: gpt2_lambada/last_word" in check.summary
-    zero_shot.show(built, tmp_path)
+    zero_shot.ZERO_SHOT.show(built, tmp_path)
     assert (
         "**gpt2_lambada/last_word** not run here: the Hugging Face hub did not answer"
         in (tmp_path / "zero_shot.md").read_text()
@@ -159,7 +159,7 @@ def test_a_pinned_commit_is_not_run_either_where_the_hub_is_silent(tmp_path: Pat
         public.DataSource(hub="someone/something", revision="0" * 40), tmp_path, tmp_path
     )
     assert source.not_run == "the Hugging Face hub did not answer when asked for someone/something"
-    with pytest.raises(public.NotRun, match="did not answer"):
+    with pytest.raises(Unavailable, match="did not answer"):
         list(public.rows(source, ["text"], tmp_path, Silent()))
 
 

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from assets.contract import Artifact, Built
+from assets.execution.zero_shot import run
 from assets.recipe.profile import load_profile
-from assets.stages import zero_shot
+from assets.stages.zero_shot import ZERO_SHOT, zero_shot_config
 from gpt_model.data import documents
 from gpt_model.data.splits import bucket
 from gpt_model.evaluation.adapters.registry import TaskContext
@@ -109,7 +110,7 @@ class World:
         recipe: Any = SimpleNamespace(
             name="test", evaluation=section, corpus=SimpleNamespace(seed=0), split_seed=0
         )
-        return zero_shot.ZERO_SHOT.pin(zero_shot.zero_shot_config(recipe), self.folder)
+        return ZERO_SHOT.pin(zero_shot_config(recipe), self.folder)
 
     def rows(self, suite: str, downloads: Path, limit: int | None = LIMIT) -> list[dict[str, Any]]:
         """The questions of a suite of one task."""
@@ -128,9 +129,7 @@ class World:
     ) -> Built:
         output.mkdir()
         config = self.config(suites, examples, files)
-        return Built(
-            config, self.inputs, output, zero_shot.run(config, self.inputs, output, Alone()), {}, []
-        )
+        return Built(config, self.inputs, output, run(config, self.inputs, output, Alone()), {}, [])
 
 
 def write_corpus(folder: Path, texts: dict[str, list[str]], share: float) -> None:

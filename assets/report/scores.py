@@ -380,7 +380,6 @@ def _of_suites(asset: str, artifact: Artifact, inputs: Inputs) -> Iterator[Score
             split=row.split or _split(metadata.data),
             lower_is_better=row.lower_is_better,
             note=_protocol(row, caveat),
-            scale=row.unit or "",
             published=row.published or (_row(published) if published else None),
             paper=_paper(row.suite),
             shots=used.shots if used else None,

@@ -1,7 +1,7 @@
 """Public data sets, as suites name them: where one lies, whether it can be had here, and its rows.
 
 What becomes of a row is `adapters`'. A data set that cannot be had is no error: its task is "not
-run here", for a reason (`NotRun`) that is known when a build is planned and stands in the
+run here", for a reason (`Unavailable`) that is known when a build is planned and stands in the
 evaluation's fingerprint, so that the task is run once the data can be had.
 """
 
@@ -17,12 +17,8 @@ from gpt_model.data import hub
 from gpt_model.data.formats import Row
 from gpt_model.data.location import Located, PinnedFile, tables
 from gpt_model.data.package_index import Kind
-from gpt_model.errors import Unreachable, UserError
+from gpt_model.errors import Unavailable, Unreachable, UserError
 from gpt_model.progress import Progress
-
-
-class NotRun(Exception):
-    """Why a task's data cannot be had here: a clause, to stand after "not run here: "."""
 
 
 class DataSource(Located):
@@ -104,11 +100,11 @@ def rows(
     """The rows of a resolved source, in its order, each with at least `columns`. A plain text file
     has a row a line, of the only column.
 
-    Raises NotRun where the data cannot be had here, Unreachable where only this process cannot
+    Raises Unavailable where the data cannot be had here, Unreachable where only this process cannot
     reach the hub, and UserError, naming the file, where it is damaged or lacks a column.
     """
     if source.not_run is not None:
-        raise NotRun(source.not_run)
+        raise Unavailable(source.not_run)
     try:
         for _, table in tables(source.location(), columns, Path(), downloads, progress):
             yield from table
@@ -122,7 +118,7 @@ def rows(
         # what is no setting of the hub's (a missing column) or lies here, a person can mend
         if error.field is None or source.hub is None or source.location_is_folder():
             raise
-        raise NotRun(str(error).rstrip(".")) from None
+        raise Unavailable(str(error).rstrip(".")) from None
 
 
 def what_to_do(reason: str, suite: str, task: str, columns: Sequence[str]) -> str:

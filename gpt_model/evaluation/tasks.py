@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from gpt_model.data import documents
 from gpt_model.data.formats import MissingColumn
 from gpt_model.data.splits import identity
-from gpt_model.errors import UserError
+from gpt_model.errors import Unavailable, UserError
 from gpt_model.evaluation import held_out_text, public, synthetic
 from gpt_model.evaluation.adapters.registry import ADAPTERS, Row, TaskContext
 from gpt_model.evaluation.contamination import Examples
@@ -75,7 +75,7 @@ def rows_of(task: SuiteTask, task_context: TaskContext, limit: int | None) -> li
     """The rows of a suite's task: at most `limit` of each, the same for the same seed; else a
     public set's every row.
 
-    Raises UserError for a task without any, NotRun for one whose public data set cannot be had
+    Raises UserError for a task without any, Unavailable for one whose public data set cannot be had
     here.
     """
     data, task = task.metadata.data, _without_stop_words(task, task_context)
@@ -108,7 +108,7 @@ def in_each_setting(rows: TaskRows, task_context: TaskContext) -> Iterator[TaskR
     """`rows` as they are where their task has no `shots`; else a task for each number of
     demonstrations, the smallest first.
 
-    Raises NotRun, after the tasks that need none, where the demonstrations cannot be had here.
+    Raises Unavailable, after the tasks that need none, where the demonstrations cannot be had here.
     """
     task, shots = rows.task, rows.task.metadata.shots
     if shots is None:
@@ -153,7 +153,7 @@ def demonstrations_of(task: SuiteTask, task_context: TaskContext) -> list[Row]:
     """What few-shot demonstrations of a task are drawn from: rows of the split its data names for
     it, else of the evaluated one.
 
-    Raises NotRun where that cannot be had here.
+    Raises Unavailable where that cannot be had here.
     """
     data = task.metadata.data
     if isinstance(data, Arithmetic):
@@ -345,12 +345,12 @@ def _public_rows(
         yield from ADAPTERS[data.make](named, task_context, **data.options)
     except MissingColumn as error:
         if reason := data.without.get(error.column):
-            raise public.NotRun(
+            raise Unavailable(
                 public.what_to_do(reason, task.suite, task.name + part, columns)
             ) from None
         raise
-    except public.NotRun as error:
-        raise public.NotRun(
+    except Unavailable as error:
+        raise Unavailable(
             public.what_to_do(str(error), task.suite, task.name + part, columns)
         ) from None
 
@@ -381,7 +381,7 @@ def _labelled_rows(
             f"task {data.task!r} of suite {task.suite!r} was not filled in from the catalogue"
         )
     if data.not_run:
-        raise public.NotRun(data.not_run)
+        raise Unavailable(data.not_run)
     splits = read_examples(
         data.task or task.name,
         data.entry,

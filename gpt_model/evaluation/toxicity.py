@@ -17,8 +17,7 @@ from pydantic import Field, model_validator
 
 from gpt_model.data import hub
 from gpt_model.data.location import PinnedFile, locate, pin
-from gpt_model.errors import Unreachable, UserError
-from gpt_model.evaluation.public import NotRun
+from gpt_model.errors import Unavailable, Unreachable, UserError
 from gpt_model.strict import Strict
 
 TOXICITY, SHARE = "toxicity", "toxic_share"  # the mean, and how many are above HALF
@@ -65,7 +64,7 @@ class Classifier(Strict):
         return self.hub or str(self.folder)
 
 
-def pinned(classifier: Classifier, base: Path, downloads: Path) -> Classifier:
+def resolved(classifier: Classifier, base: Path, downloads: Path) -> Classifier:
     """`classifier` resolved to its commit, or to its folder's bytes; or why it is unavailable here.
 
     A folder is relative to `base`.
@@ -110,11 +109,11 @@ def what_to_do(reason: str, suite: str, task: str) -> str:
 
 
 def load(classifier: Classifier, downloads: Path, device: str) -> Scorer:
-    """The function that scores texts. Raises NotRun where the classifier is unavailable here,
+    """The function that scores texts. Raises Unavailable where the classifier is unavailable here,
     UserError where it lacks the label.
     """
     if classifier.not_run is not None:
-        raise NotRun(classifier.not_run)
+        raise Unavailable(classifier.not_run)
     if classifier.pinned is not None:
         with TemporaryDirectory() as folder:
             for file in classifier.pinned:
@@ -123,7 +122,7 @@ def load(classifier: Classifier, downloads: Path, device: str) -> Scorer:
     try:
         return _loaded(classifier, str(classifier.hub), {"revision": classifier.revision}, device)
     except OSError as error:  # transformers' own, of a hub that does not answer too
-        raise NotRun(
+        raise Unavailable(
             f"the classifier {classifier.hub} could not be fetched from the hub "
             f"({str(error).splitlines()[0]})"
         ) from None

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gpt_model.errors import Unavailable
 from gpt_model.evaluation.adapters.registry import Row, Rows, TaskContext, adapter
-from gpt_model.evaluation.public import NotRun
 
 
 @adapter("question", "targets")
@@ -15,7 +15,7 @@ def true_and_false_answers(rows: Rows, task_context: TaskContext) -> Iterator[Ro
     """TruthfulQA's mc1_targets or mc2_targets. Columns: question, choices, labels (1 where an
     answer is true). The first is a true one.
 
-    Raises NotRun where no question has a false answer.
+    Raises Unavailable where no question has a false answer.
     """
     false = 0
     made = []
@@ -30,7 +30,9 @@ def true_and_false_answers(rows: Rows, task_context: TaskContext) -> Iterator[Ro
             }
         )
     if made and not false:
-        raise NotRun("the data has no false answers, between which and the true ones MC chooses")
+        raise Unavailable(
+            "the data has no false answers, between which and the true ones MC chooses"
+        )
     yield from made
 
 

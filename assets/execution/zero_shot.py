@@ -1,0 +1,192 @@
+"""Runs the zero_shot stage: the model on the recipe's suites, by lm_eval, and the checks of its
+scores.
+
+A task's rows are `gpt_model.evaluation.tasks`', our model behind lm_eval `lm`'s, the scores
+`evaluate`'s. One process with every core: a suite's examples are few, and lm_eval's batching does
+not need ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.report.zero_shot import interval
+from assets.store.home import downloads_folder
+from gpt_model import convert
+from gpt_model.errors import Unavailable, about_all_of
+from gpt_model.evaluation import toxicity
+from gpt_model.evaluation.adapters.registry import TaskContext
+from gpt_model.evaluation.aggregates import aggregate_rows
+from gpt_model.evaluation.contamination import overlap_with_training
+from gpt_model.evaluation.evaluate import (
+    add_metrics,
+    add_toxicity,
+    evaluate,
+    score_rows,
+    shown_samples,
+    write_tasks,
+)
+from gpt_model.evaluation.lm import GPTLM
+from gpt_model.evaluation.results import RESULTS, Results, ScoreRow, UnavailableRow
+from gpt_model.evaluation.suites import SuiteTask, suite_tasks
+from gpt_model.evaluation.tasks import TaskRows, examples_of, in_each_setting, rows_of
+from gpt_model.tokenizer import Tokenizer
+
+
+def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    """Write tasks/ (every task's rows and lm_eval YAML), results.json and samples.json."""
+    if progress.rank:
+        return {}
+    if reason := inputs["pretrained"].not_run:
+        return _write_unavailable(config, output, reason)
+    started = time.monotonic()
+    folder = inputs["pretrained"].path / "model"
+    model = convert.load(folder).to(progress.profile.device)
+    tokenizer = Tokenizer.load(folder)
+    task_context = TaskContext(
+        inputs["corpus"].path if "corpus" in inputs else None,
+        config["split_seed"],
+        downloads_folder(),
+        tokenizer.encode,
+        model.config.context,
+        progress,
+    )
+    prepared = _prepare(config, task_context, progress)
+    tasks = prepared.tasks
+    prepared_at = time.monotonic()
+    shutil.rmtree(output / "tasks", ignore_errors=True)
+    write_tasks(output / "tasks", tasks)
+    results = evaluate(
+        GPTLM(model, tokenizer, progress=progress),
+        output / "tasks",
+        [task.full_name for task in tasks],
+    )
+    overlaps = None
+    if "corpus" in inputs:  # an imported model's training text is not known
+        progress.log("what of the examples stands in the training text")
+        overlaps = overlap_with_training(examples_of(tasks), inputs["corpus"].path)
+    add_metrics(tasks, results)
+    add_toxicity(tasks, results, prepared.classifiers)
+    scores = list(score_rows(tasks, results, overlaps))
+    unavailable = prepared.unavailable
+    for name, contents in config["suites"].items():
+        for row in list(aggregate_rows(suite_tasks(name, contents), scores)):
+            if isinstance(row, ScoreRow):
+                scores.append(row)
+            else:
+                unavailable.append(row)
+    _write(output, config, Results(scores, unavailable), shown_samples(tasks, results))
+    return {
+        **{row.name: row.value for row in scores},
+        "prepare_seconds": prepared_at - started,
+        "score_seconds": time.monotonic() - prepared_at,
+    }
+
+
+@dataclass
+class _Prepared:
+    """What is evaluated, and which tasks are not."""
+
+    tasks: list[TaskRows] = field(default_factory=list)
+    classifiers: dict[str, toxicity.Scorer] = field(default_factory=dict)  # by "suite/task"
+    unavailable: list[UnavailableRow] = field(default_factory=list)
+
+
+def _prepare(config: Config, task_context: TaskContext, progress: Progress) -> _Prepared:
+    """Every task's rows and classifier. A task without them here is an `UnavailableRow`."""
+    prepared = _Prepared()
+    limits: Mapping[str, int] = config["examples"]
+    for suite, contents in config["suites"].items():
+        for task in suite_tasks(suite, contents):
+            try:
+                with about_all_of("suites"):
+                    if scorer := _toxicity_scorer(task, progress.profile.device):
+                        prepared.classifiers[f"{suite}/{task.name}"] = scorer
+                    for rows in rows_of(task, task_context, limits.get(suite)):
+                        # One by one: the settings before an unavailable one stay.
+                        for setting in in_each_setting(rows, task_context):
+                            prepared.tasks.append(setting)
+            except Unavailable as reason:
+                prepared.unavailable.append(UnavailableRow(suite, task.name, str(reason)))
+                progress.log(f"{suite}/{task.name} is not run here: {reason}")
+        counts = [
+            f"{task.name} {len(task.rows):,} examples"
+            for task in prepared.tasks
+            if task.task.suite == suite and task.scored
+        ]
+        progress.log(f"{suite}: {', '.join(counts)}")
+    return prepared
+
+
+def _toxicity_scorer(task: SuiteTask, device: str) -> toxicity.Scorer | None:
+    """The task's classifier, where it has one. Raises Unavailable where that is not here."""
+    if task.metadata.classifier is None:
+        return None
+    try:
+        return toxicity.load(task.metadata.classifier, downloads_folder(), device)
+    except Unavailable as reason:
+        raise Unavailable(toxicity.what_to_do(str(reason), task.suite, task.name)) from None
+
+
+def _write_unavailable(config: Config, output: Path, reason: str) -> Metrics:
+    """Every task as unavailable, where there is no model to evaluate."""
+    rows = [
+        UnavailableRow(suite, task.name, reason)
+        for suite, contents in config["suites"].items()
+        for task in suite_tasks(suite, contents)
+    ]
+    _write(output, config, Results([], rows), [])
+    return {"not_run": float(len(rows))}
+
+
+def _write(output: Path, config: Config, results: Results, samples: list[dict[str, Any]]) -> None:
+    rows = results.to_json(list(config["suites"]))
+    limits = dict(config["examples"])
+    documents = {
+        RESULTS: {"rows": rows, "split_seed": config["split_seed"], "limits": limits},
+        "samples.json": {"samples": samples},
+    }
+    for name, document in documents.items():
+        text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
+        (output / name).write_text(text + "\n", encoding="utf-8")
+
+
+def every_suite_has_scores(built: Built) -> Verdict:
+    """A suite that was not run counts as judged; its tasks are named."""
+    results = Results.read(built.output)
+    present = {row.suite for row in results.scores} | {row.suite for row in results.unavailable}
+    missing = sorted(set(built.config["suites"]) - present)
+    problems = [f"suite {name} has no score" for name in missing] + [
+        f"{row.name} is not a finite number" for row in results.scores if not row.is_finite
+    ]
+    summary = (
+        "; ".join(problems)
+        or f"{len(results.scores)} scores of {len(built.config['suites'])} suites, all finite"
+    )
+    if results.unavailable:
+        names = ", ".join(f"{row.suite}/{row.task}" for row in results.unavailable)
+        summary += f"; not run here: {names}"
+    counts = {"scores": len(results.scores), "not_run": len(results.unavailable)}
+    return Verdict(not problems, summary, counts)
+
+
+def cloze_above_chance(built: Built) -> Verdict:
+    """The cloze suite where the recipe has it. A model that does no better than guessing one of ten
+    choices has learnt nothing of its text.
+    """
+    scores = Results.read(built.output).scores
+    rows = [row for row in scores if row.suite == "cloze" and row.metric == "acc"]
+    below = [row for row in rows if row.low is None or row.low <= (row.baseline_value or 0.0)]
+    summary = "; ".join(
+        f"{row.value:.3f} ({interval(row)}), chance {row.baseline_value:.3f}" for row in rows
+    )
+    return Verdict(
+        not below, summary or "the recipe asks for no cloze", {row.task: row.value for row in rows}
+    )

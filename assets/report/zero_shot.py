@@ -1,0 +1,164 @@
+"""What Dagster and MLflow show of a zero-shot evaluation: its scores, what of the examples stands in
+the training text, and samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from assets.contract import Built
+from assets.report import plots
+from assets.report.tables import MISSING, Table, write_markdown
+from assets.stages import base_model
+from gpt_model.evaluation.results import Results, ScoreRow, SubsetScore
+
+OVERLAP_NOTE = (
+    "K: demonstrations before a question, on average, and at least; as many of those asked for as "
+    "fit the context. 8-grams: GPT-2's overlap (Radford et al. 2019, section 4), without its Bloom "
+    "filter's false positives. Dirty: an example that shares N words in a row with a training "
+    "document; N is the 5th percentile of the examples' lengths, 8 to 13 (Brown et al. 2020, "
+    "appendix C). In brackets: 95 % interval."
+)
+
+
+def show(built: Built, folder: Path) -> None:
+    """zero_shot.md (the table), training_text.md (overlap), zero_shot.png (accuracies against what
+    guessing gives), samples.md.
+    """
+    results = Results.read(built.output)
+    note = f"↓: lower is better. {base_model.caveat(built, built.inputs)}".rstrip()
+    not_run = [
+        f"**{row.suite}/{row.task}** not run here: {row.reason}." for row in results.unavailable
+    ]
+    write_markdown(folder / "zero_shot.md", scores_table(results.scores, note), *not_run)
+    if any(row.overlap for row in results.scores):
+        write_markdown(folder / "training_text.md", overlap_table(results.scores))
+    samples = json.loads((built.output / "samples.json").read_text(encoding="utf-8"))["samples"]
+    fewer = _with_fewer_demonstrations(results.scores)
+    shown = [sample for sample in samples if (sample["suite"], sample["task"]) not in fewer]
+    write_markdown(folder / "samples.md", *_samples(shown))
+    if accuracies := [row for row in results.scores if row.baseline_value is not None]:
+        _draw_accuracies(accuracies, folder / "zero_shot.png")
+
+
+def scores_table(scores: Sequence[ScoreRow], note: str = "") -> Table:
+    return Table(
+        [
+            {
+                "suite": row.suite,
+                "task": row.task,
+                "metric": row.metric + (" ↓" if row.lower_is_better else ""),
+                "value": row.value,
+                "95 % interval": interval(row),
+                "beside": row.baseline or MISSING,
+                "examples": _examples(row),
+                "what it is": row.description,
+            }
+            for row in scores
+        ],
+        note=note,
+    )
+
+
+def interval(row: ScoreRow | SubsetScore) -> str:
+    """ "0.31 to 0.36", or a dash"""
+    return MISSING if row.low is None else f"{row.low:.4g} to {row.high:.4g}"
+
+
+def _examples(row: ScoreRow) -> str:
+    text = f"{row.examples:,}"
+    text += f" of {row.available:,}" if row.available > row.examples else ""
+    return text + (f", {row.too_long:,} more too long" if row.too_long else "")
+
+
+def overlap_table(scores: Sequence[ScoreRow]) -> Table:
+    """A row for each score whose examples were looked up in the training text."""
+    rows = []
+    for row in scores:
+        if (overlap := row.overlap) is None:
+            continue
+        clean = f"{overlap.clean_percent:.3g} %"
+        clean += f", {overlap.too_short:,} too short to say" if overlap.too_short else ""
+        percent = MISSING if overlap.percent is None else f"{overlap.percent:.3g} %"
+        rows.append(
+            {
+                "suite": row.suite,
+                "task": row.task,
+                "metric": row.metric,
+                "K": _demonstrations(row),
+                "8-grams": overlap.ngrams,
+                "of them in training": percent,
+                "N": overlap.run,
+                "clean examples": clean,
+                "score on them": _subset_score(overlap.clean),
+                "score on the dirty": _subset_score(overlap.dirty),
+            }
+        )
+    return Table(rows, note=OVERLAP_NOTE)
+
+
+def _demonstrations(row: ScoreRow) -> str:
+    if (shown := row.demonstrations) is None:
+        return MISSING
+    if not shown.requested:
+        return "0"
+    return f"{shown.mean:.1f} of {shown.requested} (≥ {shown.fewest})"
+
+
+def _subset_score(score: SubsetScore | None) -> str:
+    if score is None:
+        return MISSING
+    ends = "" if score.low is None else f" ({interval(score)})"
+    return f"{score.value:.4g}{ends}, {score.examples:,} examples"
+
+
+def _with_fewer_demonstrations(scores: Sequence[ScoreRow]) -> set[tuple[str, str]]:
+    """(suite, task) of settings that ask the same as one with more demonstrations, whose prompt
+    shows it all.
+    """
+    most: dict[tuple[str, str], tuple[int, str]] = {}
+    settings = []
+    for row in scores:
+        if row.demonstrations:
+            settings.append((row.suite, row.task))
+            key = (row.suite, row.task.removesuffix(f"_{row.demonstrations.shots}"))
+            most[key] = max(most.get(key, (-1, "")), (row.demonstrations.requested, row.task))
+    return set(settings) - {(suite, task) for (suite, _), (_, task) in most.items()}
+
+
+def _samples(samples: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One example a task: the end of its context and each answer with its log-probability."""
+    paragraphs: dict[tuple[str, str], str] = {}
+    for sample in samples:
+        task = (sample["suite"], sample["task"])
+        if task in paragraphs or not sample["answers"]:
+            continue
+        quoted = "> " + sample["context"].replace("\n", "\n> ")
+        answers = []
+        for index, answer in enumerate(sample["answers"]):
+            right = "**right** " if sample["target"] in (index, answer) else ""
+            nats = f" {sample['logprobs'][index]:.2f} nats" if sample["logprobs"] else ""
+            text = f"`{answer.strip()}`" if answer.strip() else "nothing"
+            answers.append(f"- {right}{text}{nats}")
+        paragraphs[task] = f"**{task[0]}/{task[1]}**\n\n{quoted}\n\n" + "\n".join(answers)
+    return list(paragraphs.values())
+
+
+def _draw_accuracies(scores: Sequence[ScoreRow], path: Path) -> None:
+    values = [row.value for row in scores]
+    with plots.picture(path, height=plots.rows_height(len(scores))) as axes:
+        plots.row_intervals(
+            axes,
+            range(len(scores)),
+            values,
+            [row.value if row.low is None else row.low for row in scores],
+            [row.value if row.high is None else row.high for row in scores],
+            "ours, with 95 % interval",
+        )
+        baselines = [row.baseline_value or 0.0 for row in scores]
+        axes.plot(baselines, range(len(scores)), "k|", label="chance, or the commonest answer")
+        plots.name_rows(axes, [f"{row.task} {row.metric}" for row in scores])
+        axes.set_xlabel("accuracy")
