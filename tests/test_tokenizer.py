@@ -17,10 +17,11 @@ import regex
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import assets.stages.tokenizer as stages
+import assets.execution.tokenizer as execution
 from assets.contract import Artifact, Built, Metrics, Stage
+from assets.execution.tokenizer import NASTY, training_shares, training_texts
 from assets.recipe.profile import Profile
-from assets.stages.tokenizer import NASTY, TOKENIZER, TOKENS, training_shares, training_texts
+from assets.stages.tokenizer import TOKENIZER, TOKENS
 from gpt_model.data import documents
 from gpt_model.data.archives import read_members
 from gpt_model.data.package_index import fetch_package
@@ -411,7 +412,7 @@ def test_a_large_corpus_trains_the_tokenizer_on_a_budget_by_weight(
     everything = list(training_texts(corpus, training_shares(corpus)))
     assert len(everything) == 380 + 180
     index = documents.index(corpus)
-    monkeypatch.setattr(stages, "BUDGET", 16_000)
+    monkeypatch.setattr(execution, "BUDGET", 16_000)
     shares = training_shares(corpus)
     assert shares["prose"] * index["prose"]["training"]["bytes"] == pytest.approx(12_000)
     chosen = list(training_texts(corpus, shares))

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loky import get_reusable_executor
 
+from assets.execution.tokenizer import NASTY
 from assets.recipe.recipe import TokenizerSection
-from assets.stages.tokenizer import NASTY
 from gpt_model.data.shards import SourceTexts, TokenData, write
 from gpt_model.errors import UserError
 from gpt_model.tokenizer import END_OF_TEXT, GPT1Tokenizer, Tokenizer, base, words

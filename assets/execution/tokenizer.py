@@ -1,0 +1,178 @@
+"""Trains the tokenizer and judges it: which documents it learns from, and what must hold before
+anything trains on its tokens. The tokenizers themselves are `gpt_model.tokenizer`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
+from gpt_model.data import documents, splits
+from gpt_model.tokenizer import END_OF_TEXT, Tokenizer
+
+# Merges hardly change after a gigabyte. A larger corpus gives each source its weight's share of
+# this budget, documents chosen by hash.
+BUDGET = 1_000_000_000  # bytes
+CHOICE_SEED = 50_257  # of that choice: any fixed number, but not one that a corpus splits by
+ROUND_TRIP = 4_000_000  # characters of each source's held-out text that must come back
+
+NASTY = (
+    "",
+    " ",
+    "   ",
+    "\n",
+    "\r\n\r",
+    "\t \t\n  \n\n",
+    " leading",
+    "trailing  ",
+    "two  spaces   three",
+    "no .space , before !",
+    "don't I'll we'Ve",
+    "\x00\x01\x1f\x7f\x80\x9f",
+    "\ufeffbyte order mark",
+    "\ufffd\ufffe\uffff\U0010ffff",
+    "e\u0301 é ﬁ ½ ²",
+    "\u2028\u2029\u00a0\u3000\u200b\u200d",
+    "👩‍👩‍👧‍👦🏳️‍🌈",
+    "שלום עליכם",
+    "مرحبا",
+    "你好,世界",
+    "नमस्ते",
+    "ᚠᛇᚻ",
+    "Ġ Ċ ĉ",
+    "`|*_#<>&\\",
+    END_OF_TEXT,
+    f"a{END_OF_TEXT} b",
+    "x" * 3000,
+    "=" * 3000,
+)
+
+
+def train(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    """Learn a vocabulary from the corpus's training documents. `transformers` loads the output."""
+    corpus = inputs["corpus"].path
+    shares = training_shares(corpus)
+    total = sum(
+        share * documents.index(corpus)[source]["training"]["bytes"]
+        for source, share in shares.items()
+    )
+    read = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal read
+        for text in training_texts(corpus, shares):
+            read += len(text.encode())
+            progress.advance(min(read, total), total, "bytes")
+            yield text
+        progress.log(
+            f"tokenizer: {read:,} bytes read; learning {config['vocab_size']:,} tokens from them"
+        )
+
+    tokenizer = Tokenizer.train(texts(), vocab_size=config["vocab_size"], style=config["style"])
+    tokenizer.save(output)
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "training_bytes": read,
+        **_held_out_metrics(tokenizer, corpus),
+    }
+
+
+def training_shares(corpus: Path) -> dict[str, float]:
+    """The share of each source's training documents that the tokenizer learns from: all of them,
+    unless their bytes exceed `BUDGET` together.
+    """
+    sources = documents.index(corpus)
+    if sum(source["training"]["bytes"] for source in sources.values()) <= BUDGET:
+        return dict.fromkeys(sources, 1.0)
+    weights = sum(source["weight"] for source in sources.values())
+    return {
+        name: min(1.0, BUDGET * source["weight"] / weights / max(source["training"]["bytes"], 1))
+        for name, source in sources.items()
+    }
+
+
+def training_texts(corpus: Path, shares: dict[str, float]) -> Iterator[str]:
+    """Each source's share of its training documents, chosen by their hash: always the same."""
+    for source, share in shares.items():
+        for text in documents.read(corpus, source, "training"):
+            if share == 1.0 or splits.bucket(text, CHOICE_SEED) < share:
+                yield text
+
+
+def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """The first documents that hold so many characters together; at least one."""
+    for text in texts:
+        yield text
+        characters -= len(text)
+        if characters <= 0:
+            return
+
+
+def _held_out_metrics(tokenizer: Tokenizer, corpus: Path) -> Metrics:
+    """By source, on held-out text: bytes (of normalised text) a token, and the share of unknown
+    tokens.
+    """
+    metrics, lengths = {}, tokenizer.byte_lengths()
+    for source in documents.index(corpus):
+        texts = list(_first(documents.read(corpus, source, "held_out"), ROUND_TRIP))
+        ids = np.array(
+            [index for encoded in tokenizer.encode_batch(texts) for index in encoded],
+            dtype=np.int64,
+        )
+        if len(ids):
+            metrics[f"held_out/{source}/bytes_per_token"] = int(lengths[ids].sum()) / len(ids)
+            if tokenizer.unknown is not None:
+                metrics[f"held_out/{source}/unknown_share"] = float(
+                    (ids == tokenizer.unknown).mean()
+                )
+    return metrics
+
+
+def round_trip(built: Built) -> Verdict:
+    tokenizer, corpus = Tokenizer.load(built.output), built.inputs["corpus"].path
+    changed, texts, characters = [], 0, 0
+    held_out = {
+        source: _first(documents.read(corpus, source, "held_out"), ROUND_TRIP)
+        for source in documents.index(corpus)
+    }
+    for source, source_texts in {"nasty strings": NASTY, **held_out}.items():
+        batch = list(source_texts)
+        for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+            if not _round_trips(tokenizer, text, ids):
+                changed.append(f"{source}: {text[:40]!r}")
+            texts, characters = texts + 1, characters + len(text)
+    expected = "the text they are normalised to" if tokenizer.normalises else "themselves"
+    summary = (
+        f"{texts - len(changed):,} of {texts:,} texts ({characters:,} characters) decode to "
+        f"{expected}"
+    )
+    return Verdict(
+        not changed,
+        f"{summary}{'; not: ' + '; '.join(changed[:3]) if changed else '.'}",
+        {"texts": texts, "changed": len(changed)},
+    )
+
+
+def _round_trips(tokenizer: Tokenizer, text: str, ids: list[int]) -> bool:
+    # GPT-1's end-of-text is a newline, which a text may contain.
+    ends = not tokenizer.normalises and tokenizer.end_of_text in ids
+    return tokenizer.decode(ids) == tokenizer.normalise(text) and not ends
+
+
+def vocabulary_size(built: Built) -> Verdict:
+    tokenizer, expected = Tokenizer.load(built.output), built.config["vocab_size"]
+    last = tokenizer.end_of_text == expected - 1
+    ending = tokenizer.tokens()[tokenizer.end_of_text]
+    summary = (
+        f"{tokenizer.vocab_size:,} tokens, {expected:,} requested; the end-of-text token "
+        f"{json.dumps(ending)} is {tokenizer.end_of_text:,}."
+    )
+    return Verdict(
+        tokenizer.vocab_size == expected and last,
+        summary,
+        {"vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text},
+    )
