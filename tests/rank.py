@@ -192,9 +192,9 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
     from safetensors.torch import save_file
 
     from assets.contract import Artifact
+    from assets.execution.base_model import trained_shape
     from assets.stages.ablations import ABLATIONS
     from assets.stages.aligned import ALIGNED
-    from assets.stages.base_model import trained_shape
     from assets.stages.finetuning import FINETUNED
     from assets.stages.layers_transferred import LAYERS_TRANSFERRED
     from assets.stages.pretraining import (

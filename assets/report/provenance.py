@@ -49,7 +49,7 @@ def facts(inputs: Inputs) -> dict[str, str]:
 
 
 def _model(model: Artifact, tokenizer: Artifact) -> str:
-    if reason := base_model.not_run(model):
+    if reason := model.not_run:
         return f"not here: {reason}"
     shape, vocabulary = base_model.shape(model), int(tokenizer.metrics["vocab_size"])
     parameters = ModelConfig(**shape, vocab_size=vocabulary).parameters()
@@ -78,7 +78,7 @@ def _training_data(model: Artifact, corpus: Artifact) -> str:
 def family(inputs: Inputs) -> str | None:
     """The model's; None of one that could not be imported."""
     model = inputs["pretrained"] if "pretrained" in inputs else inputs["imported"]
-    return None if base_model.not_run(model) else base_model.shape(model)["family"]
+    return None if model.not_run else base_model.shape(model)["family"]
 
 
 def lineage(recipe: str, inputs: Inputs) -> Text:

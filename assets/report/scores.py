@@ -131,7 +131,7 @@ def collect(recipe: str, inputs: Inputs) -> tuple[list[Score], list[NotRun]]:
 def _of_artifact(
     asset: str, name: str, artifact: Artifact, inputs: Inputs
 ) -> Iterator[Score | NotRun]:
-    reason = base_model.not_run(artifact)
+    reason = artifact.not_run
     if artifact.stage == "finetuned":
         yield from _of_task(asset, artifact, reason)
     elif reason:

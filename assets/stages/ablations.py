@@ -17,7 +17,6 @@ from assets.contract import Built, Check, Config, Inputs, Metrics, Progress, Sta
 from assets.recipe.recipe import Recipe
 from assets.report import experiment
 from assets.report.finetuned import SCORE_NAMES
-from assets.stages import base_model
 from assets.stages.finetuning import task_names
 from assets.stages.finetunings import Way, data_of, not_run, pin_tasks, scored, task_config
 from assets.stages.lstm import LSTM, ONE_RUN
@@ -62,7 +61,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     """Write experiment.json."""
     from gpt_model.tokenizer import Tokenizer
 
-    reason = base_model.not_run(inputs["pretrained"])
+    reason = inputs["pretrained"].not_run
     missing = [
         f"{one['task']}: not run here. {one['not_run']}."
         for one in config["tasks"]

@@ -26,11 +26,11 @@ from assets.contract import (
     Progress,
     Stage,
     Verdict,
+    write_not_run,
 )
 from assets.recipe.recipe import Recipe
 from assets.recipe.task_entries import entry_named, is_file, of_own_files, task_name
 from assets.report.finetuned import ARMS, CONSTANT, SCORE_NAMES, json_lines, show
-from assets.stages import base_model
 from assets.stages.finetuning_results import results_of, write_model, write_outputs
 from assets.stages.finetuning_run import Part, fine_tuned, how_to, pin_task, prepare
 from gpt_model.errors import UserError
@@ -101,9 +101,9 @@ def _run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Me
     from gpt_model.finetuning.input_forms import SPECIALS
     from gpt_model.tokenizer import Tokenizer
 
-    if reason := base_model.not_run(inputs["pretrained"]) or config.get("not_run"):
+    if reason := inputs["pretrained"].not_run or config.get("not_run"):
         if progress.rank == 0:
-            base_model.write_not_run(output, reason)
+            write_not_run(output, reason)
         progress.log(f"Not run here: {reason}.")
         return {"not_run": 1.0}
     tokenizer = Tokenizer.load(inputs["tokenizer"].path)

@@ -15,7 +15,6 @@ from assets.contract import Built, Check, Config, Inputs, Metrics, Progress, Sta
 from assets.recipe.recipe import Recipe
 from assets.report import experiment
 from assets.report.finetuned import SCORE_NAMES
-from assets.stages import base_model
 from assets.stages.finetunings import Way, data_of, not_run, pin_tasks, scored, task_config
 from gpt_model.errors import UserError
 
@@ -46,7 +45,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     from gpt_model.tokenizer import Tokenizer
 
     [task_config] = config["tasks"]
-    if reason := base_model.not_run(inputs["pretrained"]) or task_config.get("not_run"):
+    if reason := inputs["pretrained"].not_run or task_config.get("not_run"):
         not_run(
             output, progress, TITLE, SOURCE, [f"{task_config['task']}: not run here. {reason}."]
         )

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
+from assets.execution import base_model
 from assets.recipe.profile import Profile
 from assets.report import pretrained
-from assets.stages import base_model
 from gpt_model.errors import UserError, about
 from gpt_model.training.batching import TRAINING_TOKENS
 

@@ -31,7 +31,7 @@ TEXT_TOKENS = 16_384
 
 def model_of(artifact: Artifact) -> Path:
     """The model's folder. Raises UserError where the model could not be had here."""
-    if reason := base_model.not_run(artifact):
+    if reason := artifact.not_run:
         raise UserError(f"There is no model to go on from: {reason}.", field=".imported")
     return artifact.path / "model"
 

@@ -1,0 +1,142 @@
+"""Brings a model and its tokenizer from the Hugging Face hub or a folder into the store's form.
+
+`gpt_model.convert` says which architectures fit, and converts the weights. The artifact:
+
+    model/           as of a pre-trained one: weights, config and the tokenizer's files
+    tokenizer.json … the tokenizer's files again, for the stages that take a tokenizer
+    shape.json       the ModelConfig
+    imported.json    the files that were read, each with its sha256
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import snapshot_download
+
+from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.stages.base_model import write_shape
+from assets.stages.imported import OTHER_FILES, SOURCE_FILE, WEIGHT_FILES
+from assets.store.home import downloads_folder
+from gpt_model import convert
+from gpt_model.data.hub import silent
+from gpt_model.data.location import PinnedFile, locate
+from gpt_model.disk import sha256_of
+from gpt_model.errors import Unavailable, Unreachable, UserError
+from gpt_model.model_folder import PICKLED, pickled
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.transformer import GPT
+
+
+def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    """Fetch or find the files, convert them, and write the artifact."""
+    if reason := config.get("not_run"):
+        raise Unavailable(reason)
+    with _folder(config, output / SCRATCH, progress) as (folder, name):
+        try:
+            model, tokenizer = _read(folder)
+        except UserError as error:
+            raise type(error)(
+                str(error).replace(str(folder), name), field=config.get("folder") and "folder"
+            ) from None
+        paths = sorted(path for path in folder.iterdir() if path.is_file())
+        read = sum(path.stat().st_size for path in paths)
+        files = [
+            {"path": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size}
+            for path in paths
+        ]
+    convert.save(model, output / "model", tokenizer.end_of_text)
+    tokenizer.save(output / "model")
+    tokenizer.save(output)
+    write_shape(model.config, output)
+    facts = {
+        "from": {key: config[key] for key in ("hub", "revision", "folder") if key in config},
+        "files": files,
+    }
+    (output / SOURCE_FILE).write_text(
+        json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    return {
+        "parameters": model.config.parameters(),
+        "vocab_size": tokenizer.vocab_size,
+        "bytes_read": read,
+    }
+
+
+@contextmanager
+def _folder(config: Config, scratch: Path, progress: Progress) -> Iterator[tuple[Path, str]]:
+    """A folder with the files, and its name in sentences. Raises UserError where the files cannot
+    be had.
+    """
+    if "hub" in config:
+        name = f"{config['hub']} at {config['revision'][:12]}"
+        progress.log(f"fetching {name} from the hub")
+        yield _fetched(config["hub"], config["revision"]), name
+        return
+    scratch.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=scratch) as temporary:
+        for file in config["files"]:
+            pinned = PinnedFile.model_validate(file)
+            (Path(temporary) / pinned.path).symlink_to(
+                locate(pinned, downloads_folder(), downloads_folder())
+            )
+        yield Path(temporary), config["folder"]
+
+
+def _fetched(repository: str, commit: str) -> Path:
+    try:
+        folder = Path(
+            snapshot_download(
+                repository,
+                revision=commit,
+                allow_patterns=[*WEIGHT_FILES, *OTHER_FILES],
+                cache_dir=downloads_folder() / "hub",
+            )
+        )
+    except Exception as error:
+        if silent(error):
+            raise Unreachable(
+                f"The hub did not give {repository} at {commit[:12]}: it does not answer. Try again where it can be reached."
+            ) from None
+        raise
+    if not any(folder.glob("*.safetensors")):
+        pickled_weights = (
+            f"What {repository} at {commit[:12]} has in place of safetensors ({PICKLED})"
+        )
+        raise pickled(pickled_weights, "Choose a revision or another repository that has them.")
+    return folder
+
+
+def _read(folder: Path) -> tuple[GPT, Tokenizer]:
+    model = convert.load(folder)
+    files = folder / "vocab.json", folder / "merges.txt"
+    if (folder / "tokenizer.json").is_file() or not all(file.is_file() for file in files):
+        tokenizer = Tokenizer.load(folder)
+    else:  # as older repositories have it
+        tokenizer = (
+            Tokenizer.from_gpt1_files(*files)
+            if model.config.family == "gpt1"
+            else Tokenizer.from_gpt2_files(*files)
+        )
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise UserError(
+            f"{folder}/config.json: vocab_size is {model.config.vocab_size}, but the tokenizer beside it has {tokenizer.vocab_size} "
+            "tokens. Give a model and the tokenizer it was trained with."
+        )
+    return model, tokenizer
+
+
+def model_loads(built: Built) -> Verdict:
+    model = convert.load(built.output / "model")
+    finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    shape = model.config
+    return Verdict(
+        finite,
+        f"model/ loads as {shape.family}, {shape.layers} layers of width {shape.width}, {shape.parameters():,} parameters"
+        + ("." if finite else ", some of which are not numbers."),
+        {"parameters": shape.parameters()},
+    )
