@@ -23,7 +23,7 @@ from typing import ClassVar
 import pytest
 
 from gpt_model.data import archives, package_index
-from gpt_model.data.archives import read_members
+from gpt_model.data.archives import open_members
 from gpt_model.data.package_index import fetch_package
 from gpt_model.data.sources import Source, open_source
 from gpt_model.errors import UserError
@@ -38,6 +38,10 @@ def read(base: Path, **fields: object) -> list[str]:
             Source.model_validate({"name": "it", **fields}), base / "downloads", base, Silent()
         )
     )
+
+
+def read_members(archive: Path, patterns: str | list[str]) -> list[tuple[str, bytes]]:
+    return [(name, stream.read()) for name, stream in open_members(archive, patterns)]
 
 
 def make_zip(path: Path, members: dict[str, bytes]) -> Path:
@@ -78,7 +82,7 @@ class TestArchives:
     )
     def test_members_match_globs_in_every_kind_of_archive(self, tmp_path: Path, name: str) -> None:
         archive = (make_tar if ".tar" in name else make_zip)(tmp_path / name, self.MEMBERS)
-        assert list(read_members(archive, "pkg/data/*.txt")) == [("pkg/data/a.txt", b"A")]
+        assert read_members(archive, "pkg/data/*.txt") == [("pkg/data/a.txt", b"A")]
         assert [content for _, content in read_members(archive, ["pkg/**/*.txt"])] == [b"A", b"B"]
         assert [content for _, content in read_members(archive, "data/a.txt")] == [
             b"A"
@@ -86,17 +90,17 @@ class TestArchives:
         with pytest.raises(
             UserError, match=rf"{name} holds no file that matches 'data/\*\.csv'. It holds 3 files"
         ):
-            list(read_members(archive, "data/*.csv"))
+            read_members(archive, "data/*.csv")
 
     def test_an_archive_in_an_archive_is_read_by_one_name(self, tmp_path: Path) -> None:
         inner = make_tar(tmp_path / "inner.tar.gz", {"x/y.txt": b"inside"}).read_bytes()
         outer = make_tar(
             tmp_path / "it-1.0.tar.gz", {"it-1.0/more/inner.tar.gz": inner, "it-1.0/setup.py": b""}
         )
-        assert list(read_members(outer, "more/inner.tar.gz!x/y.txt")) == [
+        assert read_members(outer, "more/inner.tar.gz!x/y.txt") == [
             ("it-1.0/more/inner.tar.gz!x/y.txt", b"inside")
         ]
-        assert list(read_members(outer, "more/*.gz!y.txt")) == [
+        assert read_members(outer, "more/*.gz!y.txt") == [
             ("it-1.0/more/inner.tar.gz!x/y.txt", b"inside")
         ]
 
@@ -112,7 +116,7 @@ class TestArchives:
             UserError,
             match=rf"{kind} is refused: its member .*evil\.txt.* leads out of the archive",
         ):
-            list(read_members(archive, "fine.txt"))
+            read_members(archive, "fine.txt")
 
     @pytest.mark.parametrize(
         "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
@@ -122,13 +126,13 @@ class TestArchives:
             tmp_path / "links.tar.gz", {"fine.txt": b"x"}, {"passwd": "/etc/passwd"}, kind
         )
         with pytest.raises(UserError, match="'passwd' is a link or a device"):
-            list(read_members(archive, "fine.txt"))
+            read_members(archive, "fine.txt")
         info = zipfile.ZipInfo("passwd")
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
         with zipfile.ZipFile(tmp_path / "links.zip", "w") as file:
             file.writestr(info, "/etc/passwd")
         with pytest.raises(UserError, match="'passwd' is a link or a device"):
-            list(read_members(tmp_path / "links.zip", "passwd"))
+            read_members(tmp_path / "links.zip", "passwd")
 
     def test_a_bomb_is_refused_before_it_is_unpacked(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,7 +157,7 @@ class TestArchives:
         )  # uncompressed size, as the central directory states it
         archive.write_bytes(content)
         with pytest.raises(UserError, match=r"lying\.zip.*damaged"):
-            list(read_members(archive, "a.txt"))
+            read_members(archive, "a.txt")
 
     @pytest.mark.parametrize("kind", ["broken.whl", "broken.tar.gz"])
     def test_a_damaged_archive_is_named(self, tmp_path: Path, kind: str) -> None:
@@ -172,7 +176,7 @@ class TestArchives:
             with pytest.raises(
                 UserError, match=rf"{kind}.* is damaged or not the archive its name says"
             ):
-                list(read_members(tmp_path / kind, "a.txt"))
+                read_members(tmp_path / kind, "a.txt")
 
     def test_bytes_that_are_not_utf8_are_named_by_member_and_offset(
         self, tmp_path: Path, index: Index

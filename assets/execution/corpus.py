@@ -82,11 +82,14 @@ def _write_source(
     for writer, name in ((training, "training"), (held_out, "held-out")):
         if not writer.documents:
             raise UserError(
-                f"Source {source.name!r} has {training.documents + held_out.documents} documents, and none of them is a {name} one with "
-                f"held_out {share:g}. Divide its texts more finely (`documents`), or change `held_out` or `seed`."
+                f"Source {source.name!r} has {training.documents + held_out.documents} documents, "
+                f"and none of them is a {name} one with "
+                f"held_out {share:g}. Divide its texts more finely (`documents`), or change "
+                "`held_out` or `seed`."
             )
     progress.log(
-        f"{source.name}: {training.documents:,} training and {held_out.documents:,} held-out documents, {dropped['twice']:,} duplicates"
+        f"{source.name}: {training.documents:,} training and {held_out.documents:,} held-out "
+        f"documents, {dropped['twice']:,} duplicates"
     )
     return {
         "licence": source.licence,
@@ -111,8 +114,10 @@ class Seen:
         self._folder = tempfile.TemporaryDirectory(dir=self._scratch)
         self._database = sqlite3.connect(Path(self._folder.name) / "seen.db", isolation_level=None)
         self._database.executescript(
-            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536; BEGIN;"
-            "CREATE TABLE seen (document BLOB, source TEXT, held_out INTEGER, PRIMARY KEY (document, source)) WITHOUT ROWID;"
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536; "
+            "BEGIN;"
+            "CREATE TABLE seen (document BLOB, source TEXT, held_out INTEGER, PRIMARY KEY "
+            "(document, source)) WITHOUT ROWID;"
         )
         return self
 
@@ -162,7 +167,8 @@ def files_are_whole(built: Built) -> Verdict:
                 continue
             if counts != entry[split] or not counts["documents"]:
                 wrong.append(
-                    f"{source}/{split} holds {counts['documents']} documents, its index says {entry[split]['documents']}"
+                    f"{source}/{split} holds {counts['documents']} documents, its index says "
+                    f"{entry[split]['documents']}"
                 )
     total = sum(entry[split]["documents"] for entry in index.values() for split in documents.SPLITS)
     summary = (
@@ -188,7 +194,8 @@ def nothing_held_out_is_trained_on(built: Built) -> Verdict:
     total = sum(leaked.values())
     return Verdict(
         total == 0,
-        f"{total} training documents are one of the {len(held_out):,} held-out ones, whitespace apart",
+        f"{total} training documents are one of the {len(held_out):,} held-out ones, whitespace "
+        "apart",
         {**leaked, "held_out_documents": len(held_out)},
     )
 
@@ -202,7 +209,8 @@ def held_out_is_new_text(built: Built) -> Verdict:
     worst = max(figures, key=lambda source: figures[source])
     return Verdict(
         float(figures[worst]) <= OVERLAP_LIMIT,
-        f"{figures[worst]:.1%} of {worst}'s held-out documents stand mostly ({HELD_OUT_RUN}-word runs) in its training text; "
+        f"{figures[worst]:.1%} of {worst}'s held-out documents stand mostly ({HELD_OUT_RUN}-word "
+        "runs) in its training text; "
         f"up to {OVERLAP_LIMIT:.0%} is usual",
         figures,
     )

@@ -67,7 +67,8 @@ class ComparisonsSection(_Sources):
     def _something_is_left(self) -> ComparisonsSection:
         if self.held_out + self.judge >= 1:
             raise Misfit(
-                f"held_out {self.held_out} and judge {self.judge} leave nothing to train on: make them smaller",
+                f"held_out {self.held_out} and judge {self.judge} leave nothing to train on: "
+                "make them smaller",
                 "held_out",
             )
         return self
@@ -117,7 +118,8 @@ class SupervisedSection(_Tuning):
     epochs: Count = 16
     batch: Count = Field(
         default=32,
-        description="dialogues an optimizer step, at most: an epoch's batches are of nearly one size",
+        description="dialogues an optimizer step, at most: an epoch's batches are of nearly one "
+        "size",
     )
     dropout: float = Field(default=0.2, ge=0, lt=1)
 
@@ -149,7 +151,8 @@ class PolicyInitSection(_Tuning):
         default=0.1,
         ge=0,
         lt=1,
-        description="of the loss, text of the corpus; and of the sequences of a batch, each as long as the context",
+        description="of the loss, text of the corpus; and of the sequences of a batch, each as "
+        "long as the context",
     )
 
 
@@ -169,7 +172,8 @@ class Divergence(Strict):
     length: float = Field(
         default=3.0,
         gt=1,
-        description="times the mean length at the start, or a third of it, and so on; and how many times fewer may end of themselves",
+        description="times the mean length at the start, or a third of it, and so on; and how "
+        "many times fewer may end of themselves",
     )
     reward: float = Field(
         default=20.0,
@@ -189,7 +193,8 @@ class PPOSection(Strict):
     inner_epochs: Count = 1
     learning_rate: float = Field(
         gt=0,
-        description="not published; 2.55e-6 to 2.55e-5 were tried, and above 8.05e-6 PPO alone diverged",
+        description="not published; 2.55e-6 to 2.55e-5 were tried, and above 8.05e-6 PPO alone "
+        "diverged",
     )
     warmup_batches: int = Field(
         default=10, ge=0, description="over which the rate rises from a tenth; then it is constant"
@@ -197,12 +202,14 @@ class PPOSection(Strict):
     value_learning_rate: float = Field(default=9e-6, gt=0)
     value: Literal["reward_model", "shared"] = Field(
         default="reward_model",
-        description="a model of its own, from the reward model; shared: a head on the policy's trunk, half the memory",
+        description="a model of its own, from the reward model; shared: a head on the policy's "
+        "trunk, half the memory",
     )
     value_weight: float = Field(
         default=0.1,
         gt=0,
-        description="of the value's loss beside the policy's; the gradient clip is of both together",
+        description="of the value's loss beside the policy's; the gradient clip is of both "
+        "together",
     )
     kl: float = Field(
         default=0.02,
@@ -213,7 +220,8 @@ class PPOSection(Strict):
     unfinished: float = Field(
         default=0.0,
         ge=0,
-        description="taken off the reward of an answer that reached max_new_tokens; not in the paper; TRL's missing_eos_penalty",
+        description="taken off the reward of an answer that reached max_new_tokens; not in the "
+        "paper; TRL's missing_eos_penalty",
     )
     clip: float = Field(default=0.2, gt=0)
     value_clip: float = Field(default=0.2, gt=0)
@@ -246,7 +254,8 @@ class PPOSection(Strict):
     def _batches_fit(self) -> PPOSection:
         if self.batch % self.minibatch:
             raise Misfit(
-                f"batch {self.batch} is not a whole number of minibatches of {self.minibatch} episodes",
+                f"batch {self.batch} is not a whole number of minibatches of {self.minibatch} "
+                "episodes",
                 "minibatch",
             )
         if self.batch > self.episodes:
@@ -281,14 +290,16 @@ class PreferencesSection(Strict):
     prompts: Count = Field(default=500, description="held-out prompts that every model answers")
     best_of: Count = Field(
         default=16,
-        description="answers of policy_init, the best of which by the reward model is one more thing compared",
+        description="answers of policy_init, the best of which by the reward model is one more "
+        "thing compared",
     )
     max_new_tokens: Count = 256
     temperature: float = Field(default=1.0, gt=0)
     seed: Seed = 1
     suites: list[str] = Field(
         default=[],
-        description="zero-shot suites before and after, the alignment tax; default: the recipe's own",
+        description="zero-shot suites before and after, the alignment tax; default: the recipe's "
+        "own",
     )
 
 
@@ -310,7 +321,8 @@ class AlignmentSection(Strict):
     def _each_has_what_it_needs(self) -> AlignmentSection:
         if self.ppo and not (self.comparisons and self.prompts):
             raise Misfit(
-                "PPO takes a reward model and prompts: add comparisons and prompts, or leave ppo out",
+                "PPO takes a reward model and prompts: add comparisons and prompts, or leave ppo "
+                "out",
                 "ppo",
             )
         if self.dpo and not self.comparisons:

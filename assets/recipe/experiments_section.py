@@ -66,7 +66,8 @@ class ZeroShotDynamics(Strict):
     )
     acceptability: str = Field(
         default="cola",
-        description="a task of two labels, the second acceptable; held_out: own sentences, half with two words swapped",
+        description="a task of two labels, the second acceptable; held_out: own sentences, half "
+        "with two words swapped",
     )
     pronouns: str = Field(
         default="pronouns",

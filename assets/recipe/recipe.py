@@ -72,7 +72,8 @@ class TokenizerSection(Section):
     style: Literal["gpt1", "gpt2"] = "gpt2"
     vocab_size: int = Field(
         ge=4,
-        description="gpt2: the 256 bytes, merges, <|endoftext|>; gpt1: <unk>, characters twice, merges, newline",
+        description="gpt2: the 256 bytes, merges, <|endoftext|>; gpt1: <unk>, characters twice, "
+        "merges, newline",
     )
 
     @field_validator("vocab_size")
@@ -80,7 +81,8 @@ class TokenizerSection(Section):
     def _bytes_fit(cls, value: int, info: ValidationInfo) -> int:
         if info.data.get("style") == "gpt2" and value < 257:
             raise ValueError(
-                f"{value} is too small: style gpt2 has 256 bytes and <|endoftext|>. Set it to at least 257"
+                f"{value} is too small: style gpt2 has 256 bytes and <|endoftext|>. Set it to at "
+                "least 257"
             )
         return value
 
@@ -110,7 +112,8 @@ class PretrainingSection(Section):
     decay_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="where the cosine ends, warm-up counted in; constant from there on; default: with the training",
+        description="where the cosine ends, warm-up counted in; constant from there on; default: "
+        "with the training",
     )
     batch_ramp: BatchRamp | None = None
     weight_decay: float = Field(default=0.1, ge=0)
@@ -121,7 +124,8 @@ class PretrainingSection(Section):
     evaluations: int = Field(
         default=10,
         ge=1,
-        description="times held-out bits per byte is measured on the way, evenly spaced; the last is at the end",
+        description="times held-out bits per byte is measured on the way, evenly spaced; the "
+        "last is at the end",
     )
     evaluation_tokens: int = Field(
         default=65_536,
@@ -132,30 +136,36 @@ class PretrainingSection(Section):
     snapshots: int = Field(
         default=0,
         ge=0,
-        description="times the weights on the way are kept (float32), on a log schedule from step 1; the last is the model",
+        description="times the weights on the way are kept (float32), on a log schedule from "
+        "step 1; the last is the model",
     )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> PretrainingSection:
         if self.warmup_tokens >= self.tokens:
             raise ValueError(
-                f"warmup_tokens {self.warmup_tokens} leaves nothing of tokens {self.tokens}: make it smaller"
+                f"warmup_tokens {self.warmup_tokens} leaves nothing of tokens {self.tokens}: make "
+                "it smaller"
             )
         if self.batch_tokens > self.tokens:
             raise ValueError(
-                f"batch_tokens {self.batch_tokens} is more than tokens {self.tokens}: make it smaller"
+                f"batch_tokens {self.batch_tokens} is more than tokens {self.tokens}: make it "
+                "smaller"
             )
         if self.decay_tokens is not None and self.decay_tokens <= self.warmup_tokens:
             raise ValueError(
-                f"decay_tokens {self.decay_tokens} is no more than warmup_tokens {self.warmup_tokens}: make it larger"
+                f"decay_tokens {self.decay_tokens} is no more than warmup_tokens "
+                f"{self.warmup_tokens}: make it larger"
             )
         if self.batch_ramp and self.batch_ramp.from_tokens > self.batch_tokens:
             raise ValueError(
-                f"batch_ramp.from_tokens {self.batch_ramp.from_tokens} is more than batch_tokens {self.batch_tokens}"
+                f"batch_ramp.from_tokens {self.batch_ramp.from_tokens} is more than batch_tokens "
+                f"{self.batch_tokens}"
             )
         if self.batch_ramp and self.batch_ramp.over_tokens > self.tokens:
             raise ValueError(
-                f"batch_ramp.over_tokens {self.batch_ramp.over_tokens} is more than tokens {self.tokens}: make it smaller"
+                f"batch_ramp.over_tokens {self.batch_ramp.over_tokens} is more than tokens "
+                f"{self.tokens}: make it smaller"
             )
         return self
 
@@ -185,7 +195,8 @@ class FinetuningSection(Section):
     )
     files: dict[str, str | Splits] = Field(
         default_factory=dict,
-        description="task -> a local file of the task's columns, or one a split, read in place of its own source",
+        description="task -> a local file of the task's columns, or one a split, read in place "
+        "of its own source",
     )
 
 
@@ -199,7 +210,8 @@ class ScalingSection(Section):
 
     rungs: list[Count | Annotated[list[Count], Field(min_length=2, max_length=2)]] = Field(
         min_length=2,
-        description="numbers of layers, or [layers, width]; the rest by the rules of the dial, anchored at the recipe",
+        description="numbers of layers, or [layers, width]; the rest by the rules of the dial, "
+        "anchored at the recipe",
     )
     tokens_per_parameter: float | list[float] = Field(
         default=20.0, description="a list: every rung at each of them"
@@ -229,12 +241,14 @@ class ScalingSection(Section):
                 raise ValueError(f"{name}: one stands twice; take it out")
         if (sizes := len(self.rungs) * len(self.ratios)) < 3:
             raise Misfit(
-                f"a law takes three sizes, the largest to predict and two to be fitted to: found {sizes}. Add a rung",
+                "a law takes three sizes, the largest to predict and two to be fitted to: found "
+                f"{sizes}. Add a rung",
                 "rungs",
             )
         if (models := (sizes - 1) * len(self.seeds)) < 4:
             raise Misfit(
-                f"an interval takes four models below the largest size: found {models}. Add a rung, or seeds",
+                f"an interval takes four models below the largest size: found {models}. Add a "
+                "rung, or seeds",
                 "rungs",
             )
         return self
@@ -248,7 +262,8 @@ class ImportedSection(Section):
     hub: str | None = Field(default=None, description="OWNER/NAME")
     revision: str = Field(
         default="main",
-        description="a branch, a tag or a commit of `hub`; tied to its commit when a build is planned",
+        description="a branch, a tag or a commit of `hub`; tied to its commit when a build is "
+        "planned",
     )
     folder: str | None = Field(default=None, description="relative to the recipe")
     licence: str = Field(default="unknown", description="of the weights")
@@ -261,7 +276,8 @@ class ImportedSection(Section):
             )
         if self.folder is not None and "revision" in self.model_fields_set:
             raise ValueError(
-                "revision is of a hub repository, and a folder is tied to its files' bytes: leave it out"
+                "revision is of a hub repository, and a folder is tied to its files' bytes: leave "
+                "it out"
             )
         return self
 
@@ -290,7 +306,8 @@ class EvaluationSection(Section):
     )
     files: dict[str, str] = Field(
         default_factory=dict,
-        description="suite/task -> a local file of the data set's columns, as seen from the recipe, read in its place",
+        description="suite/task -> a local file of the data set's columns, as seen from the "
+        "recipe, read in its place",
     )
 
     known: str | None = Field(
@@ -382,7 +399,8 @@ class Recipe(Section):
     def _of_a_transformer(cls, section: Section | None, info: ValidationInfo) -> Section | None:
         if section and (model := info.data.get("model")) and model.family == "lstm":
             raise ValueError(
-                f"an LSTM is only measured against: leave {info.field_name} out, or write model.family: gpt1, gpt2 or gpt3"
+                f"an LSTM is only measured against: leave {info.field_name} out, or write "
+                "model.family: gpt1, gpt2 or gpt3"
             )
         return section
 
@@ -396,7 +414,8 @@ class Recipe(Section):
         )
         if section and section.known and trained_here:
             raise Misfit(
-                "it is of an imported model as it is, and this one is trained here: leave known out, or pretraining",
+                "it is of an imported model as it is, and this one is trained here: leave known "
+                "out, or pretraining",
                 "known",
             )
         return section
@@ -455,7 +474,8 @@ def whole_sequences(batch_tokens: int, context: int, field: str = "batch_tokens"
     """Raises ValueError where a batch is not a whole number of sequences."""
     if batch_tokens % context:
         raise ValueError(
-            f"{field} {batch_tokens} is not a whole number of sequences of model.context {context} tokens: "
+            f"{field} {batch_tokens} is not a whole number of sequences of model.context "
+            f"{context} tokens: "
             f"set it to {max(1, round(batch_tokens / context)) * context}"
         )
 
@@ -467,7 +487,8 @@ def load_recipe(name_or_path: str) -> Recipe:
     if dial and data.get("imported") is not None:
         with naming(list(files)):
             raise UserError(
-                "It is of a model that is trained here, and an imported one has its own: leave depth out.",
+                "It is of a model that is trained here, and an imported one has its own: leave "
+                "depth out.",
                 field="depth",
             )
     recipe = validate(Recipe, data, list(files))

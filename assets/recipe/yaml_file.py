@@ -39,7 +39,8 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
                 continue  # no key of ours; PyYAML says so
             if key_node.value in seen:
                 raise UserError(
-                    f"line {key_node.start_mark.line + 1}: {key_node.value!r} stands twice; keep one of them"
+                    f"line {key_node.start_mark.line + 1}: {key_node.value!r} stands twice; keep "
+                    "one of them"
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
@@ -63,7 +64,8 @@ def find_file(name_or_path: str, folder: Path, what: str) -> Path:
         if path.is_file():
             return path
         raise UserError(
-            f"There is no {what} file {path}. Give the path of a YAML file, or a name under {folder.name}/."
+            f"There is no {what} file {path}. Give the path of a YAML file, or a name under "
+            f"{folder.name}/."
         )
     files = {path.stem: path for path in yaml_files(folder)}
     if name_or_path in files:
@@ -71,7 +73,8 @@ def find_file(name_or_path: str, folder: Path, what: str) -> Path:
     near = difflib.get_close_matches(name_or_path, files, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise UserError(
-        f"There is no {what} {name_or_path!r} under {folder.name}/.{hint} There are: {', '.join(files) or 'none'}."
+        f"There is no {what} {name_or_path!r} under {folder.name}/.{hint} There are: "
+        f"{', '.join(files) or 'none'}."
     )
 
 
@@ -95,7 +98,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: there is nothing in it. Write `key: value` lines.")
     if not isinstance(data, dict):
         raise UserError(
-            f"{path}: expected `key: value` lines, found {'a list' if isinstance(data, list) else f'only {shown(data)}'}."
+            f"{path}: expected `key: value` lines, found "
+            f"{'a list' if isinstance(data, list) else f'only {shown(data)}'}."
         )
     return data
 

@@ -19,15 +19,18 @@ def show(built: Built, folder: Path) -> None:
     index = documents.index(built.output)
     weights = sum(entry["weight"] for entry in index.values())
     lines = [
-        "| source | documents | MB | share of training tokens | held out: documents | MB | dropped | licence |",
+        "| source | documents | MB | share of training tokens | held out: documents | MB | "
+        "dropped | licence |",
         "|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     samples = []
     for source, entry in index.items():
         training, held_out = entry["training"], entry["held_out"]
         lines.append(
-            f"| {source} | {training['documents']:,} | {training['bytes'] / 1e6:.2f} | {entry['weight'] / weights:.0%} "
-            f"| {held_out['documents']:,} | {held_out['bytes'] / 1e6:.2f} | {sum(entry['dropped'].values()):,} | {entry['licence']} |"
+            f"| {source} | {training['documents']:,} | {training['bytes'] / 1e6:.2f} | "
+            f"{entry['weight'] / weights:.0%} "
+            f"| {held_out['documents']:,} | {held_out['bytes'] / 1e6:.2f} | "
+            f"{sum(entry['dropped'].values()):,} | {entry['licence']} |"
         )
         text = splits.normalised(next(documents.read(built.output, source, "training")))
         samples.append(f"**{source}**\n\n> {text[:SAMPLE_CHARACTERS]}…\n")

@@ -226,7 +226,7 @@ def _of_task(asset: str, artifact: Artifact, reason: str | None) -> Iterator[Sco
     metrics, entry = artifact.metrics, TaskEntry.model_validate(artifact.config["source"])
     row, parts = entry.published, entry.published.parts if entry.published else {}
     if reason:
-        rows = tuple(row.place(task) for task in (row.task, *parts.values())) if row else ()
+        rows = tuple(row.reference(task) for task in (row.task, *parts.values())) if row else ()
         yield NotRun(asset, artifact.fingerprint, SCORE_NAMES[entry.metric], reason, rows, "gpt1")
         return
     score = partial(Score, asset, artifact.fingerprint)
@@ -253,7 +253,7 @@ def _of_task(asset: str, artifact: Artifact, reason: str | None) -> Iterator[Sco
             **whole,
             note=note,
             paper="gpt1",
-            published=row.place(row.task) if row and row.metric == key else None,
+            published=row.reference(row.task) if row and row.metric == key else None,
         )
     for part in parts_of(metrics):
         yield score(
@@ -263,7 +263,7 @@ def _of_task(asset: str, artifact: Artifact, reason: str | None) -> Iterator[Sco
             split=test_split(entry, part),
             note=note,
             paper="gpt1",
-            published=row.place(parts[part]) if row and part in parts else None,
+            published=row.reference(parts[part]) if row and part in parts else None,
         )
     name = SCORE_NAMES[entry.metric]
     yield score(

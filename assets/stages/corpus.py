@@ -30,7 +30,8 @@ CORPUS = Stage(
     name="corpus",
     version="1",
     run=deferred(EXECUTION, "run"),
-    description="Documents of every source, the held-out ones split off before anything else sees them.",
+    description="Documents of every source, the held-out ones split off before anything else "
+    "sees them.",
     kinds=("python",),
     checks=(
         Check(

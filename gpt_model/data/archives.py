@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO
 
 from fsspec.utils import glob_translate
 
@@ -47,17 +47,11 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Member:
-    """A plain file in an archive: its path there, its declared size in bytes, and how to open it."""
+    """A plain file in an archive: its path there and its declared size in bytes."""
 
     name: str
     size: int
     open: Callable[[], IO[bytes]]
-
-
-def read_members(archive: Path, patterns: str | Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, contents) of every file that matches, in the archive's order. See `open_members`."""
-    for name, stream in open_members(archive, patterns):
-        yield name, stream.read()
 
 
 def open_members(archive: Path, patterns: str | Sequence[str]) -> Iterator[tuple[str, BinaryIO]]:
@@ -83,7 +77,8 @@ def _matching(archive: Path, patterns: list[str], label: str) -> Iterator[tuple[
             if not any(_matches(pattern, member.name, below) for member in members):
                 names = ", ".join(member.name for member in members[:5])
                 raise UserError(
-                    f"{label} holds no file that matches {pattern!r}. It holds {len(members)} files: {names}, …."
+                    f"{label} holds no file that matches {pattern!r}. It holds {len(members)} "
+                    f"files: {names}, …."
                 )
         for member in members:
             if any(_matches(pattern, member.name, below) for pattern in plain):
@@ -129,18 +124,20 @@ def _opened(archive: Path, label: str) -> Iterator[list[Member]]:
                 yield _tar_members(tar, limit, label)
         else:
             raise UserError(
-                f"{label} is not an archive this can read: expected .whl, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz."
+                f"{label} is not an archive this can read: expected .whl, .zip, .tar, .tar.gz, "
+                ".tar.bz2 or .tar.xz."
             )
 
 
 def _decompressed(archive: Path) -> IO[bytes]:
-    openers: dict[str, Callable[..., Any]] = {
+    openers: dict[str, Any] = {
         ".gz": gzip.open,
         ".tgz": gzip.open,
         ".bz2": bz2.open,
         ".xz": lzma.open,
     }
-    return cast("IO[bytes]", openers.get(archive.suffix, open)(archive, "rb"))
+    stream: IO[bytes] = openers.get(archive.suffix, open)(archive, "rb")
+    return stream
 
 
 def _zip_members(file: zipfile.ZipFile, limit: int, label: str) -> list[Member]:
@@ -153,21 +150,20 @@ def _zip_members(file: zipfile.ZipFile, limit: int, label: str) -> list[Member]:
         total += info.file_size
         _refuse_large(total, limit, label)
         if not info.is_dir():
-            members.append(Member(info.filename, info.file_size, lambda info=info: file.open(info)))  # type: ignore[misc]
+            members.append(Member(info.filename, info.file_size, partial(file.open, info)))
     return members
 
 
 def _tar_members(file: tarfile.TarFile, limit: int, label: str) -> list[Member]:
     members, total = [], 0
-    for (
-        info
-    ) in file:  # one header at a time: a member too large is refused before it is decompressed
+    # one header at a time: a member too large is refused before it is decompressed
+    for info in file:
         _refuse_unsafe(info.name, info.isreg() or info.isdir(), label)
         total += info.size
         _refuse_large(total, limit, label)
         if info.isreg():
-            opened = partial(file.extractfile, info)
-            members.append(Member(info.name, info.size, cast("Callable[[], IO[bytes]]", opened)))
+            opened: Any = partial(file.extractfile, info)
+            members.append(Member(info.name, info.size, opened))
     return members
 
 
@@ -175,7 +171,8 @@ def _refuse_unsafe(name: str, plain: bool, label: str) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:", name):
         raise UserError(
-            f"{label} is refused: its member {name!r} leads out of the archive. Do not use this file."
+            f"{label} is refused: its member {name!r} leads out of the archive. Do not use this "
+            "file."
         )
     if not plain:
         raise UserError(
@@ -186,7 +183,8 @@ def _refuse_unsafe(name: str, plain: bool, label: str) -> None:
 def _refuse_large(size: int, limit: int, label: str) -> None:
     if size > limit:
         raise UserError(
-            f"{label} is refused: it holds more than {limit:,} bytes, too many for a file of its size."
+            f"{label} is refused: it holds more than {limit:,} bytes, too many for a file of its "
+            "size."
         )
 
 
@@ -196,7 +194,8 @@ def _damage_named(label: str) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         raise UserError(
-            f"{label} is damaged or not the archive its name says ({error}). Delete it and fetch it again."
+            f"{label} is damaged or not the archive its name says ({error}). Delete it and fetch "
+            "it again."
         ) from None
 
 

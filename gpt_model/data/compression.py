@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 PRIMING_BYTES = (
     16 << 20
-    # of a larger training text the last so many; its window is 64 MiB, but the time is one core's at
-    # about 2 MB/s
+    # of a larger training text the last so many; its window is 64 MiB, but the time is one core's
+    # at about 2 MB/s
 )
 HELD_OUT_BYTES = 4 << 20
 

@@ -3,7 +3,8 @@
 
     documents/<source>/training.jsonl.zst      one {"text": …} a line
     documents/<source>/held_out.jsonl.zst
-    index.json                                 per source: licence, weight, held-out share, and counts of both splits
+    index.json                                 of each source: licence, weight, held-out share,
+                                               and counts of both splits
 
 The bytes are a function of the documents alone: keys sorted, one zstd frame a file, no time stamp.
 """
@@ -57,8 +58,8 @@ class Writer:
         self._counter.add(text)
 
     def counts(self) -> dict[str, int | str]:
-        """Documents, UTF-8 bytes and characters of their text, and a sha256 over the texts (each
-        after its length).
+        """Documents, UTF-8 bytes and characters of their text, and a sha256 over the texts, each
+        after its length.
         """
         return self._counter.counts()
 
@@ -118,7 +119,8 @@ def read(corpus: Path, source: str, split: Split) -> Iterator[str]:
     path = path_of(corpus, source, split)
     if not path.is_file():
         raise UserError(
-            f"{corpus} has no source {source!r}, split {split!r}. Its sources: {', '.join(index(corpus))}."
+            f"{corpus} has no source {source!r}, split {split!r}. Its sources: "
+            f"{', '.join(index(corpus))}."
         )
     try:
         with path.open("rb") as file:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import PurePath
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal
 
 import yaml
 import zstandard
@@ -67,9 +67,9 @@ def format_of(name: str, declared: Format | None = None) -> Format:
     if declared or format_:
         return declared or format_  # type: ignore[return-value]
     ending = _endings(name)[0]
-    found = f"ends in {ending}" if ending else "has no ending"
+    problem = f"ends in {ending}" if ending else "has no ending"
     raise UserError(
-        f"The name {PurePath(name).name} {found}, which does not say how the file is written. "
+        f"The name {PurePath(name).name} {problem}, which does not say how the file is written. "
         f"Names that end in {', '.join(ENDINGS)} are read, also with {', '.join(_OPENERS)} behind: "
         "rename the file, or add `format` where the source takes one.",
         field="format",
@@ -87,7 +87,7 @@ def _endings(name: str) -> tuple[str, str]:
 def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
     """`stream` without the compression that the name says."""
     opener = _OPENERS.get(_endings(name)[1])
-    return cast("BinaryIO", opener(stream)) if opener else stream
+    return opener(stream) if opener else stream
 
 
 class _Zstd(io.RawIOBase):
@@ -121,7 +121,7 @@ class _Zstd(io.RawIOBase):
         return count
 
 
-_OPENERS: dict[str, Callable[[Any], Any]] = {
+_OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": lambda stream: gzip.GzipFile(fileobj=stream),
     ".zst": lambda stream: io.BufferedReader(_Zstd(stream), 1 << 17),
     ".bz2": bz2.BZ2File,

@@ -1,7 +1,7 @@
-"""The Hugging Face hub's answers, and its silence: which commit a name stands for now, and whether
-a failure is ours or the network's.
+"""The Hugging Face hub: which commit a name stands for now, and whether a failure is ours or the
+network's.
 
-Reading rows is `sources.py`'s. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to the
+Reading rows is `location.py`'s. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to the
 hub's own client.
 """
 
@@ -15,8 +15,8 @@ from typing import Literal
 from gpt_model.errors import Unreachable, UserError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SECONDS = 20.0  # to wait for an answer
-REMEMBERED = 60.0  # seconds that a hub which did not answer is not asked again
+TIMEOUT = 20.0  # seconds to wait for an answer
+RETRY_AFTER = 60.0  # seconds that a hub which did not answer is not asked again
 _silent_since = float("-inf")
 _UNREACHABLE = (
     "The hub could not be asked which commit {0!r} of {1} is ({2}). "
@@ -34,12 +34,12 @@ def commit_of(repository: str, revision: str, kind: Literal["dataset", "model"])
     global _silent_since
     if COMMIT.fullmatch(revision):
         return revision
-    if time.monotonic() - _silent_since < REMEMBERED:
+    if time.monotonic() - _silent_since < RETRY_AFTER:
         raise Unreachable(
             _UNREACHABLE.format(revision, repository, "it did not answer a moment ago"),
             field="revision",
         )
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi  # slow to import, and most recipes name no branch
     from huggingface_hub.errors import (
         GatedRepoError,
         RepositoryNotFoundError,
@@ -49,15 +49,17 @@ def commit_of(repository: str, revision: str, kind: Literal["dataset", "model"])
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     ask = hub.dataset_info if kind == "dataset" else hub.model_info
     try:
-        return str(ask(repository, revision=revision, timeout=SECONDS).sha)
+        return str(ask(repository, revision=revision, timeout=TIMEOUT).sha)
     except RevisionNotFoundError:
         raise UserError(
-            f"The {kind} {repository} on the hub has no revision {revision!r}. Give a commit or branch of it.",
+            f"The {kind} {repository} on the hub has no revision {revision!r}. Give a commit or "
+            "branch of it.",
             field="revision",
         ) from None
     except GatedRepoError:
         raise UserError(
-            f"The {kind} {repository} on the hub is given only to those its authors let in: ask on its page, then set HF_TOKEN.",
+            f"The {kind} {repository} on the hub is given only to those its authors let in: ask "
+            "on its page, then set HF_TOKEN.",
             field="hub",
         ) from None
     except RepositoryNotFoundError:
@@ -78,11 +80,11 @@ def silent(error: BaseException) -> bool:
     """Whether a failure of the hub's client or of `datasets` means that nobody answered: no
     network, no server, or offline by order.
     """
-    import requests
+    import requests  # slow to import, and only a failure needs it
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-    from huggingface_hub.utils import (
-        httpx,
-    )  # under whichever name this version of the client has it
+
+    # httpx under whichever name this version of the client has it
+    from huggingface_hub.utils import httpx
 
     seen: set[int] = set()
     cause: BaseException | None = error
@@ -106,12 +108,12 @@ def silent(error: BaseException) -> bool:
             and cause.response is not None
             and cause.response.status_code in (403, 407, 502, 503, 504)
         ):
-            return (
-                cause.response.headers.get("x-error-code") is None
-            )  # a proxy's refusal or a server that is down, not the hub's own answer
+            # a proxy's refusal or a server that is down, not the hub's own answer
+            return cause.response.headers.get("x-error-code") is None
         cause = cause.__cause__ or cause.__context__
     return False
 
 
 def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else 'no answer'}"
+    first_line = next(iter(str(error).strip().splitlines()), "no answer")
+    return f"{type(error).__name__}: {first_line[:160]}"

@@ -131,7 +131,7 @@ class Located(Strict):
         return is_folder(getattr(self, "hub", None) or "")
 
     def location(self) -> Location:
-        """Where its data lies. Of what lies nowhere yet (a task, votes, on request) all is empty."""
+        """Where its data lies; empty for a task, votes, and data given on request."""
         values = {field.name: getattr(self, field.name, None) for field in fields(Location)}
         return Location(**{name: value for name, value in values.items() if value is not None})
 
@@ -269,7 +269,7 @@ def hub_rows(
 
 
 def _hub_folder(location: Location, base: Path, downloads: Path) -> Path:
-    """Where a folder in the hub's layout is: found by one of its pinned files, where it has some."""
+    """Where a folder in the hub's layout is: found by one of its pinned files, if it has some."""
     folder = Path(location.hub or "").expanduser()
     paths = [locate(file, base, downloads) for file in location.pinned or []]
     if folder.is_absolute() or not (paths and location.pinned):
@@ -287,7 +287,8 @@ def find(pattern: str, base: Path) -> list[Path]:
         raise UserError(
             f"{pattern} is a folder: say which files in it, e.g. {pattern.rstrip('/')}/**/*.txt."
         )
-    names = glob.glob(relative, root_dir=root, recursive=True)  # noqa: PTH207 - Path.glob would take hidden files too
+    # Path.glob would take hidden files too
+    names = glob.glob(relative, root_dir=root, recursive=True)  # noqa: PTH207
     paths = [path for name in sorted(names) if (path := root / name).is_file()]
     if not paths:
         raise UserError(

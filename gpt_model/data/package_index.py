@@ -106,8 +106,10 @@ def fetch_package(
         finally:
             part.unlink(missing_ok=True)
     raise UserError(
-        f"The {kind} of {requirement} could not be fetched: {'; '.join(reasons) or 'pip is set to use no index'}. "
-        "Check the connection, name, version and sha256, and pip's index settings (PIP_INDEX_URL, pip config).",
+        f"The {kind} of {requirement} could not be fetched: "
+        f"{'; '.join(reasons) or 'pip is set to use no index'}. "
+        "Check the connection, name, version and sha256, and pip's index settings "
+        "(PIP_INDEX_URL, pip config).",
         field=field,
     )
 
@@ -220,7 +222,8 @@ def _patiently(fetch: Callable[[], str | None], progress: Progress) -> str | Non
             raise problem
         wait = FIRST_WAIT * 2 ** (attempt - 1)
         progress.log(
-            f"{_without_password(str(problem))}; trying again in {wait:g} s ({attempt} of {ATTEMPTS} attempts)."
+            f"{_without_password(str(problem))}; trying again in {wait:g} s ({attempt} of "
+            f"{ATTEMPTS} attempts)."
         )
         time.sleep(wait)
     raise AssertionError("unreachable")

@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 from gpt_model.data.shards import Shards, TokenData
 from gpt_model.errors import UserError
 
-PATTERN = 1 << 16  # places of the mixture's pattern: weights are kept to 1/65,536
+PATTERN = 1 << 16  # length of the mixture's pattern: weights are exact to 1/65,536
 ROUNDS = 6
 
-Words = NDArray[np.uint64]
+UInt64s = NDArray[np.uint64]
 
 
 class BatchSizes(Protocol):
@@ -62,15 +62,19 @@ class Sampler:
         for name, tokens, weight in zip(self.sources, self._tokens, weights, strict=True):
             if weight > 0 and len(tokens) <= context:
                 raise UserError(
-                    f"Source {name!r} has {len(tokens)} training tokens, and the model's `context` is {context}: a sequence needs "
-                    f"{context + 1}. Make `context` smaller, or give the source more text or weight 0.",
+                    f"Source {name!r} has {len(tokens)} training tokens, and the model's "
+                    f"`context` is {context}: a sequence needs "
+                    f"{context + 1}. Make `context` smaller, or give the source more text or "
+                    "weight 0.",
                     field="context",
                 )
         self.windows = [
             -(-len(tokens) // context) for tokens in self._tokens
         ]  # an epoch of each source
         self._seed = seed
-        self._pattern, self._places = _pattern(dict(zip(self.sources, weights, strict=True)), seed)
+        self._pattern, self._positions = _pattern(
+            dict(zip(self.sources, weights, strict=True)), seed
+        )
 
     def batch(
         self, step: int, rank: int = 0, world_size: int = 1
@@ -108,19 +112,23 @@ class Sampler:
 
     def _draws(self, source: int, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many sequences before each of `sequences` were drawn from `source`."""
-        places = self._places[source]
-        return sequences // PATTERN * len(places) + np.searchsorted(places, sequences % PATTERN)
+        positions = self._positions[source]
+        return sequences // PATTERN * len(positions) + np.searchsorted(
+            positions, sequences % PATTERN
+        )
 
     def _starts(self, source: int, draws: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the window of each draw starts, in tokens of the ring."""
-        epochs, places = np.divmod(draws, self.windows[source])
+        epochs, windows = np.divmod(draws, self.windows[source])
         starts = np.empty_like(draws)
         for epoch in np.unique(epochs):
             now = epochs == epoch
             offset, keys = _epoch(
                 self._seed, self.sources[source], int(epoch), len(self._tokens[source])
             )
-            starts[now] = offset + _permuted(places[now], self.windows[source], keys) * self.context
+            starts[now] = (
+                offset + _permuted(windows[now], self.windows[source], keys) * self.context
+            )
         return starts % len(self._tokens[source])
 
 
@@ -134,25 +142,25 @@ def _ring(tokens: Shards, start: int, count: int) -> NDArray[np.int64]:
     return np.concatenate([tokens.read(start, count - over), tokens.read(0, over)])
 
 
-def _epoch(seed: int, source: str, epoch: int, tokens: int) -> tuple[int, Words]:
+def _epoch(seed: int, source: str, epoch: int, tokens: int) -> tuple[int, UInt64s]:
     """A source's random numbers for an epoch: where its cut begins, in [0, tokens), and the keys of
     its permutation, [ROUNDS].
     """
-    words = _random_words(f"{seed}\0{source}\0{epoch}")
-    return int(words[0]) % tokens, words[1 : 1 + ROUNDS]
+    numbers = _random_numbers(f"{seed}\0{source}\0{epoch}")
+    return int(numbers[0]) % tokens, numbers[1 : 1 + ROUNDS]
 
 
-def _random_words(text: str) -> Words:
+def _random_numbers(text: str) -> UInt64s:
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=64).digest(), dtype="<u8")
 
 
 def _pattern(
     weights: dict[str, float], seed: int
 ) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """The mixture: the source of each place, [PATTERN], and the sorted places of each source.
+    """The mixture: the source at each position, [PATTERN], and the sorted positions of each source.
 
-    A source with c places takes the ideal places (k + u)·PATTERN/c, u its own random number;
-    sorting all ideal places gives the real ones.
+    A source with c positions takes the ideal positions (k + u)·PATTERN/c, u its own random number;
+    sorting all ideal positions gives the real ones.
     """
     shares = np.array(list(weights.values())) / sum(weights.values()) * PATTERN
     counts = np.maximum(np.floor(shares), shares > 0).astype(
@@ -162,14 +170,14 @@ def _pattern(
         counts[np.argmax(shares - counts if left > 0 else counts)] += np.sign(left)
     ideal = []
     for name, count in zip(weights, counts, strict=True):
-        phase = int(_random_words(f"{seed}\0mixture\0{name}")[0]) / 2**64
+        phase = int(_random_numbers(f"{seed}\0mixture\0{name}")[0]) / 2**64
         ideal.append((np.arange(count) + phase) / max(count, 1))
     owners = np.repeat(np.arange(len(weights)), counts)
     pattern = owners[np.argsort(np.concatenate(ideal), kind="stable")]
     return pattern, [np.flatnonzero(pattern == number) for number in range(len(weights))]
 
 
-def _permuted(values: NDArray[np.int64], size: int, keys: Words) -> NDArray[np.int64]:
+def _permuted(values: NDArray[np.int64], size: int, keys: UInt64s) -> NDArray[np.int64]:
     """Each of `values` in [0, size) under a permutation of that range.
 
     The network permutes [0, 4^bits), the smallest such range that holds `size`; what leaves [0,
@@ -182,7 +190,7 @@ def _permuted(values: NDArray[np.int64], size: int, keys: Words) -> NDArray[np.i
     return permuted.astype(np.int64)
 
 
-def _feistel(values: Words, bits: np.uint64, keys: Words) -> Words:
+def _feistel(values: UInt64s, bits: np.uint64, keys: UInt64s) -> UInt64s:
     """A permutation of [0, 4^bits): halves of `bits` bits, each round mixing one into the other."""
     mask = (np.uint64(1) << bits) - np.uint64(1)
     left, right = values >> bits, values & mask
@@ -191,10 +199,10 @@ def _feistel(values: Words, bits: np.uint64, keys: Words) -> Words:
     return (left << bits) | right
 
 
-def _mixed(words: Words) -> Words:
+def _mixed(numbers: UInt64s) -> UInt64s:
     """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every bit in depends on every bit
     out.
     """
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))

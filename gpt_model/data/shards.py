@@ -3,10 +3,11 @@ on is sampler.py's.
 
 A folder of tokens:
 
-    index.json                  number type, shards and counts of each source and split, mixture weights
+    index.json                  number type, shards and counts of each source and split, weights
     byte_lengths.npy            bytes of (normalised) text that each id stands for: [vocabulary]
     <source>/<split>-00000.bin  ids, little-endian, nothing else; at most `SHARD_TOKENS` a file
-    <source>/<split>.idx        where each document ends, in tokens from the start of the split: little-endian uint64
+    <source>/<split>.idx        where each document ends, in tokens from the start of the split:
+                                little-endian uint64
 
 A split ("training" or "held_out") is its documents one after another, each followed by end-of-text,
 as GPT-2 and GPT-3 delimit them. Its bytes are those of the text as the tokenizer normalises it,
@@ -282,7 +283,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing: {folder} is not a folder of tokens. Give the folder of a `tokens` artifact."
+            f"{path} is missing: {folder} is not a folder of tokens. Give the folder of a "
+            "`tokens` artifact."
         ) from None
     except ValueError:
         raise CorruptFile(f"{path} is not JSON any more. Build the tokens again.") from None
@@ -291,9 +293,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 def _map(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
     """`count` numbers in a file, mapped read-only. An empty file cannot be mapped."""
-    found = path.stat().st_size if path.is_file() else None
-    if found != count * dtype.itemsize:
-        what = "is missing" if found is None else f"has {found} bytes"
+    size = path.stat().st_size if path.is_file() else None
+    if size != count * dtype.itemsize:
+        what = "is missing" if size is None else f"has {size} bytes"
         raise CorruptFile(
             f"{path} {what}, and index.json says {count * dtype.itemsize}. Build the tokens again."
         )

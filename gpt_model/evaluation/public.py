@@ -41,7 +41,8 @@ class DataSource(Located):
     split: str = "test"
     path: str | None = Field(
         default=None,
-        description="local files of the same columns, a glob; jsonl, csv, tsv, parquet, or plain text",
+        description="local files of the same columns, a glob; jsonl, csv, tsv, parquet, or plain "
+        "text",
     )
     package: str | None = Field(
         default=None, description="name==version; opened as an archive, never installed"

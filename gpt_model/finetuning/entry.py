@@ -204,7 +204,8 @@ class TaskSplit(Strict):
     def _something_is_left(self) -> TaskSplit:
         if self.validation + self.test >= 1:
             raise ValueError(
-                f"validation {self.validation} + test {self.test} leave nothing to train on: make them smaller"
+                f"validation {self.validation} + test {self.test} leave nothing to train on: make "
+                "them smaller"
             )
         return self
 
@@ -219,10 +220,11 @@ class Published(Strict):
     )
     differs: str | None = Field(
         default=None,
-        description="what of data or protocol is known to differ from the paper's; stands beside ours",
+        description="what of data or protocol is known to differ from the paper's; stands beside "
+        "ours",
     )
 
-    def place(self, task: str) -> dict[str, str]:
+    def reference(self, task: str) -> dict[str, str]:
         """The row of gpt_model/published that has `task`, which is the whole task's name or a
         part's.
         """
@@ -253,7 +255,8 @@ class TaskEntry(Strict):
     columns: dict[str, str | list[str]]
     versions: dict[str, str] = Field(
         default_factory=dict,
-        description="label -> column: a row holds one text a label (the form's last segment), and gives one example for each",
+        description="label -> column: a row holds one text a label (the form's last segment), "
+        "and gives one example for each",
     )
     labels: list[str] | dict[str, Rule] = Field(
         default_factory=list,
@@ -263,11 +266,13 @@ class TaskEntry(Strict):
         default=None,
         min_length=2,
         max_length=2,
-        description="the label column holds ratings from the first to the second, in place of `labels`: a class for each whole one",
+        description="the label column holds ratings from the first to the second, in place of "
+        "`labels`: a class for each whole one",
     )
     first_option: int = Field(
         default=0,
-        description="the number that the label column has for the first option, where it has numbers",
+        description="the number that the label column has for the first option, where it has "
+        "numbers",
     )
     no_label: str | int | None = Field(
         default=None,
@@ -290,12 +295,14 @@ class TaskEntry(Strict):
     )
     scores: list[Metric] = Field(
         default_factory=list,
-        description="what the field reports of such a task beside its metric; stands with it in the scorecard",
+        description="what the field reports of such a task beside its metric; stands with it in "
+        "the scorecard",
     )
     split: TaskSplit = TaskSplit()
     show_text: bool = Field(
         default=True,
-        description="false where the licence does not cover the text: at most three short samples are shown",
+        description="false where the licence does not cover the text: at most three short "
+        "samples are shown",
     )
 
     @model_validator(mode="after")
@@ -319,11 +326,13 @@ class TaskEntry(Strict):
         needed, optional = self._segments_wanted()
         if missing := [name for name in needed if name not in self.columns]:
             raise ValueError(
-                f"`columns` of a {self.form} task lacks {missing[0]!r}: it needs {', '.join(needed)}"
+                f"`columns` of a {self.form} task lacks {missing[0]!r}: it needs "
+                f"{', '.join(needed)}"
             )
         if unknown := [name for name in self.columns if name not in (*needed, *optional)]:
             raise ValueError(
-                f"`columns` has {unknown[0]!r}, which a {self.form} task does not read: it needs {', '.join(needed)}"
+                f"`columns` has {unknown[0]!r}, which a {self.form} task does not read: it needs "
+                f"{', '.join(needed)}"
             )
         if lists := [
             name
@@ -331,7 +340,8 @@ class TaskEntry(Strict):
             if isinstance(column, list) and name == "label"
         ]:
             raise ValueError(
-                f"`columns.{lists[0]}` is a list: `options` may be one, and a text, whose columns are then joined"
+                f"`columns.{lists[0]}` is a list: `options` may be one, and a text, whose columns "
+                "are then joined"
             )
         return self
 
@@ -340,12 +350,14 @@ class TaskEntry(Strict):
         if self.form == "multiple_choice":
             if self.labels or self.versions or self.scale:
                 raise ValueError(
-                    "a multiple_choice task has no `labels`, `versions` or `scale`: its label is the right option"
+                    "a multiple_choice task has no `labels`, `versions` or `scale`: its label is "
+                    "the right option"
                 )
             return self
         if self.scale and (self.labels or self.versions or self.scale[0] >= self.scale[1]):
             raise ValueError(
-                "`scale` takes the place of `labels` and `versions`, and runs from a lower number to a higher one"
+                "`scale` takes the place of `labels` and `versions`, and runs from a lower number "
+                "to a higher one"
             )
         if self.versions and self.form not in ("entailment", "similarity"):
             raise ValueError(f"`versions` needs a form of two segments, and {self.form} has one")
@@ -364,7 +376,8 @@ class TaskEntry(Strict):
         for score in (self.metric, *self.scores):
             if score in ("f1", "matthews") and not self.labels:
                 raise ValueError(
-                    f"{score} is of labels, and this task has {'ratings' if self.scale else 'options'}: leave it out"
+                    f"{score} is of labels, and this task has "
+                    f"{'ratings' if self.scale else 'options'}: leave it out"
                 )
             if score == "accuracy" and self.scale:
                 raise ValueError(
@@ -372,7 +385,8 @@ class TaskEntry(Strict):
                 )
             if score == "pearson" and not self.rated():
                 raise ValueError(
-                    "pearson is of ratings, so it needs a `scale`, or two `labels`, one with `above` and one with `below`"
+                    "pearson is of ratings, so it needs a `scale`, or two `labels`, one with "
+                    "`above` and one with `below`"
                 )
         return self
 

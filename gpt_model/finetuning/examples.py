@@ -57,7 +57,7 @@ class Examples:
 
 def groups_crossing(groups: list[set[str]]) -> int:
     """How many groups are in more than one of the sets."""
-    counts = Counter(group for one in groups for group in one)
+    counts = Counter(group for members in groups for group in members)
     return sum(count > 1 for count in counts.values())
 
 
@@ -87,14 +87,15 @@ def read_examples(
     for name, examples in splits.items():
         if not examples:
             raise UserError(
-                f"Task {task}: its {name} split is empty. Give it more rows, or change the shares under `split`."
+                f"Task {task}: its {name} split is empty. Give it more rows, or change the shares "
+                "under `split`."
             )
     available = {name: len(examples) for name, examples in splits.items()}
     random.Random(seed).shuffle(splits["training"])
     splits["training"] = splits["training"][:limit]
     for name in ("validation", "test"):
         chosen = random.Random(seed).sample(range(available[name]), available[name])[:held_back]
-        splits[name] = [splits[name][place] for place in sorted(chosen)]
+        splits[name] = [splits[name][index] for index in sorted(chosen)]
     return Examples(splits, available, dict(reader.left_out))
 
 
@@ -103,15 +104,13 @@ def _split_by_share(
 ) -> dict[SplitName, list[Example]]:
     splits: dict[SplitName, list[Example]] = {name: [] for name in SPLITS}
     for example in examples:
-        place = bucket(example.group, seed)
-        test = entry.split.test
-        splits[
-            "test"
-            if place < test
-            else "validation"
-            if place < test + entry.split.validation
-            else "training"
-        ].append(example)
+        position, split = bucket(example.group, seed), entry.split
+        if position < split.test:
+            splits["test"].append(example)
+        elif position < split.test + split.validation:
+            splits["validation"].append(example)
+        else:
+            splits["training"].append(example)
     return splits
 
 
@@ -141,10 +140,10 @@ def _split_as_given(
             if e.group not in held and bucket(e.group, seed) < entry.split.validation
         ]
     held |= {example.group for example in validation}
-    kept = [example for example in training if example.group not in held]
-    if given.validation is not None and len(kept) < len(training):
-        reader.left_out["also in validation or test"] += len(training) - len(kept)
-    return {"training": kept, "validation": validation, "test": test}
+    remaining = [example for example in training if example.group not in held]
+    if given.validation is not None and len(remaining) < len(training):
+        reader.left_out["also in validation or test"] += len(training) - len(remaining)
+    return {"training": remaining, "validation": validation, "test": test}
 
 
 def _examples_reader(
@@ -263,14 +262,16 @@ class _Reader:
         value = row.get(column)
         if value is None or not (text := str(value).strip()):
             raise UserError(
-                f"{where}: column {column!r} is empty, and task {self.task} reads it. Fill it or take the row out."
+                f"{where}: column {column!r} is empty, and task {self.task} reads it. Fill it or "
+                "take the row out."
             )
         return text
 
     def _unlabelled(self, where: str, column: str) -> None:
         if self.entry.unlabelled == "refuse":
             raise UserError(
-                f"{where}: column {column!r} has no label. Label the row or take it out, or set `unlabelled: drop` in the task's entry."
+                f"{where}: column {column!r} has no label. Label the row or take it out, or set "
+                "`unlabelled: drop` in the task's entry."
             )
         self.left_out["unlabelled"] += 1
 
@@ -296,7 +297,8 @@ class _Reader:
                 return i
         if not thresholds:
             raise UserError(
-                f"{where}: label {str(value)!r} in column {column!r} is unknown. Task {self.task} knows {', '.join(self.rules)}."
+                f"{where}: label {str(value)!r} in column {column!r} is unknown. Task {self.task} "
+                f"knows {', '.join(self.rules)}."
             )
         self.left_out["between the labels' thresholds"] += 1
         return None
@@ -314,7 +316,8 @@ class _Reader:
         (low, high), number = self.entry.scale, self._number(where, column, value)
         if not low <= number <= high:
             raise UserError(
-                f"{where}: rating {value!r} in column {column!r} is not between {low} and {high}, task {self.task}'s `scale`."
+                f"{where}: rating {value!r} in column {column!r} is not between {low} and {high}, "
+                f"task {self.task}'s `scale`."
             )
         return int(number - low + 0.5)
 
@@ -327,7 +330,8 @@ class _Reader:
             return float(value)
         except ValueError:
             raise UserError(
-                f"{where}: {value!r} in column {column!r} is not a number, and task {self.task} compares it with one."
+                f"{where}: {value!r} in column {column!r} is not a number, and task {self.task} "
+                "compares it with one."
             ) from None
 
     def _options(self, where: str, row: Row) -> tuple[str, ...]:
@@ -346,12 +350,14 @@ class _Reader:
             ]
         if len(options) < 2 or not all(options):
             raise UserError(
-                f'{where}: expected at least two options in {column!r}, as a list or as lines "A. …", found {row.get(str(column))!r}.'
+                f"{where}: expected at least two options in {column!r}, as a list or as lines "
+                f'"A. …", found {row.get(str(column))!r}.'
             )
         self.options = self.options or len(options)
         if len(options) != self.options:
             raise UserError(
-                f"{where}: {len(options)} options, and the rows before it have {self.options}. A task has the same number in every row."
+                f"{where}: {len(options)} options, and the rows before it have {self.options}. A "
+                "task has the same number in every row."
             )
         return tuple(options)
 
@@ -367,9 +373,12 @@ class _Reader:
         answer = str(value).strip()
         bare = re.sub(r"^[A-Z]\.\s+", "", answer)
         by_text = [i for i, option in enumerate(options) if option in (answer, bare)]
-        by_place = [i for i in range(len(options)) if answer in (chr(ord("A") + i), str(first + i))]
-        if found := by_text or by_place:
-            return found[0]
+        by_number = [
+            i for i in range(len(options)) if answer in (chr(ord("A") + i), str(first + i))
+        ]
+        if matches := by_text or by_number:
+            return matches[0]
         raise UserError(
-            f"{where}: {answer!r} in column {column!r} is none of the {len(options)} options, by text, letter or number from {first}."
+            f"{where}: {answer!r} in column {column!r} is none of the {len(options)} options, by "
+            f"text, letter or number from {first}."
         )

@@ -55,7 +55,7 @@ Order = tuple[int | None, ...]  # a rank for each response; None where the row d
 
 @dataclass(frozen=True)
 class Ranking:
-    """A prompt and answers to it, ranked: by one row of the source, or by all that have the prompt."""
+    """A prompt and its answers, ranked by one row of the source or by all that have the prompt."""
 
     source: str
     id: str

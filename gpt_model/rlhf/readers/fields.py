@@ -76,7 +76,7 @@ def is_number(value: Any) -> bool:
 
 
 def parse_numbers(value: Any, count: int, part: str) -> list[float]:
-    """A list of `count` numbers. Raises UnusableRow naming the part of the form where it is none."""
+    """A list of `count` numbers. Raises UnusableRow, naming the part, where it is none."""
     if not isinstance(value, list) or len(value) != count or not all(map(is_number, value)):
         raise UnusableRow(f"no {part}", f"{count} answers have {value!r}")
     return value

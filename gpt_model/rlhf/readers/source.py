@@ -1,5 +1,5 @@
-"""HumanSource: where demonstrations, comparisons and prompts come from, as data: a location, and the
-form that its rows have. How rows become dialogues is `record_readers.py`'s.
+"""HumanSource: where demonstrations, comparisons and prompts come from, as data: a location, and
+the form that its rows have. How rows become dialogues is `record_readers.py`'s.
 """
 
 from __future__ import annotations
@@ -182,7 +182,8 @@ class HumanSource(Located):
             raise Misfit(f"a {'task' if self.task else 'vote'} has its own: leave it out", "form")
         if self.form in ("text", "rated") and not self.instruction:
             raise ValueError(
-                f"`instruction` is missing: what the user says where form {self.form} has only the answer"
+                f"`instruction` is missing: what the user says where form {self.form} has only "
+                "the answer"
             )
         if self.instruction is not None and not self.instruction.strip():
             raise Misfit("it says nothing", "instruction")
@@ -238,11 +239,13 @@ class HumanSource(Located):
             )
         if self.form and self.form not in FORMS_FOR[purpose]:
             raise ValueError(
-                f"source {self.name!r} has form {self.form}, which makes no {purpose}: there are {', '.join(FORMS_FOR[purpose])}"
+                f"source {self.name!r} has form {self.form}, which makes no {purpose}: there are "
+                f"{', '.join(FORMS_FOR[purpose])}"
             )
         if purpose == "prompts" and self.form == "text" and self.opening is None:
             raise ValueError(
-                f"source {self.name!r} makes prompts of texts: add `opening`, how many of a text's words a prompt ends with"
+                f"source {self.name!r} makes prompts of texts: add `opening`, how many of a "
+                "text's words a prompt ends with"
             )
 
     @model_serializer(mode="wrap")
