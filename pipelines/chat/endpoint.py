@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from gpt_model.errors import UserError
-from pipelines.chat.engine import Engine
+from pipelines.chat.engine import Engine, EngineFailed
 from pipelines.chat.guard import HOST, LocalOnly
 from pipelines.chat.protocol import (
     ChatBody,
@@ -122,6 +122,7 @@ def _handle_errors(app: FastAPI) -> None:
         message = f"{http.method} {http.url.path}: {error.detail}. There are {', '.join(ROUTES)}."
         return answer(Refused(message, status=error.status_code))
 
+    @app.exception_handler(EngineFailed)
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         return answer(Refused(str(error), status=500))
