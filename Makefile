@@ -1,4 +1,4 @@
-# make demo | demo-chat | papers | test | ui | mlflow | bench: each sets up .venv first if needed. Needs Python 3.11 or newer with venv, nothing else.
+# make demo | demo-chat | papers | test | quick | format | ui | mlflow | bench: each sets up .venv first if needed. Needs Python 3.11 or newer with venv, nothing else.
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
@@ -8,7 +8,7 @@ export LINEAGE_HOME ?= $(CURDIR)/lineage
 export DAGSTER_HOME ?= $(LINEAGE_HOME)/dagster
 RECIPE ?= tiny
 
-.PHONY: demo demo-chat papers test lint ui mlflow bench pictures clean
+.PHONY: demo demo-chat papers test quick lint format ui mlflow bench pictures clean
 
 demo: $(VENV)/ready  ## build recipes/tiny.yaml, print its scorecard and where to look next
 	$(BIN)/gpt-lineage run $(RECIPE)
@@ -21,13 +21,22 @@ papers: $(VENV)/ready  ## the tiny twins of GPT-1 and GPT-3, with the experiment
 	$(BIN)/gpt-lineage run gpt3-tiny
 
 test: $(VENV)/ready lint  ## everything that must hold
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(if $(CI),--durations=20)
+
+quick: $(VENV)/ready lint  ## linters, types and every test that is not slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell gpt_model assets pipelines tests benchmarks docs recipes profiles *.md
+	$(BIN)/pydoclint -q gpt_model assets pipelines
+
+format: $(VENV)/ready  ## ruff's layout and its safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 ui: $(VENV)/ready  ## Dagster at http://127.0.0.1:3000
 	$(BIN)/gpt-lineage ui
