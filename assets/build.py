@@ -1,8 +1,9 @@
-"""Building one artifact: find it or make it. The contract in motion, without Dagster (`stage.py`
-shows it there).
+"""Building one artifact: a cache hit, or a worker. The contract in motion, without Dagster
+(`stage.py` adds it).
 
-inputs from refs ─► refuse failed gates ─► pin, fingerprint ─► lock ─┬─► found and verified: a hit
-                                                                     └─► launch the worker ─► verdicts ─► publish by one rename
+inputs from refs ─► refuse failed gates ─► resolve local files ─► fingerprint ─► lock
+    ├─► found, its files verify: a cache hit
+    └─► launch the worker ─► verdicts ─► publish by one rename
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from assets.tracking.tracking import Build, Tracking
 from gpt_model.disk import write_json
 from gpt_model.errors import UserError
 
-LAST_WORDS = 2000  # characters of its log that are shown of a worker which ended without a word
+LOG_TAIL = 2000  # characters of the log to show of a worker that ended without a result
 
 Say = Callable[[str], None]
 
@@ -63,8 +64,8 @@ class Outcome:
 
 
 class WorkerFailed(Exception):
-    """The worker ended without a result, and not for a reason a person can act on. `details`: its
-    traceback, or its last words.
+    """The worker ended without a result, for no reason that a person can act on. `details`: its
+    traceback, or the end of its log.
     """
 
     def __init__(self, sentence: str, log: Path, details: str) -> None:
@@ -73,8 +74,8 @@ class WorkerFailed(Exception):
 
 
 def gather_inputs(store: Store, node: Node) -> dict[str, Artifact]:
-    """The artifacts the refs of `node`'s upstream assets name. Refuses one that is missing or whose
-    blocking check failed.
+    """The artifacts that the refs of `node`'s upstream assets name. Raises UserError where one is
+    missing or its blocking check failed.
     """
     inputs = {}
     for need in node.needs:
@@ -99,34 +100,31 @@ def gather_inputs(store: Store, node: Node) -> dict[str, Artifact]:
 
 
 def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tracking) -> Outcome:
-    """Find the artifact of `request`, or make it. Raises UserError or WorkerFailed; leaves no
-    half-made artifact either way.
+    """Find the artifact of `request`, or build it. Raises UserError or WorkerFailed, and leaves no
+    half of an artifact.
     """
     node, fingerprint = request.node, request.fingerprint
     tracking.serve(request.dagster_run_id, request.say)
 
     def waiting(holder: str) -> None:
         request.say(
-            f"{holder} is building {node.ref} ({store.short(fingerprint)}); waiting to use what it "
-            "makes"
+            f"{holder} is building {node.ref} ({store.short(fingerprint)}); waiting for its artifact"
         )
 
     with store.lock(fingerprint, waiting) as lock:
-        artifact = _found(store, fingerprint, request.say)
+        artifact = _verified(store, fingerprint, request.say)
         hit = artifact is not None
         if artifact is None:
             building = store.building(fingerprint)
-            artifact = _made(request, building, lock, store, launcher, tracking)
+            artifact = _launch(request, building, lock, store, launcher, tracking)
         store.set_ref(node.recipe, node.name, fingerprint)
     if not hit:
         tracking.finish(artifact.path.parent)
     return Outcome(artifact, hit, store.gate(artifact))
 
 
-def _found(store: Store, fingerprint: str, say: Say) -> Artifact | None:
-    """The finished artifact, once its files verify; one whose files do not is moved aside, to be
-    built again.
-    """
+def _verified(store: Store, fingerprint: str, say: Say) -> Artifact | None:
+    """The published artifact, if its files verify; otherwise it is moved aside, to be built again."""
     artifact = store.find(fingerprint)
     problems = store.verify(artifact) if artifact else []
     if artifact is None or not problems:
@@ -138,7 +136,7 @@ def _found(store: Store, fingerprint: str, say: Say) -> Artifact | None:
     return None
 
 
-def _made(
+def _launch(
     request: Request,
     building: Building,
     lock: int,
@@ -160,7 +158,7 @@ def _made(
         "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
     }
     started = time.time()
-    what = Build(
+    description = Build(
         node.recipe,
         node.name,
         stage.version,
@@ -172,9 +170,9 @@ def _made(
     )
     with explain_full_disk(building.folder):
         write_json(building.job, job)
-        tracking.begin(building, what, request.dagster_run_id)
-    with tracking.stream(building):  # what is raised in here is the MLflow run's failure too
-        ended = launcher.run(
+        tracking.begin(building, description, request.dagster_run_id)
+    with tracking.stream(building):  # an error in here fails the MLflow run too
+        exit = launcher.run(
             [request.python, "-m", "assets.worker", str(building.folder)],
             ranks=ranks,
             threads=threads,
@@ -182,26 +180,24 @@ def _made(
             env={**request.environment, "LINEAGE_DOWNLOADS": str(store.home / "downloads")},
             keep_fds=(lock,),
         )
-        if ended.code:
+        if exit.code:
             with node.naming():
-                raise _failure(building, ended)
+                raise _failure(building, exit)
         result = json.loads(building.result.read_text())
-    known = provenance(
+    origin = provenance(
         profile=job["profile"],
         started=started,
         ended=time.time(),
         seconds=seconds(building.events),
         cores=ranks * threads,
-        peak_memory_bytes=ended.peak_memory_bytes,
+        peak_memory_bytes=exit.peak_memory_bytes,
         forecast=request.estimate,
         dagster_runs=tracking.dagster_runs(building),
         mlflow_run=tracking.run_of(building),
     )
-    known |= {
+    origin |= {
         "asset": node.ref,
-        "stage_seconds": result[
-            "stage_seconds"
-        ],  # of the last attempt; what `seconds` counts is all of them
+        "stage_seconds": result["stage_seconds"],  # of the last attempt; `seconds` is of all
         "attempts": attempts(building.events),
         "ranks": ranks,
         "threads": threads,
@@ -213,7 +209,7 @@ def _made(
     try:
         return store.publish(
             building,
-            Facts(stage.name, stage.version, config, inputs, result["metrics"], known),
+            Facts(stage.name, stage.version, config, inputs, result["metrics"], origin),
             verdicts,
         )
     except Exception as error:
@@ -221,18 +217,18 @@ def _made(
         raise
 
 
-def _failure(building: Building, ended: Exit) -> Exception:
-    """The worker's own sentence where it left one; otherwise what is known of its end."""
+def _failure(building: Building, exit: Exit) -> Exception:
+    """The worker's failure.json where it left one; otherwise its exit status and the log's end."""
     if building.failure.exists():
-        told = json.loads(building.failure.read_text())
-        if told["user"]:
-            return UserError(told["message"], field=told["field"])
-        sentence = f"The worker's rank {told['rank']} failed: {told['message'].rstrip('.')}."
-        return WorkerFailed(sentence, log_of(building.log, told["rank"]), told["traceback"])
-    if ended.code == errno.ENOSPC:  # too full to leave a word
+        failure = json.loads(building.failure.read_text())
+        if failure["user"]:
+            return UserError(failure["message"], field=failure["field"])
+        sentence = f"The worker's rank {failure['rank']} failed: {failure['message'].rstrip('.')}."
+        return WorkerFailed(sentence, log_of(building.log, failure["rank"]), failure["traceback"])
+    if exit.code == errno.ENOSPC:  # too full for failure.json
         return UserError(full_disk(building.folder))
-    words = ended.log.read_text(errors="replace")[-LAST_WORDS:] if ended.log.exists() else ""
-    hint = " (often: out of memory)" if ended.code == -signal.SIGKILL else ""
-    rank = "The worker" if ended.failed_rank is None else f"The worker's rank {ended.failed_rank}"
-    sentence = f"{rank} ended without a result, {name_of_signal(ended.code)}{hint}."
-    return WorkerFailed(sentence, ended.log, words)
+    tail = exit.log.read_text(errors="replace")[-LOG_TAIL:] if exit.log.exists() else ""
+    hint = " (often: out of memory)" if exit.code == -signal.SIGKILL else ""
+    rank = "The worker" if exit.failed_rank is None else f"The worker's rank {exit.failed_rank}"
+    sentence = f"{rank} ended without a result, {name_of_signal(exit.code)}{hint}."
+    return WorkerFailed(sentence, exit.log, tail)

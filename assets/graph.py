@@ -1,5 +1,5 @@
-"""A recipe's graph: which stages it has, what feeds what, and the section that identifies each. No
-Dagster; `stage.py` wraps it.
+"""A recipe's graph: its stages, their inputs, and the section that identifies each. No Dagster:
+`stage.py` wraps it.
 
 corpus ─► tokenizer ─► tokens ─┬─► pretrained ─┬─► finetuned/<task> … ─┬─► scorecard
                                │               ├─► zero_shot          ─┤
@@ -7,9 +7,9 @@ corpus ─► tokenizer ─► tokens ─┬─► pretrained ─┬─► finet
                                │               └─► supervised … aligned ─┤ (`assets.stages.alignment_nodes`)
                                └─► scaling/… ───► experiments/scaling ─┘
 
-A recipe that imports a model has `imported` in place of tokenizer and pretrained; or only of the
-tokenizer, where it goes on training it on a corpus: then `pretrained` is what comes of that. It has
-neither experiments nor scaling.
+A recipe that imports a model has `imported` in place of tokenizer and pretrained. Where it trains
+the imported model further on a corpus, `pretrained` is the result. Such a recipe has neither
+experiments nor scaling.
 """
 
 from __future__ import annotations
@@ -37,29 +37,32 @@ from gpt_model.errors import UserError
 
 
 def nodes(recipe: Recipe) -> list[Node]:
-    """Every asset of `recipe`, each after what it needs. Raises UserError for an unknown or
-    repeated task.
+    """Every asset of `recipe`, each after its inputs. Raises UserError for an unknown or repeated
+    task.
     """
     with naming(recipe.files):
         return [replace(node, files=recipe.files) for node in _graph(recipe)]
+
+
+def node_named(graph: list[Node], name: str) -> Node:
+    """The node `name`, e.g. "pretrained". Raises KeyError."""
+    return next(node for node in graph if node.name == name)
 
 
 def check(
     graph: list[Node],
     base: Path,
     read: Callable[[Node, Path], Config] = Node.config,
-    passing: tuple[type[UserError], ...] = (),
+    ignored: tuple[type[UserError], ...] = (),
 ) -> None:
-    """Whether all that `graph` is told can be read, before any of it is built. Raises UserError
-    with a sentence for each mistake.
-
-    `passing`: kinds of error that are none here.
+    """Reads every section before anything is built. Raises one UserError with a sentence for each
+    mistake, errors of the kinds `ignored` apart.
     """
     mistakes = []
     for node in graph:
         try:
             read(node, base)
-        except passing:
+        except ignored:
             continue
         except UserError as error:
             mistakes.append(str(error))
@@ -68,63 +71,55 @@ def check(
 
 
 def _graph(recipe: Recipe) -> list[Node]:
-    name = recipe.name
-    graph, roles = _imported(recipe) if recipe.imported else (_trained_here(recipe), ())
-    there = {node.name for node in graph}
+    graph, roles = _imported(recipe) if recipe.imported else (_trained_from_text(recipe), ())
+    present = {node.name for node in graph}
 
-    def needing(*needs: str) -> tuple[str, ...]:
-        return tuple(need for need in needs if dict(roles).get(need, need) in there)
+    def available(*inputs: str) -> tuple[str, ...]:
+        return tuple(name for name in inputs if dict(roles).get(name, name) in present)
 
     for number, task in enumerate(task_names(recipe)):
-        node = Node(name, f"finetuned/{task}", FINETUNED, partial(finetuning_config, recipe, task))
-        rows = (
-            f"finetuning.files.{task}"
-            if recipe.finetuning and task in recipe.finetuning.files
-            else f"finetuning.tasks[{number}]"
+        has_files = recipe.finetuning and task in recipe.finetuning.files
+        graph.append(
+            Node(
+                recipe.name,
+                f"finetuned/{task}",
+                FINETUNED,
+                partial(finetuning_config, recipe, task),
+                needs=available("pretrained", "tokenizer", "corpus"),
+                roles=roles,
+                description=f"{FINETUNED.description} Task: {task}.",
+                field=f"finetuning.files.{task}" if has_files else f"finetuning.tasks[{number}]",
+            )
         )
-        node = replace(
-            node, needs=needing("pretrained", "tokenizer", "corpus"), roles=roles, field=rows
-        )
-        graph.append(replace(node, description=f"{FINETUNED.description} Task: {task}."))
     if recipe.evaluation:
         graph.append(
             Node(
-                name,
+                recipe.name,
                 "zero_shot",
                 ZERO_SHOT,
                 lambda base: zero_shot_config(recipe),
-                needing("pretrained", "tokenizer", "corpus", "tokens"),
+                available("pretrained", "tokenizer", "corpus", "tokens"),
                 roles,
                 field="evaluation",
             )
         )
-    graph += [
-        *experiment_nodes(recipe),
-        *scaling_nodes(recipe),
-        *alignment_nodes(recipe, there, roles),
-    ]
-    everything = tuple(node.name for node in graph)
-    for node in graph:  # Dagster takes no two assets of one key, and says so of all recipes at once
-        if everything.count(node.name) > 1:
+    graph += experiment_nodes(recipe)
+    graph += scaling_nodes(recipe)
+    graph += alignment_nodes(recipe, present, roles)
+    names = tuple(node.name for node in graph)
+    for node in graph:  # Dagster would name neither recipe nor field
+        if names.count(node.name) > 1:
             raise UserError(
-                f"Two assets of this recipe are named {node.name}. Leave out what asks for one of "
+                f"Two assets of this recipe are named {node.name}. Remove what asks for one of "
                 "them.",
                 field=node.field,
             )
-    graph.append(
-        Node(
-            name,
-            "scorecard",
-            SCORECARD,
-            lambda base: {"recipe": recipe.model_dump(mode="json")},
-            everything,
-        )
-    )
-    return graph
+    whole: Config = {"recipe": recipe.model_dump(mode="json")}
+    return [*graph, Node(recipe.name, "scorecard", SCORECARD, lambda base: whole, names)]
 
 
-def _trained_here(recipe: Recipe) -> list[Node]:
-    """From text to a model."""
+def _trained_from_text(recipe: Recipe) -> list[Node]:
+    """From text to a pre-trained model."""
     name = recipe.name
 
     def pretrained(base: Path) -> Config:
@@ -134,24 +129,18 @@ def _trained_here(recipe: Recipe) -> list[Node]:
             "pretraining": pretraining.model_dump(mode="json"),
         }
 
+    learn = _section(recipe, "tokenizer")
     return [
         Node(name, "corpus", CORPUS, _section(recipe, "corpus"), field="corpus"),
-        Node(
-            name,
-            "tokenizer",
-            TOKENIZER,
-            _section(recipe, "tokenizer"),
-            ("corpus",),
-            field="tokenizer",
-        ),
+        Node(name, "tokenizer", TOKENIZER, learn, ("corpus",), field="tokenizer"),
         Node(name, "tokens", TOKENS, lambda base: {}, ("corpus", "tokenizer")),
         Node(name, "pretrained", PRETRAINED, pretrained, ("tokens", "tokenizer")),
     ]
 
 
 def _imported(recipe: Recipe) -> tuple[list[Node], tuple[tuple[str, str], ...]]:
-    """Somebody else's model, its tokens of a corpus if there is one, and what comes of training it
-    on them; and who is what to the rest.
+    """The imported model, the tokens of the corpus and the model trained on them, where the recipe
+    has these; and the roles of the imported model for other nodes.
     """
     name, roles = recipe.name, (("tokenizer", "imported"), ("base", "imported"))
     graph = [Node(name, "imported", IMPORTED, _section(recipe, "imported"), field="imported")]
@@ -165,21 +154,13 @@ def _imported(recipe: Recipe) -> tuple[list[Node], tuple[tuple[str, str], ...]]:
         lora = {"lora": recipe.lora.model_dump(mode="json")} if recipe.lora else {}
         return {"pretraining": _section(recipe, "pretraining")(base), **lora}
 
-    node = Node(name, "pretrained", PRETRAINED, pretrained, ("tokens", "tokenizer", "base"), roles)
     how = "adapters of it (LoRA) trained" if recipe.lora else "trained further"
-    graph.append(
-        replace(
-            node, description=f"The imported model, {how} on the corpus's tokens, by DeepSpeed."
-        )
-    )
-    return graph, roles
+    description = f"The imported model, {how} on the corpus's tokens, by DeepSpeed."
+    inputs = ("tokens", "tokenizer", "base")
+    node = Node(name, "pretrained", PRETRAINED, pretrained, inputs, roles, description=description)
+    return [*graph, node], roles
 
 
-def _section(recipe: Recipe, part: str) -> Callable[[Path], Config]:
+def _section(recipe: Recipe, name: str) -> Callable[[Path], Config]:
     """A section of the recipe as it stands."""
-    return lambda base: getattr(recipe, part).model_dump(mode="json")
-
-
-def node_named(graph: list[Node], name: str) -> Node:
-    """The node `name`, e.g. "pretrained". Raises KeyError."""
-    return next(node for node in graph if node.name == name)
+    return lambda base: getattr(recipe, name).model_dump(mode="json")

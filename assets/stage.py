@@ -1,9 +1,8 @@
-"""The ONE wrapper that turns a stage into a Dagster asset: build or find its artifact, and show it
-as a person wants it.
+"""The one wrapper that makes a stage a Dagster asset: build or find its artifact, and show it.
 
-Dagster concepts: a software-defined asset with asset checks, `DataVersion` = digest, Pipes for what
-the worker says as it happens. What a build *is* stands in `build.py`, without Dagster. (No
-postponed annotations in here: Dagster reads them as they stand.)
+Dagster concepts: a software-defined asset with asset checks, `DataVersion` = digest, Pipes for the
+worker's live messages. `build.py` has the build itself, without Dagster. Annotations are not
+postponed in here: Dagster reads them.
 """
 
 import base64
@@ -29,10 +28,9 @@ from gpt_model.errors import UserError
 # Every Pipes session raises it, about a parameter that is Dagster's own and not ours.
 warnings.filterwarnings("ignore", message=".*expected_writer_count.*", category=dg.PreviewWarning)
 
-RETRY = dg.RetryPolicy(
-    max_retries=1, delay=5
-)  # a worker that died once may have met a passing fault; it resumes, it does not start over
-PICTURE_LIMIT_BYTES = 1_000_000  # inline in one metadata entry; what is more is in MLflow
+# The fault that killed a worker may have passed; the retry resumes from the last checkpoint.
+RETRY = dg.RetryPolicy(max_retries=1, delay=5)
+PICTURE_LIMIT_BYTES = 1_000_000  # inline in one metadata entry; larger ones are in MLflow
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+\.png)\)")  # as Markdown links to one
 
 
@@ -66,13 +64,10 @@ def as_asset(node: Node, base: Path, owners: list[str]) -> dg.AssetsDefinition:
             context.log.error(error.details)
             raise dg.Failure(str(error)) from None
         except (KeyboardInterrupt, DagsterExecutionInterruptedError) as interruption:
-            # Raised as it is, the retry policy would start the step again. A failed step of a run
-            # that is being canceled cancels it; the page has said so already, Ctrl-C and SIGTERM
-            # have not.
-            if (
-                context.instance.get_run_by_id(context.run.run_id).status
-                != dg.DagsterRunStatus.CANCELING
-            ):
+            # Re-raised as it is, the retry policy would start the step again. A failed step cancels
+            # a run that is CANCELING: the page has set that, Ctrl-C and SIGTERM have not.
+            run = context.instance.get_run_by_id(context.run.run_id)
+            if run.status != dg.DagsterRunStatus.CANCELING:
                 context.instance.report_run_canceling(context.run, "The run was interrupted.")
             raise dg.Failure(
                 f"{node.ref} was terminated; the next run goes on from there.", allow_retries=False

@@ -78,7 +78,7 @@ def plan(recipe: RecipeName, profile: ProfileName = "cpu", as_json: AsJson = Fal
     already; runs nothing.
     """
     store = open_store()
-    loaded, path, execution = _checked(recipe, profile, passing=(Unreachable,))
+    loaded, path, execution = _checked(recipe, profile, ignored=(Unreachable,))
     facts = plan_of(loaded, path.parent, execution, store)
     if as_json:
         print_json(facts)
@@ -87,16 +87,16 @@ def plan(recipe: RecipeName, profile: ProfileName = "cpu", as_json: AsJson = Fal
 
 
 def _checked(
-    recipe: str, profile: str, passing: tuple[type[UserError], ...] = ()
+    recipe: str, profile: str, ignored: tuple[type[UserError], ...] = ()
 ) -> tuple[Recipe, Path, Profile]:
     """Recipe, its file, profile. Raises UserError for a mistake that can be seen before a build.
 
-    `passing`: kinds of error that are no mistake here.
+    `ignored`: kinds of error that are no mistake here.
     """
     path = find_file(recipe, RECIPES, "recipe")
     loaded, execution = load_recipe(str(path)), load_profile(profile)
     graph = nodes(loaded)
-    check(graph, path.parent, passing=passing)
+    check(graph, path.parent, ignored=ignored)
     with naming(loaded.files):
         for config in (node.settings(path.parent) for node in graph if node.stage is PRETRAINED):
             if "model" in config:  # an imported model's context is known once it is here
