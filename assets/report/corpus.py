@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from assets.contract import Built
+from assets.report import plots
+from assets.report.tables import Table, write_markdown
 from gpt_model.data import documents, splits
 
 SAMPLE_CHARACTERS = 200  # the text is other people's
@@ -18,34 +18,32 @@ def show(built: Built, folder: Path) -> None:
     """
     index = documents.index(built.output)
     weights = sum(entry["weight"] for entry in index.values())
-    lines = [
-        "| source | documents | MB | share of training tokens | held out: documents | MB | "
-        "dropped | licence |",
-        "|---|--:|--:|--:|--:|--:|--:|---|",
-    ]
-    samples = []
+    rows, samples = [], []
     for source, entry in index.items():
         training, held_out = entry["training"], entry["held_out"]
-        lines.append(
-            f"| {source} | {training['documents']:,} | {training['bytes'] / 1e6:.2f} | "
-            f"{entry['weight'] / weights:.0%} "
-            f"| {held_out['documents']:,} | {held_out['bytes'] / 1e6:.2f} | "
-            f"{sum(entry['dropped'].values()):,} | {entry['licence']} |"
+        rows.append(
+            {
+                "source": source,
+                "documents": training["documents"],
+                "MB": training["bytes"] / 1e6,
+                "share of training tokens": entry["weight"] / weights,
+                "held-out documents": held_out["documents"],
+                "held-out MB": held_out["bytes"] / 1e6,
+                "dropped": sum(entry["dropped"].values()),
+                "licence": entry["licence"],
+            }
         )
         text = splits.normalised(next(documents.read(built.output, source, "training")))
-        samples.append(f"**{source}**\n\n> {text[:SAMPLE_CHARACTERS]}…\n")
-    (folder / "sources.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "samples.md").write_text("\n".join(samples), encoding="utf-8")
-
-    figure = Figure(figsize=(7, 0.8 + 0.6 * len(index)), layout="constrained")
-    axes = figure.subplots()
-    megabytes = {
-        split: [entry[split]["bytes"] / 1e6 for entry in index.values()]
-        for split in documents.SPLITS
-    }
-    axes.barh(list(index), megabytes["training"], label="training")
-    axes.barh(list(index), megabytes["held_out"], left=megabytes["training"], label="held out")
-    axes.set_xlabel("text, MB")
-    axes.invert_yaxis()
-    axes.legend()
-    figure.savefig(folder / "sources.png", dpi=110)
+        samples += [f"**{source}**", f"> {text[:SAMPLE_CHARACTERS]}…"]
+    table = Table(
+        rows, formats={"MB": ".2f", "held-out MB": ".2f", "share of training tokens": ".0%"}
+    )
+    write_markdown(folder / "sources.md", table)
+    write_markdown(folder / "samples.md", *samples)
+    with plots.picture(folder / "sources.png", height=plots.rows_height(len(index))) as axes:
+        plots.bars(
+            axes,
+            list(index),
+            {"training": table.frame["MB"], "held out": table.frame["held-out MB"]},
+        )
+        axes.set_xlabel("text, MB")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import Built
-from assets.report.tables import Table, write_markdown
+from assets.report.tables import Table, code_block, write_markdown
 
 EXCERPT = 60  # characters of a sample whose text the licence does not cover
 SAMPLES = 3  # of each source
@@ -24,7 +24,7 @@ def show(built: Built, folder: Path) -> None:
         {
             "source": name,
             "rows": str(report["rows"]),
-            "kept": _kept(report),
+            "kept": _retained(report),
             "left out": _reasons(report["left_out"]) or "none",
             "licence": report["licence"][:200],
         }
@@ -34,7 +34,7 @@ def show(built: Built, folder: Path) -> None:
     write_markdown(folder / "samples.md", *_samples(built, reports))
 
 
-def _kept(report: Mapping[str, Any]) -> str:
+def _retained(report: Mapping[str, Any]) -> str:
     text = f"{report['kept']}"
     if report["shortened"]:
         text += f" ({report['shortened']} without a last turn that nobody answered)"
@@ -53,9 +53,9 @@ def _reasons(counted: Mapping[str, Any]) -> str:
 def _samples(built: Built, reports: Mapping[str, Any]) -> list[str]:
     counts = dict.fromkeys(reports, 0)
     samples = []
-    # not splitlines, which ends a line at \u2028 too
-    for line in (built.output / "training.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
-        row = json.loads(line)
+    with (built.output / "training.jsonl").open(encoding="utf-8") as file:
+        examples = [json.loads(line) for line in file]
+    for row in examples:
         if counts[row["source"]] == SAMPLES:
             continue
         counts[row["source"]] += 1
@@ -67,8 +67,7 @@ def _samples(built: Built, reports: Mapping[str, Any]) -> list[str]:
         if not reports[row["source"]]["show_text"]:
             turns = [shortened(text) for text in turns]
         text = "\n".join(text[:TURN_CHARACTERS] for text in turns)
-        fence = "````" if "```" in text else "```"
-        samples.append(f"**{row['source']}**\n\n{fence}text\n{text}\n{fence}")
+        samples += [f"**{row['source']}**", code_block(text)]
     return samples
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from assets.contract import Built
-from assets.report.tables import Table, markdown
+from assets.report.tables import Table, write_markdown
 from assets.stages.imported import SOURCE_FILE
 
 
@@ -20,8 +20,8 @@ def show(built: Built, folder: Path) -> None:
     }
     files = [{**file, "sha256": f"`{file['sha256']}`"} for file in facts["files"]]
     rows = [{name: file[name] for name in ("path", "bytes", "sha256")} for file in files]
-    text = markdown(
+    write_markdown(
+        folder / "imported.md",
         "\n".join(f"- {name}: {value}" for name, value in origin.items()),
-        Table(rows, formats={"bytes": ","}),
+        Table(rows),
     )
-    (folder / "imported.md").write_text(text + "\n", encoding="utf-8")

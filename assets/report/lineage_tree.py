@@ -6,7 +6,7 @@ Reads manifests only. No Dagster, MLflow or torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -73,24 +73,30 @@ def sources_of(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 def _of_import(config: Mapping[str, Any]) -> dict[str, Any]:
-    place = (
+    origin = (
         {"hub": config["hub"], "revision": config["revision"]}
         if "hub" in config
         else {"path": config["folder"]}
     )
-    return {"name": "weights", **place, "pinned": config.get("files"), "licence": config["licence"]}
+    return {
+        "name": "weights",
+        **origin,
+        "pinned": config.get("files"),
+        "licence": config["licence"],
+    }
 
 
 def _of_task(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     source = entry["source"]
-    files = (
-        source["file"]
-        if isinstance(source["file"], str)
-        else ", ".join(file for file in source["file"].values() if file)
-    )
-    place = {"files" if source.get("package") else "path": files}
-    kept = {key: source[key] for key in ("package", "kind", "sha256", "pinned") if source.get(key)}
-    return {"name": name, **kept, **place, "licence": entry["licence"]}
+    files = source["file"]
+    if not isinstance(files, str):
+        files = ", ".join(file for file in files.values() if file)
+    return {
+        "name": name,
+        **{key: source[key] for key in ("package", "kind", "sha256", "pinned") if source.get(key)},
+        "files" if source.get("package") else "path": files,
+        "licence": entry["licence"],
+    }
 
 
 def origin(source: Mapping[str, Any]) -> str:
@@ -144,28 +150,25 @@ def _label(node: Mapping[str, Any]) -> str:
     name = _name(node)
     if node["missing"]:
         return f"{name} [red]not in the store any more"
-    commit = node["git"]["commit"]
-    code = f", code {commit[:8]}{'+' if node['git']['dirty'] else ''}" if commit else ""
-    failed = (
-        f" [red]failed: {', '.join(node['failed_checks'])}[/red]" if node["failed_checks"] else ""
+    facts = [f"digest {node['digest'][:SHORT]}", f"built {node['built'][:16].replace('T', ' ')}"]
+    if commit := node["git"]["commit"]:
+        facts.append(f"code {commit[:8]}{'+' if node['git']['dirty'] else ''}")
+    failed = ", ".join(node["failed_checks"])
+    return f"{name} [dim]{', '.join(facts)}[/dim]" + (
+        f" [red]failed: {failed}[/red]" if failed else ""
     )
-    return f"{name} [dim]digest {node['digest'][:SHORT]}, built {node['built'][:16].replace('T', ' ')}{code}[/dim]{failed}"
 
 
 def _source(source: Mapping[str, Any]) -> str:
-    """One source: where it is from, its share of the mixture, its licence, and the bytes it is tied
-    to.
-    """
-    return "\n".join(_source_lines(source))
-
-
-def _source_lines(source: Mapping[str, Any]) -> Iterator[str]:
+    """Where a source is from, its share of the mixture, its licence, and the bytes it is tied to."""
     weight = f", weight {source['weight']:g}" if "weight" in source else ""
-    yield f"[cyan]{escape(source['name'])}[/cyan] {escape(origin(source))}{weight}"
-    yield f"  licence {escape(source['licence'])}"
-    if source.get("sha256"):
-        yield f"  sha256 {source['sha256']}"
-    if source.get("revision"):
-        yield f"  revision {source['revision']}"
-    for file in source.get("pinned") or []:
-        yield f"  sha256 {file['sha256']}  {escape(file['path'])}"
+    lines = [
+        f"[cyan]{escape(source['name'])}[/cyan] {escape(origin(source))}{weight}",
+        f"  licence {escape(source['licence'])}",
+        *(f"  {pin} {source[pin]}" for pin in ("sha256", "revision") if source.get(pin)),
+        *(
+            f"  sha256 {file['sha256']}  {escape(file['path'])}"
+            for file in source.get("pinned") or []
+        ),
+    ]
+    return "\n".join(lines)

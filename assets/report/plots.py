@@ -78,7 +78,7 @@ def _finish(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[1]:
+    if axes.get_legend_handles_labels()[1] and not axes.get_legend():
         axes.legend(fontsize=8, framealpha=0.7, edgecolor="none")
 
 

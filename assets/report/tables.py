@@ -6,6 +6,7 @@ The page renders the Markdown as HTML (`page.py`), so a stage formats a table on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -108,9 +109,9 @@ def share_of(used: int, available: int) -> str:
 
 
 def code_block(text: str) -> str:
-    """Text of a model or a corpus, shown as it is."""
-    fenced = text.replace("```", "'''")
-    return f"```text\n{fenced}\n```"
+    """Text of a model or a corpus, shown as it is: the fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def _text(value: Any, spec: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from assets.contract import Built
-from assets.report.tables import Table, markdown
+from assets.report.tables import Table, code_block, write_markdown
 from gpt_model.tokenizer import Tokenizer
 
 EXAMPLES = 24  # tokens of each kind
@@ -35,15 +35,15 @@ def show(built: Built, folder: Path) -> None:
         for source in sources
     ]
     formats = {"bytes a token, held-out text": ".3f", "unknown tokens": ".4%"}
-    text = markdown(
+    write_markdown(
+        folder / "vocabulary.md",
         f"Style {tokenizer.style}, {tokenizer.vocab_size:,} tokens. {tokenizer.caveat}".rstrip(),
         Table(rows, formats=formats).without_empty_columns() if rows else "",
         _examples("The first merges, of the most frequent pairs", tokenizer, first),
         _examples("The longest tokens", tokenizer, longest),
     )
-    (folder / "vocabulary.md").write_text(text + "\n", encoding="utf-8")
 
 
 def _examples(title: str, tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     tokens = " ".join(json.dumps(tokenizer.decode([index]), ensure_ascii=False) for index in ids)
-    return f"{title}:\n\n```\n{tokens}\n```"
+    return f"{title}:\n\n{code_block(tokens)}"

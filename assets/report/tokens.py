@@ -8,7 +8,7 @@ import numpy as np
 
 from assets.contract import Built
 from assets.report import plots
-from assets.report.tables import Table
+from assets.report.tables import Table, write_markdown
 from gpt_model.data import documents
 from gpt_model.data.shards import TokenData
 from gpt_model.tokenizer import Tokenizer
@@ -34,11 +34,9 @@ def show(built: Built, folder: Path) -> None:
                     "bytes a token": size / tokens if tokens else None,
                 }
             )
-    counts = dict.fromkeys(("documents", "tokens", "bytes"), ",")
-    formats = {"weight": "g", "bytes a token": ".3f", **counts}
+    formats = {"weight": "g", "bytes a token": ".3f"}
     caveat = Tokenizer.load(built.inputs["tokenizer"].path).caveat
-    table = Table(rows, note=caveat, formats=formats)
-    (folder / "tokens.md").write_text(table.markdown() + "\n", encoding="utf-8")
+    write_markdown(folder / "tokens.md", Table(rows, note=caveat, formats=formats))
     plot_document_lengths(data, folder / "document_lengths.png")
 
 
