@@ -189,7 +189,7 @@ def bars(axes: Axes, names: Sequence[str], parts: Mapping[str, Sequence[float]])
     start = np.zeros(len(names))
     for label, values in parts.items():
         axes.barh(range(len(names)), values, left=start, label=label)
-        start += np.asarray(values)
+        start += np.asarray(values, dtype=float)
     name_rows(axes, names)
 
 
