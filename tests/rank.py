@@ -192,18 +192,13 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
     from safetensors.torch import save_file
 
     from assets.contract import Artifact
-    from assets.execution.base_model import trained_shape
+    from assets.execution.pretraining import LanguageModelling, model_shape, settings_of
+    from assets.execution.training import execution_of
     from assets.stages.ablations import ABLATIONS
     from assets.stages.aligned import ALIGNED
     from assets.stages.finetuning import FINETUNED
     from assets.stages.layers_transferred import LAYERS_TRANSFERRED
-    from assets.stages.pretraining import (
-        PRETRAINED,
-        LanguageModelling,
-        batches_of,
-        execution_of,
-        settings_of,
-    )
+    from assets.stages.pretraining import PRETRAINED, batches_of
     from gpt_model.data.sampler import Sampler
     from gpt_model.data.shards import TokenData
     from gpt_model.training.loop import train
@@ -234,10 +229,7 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
         progress.said["result"] = PRETRAINED.run(config, given, output, progress)
         return progress
     data, section = TokenData(inputs / "tokens"), config["pretraining"]
-    shape, execution = (
-        trained_shape(config, {}, data.vocab_size),
-        execution_of(progress.profile, progress),
-    )
+    shape, execution = (model_shape(config, {}, data.vocab_size), execution_of(progress))
     sampler = Sampler(data, shape.context, batches_of(section), section["seed"])
     model = GPT(shape, seed=section["seed"])
     settings = settings_of(section)

@@ -17,8 +17,9 @@ import torch
 from rank import MODEL, SECTION, make_inputs, run
 from safetensors.torch import load_file
 
+from assets.execution.pretraining import evaluation_steps, settings_of
 from assets.recipe.recipe import PretrainingSection
-from assets.stages.pretraining import batches_of, evaluation_steps, settings_of
+from assets.stages.pretraining import batches_of
 from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.data.sampler import Sampler

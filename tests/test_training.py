@@ -21,10 +21,11 @@ from rank import MODEL, SECTION, STEPS, Ranks, make_inputs, run, said
 from torch import Tensor, nn
 
 from assets.contract import Artifact, Built
+from assets.execution.pretraining import evaluation_steps
 from assets.recipe.profile import Profile
 from assets.recipe.recipe import load_recipe
 from assets.report import pretrained
-from assets.stages.pretraining import PRETRAINED, check_shared_out, evaluation_steps, micro_batch
+from assets.stages.pretraining import PRETRAINED, check_shared_out, micro_batch
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import CorruptFile, UserError

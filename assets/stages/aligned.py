@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,6 @@ from assets.contract import (
 from assets.report import aligned
 from assets.report.human_data import hidden, shortened
 from assets.stages import base_model, tuning_io
-from assets.stages.pretraining import execution_of
 from gpt_model.errors import UserError, about_all_of
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ def align(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
     """Train, answering held-out prompts as it goes; resumes from output/.scratch, mid-rollout too.
     Every rank runs it, rank 0 writes.
     """
+    from assets.execution.training import execution_of
     from gpt_model import convert
     from gpt_model.rlhf import ema, reward_model
     from gpt_model.rlhf.chat_template import ChatTemplate
@@ -82,9 +82,7 @@ def align(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
         sampling,
     )
     progress.log(prompts.told())
-    execution = replace(
-        execution_of(progress.profile, progress), compile=False
-    )  # answers are of any length
+    execution = execution_of(progress, fixed_shapes=False)
 
     chunk = progress.profile.micro_batch or CHUNK
     context = start.config.context

@@ -11,14 +11,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Progress, Stage
 from assets.report.reward_model import accuracies
 from assets.stages import tuning_io
-from assets.stages.pretraining import execution_of
 from assets.stages.rankings import EVALUATIONS, HELD_OUT, ON_THE_WAY, counted, laid_out, measured
 from assets.stages.reward_model import accuracy_above_half
 from assets.stages.supervised import batches_of
@@ -37,6 +35,7 @@ def prefer(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
     """Train, measuring held-out rankings as it goes; resumes from output/.scratch. Every rank runs
     it, rank 0 writes.
     """
+    from assets.execution.training import execution_of
     from gpt_model.rlhf import dpo
     from gpt_model.rlhf.records import evenly
     from gpt_model.training.engine import start
@@ -54,9 +53,7 @@ def prefer(config: Config, inputs: Inputs, output: Path, progress: Progress) -> 
         batches = batches_of(
             [one.tokens for one in training], prompts, section, progress, gpt.config.context
         )
-    execution = replace(
-        execution_of(progress.profile, progress), compile=False
-    )  # texts are of any length
+    execution = execution_of(progress, fixed_shapes=False)
     start(execution)
     before = dpo.reference_log_probabilities(
         gpt, [*training, *held_out], scratch / "reference", execution, section["precision"]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from assets.contract import Artifact, Config, Progress
 from assets.recipe.task_entries import resolved_entry
 from assets.stages import base_model
-from assets.stages.pretraining import execution_of
 from assets.store.home import downloads_folder
 from gpt_model.errors import about_all_of
 from gpt_model.finetuning.entry import SPLITS, SplitName, TaskEntry
@@ -96,13 +95,12 @@ def fine_tuned(
     """`gpt`, which has the specials' rows, fine-tuned; a killed attempt goes on from what `folder`
     keeps. All of it goes to `said`.
     """
+    from assets.execution.training import execution_of
     from gpt_model.finetuning.heads import TaskModel
     from gpt_model.finetuning.objective import fine_tune
 
     model = TaskModel(gpt, task.layout, task.classes, how.dropout, how.seed)
-    execution = replace(
-        execution_of(progress.profile, progress), compile=False
-    )  # shapes change with every batch
+    execution = execution_of(progress, fixed_shapes=False)
     result = fine_tune(
         model,
         task.laid,

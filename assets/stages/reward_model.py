@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,6 @@ from assets.contract import (
 )
 from assets.report import reward_model
 from assets.stages import base_model, tuning_io
-from assets.stages.pretraining import execution_of
 from assets.stages.rankings import (
     BAG_OF_WORDS,
     EVALUATIONS,
@@ -64,6 +62,7 @@ def train_reward_model(config: Config, inputs: Inputs, output: Path, progress: P
     """Train, measuring held-out rankings as it goes; resumes from output/.scratch. Every rank runs
     it, rank 0 writes.
     """
+    from assets.execution.training import execution_of
     from gpt_model.rlhf.records import evenly
     from gpt_model.rlhf.reward_model import RewardModel, RewardObjective
     from gpt_model.training.loop import Hook, train
@@ -89,9 +88,7 @@ def train_reward_model(config: Config, inputs: Inputs, output: Path, progress: P
             progress,
             gpt.config.context,
         )
-    execution = replace(
-        execution_of(progress.profile, progress), compile=False
-    )  # texts are of any length
+    execution = execution_of(progress, fixed_shapes=False)
 
     model, some = RewardModel(gpt, section["seed"]), evenly(held_out, ON_THE_WAY)
     objective = RewardObjective(training, batches, execution.device)

@@ -11,14 +11,13 @@ which of them is used is the reward model's to say (`instructed.py`). What is tr
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.contract import SCRATCH, Built, Check, Config, Inputs, Metrics, Progress, Stage, Verdict
 from assets.report.human_data import hidden, shortened
 from assets.stages import tuning_io
-from assets.stages.pretraining import execution_of
 from gpt_model.errors import UserError, about
 from gpt_model.training.batching import TRAINING_TOKENS, EpochBatches
 
@@ -87,14 +86,13 @@ def tune(
     """Train in place, held-out loss after every epoch; `keeping`: its weights, too. (outcome,
     held-out loss by epoch)
     """
+    from assets.execution.training import execution_of
     from gpt_model.rlhf.sft import held_out_loss
     from gpt_model.training.engine import start
     from gpt_model.training.loop import Hook, train
     from gpt_model.training.tuning import cosine_settings, epoch_ends, save_epoch
 
-    execution = replace(
-        execution_of(progress.profile, progress), compile=False
-    )  # shapes change with every batch
+    execution = execution_of(progress, fixed_shapes=False)
     start(execution)
     batches = objective.batches
     settings = cosine_settings(section, batches.steps)

@@ -1,0 +1,345 @@
+"""Runs the stage `pretrained`: trains, measures held-out text and writes samples on the way, and
+judges the finished model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.execution.training import execution_of
+from assets.recipe.profile import Profile
+from assets.stages import base_model
+from assets.stages.base_model import BASE
+from assets.stages.pretraining import batches_of, check_shared_out, check_whole, micro_batch
+from gpt_model import convert, lora
+from gpt_model.config import ModelConfig
+from gpt_model.data.sampler import Sampler
+from gpt_model.data.shards import TokenData
+from gpt_model.errors import about
+from gpt_model.generation import generate
+from gpt_model.networks import build
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.training import measure, snapshots
+from gpt_model.training.engine import Execution, choose_product_library, start
+from gpt_model.training.loop import Hook, Outcome, train
+from gpt_model.training.optimizer import BatchSchedule, TrainingSettings, by_step, warmup_cosine
+from gpt_model.transformer import GPT, Decoder
+
+PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
+SAMPLE_TOP_K = 40  # GPT-2's samples
+
+
+def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    """Train, measuring on the way; resumes from output/.scratch/checkpoints. Every rank runs it,
+    rank 0 writes.
+    """
+    section = config["pretraining"]
+    data, tokenizer = TokenData(inputs["tokens"].path), Tokenizer.load(inputs["tokenizer"].path)
+    shape = model_shape(config, inputs, tokenizer.vocab_size)
+    check_whole(section, shape.context)
+    check_shared_out(section, shape.context, progress.profile.name, progress.world_size)
+    batches = batches_of(section)
+    with about("model"):
+        sampler = Sampler(data, shape.context, batches, section["seed"])
+    execution = execution_of(progress)
+    start(execution)
+    # Before the peak is measured, which training is compared with
+    choose_product_library(section["precision"])
+    peak = measure.peak_flops(execution, section["precision"])
+    execution = replace(execution, peak_flops=peak)
+    settings = settings_of(section)
+
+    model = initial_model(config, inputs, shape, section["seed"])
+    objective = LanguageModelling(sampler, progress.profile, shape, execution)
+    evaluation = Evaluation(data, tokenizer, section, settings.steps, execution, progress)
+    snapshot_steps = snapshots.snapshot_steps(settings.steps, section.get("snapshots", 0))
+    hooks = [
+        Hook(evaluation_steps(batches, settings.steps, section["evaluations"]), evaluation),
+        Hook(snapshot_steps[:-1], _save_snapshots(output, progress.rank)),  # the last is model/
+    ]
+    outcome = train(
+        model,
+        objective,
+        settings,
+        execution,
+        checkpoints=output / SCRATCH / "checkpoints",
+        progress=progress,
+        hooks=hooks,
+    )
+    # At both ends: a machine's speed changes meanwhile
+    peak = (peak + measure.peak_flops(execution, section["precision"])) / 2
+    metrics = evaluation.final | _training_metrics(outcome, objective, peak, data)
+    metrics["peak_memory_bytes"] = measure.peak_memory_bytes(execution)
+    if progress.rank == 0:
+        metrics |= merge_adapters(model, config, inputs, output)
+        _write(model, tokenizer, output, section, metrics)
+        if snapshot_steps:
+            tokens = {step: batches.tokens_before(step) for step in snapshot_steps}
+            snapshots.write_index(output, tokens)
+    return metrics
+
+
+def settings_of(section: Mapping[str, Any]) -> TrainingSettings:
+    """The recipe's section as the training loop takes it. Warm-up and cosine are counted in tokens,
+    so they do not depend on the batch.
+    """
+    batches = batches_of(section)
+    steps = batches.steps_within(section["tokens"])
+    rate = warmup_cosine(
+        section["learning_rate"],
+        warmup=section["warmup_tokens"],
+        decay=section.get("decay_tokens") or batches.tokens_before(steps),
+        final=section["final_learning_rate"],
+    )
+    return TrainingSettings.of(section, steps, by_step(rate, batches))
+
+
+def evaluation_steps(batches: BatchSchedule, steps: int, evaluations: int) -> list[int]:
+    """After which steps held-out text is measured, evenly spaced in tokens; the last is the end."""
+    tokens = batches.tokens_before(steps)
+    return sorted(
+        {
+            max(1, batches.nearest_step(tokens * number / evaluations))
+            for number in range(1, evaluations + 1)
+        }
+    )
+
+
+def model_shape(config: Config, inputs: Inputs, vocab_size: int) -> ModelConfig:
+    """The recipe's shape, or that of the model it goes on from, with the tokenizer's vocabulary."""
+    if BASE in inputs:
+        shape = base_model.shape(base_model.require(inputs, BASE))
+    else:
+        shape = config["model"]
+    return ModelConfig(**shape, vocab_size=vocab_size)
+
+
+def initial_model(config: Config, inputs: Inputs, shape: ModelConfig, seed: int) -> Decoder:
+    """Fresh weights, or the model that training goes on from; where the recipe has `lora`, with
+    adapters beside its weights.
+    """
+    if BASE not in inputs:
+        return build(shape, seed)
+    gpt = convert.load(inputs[BASE].path / "model")
+    if "lora" in config:
+        lora.adapt(gpt, lora.LoRA(**config["lora"]), seed)
+    return gpt
+
+
+def merge_adapters(model: Decoder, config: Config, inputs: Inputs, output: Path) -> Metrics:
+    """Of a model that training went on from: its shape is written, as no section gives it; adapters
+    are written, merged into the weights and counted.
+    """
+    if BASE not in inputs:
+        return {}
+    base_model.write_shape(model.config, output)
+    if "lora" not in config:
+        return {}
+    assert isinstance(model, GPT)
+    return lora.keep_and_merge(
+        model, model, lora.LoRA(**config["lora"]), output / base_model.ADAPTERS
+    )
+
+
+class LanguageModelling:
+    """The objective: predict each next token, batches by the sampler (Radford et al. 2018, equation
+    1).
+    """
+
+    unit = "tokens"
+
+    def __init__(
+        self, sampler: Sampler, profile: Profile, shape: ModelConfig, execution: Execution
+    ) -> None:
+        self.sampler, self.profile, self.execution = sampler, profile, execution
+        self.flops_per_unit = shape.flops_per_token()
+
+    def units_before(self, step: int) -> int:
+        return self.sampler.batches.tokens_before(step)
+
+    def micro_batches(self, step: int) -> Sequence[tuple[Tensor, Tensor]]:
+        """This rank's rows of a step: (inputs, targets), each [sequences, context]."""
+        inputs, targets, _ = self.sampler.batch(
+            step, self.execution.rank, self.execution.world_size
+        )
+        sequences = micro_batch(len(inputs), self.sampler.context, self.profile)
+        device = self.execution.device
+        parts = (
+            torch.from_numpy(rows).to(device).split(sequences)  # [sequences, context] each
+            for rows in (inputs, targets)
+        )
+        return list(zip(*parts, strict=True))
+
+    def loss(
+        self, model: nn.Module, micro_batch: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
+        """`micro_batch`: (inputs, targets), each [sequences, context]. The loss is a scalar."""
+        return model(*micro_batch), {}
+
+
+class Evaluation:
+    """A hook: measures held-out text and writes samples. After the last step all held-out text is
+    measured, into `final`.
+    """
+
+    def __init__(
+        self,
+        data: TokenData,
+        tokenizer: Tokenizer,
+        section: Mapping[str, Any],
+        steps: int,
+        execution: Execution,
+        progress: Progress,
+    ) -> None:
+        self.data, self.tokenizer, self.section, self.steps = data, tokenizer, section, steps
+        self.execution, self.progress = execution, progress
+        self.final: Metrics = {}
+
+    def __call__(self, step: int, model: nn.Module) -> Metrics:
+        assert isinstance(model, Decoder)
+        limit = None if step == self.steps else self.section["evaluation_tokens"]
+        held_out = measure.held_out(model, self.data, self.execution, limit)
+        metrics = measure.held_out_metrics(held_out, self.data.weights)
+        if step == self.steps:
+            self.final = metrics | measure.held_out_intervals(held_out)
+        # An LSTM, which is only compared by its loss, writes no samples.
+        if self.execution.rank == 0 and self.section["samples"] and isinstance(model, GPT):
+            for name, text in samples(
+                model, self.data, self.tokenizer, self.section["samples"], self.section["seed"]
+            ):
+                self.progress.text(step, name, text)
+        return metrics
+
+
+def _save_snapshots(output: Path, rank: int) -> Callable[[int, Any], Metrics]:
+    """A hook that saves a snapshot."""
+
+    def save(step: int, model: Decoder) -> Metrics:
+        if rank == 0:
+            snapshots.save_snapshot(model, output, step)
+        return {}
+
+    return save
+
+
+def samples(
+    model: GPT, data: TokenData, tokenizer: Tokenizer, count: int, seed: int
+) -> list[tuple[str, str]]:
+    """(name, text): what the model writes after the beginnings of held-out documents, sources in
+    turn; prompts in brackets.
+    """
+    prompts = []
+    sources = [source for source in data.sources if data.documents(source, "held_out")]
+    for number in range(count if sources else 0):
+        source = sources[number % len(sources)]
+        document = data.tokens(source, "held_out").document(
+            (number // len(sources)) % data.documents(source, "held_out")
+        )
+        prompts.append((source, [data.end_of_text, *map(int, document[:PROMPT_TOKENS])]))
+    continuations = generate(
+        model,
+        [ids for _, ids in prompts],
+        SAMPLE_TOKENS,
+        top_k=SAMPLE_TOP_K,
+        seed=seed,
+        stop=(data.end_of_text,),
+    )
+    return [
+        (f"{number} {source}", f"[{tokenizer.decode(ids[1:])}]{tokenizer.decode(continuation)}")
+        for number, ((source, ids), continuation) in enumerate(
+            zip(prompts, continuations, strict=True), 1
+        )
+    ]
+
+
+def _training_metrics(
+    outcome: Outcome, objective: LanguageModelling, peak_flops: float, data: TokenData
+) -> Metrics:
+    rate = outcome.units_per_second
+    held_out_bytes = sum(data.bytes(source, "held_out") for source in data.sources)
+    held_out_tokens = sum(len(data.tokens(source, "held_out")) for source in data.sources)
+    epochs = objective.sampler.epochs(outcome.steps)
+    return {
+        # of a model that gives every token the same probability
+        "uniform_bpb": math.log2(data.vocab_size) * held_out_tokens / max(1, held_out_bytes),
+        "loss": outcome.loss,
+        "steps": outcome.steps,
+        "tokens": objective.units_before(outcome.steps),
+        **{f"epochs/{source}": number for source, number in epochs.items()},
+        "seconds": outcome.seconds,
+        "tokens_per_second": rate,
+        "peak_flops": peak_flops,
+        "model_flops_utilisation": rate * objective.flops_per_unit / peak_flops,
+        "checkpoint_stall_seconds": outcome.checkpoint_stall_seconds,
+    }
+
+
+def _write(
+    model: Decoder, tokenizer: Tokenizer, output: Path, section: Mapping[str, Any], metrics: Metrics
+) -> None:
+    convert.save(model, output / "model", tokenizer.end_of_text)
+    tokenizer.save(output / "model")
+    facts = {
+        "parameters": model.config.parameters(),
+        "steps": int(metrics["steps"]),
+        "batch_tokens": section["batch_tokens"],
+        "batch_ramp": section.get("batch_ramp"),
+        "tokens": int(metrics["tokens"]),
+        "epochs": {
+            name.removeprefix("epochs/"): round(value, 4)
+            for name, value in metrics.items()
+            if name.startswith("epochs/")
+        },
+        "held_out": {
+            name: round(value, 4) for name, value in metrics.items() if name.startswith("held_out/")
+        },
+    }
+    (output / "training.json").write_text(
+        json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+
+
+def loss_falls(built: Built) -> Verdict:
+    losses = [value for _, value in built.series.get("loss", ())]
+    if len(losses) < 2:
+        return Verdict(False, f"{len(losses)} losses were reported: too few to say.")
+    tenth = max(1, len(losses) // 10)
+    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+    return Verdict(
+        last < first,
+        f"Mean loss of the first tenth {first:.3f}, of the last {last:.3f} nats a token.",
+        {"first": first, "last": last},
+    )
+
+
+def model_loads(built: Built) -> Verdict:
+    folder = built.output / "model"
+    expected = model_shape(built.config, built.inputs, Tokenizer.load(folder).vocab_size)
+    model = convert.load_decoder(folder)
+    finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    config = model.config
+    return Verdict(
+        config == expected and finite,
+        f"model/ loads as {config.layers} layers of width {config.width}, "
+        f"{config.parameters():,} parameters"
+        + ("." if finite else ", some of which are not numbers."),
+        {"parameters": config.parameters()},
+    )
+
+
+def better_than_uniform(built: Built) -> Verdict:
+    bpb, uniform = built.metrics["held_out/total_bpb"], built.metrics["uniform_bpb"]
+    return Verdict(
+        bpb < uniform,
+        f"Held-out text takes {bpb:.3f} bits per byte; a uniform guess takes {uniform:.3f}.",
+        {"bpb": bpb, "uniform": uniform},
+    )
