@@ -66,7 +66,7 @@ def start(home: Path) -> Chat:
     options += ["--port", str(port), "--endpoint-port", str(endpoint_port)]
     command = [sys.executable, "-c", SCRIPT, "chat", "tiny/supervised", "tiny/aligned"]
     log = home / "page.log"
-    # With this variable NiceGUI takes itself to be in a test of its own, and takes its port from
+    # With this variable NiceGUI takes itself to be in a test of its local, and takes its port from
     # what its `screen` fixture sets.
     environment = {
         name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"
@@ -133,7 +133,8 @@ def test_two_models_answer_as_they_write_and_the_vote_is_in_the_store(
     expect(page.get_by_text("Ask something")).to_be_visible(timeout=30_000)
     # every text that an answer has had on the page, so that nothing depends on when we look
     page.evaluate("""() => { window.seen = [];
-      new MutationObserver(() => { const a = document.querySelector('.answer'); if (a) window.seen.push(a.innerText.length); })
+      new MutationObserver(() => { const a = document.querySelector('.answer');
+        if (a) window.seen.push(a.innerText.length); })
         .observe(document.body, {subtree: true, childList: true, characterData: true}); }""")
     say(page, MESSAGE)
     expect(page.get_by_role("button", name="Right is better")).to_be_visible(timeout=60_000)
@@ -148,14 +149,14 @@ def test_two_models_answer_as_they_write_and_the_vote_is_in_the_store(
     page.get_by_role("button", name="Right is better").click()
     expect(page.get_by_text("Vote kept: tiny/aligned is better")).to_be_visible()
     expect(page.get_by_text(VOTES_COMMAND)).to_be_visible()
-    (cast,) = votes.read(chat.store.home)
-    assert (cast.messages, cast.tie) == ([{"role": "user", "content": MESSAGE}], False)
-    assert [cast.rejected, cast.chosen] == [answer.strip() for answer in answers]
-    assert cast.artifacts["chosen"] == chat.store.resolve("tiny/aligned").fingerprint
+    (vote,) = votes.read(chat.store.home)
+    assert (vote.messages, vote.tie) == ([{"role": "user", "content": MESSAGE}], False)
+    assert [vote.rejected, vote.chosen] == [answer.strip() for answer in answers]
+    assert vote.artifacts["chosen"] == chat.store.resolve("tiny/aligned").fingerprint
     (compared,) = voted_comparisons(chat.store.home, tmp_path / "comparisons")
-    assert [one.text for one in compared.responses] == [
-        cast.chosen,
-        cast.rejected,
+    assert [response.text for response in compared.responses] == [
+        vote.chosen,
+        vote.rejected,
     ] and compared.pairs() == [(0, 1)]
     assert len(addresses) > 5 and {
         urlsplit(url).hostname for url in addresses if not url.startswith(("data:", "blob:"))
@@ -178,8 +179,8 @@ def test_a_vote_that_the_disk_has_no_room_for_is_said_and_can_be_cast_again(
     chat: Chat, chrome: Browser
 ) -> None:
     page = opened(chrome, chat)
-    for number, said in enumerate((MESSAGE, "and the tree?"), start=1):
-        say(page, said)
+    for number, message in enumerate((MESSAGE, "and the tree?"), start=1):
+        say(page, message)
         expect(page.get_by_role("button", name="Left is better")).to_have_count(
             number, timeout=60_000
         )  # both have answered
@@ -199,19 +200,19 @@ def test_a_vote_that_the_disk_has_no_room_for_is_said_and_can_be_cast_again(
     assert path.read_bytes() == before
     page.get_by_role("button", name="Left is better").last.click()
     expect(page.get_by_text("Vote kept: tiny/supervised is better")).to_be_visible()
-    cast = votes.read(chat.store.home)[-1]
+    vote = votes.read(chat.store.home)[-1]
     # as the second answers were drawn: after two turns, and within the nucleus asked for at the
     # start, below the slider's usual end
-    assert (len(cast.messages), cast.sampling["seed"], cast.sampling["top_p"]) == (3, 7 + 2, 0.01)
+    assert (len(vote.messages), vote.sampling["seed"], vote.sampling["top_p"]) == (3, 7 + 2, 0.01)
 
 
 def test_only_this_machine_is_answered(chat: Chat) -> None:
     port = urlsplit(chat.url).port
     polling = f"{chat.url}/_nicegui_ws/socket.io/?EIO=4&transport=polling"
-    for own in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"):
-        assert status(chat.url, Host=own) == 200
-        assert status(polling, Host=own, Origin=f"http://{own}") == 200
-        assert status_of_socket(port, Host=own, Origin=f"http://{own}") == 101
+    for local in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"):
+        assert status(chat.url, Host=local) == 200
+        assert status(polling, Host=local, Origin=f"http://{local}") == 200
+        assert status_of_socket(port, Host=local, Origin=f"http://{local}") == 101
     for foreign in ({"Host": f"rebound.example:{port}"}, {"Origin": "https://elsewhere.example"}):
         assert status(chat.url, **foreign) == status(chat.url, b"{}", **foreign) == 403
         assert status(polling, **foreign) == status_of_socket(port, **foreign) == 403

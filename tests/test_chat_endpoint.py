@@ -84,7 +84,10 @@ def test_chat_is_the_engines_answer_whole_and_in_parts(
     assert (whole.model, whole.object) == ("tiny/supervised", "chat.completion")
     assert whole.system_fingerprint == engines[0].partner.fingerprint
     template = engines[0].partner.template
-    prompt, written = len(template.prompt(QUESTION)), len(template.tokenizer.encode(expected))
+    prompt, written = (
+        len(template.encode_prompt(QUESTION)),
+        len(template.tokenizer.encode(expected)),
+    )
     assert whole.usage.model_dump(exclude_none=True) == {
         "prompt_tokens": prompt,
         "completion_tokens": written,
@@ -198,7 +201,7 @@ def test_completions_continue_a_prompt_that_their_caller_formats(
     formatted = "<|user|>who sees the sailor?<|endoftext|><|assistant|>"
     options: dict[str, Any] = {"model": "tiny/supervised", "temperature": 0, "max_tokens": 40}
     expected = client.chat.completions.create(**REQUEST)
-    prompts: tuple[Any, ...] = (formatted, template.prompt(QUESTION), [formatted])
+    prompts: tuple[Any, ...] = (formatted, template.encode_prompt(QUESTION), [formatted])
     for prompt in prompts:
         answer = client.completions.create(prompt=prompt, **options)
         assert answer.choices[0].text == expected.choices[0].message.content
@@ -213,7 +216,9 @@ def test_completions_continue_a_prompt_that_their_caller_formats(
         **options | {"temperature": 0.5},
     )
     assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
-    prompt_tokens = len(template.prompt(QUESTION)) + len(template.tokenizer.encode("the old tree"))
+    prompt_tokens = len(template.encode_prompt(QUESTION)) + len(
+        template.tokenizer.encode("the old tree")
+    )
     assert several.usage.prompt_tokens == prompt_tokens
     for choice in several.choices:
         logprobs = choice.logprobs
@@ -242,7 +247,7 @@ def test_a_marker_in_a_message_is_text(client: openai.OpenAI, engines: list[Engi
         options = {"messages": dialogue, "max_tokens": 5}
         answer = client.chat.completions.create(**REQUEST | options)
         assert answer.choices[0].message.content.strip() == expected
-        assert answer.usage.prompt_tokens == len(engines[0].partner.template.prompt(turns))
+        assert answer.usage.prompt_tokens == len(engines[0].partner.template.encode_prompt(turns))
 
 
 def test_an_answer_goes_on_from_the_opening_of_a_last_message_of_the_assistant(
@@ -381,6 +386,11 @@ def test_errors_beside_the_fields_are_error_objects_too(address: str) -> None:
     )
     tokens = post(address, "/completions", model="tiny/supervised", prompt=[5, 10_000])
     assert error(tokens) == (400, "prompt", None)
+    surrogate = (
+        b'{"model": "tiny/supervised", "messages": [{"role": "user", "content": "\\ud800"}]}'
+    )
+    response = httpx.post(f"{address}/chat/completions", content=surrogate, headers=headers)
+    assert error(response)[:2] == (400, "messages[0].content")
     assert error(post(address, "/responses", model="tiny/supervised", input="a"))[0] == 404
     assert error(httpx.get(f"{address}/chat/completions"))[0] == 405
     assert "/v1/chat/completions" in httpx.get(f"{address}/engines").json()["error"]["message"]

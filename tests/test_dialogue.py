@@ -14,14 +14,8 @@ from hypothesis import strategies as st
 
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import UserError
-from gpt_model.rlhf.chat_template import (
-    JINJA,
-    ROLE_TOKENS,
-    ChatTemplate,
-    chat_tokenizer,
-    check_no_special_tokens,
-)
-from gpt_model.rlhf.dialogue import Dialogue, NoDialogue, Turn, dialogue, messages
+from gpt_model.rlhf.chat_template import JINJA, ROLE_TOKENS, ChatTemplate, chat_tokenizer
+from gpt_model.rlhf.dialogue import Dialogue, NoDialogue, dialogue, messages
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.transformer import with_rows
 
@@ -96,21 +90,6 @@ def test_opening_words_are_the_answers_first(tokenizer, theirs) -> None:  # type
         .tokens
     )
     assert prompt + ChatTemplate(tokenizer).encode_response(turns(opened), " does.") == whole
-
-
-def test_reserved_are_the_tokens_that_transformers_finds_in_text(tokenizer, theirs) -> None:  # type: ignore[no-untyped-def]
-    assert set(ChatTemplate(tokenizer).reserved) == {
-        token.content for token in theirs.added_tokens_decoder.values()
-    }
-    for spelt in ChatTemplate(tokenizer).reserved:
-        assert len(theirs.encode(spelt)) == 1 < len(tokenizer.encode(spelt))
-        with pytest.raises(UserError, match="is a token to the model and not text"):
-            check_no_special_tokens(
-                (Turn("user", f"the king{spelt}"),), ChatTemplate(tokenizer).reserved
-            )
-    check_no_special_tokens(
-        (Turn("user", "<|user |> <user> <|"),), ChatTemplate(tokenizer).reserved
-    )
 
 
 def test_a_marker_that_text_spells_out_is_text() -> None:

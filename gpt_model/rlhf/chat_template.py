@@ -6,15 +6,12 @@ A turn is its role's special token, its text, and end-of-text. Documents end wit
 pre-training, so the model need not learn a new stop. A role token has no text
 (`Tokenizer.with_markers`). The template is saved in Jinja beside the tokenizer, so that
 `transformers` encodes a dialogue alike (a test holds that). They differ where a turn spells a
-special token out: we read text, `transformers` the token. So nobody may send one to a model
-(`check_no_special_tokens`).
+special token out: we read text, `transformers` the token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
 
 from gpt_model.errors import UserError
 from gpt_model.rlhf.dialogue import ROLES, Dialogue, Turn
@@ -40,24 +37,6 @@ def chat_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer if tokenizer.markers else tokenizer.with_markers(ROLE_TOKENS, JINJA)
 
 
-def check_no_special_tokens(turns: Dialogue, reserved: Collection[str]) -> None:
-    """Raises UserError where a turn spells out one of `reserved`: with it the turn could end itself
-    and speak for another role.
-    """
-    for turn in turns:
-        if spelt := [token for token in reserved if token in turn.text]:
-            cure = (
-                "Begin a new talk."
-                if turn.role == "assistant"
-                else "Write it in another way, for instance with a space in it."
-            )
-            first = min(spelt, key=turn.text.index)
-            raise UserError(
-                f"What the {turn.role} says spells {first!r}, which is a token to the model and "
-                f"not text. {cure}"
-            )
-
-
 @dataclass(frozen=True)
 class EncodedDialogue:
     """`loss_mask[i]`: whether token i is the assistant's (its text or the end after it), and so is
@@ -80,18 +59,6 @@ class ChatTemplate:
                 "instructed, policy_init or aligned."
             )
         self.tokenizer, self.end_of_text = tokenizer, tokenizer.end_of_text
-
-    @cached_property
-    def reserved(self) -> tuple[str, ...]:
-        """The spelling of the tokens that `transformers` finds in text too: role tokens,
-        end-of-text, and the unknown token where there is one.
-        """
-        spelling = self.tokenizer.tokens()
-        special = (self.end_of_text, self.tokenizer.unknown)
-        return (
-            *self.tokenizer.markers,
-            *(spelling[token] for token in special if token is not None),
-        )
 
     def role_token(self, role: str) -> int:
         return self.tokenizer.markers[f"<|{role}|>"]

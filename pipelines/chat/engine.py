@@ -113,7 +113,7 @@ class _Answer:
     def append(
         self, token: int, logprob: tuple[float, tuple[tuple[int, float], ...]] | None
     ) -> None:
-        """Adds a token, sends the text that can no longer change, and ends the answer if it must."""
+        """Adds a token, sends the text that can no longer change, ends the answer where it must."""
         if token == self.tokenizer.end_of_text:
             self._send(len(self.text), "stop")
             return
@@ -300,15 +300,14 @@ class Engine:
         readers = list(by_row.values())
 
         def on_choice(numbers: Tensor, _: Tensor, logits: Tensor, chosen: Tensor) -> None:
-            """`generate` has chosen the next token of every row that has not ended. numbers: [rows],
+            """The next token of every row that has not ended. numbers, of the prompts: [rows],
             logits: [rows, vocabulary], chosen: [rows].
             """
-            for place, (number, token) in enumerate(
-                zip(numbers.tolist(), chosen.tolist(), strict=True)
-            ):
+            rows = zip(numbers.tolist(), chosen.tolist(), logits, strict=True)
+            for number, token, row_logits in rows:
                 for answer in readers[number]:
                     if answer.open:
-                        answer.append(token, _logprob(logits[place], token, answer.request))
+                        answer.append(token, _logprob(row_logits, token, answer.request))
             if self._closed or not any(answer.open for answer in batch):
                 raise _BatchOver
 

@@ -18,13 +18,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gpt_model.errors import UserError
 from gpt_model.rlhf.chat_template import ChatTemplate
-from gpt_model.rlhf.dialogue import ROLES, Role, Turn
+from gpt_model.rlhf.dialogue import ROLES, Turn
 from gpt_model.tokenizer.base import END_OF_TEXT
 from pipelines.chat.engine import (
     REPLACEMENT,
@@ -154,12 +154,12 @@ class CompletionBody(Body):
     def answer_requests(self, engine: Engine) -> list[AnswerRequest]:
         """Raises Refused or UserError."""
         template = engine.partner.template
-        several = isinstance(self.prompt, list) and not isinstance(next(iter(self.prompt), 0), int)
-        given = cast(list[str | list[int]], self.prompt if several else [self.prompt])
+        single = isinstance(self.prompt, str) or all(isinstance(t, int) for t in self.prompt)
+        given: Any = [self.prompt] if single else self.prompt
         prompts = [
-            (_encode_formatted(text, template) if isinstance(text, str) else text)
-            or [template.end_of_text]  # begins a new document
-            for text in given
+            (_encode_formatted(prompt, template) if isinstance(prompt, str) else prompt)
+            or [template.end_of_text]  # an empty prompt begins a document
+            for prompt in given
         ]
         size = template.tokenizer.vocab_size
         for token in (token for prompt in prompts for token in prompt):
@@ -191,7 +191,9 @@ def _turn(message: dict[str, Any], param: str) -> Turn:
         if not isinstance(part.get("text"), str):
             raise Refused(f"{param}.content[{number}].text is no text.", f"{param}.content")
         text += part["text"]
-    return Turn(cast(Role, role), text.strip())
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise Refused(f"{param}.content has half a surrogate pair.", f"{param}.content")
+    return Turn(role, text.strip())
 
 
 def _encode_formatted(text: str, template: ChatTemplate) -> list[int]:
@@ -204,15 +206,18 @@ def _encode_formatted(text: str, template: ChatTemplate) -> list[int]:
 
 
 class Reply:
-    """The answers to one request of a client, whole or as events. Subclasses are the two formats."""
+    """The answers to a client's request, whole or as events. Subclasses are the two formats."""
 
     kind: ClassVar[str]  # OpenAI's `object`
     chunk_kind: ClassVar[str]
     id_prefix: ClassVar[str]
+    opening: ClassVar[dict[str, Any] | None] = None  # sent of each answer before it begins
 
     def __init__(self, engine: Engine, body: ChatBody | CompletionBody) -> None:
         """Raises Refused or UserError where the request cannot be answered."""
-        self.engine, self.template = engine, engine.partner.template
+        self.engine = engine
+        markers = engine.partner.template.tokenizer.markers
+        self.markers = {token: marker for marker, token in markers.items()}
         self.requests = body.answer_requests(engine)
         self.prompt_tokens = sum(len(request.prompt) for request in self.requests[:: body.n])
         self.with_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -230,10 +235,6 @@ class Reply:
     def chunk(self, delta: Delta) -> dict[str, Any]:
         """A part of an answer, without index and reason."""
         raise NotImplementedError
-
-    def opening(self, index: int) -> list[dict[str, Any]]:
-        """What is sent of an answer before it begins."""
-        return []
 
     async def whole(self) -> dict[str, Any]:
         """Raises EngineFailed."""
@@ -253,15 +254,13 @@ class Reply:
         """Server-sent events, [DONE] at the end; an error in place of the rest where the engine
         fails.
         """
-        head = {
-            **self.head,
-            "object": self.chunk_kind,
-            **({"usage": None} if self.with_usage else {}),
-        }
+        head = {**self.head, "object": self.chunk_kind}
+        if self.with_usage:
+            head["usage"] = None
         counts = [0] * len(self.requests)
-        for index in range(len(self.requests)):
-            for choice in self.opening(index):
-                yield _event({**head, "choices": [choice]})
+        for index in range(len(self.requests)) if self.opening else ():
+            choice = {"index": index, **self.opening, "finish_reason": None}
+            yield _event({**head, "choices": [choice]})
         try:
             async for delta in self.engine.stream(self.requests):
                 counts[delta.index] = delta.completion_tokens
@@ -283,12 +282,12 @@ class Reply:
 
     def spell(self, token: int) -> str:
         """The token as text; a part of a character is U+FFFD."""
-        markers = {index: marker for marker, index in self.template.tokenizer.markers.items()}
-        return markers.get(token) or self.template.tokenizer.decode([token])
+        return self.markers.get(token) or self.engine.partner.template.tokenizer.decode([token])
 
 
 class ChatReply(Reply):
     kind, chunk_kind, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
+    opening: ClassVar = {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
     def choice(self, delta: Delta) -> dict[str, Any]:
         message = {"role": "assistant", "content": delta.text, "refusal": None}
@@ -297,10 +296,6 @@ class ChatReply(Reply):
     def chunk(self, delta: Delta) -> dict[str, Any]:
         content = {"content": delta.text} if delta.text else {}
         return {"delta": content, "logprobs": self._logprobs(delta)}
-
-    def opening(self, index: int) -> list[dict[str, Any]]:
-        delta = {"role": "assistant", "content": ""}
-        return [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]
 
     def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
         if self.requests[delta.index].top_logprobs is None:

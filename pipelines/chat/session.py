@@ -120,9 +120,9 @@ def find_partner(store: Store, name: str) -> Partner:
 
 def votes_summary(home: Path) -> str:
     """How many votes the store has, and the recipe that trains on them."""
-    cast = votes.read(home)
+    rows = votes.read(home)
     summary = (
-        f"Votes: {len(cast)}, of which ties: {sum(vote.tie for vote in cast)}. "
+        f"Votes: {len(rows)}, of which ties: {sum(vote.tie for vote in rows)}. "
         f"They are in {home / votes.FILE}"
     )
-    return f"{summary}\nA recipe that takes them in: {VOTES_COMMAND}" if cast else summary
+    return f"{summary}\nA recipe that takes them in: {VOTES_COMMAND}" if rows else summary

@@ -12,6 +12,7 @@ from assets.recipe.profile import load_profile
 from assets.store.store import SHORT
 from gpt_model.errors import UserError
 from pipelines import models
+from pipelines.chat import session
 from pipelines.cli.common import (
     AsJson,
     ProfileName,
@@ -96,9 +97,6 @@ def chat(
     ] = False,
 ) -> None:
     """Talk with a model that was tuned to answer, in the terminal or (--browser) on a page."""
-    # torch takes seconds to import, which the other commands of this module need not wait for
-    from pipelines.chat import session
-
     store = open_store()
     if votes:
         typer.echo(session.votes_summary(store.home))
@@ -109,6 +107,7 @@ def chat(
         )
     sampling = session.Sampling(temperature, top_p, top_k, max_new_tokens, seed)
     partners = session.find_partners(store, [name for name in (model, model2) if name])
+    # torch takes seconds to import, which the other commands of this module need not wait for
     if browser:
         try:
             from pipelines.chat import page
