@@ -123,7 +123,7 @@ def _trained_from_text(recipe: Recipe) -> list[Node]:
     name = recipe.name
 
     def pretrained(base: Path) -> Config:
-        model, pretraining = recipe.own
+        model, pretraining = recipe.model_and_training
         return {
             "model": model.model_dump(mode="json"),
             "pretraining": pretraining.model_dump(mode="json"),

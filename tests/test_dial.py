@@ -49,12 +49,13 @@ def test_the_exponents_are_the_slopes_through_gpt3s_table() -> None:
 
 def test_without_a_recipe_to_lead_from_twelve_layers_are_gpt3_smalls(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, FRESH.format(depth=12), "fresh"))
-    model, training = recipe.own
+    model, training = recipe.model_and_training
     assert (model.layers, model.width, model.heads) == (12, 768, 12)
     assert (training.learning_rate, training.batch_tokens) == (6e-4, 524_288)
     assert training.tokens == pytest.approx(20 * counted(recipe.model_config_for()), abs=524_288)
     small, large = (
-        load_recipe(written(tmp_path, FRESH.format(depth=n), "fresh")).own for n in (6, 24)
+        load_recipe(written(tmp_path, FRESH.format(depth=n), "fresh")).model_and_training
+        for n in (6, 24)
     )
     assert (small[0].width, large[0].width) == (384, 1536)
     assert small[1].learning_rate == pytest.approx(6e-4 * 2**0.77, rel=0.01)
@@ -66,9 +67,9 @@ def test_a_dial_leads_from_the_recipe_it_extends_and_at_its_depth_changes_nothin
 ) -> None:
     base = load_recipe(str(write_local_recipe(tmp_path)))
     same = load_recipe(written(tmp_path, "extends: local\ndepth: 2\n"))
-    assert same.own == base.own
+    assert same.model_and_training == base.model_and_training
     deeper = load_recipe(written(tmp_path, "extends: local\ndepth: 4\n"))
-    (model, training), (own, trained) = deeper.own, base.own
+    (model, training), (own, trained) = deeper.model_and_training, base.model_and_training
     assert (model.layers, model.width, model.heads, model.context, model.dropout) == (
         4,
         64,
@@ -98,14 +99,16 @@ def test_what_is_written_beside_the_dial_stands_and_the_rest_follows(tmp_path: P
             "wide",
         )
     )
-    model, training = recipe.own
+    model, training = recipe.model_and_training
     assert (model.layers, model.width, model.heads) == (4, 256, 16)
     assert (training.tokens, training.learning_rate, training.warmup_tokens) == (
         40_960,
         5e-3,
         1024,
     )  # twice the tokens
-    assert training.batch_tokens > free.own[1].batch_tokens  # by the parameters of the wider model
+    assert (
+        training.batch_tokens > free.model_and_training[1].batch_tokens
+    )  # by the parameters of the wider model
     dial = recipe.dial
     assert dial and set(dial.set) == {
         "model.layers",
@@ -117,8 +120,8 @@ def test_what_is_written_beside_the_dial_stands_and_the_rest_follows(tmp_path: P
         written(tmp_path, "extends: wide\nname: wider\npretraining: {batch_tokens: 256}\n", "wider")
     )
     assert (
-        nearer.own[1].batch_tokens == 256
-        and nearer.own[0] == model
+        nearer.model_and_training[1].batch_tokens == 256
+        and nearer.model_and_training[0] == model
         and nearer.dial
         and nearer.dial.layers == 4
     )
@@ -127,7 +130,7 @@ def test_what_is_written_beside_the_dial_stands_and_the_rest_follows(tmp_path: P
 def test_an_artifact_is_identified_by_the_numbers_and_not_by_the_dial(tmp_path: Path) -> None:
     write_local_recipe(tmp_path)
     dialled = load_recipe(written(tmp_path, "extends: local\ndepth: 4\n"))
-    model, training = dialled.own
+    model, training = dialled.model_and_training
     plain = load_recipe(
         written(
             tmp_path,
@@ -150,10 +153,10 @@ def test_rules_of_a_file_take_the_place_of_those(tmp_path: Path) -> None:
     recipe = load_recipe(
         written(tmp_path, "extends: local\ndepth: {layers: 4, rules: rules.yaml}\n")
     )
-    assert recipe.own[1].tokens == pytest.approx(
-        2 * counted(recipe.model_config_for()), abs=recipe.own[1].batch_tokens
+    assert recipe.model_and_training[1].tokens == pytest.approx(
+        2 * counted(recipe.model_config_for()), abs=recipe.model_and_training[1].batch_tokens
     )
-    assert recipe.own[1].learning_rate == pytest.approx(4e-3 * 2**-0.77, rel=0.01)
+    assert recipe.model_and_training[1].learning_rate == pytest.approx(4e-3 * 2**-0.77, rel=0.01)
     assert recipe.dial and recipe.dial.rules == "the rules in rules.yaml"
 
 

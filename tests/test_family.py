@@ -120,7 +120,11 @@ def test_a_published_size_is_trained_as_its_paper_says(name: str) -> None:
         == {path.stem for path in RECIPES.glob("gpt[123]*.yaml") if not path.stem.endswith("tiny")}
     )
     assert recipe.tokenizer is not None
-    (model, trained), whole, family = recipe.own, recipe.model_config_for(), name.partition("-")[0]
+    (model, trained), whole, family = (
+        recipe.model_and_training,
+        recipe.model_config_for(),
+        name.partition("-")[0],
+    )
     ramp = (
         (trained.batch_ramp.from_tokens, trained.batch_ramp.over_tokens)
         if trained.batch_ramp

@@ -269,8 +269,11 @@ def test_a_recipe_that_only_imports_has_no_text_stages_and_the_tasks_build_on_th
     ("sections", "sentence"),
     [
         ("", "`corpus` is missing"),
-        ("imported: {}", "`imported`: give either hub, .* or folder"),
-        ("imported: {folder: x, revision: main}", "revision is of a hub repository"),
+        ("imported: {}", "`imported`: give exactly one of hub and folder; found none"),
+        (
+            "imported: {folder: x, revision: v2}",
+            "revision goes with hub, and this source has folder",
+        ),
         (
             "imported: {hub: a/b}\nmodel: {layers: 1, width: 8, heads: 1, context: 8}",
             "`model`: an imported model brings its own: leave model out",

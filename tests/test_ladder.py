@@ -61,7 +61,7 @@ def test_rungs_are_the_recipe_at_other_sizes_in_order_of_compute() -> None:
         [4, 64, 4],
     ]
     assert [rung.name for rung in rungs[0]] == [f"scaling/rung_1_seed_{seed}" for seed in (1, 2, 3)]
-    model, trained = recipe.own
+    model, trained = recipe.model_and_training
     for step in rungs:
         for seed, rung in enumerate(step, 1):
             told = rung.pretraining
@@ -147,7 +147,7 @@ def test_gpt3_tiny_has_a_ladder_of_itself_that_two_ranks_can_share() -> None:
         (4, 128),
         (6, 192),
     ]
-    whole, own = recipe.model_config_for(), recipe.own[1]
+    whole, own = recipe.model_config_for(), recipe.model_and_training[1]
     at_the_recipe = rungs[3]
     assert at_the_recipe.model == whole.model_dump(mode="json", exclude={"vocab_size"})
     assert (
@@ -397,12 +397,15 @@ def test_the_ladder_leaves_rules_that_a_dial_reads(trained: Trained, tmp_path: P
     )
     recipe = load_recipe(str(tmp_path / "deep.yaml"))
     rules = Rules.of(
-        trained.recipe.model_config_for(), trained.recipe.own[1].model_dump(mode="json")
+        trained.recipe.model_config_for(),
+        trained.recipe.model_and_training[1].model_dump(mode="json"),
     )
-    assert recipe.own[0].width == 64 and recipe.own[1].learning_rate == pytest.approx(
-        rules.learning_rate * 2**-0.77, rel=0.01
+    assert recipe.model_and_training[0].width == 64 and recipe.model_and_training[
+        1
+    ].learning_rate == pytest.approx(rules.learning_rate * 2**-0.77, rel=0.01)
+    assert recipe.model_and_training[1].tokens == pytest.approx(
+        0.3 * counted(recipe.model_config_for()), rel=0.05
     )
-    assert recipe.own[1].tokens == pytest.approx(0.3 * counted(recipe.model_config_for()), rel=0.05)
 
 
 def test_loss_is_estimated_by_the_ladder_of_the_same_text_and_family(

@@ -311,7 +311,7 @@ def test_plan_counts_a_ramps_steps_and_what_snapshots_take(store: Store, base: P
     ramp = {"from_tokens": 64, "over_tokens": 8192}
     longer = RECIPE.model_copy(
         update={
-            "pretraining": RECIPE.own[1].model_copy(
+            "pretraining": RECIPE.model_and_training[1].model_copy(
                 update={"batch_ramp": BatchRamp(**ramp), "snapshots": 6}
             )
         }
@@ -346,7 +346,7 @@ def gpt1() -> dict[str, Node]:
 
 def of_gpt1(node: Node, config: dict[str, Any] | None = None) -> dict[str, Any]:
     """Its estimate where the hub would answer, and nothing is built yet."""
-    shape = load_recipe("gpt1").own[0].model_dump(mode="json")
+    shape = load_recipe("gpt1").model_and_training[0].model_dump(mode="json")
     inputs = {
         "tokenizer": artifact("tokenizer", {"vocab_size": 40_478}),
         "pretrained": artifact("pretrained", {"model": shape}),

@@ -565,7 +565,7 @@ def test_what_would_come_to_nothing_after_training_is_refused_before_it(
 def test_a_depth_that_the_layers_beside_it_repeat_stands(tmp_path: Path) -> None:
     write_local_recipe(tmp_path)
     same, plain = (
-        load_recipe(str(one_and(tmp_path, "deep", f"depth: 6{more}"))).own
+        load_recipe(str(one_and(tmp_path, "deep", f"depth: 6{more}"))).model_and_training
         for more in ("\nmodel: {layers: 6}", "")
     )
     assert same == plain

@@ -265,11 +265,18 @@ class PPOSection(Strict):
             )
         if self.episodes % self.batch:
             below = self.episodes // self.batch * self.batch
-            told = f"{self.episodes} episodes are not a whole number of batches of {self.batch}: {below} or {below + self.batch} are"
-            raise Misfit(told, "episodes")
+            raise Misfit(
+                f"{self.episodes} episodes are not a whole number of batches of {self.batch}: "
+                f"{below} or {below + self.batch} are",
+                "episodes",
+            )
         if self.ptx_weight and not self.ptx_examples:
-            told = f"0 sequences of pre-training text leave nothing for ptx_weight {self.ptx_weight:g} to weigh: give 1 or more, or set"
-            raise Misfit(f"{told} ptx_weight to 0, which is PPO without it", "ptx_examples")
+            raise Misfit(
+                "0 sequences of pre-training text leave nothing for ptx_weight "
+                f"{self.ptx_weight:g} to weigh: give 1 or more, or set ptx_weight to 0, which is "
+                "PPO without it",
+                "ptx_examples",
+            )
         return self
 
 

@@ -7,7 +7,7 @@ training, else from GPT-3 small (`gpt_model/sizing.py` has the rules). What is w
 dial stands, and the rest follows it.
 
     depth: 8
-    depth: {layers: 8, rules: rules.yaml}    # rules in place of those: `experiments/scaling` leaves such a file, fitted to its ladder
+    depth: {layers: 8, rules: rules.yaml}    # `experiments/scaling` fits such rules to a ladder
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def merged(files: Mapping[Path, Contents], merge: Merge) -> tuple[Contents, Dial
     Raises UserError naming file and field.
     """
     paths = list(files)
-    dialled = next((place for place, path in enumerate(paths) if "depth" in files[path]), None)
+    dialled = next((index for index, path in enumerate(paths) if "depth" in files[path]), None)
     if dialled is None:
         return _all([files[path] for path in reversed(paths)], merge), None
     base, _ = merged({path: files[path] for path in paths[dialled + 1 :]}, merge)
@@ -71,8 +71,11 @@ def merged(files: Mapping[Path, Contents], merge: Merge) -> tuple[Contents, Dial
     beside = _all(over, merge)
     if (layers := _part(beside, "model").get("layers")) not in (None, depth.layers):
         with naming(paths):
-            told = f"{layers} layers here and depth {depth.layers} contradict each other: leave one of them out."
-            raise UserError(told, field="model.layers")
+            raise UserError(
+                f"{layers} layers here and depth {depth.layers} contradict each other: leave one "
+                "of them out.",
+                field="model.layers",
+            )
     with naming([paths[dialled]]), about("depth"):
         rules, origin = _rules(depth, base, paths[dialled].parent)
         try:
@@ -80,20 +83,16 @@ def merged(files: Mapping[Path, Contents], merge: Merge) -> tuple[Contents, Dial
         except (TypeError, ValueError):
             # something it reads is of a wrong kind; that is said when the whole is read
             numbers = {}
-    own = {
+    defaults = {
         section: {k: v for k, v in fields.items() if k not in _part(beside, section)}
         for section, fields in numbers.items()
     }
-    found = Dial(
-        depth.layers,
-        origin,
-        {
-            f"{section}.{name}": value
-            for section, fields in own.items()
-            for name, value in fields.items()
-        },
-    )
-    return _all(over, merge, merge(base, own)), found
+    by_field = {
+        f"{section}.{name}": value
+        for section, fields in defaults.items()
+        for name, value in fields.items()
+    }
+    return _all(over, merge, merge(base, defaults)), Dial(depth.layers, origin, by_field)
 
 
 def _all(contents: list[Contents], merge: Merge, base: Contents | None = None) -> Contents:
@@ -149,7 +148,7 @@ def _numbers(
     batch, tokens = trained.get("batch_tokens", size.batch_tokens), trained.get("tokens")
     if tokens is None:
         tokens = max(1, round(rules.tokens_per_parameter * counted(size.model) / batch)) * batch
-    told = (
+    schedule = (
         scaled_with_tokens(base["pretraining"], tokens, batch, size.model.context)
         if {"tokens", "batch_tokens"} <= _part(base, "pretraining").keys()
         else {"warmup_tokens": round(WARMUP * tokens)}
@@ -166,6 +165,6 @@ def _numbers(
             "tokens": tokens,
             "batch_tokens": batch,
             "learning_rate": size.learning_rate,
-            **told,
+            **schedule,
         },
     }

@@ -1,4 +1,4 @@
-"""`extends: NAME`: a recipe's file merged over another's. What the numbers mean is `recipe.py`'s.
+"""`extends: NAME`: a recipe's file merged over another's. What the keys mean is `recipe.py`'s.
 
 Mappings are merged key by key, `null` takes out what the other has, all else is replaced. Limits of
 a task or a suite that is no longer named go with it, and so do the experiments on such a task, and
@@ -15,18 +15,13 @@ from assets.recipe.yaml_file import SUFFIXES, find_file, naming, read_yaml, yaml
 from gpt_model.errors import UserError, about
 
 Contents = dict[str, Any]
-OF_TRAINING_HERE = (
-    "tokenizer",
-    "model",
-    "depth",
-    "pretraining",
-    "experiments",
-    "scaling",
-)  # and of no imported model
+# sections of a model that is trained here, and of no imported one
+OF_TRAINING_HERE = ("tokenizer", "model", "depth", "pretraining", "experiments", "scaling")
+# section -> (the list of names in it, the mappings from those names)
 LIMITS = {
     "finetuning": ("tasks", ("examples", "held_back", "files")),
     "evaluation": ("suites", ("examples", "files")),
-}  # of what is named
+}
 
 
 def extended(path: Path, recipes: Path) -> dict[Path, Contents]:
@@ -57,18 +52,17 @@ def _parent(name: str, folder: Path, recipes: Path) -> Path:
 
 
 def _without_what_imports_replace(files: dict[Path, Contents]) -> dict[Path, Contents]:
-    """`files`, nearest first, those that are extended by one that imports a model without the
+    """`files`, nearest first; those that are extended by one that imports a model, without the
     training that it replaces.
     """
-    importing = max(
-        (place for place, one in enumerate(files.values()) if one.get("imported") is not None),
-        default=len(files),
-    )
+    recipes = list(files.values())
+    importing = [n for n, recipe in enumerate(recipes) if recipe.get("imported") is not None]
+    last = max(importing, default=len(recipes))
     return {
-        path: one
-        if place <= importing
-        else {key: value for key, value in one.items() if key not in OF_TRAINING_HERE}
-        for place, (path, one) in enumerate(files.items())
+        path: recipe
+        if number <= last
+        else {key: value for key, value in recipe.items() if key not in OF_TRAINING_HERE}
+        for number, (path, recipe) in enumerate(files.items())
     }
 
 
@@ -78,23 +72,24 @@ def merged(base: Contents, over: Contents) -> Contents:
     """
     contents = _merge(base, over)
     for part, (names, limits) in LIMITS.items():
-        section, own = contents.get(part), over.get(part)
-        named = own.get(names) if isinstance(own, dict) else None
-        if not (isinstance(section, dict) and isinstance(own, dict) and isinstance(named, list)):
-            continue  # nothing is replaced; what is of a wrong kind is said when the whole is read
-        kept = {
-            task_name(one) if names == "tasks" else one for one in named if isinstance(one, str)
+        section, override = contents.get(part), over.get(part)
+        if not (isinstance(section, dict) and isinstance(override, dict)):
+            continue  # a section of a wrong kind is reported when the whole is read
+        if not isinstance(named := override.get(names), list):
+            continue  # nothing is replaced
+        remaining = {
+            task_name(name) if names == "tasks" else name for name in named if isinstance(name, str)
         }
         for limit in limits:
             if isinstance(inherited := section.get(limit), dict):
-                written = own.get(limit) or ()
+                written = override.get(limit) or ()
                 section[limit] = {
                     key: value
                     for key, value in inherited.items()
-                    if key in written or _is_of(key, kept)
+                    if key in written or _is_of(key, remaining)
                 }
         if part == "finetuning":
-            contents = _without_experiments_on_others(contents, over, kept)
+            contents = _without_experiments_on_others(contents, over, remaining)
     return (
         _without_experiments_on_others(contents, over, set())
         if over.get("finetuning", over) is None
@@ -109,22 +104,23 @@ def _without_experiments_on_others(contents: Contents, over: Contents, tasks: se
     Ablations are of all tasks where they name none, so those whose tasks are all gone are of the
     new ones, if there are any.
     """
-    inherited, own = contents.get("experiments"), over.get("experiments") or {}
-    if not isinstance(inherited, dict) or not isinstance(own, dict):
+    inherited, override = contents.get("experiments"), over.get("experiments") or {}
+    if not isinstance(inherited, dict) or not isinstance(override, dict):
         return contents
-    kept = dict(inherited)
-    moved, ablations = kept.get("layers_transferred"), kept.get("ablations")
+    remaining = dict(inherited)
+    transferred, ablations = remaining.get("layers_transferred"), remaining.get("ablations")
     if (
-        isinstance(moved, dict)
-        and "layers_transferred" not in own
-        and moved.get("task") not in tasks
+        isinstance(transferred, dict)
+        and "layers_transferred" not in override
+        and transferred.get("task") not in tasks
     ):
-        del kept["layers_transferred"]
-    if isinstance(ablations, dict) and "ablations" not in own:
+        del remaining["layers_transferred"]
+    if isinstance(ablations, dict) and "ablations" not in override:
         named = [task for task in ablations.get("tasks") or () if task in tasks]
         others = {key: value for key, value in ablations.items() if key != "tasks"}
-        kept["ablations"] = {**others, **({"tasks": named} if named else {})} if tasks else None
-    return {**contents, "experiments": kept}
+        of_named = {**others, **({"tasks": named} if named else {})}
+        remaining["ablations"] = of_named if tasks else None
+    return {**contents, "experiments": remaining}
 
 
 def _is_of(key: Any, names: set[str]) -> bool:

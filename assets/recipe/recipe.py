@@ -1,15 +1,15 @@
 """Recipe: WHAT to build, one YAML a model, nothing about machines. Each section is what identifies
 the stages it feeds.
 
-`extends: NAME` merges a recipe over another (`extending.py`), `depth: N` sets what a number of
-layers sets (`dial.py`).
+`extends: NAME` merges a recipe over another (`extends.py`), `depth: N` sets what a number of layers
+sets (`depth.py`).
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -21,6 +21,7 @@ from assets.recipe.experiments_section import ExperimentsSection
 from assets.recipe.extends import extended, merged
 from assets.recipe.yaml_file import find_file, naming, validate
 from gpt_model.config import PUBLISHED, ModelConfig, ModelShape
+from gpt_model.data.location import Located
 from gpt_model.data.sources import Source
 from gpt_model.errors import UserError
 from gpt_model.finetuning.entry import Splits
@@ -254,10 +255,12 @@ class ScalingSection(Section):
         return self
 
 
-class ImportedSection(Section):
+class ImportedSection(Located):
     """Somebody else's model in place of one trained here: a repository on the Hugging Face hub, or
     a folder laid out like one.
     """
+
+    LOCATIONS: ClassVar = ("hub", "folder")
 
     hub: str | None = Field(default=None, description="OWNER/NAME")
     revision: str = Field(
@@ -267,19 +270,6 @@ class ImportedSection(Section):
     )
     folder: str | None = Field(default=None, description="relative to the recipe")
     licence: str = Field(default="unknown", description="of the weights")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> ImportedSection:
-        if (self.hub is None) == (self.folder is None):
-            raise ValueError(
-                "give either hub, a repository's OWNER/NAME on the Hugging Face hub, or folder"
-            )
-        if self.folder is not None and "revision" in self.model_fields_set:
-            raise ValueError(
-                "revision is of a hub repository, and a folder is tied to its files' bytes: leave "
-                "it out"
-            )
-        return self
 
 
 class LoRASection(Section):
@@ -318,10 +308,11 @@ class EvaluationSection(Section):
     @field_validator("known")
     @classmethod
     def _has_known_scores(cls, known: str | None) -> str | None:
-        shown = [one.model for one in references(role="reproduction") if one.kind == "scores"]
+        scored = [row.model for row in references(role="reproduction") if row.kind == "scores"]
+        # nobody has GPT-3's weights
         models = dict.fromkeys(
-            one for one in shown if one in PUBLISHED and PUBLISHED[one].family != "gpt3"
-        )  # nobody has GPT-3's weights
+            name for name in scored if name in PUBLISHED and PUBLISHED[name].family != "gpt3"
+        )
         if known is not None and known not in models:
             raise ValueError(
                 f"no score of {known!r} is known; there are some of {', '.join(models)}"
@@ -357,7 +348,7 @@ class Recipe(Section):
     @property
     def dial(self) -> Dial | None:
         """What `depth: N` has set, where it stands in the recipe's file or in one that extends it:
-        `dial.py`.
+        `depth.py`.
         """
         return self._dial
 
@@ -435,8 +426,11 @@ class Recipe(Section):
     def _has_what_it_names(self) -> Recipe:
         goes_on = self.imported is not None and self.pretraining is not None
         if self.lora and not (self.finetuning or goes_on):
-            told = "it adapts weights that are there already: add finetuning, or imported and pretraining, or leave lora out"
-            raise Misfit(told, "lora")
+            raise Misfit(
+                "it adapts weights that are there already: add finetuning, or imported and "
+                "pretraining, or leave lora out",
+                "lora",
+            )
         if self.lora and goes_on and self.pretraining and self.pretraining.snapshots:
             raise Misfit(
                 "snapshots are of whole weights, and lora trains adapters: leave them or lora out",
@@ -455,7 +449,7 @@ class Recipe(Section):
         return self.corpus.seed if self.corpus else 0
 
     @property
-    def own(self) -> tuple[ModelShape, PretrainingSection]:
+    def model_and_training(self) -> tuple[ModelShape, PretrainingSection]:
         """The shape of the model that is trained here, and how: of a recipe that imports none."""
         assert self.model and self.pretraining, "a recipe without `imported` has both"
         return self.model, self.pretraining
@@ -466,7 +460,8 @@ class Recipe(Section):
         """
         assert self.tokenizer, "a recipe without `imported` has one"
         return ModelConfig(
-            **self.own[0].model_dump(), vocab_size=vocab_size or self.tokenizer.vocab_size
+            **self.model_and_training[0].model_dump(),
+            vocab_size=vocab_size or self.tokenizer.vocab_size,
         )
 
 
@@ -481,7 +476,7 @@ def whole_sequences(batch_tokens: int, context: int, field: str = "batch_tokens"
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """A recipe by its name under recipes/ or by path. Raises UserError naming file, line and field."""
+    """A recipe by its name under recipes/ or by path. Raises UserError naming file, line, field."""
     files = extended(find_file(name_or_path, RECIPES, "recipe"), RECIPES)
     data, dial = dialled(files, merged)
     if dial and data.get("imported") is not None:

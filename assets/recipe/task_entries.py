@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from assets.recipe.yaml_file import SUFFIXES, load_strict
 from gpt_model.errors import Unreachable, UserError, about_all_of
-from gpt_model.finetuning.entry import CATALOGUE, TaskEntry, TaskSource
-
-if TYPE_CHECKING:
-    from assets.recipe.recipe import Recipe
+from gpt_model.finetuning.entry import CATALOGUE, Splits, TaskEntry, TaskSource
 
 
 def is_file(task: str) -> bool:
@@ -35,11 +32,11 @@ def entry_named(given: str, base: Path, field: str) -> TaskEntry:
     return entry.model_copy(update={"source": entry.source.seen_from(base, path.parent)})
 
 
-def of_own_files(entry: TaskEntry, task: str, recipe: Recipe) -> TaskEntry:
-    """The entry of one of the recipe's tasks, with the recipe's files for it, if any, in place of
-    the entry's source.
+def with_files(entry: TaskEntry, task: str, files: Mapping[str, str | Splits]) -> TaskEntry:
+    """The entry of one of the recipe's tasks, with the recipe's files (`finetuning.files`) for it,
+    if any, in place of the entry's source.
     """
-    if recipe.finetuning is None or (file := recipe.finetuning.files.get(task)) is None:
+    if (file := files.get(task)) is None:
         return entry
     entry = entry.model_copy(update={"source": TaskSource(file=file)})
     with about_all_of(f"finetuning.files.{task}"):

@@ -29,7 +29,8 @@ M = TypeVar("M", bound=BaseModel)
 SUFFIXES = (".yaml", ".yml")
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's, where PyYAML has it: ten times faster
+# libyaml's loader, where PyYAML has it: ten times faster
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """The safe loader, reading 2e-3 as a number (YAML 1.2) and refusing a key written twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -81,7 +82,8 @@ def find_file(name_or_path: str, folder: Path, what: str) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError where it is not one."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+        # _Loader is a SafeLoader
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
     except UserError as error:
         raise UserError(f"{path}, {error}") from None
     except yaml.YAMLError as error:
@@ -165,18 +167,19 @@ def _nearest(model: type[BaseModel], problem: Any) -> str | None:
 
 def _sentence(model: type[BaseModel], problem: Any, expected: str, files: Sequence[Path]) -> str:
     location, kind = problem["loc"], problem["type"]
-    where = f"{_place(files, location[:-1] if kind == 'missing' else location)}: "
+    where = f"{_file_and_line(files, location[:-1] if kind == 'missing' else location)}: "
     name = dotted_location(location)
     if kind in ("extra_forbidden", "invalid_key"):
         near = _nearest(model, problem)
         hint = f" Did you mean `{near}`?" if near else ""
-        return f"{where}`{name}` is not a key here.{hint} Keys here: {', '.join(_keys_at(model, location[:-1]))}."
-    told = (
+        keys = ", ".join(_keys_at(model, location[:-1]))
+        return f"{where}`{name}` is not a key here.{hint} Keys here: {keys}."
+    reason = (
         f"it should be {expected}"
         if expected
         else explanation(problem, _description_at(model, location))
     )
-    return f"{where}{sentence(problem, name, told)}"
+    return f"{where}{sentence(problem, name, reason)}"
 
 
 def _keys_at(model: type[BaseModel], location: Location) -> list[str]:
@@ -203,7 +206,7 @@ def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel] | N
 
 
 def _description_at(model: type[BaseModel], location: Location) -> str:
-    """What is said of the field at `location`; "" where it is none of a section."""
+    """The description of the field at `location`; "" where it is none of a section."""
     section = _model_at(model, location[:-1])
     field = section.model_fields.get(str(location[-1])) if section and location else None
     return (field.description if field else None) or ""
@@ -213,8 +216,8 @@ def _inner_model(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in get_args(annotation):
-        if found := _inner_model(argument):
-            return found
+        if model := _inner_model(argument):
+            return model
     return None
 
 
@@ -236,21 +239,21 @@ def naming(files: Sequence[Path], part: str = "") -> Iterator[None]:
             int(name) if name.isdigit() else name for name in re.findall(r"[^.\[\]]+", field)
         )
         raise type(error)(
-            f"{_place(files, location)}: {f'`{field}`: ' if field else ''}{error}"
+            f"{_file_and_line(files, location)}: {f'`{field}`: ' if field else ''}{error}"
         ) from None
 
 
-def _place(files: Sequence[Path], location: Location) -> str:
+def _file_and_line(files: Sequence[Path], location: Location) -> str:
     """The file, and the line in it, that the field at `location` was read from; the nearest
     enclosing one where it stands nowhere.
     """
-    found = [(*_found(file, location), file) for file in files]
-    depth = max(depth for depth, _, _ in found)
-    line, file = next((line, file) for reached, line, file in found if reached == depth)
+    matches = [(*_depth_and_line(file, location), file) for file in files]
+    depth = max(depth for depth, _, _ in matches)
+    line, file = next((line, file) for reached, line, file in matches if reached == depth)
     return f"{file}{f', line {line}' if line else ''}"
 
 
-def _found(path: Path, location: Location) -> tuple[int, int | None]:
+def _depth_and_line(path: Path, location: Location) -> tuple[int, int | None]:
     """How many parts of `location` stand in a file, and the line of the last; a list's element
     counts as the whole: lists do not merge.
     """

@@ -11,7 +11,7 @@ from assets.contract import Config
 from assets.node import Node
 from assets.recipe.experiments_section import Depth
 from assets.recipe.recipe import Recipe
-from assets.recipe.task_entries import entry_named, of_own_files, task_name
+from assets.recipe.task_entries import entry_named, task_name, with_files
 from assets.stages.ablations import ABLATIONS, ablations_config
 from assets.stages.depth import DEPTH
 from assets.stages.layers_transferred import LAYERS_TRANSFERRED, layers_transferred_config
@@ -33,7 +33,10 @@ def experiment_nodes(recipe: Recipe) -> list[Node]:
     if section is None:
         return []
     if section.visible_context:
-        settings, context = section.visible_context.model_dump(mode="json"), recipe.own[0].context
+        settings, context = (
+            section.visible_context.model_dump(mode="json"),
+            recipe.model_and_training[0].context,
+        )
         if (longest := max(section.visible_context.contexts or [1])) > context:
             told = f"No prediction of a model whose context is {context} sees {longest} tokens: leave it out."
             raise UserError(told, field="experiments.visible_context.contexts")
@@ -46,7 +49,7 @@ def experiment_nodes(recipe: Recipe) -> list[Node]:
         one for one in (section.zero_shot_dynamics, section.ablations) if one and one.lstm
     ]
     if beside_lstm:
-        model, _ = recipe.own
+        model, _ = recipe.model_and_training
         shape = ModelShape(
             family="lstm",
             layers=1,
@@ -60,7 +63,9 @@ def experiment_nodes(recipe: Recipe) -> list[Node]:
                 recipe,
                 LSTM,
                 shape,
-                snapshots=recipe.own[1].snapshots if section.zero_shot_dynamics else 0,
+                snapshots=recipe.model_and_training[1].snapshots
+                if section.zero_shot_dynamics
+                else 0,
             )
         )
 
@@ -101,7 +106,7 @@ def _depth(recipe: Recipe, section: Depth) -> list[Node]:
     """The models of each depth that are not there anyway, and the experiment that sets all side by
     side.
     """
-    own, pretraining = recipe.own
+    own, pretraining = recipe.model_and_training
     if len(depths := sorted({own.layers, *section.layers})) == 1:
         told = f"It is the recipe's own depth, and there is no other model to set it against: list others beside {own.layers}."
         raise UserError(told, field="experiments.depth.layers")
@@ -147,7 +152,7 @@ def _trained(recipe: Recipe, name: str, model: ModelShape, **others: Any) -> Nod
     """
     settings = {
         "model": model.model_dump(mode="json"),
-        "pretraining": recipe.own[1].model_dump(mode="json") | others,
+        "pretraining": recipe.model_and_training[1].model_dump(mode="json") | others,
     }
     return Node(recipe.name, name, PRETRAINED, lambda base: settings, ("tokens", "tokenizer"))
 
@@ -170,6 +175,6 @@ def _dynamics(recipe: Recipe, base: Path) -> Config:
             told = f"{given} is {is_}, and this heuristic wants {wanted}: name another task."
             raise UserError(told, field=f"experiments.zero_shot_dynamics.{task}")
         if recipe.finetuning and given in recipe.finetuning.tasks:
-            entry = of_own_files(entry, task_name(given), recipe)
+            entry = with_files(entry, task_name(given), recipe.finetuning.files)
         tasks[task] = {"name": given, "entry": entry.model_dump(mode="json", exclude_none=True)}
     return {"tasks": tasks, "examples": section.examples, "split_seed": recipe.split_seed}

@@ -29,7 +29,7 @@ from assets.contract import (
     write_not_run,
 )
 from assets.recipe.recipe import Recipe
-from assets.recipe.task_entries import entry_named, is_file, of_own_files, task_name
+from assets.recipe.task_entries import entry_named, is_file, task_name, with_files
 from assets.report.finetuned import ARMS, CONSTANT, SCORE_NAMES, json_lines, show
 from assets.stages.finetuning_results import results_of, write_model, write_outputs
 from assets.stages.finetuning_run import Part, fine_tuned, how_to, pin_task, prepare
@@ -73,8 +73,8 @@ def finetuning_config(recipe: Recipe, task: str, base: Path) -> dict[str, Any]:
     section = recipe.finetuning
     assert section is not None  # or there would be no task
     number = [task_name(one) for one in section.tasks].index(task)
-    entry = of_own_files(
-        entry_named(section.tasks[number], base, f"finetuning.tasks[{number}]"), task, recipe
+    entry = with_files(
+        entry_named(section.tasks[number], base, f"finetuning.tasks[{number}]"), task, section.files
     )
     return {
         "task": task,

@@ -71,7 +71,7 @@ def ladder(recipe: Recipe, section: ScalingSection) -> list[list[Rung]]:
     """The rungs in order of compute, each with a model a seed. Raises UserError where two take the
     same compute.
     """
-    shape, pretraining = recipe.own
+    shape, pretraining = recipe.model_and_training
     rules, sizes = _rules(recipe), []
     for ratio in section.ratios:
         for number, rung in enumerate(section.rungs):
@@ -132,7 +132,7 @@ def dagster_runs(graph: Sequence[Node]) -> list[list[Node]]:
 
 
 def _rules(recipe: Recipe) -> Rules:
-    return Rules.of(recipe.model_config_for(), recipe.own[1].model_dump(mode="json"))
+    return Rules.of(recipe.model_config_for(), recipe.model_and_training[1].model_dump(mode="json"))
 
 
 def _shape(layers: int, width: int) -> str:
