@@ -1,10 +1,9 @@
 """Dagster runs that the command line starts: one process, one run of a recipe's job, in the same
-history that the UI shows. Each model of a scaling ladder has a run of its own, and so has what a
-ladder needs and what comes after it.
+history that the UI shows. A scaling ladder takes several runs (`dagster_runs`).
 
-The work is in the worker's process tree, which dies with this one; Dagster's own record of a run
-whose process was killed with -9 says STARTED for ever, so such runs are closed here, at the next
-start, by host, pid and the process's start time.
+The work is in the worker's process tree, which dies with this process. Dagster's record of a run
+whose process was killed with -9 stays STARTED for ever, so the next start closes such runs, by
+host, pid and the process's start time.
 """
 
 from __future__ import annotations
@@ -27,14 +26,13 @@ from dagster._utils.interrupts import setup_interrupt_handlers
 from assets.launch import guard
 from assets.lineage import Lineage, prepare_home
 from assets.stages.ladder import dagster_runs
+from assets.store.store import SHORT
 from pipelines.definitions import RecipeFile, build_defs
 from pipelines.progress import BuildDisplay, duration
 
-HOST, PID, STARTED = (
-    "gpt-lineage/host",
-    "gpt-lineage/pid",
-    "gpt-lineage/process_started",
-)  # tags of a run
+# Tags of a run.
+HOST, PID, STARTED = "gpt-lineage/host", "gpt-lineage/pid", "gpt-lineage/process_started"
+# Names of Dagster's error classes, which events carry without the class.
 INTERRUPTIONS = ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
 RETRYING = ("RetryRequested", "RetryRequestedFromPolicy", "DagsterMaxRetriesExceededError")
 UNFINISHED = [
@@ -47,14 +45,12 @@ UNFINISHED = [
 
 @dataclass
 class RunReport:
-    """What became of a run: a line an asset has been shown already, this is for what is said at the
-    end.
-    """
+    """How a run ended. The display has shown a line for each asset; this is for the summary."""
 
     run_id: str = ""
     succeeded: bool = False
     interrupted: bool = False
-    found: int = 0
+    reused: int = 0  # artifacts
     built: int = 0
     failures: list[str] = field(default_factory=list)  # a sentence each
     failed_checks: list[str] = field(default_factory=list)
@@ -66,7 +62,8 @@ def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay
     """
     prepare_home(home)
     setup_interrupt_handlers()  # SIGTERM as Ctrl-C, outside the steps too
-    feed = _Feed(display, {"__".join(node.key): node.ref for node in file.nodes})
+    graph = file.nodes
+    feed = _EventFeed(display, {"__".join(node.key): node.ref for node in graph})
     lineage = Lineage(home=str(home), profile=profile)
     definitions = dg.Definitions.merge(
         build_defs([file], resource_overrides={"lineage": lineage}),
@@ -77,7 +74,7 @@ def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay
             display.say(sentence)
         with _quiet():
             try:
-                for part in dagster_runs(file.nodes):
+                for part in dagster_runs(graph):
                     result = definitions.resolve_job_def(file.recipe.name).execute_in_process(
                         instance=instance,
                         raise_on_error=False,
@@ -91,17 +88,15 @@ def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay
             except (KeyboardInterrupt, DagsterExecutionInterruptedError):
                 feed.report.interrupted = True
     if not feed.report.interrupted:
-        for problem in {
-            delivered.problem: None
-            for delivered in lineage.tracking().deliver_pending()
-            if delivered.problem
-        }:
-            display.say(f"  {problem}")
+        deliveries = lineage.tracking().deliver_pending()
+        for problem in dict.fromkeys(delivery.problem for delivery in deliveries):
+            if problem:
+                display.say(f"  {problem}")
     return feed.report
 
 
 def process_tags() -> dict[str, str]:
-    """What tells this process from every other one."""
+    """Tags that identify this process."""
     return {
         HOST: socket.gethostname(),
         PID: str(os.getpid()),
@@ -110,17 +105,19 @@ def process_tags() -> dict[str, str]:
 
 
 def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Close each unfinished run of the command line whose process is gone, and free what it held. A
-    sentence each.
+    """Close each unfinished run of the command line whose process is gone, and free its slots in
+    pools. Returns a sentence for each.
     """
     sentences = []
-    for record in instance.get_run_records(
-        RunsFilter(statuses=UNFINISHED, tags={HOST: socket.gethostname()})
-    ):
+    unfinished = RunsFilter(statuses=UNFINISHED, tags={HOST: socket.gethostname()})
+    for record in instance.get_run_records(unfinished):
         run = record.dagster_run
         if _alive(run.tags):
             continue
-        message = f"The process of this run (pid {run.tags[PID]}) ended without a word; it was killed, or the machine went down."
+        message = (
+            f"The process of this run (pid {run.tags[PID]}) ended without a word; it was killed, "
+            "or the machine went down."
+        )
         if run.status == DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, message)
         else:
@@ -128,7 +125,8 @@ def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
         with contextlib.suppress(NotImplementedError):
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         sentences.append(
-            f"Dagster run {run.run_id[:8]} of {run.job_name} had lost its process; closed. What it built so far is resumed."
+            f"Dagster run {run.run_id[:8]} of {run.job_name} had lost its process; closed. "
+            "What it built so far is resumed."
         )
     return sentences
 
@@ -139,7 +137,7 @@ def _alive(tags: Mapping[str, str]) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Dagster's own loggers say warnings only: what a person wants to see comes through the feed."""
+    """Limits Dagster's loggers to warnings: the feed shows the rest."""
     logger = logging.getLogger("dagster")
     before = logger.level
     logger.setLevel(logging.WARNING)
@@ -149,8 +147,8 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-class _Feed(logging.Handler):
-    """A Dagster logger that shows a run's events on the display, and remembers how it went."""
+class _EventFeed(logging.Handler):
+    """A Dagster logger that shows a run's events on the display, and records how the run ended."""
 
     def __init__(self, display: BuildDisplay, assets: Mapping[str, str]) -> None:
         """`assets`: Dagster's step key -> recipe/stage."""
@@ -170,16 +168,11 @@ class _Feed(logging.Handler):
         event = meta["dagster_event"]
         if event is not None:
             self._event(event)
-        elif (
-            record.threadName == "MainThread" and logging.INFO <= record.levelno < logging.ERROR
-        ):  # the worker's words come from a reader's thread,
-            asset, message = (
-                self.assets.get(meta["step_key"] or "", ""),
-                meta["orig_message"],
-            )  # and through the journal to the display
-            if not message.startswith(
-                (f"{asset}: ", "[pipes]")
-            ):  # the wrapper's last word, which `_materialized` has more of
+        # The worker's messages come from a reader's thread; the display reads them in the journal.
+        elif record.threadName == "MainThread" and logging.INFO <= record.levelno < logging.ERROR:
+            asset, message = self.assets.get(meta["step_key"] or "", ""), meta["orig_message"]
+            # `_materialized` shows more than the wrapper's last message, "recipe/stage: built …"
+            if not message.startswith((f"{asset}: ", "[pipes]")):
                 self.display.say(f"  {asset}: {message}")
 
     def _event(self, event: Any) -> None:
@@ -194,32 +187,35 @@ class _Feed(logging.Handler):
             self._failed(event)
         elif kind == dg.DagsterEventType.RUN_FAILURE:
             reason = event.job_failure_data.failure_reason
-            self.report.interrupted |= (
-                reason == RunFailureReason.UNEXPECTED_TERMINATION
-            )  # between two steps
+            if reason == RunFailureReason.UNEXPECTED_TERMINATION:  # between two steps
+                self.report.interrupted = True
         elif kind == dg.DagsterEventType.STEP_UP_FOR_RETRY:
+            message = _message(event.step_retry_data.error)
             self.display.say(
-                f"  {self.assets[event.step_key]}: {_words(event.step_retry_data.error)}\n  It is tried once more, from where it was."
+                f"  {self.assets[event.step_key]}: {message}\n"
+                "  It is tried once more, from where it was."
             )
 
     def _materialized(self, event: Any) -> None:
         materialization = event.step_materialization_data.materialization
         asset = "/".join(materialization.asset_key.path)
         metadata = {name: value.value for name, value in materialization.metadata.items()}
-        found = bool(metadata.get("found"))
-        self.report.found += found
-        self.report.built += not found
-        how = "found, files verified" if found else f"built in {duration(metadata['duration (s)'])}"
-        self.display.ended(
-            asset, f"{'=' if found else '+'} {asset:<28} {metadata['fingerprint'][:12]}  {how}"
-        )
+        if metadata.get("found"):
+            self.report.reused += 1
+            sign, how = "=", "found, files verified"
+        else:
+            self.report.built += 1
+            sign, how = "+", f"built in {duration(metadata['duration (s)'])}"
+        line = f"{sign} {asset:<28} {metadata['fingerprint'][:SHORT]}  {how}"
+        self.display.ended(asset, line)
 
     def _checked(self, check: Any) -> None:
         if check.passed:
             return
         asset = "/".join(check.asset_key.path)
         blocking = check.severity == dg.AssetCheckSeverity.ERROR
-        sentence = f"{asset}: the {'blocking check' if blocking else 'check'} {check.check_name!r} failed: {check.description}"
+        kind = "blocking check" if blocking else "check"
+        sentence = f"{asset}: the {kind} {check.check_name!r} failed: {check.description}"
         if blocking:
             self.report.failed_checks.append(sentence)
         else:
@@ -229,24 +225,17 @@ class _Feed(logging.Handler):
         asset, error = self.assets[event.step_key], event.step_failure_data.error
         if _is(error, *INTERRUPTIONS) or (error.cause and _is(error.cause, *INTERRUPTIONS)):
             self.report.interrupted = True
-            self.display.ended(
-                asset,
-                f"! {asset:<28} interrupted; what it built so far is kept and resumed by the next run",
-            )
-            return
-        if _is(error, "DagsterAssetCheckFailedError"):  # `_checked` has said which
-            self.display.ended(
-                asset, f"! {asset:<28} a blocking check failed: nothing is built from it"
-            )
-            return
-        self.report.failures.append(f"{asset}: {_words(error)}")
-        self.display.ended(asset, f"! {asset:<28} failed")
+            how = "interrupted; what it built so far is kept and resumed by the next run"
+        elif _is(error, "DagsterAssetCheckFailedError"):  # `_checked` has recorded which
+            how = "a blocking check failed: nothing is built from it"
+        else:
+            self.report.failures.append(f"{asset}: {_message(error)}")
+            how = "failed"
+        self.display.ended(asset, f"! {asset:<28} {how}")
 
 
-def _words(error: Any) -> str:
-    """What the stage said of its failure: below Dagster's own wrapping of a retry, without the
-    class name before it.
-    """
+def _message(error: Any) -> str:
+    """The stage's message: without Dagster's wrapping of a retry and the class name before it."""
     while error.cause is not None and _is(error, *RETRYING):
         error = error.cause
     return error.message.strip().removeprefix("dagster._core.definitions.events.Failure: ").strip()

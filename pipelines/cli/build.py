@@ -51,7 +51,7 @@ def run(recipe: RecipeName, profile: ProfileName = "cpu", as_json: AsJson = Fals
     outcome = {
         "recipe": loaded.name,
         "dagster_run": report.run_id,
-        "found": report.found,
+        "found": report.reused,
         "built": report.built,
     }
     if not report.succeeded:
@@ -62,7 +62,7 @@ def run(recipe: RecipeName, profile: ProfileName = "cpu", as_json: AsJson = Fals
         raise UserError("\n".join([*failures, where]))
     elapsed, memory = duration(time.monotonic() - began), human(peak_resident_bytes())
     typer.echo(
-        f"{report.found} found, {report.built} built in {elapsed}, this process with Dagster and "
+        f"{report.reused} found, {report.built} built in {elapsed}, this process with Dagster and "
         f"MLflow {memory}B at its peak. Dagster run {report.run_id}",
         err=True,
     )

@@ -148,11 +148,11 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Bring somebody else's model into the store, as an artifact with its own lineage."""
-    store = open_store()
+    from pipelines.model_import import imported  # imports Dagster, which takes seconds
+
+    store, execution = open_store(), load_profile(profile)
     with BuildDisplay(store.home, stderr_console()) as display:
-        ref, outcome = models.imported(
-            store, model, revision, licence, name, load_profile(profile), display
-        )
+        ref, outcome = imported(store, model, revision, licence, name, execution, display)
     artifact, verdicts = outcome.artifact, outcome.verdicts.items()
     if failed := [f"{name}: {verdict.summary}" for name, verdict in verdicts if not verdict.passed]:
         raise UserError("\n".join(failed))
