@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -468,7 +468,7 @@ def _instructed(config: Config, inputs: Inputs, flops: float) -> Work:
 
 def _preferences(config: Config, inputs: Inputs, flops: float) -> Work:
     """Every model answers the prompts, one of them `best_of` times over."""
-    model, section = _model(next(iter(_models(inputs))), inputs), config["preferences"]
+    model, section = _model(next(_models(inputs)), inputs), config["preferences"]
     models = sum(name in inputs for name in MODELS)
     answers = section["prompts"] * (models + section["best_of"])
     return _answers(model, answers, section, flops, 2e3 * answers)
@@ -511,7 +511,7 @@ STAGES: dict[str, Callable[[Config, Inputs, float], Work]] = {
 # Models
 
 
-def _models(inputs: Inputs) -> Iterable[Artifact]:
+def _models(inputs: Inputs) -> Iterator[Artifact]:
     """The models among the inputs, first the one that is trained on."""
     names = (base_model.BASE, "policy_init", "start", "supervised", "pretrained")
     return (inputs[name] for name in names if name in inputs)

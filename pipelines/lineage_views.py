@@ -1,13 +1,13 @@
-"""What is in the store, as data for scripts and as text for people: list, show, diff. Reads
-manifests only. Trace is `assets.report.lineage_tree`.
+"""What is in the store, as data for scripts and as text for people: list, show, diff.
 
-Each view is a function to JSON values and one that draws them. No Dagster, MLflow or torch: these
-commands answer at once.
+Each view is a function that returns JSON values and one that draws them. They read manifests only,
+and import no Dagster, MLflow or torch, so these commands answer at once. `trace` is
+`assets.report.lineage_tree`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -19,17 +19,13 @@ from assets.store.store import SHORT, Store
 from gpt_model.errors import UserError
 from pipelines.progress import duration, human
 
-# list
-
 
 def listed(store: Store) -> list[dict[str, Any]]:
-    """Every artifact under each of its names, by name; those without one last."""
-    refs = store.refs()
+    """A row for each name of each artifact, by name; artifacts without a name last."""
     rows = []
     for artifact in store.artifacts():
-        made = artifact.manifest["provenance"]
-        names = [ref for ref, fingerprint in refs.items() if fingerprint == artifact.fingerprint]
-        for ref in names or (None,):
+        record = artifact.manifest["provenance"]
+        for ref in _names(store, artifact) or (None,):
             rows.append(
                 {
                     "ref": ref,
@@ -37,8 +33,8 @@ def listed(store: Store) -> list[dict[str, Any]]:
                     "fingerprint": artifact.fingerprint,
                     "digest": artifact.digest,
                     "bytes": artifact.size,
-                    "seconds": made["seconds"],
-                    "built": made["ended"],
+                    "seconds": record["seconds"],
+                    "built": record["ended"],
                     "failed_checks": store.failed_checks(artifact, blocking=True),
                     "warnings": store.failed_checks(artifact, blocking=False),
                 }
@@ -46,25 +42,22 @@ def listed(store: Store) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["ref"] is None, row["ref"] or row["built"]))
 
 
+def _names(store: Store, artifact: Artifact) -> list[str]:
+    refs = store.refs().items()
+    return [ref for ref, fingerprint in refs if fingerprint == artifact.fingerprint]
+
+
 def draw_list(rows: list[dict[str, Any]]) -> Table:
-    table = Table(
-        "artifact", "fingerprint", "built", "took", "size", "checks", box=None, pad_edge=False
-    )
+    columns = ("artifact", "fingerprint", "built", "took", "size", "checks")
+    table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        checks = (
-            f"[red]failed: {', '.join(row['failed_checks'])}" if row["failed_checks"] else "passed"
-        )
-        checks += f" [yellow](warning: {', '.join(row['warnings'])})" if row["warnings"] else ""
+        failed, warnings = ", ".join(row["failed_checks"]), ", ".join(row["warnings"])
+        checks = f"[red]failed: {failed}" if failed else "passed"
+        checks += f" [yellow](warning: {warnings})" if warnings else ""
         name = row["ref"] or f"({row['stage']}, no name)"
         built = str(row["built"])[:16].replace("T", " ")
-        table.add_row(
-            escape(name),
-            row["fingerprint"][:SHORT],
-            built,
-            duration(row["seconds"]),
-            f"{human(row['bytes'])}B",
-            checks,
-        )
+        took, size = duration(row["seconds"]), f"{human(row['bytes'])}B"
+        table.add_row(escape(name), row["fingerprint"][:SHORT], built, took, size, checks)
     return table
 
 
@@ -72,83 +65,54 @@ def draw_list(rows: list[dict[str, Any]]) -> Table:
 
 
 def shown(store: Store, artifact: Artifact) -> dict[str, Any]:
-    """The manifest, the names and the verdicts of one artifact, and where it lies."""
-    refs = [ref for ref, fingerprint in store.refs().items() if fingerprint == artifact.fingerprint]
-    gate = {
+    """The manifest, names, verdicts and path of one artifact."""
+    checks = {
         name: vars(verdict) | {"figures": dict(verdict.figures)}
         for name, verdict in store.gate(artifact).items()
     }
-    return {"refs": refs, "path": str(artifact.path), **artifact.manifest, "checks": gate}
+    path = str(artifact.path)
+    return {"refs": _names(store, artifact), "path": path, **artifact.manifest, "checks": checks}
 
 
 def draw_artifact(facts: Mapping[str, Any]) -> Group:
-    made = facts["provenance"]
-    head = Table.grid(padding=(0, 2))
-    commit = made["git"]["commit"]
-    for name, value in {
+    record = facts["provenance"]
+    commit = record["git"]["commit"]
+    changes = " with changes" if record["git"]["dirty"] else ""
+    inputs = [f"{entry['name']} {entry['fingerprint'][:SHORT]}" for entry in facts["inputs"]]
+    head = {
         "names": ", ".join(facts["refs"]) or "none",
         "stage": f"{facts['stage']}, version {facts['version']}",
         "fingerprint": facts["fingerprint"],
         "digest": facts["digest"],
-        "inputs": ", ".join(
-            f"{entry['name']} {entry['fingerprint'][:SHORT]}" for entry in facts["inputs"]
-        )
-        or "none, the sources",
-        "built": f"{made['started'][:19].replace('T', ' ')} UTC in {duration(made['seconds'])}, profile {made['profile'].get('name')}, "
-        f"peak memory {human(made['peak_memory_bytes'])}B",
-        "code": f"{commit[:SHORT]}{' with changes' if made['git']['dirty'] else ''}"
-        if commit
-        else "not from a clone",
+        "inputs": ", ".join(inputs) or "none, the sources",
+        "built": f"{record['started'][:19].replace('T', ' ')} UTC in {duration(record['seconds'])}"
+        f", profile {record['profile'].get('name')}"
+        f", peak memory {human(record['peak_memory_bytes'])}B",
+        "code": f"{commit[:SHORT]}{changes}" if commit else "not from a clone",
         "path": facts["path"],
-    }.items():
-        head.add_row(f"[bold]{name}", escape(str(value)))
-    parts: list[RenderableType] = [head]
-    if facts["checks"]:
-        parts += [
-            "",
-            _titled(
-                "checks", [(_mark(c), name, c["summary"]) for name, c in facts["checks"].items()]
-            ),
-        ]
-    if facts["metrics"]:
-        parts += [
-            "",
-            _titled(
-                "metrics",
-                [(name, f"{value:.6g}") for name, value in sorted(facts["metrics"].items())],
-            ),
-        ]
-    if facts["config"]:
-        parts += [
-            "",
-            _titled(
-                "configuration",
-                [(name, str(value)) for name, value in flat(facts["config"]).items()],
-            ),
-        ]
-    parts += [
-        "",
-        _titled(
-            "files",
-            [(f["path"], f"{human(f['size'])}B", f["sha256"][:SHORT]) for f in facts["files"]],
-        ),
+    }
+    grid = Table.grid(padding=(0, 2))
+    for name, value in head.items():
+        grid.add_row(f"[bold]{name}", escape(value))
+    checks = [(_mark(check), name, check["summary"]) for name, check in facts["checks"].items()]
+    metrics = [(name, f"{value:.6g}") for name, value in sorted(facts["metrics"].items())]
+    config = [(name, str(value)) for name, value in flat(facts["config"]).items()]
+    files = [
+        (file["path"], f"{human(file['size'])}B", file["sha256"][:SHORT]) for file in facts["files"]
     ]
-    return Group(*parts)
+    parts: list[RenderableType] = [grid]
+    for title, rows in (("checks", checks), ("metrics", metrics), ("configuration", config)):
+        parts += ["", _titled(title, rows)] if rows else []
+    return Group(*parts, "", _titled("files", files))
 
 
 def _mark(check: Mapping[str, Any]) -> str:
     return "passed" if check["passed"] else ("FAILED" if check["blocking"] else "warning")
 
 
-def _titled(title: str, rows: list[tuple[str, ...]]) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        show_header=False,
-        box=None,
-        pad_edge=False,
-    )
+def _titled(title: str, rows: Sequence[tuple[str, ...]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.show_header = False
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
@@ -161,29 +125,23 @@ def differences(store: Store, a: Artifact, b: Artifact) -> dict[str, Any]:
     """Which inputs, fields, metrics and files differ between two artifacts, and the first stages of
     their lineage that do.
     """
-    inputs_a, inputs_b = (
-        {entry["name"]: entry["digest"] for entry in x.manifest["inputs"]} for x in (a, b)
-    )
-    files_a, files_b = (
-        {file["path"]: file["sha256"] for file in x.manifest["files"]} for x in (a, b)
-    )
+    stages = [{"stage": x.stage, "version": x.manifest["version"]} for x in (a, b)]
+    inputs = [{entry["name"]: entry["digest"] for entry in x.manifest["inputs"]} for x in (a, b)]
+    files = [{file["path"]: file["sha256"] for file in x.manifest["files"]} for x in (a, b)]
     return {
         "a": a.fingerprint,
         "b": b.fingerprint,
         "same": a.digest == b.digest,
-        "stage": _unlike(
-            {"stage": a.stage, "version": a.manifest["version"]},
-            {"stage": b.stage, "version": b.manifest["version"]},
-        ),
-        "inputs": _unlike(inputs_a, inputs_b),
-        "config": _unlike(flat(a.config), flat(b.config)),
-        "metrics": _unlike(a.metrics, b.metrics),
-        "files": _unlike(files_a, files_b),
+        "stage": _differing(*stages),
+        "inputs": _differing(*inputs),
+        "config": _differing(flat(a.config), flat(b.config)),
+        "metrics": _differing(a.metrics, b.metrics),
+        "files": _differing(*files),
         "first": list(_first(store, a, b, set())),
     }
 
 
-def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {
         key: [a.get(key), b.get(key)] for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)
     }
@@ -192,59 +150,49 @@ def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
 def _first(
     store: Store, a: Artifact, b: Artifact, seen: set[tuple[str, str]]
 ) -> Iterator[dict[str, Any]]:
-    """The stages, nearest the sources, where two lineages part: their own section, version or input
-    names differ, or only their result.
+    """The stages nearest the sources where two lineages part: by section, version, names of inputs,
+    or result alone.
     """
     if a.fingerprint == b.fingerprint or (a.fingerprint, b.fingerprint) in seen:
         return
     seen.add((a.fingerprint, b.fingerprint))
-    below_a, below_b = ({entry["name"]: entry for entry in x.manifest["inputs"]} for x in (a, b))
-    config = _unlike(flat(a.config), flat(b.config))
-    if (
-        config
-        or a.stage != b.stage
-        or a.manifest["version"] != b.manifest["version"]
-        or below_a.keys() != below_b.keys()
-    ):
+    inputs_a, inputs_b = ({e["name"]: e for e in x.manifest["inputs"]} for x in (a, b))
+    config = _differing(flat(a.config), flat(b.config))
+    same_version = (a.stage, a.manifest["version"]) == (b.stage, b.manifest["version"])
+    if config or not same_version or inputs_a.keys() != inputs_b.keys():
         yield {"stage": a.stage, "a": a.fingerprint, "b": b.fingerprint, "config": config}
-    for name in below_a.keys() & below_b.keys():
-        if below_a[name]["digest"] == below_b[name]["digest"]:
+    for name in inputs_a.keys() & inputs_b.keys():
+        entry_a, entry_b = inputs_a[name], inputs_b[name]
+        if entry_a["digest"] == entry_b["digest"]:
             continue
-        inner_a, inner_b = (
-            store.find(below_a[name]["fingerprint"]),
-            store.find(below_b[name]["fingerprint"]),
-        )
-        if inner_a is None or inner_b is None:
-            yield {
-                "stage": below_a[name]["stage"],
-                "a": below_a[name]["fingerprint"],
-                "b": below_b[name]["fingerprint"],
-                "config": {},
-            }
-        elif inner_a.fingerprint == inner_b.fingerprint:
+        identities = {"a": entry_a["fingerprint"], "b": entry_b["fingerprint"]}
+        below_a, below_b = (store.find(fingerprint) for fingerprint in identities.values())
+        if below_a is None or below_b is None:
+            yield {"stage": entry_a["stage"], **identities, "config": {}}
+        elif below_a.fingerprint == below_b.fingerprint:
             raise UserError(
-                f"{inner_a.fingerprint[:SHORT]} was published with two digests: run gpt-lineage verify."
+                f"{below_a.fingerprint[:SHORT]} was published with two digests: run gpt-lineage "
+                "verify."
             )
         else:
-            yield from _first(store, inner_a, inner_b, seen)
+            yield from _first(store, below_a, below_b, seen)
 
 
-def draw_differences(found: Mapping[str, Any]) -> Group:
-    if found["same"] and found["a"] == found["b"]:
+def draw_differences(facts: Mapping[str, Any]) -> Group:
+    if facts["same"] and facts["a"] == facts["b"]:
         return Group("They are the same artifact.")
-    parts: list[RenderableType] = [
-        "The files are the same, byte for byte." if found["same"] else "The files differ."
-    ]
-    if found["first"]:
-        where = ", ".join(
+    same = "The files are the same, byte for byte." if facts["same"] else "The files differ."
+    parts: list[RenderableType] = [same]
+    if facts["first"]:
+        stages = ", ".join(
             f"{first['stage']} ({', '.join(first['config']) or 'version or result'})"
-            for first in found["first"]
+            for first in facts["first"]
         )
-        parts.append(f"The lineages part first at: {escape(where)}")
+        parts.append(f"The lineages part first at: {escape(stages)}")
     for part in ("stage", "inputs", "config", "metrics", "files"):
-        if found[part]:
+        if facts[part]:
             table = Table(part, "a", "b", title_justify="left", box=None, pad_edge=False)
-            for name, (left, right) in found[part].items():
+            for name, (left, right) in facts[part].items():
                 table.add_row(escape(name), _cell(left, part), _cell(right, part))
             parts += ["", table]
     return Group(*parts)
@@ -261,13 +209,12 @@ def _cell(value: Any, part: str) -> str:
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested JSON as dotted fields: {"sources": [{"name": "a"}]} -> {"sources[0].name": "a"}."""
     if isinstance(value, Mapping) and value:
-        return {
-            k: v
-            for key, item in value.items()
-            for k, v in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
-        }
-    if isinstance(value, list) and value:
-        return {
-            k: v for i, item in enumerate(value) for k, v in flat(item, f"{prefix}[{i}]").items()
-        }
-    return {prefix: value} if prefix else {}
+        below = {f"{prefix}.{key}" if prefix else str(key): item for key, item in value.items()}
+    elif isinstance(value, list) and value:
+        below = {f"{prefix}[{index}]": item for index, item in enumerate(value)}
+    else:
+        return {prefix: value} if prefix else {}
+    fields: dict[str, Any] = {}
+    for name, item in below.items():
+        fields |= flat(item, name)
+    return fields

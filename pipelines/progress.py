@@ -1,9 +1,8 @@
-"""What a person sees while a recipe is built: a bar an asset on a terminal, a line now and then
-elsewhere (CI, a file).
+"""What a person sees while a recipe is built: a bar for each asset on a terminal, a line now and
+then elsewhere (CI, a file).
 
-How far a build is stands in its journal, which the worker writes (`assets/tracking/event_log.py`);
-a thread here reads it. What begins and ends is told by whoever runs the build (`runs.py`). No
-Dagster concept and no import of it.
+The worker writes its progress into the build's journal (`assets/tracking/event_log.py`), which a
+thread here reads. Whoever runs the build (`runs.py`) calls `began` and `ended`. No Dagster.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -34,33 +34,28 @@ from gpt_model.errors import CorruptFile
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 15.0  # between two lines about the same build, where there is no terminal
-SHOWN_METRICS = (
-    "loss",
-    "bpb",
-    "accuracy",
-)  # a metric whose last part is one of these stands beside the bar
+SHOWN_METRICS = ("loss", "bpb", "accuracy")  # last parts of the metrics shown beside the bar
 
 
 class _Amount(ProgressColumn):
-    """`1.2M/1.5M tokens`, empty until the worker has said how much there is."""
+    """`1.2M/1.5M tokens`, empty until the worker has reported the total."""
 
     def render(self, task: Task) -> Text:
-        return Text(
-            "" if task.total is None else amount(task.completed, task.total, task.fields["unit"]),
-            style="progress.download",
-        )
+        known = task.total is not None
+        text = amount(task.completed, task.total or 0, task.fields["unit"]) if known else ""
+        return Text(text, style="progress.download")
 
 
 def amount(done: float, total: float, unit: str) -> str:
     return f"{human(done)}/{human(total)} {unit}"
 
 
-def human(number: float, figures: int = 3) -> str:
-    """Three figures, or so many, and a unit: 1500000 -> "1.5M"."""
+def human(number: float, digits: int = 3) -> str:
+    """A number by its significant digits and a unit: 1500000 -> "1.5M"."""
     for limit, suffix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= limit:
-            return f"{number / limit:.{figures}g}{suffix}"
-    return f"{number:.{figures}g}"
+            return f"{number / limit:.{digits}g}{suffix}"
+    return f"{number:.{digits}g}"
 
 
 def duration(seconds: float) -> str:
@@ -90,7 +85,7 @@ class BuildDisplay:
             _Amount(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metric]}"),
             console=console,
             transient=True,
             disable=not console.is_interactive,
@@ -123,9 +118,8 @@ class BuildDisplay:
     def began(self, asset: str) -> None:
         with self._lock:
             self._drop()
-            self._current = _Current(
-                asset, self._bars.add_task(escape(asset), total=None, unit="", figures="")
-            )
+            task = self._bars.add_task(escape(asset), total=None, unit="", metric="")
+            self._current = _Current(asset, task)
 
     def ended(self, asset: str, line: str) -> None:
         """The build of `asset` is over: its bar goes, `line` stays."""
@@ -145,73 +139,56 @@ class BuildDisplay:
                     continue
                 try:
                     for event in self._current.events(self._buildings):
-                        self._tell(self._current, event)
+                        self._show(self._current, event)
                 except (OSError, CorruptFile):
-                    self._current.tail = (
-                        None  # published or moved aside under our eyes: look for it again
-                    )
+                    self._current.journal = None  # published or moved aside: look for it again
                 self._line(self._current)
 
-    def _tell(self, current: _Current, event: dict[str, Any]) -> None:
+    def _show(self, current: _Current, event: dict[str, Any]) -> None:
         if event["kind"] == "advance":
             current.advance = amount(event["done"], event["total"], event["unit"])
-            self._bars.update(
-                current.task, completed=event["done"], total=event["total"], unit=event["unit"]
-            )
+            counts = {"completed": event["done"], "total": event["total"]}
+            self._bars.update(current.task, **counts, unit=event["unit"])
         elif event["kind"] == "metrics":
-            shown = {
-                name: value
-                for name, value in event["values"].items()
-                if name.rsplit("/", 1)[-1] in SHOWN_METRICS
-            }
-            if shown:
-                name = min(shown, key=len)
-                current.figures = f"{name} {shown[name]:.4g}"
-                self._bars.update(current.task, figures=escape(current.figures))
+            values = event["values"]
+            if names := [name for name in values if name.rsplit("/", 1)[-1] in SHOWN_METRICS]:
+                name = min(names, key=len)
+                current.metric = f"{name} {values[name]:.4g}"
+                self._bars.update(current.task, metric=escape(current.metric))
         elif event["kind"] == "log" and event["time"] >= current.began:
             self.say(f"  {current.asset}: {event['message']}")
 
     def _line(self, current: _Current) -> None:
+        """A line about the build, where there are no bars and the last line is long ago."""
         now = time.monotonic()
-        if (
-            not self._console.is_interactive
-            and current.advance
-            and now - current.spoken >= LINE_SECONDS
-        ):
-            current.spoken = now
-            said = [current.advance, current.figures, duration(time.time() - current.began)]
-            self.say(f"  {current.asset}: {', '.join(part for part in said if part)}")
+        due = current.advance and now - current.last_line >= LINE_SECONDS
+        if due and not self._console.is_interactive:
+            current.last_line = now
+            parts = [current.advance, current.metric, duration(time.time() - current.began)]
+            self.say(f"  {current.asset}: {', '.join(filter(None, parts))}")
 
 
 class _Current:
-    """The build that is going on, and where its journal is read from."""
+    """The build that is going on, and the reader of its journal."""
 
-    def __init__(self, asset: str, task: Any) -> None:
+    def __init__(self, asset: str, task: TaskID) -> None:
         self.asset, self.task = asset, task
-        self.began, self.spoken = time.time(), time.monotonic()
-        self.advance = self.figures = ""
-        self.tail: EventReader | None = None
+        self.began, self.last_line = time.time(), time.monotonic()
+        self.advance = self.metric = ""
+        self.journal: EventReader | None = None
 
     def events(self, buildings: Path) -> list[dict[str, Any]]:
-        if self.tail is None:
-            self.tail = next(
-                (
-                    EventReader(job.parent / "journal" / "events.jsonl")
-                    for job in buildings.glob("*/job.json")
-                    if self._is_mine(job)
-                ),
-                None,
-            )
-        return self.tail.read() if self.tail else []
+        """The events since the last call."""
+        if self.journal is None:
+            jobs = filter(self._is_mine, buildings.glob("*/job.json"))
+            if job := next(jobs, None):
+                self.journal = EventReader(job.parent / "journal" / "events.jsonl")
+        return self.journal.read() if self.journal else []
 
     def _is_mine(self, job: Path) -> bool:
-        """Whether `job` was written for this build, and not left behind by a killed one whose text
-        has changed since.
-        """
+        """Whether `job` was written for this build, and not left by a killed build of other text."""
         try:
-            return (
-                job.stat().st_mtime >= self.began - 1
-                and json.loads(job.read_text())["asset"] == self.asset
-            )
+            recent = job.stat().st_mtime >= self.began - 1
+            return recent and json.loads(job.read_text())["asset"] == self.asset
         except (OSError, json.JSONDecodeError, KeyError):
             return False

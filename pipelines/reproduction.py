@@ -45,7 +45,7 @@ class Untracked(Tracking):
 
 
 def reproduced(store: Store, original: Artifact, console: Console) -> list[str]:
-    """Build `original` again and compare: a sentence for each file that differs, [] where none does.
+    """Build `original` again and compare. Returns a sentence for each file that differs.
 
     Raises UserError where it cannot be built from what is here: an input is gone or changed, the
     stage's code has another version, or its worker fails.

@@ -11,25 +11,22 @@ from assets.store.store import SHORT, Store
 from gpt_model.errors import CorruptFile
 
 
-def verified(store: Store, artifact: Artifact | None, console: Console) -> tuple[int, list[str]]:
-    """Verify `artifact` and all it came from, or with None the whole store: (artifacts looked at, a
-    sentence for each thing wrong).
+def verified(store: Store, root: Artifact | None, console: Console) -> tuple[int, list[str]]:
+    """Verify `root` and its lineage, or with None the whole store.
+
+    Returns how many artifacts were checked, and a sentence for each problem.
     """
-    artifacts, problems = _lineage(store, artifact) if artifact else _everything(store)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_interactive
-    ) as bar:
-        task = bar.add_task("verifying", total=sum(one.size for one in artifacts))
-        for one in artifacts:
-            bar.update(task, description=escape(f"{one.stage} {one.fingerprint[:SHORT]}"))
-            problems += store.verify(one)
-            bar.advance(task, one.size)
+    artifacts, problems = _lineage(store, root) if root else _everything(store)
+    percentage = TextColumn("{task.percentage:>3.0f} %")
+    columns = (TextColumn("{task.description}"), BarColumn(), percentage, TimeRemainingColumn())
+    hidden = not console.is_interactive
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("verifying", total=sum(artifact.size for artifact in artifacts))
+        for artifact in artifacts:
+            name = f"{artifact.stage} {artifact.fingerprint[:SHORT]}"
+            bar.update(task, description=escape(name))
+            problems += store.verify(artifact)
+            bar.advance(task, artifact.size)
     return len(artifacts), problems
 
 
@@ -38,7 +35,8 @@ def _everything(store: Store) -> tuple[list[Artifact], list[str]]:
     folders = sorted(store.artifacts_folder.iterdir()) if store.artifacts_folder.is_dir() else []
     for folder in folders:
         try:
-            artifacts += [found] if (found := store.find(folder.name)) else []
+            if artifact := store.find(folder.name):
+                artifacts.append(artifact)
         except CorruptFile as error:
             problems.append(str(error))
     for ref, fingerprint in store.refs().items():
@@ -47,31 +45,34 @@ def _everything(store: Store) -> tuple[list[Artifact], list[str]]:
     return artifacts, problems
 
 
-def _lineage(store: Store, artifact: Artifact) -> tuple[list[Artifact], list[str]]:
-    """`artifact` and everything it came from, each once, the sources' end first."""
-    found: dict[str, Artifact] = {}
+def _lineage(store: Store, root: Artifact) -> tuple[list[Artifact], list[str]]:
+    """`root` and everything it was built from, each once, the sources' end first."""
+    visited: dict[str, Artifact] = {}
     problems: list[str] = []
 
-    def gather(one: Artifact) -> None:
-        for entry in one.manifest["inputs"]:
-            if entry["fingerprint"] in found:
+    def visit(artifact: Artifact) -> None:
+        for entry in artifact.manifest["inputs"]:
+            fingerprint, digest = entry["fingerprint"], entry["digest"]
+            if fingerprint in visited:
                 continue
             try:
-                below = store.find(entry["fingerprint"])
+                below = store.find(fingerprint)
             except CorruptFile as error:
                 problems.append(str(error))
                 continue
             if below is None:
                 problems.append(
-                    f"{entry['stage']} {entry['fingerprint'][:SHORT]}, an input of {one.stage}, is not in the store any more."
+                    f"{entry['stage']} {fingerprint[:SHORT]}, an input of {artifact.stage}, is not "
+                    "in the store any more."
                 )
-            else:
-                if below.digest != entry["digest"]:
-                    problems.append(
-                        f"{one.stage} was made from {entry['name']} of digest {entry['digest'][:SHORT]}, here it is {below.digest[:SHORT]}."
-                    )
-                gather(below)
-        found[one.fingerprint] = one
+                continue
+            if below.digest != digest:
+                problems.append(
+                    f"{artifact.stage} was made from {entry['name']} of digest {digest[:SHORT]}, "
+                    f"here it is {below.digest[:SHORT]}."
+                )
+            visit(below)
+        visited[artifact.fingerprint] = artifact
 
-    gather(artifact)
-    return list(found.values()), problems
+    visit(root)
+    return list(visited.values()), problems

@@ -180,7 +180,7 @@ def export(
     )
     if (target / models.HEAD).is_file():
         typer.echo(
-            "That is the fine-tuned decoder alone: transformers leaves out the task's head, which is "
-            f"in {models.HEAD} beside it. "
+            "That is the fine-tuned decoder alone: transformers leaves out the task's head, which "
+            f"is in {models.HEAD} beside it. "
             f"gpt_model.finetuning.heads.load(pathlib.Path({str(target)!r})) reads both."
         )

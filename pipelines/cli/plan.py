@@ -156,7 +156,8 @@ def _stages(
     known: dict[str, Artifact] = {}  # built, or planned
     skipped: set[str] = set()  # of which nothing is run here
     for node in nodes(recipe):
-        row = {"asset": node.ref, "state": "build", "fingerprint": None, "why": "", "forecast": {}}
+        row: dict[str, Any] = {"asset": node.ref, "state": "build", "fingerprint": None}
+        row |= {"why": "", "forecast": {}}
         rows.append(row)
         try:
             config = node.config(base)

@@ -1,5 +1,5 @@
-"""What is said when a recipe is built: the scorecard's headline and where to look next, for people
-and for scripts.
+"""What `gpt-lineage run` prints of a built recipe: the scorecard's headline and where to look next,
+for people and for scripts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ CALIBRATION = "calibration"
 
 
 def as_values(store: Store, recipe: str) -> dict[str, Any]:
-    """For scripts: every score, what each was built from, where the page is, and what is known of
-    the evaluator.
+    """For scripts: every score, the artifacts, the path of the page, and the evaluator's
+    calibration.
     """
     artifact = store.resolve(f"{recipe}/scorecard")
     document = json.loads((artifact.path / "scorecard.json").read_text(encoding="utf-8"))
@@ -43,102 +43,93 @@ def as_values(store: Store, recipe: str) -> dict[str, Any]:
 
 
 def calibrated(store: Store) -> dict[str, dict[str, int]]:
-    """Of each released model that the evaluator, as it is now, has scored in this store: how many
-    known answers were compared, and wrong.
+    """How many known answers of each released model the evaluator has compared, and how many it
+    gets wrong: {model: {"compared", "wrong"}}.
 
-    It is of the store and of no one recipe, so no page has it: a page is a function of what its
-    recipe built.
+    Only evaluations by the evaluator's present version count. No page shows this: it depends on the
+    store, and a page is a function of what its recipe built.
     """
-    found: dict[str, dict[str, int]] = {}
-    for artifact in store.artifacts():  # the newest counts
-        known, version = artifact.config.get("known"), artifact.manifest["version"]
-        if (artifact.stage, version) == (ZERO_SHOT.name, ZERO_SHOT.version) and known:
-            figures = store.gate(artifact)[reproduces_what_is_known.__name__].figures
-            found[known] = {name: int(figures[name]) for name in ("compared", "wrong")}
-    return found
+    counts: dict[str, dict[str, int]] = {}
+    for artifact in store.artifacts():  # oldest first: the newest counts
+        model, version = artifact.config.get("known"), artifact.manifest["version"]
+        if (artifact.stage, version) == (ZERO_SHOT.name, ZERO_SHOT.version) and model:
+            verdict = store.gate(artifact)[reproduces_what_is_known.__name__]
+            counts[model] = {name: int(verdict.figures[name]) for name in ("compared", "wrong")}
+    return counts
 
 
-def calibration_line(found: Mapping[str, Mapping[str, int]]) -> str:
-    """What `calibrated` found, in a line."""
-    said = [
-        f"{model} failed, {one['wrong']} of {one['compared']} known answers do not come out"
-        if one["wrong"]
-        else f"{model} reproduced, {one['compared']} of {one['compared']} known answers"
-        for model, one in found.items()
-        if one["compared"]
-    ]
-    return (
-        "; ".join(said)
-        or f"{NOT_HERE}; gpt-lineage run calibration says whether known answers come out"
-    )
+def calibration_line(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """The counts of `calibrated`, in a line."""
+    parts = []
+    for model, count in counts.items():
+        compared, wrong = count["compared"], count["wrong"]
+        if wrong:
+            parts.append(f"{model} failed, {wrong} of {compared} known answers do not come out")
+        elif compared:
+            parts.append(f"{model} reproduced, {compared} of {compared} known answers")
+    hint = f"{NOT_HERE}; gpt-lineage run calibration says whether known answers come out"
+    return "; ".join(parts) or hint
 
 
-def announce(store: Store, recipe: str, say: Callable[[Any], None]) -> None:
-    """What was built, its scores by artifact with the commands that walk them back, the scorecard's
-    paths, and where to look next.
+def announce(store: Store, recipe: str, show: Callable[[Any], None]) -> None:
+    """Show what was built, its scores by artifact with the commands that trace them, the paths of
+    the scorecard, and where to look next.
     """
     artifact = store.resolve(f"{recipe}/scorecard")
-    shown = store.show(artifact)
-    first = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for name in FIRST
-        if (path := shown / f"{name}.json").is_file()
-    ]
-    for fact, value in {
-        **first[0]["facts"],
-        CALIBRATION: calibration_line(calibrated(store)),
-    }.items():
-        say(f"{fact:<11} {value}")
+    folder = store.show(artifact)
+    paths = [path for name in FIRST if (path := folder / f"{name}.json").is_file()]
+    tables = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    facts = {**tables[0]["facts"], CALIBRATION: calibration_line(calibrated(store))}
+    for fact, value in facts.items():
+        show(f"{fact:<11} {value}")
     not_run: list[str] = []
-    for table in first:
+    for table in tables:
         rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
         not_run += [row["score"] for row in rows if row.get("value") == NOT_HERE]
-        if run := [row for row in rows if row.get("value") != NOT_HERE]:
-            _say_scores(table["columns"], run, say)
+        if scored := [row for row in rows if row.get("value") != NOT_HERE]:
+            _show_scores(table["columns"], scored, show)
     if not_run:
-        say(Text(f"\nnot run here   {', '.join(not_run)}: the scorecard says why", style="dim"))
-    say(
-        f"\nscorecard      {shown / 'scorecard.html'}\n"
-        f"as Markdown    {shown / 'scorecard.md'}\n"
+        show(Text(f"\nnot run here   {', '.join(not_run)}: the scorecard says why", style="dim"))
+    show(
+        f"\nscorecard      {folder / 'scorecard.html'}\n"
+        f"as Markdown    {folder / 'scorecard.md'}\n"
         "asset graph    make ui        http://127.0.0.1:3000\n"
         "all metrics    make mlflow    http://127.0.0.1:5000"
     )
 
 
-def _say_scores(columns: list[str], rows: list[dict[str, str]], say: Callable[[Any], None]) -> None:
+def _show_scores(
+    columns: list[str], rows: list[dict[str, str]], show: Callable[[Any], None]
+) -> None:
     """A table's rows under each artifact with its commands, their columns below each other."""
-    shown = [column for column in columns if column not in (ARTIFACT, COMMANDS, *PAGE_ONLY)]
-    lines = [[_narrow(column, row[column]) for column in shown] for row in rows]
-    widths = [
-        max(len(line[place]) for line in ([*map(Text, shown)], *lines))
-        for place in range(len(shown))
-    ]
-    say(Text(""))
-    say(_table(widths, [[*map(Text, shown)]], style="dim"))
-    for (name, walk), group in groupby(
+    titles = [column for column in columns if column not in (ARTIFACT, COMMANDS, *PAGE_ONLY)]
+    header = [Text(title) for title in titles]
+    lines = [[_cell(title, row[title]) for title in titles] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    show(Text(""))
+    show(_table(widths, [header], style="dim"))
+    by_artifact = groupby(
         zip(rows, lines, strict=True), key=lambda pair: (pair[0][ARTIFACT], pair[0][COMMANDS])
-    ):
-        say(
-            Text.assemble(
-                "\n", (name, "bold"), "   ", (walk.strip("`").replace("` `", "   "), "cyan")
-            )
-        )
-        say(_table(widths, [line for _, line in group]))
+    )
+    for (name, commands), group in by_artifact:
+        commands = commands.strip("`").replace("` `", "   ")
+        show(Text.assemble("\n", (name, "bold"), "   ", (commands, "cyan")))
+        show(_table(widths, [line for _, line in group]))
 
 
-def _narrow(column: str, cell: str) -> Text:
-    """What is counted is examples if nothing is said; where settings stand side by side, the
-    verdict is a colour.
+def _cell(column: str, cell: str) -> Text:
+    """A cell without the word "examples", the default unit of counts; where settings stand side by
+    side, with the verdict as a colour.
     """
     value, _, verdict = cell.rpartition(" ")
     if column not in SETTINGS.values():
         return Text(cell.replace(" examples,", ","))
-    told, style = (value, COLOURS[verdict]) if verdict in COLOURS else (cell, "")
-    return Text(told.replace(" – ", "–"), style=style)
+    text, style = (value, COLOURS[verdict]) if verdict in COLOURS else (cell, "")
+    return Text(text.replace(" – ", "–"), style=style)
 
 
 def _table(widths: list[int], rows: list[list[Text]], style: str = "") -> Table:
-    """Rows whose columns stand below those of the table before."""
+    """Rows in columns of at least these widths, so that several tables align."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False, style=style)
     for width in widths:
         table.add_column(min_width=width)
