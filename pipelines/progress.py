@@ -186,7 +186,7 @@ class _Current:
         return self.journal.read() if self.journal else []
 
     def _is_mine(self, job: Path) -> bool:
-        """Whether `job` was written for this build, and not left by a killed build of other text."""
+        """Whether `job` was written for this build, not left by a killed build of other text."""
         try:
             recent = job.stat().st_mtime >= self.began - 1
             return recent and json.loads(job.read_text())["asset"] == self.asset
