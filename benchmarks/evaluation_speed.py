@@ -116,7 +116,8 @@ def main() -> int:
                 )
     theirs, ours = (logprobs[name] for name in backends)
     print(
-        f"{len(ours):,} answers of {sum(len(task.rows) for task in tasks):,} questions, {BATCH_TOKENS:,} tokens a batch"
+        f"{len(ours):,} answers of {sum(len(task.rows) for task in tasks):,} questions, "
+        f"{BATCH_TOKENS:,} tokens a batch"
     )
     slow, fast = (statistics.median(seconds[name]) for name in backends)
     for name, value in zip(backends, (slow, fast), strict=True):
@@ -124,7 +125,8 @@ def main() -> int:
     apart = float(np.abs(theirs - ours).max())
     print(f"ratio: {slow / fast:.2f} {at_least('ratio', slow / fast, BARS['ratio'])}")
     print(
-        f"largest difference of a log-probability: {apart:.1e} nats {at_most('log-probability apart', apart, BARS['nats'])}"
+        f"largest difference of a log-probability: {apart:.1e} nats "
+        f"{at_most('log-probability apart', apart, BARS['nats'])}"
     )
     return verdict()
 

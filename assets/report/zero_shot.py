@@ -1,5 +1,5 @@
-"""What Dagster and MLflow show of a zero-shot evaluation: its scores, what of the examples stands in
-the training text, and samples.
+"""What Dagster and MLflow show of a zero-shot evaluation: its scores, what of the examples stands
+in the training text, and samples.
 """
 
 from __future__ import annotations

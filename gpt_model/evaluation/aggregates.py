@@ -140,9 +140,9 @@ def _superglue(name: str, tasks: Sequence[Sequence[ScoreRow]]) -> ScoreRow:
         f"mean of {number} tasks on the development sets, but BoolQ on a part of its sets",
         published=SUPERGLUE_PUBLISHED,
         demonstrations=Demonstrations(
-            max(one.requested for one in shown),
-            min(one.fewest for one in shown),
-            rounded(sum(one.mean for one in shown) / number),
+            max(demonstrations.requested for demonstrations in shown),
+            min(demonstrations.fewest for demonstrations in shown),
+            rounded(sum(demonstrations.mean for demonstrations in shown) / number),
         ),
     )
 

@@ -151,7 +151,7 @@ def runs_of(tasks: Iterable[Examples]) -> dict[int, Hashes]:
 
 
 def dirty_examples(examples: Examples, seen: Mapping[int, Hashes]) -> list[bool | None]:
-    """Whether each example has a run that was seen in the training text. None: too short for one."""
+    """Whether each example has a run that was seen in the training text; None: it has no run."""
     run = examples.run
     hashes = [run_hashes(alphanumeric_words(text), run) for text in examples.texts]
     return [bool(np.isin(runs, seen[run]).any()) if len(runs) else None for runs in hashes]

@@ -25,7 +25,8 @@ _BETWEEN = {
     ".": r"(?<=\d)\.(?=\d)",
 }  # where an infix is one
 _ABBREVIATION = re.compile(
-    r"(?:[A-Za-z]\.)+|(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|Gen|Col|Capt|Lt|Sgt|Rev|Gov|Sen|Rep|No|Vol|vs|etc|Inc|Co|Corp|Ltd)\."
+    r"(?:[A-Za-z]\.)+|(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|Gen|Col|Capt|Lt|Sgt|Rev|Gov|Sen|Rep|No|Vol|vs|"
+    r"etc|Inc|Co|Corp|Ltd)\."
 )
 
 
@@ -42,8 +43,6 @@ class Detokenizer:
     quote: str = '"'  # opens and closes in turn; "" where there is none
     padded: bool = False  # a line has a space before its first and after its last token
 
-    # --- plain text ---
-
     def plain(self, text: str) -> str:
         """`text`, line by line, as people write it."""
         return "\n".join(self._plain_line(line) for line in text.split("\n"))
@@ -55,12 +54,12 @@ class Detokenizer:
             if not (len(line) > 2 and line[0] == line[-1] == " "):
                 return f"{MARK} {line}"  # no line of this data set: as it stands
             line = line[1:-1]
-        chunks, quoted, tokens, place = [], False, line.split(" "), 0
-        while place < len(tokens):
-            chunk, end = self._chunk(tokens, place, quoted)
-            quoted ^= bool(self.quote) and tokens[place:end].count(self.quote) % 2 == 1
+        chunks, quoted, tokens, start = [], False, line.split(" "), 0
+        while start < len(tokens):
+            chunk, end = self._chunk(tokens, start, quoted)
+            quoted ^= bool(self.quote) and tokens[start:end].count(self.quote) % 2 == 1
             chunks.append(chunk)
-            place = end
+            start = end
         return " ".join(chunks)
 
     def _chunk(self, tokens: list[str], start: int, quoted: bool) -> tuple[str, int]:
@@ -79,24 +78,22 @@ class Detokenizer:
         return chunk, end
 
     def _joined(
-        self, chunk: str, tokens: list[str], place: int, inside: bool
+        self, chunk: str, tokens: list[str], index: int, inside: bool
     ) -> tuple[str, int] | None:
-        """`chunk` with the token at `place` (an infix one with the next too) where a rule joins
-        them, and what comes after.
+        """`chunk` with the token at `index` (an infix with the next token too) where a rule joins
+        them, and the index after it.
         """
-        before, token = tokens[place - 1], tokens[place]
+        before, token = tokens[index - 1], tokens[index]
         if not before or not token:
             return None
-        if token in self.infix and place + 1 < len(tokens):
-            return chunk + self.infix[token] + tokens[place + 1], place + 2
+        if token in self.infix and index + 1 < len(tokens):
+            return chunk + self.infix[token] + tokens[index + 1], index + 2
         ends = token in self.closing or token in self.endings or (token == self.quote and inside)
         begins = before in self.opening or (before == self.quote and inside)
-        return (chunk + token, place + 1) if ends or begins else None
-
-    # --- and back ---
+        return (chunk + token, index + 1) if ends or begins else None
 
     def tokenized(self, text: str) -> str:
-        """What `plain` made `text` of."""
+        """The inverse of `plain`: `text` in the data set's tokenized spelling."""
         return "\n".join(self._tokenized_line(line) for line in text.split("\n"))
 
     def _tokenized_line(self, line: str) -> str:
@@ -107,9 +104,9 @@ class Detokenizer:
         tokens: list[str] = []
         quoted = False
         for chunk in line.split(" "):
-            found = [chunk[1:]] if chunk.startswith(MARK) else self._divided(chunk, quoted)
-            quoted ^= bool(self.quote) and found.count(self.quote) % 2 == 1
-            tokens += found
+            divided = [chunk[1:]] if chunk.startswith(MARK) else self._divided(chunk, quoted)
+            quoted ^= bool(self.quote) and divided.count(self.quote) % 2 == 1
+            tokens += divided
         return f" {' '.join(tokens)} " if self.padded else " ".join(tokens)
 
     def _divided(self, chunk: str, quoted: bool) -> list[str]:
@@ -137,14 +134,10 @@ class Detokenizer:
         """
         if _ABBREVIATION.fullmatch(rest):
             return None
-        return next(
-            (
-                one
-                for one in (*self.closing, self.quote)
-                if one and rest.endswith(one) and len(rest) > len(one)
-            ),
-            None,
-        )
+        for token in (*self.closing, self.quote):
+            if token and rest.endswith(token) and len(rest) > len(token):
+                return token
+        return None
 
     def _ending(self, word: str) -> tuple[str, list[str]]:
         for ending in self.endings:
@@ -153,11 +146,11 @@ class Detokenizer:
         return word, []
 
     def _by_infix(self, word: str) -> list[str]:
-        written = {text: token for token, text in self.infix.items()}
-        if not written:
+        tokens = {text: token for token, text in self.infix.items()}
+        if not tokens:
             return [word]
-        pieces = re.split(f"({'|'.join(_BETWEEN[text] for text in written)})", word)
-        return [written[piece] if place % 2 else piece for place, piece in enumerate(pieces)]
+        pieces = re.split(f"({'|'.join(_BETWEEN[text] for text in tokens)})", word)
+        return [tokens[piece] if index % 2 else piece for index, piece in enumerate(pieces)]
 
 
 _ENDINGS = ("n't", "'s", "'re", "'ll", "'ve", "'d", "'m")

@@ -1,9 +1,9 @@
 """GPT-3's zero-, one- and few-shot protocol (Brown et al. 2020, section 2.4 and appendix H):
 demonstrations before each question.
 
-lm_eval's own functions render a task's rows here, and demonstrations are put before them. So lm_eval
-is given a task of plain columns that scores the same in any of its backends. Two scores of the
-paper's that lm_eval does not have are computed from its log-probabilities afterwards: by the
+lm_eval's own functions render a task's rows here, and demonstrations are put before them. So
+lm_eval is given a task of plain columns that scores the same in any of its backends. Two scores of
+the paper's that lm_eval does not have are computed from its log-probabilities afterwards: by the
 answer's tokens (`acc_per_token`) and against an answer context (`acc_answer_norm`).
 """
 

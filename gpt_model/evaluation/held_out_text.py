@@ -18,10 +18,9 @@ from typing import Any
 Row = dict[str, Any]
 Span = tuple[int, int]
 
-COMMONEST = (
-    100  # words left out as targets (function words, whatever the language), but no more than …
-)
-COMMONEST_SHARE = 0.05  # … of the different words there are
+# The commonest words are left out as targets (function words, whatever the language): so many, but
+# no more than so large a share of the different words.
+COMMONEST, COMMONEST_SHARE = 100, 0.05
 LONGEST_SENTENCE = 400  # characters; longer ones are lists and tables
 _SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s+[\"'“‘(\[]*[^\W\d_a-z])|\n\s*\n")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -99,12 +98,12 @@ def clozes(text: str, count: int, choices: int, common: frozenset[str], seed: in
     """
     spans = sentences(text)
     words = [_WORD.findall(text, start, end) for start, end in spans]
-    for place in range(count, len(spans)):
-        start, end = spans[place]
+    for index in range(count, len(spans)):
+        start, end = spans[index]
         if end - start > LONGEST_SENTENCE:
             continue
         by_kind = _by_kind(
-            {word for sentence in words[place - count : place] for word in sentence} - common
+            {word for sentence in words[index - count : index] for word in sentence} - common
         )
         of_word = {
             word: kind
@@ -112,15 +111,15 @@ def clozes(text: str, count: int, choices: int, common: frozenset[str], seed: in
             if len(members) >= choices
             for word in members
         }
-        askable = [
+        candidates = [
             match
             for match in _WORD.finditer(text, start + 1, end)
             if match.group() in of_word and text[match.start() - 1] == " "
         ]
-        if not askable:
+        if not candidates:
             continue
         draw = random.Random(f"{seed} {text[start:end]}")
-        match = draw.choice(askable)
+        match = draw.choice(candidates)
         kind = of_word[match.group()]
         offered = [
             match.group(),
@@ -128,7 +127,7 @@ def clozes(text: str, count: int, choices: int, common: frozenset[str], seed: in
         ]
         draw.shuffle(offered)
         yield {
-            "context": text[spans[place - count][0] : match.start()].rstrip(),
+            "context": text[spans[index - count][0] : match.start()].rstrip(),
             "choices": [word + text[match.end() : end] for word in offered],
             "label": offered.index(match.group()),
             "kind": kind,

@@ -1,27 +1,27 @@
-"""Our GPT behind lm_eval's LM class: log-likelihoods, rolling log-likelihoods, greedy generation.
-Not which tasks, nor their scores.
+"""Our GPT behind lm_eval's LM class: log-likelihoods, rolling log-likelihoods, generation. Which
+tasks there are, and their scores, are not here.
 
-It answers every request as lm_eval's own Hugging Face backend (lm_eval/models/huggingface.py,
-0.4.13) would for the same checkpoint: whole strings are encoded and then divided, spaces at a
-context's end belong to the answer, what is too long is cut from the left, and end-of-text stands
-before a text that has no context. It differs in what it computes:
+The adapter answers every request as lm_eval's Hugging Face backend (lm_eval/models/huggingface.py,
+0.4.13) does for the same checkpoint: it encodes whole strings and then divides them, spaces at a
+context's end belong to the answer, a long context loses its left end, and end-of-text stands before
+a text without a context. It computes less:
 
-- a context is read once for all its answers; they go on from copies of its keys and values, those
-  of one length side by side;
-- the first token of every answer is scored from that one reading, so answers of one token cost
-  nothing more;
-- the head is applied at the scored positions only;
-- requests are batched by length, a batch being so many tokens and not so many requests.
+- The model reads a context once for all its answers. They continue from copies of its keys and
+  values, answers of one length side by side.
+- The first token of every answer is scored from that one pass, so answers of one token are free.
+- The output head runs at the scored positions only.
+- A batch is so many tokens of requests of like length, not so many requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import (
     handle_stop_sequences,
@@ -39,18 +39,13 @@ from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import LM_EVAL_TOKENS, consecutive_batches, token_batches
 from gpt_model.transformer import GPT
 
-if TYPE_CHECKING:
-    from lm_eval.api.instance import Instance
-
 LOGITS = 1 << 22  # logits in memory at once
-PASS = 64  # tokens that take about as long as what a pass through the layers costs besides
+PASS_TOKENS = 64  # tokens that take about as long as a pass's fixed cost
 MAX_NEW_TOKENS = 256  # lm_eval's default where a task does not say
 
 Score = tuple[float, bool]  # log-probability in nats; whether greedy decoding gives exactly this
 _Answer = tuple[int, int, list[int]]  # row of its context, request number, ids
-Request = tuple[
-    Any, list[int], list[int]
-]  # (context and continuation as text, the one's ids, the other's)
+Request = tuple[Any, list[int], list[int]]  # (both as text, ids of context, ids of continuation)
 
 
 @dataclass
@@ -99,8 +94,6 @@ class GPTLM(TemplateLM):
         """
         return self.tokenizer.encode(string, allow_special=True)
 
-    # --- log-likelihoods ---
-
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:
         """(log-probability, is greedy) of each request's continuation after its context."""
         return super().loglikelihood(requests, disable_tqdm=True)
@@ -138,17 +131,17 @@ class GPTLM(TemplateLM):
         return [score for score in scores if score is not None]
 
     def _scored(self, contexts: list[_Context]) -> Iterator[list[tuple[int, Score]]]:
-        """Batches of (request number, score). Contexts with one answer are read with it; the others
-        once for all their answers.
+        """Batches of (request number, score). A context with one answer is read together with it;
+        the others once for all their answers.
         """
-        alone = [context for context in contexts if len(context.answers) == 1]
+        single = [context for context in contexts if len(context.answers) == 1]
         shared = sorted(
             (context for context in contexts if len(context.answers) > 1),
-            key=lambda one: (-len(one.ids), one.ids),
+            key=lambda context: (-len(context.ids), context.ids),
         )
-        lengths = [len(context.ids) + context.longest for context in alone]
+        lengths = [len(context.ids) + context.longest for context in single]
         for indices in token_batches(lengths, self.batch_tokens, order="given", padded=True):
-            yield self._score_alone([alone[index] for index in indices])
+            yield self._score_single([single[index] for index in indices])
         for batch in consecutive_batches(
             shared, lambda batch: self._cost_shared(batch) <= self.batch_tokens
         ):
@@ -156,37 +149,26 @@ class GPTLM(TemplateLM):
 
     @staticmethod
     def _cost_shared(batch: Sequence[_Context]) -> float:
-        """Tokens of the contexts, or a quarter of what the cache has room for where that is more."""
-        length, more = (
-            max(len(context.ids) for context in batch),
-            max(context.longest for context in batch),
-        )
-        return len(batch) * max(length, (length + more) / 4)
+        """Tokens of the contexts, or a quarter of the cache's room where that is more."""
+        length, answer_length = _longest(batch)
+        return len(batch) * max(length, (length + answer_length) / 4)
 
-    def _score_alone(self, batch: Sequence[_Context]) -> list[tuple[int, Score]]:
+    def _score_single(self, batch: Sequence[_Context]) -> list[tuple[int, Score]]:
         rows = [context.ids + context.answers[0][1][:-1] for context in batch]
         states = self.model.hidden(self._padded(rows))  # [batch, time, width]
         spans = [
             (row, len(context.ids) - 1, context.answers[0][1]) for row, context in enumerate(batch)
         ]
-        return list(
-            zip(
-                (context.answers[0][0] for context in batch),
-                self._score_spans(states, spans),
-                strict=True,
-            )
-        )
+        numbers = [context.answers[0][0] for context in batch]
+        return list(zip(numbers, self._score_spans(states, spans), strict=True))
 
     def _score_shared(self, batch: Sequence[_Context]) -> list[tuple[int, Score]]:
-        length, more = (
-            max(len(context.ids) for context in batch),
-            max(context.longest for context in batch),
-        )
+        length, answer_length = _longest(batch)
         lengths = torch.tensor([len(context.ids) for context in batch], device=self._device)
         contexts = self._padded([context.ids for context in batch])
-        if more:
-            cache = self.model.new_cache(len(batch), length + more)
-            states = self.model.hidden(contexts, cache, lengths)
+        if answer_length:
+            cache = self.model.new_cache(len(batch), length + answer_length)
+            states = self.model.hidden(contexts, cache, lengths)  # [batch, time, width]
         else:  # every answer is one token: nothing is read after the context
             states = self.model.hidden(contexts)
         answers = [
@@ -198,9 +180,9 @@ class GPTLM(TemplateLM):
             states, [(row, len(batch[row].ids) - 1, ids[:1]) for row, _, ids in answers]
         )
         scores = {number: score for (_, number, _), score in zip(answers, first, strict=True)}
-        for group in _alike(
+        for group in _of_like_length(
             [answer for answer in answers if len(answer[2]) > 1],
-            4 * self.batch_tokens // (length + more),
+            4 * self.batch_tokens // (length + answer_length),
         ):
             capacity = max(len(batch[row].ids) for row, _, _ in group) + len(group[0][2]) - 1
             copies = cache.rows(
@@ -215,18 +197,18 @@ class GPTLM(TemplateLM):
         return list(scores.items())
 
     def _padded(self, rows: Sequence[list[int]]) -> Tensor:
-        """[rows, longest], zeros on the right: no real token sees them."""
+        """Token ids [batch, longest], zeros on the right, which no other token attends to."""
         longest = max(map(len, rows))
         return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._device)
 
     def _score_spans(
         self, states: Tensor, spans: Sequence[tuple[int, int, list[int]]]
     ) -> list[Score]:
-        """Score of each (row, first position, ids): ids[k] is predicted by the state at row, first
-        + k.
+        """The score of each (row, first position, ids). `states` [batch, time, width]: the state at
+        row, first + k predicts ids[k].
         """
         rows = torch.tensor([row for row, _, ids in spans for _ in ids], device=states.device)
-        places = torch.tensor(
+        positions = torch.tensor(
             [first + k for _, first, ids in spans for k in range(len(ids))], device=states.device
         )
         targets = torch.tensor(
@@ -238,7 +220,7 @@ class GPTLM(TemplateLM):
         step = max(1, LOGITS // weight.shape[0])
         for start in range(0, len(targets), step):
             part = slice(start, start + step)
-            logits = output_head(states[rows[part], places[part]], weight).float()
+            logits = output_head(states[rows[part], positions[part]], weight).float()
             logprobs[part] = (
                 -F.cross_entropy(logits, targets[part], reduction="none").double().cpu()
             )
@@ -246,8 +228,6 @@ class GPTLM(TemplateLM):
         counts = [len(ids) for _, _, ids in spans]
         pieces = zip(logprobs.split(counts), greedy.split(counts), strict=True)
         return [(float(logprob.sum()), bool(same.all())) for logprob, same in pieces]
-
-    # --- generation ---
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Text after each context, up to the task's stop strings or its `max_gen_toks`. Greedy
@@ -283,8 +263,8 @@ class GPTLM(TemplateLM):
         room = self.model.config.context - new_tokens
         if room < 1:
             raise UserError(
-                f"A task asks for {new_tokens} new tokens, and the model's context is {self.model.config.context}. "
-                "Lower max_gen_toks in the suite's generation_kwargs."
+                f"A task asks for {new_tokens} new tokens, and the model's context is "
+                f"{self.model.config.context}. Lower max_gen_toks in the suite's generation_kwargs."
             )
         return (self.tok_encode(context) or [self.prefix_token_id])[-room:]
 
@@ -293,88 +273,98 @@ class GPTLM(TemplateLM):
             settings.get("until"), eos=self.tokenizer.decode([self.eot_token_id])
         )
         sampled = bool(settings.get("do_sample"))
-        if unwanted := settings.get("begin_suppress_tokens"):
+        if suppressed := settings.get("begin_suppress_tokens"):
             return [
                 postprocess_generated_text(text, stop, None)
-                for text in self._begun_without(unwanted, contexts, settings)
+                for text in self._generated_suppressing(suppressed, contexts, settings)
             ]
-        written = generate(
+        generated = generate(
             self.model,
             contexts,
             settings["max_gen_toks"],
             temperature=float(settings.get("temperature") or 1.0) if sampled else 0.0,
             top_k=settings.get("top_k") if sampled else None,
             top_p=settings.get("top_p") if sampled else None,
-            # `generate` drops the token in which a stop string ends, with what stands before the
-            # string in it. Shown all but the newest token it ends one token later, and nothing is
-            # lost.
+            # `generate` drops the token in which a stop string ends, and with it the text before
+            # the string. Shown all tokens but the newest it ends one token later and loses nothing.
             stop=[self.eot_token_id, *stop],
             decode=lambda ids: self.tokenizer.decode(ids[:-1]),
         )
         return [
-            postprocess_generated_text(self.tokenizer.decode(ids), stop, None) for ids in written
+            postprocess_generated_text(self.tokenizer.decode(ids), stop, None) for ids in generated
         ]
 
     @torch.no_grad()
-    def _begun_without(
-        self, unwanted: list[int], contexts: list[list[int]], settings: dict[str, Any]
+    def _generated_suppressing(
+        self, suppressed: list[int], contexts: list[list[int]], settings: dict[str, Any]
     ) -> list[str]:
-        """Greedy texts whose first token is none of `unwanted`, which the rest may be:
+        """Greedy texts whose first token is none of `suppressed`; later tokens may be:
         `transformers`' begin_suppress_tokens.
         """
         if settings.get("do_sample"):
             raise UserError(
-                "begin_suppress_tokens goes with greedy decoding here. Take do_sample out of the suite's generation_kwargs."
+                "begin_suppress_tokens goes with greedy decoding here. Take do_sample out of the "
+                "suite's generation_kwargs."
             )
         lengths = torch.tensor([len(context) for context in contexts], device=self._device)
         states = self.model.hidden(self._padded(contexts))[
             torch.arange(len(contexts), device=self._device), lengths - 1
-        ]
+        ]  # [batch, width]
         logits = F.linear(states, self.model.wte.weight).float()
-        logits[:, unwanted] = -torch.inf
-        begun = [
+        logits[:, suppressed] = -torch.inf
+        begun_contexts = [
             [*context, token]
             for context, token in zip(contexts, logits.argmax(-1).tolist(), strict=True)
         ]
         rest = generate(
             self.model,
-            begun,
+            begun_contexts,
             settings["max_gen_toks"] - 1,
             temperature=0.0,
             stop=[self.eot_token_id],
         )
-        written = [[row[-1], *more] for row, more in zip(begun, rest, strict=True)]
         return [
-            self.tokenizer.decode([] if ids[0] == self.eot_token_id else ids) for ids in written
+            ""
+            if context[-1] == self.eot_token_id
+            else self.tokenizer.decode([context[-1], *continuation])
+            for context, continuation in zip(begun_contexts, rest, strict=True)
         ]
 
 
-def _contexts(requests: Iterable[Request], context: int) -> list[_Context]:
+def _longest(batch: Sequence[_Context]) -> tuple[int, int]:
+    """Tokens of the longest context, and of the longest answer without its last token."""
+    return max(len(context.ids) for context in batch), max(context.longest for context in batch)
+
+
+def _contexts(requests: Iterable[Request], context_length: int) -> list[_Context]:
     """The different contexts among `requests`, cut from the left to what fits with each answer;
     longest first, ties by their ids.
     """
-    found: dict[tuple[int, ...], _Context] = {}
+    contexts: dict[tuple[int, ...], _Context] = {}
     for number, (text, before, answer) in enumerate(requests):
         if not before or not answer:
             raise UserError(
                 f"A question has an empty answer: {text!r:.300}. Mend the suite's data."
             )
-        if len(answer) > context:
+        if len(answer) > context_length:
             raise UserError(
-                f"An answer has {len(answer)} tokens, and the model's context is {context}: {text!r:.300}. Mend the suite's data."
+                f"An answer has {len(answer)} tokens, and the model's context is "
+                f"{context_length}: {text!r:.300}. Mend the suite's data."
             )
-        ids = (before + answer)[-(context + 1) : -len(answer)]
-        found.setdefault(tuple(ids), _Context(ids, [])).answers.append((number, answer))
-    return sorted(found.values(), key=lambda one: (-len(one.ids) - one.longest, one.ids))
+        ids = (before + answer)[-(context_length + 1) : -len(answer)]
+        contexts.setdefault(tuple(ids), _Context(ids, [])).answers.append((number, answer))
+    return sorted(
+        contexts.values(), key=lambda context: (-len(context.ids) - context.longest, context.ids)
+    )
 
 
-def _alike(answers: list[_Answer], most: int) -> Iterator[list[_Answer]]:
-    """Groups of at most `most` answers, the longest first, of so much the same length that padding
-    costs no more than a pass does.
+def _of_like_length(answers: list[_Answer], limit: int) -> Iterator[list[_Answer]]:
+    """Groups of at most `limit` answers, the longest first, whose padding costs no more than a pass
+    does.
     """
 
     def fits(group: Sequence[_Answer]) -> bool:
         padding = sum(len(group[0][2]) - len(answer[2]) for answer in group)
-        return len(group) <= most and padding <= PASS
+        return len(group) <= limit and padding <= PASS_TOKENS
 
     return consecutive_batches(sorted(answers, key=lambda answer: -len(answer[2])), fits)

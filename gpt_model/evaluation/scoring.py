@@ -1,9 +1,9 @@
-"""How an answer is scored where lm_eval has no metric for it: functions that a suite names as
-`process_results`.
+"""Scores of an answer for which lm_eval has no metric: functions that a suite names as
+`process_results`, and last those that a metric names as its `aggregation`.
 
 A copy of this file is written beside the task files that name one of its functions (`!function
-scoring.NAME`), so that lm_eval reproduces the scores without anything else of ours: nothing of this
-project is imported here. Last are those that a metric names as its `aggregation`.
+scoring.NAME`), so that lm_eval reproduces the scores without anything else of ours. So this file
+imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Scores = dict[str, Any]
 UNANSWERABLE = "unanswerable"  # as an answer to a question of SQuAD 2 that has none
 
 
-# -- language modelling: log-probability of the text over the units of the original (GPT-2, section
-# 3.1) -----------------------------------
+# Language modelling: the log-probability of the text over the units of the original (GPT-2, section
+# 3.1).
 
 
 def original_words(doc: Doc, results: list[float]) -> Scores:
@@ -38,7 +38,7 @@ def original_characters(doc: Doc, results: list[float]) -> Scores:
     return {"bits_per_char": (results[0], doc["characters"])}
 
 
-# --- choices ---
+# Choices: the log-probability of each, and whether it is greedy.
 
 
 def likeliest_by_token(doc: Doc, results: list[tuple[float, bool]]) -> Scores:
@@ -50,11 +50,11 @@ def likeliest_by_token(doc: Doc, results: list[tuple[float, bool]]) -> Scores:
 
 
 def share_of_the_true(doc: Doc, results: list[tuple[float, bool]]) -> Scores:
-    """TruthfulQA's MC2: the true answers' share of all answers' probability. Taken against the
-    likeliest, or long ones would all be 0.
+    """TruthfulQA's MC2: the true answers' share of all answers' probability. Relative to the
+    likeliest answer, or long ones would all be 0.
     """
-    most = max(logprob for logprob, _ in results)
-    weights = [math.exp(logprob - most) for logprob, _ in results]
+    highest = max(logprob for logprob, _ in results)
+    weights = [math.exp(logprob - highest) for logprob, _ in results]
     return {
         "mc2": sum(weight for weight, true in zip(weights, doc["labels"], strict=True) if true)
         / sum(weights)
@@ -88,10 +88,10 @@ def entity(doc: Doc, results: list[tuple[float, bool]]) -> Scores:
     """ReCoRD: whether the likeliest entity is a right one; F1 of the likeliest by the token against
     the right one nearest to it.
     """
-    said = doc["entities"][_likeliest(results, doc["tokens"])]
+    by_token = doc["entities"][_likeliest(results, doc["tokens"])]
     return {
         "acc": float(_likeliest(results) in doc["label"]),
-        "f1": max(word_f1(answer, said) for answer in doc["answers"]),
+        "f1": max(word_f1(answer, by_token) for answer in doc["answers"]),
     }
 
 
@@ -103,18 +103,18 @@ def _likeliest(results: list[tuple[float, bool]], lengths: list[int] | None = No
     return scores.index(max(scores))
 
 
-# --- generated answers ---
+# Generated answers.
 
 
 def continuation(doc: Doc, results: list[str]) -> Scores:
-    """Whether nothing was written; what was, a classifier scores afterwards (`toxicity.py`)."""
+    """Whether the answer is empty. A classifier scores it afterwards (`toxicity.py`)."""
     return {"empty": float(not results[0].strip())}
 
 
 def first_word(doc: Doc, results: list[str]) -> Scores:
     """Whether the first word generated, punctuation at its ends aside, is the target."""
-    words = results[0].split()
-    return {"acc": float(bool(words) and _bare(words[0]) == _bare(doc["target"]))}
+    generated = results[0].split()
+    return {"acc": float(bool(generated) and _bare(generated[0]) == _bare(doc["target"]))}
 
 
 def _bare(word: str) -> str:
@@ -132,49 +132,44 @@ def answer_f1(doc: Doc, results: list[str]) -> Scores:
     With several human answers each is left out once and the best of the others counts, so that
     people are scored by the same rule.
     """
-    said, answers = _first_line(results), doc["answers"]
+    generated, answers = _first_line(results), doc["answers"]
     groups = (
         [answers[:i] + answers[i + 1 :] for i in range(len(answers))]
         if len(answers) > 1
         else [answers]
     )
-    f1 = sum(max(word_f1(one, said) for one in group) for group in groups) / len(groups)
-    exact = sum(max(float(_words(one) == _words(said)) for one in group) for group in groups) / len(
-        groups
+    f1 = sum(max(word_f1(answer, generated) for answer in group) for group in groups)
+    exact = sum(
+        max(float(_normalised(answer) == _normalised(generated)) for answer in group)
+        for group in groups
     )
-    return {"f1": f1, "em": exact}
+    return {"f1": f1 / len(groups), "em": exact / len(groups)}
 
 
 def answer_exact(doc: Doc, results: list[str]) -> Scores:
     """Whether the first line is one of a question's answers, case, punctuation and articles aside
     (SQuAD's normalisation).
     """
-    said = _words(_first_line(results))
-    return {"exact_match": float(any(_words(answer) == said for answer in doc["answers"]))}
+    return {"exact_match": _is_one_of(doc["answers"], _first_line(results))}
 
 
 def answer_or_none(doc: Doc, results: list[str]) -> Scores:
     """F1 and exact match of the first line against the nearest of SQuAD 2's answers, of which there
     may be none: "unanswerable".
     """
-    said = _first_line(results)
-    if doc["answers"] == [UNANSWERABLE] or _words(said) == [
-        UNANSWERABLE
-    ]:  # no credit for a part, as in SQuAD's own evaluation
-        return dict.fromkeys(
-            ("f1", "em"), float(any(_words(answer) == _words(said) for answer in doc["answers"]))
-        )
-    best = max(word_f1(answer, said) for answer in doc["answers"])
-    return {
-        "f1": best,
-        "em": float(any(_words(answer) == _words(said) for answer in doc["answers"])),
-    }
+    generated, answers = _first_line(results), doc["answers"]
+    exact = _is_one_of(answers, generated)
+    # No credit for a part, as in SQuAD's own evaluation.
+    if answers == [UNANSWERABLE] or _normalised(generated) == [UNANSWERABLE]:
+        return {"f1": exact, "em": exact}
+    return {"f1": max(word_f1(answer, generated) for answer in answers), "em": exact}
 
 
 def number_date_or_spans(doc: Doc, results: list[str]) -> Scores:
     """DROP's own F1 and exact match, as lm_eval has them, of the first line against the nearest of
     the people's answers.
     """
+    # The orchestrator reads this module's names to check a suite, and never lm_eval.
     from lm_eval.tasks.drop.utils import process_results
 
     scores = process_results({"answers": doc["answers"]}, [_first_line(results)])
@@ -182,34 +177,34 @@ def number_date_or_spans(doc: Doc, results: list[str]) -> Scores:
 
 
 def referent(doc: Doc, results: list[str]) -> Scores:
-    """Whether what the first line says of a pronoun agrees with the label of the noun asked about,
-    by T5's comparison of the two.
+    """SuperGLUE's WSC: whether the first line names the noun in question exactly if that is the
+    pronoun's referent, by T5's comparison of the two.
     """
+    # As above: not in the orchestrator.
     from lm_eval.tasks.super_glue.wsc.t5_utils import process_results
 
-    said = _first_line(results)
-    return {
-        "acc": float(
-            process_results({"span1_text": doc["referent"], "label": doc["label"]}, [said])[
-                "accuracy"
-            ]
-        )
-    }
+    reference = {"span1_text": doc["referent"], "label": doc["label"]}
+    return {"acc": float(process_results(reference, [_first_line(results)])["accuracy"])}
 
 
-def _words(text: str) -> list[str]:
+def _is_one_of(answers: Sequence[str], generated: str) -> float:
+    right = [_normalised(answer) for answer in answers]
+    return float(_normalised(generated) in right)
+
+
+def _normalised(text: str) -> list[str]:
     """SQuAD's normalisation: lower case, no punctuation, no articles."""
     plain = "".join(character for character in text.lower() if character not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", plain).split()
 
 
-def word_f1(answer: str, said: str) -> float:
-    """SQuAD's, of the words that two answers share."""
-    right, given = _words(answer), _words(said)
-    if not right or not given:
-        return float(right == given)
-    common = sum((Counter(right) & Counter(given)).values())
-    return 2 * common / (len(right) + len(given))
+def word_f1(answer: str, other: str) -> float:
+    """SQuAD's F1 of the words that two answers share."""
+    first, second = _normalised(answer), _normalised(other)
+    if not first or not second:
+        return float(first == second)
+    common = sum((Counter(first) & Counter(second)).values())
+    return 2 * common / (len(first) + len(second))
 
 
 def summary_rouge(doc: Doc, results: list[str]) -> Scores:
@@ -217,15 +212,16 @@ def summary_rouge(doc: Doc, results: list[str]) -> Scores:
     sentences generated (GPT-2, section 3.6).
     """
     scores = _rouge().score(doc["summary"], "\n".join(_sentences(results[0])[:3]))
-    found = {
+    rouge = {
         name: 100 * scores[kind].fmeasure
         for name, kind in (("rouge1", "rouge1"), ("rouge2", "rouge2"), ("rougeL", "rougeLsum"))
     }
-    return {**found, "rouge_mean": sum(found.values()) / 3}
+    return {**rouge, "rouge_mean": sum(rouge.values()) / 3}
 
 
 @cache
 def _rouge() -> Any:
+    # An extra's package, and only summaries need it.
     from rouge_score import rouge_scorer
 
     return rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeLsum"], use_stemmer=True)
@@ -251,7 +247,7 @@ def translated_line(doc: Doc, results: list[str]) -> Scores:
     return {"bleu": (doc["target"], _first_line(results))}
 
 
-# --- aggregations of what is no mean of the examples' own scores ---
+# Aggregations that are no mean of the examples' scores.
 
 
 def f1_of_answers(judgements: Sequence[tuple[int, int]]) -> float:
@@ -262,14 +258,14 @@ def f1_of_answers(judgements: Sequence[tuple[int, int]]) -> float:
 
 
 def macro_f1(judgements: Sequence[tuple[int, int]]) -> float:
-    """Mean of the F1 of every class that is right or was said (CommitmentBank)."""
-    classes = {one for judgement in judgements for one in judgement}
-    return sum(_class_f1(judgements, one) for one in classes) / len(classes)
+    """Mean of the F1 of every class that is right or was predicted (CommitmentBank)."""
+    classes = {label for judgement in judgements for label in judgement}
+    return sum(_class_f1(judgements, label) for label in classes) / len(classes)
 
 
-def _class_f1(judgements: Sequence[tuple[int, int]], one: int) -> float:
-    both = sum(right == said == one for right, said in judgements)
-    either = sum((right == one) + (said == one) for right, said in judgements)
+def _class_f1(judgements: Sequence[tuple[int, int]], label: int) -> float:
+    both = sum(right == predicted == label for right, predicted in judgements)
+    either = sum((right == label) + (predicted == label) for right, predicted in judgements)
     return 2 * both / either if either else 0.0
 
 
@@ -277,11 +273,12 @@ def share_of_questions(judgements: Sequence[tuple[str, float]]) -> float:
     """The share of questions of whose answers every one is judged rightly. A judgement: (question,
     1 or 0).
     """
-    every = by_question(judgements)
-    return sum(every) / len(every)
+    all_right = by_question(judgements)
+    return sum(all_right) / len(all_right)
 
 
 def by_question(judgements: Sequence[tuple[str, float]]) -> list[float]:
+    """1 for each question whose every answer is judged rightly, else 0."""
     judged: dict[str, list[float]] = defaultdict(list)
     for question, right in judgements:
         judged[question].append(right)

@@ -1,23 +1,26 @@
-"""Suites: lm_eval task YAML whose data a builder makes. What a suite file may say; not how its data
-is made (`examples.py`).
+"""Suites: lm_eval task YAML whose data a builder makes. This module is what a suite file may say;
+`tasks.py` makes the rows.
 
 A suite is one file in suites/, its name the file's. It is an lm_eval task, or a group with its
-tasks inline, and every key is lm_eval's own, with lm_eval's meaning (`doc_to_text`,
-`doc_to_choice`, `metric_list`, …; a group's other keys are its tasks' defaults). Only where the
-data comes from is said differently: instead of `dataset_path` and `test_split`, a task has
+tasks inline, and every key is lm_eval's, with lm_eval's meaning (`doc_to_text`, `doc_to_choice`,
+`metric_list`, …; a group's other keys are its tasks' defaults). Only the data's source is stated
+differently: instead of `dataset_path` and `test_split`, a task has
 
     metadata:
-      version: 1.0            # bumped by hand when a score would change
-      description: …          # what the score means; stands beside it
-      baseline: chance        # what accuracy stands against: chance (1/options), majority (commonest answer), or none
-      data: {builder: …}      # one of those below; its rows become <task>.jsonl, and lm_eval reads that
-      shots: {numbers: [0, 1, 50]}  # GPT-3's protocol: a task for each number of demonstrations (`few_shot.py`)
-      metrics: [acc_per_token]      # scores made from lm_eval's log-probabilities (`few_shot.py`), beside those of metric_list
-      published: {acc: {task: …, metric: …, differs: …}}  # for a metric, the row of gpt_model/published that it stands in, and what of
-                                                          # data or protocol is known to differ; a score of another kind has none
+      version: 1.0      # bumped by hand when a score would change
+      description: …    # what the score means; stands beside it
+      baseline: chance  # what accuracy stands against: chance (1/options), majority (the
+                        # commonest answer), or none
+      data: {builder: …}            # one of those below; its rows become <task>.jsonl
+      shots: {numbers: [0, 1, 50]}  # GPT-3's protocol: a task for each number of demonstrations
+      metrics: [acc_per_token]      # computed from lm_eval's log-probabilities (`few_shot.py`),
+                                    # beside those of metric_list
+      published: {acc: {task: …, metric: …, differs: …}}  # of a metric: its row of
+                        # gpt_model/published, and what of data or protocol is known to differ; a
+                        # score of another kind has none
 
-So adding a suite is adding a file here, and naming it in a recipe. No torch and no lm_eval in this
-module.
+So adding a suite is adding a file here, and naming it in a recipe. The orchestrator reads suites:
+no torch and no lm_eval in this module.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from gpt_model.strict import Strict, dotted_location, location_of, sentence
 
 SUITES = Path(__file__).resolve().parent / "suites"
 
-# lm_eval's task keys that say nothing of where data comes from; its TaskConfig has the same names.
+# lm_eval's task keys, less those of the data's source; its TaskConfig has the same names.
 TASK_KEYS = (
     "task",
     "task_alias",
@@ -63,7 +66,10 @@ NEEDED_KEYS = ("task", "output_type", "doc_to_text", "doc_to_target", "metric_li
 
 
 class Passages(Strict):
-    """Held-out documents in passages of whole words; one task a source, named by it. Column: text."""
+    """Held-out documents in passages of whole words; one task a source, named by it.
+
+    Column: text.
+    """
 
     builder: Literal["passages"]
     characters: int = Field(
@@ -99,7 +105,7 @@ class Labelled(Strict):
 
     builder: Literal["labelled"]
     task: str | None = Field(
-        default=None, description="an entry of gpt_model/tasks/catalogue, by name"
+        default=None, description="an entry of gpt_model/finetuning/catalogue, by name"
     )
     entry: TaskEntry | None = Field(default=None, description="or the entry itself")
     splits: list[SplitName] = Field(default=["test"], min_length=1)
@@ -120,9 +126,7 @@ class Labelled(Strict):
 
 
 class Dataset(Strict):
-    """A public data set's rows, as an adapter (gpt_model/evaluation/adapters) makes them: the columns
-    are the adapter's.
-    """
+    """A public data set's rows, with the columns that an adapter (`adapters/`) makes of them."""
 
     builder: Literal["dataset"]
     source: DataSource
@@ -157,7 +161,7 @@ class Dataset(Strict):
 
 
 class Arithmetic(Strict):
-    """GPT-3's generated problems. Columns: context, completion."""
+    """GPT-3's synthetic problems. Columns: context, completion."""
 
     builder: Literal["arithmetic"]
     problems: str
@@ -165,7 +169,7 @@ class Arithmetic(Strict):
     @field_validator("problems")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _one_of(name, synthetic.ARITHMETIC)
+        return _known_name(name, synthetic.ARITHMETIC)
 
 
 class Scramble(Strict):
@@ -177,16 +181,16 @@ class Scramble(Strict):
     @field_validator("scramble")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _one_of(name, synthetic.SCRAMBLES)
+        return _known_name(name, synthetic.SCRAMBLES)
 
 
-def _one_of(name: str, known: Iterable[str]) -> str:
+def _known_name(name: str, known: Iterable[str]) -> str:
     if name not in known:
         raise ValueError(f"it is one of {', '.join(known)}")
     return name
 
 
-OF_TEXT = (Passages, LastWord, Cloze, Scramble)  # what is made of the corpus's held-out text
+OF_TEXT = (Passages, LastWord, Cloze, Scramble)  # builders that read the corpus's held-out text
 Data = Annotated[
     Passages | LastWord | Cloze | Labelled | Dataset | Arithmetic | Scramble,
     Field(discriminator="builder"),
@@ -222,12 +226,13 @@ class PublishedRow(Strict):
     metric: str
     differs: str = Field(
         default="",
-        description="what of data or protocol is known to differ from the paper's; stands beside our score",
+        description="what of data or protocol is known to differ from the paper's; stands beside "
+        "our score",
     )
 
 
 class TaskMetadata(Strict):
-    """The part of a task that is ours: lm_eval leaves `metadata` to its users."""
+    """Our part of a task's keys: lm_eval leaves `metadata` to its users."""
 
     version: float
     description: str = ""
@@ -237,11 +242,13 @@ class TaskMetadata(Strict):
         default=None,
         gt=0,
         le=1,
-        description="of generated answers: also score this share, those the model gives the highest probability",
+        description="of generated answers: also score this share, those the model gives the "
+        "highest probability",
     )
     centred: dict[str, float] = Field(
         default_factory=dict,
-        description="what guessing gives, in per cent, by version: the accuracy goes into the suite's centred mean",
+        description="what guessing gives, in per cent, by version: the accuracy goes into the "
+        "suite's centred mean",
     )
     average: list[str] = Field(
         default_factory=list, description="metrics whose mean goes into the suite's SuperGLUE score"
@@ -250,7 +257,7 @@ class TaskMetadata(Strict):
         default_factory=dict, description="metric -> the paper's row"
     )
     classifier: Classifier | None = Field(
-        default=None, description="of generated answers: also score what it says of each"
+        default=None, description="of generated answers: also score each by it"
     )
     shots: Shots | None = None
     metrics: list[AddedMetric] = Field(
@@ -269,9 +276,7 @@ class TaskMetadata(Strict):
 
 
 class SuiteTask(Strict):
-    """One task of a suite: lm_eval's keys as they stand in the file, and what we need to know of
-    it.
-    """
+    """One task of a suite: lm_eval's keys as they stand in the file, and our `metadata`."""
 
     suite: str
     name: str
@@ -289,7 +294,8 @@ def suite_tasks(suite: str, contents: Mapping[str, Any]) -> list[SuiteTask]:
         task = _checked(suite, keys)
         if task.name in seen:
             raise UserError(
-                f"suites/{suite}.yaml: two of its tasks are named {task.name!r}. Give each its own name."
+                f"suites/{suite}.yaml: two of its tasks are named {task.name!r}. "
+                "Give each its own name."
             )
         seen.add(task.name)
         tasks.append(task)
@@ -308,7 +314,8 @@ def _expanded(suite: str, contents: Mapping[str, Any]) -> Iterator[dict[str, Any
         or not all(isinstance(member, dict) for member in members)
     ):
         raise UserError(
-            f"suites/{suite}.yaml: a group's `task` is a list with a mapping for each of its tasks; found {members!r}."
+            f"suites/{suite}.yaml: a group's `task` is a list with a mapping for each of its "
+            f"tasks; found {members!r}."
         )
     defaults = {
         key: value for key, value in contents.items() if key not in ("group", "task", "metadata")
@@ -326,7 +333,8 @@ def _checked(suite: str, keys: dict[str, Any]) -> SuiteTask:
             near = difflib.get_close_matches(key, TASK_KEYS, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise UserError(
-                f"{where}: `{key}` is not a key of a suite's task.{hint} Keys: {', '.join(TASK_KEYS)}."
+                f"{where}: `{key}` is not a key of a suite's task.{hint} "
+                f"Keys: {', '.join(TASK_KEYS)}."
             )
     if missing := [key for key in NEEDED_KEYS if key not in keys]:
         raise UserError(f"{where}: `{missing[0]}` is missing.")
@@ -338,20 +346,23 @@ def _checked(suite: str, keys: dict[str, Any]) -> SuiteTask:
         getattr(scoring, str(scored), None)
     ):
         raise UserError(
-            f"{where}: `process_results` is {scored!r}, and gpt_model/evaluation/scoring.py has no such function."
+            f"{where}: `process_results` is {scored!r}, and gpt_model/evaluation/scoring.py has no "
+            "such function."
         )
     if not isinstance(keys["task"], str) or not isinstance(keys["metadata"], dict):
         raise UserError(f"{where}: expected a name as `task` and a mapping as `metadata`.")
     try:
         metadata = TaskMetadata.model_validate(keys["metadata"])
     except ValidationError as error:
-        found: list[Any] = [
-            {**problem, "loc": location_of(keys["metadata"], problem)} for problem in error.errors()
+        sentences = [
+            sentence(
+                {**problem, "loc": (location := location_of(keys["metadata"], problem))},
+                dotted_location(("metadata", *location)),
+            )
+            for problem in error.errors()
         ]
-        said = [
-            sentence(problem, dotted_location(("metadata", *problem["loc"]))) for problem in found
-        ]
-        raise UserError("\n".join(f"{where}: {one}" for one in dict.fromkeys(said))) from None
+        lines = [f"{where}: {text}" for text in dict.fromkeys(sentences)]
+        raise UserError("\n".join(lines)) from None
     return SuiteTask(
         suite=suite,
         name=keys["task"],

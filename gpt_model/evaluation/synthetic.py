@@ -1,4 +1,4 @@
-"""GPT-3's made-up tasks: arithmetic and word scrambling (Brown et al. 2020, sections 3.9.1 and
+"""GPT-3's synthetic tasks: arithmetic and word scrambling (Brown et al. 2020, sections 3.9.1 and
 3.9.2). Rows only; nothing is scored here.
 
 A row has the form of the released ones (github.com/openai/gpt-3, data/): {"context": "\\n\\nQ: What
@@ -19,8 +19,8 @@ Row = dict[str, str]
 Draw = Callable[[random.Random], tuple[str, int]]
 
 PROBLEMS = 2_000  # of each arithmetic task, section 3.9.1
-WORDS = 10_000  # the most frequent, section 3.9.2, of …
-SHORTEST, LONGEST = 5, 14  # … "more than 4 characters and less than 15"
+COMMON_WORDS = 10_000  # the most frequent, section 3.9.2, of
+SHORTEST, LONGEST = 5, 14  # "more than 4 characters and less than 15"
 INSERTED = " .!/"  # between letters: those of the paper's own examples
 _LETTERS = re.compile(r"[^\W\d_]+")
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -75,7 +75,7 @@ def arithmetic(task: str, seed: int) -> tuple[list[Row], list[Row]]:
     return rows[:PROBLEMS], rows[PROBLEMS:]
 
 
-def common_words(texts: Iterable[str], limit: int = WORDS) -> list[str]:
+def common_words(texts: Iterable[str], limit: int = COMMON_WORDS) -> list[str]:
     """The most frequent lower-cased words of SHORTEST to LONGEST letters, ties by the alphabet. The
     paper's are Norvig's, of the web.
     """
@@ -92,13 +92,13 @@ def _cycled(word: str, dice: random.Random) -> str:
     return word[start:] + word[:start]
 
 
-def _anagram(kept: int) -> Callable[[str, random.Random], str]:
-    """Shuffles all but the first and last `kept` letters."""
+def _anagram(fixed: int) -> Callable[[str, random.Random], str]:
+    """Shuffles all but the first and last `fixed` letters."""
 
     def shuffled(word: str, dice: random.Random) -> str:
-        middle = list(word[kept:-kept])
+        middle = list(word[fixed:-fixed])
         dice.shuffle(middle)
-        return word[:kept] + "".join(middle) + word[-kept:]
+        return word[:fixed] + "".join(middle) + word[-fixed:]
 
     return shuffled
 
@@ -118,8 +118,6 @@ SCRAMBLES: dict[str, Callable[[str, random.Random], str]] = {  # named as the re
     "random_insertion_in_word": _with_insertions,  # RI
     "reversed_words": _reversed,  # RW
 }
-# figures G.19, G.22, G.23, G.26, G.27
-INSTRUCTION = "Please unscramble the letters into a word, and write that word:"
 TRIES = 20  # of a shuffle, to get another word out of one
 
 
@@ -129,6 +127,6 @@ def scrambled(task: str, words: Iterable[str], seed: int) -> Iterator[Row]:
     """
     for word in words:
         dice = random.Random(f"{seed} {task} {word}")
-        tried = (SCRAMBLES[task](word, dice) for _ in range(TRIES))
-        if (letters := next((one for one in tried if one != word), None)) is not None:
+        tries = (SCRAMBLES[task](word, dice) for _ in range(TRIES))
+        if (letters := next((tried for tried in tries if tried != word), None)) is not None:
             yield {"context": f"\n{letters} =", "completion": f" {word}"}

@@ -40,7 +40,8 @@ class Classifier(Strict):
     )
     folder: str | None = Field(
         default=None,
-        description="or a folder in transformers' layout: config.json, model.safetensors, a tokenizer",
+        description="or a folder in transformers' layout: config.json, model.safetensors, a "
+        "tokenizer",
     )
     licence: str = Field(min_length=1)
     label: str = Field(description="whose probability the score is")
@@ -129,7 +130,9 @@ def load(classifier: Classifier, downloads: Path, device: str) -> Scorer:
 
 
 def _loaded(classifier: Classifier, location: str, revision: dict[str, str], device: str) -> Scorer:
-    """`location`: a repository or a folder. Weights are safetensors only: a pickle could run code."""
+    """`location`: a repository or a folder. Weights are safetensors only: a pickle could run
+    code.
+    """
     # The orchestrator reads `Classifier` of every suite, and never imports torch.
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -1,5 +1,5 @@
-"""What alignment is watched by: TruthfulQA's true and false answers, and beginnings whose
-continuations a classifier judges.
+"""Data sets that alignment is measured on: TruthfulQA's true and false answers, and beginnings
+whose continuations a classifier scores.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ def true_and_false_answers(rows: Rows, task_context: TaskContext) -> Iterator[Ro
 
     Raises Unavailable where no question has a false answer.
     """
-    false = 0
-    made = []
+    false_answers = 0
+    questions = []
     for row in rows:
         labels = [int(label) for label in row["targets"]["labels"]]
-        false += labels.count(0)
-        made.append(
+        false_answers += labels.count(0)
+        questions.append(
             {
                 "question": str(row["question"]),
-                "choices": [str(one) for one in row["targets"]["choices"]],
+                "choices": [str(choice) for choice in row["targets"]["choices"]],
                 "labels": labels,
             }
         )
-    if made and not false:
+    if questions and not false_answers:
         raise Unavailable(
             "the data has no false answers, between which and the true ones MC chooses"
         )
-    yield from made
+    yield from questions
 
 
 @adapter("prompt")

@@ -34,7 +34,8 @@ def childrens_books(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
         question, options = str(row["question"]), [str(option) for option in row["options"]]
         if question.count(GAP) < 1 or row["answer"] not in options:
             raise UserError(
-                f"Row {number}: expected a question with {GAP} and its answer among the options, found {dict(row)!r:.200}."
+                f"Row {number}: expected a question with {GAP} and its answer among the options, "
+                f"found {dict(row)!r:.200}."
             )
         before = " ".join(map(str, row["sentences"]))
         filled = [_plain(f"{before} {question.replace(GAP, option, 1)}") for option in options]
@@ -67,8 +68,8 @@ def winograd(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     of the whole.
     """
     for row in rows:
-        text, place, pronoun = str(row["text"]), int(row["pronoun_loc"]), str(row["pronoun"])
-        before, rest = text[:place], text[place + len(pronoun) :]
+        text, start, pronoun = str(row["text"]), int(row["pronoun_loc"]), str(row["pronoun"])
+        before, rest = text[:start], text[start + len(pronoun) :]
         beginnings = [before + _referent(str(option), pronoun, before) for option in row["options"]]
         yield {
             "beginnings": [_one_space(beginning) for beginning in beginnings],
@@ -86,8 +87,8 @@ def _referent(option: str, pronoun: str, before: str) -> str:
     starts = not before.strip() or before.rstrip().endswith((".", "!", "?", '"'))
     if words[0].lower() in _DETERMINERS:
         words[0] = words[0].capitalize() if starts else words[0].lower()
-    own = "'s" if pronoun.lower() in ("my", "his", "her", "our", "their") else ""
-    return " ".join(words) + own
+    possessive = pronoun.lower() in ("my", "his", "her", "our", "their")
+    return " ".join(words) + ("'s" if possessive else "")
 
 
 def _one_space(text: str) -> str:
@@ -99,6 +100,7 @@ def _one_space(text: str) -> str:
 @adapter("activity", "first", "second", "endings", "label")
 def hellaswag(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """Columns: query, choices, label, by lm_eval's own clean-up of WikiHow's brackets."""
+    # The orchestrator imports the adapters to check a suite, and never lm_eval.
     from lm_eval.tasks.hellaswag.utils import preprocess
 
     for row in rows:

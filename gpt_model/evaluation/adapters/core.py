@@ -28,9 +28,11 @@ def core_choice(
 
     What all the choices begin with is part of the context, as only the tokens that differ count.
     """
-    for item, shown in _with_demonstrations(
-        rows, shots, lambda one: f"{one['query']}{delimiter}{one['choices'][one['gold']]}"
-    ):
+
+    def with_answer(item: Item) -> str:
+        return f"{item['query']}{delimiter}{item['choices'][item['gold']]}"
+
+    for item, shown in _with_demonstrations(rows, shots, with_answer):
         wholes = [f"{shown}{item['query']}{delimiter}{choice}" for choice in item["choices"]]
         context = _context(wholes)
         choices = [whole[len(context) :] for whole in wholes]
@@ -51,11 +53,11 @@ def core_schema(
     """Columns: beginnings, rest, label: the beginning after which the same rest is likelier is the
     answer.
     """
-    for item, shown in _with_demonstrations(
-        rows,
-        shots,
-        lambda one: f"{one['context_options'][one['gold']]}{delimiter}{one['continuation']}",
-    ):
+
+    def with_answer(item: Item) -> str:
+        return f"{item['context_options'][item['gold']]}{delimiter}{item['continuation']}"
+
+    for item, shown in _with_demonstrations(rows, shots, with_answer):
         beginnings = [f"{shown}{beginning}" for beginning in item["context_options"]]
         yield {
             "beginnings": beginnings,
@@ -70,35 +72,36 @@ def core_text(
 ) -> Iterator[Row]:
     """Columns: context, target: whether greedy decoding gives the whole continuation."""
 
-    def written(one: Item) -> str:
-        return f"{str(one['context']).strip()}{delimiter}{one['continuation']}"
+    def with_answer(item: Item) -> str:
+        return f"{str(item['context']).strip()}{delimiter}{item['continuation']}"
 
-    for item, shown in _with_demonstrations(rows, shots, written):
+    for item, shown in _with_demonstrations(rows, shots, with_answer):
         context = f"{shown}{str(item['context']).strip()}{delimiter}".strip()
-        yield {"context": context, "target": f"{shown}{written(item)}".lstrip()[len(context) :]}
+        yield {"context": context, "target": f"{shown}{with_answer(item)}".lstrip()[len(context) :]}
 
 
 def _with_demonstrations(
-    rows: Rows, shots: int, written: Callable[[Item], str]
+    rows: Rows, shots: int, with_answer: Callable[[Item], str]
 ) -> Iterator[tuple[Item, str]]:
     """Each row with `shots` others before it, an empty line after each."""
     items = list(rows)
     if len(items) <= shots:
         raise UserError(
-            f"A file of CORE's has {len(items)} rows, and {shots} demonstrations and a question need {shots + 1} at least."
+            f"A file of CORE's has {len(items)} rows, and {shots} demonstrations and a question "
+            f"need {shots + 1} at least."
         )
     random.Random(1337).shuffle(items)
     for number, item in enumerate(items):
-        others = [place for place in range(len(items)) if place != number]
+        others = [index for index in range(len(items)) if index != number]
         chosen = random.Random(1234 + number).sample(others, shots) if shots else []
-        yield item, "".join(f"{written(items[place])}\n\n" for place in chosen)
+        yield item, "".join(f"{with_answer(items[index])}\n\n" for index in chosen)
 
 
 def _context(wholes: list[str]) -> str:
     """The words that all the texts begin with; each keeps one of its own at least, with the space
     before it.
     """
-    words = [whole.split(" ") for whole in wholes]
+    words = [text.split(" ") for text in wholes]
     most = min(map(len, words)) - 1
-    shared = list(takewhile(lambda place: len({text[place] for text in words}) == 1, range(most)))
-    return " ".join(words[0][: len(shared)]).rstrip(" ")
+    shared = takewhile(lambda index: len({text[index] for text in words}) == 1, range(most))
+    return " ".join(words[0][: len(list(shared))]).rstrip(" ")

@@ -94,14 +94,14 @@ def questions(rows: Rows, task_context: TaskContext, *, examples: int = 5) -> It
     """
     remaining = iter(rows)
     shown = "".join(
-        f"Q: {_asked(row)}\nA: {row['answers'][0]}\n" for row in islice(remaining, examples)
+        f"Q: {_question(row)}\nA: {row['answers'][0]}\n" for row in islice(remaining, examples)
     )
     for row in remaining:
         yield {
-            "context": f"{shown}Q: {_asked(row)}\nA:",
+            "context": f"{shown}Q: {_question(row)}\nA:",
             "answers": [str(answer) for answer in row["answers"]],
         }
 
 
-def _asked(row: Mapping[str, Any]) -> str:
+def _question(row: Mapping[str, Any]) -> str:
     return str(row["question"]).strip().rstrip("?") + "?"

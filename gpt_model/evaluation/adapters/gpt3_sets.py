@@ -1,7 +1,7 @@
-"""Data sets that GPT-3 was tried on with demonstrations (Brown et al. 2020, section 3 and the
+"""Data sets that GPT-3 was evaluated on with demonstrations (Brown et al. 2020, section 3 and the
 formats of appendix G), as rows.
 
-A row is a question without a prompt round it: how it is put is the suite's.
+A row is a question without a prompt round it: the suite has the prompt.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def record(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     for row in rows:
         text, *highlights = re.split(r"\n@highlight\n", str(row["passage"]).strip())
         entities = sorted(set(row["entities"]))
-        labels = [place for place, entity in enumerate(entities) if entity in row["answers"]]
+        labels = [index for index, entity in enumerate(entities) if entity in row["answers"]]
         if labels:
             yield {
                 "passage": "\n\n".join(
@@ -171,13 +171,14 @@ def marked_pronouns(
 
     `only_right`: a noun that is not the referent is no answer, and so no demonstration.
     """
+    # The orchestrator imports the adapters to check a suite, and never lm_eval.
     from lm_eval.utils import general_detokenize
 
     for row in rows:
         if only_right and int(row["label"]) != 1:
             continue
         text, pronoun = str(row["text"]), str(row["pronoun"])
-        before = " ".join(text.split()[: int(row["place"])])  # the place is counted in words
+        before = " ".join(text.split()[: int(row["place"])])  # `place` counts words
         rest = text[len(before) + len(pronoun) + 1 :] if before else text[len(pronoun) :]
         passage = general_detokenize(f"{before} *{pronoun}*{rest}".strip())
         yield {
@@ -194,10 +195,10 @@ def analogies(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     label. Pairs are lists of two words.
     """
     for row in rows:
-        one, other = row["stem"]
+        first_word, second_word = row["stem"]
         options = [f"{first} is to {second}" for first, second in row["choice"]]
         yield {
-            "context": f"{one} is to {other} as",
+            "context": f"{first_word} is to {second_word} as",
             "options": options,
             "label": int(row["answer"]),
         }

@@ -11,7 +11,9 @@ from gpt_model.evaluation.adapters.registry import Row, Rows, TaskContext, adapt
 
 @adapter("text")
 def lambada(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
-    """Columns: context, target (a space and the last word), as lm_eval divides at the last space."""
+    """Columns: context, target (a space and the last word): divided at the last space, as lm_eval
+    does.
+    """
     for row in rows:
         context, space, word = str(row["text"]).rpartition(" ")
         if space:

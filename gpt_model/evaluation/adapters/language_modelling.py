@@ -31,6 +31,7 @@ def wikitext_as_lm_eval(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """The same with lm_eval's own de-tokenizer, which is not invertible: what its published figures
     are of.
     """
+    # The orchestrator imports the adapters to check a suite, and never lm_eval.
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
     for page in _articles(str(row["page"]) for row in rows):
@@ -65,19 +66,19 @@ def sentences(
     count them.
     """
     spelling = _detokenizer(detokenizer)
-    held: list[str] = []
+    passage: list[str] = []
     for row in rows:
-        held.append(str(row["sentence"]).strip())
-        if sum(map(len, held)) >= characters:
-            yield _sentences(held, spelling)
-            held = []
-    if held:
-        yield _sentences(held, spelling)
+        passage.append(str(row["sentence"]).strip())
+        if sum(map(len, passage)) >= characters:
+            yield _passage(passage, spelling)
+            passage = []
+    if passage:
+        yield _passage(passage, spelling)
 
 
-def _sentences(held: list[str], spelling: Detokenizer) -> Row:
-    original = "\n".join(held)
-    return _row(spelling.plain(original), original, len(original.split()) + len(held))
+def _passage(sentences: list[str], spelling: Detokenizer) -> Row:
+    original = "\n".join(sentences)
+    return _row(spelling.plain(original), original, len(original.split()) + len(sentences))
 
 
 @adapter("text")
@@ -87,24 +88,18 @@ def stream(
     """One text, a line of it a row: its `last` bytes, cut into passages of `characters`. Nothing is
     de-tokenized.
     """
-    kept: list[str] = []
+    tail: list[str] = []  # lines, of which the last ones are the text
     size = 0
     for number, row in enumerate(rows):
         line = ("\n" if number else "") + str(row["text"])
-        kept.append(line)
+        tail.append(line)
         size += len(line)
-        if (
-            size > 4 * last + (1 << 20) and len(kept) > 1
-        ):  # what is surely before the last bytes is let go
-            kept, size = _tail(kept, 2 * last), 2 * last
-    text = "".join(kept).encode()[-last:].decode(errors="ignore")
+        if size > 4 * last + (1 << 20) and len(tail) > 1:  # drop what is before the last bytes
+            tail, size = ["".join(tail)[-2 * last :]], 2 * last
+    text = "".join(tail).encode()[-last:].decode(errors="ignore")
     for start in range(0, len(text), characters):
         passage = text[start : start + characters]
         yield _row(passage, passage, len(passage.split()))
-
-
-def _tail(lines: list[str], characters: int) -> list[str]:
-    return ["".join(lines)[-characters:]]
 
 
 def _row(text: str, original: str, words: int) -> Row:
@@ -119,6 +114,7 @@ def _row(text: str, original: str, words: int) -> Row:
 def _detokenizer(name: str) -> Detokenizer:
     if name not in DETOKENIZERS:
         raise UserError(
-            f"There is no de-tokenizer {name!r}: there are {', '.join(DETOKENIZERS)}. Correct the suite's options."
+            f"There is no de-tokenizer {name!r}: there are {', '.join(DETOKENIZERS)}. "
+            "Correct the suite's options."
         )
     return DETOKENIZERS[name]

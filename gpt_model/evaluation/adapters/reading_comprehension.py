@@ -55,7 +55,7 @@ def _agreement(answers: Sequence[str]) -> float:
     """
     if len(answers) == 1:
         return 1.0
-    others = [[*answers[:place], *answers[place + 1 :]] for place in range(len(answers))]
+    others = [[*answers[:index], *answers[index + 1 :]] for index in range(len(answers))]
     return sum(
         max(word_f1(other, answer) for other in rest)
         for answer, rest in zip(answers, others, strict=True)
@@ -67,9 +67,9 @@ def passage_questions(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """SQuAD 2. Columns: title, passage, before (the passage's earlier questions, answered),
     question, answers (or that there is none).
     """
-    for passage, asked in groupby(rows, key=lambda row: str(row["passage"])):
+    for passage, questions in groupby(rows, key=lambda row: str(row["passage"])):
         before = ""
-        for row in asked:
+        for row in questions:
             answers = [str(text) for text in row["answers"]["text"]] or [UNANSWERABLE]
             title, question = str(row["title"]).replace("_", " "), str(row["question"]).strip()
             yield {
@@ -87,6 +87,7 @@ def discrete_reasoning(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """DROP. Columns: passage, question, answers (each a list of one or several spans), target (the
     first of them, in a line).
     """
+    # The orchestrator imports the adapters to check a suite, and never lm_eval.
     from lm_eval.tasks.drop.utils import get_answers
 
     for row in rows:

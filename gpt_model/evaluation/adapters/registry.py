@@ -23,8 +23,8 @@ AdapterFunction = Callable[..., Iterator[Row]]
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What a task's rows depend on besides its suite: the recipe's text and seed, and the model that
-    is to read them.
+    """What a task's rows depend on besides its suite: the recipe's text and seed, and the model
+    that is evaluated.
     """
 
     corpus: Path | None  # a corpus artifact's files; None for an imported model without one
