@@ -1,10 +1,10 @@
-"""The demo as a person runs it, in a home of its own: wall time, the second time, time not spent in
-stage functions, memory.
+"""The demo as a person runs it, in a home of its own: wall time, the time of a second run, the time
+outside stage functions, memory.
 
     python benchmarks/demo.py [--recipe tiny] [--home DIR] [--json FILE]
 
-Overhead is the wall time of the first run less the seconds inside stage functions (every manifest
-has its own): Dagster, MLflow, process starts, checks, pictures, publication.
+Overhead is the wall time of the first run less the seconds inside stage functions, which every
+manifest records: Dagster, MLflow, process starts, checks, pictures, publication.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ from benchmarks.bars import at_most, verdict  # noqa: E402
 def run(recipe: str, home: Path) -> tuple[float, int]:
     """(wall seconds, peak memory of the orchestrator in bytes) of `gpt-lineage run`."""
     environment = {**os.environ, "LINEAGE_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
+    command = [sys.executable, "-m", "pipelines.cli", "run", recipe]
     began, peak = time.monotonic(), 0
-    process = psutil.Popen(
-        [sys.executable, "-m", "pipelines.cli", "run", recipe], cwd=ROOT, env=environment
-    )
+    process = psutil.Popen(command, cwd=ROOT, env=environment)
     while process.poll() is None:
         status = Path(f"/proc/{process.pid}/status").read_text()
         if "VmHWM:" in status:
@@ -45,10 +44,9 @@ def run(recipe: str, home: Path) -> tuple[float, int]:
 
 
 def measure(recipe: str, home: Path) -> dict[str, Any]:
-    first, peak = run(recipe, home)
-    again, peak_again = run(recipe, home)
-    store = Store(home)
-    name = Path(recipe).stem
+    first, first_peak = run(recipe, home)
+    second, second_peak = run(recipe, home)
+    store, name = Store(home), Path(recipe).stem
     stages = {
         ref: store.resolve(ref).manifest["provenance"]["stage_seconds"]
         for ref in store.refs()
@@ -57,26 +55,28 @@ def measure(recipe: str, home: Path) -> dict[str, Any]:
     overhead = first - sum(stages.values())
     return {
         "first_seconds": first,
-        "second_seconds": again,
+        "second_seconds": second,
         "stage_seconds": stages,
         "overhead_seconds": overhead,
         "overhead_share": overhead / first,
-        "orchestrator_peak_bytes": max(peak, peak_again),
+        "orchestrator_peak_bytes": max(first_peak, second_peak),
     }
 
 
-def report(found: dict[str, Any]) -> str:
-    return (
-        f"first run {found['first_seconds']:.0f} s {at_most('first run', found['first_seconds'], 600, 's')}\n"
-        f"second run {found['second_seconds']:.1f} s {at_most('second run', found['second_seconds'], 30, 's')}\n"
-        f"not in stage functions: {found['overhead_seconds']:.0f} s {at_most('overhead', found['overhead_seconds'], 60, 's')}, "
-        f"{100 * found['overhead_share']:.1f} % {at_most('overhead', 100 * found['overhead_share'], 15, '%')}\n"
-        f"orchestrator's peak memory {found['orchestrator_peak_bytes'] / 1e6:.0f} MB "
-        f"{at_most('peak memory', found['orchestrator_peak_bytes'] / 1e6, 400, 'MB')}\n"
-        + "\n".join(
-            f"  {name}: {seconds:.1f} s" for name, seconds in found["stage_seconds"].items()
-        )
-    )
+def report(results: dict[str, Any]) -> str:
+    first, second = results["first_seconds"], results["second_seconds"]
+    overhead, share = results["overhead_seconds"], 100 * results["overhead_share"]
+    megabytes = results["orchestrator_peak_bytes"] / 1e6
+    stages = [f"  {name}: {seconds:.1f} s" for name, seconds in results["stage_seconds"].items()]
+    lines = [
+        f"first run {first:.0f} s {at_most('first run', first, 600, 's')}",
+        f"second run {second:.1f} s {at_most('second run', second, 30, 's')}",
+        f"not in stage functions: {overhead:.0f} s {at_most('overhead', overhead, 60, 's')}, "
+        f"{share:.1f} % {at_most('overhead', share, 15, '%')}",
+        f"orchestrator's peak memory {megabytes:.0f} MB "
+        f"{at_most('peak memory', megabytes, 400, 'MB')}",
+    ]
+    return "\n".join([*lines, *stages])
 
 
 def main() -> int:
@@ -86,10 +86,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
-        found = measure(given.recipe, given.home or Path(folder) / "lineage")
-    print(report(found))
+        results = measure(given.recipe, given.home or Path(folder) / "lineage")
+    print(report(results))
     if given.json:
-        given.json.write_text(json.dumps(found, indent=2) + "\n")
+        given.json.write_text(json.dumps(results, indent=2) + "\n")
     return verdict()
 
 
