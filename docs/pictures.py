@@ -101,20 +101,18 @@ def _answers(url: str) -> bool:
 
 
 def open_asset_graph(page: Page, base: str, recipe: str) -> None:
-    """Dagster's graph of one recipe, laid out and at rest."""
+    """Dagster's graph of one recipe, once it no longer moves."""
     page.goto(f"{base}/locations/gpt-lineage/asset-groups/{recipe}/lineage")
     expect(page.get_by_text("pretrained", exact=True).first).to_be_visible(timeout=60_000)
     expect(page.get_by_text("scorecard", exact=True).first).to_be_visible(timeout=60_000)
     page.wait_for_timeout(2500)
     assert page.viewport_size
-    page.mouse.move(
-        page.viewport_size["width"] * 0.57, page.viewport_size["height"] * 0.55
-    )  # the middle of the graph
+    width, height = page.viewport_size["width"], page.viewport_size["height"]
+    page.mouse.move(width * 0.57, height * 0.55)  # the middle of the graph
     page.keyboard.down("Control")
-    outer = [
-        page.get_by_text(name, exact=True).first for name in ("corpus", "zero_shot")
-    ]  # at the ends of the graph
-    for _ in range(10):  # a step further away, until they are in view, and one more
+    # The assets at the ends of the graph.
+    outer = [page.get_by_text(name, exact=True).first for name in ("corpus", "zero_shot")]
+    for _ in range(10):  # zoom out until they are in view, and once more
         in_view = all(asset.is_visible() for asset in outer)
         page.mouse.wheel(0, 60)
         page.wait_for_timeout(300)
@@ -137,10 +135,10 @@ def open_comparison(page: Page, base: str, recipe: str, home: Path, names: Seque
     """
     store, tracking = Store(home), Tracking(home)
     runs = [tracking.run_of(store.resolve(f"{recipe}/{name}")) for name in names]
-    asked = urllib.parse.urlencode(
+    query = urllib.parse.urlencode(
         {"runs": json.dumps(runs), "experiments": json.dumps([Server(home).experiment(recipe)])}
     )
-    page.goto(f"{base}/#/compare-runs?{asked}")
+    page.goto(f"{base}/#/compare-runs?{query}")
     expect(page.get_by_text("Visualizations", exact=True)).to_be_visible(timeout=60_000)
     page.wait_for_timeout(1500)
     if (
@@ -162,14 +160,14 @@ def main() -> int:
     recipe = load_recipe(sys.argv[1] if len(sys.argv) > 1 else "tiny")
     IMAGES.mkdir(exist_ok=True)
     with browser() as chrome:
-        (_of_the_chat if recipe.alignment else _of_the_pages)(chrome, recipe, Store.default_home())
-    print(
-        f"written: {', '.join(str(p.relative_to(IMAGES.parent.parent)) for p in sorted(IMAGES.glob('*.png')))}"
-    )
+        screenshot = _screenshot_chat if recipe.alignment else _screenshot_pages
+        screenshot(chrome, recipe, Store.default_home())
+    pictures = sorted(IMAGES.glob("*.png"))
+    print("written:", ", ".join(str(path.relative_to(IMAGES.parent.parent)) for path in pictures))
     return 0
 
 
-def _of_the_pages(chrome: Browser, recipe: Recipe, home: Path) -> None:
+def _screenshot_pages(chrome: Browser, recipe: Recipe, home: Path) -> None:
     store = Store(home)
     with serving(dagster_command(3100), f"http://{HOST}:3100/server_info", home):
         page = chrome.new_page(viewport={"width": 1600, "height": 1250})
@@ -185,7 +183,7 @@ def _of_the_pages(chrome: Browser, recipe: Recipe, home: Path) -> None:
     page.screenshot(path=IMAGES / "scorecard.png")
 
 
-def _of_the_chat(chrome: Browser, recipe: Recipe, home: Path) -> None:
+def _screenshot_chat(chrome: Browser, recipe: Recipe, home: Path) -> None:
     models = [f"{recipe.name}/{name}" for name in ("aligned", "policy_init")]
     command = [
         sys.executable,

@@ -214,10 +214,10 @@ def test_bits_per_byte_by_mixture_stand_beside_xz_in_the_same_mixture(card: Card
 
 
 def test_tasks_show_what_their_field_reports_beside_majority_and_random_weights(card: Card) -> None:
-    found: dict[str, list[Score]] = {}
+    by_task: dict[str, list[Score]] = {}
     for (asset, _), score in card.scores().items():
-        found.setdefault(asset.removeprefix("ci/finetuned/"), []).append(score)
-    names = {task: [score.name for score in scores] for task, scores in found.items()}
+        by_task.setdefault(asset.removeprefix("ci/finetuned/"), []).append(score)
+    names = {task: [score.name for score in scores] for task, scores in by_task.items()}
     assert names["sentiment"] == ["accuracy", "F1", "Pearson with the ratings", "transfer"]
     assert (
         names["factual_summary"] == ["accuracy", "F1", "transfer"]
@@ -229,14 +229,14 @@ def test_tasks_show_what_their_field_reports_beside_majority_and_random_weights(
         return f"{m[key]:.3f} ({m[f'{key}_low']:.3f}–{m[f'{key}_high']:.3f})"
 
     assert (
-        found["sentiment"][1].baseline
+        by_task["sentiment"][1].baseline
         == f"one answer {m['constant_f1']:.3f}, random {interval('random_f1')}"
     )
     assert (
-        found["sentiment"][0].baseline
+        by_task["sentiment"][0].baseline
         == f"majority {m['majority']:.3f}, random {interval('random_accuracy')}"
     )
-    pearson = found["sentiment"][2]
+    pearson = by_task["sentiment"][2]
     assert (pearson.value, pearson.low, pearson.high) == (
         m["pearson"],
         m["pearson_low"],
@@ -294,7 +294,7 @@ def test_every_licence_is_there_of_sources_tasks_and_suites(card: Card) -> None:
 
 def test_lineage_is_a_tree_down_to_packages_files_and_checksums(card: Card) -> None:
     tree = card.markdown.split("### Lineage tree")[1].split("```")[1].splitlines()
-    place = {
+    lines = {
         name: next(
             i
             for i, line in enumerate(tree)
@@ -302,7 +302,9 @@ def test_lineage_is_a_tree_down_to_packages_files_and_checksums(card: Card) -> N
         )
         for name, a in card.inputs().items()
     }
-    depth = {name: len(re.match(r"[│├└─\s]*", tree[line]).group()) for name, line in place.items()}  # type: ignore[union-attr]
+    depth = {
+        name: len(tree[line]) - len(tree[line].lstrip("│├└─ \xa0")) for name, line in lines.items()
+    }
     assert (
         depth["finetuned/sentiment"]
         == depth["zero_shot"]
@@ -312,7 +314,7 @@ def test_lineage_is_a_tree_down_to_packages_files_and_checksums(card: Card) -> N
         < depth["corpus"]
     )
     for name, artifact in card.inputs().items():
-        below = "\n".join(tree[place[name] :])
+        below = "\n".join(tree[lines[name] :])
         for source in sources_of(artifact):
             assert f"{source['name']} {source['package']}, {source['files']}" in below
             assert f"sha256 {source['sha256']}" in below and f"licence {source['licence']}" in below
@@ -418,15 +420,15 @@ def materializations(
     """Each asset's metadata as Dagster keeps it, by the stage's name."""
     monkeypatch.setenv("DAGSTER_HOME", str(built.home / "dagster"))
     with dg.DagsterInstance.get() as instance:
-        found = {}
+        metadata = {}
         for ref in (ref for ref in Store(built.home).refs() if ref.startswith("ci/")):
             event = instance.get_latest_materialization_event(dg.AssetKey(ref.split("/")))
             assert event is not None and event.asset_materialization is not None
-            found[ref.removeprefix("ci/")] = {
+            metadata[ref.removeprefix("ci/")] = {
                 name: value if isinstance(value, dg.TableMetadataValue) else value.value
                 for name, value in event.asset_materialization.metadata.items()
             }
-        yield found
+        yield metadata
 
 
 def test_dagster_has_every_table_text_and_picture_and_every_number_of_every_stage(

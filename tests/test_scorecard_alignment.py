@@ -172,14 +172,14 @@ def test_the_tax_stands_before_and_after_side_by_side_with_what_is_surely_worse(
 def test_ppo_regresses_and_ppo_ptx_recovers_is_measured_and_kept(
     inputs: dict[str, Artifact],
 ) -> None:
-    found = statement(inputs)
-    assert found["signature"]["holds"] == "true" and found["signature"]["tasks"]["regressed"] == (
-        "commonsense hellaswag acc",
-    )
-    assert found["signature"]["text"]["regresses"] == "true" and found["signature"]["text"][
+    document = statement(inputs)
+    assert document["signature"]["holds"] == "true" and document["signature"]["tasks"][
+        "regressed"
+    ] == ("commonsense hellaswag acc",)
+    assert document["signature"]["text"]["regresses"] == "true" and document["signature"]["text"][
         "regressed"
     ] == (TEXT,)
-    assert found["within_reference"].keys() == {"distinct_2", "repetition", "length"}
+    assert document["within_reference"].keys() == {"distinct_2", "repetition", "length"}
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_ppo_regresses_and_ppo_ptx_recovers_is_measured_and_kept(
 def test_the_signature_is_true_false_or_undecided(
     regression: str, recovery: str, holds: str
 ) -> None:
-    found = finding([TaxedScore("hellaswag", {}, False, regression, recovery)])
-    assert isinstance(found, Finding) and found.holds == holds
+    result = finding([TaxedScore("hellaswag", {}, False, regression, recovery)])
+    assert isinstance(result, Finding) and result.holds == holds
     assert (
         finding([TaxedScore("hellaswag", {}, False)]) is None
     )  # without both kinds of PPO there is nothing to say
@@ -211,18 +211,20 @@ def test_held_out_text_of_the_corpus_that_is_mixed_in_does_not_make_the_finding_
         for name in inputs
         if name.startswith("zero_shot")
     }
-    found = statement({**inputs, **{name: artifact for name, artifact in still.items()}})[
+    signature = statement({**inputs, **{name: artifact for name, artifact in still.items()}})[
         "signature"
     ]
     assert (
-        found["holds"],
-        found["tasks"]["regresses"],
-        found["text"]["regresses"],
-        found["text"]["recovers"],
+        signature["holds"],
+        signature["tasks"]["regresses"],
+        signature["text"]["regresses"],
+        signature["text"]["recovers"],
     ) == ("undecided", "undecided", "true", "true")
-    said = texts(section({**inputs, **still}))["PPO regresses, PPO-ptx recovers"]
-    assert "holds here: **undecided**" in said and "On tasks (cloze: made of held-out text" in said
-    without = {name: one for name, one in inputs.items() if not name.startswith("zero_shot")}
+    text = texts(section({**inputs, **still}))["PPO regresses, PPO-ptx recovers"]
+    assert "holds here: **undecided**" in text and "On tasks (cloze: made of held-out text" in text
+    without = {
+        name: artifact for name, artifact in inputs.items() if not name.startswith("zero_shot")
+    }
     assert (
         statement(without)["signature"]["holds"] == "undecided"
         and statement(without)["signature"]["tasks"] is None
@@ -242,8 +244,8 @@ def test_ppo_without_pretraining_text_is_not_called_ppo_ptx(
     ]
     for part in ("models", "text"):
         del results[part]["aligned_without_ptx"]
-    for one in results["text"].values():
-        one.pop("over_aligned_without_ptx", None)
+    for rises in results["text"].values():
+        rises.pop("over_aligned_without_ptx", None)
     folder = tmp_path / "alone"
     shutil.copytree(inputs["preferences"].path, folder)
     (folder / "results.json").write_text(json.dumps(results))
@@ -300,17 +302,17 @@ def test_page_and_twin_have_the_section_with_its_limits_and_samples(
 def test_headline_has_the_win_rates_by_the_judge_and_the_reward_model_beside_a_bag_of_words(
     inputs: dict[str, Artifact],
 ) -> None:
-    found = {
+    scores = {
         score.name: score
         for score in collect(
-            "tiny", {name: one for name, one in inputs.items() if name != "zero_shot"}
+            "tiny", {name: artifact for name, artifact in inputs.items() if name != "zero_shot"}
         )[0]
     }
     assert (
-        found["aligned over policy init, win rate"].verdict == "better"
-        and found["aligned over policy init, win rate"].value == 0.75
+        scores["aligned over policy init, win rate"].verdict == "better"
+        and scores["aligned over policy init, win rate"].value == 0.75
     )
-    assert (found["pairwise accuracy"].against, found["pairwise accuracy"].verdict) == (
+    assert (scores["pairwise accuracy"].against, scores["pairwise accuracy"].verdict) == (
         0.6,
         "undecided",
     )
@@ -327,13 +329,13 @@ def test_a_bag_of_words_that_was_not_run_has_no_figure(inputs: dict[str, Artifac
             inputs["reward_model"], metrics=metrics | {"bag_of_words/not_run": 1.0}
         )
     }
-    found = {
+    scores = {
         score.name: score
         for score in collect(
-            "tiny", {name: one for name, one in lacking.items() if name != "zero_shot"}
+            "tiny", {name: artifact for name, artifact in lacking.items() if name != "zero_shot"}
         )[0]
     }
-    score = found["pairwise accuracy"]
+    score = scores["pairwise accuracy"]
     assert (
         score.baseline == "bag of words not run (the responses have no words in them), chance 0.500"
         and score.against == 0.5

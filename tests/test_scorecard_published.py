@@ -46,7 +46,8 @@ NUMBER = r"-?[\d.,]+(e[+-]\d+)?"
 INTERVAL = re.compile(rf"{NUMBER} – {NUMBER}")
 OURS_CELL = re.compile(rf"{NUMBER} \({INTERVAL.pattern}\)( · {NUMBER} \({INTERVAL.pattern}\))*")
 ON_CELL = re.compile(
-    r"[\d,]+( of [\d,]+)? (examples|tokens), (held out|test|validation|training and validation|all splits)"
+    r"[\d,]+( of [\d,]+)? (examples|tokens), "
+    r"(held out|test|validation|training and validation|all splits)"
 )
 LAMBADA = Score(
     "tiny/zero_shot",
@@ -61,7 +62,8 @@ LAMBADA = Score(
     paper="gpt2",
 )
 CAVEAT = Tokenizer.of("gpt1").caveat
-test_split.__test__ = False  # type: ignore[attr-defined]  # a function of the scorecard, whatever its name begins with
+# A function of the scorecard, whatever its name begins with.
+test_split.__test__ = False  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +86,9 @@ def row(section: Section, source: str, *cells: str) -> dict[str, str]:
 
 def test_ours_stand_in_the_paper_s_unit_with_interval_size_and_split_beside_every_size() -> None:
     section = beside_the_paper("gpt2", "a small one", [LAMBADA], [])
-    found = row(section, "table 3", "LAMBADA", "acc, %")
-    assert (found[OURS[0]], found[OURS[1]]) == ("12.34 (10.10 – 14.90)", "500 examples, test")
-    assert (found["gpt2-small"], found["gpt2-xl"], found["best before"]) == (
+    cells = row(section, "table 3", "LAMBADA", "acc, %")
+    assert (cells[OURS[0]], cells[OURS[1]]) == ("12.34 (10.10 – 14.90)", "500 examples, test")
+    assert (cells["gpt2-small"], cells["gpt2-xl"], cells["best before"]) == (
         "45.99",
         "63.24",
         "59.23",
@@ -100,10 +102,10 @@ def test_ours_stand_in_the_paper_s_unit_with_interval_size_and_split_beside_ever
 
 
 def test_what_differs_from_the_paper_stands_beside_ours() -> None:
-    own = replace(
+    score = replace(
         LAMBADA, published={**(LAMBADA.published or {}), "differs": "our list of stop words"}
     )
-    section = beside_the_paper("gpt2", "", [own], [])
+    section = beside_the_paper("gpt2", "", [score], [])
     assert (
         row(section, "table 3", "LAMBADA", "acc, %")[OURS[1]]
         == "500 examples, test; differs: our list of stop words"
@@ -137,16 +139,16 @@ def test_shots_stand_in_their_own_rows() -> None:
     section = beside_the_paper(
         "gpt3", "", [*few_shot, replace(LAMBADA, paper="gpt3", shots="few")], []
     )
-    found = {
+    rows = {
         shots: row(section, "table H.1", "LAMBADA", "acc, %", shots)
         for shots in ("zero", "one", "few")
     }
-    assert {shots: one[OURS[0]].split()[0] for shots, one in found.items()} == {
+    assert {shots: cells[OURS[0]].split()[0] for shots, cells in rows.items()} == {
         "zero": "50.00",
         "one": "30.00",
         "few": "12.34",
     }
-    assert (found["zero"]["gpt3-175b"], found["one"]["gpt3-large"]) == ("76.2", "52.6 (unverified)")
+    assert (rows["zero"]["gpt3-175b"], rows["one"]["gpt3-large"]) == ("76.2", "52.6 (unverified)")
     few = replace(
         LAMBADA, shots="few"
     )  # a table that says nothing of shots has none of ours with demonstrations
@@ -164,16 +166,16 @@ def test_another_paper_s_protocol_of_the_same_name_does_not_stand_on_the_page() 
 def test_a_score_of_no_published_protocol_is_named_with_what_it_is_and_no_number_of_a_paper() -> (
     None
 ):
-    own = replace(
+    score = replace(
         LAMBADA,
         published=None,
         paper=None,
         note="LAMBADA's protocol on this corpus's held-out text; not the LAMBADA data",
     )
-    section = beside_the_paper("gpt2", "", [own], [])
+    section = beside_the_paper("gpt2", "", [score], [])
     last = section.texts[-1]
     assert isinstance(last, Table) and last.title.startswith("measured otherwise")
-    assert last.cells() == [["tiny/zero_shot", "last_word acc", own.note]]
+    assert last.cells() == [["tiny/zero_shot", "last_word acc", score.note]]
     assert row(section, "table 3", "LAMBADA", "acc, %")[OURS[0]] == "not run here"
 
 
@@ -190,7 +192,7 @@ def test_a_number_without_interval_split_or_size_is_not_shown(lacking: dict[str,
 
 
 @pytest.mark.parametrize("generation", ["gpt1", "gpt2", "gpt3"])
-def test_every_published_number_of_a_generation_is_on_its_page_under_its_source_and_says_how_sure_it_is(
+def test_every_published_number_is_on_the_page_of_its_generation_with_its_source(
     generation: str,
 ) -> None:
     pages = {
@@ -215,14 +217,14 @@ def test_a_reproduction_measured_as_ours_has_ours_beside_it() -> None:
         published={"task": "lambada_openai", "metric": "acc"},
         paper=None,
     )
-    found = row(reproductions("gpt2", [ours]), "issue 2159", "lambada_openai", "acc, share")
-    assert found[OURS[0]] == "0.123 (0.101 – 0.149)" and found["gpt2-small"] == "0.3256 ± .0065"
+    cells = row(reproductions("gpt2", [ours]), "issue 2159", "lambada_openai", "acc, share")
+    assert cells[OURS[0]] == "0.123 (0.101 – 0.149)" and cells["gpt2-small"] == "0.3256 ± .0065"
 
 
 def test_settings_of_a_task_stand_side_by_side_in_one_line_each_with_its_interval_and_verdict() -> (
     None
 ):
-    zero, one, few = (
+    zero, single, few = (
         replace(
             LAMBADA,
             name=f"piqa_{shots} acc",
@@ -242,8 +244,12 @@ def test_settings_of_a_task_stand_side_by_side_in_one_line_each_with_its_interva
             ("few", "6.6 of 50", 0.65),
         )
     )
-    assert by_shots([LAMBADA]) is None and len(headline([LAMBADA, zero, one, few], []).frame) == 1
-    table = by_shots([LAMBADA, zero, one, few, replace(few, name="anli_few acc", k="", low=None)])
+    assert (
+        by_shots([LAMBADA]) is None and len(headline([LAMBADA, zero, single, few], []).frame) == 1
+    )
+    table = by_shots(
+        [LAMBADA, zero, single, few, replace(few, name="anli_few acc", k="", low=None)]
+    )
     assert table is not None
     piqa, anli = (dict(zip(table.columns, row, strict=True)) for row in table.cells())
     assert (piqa["score"], piqa["beside"], piqa["K"], piqa["on examples"]) == (
@@ -263,7 +269,7 @@ def test_settings_of_a_task_stand_side_by_side_in_one_line_each_with_its_interva
         "",
         "",
     )
-    fewer = by_shots([zero, replace(one, k="0.4 of 1"), few])
+    fewer = by_shots([zero, replace(single, k="0.4 of 1"), few])
     assert fewer is not None and "one-shot 0.4 of 1, 6.6 of 50" in fewer.cells()[0]
 
 
@@ -313,16 +319,16 @@ def test_bits_per_byte_of_normalised_text_say_so_and_stand_beside_nothing_of_the
     tokenizer = replace(card.inputs()["tokenizer"], path=tmp_path)
     inputs = {**card.inputs(), "tokenizer": tokenizer}
     scores, _ = collect("ci", inputs)
-    told = [
+    of_text = [
         score
         for score in scores
         if score.name.startswith("bits per byte") or score.name.endswith("bits_per_byte")
     ]
-    assert {score.asset for score in told} == {"ci/pretrained", "ci/zero_shot"}
-    for score in told:
+    assert {score.asset for score in of_text} == {"ci/pretrained", "ci/zero_shot"}
+    for score in of_text:
         assert CAVEAT in score.note and "xz" not in score.baseline + score.note, score
         assert score.against in (None, inputs["pretrained"].metrics["uniform_bpb"])
-    assert not [score for score in scores if score not in told and CAVEAT in score.note]
+    assert not [score for score in scores if score not in of_text and CAVEAT in score.note]
     assert provenance.facts(inputs)["note"] == CAVEAT and "note" not in provenance.facts(
         card.inputs()
     )
@@ -348,7 +354,7 @@ def test_headline_has_a_column_of_overlap_only_where_a_suite_has_it() -> None:
 def test_rows_of_the_headline_stay_with_their_artifact() -> None:
     missing = NotRun("a", "f" * 64, "cbt", "why")
     rows = headline([replace(LAMBADA, asset="a"), replace(LAMBADA, asset="b")], [missing]).cells()
-    assert [one[:3] for one in rows] == [
+    assert [row[:3] for row in rows] == [
         ["a", "last_word acc", "0.123"],
         ["a", "cbt", "not run here"],
         ["b", "last_word acc", "0.123"],
@@ -370,10 +376,10 @@ def test_every_number_of_ours_on_the_built_page_has_interval_split_and_size(card
     beside = [table for table in page.tables if OURS[0] in table[0]]
     assert beside  # the paper's tables
     for head, *body in beside:
-        place = head.index(OURS[0])
+        column = head.index(OURS[0])
         for cells in body:
-            assert cells[place] == "not run here" or (
-                OURS_CELL.fullmatch(cells[place]) and ON_CELL.match(cells[place + 1])
+            assert cells[column] == "not run here" or (
+                OURS_CELL.fullmatch(cells[column]) and ON_CELL.match(cells[column + 1])
             ), cells
     assert (
         card.html.count("GPT-2 (Radford et al. 2019), table 3") == 1
@@ -385,11 +391,11 @@ def test_public_data_that_cannot_be_had_and_published_rows_are_read_from_an_eval
     card: Card, tmp_path: Path
 ) -> None:
     zero_shot = card.inputs()["zero_shot"]
-    place = {"task": "BoolQ", "metric": "acc", "differs": "a part of its sets"}
+    published_row = {"task": "BoolQ", "metric": "acc", "differs": "a part of its sets"}
     metadata = {
         "version": 1.0,
         "data": {"builder": "labelled", "task": "boolq", "splits": ["validation"]},
-        "published": {"acc": place},
+        "published": {"acc": published_row},
     }
     keys = {
         "task": "yes_no",
@@ -418,7 +424,7 @@ def test_public_data_that_cannot_be_had_and_published_rows_are_read_from_an_eval
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows.to_json(["gpt3_made"])}))
     fake = replace(zero_shot, path=tmp_path, config={"suites": {"gpt3_made": keys}})
     (score,), (missing,) = collect("ci", {"zero_shot": fake, "corpus": card.inputs()["corpus"]})
-    assert (score.split, score.published, score.paper) == ("validation", place, "gpt3")
+    assert (score.split, score.published, score.paper) == ("validation", published_row, "gpt3")
     assert (score.shots, score.k, score.overlap, score.note) == (
         "few",
         "4.5 of 15",
@@ -426,7 +432,11 @@ def test_public_data_that_cannot_be_had_and_published_rows_are_read_from_an_eval
         "made up; 3 more have an answer longer than the context",
     )
     assert score.sample() == "90 of 100 examples, validation"
-    assert (missing.reason, missing.published, missing.paper) == ("no hub", (place,), "gpt3")
+    assert (missing.reason, missing.published, missing.paper) == (
+        "no hub",
+        (published_row,),
+        "gpt3",
+    )
 
 
 def test_a_fine_tuned_task_stands_in_the_paper_s_row_or_says_why_it_was_not_run(
@@ -439,28 +449,29 @@ def test_a_fine_tuned_task_stands_in_the_paper_s_row_or_says_why_it_was_not_run(
     }
     known = replace(task, config={**task.config, "source": source})
     scores, _ = collect("ci", {"finetuned/sentiment": known})
-    found = row(
+    cells = row(
         beside_the_paper("gpt1", "", scores, []), "tables 2, 3 and 4", "SST-2", "accuracy, %"
     )
     assert (
-        found[OURS[0]].startswith(f"{100 * task.metrics['accuracy']:.2f} (")
-        and found["gpt1"] == "91.3"
+        cells[OURS[0]].startswith(f"{100 * task.metrics['accuracy']:.2f} (")
+        and cells["gpt1"] == "91.3"
     )
-    asked, available = (
+    examples, available = (
         int(task.metrics["test_examples"]),
         int(task.metrics["test_examples_available"]),
     )
     assert (
-        found[OURS[1]] == f"{asked:,} of {available:,} examples, test; differs: the development set"
+        cells[OURS[1]]
+        == f"{examples:,} of {available:,} examples, test; differs: the development set"
     )
     (tmp_path / NOT_RUN).write_text(json.dumps({"not_run": "its authors give it on request"}))
     scores, missing = collect(
         "ci", {"finetuned/sentiment": replace(known, path=tmp_path, metrics={"not_run": 1.0})}
     )
-    found = row(
+    cells = row(
         beside_the_paper("gpt1", "", scores, missing), "tables 2, 3 and 4", "SST-2", "accuracy, %"
     )
-    assert (scores, found[OURS[0]], found[OURS[1]]) == (
+    assert (scores, cells[OURS[0]], cells[OURS[1]]) == (
         [],
         "not run here",
         "its authors give it on request",

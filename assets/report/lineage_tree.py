@@ -160,7 +160,7 @@ def _label(node: Mapping[str, Any]) -> str:
 
 
 def _source(source: Mapping[str, Any]) -> str:
-    """Where a source is from, its share of the mixture, its licence, and the bytes it is tied to."""
+    """Where a source is from, its share of the mixture, its licence and its checksums."""
     weight = f", weight {source['weight']:g}" if "weight" in source else ""
     lines = [
         f"[cyan]{escape(source['name'])}[/cyan] {escape(origin(source))}{weight}",

@@ -98,7 +98,7 @@ def _notes(metrics: Metrics) -> list[str]:
 
 
 def _plot_calibration(rows: list[dict[str, Any]], path: Path) -> None:
-    """Predicted probability against the share that people prefer, and how many pairs that rests on."""
+    """Predicted probability against the share that people prefer, with the number of pairs."""
     bins, error = calibration([row["rewards"] for row in rows], [row["pairs"] for row in rows])
     with plots.picture(path, width=4.6, height=4.4) as axes:
         plots.line(axes, [(0, 0), (1, 1)], "calibrated", ":", "grey")

@@ -1,7 +1,7 @@
 """What a score is, and the scores of a recipe's artifacts: each with its interval, split, sample
 size and baseline, or with the reason why it was not run.
 
-How the scores are shown is `scorecard.py`'s; the published numbers beside them are `published.py`'s.
+`scorecard.py` shows the scores; `published.py` sets the published numbers beside them.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ class Score:
 
 @dataclass(frozen=True)
 class NotRun:
-    """A score of the recipe whose data cannot be had here. The fields are keys of scorecard.json."""
+    """A score of the recipe whose data is unavailable here. The fields are keys of
+    scorecard.json.
+    """
 
     asset: str
     fingerprint: str
@@ -116,7 +118,7 @@ def scaled(value: float, factor: float) -> str:
 
 
 def collect(recipe: str, inputs: Inputs) -> tuple[list[Score], list[NotRun]]:
-    """Every score of the inputs, from the metrics their stages report, and what was not run here."""
+    """Every score of the inputs, and what was not run here."""
     results = [
         result
         for name, artifact in inputs.items()

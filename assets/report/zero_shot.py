@@ -159,6 +159,7 @@ def _draw_accuracies(scores: Sequence[ScoreRow], path: Path) -> None:
             "ours, with 95 % interval",
         )
         baselines = [row.baseline_value or 0.0 for row in scores]
-        axes.plot(baselines, range(len(scores)), "k|", label="chance, or the commonest answer")
+        label = "chance, or the commonest answer"
+        axes.plot(baselines, range(len(scores)), "k|", markersize=14, label=label)
         plots.name_rows(axes, [f"{row.task} {row.metric}" for row in scores])
         axes.set_xlabel("accuracy")
