@@ -120,7 +120,8 @@ class Store:
                 )
             if document["version"] > VERSION:
                 raise UserError(
-                    f"The store {self.home} has version {document['version']} (store.json), written "
+                    f"The store {self.home} has version {document['version']} (store.json), "
+                    "written "
                     "by a newer gpt-lineage; "
                     f"this one reads version {VERSION}. Update gpt-lineage, or point LINEAGE_HOME "
                     "at another folder."

@@ -32,7 +32,8 @@ def sliding_window_attention(
     """
     if band < 1:
         raise ValueError(
-            f"a band of {band} tokens leaves nothing to attend to: it is at least 1, the token itself"
+            f"a band of {band} tokens leaves nothing to attend to: it is at least 1, the token "
+            "itself"
         )
     if band >= query.shape[2]:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
