@@ -12,24 +12,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking.client import MlflowClient
 
 from assets.contract import NOT_RUN
-from assets.launch import guard
 from assets.store.manifest import canonical, read_json
 from assets.tracking.event_log import EventReader
+from assets.tracking.logged_model import ModelFacts, deliver_model
+from assets.tracking.outbox import Delivered, is_alive
 from assets.tracking.server import Server
 from gpt_model.disk import write_json
 from gpt_model.errors import CorruptFile
-
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
-    from mlflow.tracking.client import MlflowClient
 
 METRICS_AT_ONCE = 1000  # MLflow's limits of one request
 PARAMETERS_AT_ONCE = 100
@@ -40,17 +40,6 @@ SHOWN_BYTES = (
     8 << 20
 )  # of an artifact's files in MLflow, the smallest first; the others stay in the store alone
 BUILD = "lineage.build"  # the tag by which a build's run, model and version are found
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """How far a build's delivery came. `problem`: a sentence where it is not complete and should
-    be.
-    """
-
-    run_id: str | None
-    complete: bool
-    problem: str | None = None
 
 
 @dataclass
@@ -88,8 +77,6 @@ class Delivery:
         """
         if self.state.complete and self.state.attempt == len(self.build["attempts"]):
             return Delivered(self.state.run_id, complete=True)
-        from mlflow.exceptions import MlflowException
-
         try:
             return self._push()
         except MlflowException as error:
@@ -173,8 +160,6 @@ class Delivery:
         return round((last or time.time()) * 1000)
 
     def _parameters(self, run_id: str) -> None:
-        from mlflow.entities import Param
-
         flat = [
             Param(_name(key), value[:PARAMETER_CHARACTERS])
             for key, value in flatten(self.build["config"])
@@ -183,8 +168,6 @@ class Delivery:
             self._client().log_batch(run_id, params=some)
 
     def _tags(self, run_id: str) -> None:
-        from mlflow.entities import RunTag
-
         wanted = self._wanted_tags()
         if _hash(wanted) != self.state.tags:
             for some in _batches(
@@ -260,8 +243,6 @@ class Delivery:
         """Upstream artifacts, and the sources of a corpus, as data sets with our digests; upstream
         models as models.
         """
-        from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
-
         datasets, models = [], []
         for name, digest, source, profile in [*self._upstream(), *self._sources()]:
             dataset = Dataset(
@@ -314,8 +295,6 @@ class Delivery:
         """Metrics and texts said since the last time, in order; the offset is remembered after each
         batch that arrived.
         """
-        from mlflow.entities import Metric
-
         tail = EventReader(self.journal / "events.jsonl", self.state.offset)
         batch: list[Metric] = []
         for event, end in tail:
@@ -346,8 +325,6 @@ class Delivery:
         """The final figures, what they cost, and what had been foretold; at the last step, so that
         they are each metric's latest.
         """
-        from mlflow.entities import Metric
-
         assert self.manifest is not None
         provenance = self.manifest["provenance"]
         values = dict(self.manifest["metrics"])
@@ -392,8 +369,6 @@ class Delivery:
             )
 
     def _model(self, run_id: str) -> None:
-        from assets.tracking.logged_model import ModelFacts, deliver_model
-
         assert self.manifest is not None
         facts = ModelFacts(
             build_tag=(BUILD, self.build["build"]),
@@ -429,14 +404,6 @@ class Delivery:
 
     def _save(self) -> None:
         write_json(self.journal / "delivery.json", asdict(self.state))
-
-
-def is_alive(attempt: Mapping[str, Any]) -> bool:
-    """Whether the process of an attempt still runs. One on another host is taken to."""
-    return (
-        attempt["host"] != socket.gethostname()
-        or guard.started(attempt["pid"]) == attempt["process_started"]
-    )
 
 
 def flatten(value: Any, values: bool = False, prefix: str = "") -> Iterator[tuple[str, Any]]:

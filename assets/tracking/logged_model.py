@@ -16,12 +16,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
-    from mlflow.models.signature import ModelSignature
-    from mlflow.tracking.client import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.entities.logged_model_status import LoggedModelStatus
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.models.signature import ModelSignature
+from mlflow.tracking.client import MlflowClient
+from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
 NOT_THE_TOKENIZERS = (".safetensors", ".index.json")
 MODEL_VERSIONS = (
@@ -51,8 +53,6 @@ def deliver_model(client: MlflowClient, files: Path, facts: ModelFacts) -> str:
     """Logs and registers the model directory in `files` (itself, or its `model/`). Returns the
     logged model's id.
     """
-    from mlflow.entities import LoggedModelOutput
-    from mlflow.entities.logged_model_status import LoggedModelStatus
 
     folder = files / "model" if (files / "model").is_dir() else files
     key, value = facts.build_tag
@@ -83,7 +83,6 @@ def _register(
     """A version of the registered model. Its source is a location and no `models:/` URI, which
     MLflow looks up on its global server.
     """
-    from mlflow.exceptions import MlflowException
 
     try:
         client.create_registered_model(facts.name)
@@ -118,7 +117,6 @@ def _upload(client: MlflowClient, model_id: str, folder: Path, facts: ModelFacts
 
 
 def _describe(scratch: Path, model_id: str, folder: Path, facts: ModelFacts) -> None:
-    from mlflow.models import Model
 
     of_task = (folder / TASK_LAYOUT).is_file()
     model = Model(
@@ -158,8 +156,6 @@ def _signature(of_task: bool) -> ModelSignature:
     """Text for text; of a task's model the texts of a row, and for multiple choice its options, for
     an answer.
     """
-    from mlflow.models.signature import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
     text, texts = Schema([ColSpec("string")]), Array(DataType.string)
     given = (

@@ -6,10 +6,15 @@ the next one waiting too. `delivery.py` says what is delivered, `tracking.py` wh
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from assets.launch import guard
 
 PATIENCE_SECONDS = 20.0  # that a run waits for its server, all told
 # an answer within them costs no patience: a long chain of stages waits for a healthy server at each
@@ -20,6 +25,25 @@ PAUSES = (
 )  # seconds between two tries while a server does not answer: the first, and the longest
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """How far a build's delivery came. `problem`: a sentence where it is not complete and should
+    be.
+    """
+
+    run_id: str | None
+    complete: bool
+    problem: str | None = None
+
+
+def is_alive(attempt: Mapping[str, Any]) -> bool:
+    """Whether the process of an attempt still runs. One on another host is taken to."""
+    return (
+        attempt["host"] != socket.gethostname()
+        or guard.started(attempt["pid"]) == attempt["process_started"]
+    )
 
 
 def next_pause(pause: float) -> float:

@@ -27,9 +27,16 @@ SETTINGS = {
 }
 
 
-EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development"
-}  # the UI opens it as training runs, not as GenAI traces
+# The UI opens the experiment as training runs, not as GenAI traces.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
+
+def configure_mlflow() -> None:
+    """Call before MLflow is imported, which reads its settings then."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for logger in ("mlflow", "alembic"):  # every problem comes as an exception, and is logged once
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
 
 
 class Server:
@@ -78,13 +85,10 @@ class Server:
 
 @functools.cache
 def _connect(uri: str, own_file: Path | None) -> MlflowClient:
-    """One client a server and process: the first call imports MLflow (about 1 s, 120 MB)."""
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+    """One client for each server and process: the first call imports MLflow (1 s, 120 MB)."""
+    configure_mlflow()
     from mlflow.tracking.client import MlflowClient
 
-    for noisy in ("mlflow", "alembic"):  # every problem comes as an exception, and is told once
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     if own_file:
         _migrate(uri, own_file)
     return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri)

@@ -8,19 +8,20 @@ this loads where the project is installed. Not for the orchestrator: it imports 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
+
+from gpt_model.finetuning.batches import collate
+from gpt_model.finetuning.examples import Example
+from gpt_model.finetuning.heads import load
+from gpt_model.tokenizer import Tokenizer
 
 
 class TaskAnswers:
     """The model, its labels and its tokenizer."""
 
     def __init__(self, folder: Path) -> None:
-        from gpt_model.finetuning.heads import load
-        from gpt_model.tokenizer import Tokenizer
-
         self.model, self.labels = load(folder)
         self.tokenizer = Tokenizer.load(folder)
 
@@ -28,14 +29,14 @@ class TaskAnswers:
         """`table`: "segments", the texts a row has by the task's form; for multiple choice
         "options" too. A label, or an option, a row.
         """
-        from gpt_model.finetuning.batches import collate
-        from gpt_model.finetuning.examples import Example
 
         answers = []
         for row in table.to_dict("records"):
             segments, options = tuple(row["segments"]), tuple(row.get("options") or ())
-            laid = self.model.layout.lay(self.tokenizer, [Example("", "", segments, options, 0)])
-            logits, _ = self.model(collate(laid))  # [1, classes]
+            tokenized = self.model.layout.lay(
+                self.tokenizer, [Example("", "", segments, options, 0)]
+            )
+            logits, _ = self.model(collate(tokenized))  # [1, classes]
             answers.append((options or self.labels)[int(logits.argmax())])
         return answers
 

@@ -29,9 +29,8 @@ from assets.store.locks import locked
 from assets.store.manifest import read_json
 from assets.store.provenance import git_state
 from assets.store.store import Building
-from assets.tracking.delivery import Delivered, Delivery, is_alive
-from assets.tracking.outbox import PAUSES, Outbox, Say, next_pause
-from assets.tracking.server import Server
+from assets.tracking.outbox import PAUSES, Delivered, Outbox, Say, is_alive, next_pause
+from assets.tracking.server import Server, configure_mlflow
 from gpt_model.disk import write_json
 from gpt_model.errors import CorruptFile
 
@@ -206,6 +205,10 @@ class Tracking:
         if not (folder / "journal" / "build.json").is_file():  # made by no build of ours
             return Delivered(None, complete=True)
         try:
+            configure_mlflow()
+            # Loads MLflow, 1 s and 120 MB, which commands that only read the store do without.
+            from assets.tracking.delivery import Delivery
+
             with locked(folder / "journal" / "delivery.lock", patience=30.0):
                 return Delivery(folder, self.server).push()
         except Exception as error:
