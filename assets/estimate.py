@@ -30,10 +30,10 @@ from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.stages import base_model
 from assets.stages.lstm import LSTM
-from assets.stages.preferences_results import MODELS
 from assets.stages.scaling import FIT
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
+from gpt_model.rlhf.comparison import MODELS
 from gpt_model.sizing import counted
 
 if TYPE_CHECKING:

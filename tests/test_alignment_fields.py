@@ -21,15 +21,14 @@ from rank import Said
 from test_alignment_recipe import COMPARISONS, DEMONSTRATIONS, PPO, PROMPTS, recipe
 
 from assets.contract import Artifact, Stage
+from assets.execution import aligned, dpo, reward_model
 from assets.graph import node_named, nodes
-from assets.stages import aligned, dpo, reward_model
 from assets.stages.aligned import ALIGNED
 from assets.stages.dpo import DPO
 from assets.stages.instructed import INSTRUCTED
-from assets.stages.policy_init import POLICY_INIT
 from assets.stages.preferences import PREFERENCES
 from assets.stages.reward_model import REWARD_MODEL
-from assets.stages.supervised import SUPERVISED
+from assets.stages.supervised import POLICY_INIT, SUPERVISED
 from gpt_model.errors import UserError
 from gpt_model.rlhf import reward_model as reward
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
@@ -106,7 +105,7 @@ def _stage(
 def _no_number(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
     model, compared = reward.load(given["scorer"].path), _compared(given)
     torch.nn.init.constant_(model.head.weight, math.nan)
-    reward_model.scores_of(model, compared, "cpu")
+    reward_model.score_rankings(model, compared, "cpu")
 
 
 def _compared(given: dict[str, Artifact]) -> Any:
@@ -129,7 +128,7 @@ def _no_text(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
 
 
 def _no_room(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
-    aligned.Prompts.read(given["prompts"], world.template(), 8, SamplingParams(0, 4, 1.0))
+    aligned.EncodedPrompts.read(given["prompts"], world.template(), 8, SamplingParams(0, 4, 1.0))
 
 
 def _stopped(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
@@ -151,7 +150,7 @@ CASES = [
     Case(
         "dpo",
         "dpo.learning_rate",
-        lambda section, given, folder: dpo._check_numbers([[math.nan] * 3] * 8, _compared(given)),
+        lambda section, given, folder: dpo._check_finite([[math.nan] * 3] * 8, _compared(given)),
     ),
     Case("aligned", "ppo.minibatch", _minibatch),
     Case("aligned", "ppo.ptx_weight", _no_text),

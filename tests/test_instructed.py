@@ -12,8 +12,8 @@ import torch
 from rank import Said
 
 from assets.contract import Artifact, Built, Inputs
+from assets.execution.prompt_subset import prompt_subset
 from assets.stages.instructed import INSTRUCTED
-from assets.stages.prompt_subset import drawn
 from gpt_model import convert
 from gpt_model.errors import UserError
 from gpt_model.log_probabilities import continuation_log_probabilities
@@ -196,12 +196,14 @@ def test_the_epoch_is_chosen_on_prompts_that_models_are_not_compared_on(
     rows = [*world.prompts(70), *({**row, "id": f"again {row['id']}"} for row in world.prompts(10))]
     prompts, output = world.write(tmp_path / "prompts", held_out=rows), tmp_path / "out"
     output.mkdir()
-    found = drawn(prompts.path, CONFIG["instructed"])
+    found = prompt_subset(prompts.path, CONFIG["instructed"])
     asked = [{prompt.turns for prompt in part} for part in (found.compared, found.choosing)]
     assert (
         found.apart and len(found.compared) == len(found.choosing) == 12 and not asked[0] & asked[1]
     )
-    assert drawn(prompts.path, {**CONFIG["instructed"], "seed": 2}).compared != found.compared
+    assert (
+        prompt_subset(prompts.path, {**CONFIG["instructed"], "seed": 2}).compared != found.compared
+    )
 
     metrics = INSTRUCTED.run(CONFIG, {**inputs, "prompts": prompts}, output, Said("instructed"))
     answered = [
@@ -215,7 +217,7 @@ def test_the_epoch_is_chosen_on_prompts_that_models_are_not_compared_on(
 def test_where_too_few_others_are_left_the_same_prompts_choose_and_the_page_says_so(
     chosen: Built, inputs: Inputs, tmp_path: Path
 ) -> None:
-    found = drawn(inputs["prompts"].path, CONFIG["instructed"])
+    found = prompt_subset(inputs["prompts"].path, CONFIG["instructed"])
     assert not found.apart and found.choosing == found.compared and found.left == 8
     INSTRUCTED.show(chosen, tmp_path)
     assert (

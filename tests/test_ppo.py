@@ -16,8 +16,8 @@ from rank import Said, make_inputs
 from torch import Tensor
 
 from assets.contract import Artifact
+from assets.execution.aligned import objective_of, settings_of
 from assets.recipe.alignment_section import PPOSection
-from assets.stages.aligned import objective_of, settings_of
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError

@@ -18,11 +18,11 @@ import torch
 from rank import Said, make_inputs
 
 from assets.contract import Artifact, Built, Metrics, Verdict
+from assets.execution import preferences
 from assets.report import preferences as report
-from assets.stages import base_model, preferences
-from assets.stages.judge import FACTS, LEARNT
-from assets.stages.preferences import PREFERENCES, compare
-from assets.stages.preferences_results import ANSWERS, Compared, flat, read, results_of, write
+from assets.stages import base_model
+from assets.stages.judge import FACTS, TRAINED_ON
+from assets.stages.preferences import PREFERENCES
 from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
@@ -34,6 +34,7 @@ from gpt_model.rlhf import drift, records, reward_model, win_rates
 from gpt_model.rlhf.answers import Answer
 from gpt_model.rlhf.bag_of_words import BagOfWords
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
+from gpt_model.rlhf.comparison import ANSWERS, Comparison, metrics_of, read_results
 from gpt_model.rlhf.dialogue import Dialogue, Turn
 from gpt_model.rlhf.records import Prompt, Ranking, Response
 from gpt_model.statistics import bootstrap_mean, bootstrap_share
@@ -155,12 +156,12 @@ def test_what_is_watched_stands_beside_the_reference_s_interval() -> None:
     )
     texts = [" ".join(rng.choice(words, size=rng.integers(4, 9))) for _ in range(160)]
     answers, groups = (
-        [drift.Written(text, len(text.split()), True) for text in texts],
+        [Answer(text, [0] * (len(text.split()) + 1), True) for text in texts],
         [str(number) for number in range(160)],
     )
     same, stuck = (
         drift.drift(answers, groups),
-        drift.drift([drift.Written("red red red red red", 5, True)] * 160, groups),
+        drift.drift([Answer("red red red red red", [0] * 6, True)] * 160, groups),
     )
     assert [one.inside for one in drift.beside_reference(same, same)] == [True, True, True]
     assert [one.inside for one in drift.beside_reference(stuck, same)] == [False, False, False]
@@ -275,7 +276,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     (folder / "judge").mkdir()
     judged = records.read_comparisons(folder / "comparisons", "judge")
     BagOfWords.fit(judged).save(folder / "judge")
-    (folder / "judge" / LEARNT).write_text(
+    (folder / "judge" / TRAINED_ON).write_text(
         "".join(json.dumps({"source": one.source, "id": one.id}) + "\n" for one in judged)
     )
     (folder / "judge" / FACTS).write_text("{}")
@@ -305,7 +306,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 @pytest.fixture(scope="module")
 def built(inputs: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Built:
     output = tmp_path_factory.mktemp("output")
-    metrics = compare({"preferences": SECTION}, inputs, output, Said("preferences"))
+    metrics = PREFERENCES.run({"preferences": SECTION}, inputs, output, Said("preferences"))
     return Built({"preferences": SECTION}, inputs, output, metrics, {}, ())
 
 
@@ -325,7 +326,7 @@ def test_every_model_answers_the_same_prompts_and_every_answer_is_kept_with_its_
     assert (
         list(dict.fromkeys(row["model"] for row in rows))
         == list(by_model)
-        == list(read(built.output)["models"])
+        == list(read_results(built.output)["models"])
     )  # as they are shown
     assert sum(map(len, by_model.values())) == len(rows) == 5 * 40
     assert len({tuple(row["prompt"] for row in own) for own in by_model.values()}) == 1
@@ -337,7 +338,7 @@ def test_every_model_answers_the_same_prompts_and_every_answer_is_kept_with_its_
 
 
 def test_aligned_wins_by_the_judge_and_pays_for_it_in_kl(built: Built) -> None:
-    found = read(built.output)
+    found = read_results(built.output)
     [step] = [
         step
         for step in found["steps"]
@@ -360,14 +361,14 @@ def test_aligned_wins_by_the_judge_and_pays_for_it_in_kl(built: Built) -> None:
     )  # it finds likelier what the rankings have first
     assert (
         built.metrics["aligned_over_policy_init/judge_low"] == step["judge"]["low"]
-        and flat(found) == built.metrics
+        and metrics_of(found) == built.metrics
     )
 
 
 def test_the_first_step_stands_beside_the_model_before_it_which_reads_plain_text(
     built: Built,
 ) -> None:
-    steps = {(step["model"], step["over"]): step for step in read(built.output)["steps"]}
+    steps = {(step["model"], step["over"]): step for step in read_results(built.output)["steps"]}
     rows = [json.loads(line) for line in (built.output / ANSWERS).read_text().splitlines()]
     ours, theirs = (
         [row["judge"] for row in rows if row["model"] == name]
@@ -380,13 +381,13 @@ def test_the_first_step_stands_beside_the_model_before_it_which_reads_plain_text
     assert (
         steps["supervised", "policy_init"]["judge"]["value"] == 0.5
     )  # here they are one model, and give the same answers
-    found = read(built.output)["models"]["pretrained"]
+    found = read_results(built.output)["models"]["pretrained"]
     assert "kl" not in found and "prefers" not in found and found["drift"]["length"]["value"] > 0
-    assert "pretrained knows no turns" in report.win_rates(read(built.output)).note
+    assert "pretrained knows no turns" in report.win_rates(read_results(built.output)).note
 
 
 def test_held_out_text_is_that_of_each_model(built: Built) -> None:
-    found, bpb = read(built.output)["text"], {}
+    found, bpb = read_results(built.output)["text"], {}
     for name in ("policy_init", "aligned"):
         data = TokenData(built.inputs["tokens"].path)
         own = measure.held_out(convert.load(built.inputs[name].path / "model"), data, Execution())
@@ -415,7 +416,7 @@ def _supposed(
         np.random.default_rng(0),
         ["red", "blue", "green", "one", "two", "three", "sun", "moon"],
     )
-    compared = Compared([Prompt("rated", str(number), _prompt(number)) for number in range(200)])
+    compared = Comparison([Prompt("rated", str(number), _prompt(number)) for number in range(200)])
     texts = [" ".join(rng.choice(words, size=rng.integers(4, 9))) for _ in range(200)]
     same = "red red red red red"
     base = rng.uniform(90, 110, size=60)
@@ -440,10 +441,10 @@ def _supposed(
         "best_of": 1,
         "judges": ["reward_model", "judge"],
     }
-    results |= results_of(compared, "policy_init", 1)
+    results |= compared.results("policy_init", 1)
     folder.mkdir(exist_ok=True)
-    write(folder, compared, results)
-    return Built({"preferences": SECTION}, {}, folder, flat(results), {}, ())
+    compared.write(folder, results)
+    return Built({"preferences": SECTION}, {}, folder, metrics_of(results), {}, ())
 
 
 @pytest.mark.parametrize(
@@ -482,13 +483,13 @@ def test_a_check_warns_of_what_it_is_there_for_and_of_nothing_else(
 
 
 def test_the_same_again_gives_the_same_bytes(built: Built, tmp_path: Path) -> None:
-    compare({"preferences": SECTION}, built.inputs, tmp_path, Said("again"))
+    PREFERENCES.run({"preferences": SECTION}, built.inputs, tmp_path, Said("again"))
     for path in built.output.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
 def test_the_figures_of_all_that_is_watched_are_said(built: Built) -> None:
-    held, found = read(built.output)["within_reference"], verdict("within_reference", built)
+    held, found = read_results(built.output)["within_reference"], verdict("within_reference", built)
     assert held.keys() == set(drift.WATCHED) and all(
         one["told"] in found.summary for one in held.values()
     )
@@ -521,9 +522,14 @@ def test_without_a_judge_the_reward_model_alone_is_shown_and_nothing_independent
     inputs = {**built.inputs, "judge": replace(built.inputs["judge"], path=tmp_path / "judge")}
     section = {**SECTION, "prompts": 8, "best_of": 1}
     (tmp_path / "output").mkdir()
-    metrics = compare({"preferences": section}, inputs, tmp_path / "output", Said("no judge"))
+    metrics = PREFERENCES.run(
+        {"preferences": section}, inputs, tmp_path / "output", Said("no judge")
+    )
     own = replace(built, inputs=inputs, output=tmp_path / "output", metrics=metrics)
-    assert read(own.output)["judges"] == ["reward_model"] and verdict("judged_apart", own).passed
+    assert (
+        read_results(own.output)["judges"] == ["reward_model"]
+        and verdict("judged_apart", own).passed
+    )
     assert (
         not verdict("aligned_wins", own).passed
         and "alignment.comparisons.judge" in verdict("aligned_wins", own).summary
@@ -548,7 +554,7 @@ def test_what_a_model_finds_likelier_is_asked_of_every_source_where_there_are_to
         (tmp_path / name).mkdir()
         records.write(chosen, tmp_path / name / "held_out.jsonl")
         found.append(
-            preferences._prefers(
+            preferences._agreement(
                 model, template, replace(built.inputs["comparisons"], path=tmp_path / name)
             )
         )
@@ -561,8 +567,8 @@ def test_without_policy_init_what_models_are_held_against_is_named_everywhere() 
         name: np.stack([draw.uniform(90, 110, 8) * worse, np.full(8, 50.0), np.full(8, 60.0)], 1)
         for name, worse in (("supervised", 1.0), ("instructed", 1.1))
     }
-    compared = Compared([], {}, {}, {}, windows, {})
-    found = results_of(compared, "supervised", 1)["text"]["instructed"]["over_supervised"]
+    compared = Comparison([], {}, {}, {}, windows, {})
+    found = compared.results("supervised", 1)["text"]["instructed"]["over_supervised"]
     assert found["low"] <= found["value"] and found["value"] == pytest.approx(
         windows["instructed"][:, 0].sum() / windows["supervised"][:, 0].sum() - 1
     )
@@ -578,7 +584,7 @@ def test_prompts_without_room_for_an_answer_are_an_error_that_says_what_to_chang
         UserError,
         match="None of 40 held-out prompts leaves room for an answer: the context is 64 tokens",
     ):
-        compare(
+        PREFERENCES.run(
             {"preferences": {**SECTION, "max_new_tokens": 60}},
             built.inputs,
             tmp_path,

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from rank import Said
 
 from assets.contract import Built, Inputs
+from assets.execution import judge as judge_stage
 from assets.recipe.alignment_section import RewardModelSection
-from assets.stages import judge as judge_stage
 from assets.stages.judge import JUDGE
-from assets.stages.reward_model import REWARD_MODEL, train_reward_model
+from assets.stages.reward_model import REWARD_MODEL
 from gpt_model.errors import UserError
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf import pairwise, reward_model
@@ -68,7 +68,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 @pytest.fixture(scope="module")
 def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Built:
     output, said = tmp_path_factory.mktemp("reward_model"), Said("reward_model")
-    metrics = train_reward_model(CONFIG, inputs, output, said)
+    metrics = REWARD_MODEL.run(CONFIG, inputs, output, said)
     names = {name for values in said.said["metrics"].values() for name in values}
     series = {
         name: [
@@ -331,9 +331,9 @@ def test_a_run_that_was_killed_goes_on_and_ends_bit_for_bit_alike(
     trained: Built, inputs: Inputs, tmp_path: Path
 ) -> None:
     with pytest.raises(world.Killed):
-        train_reward_model(CONFIG, inputs, tmp_path, world.Interrupted("killed", 0.6))
+        REWARD_MODEL.run(CONFIG, inputs, tmp_path, world.Interrupted("killed", 0.6))
     said = Said("again")
-    train_reward_model(CONFIG, inputs, tmp_path, said)
+    REWARD_MODEL.run(CONFIG, inputs, tmp_path, said)
     assert any(line.startswith("Goes on from the checkpoint of step") for line in said.said["log"])
     assert world.files(tmp_path) == world.files(trained.output)
 
@@ -355,7 +355,7 @@ def test_comparisons_without_a_better_response_stop_the_stage_with_a_sentence(
         tmp_path / "comparisons", training=[world.ranking(1, ["a", "b"], [0, 0])], held_out=[]
     )
     with pytest.raises(UserError, match="There is nothing to learn from"):
-        train_reward_model(CONFIG, {**inputs, "comparisons": tied}, tmp_path / "out", Said("none"))
+        REWARD_MODEL.run(CONFIG, {**inputs, "comparisons": tied}, tmp_path / "out", Said("none"))
 
 
 def test_responses_without_a_word_have_no_baseline_and_it_is_said_why(
@@ -366,7 +366,7 @@ def test_responses_without_a_word_have_no_baseline_and_it_is_said_why(
     comparisons = world.write(tmp_path / "comparisons", training=letters, held_out=letters[:6])
     config = {"reward_model": {**CONFIG["reward_model"], "epochs": 1}}
     (tmp_path / "out").mkdir()
-    metrics = train_reward_model(
+    metrics = REWARD_MODEL.run(
         config, {**inputs, "comparisons": comparisons}, tmp_path / "out", said := Said("letters")
     )
     assert "accuracy" in metrics and not [

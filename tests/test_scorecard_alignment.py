@@ -21,9 +21,9 @@ from assets.report.page import Page, Section, write_page
 from assets.report.preferences import models
 from assets.report.scores import collect
 from assets.report.tables import Table
-from assets.stages.preferences_results import Compared, flat, read, results_of, write
 from gpt_model.evaluation.alignment_tax import TEXT, Finding, TaxedScore, finding
 from gpt_model.rlhf.answers import Answer
+from gpt_model.rlhf.comparison import Comparison, metrics_of, read_results
 from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.records import Prompt
 
@@ -77,7 +77,7 @@ def inputs(tmp_path: Path) -> dict[str, Artifact]:
         Prompt("rated", str(n), (Turn("user", "Write a sentence."), Turn("assistant", f"Film {n}")))
         for n in range(80)
     ]
-    compared = Compared(prompts)
+    compared = Comparison(prompts)
     base = rng.uniform(90, 110, size=60)
     costs = {
         "pretrained": 0.99,
@@ -110,9 +110,9 @@ def inputs(tmp_path: Path) -> dict[str, Artifact]:
         "best_of": 4,
         "judges": ["reward_model", "judge"],
     }
-    results |= results_of(compared, "policy_init", 4)
-    preferences = _artifact(tmp_path / "preferences", "preferences", flat(results))
-    write(preferences.path, compared, results)
+    results |= compared.results("policy_init", 4)
+    preferences = _artifact(tmp_path / "preferences", "preferences", metrics_of(results))
+    compared.write(preferences.path, results)
     model = {
         "accuracy": 0.62,
         "accuracy_low": 0.58,
@@ -236,7 +236,7 @@ def test_ppo_without_pretraining_text_is_not_called_ppo_ptx(
 ) -> None:
     alone = {**inputs, "aligned": replace(inputs["aligned"], config={"ppo": {"ptx_weight": 0.0}})}
     del alone["zero_shot_after/aligned_without_ptx"]
-    results = read(inputs["preferences"].path)
+    results = read_results(inputs["preferences"].path)
     results["steps"] = [
         step
         for step in results["steps"]
@@ -273,7 +273,7 @@ def test_what_was_not_run_is_looked_for(inputs: dict[str, Artifact], tmp_path: P
 
 def test_models_stand_in_the_order_of_the_steps(inputs: dict[str, Artifact]) -> None:
     """And not by name, as they would in sorted JSON."""
-    results = read(inputs["preferences"].path)
+    results = read_results(inputs["preferences"].path)
     assert list(results["models"]) == list(MODELS) != sorted(MODELS)
     assert models(results).frame["model"].tolist() == list(MODELS)
 

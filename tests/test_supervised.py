@@ -18,9 +18,10 @@ import torch
 from rank import ROOT, Said, make_inputs
 
 from assets.contract import Artifact, Built
+from assets.execution import sft
 from assets.recipe.alignment_section import PolicyInitSection, SupervisedSection
-from assets.stages.policy_init import POLICY_INIT
-from assets.stages.supervised import HELD_OUT, SUPERVISED, dialogues, panels
+from assets.report.sft import panels
+from assets.stages.supervised import POLICY_INIT, SUPERVISED
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import UserError
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
@@ -266,11 +267,14 @@ def test_a_dialogue_too_long_loses_its_oldest_turns_or_is_left_out(inputs: Path)
 def test_held_out_dialogues_are_of_every_source_where_there_are_too_many(
     inputs: Path, tmp_path: Path
 ) -> None:
-    write_demonstrations(tmp_path / "many", [talk(1)], [talk(n) for n in range(3 * HELD_OUT)])
+    write_demonstrations(tmp_path / "many", [talk(1)], [talk(n) for n in range(3 * sft.HELD_OUT)])
     template = ChatTemplate(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
-    found = dialogues(tmp_path / "many", template, 48, Said("many"))
+    found = sft.read(tmp_path / "many", template, 48, Said("many"))
     whole, _ = encode_dialogues(
-        [tuple(Turn(one["role"], one["content"]) for one in talk(3 * n)) for n in range(HELD_OUT)],
+        [
+            tuple(Turn(one["role"], one["content"]) for one in talk(3 * n))
+            for n in range(sft.HELD_OUT)
+        ],
         template,
         48,
     )  # type: ignore[arg-type]

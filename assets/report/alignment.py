@@ -17,8 +17,7 @@ from assets.report import preferences
 from assets.report.page import Section, Text
 from assets.report.scores import ZERO_SHOT_AFTER
 from assets.report.tables import Table, estimate
-from assets.stages.preferences_results import ALIGNED, CHOSEN, PLAIN, PRETRAINED, REFERENCE, read
-from assets.stages.rankings import BAG_OF_WORDS, NO_WORDS
+from assets.stages.reward_model import BAG_OF_WORDS, NO_WORDS
 from gpt_model.evaluation.alignment_tax import (
     TEXT,
     Arms,
@@ -30,8 +29,16 @@ from gpt_model.evaluation.alignment_tax import (
     verdict,
 )
 from gpt_model.evaluation.results import Results, ScoreRow
+from gpt_model.rlhf.comparison import (
+    ALIGNED,
+    INSTRUCTED,
+    PRETRAINED,
+    REFERENCE,
+    WITHOUT_PTX,
+    read_results,
+)
 
-ORDER = (PRETRAINED, "supervised", CHOSEN, REFERENCE, PLAIN, ALIGNED, "dpo")  # of columns
+ORDER = (PRETRAINED, "supervised", INSTRUCTED, REFERENCE, WITHOUT_PTX, ALIGNED, "dpo")  # of columns
 PPO, PTX = "PPO", "PPO-ptx"
 OF_CORPUS = ("cloze", "last_word")  # suites whose tasks are made of it
 # Suites of what preferences do not show, and what they are called.
@@ -60,7 +67,7 @@ def display_names(inputs: Inputs) -> dict[str, str]:
     mixed = ALIGNED in inputs and inputs[ALIGNED].config["ppo"]["ptx_weight"]
     return {
         **{name: name for name in ORDER},
-        PLAIN: PPO,
+        WITHOUT_PTX: PPO,
         ALIGNED: PTX if mixed else PPO,
         "dpo": "DPO",
     }
@@ -75,12 +82,12 @@ def taxed(inputs: Inputs) -> list[TaxedScore]:
         if f"{ZERO_SHOT_AFTER}{name}" in inputs
     }
     return alignment_tax(
-        read(inputs["preferences"].path)["text"],
+        read_results(inputs["preferences"].path)["text"],
         _rows(inputs["zero_shot"]) if "zero_shot" in inputs else [],
         after,
         ORDER,
         PRETRAINED,
-        Arms(REFERENCE, PLAIN, ALIGNED) if mixed else Arms(REFERENCE, ALIGNED, None),
+        Arms(REFERENCE, WITHOUT_PTX, ALIGNED) if mixed else Arms(REFERENCE, ALIGNED, None),
     )
 
 
@@ -93,7 +100,7 @@ def statement(inputs: Inputs) -> dict[str, Any]:
     the texts of aligned stay within the reference's intervals.
     """
     finding = findings(taxed(inputs))
-    within_reference = read(inputs["preferences"].path)["within_reference"]
+    within_reference = read_results(inputs["preferences"].path)["within_reference"]
     return {
         "signature": None if finding is None else {**asdict(finding), "holds": finding.holds},
         "within_reference": {
@@ -104,7 +111,7 @@ def statement(inputs: Inputs) -> dict[str, Any]:
 
 def section(inputs: Inputs) -> Section:
     artifact = inputs["preferences"]
-    results, scores, names = read(artifact.path), taxed(inputs), display_names(inputs)
+    results, scores, names = read_results(artifact.path), taxed(inputs), display_names(inputs)
     parts: list[Table | Text] = []
     if results["judges"]:
         parts.append(preferences.win_rates(results))
@@ -220,9 +227,9 @@ def _halves(finding: Finding, scores: Sequence[TaxedScore], names: Mapping[str, 
     nothing = "" if finding.regressed else ", as nothing is significantly lost"
     return [
         "- PPO without pre-training text regresses from policy_init: "
-        f"**{finding.regresses}**{beside(REFERENCE, PLAIN)}.",
+        f"**{finding.regresses}**{beside(REFERENCE, WITHOUT_PTX)}.",
         f"- PPO-ptx recovers what PPO lost: **{finding.recovers}**{nothing}"
-        f"{beside(PLAIN, ALIGNED)}.",
+        f"{beside(WITHOUT_PTX, ALIGNED)}.",
     ]
 
 

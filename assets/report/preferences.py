@@ -16,8 +16,8 @@ from assets.contract import Artifact, Built
 from assets.report import plots
 from assets.report.human_data import hidden, shortened
 from assets.report.tables import Table, code_block, estimate, write_markdown
-from assets.stages.preferences_results import ANSWERS, BEST, CHOSEN, JUDGES, PRETRAINED, read
 from gpt_model.evaluation.alignment_tax import verdict
+from gpt_model.rlhf.comparison import ANSWERS, BEST_OF, INSTRUCTED, JUDGES, PRETRAINED, read_results
 from gpt_model.rlhf.drift import NAMES
 
 JUDGE_NAMES = {"reward_model": "by the reward model", "judge": "by the judge"}
@@ -28,7 +28,7 @@ MOST_HIDDEN_CHARACTERS = 160  # of one to a prompt whose licence does not cover 
 
 def show(built: Built, folder: Path) -> None:
     """win_rates.png, win_rates.md, models.md, drift.md and samples.md."""
-    results = read(built.output)
+    results = read_results(built.output)
     if any(judge in step for step in results["steps"] for judge in JUDGES):
         _plot_win_rates(results, folder / "win_rates.png")
         write_markdown(folder / "win_rates.md", win_rates(results))
@@ -65,13 +65,13 @@ def win_rates(results: Mapping[str, Any]) -> Table:
         )
     if not results.get("chosen_apart", True):
         note += (
-            f" {CHOSEN} was chosen by the reward model on these very prompts, as there are only "
+            f" {INSTRUCTED} was chosen by the reward model on these very prompts, as there are only "
             f"{results['chosen_left']} others: its win rates, by the judge too, are a little too "
             "good."
         )
-    if BEST in results["models"]:
+    if BEST_OF in results["models"]:
         note += (
-            f" {BEST}: the best of {results['best_of']} answers of policy_init by the reward "
+            f" {BEST_OF}: the best of {results['best_of']} answers of policy_init by the reward "
             "model, whose own rate is high by that alone."
         )
     return Table(rows, "Win rates, step by step", note).without_empty_columns()

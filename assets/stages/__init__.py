@@ -23,7 +23,7 @@ STAGES = {
     "comparisons": "human_data:COMPARISONS",
     "prompts": "human_data:PROMPTS",
     "supervised": "supervised:SUPERVISED",
-    "policy_init": "policy_init:POLICY_INIT",
+    "policy_init": "supervised:POLICY_INIT",
     "reward_model": "reward_model:REWARD_MODEL",
     "judge": "judge:JUDGE",
     "instructed": "instructed:INSTRUCTED",

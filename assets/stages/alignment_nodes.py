@@ -25,10 +25,9 @@ from assets.stages.dpo import DPO
 from assets.stages.human_data import COMPARISONS, DEMONSTRATIONS, PROMPTS
 from assets.stages.instructed import INSTRUCTED
 from assets.stages.judge import JUDGE
-from assets.stages.policy_init import POLICY_INIT
 from assets.stages.preferences import PREFERENCES
 from assets.stages.reward_model import REWARD_MODEL
-from assets.stages.supervised import SUPERVISED
+from assets.stages.supervised import POLICY_INIT, SUPERVISED
 from assets.stages.zero_shot import ZERO_SHOT, zero_shot_config
 from gpt_model.errors import UserError
 from gpt_model.strict import Strict

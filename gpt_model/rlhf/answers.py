@@ -61,6 +61,11 @@ class Answer:
     log_probability: float = field(default=math.nan, compare=False)
 
     @property
+    def length(self) -> int:
+        """Tokens without end-of-text."""
+        return len(self.tokens) - self.ended
+
+    @property
     def empty(self) -> bool:
         """Whether it has no text. An empty answer is scored and counted like all others."""
         return not self.text.strip()

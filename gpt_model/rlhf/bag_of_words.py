@@ -1,8 +1,8 @@
-"""Words and nothing else: a logistic regression on the difference of two responses' TF-IDF words
-and pairs of words.
+"""A bag of words as a judge: logistic regression on the difference of two responses' TF-IDF of words
+and word pairs.
 
-It is the judge that the policy is never trained against, and the baseline beside the reward model.
-Kept as JSON, which gives every number back to the bit and runs nothing when it is read.
+No policy is trained against it, and it is the baseline beside the reward model. Saved as JSON,
+which restores every number to the bit and runs no code when it is read.
 """
 
 from __future__ import annotations
@@ -23,68 +23,60 @@ if TYPE_CHECKING:
     from gpt_model.rlhf.records import Ranking
 
 FILE = "bag_of_words.json"
-WORDS = 200_000  # the commonest, and pairs of them
+WORDS = 200_000  # the commonest words and word pairs
 NGRAMS = (1, 2)
 
 
 @dataclass(frozen=True)
 class BagOfWords:
-    """`words`: words and pairs of words, sorted; of each its inverse document frequency and its
-    weight in a text's score.
-    """
-
-    words: tuple[str, ...]
-    idf: NDArray[np.float64]
-    coefficients: NDArray[np.float64]
+    words: tuple[str, ...]  # words and word pairs, sorted
+    idf: NDArray[np.float64]  # [words], inverse document frequency
+    coefficients: NDArray[np.float64]  # [words]
 
     @staticmethod
     def fit(rankings: Sequence[Ranking]) -> BagOfWords:
-        """Learnt from all pairs of the rankings, each ranking of the same weight. Raises UserError
+        """Fitted to all pairs of the rankings, each ranking with the same weight. Raises UserError
         where there is nothing to learn from.
         """
+        # scikit-learn takes a second to import, and only a judge's worker needs it.
         from scipy.sparse import vstack
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
 
-        learnt = [(ranking, pairs) for ranking in rankings if (pairs := ranking.pairs())]
-        texts = [response.text for ranking, _ in learnt for response in ranking.responses]
+        usable = [(ranking, pairs) for ranking in rankings if (pairs := ranking.pairs())]
+        texts = [response.text for ranking, _ in usable for response in ranking.responses]
         vectorizer = TfidfVectorizer(ngram_range=NGRAMS, max_features=WORDS)
         try:
             rows = vectorizer.fit_transform(texts)
-        except ValueError:  # the library's: there are no words
+        except ValueError:  # scikit-learn's, where there are no words
             raise UserError(
-                f"Of {len(rankings)} rankings {len(learnt)} have a better and a worse response with words in them: too few to learn from. "
-                "Give more comparisons."
+                f"Of {len(rankings)} rankings {len(usable)} have a better and a worse response "
+                "with words in them: too few to learn from. Give more comparisons."
             ) from None
         better, worse, weights, first = [], [], [], 0
-        for ranking, pairs in learnt:
-            better += [first + place for place, _ in pairs]
-            worse += [first + place for _, place in pairs]
+        for ranking, pairs in usable:
+            better += [first + index for index, _ in pairs]
+            worse += [first + index for _, index in pairs]
             weights += [1 / len(pairs)] * len(pairs)
             first += len(ranking.responses)
         gaps = rows[better] - rows[worse]
-        labels = [1] * len(better) + [0] * len(
-            better
-        )  # both orders: which is named first is nobody's judgement
+        # Both orders, as the order of a pair's responses means nothing.
+        labels = [1] * len(better) + [0] * len(better)
         model = LogisticRegression(fit_intercept=False, max_iter=1000)
         model.fit(vstack([gaps, -gaps]), labels, sample_weight=weights * 2)
-        return BagOfWords(
-            tuple(vectorizer.get_feature_names_out()), vectorizer.idf_, model.coef_[0]
-        )
+        words = tuple(vectorizer.get_feature_names_out())
+        return BagOfWords(words, vectorizer.idf_, model.coef_[0])
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """More is better. The difference of two is the log-odds that the first is preferred."""
+        """[texts]; higher is better. A difference is the log-odds that the first is preferred."""
         if not len(texts):
             return np.zeros(0)
         return np.asarray(self._vectorizer.transform(texts) @ self.coefficients)
 
     def scores(self, rankings: Sequence[Ranking]) -> list[list[float]]:
-        """Of each response of each ranking."""
-        flat = iter(
-            self.score(
-                [response.text for ranking in rankings for response in ranking.responses]
-            ).tolist()
-        )
+        """[rankings][responses]."""
+        texts = [response.text for ranking in rankings for response in ranking.responses]
+        flat = iter(self.score(texts).tolist())
         return [[next(flat) for _ in ranking.responses] for ranking in rankings]
 
     @cached_property
@@ -92,18 +84,20 @@ class BagOfWords:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectorizer = TfidfVectorizer(
-            ngram_range=NGRAMS, vocabulary={word: place for place, word in enumerate(self.words)}
+            ngram_range=NGRAMS, vocabulary={word: index for index, word in enumerate(self.words)}
         )
         vectorizer.idf_ = self.idf
         return vectorizer
 
     def save(self, folder: Path) -> None:
-        kept = {
+        parameters = {
             "words": list(self.words),
             "idf": self.idf.tolist(),
             "coefficients": self.coefficients.tolist(),
         }
-        (folder / FILE).write_text(json.dumps(kept, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(
+            json.dumps(parameters, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
     @staticmethod
     def load(folder: Path) -> BagOfWords:
@@ -112,7 +106,9 @@ class BagOfWords:
             raise UserError(
                 f"{folder} has no {FILE}: it is not a judge. Give the folder of a judge artifact."
             )
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        parameters = json.loads(path.read_text(encoding="utf-8"))
         return BagOfWords(
-            tuple(kept["words"]), np.array(kept["idf"]), np.array(kept["coefficients"])
+            tuple(parameters["words"]),
+            np.array(parameters["idf"]),
+            np.array(parameters["coefficients"]),
         )

@@ -1,8 +1,8 @@
-"""What a policy that chases a reward does to its texts: fewer different words, the same again,
-longer or shorter, all answers alike.
+"""What a policy that exploits a reward model does to its texts: fewer different words, repetition,
+other lengths, equal answers.
 
-Words are runs of letters or digits, and each other sign; in small letters. Models that are set
-beside each other answer the same prompts in the same order.
+A word is a run of letters or digits, or any other sign, in lower case. Models that are compared
+answer the same prompts in the same order.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gpt_model.statistics import (
     ConfidenceInterval,
@@ -19,15 +20,15 @@ from gpt_model.statistics import (
     bootstrap_share,
 )
 
+if TYPE_CHECKING:
+    from gpt_model.rlhf.answers import Answer
+
 WORD = re.compile(r"\w+|[^\w\s]")
-POOL = 10  # answers whose n-grams are counted together; fewer where there are not 8 pools of them
+POOL = 10  # answers whose n-grams are counted together; fewer where that gives fewer than POOLS
 POOLS = 8
-REPEATED = 3  # words of a run that is looked for again
-WATCHED = (
-    "distinct_2",
-    "repetition",
-    "length",
-)  # which may not drift beyond the reference's interval
+REPEATED = 3  # words of a repeated n-gram
+# Measures that should stay within the reference's interval.
+WATCHED = ("distinct_2", "repetition", "length")
 NAMES = {
     "distinct_1": "distinct-1",
     "distinct_2": "distinct-2",
@@ -38,36 +39,26 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Written:
-    """An answer: its text, its tokens without the end, and whether the model ended it."""
-
-    text: str
-    tokens: int
-    ended: bool
-
-
-def drift(answers: Sequence[Written], groups: Sequence[str]) -> dict[str, ConfidenceInterval]:
-    """Each of NAMES with its 95 % interval, by bootstrap over prompts (`groups`); of distinct-n
-    over pools of answers.
+def drift(answers: Sequence[Answer], groups: Sequence[str]) -> dict[str, ConfidenceInterval]:
+    """Each of NAMES with its 95 % interval, by bootstrap over prompts (`groups`); distinct-n by
+    bootstrap over pools of answers.
     """
     words = [WORD.findall(answer.text.lower()) for answer in answers]
     return {
         "distinct_1": distinct(words, 1),
         "distinct_2": distinct(words, 2),
-        "repetition": bootstrap_share([repetition(one) for one in words], groups),
-        "length": bootstrap_mean([answer.tokens for answer in answers], groups),
+        "repetition": bootstrap_share([repetition(text) for text in words], groups),
+        "length": bootstrap_mean([answer.length for answer in answers], groups),
         "ended": bootstrap_share([answer.ended for answer in answers], groups),
         "copies": bootstrap_share(copies([answer.text for answer in answers], groups), groups),
     }
 
 
 def distinct(texts: Sequence[Sequence[str]], n: int) -> ConfidenceInterval:
-    """Different n-grams by n-grams (Li et al. 2016), in pools of a fixed number of answers one
-    after another.
+    """Different n-grams over all n-grams (Li et al. 2016), in pools of consecutive answers.
 
-    Of all answers at once it falls with their number, and in a resample, where some stand twice, by
-    itself: so pools are drawn instead.
+    Over all answers at once it falls with their number, and in a resample, which repeats some, by
+    itself. So the bootstrap draws pools.
     """
     size = max(1, min(POOL, len(texts) // POOLS))
     pools = [texts[first : first + size] for first in range(0, len(texts) - size + 1, size)]
@@ -80,13 +71,13 @@ def distinct(texts: Sequence[Sequence[str]], n: int) -> ConfidenceInterval:
 
 
 def repetition(words: Sequence[str]) -> float:
-    """Share of a text's 3-grams that it has had before."""
+    """Share of a text's 3-grams that occur earlier in it."""
     grams = _grams(words, REPEATED)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def copies(texts: Sequence[str], groups: Sequence[str]) -> list[bool]:
-    """Whether the same text answers another prompt, too."""
+    """Of each text, whether it answers another prompt too."""
     prompts: dict[str, set[str]] = {}
     for text, group in zip(texts, groups, strict=True):
         prompts.setdefault(text.strip(), set()).add(group)
@@ -98,8 +89,8 @@ def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class Held:
-    """A model's figure beside the reference's interval."""
+class BesideReference:
+    """A model's mean beside the reference's interval."""
 
     measure: str
     value: float
@@ -111,16 +102,18 @@ class Held:
 
     def __str__(self) -> str:
         side = "inside" if self.inside else "above" if self.value > self.reference.high else "below"
-        return f"{NAMES[self.measure]} {self.value:.3f} {side} {self.reference.low:.3f} to {self.reference.high:.3f}"
+        interval = f"{self.reference.low:.3f} to {self.reference.high:.3f}"
+        return f"{NAMES[self.measure]} {self.value:.3f} {side} {interval}"
 
 
 def beside_reference(
-    ours: Mapping[str, ConfidenceInterval], reference: Mapping[str, ConfidenceInterval]
-) -> list[Held]:
-    """What is watched: the mean of ours beside the reference's interval, which is of as many
-    answers.
+    model: Mapping[str, ConfidenceInterval], reference: Mapping[str, ConfidenceInterval]
+) -> list[BesideReference]:
+    """The watched measures of both, of equally many answers.
 
     Strict: of two samples of one model, one mean lies outside the other's interval about one time
     in six.
     """
-    return [Held(measure, ours[measure].value, reference[measure]) for measure in WATCHED]
+    return [
+        BesideReference(measure, model[measure].value, reference[measure]) for measure in WATCHED
+    ]

@@ -1,0 +1,209 @@
+"""Runs the stage `instructed`: every supervised epoch answers the same prompts, and the epoch with
+the best mean reward becomes the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.execution import tuning_io
+from assets.execution.prompt_subset import prompt_subset
+from assets.stages.base_model import require
+from assets.stages.instructed import EMPTY
+from gpt_model import convert
+from gpt_model.errors import UserError
+from gpt_model.rlhf import reward_model
+from gpt_model.rlhf.answers import Answer, sample_answers
+from gpt_model.rlhf.chat_template import ChatTemplate
+from gpt_model.rlhf.records import Prompt
+from gpt_model.statistics import mean_interval
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.tuning import EPOCHS, best_epoch, epoch_folder
+
+ANSWERS = "answers.jsonl"
+SAMPLES = 3  # answers of each epoch that are shown
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The answers of one epoch's model, and their rewards."""
+
+    number: int  # from 1
+    rewards: list[float]
+    answers: list[Answer]
+    held_out_loss: float | None  # of supervised fine-tuning, after that epoch
+
+    @property
+    def reward(self) -> float:
+        return sum(self.rewards) / len(self.rewards)
+
+    def metrics(self) -> dict[str, Any]:
+        low = high = self.reward
+        if len(self.rewards) > 1:
+            interval = mean_interval(self.rewards)
+            low, high = interval.low, interval.high
+        metrics = {
+            "reward": self.reward,
+            "reward_low": low,
+            "reward_high": high,
+            "ended": sum(answer.ended for answer in self.answers) / len(self.answers),
+            "length": sum(len(answer.tokens) for answer in self.answers) / len(self.answers),
+            "empty": sum(answer.empty for answer in self.answers),
+            "prompts_cut": sum(answer.prompt_cut for answer in self.answers),
+        }
+        if self.held_out_loss is not None:
+            metrics["held_out_loss"] = self.held_out_loss
+        return metrics
+
+
+def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    supervised, section = require(inputs, "supervised"), config["instructed"]
+    tokenizer = Tokenizer.load(supervised.path / "model")
+    reward_tokenizer = Tokenizer.load(inputs["reward_model"].path / "model")
+    reward_model.check_vocabulary(reward_tokenizer, tokenizer)
+    subset = prompt_subset(inputs["prompts"].path, section)
+    prompts = subset.choosing
+    if not prompts:
+        raise UserError(
+            "There is no held-out prompt to choose an epoch by: make prompts.held_out larger.",
+            field="prompts.held_out",
+        )
+    losses = losses_by_epoch(supervised)
+    folders = epoch_folders(supervised)
+    epochs: list[Epoch] = []
+    for number, folder in folders:
+        answers, rewards = _answer(
+            folder, ChatTemplate(tokenizer), prompts, inputs["reward_model"], section, progress
+        )
+        reward_model.check_finite(
+            rewards,
+            lambda index: f"{prompts[index].source}, {prompts[index].id}",
+            f"answers of epoch {number}",
+        )
+        epochs.append(Epoch(number, rewards, answers, losses.get(number)))
+        reported = {name: float(value) for name, value in epochs[-1].metrics().items()}
+        progress.metrics(number, reported)
+        for index, answer in enumerate(answers[:SAMPLES]):
+            progress.text(number, f"{index + 1} {prompts[index].source}", answer.text)
+        progress.advance(len(epochs), len(folders), "epochs")
+    best = epochs[best_epoch([epoch.reward for epoch in epochs]) - 1]
+    metrics = best.metrics()
+    facts = {
+        "best_epoch": best.number,
+        "prompts": len(prompts),
+        "apart": subset.apart,
+        "left": subset.left,
+        "epochs": [
+            {
+                "epoch": epoch.number,
+                **{name: round(value, 6) for name, value in epoch.metrics().items()},
+            }
+            for epoch in epochs
+        ],
+    }
+    model = convert.load(dict(folders)[best.number])
+    tuning_io.write_model(output, model, tokenizer, facts)
+    _write_answers(output, prompts, epochs)
+    lowest = {"epoch_of_lowest_loss": min(losses, key=lambda n: (losses[n], n))} if losses else {}
+    return {
+        "epochs": len(epochs),
+        "best_epoch": best.number,
+        "prompts": len(prompts),
+        **metrics,
+        "reward_of_last_epoch": epochs[-1].reward,
+        "empty_share": metrics["empty"] / len(prompts),
+        **lowest,
+    }
+
+
+def _answer(
+    folder: Path,
+    template: ChatTemplate,
+    prompts: Sequence[Prompt],
+    scorer: Artifact,
+    section: Config,
+    progress: Progress,
+) -> tuple[list[Answer], list[float]]:
+    """An epoch's answers, and their rewards."""
+    device = progress.profile.device
+    dialogues = [prompt.turns for prompt in prompts]
+    answers = sample_answers(
+        convert.load(folder).to(device).eval(),
+        template,
+        dialogues,
+        max_new_tokens=section["max_new_tokens"],
+        temperature=section["temperature"],
+        seed=section["seed"],
+    )
+    texts = [(turns, answer.text) for turns, answer in zip(dialogues, answers, strict=True)]
+    return answers, reward_model.score(reward_model.load(scorer.path), template, texts, device)
+
+
+def epoch_folders(supervised: Artifact) -> list[tuple[int, Path]]:
+    """(epoch, its model's folder), in order. Raises UserError where there are none."""
+    paths = (supervised.path / EPOCHS).glob("*")
+    folders = sorted((int(path.name), path) for path in paths if path.name.isdigit())
+    if not folders:
+        raise UserError(
+            f"{supervised.path} keeps no epochs to choose among: build supervised again.",
+            field="supervised",
+        )
+    return folders
+
+
+def losses_by_epoch(supervised: Artifact) -> dict[int, float]:
+    """Loss on held-out demonstrations after each epoch that supervised fine-tuning recorded one
+    of.
+    """
+    rows = tuning_io.facts_of(supervised).get("epochs", [])
+    return {
+        int(row["epoch"]): float(row["held_out_loss"])
+        for row in rows
+        if isinstance(row, dict) and row.get("held_out_loss") is not None
+    }
+
+
+def _write_answers(output: Path, prompts: Sequence[Prompt], epochs: Sequence[Epoch]) -> None:
+    rows = [
+        {
+            "epoch": epoch.number,
+            "source": prompt.source,
+            "id": prompt.id,
+            "reward": reward,
+            "tokens": len(answer.tokens),
+            "ended": answer.ended,
+            "empty": answer.empty,
+        }
+        for epoch in epochs
+        for prompt, reward, answer in zip(prompts, epoch.rewards, epoch.answers, strict=True)
+    ]
+    tuning_io.write_rows(output / ANSWERS, rows)
+
+
+def best_is_kept(built: Built) -> Verdict:
+    """Compares model/ with the epoch of the highest mean reward in answers.jsonl."""
+    rewards: dict[int, list[float]] = {}
+    for line in (built.output / ANSWERS).read_text(encoding="utf-8").split("\n")[:-1]:
+        row = json.loads(line)
+        rewards.setdefault(row["epoch"], []).append(row["reward"])
+    means = {epoch: sum(values) / len(values) for epoch, values in rewards.items()}
+    best = max(means, key=lambda epoch: (means[epoch], -epoch))
+    folders = built.output / "model", epoch_folder(built.inputs["supervised"].path, best)
+    retained, expected = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    same = retained == expected
+    return Verdict(
+        same,
+        f"Epoch {best} of {len(means)} has the best mean reward, {means[best]:.3f}; model/ "
+        f"{'is' if same else 'is not'} it.",
+    )
+
+
+def answers_say_something(built: Built) -> Verdict:
+    share, prompts = built.metrics["empty_share"], int(built.metrics["prompts"])
+    summary = f"{share:.0%} of its answers to {prompts} prompts say nothing."
+    return Verdict(share < EMPTY, summary, {"empty": share})

@@ -1,0 +1,170 @@
+"""Runs the stage `reward_model`: train on rankings, measure held-out ones, and shift the rewards so
+that demonstrations have a mean of 0. Model and loss are `gpt_model.rlhf.reward_model`'s.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.execution import rankings, tuning_io
+from assets.execution.training import execution_of
+from assets.stages.reward_model import BAG_OF_WORDS, NO_WORDS
+from gpt_model.errors import UserError, about
+from gpt_model.rlhf import reward_model
+from gpt_model.rlhf.bag_of_words import BagOfWords
+from gpt_model.rlhf.chat_template import ChatTemplate
+from gpt_model.rlhf.pairwise import Scores
+from gpt_model.rlhf.records import evenly, read_demonstrations
+from gpt_model.rlhf.reward_model import (
+    EncodedRanking,
+    EncodedRankings,
+    RewardModel,
+    RewardObjective,
+    check_finite,
+    encode_text,
+    rewards_of,
+)
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.loop import Hook
+from gpt_model.training.tuning import cosine_settings, evaluation_steps
+
+DEMONSTRATIONS = 512  # whose mean reward is 0
+ZERO = 1e-3  # how far their mean may be off when it is computed again
+TIMINGS = ("seconds", "comparisons_per_second")  # differ from run to run
+
+
+def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    """Train, measuring held-out rankings on the way; resumes from output/.scratch. Every rank runs
+    it, rank 0 writes.
+    """
+    section, start = config["reward_model"], inputs["start"]
+    # A model tuned here has its tokenizer beside it; an imported one may have none.
+    has_tokenizer = (tuning_io.model_folder(start) / "tokenizer.json").is_file()
+    gpt, template = tuning_io.start(start, None if has_tokenizer else inputs["tokenizer"], section)
+    context = gpt.config.context
+    splits = rankings.encode(inputs["comparisons"], template, context, progress)
+    training, held_out = splits["training"].encoded, splits["held_out"].encoded
+    with about("reward_model"):
+        lengths = [ranking.tokens for ranking in training]
+        batches = tuning_io.epoch_batches(lengths, section["batch"], section, progress, context)
+    execution = execution_of(progress, fixed_shapes=False)
+    model = RewardModel(gpt, section["seed"])
+    objective = RewardObjective(training, batches, execution.device)
+    evaluate = _evaluation(evenly(held_out, rankings.EVALUATED), execution.device, progress.rank)
+    hooks = [Hook(evaluation_steps(batches.steps, rankings.EVALUATIONS), evaluate)]
+    settings = cosine_settings(section, batches.steps)
+    outcome = tuning_io.tune(model, objective, settings, execution, output, progress, hooks)
+    if progress.rank:
+        return {}
+    model.eval()
+    metrics = _shift(model, template, inputs["demonstrations"], section["seed"], execution.device)
+    scores: dict[str, Scores] = {"": score_rankings(model, held_out, execution.device)}
+    if (baseline := _baseline(splits)) is None:
+        progress.log(f"A bag of words is not run: {NO_WORDS}.")
+        metrics[f"{BAG_OF_WORDS}/not_run"] = 1.0
+    else:
+        scores[BAG_OF_WORDS] = baseline
+    metrics |= rankings.held_out_metrics(scores, held_out) | rankings.counts(splits)
+    metrics |= {"loss": outcome.loss, "steps": outcome.steps, "seconds": outcome.seconds}
+    metrics["comparisons_per_second"] = outcome.units_per_second
+    _write(model, template, output, metrics)
+    ratings = [
+        [response.rating for response in ranking.responses]
+        for ranking in splits["held_out"].rankings
+    ]
+    columns = {"ratings": ratings} | {name or "rewards": given for name, given in scores.items()}
+    rankings.write_held_out(output, held_out, columns)
+    return metrics
+
+
+def score_rankings(
+    model: RewardModel, encoded: Sequence[EncodedRanking], device: str
+) -> list[list[float]]:
+    """The reward of each response of each ranking. Raises UserError where one is not a number."""
+    names = [
+        f"{ranking.source}, {ranking.id}, response {number}"
+        for ranking in encoded
+        for number in range(1, len(ranking.texts) + 1)
+    ]
+    rewards = rewards_of(model, [text for ranking in encoded for text in ranking.texts], device)
+    check_finite(rewards, names.__getitem__, "held-out responses")
+    flat = iter(rewards)
+    return [[next(flat) for _ in ranking.texts] for ranking in encoded]
+
+
+def _evaluation(
+    held_out: Sequence[EncodedRanking], device: str, rank: int
+) -> Callable[[int, RewardModel], Mapping[str, float]]:
+    """A hook of the loop."""
+
+    def evaluate(step: int, model: RewardModel) -> Mapping[str, float]:
+        if rank or not held_out:
+            return {}
+        return rankings.evaluation_metrics(score_rankings(model, held_out, device), held_out)
+
+    return evaluate
+
+
+def _shift(
+    model: RewardModel, template: ChatTemplate, demonstrations: Artifact, seed: int, device: str
+) -> Metrics:
+    """Give the training demonstrations, or a seeded subset, a mean reward of 0 (section 3.5)."""
+    available = read_demonstrations(demonstrations.path, "training")
+    draw = random.Random(f"{seed} demonstrations")
+    subset = draw.sample(available, min(DEMONSTRATIONS, len(available)))
+    context = model.gpt.config.context
+    texts, names = [], []
+    for demonstration in subset:
+        *prompt, answer = demonstration.turns
+        if (text := encode_text(template, tuple(prompt), answer.text, context)) is not None:
+            texts.append(text)
+            names.append(f"{demonstration.source}, {demonstration.id}")
+    if not texts:
+        raise UserError(
+            f"None of {len(subset)} demonstrations fits the context of {context} tokens, and their "
+            "mean is to be 0.",
+            field="demonstrations",
+        )
+    rewards = rewards_of(model, texts, device)
+    check_finite(rewards, names.__getitem__, "demonstrations")
+    model.shift = sum(rewards) / len(rewards)
+    shifted = rewards_of(model, texts, device)
+    return {
+        "demonstrations": len(texts),
+        "demonstrations_mean": sum(shifted) / len(shifted),
+        "shift": model.shift,
+    }
+
+
+def _baseline(splits: Mapping[str, EncodedRankings]) -> Scores | None:
+    """The scores of a bag of words, trained on the same rankings, of the held-out responses; None
+    where they have no words.
+    """
+    try:
+        judge = BagOfWords.fit(splits["training"].rankings)
+    except UserError:
+        return None
+    return judge.scores(splits["held_out"].rankings)
+
+
+def _write(model: RewardModel, template: ChatTemplate, output: Path, metrics: Metrics) -> None:
+    model.to("cpu")
+    model.gpt.config = model.gpt.config.model_copy(update={"dropout": 0.0})
+    reward_model.save(model, template.tokenizer, output)
+    facts = {name: round(value, 6) for name, value in metrics.items() if name not in TIMINGS}
+    tuning_io.write_facts(output, model.gpt, facts)
+
+
+def demonstrations_mean_zero(built: Built) -> Verdict:
+    mean, count = built.metrics["demonstrations_mean"], int(built.metrics["demonstrations"])
+    summary = f"The mean reward of {count} demonstrations is {mean:.2e}."
+    return Verdict(abs(mean) < ZERO, summary, {"mean": mean})
+
+
+def model_loads(built: Built) -> Verdict:
+    model = reward_model.load(built.output)
+    loads = f"It loads with {model.gpt.config.parameters():,} parameters and a head"
+    return tuning_io.usable(model, model.gpt, Tokenizer.load(built.output / "model"), loads, {})

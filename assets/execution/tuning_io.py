@@ -1,0 +1,166 @@
+"""What the stages that tune a model share: the model they start from, the training run, the files
+they write, and the verdicts on them. `assets.stages.tuning_io` lists the files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from assets.contract import SCRATCH, Artifact, Built, Progress, Verdict
+from assets.stages import base_model
+from assets.stages.tuning_io import FACTS
+from gpt_model import convert
+from gpt_model.errors import UserError
+from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.batching import TRAINING_TOKENS, EpochBatches
+from gpt_model.training.engine import Execution
+from gpt_model.training.loop import Hook, Objective, Outcome, train
+from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.transformer import GPT, with_rows
+
+# Held-out text of each source that a tuned model reads, as do the models it is compared with.
+HELD_OUT_TOKENS = 16_384
+
+
+def model_folder(artifact: Artifact) -> Path:
+    """Raises UserError where the model was unavailable."""
+    if artifact.not_run:
+        raise UserError(f"There is no model to go on from: {artifact.not_run}.", field=".imported")
+    return artifact.path / "model"
+
+
+def start(
+    artifact: Artifact, tokenizer: Artifact | None, section: Mapping[str, Any]
+) -> tuple[GPT, ChatTemplate]:
+    """The artifact's model with embeddings for the role tokens and the section's dropout; and its
+    chat template. `tokenizer`: of a model whose own does not know the role tokens.
+    """
+    folder = model_folder(artifact)
+    chat = chat_tokenizer(Tokenizer.load(tokenizer.path if tokenizer else folder))
+    gpt = convert.load(folder)
+    missing = chat.vocab_size - gpt.config.vocab_size
+    if missing < 0:
+        raise UserError(
+            f"The model has {gpt.config.vocab_size:,} rows for tokens and its tokenizer "
+            f"{chat.vocab_size:,} tokens: they are not a pair.",
+            field=".imported",
+        )
+    return with_rows(gpt, missing, section["dropout"], section["seed"]), ChatTemplate(chat)
+
+
+def epoch_batches(
+    lengths: Sequence[int], batch: int, section: Mapping[str, Any], progress: Progress, context: int
+) -> EpochBatches:
+    """Batches of items of `lengths` tokens. Raises UserError where a batch has fewer items than
+    there are processes.
+    """
+    sequences = progress.profile.micro_batch  # the profile bounds sequences, not tokens
+    try:
+        return EpochBatches(
+            lengths,
+            batch,
+            section["epochs"],
+            section["seed"],
+            progress.rank,
+            progress.world_size,
+            sequences * context if sequences else TRAINING_TOKENS,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"Batches cannot be shared out: {error}. Give more data, raise batch, or set fewer "
+            f"processes in profiles/{progress.profile.name}.yaml.",
+            field="batch",
+        ) from None
+
+
+def tune(
+    model: nn.Module,
+    objective: Objective,
+    settings: TrainingSettings,
+    execution: Execution,
+    output: Path,
+    progress: Progress,
+    hooks: Sequence[Hook],
+) -> Outcome:
+    """Train in place; resumes from the checkpoints in output/.scratch. Every rank calls it."""
+    checkpoints = output / SCRATCH / "checkpoints"
+    return train(
+        model,
+        objective,
+        settings,
+        execution,
+        checkpoints=checkpoints,
+        progress=progress,
+        hooks=hooks,
+    )
+
+
+def write_model(output: Path, model: GPT, tokenizer: Tokenizer, facts: Mapping[str, Any]) -> None:
+    """The finished model, without dropout, and its facts."""
+    model.config = model.config.model_copy(update={"dropout": 0.0})
+    convert.save(model, output / "model", tokenizer.end_of_text)
+    tokenizer.save(output / "model")
+    write_facts(output, model, facts)
+
+
+def write_facts(output: Path, model: GPT, facts: Mapping[str, Any]) -> None:
+    """The model's shape, and training.json: what is the same on every run."""
+    base_model.write_shape(model.config, output)
+    document = json.dumps(facts, indent=2, sort_keys=True)
+    (output / FACTS).write_text(document + "\n", encoding="utf-8")
+
+
+def facts_of(artifact: Artifact) -> dict[str, Any]:
+    """Its training.json."""
+    facts: dict[str, Any] = json.loads((artifact.path / FACTS).read_text(encoding="utf-8"))
+    return facts
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A JSON object a line."""
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def loss_falls(built: Built) -> Verdict:
+    losses = [value for _, value in built.series.get("nats", ())]
+    if len(losses) < 4:
+        return Verdict(True, f"{len(losses)} losses were reported: too few to say.")
+    third = max(1, len(losses) // 3)
+    first, last = sum(losses[:third]) / third, sum(losses[-third:]) / third
+    summary = (
+        f"Mean nats a token of the assistant's: {first:.3f} in the first third, {last:.3f} in the "
+        "last."
+    )
+    return Verdict(last < first, summary, {"first": first, "last": last})
+
+
+def model_loads(built: Built) -> Verdict:
+    folder = built.output / "model"
+    model = convert.load(folder)
+    parameters = model.config.parameters()
+    loads = f"model/ loads with {parameters:,} parameters"
+    return usable(model, model, Tokenizer.load(folder), loads, {"parameters": parameters})
+
+
+def usable(
+    whole: nn.Module,
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    loads: str,
+    figures: Mapping[str, float | int | str],
+) -> Verdict:
+    """Whether all weights of a loaded model are numbers, and its tokenizer is a chat tokenizer of
+    its size.
+    """
+    finite = all(bool(parameter.isfinite().all()) for parameter in whole.parameters())
+    fits = gpt.config.vocab_size == tokenizer.vocab_size and bool(tokenizer.markers)
+    summary = loads + ("" if finite else ", some of which are not numbers")
+    summary += "." if fits else "; its tokenizer does not fit it."
+    return Verdict(finite and fits, summary, figures)

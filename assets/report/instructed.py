@@ -1,0 +1,54 @@
+"""What a person sees of the choice of an epoch: rewards and held-out losses side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from assets.contract import Built
+from assets.report.plots import Panel, curves
+from assets.report.sft import last_texts
+from assets.report.tables import Table, interval, write_markdown
+from assets.stages.tuning_io import FACTS
+
+
+def show(built: Built, folder: Path) -> None:
+    """epochs.png, epochs.md and samples.md."""
+    series = built.series
+    names = {"mean": "reward", "interval, low": "reward_low", "interval, high": "reward_high"}
+    rewards = {label: series.get(name, ()) for label, name in names.items()}
+    losses = {"nats a token": series.get("held_out_loss", ())}
+    curves(
+        folder / "epochs.png",
+        [
+            Panel("reward on held-out prompts", "epoch", rewards),
+            Panel("loss on held-out demonstrations", "epoch", losses),
+        ],
+    )
+    facts = json.loads((built.output / FACTS).read_text(encoding="utf-8"))
+    rows = [
+        {
+            "epoch": f"{row['epoch']}{' (kept)' * (row['epoch'] == facts['best_epoch'])}",
+            "reward (95 % interval)": interval(*(row[name] for name in names.values())),
+            "held-out loss": row.get("held_out_loss"),
+            "tokens": row["length"],
+            "ended": row["ended"],
+            "say nothing": row["empty"],
+        }
+        for row in facts["epochs"]
+    ]
+    note = (
+        f"{facts['prompts']} held-out prompts, the same for every epoch. The best mean reward is "
+        "kept; loss has no say in it. "
+    )
+    note += (
+        "Models are compared on none of them."
+        if facts["apart"]
+        else f"Models are compared on the same ones, as there are only {facts['left']} others: the "
+        "figures of this epoch there, by the judge too, are a little too good."
+    )
+    formats = {"held-out loss": ".3f", "tokens": ".1f", "ended": ".0%"}
+    write_markdown(folder / "epochs.md", Table(rows, note=note, formats=formats))
+    if built.texts:
+        heading = "Answers of the last epoch to held-out prompts."
+        write_markdown(folder / "samples.md", heading, last_texts(built))
