@@ -221,7 +221,7 @@ def test_where_too_few_others_are_left_the_same_prompts_choose_and_the_page_says
     assert not found.apart and found.choosing == found.compared and found.left == 8
     INSTRUCTED.show(chosen, tmp_path)
     assert (
-        "there are only 8 others: what is said of this epoch there, by the judge too"
+        "Models are compared on the same ones, as there are only 8 others"
         in (tmp_path / "epochs.md").read_text()
     )
 

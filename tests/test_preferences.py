@@ -277,7 +277,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     judged = records.read_comparisons(folder / "comparisons", "judge")
     BagOfWords.fit(judged).save(folder / "judge")
     (folder / "judge" / TRAINED_ON).write_text(
-        "".join(json.dumps({"source": one.source, "id": one.id}) + "\n" for one in judged)
+        "".join(
+            json.dumps({"row": row, "source": ranking.source, "id": ranking.id}) + "\n"
+            for row, ranking in enumerate(judged)
+        )
     )
     (folder / "judge" / FACTS).write_text("{}")
     (folder / "prompts").mkdir()
@@ -539,7 +542,7 @@ def test_without_a_judge_the_reward_model_alone_is_shown_and_nothing_independent
 def test_what_a_model_finds_likelier_is_asked_of_every_source_where_there_are_too_many(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preferences, "ON_THE_WAY", 10)
+    monkeypatch.setattr(preferences, "EVALUATED", 10)
     model = convert.load(built.inputs["aligned"].path / "model").eval()
     rankings = [_ranking(number) for number in range(200, 240)]
     for place, one in enumerate(

@@ -17,7 +17,6 @@ from gpt_model.rlhf.reward_model import EncodedRanking
 from gpt_model.training.engine import start
 from gpt_model.training.loop import Hook
 from gpt_model.training.tuning import cosine_settings, evaluation_steps
-from gpt_model.transformer import GPT
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
@@ -91,10 +90,10 @@ def _evaluation(
     reference: LogProbabilities,
     section: Mapping[str, Any],
     rank: int,
-) -> Callable[[int, GPT], Mapping[str, float]]:
+) -> Callable[[int, Any], Mapping[str, float]]:
     """A hook of the loop: accuracy, log loss and margin of the implicit reward."""
 
-    def evaluate(step: int, model: GPT) -> Mapping[str, float]:
+    def evaluate(step: int, model: Any) -> Mapping[str, float]:
         if rank or not held_out:
             return {}
         policy = dpo.ranking_log_probabilities(model, held_out, section["precision"])

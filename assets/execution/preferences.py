@@ -124,13 +124,14 @@ def _answer_all(
     """One model after the other: held-out text, answers and their KL, and how far its own
     likelihood agrees with people's rankings.
     """
-    device, turns = progress.profile.device, [prompt.turns for prompt in comparison.prompts]
+    execution = Execution(device=progress.profile.device)
+    device, turns = execution.device, [prompt.turns for prompt in comparison.prompts]
     reference_model = convert.load(folders[reference]).to(device).eval()
     for number, (name, folder) in enumerate(folders.items()):
         progress.advance(number, len(folders), "models")
         model = reference_model if name == reference else convert.load(folder).to(device).eval()
         if "tokens" in inputs:
-            comparison.windows[name] = _read_held_out(model, inputs["tokens"], device)
+            comparison.windows[name] = _read_held_out(model, inputs["tokens"], execution)
         if name == PRETRAINED:
             # It knows no role tokens: it continues plain text, and text with them means nothing.
             plain = PlainText(template.tokenizer)
@@ -191,9 +192,8 @@ def _kl(
     return np.array([answer.log_probability for answer in answers]) - np.array(of_reference)
 
 
-def _read_held_out(model: GPT, tokens: Artifact, device: str) -> Floats:
+def _read_held_out(model: GPT, tokens: Artifact, execution: Execution) -> Floats:
     """Windows of held-out text: [windows, (nats, tokens, bytes)]."""
-    execution = Execution(device=device)
     held_out = measure.held_out(model, TokenData(tokens.path), execution, HELD_OUT_TOKENS)
     windows = np.concatenate([source.windows for source in held_out.values()])
     return np.asarray(windows[windows[:, 2] > 0])

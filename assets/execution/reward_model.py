@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import rankings, tuning_io
@@ -97,10 +98,10 @@ def score_rankings(
 
 def _evaluation(
     held_out: Sequence[EncodedRanking], device: str, rank: int
-) -> Callable[[int, RewardModel], Mapping[str, float]]:
+) -> Callable[[int, Any], Mapping[str, float]]:
     """A hook of the loop."""
 
-    def evaluate(step: int, model: RewardModel) -> Mapping[str, float]:
+    def evaluate(step: int, model: Any) -> Mapping[str, float]:
         if rank or not held_out:
             return {}
         return rankings.evaluation_metrics(score_rankings(model, held_out, device), held_out)

@@ -5,20 +5,21 @@
                 └─► policy_init ──────────────────┼─► aligned, without_ptx ─┼─► preferences, zero_shot_after/<model>
                                                   └─► dpo                  ─┘
 
-with demonstrations, comparisons and prompts before them. The reward model starts from the
+demonstrations, comparisons and prompts come before them. The reward model starts from the
 pre-trained model or from the last supervised epoch, and `instructed` is the epoch it prefers: so
 there is no circle.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from assets.contract import Config, Stage
 from assets.node import Node
-from assets.recipe.alignment_section import AlignmentSection, ComparisonsSection
+from assets.recipe.alignment_section import AlignmentSection, ComparisonsSection, PPOSection
 from assets.recipe.recipe import Recipe
 from assets.stages.aligned import ALIGNED
 from assets.stages.dpo import DPO
@@ -34,229 +35,175 @@ from gpt_model.strict import Strict
 
 SECTION = "alignment"  # the recipe's
 Roles = tuple[tuple[str, str], ...]
-TAXED = (
+# The models whose zero-shot scores are compared with the pre-trained model's: the alignment tax.
+TUNED = ("supervised", "instructed", "policy_init", "aligned_without_ptx", "aligned", "dpo")
+# What `preferences` reads, where the recipe has it.
+COMPARED = (
+    "pretrained",
+    "tokenizer",
     "supervised",
     "instructed",
     "policy_init",
-    "aligned_without_ptx",
     "aligned",
+    "aligned_without_ptx",
     "dpo",
-)  # what the alignment tax is looked for in
+    "reward_model",
+    "judge",
+    "prompts",
+    "comparisons",
+    "demonstrations",
+    "tokens",
+)
 
 
-def alignment_nodes(recipe: Recipe, there: set[str], roles: Roles) -> list[Node]:
-    """`there`: the names of the nodes before these, and `roles` who is what to them. None where the
-    recipe has no such section.
+def alignment_nodes(recipe: Recipe, present: set[str], roles: Roles) -> list[Node]:
+    """No node where the recipe has no such section. `present`: the names of the nodes before these;
+    `roles` as `Node` has them.
     """
     if recipe.alignment is None:
         return []
-    return _Graph(recipe, recipe.alignment, there, roles).made()
+    _check_corpus(recipe.alignment, present)
+    graph: list[Node] = []
+    names = set(present)
+    for node in _Nodes(recipe, recipe.alignment, roles).in_order():
+        needs = tuple(need for need in node.needs if node.asset(need) in names)
+        graph.append(replace(node, needs=needs))
+        names.add(node.name)
+    return [*graph, *_zero_shot_nodes(recipe, recipe.alignment, names, roles)]
 
 
-class _Graph:
-    """What the nodes share while they are made."""
-
-    def __init__(
-        self, recipe: Recipe, section: AlignmentSection, there: set[str], roles: Roles
-    ) -> None:
-        self.recipe, self.section, self.there, self.roles = recipe, section, set(there), roles
-        self.nodes: list[Node] = []
-
-    def made(self) -> list[Node]:
-        self._check_text()
-        self._human_data()
-        self._tuned(
-            "supervised",
-            SUPERVISED,
-            self.section.supervised,
-            "pretrained",
-            "tokenizer",
-            "demonstrations",
-        )
-        if self.section.comparisons:
-            self._judges(self.section.comparisons)
-        if self.section.ppo or self.section.dpo:
-            self._tuned(
-                "policy_init",
-                POLICY_INIT,
-                self.section.policy_init,
-                "pretrained",
-                "tokenizer",
-                "demonstrations",
-                "tokens",
+def _check_corpus(section: AlignmentSection, present: set[str]) -> None:
+    """Raises UserError where pre-training text is mixed in and there is none."""
+    mixed = {
+        "policy_init.pretraining_share": (section.ppo or section.dpo)
+        and section.policy_init.pretraining_share,
+        "ppo.ptx_weight": section.ppo and section.ppo.ptx_weight,
+    }
+    for field, weight in mixed.items():
+        if weight and "tokens" not in present:
+            raise UserError(
+                "It mixes pre-training text in, and this recipe has no corpus: add one, or set it "
+                "to 0.",
+                field=f"{SECTION}.{field}",
             )
-        if ppo := self.section.ppo:
-            self._aligned("aligned", ppo, "")
-            if self.section.without_ptx and ppo.ptx_weight:
-                without = ppo.model_copy(update={"ptx_weight": 0.0, "ptx_examples": 0})
-                self._aligned("aligned_without_ptx", without, " Without pre-training text.")
-        if self.section.dpo:
-            self._tuned("dpo", DPO, self.section.dpo, "policy_init", "comparisons")
-        self._compared()
-        return self.nodes
 
-    def _human_data(self) -> None:
-        self._data("demonstrations", DEMONSTRATIONS, self.section.demonstrations)
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Nodes with every input that their stages can read, those that the recipe lacks among them."""
+
+    recipe: Recipe
+    section: AlignmentSection
+    roles: Roles
+
+    def in_order(self) -> Iterator[Node]:
+        yield from self.human_data()
+        base = ("pretrained", "tokenizer", "demonstrations")
+        yield self._tuned(SUPERVISED, self.section.supervised, *base)
         if self.section.comparisons:
-            self._data("comparisons", COMPARISONS, self.section.comparisons)
+            yield from self.judges(self.section.comparisons)
+        if self.section.ppo or self.section.dpo:
+            yield self._tuned(POLICY_INIT, self.section.policy_init, *base, "tokens")
+        if self.section.ppo:
+            yield from self.policies(self.section.ppo)
+        if self.section.dpo:
+            yield self._tuned(DPO, self.section.dpo, "policy_init", "comparisons")
         if self.section.prompts:
-            self._data("prompts", PROMPTS, self.section.prompts, "demonstrations", "comparisons")
+            yield self._tuned(PREFERENCES, self.section.preferences, *COMPARED)
 
-    def _judges(self, comparisons: ComparisonsSection) -> None:
-        """The reward model, the judge that never sees what it was trained on, and the epoch that
-        the reward model prefers.
-        """
-        section = self.section.reward_model
-        start = (
-            dict(self.roles).get("pretrained", "pretrained")
-            if section.start == "pretrained"
-            else "supervised"
-        )
-        needs = ("start", "tokenizer", "demonstrations", "comparisons")
-        self._add(
-            "reward_model",
-            REWARD_MODEL,
-            {"reward_model": _plain(section)},
-            *needs,
-            roles=(("start", start),),
-        )
-        if comparisons.judge:
-            self._add("judge", JUDGE, {}, "comparisons")
+    def human_data(self) -> Iterator[Node]:
+        yield self._data(DEMONSTRATIONS, self.section.demonstrations)
+        if self.section.comparisons:
+            yield self._data(COMPARISONS, self.section.comparisons)
         if self.section.prompts:
-            asked = self.section.preferences.model_dump(
+            yield self._data(PROMPTS, self.section.prompts, "demonstrations", "comparisons")
+
+    def judges(self, comparisons: ComparisonsSection) -> Iterator[Node]:
+        """The reward model, the judge that sees none of its texts, and the epoch it prefers."""
+        section = self.section.reward_model
+        start = dict(self.roles).get(section.start, section.start)
+        needs = ("start", "tokenizer", "demonstrations", "comparisons")
+        node = self._tuned(REWARD_MODEL, section, *needs)
+        yield replace(node, roles=(*self.roles, ("start", start)))
+        if comparisons.judge:
+            yield self._node(JUDGE, {}, "comparisons")
+        if self.section.prompts:
+            sampling = self.section.preferences.model_dump(
                 mode="json", include={"prompts", "max_new_tokens", "temperature", "seed"}
             )
-            of = ("supervised", "reward_model", "prompts")
-            self._add("instructed", INSTRUCTED, {"instructed": asked}, *of)
+            needs = ("supervised", "reward_model", "prompts")
+            yield self._node(INSTRUCTED, {"instructed": sampling}, *needs)
 
-    def _check_text(self) -> None:
-        """Raises UserError where pre-training text is asked for and there is none."""
-        wanted = {
-            "policy_init.pretraining_share": (self.section.ppo or self.section.dpo)
-            and self.section.policy_init.pretraining_share,
-            "ppo.ptx_weight": self.section.ppo and self.section.ppo.ptx_weight,
-        }
-        for field, value in wanted.items():
-            if value and "tokens" not in self.there:
-                told = "It mixes pre-training text in, and this recipe has no corpus: add one, or set it to 0."
-                raise UserError(told, field=f"{SECTION}.{field}")
+    def policies(self, ppo: PPOSection) -> Iterator[Node]:
+        """PPO-ptx, and PPO without pre-training text."""
+        needs = ("policy_init", "reward_model", "prompts", "tokens")
+        yield self._node(ALIGNED, {"ppo": _plain(ppo)}, *needs)
+        if self.section.without_ptx and ppo.ptx_weight:
+            without = ppo.model_copy(update={"ptx_weight": 0.0, "ptx_examples": 0})
+            yield replace(
+                self._node(ALIGNED, {"ppo": _plain(without)}, *needs),
+                name="aligned_without_ptx",
+                description=f"{ALIGNED.description} Without pre-training text.",
+            )
 
-    def _add(
-        self,
-        name: str,
-        stage: Stage,
-        config: dict[str, Any],
-        *needs: str,
-        roles: Roles = (),
-        field: str = SECTION,
-        described: str = "",
-    ) -> None:
-        """`field`: where the fields stand that the stage's errors name; most know those of the
-        whole section.
-        """
-        who = {**dict(self.roles), **dict(roles)}
-        present = tuple(need for need in needs if who.get(need, need) in self.there)
-        node = Node(
+    def _data(self, stage: Stage, section: Strict, *needs: str) -> Node:
+        config = {**_plain(section), "split_seed": self.recipe.split_seed}
+        return replace(self._node(stage, config, *needs), field=f"{SECTION}.{stage.name}")
+
+    def _tuned(self, stage: Stage, section: Strict, *needs: str) -> Node:
+        return self._node(stage, {stage.name: _plain(section)}, *needs)
+
+    def _node(self, stage: Stage, config: dict[str, Any], *needs: str) -> Node:
+        """Of the stage's name. Its errors name fields of the whole section."""
+        return Node(
             self.recipe.name,
-            name,
+            stage.name,
             stage,
             lambda base: config,
-            present,
+            needs,
+            self.roles,
+            field=SECTION,
+        )
+
+
+def _zero_shot_nodes(
+    recipe: Recipe, section: AlignmentSection, present: set[str], roles: Roles
+) -> Iterator[Node]:
+    """The suites of `alignment.preferences.suites`, else the recipe's own, on each tuned model."""
+    if recipe.evaluation is None:
+        return
+    evaluation, suites = recipe.evaluation, section.preferences.suites
+    if suites:
+        examples = {suite: n for suite, n in evaluation.examples.items() if suite in suites}
+        files = {
+            name: file for name, file in evaluation.files.items() if name.split("/")[0] in suites
+        }
+        changed = {"suites": suites, "examples": examples, "files": files, "known": None}
+        evaluation = evaluation.model_copy(update=changed)
+    changed_recipe = recipe.model_copy(update={"evaluation": evaluation})
+
+    def config(base: Path) -> Config:
+        try:
+            return zero_shot_config(changed_recipe)
+        except UserError as error:
+            if suites and error.field:
+                ours = f"{SECTION}.preferences.suites"
+                error.field = error.field.replace("evaluation.suites", ours, 1)
+            raise
+
+    needs = ("pretrained", "tokenizer", "corpus", "tokens")
+    for model in (name for name in TUNED if name in present):
+        who = {**dict(roles), "pretrained": model}
+        yield Node(
+            recipe.name,
+            f"zero_shot_after/{model}",
+            ZERO_SHOT,
+            config,
+            tuple(need for need in needs if who.get(need, need) in present),
             tuple(who.items()),
-            field=field,
-            description=described,
+            field="evaluation",
+            description=f"{ZERO_SHOT.description} Of {model}.",
         )
-        self.nodes.append(node)
-        self.there.add(name)
-
-    def _data(self, name: str, stage: Stage, section: Strict, *needs: str) -> None:
-        self._add(
-            name,
-            stage,
-            {**_plain(section), "split_seed": self.recipe.split_seed},
-            *needs,
-            field=f"{SECTION}.{name}",
-        )
-
-    def _tuned(self, name: str, stage: Stage, section: Strict, *needs: str) -> None:
-        self._add(name, stage, {name: _plain(section)}, *needs)
-
-    def _aligned(self, name: str, section: Strict, told: str) -> None:
-        needs = ("policy_init", "reward_model", "prompts", "tokens")
-        self._add(
-            name,
-            ALIGNED,
-            {"ppo": _plain(section)},
-            *needs,
-            described=f"{ALIGNED.description}{told}",
-        )
-
-    def _compared(self) -> None:
-        """What every model there is is compared by."""
-        if self.section.prompts:
-            needs: tuple[str, ...] = (
-                "pretrained",
-                "tokenizer",
-                "supervised",
-                "instructed",
-                "policy_init",
-                "aligned",
-                "aligned_without_ptx",
-                "dpo",
-                "reward_model",
-                "judge",
-                "prompts",
-                "comparisons",
-                "demonstrations",
-                "tokens",
-            )
-            self._add(
-                "preferences",
-                PREFERENCES,
-                {"preferences": _plain(self.section.preferences)},
-                *needs,
-            )
-        if self.recipe.evaluation is None:
-            return
-        evaluation = self.recipe.evaluation
-        if chosen := self.section.preferences.suites:
-            limits = {
-                suite: limit for suite, limit in evaluation.examples.items() if suite in chosen
-            }
-            files = {
-                place: file
-                for place, file in evaluation.files.items()
-                if place.split("/")[0] in chosen
-            }
-            evaluation = evaluation.model_copy(
-                update={"suites": chosen, "examples": limits, "files": files, "known": None}
-            )
-        recipe = self.recipe.model_copy(update={"evaluation": evaluation})
-
-        def section(base: Path) -> Config:
-            try:
-                return zero_shot_config(recipe)
-            except UserError as error:
-                if chosen and error.field:  # which suites there are was said here
-                    error.field = error.field.replace(
-                        "evaluation.suites", f"{SECTION}.preferences.suites", 1
-                    )
-                raise
-
-        for model in (one for one in TAXED if one in self.there):
-            self._add(
-                f"zero_shot_after/{model}",
-                ZERO_SHOT,
-                {},
-                "pretrained",
-                "tokenizer",
-                "corpus",
-                "tokens",
-                roles=(("pretrained", model),),
-                field="evaluation",
-                described=f"{ZERO_SHOT.description} Of {model}.",
-            )
-            self.nodes[-1] = replace(self.nodes[-1], section=section)
 
 
 def _plain(section: Strict) -> dict[str, Any]:
