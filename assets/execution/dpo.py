@@ -9,6 +9,7 @@ from typing import Any
 
 from assets.contract import SCRATCH, Config, Inputs, Metrics, Progress
 from assets.execution import rankings, tuning_io
+from assets.execution.training import execution_of
 from gpt_model.errors import UserError, about
 from gpt_model.rlhf import dpo, pairwise
 from gpt_model.rlhf.dpo import LogProbabilities
