@@ -131,8 +131,8 @@ class _Nodes:
             sampling = self.section.preferences.model_dump(
                 mode="json", include={"prompts", "max_new_tokens", "temperature", "seed"}
             )
-            needs = ("supervised", "reward_model", "prompts")
-            yield self._node(INSTRUCTED, {"instructed": sampling}, *needs)
+            inputs = ("supervised", "reward_model", "prompts")
+            yield self._node(INSTRUCTED, {"instructed": sampling}, *inputs)
 
     def policies(self, ppo: PPOSection) -> Iterator[Node]:
         """PPO-ptx, and PPO without pre-training text."""
