@@ -29,6 +29,7 @@ from gpt_model.evaluation.alignment_tax import (
     verdict,
 )
 from gpt_model.evaluation.results import Results, ScoreRow
+from gpt_model.published import references
 from gpt_model.rlhf.comparison import (
     ALIGNED,
     INSTRUCTED,
@@ -43,17 +44,14 @@ PPO, PTX = "PPO", "PPO-ptx"
 OF_CORPUS = ("cloze", "last_word")  # suites whose tasks are made of it
 # Suites of what preferences do not show, and what they are called.
 BROADER = {"toxicity": "toxicity", "truthfulqa": "TruthfulQA"}
-# Ouyang et al. 2022, table 14 (appendix E), GPT-3 XL of 1.3B. From a single transcription of the
-# paper.
-PAPER = [
-    dict(zip(("task", "GPT", "SFT", PPO, PTX), row, strict=True))
-    for row in (
-        ("HellaSwag, accuracy, zero-shot", ".549", ".528", ".507", ".552"),
-        ("SQuADv2, F1, zero-shot", "51.97", "36.88", "45.37", "45.46"),
-        ("DROP, F1, zero-shot", "17.68", "13.29", "14.70", "14.71"),
-        ("French to English, BLEU, zero-shot", "30.65", "25.56", "19.85", "25.77"),
-    )
-]
+# The paper's models of 1.3B, by the columns of its table 14.
+PAPER_MODELS = {"gpt3-xl": "GPT", "SFT XL": "SFT", "PPO XL": PPO, "PPO-ptx XL": PTX}
+PAPER_NOTE = (
+    "Ouyang et al. 2022, table 14, the models of 1.3B on public tasks, zero-shot; from a single "
+    "transcription. PPO is below SFT on HellaSwag and translation, and PPO-ptx back at it or above. "
+    "Other models, data and prompts than here: only the sign of a difference can be set beside "
+    "ours."
+)
 
 
 def is_in(inputs: Inputs) -> bool:
@@ -120,7 +118,7 @@ def section(inputs: Inputs) -> Section:
         parts += [
             tax_table(scores, names),
             Text("PPO regresses, PPO-ptx recovers", _signature(scores, names)),
-            Table(PAPER, "InstructGPT, table 14", PAPER_NOTE),
+            paper_table(),
         ]
     if (judges := judges_table(inputs)).columns:
         parts.append(judges)
@@ -133,11 +131,14 @@ def section(inputs: Inputs) -> Section:
     return Section("Alignment", parts)
 
 
-PAPER_NOTE = (
-    "Ouyang et al. 2022, table 14, GPT-3 XL of 1.3B, from a single transcription. PPO is below SFT "
-    "on HellaSwag and translation, and PPO-ptx back at it or above. Other models, data and prompts "
-    "than here: only the sign of a difference can be set beside ours."
-)
+def paper_table() -> Table:
+    """The paper's scores of the public tasks before and after."""
+    rows: dict[str, dict[str, str]] = {}
+    for reference in references(generation="instructgpt", role="paper"):
+        if reference.shots == "zero" and reference.model in PAPER_MODELS:
+            task = f"{reference.task}, {reference.metric}"
+            rows.setdefault(task, {"task": task})[PAPER_MODELS[reference.model]] = reference.printed
+    return Table(list(rows.values()), "InstructGPT, table 14", PAPER_NOTE)
 
 
 def tax_table(scores: Sequence[TaxedScore], names: Mapping[str, str]) -> Table:
