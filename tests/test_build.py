@@ -5,12 +5,14 @@ is.
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from conftest import write_local_recipe
+from conftest import ROOT, write_local_recipe
 
 from assets.build import Request, WorkerFailed, _failure, build, gather_inputs
 from assets.contract import Check, Verdict
@@ -109,3 +111,17 @@ def test_a_check_newer_than_the_artifact_found_is_said_not_to_have_judged_it(
         False,
     ) and second.severity == dg.AssetCheckSeverity.WARN
     assert second.description == "Not judged: this check is newer than the artifact."
+
+
+def test_a_build_loads_no_stage_and_at_most_35_modules_of_ours() -> None:
+    script = (
+        "import sys, assets.build\n"
+        "floors = ('gpt_model', 'assets', 'pipelines')\n"
+        "print(*sorted(name for name in sys.modules if name.split('.')[0] in floors))"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    assert "assets.build" in modules and len(modules) <= 35, modules
+    rooms = ("assets.stages", "assets.execution", "assets.report", "assets.estimate")
+    assert not [name for name in modules if name.startswith(rooms)]
