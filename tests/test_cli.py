@@ -121,7 +121,7 @@ def test_show_tells_the_manifest(call: Run, small: Path) -> None:
     assert facts["fingerprint"] == artifact.fingerprint and facts["refs"] == ["local/tokens"]
     assert all(check["passed"] for check in facts["checks"].values()) and facts["checks"]
     text = call("show", artifact.fingerprint[:10]).stdout
-    for said in (
+    for part in (
         artifact.fingerprint,
         artifact.digest,
         "local/tokens",
@@ -129,7 +129,7 @@ def test_show_tells_the_manifest(call: Run, small: Path) -> None:
         "index.json",
         *facts["checks"],
     ):
-        assert said in text
+        assert part in text
 
 
 def test_trace_ends_at_the_bytes_of_the_sources(call: Run) -> None:
@@ -185,10 +185,10 @@ def test_verify_and_reproduce_answer_scripts_in_json(call: Run, copy: Path, smal
     index.write_text("{}")
     result = on(copy)("verify", "local/tokens", "--json")
     assert result.exit_code == 1 and str(index) in result.stderr
-    told = json.loads(result.stdout)
-    assert told["artifacts"] == 3 and [str(index) in problem for problem in told["problems"]] == [
-        True
-    ]
+    document = json.loads(result.stdout)
+    assert document["artifacts"] == 3 and [
+        str(index) in problem for problem in document["problems"]
+    ] == [True]
 
 
 def test_verify_names_a_flipped_byte_below_the_artifact(copy: Path) -> None:
@@ -211,12 +211,12 @@ def test_verify_names_a_manifest_that_cannot_be_read(copy: Path) -> None:
 
 
 def test_diff_finds_where_two_lineages_part(call: Run) -> None:
-    found = json.loads(call("diff", "local/tokens", "other/tokens", "--json").stdout)
-    assert found["same"] is False
-    assert [first["stage"] for first in found["first"]] == ["tokenizer"]
-    assert found["first"][0]["config"] == {"vocab_size": [300, 320]}
-    assert list(found["inputs"]) == ["tokenizer"] and found["config"] == {}
-    assert "tokens" in found["metrics"] and "index.json" in found["files"]
+    differences = json.loads(call("diff", "local/tokens", "other/tokens", "--json").stdout)
+    assert differences["same"] is False
+    assert [first["stage"] for first in differences["first"]] == ["tokenizer"]
+    assert differences["first"][0]["config"] == {"vocab_size": [300, 320]}
+    assert list(differences["inputs"]) == ["tokenizer"] and differences["config"] == {}
+    assert "tokens" in differences["metrics"] and "index.json" in differences["files"]
     text = call("diff", "local/tokens", "other/tokens").stdout
     assert "tokenizer (vocab_size)" in text
     assert "the same artifact" in call("diff", "local/corpus", "other/corpus").stdout
@@ -252,13 +252,13 @@ def test_reproduce_in_json_names_them_too(copy: Path) -> None:
     facts["provenance"]["profile"]["launcher"] = "local"  # a setting that profiles had once
     path.write_text(json.dumps(facts))
     result = on(copy)("reproduce", "local/tokenizer", "--json")
-    told = json.loads(result.stdout)
+    document = json.loads(result.stdout)
     assert (
         result.exit_code == 1
-        and told["same"] is False
-        and told["fingerprint"] == facts["fingerprint"]
+        and document["same"] is False
+        and document["fingerprint"] == facts["fingerprint"]
     )
-    assert told["differences"][0].startswith(
+    assert document["differences"][0].startswith(
         f"{facts['files'][0]['path']}: 000000000000 as published"
     )
 
@@ -373,7 +373,7 @@ def test_generate_and_export_need_a_model(call: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "sentence"),
     [
         (("show", "local/tokns"), 1, "Did you mean local/tokens"),
         (("trace", "0" * 32), 1, "There is no artifact"),
@@ -385,11 +385,11 @@ def test_generate_and_export_need_a_model(call: Run, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_end_in_one_sentence_and_no_traceback(
-    arguments: tuple[str, ...], status: int, said: str, call: Run
+    arguments: tuple[str, ...], status: int, sentence: str, call: Run
 ) -> None:
     result = call(*arguments)
     assert result.exit_code == status
-    assert said in result.stderr and "Traceback" not in result.output and result.stdout == ""
+    assert sentence in result.stderr and "Traceback" not in result.output and result.stdout == ""
 
 
 def test_reading_the_store_imports_nothing_heavy(small: Path, downloads: Path) -> None:
@@ -401,8 +401,10 @@ def test_reading_the_store_imports_nothing_heavy(small: Path, downloads: Path) -
         ["diff", "local/tokens", "other/tokens"],
     ):
         script = (
-            f"import sys; from pipelines.cli.main import app; app({arguments!r}, standalone_mode=False)\n"
-            "print(sorted({'torch', 'dagster', 'mlflow', 'pandas', 'transformers'} & set(sys.modules)))"
+            "import sys; from pipelines.cli.main import app\n"
+            f"app({arguments!r}, standalone_mode=False)\n"
+            "heavy = {'torch', 'dagster', 'mlflow', 'pandas', 'transformers'}\n"
+            "print(sorted(heavy & set(sys.modules)))"
         )
         done = subprocess.run(
             [sys.executable, "-c", script],
@@ -440,9 +442,9 @@ def test_interrupted_run_ends_with_130_and_leaves_no_process(
     started = psutil.Process(run.pid).children(recursive=True)
     assert started
     run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=60)
-    assert run.returncode == 130, said
-    assert "Interrupted" in said and "Traceback" not in said
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 130, stderr
+    assert "Interrupted" in stderr and "Traceback" not in stderr
     _, alive = psutil.wait_procs(started, timeout=10)
     assert alive == []
     assert not (home / "artifacts").exists()
@@ -475,9 +477,9 @@ def test_display_says_how_far_a_build_is(
     monkeypatch.setattr("pipelines.progress.POLL_SECONDS", 0.02)
     monkeypatch.setattr("pipelines.progress.LINE_SECONDS", 0.05)
     building = Store(home).building("cd" * 32)
-    said = io.StringIO()
+    output = io.StringIO()
     with BuildDisplay(
-        home, Console(file=said, force_terminal=terminal, force_interactive=terminal, width=200)
+        home, Console(file=output, force_terminal=terminal, force_interactive=terminal, width=200)
     ) as display:
         display.began("tiny/pretrained")
         building.job.write_text(json.dumps({"asset": "tiny/pretrained"}))
@@ -486,20 +488,20 @@ def test_display_says_how_far_a_build_is(
         spool.advance(1_200_000, 1_500_000, "tokens")
         spool.log("halfway")
         deadline = time.monotonic() + 20
-        while "1.2M/1.5M tokens" not in said.getvalue() and time.monotonic() < deadline:
+        while "1.2M/1.5M tokens" not in output.getvalue() and time.monotonic() < deadline:
             time.sleep(0.02)
         display.ended("tiny/pretrained", "+ tiny/pretrained built")
-    for words in (
+    for text in (
         "1.2M/1.5M tokens",
         "loss 5.25",
         "tiny/pretrained: halfway",
         "+ tiny/pretrained built",
     ):
-        assert words in said.getvalue()
+        assert text in output.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "text"),
     [
         (0.42, "0.4 s"),
         (59.4, "59 s"),
@@ -509,8 +511,8 @@ def test_display_says_how_far_a_build_is(
         (1.5974e12, "50,600 years"),
     ],
 )
-def test_durations_are_as_a_person_says_them(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+def test_durations_are_as_a_person_says_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_run_whose_process_is_gone_is_closed(home: Path) -> None:
@@ -532,7 +534,8 @@ def test_run_whose_process_is_gone_is_closed(home: Path) -> None:
         }
         (sentence,) = close_lost_runs(instance)
         assert runs["gone"][:8] in sentence
-        statuses = {name: instance.get_run_by_id(run).status for name, run in runs.items()}  # type: ignore[union-attr]
+        records = {name: instance.get_run_by_id(run) for name, run in runs.items()}
+        statuses = {name: record.status for name, record in records.items() if record}
         assert statuses.pop("gone") == dg.DagsterRunStatus.FAILURE
         assert set(statuses.values()) == {dg.DagsterRunStatus.STARTED}
         assert close_lost_runs(instance) == []

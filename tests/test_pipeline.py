@@ -94,22 +94,26 @@ def test_second_run_finds_everything(built: BuiltStore) -> None:
     again = built.cli("run", str(ROOT / "tests" / "recipes" / "ci.yaml"), "--json")
     assert again.returncode == 0, again.stderr
     assert {path.name for path in (built.home / "artifacts").iterdir()} == before
-    told = json.loads(again.stdout)  # what a script reads; progress is on stderr
-    assert (told["recipe"], told["succeeded"], told["found"], told["built"]) == (
+    document = json.loads(again.stdout)  # what a script reads; progress is on stderr
+    assert (document["recipe"], document["succeeded"], document["found"], document["built"]) == (
         "ci",
         True,
         len(before),
         0,
     )
-    refs = {f"ci/{name}": artifact["fingerprint"] for name, artifact in told["artifacts"].items()}
+    refs = {
+        f"ci/{name}": artifact["fingerprint"] for name, artifact in document["artifacts"].items()
+    }
     assert refs == Store(built.home).refs()
-    assert any(score["asset"] == "ci/pretrained" and score["value"] > 0 for score in told["scores"])
-    assert "<html" in Path(told["scorecard"]).read_text()[:200]
-    assert f"Dagster run {told['dagster_run']}" in again.stderr
+    assert any(
+        score["asset"] == "ci/pretrained" and score["value"] > 0 for score in document["scores"]
+    )
+    assert "<html" in Path(document["scorecard"]).read_text()[:200]
+    assert f"Dagster run {document['dagster_run']}" in again.stderr
 
 
 def test_orchestrator_never_imports_torch_and_stays_small(built: BuiltStore) -> None:
-    """Here of a run that finds everything; benchmarks/demo.py measures the peak of one that builds."""
+    """A run that finds everything built; benchmarks/demo.py measures the peak of one that builds."""
     script = (
         "import sys; from pathlib import Path; from pipelines.cli.main import main\n"
         f"sys.argv = ['gpt-lineage', 'run', {str(ROOT / 'tests' / 'recipes' / 'ci.yaml')!r}]\n"
@@ -151,7 +155,8 @@ def test_materialization_shows_what_a_person_wants(home: Path, tmp_path: Path) -
             str(value.value).startswith("![") for value in metadata.values()
         )  # an inline picture
         assert "/runs/" in str(metadata["MLflow run"].value)
-        assert float(metadata["duration (s)"].value) > float(metadata["seconds"].value) > 0  # type: ignore[arg-type]
+        seconds = [float(str(metadata[name].value)) for name in ("duration (s)", "seconds")]
+        assert seconds[0] > seconds[1] > 0
         assert float(metadata["size (bytes)"].value) > 10_000  # type: ignore[arg-type]
         checks = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
         assert (
@@ -244,15 +249,15 @@ def test_new_text_is_retrained_by_schedule_and_sensor_and_nothing_new_is_found(
         before = {artifact.name for artifact in (home / "artifacts").iterdir()}
         assert ticks.sensor_tick() == []
         [request] = ticks.schedule_tick()
-        found = ticks.run(request)
-        assert len(found) == 5 and all(found.values())
+        results = ticks.run(request)
+        assert len(results) == 5 and all(results.values())
         assert {artifact.name for artifact in (home / "artifacts").iterdir()} == before
 
 
 def test_what_an_unreachable_server_missed_is_delivered_by_the_next_dagster_run(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever launches it: the page, the schedule and the sensor know nothing of the command line."""
+    """Whoever launches it: page, schedule and sensor know nothing of the command line."""
     prepare_home(home)
     path = write_local_recipe(tmp_path)
     with socket.socket() as refused, dg.DagsterInstance.ephemeral() as instance:
@@ -261,12 +266,12 @@ def test_what_an_unreachable_server_missed_is_delivered_by_the_next_dagster_run(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
         result = run_job(path, home, instance, "corpus", "tokenizer")
         assert result.success
-        said = [
+        messages = [
             entry.user_message
             for entry in instance.all_logs(result.run_id)
             if server in entry.user_message
         ]
-        assert len(said) == 1 and said[0].endswith(
+        assert len(messages) == 1 and messages[0].endswith(
             "What is left is delivered in the background, or by the next run."
         )
 
@@ -344,19 +349,19 @@ def start_run(
 
 def workers_of(home: Path) -> list[psutil.Process]:
     """Every process whose command line names this home's building folder: guard and ranks."""
-    found = []
+    workers = []
     for process in psutil.process_iter():
         try:
             if any(str(home / "building") in part for part in process.cmdline()):
-                found.append(process)
+                workers.append(process)
         except psutil.Error:
             continue
-    return found
+    return workers
 
 
-def wait_for(there: Callable[[], bool], run: subprocess.Popen[Any] | None, what: str) -> None:
+def wait_for(holds: Callable[[], bool], run: subprocess.Popen[Any] | None, what: str) -> None:
     deadline = time.monotonic() + 180
-    while not there():
+    while not holds():
         assert run is None or run.poll() is None, f"It ended before {what}: {run.communicate()[0]}"
         assert time.monotonic() < deadline, f"{what} not reached"
         time.sleep(0.1)
@@ -430,14 +435,14 @@ def test_ended_run_leaves_no_process_and_the_next_one_ends_in_the_same_bits(
     assert again.wait(timeout=600) == 0, again.communicate()[0]
     artifact = Store(home).resolve("local/pretrained")
     assert artifact.digest == Store(undisturbed).resolve("local/pretrained").digest
-    told = [
+    messages = [
         event["message"]
         for event, _ in events(artifact.path.parent / "journal" / "events.jsonl")
         if event["kind"] == "log"
     ]
     [resumed] = [
         re.findall(r"checkpoint of step (\d+) of", message)[0]
-        for message in told
+        for message in messages
         if message.startswith("Goes on from")
     ]
     assert int(resumed) > 0
@@ -461,7 +466,7 @@ def test_what_the_worker_says_is_in_the_runs_log_as_it_happens(undisturbed: Path
         for entry in log
         if entry.dagster_event and entry.dagster_event.is_step_materialization
     ]
-    said = [
+    shown = [
         entry.timestamp for entry in log if re.search(r"step \d+: .*\bloss \d", entry.user_message)
     ]
     steps = [
@@ -469,9 +474,9 @@ def test_what_the_worker_says_is_in_the_runs_log_as_it_happens(undisturbed: Path
         for event, _ in events(artifact.path.parent / "journal" / "events.jsonl")
         if event["kind"] == "metrics"
     ]
-    assert said
-    assert max(said) < built
-    assert said[0] < (steps[0] + steps[-1]) / 2  # not all at once when it was over
+    assert shown
+    assert max(shown) < built
+    assert shown[0] < (steps[0] + steps[-1]) / 2  # not all at once when it was over
 
 
 def test_two_runs_at_once_build_each_artifact_once(
@@ -479,10 +484,10 @@ def test_two_runs_at_once_build_each_artifact_once(
 ) -> None:
     path = write_local_recipe(tmp_path)
     both = [start_run(path, home, downloads) for _ in range(2)]
-    words = [run.communicate(timeout=600)[0] for run in both]
-    assert [run.returncode for run in both] == [0, 0], words
+    outputs = [run.communicate(timeout=600)[0] for run in both]
+    assert [run.returncode for run in both] == [0, 0], outputs
     assert (
-        sorted(int(word.rsplit(" built", 1)[0].rsplit(" ", 1)[1]) for word in words)[0] < 5
+        sorted(int(output.rsplit(" built", 1)[0].rsplit(" ", 1)[1]) for output in outputs)[0] < 5
     )  # the other found what one had built
     manifests = list((home / "artifacts").glob("*/artifact.json"))
     assert len(manifests) == 5

@@ -185,7 +185,8 @@ def test_planning_imports_no_torch_and_no_dagster(base: Path) -> None:
     recipe = base / "small.yaml"
     recipe.write_text(json.dumps(RECIPE.model_dump(mode="json", exclude_none=True)))
     script = (
-        "import sys; from pipelines.cli.main import app; app(['plan', sys.argv[1], '--json'], standalone_mode=False)\n"
+        "import sys; from pipelines.cli.main import app\n"
+        "app(['plan', sys.argv[1], '--json'], standalone_mode=False)\n"
         "print(sorted({'torch', 'dagster', 'mlflow'} & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -557,9 +558,9 @@ def test_a_published_size_is_planned_where_the_hub_does_not_answer(
     cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
-    said = cli("plan", "gpt2-xl", "--json")
-    assert said.returncode == 0, said.stderr
-    facts = json.loads(said.stdout)
+    done = cli("plan", "gpt2-xl", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
     assert facts["parameters"]["all"] == 1_557_611_200
     assert (
         facts["stages"][0]["asset"] == "gpt2_xl/corpus"

@@ -92,32 +92,36 @@ def test_a_fingerprint_is_of_stage_version_section_and_input_digests_and_of_noth
 def test_a_digest_is_of_the_files_alone(store: Store) -> None:
     sha256 = {text: hashlib.sha256(text.encode()).hexdigest() for text in "xy"}
     expected = hashlib.sha256(f"a\0{sha256['x']}\nb/c\0{sha256['y']}\n".encode()).hexdigest()
-    one = publish(store, "corpus", {"a": "x", "b/c": "y"}, seed=1)
+    artifact = publish(store, "corpus", {"a": "x", "b/c": "y"}, seed=1)
     same = publish(store, "corpus", {"b/c": "y", "a": "x"}, seed=2)
     moved = publish(store, "corpus", {"a": "x", "c": "y"}, seed=3)
-    assert one.digest == same.digest == expected
-    assert one.fingerprint != same.fingerprint
-    assert moved.digest != one.digest
+    assert artifact.digest == same.digest == expected
+    assert artifact.fingerprint != same.fingerprint
+    assert moved.digest != artifact.digest
 
 
 def test_what_is_published_is_found_as_it_was_built(store: Store) -> None:
     fingerprint = store.fingerprint("corpus", "1", {"seed": 1}, {})
     assert store.find(fingerprint) is None
     made = publish(store, "corpus", {"a": "x", f"{SCRATCH}/checkpoint": "dropped"}, seed=1)
-    found = Store(store.home).find(fingerprint)
-    assert found == made
-    assert found is not None
-    assert (found.stage, found.config, found.metrics) == ("corpus", {"seed": 1}, {"loss": 1.5})
-    assert [path.name for path in found.path.iterdir()] == ["a"]
-    assert found.manifest["files"] == [
+    artifact = Store(store.home).find(fingerprint)
+    assert artifact == made
+    assert artifact is not None
+    assert (artifact.stage, artifact.config, artifact.metrics) == (
+        "corpus",
+        {"seed": 1},
+        {"loss": 1.5},
+    )
+    assert [path.name for path in artifact.path.iterdir()] == ["a"]
+    assert artifact.manifest["files"] == [
         {
             "path": "a",
             "size": 1,
             "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881",
         }
     ]
-    assert store.gate(found)["finite"].summary == "The loss is 1.5."
-    assert store.verify(found) == []
+    assert store.gate(artifact)["finite"].summary == "The loss is 1.5."
+    assert store.verify(artifact) == []
     assert not list((store.home / "building").iterdir())
 
 
@@ -202,8 +206,11 @@ def test_a_reader_never_sees_half_an_artifact_of_a_killed_publication(
     time.sleep(delay)
     process.kill()
     process.wait()
-    found = store.find("a" * 64)
-    assert found is None or len(found.manifest["files"]) == len(list(found.path.iterdir())) == 200
+    artifact = store.find("a" * 64)
+    assert (
+        artifact is None
+        or len(artifact.manifest["files"]) == len(list(artifact.path.iterdir())) == 200
+    )
 
 
 def test_a_publication_killed_before_its_rename_is_finished_by_the_next_holder_of_the_lock(
@@ -212,9 +219,9 @@ def test_a_publication_killed_before_its_rename_is_finished_by_the_next_holder_o
     assert python(PUBLISHER, store.home, "at the rename").wait() == -9
     assert store.find("a" * 64) is None
     with store.lock("a" * 64):
-        found = store.find("a" * 64)
-        assert found is not None
-        assert len(found.manifest["files"]) == len(list(found.path.iterdir())) == 200
+        artifact = store.find("a" * 64)
+        assert artifact is not None
+        assert len(artifact.manifest["files"]) == len(list(artifact.path.iterdir())) == 200
 
 
 def test_of_two_processes_building_one_artifact_one_waits_and_reuses(store: Store) -> None:
