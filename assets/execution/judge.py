@@ -123,5 +123,5 @@ def accuracy_above_half(built: Built) -> Verdict:
         f"{m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}] of held-out "
         "comparisons are right."
     )
-    figures = {name: m[name] for name in ("accuracy", "accuracy_low")}
-    return Verdict(m["accuracy_low"] > 0.5, summary, figures)
+    values = {name: m[name] for name in ("accuracy", "accuracy_low")}
+    return Verdict(m["accuracy_low"] > 0.5, summary, values)

@@ -132,8 +132,8 @@ def accuracy_above_half(built: Built) -> Verdict:
         summary += f"; a bag of words has {_estimate(m, f'{BAG_OF_WORDS}/accuracy')}"
     if f"{BAG_OF_WORDS}/not_run" in m:
         summary += f"; a bag of words is not run: {NO_WORDS}"
-    figures = {name: m[name] for name in ("accuracy", "accuracy_low")}
-    return Verdict(m["accuracy_low"] > 0.5, f"{summary}.", figures)
+    values = {name: m[name] for name in ("accuracy", "accuracy_low")}
+    return Verdict(m["accuracy_low"] > 0.5, f"{summary}.", values)
 
 
 def _estimate(metrics: Metrics, name: str) -> str:

@@ -43,6 +43,8 @@ HELD_OUT = 1000  # held-out dialogues at most that the loss after an epoch is me
 SAMPLES, SAMPLE_TOKENS = 3, 48
 COMPARED_DIALOGUES = 100  # with the tokens that transformers gives them
 
+Encoded = tuple[list[EncodedDialogue], dict[str, int]]  # dialogues, counts of `encode_dialogues`
+
 
 @dataclass(frozen=True)
 class Demonstrations:
@@ -62,13 +64,14 @@ class Demonstrations:
 
 def read(folder: Path, template: ChatTemplate, context: int, progress: Progress) -> Demonstrations:
     """Raises UserError where no demonstration fits the context."""
-    training, counts = encode_dialogues(
-        [one.turns for one in read_demonstrations(folder, "training")], template, context
-    )
+
+    def encode(demonstrations: Sequence[Demonstration]) -> Encoded:
+        dialogues = [demonstration.turns for demonstration in demonstrations]
+        return encode_dialogues(dialogues, template, context)
+
     held_out = read_demonstrations(folder, "held_out")
-    measured, _ = encode_dialogues(
-        [one.turns for one in evenly(held_out, HELD_OUT)], template, context
-    )
+    training, counts = encode(read_demonstrations(folder, "training"))
+    measured, _ = encode(evenly(held_out, HELD_OUT))
     if not training or not measured:
         raise UserError(
             f"None of the {'training' if not training else 'held-out'} demonstrations fits the "
@@ -121,7 +124,7 @@ def run_policy_init(config: Config, inputs: Inputs, output: Path, progress: Prog
     with about("policy_init"):
         dialogues = max(1, section["batch"] - mixed)
         batches = tuning_io.epoch_batches(data.lengths, dialogues, section, progress, context)
-    # The context is not this section's: an imported model's cannot be changed, so point at the text.
+    # An imported model's context cannot be changed, so an error points at the text.
     with about_all_of(".corpus"):
         windows = windows_of(inputs["tokens"], context, mixed, section["seed"]) if mixed else None
     flops = gpt.config.flops_per_token()
@@ -251,7 +254,7 @@ def alike_in_transformers(built: Built) -> Verdict:
     template = ChatTemplate(Tokenizer.load(folder))
     transformers_tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     demonstrations = read_demonstrations(built.inputs["demonstrations"].path, "held_out")
-    compared = [one.turns for one in demonstrations[:COMPARED_DIALOGUES]]
+    compared = [demonstration.turns for demonstration in demonstrations[:COMPARED_DIALOGUES]]
     alike = sum(
         transformers_tokenizer.apply_chat_template(messages(turns), tokenize=True)["input_ids"]
         == template.encode(turns).tokens

@@ -154,7 +154,7 @@ def usable(
     gpt: GPT,
     tokenizer: Tokenizer,
     loads: str,
-    figures: Mapping[str, float | int | str],
+    values: Mapping[str, float | int | str],
 ) -> Verdict:
     """Whether all weights of a loaded model are numbers, and its tokenizer is a chat tokenizer of
     its size.
@@ -163,4 +163,4 @@ def usable(
     fits = gpt.config.vocab_size == tokenizer.vocab_size and bool(tokenizer.markers)
     summary = loads + ("" if finite else ", some of which are not numbers")
     summary += "." if fits else "; its tokenizer does not fit it."
-    return Verdict(finite and fits, summary, figures)
+    return Verdict(finite and fits, summary, values)

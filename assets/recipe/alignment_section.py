@@ -1,9 +1,9 @@
-"""The recipe's `alignment` section: InstructGPT's three steps (Ouyang et al. 2022), and what is
-measured of them.
+"""The recipe's `alignment` section: InstructGPT's three steps (Ouyang et al. 2022), DPO, and how the
+models are compared.
 
-Defaults are the paper's where it prints them (section 3.5, appendix C, for its 1.3B and 6B models)
-and else those of its predecessor's released code (openai/lm-human-preferences), which is said
-beside each.
+A default is the paper's where the paper prints it (section 3.5 and appendix C, of its 1.3B and 6B
+models). Otherwise it is that of its predecessor's released code (openai/lm-human-preferences), or
+its source stands beside it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from gpt_model.strict import PAIR, Misfit, Strict
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Memory = Annotated[float, Field(ge=0, lt=1)]
-Betas = Annotated[tuple[Memory, Memory], PAIR]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], PAIR]
 
 
 class _Sources(Strict):
     sources: list[HumanSource] = Field(min_length=1)
-    seed: Seed = Field(default=0, description="of every split")
+    seed: Seed = Field(default=0, description="decides every split")
 
     _purpose: ClassVar[Purpose]
 
@@ -39,7 +39,7 @@ class _Sources(Strict):
 
 
 class DemonstrationsSection(_Sources):
-    """Dialogues in which an assistant answers as it should."""
+    """Dialogues whose assistant answers as it should."""
 
     _purpose = "demonstrations"
 
@@ -49,7 +49,7 @@ class DemonstrationsSection(_Sources):
 
 
 class ComparisonsSection(_Sources):
-    """Answers to one prompt, better ones and worse ones."""
+    """Answers to a prompt, ranked by people."""
 
     _purpose = "comparisons"
 
@@ -60,7 +60,7 @@ class ComparisonsSection(_Sources):
         default=0.0,
         ge=0,
         lt=1,
-        description="share of the prompts that an independent judge is trained on, and it alone",
+        description="share of the prompts that only an independent judge is trained on",
     )
 
     @model_validator(mode="after")
@@ -75,9 +75,7 @@ class ComparisonsSection(_Sources):
 
 
 class PromptsSection(_Sources):
-    """What is asked, without an answer: what PPO answers. None of it is in demonstrations or
-    comparisons.
-    """
+    """Prompts without an answer, which PPO answers. None is in demonstrations or comparisons."""
 
     _purpose = "prompts"
 
@@ -87,7 +85,7 @@ class PromptsSection(_Sources):
 
 
 class _Tuning(Strict):
-    """How an optimizer is driven, the same in every step. Adam's 0.9 and 0.95 are appendix C's."""
+    """The optimizer, alike in every step. Adam's 0.9 and 0.95 are from appendix C."""
 
     learning_rate: float = Field(gt=0)
     final_learning_rate: float = Field(
@@ -98,20 +96,17 @@ class _Tuning(Strict):
     betas: Betas = (0.9, 0.95)
     gradient_clip: float = Field(default=1.0, gt=0)
     dropout: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="of residuals, and of attention weights and embeddings, too",
+        default=0.0, ge=0, lt=1, description="of residuals, attention weights and embeddings"
     )
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 1
 
 
 class SupervisedSection(_Tuning):
-    """Step 1 (appendix C.1): 16 epochs, cosine to 10 %, dropout 0.2; every epoch is kept.
+    """Step 1 (appendix C.1): 16 epochs, cosine to 10 %, dropout 0.2. Every epoch is kept.
 
-    The paper's dropout is of residuals alone. Here `dropout` is of attention weights and
-    embeddings, too, which regularises more.
+    The paper's dropout is of residuals alone. Here `dropout` covers attention weights and
+    embeddings too, which regularises more.
     """
 
     learning_rate: float = Field(default=9.65e-6, gt=0)
@@ -125,8 +120,8 @@ class SupervisedSection(_Tuning):
 
 
 class RewardModelSection(_Tuning):
-    """Step 2 (appendix C.2): one epoch, 64 prompts a batch with all their comparisons, cosine to 10
-    %.
+    """Step 2 (appendix C.2): one epoch, 64 prompts a batch with all their comparisons, cosine to
+    10 %.
     """
 
     learning_rate: float = Field(default=9e-6, gt=0)
@@ -138,9 +133,7 @@ class RewardModelSection(_Tuning):
 
 
 class PolicyInitSection(_Tuning):
-    """Where PPO starts (appendix C.3): 2 epochs of demonstrations, with 10 % pre-training text
-    mixed in.
-    """
+    """Where PPO starts (appendix C.3): two epochs of demonstrations with 10 % pre-training text."""
 
     learning_rate: float = Field(
         default=5e-6, gt=0, description="5e-6, 1.04e-5, 2.45e-6 at 1.3B, 6B, 175B"
@@ -157,16 +150,14 @@ class PolicyInitSection(_Tuning):
 
 
 class AdaptiveKL(Strict):
-    """The coefficient is steered to a KL (Ziegler et al. 2019, section 2.2; its released code's
-    values for books).
-    """
+    """Steers the KL coefficient (Ziegler et al. 2019, section 2.2; its code's values for books)."""
 
     target: float = Field(default=6.0, gt=0, description="nats an episode")
     horizon: int = Field(default=10_000, ge=1, description="episodes")
 
 
 class Divergence(Strict):
-    """What stops a run, and says why."""
+    """Stops a run that diverges, with the reason."""
 
     kl: float = Field(default=50.0, gt=0, description="mean nats an episode from the reference")
     length: float = Field(
@@ -178,18 +169,18 @@ class Divergence(Strict):
     reward: float = Field(
         default=20.0,
         gt=0,
-        description="standard deviations of the reward at the start that the mean may move by",
+        description="how far the mean may move, in standard deviations of the first rewards",
     )
 
 
 class PPOSection(Strict):
-    """Step 3 (appendix C.4 and E; GAE's λ, value clip and value weight are the predecessor's
-    code's, which the paper is silent on).
+    """Step 3 (appendices C.4 and E). The paper prints no GAE λ, value clip or value weight: these
+    are its predecessor's.
     """
 
     episodes: Count = 256_000
-    batch: Count = Field(default=512, description="episodes that are made with the same policy")
-    minibatch: Count = Field(default=64, description="of them an optimizer step")
+    batch: Count = Field(default=512, description="episodes sampled with the same policy")
+    minibatch: Count = Field(default=64, description="episodes an optimizer step")
     inner_epochs: Count = 1
     learning_rate: float = Field(
         gt=0,
@@ -197,7 +188,7 @@ class PPOSection(Strict):
         "diverged",
     )
     warmup_batches: int = Field(
-        default=10, ge=0, description="over which the rate rises from a tenth; then it is constant"
+        default=10, ge=0, description="the rate rises from a tenth over these, then is constant"
     )
     value_learning_rate: float = Field(default=9e-6, gt=0)
     value: Literal["reward_model", "shared"] = Field(
@@ -236,9 +227,9 @@ class PPOSection(Strict):
         default=0.992,
         ge=0,
         lt=1,
-        description="of the weights, batch by batch; what is kept is their moving average",
+        description="decay of the weights' moving average, batch by batch, which is the result",
     )
-    max_new_tokens: Count = Field(default=1024, description="of an answer; a longer one is cut")
+    max_new_tokens: Count = Field(default=1024, description="an answer is cut there")
     temperature: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     betas: Betas = (0.9, 0.95)
@@ -246,7 +237,7 @@ class PPOSection(Strict):
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 1
     evaluations: Count = Field(
-        default=5, description="times the same held-out prompts are answered on the way"
+        default=5, description="how often the same held-out prompts are answered"
     )
     stop: Divergence = Divergence()
 
@@ -281,8 +272,8 @@ class PPOSection(Strict):
 
 
 class DPOSection(_Tuning):
-    """The same comparisons without a reward model (Rafailov et al. 2023): β 0.1, and its released
-    code's rate and batch.
+    """Comparisons without a reward model (Rafailov et al. 2023): β 0.1, and the released code's
+    learning rate and batch.
     """
 
     learning_rate: float = Field(default=5e-7, gt=0)
@@ -292,7 +283,7 @@ class DPOSection(_Tuning):
 
 
 class PreferencesSection(Strict):
-    """What the models are compared by."""
+    """How the models are compared."""
 
     prompts: Count = Field(default=500, description="held-out prompts that every model answers")
     best_of: Count = Field(
@@ -311,7 +302,7 @@ class PreferencesSection(Strict):
 
 
 class AlignmentSection(Strict):
-    """From a model that continues to one that answers. Each step where its section is given."""
+    """From a model that continues text to one that answers. A step runs where its section is given."""
 
     demonstrations: DemonstrationsSection
     supervised: SupervisedSection = SupervisedSection()
@@ -320,7 +311,7 @@ class AlignmentSection(Strict):
     prompts: PromptsSection | None = None
     policy_init: PolicyInitSection = PolicyInitSection()
     ppo: PPOSection | None = None
-    without_ptx: bool = Field(default=True, description="PPO once more with γ 0, beside it")
+    without_ptx: bool = Field(default=True, description="also PPO with γ 0")
     dpo: DPOSection | None = None
     preferences: PreferencesSection = PreferencesSection()
 

@@ -83,8 +83,8 @@ def metrics_table(built: Built) -> Table:
     }
     note = (
         "In brackets: 95 % interval, prompts taken for independent. After: the moving average of "
-        "the weights, which the artifact holds; the curves are of the policy on its way. The reward "
-        "is the reward model's own, which the policy was trained to raise."
+        "the weights, which the artifact holds; the curves are of the policy on its way. The "
+        "reward is the reward model's own, which the policy was trained to raise."
     )
     return key_values(values, note)
 

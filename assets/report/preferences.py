@@ -65,7 +65,7 @@ def win_rates(results: Mapping[str, Any]) -> Table:
         )
     if not results.get("chosen_apart", True):
         note += (
-            f" {INSTRUCTED} was chosen by the reward model on these very prompts, as there are only "
+            f" {INSTRUCTED} was chosen by the reward model on these prompts, as there are only "
             f"{results['chosen_left']} others: its win rates, by the judge too, are a little too "
             "good."
         )

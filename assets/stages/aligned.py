@@ -1,5 +1,6 @@
 """The stage `aligned`: policy_init after PPO-ptx against the reward model, InstructGPT's third step
-(Ouyang et al. 2022, section 3.5); and, as `aligned_without_ptx`, the same without pre-training text.
+(Ouyang et al. 2022, section 3.5). The asset `aligned_without_ptx` is the same without pre-training
+text.
 
 Beside the files in `tuning_io.py`: model/ is the moving average of the policy's weights.
 """

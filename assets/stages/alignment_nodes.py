@@ -2,10 +2,10 @@
 
     pretrained ─┬─► supervised ─┬─► reward_model ─┬─► instructed           ─┐
                 │               └─────────────────┼─► (its last epoch)     ─┤
-                └─► policy_init ──────────────────┼─► aligned, without_ptx ─┼─► preferences, zero_shot_after/<model>
+                └─► policy_init ──────────────────┼─► aligned, without_ptx ─┼─► preferences
                                                   └─► dpo                  ─┘
 
-demonstrations, comparisons and prompts come before them. The reward model starts from the
+Demonstrations, comparisons and prompts come before them, and zero_shot_after/<model> after each. The reward model starts from the
 pre-trained model or from the last supervised epoch, and `instructed` is the epoch it prefers: so
 there is no circle.
 """

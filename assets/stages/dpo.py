@@ -1,5 +1,5 @@
-"""The stage `dpo`: comparisons without a reward model (Rafailov et al. 2023), from policy_init, which
-is the reference too.
+"""The stage `dpo`: policy_init tuned on comparisons without a reward model (Rafailov et al. 2023).
+policy_init is the reference too.
 
 Beside the files in `tuning_io.py`, held_out.jsonl: of each held-out ranking the implicit rewards of
 its responses, β times what they have gained in log-probability.

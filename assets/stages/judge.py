@@ -5,8 +5,8 @@ Policies are trained against the reward model and may exploit it; the judge is a
 other people's comparisons.
 
     bag_of_words.json   the judge (`gpt_model.rlhf.bag_of_words`)
-    learnt.jsonl        the rankings of judge.jsonl it was trained on: {"row", "source", "id"}, rows from 0
-    judge.json          figures; or {"not_run": why} alone, where comparisons keep no part for a judge
+    learnt.jsonl        the rankings of judge.jsonl it was trained on: {"row", "source", "id"}
+    judge.json          metrics; or {"not_run": why} alone, where there is no judge
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The stage `preferences`: every model of the recipe answers the same held-out prompts. Which answers
-better, how far it moved, and what it cost.
+"""The stage `preferences`: every model of the recipe answers the same held-out prompts. Which model
+answers better, how far it moved, and what it cost.
 
 Two judges score the answers: the reward model, which the policies were trained to please, and a
 judge that never saw what the reward model was trained on. Files as `gpt_model.rlhf.comparison` has

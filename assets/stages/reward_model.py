@@ -1,11 +1,10 @@
 """The stage `reward_model`: a reward for every answer, learnt from rankings (Ouyang et al. 2022,
 section 3.5).
 
-    model/, reward_head.safetensors, reward.json     as `gpt_model.rlhf.reward_model.load` reads them
+    model/, reward_head.safetensors, reward.json     as `gpt_model.rlhf.reward_model` has them
     shape.json, training.json                        as `tuning_io.py` has them
-    held_out.jsonl                                   of each held-out ranking: pairs (better, worse), and
-                                                     the scores that the model, and the baseline where
-                                                     there is one, give its responses
+    held_out.jsonl      of each held-out ranking: pairs (better, worse), and the scores that the
+                        model, and the baseline where there is one, give its responses
 """
 
 from __future__ import annotations

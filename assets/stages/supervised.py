@@ -1,9 +1,9 @@
-"""The stages `supervised` and `policy_init`: supervised fine-tuning on demonstrations (Ouyang et al.
-2022).
+"""The stages `supervised` and `policy_init`: supervised fine-tuning on demonstrations (Ouyang et
+al. 2022).
 
 `supervised` is InstructGPT's first step (section 3.5). It keeps every epoch's weights: validation
-loss is best after one epoch and people prefer later ones, so the reward model chooses (`instructed`).
-Beside the files in `tuning_io.py`:
+loss is best after one epoch, but people prefer later ones, so the reward model chooses
+(`instructed`). Beside the files in `tuning_io.py`:
 
     epochs/<n>/      the model after epoch n, without the tokenizer; the last one is model/ too
 

@@ -1,5 +1,5 @@
-"""A bag of words as a judge: logistic regression on the difference of two responses' TF-IDF of words
-and word pairs.
+"""A bag of words as a judge: logistic regression on the difference of two responses' TF-IDF of
+words and word pairs.
 
 No policy is trained against it, and it is the baseline beside the reward model. Saved as JSON,
 which restores every number to the bit and runs no code when it is read.

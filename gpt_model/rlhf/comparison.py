@@ -187,7 +187,9 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def metrics_of(results: Mapping[str, Any]) -> dict[str, float]:
-    """The results by name: "aligned_over_policy_init/judge", "aligned_over_policy_init/judge_low" …"""
+    """The results by name, an interval as NAME, NAME_low and NAME_high, such as
+    "aligned_over_policy_init/judge".
+    """
     metrics = {"prompts": float(results["prompts"]), "left_out": float(results["left_out"])}
 
     def add(name: str, value: Any) -> None:

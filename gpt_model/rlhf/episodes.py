@@ -162,7 +162,7 @@ class _ActionRecorder:
         self.records: list[Tensor] = []  # a step each: [3, active]
 
     def __call__(self, prompts: Tensor, states: Tensor, logits: Tensor, tokens: Tensor) -> None:
-        """`prompts` and `tokens` [active], `states` [active, width], `logits` [active, vocabulary]."""
+        """`prompts`, `tokens` [active], `states` [active, width], `logits` [active, vocabulary]."""
         log_probs, entropy = log_probs_and_entropy(logits / self.temperature, tokens)
         values = (
             torch.zeros_like(log_probs) if self.head is None else head_values(self.head, states)
@@ -171,7 +171,7 @@ class _ActionRecorder:
         self.records.append(torch.stack([log_probs, entropy, values]))
 
     def by_prompt(self) -> Tensor:
-        """Log-probabilities, entropies and values, a prompt's actions side by side: [3, actions]."""
+        """Log-probabilities, entropies, values, a prompt's actions side by side: [3, actions]."""
         order = torch.cat(self.prompts).argsort(stable=True)
         return torch.cat(self.records, 1)[:, order].cpu()
 

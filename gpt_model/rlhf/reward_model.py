@@ -66,7 +66,7 @@ class RewardModel(nn.Module):
         return self._scalar(self.gpt.states_of(rows))
 
     def _scalar(self, states: Tensor) -> Tensor:
-        """[states, width] -> [states], in float32: rewards differ by less than bfloat16 resolves."""
+        """[states, width] -> [states], float32: rewards differ by less than bfloat16 resolves."""
         with torch.autocast(states.device.type, enabled=False):
             scalars: Tensor = self.head(states.float())[:, 0] - self.shift
         return scalars
