@@ -19,10 +19,10 @@ from assets.recipe.recipe import Recipe
 from assets.report import experiment
 from assets.stages.ablations import ABLATIONS, ablations_config
 from assets.stages.layers_transferred import LAYERS_TRANSFERRED, layers_transferred_config
-from assets.stages.lstm import ONE_RUN
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import UserError
-from gpt_model.experiments.layers_transferred import transferred
+from gpt_model.experiments.document import ONE_RUN
+from gpt_model.experiments.gpt1_figure2_left_layers_transferred import transferred
 from gpt_model.finetuning.metrics import Scoring
 from gpt_model.networks import build
 from gpt_model.statistics import cluster_bootstrap, slope_weights, wilson

@@ -23,7 +23,7 @@ from assets.stages.visible_context import VISIBLE_CONTEXT
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
-from gpt_model.experiments.depth import compared
+from gpt_model.experiments.gpt1_figure2_left_depth import bootstrap_windows
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.engine import Execution
 from gpt_model.training.measure import held_out
@@ -105,14 +105,14 @@ def windows(bits: float, spread: float = 0.0, count: int = 3000) -> np.ndarray:
 def test_models_of_the_same_windows_are_compared_in_pairs_and_seeds_that_disagree_widen_the_interval() -> (
     None
 ):
-    alike = compared([[windows(2.5, 0.01)] * 2, [windows(2.0, 0.01)] * 2], 0)
+    alike = bootstrap_windows([[windows(2.5, 0.01)] * 2, [windows(2.0, 0.01)] * 2], 0)
     one, saved = alike.intervals()[0], alike.interval([1, -1])
     assert saved.value == pytest.approx(0.5, abs=0.01) and one.value - saved.value == pytest.approx(
         alike.values[1]
     )
     assert (one.high - one.low) / (2 * 1.96 * 0.3 / math.sqrt(3000)) == pytest.approx(1, abs=0.15)
     assert saved.high - saved.low < (one.high - one.low) / 5  # the hard windows are the same ones
-    apart = compared([[windows(2.6), windows(2.4)], [windows(2.1), windows(1.9)]], 0)
+    apart = bootstrap_windows([[windows(2.6), windows(2.4)], [windows(2.1), windows(1.9)]], 0)
     assert apart.interval([1, -1]).value == pytest.approx(saved.value, abs=0.01)
     assert (
         apart.interval([1, -1]).low < 0.4 < saved.low

@@ -15,9 +15,13 @@ import torch.nn.functional as F
 from gpt_model import GPT, ModelConfig
 from gpt_model.data import shards
 from gpt_model.data.shards import SourceTexts, TokenData
-from gpt_model.experiments import heuristics
-from gpt_model.experiments.heuristics import Scored, Substitution
-from gpt_model.experiments.visible_context import gain, nats_by_context, positions
+from gpt_model.experiments import gpt1_zero_shot_heuristics as heuristics
+from gpt_model.experiments.gpt1_section1_visible_context import (
+    bits_saved,
+    draw_positions,
+    nats_by_context,
+)
+from gpt_model.experiments.gpt1_zero_shot_heuristics import Scored, Substitution
 from gpt_model.finetuning.examples import Example
 from gpt_model.networks import build
 from gpt_model.statistics import bits_per_byte_interval
@@ -175,7 +179,7 @@ def test_a_visible_context_of_k_is_exactly_the_last_k_tokens(
     shards.write(tmp_path, {"it": SourceTexts(1.0, documents)}, tokenizer)
     data = TokenData(tmp_path)
     tokens = data.tokens("it", "held_out")[:].astype(int)
-    at = positions(data, "it", 16, 12, seed=1)
+    at = draw_positions(data, "it", 16, 12, seed=1)
     assert len(at) == 12 and at.min() >= 16 and tokenizer.end_of_text not in tokens[at]
     nats = nats_by_context(model, data, "it", at, [1, 5, 16])
     for row, place in enumerate(at):
@@ -188,7 +192,7 @@ def test_a_visible_context_of_k_is_exactly_the_last_k_tokens(
         all_seen.value == pytest.approx(nats[:, 2].sum() / math.log(2) / sizes.sum())
         and all_seen.low < all_seen.value < all_seen.high
     )
-    saved = gain(nats[:, 0], nats[:, 2], sizes)
+    saved = bits_saved(nats[:, 0], nats[:, 2], sizes)
     assert (
         saved.value
         == pytest.approx(bits_per_byte_interval(nats[:, 0], sizes).value - all_seen.value)

@@ -20,13 +20,14 @@ from rank import MODEL, SECTION, Said, make_inputs
 
 from assets.contract import Artifact, Built
 from assets.estimate import estimate
+from assets.execution.scaling import rules_header
 from assets.graph import node_named, nodes
 from assets.recipe.profile import load_profile
 from assets.recipe.recipe import Recipe, load_recipe
 from assets.report import experiment
 from assets.stages.ladder import dagster_runs, ladder
 from assets.stages.pretraining import check_shared_out
-from assets.stages.scaling import FIT, PREDICTED, PREDICTION, RULES, SCALING, _where_rules_are_from
+from assets.stages.scaling import FIT, PREDICTED, PREDICTION, RULES, SCALING
 from assets.store.manifest import Facts
 from assets.store.store import Store
 from gpt_model.config import ModelConfig
@@ -384,7 +385,7 @@ def test_rules_say_which_of_them_the_ladder_was_fitted_for(
         in of["learning_rate_exponent, batch_exponent"]
     )
     assert "carried over" in of["all else"]
-    fitted = _where_rules_are_from(9, fitted=True)
+    fitted = rules_header(9, fitted=True)
     assert fitted[1].startswith("tokens_per_parameter: fitted here") and "9 models" in fitted[1]
     assert fitted[2:] == [line[2:] for line in header[2:]]
 

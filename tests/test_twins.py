@@ -17,9 +17,9 @@ from filelock import FileLock
 from assets.recipe.profile import load_profile
 from assets.recipe.recipe import load_recipe
 from assets.report import experiment
-from assets.stages.lstm import ONE_RUN
 from assets.store.provenance import seconds_spent
 from assets.store.store import Store
+from gpt_model.experiments.document import ONE_RUN
 from pipelines.cli.plan import plan_of
 
 RECIPES = ROOT / "tests" / "recipes"

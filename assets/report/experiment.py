@@ -27,7 +27,7 @@ from matplotlib.axes import Axes
 from pandas import DataFrame
 from pydantic import Field, model_validator
 
-from assets.contract import Built, Check, Verdict
+from assets.contract import Built, Verdict
 from assets.report import plots
 from assets.report.page import Picture, Section, Text
 from assets.report.tables import Table, markdown, write_markdown
@@ -197,11 +197,3 @@ def page_is_whole(built: Built) -> Verdict:
         f"rows, {len(document.summary)} sentences."
     )
     return Verdict(bool(document.summary), summary, {"points": points, "rows": rows})
-
-
-WHOLE = Check(
-    "page_is_whole",
-    True,
-    "experiment.json reads, every number in it is finite, and it says what was found.",
-    page_is_whole,
-)

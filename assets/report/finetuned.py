@@ -14,13 +14,8 @@ from pandas import DataFrame
 from assets.contract import NOT_RUN, Built, Config, Metrics
 from assets.report import plots
 from assets.report.tables import Table, metric, share_of, write_markdown
+from gpt_model.finetuning.entry import SCORE_NAMES
 
-SCORE_NAMES = {
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "matthews": "Matthews correlation",
-    "pearson": "Pearson with the ratings",
-}
 # The metric of the best of always one answer.
 CONSTANT = {"accuracy": "majority", "f1": "constant_f1", "matthews": "constant_matthews"}
 ARMS = ("pretrained", "random")  # fine-tuned from pre-trained weights, and from random ones

@@ -15,7 +15,7 @@ from typing import Any
 
 from assets.contract import Artifact, Inputs, Metrics
 from assets.report import tables
-from assets.report.finetuned import CONSTANT, SCORE_NAMES, adapted, parts_of
+from assets.report.finetuned import CONSTANT, adapted, parts_of
 from assets.stages import base_model
 from assets.stages.reward_model import BAG_OF_WORDS, NO_WORDS
 from gpt_model.evaluation.results import Results, ScoreRow
@@ -30,7 +30,7 @@ from gpt_model.evaluation.suites import (
     TaskMetadata,
     suite_tasks,
 )
-from gpt_model.finetuning.entry import SPLITS, TaskEntry
+from gpt_model.finetuning.entry import SCORE_NAMES, SPLITS, TaskEntry
 
 HELD_OUT = "held out"
 ZERO_SHOT_AFTER = "zero_shot_after/"  # how the names of the suites of aligned models begin

@@ -1,4 +1,11 @@
-"""The nodes of a recipe's experiments, and of the models that are trained for them alone."""
+"""The graph of the section `experiments`, and of the models that are trained for them alone.
+
+pretrained ─┬────────────────────────────► experiments/visible_context
+            ├─ depth/layers_<n> … ───────► experiments/depth
+            ├─ experiments/lstm (alike) ─┬► experiments/zero_shot_dynamics
+            │                            └► experiments/ablations
+            └────────────────────────────► experiments/layers_transferred
+"""
 
 from __future__ import annotations
 
@@ -7,19 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from assets.contract import Config
+from assets.contract import Config, Stage
 from assets.node import Node
-from assets.recipe.experiments_section import Depth
+from assets.recipe.experiments_section import Depth, ExperimentsSection, VisibleContext
 from assets.recipe.recipe import Recipe
-from assets.recipe.task_entries import entry_named, task_name, with_files
 from assets.stages.ablations import ABLATIONS, ablations_config
 from assets.stages.depth import DEPTH
+from assets.stages.experiment_parts import LSTM
 from assets.stages.layers_transferred import LAYERS_TRANSFERRED, layers_transferred_config
-from assets.stages.lstm import LSTM
 from assets.stages.pretraining import PRETRAINED
-from assets.stages.probes import WANTED
 from assets.stages.visible_context import VISIBLE_CONTEXT
-from assets.stages.zero_shot_dynamics import TASKS, ZERO_SHOT_DYNAMICS
+from assets.stages.zero_shot_dynamics import ZERO_SHOT_DYNAMICS, zero_shot_dynamics_config
 from gpt_model.config import ModelShape
 from gpt_model.errors import UserError
 from gpt_model.sizing import scaled_with_tokens
@@ -29,152 +34,118 @@ def experiment_nodes(recipe: Recipe) -> list[Node]:
     """Every asset of the section `experiments`, each after what it needs; none where the recipe has
     no such section.
     """
-    section, made = recipe.experiments, []
+    section, graph = recipe.experiments, []
     if section is None:
         return []
     if section.visible_context:
-        settings, context = (
-            section.visible_context.model_dump(mode="json"),
-            recipe.model_and_training[0].context,
-        )
-        if (longest := max(section.visible_context.contexts or [1])) > context:
-            told = f"No prediction of a model whose context is {context} sees {longest} tokens: leave it out."
-            raise UserError(told, field="experiments.visible_context.contexts")
-        made.append(
-            _experiment(recipe, VISIBLE_CONTEXT, lambda base: settings, ("pretrained", "tokens"))
-        )
+        graph.append(_visible_context(recipe, section.visible_context))
     if section.depth:
-        made += _depth(recipe, section.depth)
-    beside_lstm = [
-        one for one in (section.zero_shot_dynamics, section.ablations) if one and one.lstm
-    ]
-    if beside_lstm:
-        model, _ = recipe.model_and_training
-        shape = ModelShape(
-            family="lstm",
-            layers=1,
-            width=model.width,
-            heads=1,
-            context=model.context,
-            dropout=model.dropout,
-        )
-        made.append(
-            _trained(
-                recipe,
-                LSTM,
-                shape,
-                snapshots=recipe.model_and_training[1].snapshots
-                if section.zero_shot_dynamics
-                else 0,
-            )
-        )
-
-    def lstm(one: Any) -> tuple[str, ...]:
-        return (LSTM,) if one in beside_lstm else ()
-
-    if section.zero_shot_dynamics:
+        graph += _depth(recipe, section.depth)
+    dynamics, ablations = section.zero_shot_dynamics, section.ablations
+    if (dynamics and dynamics.lstm) or (ablations and ablations.lstm):
+        graph.append(_lstm(recipe, section))
+    if dynamics:
         if recipe.pretraining is None or recipe.pretraining.snapshots < 2:
-            told = "It is a curve over pre-training, of which this recipe keeps fewer than two snapshots: set pretraining.snapshots."
-            raise UserError(told, field="experiments.zero_shot_dynamics")
-        needs = ("pretrained", "tokenizer", "corpus", *lstm(section.zero_shot_dynamics))
-        made.append(_experiment(recipe, ZERO_SHOT_DYNAMICS, partial(_dynamics, recipe), needs))
+            raise UserError(
+                "It is a curve over pre-training, of which this recipe keeps fewer than two "
+                "snapshots: set pretraining.snapshots.",
+                field="experiments.zero_shot_dynamics",
+            )
+        needs = ("pretrained", "tokenizer", "corpus", *((LSTM,) if dynamics.lstm else ()))
+        graph.append(_experiment(recipe, ZERO_SHOT_DYNAMICS, zero_shot_dynamics_config, needs))
     if section.layers_transferred:
-        settings_of = partial(layers_transferred_config, recipe)
-        made.append(
-            _experiment(recipe, LAYERS_TRANSFERRED, settings_of, ("pretrained", "tokenizer"))
-        )
-    if section.ablations:
-        needs = ("pretrained", "tokenizer", *lstm(section.ablations))
-        made.append(_experiment(recipe, ABLATIONS, partial(ablations_config, recipe), needs))
-    return made
+        needs = ("pretrained", "tokenizer")
+        graph.append(_experiment(recipe, LAYERS_TRANSFERRED, layers_transferred_config, needs))
+    if ablations:
+        needs = ("pretrained", "tokenizer", *((LSTM,) if ablations.lstm else ()))
+        graph.append(_experiment(recipe, ABLATIONS, ablations_config, needs))
+    return graph
 
 
 def _experiment(
-    recipe: Recipe, stage: Any, section: Callable[[Path], Config], needs: tuple[str, ...]
+    recipe: Recipe, stage: Stage, config: Callable[[Recipe, Path], Config], needs: tuple[str, ...]
 ) -> Node:
+    name = f"experiments/{stage.name}"
     return Node(
-        recipe.name,
-        f"experiments/{stage.name}",
-        stage,
-        section,
-        needs,
-        field=f"experiments.{stage.name}",
+        recipe.name, name, stage, partial(config, recipe), needs, field=f"experiments.{stage.name}"
     )
+
+
+def _visible_context(recipe: Recipe, section: VisibleContext) -> Node:
+    context = recipe.model_and_training[0].context
+    if (longest := max(section.contexts or [1])) > context:
+        raise UserError(
+            f"No prediction of a model whose context is {context} sees {longest} tokens: leave it "
+            "out.",
+            field="experiments.visible_context.contexts",
+        )
+
+    def config(recipe: Recipe, base: Path) -> Config:
+        return section.model_dump(mode="json")
+
+    return _experiment(recipe, VISIBLE_CONTEXT, config, ("pretrained", "tokens"))
+
+
+def _lstm(recipe: Recipe, section: ExperimentsSection) -> Node:
+    """An LSTM of the Transformer's width, trained as it is."""
+    model, pretraining = recipe.model_and_training
+    shape = ModelShape(
+        family="lstm",
+        layers=1,
+        width=model.width,
+        heads=1,
+        context=model.context,
+        dropout=model.dropout,
+    )
+    snapshots = pretraining.snapshots if section.zero_shot_dynamics else 0
+    return _trained(recipe, LSTM, shape, snapshots=snapshots)
 
 
 def _depth(recipe: Recipe, section: Depth) -> list[Node]:
-    """The models of each depth that are not there anyway, and the experiment that sets all side by
-    side.
-    """
-    own, pretraining = recipe.model_and_training
-    if len(depths := sorted({own.layers, *section.layers})) == 1:
-        told = f"It is the recipe's own depth, and there is no other model to set it against: list others beside {own.layers}."
-        raise UserError(told, field="experiments.depth.layers")
-    others: dict[str, Any] = {"snapshots": 0}
-    if section.tokens:
-        if section.tokens < pretraining.batch_tokens:
-            told = f"{section.tokens} tokens are less than one batch of {pretraining.batch_tokens}: make it larger."
-            raise UserError(told, field="experiments.depth.tokens")
-        others |= {"tokens": section.tokens}
-        others |= scaled_with_tokens(
-            pretraining.model_dump(mode="json"),
-            section.tokens,
-            pretraining.batch_tokens,
-            own.context,
+    """The models of each depth that the recipe has not got anyway, and the experiment on all."""
+    model, pretraining = recipe.model_and_training
+    if len(depths := sorted({model.layers, *section.layers})) == 1:
+        raise UserError(
+            "It is the recipe's own depth, and there is no other model to set it against: list "
+            f"others beside {model.layers}.",
+            field="experiments.depth.layers",
         )
-    apart = (
-        section.tokens is not None or section.seeds > 1
-    )  # then the pre-trained model is not one of them
+    changes: dict[str, Any] = {"snapshots": 0}
+    if section.tokens:
+        batch = pretraining.batch_tokens
+        if section.tokens < batch:
+            raise UserError(
+                f"{section.tokens} tokens are less than one batch of {batch}: make it larger.",
+                field="experiments.depth.tokens",
+            )
+        settings = pretraining.model_dump(mode="json")
+        changes |= {"tokens": section.tokens}
+        changes |= scaled_with_tokens(settings, section.tokens, batch, model.context)
+    # The recipe's pre-trained model is one of them where it is trained just so.
+    shares_pretrained = section.tokens is None and section.seeds == 1
     models = [
         _trained(
             recipe,
-            f"depth/layers_{n}" + (f"_seed_{seed}" if section.seeds > 1 else ""),
-            own.model_copy(update={"layers": n}),
-            **others,
+            f"depth/layers_{layers}" + (f"_seed_{seed}" if section.seeds > 1 else ""),
+            model.model_copy(update={"layers": layers}),
+            **changes,
             seed=seed,
         )
-        for n in depths
-        if apart or n != own.layers
+        for layers in depths
+        if not (shares_pretrained and layers == model.layers)
         for seed in range(pretraining.seed, pretraining.seed + section.seeds)
     ]
-    needs = (
-        "tokens",
-        "tokenizer",
-        *(() if apart else ("pretrained",)),
-        *(node.name for node in models),
-    )
-    return [*models, _experiment(recipe, DEPTH, lambda base: {}, needs)]
+    pretrained = ("pretrained",) if shares_pretrained else ()
+    needs = ("tokens", "tokenizer", *pretrained, *(node.name for node in models))
+    return [*models, _experiment(recipe, DEPTH, lambda recipe, base: {}, needs)]
 
 
-def _trained(recipe: Recipe, name: str, model: ModelShape, **others: Any) -> Node:
-    """A model of another shape, trained as the recipe's own is but for `others` of the section
+def _trained(recipe: Recipe, name: str, model: ModelShape, **changes: Any) -> Node:
+    """A model of another shape, trained as the recipe's own but for `changes` of the section
     `pretraining`.
     """
     settings = {
         "model": model.model_dump(mode="json"),
-        "pretraining": recipe.model_and_training[1].model_dump(mode="json") | others,
+        "pretraining": recipe.model_and_training[1].model_dump(mode="json") | changes,
     }
     return Node(recipe.name, name, PRETRAINED, lambda base: settings, ("tokens", "tokenizer"))
-
-
-def _dynamics(recipe: Recipe, base: Path) -> Config:
-    assert recipe.experiments and recipe.experiments.zero_shot_dynamics
-    section = recipe.experiments.zero_shot_dynamics
-    tasks: dict[str, Any] = {}
-    for task in TASKS:
-        given = getattr(section, task)
-        if (task, given) == ("acceptability", "held_out"):
-            tasks[task] = None
-            continue
-        entry = entry_named(given, base, f"experiments.zero_shot_dynamics.{task}")
-        if (found := (entry.form, len(entry.label_names()))) != WANTED[task]:
-            is_, wanted = (
-                f"{form}{f' of {labels} labels' if labels else ''}"
-                for form, labels in (found, WANTED[task])
-            )
-            told = f"{given} is {is_}, and this heuristic wants {wanted}: name another task."
-            raise UserError(told, field=f"experiments.zero_shot_dynamics.{task}")
-        if recipe.finetuning and given in recipe.finetuning.tasks:
-            entry = with_files(entry, task_name(given), recipe.finetuning.files)
-        tasks[task] = {"name": given, "entry": entry.model_dump(mode="json", exclude_none=True)}
-    return {"tasks": tasks, "examples": section.examples, "split_seed": recipe.split_seed}

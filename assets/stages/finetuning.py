@@ -30,11 +30,11 @@ from assets.contract import (
 )
 from assets.recipe.recipe import Recipe
 from assets.recipe.task_entries import entry_named, is_file, task_name, with_files
-from assets.report.finetuned import ARMS, CONSTANT, SCORE_NAMES, json_lines, show
+from assets.report.finetuned import ARMS, CONSTANT, json_lines, show
 from assets.stages.finetuning_results import results_of, write_model, write_outputs
 from assets.stages.finetuning_run import Part, fine_tuned, how_to, pin_task, prepare
 from gpt_model.errors import UserError
-from gpt_model.finetuning.entry import CATALOGUE, SPLITS, TaskEntry
+from gpt_model.finetuning.entry import CATALOGUE, SCORE_NAMES, SPLITS, TaskEntry
 
 # --- the recipe's section ---
 

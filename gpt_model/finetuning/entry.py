@@ -27,6 +27,12 @@ SPLITS: tuple[SplitName, ...] = ("training", "validation", "test")
 
 Form = Literal["classification", "entailment", "similarity", "multiple_choice"]
 Metric = Literal["accuracy", "f1", "matthews", "pearson"]
+SCORE_NAMES: dict[str, str] = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews": "Matthews correlation",
+    "pearson": "Pearson with the ratings",
+}
 SEGMENTS: dict[str, tuple[str, ...]] = {
     "classification": ("text",),
     "entailment": ("premise", "hypothesis"),
