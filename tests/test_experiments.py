@@ -20,7 +20,7 @@ from assets.report import experiment
 from assets.stages.ablations import ABLATIONS, ablations_config
 from assets.stages.layers_transferred import LAYERS_TRANSFERRED, layers_transferred_config
 from gpt_model import GPT, ModelConfig, convert
-from gpt_model.errors import UserError
+from gpt_model.errors import Unavailable, UserError
 from gpt_model.experiments.document import ONE_RUN
 from gpt_model.experiments.gpt1_figure2_left_layers_transferred import transferred
 from gpt_model.finetuning.metrics import Scoring
@@ -301,23 +301,16 @@ def test_table_5_has_each_way_and_what_is_lost_beside_the_papers_own(
     assert [series.label for series in document.plots[0].series] == [row[0] for row in scores.rows]
 
 
-def test_a_task_that_cannot_be_had_here_leaves_a_page_that_says_so(
+def test_an_experiment_without_any_task_that_can_be_run_is_unavailable(
     built: dict[str, Built], tmp_path: Path
 ) -> None:
     from rank import Said
 
-    config = built["ablations"].config
-    (task,) = config["tasks"]
-    absent = {
-        **config,
-        "tasks": [{**task, "not_run": "it is read from the hub, which does not answer here"}],
-    }
-    metrics = ABLATIONS.run(absent, built["ablations"].inputs, tmp_path, Said("absent"))
-    assert metrics == {"not_run": 1.0}
-    assert experiment.read(tmp_path).summary == [
-        "gates: not run here. it is read from the hub, which does not answer here."
-    ]
-    assert all(
-        check.verdict(Built(absent, {}, tmp_path, metrics, {}, [])).passed
-        for check in ABLATIONS.checks
-    )
+    reason = "it is read from the hub, which does not answer here"
+    for stage in (ABLATIONS, LAYERS_TRANSFERRED):
+        config = built[stage.name].config
+        (task,) = config["tasks"]
+        absent = {**config, "tasks": [{**task, "not_run": reason}]}
+        with pytest.raises(Unavailable, match=f"gates: {reason}"):
+            stage.run(absent, built[stage.name].inputs, tmp_path, Said("absent"))
+        assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ from assets.report import experiment
 from assets.stages.zero_shot_dynamics import ZERO_SHOT_DYNAMICS
 from gpt_model import GPT, ModelConfig
 from gpt_model.data import documents, hub
-from gpt_model.errors import Unreachable
+from gpt_model.errors import Unavailable, Unreachable
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import snapshots
 
@@ -194,11 +194,17 @@ def test_data_in_which_there_is_nothing_to_ask_is_not_run_and_says_what_was_look
     )
 
 
-def test_where_no_heuristic_can_be_run_the_page_says_so(folder: Path) -> None:
+def test_where_no_heuristic_can_be_run_the_experiment_is_unavailable(folder: Path) -> None:
     asked = dict.fromkeys(("sentiment", "acceptability"), "./asked.yaml")
-    built = run(pinned(folder, **asked, pronouns="./nobody.yaml", questions="race"), folder)
-    assert built.metrics == {"not_run": 1.0} and told(built).count("not run here") == 4
-    assert all(check.verdict(built).passed for check in ZERO_SHOT_DYNAMICS.checks)
+    config = pinned(folder, **asked, pronouns="./nobody.yaml", questions="race")
+    with pytest.raises(Unavailable) as unavailable:
+        run(config, folder)
+    reasons = str(unavailable.value).split("; ")
+    assert {reason.partition(":")[0] for reason in reasons} >= {
+        "sentiment",
+        "pronouns",
+        "questions",
+    }
 
 
 # --- files of one's own ---
