@@ -211,7 +211,7 @@ class Reply:
     kind: ClassVar[str]  # OpenAI's `object`
     chunk_kind: ClassVar[str]
     id_prefix: ClassVar[str]
-    opening: ClassVar[dict[str, Any] | None] = None  # sent of each answer before it begins
+    opening: ClassVar[dict[str, Any]] = {}  # sent of each answer before it begins
 
     def __init__(self, engine: Engine, body: ChatBody | CompletionBody) -> None:
         """Raises Refused or UserError where the request cannot be answered."""
@@ -287,7 +287,10 @@ class Reply:
 
 class ChatReply(Reply):
     kind, chunk_kind, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
-    opening: ClassVar = {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
+    opening: ClassVar[dict[str, Any]] = {
+        "delta": {"role": "assistant", "content": ""},
+        "logprobs": None,
+    }
 
     def choice(self, delta: Delta) -> dict[str, Any]:
         message = {"role": "assistant", "content": delta.text, "refusal": None}
