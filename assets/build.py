@@ -191,7 +191,7 @@ def _launch(
         seconds=seconds(building.events),
         cores=ranks * threads,
         peak_memory_bytes=exit.peak_memory_bytes,
-        forecast=request.estimate,
+        estimate=request.estimate,
         dagster_runs=tracking.dagster_runs(building),
         mlflow_run=tracking.run_of(building),
     )

@@ -71,7 +71,7 @@ class Workshop:
             seconds=9.0,
             cores=2,
             peak_memory_bytes=1000,
-            forecast={"loss": {"value": 4.4}},
+            estimate={"loss": {"value": 4.4}},
         )
         facts = Facts(stage, "1", config, inputs, {"loss": 4.25, "accuracy": 0.75}, known)
         finite = Check(

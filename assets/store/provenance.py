@@ -43,7 +43,7 @@ def provenance(
     seconds: float,
     cores: int,
     peak_memory_bytes: int,
-    forecast: Mapping[str, Any] | None = None,
+    estimate: Mapping[str, Any] | None = None,
     dagster_runs: Sequence[str] = (),
     mlflow_run: str | None = None,
 ) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def provenance(
         "seconds": round(seconds, 3),
         "cost": {"core_seconds": round(seconds * cores, 3)},
         "peak_memory_bytes": peak_memory_bytes,
-        "forecast": dict(forecast or {}),
+        "forecast": dict(estimate or {}),  # the key of the manifests in users' stores
         "dagster_runs": list(dagster_runs),
         "mlflow_run": mlflow_run,
     }

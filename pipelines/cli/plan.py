@@ -164,11 +164,10 @@ def _stages(
         except Unreachable:  # the commit of a branch decides whether it is built, not what it takes
             config = node.settings(base)
             row["why"] = "the hub does not answer, so it is not known which commit it would be"
-        if row["why"]:
-            pass
-        elif waiting := [name for name in node.upstream if name not in built]:
+        waiting = [name for name in node.upstream if name not in built]
+        if waiting and not row["why"]:
             row["why"] = f"after {_listed(waiting, 'others')}"
-        else:
+        elif not row["why"]:
             digests = {name: built[node.asset(name)].digest for name in node.needs}
             fingerprint = store.fingerprint(node.stage.name, node.stage.version, config, digests)
             row["fingerprint"] = fingerprint
