@@ -173,5 +173,5 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def failed(stage: Stage, built: Built) -> dict[str, str]:
     """What the checks that do not pass say."""
-    found = {check.name: check.verdict(built) for check in stage.checks}
-    return {name: verdict.summary for name, verdict in found.items() if not verdict.passed}
+    tokens = {check.name: check.verdict(built) for check in stage.checks}
+    return {name: verdict.summary for name, verdict in tokens.items() if not verdict.passed}

@@ -48,8 +48,8 @@ def make_ppo_inputs(folder: Path) -> Path:
     tokenizer.save(folder / "policy_init" / "model")
     reward_model.save(RewardModel(GPT(shape, seed=2), seed=2), tokenizer, folder / "reward_model")
     (folder / "prompts").mkdir()
-    asked = {"training": range(30), "held_out": range(100, 112)}
-    for split, numbers in asked.items():
+    splits = {"training": range(30), "held_out": range(100, 112)}
+    for split, numbers in splits.items():
         texts = [f"the king {n}" for n in numbers] + [
             "Enter the king, who says: much more than there is room for. " * 3
         ]

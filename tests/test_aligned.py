@@ -126,18 +126,18 @@ def test_a_policy_that_ran_away_in_the_last_batch_fails_a_blocking_check(built: 
     [check] = [check for check in ALIGNED.checks if check.name == "has_not_run_away"]
     assert check.blocking and "within ppo.stop" in check.verdict(built).summary
     stop = built.config["ppo"]["stop"]
-    found = check.verdict(replace(built, metrics={**built.metrics, "kl": stop["kl"] + 1}))
-    assert not found.passed and f"stop.kl is {stop['kl']:g}" in found.summary
+    verdict = check.verdict(replace(built, metrics={**built.metrics, "kl": stop["kl"] + 1}))
+    assert not verdict.passed and f"stop.kl is {stop['kl']:g}" in verdict.summary
     assert built.metrics["answered"] == 12 and built.metrics["not_a_number"] == 0
-    found = check.verdict(replace(built, metrics={**built.metrics, "not_a_number": 7.0}))
-    assert not found.passed and "the reward of 7 of 12 answers is not a number" in found.summary
-    found = check.verdict(
+    verdict = check.verdict(replace(built, metrics={**built.metrics, "not_a_number": 7.0}))
+    assert not verdict.passed and "the reward of 7 of 12 answers is not a number" in verdict.summary
+    verdict = check.verdict(
         replace(
             built,
             metrics={name: value for name, value in built.metrics.items() if name != "reward"},
         )
     )
-    assert not found.passed and "a reward that is a number" in found.summary
+    assert not verdict.passed and "a reward that is a number" in verdict.summary
 
 
 def test_the_page_has_curves_figures_and_samples(built: Built, tmp_path: Path) -> None:
@@ -149,10 +149,10 @@ def test_the_page_has_curves_figures_and_samples(built: Built, tmp_path: Path) -
         "samples.md",
     }
     samples = (tmp_path / "samples.md").read_text()
-    figures = aligned.metrics_table(built).frame.set_index("figure")["value"]
-    assert figures["episodes"] == "64 in 4 batches"
-    assert figures["prompts: answered, held out, too long"] == "30, 12, 2"
-    assert not figures.str.contains("nan").any()
+    table = aligned.metrics_table(built).frame.set_index("figure")["value"]
+    assert table["episodes"] == "64 in 4 batches"
+    assert table["prompts: answered, held out, too long"] == "30, 12, 2"
+    assert not table.str.contains("nan").any()
     assert (
         samples.count("## prompt") == 4
         and samples.count("After step 0:") == 4
@@ -176,17 +176,17 @@ def test_prompts_whose_licence_does_not_cover_the_text_are_shown_cut(
     (prompts / "report.json").write_text(
         json.dumps({"sources": {"closed": {"show_text": False}, "open": {"show_text": True}}})
     )
-    found = made(tmp_path / "inputs", tmp_path / "output", episodes=16)
-    asked = [told[: told.index("]")] for step, _, told in found.texts if step == 0]
-    assert ["…" in one for one in asked] == [True, True, False, False]
-    assert all(one.removeprefix("[").startswith("the king the king") for one in asked) and {
-        len(one) for one in asked[:2]
+    result = made(tmp_path / "inputs", tmp_path / "output", episodes=16)
+    questions = [text[: text.index("]")] for step, _, text in result.texts if step == 0]
+    assert ["…" in entry for entry in questions] == [True, True, False, False]
+    assert all(entry.removeprefix("[").startswith("the king the king") for entry in questions) and {
+        len(entry) for entry in questions[:2]
     } == {62}
 
 
 def test_without_a_corpus_there_is_ppo_alone(inputs: Path, tmp_path: Path) -> None:
-    found = made(inputs, tmp_path / "alone", NEEDS[:3], episodes=16, ptx_weight=0.0)
-    assert "bpb_rise" not in found.metrics and "ptx_loss" not in found.series
+    result = made(inputs, tmp_path / "alone", NEEDS[:3], episodes=16, ptx_weight=0.0)
+    assert "bpb_rise" not in result.metrics and "ptx_loss" not in result.series
     with pytest.raises(UserError, match="PPO-ptx takes pre-training text, and there is none"):
         made(inputs, tmp_path / "ptx", NEEDS[:3], episodes=16)
 

@@ -28,29 +28,31 @@ def test_every_epoch_meets_every_item_once_in_batches_of_nearly_one_size(
     count: int, batch: int, ranks: int
 ) -> None:
     sizes = [random.Random(item).randint(3, 90) for item in range(count)]
-    own = [EpochBatches(sizes, batch, 3, 1, rank, ranks, micro_tokens=200) for rank in range(ranks)]
-    each, orders = own[0].steps_per_epoch, []
+    by_rank = [
+        EpochBatches(sizes, batch, 3, 1, rank, ranks, micro_tokens=200) for rank in range(ranks)
+    ]
+    each, orders = by_rank[0].steps_per_epoch, []
     for epoch in range(3):
         steps = range(epoch * each, (epoch + 1) * each)
-        met = [own[0].items(step) for step in steps]
+        met = [by_rank[0].items(step) for step in steps]
         assert sorted(item for items in met for item in items) == list(range(count))
         assert (
             max(map(len, met)) <= batch + (ranks > count // -(-count // batch))
             and max(map(len, met)) - min(map(len, met)) <= 1
         )
         for step in steps:
-            shared = [one.micro_batches(step) for one in own]
+            shared = [batches.micro_batches(step) for batches in by_rank]
             assert len({len(parts) for parts in shared}) == 1 and all(
                 part for parts in shared for part in parts
             )
             assert sorted(item for parts in shared for part in parts for item in part) == sorted(
-                own[0].items(step)
+                by_rank[0].items(step)
             )
-            assert own[0].items_before(step + 1) - own[0].items_before(step) == len(
-                own[0].items(step)
+            assert by_rank[0].items_before(step + 1) - by_rank[0].items_before(step) == len(
+                by_rank[0].items(step)
             )
         orders.append([item for items in met for item in items])
-    assert own[0].steps == 3 * each and own[0].items_before(own[0].steps) == 3 * count
+    assert by_rank[0].steps == 3 * each and by_rank[0].items_before(by_rank[0].steps) == 3 * count
     assert count < 7 or len({tuple(order) for order in orders}) == 3
 
 

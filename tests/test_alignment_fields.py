@@ -51,34 +51,36 @@ def one_rank() -> Iterator[None]:
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     """All that a stage may ask for; "model_short" has a short context."""
     folder, template = tmp_path_factory.mktemp("given"), world.template()
-    found = {
+    artifacts = {
         f"model{name}": world.model(
             folder / f"model{name}", world.tiny(template, context=size), template
         )
         for name, size in CONTEXTS.items()
     }
-    for artifact, size in zip(found.values(), CONTEXTS.values(), strict=True):
+    for artifact, size in zip(artifacts.values(), CONTEXTS.values(), strict=True):
         (artifact.path / "training.json").write_text("{}")
         (artifact.path / "shape.json").write_text(json.dumps({"context": size}))
     template.tokenizer.save(folder / "tokenizer")
     other = ChatTemplate(chat_tokenizer(Tokenizer.train(world.TEXTS, vocab_size=290)))
-    for name, own in (("scorer", template), ("scorer_of_others", other)):
-        reward.save(RewardModel(world.tiny(own)), own.tokenizer, folder / name)
-        found[name] = Artifact(folder / name, name, "", "", {}, {})
-    found["tokenizer"] = Artifact(folder / "tokenizer", "tokenizer", "", "", {}, {})
-    found["demonstrations"] = world.write(
+    for name, vocabulary in (("scorer", template), ("scorer_of_others", other)):
+        reward.save(RewardModel(world.tiny(vocabulary)), vocabulary.tokenizer, folder / name)
+        artifacts[name] = Artifact(folder / name, name, "", "", {}, {})
+    artifacts["tokenizer"] = Artifact(folder / "tokenizer", "tokenizer", "", "", {}, {})
+    artifacts["demonstrations"] = world.write(
         folder / "demonstrations",
         training=world.demonstrations(20),
         held_out=world.demonstrations(4),
     )
-    found["comparisons"] = world.write(
+    artifacts["comparisons"] = world.write(
         folder / "comparisons", training=world.rankings(8, 1), held_out=world.rankings(8, 2)
     )
-    found["prompts"] = world.write(
+    artifacts["prompts"] = world.write(
         folder / "prompts", training=world.prompts(8), held_out=world.prompts(8)
     )
-    found["no_prompts"] = world.write(folder / "no_prompts", training=world.prompts(8), held_out=[])
-    return found
+    artifacts["no_prompts"] = world.write(
+        folder / "no_prompts", training=world.prompts(8), held_out=[]
+    )
+    return artifacts
 
 
 class Case:
@@ -96,8 +98,8 @@ def _stage(
     """The stage itself, with inputs of other names in `given` than their own."""
 
     def run(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
-        own = {**given, **{name: given[other] for name, other in inputs.items()}}
-        return stage.run(section, own, folder, Said("wrong", world_size=ranks))
+        artifacts = {**given, **{name: given[other] for name, other in inputs.items()}}
+        return stage.run(section, artifacts, folder, Said("wrong", world_size=ranks))
 
     return run
 
@@ -133,8 +135,10 @@ def _no_room(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
 
 def _stopped(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
     inputs = make_ppo_inputs(folder.with_name("ppo"))
-    own = {name: Artifact(inputs / name, name, "", "", {}, {}) for name in NEEDS}
-    ALIGNED.run(one_run(folder, stop={"length": 1.0001})["config"], own, folder, Said("stopped"))
+    artifacts = {name: Artifact(inputs / name, name, "", "", {}, {}) for name in NEEDS}
+    ALIGNED.run(
+        one_run(folder, stop={"length": 1.0001})["config"], artifacts, folder, Said("stopped")
+    )
 
 
 CASES = [
@@ -181,7 +185,7 @@ def test_the_field_is_one_of_the_section(
     node = node_named(nodes(read), case.asset)
     with pytest.raises(UserError) as raised, node.naming():
         case.wrong(node.settings(tmp_path), given, tmp_path / "output")
-    found = re.match(r".*talk\.yaml, line \d+: `([\w.]+)`: ", str(raised.value))
-    assert found, raised.value
-    assert found[1] == f"alignment.{case.field}"
-    reduce(getattr, found[1].split("."), read)  # there is such a key
+    match = re.match(r".*talk\.yaml, line \d+: `([\w.]+)`: ", str(raised.value))
+    assert match, raised.value
+    assert match[1] == f"alignment.{case.field}"
+    reduce(getattr, match[1].split("."), read)  # there is such a key

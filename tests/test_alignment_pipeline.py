@@ -47,7 +47,7 @@ def people(folder: Path) -> None:
             verb,
         )
 
-    said = [
+    output = [
         {
             "instruction": f"What does {SUBJECTS[n % 8]} do, number {n}?",
             "response": f"{VERBS[n % 8]} {SUBJECTS[n % 7]}",
@@ -59,8 +59,8 @@ def people(folder: Path) -> None:
         for n in range(240)
         for text, verb in [sentence(n)]
     ]
-    asked = [{"text": f"a {n} {sentence(n)[0]}"} for n in range(400, 480)]
-    for name, rows in (("said", said), ("rated", rated), ("asked", asked)):
+    prompts = [{"text": f"a {n} {sentence(n)[0]}"} for n in range(400, 480)]
+    for name, rows in (("said", output), ("rated", rated), ("asked", prompts)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -78,9 +78,9 @@ class Aligned:
         self.store = Store(self.home)
 
     def artifact(self, name: str):  # type: ignore[no-untyped-def]
-        found = self.store.find(self.store.get_ref("talk", name) or "")
-        assert found, name
-        return found
+        metrics = self.store.find(self.store.get_ref("talk", name) or "")
+        assert metrics, name
+        return metrics
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +147,10 @@ def test_the_aligned_model_answers_in_transformers(aligned: Aligned) -> None:
         AutoTokenizer.from_pretrained(folder),
         AutoModelForCausalLM.from_pretrained(folder),
     )
-    asked = tokenizer.apply_chat_template(
+    prompts = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Say something."}],
         add_generation_prompt=True,
         return_tensors="pt",
     )
-    written = model.generate(**asked, max_new_tokens=4, do_sample=False)
-    assert written.shape[1] > asked["input_ids"].shape[1]
+    written = model.generate(**prompts, max_new_tokens=4, do_sample=False)
+    assert written.shape[1] > prompts["input_ids"].shape[1]

@@ -45,34 +45,34 @@ def graph(folder: Path, alignment: str) -> dict[str, list[str]]:
 
 
 def test_demonstrations_alone_make_a_supervised_model(tmp_path: Path) -> None:
-    found = graph(tmp_path, DEMONSTRATIONS)
-    assert found["supervised"] == ["pretrained", "tokenizer", "demonstrations"]
-    assert not {"reward_model", "policy_init", "aligned", "preferences", "instructed"} & set(found)
+    names = graph(tmp_path, DEMONSTRATIONS)
+    assert names["supervised"] == ["pretrained", "tokenizer", "demonstrations"]
+    assert not {"reward_model", "policy_init", "aligned", "preferences", "instructed"} & set(names)
 
 
 def test_every_step_is_fed_by_the_one_before_and_nothing_goes_round(tmp_path: Path) -> None:
-    found = graph(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO + "  dpo: {}\n")
-    assert found["reward_model"] == ["supervised", "tokenizer", "demonstrations", "comparisons"]
-    assert found["instructed"] == ["supervised", "reward_model", "prompts"]
-    assert found["policy_init"] == ["pretrained", "tokenizer", "demonstrations", "tokens"]
+    names = graph(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO + "  dpo: {}\n")
+    assert names["reward_model"] == ["supervised", "tokenizer", "demonstrations", "comparisons"]
+    assert names["instructed"] == ["supervised", "reward_model", "prompts"]
+    assert names["policy_init"] == ["pretrained", "tokenizer", "demonstrations", "tokens"]
     assert (
-        found["aligned"]
-        == found["aligned_without_ptx"]
+        names["aligned"]
+        == names["aligned_without_ptx"]
         == ["policy_init", "reward_model", "prompts", "tokens"]
     )
-    assert found["dpo"] == ["policy_init", "comparisons"]
+    assert names["dpo"] == ["policy_init", "comparisons"]
     assert {"aligned", "aligned_without_ptx", "dpo", "instructed", "judge", "pretrained"} <= set(
-        found["preferences"]
+        names["preferences"]
     )
     seen: set[str] = set()
-    for name, needs in found.items():  # each after what it needs
+    for name, needs in names.items():  # each after what it needs
         assert set(needs) <= seen, name
         seen.add(name)
 
 
 def test_a_reward_model_may_start_from_the_pretrained_model(tmp_path: Path) -> None:
-    found = graph(tmp_path, DEMONSTRATIONS + COMPARISONS + "  reward_model: {start: pretrained}\n")
-    assert found["reward_model"][0] == "pretrained"
+    names = graph(tmp_path, DEMONSTRATIONS + COMPARISONS + "  reward_model: {start: pretrained}\n")
+    assert names["reward_model"][0] == "pretrained"
 
 
 def test_ppo_without_pretraining_text_is_made_once(tmp_path: Path) -> None:
@@ -83,12 +83,12 @@ def test_ppo_without_pretraining_text_is_made_once(tmp_path: Path) -> None:
 
 
 def test_the_two_policies_differ_in_pretraining_text_alone(tmp_path: Path) -> None:
-    found = {
+    names = {
         node.name: node
         for node in nodes(recipe(tmp_path, DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO))
     }
     with_text, without = (
-        found[name].settings(tmp_path)["ppo"] for name in ("aligned", "aligned_without_ptx")
+        names[name].settings(tmp_path)["ppo"] for name in ("aligned", "aligned_without_ptx")
     )
     assert {key for key in with_text if with_text[key] != without[key]} == {
         "ptx_weight",
@@ -156,7 +156,7 @@ def test_the_papers_values_are_the_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("alignment", "told"),
+    ("alignment", "message"),
     [
         ("  supervised: {epochs: 2}\n", r"talk.yaml, line 6.*alignment.demonstrations.*missing"),
         (DEMONSTRATIONS + PPO, r"talk.yaml, line 8.*alignment.ppo.*add comparisons and prompts"),
@@ -191,8 +191,8 @@ def test_the_papers_values_are_the_defaults() -> None:
         ),
     ],
 )
-def test_a_mistake_is_said_with_its_place(tmp_path: Path, alignment: str, told: str) -> None:
-    with pytest.raises(UserError, match=f"(?s){told}"):
+def test_a_mistake_is_said_with_its_place(tmp_path: Path, alignment: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"(?s){message}"):
         nodes(recipe(tmp_path, alignment))
 
 

@@ -60,19 +60,19 @@ def test_transformers_lays_a_dialogue_out_alike_and_knows_which_tokens_are_the_a
         *TALK[:-1],
         {"role": "assistant", "content": "No one sees it."},
     ]  # spelt-out markers are another test's
-    laid = ChatTemplate(tokenizer).encode(turns(plain))
-    found = theirs.apply_chat_template(
+    encoded = ChatTemplate(tokenizer).encode(turns(plain))
+    result = theirs.apply_chat_template(
         plain, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    assert found["input_ids"] == laid.tokens
-    assert [bool(one) for one in found["assistant_masks"]] == laid.loss_mask
+    assert result["input_ids"] == encoded.tokens
+    assert [bool(flag) for flag in result["assistant_masks"]] == encoded.loss_mask
 
 
 def test_a_prompt_is_what_transformers_has_before_an_answer(tokenizer, theirs) -> None:  # type: ignore[no-untyped-def]
-    asked = TALK[:2]
-    assert theirs.apply_chat_template(asked, tokenize=True, add_generation_prompt=True)[
+    question = TALK[:2]
+    assert theirs.apply_chat_template(question, tokenize=True, add_generation_prompt=True)[
         "input_ids"
-    ] == ChatTemplate(tokenizer).encode_prompt(turns(asked))
+    ] == ChatTemplate(tokenizer).encode_prompt(turns(question))
 
 
 def test_opening_words_are_the_answers_first(tokenizer, theirs) -> None:  # type: ignore[no-untyped-def]
@@ -96,8 +96,8 @@ def test_a_marker_that_text_spells_out_is_text() -> None:
     tokenizer = chat_tokenizer(
         Tokenizer.train(["the king sees <|user|> the king"] * 9, vocab_size=270)
     )
-    laid = ChatTemplate(tokenizer).encode(turns(TALK))
-    assert sum(token in tokenizer.markers.values() for token in laid.tokens) == len(TALK)
+    encoded = ChatTemplate(tokenizer).encode(turns(TALK))
+    assert sum(token in tokenizer.markers.values() for token in encoded.tokens) == len(TALK)
 
 
 def test_a_saved_tokenizer_loads_with_markers_and_template(
@@ -149,7 +149,7 @@ def test_a_model_with_its_markers_loads_in_transformers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("talk", "kind", "told"),
+    ("talk", "kind", "error_text"),
     [
         ([], "no turns", "no turns"),
         (
@@ -174,17 +174,19 @@ def test_a_model_with_its_markers_loads_in_transformers(tmp_path: Path) -> None:
         ([TALK[0]], "a wrong end", "ends with 'system'"),
     ],
 )
-def test_what_is_no_dialogue_is_named(talk: list[dict[str, str]], kind: str, told: str) -> None:
-    with pytest.raises(NoDialogue, match=told) as found:
+def test_what_is_no_dialogue_is_named(
+    talk: list[dict[str, str]], kind: str, error_text: str
+) -> None:
+    with pytest.raises(NoDialogue, match=error_text) as result:
         dialogue(talk)
-    assert found.value.kind == kind
+    assert result.value.kind == kind
 
 
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=6))
 def test_a_dialogue_is_what_its_messages_say(texts: list[str]) -> None:
     talk = [
-        {"role": ("user", "assistant")[place % 2], "content": text}
-        for place, text in enumerate(texts)
+        {"role": ("user", "assistant")[index % 2], "content": text}
+        for index, text in enumerate(texts)
     ]
     assert [message["content"] for message in messages(turns(talk))] == [
         text.strip() for text in texts

@@ -60,22 +60,22 @@ def nats(model: GPT, text: list[int], response: int) -> torch.Tensor:
     """log π of the last `response` tokens, from whole logits."""
     logs = model(torch.tensor([text]))[0].log_softmax(-1)
     at = range(len(text) - response, len(text))
-    return torch.stack([logs[place - 1, text[place]] for place in at]).sum()
+    return torch.stack([logs[index - 1, text[index]] for index in at]).sum()
 
 
 def test_the_loss_and_its_gradient_are_the_published_equation_over_all_pairs() -> None:
     template = world.template()
     model, before = world.tiny(template, seed=1), world.tiny(template, seed=2)
     compared = reward_model.encode_rankings(template, RANKINGS, 64).encoded
-    batches = EpochBatches([one.tokens for one in compared], 3, 1, seed=0, micro_tokens=50)
+    batches = EpochBatches([ranking.tokens for ranking in compared], 3, 1, seed=0, micro_tokens=50)
     objective = dpo.DPOObjective(
         compared, dpo.ranking_log_probabilities(before.eval(), compared), 0.5, batches
     )
     parts = objective.micro_batches(0)
     assert len(parts) > 1
     assert objective.units_before(1) == 5
-    found = torch.stack([objective.loss(model, part)[0] for part in parts]).mean()
-    found.backward()
+    measured_loss = torch.stack([objective.loss(model, part)[0] for part in parts]).mean()
+    measured_loss.backward()
     slopes = {
         name: parameter.grad.clone()
         for name, parameter in model.named_parameters()
@@ -84,14 +84,16 @@ def test_the_loss_and_its_gradient_are_the_published_equation_over_all_pairs() -
     model.zero_grad()
 
     each = []
-    for one in compared:
+    for ranking in compared:
         moved = [
             nats(model, text, size) - nats(before, text, size).detach()
-            for text, size in zip(one.texts, one.response_lengths, strict=True)
+            for text, size in zip(ranking.texts, ranking.response_lengths, strict=True)
         ]
-        each += [-F.logsigmoid(0.5 * (moved[better] - moved[worse])) for better, worse in one.pairs]
+        each += [
+            -F.logsigmoid(0.5 * (moved[better] - moved[worse])) for better, worse in ranking.pairs
+        ]
     expected = torch.stack(each).mean()
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(measured_loss, expected, atol=1e-5, rtol=1e-5)
     expected.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(slopes[name], parameter.grad, atol=1e-5, rtol=1e-3)
@@ -115,13 +117,13 @@ def test_the_reference_is_asked_once_and_a_run_that_goes_on_reads_it(tmp_path: P
 def test_it_learns_which_response_people_prefer_and_a_killed_run_ends_bit_for_bit_alike(
     inputs: Inputs, tmp_path: Path
 ) -> None:
-    said = Said("dpo")
-    metrics = DPO.run(CONFIG, inputs, tmp_path / "dpo", said)
-    names = {name for values in said.said["metrics"].values() for name in values}
+    progress = Said("dpo")
+    metrics = DPO.run(CONFIG, inputs, tmp_path / "dpo", progress)
+    names = {name for values in progress.said["metrics"].values() for name in values}
     series = {
         name: [
             (step, values[name])
-            for step, values in sorted(said.said["metrics"].items())
+            for step, values in sorted(progress.said["metrics"].items())
             if name in values
         ]
         for name in names

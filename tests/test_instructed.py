@@ -23,7 +23,7 @@ from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.reward_model import RewardModel
 
 CONFIG = {"instructed": {"prompts": 12, "max_new_tokens": 8, "temperature": 1.0, "seed": 1}}
-ASKED = [(Turn("user", f"And the {thing}?"),) for thing in world.THINGS]
+PROMPTS = [(Turn("user", f"And the {thing}?"),) for thing in world.THINGS]
 
 
 # --- answers ---
@@ -33,31 +33,31 @@ def test_an_answer_depends_on_seed_and_prompt_and_not_on_the_prompts_beside_it()
     template = world.template()
     model = world.tiny(template).eval()
     how: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3, "copies": 2}
-    together = sample_answers(model, template, ASKED, **how)
-    assert len(together) == 2 * len(ASKED)
-    assert sample_answers(model, template, ASKED[3:4], **how) == together[6:8]
+    together = sample_answers(model, template, PROMPTS, **how)
+    assert len(together) == 2 * len(PROMPTS)
+    assert sample_answers(model, template, PROMPTS[3:4], **how) == together[6:8]
     assert together[6].tokens != together[7].tokens
     many = sample_answers(
-        model, template, ASKED[:1], max_new_tokens=6, temperature=1.0, seed=3, copies=ROWS + 10
+        model, template, PROMPTS[:1], max_new_tokens=6, temperature=1.0, seed=3, copies=ROWS + 10
     )
     assert (
-        len({tuple(one.tokens) for one in many}) > ROWS
+        len({tuple(answer.tokens) for answer in many}) > ROWS
     )  # no copy is drawn twice where there are more than are written together
 
 
 def test_an_answer_ends_with_its_end_or_is_cut_and_an_empty_one_stays_one() -> None:
     template = world.template()
     model = world.tiny(template).eval()
-    cut = sample_answers(model, template, ASKED, max_new_tokens=1, temperature=1.0, seed=1)
-    assert all(len(one.tokens) == 1 for one in cut)
+    cut = sample_answers(model, template, PROMPTS, max_new_tokens=1, temperature=1.0, seed=1)
+    assert all(len(answer.tokens) == 1 for answer in cut)
     with torch.no_grad():
         parameters = dict(model.named_parameters())
         parameters["wte.weight"][template.end_of_text] += (
             100  # and every state has a mean of 1, so that the end is what follows
         )
         parameters["ln_f.bias"].fill_(1.0)
-    empty = sample_answers(model, template, ASKED[:2], max_new_tokens=4, temperature=0.0, seed=1)
-    assert [(one.text, one.tokens, one.ended, one.empty) for one in empty] == [
+    empty = sample_answers(model, template, PROMPTS[:2], max_new_tokens=4, temperature=0.0, seed=1)
+    assert [(answer.text, answer.tokens, answer.ended, answer.empty) for answer in empty] == [
         ("", [template.end_of_text], True, True)
     ] * 2
 
@@ -74,24 +74,26 @@ def test_a_prompt_that_is_too_long_gives_way_by_whole_turns_and_what_the_system_
     )
     assert encode_shortened(template, talk, 40) == template.encode_prompt((talk[0], talk[3]))
     assert encode_shortened(template, (Turn("user", "dull " * 90),), 40) is None
-    (found,) = sample_answers(
+    (sampled,) = sample_answers(
         world.tiny(template).eval(), template, [talk], max_new_tokens=4, temperature=1.0, seed=1
     )
-    assert found.prompt_cut
+    assert sampled.prompt_cut
 
 
 def test_how_likely_an_answer_is_is_known_as_it_is_written() -> None:
     template = world.template()
     model = world.tiny(template).eval()
-    found = sample_answers(
-        model, template, ASKED, max_new_tokens=6, temperature=0.8, seed=3, log_probabilities=True
+    sampled = sample_answers(
+        model, template, PROMPTS, max_new_tokens=6, temperature=0.8, seed=3, log_probabilities=True
     )
     texts = [
-        [*template.encode_prompt(asked), *one.tokens]
-        for asked, one in zip(ASKED, found, strict=True)
+        [*template.encode_prompt(dialogue_turns), *answer.tokens]
+        for dialogue_turns, answer in zip(PROMPTS, sampled, strict=True)
     ]
-    read = continuation_log_probabilities(model, texts, [len(one.tokens) for one in found], 0.8)
-    assert [one.log_probability for one in found] == pytest.approx(read, abs=1e-4) and max(
+    read = continuation_log_probabilities(
+        model, texts, [len(answer.tokens) for answer in sampled], 0.8
+    )
+    assert [answer.log_probability for answer in sampled] == pytest.approx(read, abs=1e-4) and max(
         read
     ) < -1
 
@@ -146,15 +148,20 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def chosen(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    output, said = tmp_path_factory.mktemp("instructed"), Said("instructed")
-    metrics = INSTRUCTED.run(CONFIG, inputs, output, said)
-    names = {name for values in said.said["metrics"].values() for name in values}
+    output, progress = tmp_path_factory.mktemp("instructed"), Said("instructed")
+    metrics = INSTRUCTED.run(CONFIG, inputs, output, progress)
+    names = {name for values in progress.said["metrics"].values() for name in values}
     series = {
-        name: [(step, values[name]) for step, values in sorted(said.said["metrics"].items())]
+        name: [(step, values[name]) for step, values in sorted(progress.said["metrics"].items())]
         for name in names
     }
     return Built(
-        CONFIG, inputs, output, metrics, series, [tuple(one) for one in said.said["texts"]]
+        CONFIG,
+        inputs,
+        output,
+        metrics,
+        series,
+        [tuple(answer) for answer in progress.said["texts"]],
     )
 
 
@@ -171,9 +178,9 @@ def test_the_epoch_with_the_best_mean_reward_is_kept_whatever_its_loss(
     assert chosen.metrics["reward"] == pytest.approx(means[best])
     assert chosen.metrics["reward_low"] < means[best] < chosen.metrics["reward_high"]
     assert chosen.metrics["epoch_of_lowest_loss"] == 1
-    kept = chosen.output / "model" / "model.safetensors"
+    retained = chosen.output / "model" / "model.safetensors"
     assert (
-        kept.read_bytes()
+        retained.read_bytes()
         == (inputs["supervised"].path / "epochs" / str(best) / "model.safetensors").read_bytes()
     )
     assert world.failed(INSTRUCTED, chosen) == {}
@@ -196,20 +203,25 @@ def test_the_epoch_is_chosen_on_prompts_that_models_are_not_compared_on(
     rows = [*world.prompts(70), *({**row, "id": f"again {row['id']}"} for row in world.prompts(10))]
     prompts, output = world.write(tmp_path / "prompts", held_out=rows), tmp_path / "out"
     output.mkdir()
-    found = prompt_subset(prompts.path, CONFIG["instructed"])
-    asked = [{prompt.turns for prompt in part} for part in (found.compared, found.choosing)]
+    sampled = prompt_subset(prompts.path, CONFIG["instructed"])
+    dialogue_turns = [
+        {prompt.turns for prompt in part} for part in (sampled.compared, sampled.choosing)
+    ]
     assert (
-        found.apart and len(found.compared) == len(found.choosing) == 12 and not asked[0] & asked[1]
+        sampled.apart
+        and len(sampled.compared) == len(sampled.choosing) == 12
+        and not dialogue_turns[0] & dialogue_turns[1]
     )
     assert (
-        prompt_subset(prompts.path, {**CONFIG["instructed"], "seed": 2}).compared != found.compared
+        prompt_subset(prompts.path, {**CONFIG["instructed"], "seed": 2}).compared
+        != sampled.compared
     )
 
     metrics = INSTRUCTED.run(CONFIG, {**inputs, "prompts": prompts}, output, Said("instructed"))
     answered = [
         json.loads(line)["id"] for line in (output / "answers.jsonl").read_text().splitlines()[:12]
     ]
-    assert answered == [prompt.id for prompt in found.choosing]
+    assert answered == [prompt.id for prompt in sampled.choosing]
     INSTRUCTED.show(Built(CONFIG, inputs, output, metrics, {}, []), tmp_path)
     assert "Models are compared on none of them." in (tmp_path / "epochs.md").read_text()
 
@@ -217,8 +229,8 @@ def test_the_epoch_is_chosen_on_prompts_that_models_are_not_compared_on(
 def test_where_too_few_others_are_left_the_same_prompts_choose_and_the_page_says_so(
     chosen: Built, inputs: Inputs, tmp_path: Path
 ) -> None:
-    found = prompt_subset(inputs["prompts"].path, CONFIG["instructed"])
-    assert not found.apart and found.choosing == found.compared and found.left == 8
+    sampled = prompt_subset(inputs["prompts"].path, CONFIG["instructed"])
+    assert not sampled.apart and sampled.choosing == sampled.compared and sampled.left == 8
     INSTRUCTED.show(chosen, tmp_path)
     assert (
         "Models are compared on the same ones, as there are only 8 others"

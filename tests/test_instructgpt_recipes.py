@@ -90,8 +90,8 @@ def test_prompts_are_of_parts_that_nothing_else_is_made_of(name: str) -> None:
     alignment = load_recipe(name).alignment
     assert isinstance(alignment, AlignmentSection) and alignment.comparisons and alignment.prompts
     taken = {
-        one.hub: one.part or (0, 1)
-        for one in (*alignment.demonstrations.sources, *alignment.comparisons.sources)
+        graph_node.hub: graph_node.part or (0, 1)
+        for graph_node in (*alignment.demonstrations.sources, *alignment.comparisons.sources)
     }
     for source in alignment.prompts.sources:
         assert (

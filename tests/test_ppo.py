@@ -81,11 +81,11 @@ class Likes(RewardModel):
 
     def rewards(self, rows: PackedSequences) -> Tensor:
         texts = [text[3:-1] for text in rows.tokens.split(list(rows.lengths))]
-        found = torch.tensor([sum(int(token) in LIKED for token in text) / 6 for text in texts])
+        result = torch.tensor([sum(int(token) in LIKED for token in text) / 6 for text in texts])
         return (
-            torch.where(torch.arange(len(found)) % self.broken == 0, math.nan, found)
+            torch.where(torch.arange(len(result)) % self.broken == 0, math.nan, result)
             if self.broken
-            else found
+            else result
         )
 
 
@@ -107,7 +107,7 @@ def objective(
     ), given
 
 
-def learnt(
+def trained(
     model: ActorCritic, folder: Path, tokens: Path | None = None, **section: Any
 ) -> tuple[PPOObjective, dict[int, dict[str, float]]]:
     """PPO on the real engine. What it said."""
@@ -134,8 +134,8 @@ def learnt(
 def episodes_of(
     rewards: list[float], log_ratios: list[list[float]], values: list[list[float]]
 ) -> Episodes:
-    sizes = torch.tensor([len(one) for one in values])
-    flat = torch.tensor([one for each in log_ratios for one in each])
+    sizes = torch.tensor([len(entry) for entry in values])
+    flat = torch.tensor([entry for each in log_ratios for entry in each])
     return Episodes(
         prompt_ids=torch.arange(len(sizes)),
         prompt_lengths=torch.ones_like(sizes),
@@ -146,7 +146,7 @@ def episodes_of(
         log_probs=flat,
         reference_log_probs=torch.zeros_like(flat),
         entropy=torch.zeros_like(flat),
-        values=torch.tensor([one for each in values for one in each]),
+        values=torch.tensor([entry for each in values for entry in each]),
     )
 
 
@@ -166,9 +166,9 @@ def test_the_penalty_is_paid_token_by_token_and_the_reward_at_the_last() -> None
     """With λ 1 and values 0 an advantage is all that is gained from there on: penalties -0.1·(1,
     2), reward 3.
     """
-    found = compute_advantages(episodes_of([3.0], [[1.0, 2.0]], [[0.0, 0.0]]), 0.1, 1.0)
-    assert found.returns.tolist() == pytest.approx([2.7, 2.8])
-    assert found.advantages.tolist() == pytest.approx([-1.0, 1.0], abs=1e-4)  # whitened
+    result = compute_advantages(episodes_of([3.0], [[1.0, 2.0]], [[0.0, 0.0]]), 0.1, 1.0)
+    assert result.returns.tolist() == pytest.approx([2.7, 2.8])
+    assert result.advantages.tolist() == pytest.approx([-1.0, 1.0], abs=1e-4)  # whitened
 
 
 def test_an_answer_that_was_cut_is_paid_less() -> None:
@@ -185,13 +185,13 @@ def test_an_answer_that_was_cut_is_paid_less() -> None:
 def test_advantages_are_whitened_over_the_batch_and_a_reward_that_is_no_number_is_left_out() -> (
     None
 ):
-    found = compute_advantages(
+    result = compute_advantages(
         episodes_of([1.0, math.nan, -1.0], [[0.0], [0.0, 0.0], [0.0]], [[0.0], [0.0, 0.0], [0.0]]),
         0.1,
         0.95,
     )
-    assert found.mask.tolist() == [True, False, False, True]
-    assert found.advantages.tolist() == pytest.approx([1.0, 0.0, 0.0, -1.0])
+    assert result.mask.tolist() == [True, False, False, True]
+    assert result.advantages.tolist() == pytest.approx([1.0, 0.0, 0.0, -1.0])
     values = whiten(torch.tensor([2.0, 4.0, 100.0]), torch.tensor([True, True, False]))
     assert values[:2].tolist() == pytest.approx([-1.0, 1.0])
 
@@ -236,10 +236,10 @@ def test_a_loss_of_log_probabilities_has_the_gradient_of_full_logits() -> None:
     assert torch.allclose(logs, whole, atol=1e-5) and loss.item() == pytest.approx(
         of(whole).item(), rel=1e-5
     )
-    for found, expected in zip(
+    for result, expected in zip(
         gradients, torch.autograd.grad(of(whole), (states, weight)), strict=True
     ):
-        assert torch.allclose(found, expected, atol=1e-5)
+        assert torch.allclose(result, expected, atol=1e-5)
 
 
 # --- episodes ---
@@ -251,34 +251,35 @@ def test_an_episode_has_what_each_model_says_of_each_token() -> None:
         model.policy.wte.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
         model.policy.ln_f.weight[0], model.policy.ln_f.bias[0] = 0.0, 1.0  # type: ignore[index,operator]
         model.policy.wte.weight[END] = torch.eye(32)[0] * 7  # so that some end
-    found = sample_episodes(
+    result = sample_episodes(
         model.rollout_models(), PROMPTS, range(10), SamplingParams(END, 6, 0.7), range(10)
     )
     row = 0
-    for number, text in enumerate(found.texts()):
-        assert text[:3] == PROMPTS[number] and (text[-1] == END) == bool(found.ended[number])
+    for number, text in enumerate(result.texts()):
+        assert text[:3] == PROMPTS[number] and (text[-1] == END) == bool(result.ended[number])
         logits = [
             gpt(torch.tensor([text]))[0, 2:-1].detach() / 0.7
             for gpt in (model.policy, model.reference)
         ]
         logs = [
-            one.log_softmax(1).gather(1, torch.tensor(text[3:])[:, None])[:, 0] for one in logits
+            entry.log_softmax(1).gather(1, torch.tensor(text[3:])[:, None])[:, 0]
+            for entry in logits
         ]
-        own = slice(row, row := row + len(text) - 3)
-        assert torch.allclose(found.log_probs[own], logs[0], atol=1e-4) and torch.allclose(
-            found.reference_log_probs[own], logs[1], atol=1e-4
+        actions = slice(row, row := row + len(text) - 3)
+        assert torch.allclose(result.log_probs[actions], logs[0], atol=1e-4) and torch.allclose(
+            result.reference_log_probs[actions], logs[1], atol=1e-4
         )
         assert torch.allclose(
-            found.entropy[own],
+            result.entropy[actions],
             torch.distributions.Categorical(logits=logits[0]).entropy(),
             atol=1e-4,
         )
         whole = PackedSequences.of([text])
-        assert torch.allclose(found.values[own], model.critic.values(whole)[2:-1], atol=1e-4)  # type: ignore[operator]
-        assert found.kl()[number].item() == pytest.approx(
+        assert torch.allclose(result.values[actions], model.critic.values(whole)[2:-1], atol=1e-4)  # type: ignore[operator]
+        assert result.kl()[number].item() == pytest.approx(
             float((logs[0] - logs[1]).sum()), abs=1e-3
         )
-    assert 0 < found.ended.sum() < 10 and row == len(found.log_probs)
+    assert 0 < result.ended.sum() < 10 and row == len(result.log_probs)
 
 
 def test_an_answer_that_says_nothing_is_its_end_alone_and_is_counted(tmp_path: Path) -> None:
@@ -290,12 +291,12 @@ def test_an_answer_that_says_nothing_is_its_end_alone_and_is_counted(tmp_path: P
             gpt.ln_f.weight.fill_(1e-6)  # type: ignore[union-attr]
             gpt.ln_f.bias.fill_(1.0)  # type: ignore[union-attr]
     ppo, _ = objective(tmp_path)
-    told = ppo.rollouts.between(0, model.eval().rollout_models())
+    reported = ppo.rollouts.between(0, model.eval().rollout_models())
     assert (
-        told["empty"] == 32
-        and told["length"] == 1
-        and told["ended"] == 1
-        and told["empty_so_far"] == 32
+        reported["empty"] == 32
+        and reported["length"] == 1
+        and reported["ended"] == 1
+        and reported["empty_so_far"] == 32
     )
 
 
@@ -305,12 +306,12 @@ def test_what_is_drawn_depends_on_neither_chunks_nor_ranks(
     tmp_path: Path, size: int, ranks: int
 ) -> None:
     models = actors().eval().rollout_models()
-    asked, how = [one % 10 for one in range(32)], SamplingParams(END, 6, 1.0)
-    alone = sample_episodes(models, [PROMPTS[one] for one in asked], asked, how, range(5, 37))
+    order, how = [entry % 10 for entry in range(32)], SamplingParams(END, 6, 1.0)
+    alone = sample_episodes(models, [PROMPTS[entry] for entry in order], order, how, range(5, 37))
     for rank in reversed(range(ranks)):  # the first one finds the others' chunks
-        paths = list(sample_in_chunks(models, PROMPTS, asked, how, 5, tmp_path, size, rank, ranks))
-    found = Episodes.load(paths)
-    assert found.texts() == alone.texts() and len({tuple(text) for text in found.texts()}) > 25
+        paths = list(sample_in_chunks(models, PROMPTS, order, how, 5, tmp_path, size, rank, ranks))
+    result = Episodes.load(paths)
+    assert result.texts() == alone.texts() and len({tuple(text) for text in result.texts()}) > 25
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -326,14 +327,14 @@ def test_all_ratios_are_one_in_the_first_minibatch(tmp_path: Path, precision: to
                 gpt.wte.weight.mul_(20)
         ppo, _ = objective(tmp_path / str(shared))
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            told = ppo.rollouts.between(0, model.eval().rollout_models())
-            assert abs(told["kl"]) < near
+            reported = ppo.rollouts.between(0, model.eval().rollout_models())
+            assert abs(reported["kl"]) < near
             model.train()
             for part in ppo.micro_batches(0):
                 assert isinstance(part, EpisodeMicroBatch)
-                _, figures = ppo.loss(model, part)
-                assert figures["clip_fraction"][0] == 0 and abs(float(figures["moved"][0])) < near
-                assert float(figures["policy_loss"][0]) == pytest.approx(
+                _, metrics = ppo.loss(model, part)
+                assert metrics["clip_fraction"][0] == 0 and abs(float(metrics["moved"][0])) < near
+                assert float(metrics["policy_loss"][0]) == pytest.approx(
                     -float(part.advantages.sum()), abs=10 * near
                 )
 
@@ -344,11 +345,11 @@ def test_a_minibatch_is_a_mean_over_its_actions_however_it_is_cut(tmp_path: Path
     ppo.rollouts.between(0, model.eval().rollout_models())
     shares = {}
     for ranks in (1, 4):
-        one = PPOObjective(ppo.rollouts, 16, 1.0, ppo.losses, None, Execution(), 1)
+        entry = PPOObjective(ppo.rollouts, 16, 1.0, ppo.losses, None, Execution(), 1)
         parts = []
         for rank in range(ranks):
-            one.execution = Execution(rank=rank, world_size=ranks)
-            parts += one.micro_batches(1)
+            entry.execution = Execution(rank=rank, world_size=ranks)
+            parts += entry.micro_batches(1)
         shares[ranks] = sum(float(part.weights.sum()) for part in parts) / len(parts)  # type: ignore[union-attr]
     assert shares[1] == pytest.approx(1) and shares[4] == pytest.approx(1)
 
@@ -365,8 +366,8 @@ def test_every_episode_is_in_one_minibatch_of_an_inner_epoch_and_every_prompt_is
         sorted(item for step in steps for item in ppo._items(step)) for steps in ((4, 5), (6, 7))
     )
     assert first == second == list(range(32)) and ppo._items(4) != ppo._items(6)
-    asked = [prompt for batch in range(10) for prompt in ppo.rollouts.config.prompt_ids(batch)]
-    assert [asked.count(prompt) for prompt in range(10)] == [32] * 10
+    order = [prompt for batch in range(10) for prompt in ppo.rollouts.config.prompt_ids(batch)]
+    assert [order.count(prompt) for prompt in range(10)] == [32] * 10
 
 
 # --- runs ---
@@ -382,19 +383,21 @@ def test_ppo_raises_the_reward_and_leaves_the_reference_and_the_reward_model_alo
         for name, p in model.named_parameters()
         if name.startswith(("reference.", "reward."))
     }
-    ppo, told = learnt(model, tmp_path, episodes=960, batch=64, minibatch=32, learning_rate=3e-3)
-    rewards = [values["reward"] for _, values in sorted(told.items()) if "reward" in values]
+    ppo, reported = trained(
+        model, tmp_path, episodes=960, batch=64, minibatch=32, learning_rate=3e-3
+    )
+    rewards = [values["reward"] for _, values in sorted(reported.items()) if "reward" in values]
     assert rewards[-1] > rewards[0] + 0.2, rewards
     assert (
-        told[28]["kl"] > 0.05 > abs(told[0]["kl"])
-        and max(values.get("clip_fraction", 0) for values in told.values()) > 0
+        reported[28]["kl"] > 0.05 > abs(reported[0]["kl"])
+        and max(values.get("clip_fraction", 0) for values in reported.values()) > 0
     )
-    assert told[28]["value_error"] < told[2]["value_error"] * 2
+    assert reported[28]["value_error"] < reported[2]["value_error"] * 2
     assert all(
-        torch.equal(dict(model.named_parameters())[name], kept) for name, kept in frozen.items()
+        torch.equal(dict(model.named_parameters())[name], before) for name, before in frozen.items()
     )
-    kept = sorted(path.name for path in ppo.rollouts.folder.iterdir())
-    assert [name.split("-")[1][:6] for name in kept if name.startswith("batch")] == [
+    files = sorted(path.name for path in ppo.rollouts.folder.iterdir())
+    assert [name.split("-")[1][:6] for name in files if name.startswith("batch")] == [
         "000013",
         "000014",
     ]
@@ -403,7 +406,7 @@ def test_ppo_raises_the_reward_and_leaves_the_reference_and_the_reward_model_alo
 def test_what_is_kept_is_the_moving_average(tmp_path: Path) -> None:
     model = actors()
     begin = {name: p.clone() for name, p in model.policy.named_parameters()}
-    ppo, _ = learnt(model, tmp_path, episodes=32)  # one batch, decay a half
+    ppo, _ = trained(model, tmp_path, episodes=32)  # one batch, decay a half
     average = GPT(model.policy.config, seed=9)
     ema.load_into(average, ppo.rollouts.folder, 1)
     for name, parameter in average.named_parameters():
@@ -425,27 +428,29 @@ def test_pre_training_text_is_forgotten_without_ptx_and_kept_with_it(tmp_path: P
     }
 
     def bits(model: ActorCritic) -> float:
-        return sum(one.bpb for one in held_out(model.policy.eval(), data, Execution()).values())
+        return sum(entry.bpb for entry in held_out(model.policy.eval(), data, Execution()).values())
 
     begun = actors(vocabulary=data.vocab_size + 3)
-    learnt(
+    trained(
         begun, tmp_path / "begun", inputs / "tokens", **{**settings, "ptx_weight": 100.0}
     )  # hardly more than pre-training
-    found = {}
+    result = {}
     for weight in (0.0, 27.8):
         model = ActorCritic(begun.policy, begun.reward, shared=False, seed=1)
-        _, told = learnt(
+        _, reported = trained(
             model, tmp_path / str(weight), inputs / "tokens", **{**settings, "ptx_weight": weight}
         )
-        found[weight] = bits(model) / bits(begun)
-        assert ("ptx_loss" in told[16]) == (weight > 0)
-    assert found[0.0] > 1.03 > found[27.8], found
+        result[weight] = bits(model) / bits(begun)
+        assert ("ptx_loss" in reported[16]) == (weight > 0)
+    assert result[0.0] > 1.03 > result[27.8], result
 
 
 def test_an_adaptive_coefficient_moves(tmp_path: Path) -> None:
-    _, told = learnt(actors(), tmp_path, adaptive_kl={"target": 6.0, "horizon": 64})
+    _, reported = trained(actors(), tmp_path, adaptive_kl={"target": 6.0, "horizon": 64})
     coefficients = [
-        values["kl_coefficient"] for _, values in sorted(told.items()) if "kl_coefficient" in values
+        values["kl_coefficient"]
+        for _, values in sorted(reported.items())
+        if "kl_coefficient" in values
     ]
     assert (
         coefficients[0] == 0.02
@@ -456,17 +461,17 @@ def test_an_adaptive_coefficient_moves(tmp_path: Path) -> None:
 
 def test_rewards_that_are_no_numbers_are_left_out_and_counted(tmp_path: Path) -> None:
     model = actors(broken=4)
-    _, told = learnt(model, tmp_path, episodes=64)
+    _, reported = trained(model, tmp_path, episodes=64)
     assert (
-        told[0]["not_a_number"] == 8
-        and told[2]["not_a_number_so_far"] == 16
-        and math.isfinite(told[4]["loss"])
+        reported[0]["not_a_number"] == 8
+        and reported[2]["not_a_number_so_far"] == 16
+        and math.isfinite(reported[4]["loss"])
     )
     assert all(bool(p.isfinite().all()) for p in model.policy.parameters())
     with pytest.raises(
         UserError, match=r"before batch 1 of 6: the reward of 32 of 32 answers is not a number"
     ):
-        learnt(actors(broken=1), tmp_path / "broken")
+        trained(actors(broken=1), tmp_path / "broken")
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["value model", "shared trunk"])
@@ -478,19 +483,21 @@ def test_a_token_that_the_reward_model_has_no_number_for_costs_its_episodes_alon
     with torch.no_grad():
         reward.gpt.wte.weight[200:210] = math.nan
     model = ActorCritic(GPT(SHAPE, seed=1), reward, shared=shared, seed=1)
-    ppo, told = learnt(model, tmp_path, episodes=64, max_new_tokens=6, value_learning_rate=1e-4)
+    ppo, reported = trained(
+        model, tmp_path, episodes=64, max_new_tokens=6, value_learning_rate=1e-4
+    )
     broken = ppo.rollouts.batch(0).episodes.rewards.isnan()
-    assert 0 < broken.sum() == told[0]["not_a_number"] < 16
+    assert 0 < broken.sum() == reported[0]["not_a_number"] < 16
     met = [item for step in (0, 1) for item in ppo._items(step)]
     assert sorted(met) == (~broken).nonzero()[:, 0].tolist()
     assert all(bool(p.isfinite().all()) for p in model.policy.parameters()) and math.isfinite(
-        told[4]["loss"]
+        reported[4]["loss"]
     )
 
 
 def test_minibatches_of_one_are_none_of_them_empty(tmp_path: Path) -> None:
-    _, told = learnt(actors(broken=16), tmp_path, episodes=16, batch=16, minibatch=1)
-    assert told[0]["not_a_number"] == 1 and math.isfinite(told[16]["loss"])
+    _, reported = trained(actors(broken=16), tmp_path, episodes=16, batch=16, minibatch=1)
+    assert reported[0]["not_a_number"] == 1 and math.isfinite(reported[16]["loss"])
 
 
 def test_more_ranks_than_episodes_with_a_reward_still_have_one_each(tmp_path: Path) -> None:
@@ -513,8 +520,8 @@ def test_a_policy_that_runs_away_stops_the_run_and_says_why(tmp_path: Path) -> N
             lambda step, whole: ppo.rollouts.between(step, whole.rollout_models()),
         )
     ]  # type: ignore[operator]
-    told = r"before batch \d+ of 20: the policy is \d+\.\d nats an answer from the reference, and stop.kl is 0.3"
-    with pytest.raises(UserError, match=told):
+    reported = r"before batch \d+ of 20: the policy is \d+\.\d nats an answer from the reference, and stop.kl is 0.3"
+    with pytest.raises(UserError, match=reported):
         train(
             actors(),
             ppo,
@@ -555,7 +562,7 @@ def test_the_value_model_has_its_own_learning_rate(tmp_path: Path) -> None:
     """With a rate of next to nothing it stays where it is, while the policy moves."""
     model = actors()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    learnt(model, tmp_path, episodes=32, value_learning_rate=1e-12)
+    trained(model, tmp_path, episodes=32, value_learning_rate=1e-12)
     moved = {
         name: float((p - before[name]).detach().abs().max()) for name, p in model.named_parameters()
     }

@@ -119,38 +119,42 @@ def test_what_is_kept_is_neither_the_start_nor_the_last_weights_and_its_figures_
     inputs: Path, undisturbed: Path
 ) -> None:
     output = undisturbed / "whole"
-    told = said(output)
+    reported = said(output)
     model, begun = (
         load_file(output / "model" / "model.safetensors"),
         load_file(inputs / "policy_init" / "model" / "model.safetensors"),
     )
     assert any(not torch.equal(model[name], begun[name]) for name in model)
     assert Tokenizer.load(output / "model").chat_template
-    found = told["result"]
-    assert found["episodes"] == 128 and found["batches"] == 8 and found["prompts_left_out"] == 2
+    metrics = reported["result"]
+    assert (
+        metrics["episodes"] == 128 and metrics["batches"] == 8 and metrics["prompts_left_out"] == 2
+    )
     assert (
         "30 prompts to answer, 12 held out; 1 and 1 longer than 23 tokens are left out."
-        in told["log"]
+        in reported["log"]
     )
     assert (
-        found["kl_low"] < found["kl"] < found["kl_high"]
-        and found["reward_low"] < found["reward"] < found["reward_high"]
+        metrics["kl_low"] < metrics["kl"] < metrics["kl_high"]
+        and metrics["reward_low"] < metrics["reward"] < metrics["reward_high"]
     )
-    assert found["bpb_rise"] < 0  # what is predicted is text that the policy had never met
-    steps = {step for step, _, _ in told["texts"]}
-    assert steps == {0, 8, 16} and len(told["texts"]) == 12
+    assert metrics["bpb_rise"] < 0  # what is predicted is text that the policy had never met
+    steps = {step for step, _, _ in reported["texts"]}
+    assert steps == {0, 8, 16} and len(reported["texts"]) == 12
     assert {
-        values.get("kl_coefficient") for step, values in told["metrics"].items() if step % EACH == 0
+        values.get("kl_coefficient")
+        for step, values in reported["metrics"].items()
+        if step % EACH == 0
     } - {None, 0.02}
 
 
 def test_every_zero_stage_takes_the_same_first_steps(undisturbed: Path) -> None:
     first = said(undisturbed / "zero1")["metrics"]
     for stage in (0, 2, 3):
-        found = said(undisturbed / f"zero{stage}")["metrics"]
+        metrics = said(undisturbed / f"zero{stage}")["metrics"]
         for step in (1, 2):
             for name in ("loss", "gradient_norm", "value_error", "ptx_loss"):
-                assert found[step][name] == pytest.approx(first[step][name], rel=1e-3), (
+                assert metrics[step][name] == pytest.approx(first[step][name], rel=1e-3), (
                     stage,
                     step,
                     name,

@@ -43,7 +43,7 @@ from gpt_model.training import measure
 from gpt_model.training.engine import Execution
 from gpt_model.transformer import GPT
 
-ASKED = "Write a sentence."
+INSTRUCTION = "Write a sentence."
 ENDINGS = {
     "good": ["is even", "is the king", "is the square"],
     "bad": ["is left", "follows", "is odd"],
@@ -72,8 +72,8 @@ def one_thread() -> Iterator[None]:
 def test_ties_are_half_and_what_has_no_number_is_left_out() -> None:
     won = win_rates.wins([1.0, 2.0, 0.0, math.nan], [0.0, 2.0, 1.0, 0.0])
     assert won[:3].tolist() == [1.0, 0.5, 0.0] and math.isnan(won[3])
-    found = win_rates.win_rate(won, ["a", "b", "c", "d"])
-    assert found is not None and found.value == 0.5 and (found.low, found.high) == (0.0, 1.0)
+    result = win_rates.win_rate(won, ["a", "b", "c", "d"])
+    assert result is not None and result.value == 0.5 and (result.low, result.high) == (0.0, 1.0)
     assert win_rates.win_rate(np.array([math.nan]), ["a"]) is None
 
 
@@ -90,15 +90,15 @@ def test_an_interval_is_that_of_a_mean_and_wider_where_prompts_are_asked_more_th
 
 
 def test_winning_on_every_prompt_is_no_certainty() -> None:
-    found = bootstrap_share(np.ones(30))
-    assert found.value == 1.0 == found.high and found.low == pytest.approx(0.025 ** (1 / 30))
+    result = bootstrap_share(np.ones(30))
+    assert result.value == 1.0 == result.high and result.low == pytest.approx(0.025 ** (1 / 30))
 
 
 def test_one_rare_thing_met_makes_an_interval_no_narrower_than_none() -> None:
-    none, one, some = (bootstrap_share(np.arange(300) < count) for count in (0, 1, 90))
+    none, single, some = (bootstrap_share(np.arange(300) < count) for count in (0, 1, 90))
     rare = bootstrap_share(np.where(np.arange(300) < 1, 0.04, 0.0))
     assert none.high == pytest.approx(1 - 0.025 ** (1 / 300))
-    assert none.high < rare.high < one.high and rare.low == 0.0
+    assert none.high < rare.high < single.high and rare.low == 0.0
     assert (some.high - some.low) / 2 == pytest.approx(
         1.96 * math.sqrt(0.3 * 0.7 / 300), rel=0.05
     )  # as it was
@@ -120,8 +120,8 @@ def test_log_probabilities_are_those_of_each_answer_read_alone() -> None:
         [[*prompt, *answer] for prompt, answer in texts],
         [len(answer) for _, answer in texts],
     )
-    found = continuation_log_probabilities(model, whole, sizes, temperature=0.7)
-    for (prompt, answer), nats in zip(texts, found, strict=True):
+    result = continuation_log_probabilities(model, whole, sizes, temperature=0.7)
+    for (prompt, answer), nats in zip(texts, result, strict=True):
         states = model.states_of(PackedSequences.of([[*prompt, *answer]]))[len(prompt) - 1 : -1]
         logs = (states @ model.wte.weight.T / 0.7).log_softmax(1)
         assert nats == pytest.approx(
@@ -163,8 +163,8 @@ def test_what_is_watched_stands_beside_the_reference_s_interval() -> None:
         drift.drift(answers, groups),
         drift.drift([Answer("red red red red red", [0] * 6, True)] * 160, groups),
     )
-    assert [one.inside for one in drift.beside_reference(same, same)] == [True, True, True]
-    assert [one.inside for one in drift.beside_reference(stuck, same)] == [False, False, False]
+    assert [item.inside for item in drift.beside_reference(same, same)] == [True, True, True]
+    assert [item.inside for item in drift.beside_reference(stuck, same)] == [False, False, False]
     assert "distinct-2 0.025 below " in str(
         drift.beside_reference(stuck, same)[0]
     )  # a pool's 40 pairs are one
@@ -175,7 +175,7 @@ def test_what_is_watched_stands_beside_the_reference_s_interval() -> None:
 
 
 def _prompt(number: int) -> Dialogue:
-    return (Turn("user", ASKED), Turn("assistant", f"The number {number}"))
+    return (Turn("user", INSTRUCTION), Turn("assistant", f"The number {number}"))
 
 
 def _tuned(gpt: GPT, template: ChatTemplate, kinds: tuple[str, ...], steps: int) -> GPT:
@@ -233,7 +233,7 @@ def _ranking(number: int) -> Ranking:
     return Ranking(
         "rated",
         str(number),
-        (Turn("user", ASKED),),
+        (Turn("user", INSTRUCTION),),
         tuple(Response(text, rank) for rank, text in enumerate(texts)),
     )
 
@@ -332,19 +332,19 @@ def test_every_model_answers_the_same_prompts_and_every_answer_is_kept_with_its_
         == list(read_results(built.output)["models"])
     )  # as they are shown
     assert sum(map(len, by_model.values())) == len(rows) == 5 * 40
-    assert len({tuple(row["prompt"] for row in own) for own in by_model.values()}) == 1
+    assert len({tuple(row["prompt"] for row in rows) for rows in by_model.values()}) == 1
     assert all(
         isinstance(row["reward_model"], float) and isinstance(row["judge"], float) for row in rows
     )
-    means = {name: sum(row["reward_model"] for row in own) for name, own in by_model.items()}
+    means = {name: sum(row["reward_model"] for row in rows) for name, rows in by_model.items()}
     assert means["best_of"] > means["policy_init"]
 
 
 def test_aligned_wins_by_the_judge_and_pays_for_it_in_kl(built: Built) -> None:
-    found = read_results(built.output)
+    result = read_results(built.output)
     [step] = [
         step
-        for step in found["steps"]
+        for step in result["steps"]
         if (step["model"], step["over"]) == ("aligned", "policy_init")
     ]
     assert step["judge"]["low"] > 0.5 and verdict("aligned_wins", built).passed
@@ -352,19 +352,19 @@ def test_aligned_wins_by_the_judge_and_pays_for_it_in_kl(built: Built) -> None:
         step["reward_model"]["value"] - step["judge"]["value"]
     )
     assert (
-        found["models"]["aligned"]["kl"]["low"] > 0
-        and found["models"]["policy_init"]["kl"]["value"] == 0.0
+        result["models"]["aligned"]["kl"]["low"] > 0
+        and result["models"]["policy_init"]["kl"]["value"] == 0.0
     )
     assert (
-        found["models"]["best_of"]["kl_bound"] == pytest.approx(win_rates.best_of_kl(4))
-        and "kl" not in found["models"]["best_of"]
+        result["models"]["best_of"]["kl_bound"] == pytest.approx(win_rates.best_of_kl(4))
+        and "kl" not in result["models"]["best_of"]
     )
     assert (
-        found["models"]["aligned"]["prefers"]["low"] > 0.5
+        result["models"]["aligned"]["prefers"]["low"] > 0.5
     )  # it finds likelier what the rankings have first
     assert (
         built.metrics["aligned_over_policy_init/judge_low"] == step["judge"]["low"]
-        and metrics_of(found) == built.metrics
+        and metrics_of(result) == built.metrics
     )
 
 
@@ -384,19 +384,21 @@ def test_the_first_step_stands_beside_the_model_before_it_which_reads_plain_text
     assert (
         steps["supervised", "policy_init"]["judge"]["value"] == 0.5
     )  # here they are one model, and give the same answers
-    found = read_results(built.output)["models"]["pretrained"]
-    assert "kl" not in found and "prefers" not in found and found["drift"]["length"]["value"] > 0
+    result = read_results(built.output)["models"]["pretrained"]
+    assert "kl" not in result and "prefers" not in result and result["drift"]["length"]["value"] > 0
     assert "pretrained knows no turns" in report.win_rates(read_results(built.output)).note
 
 
 def test_held_out_text_is_that_of_each_model(built: Built) -> None:
-    found, bpb = read_results(built.output)["text"], {}
+    result, bpb = read_results(built.output)["text"], {}
     for name in ("policy_init", "aligned"):
         data = TokenData(built.inputs["tokens"].path)
-        own = measure.held_out(convert.load(built.inputs[name].path / "model"), data, Execution())
-        bpb[name] = measure.held_out_metrics(own, data.weights)["held_out/total_bpb"]
-        assert found[name]["bits_per_byte"]["value"] == pytest.approx(bpb[name])
-    rise = found["aligned"]["over_policy_init"]
+        sources = measure.held_out(
+            convert.load(built.inputs[name].path / "model"), data, Execution()
+        )
+        bpb[name] = measure.held_out_metrics(sources, data.weights)["held_out/total_bpb"]
+        assert result[name]["bits_per_byte"]["value"] == pytest.approx(bpb[name])
+    rise = result["aligned"]["over_policy_init"]
     assert (
         rise["value"] == pytest.approx(bpb["aligned"] / bpb["policy_init"] - 1)
         and rise["low"] < rise["value"] < rise["high"]
@@ -423,12 +425,12 @@ def _supposed(
     texts = [" ".join(rng.choice(words, size=rng.integers(4, 9))) for _ in range(200)]
     same = "red red red red red"
     base = rng.uniform(90, 110, size=60)
-    for name, own, cost in (
+    for name, answers, cost in (
         ("policy_init", texts, 1.0),
         ("aligned", [same] * 200 if stuck else texts, 1 + rise),
     ):
         compared.answers[name] = [
-            Answer(text, list(range(len(text.split()))), False) for text in own
+            Answer(text, list(range(len(text.split()))), False) for text in answers
         ]
         compared.windows[name] = np.stack([base * cost, np.full(60, 30.0), np.full(60, 60.0)], 1)
         compared.kl[name] = np.zeros(200)
@@ -451,7 +453,7 @@ def _supposed(
 
 
 @pytest.mark.parametrize(
-    ("check", "fine", "bad", "told"),
+    ("check", "fine", "bad", "sentence"),
     [
         (
             "text_kept",
@@ -477,12 +479,12 @@ def _supposed(
     ],
 )
 def test_a_check_warns_of_what_it_is_there_for_and_of_nothing_else(
-    check: str, fine: dict[str, Any], bad: dict[str, Any], told: str, tmp_path: Path
+    check: str, fine: dict[str, Any], bad: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
     assert verdict(check, _supposed(tmp_path / "fine", **fine)).passed
-    found = verdict(check, _supposed(tmp_path / "bad", **bad))
-    assert not found.passed and re.search(told, found.summary), found.summary
-    assert not next(one for one in PREFERENCES.checks if one.name == check).blocking
+    result = verdict(check, _supposed(tmp_path / "bad", **bad))
+    assert not result.passed and re.search(sentence, result.summary), result.summary
+    assert not next(item for item in PREFERENCES.checks if item.name == check).blocking
 
 
 def test_the_same_again_gives_the_same_bytes(built: Built, tmp_path: Path) -> None:
@@ -492,9 +494,12 @@ def test_the_same_again_gives_the_same_bytes(built: Built, tmp_path: Path) -> No
 
 
 def test_the_figures_of_all_that_is_watched_are_said(built: Built) -> None:
-    held, found = read_results(built.output)["within_reference"], verdict("within_reference", built)
+    held, result = (
+        read_results(built.output)["within_reference"],
+        verdict("within_reference", built),
+    )
     assert held.keys() == set(drift.WATCHED) and all(
-        one["told"] in found.summary for one in held.values()
+        item["told"] in result.summary for item in held.values()
     )
 
 
@@ -511,8 +516,8 @@ def test_a_judge_that_read_the_reward_model_s_texts_blocks(built: Built, tmp_pat
     shared = [*records.read_comparisons(tmp_path, "training"), _ranking(200)]
     records.write(shared, tmp_path / "training.jsonl")
     mixed = {**built.inputs, "comparisons": replace(built.inputs["comparisons"], path=tmp_path)}
-    found = verdict("judged_apart", replace(built, inputs=mixed))
-    assert not found.passed and found.summary.startswith("2 of the judge's 120 texts")
+    result = verdict("judged_apart", replace(built, inputs=mixed))
+    assert not result.passed and result.summary.startswith("2 of the judge's 120 texts")
 
 
 def test_without_a_judge_the_reward_model_alone_is_shown_and_nothing_independent_claimed(
@@ -528,14 +533,14 @@ def test_without_a_judge_the_reward_model_alone_is_shown_and_nothing_independent
     metrics = PREFERENCES.run(
         {"preferences": section}, inputs, tmp_path / "output", Said("no judge")
     )
-    own = replace(built, inputs=inputs, output=tmp_path / "output", metrics=metrics)
+    alone = replace(built, inputs=inputs, output=tmp_path / "output", metrics=metrics)
     assert (
-        read_results(own.output)["judges"] == ["reward_model"]
-        and verdict("judged_apart", own).passed
+        read_results(alone.output)["judges"] == ["reward_model"]
+        and verdict("judged_apart", alone).passed
     )
     assert (
-        not verdict("aligned_wins", own).passed
-        and "alignment.comparisons.judge" in verdict("aligned_wins", own).summary
+        not verdict("aligned_wins", alone).passed
+        and "alignment.comparisons.judge" in verdict("aligned_wins", alone).summary
     )
 
 
@@ -545,23 +550,26 @@ def test_what_a_model_finds_likelier_is_asked_of_every_source_where_there_are_to
     monkeypatch.setattr(preferences, "EVALUATED", 10)
     model = convert.load(built.inputs["aligned"].path / "model").eval()
     rankings = [_ranking(number) for number in range(200, 240)]
-    for place, one in enumerate(
+    for index, item in enumerate(
         rankings[:10]
     ):  # a source of its own, of people who like what it does not
-        rankings[place] = replace(
-            one, responses=tuple(replace(said, rank=1 - said.rank) for said in one.responses)
+        rankings[index] = replace(
+            item,
+            responses=tuple(
+                replace(response, rank=1 - response.rank) for response in item.responses
+            ),
         )
     template = ChatTemplate(Tokenizer.load(built.inputs["policy_init"].path / "model"))
-    found = []
+    result = []
     for name, chosen in (("all", rankings), ("evenly", rankings[::4]), ("first", rankings[:10])):
         (tmp_path / name).mkdir()
         records.write(chosen, tmp_path / name / "held_out.jsonl")
-        found.append(
+        result.append(
             preferences._agreement(
                 model, template, replace(built.inputs["comparisons"], path=tmp_path / name)
             )
         )
-    assert found[0] == found[1] != found[2]
+    assert result[0] == result[1] != result[2]
 
 
 def test_without_policy_init_what_models_are_held_against_is_named_everywhere() -> None:
@@ -571,8 +579,8 @@ def test_without_policy_init_what_models_are_held_against_is_named_everywhere() 
         for name, worse in (("supervised", 1.0), ("instructed", 1.1))
     }
     compared = Comparison([], {}, {}, {}, windows, {})
-    found = compared.results("supervised", 1)["text"]["instructed"]["over_supervised"]
-    assert found["low"] <= found["value"] and found["value"] == pytest.approx(
+    result = compared.results("supervised", 1)["text"]["instructed"]["over_supervised"]
+    assert result["low"] <= result["value"] and result["value"] == pytest.approx(
         windows["instructed"][:, 0].sum() / windows["supervised"][:, 0].sum() - 1
     )
     rows = {"supervised": {"kl": {"value": 0.0, "low": 0.0, "high": 0.0}}}

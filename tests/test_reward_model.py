@@ -29,7 +29,7 @@ from gpt_model.rlhf.reward_model import RewardModel, RewardObjective
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import EpochBatches
 
-ASKED = (Turn("user", "How was it?"),)
+PROMPT = (Turn("user", "How was it?"),)
 CONFIG = {
     "reward_model": RewardModelSection(
         learning_rate=3e-3, epochs=4, batch=8, start="supervised"
@@ -43,7 +43,7 @@ def alone() -> Iterator[None]:
         yield
 
 
-def ranked(*responses: tuple[str, int], prompt: tuple[Turn, ...] = ASKED) -> Ranking:
+def ranked(*responses: tuple[str, int], prompt: tuple[Turn, ...] = PROMPT) -> Ranking:
     return Ranking("reviews", "1", prompt, tuple(Response(text, rank) for text, rank in responses))
 
 
@@ -67,13 +67,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    output, said = tmp_path_factory.mktemp("reward_model"), Said("reward_model")
-    metrics = REWARD_MODEL.run(CONFIG, inputs, output, said)
-    names = {name for values in said.said["metrics"].values() for name in values}
+    output, progress = tmp_path_factory.mktemp("reward_model"), Said("reward_model")
+    metrics = REWARD_MODEL.run(CONFIG, inputs, output, progress)
+    names = {name for values in progress.said["metrics"].values() for name in values}
     series = {
         name: [
             (step, values[name])
-            for step, values in sorted(said.said["metrics"].items())
+            for step, values in sorted(progress.said["metrics"].items())
             if name in values
         ]
         for name in names
@@ -97,19 +97,19 @@ def test_rows_of_one_prompt_are_one_ranking_with_each_response_once_and_the_pair
         ranked(("awful", 0), ("dull ", 0), ("fine", 1)),
     ]
     whole = merge_rankings(rows)
-    assert [one.text for one in whole.responses] == [
+    assert [item.text for item in whole.responses] == [
         "fine",
         "dull",
         "awful",
     ] and whole.id == "1 and 2 others"
     assert whole.orders() == ((0, 1, None), (0, None, 1), (1, 0, 0)) and whole.ties() == 1
     assert sorted(whole.pairs()) == [(0, 1), (0, 2), (1, 0), (2, 0)]
-    laid = reward_model.encode_rankings(template, [whole], 64)
-    assert len(laid.encoded[0].texts) == 3 and laid.pairs == 4
-    batches = EpochBatches([one.tokens for one in laid.encoded], 1, 1, seed=0)
-    [part] = RewardObjective(laid.encoded, batches).micro_batches(0)
+    encoded_texts = reward_model.encode_rankings(template, [whole], 64)
+    assert len(encoded_texts.encoded[0].texts) == 3 and encoded_texts.pairs == 4
+    batches = EpochBatches([item.tokens for item in encoded_texts.encoded], 1, 1, seed=0)
+    [part] = RewardObjective(encoded_texts.encoded, batches).micro_batches(0)
     assert part.rows.lengths == tuple(
-        map(len, laid.encoded[0].texts)
+        map(len, encoded_texts.encoded[0].texts)
     ) and part.weights.sum() == pytest.approx(1)
     apart = pairwise.accuracies(
         [[[float(n % 2), 0.5] for n in range(16) for _ in range(8)]], [[(0, 1)]] * 128
@@ -130,10 +130,10 @@ def test_the_loss_is_the_mean_over_prompts_of_the_mean_over_their_pairs() -> Non
         ranked(("good", 1), ("bad", 1), ("best", 0)),
     ]
     compared = reward_model.encode_rankings(template, rankings, 64).encoded
-    batches = EpochBatches([one.tokens for one in compared], 3, 1, seed=0, micro_tokens=40)
+    batches = EpochBatches([item.tokens for item in compared], 3, 1, seed=0, micro_tokens=40)
     parts = RewardObjective(compared, batches).micro_batches(0)
     assert len(parts) > 1
-    found = torch.stack(
+    result = torch.stack(
         [RewardObjective(compared, batches).loss(model, part)[0] for part in parts]
     ).mean()
 
@@ -143,13 +143,13 @@ def test_the_loss_is_the_mean_over_prompts_of_the_mean_over_their_pairs() -> Non
     by_prompt = [
         torch.stack(
             [
-                -F.logsigmoid(alone(one.texts[better]) - alone(one.texts[worse]))
-                for better, worse in one.pairs
+                -F.logsigmoid(alone(item.texts[better]) - alone(item.texts[worse]))
+                for better, worse in item.pairs
             ]
         ).mean()
-        for one in compared
+        for item in compared
     ]
-    torch.testing.assert_close(found, torch.stack(by_prompt).mean())
+    torch.testing.assert_close(result, torch.stack(by_prompt).mean())
 
 
 def test_two_ranks_together_have_the_loss_of_one() -> None:
@@ -165,7 +165,7 @@ def test_two_ranks_together_have_the_loss_of_one() -> None:
 
     def loss(rank: int, ranks: int) -> float:
         batches = EpochBatches(
-            [one.tokens for one in compared], 5, 1, 0, rank, ranks, micro_tokens=64
+            [item.tokens for item in compared], 5, 1, 0, rank, ranks, micro_tokens=64
         )
         objective = RewardObjective(compared, batches)
         return float(
@@ -179,16 +179,16 @@ def test_two_ranks_together_have_the_loss_of_one() -> None:
 
 def test_each_response_is_read_once_and_ties_make_no_pair() -> None:
     template = world.template()
-    laid = reward_model.encode_rankings(
+    encoded_texts = reward_model.encode_rankings(
         template, [ranked(("a", 0), ("b", 1), ("c", 1), ("d", 2)), ranked(("a", 0), ("b", 0))], 64
     )
-    assert [len(one.texts) for one in laid.encoded] == [4]
-    assert laid.pairs == 5  # of 6, one is tied
-    assert laid.without_pairs == 1
-    assert "1 without a better and a worse response" in laid.summary("training")
-    compared = laid.encoded
+    assert [len(item.texts) for item in encoded_texts.encoded] == [4]
+    assert encoded_texts.pairs == 5  # of 6, one is tied
+    assert encoded_texts.without_pairs == 1
+    assert "1 without a better and a worse response" in encoded_texts.summary("training")
+    compared = encoded_texts.encoded
     objective = RewardObjective(
-        compared, EpochBatches([one.tokens for one in compared], 1, 1, seed=0)
+        compared, EpochBatches([item.tokens for item in compared], 1, 1, seed=0)
     )
     assert objective.micro_batches(0)[0].rows.lengths == tuple(map(len, compared[0].texts))
     assert objective.units_before(1) == 5
@@ -208,7 +208,7 @@ def test_a_long_prompt_gives_way_by_whole_turns_and_a_long_response_is_left_out_
         *template.encode_prompt(long[2:]),
         *template.encode_response(long, "It was lovely."),
     ]
-    laid = reward_model.encode_rankings(
+    encoded_texts = reward_model.encode_rankings(
         template,
         [
             ranked(("fine", 0), ("dull " * 60, 1), ("poor", 1)),
@@ -216,18 +216,18 @@ def test_a_long_prompt_gives_way_by_whole_turns_and_a_long_response_is_left_out_
         ],
         40,
     )
-    [compared] = laid.encoded
+    [compared] = encoded_texts.encoded
     assert [
         text[-size:] for text, size in zip(compared.texts, compared.response_lengths, strict=True)
-    ] == [template.encode_response(ASKED, text) for text in ("fine", "poor")]
-    assert (compared.pairs, laid.too_long, laid.lost) == (
+    ] == [template.encode_response(PROMPT, text) for text in ("fine", "poor")]
+    assert (compared.pairs, encoded_texts.too_long, encoded_texts.lost) == (
         [(0, 1)],
         ["reviews, 1, response 2"] * 2,
         1,
     )
     assert (
         "2 responses longer than the context (the first: reviews, 1, response 2), and 1 rankings that"
-        in laid.summary("training")
+        in encoded_texts.summary("training")
     )
 
 
@@ -238,14 +238,16 @@ def test_a_reward_does_not_depend_on_what_is_read_beside_it() -> None:
     template = world.template()
     model = RewardModel(world.tiny(template)).eval()
     texts = [
-        (ASKED, text)
+        (PROMPT, text)
         for text in ("fine", "The plot was awful and the cast too.", "dull, dull, dull")
     ]
     together = reward_model.score(model, template, texts)
     assert together == pytest.approx(
-        [reward_model.score(model, template, [one])[0] for one in texts], abs=1e-6
+        [reward_model.score(model, template, [item])[0] for item in texts], abs=1e-6
     )
-    rows = PackedSequences.of([reward_model.encode_text(template, *one, 64) or [] for one in texts])
+    rows = PackedSequences.of(
+        [reward_model.encode_text(template, *item, 64) or [] for item in texts]
+    )
     torch.testing.assert_close(model.values(rows)[rows.last], torch.tensor(together))
 
 
@@ -253,7 +255,10 @@ def test_a_reward_has_full_precision_where_the_decoder_has_half() -> None:
     template = world.template()
     model = RewardModel(world.tiny(template)).eval()
     rows = PackedSequences.of(
-        [[*template.encode_prompt(ASKED), number, template.end_of_text] for number in range(20, 40)]
+        [
+            [*template.encode_prompt(PROMPT), number, template.end_of_text]
+            for number in range(20, 40)
+        ]
     )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         rewards = model.rewards(rows)
@@ -264,10 +269,10 @@ def test_a_reward_has_full_precision_where_the_decoder_has_half() -> None:
 def test_an_empty_answer_is_scored_and_a_reward_that_is_no_number_is_named() -> None:
     template = world.template()
     model = RewardModel(world.tiny(template)).eval()
-    assert math.isfinite(reward_model.score(model, template, [(ASKED, "")])[0])
+    assert math.isfinite(reward_model.score(model, template, [(PROMPT, "")])[0])
     with torch.no_grad():
         model.head.bias.fill_(math.nan)
-    rewards = reward_model.score(model, template, [(ASKED, "fine")])
+    rewards = reward_model.score(model, template, [(PROMPT, "fine")])
     with pytest.raises(
         UserError, match="The reward of 1 of 1 answers is not a number, the first of prompt 0"
     ):
@@ -275,19 +280,21 @@ def test_an_empty_answer_is_scored_and_a_reward_that_is_no_number_is_named() -> 
 
 
 def test_a_reward_model_of_another_vocabulary_is_refused() -> None:
-    own = world.template().tokenizer
+    ranking_scores = world.template().tokenizer
     with pytest.raises(
         UserError, match=r"vocabulary is 303 tokens of style 'gpt2', and the policy's 299"
     ):
         reward_model.check_vocabulary(
-            own, Tokenizer.train(world.TEXTS, vocab_size=296).with_markers(list(own.markers))
+            ranking_scores,
+            Tokenizer.train(world.TEXTS, vocab_size=296).with_markers(list(ranking_scores.markers)),
         )
     others = ["Zebras graze. Quick quails quarrel. " * 3, "Zigzag zones puzzle wizards."] * 8
     with pytest.raises(UserError, match="another vocabulary than the policy: token"):
         reward_model.check_vocabulary(
-            own, Tokenizer.train(others, vocab_size=300).with_markers(list(own.markers))
+            ranking_scores,
+            Tokenizer.train(others, vocab_size=300).with_markers(list(ranking_scores.markers)),
         )
-    reward_model.check_vocabulary(own, world.template().tokenizer)
+    reward_model.check_vocabulary(ranking_scores, world.template().tokenizer)
 
 
 # --- the stage ---
@@ -313,7 +320,7 @@ def test_the_demonstrations_mean_is_zero_in_the_model_that_is_loaded_again(
     model, template = reward_model.load(trained.output), world.template()
     given = read_demonstrations(inputs["demonstrations"].path, "training")
     rewards = reward_model.score(
-        model, template, [(one.turns[:-1], one.turns[-1].text) for one in given]
+        model, template, [(item.turns[:-1], item.turns[-1].text) for item in given]
     )
     assert abs(np.mean(rewards)) < 1e-5
     rows = [
@@ -332,9 +339,11 @@ def test_a_run_that_was_killed_goes_on_and_ends_bit_for_bit_alike(
 ) -> None:
     with pytest.raises(world.Killed):
         REWARD_MODEL.run(CONFIG, inputs, tmp_path, world.Interrupted("killed", 0.6))
-    said = Said("again")
-    REWARD_MODEL.run(CONFIG, inputs, tmp_path, said)
-    assert any(line.startswith("Goes on from the checkpoint of step") for line in said.said["log"])
+    progress = Said("again")
+    REWARD_MODEL.run(CONFIG, inputs, tmp_path, progress)
+    assert any(
+        line.startswith("Goes on from the checkpoint of step") for line in progress.said["log"]
+    )
     assert world.files(tmp_path) == world.files(trained.output)
 
 
@@ -367,14 +376,17 @@ def test_responses_without_a_word_have_no_baseline_and_it_is_said_why(
     config = {"reward_model": {**CONFIG["reward_model"], "epochs": 1}}
     (tmp_path / "out").mkdir()
     metrics = REWARD_MODEL.run(
-        config, {**inputs, "comparisons": comparisons}, tmp_path / "out", said := Said("letters")
+        config,
+        {**inputs, "comparisons": comparisons},
+        tmp_path / "out",
+        progress := Said("letters"),
     )
     assert "accuracy" in metrics and not [
         name for name in metrics if name.startswith(("bag_of_words/acc", "gained"))
     ]
     assert any(
         "A bag of words is not run: the responses have no words in them" in line
-        for line in said.said["log"]
+        for line in progress.said["log"]
     )
     built = Built(config, inputs, tmp_path / "out", metrics, {}, [])
     REWARD_MODEL.show(built, tmp_path)
@@ -383,7 +395,7 @@ def test_responses_without_a_word_have_no_baseline_and_it_is_said_why(
         "Bag of words: not run, as the responses have no words in them." in page
         and "| all | 6 | " in page
     )
-    [check] = [one for one in REWARD_MODEL.checks if one.name == "accuracy_above_half"]
+    [check] = [item for item in REWARD_MODEL.checks if item.name == "accuracy_above_half"]
     assert "a bag of words is not run" in check.verdict(built).summary
     assert "bag_of_words" not in (tmp_path / "out" / "held_out.jsonl").read_text()
 
@@ -392,8 +404,8 @@ def test_responses_without_a_word_have_no_baseline_and_it_is_said_why(
 
 
 def test_accuracy_counts_equal_numbers_half_and_calibration_is_right_where_odds_are() -> None:
-    (found,), _ = pairwise.accuracies([[[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]]], [[(0, 1)]] * 3)
-    assert found.value == pytest.approx(0.5)
+    (result,), _ = pairwise.accuracies([[[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]]], [[(0, 1)]] * 3)
+    assert result.value == pytest.approx(0.5)
     draw = np.random.default_rng(0)
     gaps = draw.normal(0, 2, 4000)
     first_wins = draw.random(4000) < 1 / (1 + np.exp(-gaps))

@@ -81,17 +81,17 @@ def talk(number: int) -> list[dict[str, str]]:
 def write_demonstrations(folder: Path, training: list[Any], held_out: list[Any]) -> None:
     folder.mkdir(parents=True)
     for split, talks in (("training", training), ("held_out", held_out)):
-        rows = [{"source": "s", "id": str(n), "messages": one} for n, one in enumerate(talks)]
+        rows = [{"source": "s", "id": str(n), "messages": entry} for n, entry in enumerate(talks)]
         (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def made(inputs: Path, output: Path, stage: str, progress: Said, **others: Path) -> Built:
     run, section = STAGES[stage]
     config = {stage: section.model_validate(SECTION).model_dump(mode="json")}
-    places = {
+    indices = {
         name: inputs / name for name in ("pretrained", "tokenizer", "demonstrations", "tokens")
     } | others
-    given = {name: Artifact(path, name, "", "", {}, {}) for name, path in places.items()}
+    given = {name: Artifact(path, name, "", "", {}, {}) for name, path in indices.items()}
     output.mkdir(parents=True, exist_ok=True)
     metrics = run.run(config, given, output, progress)
     series: dict[str, list[tuple[int, float]]] = {}
@@ -112,9 +112,9 @@ def built(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, B
 def test_the_loss_is_of_what_the_assistant_says_a_mean_over_the_batchs_tokens(inputs: Path) -> None:
     template = ChatTemplate(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
     dialogues = [
-        tuple(Turn(one["role"], one["content"]) for one in talk(n)) for n in (1, 22, 1333, 4)
+        tuple(Turn(entry["role"], entry["content"]) for entry in talk(n)) for n in (1, 22, 1333, 4)
     ]  # type: ignore[arg-type]
-    laid, _ = encode_dialogues(dialogues, template, 48)
+    encoded, _ = encode_dialogues(dialogues, template, 48)
     model = GPT(
         ModelConfig(
             layers=2,
@@ -127,19 +127,23 @@ def test_the_loss_is_of_what_the_assistant_says_a_mean_over_the_batchs_tokens(in
         seed=1,
     )
     losses = []
-    for one in laid:
+    for entry in encoded:
         of_all = model.loss_by_token(
-            torch.tensor([one.tokens[:-1]]), torch.tensor([one.tokens[1:]])
+            torch.tensor([entry.tokens[:-1]]), torch.tensor([entry.tokens[1:]])
         )[0]
         losses += [
-            float(loss) for loss, learnt in zip(of_all, one.loss_mask[1:], strict=True) if learnt
+            float(loss)
+            for loss, counted in zip(of_all, entry.loss_mask[1:], strict=True)
+            if counted
         ]
     objective = SFTObjective(
-        laid, EpochBatches([len(one.tokens) for one in laid], 4, 1, 0, micro_tokens=40), 0.0
+        encoded,
+        EpochBatches([len(entry.tokens) for entry in encoded], 4, 1, 0, micro_tokens=40),
+        0.0,
     )
     parts = objective.micro_batches(0)
-    found = sum(float(objective.loss(model, part)[0].detach()) for part in parts) / len(parts)
-    assert len(parts) > 1 and found == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    result = sum(float(objective.loss(model, part)[0].detach()) for part in parts) / len(parts)
+    assert len(parts) > 1 and result == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -151,9 +155,9 @@ def test_pre_training_text_has_its_share_of_the_loss_however_long_its_windows_ar
     """
     template = ChatTemplate(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
     dialogues = [
-        tuple(Turn(one["role"], one["content"]) for one in talk(n)) for n in (1, 22, 1333, 4)
+        tuple(Turn(entry["role"], entry["content"]) for entry in talk(n)) for n in (1, 22, 1333, 4)
     ]  # type: ignore[arg-type]
-    laid, _ = encode_dialogues(dialogues, template, 48)
+    encoded, _ = encode_dialogues(dialogues, template, 48)
     model = GPT(
         ModelConfig(
             layers=2,
@@ -166,25 +170,25 @@ def test_pre_training_text_has_its_share_of_the_loss_however_long_its_windows_ar
         seed=1,
     )
     window = [number % 200 for number in range(7, 7 + 48)]
-    said, text = [], model.loss_by_token(torch.tensor([window[:-1]]), torch.tensor([window[1:]]))[0]
-    for one in laid:
+    nats, text = [], model.loss_by_token(torch.tensor([window[:-1]]), torch.tensor([window[1:]]))[0]
+    for entry in encoded:
         of_all = model.loss_by_token(
-            torch.tensor([one.tokens[:-1]]), torch.tensor([one.tokens[1:]])
+            torch.tensor([entry.tokens[:-1]]), torch.tensor([entry.tokens[1:]])
         )[0]
-        said.append(of_all[torch.tensor(one.loss_mask[1:])])
-    means = {"nats": torch.cat(said).mean().item(), "text_nats": text.mean().item()}
-    found, sums = [], {name: [0.0, 0] for name in means}
+        nats.append(of_all[torch.tensor(entry.loss_mask[1:])])
+    means = {"nats": torch.cat(nats).mean().item(), "text_nats": text.mean().item()}
+    result, sums = [], {name: [0.0, 0] for name in means}
     for rank in range(ranks):
         batches = EpochBatches(
-            [len(one.tokens) for one in laid], 4, 1, 0, rank, ranks, micro_tokens=60
+            [len(entry.tokens) for entry in encoded], 4, 1, 0, rank, ranks, micro_tokens=60
         )
-        objective = SFTObjective(laid, batches, 0.0, 1, lambda step, count: [window], share=0.1)
+        objective = SFTObjective(encoded, batches, 0.0, 1, lambda step, count: [window], share=0.1)
         for part in objective.micro_batches(0):
-            loss, figures = objective.loss(model, part)
-            found.append(loss.item())
-            for name, (total, count) in figures.items():
+            loss, scores = objective.loss(model, part)
+            result.append(loss.item())
+            for name, (total, count) in scores.items():
                 sums[name] = [sums[name][0] + float(total), sums[name][1] + count]
-    assert len(found) > 1 and sum(found) / len(found) == pytest.approx(
+    assert len(result) > 1 and sum(result) / len(result) == pytest.approx(
         0.9 * means["nats"] + 0.1 * means["text_nats"], rel=1e-5
     )
     assert {name: total / count for name, (total, count) in sums.items()} == pytest.approx(
@@ -202,14 +206,15 @@ def test_every_epoch_is_kept_and_measured_and_the_last_is_the_model(
         weights[2] == (output / "model" / "model.safetensors").read_bytes()
         and len(set(weights)) == 3
     )
-    told = [
-        one["held_out_loss"] for one in json.loads((output / "training.json").read_text())["epochs"]
+    titles = [
+        entry["held_out_loss"]
+        for entry in json.loads((output / "training.json").read_text())["epochs"]
     ]
     series = built["supervised"].series["held_out/loss"]
-    assert [step for step, _ in series] == [5, 10, 15] and told == pytest.approx(
+    assert [step for step, _ in series] == [5, 10, 15] and titles == pytest.approx(
         [value for _, value in series], abs=1e-5
     )
-    assert told[-1] < told[0] and len(built["supervised"].texts) == 9
+    assert titles[-1] < titles[0] and len(built["supervised"].texts) == 9
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -226,10 +231,10 @@ def test_its_promises_hold_and_are_shown(
 
 
 def test_of_a_batch_some_sequences_are_windows_of_the_corpus(built: dict[str, Built]) -> None:
-    found = built["policy_init"]
-    assert found.metrics["pretraining_sequences_a_batch"] == 1  # a tenth of 8, and at least one
-    assert json.loads((found.output / "training.json").read_text())["mixed"] == 1
-    series, step = found.series, -1
+    result = built["policy_init"]
+    assert result.metrics["pretraining_sequences_a_batch"] == 1  # a tenth of 8, and at least one
+    assert json.loads((result.output / "training.json").read_text())["mixed"] == 1
+    series, step = result.series, -1
     mixed = 0.9 * series["nats"][step][1] + 0.1 * series["text_nats"][step][1]
     assert series["loss"][step][1] == pytest.approx(mixed, rel=1e-5)
     panel = "nats a token of pre-training text"
@@ -241,12 +246,12 @@ def test_whether_the_loss_falls_is_judged_on_demonstrations_and_not_on_the_text_
     built: dict[str, Built],
 ) -> None:
     [falls] = [check for check in POLICY_INIT.checks if check.name == "loss_falls"]
-    found = built["policy_init"]
+    result = built["policy_init"]
     rising = {
         "nats": [(step, 1.0 + step) for step in range(9)],
         "loss": [(step, 9.0 - step) for step in range(9)],
     }
-    assert not falls.verdict(replace(found, series=rising)).passed
+    assert not falls.verdict(replace(result, series=rising)).passed
 
 
 def test_a_dialogue_too_long_loses_its_oldest_turns_or_is_left_out(inputs: Path) -> None:
@@ -255,8 +260,8 @@ def test_a_dialogue_too_long_loses_its_oldest_turns_or_is_left_out(inputs: Path)
         (Turn("user", "no " * 40), Turn("assistant", "yes")),
         (Turn("user", "And 2?"), Turn("assistant", "3.")),
     )
-    laid, counts = encode_dialogues([(*first, *last), first, last], template, 48)
-    assert [one.tokens for one in laid] == [template.encode(last).tokens] * 2 and counts == {
+    encoded, counts = encode_dialogues([(*first, *last), first, last], template, 48)
+    assert [entry.tokens for entry in encoded] == [template.encode(last).tokens] * 2 and counts == {
         "shortened": 1,
         "too_long": 1,
     }
@@ -267,17 +272,17 @@ def test_held_out_dialogues_are_of_every_source_where_there_are_too_many(
 ) -> None:
     write_demonstrations(tmp_path / "many", [talk(1)], [talk(n) for n in range(3 * sft.HELD_OUT)])
     template = ChatTemplate(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
-    found = sft.read(tmp_path / "many", template, 48, Said("many"))
+    result = sft.read(tmp_path / "many", template, 48, Said("many"))
     whole, _ = encode_dialogues(
         [
-            tuple(Turn(one["role"], one["content"]) for one in talk(3 * n))
+            tuple(Turn(entry["role"], entry["content"]) for entry in talk(3 * n))
             for n in range(sft.HELD_OUT)
         ],
         template,
         48,
     )  # type: ignore[arg-type]
-    assert [one.tokens for one in found.held_out] == [one.tokens for one in whole]
-    assert [one.id for one in found.samples] == ["0", "1000", "2000"]
+    assert [entry.tokens for entry in result.held_out] == [entry.tokens for entry in whole]
+    assert [entry.id for entry in result.samples] == ["0", "1000", "2000"]
 
 
 def test_no_dialogue_that_fits_is_told(inputs: Path, tmp_path: Path) -> None:

@@ -113,8 +113,7 @@ class SupervisedSection(_Tuning):
     epochs: Count = 16
     batch: Count = Field(
         default=32,
-        description="dialogues an optimizer step, at most: an epoch's batches are of nearly one "
-        "size",
+        description="dialogues an optimizer step, at most; an epoch's batches differ by one at most",
     )
     dropout: float = Field(default=0.2, ge=0, lt=1)
 
@@ -144,8 +143,10 @@ class PolicyInitSection(_Tuning):
         default=0.1,
         ge=0,
         lt=1,
-        description="of the loss, text of the corpus; and of the sequences of a batch, each as "
-        "long as the context",
+        description=(
+            "share of the loss, and of a batch's sequences, that is text of the corpus; "
+            "each sequence is as long as the context"
+        ),
     )
 
 
@@ -163,8 +164,10 @@ class Divergence(Strict):
     length: float = Field(
         default=3.0,
         gt=1,
-        description="times the mean length at the start, or a third of it, and so on; and how "
-        "many times fewer may end of themselves",
+        description=(
+            "factor that the mean length may grow or shrink by from the start, and that the "
+            "share of answers that end may shrink by"
+        ),
     )
     reward: float = Field(
         default=20.0,
@@ -184,8 +187,10 @@ class PPOSection(Strict):
     inner_epochs: Count = 1
     learning_rate: float = Field(
         gt=0,
-        description="not published; 2.55e-6 to 2.55e-5 were tried, and above 8.05e-6 PPO alone "
-        "diverged",
+        description=(
+            "not published: the paper tried 2.55e-6 to 2.55e-5, and without pre-training "
+            "text PPO diverged above 8.05e-6"
+        ),
     )
     warmup_batches: int = Field(
         default=10, ge=0, description="the rate rises from a tenth over these, then is constant"
@@ -193,14 +198,15 @@ class PPOSection(Strict):
     value_learning_rate: float = Field(default=9e-6, gt=0)
     value: Literal["reward_model", "shared"] = Field(
         default="reward_model",
-        description="a model of its own, from the reward model; shared: a head on the policy's "
-        "trunk, half the memory",
+        description=(
+            "the critic: a model that starts as the reward model; shared: a head on the "
+            "policy's trunk, half the memory"
+        ),
     )
     value_weight: float = Field(
         default=0.1,
         gt=0,
-        description="of the value's loss beside the policy's; the gradient clip is of both "
-        "together",
+        description="of the value loss beside the policy's; both share the gradient clip",
     )
     kl: float = Field(
         default=0.02,
@@ -211,8 +217,10 @@ class PPOSection(Strict):
     unfinished: float = Field(
         default=0.0,
         ge=0,
-        description="taken off the reward of an answer that reached max_new_tokens; not in the "
-        "paper; TRL's missing_eos_penalty",
+        description=(
+            "taken off the reward of an answer that reached max_new_tokens (TRL's "
+            "missing_eos_penalty; not in the paper)"
+        ),
     )
     clip: float = Field(default=0.2, gt=0)
     value_clip: float = Field(default=0.2, gt=0)
@@ -288,16 +296,13 @@ class PreferencesSection(Strict):
     prompts: Count = Field(default=500, description="held-out prompts that every model answers")
     best_of: Count = Field(
         default=16,
-        description="answers of policy_init, the best of which by the reward model is one more "
-        "thing compared",
+        description="answers of policy_init, whose best by the reward model is compared too",
     )
     max_new_tokens: Count = 256
     temperature: float = Field(default=1.0, gt=0)
     seed: Seed = 1
     suites: list[str] = Field(
-        default=[],
-        description="zero-shot suites before and after, the alignment tax; default: the recipe's "
-        "own",
+        default=[], description="zero-shot suites of the alignment tax; default: the recipe's own"
     )
 
 
