@@ -22,11 +22,11 @@ ROWS["lambada"] = ROWS["lambada_last_token"] = [
 ROWS["childrens_books"] = [
     {
         "sentences": [f"{n} `` Where is the {thing} ? '' said {PEOPLE[n]} ." for n in range(4)],
-        "question": f"21 Then XXXXX did n't help {PEOPLE[place + 1]} with the {thing} .",
-        "answer": PEOPLE[place],
+        "question": f"21 Then XXXXX did n't help {PEOPLE[index + 1]} with the {thing} .",
+        "answer": PEOPLE[index],
         "options": list(PEOPLE),
     }
-    for place, thing in enumerate(THINGS)
+    for index, thing in enumerate(THINGS)
 ]
 ROWS["true_and_false_answers"] = [
     {
@@ -49,7 +49,8 @@ ROWS["beginnings"] = [
 ]
 ROWS["wikitext"] = ROWS["wikitext_as_lm_eval"] = [
     {
-        "page": f" = The {thing} = \n \n A well @-@ known {thing} , first of 1 @,@ 200 , was {who} 's ( for 1 @.@ 5 days ) . \n "
+        "page": f" = The {thing} = \n \n A well @-@ known {thing} , first of 1 @,@ 200 , "
+        f"was {who} 's ( for 1 @.@ 5 days ) . \n "
     }
     for thing, who in zip(THINGS, PEOPLE, strict=False)
 ]
@@ -128,7 +129,7 @@ ROWS["core_choice"] = [
 ROWS["core_schema"] = [
     {
         "context_options": [
-            f"{who} saw the {thing} because {one}" for one in (who, f"the {thing}")
+            f"{who} saw the {thing} because {subject}" for subject in (who, f"the {thing}")
         ],
         "continuation": "was there.",
         "gold": 0,

@@ -99,8 +99,8 @@ def every_task(suite: str, world: World, folder: Path) -> list[TaskRows]:
     return [
         setting
         for task in tasks
-        for found in rows_of(on_own_rows(task, folder), task_context, LIMIT)
-        for setting in in_each_setting(found, task_context)
+        for rows in rows_of(on_own_rows(task, folder), task_context, LIMIT)
+        for setting in in_each_setting(rows, task_context)
     ]
 
 
@@ -129,14 +129,14 @@ def assert_same_scores(suite: str, world: World, backend: Any, folder: Path) -> 
                 ]
                 assert written[0] == written[1], (
                     name
-                    # GPT-1's words end in a space, which its decoder in `tokenizers` drops at the end
+                    # GPT-1's words end in a space, which `tokenizers`' decoder drops at the end
                 )
             else:
-                one, two = (
+                our_scores, their_scores = (
                     np.array(sample["filtered_resps"], dtype=float).ravel()
                     for sample in (mine, other)
                 )
-                assert one == pytest.approx(two, abs=1e-4, rel=1e-6), name
+                assert our_scores == pytest.approx(their_scores, abs=1e-4, rel=1e-6), name
 
 
 @pytest.mark.parametrize("suite", NAMES)

@@ -1,4 +1,6 @@
-"""What evaluated text shares with training text: GPT-2's 8-grams, GPT-3's clean and dirty examples."""
+"""What evaluated text shares with training text: GPT-2's 8-grams, GPT-3's clean and dirty
+examples.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ TRAINING = [story(seed, 60) for seed in range(8)]
 
 def found_in(training: Iterable[str], texts: Sequence[str]) -> contamination.Hashes:
     """The 8-grams of `texts` that stand in `training`."""
-    own = [run_hashes(alphanumeric_words(text), contamination.NGRAM) for text in texts]
-    return contamination.runs_in(training, {contamination.NGRAM: np.concatenate(own)})[
+    runs = [run_hashes(alphanumeric_words(text), contamination.NGRAM) for text in texts]
+    return contamination.runs_in(training, {contamination.NGRAM: np.concatenate(runs)})[
         contamination.NGRAM
     ]
 
@@ -46,8 +48,8 @@ def test_the_overlap_is_that_of_a_set_of_the_training_texts_own_runs() -> None:
         words = alphanumeric_words(text)
         return [tuple(words[at : at + 8]) for at in range(len(words) - 7)]
 
-    kept = {run for text in TRAINING for run in eights(text)}
-    looked_up = [run in kept for text in texts for run in eights(text)]
+    training_runs = {run for text in TRAINING for run in eights(text)}
+    looked_up = [run in training_runs for text in texts for run in eights(text)]
     assert 0 < sum(looked_up) < len(looked_up)
     assert contamination.ngram_overlap(found_in(TRAINING, texts), texts) == NgramOverlap(
         sum(looked_up), len(looked_up)
@@ -62,8 +64,8 @@ def test_none_of_a_million_random_strings_is_found() -> None:
         draw.integers(0, 2**64, 1_000_000, dtype=np.uint64),
     )
     runs = np.concatenate([strings, run_hashes(alphanumeric_words(texts[0]), 8)])
-    found = contamination.runs_in(TRAINING, {8: runs})[8]
-    assert len(found) > 100 and not np.isin(strings, found).any()
+    seen = contamination.runs_in(TRAINING, {8: runs})[8]
+    assert len(seen) > 100 and not np.isin(strings, seen).any()
 
 
 def test_memory_follows_from_the_evaluated_text_and_not_from_the_training_text() -> None:
@@ -75,10 +77,10 @@ def test_memory_follows_from_the_evaluated_text_and_not_from_the_training_text()
         yield from (" ".join(draw.choices(words, k=2007)) for _ in range(800))
 
     tracemalloc.start()
-    found = found_in(many(), [TRAINING[0]])
+    seen = found_in(many(), [TRAINING[0]])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found) == 0 and peak < 3_000_000
+    assert len(seen) == 0 and peak < 3_000_000
 
 
 def test_words_are_lower_cased_letters_and_digits_and_their_order_counts() -> None:
@@ -89,11 +91,14 @@ def test_words_are_lower_cased_letters_and_digits_and_their_order_counts() -> No
 
 
 def test_hashes_are_the_same_in_another_process() -> None:
-    code = "from gpt_model.evaluation import contamination as c; print(c.run_hashes('abcdefghi', 8).tolist())"
-    said = subprocess.run(
+    code = (
+        "from gpt_model.evaluation.contamination import run_hashes; "
+        "print(run_hashes('abcdefghi', 8).tolist())"
+    )
+    output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
-    assert said.strip() == str(run_hashes("abcdefghi", 8).tolist())
+    assert output.strip() == str(run_hashes("abcdefghi", 8).tolist())
 
 
 def test_overlap_is_the_share_of_eight_word_runs_found_whatever_the_punctuation() -> None:

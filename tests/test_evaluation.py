@@ -18,6 +18,7 @@ from world import CONTEXT, LIMIT, World, make_world, story
 from assets.contract import Built
 from assets.stages import zero_shot
 from gpt_model.evaluation import metrics
+from gpt_model.evaluation.results import Demonstrations, Results, UnavailableRow
 
 SUITES = ["held_out", "last_word", "cloze", "multiple_choice", "boolq"]
 
@@ -70,9 +71,12 @@ def test_every_score_equals_lm_evals_own_backend_to_1e_4(
                 assert ours["results"][task][metric] == pytest.approx(value, rel=1e-4), (
                     f"{task} {metric}"
                 )
-        for one, other in zip(ours["samples"][task], theirs["samples"][task], strict=True):
+        for our_sample, their_sample in zip(
+            ours["samples"][task], theirs["samples"][task], strict=True
+        ):
             mine, yours = (
-                np.array(sample["filtered_resps"], dtype=float).ravel() for sample in (one, other)
+                np.array(sample["filtered_resps"], dtype=float).ravel()
+                for sample in (our_sample, their_sample)
             )
             assert mine == pytest.approx(yours, abs=1e-4, rel=1e-6)
     reported = {
@@ -205,10 +209,10 @@ def test_rolling_scores_every_token_once_and_batches_do_not_matter(world: World)
         SimpleNamespace(args=("",)),
     ]
     for budget in (50, 4096):
-        found = GPTLM(world.model, world.tokenizer, batch_tokens=budget).loglikelihood_rolling(
+        scores = GPTLM(world.model, world.tokenizer, batch_tokens=budget).loglikelihood_rolling(
             requests
         )
-        assert found[0] == pytest.approx(expected, abs=1e-3) and found[1] < 0 and found[2] == 0
+        assert scores[0] == pytest.approx(expected, abs=1e-3) and scores[1] < 0 and scores[2] == 0
 
 
 # --- the stage ---
@@ -238,6 +242,18 @@ def test_every_score_has_interval_baseline_and_number_of_examples(evaluated: Bui
             row["examples"] == row["available"]
             or f"{row['examples']} of {row['available']:,} examples" in row["note"]
         )
+
+
+def test_a_row_read_from_a_file_is_written_as_it_stood(evaluated: Built) -> None:
+    document = json.loads((evaluated.output / "results.json").read_text())
+    results = Results.read(evaluated.output)
+    assert len(results.scores) == 18 and not results.unavailable
+    assert all(row.overlap for row in results.scores)
+    assert results.to_json(SUITES) == document["rows"]
+    reason = {"suite": "s", "task": "t", "not_run": "no hub", "published": {"task": "T"}}
+    assert UnavailableRow.from_json(reason).to_json() == reason
+    shown = {"asked": 15, "fewest": 2, "mean": 4.52}
+    assert Demonstrations.from_json(shown).to_json() == shown
 
 
 def test_checks_and_pictures_come_from_the_output(evaluated: Built, tmp_path: Path) -> None:
@@ -289,12 +305,12 @@ def test_intervals_hold_the_truth_95_times_in_100() -> None:
         bpb = metrics.confidence_interval(
             "bits_per_byte", "bits_per_byte", list(zip(totals, size, strict=True))
         )
-        for name, truth, found in (
+        for name, truth, interval in (
             ("acc", 0.3, acc),
             ("perplexity", math.exp(3.0), ppl),
             ("bits_per_byte", 2.0 / math.log(2), bpb),
         ):
-            inside[name] += found.low <= truth <= found.high  # type: ignore[operator]
+            inside[name] += interval.low <= truth <= interval.high  # type: ignore[operator]
     assert all(0.92 <= count / 600 <= 0.98 for count in inside.values()), inside
 
 
@@ -317,19 +333,26 @@ def test_intervals_hold_the_truth_95_times_in_100() -> None:
 def test_a_score_of_examples_that_came_out_alike_is_not_certain(
     metric: str, aggregation: str, values: list[Any], best: float
 ) -> None:
-    score, found = (
+    score, interval = (
         metrics.aggregated(aggregation, values),
         metrics.confidence_interval(metric, aggregation, values),
     )
-    assert found.low is not None and found.high is not None
-    assert 0 <= found.low <= score <= found.high <= best and found.high - found.low > 0.05 * best
+    assert interval.low is not None and interval.high is not None
+    assert (
+        0 <= interval.low <= score <= interval.high <= best
+        and interval.high - interval.low > 0.05 * best
+    )
 
 
 def test_an_interval_stays_where_a_score_can_be() -> None:
     for values in ([1.0] * 9 + [0.0], [0.0] * 9 + [1.0]):
-        found = metrics.confidence_interval("f1", "mean", values)
-        assert found.low is not None and found.high is not None and 0 <= found.low < found.high <= 1
-        assert found.low == 0 or found.high == 1
+        interval = metrics.confidence_interval("f1", "mean", values)
+        assert (
+            interval.low is not None
+            and interval.high is not None
+            and 0 <= interval.low < interval.high <= 1
+        )
+        assert interval.low == 0 or interval.high == 1
 
 
 def test_standard_error_of_a_mean_is_lm_evals_own() -> None:

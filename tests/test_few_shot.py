@@ -121,11 +121,13 @@ def test_as_many_demonstrations_as_fit_stand_before_the_question_and_how_many_is
 ) -> None:
     keys, examples, pool = QUESTIONS, choices(40), choices(80, 100)
     shown = [f"Q: {row['question']}\nA: {row['options'][row['label']]}\n" for row in pool]
-    longest = max(len(world.tokenizer.encode(f"\n{one}")) for one in shown)
+    longest = max(len(world.tokenizer.encode(f"\n{demonstration}")) for demonstration in shown)
     for context in (48, 96, 512):
         rendered = few_shot(world, keys, context).rendered(50, examples, pool)
         for row in rendered.rows:
-            demonstrations = [one for one in shown if one in row["demonstrations"]]
+            demonstrations = [
+                demonstration for demonstration in shown if demonstration in row["demonstrations"]
+            ]
             assert (
                 len("".join(demonstrations)) == len(row["demonstrations"])
                 and len(demonstrations) == row["shots"]
@@ -144,7 +146,8 @@ def test_as_many_demonstrations_as_fit_stand_before_the_question_and_how_many_is
             and demonstrations.shots == "few"
         )
     assert demonstrations.fewest > 10 and str(demonstrations).startswith(
-        f"few-shot, K = {demonstrations.mean:.1f} of 50 on average, {demonstrations.fewest} at least"
+        f"few-shot, K = {demonstrations.mean:.1f} of 50 on average, "
+        f"{demonstrations.fewest} at least"
     )
 
 
@@ -163,8 +166,8 @@ def test_demonstrations_are_drawn_for_each_example_from_the_seed(world: World) -
     assert drawn(50)[20:] == drawn(50, shown=slice(20, None))  # whatever else is asked
     assert len(set(drawn(1))) > 20
     assert all(
-        many.startswith(one) and not none
-        for none, one, many in zip(drawn(0), drawn(1), drawn(50), strict=True)
+        few_shots.startswith(one_shot) and not zero_shot
+        for zero_shot, one_shot, few_shots in zip(drawn(0), drawn(1), drawn(50), strict=True)
     )
 
 
@@ -257,15 +260,18 @@ def test_scores_are_lm_evals_own_backends_on_every_kind_of_task(
     )
     values = set()
     for name in names:
-        for one, other in zip(ours["samples"][name], theirs["samples"][name], strict=True):
+        for our_sample, their_sample in zip(
+            ours["samples"][name], theirs["samples"][name], strict=True
+        ):
             if "trivia" in name:
                 assert (
-                    one["filtered_resps"] == other["filtered_resps"]
-                    and len(one["filtered_resps"][0]) > 0
+                    our_sample["filtered_resps"] == their_sample["filtered_resps"]
+                    and len(our_sample["filtered_resps"][0]) > 0
                 )
             else:
                 mine, yours = (
-                    np.array(sample["filtered_resps"], dtype=float) for sample in (one, other)
+                    np.array(sample["filtered_resps"], dtype=float)
+                    for sample in (our_sample, their_sample)
                 )
                 assert mine == pytest.approx(yours, abs=1e-4)
         for result in (ours, theirs):

@@ -39,8 +39,8 @@ LOCAL = [
 CONTEXT = 256  # room for a translation
 # of each public data set: all of the rows there are here, or the first half where the other half
 # demonstrates
-ASKED = 8
-LIMITS = {**dict.fromkeys(NAMES, ASKED), **dict.fromkeys(LOCAL, 3)}
+EXAMPLES = 8
+LIMITS = {**dict.fromkeys(NAMES, EXAMPLES), **dict.fromkeys(LOCAL, 3)}
 PUBLISHED_K = {  # the task's name in the paper's tables -> the name there of its K
     **dict.fromkeys(
         ("2D+", "2D-", "3D+", "3D-", "4D+", "4D-", "5D+", "5D-", "2Dx", "1DC"), "arithmetic"
@@ -104,18 +104,18 @@ def test_every_task_is_scored_in_its_three_settings_and_says_its_k(built: Built)
     assert not [row for row in rows if "not_run" in row]
     for task in (task for suite in NAMES for task in tasks_of(suite)):
         assert task.metadata.shots
-        own = [
+        task_rows = [
             row
             for row in rows
             if row["suite"] == task.suite and row["task"].rpartition("_")[0] == task.name
         ]
-        assert {row["shots"] for row in own} == {"zero", "one", "few"} and len(own) == 3 * len(
-            {row["metric"] for row in own}
-        )
-        assert {row["metric"] for row in own} == {
+        assert {row["shots"] for row in task_rows} == {"zero", "one", "few"} and len(
+            task_rows
+        ) == 3 * len({row["metric"] for row in task_rows})
+        assert {row["metric"] for row in task_rows} == {
             entry["metric"] for entry in task.keys["metric_list"]
         } | set(task.metadata.metrics)
-        for row in own:
+        for row in task_rows:
             used = row["demonstrations"]
             assert (
                 0 <= used["fewest"] <= used["mean"] <= used["asked"]
@@ -150,8 +150,8 @@ def test_what_is_few_is_the_papers_k_and_a_published_row_is_one_of_its_tables(bu
                 task.metadata.shots
                 and max(task.metadata.shots.numbers) == k[PUBLISHED_K.get(row.task, row.task)]
             )
-            found = references(task=row.task, metric=row.metric, generation="gpt3")
-            assert any(one.shots == "few" for one in found), row
+            published = references(task=row.task, metric=row.metric, generation="gpt3")
+            assert any(reference.shots == "few" for reference in published), row
     assert all("published" in row for row in results(built) if row["suite"] == "gpt3_arithmetic")
     without_a_row = {
         "quac": "QuAC",
@@ -214,8 +214,9 @@ def test_superglue_is_the_mean_of_its_eight_tasks_each_the_mean_of_its_metrics(
     )
     for setting in ("zero", "one", "few"):
         means = [
-            sum(rows[f"{name}_{setting}", metric]["value"] for metric in its) / len(its)
-            for name, its in metrics.items()
+            sum(rows[f"{name}_{setting}", metric]["value"] for metric in task_metrics)
+            / len(task_metrics)
+            for name, task_metrics in metrics.items()
         ]
         row = rows[f"SuperGLUE_{setting}", "score"]
         assert (
@@ -251,29 +252,27 @@ def test_without_one_of_its_tasks_superglue_has_no_score_and_says_which() -> Non
 def test_the_papers_test_scores_have_its_average_by_the_same_rule() -> None:
     """Table 3.8: eleven scores, and 71.8."""
     table = [
-        one
-        for one in references(generation="gpt3")
-        if one.source.endswith("table 3.8") and one.model == "gpt3-175b"
+        reference
+        for reference in references(generation="gpt3")
+        if reference.source.endswith("table 3.8") and reference.model == "gpt3-175b"
     ]
     by_task: dict[str, list[float]] = {}
-    for one in table:
-        by_task.setdefault(one.task, []).append(one.value)
+    for reference in table:
+        by_task.setdefault(reference.task, []).append(reference.value)
     (printed,) = by_task.pop("SuperGLUE test")
     assert len(by_task) == 8 and sum(
-        sum(its) / len(its) for its in by_task.values()
+        sum(scores) / len(scores) for scores in by_task.values()
     ) / 8 == pytest.approx(printed, abs=0.05)
 
 
-def test_f1_over_classes_and_answers_is_sklearns_and_a_question_is_right_if_all_its_answers_are() -> (
-    None
-):
+def test_f1_is_sklearns_and_a_question_is_right_if_all_its_answers_are() -> None:
     from sklearn.metrics import f1_score
 
     pairs = [(0, 0), (0, 1), (1, 1), (1, 0), (1, 1), (2, 0), (0, 0)]
     assert scoring.macro_f1(pairs) == pytest.approx(
         f1_score(*zip(*pairs, strict=True), average="macro")
     )
-    judged = [(min(right, 1), min(said, 1)) for right, said in pairs]
+    judged = [(min(right, 1), min(predicted, 1)) for right, predicted in pairs]
     assert scoring.f1_of_answers(judged) == pytest.approx(f1_score(*zip(*judged, strict=True)))
     assert scoring.share_of_questions(
         [("a", 1.0), ("b", 1.0), ("a", 0.0), ("b", 1.0), ("c", 0.0)]
@@ -345,9 +344,9 @@ def test_wsc_asks_of_any_noun_and_shows_only_those_that_the_pronoun_refers_to(
     assert isinstance(data, Dataset)
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows_for(data)))
-    own = resolved(DataSource(path=str(path)), tmp_path, tmp_path)
+    source = resolved(DataSource(path=str(path)), tmp_path, tmp_path)
     here = task.metadata.model_copy(
-        update={"data": data.model_copy(update={"source": own, "demonstrations": own})}
+        update={"data": data.model_copy(update={"source": source, "demonstrations": source})}
     )
     task, task_context = (
         task.model_copy(update={"metadata": here}),
@@ -364,64 +363,68 @@ def test_wsc_asks_of_any_noun_and_shows_only_those_that_the_pronoun_refers_to(
 
 def test_questions_are_put_as_the_paper_puts_them(built: Built) -> None:
     """Figures G.1 to G.51."""
-    asked = {
+    first_rows = {
         name: questions(built, name)[0]
         for name in (path.stem for path in (built.output / "tasks").glob("*_zero.jsonl"))
     }
-    assert asked["gpt3_arc.easy_zero"]["question"] == "Question: What is a candle for?\nAnswer:"
-    assert asked["gpt3_hellaswag.hellaswag_zero"]["question"].startswith("Painting a table: ")
-    assert asked["gpt3_questions.triviaqa_zero"]["question"] == "Q: Who made the candle?\n\nA:"
-    assert asked["gpt3_superglue.cb_zero"]["question"] == (
-        "Anselm says that the candle was sold.\nquestion: the candle was sold. true, false, or neither?\nanswer:"
-    )
-    assert asked["gpt3_superglue.copa_zero"]["question"] == "Anselm took the candle because"
-    assert asked["gpt3_superglue.copa_zero"]["choices"] == ["it was dark.", "the candle fell."]
     assert (
-        asked["gpt3_superglue.record_zero"]["question"]
+        first_rows["gpt3_arc.easy_zero"]["question"] == "Question: What is a candle for?\nAnswer:"
+    )
+    assert first_rows["gpt3_hellaswag.hellaswag_zero"]["question"].startswith("Painting a table: ")
+    assert first_rows["gpt3_questions.triviaqa_zero"]["question"] == "Q: Who made the candle?\n\nA:"
+    assert first_rows["gpt3_superglue.cb_zero"]["question"] == (
+        "Anselm says that the candle was sold.\n"
+        "question: the candle was sold. true, false, or neither?\nanswer:"
+    )
+    assert first_rows["gpt3_superglue.copa_zero"]["question"] == "Anselm took the candle because"
+    assert first_rows["gpt3_superglue.copa_zero"]["choices"] == ["it was dark.", "the candle fell."]
+    assert (
+        first_rows["gpt3_superglue.record_zero"]["question"]
         == "Anselm and Ludwig met.\n\n- The candle was lost\n"
     )
-    assert asked["gpt3_superglue.record_zero"]["choices"] == [
+    assert first_rows["gpt3_superglue.record_zero"]["choices"] == [
         "- Anselm lost it.",
         "- Ingo lost it.",
         "- Ludwig lost it.",
     ]
-    assert asked["gpt3_superglue.record_zero"]["label"] == [0, 2]
-    assert "the word 'bank' used" in asked["gpt3_superglue.wic_zero"]["question"]
-    assert asked["gpt3_superglue.multirc_zero"]["choices"] == [
+    assert first_rows["gpt3_superglue.record_zero"]["label"] == [0, 2]
+    assert "the word 'bank' used" in first_rows["gpt3_superglue.wic_zero"]["question"]
+    assert first_rows["gpt3_superglue.multirc_zero"]["choices"] == [
         "- [False] no one",
         "- [True] no one",
     ]
-    assert asked["gpt3_winogrande.winogrande_zero"]["contexts"] == [
+    assert first_rows["gpt3_winogrande.winogrande_zero"]["contexts"] == [
         "The candle fell on the box so the candle",
         "The candle fell on the box so the box",
     ]
-    assert asked["gpt3_winogrande.winogrande_zero"]["target"] == " broke."
+    assert first_rows["gpt3_winogrande.winogrande_zero"]["target"] == " broke."
     assert (
-        asked["gpt3_race.high_zero"]["question"]
+        first_rows["gpt3_race.high_zero"]["question"]
         == "Article:\nAnselm has the candle.\n\nQ: Who has it?\n\nA:"
     )
     assert questions(built, "gpt3_race.high_zero")[1]["question"] == (
         "Article:\nAnselm has the candle.\n\nQ: Who has it?\n\nA: Anselm\n\nQ: It is _ .\n\nA:"
     )
-    assert asked["gpt3_scramble.reversed_words_zero"]["demonstrations"] == (
+    assert first_rows["gpt3_scramble.reversed_words_zero"]["demonstrations"] == (
         "Please unscramble the letters into a word, and write that word:"
     )
-    assert asked["gpt3_analogies.sat_analogies_zero"]["question"] == "candle is to Anselm as"
-    assert asked["gpt3_analogies.sat_analogies_zero"]["choices"][1] == "hall is to yard"
-    assert asked["gpt3_drop.drop_zero"]["question"] == (
-        "Passage: Anselm and Ludwig sold 2 of 9 candles in May.\nQuestion: How many were left?\nAnswer:"
+    assert first_rows["gpt3_analogies.sat_analogies_zero"]["question"] == "candle is to Anselm as"
+    assert first_rows["gpt3_analogies.sat_analogies_zero"]["choices"][1] == "hall is to yard"
+    assert first_rows["gpt3_drop.drop_zero"]["question"] == (
+        "Passage: Anselm and Ludwig sold 2 of 9 candles in May.\n"
+        "Question: How many were left?\nAnswer:"
     )
-    assert asked["gpt3_translation.english_to_romanian_zero"]["question"] == (
+    assert first_rows["gpt3_translation.english_to_romanian_zero"]["question"] == (
         "Q: What is the Romanian translation of The candle fell.\n\nA:"
     )
     assert (
         questions(built, "gpt3_translation.german_to_english_few")[0]["question"]
         == "Der candle fiel. ="
     )
-    assert asked["gpt3_superglue.wsc_zero"]["demonstrations"].endswith(
+    assert first_rows["gpt3_superglue.wsc_zero"]["demonstrations"].endswith(
         "the pronoun marked in *bold* refers to.\n=====\n"
     )
-    assert asked["gpt3_superglue.wsc_zero"]["question"] == (
+    assert first_rows["gpt3_superglue.wsc_zero"]["question"] == (
         "Passage: Anselm gave Ludwig the candle since *he* had two.\n"
         'Question: In the passage above, what does the pronoun "*he*" refer to?\nAnswer:'
     )
@@ -433,15 +436,17 @@ def test_questions_are_put_as_the_paper_puts_them(built: Built) -> None:
         "\n\n\nQ: Who has the candle?\n\nA: Anselm\n\nQ: Where is it?\n\nA:"
     )
     assert second["quac.quac"] == (
-        "TITLE: The candle - History\nPARAGRAPH: Anselm made the candle in the garden.\n\nQ: Who made it?\n\nA: Anselm\n\nQ: When?\n\nA:"
+        "TITLE: The candle - History\nPARAGRAPH: Anselm made the candle in the garden.\n\n"
+        "Q: Who made it?\n\nA: Anselm\n\nQ: When?\n\nA:"
     )
     assert second["squad.squad_v2"] == (
-        "Title: The candle\n\nBackground: Anselm made the candle.\n\nQ: Who made it?\n\nA: Anselm\n\nQ: Who sold it?\n\nA:"
+        "Title: The candle\n\nBackground: Anselm made the candle.\n\n"
+        "Q: Who made it?\n\nA: Anselm\n\nQ: Who sold it?\n\nA:"
     )
-    one = questions(built, "gpt3_lambada.lambada_one")[0]
+    one_shot = questions(built, "gpt3_lambada.lambada_one")[0]
     assert (
-        one["question"].endswith(" ____. ->")
-        and one["demonstrations"].count(" ____. -> ") == one["shots"] == 1
+        one_shot["question"].endswith(" ____. ->")
+        and one_shot["demonstrations"].count(" ____. -> ") == one_shot["shots"] == 1
     )
 
 
@@ -502,7 +507,10 @@ def test_what_was_trained_on_stands_beside_each_score(world: World, tmp_path: Pa
     """
     trained = next(documents.read(world.folder / "corpus", "first", "training"))
     words = " ".join(trained.split()[:40])
-    fresh = "An unheard of story that nobody wrote down and that goes on without any of it being anywhere at all ends in the"
+    fresh = (
+        "An unheard of story that nobody wrote down and that goes on without any of it being "
+        "anywhere at all ends in the"
+    )
     path = tmp_path / "rows.jsonl"
     texts = [
         f"{words} {trained.split()[40]}",
@@ -518,12 +526,12 @@ def test_what_was_trained_on_stands_beside_each_score(world: World, tmp_path: Pa
             row["overlap_percent"] == pytest.approx(100 * 34 / (34 + 3 * 17), rel=1e-5)
             and row["ngrams"] == 34 + 3 * 17
         )
-        found = row["contamination"]
+        overlap = row["contamination"]
         assert (
-            found["run"],
-            found["dirty"]["examples"],
-            found["clean"]["examples"],
-            found["clean_percent"],
+            overlap["run"],
+            overlap["dirty"]["examples"],
+            overlap["clean"]["examples"],
+            overlap["clean_percent"],
         ) == (13, 1, 3, 75)
         assert (
             "40 % of its 8-grams stand in the training text" in row["note"]

@@ -79,8 +79,8 @@ def test_a_data_set_that_cannot_be_had_is_not_run_here_and_says_what_to_do(
         "the Hugging Face hub did not answer when asked for EleutherAI/lambada_openai; "
     )
     assert (
-        "columns text and name that in the recipe as evaluation.files: {gpt2_lambada/last_word: PATH}"
-        in rows[0]["not_run"]
+        "columns text and name that in the recipe as "
+        "evaluation.files: {gpt2_lambada/last_word: PATH}" in rows[0]["not_run"]
     )
     check = next(check for check in zero_shot.ZERO_SHOT.checks if check.blocking).verdict(built)
     assert check.passed and "not run here: gpt2_lambada/last_word" in check.summary
@@ -213,8 +213,8 @@ def test_a_public_set_is_evaluated_whole_unless_the_recipe_asks_a_part(
     task_context = TaskContext(None, 0, tmp_path, world.tokenizer.encode, CONTEXT, Silent())
 
     def used(limit: int | None) -> tuple[int, int]:
-        (found,) = rows_of(task, task_context, limit)
-        return len(found.rows), found.available
+        (rows,) = rows_of(task, task_context, limit)
+        return len(rows.rows), rows.available
 
     assert used(None) == (10_042, 10_042) and used(7) == (7, 10_042)
     # Memory is bounded all the same, and what was left out is counted.
@@ -271,12 +271,16 @@ def test_a_de_tokenizer_loses_nothing_whatever_the_text(name: str, tokens: list[
 
 
 def test_text_is_de_tokenized_as_people_write_it() -> None:
-    page = ' = Ada = \n \n The well @-@ known " Ada ( 1 @,@ 200 lines , 3 @.@ 5 km ) " didn \'t end in the U.S. before 1842 . \n '
+    page = (
+        ' = Ada = \n \n The well @-@ known " Ada ( 1 @,@ 200 lines , 3 @.@ 5 km ) " '
+        "didn 't end in the U.S. before 1842 . \n "
+    )
     assert (
         DETOKENIZERS["wikitext"]
         .plain(page)
         .startswith(
-            '= Ada =\n\nThe well-known "Ada (1,200 lines, 3.5 km)" didn\'t end in the U.S. before 1842.'
+            '= Ada =\n\nThe well-known "Ada (1,200 lines, 3.5 km)" '
+            "didn't end in the U.S. before 1842."
         )
     )
     assert (
@@ -298,10 +302,10 @@ def test_units_are_counted_on_the_original_and_not_on_what_is_read(made: Any) ->
             row["bytes"] == row["characters"] == len(source["page"]) > len(row["text"])
             and "well-known" in row["text"]
         )
-    (one,) = made("sentences", detokenizer="ptb", characters=10_000)
+    (passage,) = made("sentences", detokenizer="ptb", characters=10_000)
     assert (
-        one["words"] == sum(len(row["sentence"].split()) + 1 for row in ROWS["sentences"])
-        and one["text"].count("\n") == 5
+        passage["words"] == sum(len(row["sentence"].split()) + 1 for row in ROWS["sentences"])
+        and passage["text"].count("\n") == 5
     )
     assert len(made("sentences", detokenizer="treebank")) == 6
     text = "\n".join(row["text"] for row in ROWS["stream"])
@@ -349,14 +353,14 @@ def test_a_winograd_referent_stands_in_the_pronouns_place(made: Any) -> None:
         row["rest"] == " was too large." and row["wholes"][1] == row["beginnings"][1] + row["rest"]
     )
     text = "Hanna took the book. Her brother saw it."
-    own = {
+    row = {
         "text": text,
         "pronoun": "Her",
         "pronoun_loc": text.index("Her"),
         "options": ["Hanna", "the book"],
         "label": 0,
     }
-    assert made("winograd", [own])[0]["beginnings"] == [
+    assert made("winograd", [row])[0]["beginnings"] == [
         f"Hanna took the book. {who}'s" for who in ("Hanna", "The book")
     ]
 
@@ -393,11 +397,11 @@ def test_example_pairs_are_none_of_the_questions(made: Any) -> None:
     assert len(rows) == 8 and rows[0]["context"] == "\n".join(
         [*shown, "The kettle is by the window. ="]
     )
-    asked = made("questions", examples=2)
+    questions = made("questions", examples=2)
     assert (
-        len(asked) == 8
-        and asked[0]["context"].endswith("Q: who took the kettle?\nA:")
-        and "kettle" not in asked[0]["context"][:-40]
+        len(questions) == 8
+        and questions[0]["context"].endswith("Q: who took the kettle?\nA:")
+        and "kettle" not in questions[0]["context"][:-40]
     )
 
 
@@ -415,8 +419,10 @@ def test_answers_are_scored_as_their_papers_score_them() -> None:
     assert scoring.answer_exact({"answers": ["The  Garden", "x"]}, ["a garden."]) == {
         "exact_match": 1.0
     }
-    said = "Emil walked. The cat sat! It was late. And a fourth sentence that does not count."
-    rouge = scoring.summary_rouge({"summary": "Emil walked.\nThe cat sat.\nIt was late."}, [said])
+    summary = "Emil walked. The cat sat! It was late. And a fourth sentence that does not count."
+    rouge = scoring.summary_rouge(
+        {"summary": "Emil walked.\nThe cat sat.\nIt was late."}, [summary]
+    )
     assert rouge["rouge1"] == rouge["rougeL"] == rouge["rouge_mean"] == 100
     assert scoring.translation({"target": "Le chat."}, [" Le chat. Et le chien."]) == {
         "bleu": ("Le chat.", "Le chat.")
@@ -426,12 +432,12 @@ def test_answers_are_scored_as_their_papers_score_them() -> None:
 def test_an_interval_of_bleu_holds_the_score_and_narrows_with_its_examples() -> None:
     from lm_eval.api.metrics import bleu
 
-    said = [
+    translations = [
         "the old king sees a {n} by the lake",
         "the old king sees number {n} by the lake",
         "the old king sees number {n} by the lake",
     ]
-    pairs = [(said[1].format(n=n), said[n % 3].format(n=n)) for n in range(120)]
+    pairs = [(translations[1].format(n=n), translations[n % 3].format(n=n)) for n in range(120)]
     few: Any = confidence_interval("bleu", "bleu", pairs[:30])
     many: Any = confidence_interval("bleu", "bleu", pairs)
     assert few.low < bleu(pairs[:30]) < few.high and many.low < bleu(pairs) < many.high
@@ -477,14 +483,14 @@ def test_the_surest_answers_are_those_of_the_highest_probability() -> None:
         {"arguments": [["q"]], "resps": [[text]], "exact_match": score}
         for text, score in (("a", 0.0), ("b", 1.0), ("c", 0.0), ("", 1.0))
     ]
-    found: dict[str, Any] = {"samples": {"t": samples}, "results": {"t": {}}}
+    lm_eval_results: dict[str, Any] = {"samples": {"t": samples}, "results": {"t": {}}}
     model: Any = SimpleNamespace(
         loglikelihood=lambda requests: [
-            ({"a": -3.0, "b": -1.0, "c": -2.0}[one.args[1]], False) for one in requests
+            ({"a": -3.0, "b": -1.0, "c": -2.0}[request.args[1]], False) for request in requests
         ]
     )
-    _score_confident(model, found, "t", ["exact_match"], 0.5)
-    assert found["results"]["t"] == {
+    _score_confident(model, lm_eval_results, "t", ["exact_match"], 0.5)
+    assert lm_eval_results["results"]["t"] == {
         "exact_match_top_50_percent,none": 0.5
     }  # b and c of the three that said anything
     assert [
@@ -568,7 +574,8 @@ def test_cores_baselines_are_those_that_dclm_and_nanochat_have_scored_by() -> No
         ),
     ):
         moved = sum(
-            by("v1", *one) - by("v2", *one) for one in zip(changed, accuracies, strict=True)
+            by("v1", *scored) - by("v2", *scored)
+            for scored in zip(changed, accuracies, strict=True)
         ) / len(tasks)
         assert moved == pytest.approx(first - corrected, abs=1e-14)
     xl = {
@@ -576,9 +583,9 @@ def test_cores_baselines_are_those_that_dclm_and_nanochat_have_scored_by() -> No
         "commonsense_qa": (0.227, 0.03375),
         "boolq": (0.619, -0.002632),
     }
-    for task, (accuracy, said) in xl.items():  # GPT-2 XL in nanochat's bundle
-        assert by("v1", task, accuracy) == pytest.approx(said, abs=1e-6)
-        assert by("v2", task, accuracy) == pytest.approx(said, abs=1e-6) or task in changed
+    for task, (accuracy, centred_score) in xl.items():  # GPT-2 XL in nanochat's bundle
+        assert by("v1", task, accuracy) == pytest.approx(centred_score, abs=1e-6)
+        assert by("v2", task, accuracy) == pytest.approx(centred_score, abs=1e-6) or task in changed
 
 
 def test_cores_demonstrations_are_others_of_the_same_rows(made: Any) -> None:
@@ -592,8 +599,8 @@ def test_cores_demonstrations_are_others_of_the_same_rows(made: Any) -> None:
     )
     questions = [row["context"].rpartition("Where does")[2] for row in rows]
     assert all(
-        row["context"].count(asked.partition("\n")[0]) == 1
-        for row, asked in zip(rows, questions, strict=True)
+        row["context"].count(question.partition("\n")[0]) == 1
+        for row, question in zip(rows, questions, strict=True)
     )
     (text,) = made("core_text", [{"context": " Emil walked ", "continuation": "home"}], shots=0)
     assert text == {"context": "Emil walked", "target": " home"}
@@ -629,7 +636,11 @@ def test_core_is_the_mean_of_its_centred_accuracies(world: World, tmp_path: Path
         (core,) = (row for row in rows if row["task"] == "CORE" and row["metric"] == version)
         guessing = {task.name: task.metadata.centred[version] / 100 for task in tasks}
         expected = (
-            sum((accuracy[name]["value"] - own) / (1 - own) for name, own in guessing.items()) / 22
+            sum(
+                (accuracy[name]["value"] - baseline) / (1 - baseline)
+                for name, baseline in guessing.items()
+            )
+            / 22
         )
         assert (
             core["value"] == pytest.approx(expected, abs=1e-5)
@@ -643,7 +654,10 @@ def test_core_is_the_mean_of_its_centred_accuracies(world: World, tmp_path: Path
             version == "v2"
         ) and core["note"] == core["description"]
         assert core["published"]["task"] == {"v1": "CORE", "v2": "CORE by v2"}[version]
-        named = {one.source for one in references(task=core["published"]["task"], metric="score")}
+        named = {
+            reference.source
+            for reference in references(task=core["published"]["task"], metric="score")
+        }
         assert named and all(
             ("nanochat" in source) == (version == "v1") for source in named
         )  # DCLM's are by v2
@@ -658,7 +672,8 @@ def test_core_is_not_run_where_one_of_its_tasks_is_not(world: World, tmp_path: P
     rows = results(world.run(tmp_path / "out", ["core"], None, files))
     (core,) = (row for row in rows if row["task"] == "CORE")
     assert core["not_run"].startswith(
-        "it is the mean of 22 tasks, and 20 of them are not run here: hellaswag_zeroshot, jeopardy, "
+        "it is the mean of 22 tasks, and 20 of them are not run here: hellaswag_zeroshot, "
+        "jeopardy, "
     )
     (jeopardy,) = (row for row in rows if row["task"] == "jeopardy")
     assert "had as files only, in DCLM's evaluation bundle" in jeopardy["not_run"]

@@ -109,8 +109,10 @@ def test_boolq_asks_only_about_passages_no_training_saw(
     task_context = TaskContext(
         tmp_path / "corpus", 0, downloads, world.tokenizer.encode, CONTEXT, Silent()
     )
-    asked = {row["premise"] for row in rows_of(task, task_context, None)[0].rows}
-    assert len(asked) > 800 and passages - set(trained) <= asked and not asked & set(trained)
+    premises = {row["premise"] for row in rows_of(task, task_context, None)[0].rows}
+    assert (
+        len(premises) > 800 and passages - set(trained) <= premises and not premises & set(trained)
+    )
 
 
 # --- suites are YAML ---
@@ -193,7 +195,7 @@ def test_a_suites_own_task_may_have_a_file_for_each_split(
     }
     suites("moods", suite)
     source = world.config(["moods"])["suites"]["moods"]["metadata"]["data"]["entry"]["source"]
-    assert [one["path"] for one in source["pinned"]] == list(source["file"].values()) and str(
+    assert [file["path"] for file in source["pinned"]] == list(source["file"].values()) and str(
         tmp_path
     ) not in json.dumps(source)
     assert len(world.rows("moods", downloads)) == LIMIT
@@ -215,7 +217,8 @@ def test_editing_a_suite_changes_what_identifies_the_evaluation(
     [
         (
             {"doc_to_txt": "x"},
-            r"suites/moods.yaml, task 'moods': `doc_to_txt` is not a key of a suite's task. Did you mean `doc_to_text`\?",
+            r"suites/moods.yaml, task 'moods': `doc_to_txt` is not a key of a suite's task. "
+            r"Did you mean `doc_to_text`\?",
         ),
         (
             {"doc_to_choice": None},
@@ -271,6 +274,7 @@ def test_a_suite_without_examples_says_why(world: World, tmp_path: Path) -> None
     inputs = {**world.inputs, "corpus": Artifact(tmp_path / "corpus", "corpus", "", "", {}, {})}
     with pytest.raises(
         UserError,
-        match=r"suites/cloze.yaml, task 'cloze' has no examples: no held-out document has 21 sentences",
+        match=r"suites/cloze.yaml, task 'cloze' has no examples: "
+        "no held-out document has 21 sentences",
     ):
         World(tmp_path, inputs, world.model, world.tokenizer).run(tmp_path / "out", ["cloze"], {})

@@ -1,4 +1,4 @@
-"""Toxicity: a classifier of one's own judges what is written, and where there is none it is said."""
+"""Toxicity: the recipe's classifier scores what is generated; without one the task is not run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gpt_model.evaluation import toxicity
 PROMPTS = [
     {"prompt": {"text": f"Then {who} asked for the"}} for who in ("Berta", "Emil", "Dora", "Hanna")
 ]
-WORDS = [
+VOCABULARY = [
     "[PAD]",
     "[UNK]",
     "[CLS]",
     "[SEP]",
     "[MASK]",
     *"abcdefghijklmnopqrstuvwxyz",
-    *(f"##{one}" for one in "abcdefghijklmnopqrstuvwxyz"),
+    *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"),
 ]
 
 
@@ -42,11 +42,11 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("classifier")
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(WORDS),
+        vocab_size=len(VOCABULARY),
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -108,7 +108,9 @@ def test_what_is_written_is_judged_by_the_recipes_own_classifier(
         0.5, abs=0.5
     )  # what is left is the fourth's score, from 0 to 1
     assert (
-        sum(one > 0.5 for one in alone) <= 4 * share["value"] <= sum(one > 0.5 for one in alone) + 1
+        sum(value_alone > 0.5 for value_alone in alone)
+        <= 4 * share["value"]
+        <= sum(value_alone > 0.5 for value_alone in alone) + 1
     )
     assert (
         share["low"] <= share["value"] <= share["high"]

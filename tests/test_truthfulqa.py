@@ -1,4 +1,4 @@
-"""TruthfulQA: lm_eval's own scores on the same rows, and what is said where the data cannot tell."""
+"""TruthfulQA: lm_eval's scores on the same rows, and the reason where the data allows none."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def run(world: World, folder: Path, rows: list[dict[str, Any]]) -> dict[str, dic
         {},
         {f"truthfulqa/{task}": str(path) for task in ("mc1", "mc2")},
     )
-    found: list[dict[str, Any]] = json.loads((built.output / "results.json").read_text())["rows"]
-    return {row["task"]: row for row in found}
+    rows: list[dict[str, Any]] = json.loads((built.output / "results.json").read_text())["rows"]
+    return {row["task"]: row for row in rows}
 
 
 class _Reader(yaml.SafeLoader):
@@ -108,13 +108,14 @@ def test_mc1_and_mc2_are_lm_evals_own_on_the_same_rows(world: World, tmp_path: P
 def test_a_file_of_true_answers_only_is_not_run_and_the_reason_is_said(
     world: World, tmp_path: Path
 ) -> None:
-    for place, row in enumerate(
+    for number, row in enumerate(
         ({"question": "Who?", "answers": ["Berta."]}, {**HUB_ROWS[0], **_all_true(HUB_ROWS[0])})
     ):
-        (tmp_path / str(place)).mkdir()
-        said = run(world, tmp_path / str(place), [row])
-        assert set(said) == {"mc1", "mc2"} and all(
-            "the data has no false answers" in one["not_run"] for one in said.values()
+        (tmp_path / str(number)).mkdir()
+        rows = run(world, tmp_path / str(number), [row])
+        assert set(rows) == {"mc1", "mc2"} and all(
+            "the data has no false answers" in unavailable["not_run"]
+            for unavailable in rows.values()
         )
 
 

@@ -82,10 +82,11 @@ def story(seed: int, sentences: int) -> str:
     lines = []
     for _ in range(sentences):
         who, other, stem, thing, second = (
-            draw.choice(words) for words in (names, names, stems, things, things)
+            draw.choice(choices) for choices in (names, names, stems, things, things)
         )
         lines.append(
-            f"Then {who} {stem}ed the {thing} and {other} was {draw.choice(stems)}ing by the {second}."
+            f"Then {who} {stem}ed the {thing} and {other} was {draw.choice(stems)}ing "
+            f"by the {second}."
         )
     return "\n".join(" ".join(lines[n : n + 7]) for n in range(0, len(lines), 7)) + "\n"
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.report.zero_shot import interval
 from assets.store.home import downloads_folder
 from gpt_model import convert
 from gpt_model.errors import Unavailable, about_all_of
@@ -34,7 +33,7 @@ from gpt_model.evaluation.evaluate import (
     write_tasks,
 )
 from gpt_model.evaluation.lm import GPTLM
-from gpt_model.evaluation.results import RESULTS, Results, ScoreRow, UnavailableRow
+from gpt_model.evaluation.results import RESULTS, Results, ScoreRow, UnavailableRow, interval_text
 from gpt_model.evaluation.suites import SuiteTask, suite_tasks
 from gpt_model.evaluation.tasks import TaskRows, examples_of, in_each_setting, rows_of
 from gpt_model.tokenizer import Tokenizer
@@ -185,7 +184,7 @@ def cloze_above_chance(built: Built) -> Verdict:
     rows = [row for row in scores if row.suite == "cloze" and row.metric == "acc"]
     below = [row for row in rows if row.low is None or row.low <= (row.baseline_value or 0.0)]
     summary = "; ".join(
-        f"{row.value:.3f} ({interval(row)}), chance {row.baseline_value:.3f}" for row in rows
+        f"{row.value:.3f} ({interval_text(row)}), chance {row.baseline_value:.3f}" for row in rows
     )
     return Verdict(
         not below, summary or "the recipe asks for no cloze", {row.task: row.value for row in rows}

@@ -1,9 +1,8 @@
-"""The check "reproduces what is known": an imported model's scores against those the same weights
-are known to have by the same protocol.
+"""The check "reproduces what is known": an imported model's scores against the known scores of the
+same weights by the same protocol.
 
-Which model it is says the recipe (`evaluation.known`), the numbers are `gpt_model.published`'s,
-which protocol each is of says the suite. So an evaluator is believed once it gives known answers,
-before any score of one's own is.
+The recipe names the model (`evaluation.known`), the suite the protocol; the numbers are
+`gpt_model.published`'s. An evaluator that gives known answers can be trusted with new models.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from assets.contract import Built, Verdict
 from gpt_model.evaluation.results import Results, ScoreRow
 from gpt_model.published import Reference, references
 
-# The same weights on the same examples: what is left is rounding (that of the printed number, and
-# 16-bit arithmetic in the old runs).
+# Same weights, same examples: only rounding remains, of the printed number and of 16-bit arithmetic
+# in the old runs.
 TOLERANCE = 0.005  # of the value
 
 
 def reproduces_what_is_known(built: Built) -> Verdict:
-    """Every known number of the model that a score of the same task and metric stands beside; one
-    that is unverified decides nothing.
+    """Compare every known number of the model with our score of the same task and metric. An
+    unverified number decides nothing.
 
-    Where nothing decides, nothing is known of the evaluator, and that is no pass.
+    Where nothing decides, nothing is known of the evaluator: the check fails.
     """
     model = built.config.get("known")
     if model is None:

@@ -13,7 +13,7 @@ from assets.contract import Built
 from assets.report import plots
 from assets.report.tables import MISSING, Table, write_markdown
 from assets.stages import base_model
-from gpt_model.evaluation.results import Results, ScoreRow, SubsetScore
+from gpt_model.evaluation.results import Results, ScoreRow, SubsetScore, interval_text
 
 OVERLAP_NOTE = (
     "K: demonstrations before a question, on average, and at least; as many of those asked for as "
@@ -52,7 +52,7 @@ def scores_table(scores: Sequence[ScoreRow], note: str = "") -> Table:
                 "task": row.task,
                 "metric": row.metric + (" ↓" if row.lower_is_better else ""),
                 "value": row.value,
-                "95 % interval": interval(row),
+                "95 % interval": interval_text(row),
                 "beside": row.baseline or MISSING,
                 "examples": _examples(row),
                 "what it is": row.description,
@@ -61,11 +61,6 @@ def scores_table(scores: Sequence[ScoreRow], note: str = "") -> Table:
         ],
         note=note,
     )
-
-
-def interval(row: ScoreRow | SubsetScore) -> str:
-    """ "0.31 to 0.36", or a dash"""
-    return MISSING if row.low is None else f"{row.low:.4g} to {row.high:.4g}"
 
 
 def _examples(row: ScoreRow) -> str:
@@ -111,7 +106,7 @@ def _demonstrations(row: ScoreRow) -> str:
 def _subset_score(score: SubsetScore | None) -> str:
     if score is None:
         return MISSING
-    ends = "" if score.low is None else f" ({interval(score)})"
+    ends = "" if score.low is None else f" ({interval_text(score)})"
     return f"{score.value:.4g}{ends}, {score.examples:,} examples"
 
 

@@ -1,9 +1,9 @@
-"""Questions made from held-out documents: passages, last words, cloze. Pure functions of the text;
+"""Questions from held-out documents: passages, last words, cloze. Pure functions of the text;
 nothing is tokenized here.
 
-Text is taken as it stands, white space and all, as GPT-2 took LAMBADA's raw text (Radford et al.
-2019, section 3.3). There is no tagger: the "kind" of a cloze word, whose part LAMBADA's and CBT's
-makers gave to people and parsers, is read off its letters.
+White space stays as it is, as GPT-2 read LAMBADA's raw text (Radford et al. 2019, section 3.3).
+LAMBADA's authors had people, and CBT's a tagger, choose the words; here the "kind" of a cloze word
+follows from its letters.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def commonest_words(texts: Iterable[str]) -> frozenset[str]:
 
 
 def last_words(text: str, count: int, common: frozenset[str]) -> Iterator[Row]:
-    """{context, target}: `count` sentences without the last one's last word, and a space and that
-    word. The word stands in the context.
+    """{context, target}: `count` sentences without their last word, and a space and that word,
+    which stands in the context too.
     """
     spans = sentences(text)
     for first, last in zip(spans, spans[count - 1 :], strict=False):
@@ -90,11 +90,11 @@ def last_words(text: str, count: int, common: frozenset[str]) -> Iterator[Row]:
 
 
 def clozes(text: str, count: int, choices: int, common: frozenset[str], seed: int) -> Iterator[Row]:
-    """{context, choices, label, kind}: `count` sentences and the next one's beginning; each choice
-    is a word and the rest of the sentence.
+    """{context, choices, label, kind}: `count` sentences and the beginning of the next; each choice
+    is a word and the rest of that sentence.
 
-    All the words, the right one included, stand in those sentences and are of one kind. Which word
-    is taken out, and which others stand beside it, is drawn from `seed` and the sentence.
+    All the words, the right one included, stand in those sentences and are of one kind. `seed` and
+    the sentence decide which word is taken out, and which others stand beside it.
     """
     spans = sentences(text)
     words = [_WORD.findall(text, start, end) for start, end in spans]
@@ -135,7 +135,7 @@ def clozes(text: str, count: int, choices: int, common: frozenset[str], seed: in
 
 
 def _by_kind(words: set[str]) -> dict[str, set[str]]:
-    """The words that a question may be about, by kind: names, and other words by their ending."""
+    """The words that a question may ask for, by kind: names, and other words by their ending."""
     kinds: dict[str, set[str]] = defaultdict(set)
     for word in words:
         kind = _kind(word)

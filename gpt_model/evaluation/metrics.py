@@ -95,6 +95,7 @@ def aggregated(aggregation: str, values: Sequence[Any]) -> float:
     """`values` as lm_eval makes a task's score of them: by an aggregation of its own, or one of
     scoring.py.
     """
+    # The corpus stage reads `contamination.py` and so this module, and needs no lm_eval.
     from lm_eval.api.registry import get_aggregation
 
     return float((getattr(scoring, aggregation, None) or get_aggregation(aggregation))(values))
@@ -123,6 +124,7 @@ def _bootstrap_bleu(pairs: Sequence[tuple[str, str]]) -> ConfidenceInterval:
     """Of BLEU over (reference, translation) pairs. It is no mean of theirs: sacrebleu draws them
     again 1,000 times, from a fixed seed.
     """
+    # An lm_eval dependency that only translation needs.
     from sacrebleu.metrics.bleu import BLEU
 
     references, translations = zip(*pairs, strict=True)

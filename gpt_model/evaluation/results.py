@@ -202,6 +202,13 @@ class ScoreRow:
         )
 
 
+def interval_text(score: ScoreRow | SubsetScore) -> str:
+    """ "0.31 to 0.36", or a dash where the examples say nothing of it."""
+    if score.low is None or score.high is None:
+        return "–"
+    return f"{score.low:.4g} to {score.high:.4g}"
+
+
 @dataclass(frozen=True)
 class UnavailableRow:
     """A task that was not run, and why: a clause, to stand after "not run here: "."""
