@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from assets.contract import Built
 from assets.report import experiment
+from gpt_model.experiments.document import Document, Plot, read_document, write_document
 
 DOCUMENT: dict[str, Any] = {
     "title": "Accuracy by layers transferred",
@@ -80,33 +81,32 @@ def test_a_document_that_is_wrong_is_refused_where_it_is_wrong(
     tmp_path: Path, document: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValidationError) as error:
-        experiment.write(tmp_path, document)
+        write_document(tmp_path, document)
     assert message in str(error.value)
     assert not (tmp_path / "experiment.json").exists()
     (tmp_path / "experiment.json").write_text(json.dumps(document))
     with pytest.raises(ValidationError):
-        experiment.read(tmp_path)
+        read_document(tmp_path)
 
 
 def test_what_is_written_is_rounded_and_reads_back_the_same(tmp_path: Path) -> None:
-    written = experiment.write(tmp_path, changed("plots", 0, "levels", 0, "y", to=0.123456789))
-    assert written.plots[0].levels[0].y == 0.123457 and experiment.read(tmp_path) == written
+    written = write_document(tmp_path, changed("plots", 0, "levels", 0, "y", to=0.123456789))
+    assert written.plots[0].levels[0].y == 0.123457 and read_document(tmp_path) == written
     before = (tmp_path / "experiment.json").read_bytes()
-    experiment.write(tmp_path, written.model_dump())
+    write_document(tmp_path, written.model_dump())
     assert (tmp_path / "experiment.json").read_bytes() == before
 
 
 def test_tables_have_every_cell_and_the_summary_says_where_it_comes_from() -> None:
-    document = experiment.Document.model_validate(DOCUMENT)
-    [table] = document.tables
-    assert table.table().cells() == [["0", "0.61"], ["1,234", "0.7346"]]
-    parts = [DOCUMENT["source"], *DOCUMENT["summary"], table.caption, table.table().markdown()]
-    assert all(part in document.markdown() for part in parts)
+    text = experiment.text(Document.model_validate(DOCUMENT))
+    for part in (DOCUMENT["source"], *DOCUMENT["summary"], "Test accuracy"):
+        assert part in text
+    assert text.splitlines()[-2:] == ["| 0 | 0.61 |", "| 1,234 | 0.7346 |"]
 
 
 def axes_of(plot: dict[str, Any]) -> Axes:
     axes = Figure().subplots()
-    experiment.draw(axes, experiment.Plot.model_validate(plot))
+    experiment.draw(axes, Plot.model_validate(plot))
     return axes
 
 
@@ -163,14 +163,14 @@ def test_places_are_named_and_not_joined_and_a_short_logarithmic_axis_has_its_ow
     }
     axes = axes_of(layers)
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "4"]
-    assert "places" not in experiment.write(tmp_path, DOCUMENT).model_dump()["plots"][0]
+    assert "places" not in write_document(tmp_path, DOCUMENT).model_dump()["plots"][0]
 
 
 def test_show_leaves_a_page_and_a_picture_a_plot(tmp_path: Path) -> None:
     (output := tmp_path / "files").mkdir()
     (folder := tmp_path / "show").mkdir()
-    document = experiment.write(output, {**DOCUMENT, "plots": DOCUMENT["plots"] * 2})
+    document = write_document(output, {**DOCUMENT, "plots": DOCUMENT["plots"] * 2})
     experiment.show(Built({}, {}, output, {}, {}, []), folder)
     assert {path.name for path in folder.iterdir()} == {"page.md", "1.png", "2.png"}
-    assert (folder / "page.md").read_text(encoding="utf-8") == f"{document.markdown()}\n"
+    assert (folder / "page.md").read_text(encoding="utf-8") == f"{experiment.text(document)}\n"
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("1.png", "2.png"))

@@ -16,12 +16,11 @@ from test_finetuning import GIVEN, MODEL, PASSAGES, artifacts, recipe, write_tas
 from assets.contract import SCRATCH, Built
 from assets.graph import nodes
 from assets.recipe.recipe import Recipe
-from assets.report import experiment
 from assets.stages.ablations import ABLATIONS, ablations_config
 from assets.stages.layers_transferred import LAYERS_TRANSFERRED, layers_transferred_config
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import Unavailable, UserError
-from gpt_model.experiments.document import ONE_RUN
+from gpt_model.experiments.document import FILE, ONE_RUN, read_document
 from gpt_model.experiments.gpt1_figure2_left_layers_transferred import transferred
 from gpt_model.finetuning.metrics import Scoring
 from gpt_model.networks import build
@@ -232,7 +231,7 @@ def test_figure_2_left_is_a_curve_from_embeddings_to_all_layers_with_its_slope(
     built: dict[str, Built], tmp_path: Path
 ) -> None:
     found = built["layers_transferred"]
-    document, m = experiment.read(found.output), found.metrics
+    document, m = read_document(found.output), found.metrics
     [plot], [table] = document.plots, document.tables
     assert plot.series[0].x == [0, 1, 2] and plot.series[0].y == pytest.approx(
         [m[f"{n}/accuracy"] for n in range(3)], abs=1e-5
@@ -261,14 +260,14 @@ def test_figure_2_left_is_a_curve_from_embeddings_to_all_layers_with_its_slope(
     assert (tmp_path / "1.png").stat().st_size > 2000 and "embeddings and 2" in (
         tmp_path / "page.md"
     ).read_text()
-    assert {path.name for path in found.output.iterdir()} == {SCRATCH, "said.json", experiment.FILE}
+    assert {path.name for path in found.output.iterdir()} == {SCRATCH, "said.json", FILE}
 
 
 def test_table_5_has_each_way_and_what_is_lost_beside_the_papers_own(
     built: dict[str, Built],
 ) -> None:
     found = built["ablations"]
-    document, m = experiment.read(found.output), found.metrics
+    document, m = read_document(found.output), found.metrics
     scores, lost, published = document.tables
     assert [row[0] for row in scores.rows] == [
         "whole (with the auxiliary objective)",

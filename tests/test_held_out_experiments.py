@@ -17,12 +17,12 @@ from assets.contract import Artifact, Built
 from assets.graph import nodes
 from assets.node import Node
 from assets.recipe.recipe import Recipe
-from assets.report import experiment
 from assets.stages.depth import DEPTH
 from assets.stages.visible_context import VISIBLE_CONTEXT
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
+from gpt_model.experiments.document import Document, read_document
 from gpt_model.experiments.gpt1_figure2_left_depth import bootstrap_windows
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.engine import Execution
@@ -147,10 +147,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 
 def built(
     stage: Any, config: dict[str, Any], inputs: dict[str, Artifact], output: Path
-) -> tuple[Built, experiment.Document]:
+) -> tuple[Built, Document]:
     done = Built(config, inputs, output, stage.run(config, inputs, output, Alone()), {}, [])
     assert all(check.verdict(done).summary for check in stage.checks)
-    return done, experiment.read(output)
+    return done, read_document(output)
 
 
 def test_each_depth_is_the_mean_of_its_seeds_on_all_held_out_text_and_the_page_says_how_much(

@@ -24,7 +24,6 @@ from assets.execution.scaling import rules_header
 from assets.graph import node_named, nodes
 from assets.recipe.profile import load_profile
 from assets.recipe.recipe import Recipe, load_recipe
-from assets.report import experiment
 from assets.stages.ladder import dagster_runs, ladder
 from assets.stages.pretraining import check_shared_out
 from assets.stages.scaling import FIT, PREDICTED, PREDICTION, RULES, SCALING
@@ -32,6 +31,7 @@ from assets.store.manifest import Facts
 from assets.store.store import Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
+from gpt_model.experiments.document import FILE, read_document
 from gpt_model.scaling import PF_DAY, Law
 from gpt_model.sizing import Rules, counted
 from pipelines.definitions import RecipeFile, build_defs
@@ -286,7 +286,7 @@ def test_the_predictions_file_stays_as_it_is_when_the_largest_is_trained_otherwi
     finally:
         trained.artifacts.update(kept)
     assert (again.path / PREDICTED).read_bytes() == before
-    assert (came.path / experiment.FILE).read_bytes() != (page / experiment.FILE).read_bytes()
+    assert (came.path / FILE).read_bytes() != (page / FILE).read_bytes()
 
 
 def test_the_page_says_what_was_predicted_what_came_and_what_gpt3s_line_is_worth(
@@ -294,7 +294,7 @@ def test_the_page_says_what_was_predicted_what_came_and_what_gpt3s_line_is_worth
 ) -> None:
     one = trained.artifacts["experiments/scaling"]
     document, told = (
-        experiment.read(one.path),
+        read_document(one.path),
         json.loads((trained.artifacts["scaling/prediction"].path / PREDICTED).read_text()),
     )
     came = trained.artifacts["scaling/rung_5"].metrics["held_out/loss"]

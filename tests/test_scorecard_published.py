@@ -20,7 +20,6 @@ from test_experiment_page import DOCUMENT
 from test_scorecard import Card, Page
 
 from assets.contract import NOT_RUN, Built
-from assets.report import experiment as experiment_page
 from assets.report import provenance, scorecard
 from assets.report.headline import by_shots, headline
 from assets.report.page import Page as PageContent
@@ -37,6 +36,7 @@ from gpt_model.evaluation.results import (
     TrainingOverlap,
     UnavailableRow,
 )
+from gpt_model.experiments.document import write_document
 from gpt_model.finetuning.entry import TaskEntry
 from gpt_model.published import references
 from gpt_model.tokenizer import Tokenizer
@@ -505,7 +505,7 @@ def test_an_experiment_is_drawn_on_the_page_from_its_data(card: Card, tmp_path: 
     fingerprint, like = "e" * 64, card.inputs()["finetuned/sentiment"]
     files = tmp_path / "lineage" / "artifacts" / fingerprint / "files"
     files.mkdir(parents=True)
-    experiment_page.write(files, DOCUMENT)
+    write_document(files, DOCUMENT)
     manifest = {**like.manifest, "fingerprint": fingerprint, "inputs": []}
     (files.parent / "artifact.json").write_text(json.dumps(manifest))
     shutil.copy(like.path.parent / "gate.json", files.parent)

@@ -16,10 +16,9 @@ from filelock import FileLock
 
 from assets.recipe.profile import load_profile
 from assets.recipe.recipe import load_recipe
-from assets.report import experiment
 from assets.store.provenance import seconds_spent
 from assets.store.store import Store
-from gpt_model.experiments.document import ONE_RUN
+from gpt_model.experiments.document import ONE_RUN, read_document
 from pipelines.cli.plan import plan_of
 
 RECIPES = ROOT / "tests" / "recipes"
@@ -68,7 +67,7 @@ def test_every_experiment_has_its_plots_its_tables_and_its_section_in_the_scorec
     twins: Twins, name: str
 ) -> None:
     folder = twins.artifact(f"gpt1_ci/experiments/{name}")
-    document = experiment.read(folder)
+    document = read_document(folder)
     assert (
         document.source.startswith("GPT-1")
         and document.tables
@@ -119,14 +118,14 @@ def test_both_are_planned_within_six_minutes_and_what_they_took_is_recorded(
 def test_figure_2_left_has_a_point_for_every_number_of_layers_and_its_slope_an_interval(
     twins: Twins,
 ) -> None:
-    document = experiment.read(twins.artifact("gpt1_ci/experiments/layers_transferred"))
+    document = read_document(twins.artifact("gpt1_ci/experiments/layers_transferred"))
     assert document.plots[0].series[0].x == [0, 1, 2]
     metrics = twins.metrics("gpt1_ci/experiments/layers_transferred")
     assert metrics["slope_low"] <= metrics["slope"] <= metrics["slope_high"]
 
 
 def test_figure_2_right_has_both_networks_at_every_snapshot(twins: Twins) -> None:
-    document = experiment.read(twins.artifact("gpt1_ci/experiments/zero_shot_dynamics"))
+    document = read_document(twins.artifact("gpt1_ci/experiments/zero_shot_dynamics"))
     assert [plot.title for plot in document.plots] == [
         "zero-shot scores of the Transformer",
         "zero-shot scores of the LSTM",
@@ -146,7 +145,7 @@ def test_figure_2_right_has_both_networks_at_every_snapshot(twins: Twins) -> Non
 
 
 def test_table_5_has_its_four_rows_and_the_papers_beside_them(twins: Twins) -> None:
-    document = experiment.read(twins.artifact("gpt1_ci/experiments/ablations"))
+    document = read_document(twins.artifact("gpt1_ci/experiments/ablations"))
     text = json.dumps([table.rows for table in document.tables])
     for row in ("LSTM", "74.7", "59.9", "75.0", "69.1"):
         assert row in text, row

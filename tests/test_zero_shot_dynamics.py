@@ -16,11 +16,11 @@ from world import Alone
 from assets.contract import Artifact, Built, Config
 from assets.graph import node_named, nodes
 from assets.recipe.recipe import Recipe
-from assets.report import experiment
 from assets.stages.zero_shot_dynamics import ZERO_SHOT_DYNAMICS
 from gpt_model import GPT, ModelConfig
 from gpt_model.data import documents, hub
 from gpt_model.errors import Unavailable, Unreachable
+from gpt_model.experiments.document import read_document
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import snapshots
 
@@ -127,7 +127,7 @@ def run(config: Config, folder: Path) -> Built:
 
 def told(built: Built) -> str:
     assert all(check.verdict(built).summary for check in ZERO_SHOT_DYNAMICS.checks)
-    return "\n".join(experiment.read(built.output).summary)
+    return "\n".join(read_document(built.output).summary)
 
 
 def test_data_that_cannot_be_had_here_is_said_in_what_identifies_the_stage_and_the_rest_is_run(
@@ -147,7 +147,7 @@ def test_data_that_cannot_be_had_here_is_said_in_what_identifies_the_stage_and_t
         "questions",
     }
     assert not any("sentiment" in name or "acceptability" in name for name in built.metrics)
-    [plot] = experiment.read(built.output).plots
+    [plot] = read_document(built.output).plots
     assert [series.label for series in plot.series] == ["pronouns", "questions"] and plot.series[
         0
     ].x == [10, 20]
@@ -244,7 +244,7 @@ def test_every_point_is_on_the_scale_with_its_interval(folder: Path) -> None:
     )
     config = of_the_hub(folder, tasks=["sst2"], files={"sst2": "dev.tsv"})
     run(config, folder)
-    scales, points = experiment.read(folder / "out").tables
+    scales, points = read_document(folder / "out").tables
     assert scales.rows[0][:3] == ["sentiment", "sst2 (dev.tsv)", 0.5]
     best = float(str(scales.rows[0][3]).partition(",")[0])
     assert len(points.rows) == 2

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution.finetuning_variants import fine_tune_variants
-from assets.report import experiment
 from assets.stages.experiment_parts import LSTM
 from gpt_model import convert
 from gpt_model.errors import Unavailable
+from gpt_model.experiments.document import write_document
 from gpt_model.experiments.gpt1_table5_ablations import NAMES, Ablations, variants
 from gpt_model.tokenizer import Tokenizer
 
@@ -36,7 +36,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         return {}
     unavailable = [f"{task}: not run here. {reason}." for task, reason in missing.items()]
     ablations = Ablations(scores, tasks[0]["seeds"], unavailable)
-    experiment.write(output, ablations.document())
+    write_document(output, ablations.document())
     return ablations.metrics()
 
 

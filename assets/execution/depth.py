@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.report import experiment
 from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
+from gpt_model.experiments.document import write_document
 from gpt_model.experiments.gpt1_figure2_left_depth import Depths
 from gpt_model.training.engine import Execution
 from gpt_model.training.measure import HeldOut, held_out
@@ -40,7 +40,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     }
     first = next(iter(models.values()))[0]
     depths = Depths(results, parameters, first.config["pretraining"]["tokens"])
-    experiment.write(output, depths.document())
+    write_document(output, depths.document())
     return depths.metrics()
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution.finetuning_variants import fine_tune_variants
-from assets.report import experiment
 from gpt_model import convert
 from gpt_model.errors import Unavailable
+from gpt_model.experiments.document import write_document
 from gpt_model.experiments.gpt1_figure2_left_layers_transferred import LayersTransferred, variants
 from gpt_model.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     if progress.rank:
         return {}
     curve = LayersTransferred(scores, layers, task["seeds"])
-    experiment.write(output, curve.document())
+    write_document(output, curve.document())
     return curve.metrics()
 
 

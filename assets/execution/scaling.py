@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.report import experiment
 from assets.stages.scaling import FIT, LEVEL, PREDICTED, RULES
 from gpt_model.data.shards import TokenData
+from gpt_model.experiments.document import write_document
 from gpt_model.experiments.gpt3_figure3_1_scaling_law import HeldOutText, Ladder, Rung, predict
 
 
@@ -47,7 +47,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         "".join(f"# {line}\n" for line in header) + yaml.safe_dump(rules, sort_keys=False),
         encoding="utf-8",
     )
-    experiment.write(output, ladder.document())
+    write_document(output, ladder.document())
     return ladder.metrics()
 
 

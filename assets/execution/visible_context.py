@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.report import experiment
 from gpt_model import convert
 from gpt_model.data.shards import TokenData
+from gpt_model.experiments.document import write_document
 from gpt_model.experiments.gpt1_section1_visible_context import (
     VisibleContext,
     default_contexts,
@@ -31,7 +31,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         sources.append(source)
         progress.advance(number, len(data.sources), "sources")
     curves = VisibleContext(contexts, sources)
-    experiment.write(output, curves.document())
+    write_document(output, curves.document())
     return curves.metrics()
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.report import experiment
 from assets.stages.experiment_parts import LSTM as LSTM_ASSET
 from assets.stages.zero_shot_dynamics import TASK_FORMS
 from assets.store.home import downloads_folder
 from gpt_model.errors import Unavailable
+from gpt_model.experiments.document import read_document, write_document
 from gpt_model.experiments.gpt1_figure2_right_zero_shot_dynamics import (
     LSTM,
     TRANSFORMER,
@@ -51,7 +51,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
             curves.setdefault((network, probe.task), []).append((tokens, probe.score(model)))
         progress.advance(number, len(models), "snapshots")
     dynamics = ZeroShotDynamics(probes, missing, curves)
-    experiment.write(output, dynamics.document())
+    write_document(output, dynamics.document())
     return dynamics.metrics()
 
 
@@ -64,7 +64,7 @@ def something_is_learnt(built: Built) -> Verdict:
     }
     if not lows:
         return Verdict(True, "No heuristic of the Transformer could be run here.")
-    document = experiment.read(built.output)
+    document = read_document(built.output)
     chance = {str(row[0]): float(row[2]) for row in document.tables[0].rows}
     above = [task for task, low in lows.items() if low > chance[task]]
     return Verdict(

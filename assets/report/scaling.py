@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from assets.contract import Built
+from assets.report.tables import Table, interval, write_markdown
 from assets.stages.scaling import PREDICTED
 
 
@@ -13,15 +14,20 @@ def show_prediction(built: Built, folder: Path) -> None:
     """prediction.md."""
     prediction = json.loads((built.output / PREDICTED).read_text(encoding="utf-8"))
     target, model = prediction["target"], prediction["target"]["model"]
-    rows = "".join(
-        f"| {row['rung']} | {row['compute']:.3g} | {row['said']} |\n"
+    loss = interval(prediction["loss"], prediction["low"], prediction["high"])
+    rows = [
+        {
+            "model": row["rung"],
+            "petaflop/s-days": row["compute"],
+            "held-out loss, nats a token": row["said"],
+        }
         for row in prediction["fitted"]
-    )
-    (folder / "prediction.md").write_text(
+    ]
+    write_markdown(
+        folder / "prediction.md",
         f"**{model['layers']} layers of width {model['width']}, {target['tokens']:,} tokens, "
-        f"{target['compute']:.3g} petaflop/s-days: {prediction['loss']:.3f} nats a token "
-        f"({prediction['low']:.3f} to {prediction['high']:.3f}, {target['level']:.0%}).**\n\n"
-        f"From these alone, of {prediction['text']}; 95 % intervals over its windows:\n\n"
-        f"| model | petaflop/s-days | held-out loss, nats a token |\n|---|---|---|\n{rows}",
-        encoding="utf-8",
+        f"{target['compute']:.3g} petaflop/s-days: {loss} nats a token "
+        f"({target['level']:.0%} interval).**",
+        f"From these alone, of {prediction['text']}; 95 % intervals over its windows:",
+        Table(rows, formats={"petaflop/s-days": ".3g"}),
     )

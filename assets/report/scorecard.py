@@ -27,6 +27,7 @@ from assets.report.page import Page, Section, write_page
 from assets.report.published import beside_the_paper, reproductions
 from assets.report.scores import NotRun, Score, collect
 from assets.stages import base_model
+from gpt_model.experiments.document import FILE as EXPERIMENT_FILE
 
 FILE = "scorecard.json"
 # What another recipe built is no input of the page, so this is all that it can say of it.
@@ -94,7 +95,7 @@ def _sections(
     of_stages, of_experiments = [], []
     for name, artifact in inputs.items():
         title, caveat = f"{recipe}/{name}", base_model.caveat(artifact, inputs)
-        if (artifact.path / experiment.FILE).is_file():
+        if (artifact.path / EXPERIMENT_FILE).is_file():
             of_experiments.append(experiment.section(title, artifact.path, caveat))
         else:
             show_folder = artifact.path.parent / "show"

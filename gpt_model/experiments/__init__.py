@@ -7,6 +7,6 @@
     gpt1_section1_visible_context             bits by how much of the context is seen
     gpt3_figure3_1_scaling_law                loss by compute, and the prediction of a larger model
 
-Each ends in a `document`: plain data in the plot language of `assets/report/experiment.py`, whose
+Each ends in a `document`: plain data as `document.py` has it, whose
 JSON is hashed.
 """
