@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from gpt_model.statistics import Z
 
@@ -143,6 +143,11 @@ class ScoreRow:
     demonstrations: Demonstrations | None = None  # of a task with `shots`
     overlap: TrainingOverlap | None = None  # where the training text is known
 
+    # Fields and keys that are another's `to_json`.
+    _NESTED: ClassVar = frozenset(
+        ("demonstrations", "overlap", "shots", "overlap_percent", "ngrams", "contamination")
+    )
+
     @property
     def name(self) -> str:
         """suite/task/metric"""
@@ -159,44 +164,23 @@ class ScoreRow:
         return math.isfinite(self.value)
 
     def to_json(self) -> dict[str, Any]:
-        """The row as `results.json` has it; what is not known of it has no key."""
-        shots = (
-            {"shots": self.demonstrations.shots, "demonstrations": self.demonstrations.to_json()}
-            if self.demonstrations
-            else {}
-        )
-        optional = {
-            "version": self.version,
-            "split": self.split,
-            "published": None if self.published is None else dict(self.published),
-        }
-        return {
-            "suite": self.suite,
-            "task": self.task,
-            "metric": self.metric,
-            "value": self.value,
-            "stderr": self.stderr,
-            "low": self.low,
-            "high": self.high,
-            "baseline": self.baseline,
-            "baseline_value": self.baseline_value,
-            "lower_is_better": self.lower_is_better,
-            "examples": self.examples,
-            "available": self.available,
-            "too_long": self.too_long,
-            "description": self.description,
-            "note": self.note,
-            **{key: value for key, value in optional.items() if value is not None},
-            **shots,
-            **(self.overlap.to_json() if self.overlap else {}),
-        }
+        """The row as `results.json` has it: a field's name is its key there, and what is not known
+        has no key.
+        """
+        row = {name: value for name, value in vars(self).items() if name not in self._NESTED}
+        for name in ("version", "split", "published"):
+            if row[name] is None:
+                del row[name]
+        if self.demonstrations:
+            row["shots"] = self.demonstrations.shots
+            row["demonstrations"] = self.demonstrations.to_json()
+        return row | (self.overlap.to_json() if self.overlap else {})
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Self:
-        nested = ("shots", "demonstrations", "overlap_percent", "ngrams", "contamination")
         demonstrations = row.get("demonstrations")
         return cls(
-            **{key: value for key, value in row.items() if key not in nested},
+            **{key: value for key, value in row.items() if key not in cls._NESTED},
             demonstrations=Demonstrations.from_json(demonstrations) if demonstrations else None,
             overlap=TrainingOverlap.from_json(row) if "contamination" in row else None,
         )
