@@ -154,7 +154,7 @@ CASES = [
     Case(
         "dpo",
         "dpo.learning_rate",
-        lambda section, given, folder: dpo._check_finite([[math.nan] * 3] * 8, _compared(given)),
+        lambda section, given, folder: dpo.check_finite([[math.nan] * 3] * 8, _compared(given)),
     ),
     Case("aligned", "ppo.minibatch", _minibatch),
     Case("aligned", "ppo.ptx_weight", _no_text),

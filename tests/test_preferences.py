@@ -565,7 +565,7 @@ def test_what_a_model_finds_likelier_is_asked_of_every_source_where_there_are_to
         (tmp_path / name).mkdir()
         records.write(chosen, tmp_path / name / "held_out.jsonl")
         result.append(
-            preferences._agreement(
+            preferences.agreement_with_people(
                 model, template, replace(built.inputs["comparisons"], path=tmp_path / name)
             )
         )

@@ -55,7 +55,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     gpt.eval()
     policy = dpo.ranking_log_probabilities(gpt, held_out, precision)
     rewards = dpo.implicit_rewards(policy, held_out_reference, section["beta"])
-    _check_finite(rewards, held_out)
+    check_finite(rewards, held_out)
     metrics = rankings.held_out_metrics({"": rewards}, held_out)
     metrics |= _gained(policy, held_out_reference, held_out) | rankings.counts(splits)
     metrics |= {
@@ -70,7 +70,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     return {**metrics, "seconds": outcome.seconds, "pairs_per_second": outcome.units_per_second}
 
 
-def _check_finite(rewards: LogProbabilities, encoded: Sequence[EncodedRanking]) -> None:
+def check_finite(rewards: LogProbabilities, encoded: Sequence[EncodedRanking]) -> None:
     """Raises UserError where the trained model's probabilities are not numbers."""
     broken = [
         ranking

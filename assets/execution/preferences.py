@@ -144,7 +144,7 @@ def _answer_all(
             else _kl(answers, reference_model, template, turns, section["temperature"])
         )
         if "comparisons" in inputs:
-            agreement = _agreement(model, template, inputs["comparisons"])
+            agreement = agreement_with_people(model, template, inputs["comparisons"])
             if agreement is not None:
                 comparison.agreement[name] = agreement
     if reference == REFERENCE and "reward_model" in inputs:
@@ -199,7 +199,7 @@ def _read_held_out(model: GPT, tokens: Artifact, execution: Execution) -> Floats
     return np.asarray(windows[windows[:, 2] > 0])
 
 
-def _agreement(
+def agreement_with_people(
     model: GPT, template: ChatTemplate, comparisons: Artifact
 ) -> ConfidenceInterval | None:
     """The share of held-out pairs whose better response has more log-probability a token by the

@@ -23,7 +23,7 @@ from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError, about, about_all_of
 from gpt_model.rlhf.answers import sample_answers
 from gpt_model.rlhf.chat_template import ChatTemplate, EncodedDialogue
-from gpt_model.rlhf.dialogue import messages
+from gpt_model.rlhf.dialogue import Dialogue, messages
 from gpt_model.rlhf.records import Demonstration, evenly, read_demonstrations
 from gpt_model.rlhf.sft import SFTObjective, encode_dialogues, held_out_loss
 from gpt_model.tokenizer import Tokenizer
@@ -42,8 +42,6 @@ from gpt_model.transformer import GPT
 HELD_OUT = 1000  # held-out dialogues at most that the loss after an epoch is measured on
 SAMPLES, SAMPLE_TOKENS = 3, 48
 COMPARED_DIALOGUES = 100  # with the tokens that transformers gives them
-
-Encoded = tuple[list[EncodedDialogue], dict[str, int]]  # dialogues, counts of `encode_dialogues`
 
 
 @dataclass(frozen=True)
@@ -64,14 +62,11 @@ class Demonstrations:
 
 def read(folder: Path, template: ChatTemplate, context: int, progress: Progress) -> Demonstrations:
     """Raises UserError where no demonstration fits the context."""
-
-    def encode(demonstrations: Sequence[Demonstration]) -> Encoded:
-        dialogues = [demonstration.turns for demonstration in demonstrations]
-        return encode_dialogues(dialogues, template, context)
-
     held_out = read_demonstrations(folder, "held_out")
-    training, counts = encode(read_demonstrations(folder, "training"))
-    measured, _ = encode(evenly(held_out, HELD_OUT))
+    training, counts = encode_dialogues(
+        _dialogues(read_demonstrations(folder, "training")), template, context
+    )
+    measured, _ = encode_dialogues(_dialogues(evenly(held_out, HELD_OUT)), template, context)
     if not training or not measured:
         raise UserError(
             f"None of the {'training' if not training else 'held-out'} demonstrations fits the "
@@ -85,6 +80,10 @@ def read(folder: Path, template: ChatTemplate, context: int, progress: Progress)
             f"{counts['shortened']} lost their oldest turns, {counts['too_long']} were left out."
         )
     return Demonstrations(training, measured, evenly(held_out, SAMPLES), hidden(folder), counts)
+
+
+def _dialogues(demonstrations: Sequence[Demonstration]) -> list[Dialogue]:
+    return [demonstration.turns for demonstration in demonstrations]
 
 
 def run_supervised(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
@@ -254,7 +253,7 @@ def alike_in_transformers(built: Built) -> Verdict:
     template = ChatTemplate(Tokenizer.load(folder))
     transformers_tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     demonstrations = read_demonstrations(built.inputs["demonstrations"].path, "held_out")
-    compared = [demonstration.turns for demonstration in demonstrations[:COMPARED_DIALOGUES]]
+    compared = _dialogues(demonstrations[:COMPARED_DIALOGUES])
     alike = sum(
         transformers_tokenizer.apply_chat_template(messages(turns), tokenize=True)["input_ids"]
         == template.encode(turns).tokens
