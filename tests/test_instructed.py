@@ -13,7 +13,9 @@ from rank import Said
 
 from assets.contract import Artifact, Built, Inputs
 from assets.execution.prompt_subset import prompt_subset
+from assets.report.instructed import epochs_table
 from assets.stages.instructed import INSTRUCTED
+from assets.stages.tuning_io import FACTS
 from gpt_model import convert
 from gpt_model.errors import UserError
 from gpt_model.log_probabilities import continuation_log_probabilities
@@ -189,9 +191,12 @@ def test_the_epoch_with_the_best_mean_reward_is_kept_whatever_its_loss(
 def test_reward_and_validation_loss_are_shown_side_by_side(chosen: Built, tmp_path: Path) -> None:
     INSTRUCTED.show(chosen, tmp_path)
     assert (tmp_path / "epochs.png").is_file()
-    table = (tmp_path / "epochs.md").read_text()
-    assert "| 2.500 |" in table
-    assert "(kept)" in table
+    facts = json.loads((chosen.output / FACTS).read_text())
+    table = epochs_table(facts).frame
+    assert 2.5 in list(table["held-out loss"])
+    assert [name for name in table["epoch"] if "(kept)" in name] == [
+        f"{facts['best_epoch']} (kept)"
+    ]
 
 
 def test_the_epoch_is_chosen_on_prompts_that_models_are_not_compared_on(
@@ -222,20 +227,16 @@ def test_the_epoch_is_chosen_on_prompts_that_models_are_not_compared_on(
         json.loads(line)["id"] for line in (output / "answers.jsonl").read_text().splitlines()[:12]
     ]
     assert answered == [prompt.id for prompt in sampled.choosing]
-    INSTRUCTED.show(Built(CONFIG, inputs, output, metrics, {}, []), tmp_path)
-    assert "Models are compared on none of them." in (tmp_path / "epochs.md").read_text()
+    assert json.loads((output / FACTS).read_text())["apart"] and metrics["prompts"] == 12
 
 
-def test_where_too_few_others_are_left_the_same_prompts_choose_and_the_page_says_so(
-    chosen: Built, inputs: Inputs, tmp_path: Path
+def test_where_too_few_others_are_left_the_same_prompts_choose(
+    chosen: Built, inputs: Inputs
 ) -> None:
     sampled = prompt_subset(inputs["prompts"].path, CONFIG["instructed"])
     assert not sampled.apart and sampled.choosing == sampled.compared and sampled.left == 8
-    INSTRUCTED.show(chosen, tmp_path)
-    assert (
-        "Models are compared on the same ones, as there are only 8 others"
-        in (tmp_path / "epochs.md").read_text()
-    )
+    facts = json.loads((chosen.output / FACTS).read_text())
+    assert (facts["apart"], facts["left"]) == (False, 8)
 
 
 def test_without_held_out_prompts_it_says_what_to_change(inputs: Inputs, tmp_path: Path) -> None:

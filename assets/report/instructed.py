@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from assets.contract import Built
 from assets.report.plots import Panel, curves
@@ -11,12 +13,14 @@ from assets.report.sft import last_texts
 from assets.report.tables import Table, interval, write_markdown
 from assets.stages.tuning_io import FACTS
 
+# label -> series
+REWARDS = {"mean": "reward", "interval, low": "reward_low", "interval, high": "reward_high"}
+
 
 def show(built: Built, folder: Path) -> None:
     """epochs.png, epochs.md and samples.md."""
     series = built.series
-    names = {"mean": "reward", "interval, low": "reward_low", "interval, high": "reward_high"}
-    rewards = {label: series.get(name, ()) for label, name in names.items()}
+    rewards = {label: series.get(name, ()) for label, name in REWARDS.items()}
     losses = {"nats a token": series.get("held_out_loss", ())}
     curves(
         folder / "epochs.png",
@@ -26,10 +30,18 @@ def show(built: Built, folder: Path) -> None:
         ],
     )
     facts = json.loads((built.output / FACTS).read_text(encoding="utf-8"))
+    write_markdown(folder / "epochs.md", epochs_table(facts))
+    if built.texts:
+        heading = "Answers of the last epoch to held-out prompts."
+        write_markdown(folder / "samples.md", heading, last_texts(built))
+
+
+def epochs_table(facts: Mapping[str, Any]) -> Table:
+    """Reward and held-out loss of every epoch, from training.json."""
     rows = [
         {
             "epoch": f"{row['epoch']}{' (kept)' * (row['epoch'] == facts['best_epoch'])}",
-            "reward (95 % interval)": interval(*(row[name] for name in names.values())),
+            "reward (95 % interval)": interval(*(row[name] for name in REWARDS.values())),
             "held-out loss": row.get("held_out_loss"),
             "tokens": row["length"],
             "ended": row["ended"],
@@ -48,7 +60,4 @@ def show(built: Built, folder: Path) -> None:
         "figures of this epoch there, by the judge too, are a little too good."
     )
     formats = {"held-out loss": ".3f", "tokens": ".1f", "ended": ".0%"}
-    write_markdown(folder / "epochs.md", Table(rows, note=note, formats=formats))
-    if built.texts:
-        heading = "Answers of the last epoch to held-out prompts."
-        write_markdown(folder / "samples.md", heading, last_texts(built))
+    return Table(rows, note=note, formats=formats)
