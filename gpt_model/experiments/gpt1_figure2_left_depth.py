@@ -63,7 +63,9 @@ class Depths:
     def saved(self) -> dict[str, ConfidenceInterval]:
         """Bits per byte of each source that the deepest model saves over the shallowest."""
         weights = [1.0, *[0.0] * (len(self.layers) - 2), -1.0]
-        return {source: one.interval(weights) for source, one in self.bootstraps.items()}
+        return {
+            source: bootstrap.interval(weights) for source, bootstrap in self.bootstraps.items()
+        }
 
     def metrics(self) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -75,7 +77,9 @@ class Depths:
 
     def document(self) -> dict[str, Any]:
         layers = self.layers
-        curves = {source: one.intervals() for source, one in self.bootstraps.items()}
+        curves = {
+            source: bootstrap.intervals() for source, bootstrap in self.bootstraps.items()
+        }
         columns = ["layers", "parameters", *(f"{source}, bits per byte" for source in curves)]
         rows = [
             [

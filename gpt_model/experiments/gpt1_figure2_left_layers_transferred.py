@@ -52,11 +52,11 @@ def transferred(gpt: GPT, layers: int, seed: int) -> GPT:
 def variants(gpt: GPT, layers: Sequence[int]) -> dict[str, Start]:
     """What each point of the curve starts from, that of nothing transferred first."""
 
-    def start(kept: int, settings: FineTuning) -> tuple[Decoder, FineTuning]:
+    def start(count: int, settings: FineTuning) -> tuple[Decoder, FineTuning]:
         whole = with_specials(gpt, settings.dropout, settings.seed)
-        return transferred(whole, kept, settings.seed), settings
+        return transferred(whole, count, settings.seed), settings
 
-    return {name_of(kept): partial(start, kept) for kept in (NOTHING, *layers)}
+    return {name_of(count): partial(start, count) for count in (NOTHING, *layers)}
 
 
 def name_of(layers: int) -> str:
@@ -135,8 +135,8 @@ class LayersTransferred:
 
 def _published_sentences() -> list[str]:
     return [
-        f"{one.source}: {one.task}, {one.model}: {one.printed} {one.unit}"
-        f"{f', {one.note}' if one.note else ''}."
-        for one in references(generation="gpt1", role="paper")
-        if "transferred" in one.task or "transferring" in one.task
+        f"{number.source}: {number.task}, {number.model}: {number.printed} {number.unit}"
+        f"{f', {number.note}' if number.note else ''}."
+        for number in references(generation="gpt1", role="paper")
+        if "transferred" in number.task or "transferring" in number.task
     ]

@@ -235,8 +235,8 @@ def _data(task: Mapping[str, Any]) -> str:
 
 
 def held_out_sentences(corpus: Path, count: int, seed: int) -> list[Example]:
-    """At most `count` held-out sentences of eight to thirty words; in every second one two different
-    neighbouring words have changed positions (label 0).
+    """At most `count` held-out sentences of eight to thirty words; in every second one two
+    different neighbouring words have changed positions (label 0).
     """
     candidates: list[str] = []
     for source in documents.index(corpus):

@@ -77,8 +77,8 @@ class Ablations:
         """
         bootstraps = [task.bootstrap for task in self.tasks]
         return Bootstrap(
-            np.mean([one.values for one in bootstraps], 0),
-            np.mean([one.samples for one in bootstraps], 0),
+            np.mean([bootstrap.values for bootstrap in bootstraps], 0),
+            np.mean([bootstrap.samples for bootstrap in bootstraps], 0),
         )
 
     def loss(self, bootstrap: Bootstrap, variant: str) -> ConfidenceInterval:

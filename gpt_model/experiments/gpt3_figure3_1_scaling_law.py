@@ -221,7 +221,7 @@ class Ladder:
         return metrics
 
     def fit(self) -> dict[str, Any]:
-        """What fit.json holds: the laws with their draws, and the span that they are fitted over."""
+        """What fit.json holds: the laws with their draws, and the span of what they are fitted to."""
         computes = self.rungs[0].compute, self.rungs[-1].compute
         return {
             "loss": self.loss.as_json(),
@@ -425,5 +425,6 @@ def _range(shares: Sequence[float]) -> str:
 
 def published_line() -> tuple[float, float]:
     """Coefficient and exponent of GPT-3's line."""
-    numbers = {one.metric: one.value for one in references(task="scaling law", generation="gpt3")}
+    line = references(task="scaling law", generation="gpt3")
+    numbers = {number.metric: number.value for number in line}
     return numbers["coefficient"], numbers["exponent"]
