@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares, minimize
 
 from gpt_model.rounding import rounded
+from gpt_model.statistics import percentile_ends
 
 PF_DAY = 1e15 * 86_400  # FLOPs
 DRAWS, DRAWS_OF_FLOOR, DRAWS_OF_TERMS = 1000, 300, 200
-POINTS_FOR_A_FLOOR = (
-    6  # a floor is fitted from so many points on: with fewer the interval is all floor
-)
+# A floor is fitted from so many points on: with fewer the interval is all floor.
+POINTS_FOR_A_FLOOR = 6
 HUBER = 1e-3  # Hoffmann et al., appendix D.2
 
 Values = NDArray[np.float64]
@@ -56,16 +56,16 @@ class Law:
         self, compute: float, level: float = 0.9, *, noise: bool = True
     ) -> tuple[float, float]:
         """Of a model's loss at `compute`, or without `noise` of the law itself there."""
-        floor, scale, exponent, own = self.draws.T
+        floor, scale, exponent, residual = self.draws.T
         with np.errstate(divide="ignore"):  # a floor of 0
             logs = np.logaddexp(np.log(floor), scale - exponent * np.log(compute)) + (
-                own if noise else 0.0
+                residual if noise else 0.0
             )
-        low, high = _ends(logs, level)
+        low, high = percentile_ends(logs, (1 - level) / 2)
         return float(np.exp(low)), float(np.exp(high))
 
     def exponent_interval(self, level: float = 0.9) -> tuple[float, float]:
-        return _ends(self.draws[:, 2], level)
+        return percentile_ends(self.draws[:, 2], (1 - level) / 2)
 
     def as_json(self) -> dict[str, Any]:
         fields = {
@@ -78,8 +78,8 @@ class Law:
         }
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Self:
-        return cls(**{**told, "draws": np.array(told["draws"])})
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(**{**fields, "draws": np.array(fields["draws"])})
 
 
 def fit_compute(compute: Sequence[float], losses: Sequence[float], seed: int = 0) -> Law:
@@ -91,22 +91,23 @@ def fit_compute(compute: Sequence[float], losses: Sequence[float], seed: int = 0
     x, y = np.log(np.asarray(compute, float)), np.log(np.asarray(losses, float))
     if len(x) < 3 or np.ptp(x) == 0:
         raise ValueError(
-            f"{len(x)} models of {len(set(compute))} sizes: a law takes three models or more, of two sizes or more"
+            f"{len(x)} models of {len(set(compute))} sizes: a law takes three models or more, of "
+            "two sizes or more"
         )
     with_floor = len(x) >= POINTS_FOR_A_FLOOR and len(np.unique(x)) >= POINTS_FOR_A_FLOOR - 1
     freedom, draw = len(x) - (3 if with_floor else 2), np.random.default_rng(seed)
-    found = _with_floor(x, y, _starts(x, y)) if with_floor else _power(x, y[None])[0]
-    spread = float(np.sqrt(np.sum((y - _ln(found, x)) ** 2) / freedom))
+    law = _with_floor(x, y, _starts(x, y)) if with_floor else _power(x, y[None])[0]
+    spread = float(np.sqrt(np.sum((y - _ln(law, x)) ** 2) / freedom))
     count = DRAWS_OF_FLOOR if with_floor else DRAWS
     spreads = spread * np.sqrt(freedom / draw.chisquare(freedom, count))
-    others = _ln(found, x) + spreads[:, None] * draw.standard_normal((count, len(x)))
+    others = _ln(law, x) + spreads[:, None] * draw.standard_normal((count, len(x)))
     refitted = (
-        np.array([_with_floor(x, other, [found]) for other in others])
+        np.array([_with_floor(x, other, [law]) for other in others])
         if with_floor
         else _power(x, others)
     )
     draws = np.column_stack([refitted, spreads * draw.standard_normal(count)])
-    return Law(float(found[0]), float(np.exp(found[1])), float(found[2]), spread, freedom, draws)
+    return Law(float(law[0]), float(np.exp(law[1])), float(law[2]), spread, freedom, draws)
 
 
 def _power(x: Values, y: Values) -> Values:
@@ -157,12 +158,9 @@ def _slope(law: Values, x: Values) -> Values:
     return np.column_stack([np.ones_like(x), above, -x * above]) / (law[0] + above)[:, None]
 
 
-# --- parameters and data ---
-
-
 @dataclass(frozen=True)
 class Terms:
-    """L(N, D) = E + A/N^α + B/D^β, and its bootstrap's draws [draws, 5] of ln E, ln A, ln B, α, β."""
+    """L(N, D) = E + A/N^α + B/D^β, and its draws [draws, 5] of ln E, ln A, ln B, α, β."""
 
     floor: float
     of_parameters: float
@@ -185,7 +183,7 @@ class Terms:
             "alpha": self.draws[:, 3],
             "beta": self.draws[:, 4],
         }[name]
-        return _ends(column, level)
+        return percentile_ends(column, (1 - level) / 2)
 
     def tokens_per_parameter(self, compute: float) -> float:
         """D/N where 6·N·D = compute (petaflop/s-days) is best spent (Hoffmann et al. 2022, equation
@@ -207,7 +205,10 @@ def why_not_terms(parameters: Sequence[float], tokens: Sequence[float]) -> str |
     n, d = np.log(np.array(models)).T
     levels = [len(np.unique(np.round(values, 6))) for values in (n, d - n)]
     if min(levels) < 3:
-        return f"{levels[0]} sizes at {levels[1]} numbers of tokens a parameter; three of each are needed to tell size from data"
+        return (
+            f"{levels[0]} sizes at {levels[1]} numbers of tokens a parameter; three of each are "
+            "needed to tell size from data"
+        )
     return None
 
 
@@ -221,7 +222,7 @@ def fit_terms(
     grid = itertools.product(
         (-1.0, 0.0, 1.0), (0.0, 5.0, 10.0), (0.0, 5.0, 10.0), (0.2, 0.5, 1.0), (0.2, 0.5, 1.0)
     )
-    best = min((_terms(n, d, y, np.array(start)) for start in grid), key=lambda found: found[0])[1]
+    best = min((_terms(n, d, y, np.array(start)) for start in grid), key=lambda fit: fit[0])[1]
     fitted = _ln_terms(best, n, d)[0]
     freedom, draw = max(1, len(y) - 5), np.random.default_rng(seed)
     spreads = np.sqrt(np.sum((y - fitted) ** 2) / draw.chisquare(freedom, DRAWS_OF_TERMS))
@@ -242,14 +243,14 @@ def _terms(n: Values, d: Values, y: Values, start: Values) -> tuple[float, Value
         cost = np.where(small, off**2 / 2, HUBER * (np.abs(off) - HUBER / 2)).sum()
         return float(cost) / HUBER, gradient @ np.where(small, off, HUBER * np.sign(off)) / HUBER
 
-    found = minimize(
+    fit = minimize(
         loss,
         start,
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": 2000, "ftol": 1e-14, "gtol": 1e-9},
     )
-    return float(found.fun), np.asarray(found.x)
+    return float(fit.fun), np.asarray(fit.x)
 
 
 def _ln_terms(at: Values, n: Values, d: Values) -> tuple[Values, Values]:
@@ -259,8 +260,3 @@ def _ln_terms(at: Values, n: Values, d: Values) -> tuple[Values, Values]:
     values = np.logaddexp.reduce(parts)
     shares = np.exp(parts - values)
     return values, np.stack([*shares, -n * shares[1], -d * shares[2]])
-
-
-def _ends(values: Values, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

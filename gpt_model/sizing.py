@@ -4,9 +4,12 @@ tokens. Arithmetic only.
 The rules lead from a known model (an anchor) to one of another depth:
 
     width           aspect · layers, in whole heads of the anchor's width
-    learning rate   ∝ width^-0.77: the slope through the eight sizes of GPT-3 (Brown et al. 2020, table 2.1)
-    batch           ∝ N^0.30, the slope through the same table, in doublings or halvings of the anchor's: so it divides as the anchor's does
-    tokens          as many for each parameter as the anchor's; without one 20 (Hoffmann et al. 2022, table 3)
+    learning rate   ∝ width^-0.77: the slope through the eight sizes of GPT-3 (Brown et al. 2020,
+                    table 2.1)
+    batch           ∝ N^0.30, the slope through the same table, in doublings or halvings of the
+                    anchor's: so it divides as the anchor's does
+    tokens          as many for each parameter as the anchor's; without an anchor 20 (Hoffmann et
+                    al. 2022, table 3)
 
 N counts what is multiplied: all parameters, the tied embedding once, without positions.
 """
@@ -105,9 +108,9 @@ def scaled_with_tokens(
     shares of it.
     """
     share = tokens / pretraining["tokens"]
-    told: dict[str, Any] = {"warmup_tokens": round(pretraining.get("warmup_tokens", 0) * share)}
+    scaled: dict[str, Any] = {"warmup_tokens": round(pretraining.get("warmup_tokens", 0) * share)}
     if decay := pretraining.get("decay_tokens"):
-        told["decay_tokens"] = max(told["warmup_tokens"] + 1, round(decay * share))
+        scaled["decay_tokens"] = max(scaled["warmup_tokens"] + 1, round(decay * share))
     if ramp := pretraining.get("batch_ramp"):
         first = (
             max(
@@ -115,11 +118,11 @@ def scaled_with_tokens(
             )
             * context
         )
-        told["batch_ramp"] = {
+        scaled["batch_ramp"] = {
             "from_tokens": first,
             "over_tokens": max(1, round(ramp["over_tokens"] * share)),
         }
-    return told
+    return scaled
 
 
 def _heads(width: int, head_width: int) -> int:

@@ -73,7 +73,7 @@ def normal_interval(value: float, stderr: float) -> ConfidenceInterval:
 
 
 def wilson(successes: float, n: int) -> ConfidenceInterval:
-    """Of the share `successes` of `n`: Wilson's interval holds for few examples and near 0 and 1."""
+    """Of the share `successes` of `n`. Wilson's interval holds for few examples, near 0 and 1."""
     share = successes / n
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))

@@ -184,12 +184,12 @@ def test_no_number_stands_twice_and_each_says_where_it_is_from_and_how_it_was_me
 
 def test_nothing_unverified_prints_without_the_word() -> None:
     words = {"memory": "unverified", "plot": "read off a plot", "derived": "derived"}
-    unsure = [one for one in every_reference() if one.sure != "verified"]
-    assert all(f"({words[one.sure]})" in one.printed for one in unsure)
+    unsure = [one for one in every_reference() if one.certainty != "verified"]
+    assert all(f"({words[one.certainty]})" in one.printed for one in unsure)
     by_size = [
         one
         for one in references(generation="gpt3")
-        if one.source.endswith("table H.1") and one.sure == "memory"
+        if one.source.endswith("table H.1") and one.certainty == "memory"
     ]
     assert len(by_size) == 33 and all("transcription" in one.note for one in by_size)
 
@@ -206,7 +206,7 @@ def test_counted_parameters_are_those_of_our_sizes_and_slips_are_told() -> None:
     assert {name: one.value for name, one in counted.items()} == {
         name: config.parameters() for name, config in PUBLISHED.items()
     }
-    assert all(one.sure == "derived" for one in counted.values())
+    assert all(one.certainty == "derived" for one in counted.values())
     told = "".join(path.read_text(encoding="utf-8") for path in published.FOLDER.glob("*.yaml"))
     assert told.count("1.17B") == 1 and "a slip for 0.117B" in counted["gpt1"].table_note
     assert "24 heads of 128" in counted["gpt3-xl"].note and "5,140" in counted["gpt3-13b"].note

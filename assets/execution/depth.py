@@ -52,9 +52,9 @@ def deeper_is_better(built: Built) -> Verdict:
         if name.endswith("/saved")
     }
     lows = [built.metrics[f"{source}/saved_low"] for source in saved]
-    figures = ", ".join(f"{source} {value:.3f}" for source, value in saved.items())
+    values = ", ".join(f"{source} {value:.3f}" for source, value in saved.items())
     return Verdict(
         bool(lows) and min(lows) > 0,
-        f"Bits per byte saved by the deepest model over the shallowest: {figures}.",
+        f"Bits per byte saved by the deepest model over the shallowest: {values}.",
         saved,
     )

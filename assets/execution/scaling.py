@@ -18,7 +18,7 @@ from gpt_model.experiments.gpt3_figure3_1_scaling_law import HeldOutText, Ladder
 
 
 def run_prediction(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
-    """Write prediction.json: the law through the smaller models, and the largest one's loss by it."""
+    """Write prediction.json: the law through the smaller models, and the largest's loss by it."""
     text = HeldOutText.of(TokenData(inputs["tokens"].path))
     prediction, metrics = predict(rungs(inputs), config, vocabulary(inputs), text)
     _write_json(output / PREDICTED, prediction)

@@ -42,12 +42,12 @@ def context_helps(built: Built) -> Verdict:
         for name, low in built.metrics.items()
         if name.endswith("/gain_low")
     }
-    figures = ", ".join(
+    values = ", ".join(
         f"{name.split('/')[0]} {built.metrics[name]:.3f} (at least {low:.3f})"
         for name, low in gains.items()
     )
     return Verdict(
         bool(gains) and min(gains.values()) > 0,
-        f"Bits per byte saved by the whole context: {figures or 'no source was measured'}.",
+        f"Bits per byte saved by the whole context: {values or 'no source was measured'}.",
         {name: built.metrics[name] for name in gains},
     )

@@ -34,7 +34,7 @@ def reproduces_what_is_known(built: Built) -> Verdict:
         for row in results.scores
         if (reference := _reference(row.published, model))
     ]
-    compared = [(row, reference) for row, reference in beside if reference.sure == "verified"]
+    compared = [(row, reference) for row, reference in beside if reference.certainty == "verified"]
     wrong = [f"{row.task} {row.metric}" for row, reference in compared if not _same(row, reference)]
     summary = (
         f"{len(compared) - len(wrong)} of {len(compared)} verified answers of {model} come out"
@@ -61,7 +61,7 @@ def _reference(published: Mapping[str, str] | None, model: str) -> Reference | N
     numbers = references(task=published["task"], metric=published["metric"], role="reproduction")
     return min(
         (reference for reference in numbers if reference.model == model),
-        key=lambda reference: reference.sure != "verified",
+        key=lambda reference: reference.certainty != "verified",
         default=None,
     )
 

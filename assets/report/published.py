@@ -167,7 +167,7 @@ def _note(published: Sequence[Reference]) -> str:
     notes = [
         f"{reference.model}, {reference.task}: {reference.note}"
         for reference in published
-        if reference.note and reference.sure != "memory"
+        if reference.note and reference.certainty != "memory"
     ]
     parts = [
         f"Protocol: {first.protocol}." if first.protocol else "",

@@ -77,9 +77,7 @@ class Depths:
 
     def document(self) -> dict[str, Any]:
         layers = self.layers
-        curves = {
-            source: bootstrap.intervals() for source, bootstrap in self.bootstraps.items()
-        }
+        curves = {source: bootstrap.intervals() for source, bootstrap in self.bootstraps.items()}
         columns = ["layers", "parameters", *(f"{source}, bits per byte" for source in curves)]
         rows = [
             [

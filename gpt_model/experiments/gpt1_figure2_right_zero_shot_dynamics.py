@@ -12,6 +12,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -275,12 +276,13 @@ def _one_line_each(text: str, spans: Sequence[Any]) -> Iterator[str]:
 
 
 def _swapped(sentence: str, draw: random.Random) -> str:
-    words = sentence.split()
-    candidates = [i for i in range(1, len(words) - 2) if words[i].lower() != words[i + 1].lower()]
+    tokens = sentence.split()
+    different = [first.lower() != second.lower() for first, second in pairwise(tokens)]
+    candidates = [i for i in range(1, len(tokens) - 2) if different[i]]
     if candidates:
         i = draw.choice(candidates)
-        words[i], words[i + 1] = words[i + 1], words[i]
-    return " ".join(words)
+        tokens[i], tokens[i + 1] = tokens[i + 1], tokens[i]
+    return " ".join(tokens)
 
 
 # The curves.

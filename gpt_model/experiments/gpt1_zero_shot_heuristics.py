@@ -3,10 +3,13 @@ decoder can do that was only pre-trained.
 
     sentiment       "very" after the text; whichever of positive and negative is likelier next
     acceptability   the mean log-probability of a sentence's tokens, against a threshold
-    pronouns        both referents put in the pronoun's place; the one with the higher mean log-probability of what follows
-    questions       after document and question, the answer with the highest mean log-probability
+    pronouns        both referents in the pronoun's place; the one with the higher mean
+                    log-probability of what follows
+    questions       after document and question, the answer with the highest mean
+                    log-probability
 
-What is a question of data (where examples come from, what they stand in for) is not here.
+Where examples come from, and what they stand in for, is
+`gpt1_figure2_right_zero_shot_dynamics.py`'s.
 """
 
 from __future__ import annotations
@@ -39,35 +42,34 @@ class Scored:
 
 @torch.no_grad()
 def log_probabilities(model: Decoder, rows: Sequence[Scored]) -> list[tuple[float, int]]:
-    """Of each row, the log-probability in nats of its scored tokens together, and how many they
-    are.
+    """Of each row, the log-probability in nats of its scored tokens together, and their number.
 
     A row longer than the context loses its beginning; of scored tokens alone longer than that, the
     later ones count.
     """
     device, context = model.wte.weight.device, model.config.context
-    cut = [_fitted(row, context) for row in rows]
-    found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    cut = [_cut(row, context) for row in rows]
+    totals: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     lengths = [len(row.ids) - 1 for row in cut]  # the last token is only predicted
     for chosen in token_batches(lengths, order="longest", padded=True):
         longest = max(1, lengths[chosen[0]])
-        tokens = torch.zeros(len(chosen), longest, dtype=torch.long)
+        tokens = torch.zeros(len(chosen), longest, dtype=torch.long)  # [batch, time]
         targets = torch.full((len(chosen), longest), IGNORED)
-        for place, i in enumerate(chosen):
+        for row, i in enumerate(chosen):
             ids = torch.tensor(cut[i].ids)
-            tokens[place, : len(ids) - 1] = ids[:-1]
-            targets[place, cut[i].start - 1 : len(ids) - 1] = ids[cut[i].start :]
+            tokens[row, : len(ids) - 1] = ids[:-1]
+            targets[row, cut[i].start - 1 : len(ids) - 1] = ids[cut[i].start :]
         losses = (
             model.loss_by_token(tokens.to(device), targets.to(device))
             .sum(1, dtype=torch.float64)
             .tolist()
         )
-        for place, i in enumerate(chosen):
-            found[i] = (-losses[place], len(cut[i].ids) - cut[i].start)
-    return found
+        for row, i in enumerate(chosen):
+            totals[i] = (-losses[row], len(cut[i].ids) - cut[i].start)
+    return totals
 
 
-def _fitted(row: Scored, context: int) -> Scored:
+def _cut(row: Scored, context: int) -> Scored:
     over = len(row.ids) - context - 1
     return row if over <= 0 else Scored(row.ids[over:], max(1, row.start - over))
 
@@ -77,16 +79,16 @@ def mean_log_probabilities(model: Decoder, rows: Sequence[Scored]) -> list[float
     return [total / max(1, count) for total, count in log_probabilities(model, rows)]
 
 
-# --- the four, each giving an answer to every example ---
+# The four heuristics: each answers every example.
 
 
 def sentiments(model: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
     """1 where " positive" is likelier than " negative" after the text and "very", else 0."""
-    words = [tokenizer.encode(word) for word in SENTIMENTS]
+    sentiments = [tokenizer.encode(sentiment) for sentiment in SENTIMENTS]
     rows = []
     for text in texts:
         before = (tokenizer.end_of_text, *tokenizer.encode(f"{text} very"))
-        rows += [Scored((*before, *word), len(before)) for word in words]
+        rows += [Scored((*before, *sentiment), len(before)) for sentiment in sentiments]
     return _likelier([total for total, _ in log_probabilities(model, rows)], 2)
 
 
@@ -134,11 +136,11 @@ def answers(model: Decoder, tokenizer: Tokenizer, questions: Sequence[Example]) 
             for option in question.options
         ]
     means = iter(mean_log_probabilities(model, rows))
-    found = []
+    chosen = []
     for question in questions:
-        own = [next(means) for _ in question.options]
-        found.append(max(range(len(own)), key=own.__getitem__))
-    return found
+        scores = [next(means) for _ in question.options]
+        chosen.append(max(range(len(scores)), key=scores.__getitem__))
+    return chosen
 
 
 def _likelier(scores: Sequence[float], each: int) -> list[int]:
@@ -147,7 +149,7 @@ def _likelier(scores: Sequence[float], each: int) -> list[int]:
     ]
 
 
-# --- pronouns ---
+# Pronouns.
 
 
 @dataclass(frozen=True)
@@ -187,25 +189,25 @@ def substitution(sentence: str, readings: tuple[str, str], label: int) -> Substi
     What the readings differ in are the referents. None where there is not one pronoun, or nothing
     follows it.
     """
-    found = list(PRONOUN.finditer(sentence))
+    pronouns = list(PRONOUN.finditer(sentence))
     first, second = (reading.split() for reading in readings)
     head = _alike(first, second)
     tail = _alike(first[head:][::-1], second[head:][::-1])
-    if len(found) != 1:
+    if len(pronouns) != 1:
         return None
     article = "the " if head and first[head - 1].lower() == "the" else ""
     named = tuple(
-        article + _lowered(" ".join(words[head : len(words) - tail]), sentence)
-        for words in (first, second)
+        article + _lowered(" ".join(reading[head : len(reading) - tail]), sentence)
+        for reading in (first, second)
     )
-    before, after = sentence[: found[0].start()], sentence[found[0].end() :]
+    before, after = sentence[: pronouns[0].start()], sentence[pronouns[0].end() :]
     if not after.strip(" .!?") or not all(named):
         return None
     return Substitution(before, (named[0], named[1]), after, label)
 
 
 def _alike(first: Sequence[str], second: Sequence[str]) -> int:
-    """How many words the two begin with alike, but for their case."""
+    """How many words the two have in common from the beginning, whatever their case."""
     return sum(
         1
         for _ in takewhile(
@@ -215,7 +217,7 @@ def _alike(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def _lowered(referent: str, sentence: str) -> str:
-    """A referent that a reading began with, in the sentence's own case: "We" as "we", "Sam" as it
+    """A referent that a reading began with, in the case it has in the sentence: "We" as "we", "Sam" as it
     is.
     """
     return (

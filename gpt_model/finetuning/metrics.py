@@ -86,10 +86,10 @@ class Scoring:
         if self.metric == "pearson":
             return _moments(
                 self.ratings(logits),
-                [0.0 if one.rating is None else one.rating for one in examples],
+                [0.0 if example.rating is None else example.rating for example in examples],
             )
         labels, predicted = (
-            np.asarray([one.label for one in examples]),
+            np.asarray([example.label for example in examples]),
             np.asarray(logits).argmax(1),
         )
         if self.metric == "accuracy":
@@ -147,22 +147,22 @@ def _pairs(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
 
 
 def _moments(given: Sequence[float], ratings: Sequence[float]) -> Floats:
-    """[examples, 6], about the means, which keeps the differences of `_pearson` from losing digits."""
+    """[examples, 6], about the means, so that the differences in `_pearson` lose no digits."""
     x, y = (np.asarray(values, dtype=float) - np.mean(values) for values in (given, ratings))
     return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1)
 
 
 def _f1(pairs: Floats) -> Floats:
-    """[..., label × predicted] counts -> [...]. 0 for a class that is neither there nor predicted."""
+    """[..., label × predicted] counts -> [...]. 0 for a class that is no label and no answer."""
     counts = _square(pairs)
-    found = _ratio(
+    f1 = _ratio(
         2 * np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1) + counts.sum(-2)
     )  # [..., classes]
-    return found[..., -1] if found.shape[-1] == 2 else np.asarray(found.mean(-1))
+    return f1[..., -1] if f1.shape[-1] == 2 else np.asarray(f1.mean(-1))
 
 
 def _matthews(pairs: Floats) -> Floats:
-    """Gorodkin 2004's for any number of classes; 0 where every answer, or every label, is the same."""
+    """Gorodkin's (2004) for any number of classes; 0 where every answer, or label, is the same."""
     counts = _square(pairs)
     total, right = counts.sum((-2, -1)), np.trace(counts, axis1=-2, axis2=-1)
     labels, predicted = counts.sum(-1), counts.sum(-2)

@@ -1,23 +1,26 @@
 """The published numbers that ours stand beside: each paper's tables and the public reproductions,
-with source and how sure each is.
+with the source and the certainty of each.
 
 The numbers are the YAML files here, a paper or a kind of source each, written as the papers' own
 tables. A file has
 
-    paper: GPT-2 (Radford et al. 2019)   # stands before each table's source; "" where the source says it all
+    paper: GPT-2 (Radford et al. 2019)   # before each table's source; "" where that says it all
     role: paper                          # or reproduction
     generations: [gpt2]                  # whose page it belongs to; a table may have its own
     tables:
       - source: table 3                  # as a person cites it
-        sure: verified                   # verified | derived (arithmetic) | plot (read off one) | memory (checked against nothing)
+        sure: verified                   # or derived (arithmetic), plot (read off one), memory
+                                         # (checked against nothing)
         protocol: …                      # how the numbers are measured
-        kind: scores                     # or facts: what no score of ours stands beside (sizes, K, costs, ablations)
+        kind: scores                     # or facts, which no score of ours stands beside: sizes, K,
+                                         # costs, ablations
         note: …
         columns: [LAMBADA / acc / %, …]  # task / metric / unit / shots, the last two as needed
-        rows: [[gpt2-small, 45.99, …]]   # a model, then a cell a column; `columns_are: models` for a table that lies the other way
+        rows: [[gpt2-small, 45.99, …]]   # a model, then a cell a column; the other way round with
+                                         # `columns_are: models`
 
-A cell is `~` where there is none, or `45.99`, `~2.85`, `≤1.0`, `85 ± 3`, and may go on with how
-sure it alone is and a note: `52.6 memory (transcription 53.6)`. What was printed is kept digit by
+A cell is `~` where there is none, or `45.99`, `~2.85`, `≤1.0`, `85 ± 3`, and may go on with its
+own certainty and a note: `52.6 memory (transcription 53.6)`. What was printed is kept digit by
 digit. No torch here.
 """
 
@@ -37,13 +40,15 @@ from gpt_model.errors import UserError
 from gpt_model.strict import Strict, dotted_location, sentence
 
 FOLDER = Path(__file__).resolve().parent
-Sure = Literal["verified", "derived", "plot", "memory"]
+Certainty = Literal["verified", "derived", "plot", "memory"]
 Role = Literal["paper", "reproduction"]
 Generation = Literal["gpt1", "gpt2", "gpt3", "instructgpt"]
 Shots = Literal["zero", "one", "few"]
-SAID = {"verified": "", "derived": "derived", "plot": "read off a plot", "memory": "unverified"}
+# What is printed beside a number of each certainty.
+CAVEATS = {"verified": "", "derived": "derived", "plot": "read off a plot", "memory": "unverified"}
 CELL = re.compile(
-    rf"(?P<text>([~≤<]?)(-?[\d.]+)(?: ± ([\d.]+))?)(?: (?P<sure>{'|'.join(get_args(Sure))}))?(?: \((?P<note>.+)\))?"
+    r"(?P<text>([~≤<]?)(-?[\d.]+)(?: ± ([\d.]+))?)"
+    rf"(?: (?P<certainty>{'|'.join(get_args(Certainty))}))?(?: \((?P<note>.+)\))?"
 )
 
 
@@ -60,7 +65,7 @@ class Reference:
     shots: Shots | None
     protocol: str
     source: str
-    sure: Sure
+    certainty: Certainty
     role: Role
     kind: Literal["scores", "facts"]
     generations: tuple[Generation, ...]
@@ -75,12 +80,13 @@ class Reference:
             if "." not in self.text
             else self.text
         )
-        return f"{text} ({SAID[self.sure]})" if SAID[self.sure] else text
+        caveat = CAVEATS[self.certainty]
+        return f"{text} ({caveat})" if caveat else text
 
 
 class _Table(Strict):
     source: str = Field(min_length=1)
-    sure: Sure
+    certainty: Certainty = Field(alias="sure")
     columns: list[str] = Field(min_length=1)
     rows: list[list[str]] = Field(min_length=1)
     columns_are: Literal["tasks", "models"] = "tasks"
@@ -124,7 +130,8 @@ def every_reference() -> tuple[Reference, ...]:
 
 def read(path: Path) -> Iterator[Reference]:
     """One file's numbers. Raises UserError naming file, table and cell of what is wrong."""
-    data = yaml.load(path.read_text(encoding="utf-8"), Loader=_TEXT)  # noqa: S506 - makes text only, so digits stay as printed
+    # The loader makes text only, so digits stay as printed.
+    data = yaml.load(path.read_text(encoding="utf-8"), Loader=_TEXT)  # noqa: S506
     try:
         sheet = _Sheet.model_validate(data)
     except ValidationError as error:
@@ -146,7 +153,7 @@ def read(path: Path) -> Iterator[Reference]:
                     name,
                     table.columns_are,
                 ),
-                **_value(where, cell, table.sure),
+                **_value(where, cell, table.certainty),
                 protocol=table.protocol,
                 source=source,
                 role=sheet.role,
@@ -161,7 +168,8 @@ def _cells(path: Path, table: _Table) -> Iterator[tuple[str, str, str]]:
     for name, *cells in table.rows:
         if len(cells) != len(table.columns):
             raise UserError(
-                f"{path}, {table.source}: row {name!r} has {len(cells)} cells and there are {len(table.columns)} columns."
+                f"{path}, {table.source}: row {name!r} has {len(cells)} cells and there are "
+                f"{len(table.columns)} columns."
             )
         yield from (
             (head, cell, name)
@@ -184,15 +192,16 @@ def _parts(head: str) -> list[str]:
     return [part.strip() for part in head.split(" /")]
 
 
-def _value(where: str, cell: str, sure: Sure) -> dict[str, Any]:
-    found = CELL.fullmatch(cell)
-    if not found:
+def _value(where: str, cell: str, certainty: Certainty) -> dict[str, Any]:
+    match = CELL.fullmatch(cell)
+    if not match:
         raise UserError(
-            f"{where}: {cell!r} is no cell. Write a number, then how sure it is, then a note in brackets, as needed."
+            f"{where}: {cell!r} is no cell. Write a number, then how sure it is, then a note in "
+            "brackets, as needed."
         )
     return {
-        "value": float(found[3]),
-        "text": found["text"],
-        "sure": found["sure"] or sure,
-        "note": found["note"] or "",
+        "value": float(match[3]),
+        "text": match["text"],
+        "certainty": match["certainty"] or certainty,
+        "note": match["note"] or "",
     }
