@@ -44,6 +44,6 @@ def show(built: Built, folder: Path) -> None:
         plots.bars(
             axes,
             list(index),
-            {"training": table.frame["MB"], "held out": table.frame["held-out MB"]},
+            {"training": list(table.frame["MB"]), "held out": list(table.frame["held-out MB"])},
         )
         axes.set_xlabel("text, MB")
