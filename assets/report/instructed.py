@@ -9,8 +9,7 @@ from typing import Any
 
 from assets.contract import Built
 from assets.report.plots import Panel, curves
-from assets.report.sft import last_texts
-from assets.report.tables import Table, interval, write_markdown
+from assets.report.tables import Table, interval, last_texts, write_markdown
 from assets.stages.tuning_io import FACTS
 
 # label -> series
@@ -33,7 +32,7 @@ def show(built: Built, folder: Path) -> None:
     write_markdown(folder / "epochs.md", epochs_table(facts))
     if built.texts:
         heading = "Answers of the last epoch to held-out prompts."
-        write_markdown(folder / "samples.md", heading, last_texts(built))
+        write_markdown(folder / "samples.md", heading, last_texts(built.texts))
 
 
 def epochs_table(facts: Mapping[str, Any]) -> Table:

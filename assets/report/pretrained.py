@@ -10,7 +10,7 @@ from pathlib import Path
 from assets.contract import Built, Metrics
 from assets.report import plots
 from assets.report.plots import Panel, Points
-from assets.report.tables import Table, code_block, key_values, write_markdown
+from assets.report.tables import Table, key_values, last_texts, write_markdown
 from assets.stages import base_model
 from gpt_model.data.shards import TokenData
 
@@ -26,14 +26,8 @@ def show(built: Built, folder: Path) -> None:
     write_markdown(folder / "mixture.md", mixture)
     if built.texts:
         last = max(step for step, _, _ in built.texts)
-        parts = [
-            f"After step {last}; what stands in brackets is the prompt, the beginning of a "
-            "held-out document."
-        ]
-        for step, name, text in built.texts:
-            if step == last:
-                parts += [f"**{name}**", code_block(text)]
-        write_markdown(folder / "samples.md", *parts)
+        heading = f"After step {last}; the prompt stands in brackets, the beginning of a held-out document."
+        write_markdown(folder / "samples.md", heading, last_texts(built.texts))
 
 
 def panels(built: Built) -> list[Panel]:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from assets.contract import Built
 from assets.report.plots import Panel, curves
-from assets.report.tables import code_block, write_markdown
+from assets.report.tables import last_texts, write_markdown
 
 
 def show(built: Built, folder: Path) -> None:
     """tuning.png and samples.md."""
     curves(folder / "tuning.png", panels(built.series))
     heading = "Held-out prompts, answered after the last epoch."
-    write_markdown(folder / "samples.md", heading, last_texts(built))
+    write_markdown(folder / "samples.md", heading, last_texts(built.texts))
 
 
 def panels(series: Mapping[str, Sequence[tuple[int, float]]]) -> list[Panel]:
@@ -31,12 +31,3 @@ def panels(series: Mapping[str, Sequence[tuple[int, float]]]) -> list[Panel]:
         result.append(Panel("nats a token of pre-training text", "step", text))
     rate = {"learning rate": series.get("learning_rate", ())}
     return [*result, Panel("learning rate", "step", rate)]
-
-
-def last_texts(built: Built) -> str:
-    """The last samples as Markdown."""
-    last = max((step for step, _, _ in built.texts), default=0)
-    samples = [
-        f"**{name}**\n\n{code_block(text)}" for step, name, text in built.texts if step == last
-    ]
-    return "\n\n".join(samples)

@@ -114,6 +114,16 @@ def code_block(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
+def last_texts(texts: Sequence[tuple[int, str, str]]) -> str:
+    """The samples of the last step, each below its name, as Markdown. `texts`: (step, name,
+    text).
+    """
+    last = max((step for step, _, _ in texts), default=0)
+    return markdown(
+        *(f"**{name}**\n\n{code_block(text)}" for step, name, text in texts if step == last)
+    )
+
+
 def _text(value: Any, spec: str) -> str:
     if isinstance(value, str):
         return value
