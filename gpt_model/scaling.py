@@ -2,8 +2,8 @@
 data, with intervals. No training here.
 
 - **Compute**: L = floor + scale · C^-exponent, fitted to ln L by least squares; the floor is 0 with
-  few points (Kaplan et al. 2020, equation 1.3; Brown et al. 2020, figure 3.1: L = 2.57 · C^-0.048,
-  no floor). Prediction of a larger model: the law at its compute.
+  few points (Kaplan et al. 2020, equation 1.3; Brown et al. 2020, figure 3.1, whose line is in
+  `published/`). Prediction of a larger model: the law at its compute.
 - **Parameters and data**: L = E + A/N^α + B/D^β by a Huber loss on ln L from many starts (Hoffmann
   et al. 2022, section 3.3, appendix D.2). Only where N and D were varied apart from each other:
   with as many tokens a parameter everywhere, A/N^α and B/D^β cannot be told apart.

@@ -92,9 +92,10 @@ def ladder(recipe: Recipe, section: ScalingSection) -> list[list[Rung]]:
                 ) from None
             if (steps := size.tokens // size.batch_tokens) < FEWEST_STEPS:
                 raise UserError(
-                    f"{_shape(size.model.layers, size.model.width)} at {ratio:g} tokens a parameter: {steps} steps of {size.batch_tokens} "
-                    f"tokens, and fewer than {FEWEST_STEPS} say nothing. Raise tokens_per_parameter, lower pretraining.batch_tokens, or "
-                    "leave the rung out.",
+                    f"{_shape(size.model.layers, size.model.width)} at {ratio:g} tokens a "
+                    f"parameter: {steps} steps of {size.batch_tokens} tokens, and fewer than "
+                    f"{FEWEST_STEPS} say nothing. Raise tokens_per_parameter, lower "
+                    "pretraining.batch_tokens, or leave the rung out.",
                     field=f"scaling.rungs[{number}]",
                 )
             sizes.append(size)
@@ -147,16 +148,16 @@ def _sections(
     size: Size, pretraining: PretrainingSection, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of the pre-training stage: the recipe's own at this size, measured once, at the end."""
-    told = pretraining.model_dump(mode="json")
-    scaled = scaled_with_tokens(told, size.tokens, size.batch_tokens, size.model.context)
-    own = {
+    settings = pretraining.model_dump(mode="json")
+    scaled = scaled_with_tokens(settings, size.tokens, size.batch_tokens, size.model.context)
+    by_size = {
         "tokens": size.tokens,
         "batch_tokens": size.batch_tokens,
         "learning_rate": size.learning_rate,
         "seed": seed,
     }
     measured = {"evaluations": 1, "samples": 0, "snapshots": 0}
-    checked = PretrainingSection.model_validate({**told, **scaled, **own, **measured})
+    checked = PretrainingSection.model_validate({**settings, **scaled, **by_size, **measured})
     return size.model.model_dump(mode="json", exclude={"vocab_size"}), checked.model_dump(
         mode="json"
     )

@@ -1,5 +1,5 @@
-"""Stages `scaling_prediction` and `scaling` (GPT-3, figure 3.1): what a ladder of models predicts of
-its largest, and the laws through all of it.
+"""Stages `scaling_prediction` and `scaling` (GPT-3, figure 3.1): what a ladder of models predicts
+of its largest, and the laws through all of it.
 
 The prediction is an artifact of its own, made from the smaller models alone: its fingerprint is a
 hash over their digests and the largest one's planned size, and knows nothing of what became of

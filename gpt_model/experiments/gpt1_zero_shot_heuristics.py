@@ -217,8 +217,8 @@ def _alike(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def _lowered(referent: str, sentence: str) -> str:
-    """A referent that a reading began with, in the case it has in the sentence: "We" as "we", "Sam" as it
-    is.
+    """A referent that a reading began with, in the case it has in the sentence: "We" as "we",
+    "Sam" as it is.
     """
     return (
         referent

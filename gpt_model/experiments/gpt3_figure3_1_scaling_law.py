@@ -221,7 +221,7 @@ class Ladder:
         return metrics
 
     def fit(self) -> dict[str, Any]:
-        """What fit.json holds: the laws with their draws, and the span of what they are fitted to."""
+        """What fit.json holds: the laws with their draws, and the span they are fitted over."""
         computes = self.rungs[0].compute, self.rungs[-1].compute
         return {
             "loss": self.loss.as_json(),
@@ -266,15 +266,15 @@ class Ladder:
             "summary": [
                 f"The largest of the ladder, left out of the fit: {prediction['loss']:.3f} nats a "
                 f"token were predicted ({prediction['low']:.3f} to {prediction['high']:.3f}, "
-                f"{prediction['target']['level']:.0%}) and {self._largest_losses()} came: {landed}. "
-                f"Of {self.text}; 95 % of what came, over its windows.",
+                f"{prediction['target']['level']:.0%}) and {self._largest_losses()} came: "
+                f"{landed}. Of {self.text}; 95 % of what came, over its windows.",
                 f"Through all {len(self.rungs)} models: L = {self._formula(self.loss)}, C in "
                 "petaflop/s-days of model FLOPs.",
                 self._terms_formula(self.terms)
                 if self.terms
                 else f"No law of parameters and data apart: {self.why_not_terms}.",
-                f"GPT-3's line, L = {coefficient} · C^{exponent} (figure 3.1): of another tokenizer "
-                "and another corpus, so that its losses are not comparable with these and only its "
+                f"GPT-3's line, L = {coefficient} · C^{exponent} (figure 3.1): of another "
+                "tokenizer and another corpus, so that its losses are not comparable with these and only its "
                 f"slope may be. Of GPT-3's parameters {_range(embedded_gpt3)} are the token "
                 f"embedding, of these {_range(embedded)}.",
             ],
