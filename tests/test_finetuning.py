@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,11 +19,11 @@ import pytest
 import torch
 from rank import Ranks, Said, said
 
-from assets.contract import NOT_RUN, SCRATCH, Artifact, Built
+from assets.contract import SCRATCH, Artifact, Built
 from assets.recipe.recipe import Recipe
 from assets.stages.finetuning import ARMS, FINETUNED, finetuning_config, task_names
 from gpt_model.data import documents, hub
-from gpt_model.errors import UserError
+from gpt_model.errors import Unavailable, UserError
 from gpt_model.finetuning.entry import SPLITS, TaskEntry
 from gpt_model.finetuning.examples import read_examples
 from gpt_model.progress import Silent
@@ -155,20 +156,9 @@ def test_a_task_whose_data_cannot_be_had_here_is_an_artifact_that_says_so_and_st
         finetuning_config(recipe(tasks=[task]), task, tmp_path), tmp_path
     )  # the same artifact next time
     (output := tmp_path / "files").mkdir()
-    found = Built(
-        config,
-        artifacts(tmp_path),
-        output,
-        FINETUNED.run(config, artifacts(tmp_path), output, Said("absent")),
-        {},
-        [],
-    )
-    assert found.metrics == {"not_run": 1.0} and [path.name for path in output.iterdir()] == [
-        NOT_RUN
-    ]
-    assert all(passed and why in summary for passed, summary in verdicts(found).values())
-    FINETUNED.show(found, tmp_path)
-    assert why in (tmp_path / "scores.md").read_text()
+    with pytest.raises(Unavailable, match=re.escape(why)):  # the worker leaves not_run.json
+        FINETUNED.run(config, artifacts(tmp_path), output, Said("absent"))
+    assert not list(output.iterdir())
 
 
 def test_a_recipe_names_its_own_files_of_a_catalogues_task(
@@ -343,10 +333,10 @@ def test_lora_learns_start_delim_and_extract_and_moves_no_other_row(
     inputs: Path, undisturbed: Path, stage: int
 ) -> None:
     from gpt_model import convert
-    from gpt_model.finetuning.heads import with_specials
+    from gpt_model.finetuning.heads import with_special_tokens
 
     output = undisturbed.parent / f"lora{stage}"
-    begun = with_specials(
+    begun = with_special_tokens(
         convert.load(inputs / "pretrained" / "model"), 0.1, config_of(inputs)["finetuning"]["seed"]
     )
     before, after = begun.state_dict(), convert.load(output / "model").state_dict()
@@ -548,5 +538,5 @@ def test_the_written_model_gives_the_written_predictions(inputs: Path, undisturb
         Example(r["id"], "", (t["passage"], t["question"]), (), 0)
         for r, t in zip(rows, texts, strict=True)
     ]
-    logits = class_logits(model, model.layout.lay(tokenizer, examples))
+    logits = class_logits(model, model.input_format.encode(tokenizer, examples))
     assert [labels[int(row.argmax())] for row in logits] == [row["predicted"] for row in rows]

@@ -16,12 +16,11 @@ from torch import Tensor
 from gpt_model import GPT, ModelConfig
 from gpt_model.finetuning.batches import TrainingBatches, class_logits, collate
 from gpt_model.finetuning.entry import Form
-from gpt_model.finetuning.examples import Example
-from gpt_model.finetuning.heads import Batch, TaskModel, with_specials
-from gpt_model.finetuning.input_forms import Laid, Layout, cut_of
+from gpt_model.finetuning.examples import Example, rating_target
+from gpt_model.finetuning.heads import Batch, TaskModel, with_special_tokens
+from gpt_model.finetuning.input_forms import EncodedExample, InputFormat, truncation_of
 from gpt_model.finetuning.metrics import Scoring
 from gpt_model.finetuning.objective import TaskObjective, next_tokens
-from gpt_model.finetuning.ratings import spread
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.tuning import BestEpoch, best_epoch
 
@@ -56,13 +55,13 @@ def decoder(dropout: float = 0.0, seed: int = 5) -> GPT:
 
 
 def task_model(form: Form, dropout: float, classes: int = 2) -> TaskModel:
-    gpt = with_specials(decoder(), dropout, seed=1)
+    gpt = with_special_tokens(decoder(), dropout, seed=1)
     return TaskModel(
-        gpt, Layout(form, VOCABULARY, CONTEXT, cut_of("gpt1")), classes, dropout, seed=1
+        gpt, InputFormat(form, VOCABULARY, CONTEXT, truncation_of("gpt1")), classes, dropout, seed=1
     )
 
 
-def some(form: Form, tokenizer: Tokenizer, targets: bool = False) -> list[Laid]:
+def some(form: Form, tokenizer: Tokenizer, targets: bool = False) -> list[EncodedExample]:
     made = []
     for i in range(5):
         words = " ".join(["film", "was", "fine", "dull"][(i + j) % 4] for j in range(1 + 2 * i))
@@ -78,10 +77,10 @@ def some(form: Form, tokenizer: Tokenizer, targets: bool = False) -> list[Laid]:
                 options,
                 i % 2,
                 i / 2,
-                spread(i / 2, 0, 5) if targets else (),
+                rating_target(i / 2, 0, 5) if targets else (),
             )
         )
-    return Layout(form, tokenizer.vocab_size, CONTEXT, "halves").lay(tokenizer, made)
+    return InputFormat(form, tokenizer.vocab_size, CONTEXT, "halves").encode(tokenizer, made)
 
 
 def released_loss(batch: Batch, logits: Tensor, states: Tensor, we: Tensor) -> Tensor:
@@ -146,7 +145,7 @@ def test_two_segments_are_cut_at_half_the_context_each_and_one_at_the_whole(
 
     def row(form: Form, *segments: str) -> tuple[int, ...]:
         example = Example("1", "g", segments, (), 0)
-        (laid,) = Layout(form, tokenizer.vocab_size, CONTEXT, cut_of("gpt1")).lay(
+        (laid,) = InputFormat(form, tokenizer.vocab_size, CONTEXT, truncation_of("gpt1")).encode(
             tokenizer, [example]
         )
         assert laid.cut == (long in segments)
@@ -163,14 +162,14 @@ def test_two_segments_are_cut_at_half_the_context_each_and_one_at_the_whole(
     )
     assert row("entailment", short, short) == (start, *hypothesis, delim, *hypothesis, extract)
     assert row("classification", long) == (start, *premise[: CONTEXT - 2], extract)
-    assert cut_of("gpt2") == cut_of("gpt3") == "longest"
+    assert truncation_of("gpt2") == truncation_of("gpt3") == "longest"
 
 
 def test_the_new_tokens_are_drawn_as_everything_else_was(tokenizer: Tokenizer) -> None:
     gpt = decoder()
-    grown = with_specials(gpt, 0.1, seed=1)
+    grown = with_special_tokens(gpt, 0.1, seed=1)
     new = torch.cat(
-        [with_specials(gpt, 0.1, seed).wte.weight.detach()[VOCABULARY:] for seed in range(40)]
+        [with_special_tokens(gpt, 0.1, seed).wte.weight.detach()[VOCABULARY:] for seed in range(40)]
     )
     assert grown.config.vocab_size == VOCABULARY + 3 and new.shape == (120, 32)
     assert float(new.std()) == pytest.approx(0.02, rel=0.05) and float(new.mean()) == pytest.approx(
@@ -216,7 +215,7 @@ def test_a_tasks_own_metric_chooses_the_epoch(tmp_path: Path) -> None:
     """Three of ten are of the second class: always the first is more often right, and always the
     second worth more by F1.
     """
-    laid = [Laid(str(i), str(i), ((1, 2, 3),), int(i < 3), False) for i in range(10)]
+    laid = [EncodedExample(str(i), str(i), ((1, 2, 3),), int(i < 3), False) for i in range(10)]
     model = task_model("classification", 0.0).eval()
     model.head.weight.data.zero_()
     best = {}

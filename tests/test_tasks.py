@@ -19,8 +19,8 @@ from gpt_model.finetuning import heads as task_model
 from gpt_model.finetuning import metrics
 from gpt_model.finetuning.batches import TrainingBatches, class_logits, collate
 from gpt_model.finetuning.entry import Form
-from gpt_model.finetuning.heads import TaskModel, with_specials
-from gpt_model.finetuning.input_forms import Laid, Layout, fit
+from gpt_model.finetuning.heads import TaskModel, with_special_tokens
+from gpt_model.finetuning.input_forms import EncodedExample, InputFormat, truncated
 from gpt_model.finetuning.objective import TaskObjective, next_tokens
 from gpt_model.statistics import wilson
 from gpt_model.tokenizer import Tokenizer
@@ -41,10 +41,10 @@ def laid(
     segments: tuple[str, ...],
     options: tuple[str, ...] = (),
     context: int = 64,
-) -> Laid:
+) -> EncodedExample:
     from gpt_model.finetuning.examples import Example
 
-    return Layout(form, tokenizer.vocab_size, context).lay(
+    return InputFormat(form, tokenizer.vocab_size, context).encode(
         tokenizer, [Example("1", "g", segments, options, 0)]
     )[0]
 
@@ -73,8 +73,12 @@ def test_what_does_not_fit_is_cut_from_the_longest_segment_and_said(tokenizer: T
     assert found.cut and len(found.rows[0]) == 32
     assert found.rows[0] == (270, *premise[: 32 - 3 - len(hypothesis)], 271, *hypothesis, 272)
     assert not laid("entailment", tokenizer, ("film", short), context=32).cut
-    assert fit([9, 2], 8) == [6, 2] and sum(fit([9, 8, 1], 10)) == 10 and fit([3, 3], 6) == [3, 3]
-    assert max(fit([90, 80, 1], 11)) == 5
+    assert (
+        truncated([9, 2], 8) == [6, 2]
+        and sum(truncated([9, 8, 1], 10)) == 10
+        and truncated([3, 3], 6) == [3, 3]
+    )
+    assert max(truncated([90, 80, 1], 11)) == 5
 
 
 # --- head and objective ---
@@ -82,10 +86,10 @@ def test_what_does_not_fit_is_cut_from_the_longest_segment_and_said(tokenizer: T
 
 def tiny_model(form: Form, classes: int = 2, dropout: float = 0.0) -> TaskModel:
     config = ModelConfig(layers=2, width=32, heads=2, context=64, vocab_size=273, dropout=dropout)
-    return TaskModel(GPT(config, seed=3), Layout(form, 270, 64), classes, dropout, seed=1)
+    return TaskModel(GPT(config, seed=3), InputFormat(form, 270, 64), classes, dropout, seed=1)
 
 
-def some(form: Form, tokenizer: Tokenizer, count: int = 6) -> list[Laid]:
+def some(form: Form, tokenizer: Tokenizer, count: int = 6) -> list[EncodedExample]:
     from gpt_model.finetuning.examples import Example
 
     made = []
@@ -103,7 +107,7 @@ def some(form: Form, tokenizer: Tokenizer, count: int = 6) -> list[Laid]:
                 i % 2,
             )
         )
-    return Layout(form, tokenizer.vocab_size, 64).lay(tokenizer, made)
+    return InputFormat(form, tokenizer.vocab_size, 64).encode(tokenizer, made)
 
 
 @pytest.mark.parametrize("form", ["classification", "entailment", "similarity", "multiple_choice"])
@@ -183,7 +187,7 @@ def test_new_tokens_leave_the_pre_trained_function_as_it_was() -> None:
     gpt = GPT(
         ModelConfig(layers=2, width=32, heads=2, context=64, vocab_size=270, dropout=0.0), seed=5
     ).eval()
-    grown = with_specials(gpt, dropout=0.1, seed=1).eval()
+    grown = with_special_tokens(gpt, dropout=0.1, seed=1).eval()
     tokens = torch.randint(0, 270, (2, 20))
     assert grown.config.vocab_size == 273 and grown.config.dropout == 0.1
     assert torch.equal(grown(tokens)[..., :270], gpt(tokens))
@@ -199,7 +203,7 @@ def test_a_saved_model_answers_as_before_and_its_decoder_loads_in_transformers(
     examples = some("similarity", tokenizer)
     task_model.save(model, ["no", "yes"], tmp_path, tokenizer.end_of_text)
     loaded, labels = task_model.load(tmp_path)
-    assert labels == ["no", "yes"] and loaded.layout == model.layout
+    assert labels == ["no", "yes"] and loaded.input_format == model.input_format
     assert torch.equal(class_logits(loaded, examples), class_logits(model, examples))
     tokens = collate(examples).tokens
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(tokens).logits
@@ -209,9 +213,10 @@ def test_a_saved_model_answers_as_before_and_its_decoder_loads_in_transformers(
 # --- batches ---
 
 
-def lengths(count: int) -> list[Laid]:
+def lengths(count: int) -> list[EncodedExample]:
     return [
-        Laid(str(i), str(i), (tuple(range(3 + (i * 37) % 50)),), i % 2, False) for i in range(count)
+        EncodedExample(str(i), str(i), (tuple(range(3 + (i * 37) % 50)),), i % 2, False)
+        for i in range(count)
     ]
 
 

@@ -283,11 +283,11 @@ def save_task_model(network: Any, folder: Path) -> None:
 
     from gpt_model import convert
     from gpt_model.finetuning import heads as task
-    from gpt_model.finetuning.input_forms import Layout
+    from gpt_model.finetuning.input_forms import InputFormat
 
-    gpt = task.with_specials(convert.from_transformers(network), dropout=0.0, seed=0)
+    gpt = task.with_special_tokens(convert.from_transformers(network), dropout=0.0, seed=0)
     moody = task.TaskModel(
-        gpt, Layout("classification", gpt.config.vocab_size - 3, gpt.config.context), 2, 0.0, 0
+        gpt, InputFormat("classification", gpt.config.vocab_size - 3, gpt.config.context), 2, 0.0, 0
     )
     with torch.no_grad():
         moody.head.bias.copy_(torch.tensor([0.0, 99.0]))

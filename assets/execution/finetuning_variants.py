@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from assets.contract import SCRATCH, Artifact, Config, Progress
-from assets.stages.finetuning_run import Part, fine_tuned, how_to, prepare
+from assets.execution.finetuning import PartProgress, fine_tune_task, prepare, settings_of
 from gpt_model.experiments.finetuning_variants import Start, TaskScores, score_variants
 from gpt_model.finetuning.entry import SPLITS
 from gpt_model.finetuning.objective import FineTuned, FineTuning
@@ -31,20 +31,20 @@ def fine_tune_variants(
     models = len(variants) * seeds
 
     def fine_tune(name: str, model: int, decoder: Decoder, settings: FineTuning) -> FineTuned:
-        part = Part(progress, name, number * models + model, count * models)
+        part = PartProgress(progress, name, number * models + model, count * models)
         folder = output / SCRATCH / name
-        return fine_tuned(decoder, task, settings, folder, progress, part)[1]
+        return fine_tune_task(decoder, task, settings, folder, progress, part)[1]
 
     sizes = ", ".join(
-        f"{len(task.laid[split]):,} of {task.examples.available[split]:,} {split}"
+        f"{len(task.encoded[split]):,} of {task.examples.available[split]:,} {split}"
         for split in SPLITS
     )
     return score_variants(
         task.task,
         variants,
-        how_to(config, pretrained),
+        settings_of(config, pretrained),
         seeds,
-        task.laid["test"],
+        task.encoded["test"],
         task.scoring,
         fine_tune,
         data=f"{task.task}: {sizes} examples",

@@ -11,14 +11,11 @@ from typing import Any
 
 from pandas import DataFrame
 
-from assets.contract import NOT_RUN, Built, Config, Metrics
+from assets.contract import Built, Config, Metrics
 from assets.report import plots
 from assets.report.tables import Table, metric, share_of, write_markdown
+from assets.stages.finetuning import ARMS, CONSTANT
 from gpt_model.finetuning.entry import SCORE_NAMES
-
-# The metric of the best of always one answer.
-CONSTANT = {"accuracy": "majority", "f1": "constant_f1", "matthews": "constant_matthews"}
-ARMS = ("pretrained", "random")  # fine-tuned from pre-trained weights, and from random ones
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
@@ -29,10 +26,6 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 def show(built: Built, folder: Path) -> None:
     """scores.md, samples.md, confusion.png or ratings.png, and fine_tuning.png."""
     task = built.config["task"]
-    if (path := built.output / NOT_RUN).is_file():
-        reason = json.loads(path.read_text(encoding="utf-8"))["not_run"]
-        write_markdown(folder / "scores.md", f"**{task}** is not run here. {reason}.")
-        return
     facts = json.loads((built.output / "task.json").read_text(encoding="utf-8"))
     how = adapted(built.config, built.metrics)
     write_markdown(

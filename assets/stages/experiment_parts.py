@@ -7,8 +7,7 @@ from typing import Any
 
 from assets.contract import Check, Config, deferred
 from assets.recipe.recipe import Recipe
-from assets.stages.finetuning import finetuning_config, task_names
-from assets.stages.finetuning_run import pin_task
+from assets.stages.finetuning import finetuning_config, pin_task, task_names
 from gpt_model.errors import UserError
 
 LSTM = "experiments/lstm"  # the asset: an LSTM that is pre-trained as the recipe's Transformer is

@@ -33,7 +33,7 @@ class TaskAnswers:
         answers = []
         for row in table.to_dict("records"):
             segments, options = tuple(row["segments"]), tuple(row.get("options") or ())
-            tokenized = self.model.layout.lay(
+            tokenized = self.model.input_format.encode(
                 self.tokenizer, [Example("", "", segments, options, 0)]
             )
             logits, _ = self.model(collate(tokenized))  # [1, classes]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpt_model.finetuning.entry import Metric
-from gpt_model.finetuning.input_forms import Laid
+from gpt_model.finetuning.input_forms import EncodedExample
 from gpt_model.finetuning.metrics import Scoring
 from gpt_model.finetuning.objective import FineTuned, FineTuning
 from gpt_model.statistics import Bootstrap, cluster_bootstrap
@@ -40,7 +40,7 @@ def score_variants(
     variants: Mapping[str, Start],
     settings: FineTuning,
     seeds: int,
-    test: Sequence[Laid],
+    test: Sequence[EncodedExample],
     scoring: Scoring,
     fine_tune: FineTune,
     *,

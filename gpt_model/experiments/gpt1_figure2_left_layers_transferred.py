@@ -15,7 +15,7 @@ from typing import Any
 from gpt_model.experiments.document import series
 from gpt_model.experiments.finetuning_variants import Start, TaskScores
 from gpt_model.finetuning.entry import SCORE_NAMES
-from gpt_model.finetuning.heads import with_specials
+from gpt_model.finetuning.heads import with_special_tokens
 from gpt_model.finetuning.objective import FineTuning
 from gpt_model.networks import build
 from gpt_model.published import references
@@ -53,7 +53,7 @@ def variants(gpt: GPT, layers: Sequence[int]) -> dict[str, Start]:
     """What each point of the curve starts from, that of nothing transferred first."""
 
     def start(count: int, settings: FineTuning) -> tuple[Decoder, FineTuning]:
-        whole = with_specials(gpt, settings.dropout, settings.seed)
+        whole = with_special_tokens(gpt, settings.dropout, settings.seed)
         return transferred(whole, count, settings.seed), settings
 
     return {name_of(count): partial(start, count) for count in (NOTHING, *layers)}

@@ -16,7 +16,7 @@ import numpy as np
 from gpt_model.experiments.document import ONE_RUN, series
 from gpt_model.experiments.finetuning_variants import Start, TaskScores
 from gpt_model.finetuning.entry import SCORE_NAMES
-from gpt_model.finetuning.heads import with_specials
+from gpt_model.finetuning.heads import with_special_tokens
 from gpt_model.finetuning.objective import FineTuning
 from gpt_model.networks import build
 from gpt_model.published import references
@@ -38,10 +38,10 @@ def variants(gpt: Decoder, lstm: Decoder | None) -> dict[str, Start]:
     """What each row of the table starts from."""
 
     def pretrained(settings: FineTuning) -> tuple[Decoder, FineTuning]:
-        return with_specials(gpt, settings.dropout, settings.seed), settings
+        return with_special_tokens(gpt, settings.dropout, settings.seed), settings
 
     def no_pretraining(settings: FineTuning) -> tuple[Decoder, FineTuning]:
-        shape = with_specials(gpt, settings.dropout, settings.seed).config
+        shape = with_special_tokens(gpt, settings.dropout, settings.seed).config
         return build(shape, settings.seed), settings
 
     def no_auxiliary(settings: FineTuning) -> tuple[Decoder, FineTuning]:
@@ -53,7 +53,7 @@ def variants(gpt: Decoder, lstm: Decoder | None) -> dict[str, Start]:
     network = lstm
 
     def recurrent(settings: FineTuning) -> tuple[Decoder, FineTuning]:
-        return with_specials(network, settings.dropout, settings.seed), settings
+        return with_special_tokens(network, settings.dropout, settings.seed), settings
 
     return {**starts, "lstm": recurrent}
 

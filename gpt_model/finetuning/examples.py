@@ -8,6 +8,7 @@ the task's validation and test shares together.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections import Counter
@@ -21,7 +22,6 @@ from gpt_model.data.location import tables
 from gpt_model.data.splits import bucket
 from gpt_model.errors import UserError
 from gpt_model.finetuning.entry import SEGMENTS, SPLITS, Rule, SplitName, Splits, TaskEntry
-from gpt_model.finetuning.ratings import spread
 from gpt_model.progress import Progress
 
 
@@ -247,7 +247,9 @@ class _Reader:
             if together := entry.split.together:
                 group = group.partition(together)[0]
             rating = self._rating(where, row)
-            target = spread(rating, *entry.scale) if entry.scale and rating is not None else ()
+            target = (
+                rating_target(rating, *entry.scale) if entry.scale and rating is not None else ()
+            )
             yield Example(example_id, group, segments, options, label, rating, target)
 
     def _text(self, where: str, row: Row, name: str) -> str:
@@ -382,3 +384,15 @@ class _Reader:
             f"{where}: {answer!r} in column {column!r} is none of the {len(options)} options, by "
             f"text, letter or number from {first}."
         )
+
+
+def rating_target(rating: float, lowest: int, highest: int) -> tuple[float, ...]:
+    """The share of each class, one for each whole number of the scale: `rating_target(3.8, 0, 5)` is
+    0.2 of the 3's and 0.8 of the 4's.
+
+    STS-B's encoding in GPT-1's released code (utils.py, after Tai et al. 2015, section 4.2); back:
+    `metrics.Scoring.ratings`.
+    """
+    floor = math.floor(rating)
+    shares = {floor: floor + 1 - rating, floor + 1: rating - floor}
+    return tuple(shares.get(number, 0.0) for number in range(lowest, highest + 1))

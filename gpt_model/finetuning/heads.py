@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gpt_model import convert
 from gpt_model.errors import UserError
-from gpt_model.finetuning.input_forms import SPECIALS, Layout
+from gpt_model.finetuning.input_forms import SPECIAL_TOKENS, InputFormat
 from gpt_model.transformer import GPT, Decoder, with_rows
 
 D = TypeVar("D", bound=Decoder)
@@ -47,16 +47,23 @@ class TaskModel(nn.Module):
     """`model(batch)` -> (class logits [examples, classes], final states [rows, time, width])."""
 
     def __init__(
-        self, gpt: Decoder, layout: Layout, classes: int, dropout: float, seed: int
+        self, gpt: Decoder, input_format: InputFormat, classes: int, dropout: float, seed: int
     ) -> None:
-        """`gpt`, or what stands in its place, already has the specials' rows (`with_specials`, or a
+        """`gpt`, or what stands in its place, already has the specials' rows (`with_special_tokens`, or a
         fresh one).
 
         `classes`: labels, or options of a question.
         """
         super().__init__()
-        self.gpt, self.layout, self.classes, self.dropout = gpt, layout, classes, dropout
-        self.head = nn.Linear(gpt.config.width, 1 if layout.form == "multiple_choice" else classes)
+        self.gpt, self.input_format, self.classes, self.dropout = (
+            gpt,
+            input_format,
+            classes,
+            dropout,
+        )
+        self.head = nn.Linear(
+            gpt.config.width, 1 if input_format.form == "multiple_choice" else classes
+        )
         generator = torch.Generator("cpu").manual_seed(seed)
         with torch.no_grad():
             self.head.weight.copy_(
@@ -73,7 +80,7 @@ class TaskModel(nn.Module):
         states = self.gpt.hidden(batch.tokens, embeddings=embeddings)  # [rows, time, width]
         at_extract = states[torch.arange(len(states), device=states.device), batch.lengths - 1]
         at_extract = at_extract.unflatten(0, (-1, batch.rows_each))  # [examples, rows each, width]
-        if self.layout.form == "similarity":
+        if self.input_format.form == "similarity":
             at_extract = at_extract.sum(
                 1, keepdim=True
             )  # section 3.3: both orders' states, added element-wise
@@ -86,11 +93,11 @@ class TaskModel(nn.Module):
         return logits.flatten(1), states
 
 
-def with_specials(gpt: D, dropout: float, seed: int) -> D:
+def with_special_tokens(gpt: D, dropout: float, seed: int) -> D:
     """A copy of `gpt` with dropout and one row more in the vocabulary for each of Start, Delim and
     Extract, drawn from N(0, 0.02).
     """
-    return with_rows(gpt, len(SPECIALS), dropout, seed)
+    return with_rows(gpt, len(SPECIAL_TOKENS), dropout, seed)
 
 
 def save(model: TaskModel, labels: list[str], folder: Path, end_of_text: int) -> None:
@@ -104,7 +111,7 @@ def save(model: TaskModel, labels: list[str], folder: Path, end_of_text: int) ->
         folder / HEAD_FILE,
     )
     described = {
-        "layout": asdict(model.layout),
+        "layout": asdict(model.input_format),
         "classes": model.classes,
         "labels": labels,
         "dropout": model.dropout,
@@ -124,7 +131,7 @@ def load(folder: Path) -> tuple[TaskModel, list[str]]:
     described = json.loads(path.read_text())
     model = TaskModel(
         convert.load(folder),
-        Layout(**described["layout"]),
+        InputFormat(**described["layout"]),
         described["classes"],
         described["dropout"],
         seed=0,

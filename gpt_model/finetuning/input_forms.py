@@ -1,13 +1,15 @@
-"""Task inputs as token sequences (Radford et al. 2018, section 3.3 and figure 1). No weights.
+"""GPT-1's four input forms: a task's texts as token sequences (Radford et al. 2018, section 3.3 and
+figure 1). No weights.
 
     classification   Start text Extract
     entailment       Start premise Delim hypothesis Extract
-    similarity       Start first Delim second Extract  and  Start second Delim first Extract, final states added
-    multiple choice  Start [context question] Delim option Extract  for each option, a scalar each, softmax over them
+    similarity       Start first Delim second Extract  and  Start second Delim first Extract;
+                     the head reads the sum of both states at Extract
+    multiple choice  Start [context question] Delim option Extract  for each option; a scalar for
+                     each, softmax over them
 
-Start, Delim and Extract are three ids after the vocabulary's last. What does not fit the context is
-cut from the ends of segments: of the longest, so that as much is read as there is room for, or of a
-gpt1's two segments each at half the context (`cut_of`).
+Start, Delim and Extract are the three ids after the vocabulary's last. Segments that exceed the
+context are truncated at their ends (`truncation_of`).
 """
 
 from __future__ import annotations
@@ -22,20 +24,23 @@ from gpt_model.finetuning.entry import Form
 from gpt_model.finetuning.examples import Example
 from gpt_model.tokenizer import Tokenizer
 
-SPECIALS = ("<|start|>", "<|delim|>", "<|extract|>")
-Cut = Literal["longest", "halves"]
+SPECIAL_TOKENS = ("<|start|>", "<|delim|>", "<|extract|>")
+SHORTEST_CONTEXT = 8  # the special tokens, and some text of each segment
+# "longest": the longest segment first, so that as much is read as fits. "halves": of two segments
+# each at half the context.
+Truncation = Literal["longest", "halves"]
 
 
-def cut_of(family: Family) -> Cut:
-    """How a family's inputs are cut. The released code (train.py) cuts each of two segments at
+def truncation_of(family: Family) -> Truncation:
+    """How a family's inputs are truncated. The released code (train.py) cuts each of two segments at
     n_ctx//2 - 2 tokens, however short the other is, which halves a passage beside a short question:
-    so that is kept to the model it was written for.
+    so only the model it was written for does that.
     """
     return "halves" if family == "gpt1" else "longest"
 
 
 @dataclass(frozen=True)
-class Laid:
+class EncodedExample:
     """An example ready for the model: one row of token ids for each pass it needs, Extract last in
     each.
     """
@@ -44,30 +49,31 @@ class Laid:
     group: str
     rows: tuple[tuple[int, ...], ...]
     label: int
-    cut: bool  # something did not fit the context
+    cut: bool  # some text exceeded the context
     rating: float | None = None
-    target: tuple[float, ...] = ()  # how much of each class is right, where not `label` is
+    target: tuple[float, ...] = ()  # the share of each class, where not `label` alone is right
     part: str = ""  # of the test split
 
     @property
     def length(self) -> int:
-        """Of the longest row, tokens."""
+        """Tokens of the longest row."""
         return max(len(row) for row in self.rows)
 
 
 @dataclass(frozen=True)
-class Layout:
+class InputFormat:
     """How examples of a form become rows, for a vocabulary and a context."""
 
     form: Form
-    vocab_size: int  # without the three specials
+    vocab_size: int  # without the special tokens
     context: int
-    cut: Cut = "longest"
+    cut: Truncation = "longest"
 
     def __post_init__(self) -> None:
-        if self.context < 8:
+        if self.context < SHORTEST_CONTEXT:
             raise UserError(
-                f"A context of {self.context} tokens does not hold a task's three special tokens and its text: use at least 8."
+                f"A context of {self.context} tokens does not hold a task's three special tokens "
+                f"and its text: use at least {SHORTEST_CONTEXT}."
             )
 
     @property
@@ -82,22 +88,32 @@ class Layout:
     def extract(self) -> int:
         return self.vocab_size + 2
 
-    def lay(self, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[Laid]:
+    def encode(self, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[EncodedExample]:
         """`examples` as rows of token ids, in their order."""
         texts = [text for example in examples for text in (*example.segments, *example.options)]
         ids = iter(tokenizer.encode_batch(texts))
-        laid = []
+        encoded = []
         for example in examples:
             segments = [next(ids) for _ in example.segments]
             options = [next(ids) for _ in example.options]
-            rows, cut = zip(
-                *(self._row(parts) for parts in self._passes(segments, options)), strict=True
+            passes = self._passes(segments, options)
+            rows, cut = zip(*(self._row(segments) for segments in passes), strict=True)
+            encoded.append(
+                EncodedExample(
+                    example.id,
+                    example.group,
+                    tuple(rows),
+                    example.label,
+                    any(cut),
+                    example.rating,
+                    example.target,
+                    example.part,
+                )
             )
-            how = (example.label, any(cut), example.rating, example.target, example.part)
-            laid.append(Laid(example.id, example.group, tuple(rows), *how))
-        return laid
+        return encoded
 
     def _passes(self, segments: list[list[int]], options: list[list[int]]) -> list[list[list[int]]]:
+        """The segments of each pass through the model."""
         if self.form == "similarity":
             return [segments, segments[::-1]]
         if self.form == "multiple_choice":
@@ -105,24 +121,26 @@ class Layout:
         return [segments]
 
     def _row(self, segments: list[list[int]]) -> tuple[tuple[int, ...], bool]:
+        """One pass as token ids, and whether a segment was truncated."""
         lengths = [len(segment) for segment in segments]
         if self.cut == "halves" and len(segments) > 1:
-            kept = [min(length, self.context // 2 - 2) for length in lengths]
+            fitting = [min(length, self.context // 2 - 2) for length in lengths]
         else:
-            kept = fit(lengths, self.context - len(segments) - 1)
+            fitting = truncated(lengths, self.context - len(segments) - 1)
         row = [self.start]
-        for i, (segment, length) in enumerate(zip(segments, kept, strict=True)):
-            row += [*([self.delim] if i else []), *segment[:length]]
-        return (*row, self.extract), kept != lengths
+        for number, (segment, length) in enumerate(zip(segments, fitting, strict=True)):
+            row += [*([self.delim] if number else []), *segment[:length]]
+        return (*row, self.extract), fitting != lengths
 
 
-def fit(lengths: list[int], budget: int) -> list[int]:
-    """Lengths that sum to at most `budget`, the longest shortened first: `fit([9, 2], 8)` is [6,
-    2].
+def truncated(lengths: list[int], budget: int) -> list[int]:
+    """Lengths that sum to at most `budget`, the longest shortened first: `truncated([9, 2], 8)` is
+    [6, 2].
     """
-    kept = list(lengths)
-    while (over := sum(kept) - budget) > 0:
-        longest = max(range(len(kept)), key=kept.__getitem__)
-        next_longest = max((length for i, length in enumerate(kept) if i != longest), default=0)
-        kept[longest] -= min(over, max(1, kept[longest] - next_longest))
-    return kept
+    result = list(lengths)
+    while (excess := sum(result) - budget) > 0:
+        longest = max(range(len(result)), key=result.__getitem__)
+        others = (length for index, length in enumerate(result) if index != longest)
+        second = max(others, default=0)
+        result[longest] -= min(excess, max(1, result[longest] - second))
+    return result

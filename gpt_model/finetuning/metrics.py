@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_model.finetuning.entry import Metric, TaskEntry
-from gpt_model.finetuning.input_forms import Laid
-from gpt_model.finetuning.ratings import expected
+from gpt_model.finetuning.input_forms import EncodedExample
 from gpt_model.statistics import (
     ConfidenceInterval,
     Floats,
@@ -81,7 +80,9 @@ class Scoring:
             entry.high_end(),
         )
 
-    def parts(self, examples: Sequence[Laid], logits: Sequence[Sequence[float]]) -> Floats:
+    def parts(
+        self, examples: Sequence[EncodedExample], logits: Sequence[Sequence[float]]
+    ) -> Floats:
         """[examples, parts], over which `statistic` is a function of the sums."""
         if self.metric == "pearson":
             return _moments(
@@ -105,7 +106,7 @@ class Scoring:
         possible = accuracy if self.metric == "accuracy" else np.eye(self.named_classes**2)
         return Statistic(VALUES[self.metric], possible)
 
-    def of(self, examples: Sequence[Laid], logits: Sequence[Sequence[float]]) -> float:
+    def of(self, examples: Sequence[EncodedExample], logits: Sequence[Sequence[float]]) -> float:
         return self.of_parts(self.parts(examples, logits))
 
     def of_parts(self, parts: Floats) -> float:
@@ -129,7 +130,11 @@ class Scoring:
         if self.high_end is not None:
             return [float(share) for share in shares[:, self.high_end]]
         assert self.lowest is not None
-        return [expected(row, self.lowest) for row in shares.tolist()]
+        # The inverse of `examples.rating_target`
+        return [
+            self.lowest + sum(number * share for number, share in enumerate(row))
+            for row in shares.tolist()
+        ]
 
 
 def _side_by_side(rows: Floats, classes: int) -> Floats:

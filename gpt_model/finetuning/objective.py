@@ -24,7 +24,7 @@ from gpt_model.disk import write_json
 from gpt_model.finetuning.batches import TrainingBatches, class_logits, collate
 from gpt_model.finetuning.entry import SplitName
 from gpt_model.finetuning.heads import Batch, TaskModel
-from gpt_model.finetuning.input_forms import Laid
+from gpt_model.finetuning.input_forms import EncodedExample
 from gpt_model.finetuning.metrics import Scoring
 from gpt_model.ops.cross_entropy import linear_cross_entropy
 from gpt_model.progress import Progress
@@ -139,7 +139,7 @@ def next_tokens(batch: Batch) -> Tensor:
 
 def fine_tune(
     model: TaskModel,
-    splits: Mapping[SplitName, Sequence[Laid]],
+    splits: Mapping[SplitName, Sequence[EncodedExample]],
     how: FineTuning,
     scoring: Scoring,
     execution: Execution,

@@ -1,0 +1,467 @@
+"""Runs the stage `finetuned`: one task's examples, both arms fine-tuned, their scores and files, and
+the checks.
+
+Experiments that fine-tune use `prepare`, `settings_of` and `fine_tune_task` too. Input forms,
+objective and metrics are `gpt_model.finetuning`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from assets.contract import SCRATCH, Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.execution.training import execution_of
+from assets.stages import base_model
+from assets.stages.finetuning import ARMS, CONSTANT
+from assets.store.home import downloads_folder
+from gpt_model import convert, lora
+from gpt_model.data import documents
+from gpt_model.data.splits import identity
+from gpt_model.errors import Unavailable, about_all_of
+from gpt_model.finetuning import metrics
+from gpt_model.finetuning.entry import SCORE_NAMES, SPLITS, SplitName, TaskEntry
+from gpt_model.finetuning.examples import Example, Examples, groups_crossing, read_examples
+from gpt_model.finetuning.heads import TaskModel, save, with_special_tokens
+from gpt_model.finetuning.input_forms import (
+    SPECIAL_TOKENS,
+    EncodedExample,
+    InputFormat,
+    truncation_of,
+)
+from gpt_model.finetuning.metrics import Scoring
+from gpt_model.finetuning.objective import FineTuned, FineTuning, fine_tune
+from gpt_model.progress import Progress as TrainingProgress
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.transformer import GPT, Decoder
+
+SAMPLES, SAMPLE_CHARACTERS = 8, 400
+# Where the licence does not cover showing the text
+RESTRICTED_SAMPLES, RESTRICTED_CHARACTERS = 3, 60
+
+
+def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    """Fine-tune both arms, one after the other; write the pre-trained one's model and both arms'
+    answers. Every rank runs it, rank 0 writes.
+    """
+    if reason := inputs["pretrained"].not_run or config.get("not_run"):
+        raise Unavailable(reason)
+    pretrained, tokenizer = inputs["pretrained"], Tokenizer.load(inputs["tokenizer"].path)
+    task = prepare(config, pretrained, tokenizer, progress)
+    settings = settings_of(config, pretrained)
+    adapters = lora.LoRA(**config["lora"]) if "lora" in config else None
+    models, results = {}, {}
+    for number, arm in enumerate(ARMS):
+        gpt = with_special_tokens(
+            convert.load(pretrained.path / "model"), settings.dropout, settings.seed
+        )
+        # Both arms are trained alike, but that fresh weights have nothing to adapt: they are
+        # trained whole, or what transfer is compared with would hardly learn.
+        if arm == "random":
+            gpt = GPT(gpt.config, settings.seed)
+        elif adapters:
+            lora.adapt(gpt, adapters, settings.seed, new_rows=len(SPECIAL_TOKENS))
+        progress.log(f"{task.task}: fine-tuning from {arm} weights")
+        arm_progress = PartProgress(progress, arm, number, len(ARMS))
+        models[arm], results[arm] = fine_tune_task(
+            gpt, task, settings, output / SCRATCH / arm, progress, arm_progress
+        )
+    if progress.rank:
+        return {}
+    model = models["pretrained"]
+    assert isinstance(model.gpt, GPT)
+    adapter_metrics = (
+        lora.keep_and_merge(model, model.gpt, adapters, output / "adapters") if adapters else {}
+    )
+    write_outputs(output, config, task, results)
+    write_model(output / "model", model, task.entry, tokenizer)
+    return {**metrics_of(task, results), **adapter_metrics}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's examples, as read and as a decoder's inputs."""
+
+    task: str
+    entry: TaskEntry
+    examples: Examples
+    input_format: InputFormat
+    encoded: Mapping[SplitName, Sequence[EncodedExample]]
+    scoring: Scoring
+
+    @property
+    def classes(self) -> int:
+        """Labels, or options of a question."""
+        return len(self.entry.label_names()) or len(self.encoded["test"][0].rows)
+
+
+def prepare(
+    config: Config, pretrained: Artifact, tokenizer: Tokenizer, progress: Progress
+) -> TaskData:
+    """The task of `config`, read, split and encoded for the pre-trained model's context."""
+    entry, shape = TaskEntry.model_validate(config["source"]), base_model.shape(pretrained)
+    with about_all_of(""):
+        examples = read_examples(
+            config["task"],
+            entry,
+            config["split_seed"],
+            downloads_folder(),
+            progress,
+            config["examples"],
+            config["held_back"],
+        )
+    input_format = InputFormat(
+        entry.form, tokenizer.vocab_size, shape["context"], truncation_of(shape["family"])
+    )
+    encoded = {split: input_format.encode(tokenizer, examples.splits[split]) for split in SPLITS}
+    scoring = Scoring.of_task(entry)
+    return TaskData(config["task"], entry, examples, input_format, encoded, scoring)
+
+
+def settings_of(config: Config, pretrained: Artifact) -> FineTuning:
+    """The recipe's section, in the precision that the model was pre-trained in."""
+    return FineTuning(**config["finetuning"], precision=base_model.precision(pretrained))
+
+
+def fine_tune_task(
+    gpt: Decoder,
+    task: TaskData,
+    settings: FineTuning,
+    folder: Path,
+    progress: Progress,
+    part_progress: TrainingProgress,
+) -> tuple[TaskModel, FineTuned]:
+    """`gpt`, which has the special tokens' rows, fine-tuned on `task`. A killed attempt goes on from
+    what `folder` holds. Reports go to `part_progress`.
+    """
+    model = TaskModel(gpt, task.input_format, task.classes, settings.dropout, settings.seed)
+    result = fine_tune(
+        model,
+        task.encoded,
+        settings,
+        task.scoring,
+        execution_of(progress, fixed_shapes=False),
+        folder=folder,
+        progress=part_progress,
+        micro_rows=progress.profile.micro_batch,
+    )
+    return model, result
+
+
+class PartProgress:
+    """The progress of one of several fine-tunings: its metrics under its name, and its share of the
+    whole.
+    """
+
+    def __init__(self, progress: Progress, name: str, number: int, count: int) -> None:
+        self._progress, self._name, self._number, self._count = progress, name, number, count
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        named = {f"{self._name}/{metric}": value for metric, value in values.items()}
+        self._progress.metrics(step, named)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._progress.text(step, f"{self._name}/{name}", text)
+
+    def log(self, message: str) -> None:
+        self._progress.log(f"{self._name}: {message}")
+
+    def advance(self, done: float, total: float, unit: str) -> None:
+        self._progress.advance(done + self._number * total, self._count * total, unit)
+
+
+def metrics_of(task: TaskData, results: Mapping[str, FineTuned]) -> Metrics:
+    """The final metrics: the pre-trained arm's under their plain names, the random one's as
+    random_….
+
+    majority and constant_… are the best that always one answer gets; PART/… is the pre-trained arm
+    on a part of the test split.
+    """
+    test, scoring = task.encoded["test"], task.scoring
+    groups = [example.group for example in test]
+    values: Metrics = {} if task.entry.scale else _constant_scores(task)
+    for arm, prefix in zip(ARMS, ("", "random_"), strict=True):
+        scores = _scores(task, results[arm], range(len(test)))
+        values |= {f"{prefix}{name}": value for name, value in scores.items()}
+    for part in sorted({example.part for example in test} - {""}):
+        indices = [index for index, example in enumerate(test) if example.part == part]
+        scores = _scores(task, results["pretrained"], indices)
+        values |= {f"{part}/{name}": value for name, value in scores.items()}
+        values[f"{part}/test_examples"] = len(indices)
+    first, second = (scoring.parts(test, results[arm].test_logits) for arm in ARMS)
+    values |= scoring.difference(first, second, groups).as_metrics("transfer")
+    for arm, result in results.items():
+        values |= {
+            f"{arm}_seconds": result.seconds,
+            f"{arm}_loss": result.loss,
+            f"{arm}_best_epoch": result.best_epoch,
+        }
+    values |= {f"{split}_examples": len(task.encoded[split]) for split in SPLITS}
+    values |= {f"{split}_examples_available": task.examples.available[split] for split in SPLITS}
+    values["cut_examples"] = sum(_cut_examples(task, split) for split in SPLITS)
+    return {name: float(value) for name, value in values.items()}
+
+
+def _cut_examples(task: TaskData, split: SplitName) -> int:
+    """Examples of a split that were cut to the context."""
+    return sum(example.cut for example in task.encoded[split])
+
+
+def _constant_scores(task: TaskData) -> Metrics:
+    """The best score of always one answer, of each metric."""
+    test = task.encoded["test"]
+    labels, groups = [example.label for example in test], [example.group for example in test]
+    constant = [
+        metrics.scores(labels, [answer] * len(labels), len(task.entry.labels), groups)
+        for answer in set(labels)
+    ]
+    return {
+        CONSTANT[name]: max(scores[name] for scores in constant)
+        for name in CONSTANT
+        if name in constant[0]
+    }
+
+
+def _scores(task: TaskData, result: FineTuned, indices: Sequence[int]) -> Metrics:
+    """Every score of these test examples, each with its _low and _high."""
+    test = [task.encoded["test"][index] for index in indices]
+    logits = [result.test_logits[index] for index in indices]
+    groups = [example.group for example in test]
+    values: Metrics = {}
+    if not task.entry.scale:
+        labels = [example.label for example in test]
+        values |= metrics.scores(labels, answers(logits), len(task.entry.labels), groups)
+    if task.entry.rated():
+        ratings = [example.rating for example in test if example.rating is not None]
+        values |= metrics.correlation(task.scoring.ratings(logits), ratings, groups)
+    return values
+
+
+def answers(logits: Sequence[Sequence[float]]) -> list[int]:
+    """The likeliest class of each example."""
+    return [max(range(len(row)), key=row.__getitem__) for row in logits]
+
+
+def write_outputs(
+    output: Path, config: Config, task: TaskData, results: Mapping[str, FineTuned]
+) -> None:
+    """predictions.jsonl, examples.jsonl (which example is in which split, by identity and not by
+    text), samples.json, task.json.
+    """
+    splits = task.examples.splits
+    predictions = _predictions(task, results)
+    _write_lines(output / "predictions.jsonl", predictions)
+    _write_lines(
+        output / "examples.jsonl",
+        [
+            {
+                "split": split,
+                "id": example.id,
+                "group": identity(example.group).hex(),
+                "texts": [identity(text).hex() for text in example.segments],
+            }
+            for split in SPLITS
+            for example in splits[split]
+        ],
+    )
+    _write_json(output / "samples.json", _samples(task.entry, splits["test"], predictions))
+    _write_json(
+        output / "task.json",
+        {
+            "task": task.task,
+            "entry": config["source"],
+            "labels": _class_names(task),
+            "metric": task.entry.metric,
+            "examples": {split: len(task.encoded[split]) for split in SPLITS},
+            "available": task.examples.available,
+            "left_out": task.examples.left_out,
+            "cut": {split: _cut_examples(task, split) for split in SPLITS},
+            "validation": {arm: result.validation for arm, result in results.items()},
+            "best_epoch": {arm: result.best_epoch for arm, result in results.items()},
+        },
+    )
+
+
+def _class_names(task: TaskData) -> list[str]:
+    return task.entry.label_names() or [chr(ord("A") + index) for index in range(task.classes)]
+
+
+def _predictions(task: TaskData, results: Mapping[str, FineTuned]) -> list[dict[str, Any]]:
+    """A row a test example: the label, each arm's answer, and the pre-trained arm's probabilities;
+    on a scale, ratings.
+    """
+    names, test = _class_names(task), task.encoded["test"]
+    logits = {arm: results[arm].test_logits for arm in ARMS}
+    if task.entry.scale:
+        labels = [f"{example.rating:.2f}" for example in test]
+        predicted = {
+            arm: [f"{rating:.2f}" for rating in task.scoring.ratings(logits[arm])] for arm in ARMS
+        }
+    else:
+        labels = [names[example.label] for example in test]
+        predicted = {arm: [names[answer] for answer in answers(logits[arm])] for arm in ARMS}
+    probabilities = torch.tensor(logits["pretrained"], dtype=torch.float64).softmax(1).tolist()
+    return [
+        {
+            "id": example.id,
+            **({"part": example.part} if example.part else {}),
+            "label": labels[index],
+            "predicted": predicted["pretrained"][index],
+            "random_predicted": predicted["random"][index],
+            "probabilities": [round(share, 6) for share in probabilities[index]],
+        }
+        for index, example in enumerate(test)
+    ]
+
+
+def _samples(
+    entry: TaskEntry, test: Sequence[Example], predictions: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The first test examples with their answers; few and short ones where the licence does not
+    cover showing the text.
+    """
+    if entry.show_text:
+        limit, characters = SAMPLES, SAMPLE_CHARACTERS
+    else:
+        limit, characters = RESTRICTED_SAMPLES, RESTRICTED_CHARACTERS
+    indices = [
+        index
+        for index, example in enumerate(test)
+        if entry.show_text or len(example.segments[0]) <= characters
+    ]
+    return [
+        {
+            "texts": [
+                text if len(text) <= characters else text[:characters] + " …"
+                for text in (*test[index].segments, *test[index].options)
+            ],
+            "label": predictions[index]["label"],
+            "predicted": predictions[index]["predicted"],
+        }
+        for index in indices[:limit]
+    ]
+
+
+def write_model(folder: Path, model: TaskModel, entry: TaskEntry, tokenizer: Tokenizer) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model, entry.label_names(), folder, tokenizer.end_of_text)
+    tokenizer.save(folder)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that `_write_lines` wrote."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def splits_do_not_cross(built: Built) -> Verdict:
+    rows = read_lines(built.output / "examples.jsonl")
+    groups = [{row["group"] for row in rows if row["split"] == split} for split in SPLITS]
+    crossing = groups_crossing(groups)
+    sizes = ", ".join(
+        f"{len(members)} in {split}" for split, members in zip(SPLITS, groups, strict=True)
+    )
+    return Verdict(
+        crossing == 0,
+        f"{crossing} groups are in more than one split ({sizes}).",
+        {"crossing": crossing},
+    )
+
+
+def not_trained_on(built: Built) -> Verdict:
+    """No text or group of a validation or test example is a whole training document of the corpus."""
+    if "corpus" not in built.inputs:
+        return Verdict(
+            True,
+            "What the imported model was trained on is not known here, so nothing of the task can "
+            "be looked for in it.",
+        )
+    evaluated = {
+        text
+        for row in read_lines(built.output / "examples.jsonl")
+        if row["split"] != "training"
+        for text in (row["group"], *row["texts"])
+    }
+    corpus = built.inputs["corpus"].path
+    seen = {
+        source: sum(
+            identity(document).hex() in evaluated
+            for document in documents.read(corpus, source, "training")
+        )
+        for source in documents.index(corpus)
+    }
+    if not (total := sum(seen.values())):
+        return Verdict(
+            True,
+            f"None of {len(evaluated)} evaluation texts is a training document.",
+            {"trained_on": 0},
+        )
+    split = TaskEntry.model_validate(built.config["source"]).split
+    worst = max(seen, key=seen.__getitem__)
+    together = (
+        f", and give it `together: {json.dumps(split.together)}` as the task's split has."
+        if split.together
+        else "."
+    )
+    return Verdict(
+        False,
+        f"{total} evaluation texts are training documents, {seen[worst]} of them of source "
+        f"{worst!r}: raise its `held_out` to at least {split.validation + split.test:g}, the "
+        f"task's validation and test shares added{together}",
+        {"trained_on": total},
+    )
+
+
+def losses_are_finite(built: Built) -> Verdict:
+    losses = {
+        name: [value for _, value in points]
+        for name, points in built.series.items()
+        if name.endswith("/loss")
+    }
+    bad = sum(not math.isfinite(value) for values in losses.values() for value in values)
+    last = ", ".join(f"{name} {values[-1]:.3f}" for name, values in sorted(losses.items()))
+    finite = not bad and all(math.isfinite(built.metrics[f"{arm}_loss"]) for arm in ARMS)
+    return Verdict(
+        finite,
+        f"{bad} of {sum(map(len, losses.values()))} losses are not finite; the last are {last}.",
+        {"not_finite": bad},
+    )
+
+
+def beats_majority(built: Built) -> Verdict:
+    values, metric = built.metrics, built.config["source"]["metric"]
+    score, low, high = (values[f"{metric}{end}"] for end in ("", "_low", "_high"))
+    # Constant ratings correlate with nothing.
+    constant = values[CONSTANT[metric]] if metric in CONSTANT else 0.0
+    return Verdict(
+        low > constant,
+        f"{SCORE_NAMES[metric].capitalize()} {score:.3f} [{low:.3f}, {high:.3f}] against "
+        f"{constant:.3f} for always one answer.",
+        {metric: score, f"{metric}_low": low, "constant": constant},
+    )
+
+
+def transfer_beats_random(built: Built) -> Verdict:
+    values, metric = built.metrics, built.config["source"]["metric"]
+    transfer, low, high = (values[f"transfer{end}"] for end in ("", "_low", "_high"))
+    return Verdict(
+        low > 0,
+        f"Pre-training is worth {transfer:+.3f} [{low:+.3f}, {high:+.3f}] in "
+        f"{SCORE_NAMES[metric]}.",
+        {"transfer": transfer, "transfer_low": low, "transfer_high": high},
+    )
