@@ -241,7 +241,7 @@ def test_a_full_disk_is_one_sentence_where_sqlite_meets_it(tmp_path: Path) -> No
     with Seen(tmp_path) as seen, pytest.raises(sqlite3.OperationalError) as met:
         seen._database.execute("PRAGMA max_page_count = 8")
         for number in range(10_000):
-            seen.place(f"text {number}", "a", held_out=False)
+            seen.add(f"text {number}", "a", held_out=False)
     assert (sentence(met.value, tmp_path / "building") or "").startswith("The disk is full: ")
 
 

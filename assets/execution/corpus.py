@@ -50,30 +50,29 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
 
 def _compressibility(output: Path, sources: list[str], progress: Progress) -> Metrics:
     """What a model has to beat on each source's held-out text: `xz/<source>/bpb`."""
-    found = {}
+    bits_per_byte = {}
     for source in sources:
         progress.log(
             f"{source}: what xz -9e, primed with the training text, makes of the held-out text"
         )
         training, held_out = (documents.read(output, source, split) for split in documents.SPLITS)
-        found[f"xz/{source}/bpb"] = compression.primed_bits_per_byte(training, held_out)
-    return found
+        bits_per_byte[f"xz/{source}/bpb"] = compression.primed_bits_per_byte(training, held_out)
+    return bits_per_byte
 
 
 def _write_source(
     source: Source, share: float, seed: int, output: Path, seen: Seen, progress: Progress
 ) -> dict[str, Any]:
     dropped = {"twice": 0, "on_the_other_side_elsewhere": 0}
-    texts = open_source(
-        source, downloads_folder(), Path.cwd(), progress
-    )  # pinned local files are found by content, wherever this runs
+    # pinned local files are found by content, wherever this runs
+    texts = open_source(source, downloads_folder(), Path.cwd(), progress)
     with (
         documents.Writer(output, source.name, "training") as training,
         documents.Writer(output, source.name, "held_out") as held_out,
     ):
         for number, text in enumerate(texts, start=1):
             writer = held_out if splits.bucket(text, seed, source.together) < share else training
-            if reason := seen.place(text, source.name, writer is held_out):
+            if reason := seen.add(text, source.name, writer is held_out):
                 dropped[reason] += 1
             else:
                 writer.add(text)
@@ -83,9 +82,8 @@ def _write_source(
         if not writer.documents:
             raise UserError(
                 f"Source {source.name!r} has {training.documents + held_out.documents} documents, "
-                f"and none of them is a {name} one with "
-                f"held_out {share:g}. Divide its texts more finely (`documents`), or change "
-                "`held_out` or `seed`."
+                f"and none of them is a {name} one with held_out {share:g}. "
+                "Divide its texts more finely (`documents`), or change `held_out` or `seed`."
             )
     progress.log(
         f"{source.name}: {training.documents:,} training and {held_out.documents:,} held-out "
@@ -102,8 +100,8 @@ def _write_source(
 
 
 class Seen:
-    """Where each document went, whitespace apart: kept on disk, so that memory does not grow with
-    the corpus.
+    """The side of each document, whitespace apart: on disk, so that memory does not grow with the
+    corpus.
     """
 
     def __init__(self, scratch: Path) -> None:
@@ -125,21 +123,21 @@ class Seen:
         self._database.close()
         self._folder.cleanup()
 
-    def place(
+    def add(
         self, text: str, source: str, held_out: bool
     ) -> Literal["twice", "on_the_other_side_elsewhere"] | None:
-        """Note where a document goes. Or say why it must not: its source has it already, or another
-        has it on the other side.
+        """Record the side of a document. Or return why it must be dropped: its source has it
+        already, or another has it on the other side.
         """
         document = splits.identity(text)
-        places = dict(
+        sides = dict(
             self._database.execute(
                 "SELECT source, held_out FROM seen WHERE document = ?", (document,)
             )
         )
-        if source in places:
+        if source in sides:
             return "twice"
-        if any(bool(other) != held_out for other in places.values()):
+        if any(bool(other) != held_out for other in sides.values()):
             return "on_the_other_side_elsewhere"
         self._database.execute("INSERT INTO seen VALUES (?, ?, ?)", (document, source, held_out))
         return None
@@ -178,6 +176,7 @@ def files_are_whole(built: Built) -> Verdict:
 
 
 def nothing_held_out_is_trained_on(built: Built) -> Verdict:
+    """The held-out documents of all sources against the training documents of each."""
     sources = list(documents.index(built.output))
     held_out = {
         splits.identity(text)
@@ -201,16 +200,17 @@ def nothing_held_out_is_trained_on(built: Built) -> Verdict:
 
 
 def held_out_is_new_text(built: Built) -> Verdict:
-    figures: dict[str, float | int | str] = {}
+    """The share of each source's held-out documents that are mostly in its training text."""
+    shares: dict[str, float | int | str] = {}
     for source in documents.index(built.output):
         sample = list(islice(documents.read(built.output, source, "held_out"), OVERLAP_SAMPLE))
         seen = count_mostly_seen(sample, documents.read(built.output, source, "training"))
-        figures[source] = seen / len(sample)
-    worst = max(figures, key=lambda source: figures[source])
+        shares[source] = seen / len(sample)
+    worst = max(shares, key=lambda source: shares[source])
     return Verdict(
-        float(figures[worst]) <= OVERLAP_LIMIT,
-        f"{figures[worst]:.1%} of {worst}'s held-out documents stand mostly ({HELD_OUT_RUN}-word "
+        float(shares[worst]) <= OVERLAP_LIMIT,
+        f"{shares[worst]:.1%} of {worst}'s held-out documents stand mostly ({HELD_OUT_RUN}-word "
         "runs) in its training text; "
         f"up to {OVERLAP_LIMIT:.0%} is usual",
-        figures,
+        shares,
     )

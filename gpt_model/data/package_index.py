@@ -82,17 +82,17 @@ def fetch_package(
     wanted = _Wanted(name, version, kind, sha256)
     reasons: list[str] = []
     field = "package"
-    for where, fetch in _places(wanted, progress):
+    for where, fetch in _locations(wanted, progress):
         part = folder / f".{sha256[:16]}.{os.getpid()}.part"
         try:
-            filename = _patiently(lambda fetch=fetch, part=part: fetch(part), progress)  # type: ignore[misc]
+            filename = _with_retries(partial(fetch, part), progress)
             if filename is None:
                 reasons.append(f"{where} does not have it")
                 continue
-            found = sha256_of(part)
-            if found != sha256:
+            actual = sha256_of(part)
+            if actual != sha256:
                 field = "sha256"
-                reasons.append(f"{where} has {filename} with sha256 {found}, expected {sha256}")
+                reasons.append(f"{where} has {filename} with sha256 {actual}, expected {sha256}")
                 continue
             target = folder / f"{sha256[:16]}-{filename}"
             part.replace(target)  # atomic: whoever else fetches the same file writes the same bytes
@@ -122,8 +122,8 @@ class _Wanted:
     sha256: str
 
     def chosen(self, packages: list[DistributionPackage]) -> DistributionPackage | None:
-        """The one with the pinned digest, else the first of the right version and kind: its bytes
-        are then compared.
+        """The file with the pinned digest, else the first of the right version and kind: its
+        bytes are then compared.
         """
         right = [
             p
@@ -143,13 +143,12 @@ def _version(text: str) -> Version | None:
         return None
 
 
-Fetch = Callable[
-    [Path], "str | None"
-]  # writes the file to a path, returns its name; None where it is not to be had
+# writes the file to a path and returns its name; None where the index does not have it
+Fetch = Callable[[Path], "str | None"]
 
 
-def _places(wanted: _Wanted, progress: Progress) -> Iterator[tuple[str, Fetch]]:
-    """Where pip would look, in its order: local folders, the index, the extra indexes."""
+def _locations(wanted: _Wanted, progress: Progress) -> Iterator[tuple[str, Fetch]]:
+    """Where pip searches, in its order: local folders, the index, the extra indexes."""
     settings = _Settings.of_the_user()
     for folder in settings.folders:
         yield str(folder), partial(_from_folder, folder, wanted)
@@ -194,8 +193,8 @@ def _from_index(
         return package.filename
 
 
-def _patiently(fetch: Callable[[], str | None], progress: Progress) -> str | None:
-    """`fetch()`, again after a growing wait while what went wrong may pass."""
+def _with_retries(fetch: Callable[[], str | None], progress: Progress) -> str | None:
+    """`fetch()`, again after a growing wait where the failure may be temporary."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return fetch()
@@ -231,7 +230,7 @@ def _patiently(fetch: Callable[[], str | None], progress: Progress) -> str | Non
 
 @dataclass
 class _Report:
-    """A pypi-simple progress tracker that tells a `Progress`."""
+    """A pypi-simple progress tracker that reports to a `Progress`."""
 
     filename: str
     progress: Progress
@@ -255,7 +254,7 @@ class _Report:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What pip is told about indexes, by PIP_* variables or by its configuration files."""
+    """pip's settings about indexes, from PIP_* variables or its configuration files."""
 
     indexes: tuple[str, ...]
     folders: tuple[Path, ...]
@@ -266,14 +265,14 @@ class _Settings:
     @classmethod
     def of_the_user(cls) -> _Settings:
         setting = _pip_settings()
-        words = {
+        lists = {
             name: setting(name).split()
             for name in ("extra-index-url", "find-links", "trusted-host")
         }
-        indexes = [setting("index-url") or PYPI_SIMPLE_ENDPOINT, *words["extra-index-url"]]
+        indexes = [setting("index-url") or PYPI_SIMPLE_ENDPOINT, *lists["extra-index-url"]]
         folders = [
             Path(unquote(urlsplit(link).path) if link.startswith("file:") else link)
-            for link in words["find-links"]
+            for link in lists["find-links"]
         ]
         return cls(
             indexes=()
@@ -281,7 +280,7 @@ class _Settings:
             else tuple(indexes),
             folders=tuple(folder for folder in folders if folder.is_dir()),
             certificates=setting("cert") or None,
-            trusted=tuple(words["trusted-host"]),
+            trusted=tuple(lists["trusted-host"]),
             proxy=setting("proxy") or None,
         )
 

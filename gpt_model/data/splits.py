@@ -1,5 +1,4 @@
-"""Which side of a split a text falls on: a pure function of the text and a seed, and of nothing
-else.
+"""Which side of a split a text falls on: a function of the text and a seed alone.
 
 Corpus and tasks split by the same function with the same seed, so a passage that a task holds back
 for its evaluation is held out of the corpus too, wherever it is met and in whatever order, as long
