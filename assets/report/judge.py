@@ -13,7 +13,7 @@ from assets.report.tables import metric, write_markdown
 from assets.stages.judge import FACTS
 from gpt_model.rlhf.bag_of_words import BagOfWords
 
-WORDS = 12
+SHOWN_WORDS = 12
 
 
 def show(built: Built, folder: Path) -> None:
@@ -35,6 +35,6 @@ def show(built: Built, folder: Path) -> None:
         f"{int(m['comparisons']):,} comparisons in {int(m['rankings']):,} rankings that nothing "
         "else is trained or measured on.",
         f"Accuracy on held-out comparisons: {metric(m, 'accuracy')}, bootstrap over rankings.",
-        f"For an answer: {quoted(order[::-1][:WORDS])}.",
-        f"Against: {quoted(order[:WORDS])}.",
+        f"For an answer: {quoted(order[::-1][:SHOWN_WORDS])}.",
+        f"Against: {quoted(order[:SHOWN_WORDS])}.",
     )

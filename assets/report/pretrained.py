@@ -26,7 +26,9 @@ def show(built: Built, folder: Path) -> None:
     write_markdown(folder / "mixture.md", mixture)
     if built.texts:
         last = max(step for step, _, _ in built.texts)
-        heading = f"After step {last}; the prompt stands in brackets, the beginning of a held-out document."
+        heading = (
+            f"After step {last}; the prompt, the beginning of a held-out document, is in brackets."
+        )
         write_markdown(folder / "samples.md", heading, last_texts(built.texts))
 
 
