@@ -29,7 +29,7 @@ from gpt_model.log_probabilities import (
     loss_of_log_probabilities,
 )
 from gpt_model.ops.varlen import PackedSequences
-from gpt_model.rlhf.reward_model import EncodedRanking
+from gpt_model.rlhf.reward_model import EncodedRanking, texts_and_pairs
 from gpt_model.training.batching import EpochBatches
 from gpt_model.training.engine import Execution
 from gpt_model.transformer import GPT
@@ -132,15 +132,10 @@ class DPOObjective:
         return [self._micro_batch(items, weight) for items in self.batches.micro_batches(step)]
 
     def _micro_batch(self, items: Sequence[int], weight: float) -> PreferenceMicroBatch:
-        texts: list[list[int]] = []
-        lengths, reference, better, worse = [], [], [], []
-        for item in items:
-            ranking = self.rankings[item]
-            better += [len(texts) + index for index, _ in ranking.pairs]
-            worse += [len(texts) + index for _, index in ranking.pairs]
-            texts += ranking.texts
-            lengths += ranking.response_lengths
-            reference += self.reference[item]
+        rankings = [self.rankings[item] for item in items]
+        texts, better, worse = texts_and_pairs(rankings)
+        lengths = [length for ranking in rankings for length in ranking.response_lengths]
+        reference = [nats for item in items for nats in self.reference[item]]
         return PreferenceMicroBatch(
             PackedSequences.of(texts, self.device),
             response_lengths=torch.tensor(lengths, device=self.device),

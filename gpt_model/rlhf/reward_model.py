@@ -263,6 +263,19 @@ def encode_rankings(
     return replace(result, without_pairs=without_pairs, lost=lost)
 
 
+def texts_and_pairs(
+    rankings: Sequence[EncodedRanking],
+) -> tuple[list[list[int]], list[int], list[int]]:
+    """All texts of some rankings, and of each pair the index of the better and the worse text."""
+    texts: list[list[int]] = []
+    better, worse = [], []
+    for ranking in rankings:
+        better += [len(texts) + index for index, _ in ranking.pairs]
+        worse += [len(texts) + index for _, index in ranking.pairs]
+        texts += ranking.texts
+    return texts, better, worse
+
+
 @dataclass(frozen=True)
 class RankingMicroBatch:
     """Some prompts with all their responses."""
@@ -303,13 +316,9 @@ class RewardObjective:
         return [self._micro_batch(items, scale) for items in self.batches.micro_batches(step)]
 
     def _micro_batch(self, items: Sequence[int], scale: float) -> RankingMicroBatch:
-        texts: list[list[int]] = []
-        better, worse, weights = [], [], []
-        for ranking in (self.rankings[item] for item in items):
-            better += [len(texts) + index for index, _ in ranking.pairs]
-            worse += [len(texts) + index for _, index in ranking.pairs]
-            weights += [scale / len(ranking.pairs)] * len(ranking.pairs)
-            texts += ranking.texts
+        rankings = [self.rankings[item] for item in items]
+        texts, better, worse = texts_and_pairs(rankings)
+        weights = [scale / len(ranking.pairs) for ranking in rankings for _ in ranking.pairs]
         tensors = (torch.tensor(column) for column in (better, worse, weights))
         return RankingMicroBatch(
             PackedSequences.of(texts, self.device), *(tensor.to(self.device) for tensor in tensors)
