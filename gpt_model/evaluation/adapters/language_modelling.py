@@ -19,8 +19,8 @@ _ARTICLE = re.compile(r" = [^=].*[^=] = ")  # WikiText's heading of the first le
 
 @adapter("page")
 def wikitext(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
-    """A row an article; words are counted as lm_eval's wikitext counts them, so that the figures
-    can be compared with its.
+    """A row an article. Words are counted as lm_eval's wikitext counts them, so that the scores can
+    be compared.
     """
     for page in _articles(str(row["page"]) for row in rows):
         yield _row(DETOKENIZERS["wikitext"].plain(page), page, len(re.split(r"\s+", page)))
@@ -28,8 +28,8 @@ def wikitext(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
 
 @adapter("page")
 def wikitext_as_lm_eval(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
-    """The same with lm_eval's own de-tokenizer, which is not invertible: what its published figures
-    are of.
+    """The same with lm_eval's de-tokenizer, which is not invertible and which its published scores
+    are by.
     """
     # The orchestrator imports the adapters to check a suite, and never lm_eval.
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
