@@ -1,4 +1,4 @@
-"""The recipe's `alignment` section: InstructGPT's three steps (Ouyang et al. 2022), DPO, and how the
+"""The recipe's `alignment` section: InstructGPT's three steps (Ouyang et al. 2022), DPO, and how
 models are compared.
 
 A default is the paper's where the paper prints it (section 3.5 and appendix C, of its 1.3B and 6B
@@ -113,7 +113,7 @@ class SupervisedSection(_Tuning):
     epochs: Count = 16
     batch: Count = Field(
         default=32,
-        description="dialogues an optimizer step, at most; an epoch's batches differ by one at most",
+        description="dialogues an optimizer step, at most; batches differ by one at most",
     )
     dropout: float = Field(default=0.2, ge=0, lt=1)
 
@@ -307,7 +307,7 @@ class PreferencesSection(Strict):
 
 
 class AlignmentSection(Strict):
-    """From a model that continues text to one that answers. A step runs where its section is given."""
+    """From a model that continues text to one that answers. A step runs where it has a section."""
 
     demonstrations: DemonstrationsSection
     supervised: SupervisedSection = SupervisedSection()

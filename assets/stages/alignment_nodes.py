@@ -5,9 +5,9 @@
                 └─► policy_init ──────────────────┼─► aligned, without_ptx ─┼─► preferences
                                                   └─► dpo                  ─┘
 
-Demonstrations, comparisons and prompts come before them, and zero_shot_after/<model> after each. The reward model starts from the
-pre-trained model or from the last supervised epoch, and `instructed` is the epoch it prefers: so
-there is no circle.
+Demonstrations, comparisons and prompts come before them, and zero_shot_after/<model> after each.
+The reward model starts from the pre-trained model or from the last supervised epoch, and
+`instructed` is the epoch it prefers: so there is no circle.
 """
 
 from __future__ import annotations
