@@ -49,8 +49,8 @@ PAPER_MODELS = {"gpt3-xl": "GPT", "SFT XL": "SFT", "PPO XL": PPO, "PPO-ptx XL": 
 PAPER_NOTE = (
     "Ouyang et al. 2022, table 14, the models of 1.3B on public tasks, zero-shot; from a single "
     "transcription. PPO is below SFT on HellaSwag and translation, and PPO-ptx back at it or "
-    "above. Other models, data and prompts than here: only the sign of a difference can be set beside "
-    "ours."
+    "above. Other models, data and prompts than here: only the sign of a difference can be set "
+    "beside ours."
 )
 
 
