@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -37,25 +37,24 @@ NAMES = {  # of a variant, as the page has it, in the table's order
 def variants(gpt: Decoder, lstm: Decoder | None) -> dict[str, Start]:
     """What each row of the table starts from."""
 
-    def pretrained(settings: FineTuning) -> tuple[Decoder, FineTuning]:
-        return with_special_tokens(gpt, settings.dropout, settings.seed), settings
+    def pretrained(decoder: Decoder, settings: FineTuning) -> tuple[Decoder, FineTuning]:
+        return with_special_tokens(decoder, settings.dropout, settings.seed), settings
 
     def no_pretraining(settings: FineTuning) -> tuple[Decoder, FineTuning]:
-        shape = with_special_tokens(gpt, settings.dropout, settings.seed).config
-        return build(shape, settings.seed), settings
+        whole, _ = pretrained(gpt, settings)
+        return build(whole.config, settings.seed), settings
 
     def no_auxiliary(settings: FineTuning) -> tuple[Decoder, FineTuning]:
-        return pretrained(replace(settings, auxiliary_weight=0.0))
+        return pretrained(gpt, replace(settings, auxiliary_weight=0.0))
 
-    starts = {WHOLE: pretrained, "no_pretraining": no_pretraining, "no_auxiliary": no_auxiliary}
-    if lstm is None:
-        return dict(starts)
-    network = lstm
-
-    def recurrent(settings: FineTuning) -> tuple[Decoder, FineTuning]:
-        return with_special_tokens(network, settings.dropout, settings.seed), settings
-
-    return {**starts, "lstm": recurrent}
+    starts: dict[str, Start] = {
+        WHOLE: partial(pretrained, gpt),
+        "no_pretraining": no_pretraining,
+        "no_auxiliary": no_auxiliary,
+    }
+    if lstm is not None:
+        starts["lstm"] = partial(pretrained, lstm)
+    return starts
 
 
 @dataclass(frozen=True)
