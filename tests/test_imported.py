@@ -24,6 +24,7 @@ from assets.stages.imported import IMPORTED
 from assets.stages.zero_shot import ZERO_SHOT
 from assets.store.manifest import Facts
 from assets.store.store import Store
+from assets.worker import run_job
 from gpt_model import convert
 from gpt_model.data import hub
 from gpt_model.errors import UserError
@@ -364,20 +365,27 @@ def test_a_model_of_the_hub_is_tied_to_its_commit_and_read_from_the_hubs_own_lay
 
 
 def test_a_hub_that_does_not_answer_is_an_artifact_that_says_not_run_here(
-    own_downloads: Path, tmp_path: Path, monkeypatch: Any
+    own_downloads: Path, home: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
-    metrics = imported({"hub": "some/model"}, tmp_path, tmp_path / "out")
-    assert metrics == {"not_run": 1.0} and [path.name for path in (tmp_path / "out").iterdir()] == [
-        "not_run.json"
-    ]
-    [check] = IMPORTED.checks
-    verdict = check.verdict(Built({}, {}, tmp_path / "out", metrics, {}, ()))
-    assert (
-        verdict.passed
-        and verdict.summary
-        == "Not run here: some/model is a model on the hub, which does not answer here."
-    )
+    section = {"hub": "some/model", "revision": "main", "folder": None, "licence": ""}
+    job = {
+        "stage": "imported",
+        "config": IMPORTED.pin(section, tmp_path),
+        "profile": {"name": "test"},
+        "inputs": {},
+    }
+    building = Store(home).building("ab" * 32)
+    building.job.write_text(json.dumps(job))
+    run_job(building, Store(home), 0, 1)
+
+    sentence = "Not run here: some/model is a model on the hub, which does not answer here."
+    result = json.loads(building.result.read_text())
+    assert result["metrics"] == {"not_run": 1.0}
+    assert [path.name for path in building.files.iterdir()] == ["not_run.json"]
+    assert {verdict["passed"] for verdict in result["verdicts"].values()} == {True}
+    assert {verdict["summary"] for verdict in result["verdicts"].values()} == {sentence}
+    assert (building.show / "not_run.md").read_text() == f"{sentence}\n"
 
 
 @pytest.mark.parametrize(
