@@ -34,7 +34,7 @@ class Batch:
 
     tokens: Tensor  # [examples * rows_each, time]
     lengths: Tensor  # [examples * rows_each]; Extract is the last token of each
-    labels: Tensor  # [examples] classes, or [examples, classes] how much of each is right
+    labels: Tensor  # [examples] classes, or [examples, classes] the share of each
     rows_each: int
 
     def to(self, device: torch.device) -> Batch:
@@ -74,22 +74,24 @@ class TaskModel(nn.Module):
     def forward(
         self, batch: Batch, embeddings: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`embeddings`: the decoder's own (`GPT.embeddings`), where the caller needs those of this
-        pass too.
+        """Class logits [examples, classes] and final states [rows, time, width].
+
+        `embeddings`: `GPT.embeddings`' tokens [vocabulary, width] and positions [context, width],
+        where the caller needs those of this pass too.
         """
         states = self.gpt.hidden(batch.tokens, embeddings=embeddings)  # [rows, time, width]
         at_extract = states[torch.arange(len(states), device=states.device), batch.lengths - 1]
         at_extract = at_extract.unflatten(0, (-1, batch.rows_each))  # [examples, rows each, width]
         if self.input_format.form == "similarity":
-            at_extract = at_extract.sum(
-                1, keepdim=True
-            )  # section 3.3: both orders' states, added element-wise
-        kept = F.dropout(
+            # Section 3.3: both orders' states, added element-wise
+            at_extract = at_extract.sum(1, keepdim=True)
+        # [examples, 1, width]: what is dropped is the same for all options of a question
+        dropout_mask = F.dropout(
             at_extract.new_ones(len(at_extract), 1, at_extract.shape[2]),
             self.dropout,
             self.training,
         )
-        logits = self.head(at_extract * kept)  # [examples, 1 or options, classes or 1]
+        logits = self.head(at_extract * dropout_mask)  # [examples, 1 or options, classes or 1]
         return logits.flatten(1), states
 
 
@@ -126,7 +128,8 @@ def load(folder: Path) -> tuple[TaskModel, list[str]]:
     path = folder / LAYOUT_FILE
     if not path.is_file():
         raise UserError(
-            f"{folder} is not a fine-tuned model: it has no {LAYOUT_FILE}. Give the model folder of a finetuned artifact."
+            f"{folder} is not a fine-tuned model: it has no {LAYOUT_FILE}. Give the model folder of "
+            "a finetuned artifact."
         )
     described = json.loads(path.read_text())
     model = TaskModel(

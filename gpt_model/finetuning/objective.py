@@ -2,8 +2,8 @@
 sections 3.2 and 4.1) in the one loop.
 
 Whether the decoder's weights were pre-trained or drawn at random is the caller's matter; both are
-fine-tuned by this, alike. What is done is kept in a folder, so that a killed run goes on where it
-was and a finished one is not repeated.
+fine-tuned alike. A folder holds what is done, so that a killed run goes on where it was and a
+finished one is not repeated.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ DONE = "done.json"
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How: the recipe's section. The paper's values: 3 epochs, batch 32, 6.25e-5, warm-up 0.2 %, λ
-    0.5, dropout 0.1, decay 0.01.
+    """The recipe's section. The paper's values (Radford et al. 2018, section 4.1): 3 epochs, batch
+    32, learning rate 6.25e-5, warm-up 0.2 %, λ 0.5, dropout 0.1, weight decay 0.01.
     """
 
     epochs: int
@@ -57,7 +57,7 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class FineTuned:
-    """What came of it. The model handed in then has the weights of the epoch that was best on
+    """The result. The model that was handed in has the weights of the epoch that was best on
     validation.
     """
 
@@ -73,13 +73,13 @@ class TaskObjective:
     modelling of the same text.
 
     L1 as in the released code (train.py): a mean over each sequence's tokens, Delim and Extract
-    among them, then over sequences. Its softmax is over the vocabulary and the specials, and of a
+    among them, then over sequences. Its softmax is over the vocabulary and the special tokens, and of a
     gpt1 over all rows of the released code's one matrix `we`, which has the positions in use for
     its last rows.
     """
 
     unit = "examples"
-    flops_per_unit = 0.0  # lengths differ too much for one figure
+    flops_per_unit = 0.0  # lengths differ too much for one number
 
     def __init__(self, batches: TrainingBatches, auxiliary_weight: float, positions: int) -> None:
         """`positions` in use: tokens of the longest row of all splits, which the released code
@@ -96,41 +96,46 @@ class TaskObjective:
     def loss(
         self, model: nn.Module, micro_batch: Batch
     ) -> tuple[Tensor, Mapping[str, tuple[object, object]]]:
+        """The micro-batch's part of L3, a scalar; and metrics as (sum, count)."""
         assert isinstance(model, TaskModel)
         batch = micro_batch.to(model.head.weight.device)
         embeddings = model.gpt.embeddings()
         logits, states = model(batch, embeddings)
         loss = F.cross_entropy(logits.float(), batch.labels)
         count = len(batch.labels)
-        figures: dict[str, tuple[object, object]] = {"label_loss": (loss.detach() * count, count)}
+        metrics: dict[str, tuple[object, object]] = {"label_loss": (loss.detach() * count, count)}
         if batch.labels.dim() == 1:
-            figures["accuracy"] = ((logits.argmax(1) == batch.labels).sum(), count)
+            metrics["accuracy"] = ((logits.argmax(1) == batch.labels).sum(), count)
         if self.auxiliary_weight:
             text_loss = self._text_loss(model, batch, states, embeddings)
-            figures["text_loss"] = (text_loss.detach() * len(batch.lengths), len(batch.lengths))
+            metrics["text_loss"] = (text_loss.detach() * len(batch.lengths), len(batch.lengths))
             loss = loss + self.auxiliary_weight * text_loss
         # The loop averages over parts as if they were equal; a batch that does not divide evenly
         # has parts one example apart.
-        return loss * (count * self.batches.parts / self.batches.batch), figures
+        return loss * (count * self.batches.parts / self.batches.batch), metrics
 
     def _text_loss(
         self, model: TaskModel, batch: Batch, states: Tensor, embeddings: tuple[Tensor, Tensor]
     ) -> Tensor:
+        """L1, a scalar. `states` [rows, time, width]; `embeddings`: tokens [vocabulary, width] and
+        positions [context, width].
+        """
         tokens, positions = embeddings
         head = (
             torch.cat([tokens, positions[: self.positions]])
             if model.gpt.config.family == "gpt1"
             else tokens
         )
-        shares = 1.0 / ((batch.lengths - 1) * len(batch.lengths))  # of each token of a sequence
-        by_token = shares[:, None].expand(batch.tokens.shape).flatten()
+        # Of each token of a sequence in the mean: [rows]
+        shares = 1.0 / ((batch.lengths - 1) * len(batch.lengths))
+        by_token = shares[:, None].expand(batch.tokens.shape).flatten()  # [rows * time]
         return linear_cross_entropy(
             states.flatten(0, 1), head, next_tokens(batch).flatten(), IGNORED, by_token
         )
 
 
 def next_tokens(batch: Batch) -> Tensor:
-    """What each position is to predict: [rows, time], IGNORED from Extract on."""
+    """The target of each position, [rows, time]: IGNORED from Extract on."""
     targets = torch.full_like(batch.tokens, IGNORED)
     targets[:, :-1] = batch.tokens[:, 1:]
     time = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
@@ -140,7 +145,7 @@ def next_tokens(batch: Batch) -> Tensor:
 def fine_tune(
     model: TaskModel,
     splits: Mapping[SplitName, Sequence[EncodedExample]],
-    how: FineTuning,
+    settings: FineTuning,
     scoring: Scoring,
     execution: Execution,
     *,
@@ -161,7 +166,12 @@ def fine_tune(
         return FineTuned(**json.loads((folder / DONE).read_text()))
     folder.mkdir(parents=True, exist_ok=True)
     batches = TrainingBatches(
-        splits["training"], how.batch, how.seed, execution.rank, execution.world_size, micro_rows
+        splits["training"],
+        settings.batch,
+        settings.seed,
+        execution.rank,
+        execution.world_size,
+        micro_rows,
     )
     rank, world_size = execution.rank, execution.world_size
 
@@ -173,30 +183,30 @@ def fine_tune(
     metric = f"validation_{scoring.metric}"
     best = BestEpoch(folder, batches.steps_per_epoch, rank, metric, validation_score)
     positions = max(example.length for examples in splits.values() for example in examples)
-    steps = how.epochs * batches.steps_per_epoch
-    settings = TrainingSettings(
+    steps = settings.epochs * batches.steps_per_epoch
+    training = TrainingSettings(
         steps=steps,
-        learning_rate=warmup_linear(how.learning_rate, warmup=how.warmup, steps=steps),
-        weight_decay=how.weight_decay,
-        gradient_clip=how.gradient_clip,
-        precision=how.precision,
-        seed=how.seed,
+        learning_rate=warmup_linear(settings.learning_rate, warmup=settings.warmup, steps=steps),
+        weight_decay=settings.weight_decay,
+        gradient_clip=settings.gradient_clip,
+        precision=settings.precision,
+        seed=settings.seed,
     )
     outcome = train(
         model,
-        TaskObjective(batches, how.auxiliary_weight, positions),
-        settings,
+        TaskObjective(batches, settings.auxiliary_weight, positions),
+        training,
         execution,
         checkpoints=folder / "checkpoints",
         progress=progress,
-        hooks=[Hook(epoch_ends(batches.steps_per_epoch, how.epochs), best)],
+        hooks=[Hook(epoch_ends(batches.steps_per_epoch, settings.epochs), best)],
     )
     if world_size > 1:
         dist.barrier()  # rank 0 has written the best epoch's weights
     load_best(model, folder)
     model.to(execution.device).eval()
     logits = class_logits(model, splits["test"], rank, world_size)
-    scores = best.scores(how.epochs)
+    scores = best.scores(settings.epochs)
     result = FineTuned(scores, best_epoch(scores), outcome.loss, outcome.seconds, logits.tolist())
     if rank == 0:
         write_json(folder / DONE, asdict(result))

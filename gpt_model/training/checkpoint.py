@@ -2,7 +2,7 @@
 goes on.
 
     checkpoints/step-000000120/          appears by one rename, when all of it is on the disk
-      rank-00000.safetensors             the fragments of weights and moments which that rank kept (`Engine.fragments`)
+      rank-00000.safetensors             the weights and moments of that rank (`Engine.fragments`)
       manifest.json                      step, layout, sha256 of every file and of itself
 
 A rank copies its fragments in memory, which is all that training waits for; a thread writes them.
@@ -32,7 +32,7 @@ from gpt_model.disk import fsync, sha256_of, write_json
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.training.engine import Engine, Execution
 
-KEPT = 2
+RETAINED = 2
 VERSION = 1
 MANIFEST = "manifest.json"
 
@@ -57,16 +57,16 @@ class Checkpoints:
         """The manifest of the newest checkpoint whose every byte is right, or None. Damaged ones
         are named, and removed. Collective.
         """
-        found: list[dict[str, Any] | None] = [None]
+        manifest: list[dict[str, Any] | None] = [None]
         if self.execution.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for unfinished in self.folder.glob("*.partial"):
                 shutil.rmtree(unfinished)
-            found[0] = self._newest_sound()
-        torch.distributed.broadcast_object_list(found, src=0)
-        return found[0]
+            manifest[0] = self._newest_undamaged()
+        torch.distributed.broadcast_object_list(manifest, src=0)
+        return manifest[0]
 
-    def _newest_sound(self) -> dict[str, Any] | None:
+    def _newest_undamaged(self) -> dict[str, Any] | None:
         paths = sorted(self.folder.glob("step-*"), reverse=True)
         for index, path in enumerate(paths):
             try:
@@ -86,7 +86,8 @@ class Checkpoints:
             }
             if manifest["layout"] != layout:
                 self.log(
-                    f"{path} was written under {manifest['layout']} and is read under {layout}: same weights, other order of additions."
+                    f"{path} was written under {manifest['layout']} and is read under {layout}: "
+                    "same weights, other order of additions."
                 )
             return manifest
         return None
@@ -102,11 +103,11 @@ class Checkpoints:
 
     def load_moments(self, manifest: dict[str, Any], engine: Engine) -> None:
         """Fill the fragments of the moments that this rank's engine keeps."""
-        own = {fragment.name: fragment for fragment in engine.fragments()}
+        fragments = {fragment.name: fragment for fragment in engine.fragments()}
         for (kind, name, start), values in self._read(
-            manifest, lambda kind, name: kind != "weight" and name in own
+            manifest, lambda kind, name: kind != "weight" and name in fragments
         ):
-            fragment = own[name]
+            fragment = fragments[name]
             target = fragment.values[kind]
             first, last = (
                 max(start, fragment.start),
@@ -182,8 +183,9 @@ class Checkpoints:
             self._failure, OSError | SafetensorError
         ):  # the latter is also what a full disk is to safetensors
             raise UserError(
-                f"{self.folder}: a checkpoint cannot be written ({self._failure}). Make room on that disk, or move LINEAGE_HOME to "
-                "another, and run again: it goes on from the last one."
+                f"{self.folder}: a checkpoint cannot be written ({self._failure}). Make room on "
+                "that disk, or move LINEAGE_HOME to another, and run again: it goes on from the "
+                "last one."
             ) from self._failure
         if self._failure is not None:
             raise self._failure
@@ -215,11 +217,11 @@ class Checkpoints:
         }
         for note in notes:
             note.unlink()
-        write_json(partial / MANIFEST, {**manifest, "sha256": _own_checksum(manifest)})
+        write_json(partial / MANIFEST, {**manifest, "sha256": _checksum(manifest)})
         fsync(partial)
         partial.rename(self.folder / _name(manifest["step"]))
         fsync(self.folder)
-        for old in sorted(self.folder.glob("step-*"))[:-KEPT]:
+        for old in sorted(self.folder.glob("step-*"))[:-RETAINED]:
             shutil.rmtree(old)
 
 
@@ -229,7 +231,7 @@ def verify(path: Path) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        right = manifest.pop("sha256") == _own_checksum(manifest) and manifest["version"] == VERSION
+        right = manifest.pop("sha256") == _checksum(manifest) and manifest["version"] == VERSION
     except (OSError, ValueError, KeyError, AttributeError):
         right = False
     if not right:
@@ -247,5 +249,5 @@ def _name(step: int) -> str:
     return f"step-{step:09d}"
 
 
-def _own_checksum(manifest: dict[str, Any]) -> str:
+def _checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

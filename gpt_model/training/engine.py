@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt_model.training.optimizer import TrainingSettings, parameter_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-Figures = Mapping[str, tuple[Any, Any]]
+StepMetrics = Mapping[str, tuple[Any, Any]]  # name -> (sum, count)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Execution:
 
 
 class Loss(Protocol):
-    def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, Figures]: ...
+    def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, StepMetrics]: ...
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,12 @@ def choose_product_library(precision: str) -> None:
     in bfloat16 training: there only attention's small products are float32.
     """
     cpu = torch.cpu.get_capabilities()
-    fitting = (
+    unaccelerated = (
         cpu.get("avx512_f")
         and not cpu.get("amx_tile")
         and "intel" not in str(cpu.get("cpu_name", "intel")).lower()
     )
-    bfloat16_products = fitting and precision == "float32"
+    bfloat16_products = unaccelerated and precision == "float32"
     torch.backends.mkldnn.matmul.fp32_precision = "bf16" if bfloat16_products else "none"  # type: ignore[attr-defined]
 
 
@@ -178,7 +178,7 @@ class _Forward(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.objective = model, objective
-        self.figures: Figures = {}
+        self.metrics: StepMetrics = {}
         self.autocast = functools.partial(
             torch.autocast,
             execution.device,
@@ -189,7 +189,7 @@ class _Forward(nn.Module):
 
     def forward(self, micro_batch: Any) -> Tensor:
         with self.autocast():
-            loss, self.figures = self.objective.loss(self.model, micro_batch)
+            loss, self.metrics = self.objective.loss(self.model, micro_batch)
         return loss
 
 
@@ -241,14 +241,14 @@ class Engine:
 
     def step(
         self, micro_batches: Sequence[Any], learning_rate: float, seeds: Sequence[int]
-    ) -> tuple[Tensor, list[Figures], float]:
-        """One optimizer step. Returns this rank's mean loss, each micro-batch's figures, and the
+    ) -> tuple[Tensor, list[StepMetrics], float]:
+        """One optimizer step. Returns this rank's mean loss, each micro-batch's metrics, and the
         global gradient norm before clipping.
 
         `seeds`: torch's random state for each micro-batch, so that dropout is a function of the
         step.
         """
-        engine, figures = self._deepspeed, []
+        engine, metrics = self._deepspeed, []
         for group in self._base.param_groups:
             group["lr"] = learning_rate * group["rate_multiplier"]
         total = torch.zeros((), device=self.execution.device)
@@ -258,14 +258,14 @@ class Engine:
             loss = engine(micro_batch)
             total += loss.detach()
             engine.backward(loss / len(micro_batches))
-            figures.append(self._forward.figures)
+            metrics.append(self._forward.metrics)
         if self.execution.zero_stage == 0:
             norm = nn.utils.clip_grad_norm_(self._forward.parameters(), self.settings.gradient_clip)
             engine.step()
         else:
             engine.step()
             norm = engine.get_global_grad_norm()
-        return total / len(micro_batches), figures, float(norm)
+        return total / len(micro_batches), metrics, float(norm)
 
     def fragments(self) -> list[Fragment]:
         """The weights and moments that this rank keeps."""

@@ -1,8 +1,8 @@
 """The one training loop: pre-training, fine-tuning, instruction tuning, reward model and PPO all
 run in it.
 
-What is optimised is an `Objective`, how a `Settings`, on what an `Execution`; evaluation, samples
-and kept snapshots are `Hook`s. Nothing in here knows text. The engine (DeepSpeed) is in
+An `Objective` is optimised with `TrainingSettings` on an `Execution`; evaluation, samples and
+snapshots are `Hook`s. Nothing in here knows text. The engine (DeepSpeed) is in
 `engine.py`, what survives a kill in `checkpoint.py`.
 
 Everything a step does is a function of (settings, step): its batch is the objective's, its dropout
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
 from gpt_model.training.checkpoint import Checkpoints
-from gpt_model.training.engine import Engine, Execution, Figures, start
+from gpt_model.training.engine import Engine, Execution, StepMetrics, start
 from gpt_model.training.optimizer import TrainingSettings
 
 REPORTS = 1000  # metrics are reported at most about so many times a run, and at every evaluation
@@ -37,7 +37,7 @@ class Objective(Protocol):
     """What is optimised: a loss over batches, each batch a pure function of the step."""
 
     unit: str  # what is counted: "tokens", "examples"
-    flops_per_unit: float  # model FLOPs, forward and backward; 0 where nobody asks
+    flops_per_unit: float  # model FLOPs, forward and backward; 0 where it is not reported
 
     def units_before(self, step: int) -> int:
         """Units of all steps before a step, over all ranks."""
@@ -47,12 +47,12 @@ class Objective(Protocol):
         every rank.
         """
 
-    def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, Figures]:
-        """The mean loss over a micro-batch, to be minimised, and figures to report, each as (sum,
+    def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, StepMetrics]:
+        """The mean loss over a micro-batch, to be minimised, and metrics to report, each as (sum,
         count).
 
         The loop averages the loss over micro-batches and ranks, and reports sum(sums) / sum(counts)
-        of a figure over both; the names must be the same in every micro-batch and rank. Runs inside
+        of a metric over both; the names must be the same in every micro-batch and rank. Runs inside
         the engine's forward pass: call `model` as it stands.
         """
 
@@ -129,15 +129,15 @@ class _Run:
         self.checkpoints = (
             Checkpoints(checkpoints, execution, progress.log) if checkpoints else None
         )
-        found = self.checkpoints.latest() if self.checkpoints else None
-        if self.checkpoints and found:
-            self.checkpoints.load_weights(found, model)
+        manifest = self.checkpoints.latest() if self.checkpoints else None
+        if self.checkpoints and manifest:
+            self.checkpoints.load_weights(manifest, model)
         self.engine = Engine(model, objective, settings, execution)
         self.first, self.resumed_from = 0, None
-        if self.checkpoints and found:
-            self.checkpoints.load_moments(found, self.engine)
-            self.first = self.resumed_from = int(found["step"])
-            self.seconds, self.loss = float(found["seconds"]), float(found["loss"])
+        if self.checkpoints and manifest:
+            self.checkpoints.load_moments(manifest, self.engine)
+            self.first = self.resumed_from = int(manifest["step"])
+            self.seconds, self.loss = float(manifest["seconds"]), float(manifest["loss"])
             progress.log(f"Goes on from the checkpoint of step {self.first} of {settings.steps}.")
 
     def train(self) -> Outcome:
@@ -149,10 +149,10 @@ class _Run:
         try:
             for step in range(self.first, settings.steps):
                 done = step + 1
-                loss, figures, norm = self._step(step)
+                loss, metrics, norm = self._step(step)
                 hooked = any(done in hook.steps for hook in self.hooks)
                 if hooked or done % every == 0 or done == settings.steps:
-                    values = self._report(step, loss, figures, norm)
+                    values = self._report(step, loss, metrics, norm)
                     now = time.perf_counter()
                     values |= self._rates(
                         objective.units_before(done) - objective.units_before(mark_step), now - mark
@@ -181,31 +181,31 @@ class _Run:
         self.engine.close()
         return self._outcome()
 
-    def _step(self, step: int) -> tuple[Tensor, list[Figures], float]:
+    def _step(self, step: int) -> tuple[Tensor, list[StepMetrics], float]:
         batch = self.objective.micro_batches(step)
         seeds = [
             _seed(self.settings.seed, step, self.execution.rank, index)
             for index in range(len(batch))
         ]
-        loss, figures, norm = self.engine.step(batch, self.settings.learning_rate(step), seeds)
-        if not math.isfinite(
-            norm
-            # the same on every rank, so all of them stop here; where the loss is not a number, neither
-            # is this
-        ):
+        loss, metrics, norm = self.engine.step(batch, self.settings.learning_rate(step), seeds)
+        # The norm is the same on every rank, so all of them stop here; where the loss is not a
+        # number, neither is the norm.
+        if not math.isfinite(norm):
             raise UserError(
-                f"At step {step} of {self.settings.steps} the gradient is {norm} and the loss on rank {self.execution.rank} {float(loss)}: "
-                "training has diverged. Lower learning_rate, lengthen warmup_tokens or lower gradient_clip in the recipe, and build again."
+                f"At step {step} of {self.settings.steps} the gradient is {norm} and the loss on "
+                f"rank {self.execution.rank} {float(loss)}: training has diverged. Lower "
+                "learning_rate, lengthen warmup_tokens or lower gradient_clip in the recipe, and "
+                "build again."
             )
-        return loss, figures, norm
+        return loss, metrics, norm
 
     def _report(
-        self, step: int, loss: Tensor, figures: list[Figures], norm: float
+        self, step: int, loss: Tensor, metrics: list[StepMetrics], norm: float
     ) -> dict[str, float]:
-        """A step's loss and figures over all ranks: one small all-reduce."""
-        names = sorted(figures[0])
+        """A step's loss and metrics over all ranks: one small all-reduce."""
+        names = sorted(metrics[0])
         sums = torch.zeros(2 * len(names) + 1, dtype=torch.float64, device=self.execution.device)
-        for part in figures:
+        for part in metrics:
             for index, name in enumerate(names):
                 sums[2 * index] += part[name][0]
                 sums[2 * index + 1] += part[name][1]

@@ -80,7 +80,7 @@ def held_out(
     context = model.config.context
     stride = max(1, context // 2)
     sequences = max(1, EVALUATION_TOKENS // context)
-    found = {}
+    results = {}
     for source in data.sources:
         tokens = min(limit_tokens or sys.maxsize, len(data.tokens(source, "held_out")))
         windows = torch.zeros(-(-tokens // stride), 3, dtype=torch.float64, device=execution.device)
@@ -88,54 +88,63 @@ def held_out(
             held_out_windows(data, source, context, stride, limit_tokens, sequences)
         ):
             if index % execution.world_size == execution.rank:
-                there = torch.from_numpy(targets).to(execution.device)
-                losses = model.loss_by_token(torch.from_numpy(inputs).to(execution.device), there)
+                device_targets = torch.from_numpy(targets).to(execution.device)
+                losses = model.loss_by_token(
+                    torch.from_numpy(inputs).to(execution.device), device_targets
+                )
                 sizes = torch.from_numpy(
                     np.where(targets >= 0, data.byte_lengths[targets], 0).sum(1)
                 )
                 rows = windows[index * sequences : index * sequences + len(targets)]
                 rows.copy_(
                     torch.stack(
-                        [losses.double().sum(1), (there >= 0).sum(1), sizes.to(there.device)], 1
+                        [
+                            losses.double().sum(1),
+                            (device_targets >= 0).sum(1),
+                            sizes.to(device_targets.device),
+                        ],
+                        1,
                     )
                 )
         if execution.world_size > 1:
             torch.distributed.all_reduce(
                 windows
             )  # the others' rows are zero here, so the sum is exact
-        found[source] = HeldOut(windows.cpu().numpy())
-    return found
+        results[source] = HeldOut(windows.cpu().numpy())
+    return results
 
 
 def held_out_metrics(
-    found: Mapping[str, HeldOut], weights: Mapping[str, float]
+    held_out: Mapping[str, HeldOut], weights: Mapping[str, float]
 ) -> dict[str, float]:
     """`held_out/<source>/bpb`, `perplexity` and `loss`; `held_out/bpb` and `loss` weigh sources as
     the mixture, `total_bpb` by bytes.
     """
-    present = {source: one for source, one in found.items() if one.tokens}
+    present = {source: text for source, text in held_out.items() if text.tokens}
     share = {
         source: weights[source] / max(1e-30, sum(weights[s] for s in present)) for source in present
     }
     metrics: dict[str, float] = {}
-    for source, one in present.items():
+    for source, text in present.items():
         metrics |= {
-            f"held_out/{source}/bpb": one.bpb,
-            f"held_out/{source}/perplexity": math.exp(min(one.loss, 700.0)),
-            f"held_out/{source}/loss": one.loss,
+            f"held_out/{source}/bpb": text.bpb,
+            f"held_out/{source}/perplexity": math.exp(min(text.loss, 700.0)),
+            f"held_out/{source}/loss": text.loss,
         }
-    total = HeldOut(np.concatenate([np.zeros((0, 3)), *(one.windows for one in present.values())]))
-    metrics["held_out/bpb"] = sum(share[source] * one.bpb for source, one in present.items())
-    metrics["held_out/loss"] = sum(share[source] * one.loss for source, one in present.items())
+    total = HeldOut(
+        np.concatenate([np.zeros((0, 3)), *(text.windows for text in present.values())])
+    )
+    metrics["held_out/bpb"] = sum(share[source] * text.bpb for source, text in present.items())
+    metrics["held_out/loss"] = sum(share[source] * text.loss for source, text in present.items())
     metrics["held_out/total_bpb"] = total.bpb
     return metrics
 
 
-def held_out_intervals(found: Mapping[str, HeldOut]) -> dict[str, float]:
+def held_out_intervals(held_out: Mapping[str, HeldOut]) -> dict[str, float]:
     """`held_out/<source>/bpb_low` and `bpb_high`, of sources with more than one window."""
     return {
         f"held_out/{source}/bpb_{name}": end
-        for source, text in found.items()
+        for source, text in held_out.items()
         if (interval := text.bpb_interval) is not None
         for name, end in (("low", interval.low), ("high", interval.high))
     }
@@ -172,9 +181,9 @@ def _rate(a: Tensor, b: Tensor, out: Tensor) -> float:
 
 def peak_memory_bytes(execution: Execution) -> float:
     """The most memory any rank's process has held, on the GPU where it trains there. Collective."""
-    own = float(
+    resident = float(
         torch.cuda.max_memory_allocated() if execution.device == "cuda" else peak_resident_bytes()
     )
-    most = torch.tensor([own], dtype=torch.float64, device=execution.device)
+    most = torch.tensor([resident], dtype=torch.float64, device=execution.device)
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
     return float(most.item())

@@ -2,9 +2,9 @@
 finished model. Not checkpoints: those hold the moments too, go on from a kill, and are gone at the
 end.
 
-    snapshots/index.json                    {"precision": "float32", "snapshots": [{"step": …, "tokens": …}, …]}
-    snapshots/<step>/model.safetensors      and config.json; the weights as they were trained, to the bit
-    model/                                  the last one, which is not kept twice
+    snapshots/index.json   {"precision": "float32", "snapshots": [{"step": …, "tokens": …}, …]}
+    snapshots/<step>/      model.safetensors and config.json: the weights as trained, to the bit
+    model/                 the last one, which is not stored twice
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def snapshots(artifact: Path) -> Iterator[tuple[float, Callable[[], Decoder]]]:
     """
     index = artifact / FOLDER / INDEX
     known = json.loads(index.read_text(encoding="utf-8"))["snapshots"] if index.is_file() else []
-    for one in known:
-        own = artifact / FOLDER / str(one["step"])
-        yield (
-            float(one["tokens"]),
-            partial(convert.load_decoder, own if own.is_dir() else artifact / MODEL),
-        )
+    for snapshot in known:
+        folder = artifact / FOLDER / str(snapshot["step"])
+        load = partial(convert.load_decoder, folder if folder.is_dir() else artifact / MODEL)
+        yield float(snapshot["tokens"]), load
