@@ -27,8 +27,8 @@ from assets.store.provenance import provenance
 from assets.store.store import Building, Recorded, Store
 from assets.tracking.event_log import attempts, seconds
 from assets.tracking.tracking import Build, Tracking
-from gpt_model.disk import write_json
 from gpt_model.errors import UserError
+from gpt_model.io import write_json
 
 LOG_TAIL = 2000  # characters of the log to show of a worker that ended without a result
 

@@ -29,8 +29,8 @@ from assets.stages import stage_named
 from assets.store.manifest import FULL, full_disk
 from assets.store.store import Building, Store
 from assets.tracking.event_log import EventWriter, series, texts
-from gpt_model.disk import write_json
 from gpt_model.errors import Unavailable, UserError
+from gpt_model.io import write_json
 
 LOG_EVERY_SECONDS = 5.0  # metrics in the Dagster run's log; the event log has every one
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.bars import below, verdict  # noqa: E402
-from gpt_model.memory import peak_resident_bytes  # noqa: E402
+from gpt_model.io import peak_resident_bytes  # noqa: E402
 from gpt_model.ops.sliding_window import sliding_window_attention  # noqa: E402
 
 BAND = 256

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.bars import below, verdict
 from gpt_model.data.shards import SourceTexts, TokenData, write
-from gpt_model.memory import peak_resident_bytes
+from gpt_model.io import peak_resident_bytes
 from gpt_model.tokenizer import Tokenizer
 
 BAR_MEGABYTES = 500

@@ -1,7 +1,7 @@
-"""What running code says while it runs. Not where it goes: a console, a spool file and a test each
-have their own.
+"""How running code reports: metrics, texts, log lines, progress. Consoles, the event log and tests
+implement the protocol.
 
-Every rank calls the same methods; an implementation lets only rank 0's words out.
+Every rank calls the same methods; an implementation reports for rank 0 only.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """The four things long-running code has to say."""
+    """The four reports of long-running code."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers at a step. Steps only rise; a step already said by an earlier, killed attempt is
-        dropped.
+        """Numbers at a step. Steps only rise; a step that an earlier, killed attempt has reported
+        is dropped.
         """
 
     def text(self, step: int, name: str, text: str) -> None:

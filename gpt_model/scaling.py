@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares, minimize
 
-from gpt_model.rounding import rounded
+from gpt_model.io import rounded
 from gpt_model.statistics import percentile_ends
 
 PF_DAY = 1e15 * 86_400  # FLOPs

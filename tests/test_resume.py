@@ -16,7 +16,7 @@ import torch
 from rank import SECTION, STEPS, Ranks, make_inputs, said
 from safetensors.torch import load_file
 
-from gpt_model.disk import write_json
+from gpt_model.io import write_json
 
 STAGES = (0, 1, 2, 3)
 RAMP = {

@@ -232,7 +232,7 @@ class TestFormats:
                 file.write((b"a line of words that go on for a while " * 25 + b"\n\n") * 1074)
         script = (
             "import sys; from pathlib import Path; from gpt_model.data.sources import Source, open_source;"
-            "from gpt_model.memory import peak_resident_bytes as peak; from gpt_model.progress import Silent; base = Path(sys.argv[1]);"
+            "from gpt_model.io import peak_resident_bytes as peak; from gpt_model.progress import Silent; base = Path(sys.argv[1]);"
             "before = peak();"
             "it = Source(name='big', path='big.txt', documents='paragraphs');"
             "print(sum(1 for _ in open_source(it, base / 'd', base, Silent())), peak() - before)"

@@ -25,9 +25,8 @@ from assets.store.home import downloads_folder
 from gpt_model import convert
 from gpt_model.data.hub import silent
 from gpt_model.data.location import PinnedFile, locate
-from gpt_model.disk import sha256_of
 from gpt_model.errors import Unavailable, Unreachable, UserError
-from gpt_model.model_folder import PICKLED, pickled
+from gpt_model.io import PICKLED, pickled, sha256_of
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.transformer import GPT
 

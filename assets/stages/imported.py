@@ -13,7 +13,7 @@ from assets.store.home import downloads_folder
 from gpt_model.data.hub import commit_of
 from gpt_model.data.location import pin
 from gpt_model.errors import Unreachable, UserError, about_all_of
-from gpt_model.model_folder import described, weight_files
+from gpt_model.io import described, weight_files
 
 EXECUTION = "assets.execution.imported"
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import SCRATCH, Check, Config, Inputs, Metrics, Verdict
-from gpt_model.disk import sha256_of
 from gpt_model.errors import CorruptFile, UserError
+from gpt_model.io import sha256_of
 
 FORMAT = 1  # of artifact.json
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left on the disk, or none of the user's share

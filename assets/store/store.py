@@ -28,8 +28,8 @@ from assets.store import manifest
 from assets.store.home import store_home
 from assets.store.locks import locked
 from assets.store.manifest import Facts, Verdicts, explain_full_disk, read_json
-from gpt_model.disk import TEMPORARY, fsync, write_json
 from gpt_model.errors import CorruptFile, UserError
+from gpt_model.io import TEMPORARY, fsync, write_json
 
 VERSION = 1  # of the layout; a store with a higher one was written by a newer gpt-lineage
 SHORT = 12

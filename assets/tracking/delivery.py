@@ -28,8 +28,8 @@ from assets.tracking.event_log import EventReader
 from assets.tracking.logged_model import ModelFacts, deliver_model
 from assets.tracking.outbox import Delivered, is_alive
 from assets.tracking.server import Server
-from gpt_model.disk import write_json
 from gpt_model.errors import CorruptFile
+from gpt_model.io import write_json
 
 METRICS_AT_ONCE = 1000  # MLflow's limits of one request
 PARAMETERS_AT_ONCE = 100

@@ -31,8 +31,8 @@ from assets.store.provenance import git_state
 from assets.store.store import Building
 from assets.tracking.outbox import PAUSES, Delivered, Outbox, Say, is_alive, next_pause
 from assets.tracking.server import Server, configure_mlflow
-from gpt_model.disk import write_json
 from gpt_model.errors import CorruptFile
+from gpt_model.io import write_json
 
 STREAM_SECONDS = 2.0  # between two deliveries while a build runs
 LATER = "what is left is delivered in the background, or by the next run."

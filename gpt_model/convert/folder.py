@@ -17,7 +17,7 @@ from gpt_model.config import ModelConfig
 from gpt_model.convert.dialects import PREFIX, Weights, of_config, of_family, shape_of
 from gpt_model.convert.network import filled, generation, theirs
 from gpt_model.errors import CorruptFile, UserError
-from gpt_model.model_folder import CONFIG, INDEX, WEIGHTS, described, weight_files
+from gpt_model.io import CONFIG, INDEX, WEIGHTS, described, weight_files
 from gpt_model.transformer import GPT, Decoder
 
 NATIVE = {

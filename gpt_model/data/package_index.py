@@ -37,8 +37,8 @@ from pypi_simple import (
 )
 from requests.adapters import BaseAdapter
 
-from gpt_model.disk import sha256_of
 from gpt_model.errors import UserError
+from gpt_model.io import sha256_of
 from gpt_model.progress import Progress
 
 Kind = Literal["wheel", "sdist"]

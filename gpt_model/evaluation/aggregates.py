@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from gpt_model.evaluation.results import Demonstrations, ScoreRow, UnavailableRow
 from gpt_model.evaluation.suites import SuiteTask
-from gpt_model.rounding import rounded
+from gpt_model.io import rounded
 from gpt_model.statistics import normal_interval
 
 CORE = "CORE"

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from gpt_model.data import documents
 from gpt_model.evaluation.metrics import aggregated, confidence_interval
 from gpt_model.evaluation.results import SubsetScore, TrainingOverlap
-from gpt_model.rounding import rounded
+from gpt_model.io import rounded
 
 Hashes = NDArray[np.uint64]  # [runs]
 

@@ -33,7 +33,7 @@ from gpt_model.evaluation.few_shot import answer_normalised, per_token
 from gpt_model.evaluation.metrics import ACCURACIES, baseline, confidence_interval
 from gpt_model.evaluation.results import ScoreRow, TrainingOverlap
 from gpt_model.evaluation.tasks import TaskRows
-from gpt_model.rounding import rounded
+from gpt_model.io import rounded
 
 SHOWN_SAMPLES = 3  # of each task
 SHOWN_CHARACTERS = 400  # of a text

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from gpt_model.rounding import rounded
+from gpt_model.io import rounded
 from gpt_model.statistics import ConfidenceInterval
 from gpt_model.strict import Strict
 

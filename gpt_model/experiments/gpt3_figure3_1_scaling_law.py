@@ -14,8 +14,8 @@ from typing import Any, Literal, Self
 
 from gpt_model.config import PUBLISHED, ModelConfig
 from gpt_model.data.shards import TokenData
+from gpt_model.io import rounded
 from gpt_model.published import references
-from gpt_model.rounding import rounded
 from gpt_model.scaling import PF_DAY, Law, Terms, fit_compute, fit_terms, why_not_terms
 from gpt_model.sizing import Rules, counted
 

@@ -20,12 +20,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt_model.disk import write_json
 from gpt_model.finetuning.batches import TrainingBatches, class_logits, collate
 from gpt_model.finetuning.entry import SplitName
 from gpt_model.finetuning.heads import Batch, TaskModel
 from gpt_model.finetuning.input_forms import EncodedExample
 from gpt_model.finetuning.metrics import Scoring
+from gpt_model.io import write_json
 from gpt_model.ops.cross_entropy import linear_cross_entropy
 from gpt_model.progress import Progress
 from gpt_model.training.engine import Execution

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpt_model.disk import TEMPORARY, fsync
 from gpt_model.generation import generate
+from gpt_model.io import TEMPORARY, fsync
 from gpt_model.log_probabilities import predicting_positions, token_log_probabilities
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.reward_model import RewardModel

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gpt_model.data.location import PinnedFile
-from gpt_model.disk import fsync
 from gpt_model.errors import CorruptFile, UserError
+from gpt_model.io import fsync
 from gpt_model.rlhf.dialogue import Dialogue, messages
 
 FILE = Path("votes") / "votes.jsonl"  # below the store's home

@@ -28,8 +28,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gpt_model.disk import fsync, sha256_of, write_json
 from gpt_model.errors import CorruptFile, UserError
+from gpt_model.io import fsync, sha256_of, write_json
 from gpt_model.training.engine import Engine, Execution
 
 RETAINED = 2

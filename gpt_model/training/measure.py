@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt_model.data.shards import TokenData, held_out_windows
-from gpt_model.memory import peak_resident_bytes
+from gpt_model.io import peak_resident_bytes
 from gpt_model.statistics import ConfidenceInterval, bits_per_byte_interval
 from gpt_model.training.batching import EVALUATION_TOKENS
 from gpt_model.training.engine import Execution

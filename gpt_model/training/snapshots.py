@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from gpt_model import convert
-from gpt_model.disk import fsync, write_json
+from gpt_model.io import fsync, write_json
 from gpt_model.transformer import Decoder
 
 FOLDER, INDEX, MODEL = "snapshots", "index.json", "model"

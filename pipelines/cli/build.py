@@ -13,7 +13,7 @@ from assets.recipe.recipe import RECIPES, Recipe, load_recipe
 from assets.recipe.yaml_file import find_file, naming
 from assets.stages.pretraining import PRETRAINED, check_shared_out
 from gpt_model.errors import Unreachable, UserError
-from gpt_model.memory import peak_resident_bytes
+from gpt_model.io import peak_resident_bytes
 from pipelines.cli.common import (
     AsJson,
     ProfileName,

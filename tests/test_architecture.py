@@ -1,0 +1,37 @@
+"""docs/ARCHITECTURE.md against the repository: its tree names the rooms that there are, and no
+others.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = ("gpt_model", "assets", "pipelines")
+
+
+def documented_rooms() -> dict[str, set[str]]:
+    """Floor -> its modules ("config.py") and packages ("ops/") in the page's tree."""
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"^```\n(gpt_model/\n.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    rooms: dict[str, set[str]] = {}
+    for line in tree.splitlines():
+        if not line.startswith(" "):
+            floor = line.rstrip("/")
+            rooms[floor] = set()
+        else:
+            names = re.match(r"((?:\w+(?:\.py|/) ?)+)", line.strip())
+            assert names, line
+            rooms[floor] |= set(names[1].split())
+    return rooms
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_the_tree_of_the_architecture_page_is_the_repositorys(floor: str) -> None:
+    folder = ROOT / floor
+    modules = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    packages = {f"{path.name}/" for path in folder.iterdir() if any(path.rglob("*.py"))}
+    assert documented_rooms()[floor] == modules | packages
