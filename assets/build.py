@@ -108,7 +108,8 @@ def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tra
 
     def waiting(holder: str) -> None:
         request.say(
-            f"{holder} is building {node.ref} ({store.short(fingerprint)}); waiting for its artifact"
+            f"{holder} is building {node.ref} ({store.short(fingerprint)}); waiting for its "
+            "artifact"
         )
 
     with store.lock(fingerprint, waiting) as lock:
@@ -124,7 +125,7 @@ def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tra
 
 
 def _verified(store: Store, fingerprint: str, say: Say) -> Artifact | None:
-    """The published artifact, if its files verify; otherwise it is moved aside, to be built again."""
+    """The published artifact if its files verify; else it is moved aside, to be built again."""
     artifact = store.find(fingerprint)
     problems = store.verify(artifact) if artifact else []
     if artifact is None or not problems:

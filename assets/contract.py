@@ -123,7 +123,7 @@ class Deferred:
 
 
 def deferred(module: str, function: str) -> Callable[..., Any]:
-    """`function` of `module`: of a stage's execution or report, which its description only names."""
+    """`function` of `module`, a stage's execution or report, which its description only names."""
     return Deferred(module, function)
 
 

@@ -4,7 +4,7 @@
 corpus ─► tokenizer ─► tokens ─┬─► pretrained ─┬─► finetuned/<task> … ─┬─► scorecard
                                │               ├─► zero_shot          ─┤
                                │               ├─► experiments/<name> ─┤
-                               │               └─► supervised … aligned ─┤ (`assets.stages.alignment_nodes`)
+                               │               └─► supervised … aligned ─┤ (`alignment_nodes`)
                                └─► scaling/… ───► experiments/scaling ─┘
 
 A recipe that imports a model has `imported` in place of tokenizer and pretrained. Where it trains

@@ -83,7 +83,8 @@ def described(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     if not file.is_file():
         raise UserError(
-            f"{folder} is not a model folder: it has no {CONFIG}. Give a folder with {CONFIG} and {WEIGHTS}."
+            f"{folder} is not a model folder: it has no {CONFIG}. Give a folder with {CONFIG} and "
+            f"{WEIGHTS}."
         )
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -107,7 +108,8 @@ def weight_files(folder: Path) -> list[Path]:
                 f"Give the model as safetensors: transformers' save_pretrained writes {WEIGHTS}.",
             )
         raise UserError(
-            f"{folder} is not a model folder: it has no {WEIGHTS}. Give a folder with {CONFIG} and {WEIGHTS}."
+            f"{folder} is not a model folder: it has no {WEIGHTS}. Give a folder with {CONFIG} and "
+            f"{WEIGHTS}."
         )
     try:
         names = sorted(
@@ -115,12 +117,14 @@ def weight_files(folder: Path) -> list[Path]:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFile(
-            f"{folder / INDEX} is not an index of weights: {error!r}. Fetch or export the model again."
+            f"{folder / INDEX} is not an index of weights: {error!r}. Fetch or export the model "
+            "again."
         ) from error
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
             raise UserError(
-                f"{folder / INDEX} names the file {name!r}, which is not beside it. Fetch or export the model again."
+                f"{folder / INDEX} names the file {name!r}, which is not beside it. Fetch or "
+                "export the model again."
             )
     return [folder / name for name in names]
 

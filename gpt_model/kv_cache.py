@@ -17,9 +17,9 @@ class Cache:
     """Rows of different lengths side by side. Memory is allocated once, and what lies in it carries
     no gradient.
 
-    `lengths`: [rows], tokens read so far by each row. `keys_and_values`: [layers, 2 · heads, rows, capacity,
-    head width], keys and then values: each of the two is a plain stack of matrices, as torch's
-    batched products take it without a copy.
+    `lengths`: [rows], tokens read so far by each row. `keys_and_values`: [layers, 2 · heads, rows,
+    capacity, head width], keys and then values: each of the two is a plain stack of matrices, as
+    torch's batched products take it without a copy.
     """
 
     def __init__(

@@ -187,10 +187,13 @@ def save(model: GPT, how: LoRA, folder: Path) -> None:
     (folder / "adapter_config.json").write_text(
         json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
-    weights = {
-        f"base_model.model.transformer.{name.replace(f'.{ADAPTER}.', '.')}": tensor.cpu().contiguous()
-        for name, tensor in adapters(model).items()
+    tensors = {
+        name.replace(f".{ADAPTER}.", "."): tensor for name, tensor in adapters(model).items()
     }
     if rows is not None:
-        weights[f"base_model.model.transformer.{ROWS}"] = rows.cpu().contiguous()
+        tensors[ROWS] = rows
+    weights = {
+        f"base_model.model.transformer.{name}": tensor.cpu().contiguous()
+        for name, tensor in tensors.items()
+    }
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})

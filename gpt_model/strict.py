@@ -94,7 +94,8 @@ def explanation(problem: Any, description: str = "") -> str:
     if kind == "string_pattern_mismatch":
         near = re.sub(r"\W", "_", problem["input"])
         hint = f". Did you mean {near!r}?" if re.fullmatch(context["pattern"], near) else ""
-        return f"it should be {description.split(';')[0] or 'as ' + context['pattern'] + ' has it'}{hint}"
+        expected = description.split(";")[0] or f"as {context['pattern']} has it"
+        return f"it should be {expected}{hint}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     message = message.replace("Input should be", "it should be").replace(
         "Input should", "it should"

@@ -1,5 +1,5 @@
-"""Runs the stage `finetuned`: one task's examples, both arms fine-tuned, their scores and files, and
-the checks.
+"""Runs the stage `finetuned`: one task's examples, both arms fine-tuned, their scores and files,
+and the checks.
 
 Experiments that fine-tune use `prepare`, `settings_of` and `fine_tune_task` too. Input forms,
 objective and metrics are `gpt_model.finetuning`'s.
@@ -137,8 +137,8 @@ def fine_tune_task(
     progress: Progress,
     part_progress: TrainingProgress,
 ) -> tuple[TaskModel, FineTuned]:
-    """`gpt`, which has the special tokens' rows, fine-tuned on `task`. A killed attempt goes on from
-    what `folder` holds. Reports go to `part_progress`.
+    """`gpt`, which has the special tokens' rows, fine-tuned on `task`. A killed attempt goes on
+    from what `folder` holds. Reports go to `part_progress`.
     """
     model = TaskModel(gpt, task.input_format, task.classes, settings.dropout, settings.seed)
     result = fine_tune(
@@ -384,7 +384,7 @@ def splits_do_not_cross(built: Built) -> Verdict:
 
 
 def not_trained_on(built: Built) -> Verdict:
-    """No text or group of a validation or test example is a whole training document of the corpus."""
+    """No text or group of a validation or test example is a training document of the corpus."""
     if "corpus" not in built.inputs:
         return Verdict(
             True,

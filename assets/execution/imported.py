@@ -99,7 +99,8 @@ def _fetched(repository: str, commit: str) -> Path:
     except Exception as error:
         if silent(error):
             raise Unreachable(
-                f"The hub did not give {repository} at {commit[:12]}: it does not answer. Try again where it can be reached."
+                f"The hub did not give {repository} at {commit[:12]}: it does not answer. Try "
+                "again where it can be reached."
             ) from None
         raise
     if not any(folder.glob("*.safetensors")):
@@ -123,7 +124,8 @@ def _read(folder: Path) -> tuple[GPT, Tokenizer]:
         )
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(
-            f"{folder}/config.json: vocab_size is {model.config.vocab_size}, but the tokenizer beside it has {tokenizer.vocab_size} "
+            f"{folder}/config.json: vocab_size is {model.config.vocab_size}, but the tokenizer "
+            f"beside it has {tokenizer.vocab_size} "
             "tokens. Give a model and the tokenizer it was trained with."
         )
     return model, tokenizer
@@ -135,7 +137,8 @@ def model_loads(built: Built) -> Verdict:
     shape = model.config
     return Verdict(
         finite,
-        f"model/ loads as {shape.family}, {shape.layers} layers of width {shape.width}, {shape.parameters():,} parameters"
+        f"model/ loads as {shape.family}, {shape.layers} layers of width {shape.width}, "
+        f"{shape.parameters():,} parameters"
         + ("." if finite else ", some of which are not numbers."),
         {"parameters": shape.parameters()},
     )

@@ -22,7 +22,7 @@ SHAPE = "shape.json"
 
 
 def shape(artifact: Artifact) -> dict[str, Any]:
-    """The shape of an artifact's model as a recipe's `model` section has it, the vocabulary apart."""
+    """The shape of an artifact's model as a recipe's `model` section has it, without vocabulary."""
     if "model" in artifact.config:
         return dict(artifact.config["model"])
     config: dict[str, Any] = json.loads((artifact.path / SHAPE).read_text(encoding="utf-8"))

@@ -35,7 +35,8 @@ def resolve(config: Config, base: Path) -> Config:
     folder = base / Path(config["folder"]).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is not a folder. Give one with config.json, model.safetensors and a tokenizer.",
+            f"{folder} is not a folder. Give one with config.json, model.safetensors and a "
+            "tokenizer.",
             field="folder",
         )
     with about_all_of("folder"):

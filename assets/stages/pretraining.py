@@ -1,5 +1,5 @@
-"""Stage `pretrained`: a GPT trained from random weights on the corpus's tokens. The recipe says what
-is trained, the profile how fast.
+"""Stage `pretrained`: a GPT trained from random weights on the corpus's tokens. The recipe says
+what is trained, the profile how fast.
 
 Here: the stage's description, and how its section divides into batches, which `gpt-lineage plan`
 needs too. The network is `gpt_model.transformer`'s, the loop `gpt_model.training`'s. The artifact:
@@ -78,8 +78,8 @@ def check_shared_out(
 
 
 def micro_batch(sequences: int, context: int, profile: Profile) -> int:
-    """Sequences of a micro-batch: the most that divide a rank's `sequences` of a step and are within
-    the profile's bound (or the default).
+    """Sequences of a micro-batch: the most that divide a rank's `sequences` of a step and are
+    within the profile's bound (or the default).
     """
     bound = profile.micro_batch or max(1, TRAINING_TOKENS // context)
     return max(number for number in range(1, min(bound, sequences) + 1) if sequences % number == 0)

@@ -1,10 +1,12 @@
-"""To and from `transformers`, and to and from the folders a decoder is kept in. Safetensors only.
+"""To and from `transformers`, and to and from the folders of decoders. Safetensors only.
 
-    gpt1    OpenAIGPTLMHeadModel    the same bits; in training, its dropout of embeddings is the sum's and ours the matrix's (GPT-1's code)
-    gpt2    GPT2LMHeadModel         the same bits
-    gpt3    GPTNeoForCausalLM       the class with local attention. It does not divide scores by sqrt(head width), so that is folded into
-                                    the query weights: exact both ways where it is a power of two (head widths 16, 64, 256), rounded once
-                                    each way elsewhere. It has no biases of query, key and value: a model with them is refused.
+- gpt1, `OpenAIGPTLMHeadModel`: the same bits. In training it drops out the sum of the embeddings,
+  ours the matrix, as GPT-1's code does.
+- gpt2, `GPT2LMHeadModel`: the same bits.
+- gpt3, `GPTNeoForCausalLM`: the class with local attention. It does not divide scores by sqrt(head
+  width), so that is folded into the query weights: exact both ways where it is a power of two (head
+  widths 16, 64, 256), rounded once each way elsewhere. It has no biases of query, key and value: a
+  model with them is refused.
 
 - `save` and `load`: the store's own folder. For gpt1 and gpt2 it is a folder that `transformers`
   loads; for gpt3 it is native, since one with those biases fits no class of theirs, as is an LSTM's

@@ -121,7 +121,7 @@ def load_decoder(folder: Path | str) -> Decoder:
 
 
 def shape(folder: Path | str) -> ModelConfig:
-    """The shape of a folder's decoder, from its config.json alone. Raises UserError as `load` does."""
+    """The shape of a folder's decoder, by its config.json. Raises UserError as `load` does."""
     stored, where = described(Path(folder)), str(Path(folder) / CONFIG)
     return (
         _native(stored, where)

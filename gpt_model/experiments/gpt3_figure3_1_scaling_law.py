@@ -275,7 +275,8 @@ class Ladder:
                 else f"No law of parameters and data apart: {self.why_not_terms}.",
                 f"GPT-3's line, L = {coefficient} · C^{exponent} (figure 3.1): of another "
                 "tokenizer and another corpus, so that its losses are not comparable with these "
-                f"and only its slope may be. Of GPT-3's parameters {_range(embedded_gpt3)} are the token "
+                f"and only its slope may be. Of GPT-3's parameters {_range(embedded_gpt3)} are the "
+                "token "
                 f"embedding, of these {_range(embedded)}.",
             ],
             "tables": [self._rungs_table(), self._laws_table()],

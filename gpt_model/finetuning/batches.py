@@ -84,8 +84,8 @@ class TrainingBatches:
         return pooled_epoch(lengths, self.batch, POOL_BATCHES, self.seed, number)
 
     def micro_batches(self, step: int) -> list[list[EncodedExample]]:
-        """This rank's part of the batch of `step` (from 0). Each micro-batch has examples of all the
-        batch's lengths, and none is empty.
+        """This rank's part of the batch of `step` (from 0). Each micro-batch has examples of all
+        the batch's lengths, and none is empty.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
         batch = self.epoch(epoch)[index]
@@ -99,8 +99,8 @@ class TrainingBatches:
 def class_logits(
     model: TaskModel, examples: Sequence[EncodedExample], rank: int = 0, world_size: int = 1
 ) -> Tensor:
-    """Class logits [examples, classes] in the order given, on the CPU. The ranks share the work, and
-    all have the whole result.
+    """Class logits [examples, classes] in the order given, on the CPU. The ranks share the work,
+    and all have the whole result.
 
     Which examples are padded together does not depend on the number of ranks, so neither does the
     result. `model` is in evaluation mode.

@@ -387,8 +387,8 @@ class _Reader:
 
 
 def rating_target(rating: float, lowest: int, highest: int) -> tuple[float, ...]:
-    """The share of each class, one for each whole number of the scale: `rating_target(3.8, 0, 5)` is
-    0.2 of the 3's and 0.8 of the 4's.
+    """The share of each class, one for each whole number of the scale: `rating_target(3.8, 0, 5)`
+    is 0.2 of the 3's and 0.8 of the 4's.
 
     STS-B's encoding in GPT-1's released code (utils.py, after Tai et al. 2015, section 4.2); back:
     `metrics.Scoring.ratings`.

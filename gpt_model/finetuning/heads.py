@@ -49,8 +49,8 @@ class TaskModel(nn.Module):
     def __init__(
         self, gpt: Decoder, input_format: InputFormat, classes: int, dropout: float, seed: int
     ) -> None:
-        """`gpt`, or what stands in its place, already has the specials' rows (`with_special_tokens`, or a
-        fresh one).
+        """`gpt`, or what stands in its place, already has the specials' rows
+        (`with_special_tokens`, or a fresh one).
 
         `classes`: labels, or options of a question.
         """
@@ -128,7 +128,8 @@ def load(folder: Path) -> tuple[TaskModel, list[str]]:
     path = folder / LAYOUT_FILE
     if not path.is_file():
         raise UserError(
-            f"{folder} is not a fine-tuned model: it has no {LAYOUT_FILE}. Give the model folder of "
+            f"{folder} is not a fine-tuned model: it has no {LAYOUT_FILE}. Give the model folder "
+            "of "
             "a finetuned artifact."
         )
     described = json.loads(path.read_text())

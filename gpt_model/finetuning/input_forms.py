@@ -32,9 +32,9 @@ Truncation = Literal["longest", "halves"]
 
 
 def truncation_of(family: Family) -> Truncation:
-    """How a family's inputs are truncated. The released code (train.py) cuts each of two segments at
-    n_ctx//2 - 2 tokens, however short the other is, which halves a passage beside a short question:
-    so only the model it was written for does that.
+    """How a family's inputs are truncated. The released code (train.py) cuts each of two segments
+    at n_ctx//2 - 2 tokens, however short the other is, which halves a passage beside a short
+    question: so only the model it was written for does that.
     """
     return "halves" if family == "gpt1" else "longest"
 

@@ -73,9 +73,9 @@ class TaskObjective:
     modelling of the same text.
 
     L1 as in the released code (train.py): a mean over each sequence's tokens, Delim and Extract
-    among them, then over sequences. Its softmax is over the vocabulary and the special tokens, and of a
-    gpt1 over all rows of the released code's one matrix `we`, which has the positions in use for
-    its last rows.
+    among them, then over sequences. Its softmax is over the vocabulary and the special tokens, and
+    of a gpt1 over all rows of the released code's one matrix `we`, which has the positions in use
+    for its last rows.
     """
 
     unit = "examples"
@@ -96,7 +96,7 @@ class TaskObjective:
     def loss(
         self, model: nn.Module, micro_batch: Batch
     ) -> tuple[Tensor, Mapping[str, tuple[object, object]]]:
-        """The micro-batch's part of L3, a scalar; and metrics as (sum, count)."""
+        """The micro-batch's part of L3 [], and metrics as (sum, count)."""
         assert isinstance(model, TaskModel)
         batch = micro_batch.to(model.head.weight.device)
         embeddings = model.gpt.embeddings()

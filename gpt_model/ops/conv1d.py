@@ -2,9 +2,9 @@
 
 Decoding reads every weight for every token. From a weight as it is stored, torch's products of 2 to
 16 rows reach a quarter of the memory's bandwidth on a CPU (6 to 8 of 32 GB/s on two cores), the
-output head's product of one row a third. From oneDNN's blocks they reach most of it (15 to 30 GB/s):
-torch's compiler multiplies by frozen weights in the same way. The numbers are equal but for the
-order of summation.
+output head's product of one row a third. From oneDNN's blocks they reach most of it (15 to 30
+GB/s): torch's compiler multiplies by frozen weights in the same way. The numbers are equal but for
+the order of summation.
 """
 
 from __future__ import annotations

@@ -156,8 +156,8 @@ class _Group:
         return parted.reshape(parts, self.texts * heads, self.longest, -1)
 
     def scatter(self, values: Tensor, rows: Tensor) -> None:
-        """The reverse of `gather_padded`: values [parts, texts * heads, longest, d] into rows [tokens,
-        parts * width].
+        """The reverse of `gather_padded`: values [parts, texts * heads, longest, d] into rows
+        [tokens, parts * width].
         """
         parts, width = len(values), rows.shape[1] // len(values)
         by_token = values.view(parts, self.texts, -1, self.longest, values.shape[-1]).permute(
@@ -237,8 +237,8 @@ def attend_packed_backward(
     heads: int,
     lengths: tuple[int, ...],
 ) -> None:
-    """Writes the gradient of `attend_packed`'s qkv into d_qkv [tokens, 3 * width], from d_out [tokens,
-    width].
+    """Writes the gradient of `attend_packed`'s qkv into d_qkv [tokens, 3 * width], from d_out
+    [tokens, width].
     """
     groups, longer = _groups(lengths)
     for group, weights in zip(groups, saved_weights, strict=False):

@@ -27,8 +27,8 @@ QUERIES = 128
 def sliding_window_attention(
     query: Tensor, key: Tensor, value: Tensor, band: int, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(q kᵀ / sqrt(d)) v where token i attends to (i - band, i]; each tensor is [batch, heads,
-    time, d]. `dropout`: of the attention weights.
+    """softmax(q kᵀ / sqrt(d)) v where token i attends to (i - band, i]; each tensor is [batch,
+    heads, time, d]. `dropout`: of the attention weights.
     """
     if band < 1:
         raise ValueError(

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import vstack
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from gpt_model.errors import UserError
 
@@ -38,11 +41,6 @@ class BagOfWords:
         """Fitted to all pairs of the rankings, each ranking with the same weight. Raises UserError
         where there is nothing to learn from.
         """
-        # scikit-learn takes a second to import, and only a judge's worker needs it.
-        from scipy.sparse import vstack
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-
         usable = [(ranking, pairs) for ranking in rankings if (pairs := ranking.pairs())]
         texts = [response.text for ranking, _ in usable for response in ranking.responses]
         vectorizer = TfidfVectorizer(ngram_range=NGRAMS, max_features=WORDS)
@@ -81,8 +79,6 @@ class BagOfWords:
 
     @cached_property
     def _vectorizer(self) -> Any:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
         vectorizer = TfidfVectorizer(
             ngram_range=NGRAMS, vocabulary={word: index for index, word in enumerate(self.words)}
         )

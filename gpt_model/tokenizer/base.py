@@ -62,7 +62,8 @@ class Tokenizer(ABC):
     unknown: int | None = None  # id of the token for what the vocabulary lacks, where there is one
     markers: Mapping[
         str, int
-        # tokens of no text, such as roles in a dialogue, and their ids: the last ones of the vocabulary
+        # tokens of no text, such as roles in a dialogue, and their ids: the last ones of the
+        # vocabulary
     ]
     _seam: ClassVar[str] = ""  # normalised text between two pieces of a document
 

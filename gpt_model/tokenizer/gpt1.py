@@ -102,13 +102,15 @@ class GPT1Tokenizer(Tokenizer):
         if len(vocabulary) + 1 != vocab_size:
             least, most = len(symbols) + 1, len(vocabulary) + 1
             requested = f"needs at least {least}" if vocab_size < least else f"supports only {most}"
+            most_hint = (
+                "" if vocab_size < least else f" and at most {most}, or add text to the corpus"
+            )
             raise UserError(
                 f"The tokenizer's `vocab_size` is {vocab_size}, but the training text {requested}: "
                 f"{UNKNOWN}, {len(alphabet)} characters twice "
                 "(within a word, at its end), the newline, and merges of pairs that stand at "
                 "least twice. "
-                "Set vocab_size to at least "
-                f"{least}{'' if vocab_size < least else f' and at most {most}, or add text to the corpus'}.",
+                f"Set vocab_size to at least {least}{most_hint}.",
                 field="vocab_size",
             )
         return cls(vocabulary | {NEWLINE: len(vocabulary)}, merges)

@@ -100,8 +100,9 @@ def english() -> Any:
 
 
 def _help(parent: int) -> None:
-    """What a helper does first."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # spaCy imports it where it can: a second and 200 MB for nothing
+    """The start of each helper process."""
+    # spaCy imports torch where it can: a second and 200 MB for nothing.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

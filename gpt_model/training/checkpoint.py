@@ -122,6 +122,9 @@ class Checkpoints:
     def _read(
         self, manifest: dict[str, Any], wanted: Callable[[str, str], bool]
     ) -> Iterator[tuple[tuple[str, str, int], Tensor]]:
+        """(kind, parameter, first element) and values [elements] of each fragment that `wanted`
+        (kind, parameter) selects.
+        """
         for file in manifest["files"]:
             with safe_open(self.folder / _name(manifest["step"]) / file, framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 - not a mapping

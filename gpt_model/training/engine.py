@@ -39,8 +39,8 @@ StepMetrics = Mapping[str, tuple[Any, Any]]  # name -> (sum, count)
 
 @dataclass(frozen=True)
 class Execution:
-    """On what to train: the profile's. Nothing here changes the result beyond the order of additions
-    and which dropout mask falls on which row.
+    """On what to train: the profile's. Nothing here changes the result beyond the order of
+    additions and which dropout mask falls on which row.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
@@ -55,7 +55,8 @@ class Execution:
 
 
 class Loss(Protocol):
-    def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, StepMetrics]: ...
+    def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, StepMetrics]:
+        """The micro-batch's mean loss [] and metrics (`loop.Objective.loss`)."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def choose_product_library(precision: str) -> None:
         and not cpu.get("amx_tile")
         and "intel" not in str(cpu.get("cpu_name", "intel")).lower()
     )
-    bfloat16_products = unaccelerated and precision == "float32"
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if bfloat16_products else "none"  # type: ignore[attr-defined]
+    factors = "bf16" if unaccelerated and precision == "float32" else "none"
+    torch.backends.mkldnn.matmul.fp32_precision = factors  # type: ignore[attr-defined]
 
 
 def _import_deepspeed(compiling: bool) -> Any:
@@ -188,6 +189,7 @@ class _Forward(nn.Module):
         )
 
     def forward(self, micro_batch: Any) -> Tensor:
+        """The micro-batch's loss [], in the training precision."""
         with self.autocast():
             loss, self.metrics = self.objective.loss(self.model, micro_batch)
         return loss
@@ -242,7 +244,7 @@ class Engine:
     def step(
         self, micro_batches: Sequence[Any], learning_rate: float, seeds: Sequence[int]
     ) -> tuple[Tensor, list[StepMetrics], float]:
-        """One optimizer step. Returns this rank's mean loss, each micro-batch's metrics, and the
+        """One optimizer step. Returns this rank's mean loss [], each micro-batch's metrics, and the
         global gradient norm before clipping.
 
         `seeds`: torch's random state for each micro-batch, so that dropout is a function of the
@@ -289,8 +291,9 @@ class Engine:
             self._moments(flat)["step"].fill_(steps)
 
     def _moments(self, flat: Tensor) -> dict[str, Tensor]:
-        """AdamW's state of one of the tensors that it steps. Before its first step: zeros, as AdamW
-        itself would make them.
+        """AdamW's state of a tensor [elements] that it steps: moments [elements] and step [].
+
+        Before its first step they are zeros, as AdamW itself would make them.
         """
         state: dict[str, Tensor] = self._base.state[flat]
         if not state:
@@ -304,8 +307,8 @@ class Engine:
         return state
 
     def _layout(self) -> Iterator[tuple[str, int, Tensor, int, int]]:
-        """(parameter, first element, the tensor AdamW steps that holds it, offset in there, length)
-        of each fragment this rank keeps.
+        """Of each fragment on this rank: (parameter, first element, the flat tensor [elements] that
+        AdamW steps, offset in it, length).
 
         Stages 1 and 2 cut one flat tensor a group of parameters into world-size parts; stage 3 cuts
         every parameter. Their own tables say where: `_hp_mapping` (also behind
@@ -341,7 +344,7 @@ class Engine:
                     )
 
     def _weights(self) -> dict[str, Tensor]:
-        """Every parameter whole, as a copy, on every rank."""
+        """A copy of every parameter on every rank, each in its whole shape [...]."""
         parameters = dict(self.model.named_parameters())
         gathered: Any = nullcontext()
         if self.execution.zero_stage == 3:

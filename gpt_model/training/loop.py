@@ -48,8 +48,7 @@ class Objective(Protocol):
         """
 
     def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, StepMetrics]:
-        """The mean loss over a micro-batch, to be minimised, and metrics to report, each as (sum,
-        count).
+        """The mean loss [] over a micro-batch, to be minimised, and metrics as (sum, count).
 
         The loop averages the loss over micro-batches and ranks, and reports sum(sums) / sum(counts)
         of a metric over both; the names must be the same in every micro-batch and rank. Runs inside
@@ -182,6 +181,9 @@ class _Run:
         return self._outcome()
 
     def _step(self, step: int) -> tuple[Tensor, list[StepMetrics], float]:
+        """`Engine.step` of this step: loss [], metrics, gradient norm. Raises UserError where the
+        training has diverged.
+        """
         batch = self.objective.micro_batches(step)
         seeds = [
             _seed(self.settings.seed, step, self.execution.rank, index)
@@ -202,7 +204,7 @@ class _Run:
     def _report(
         self, step: int, loss: Tensor, metrics: list[StepMetrics], norm: float
     ) -> dict[str, float]:
-        """A step's loss and metrics over all ranks: one small all-reduce."""
+        """A step's loss [] and metrics over all ranks: one small all-reduce."""
         names = sorted(metrics[0])
         sums = torch.zeros(2 * len(names) + 1, dtype=torch.float64, device=self.execution.device)
         for part in metrics:

@@ -62,7 +62,7 @@ class HeldOut:
 
     @property
     def bpb_interval(self) -> ConfidenceInterval | None:
-        """95 % of `bpb`, windows taken for independent draws of such text. None of a single window."""
+        """95 % of `bpb`, windows taken for independent draws. None for a single window."""
         nats, _, sizes = self.windows.T
         return bits_per_byte_interval(nats, sizes) if len(nats) > 1 else None
 
@@ -168,7 +168,7 @@ def peak_flops(execution: Execution, precision: str) -> float:
 
 
 def _rate(a: Tensor, b: Tensor, out: Tensor) -> float:
-    """FLOP/s of out = a @ b over PEAK_SECONDS: 2·n³ each."""
+    """FLOP/s of out = a @ b, each [n, n], over PEAK_SECONDS: 2 * n³ a product."""
     wait = torch.cuda.synchronize if a.is_cuda else lambda: None
     products, began = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - began) < PEAK_SECONDS:

@@ -69,8 +69,8 @@ def epoch_folder(artifact: Path, epoch: int) -> Path:
 
 
 class BestEpoch:
-    """A hook after each epoch: scores the model, and retains the weights of the best epoch so far in
-    `folder`; of equals the first (GPT-1's released code's rule).
+    """A hook after each epoch: scores the model, and retains the weights of the best epoch so far
+    in `folder`; of equals the first (GPT-1's released code's rule).
 
     What is on disk is a function of the epoch, so an epoch that is run again after a kill leaves
     what it left before.
@@ -84,7 +84,7 @@ class BestEpoch:
         metric: str,
         score: Callable[[nn.Module], float],
     ) -> None:
-        """`score`: collective, the same on every rank. It is reported as `metric`. Rank 0 writes."""
+        """`score` is collective and the same on every rank, reported as `metric`. Rank 0 writes."""
         self.folder, self.steps_per_epoch, self.rank = folder, steps_per_epoch, rank
         self.metric, self.score = metric, score
         path = folder / SCORES
