@@ -29,7 +29,7 @@ from assets.contract import Artifact, Config, Inputs
 from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.stages import base_model
-from assets.stages.experiment_parts import LSTM
+from assets.stages.experiments import LSTM
 from assets.stages.scaling import FIT
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig

@@ -16,8 +16,12 @@ from test_finetuning import GIVEN, MODEL, PASSAGES, artifacts, recipe, write_tas
 from assets.contract import SCRATCH, Built
 from assets.graph import nodes
 from assets.recipe.recipe import Recipe
-from assets.stages.ablations import ABLATIONS, ablations_config
-from assets.stages.layers_transferred import LAYERS_TRANSFERRED, layers_transferred_config
+from assets.stages.experiments import (
+    ABLATIONS,
+    LAYERS_TRANSFERRED,
+    ablations_config,
+    layers_transferred_config,
+)
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import Unavailable, UserError
 from gpt_model.experiments.document import FILE, ONE_RUN, read_document

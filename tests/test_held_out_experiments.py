@@ -17,8 +17,7 @@ from assets.contract import Artifact, Built
 from assets.graph import nodes
 from assets.node import Node
 from assets.recipe.recipe import Recipe
-from assets.stages.depth import DEPTH
-from assets.stages.visible_context import VISIBLE_CONTEXT
+from assets.stages.experiments import DEPTH, VISIBLE_CONTEXT
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError

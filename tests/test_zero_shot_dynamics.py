@@ -16,7 +16,7 @@ from world import Alone
 from assets.contract import Artifact, Built, Config
 from assets.graph import node_named, nodes
 from assets.recipe.recipe import Recipe
-from assets.stages.zero_shot_dynamics import ZERO_SHOT_DYNAMICS
+from assets.stages.experiments import ZERO_SHOT_DYNAMICS
 from gpt_model import GPT, ModelConfig
 from gpt_model.data import documents, hub
 from gpt_model.errors import Unavailable, Unreachable

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution.finetuning_variants import fine_tune_variants
-from assets.stages.experiment_parts import LSTM
+from assets.stages.experiments import LSTM
 from gpt_model import convert
 from gpt_model.errors import Unavailable
 from gpt_model.experiments.document import write_document

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.stages.experiment_parts import LSTM as LSTM_ASSET
-from assets.stages.zero_shot_dynamics import TASK_FORMS
+from assets.stages.experiments import LSTM as LSTM_ASSET
+from assets.stages.experiments import TASK_FORMS
 from assets.store.home import downloads_folder
 from gpt_model.errors import Unavailable
 from gpt_model.experiments.document import read_document, write_document

@@ -18,13 +18,18 @@ from assets.contract import Config, Stage
 from assets.node import Node
 from assets.recipe.experiments_section import Depth, ExperimentsSection, VisibleContext
 from assets.recipe.recipe import Recipe
-from assets.stages.ablations import ABLATIONS, ablations_config
-from assets.stages.depth import DEPTH
-from assets.stages.experiment_parts import LSTM
-from assets.stages.layers_transferred import LAYERS_TRANSFERRED, layers_transferred_config
+from assets.stages.experiments import (
+    ABLATIONS,
+    DEPTH,
+    LAYERS_TRANSFERRED,
+    LSTM,
+    VISIBLE_CONTEXT,
+    ZERO_SHOT_DYNAMICS,
+    ablations_config,
+    layers_transferred_config,
+    zero_shot_dynamics_config,
+)
 from assets.stages.pretraining import PRETRAINED
-from assets.stages.visible_context import VISIBLE_CONTEXT
-from assets.stages.zero_shot_dynamics import ZERO_SHOT_DYNAMICS, zero_shot_dynamics_config
 from gpt_model.config import ModelShape
 from gpt_model.errors import UserError
 from gpt_model.sizing import scaled_with_tokens

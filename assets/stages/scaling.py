@@ -14,7 +14,7 @@ that.
 from __future__ import annotations
 
 from assets.contract import Check, Stage, deferred
-from assets.stages.experiment_parts import SHOW
+from assets.stages.experiments import SHOW
 
 EXECUTION = "assets.execution.scaling"
 LEVEL = 0.9  # of the intervals of laws and of the prediction

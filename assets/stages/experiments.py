@@ -1,0 +1,261 @@
+"""The stages of the papers' experiments: what identifies each, its checks, what a person reads.
+
+`gpt_model.experiments` computes them, one file a figure or table of a paper.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from assets.contract import Check, Config, Stage, deferred
+from assets.recipe.recipe import Recipe
+from assets.recipe.task_entries import entry_named, resolved_entry, task_name, with_files
+from assets.stages.finetuning import finetuning_config, pin_task, task_names
+from assets.store.home import downloads_folder
+from gpt_model.errors import UserError, about_all_of
+
+# What the descriptions of several experiments have in common.
+LSTM = "experiments/lstm"  # the asset: an LSTM that is pre-trained as the recipe's Transformer is
+SHOW = deferred("assets.report.experiment", "show")
+PAGE_IS_WHOLE = Check(
+    "page_is_whole",
+    True,
+    "experiment.json reads, every number in it is finite, and it says what was found.",
+    deferred("assets.report.experiment", "page_is_whole"),
+)
+
+
+def task_config(recipe: Recipe, task: str, sizes: Any, field: str, base: Path) -> dict[str, Any]:
+    """What identifies the fine-tuning of `task` in an experiment: as section `finetuning` has it,
+    but for what the experiment's section `sizes` gives. Raises UserError where the recipe has no
+    such task.
+    """
+    if task not in (known := task_names(recipe)):
+        raise UserError(
+            f"{task!r} is not among finetuning.tasks: {', '.join(known) or 'none'}. An experiment "
+            "fine-tunes as that section says.",
+            field=field,
+        )
+    config = finetuning_config(recipe, task, base)
+    given = sizes.model_dump(exclude_none=True)
+    counts = {name: given[name] for name in ("examples", "held_back") if name in given}
+    changes = {name: given[name] for name in ("epochs", "learning_rate") if name in given}
+    settings = {**config["finetuning"], **changes}
+    return {**config, **counts, "finetuning": settings, "seeds": sizes.seeds}
+
+
+def pin_tasks(config: Config, base: Path) -> Config:
+    return {**config, "tasks": [pin_task(task, base) for task in config["tasks"]]}
+
+
+# Stage `ablations`: GPT-1, table 5. Each task without the auxiliary objective, without
+# pre-training, and with an LSTM, beside the whole.
+def ablations_config(recipe: Recipe, base: Path) -> Config:
+    assert recipe.experiments and recipe.experiments.ablations
+    section = recipe.experiments.ablations
+    if recipe.finetuning and not recipe.finetuning.auxiliary_weight:
+        raise UserError(
+            "It is 0, so there is no auxiliary objective to be left out: set it above 0 (the "
+            "paper's is 0.5).",
+            field="finetuning.auxiliary_weight",
+        )
+    if not (tasks := section.tasks or task_names(recipe)):
+        raise UserError(
+            "There is no task to take anything away from: list some under finetuning.tasks.",
+            field="experiments.ablations",
+        )
+    field = "experiments.ablations.tasks"
+    return {"tasks": [task_config(recipe, task, section, field, base) for task in tasks]}
+
+
+ABLATIONS = Stage(
+    name="ablations",
+    version="5",
+    run=deferred("assets.execution.ablations", "run"),
+    description="Tasks without the auxiliary objective, without pre-training, and with an LSTM "
+    "(GPT-1, table 5).",
+    kinds=("pytorch", "deepspeed"),
+    checks=(
+        PAGE_IS_WHOLE,
+        Check(
+            "pretraining_helps",
+            False,
+            "Without pre-training something is lost on average, interval and all.",
+            deferred("assets.execution.ablations", "pretraining_helps"),
+        ),
+        Check(
+            "transformer_helps",
+            False,
+            "With an LSTM something is lost on average, interval and all.",
+            deferred("assets.execution.ablations", "transformer_helps"),
+        ),
+    ),
+    show=SHOW,
+    pin=pin_tasks,
+    ranks="profile",
+    pool="training",
+)
+
+
+# Stage `layers_transferred`: GPT-1, figure 2 left. A task's score against how many of the
+# pre-trained layers are transferred, from none to all.
+def layers_transferred_config(recipe: Recipe, base: Path) -> Config:
+    assert recipe.experiments and recipe.experiments.layers_transferred
+    section = recipe.experiments.layers_transferred
+    if recipe.model and section.layers and max(section.layers) > recipe.model.layers:
+        raise UserError(
+            f"{max(section.layers)} layers cannot be transferred from a model of "
+            f"{recipe.model.layers}: leave it out.",
+            field="experiments.layers_transferred.layers",
+        )
+    task = task_config(recipe, section.task, section, "experiments.layers_transferred.task", base)
+    return {"tasks": [task], "layers": sorted(set(section.layers)) if section.layers else None}
+
+
+LAYERS_TRANSFERRED = Stage(
+    name="layers_transferred",
+    version="3",
+    run=deferred("assets.execution.layers_transferred", "run"),
+    description="A task's score against how many of the pre-trained layers are kept (GPT-1, "
+    "figure 2 left).",
+    kinds=("pytorch", "deepspeed"),
+    checks=(
+        PAGE_IS_WHOLE,
+        Check(
+            "layers_help",
+            False,
+            "The slope of the score over layers is above 0, interval and all.",
+            deferred("assets.execution.layers_transferred", "layers_help"),
+        ),
+    ),
+    show=SHOW,
+    pin=pin_tasks,
+    ranks="profile",
+    pool="training",
+)
+
+
+# Stage `depth`: held-out bits per byte of models of fewer and more layers, each trained from the
+# start and alike.
+#
+# GPT-1's figure 2 (left) varies how many layers of one model are transferred; this varies how many
+# there are. The models are assets of their own, `depth/layers_<number>` or one a seed of each, of the
+# pre-training stage.
+DEPTH = Stage(
+    name="depth",
+    version="3",
+    run=deferred("assets.execution.depth", "run"),
+    description="Held-out bits per byte of models of fewer and more layers, trained alike.",
+    kinds=("pytorch",),
+    checks=(
+        PAGE_IS_WHOLE,
+        Check(
+            "deeper_is_better",
+            False,
+            "The deepest model takes fewer bits of every source than the shallowest, interval and "
+            "all.",
+            deferred("assets.execution.depth", "deeper_is_better"),
+        ),
+    ),
+    show=SHOW,
+    pool="training",
+)
+
+
+# Stage `visible_context`: held-out bits per byte against how many tokens a prediction sees.
+# GPT-1's case for a Transformer is that it uses them.
+VISIBLE_CONTEXT = Stage(
+    name="visible_context",
+    version="3",
+    run=deferred("assets.execution.visible_context", "run"),
+    description="Held-out bits per byte of the pre-trained model against how many tokens before it "
+    "a prediction sees.",
+    kinds=("pytorch",),
+    checks=(
+        PAGE_IS_WHOLE,
+        Check(
+            "context_helps",
+            False,
+            "The whole context saves bits of every source, interval and all.",
+            deferred("assets.execution.visible_context", "context_helps"),
+        ),
+    ),
+    show=SHOW,
+    pool="training",
+)
+
+
+# Stage `zero_shot_dynamics`: GPT-1, figure 2 right. What a model can do that was only pre-trained,
+# at each snapshot of its pre-training, for the Transformer and for an LSTM of its width trained
+# alike.
+# What each heuristic needs of its task: the form, and the number of labels (of multiple choice
+# none: its classes are the options).
+TASK_FORMS = {
+    "sentiment": ("classification", 2),
+    "acceptability": ("classification", 2),
+    "pronouns": ("multiple_choice", 0),
+    "questions": ("multiple_choice", 0),
+}
+
+
+def zero_shot_dynamics_config(recipe: Recipe, base: Path) -> Config:
+    """Of each heuristic its task's entry, whole; None where it is the corpus's own sentences."""
+    assert recipe.experiments and recipe.experiments.zero_shot_dynamics
+    section = recipe.experiments.zero_shot_dynamics
+    tasks: dict[str, Any] = {}
+    for heuristic, form in TASK_FORMS.items():
+        task, field = getattr(section, heuristic), f"experiments.zero_shot_dynamics.{heuristic}"
+        if (heuristic, task) == ("acceptability", "held_out"):
+            tasks[heuristic] = None
+            continue
+        entry = entry_named(task, base, field)
+        if (given := (entry.form, len(entry.label_names()))) != form:
+            raise UserError(
+                f"{task} is {_form(*given)}, and this heuristic wants {_form(*form)}: name another "
+                "task.",
+                field=field,
+            )
+        if recipe.finetuning and task in recipe.finetuning.tasks:
+            entry = with_files(entry, task_name(task), recipe.finetuning.files)
+        tasks[heuristic] = {"name": task, "entry": entry.model_dump(mode="json", exclude_none=True)}
+    return {"tasks": tasks, "examples": section.examples, "split_seed": recipe.split_seed}
+
+
+def _form(form: str, labels: int) -> str:
+    return f"{form} of {labels} labels" if labels else form
+
+
+def pin(config: Config, base: Path) -> Config:
+    """Each task's entry tied to its data; with `not_run`, the reason, where that is unavailable."""
+    tasks: dict[str, Any] = {}
+    for heuristic, task in config["tasks"].items():
+        tasks[heuristic] = task
+        if task:
+            with about_all_of(heuristic):
+                entry, reason = resolved_entry(task["entry"], base, downloads_folder())
+            unavailable = {"not_run": reason} if reason else {}
+            tasks[heuristic] = {**task, "entry": entry, **unavailable}
+    return {**config, "tasks": tasks}
+
+
+ZERO_SHOT_DYNAMICS = Stage(
+    name="zero_shot_dynamics",
+    version="4",
+    run=deferred("assets.execution.zero_shot_dynamics", "run"),
+    description="GPT-1's zero-shot heuristics at each snapshot of pre-training, Transformer and "
+    "LSTM (figure 2, right).",
+    kinds=("pytorch",),
+    checks=(
+        PAGE_IS_WHOLE,
+        Check(
+            "something_is_learnt",
+            False,
+            "A heuristic of the Transformer ends above chance, interval and all.",
+            deferred("assets.execution.zero_shot_dynamics", "something_is_learnt"),
+        ),
+    ),
+    show=SHOW,
+    pin=pin,
+    pool="training",
+)
