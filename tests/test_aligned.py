@@ -21,7 +21,7 @@ from assets.contract import Artifact, Built
 from assets.recipe.alignment_section import PPOSection
 from assets.report import aligned
 from assets.stages import base_model
-from assets.stages.aligned import ALIGNED
+from assets.stages.alignment import ALIGNED
 from gpt_model import convert
 from gpt_model.errors import UserError
 from gpt_model.tokenizer import Tokenizer

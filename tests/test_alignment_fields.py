@@ -23,12 +23,15 @@ from test_alignment_recipe import COMPARISONS, DEMONSTRATIONS, PPO, PROMPTS, rec
 from assets.contract import Artifact, Stage
 from assets.execution import aligned, dpo, reward_model
 from assets.graph import node_named, nodes
-from assets.stages.aligned import ALIGNED
-from assets.stages.dpo import DPO
-from assets.stages.instructed import INSTRUCTED
-from assets.stages.preferences import PREFERENCES
-from assets.stages.reward_model import REWARD_MODEL
-from assets.stages.supervised import POLICY_INIT, SUPERVISED
+from assets.stages.alignment import (
+    ALIGNED,
+    DPO,
+    INSTRUCTED,
+    POLICY_INIT,
+    PREFERENCES,
+    REWARD_MODEL,
+    SUPERVISED,
+)
 from gpt_model.errors import UserError
 from gpt_model.rlhf import reward_model as reward
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer

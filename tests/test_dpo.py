@@ -13,7 +13,7 @@ from rank import Said
 
 from assets.contract import Built, Inputs
 from assets.recipe.alignment_section import DPOSection
-from assets.stages.dpo import DPO
+from assets.stages.alignment import DPO
 from gpt_model import convert
 from gpt_model.rlhf import dpo, reward_model
 from gpt_model.rlhf.dialogue import Turn

@@ -14,8 +14,7 @@ from rank import Said
 from assets.contract import Artifact, Built, Inputs
 from assets.execution.prompt_subset import prompt_subset
 from assets.report.instructed import epochs_table
-from assets.stages.instructed import INSTRUCTED
-from assets.stages.tuning_io import FACTS
+from assets.stages.alignment import FACTS, INSTRUCTED
 from gpt_model import convert
 from gpt_model.errors import UserError
 from gpt_model.log_probabilities import continuation_log_probabilities

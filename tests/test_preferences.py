@@ -21,8 +21,7 @@ from assets.contract import Artifact, Built, Metrics, Verdict
 from assets.execution import preferences
 from assets.report import preferences as report
 from assets.stages import base_model
-from assets.stages.judge import FACTS, TRAINED_ON
-from assets.stages.preferences import PREFERENCES
+from assets.stages.alignment import FACTS, PREFERENCES, TRAINED_ON
 from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData

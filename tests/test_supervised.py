@@ -21,7 +21,7 @@ from assets.contract import Artifact, Built
 from assets.execution import sft
 from assets.recipe.alignment_section import PolicyInitSection, SupervisedSection
 from assets.report.sft import panels
-from assets.stages.supervised import POLICY_INIT, SUPERVISED
+from assets.stages.alignment import POLICY_INIT, SUPERVISED
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import UserError
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer

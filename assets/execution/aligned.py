@@ -16,7 +16,7 @@ from assets.contract import SCRATCH, Artifact, Built, Config, Inputs, Metrics, P
 from assets.execution import tuning_io
 from assets.execution.training import execution_of
 from assets.report.human_data import hidden, shortened
-from assets.stages.aligned import WIDEST_RISE
+from assets.stages.alignment import WIDEST_RISE
 from assets.stages.base_model import require
 from gpt_model import convert
 from gpt_model.data.sampler import Sampler

@@ -13,8 +13,8 @@ from typing import Any
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import tuning_io
 from assets.execution.prompt_subset import prompt_subset
+from assets.stages.alignment import EMPTY
 from assets.stages.base_model import require
-from assets.stages.instructed import EMPTY
 from gpt_model import convert
 from gpt_model.errors import UserError
 from gpt_model.rlhf import reward_model

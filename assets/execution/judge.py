@@ -8,7 +8,7 @@ from pathlib import Path
 
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution.tuning_io import write_rows
-from assets.stages.judge import FACTS, TRAINED_ON
+from assets.stages.alignment import FACTS, TRAINED_ON
 from gpt_model.errors import UserError
 from gpt_model.rlhf import pairwise
 from gpt_model.rlhf.bag_of_words import BagOfWords

@@ -16,7 +16,7 @@ from assets.execution.prompt_subset import PromptSubset, prompt_subset
 from assets.execution.rankings import EVALUATED
 from assets.execution.tuning_io import HELD_OUT_TOKENS
 from assets.stages import base_model
-from assets.stages.aligned import WIDEST_RISE
+from assets.stages.alignment import WIDEST_RISE
 from gpt_model import convert
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from assets.contract import Artifact, Built, Metrics, Progress, Verdict
 from assets.execution.tuning_io import write_rows
-from assets.stages.reward_model import BAG_OF_WORDS, HELD_OUT, NO_WORDS
+from assets.stages.alignment import BAG_OF_WORDS, HELD_OUT, NO_WORDS
 from gpt_model.errors import UserError
 from gpt_model.rlhf import pairwise
 from gpt_model.rlhf.chat_template import ChatTemplate

@@ -12,7 +12,7 @@ from typing import Any
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import rankings, tuning_io
 from assets.execution.training import execution_of
-from assets.stages.reward_model import BAG_OF_WORDS, NO_WORDS
+from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
 from gpt_model.errors import UserError, about
 from gpt_model.rlhf import reward_model
 from gpt_model.rlhf.bag_of_words import BagOfWords

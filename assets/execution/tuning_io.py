@@ -1,5 +1,5 @@
 """What the stages that tune a model share: the model they start from, the training run, the files
-they write, and the verdicts on them. `assets.stages.tuning_io` lists the files.
+they write, and the verdicts on them. `assets.stages.alignment` lists the files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 from assets.contract import SCRATCH, Artifact, Built, Progress, Verdict
 from assets.stages import base_model
-from assets.stages.tuning_io import FACTS
+from assets.stages.alignment import FACTS
 from gpt_model import convert
 from gpt_model.errors import UserError
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer

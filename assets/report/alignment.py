@@ -17,7 +17,7 @@ from assets.report import preferences
 from assets.report.page import Section, Text
 from assets.report.scores import ZERO_SHOT_AFTER
 from assets.report.tables import Table, estimate
-from assets.stages.reward_model import BAG_OF_WORDS, NO_WORDS
+from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
 from gpt_model.evaluation.alignment_tax import (
     TEXT,
     Arms,

@@ -10,7 +10,7 @@ from typing import Any
 from assets.contract import Built
 from assets.report.plots import Panel, curves
 from assets.report.tables import Table, interval, last_texts, write_markdown
-from assets.stages.tuning_io import FACTS
+from assets.stages.alignment import FACTS
 
 # label -> series
 REWARDS = {"mean": "reward", "interval, low": "reward_low", "interval, high": "reward_high"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from assets.contract import Built
 from assets.report.tables import metric, write_markdown
-from assets.stages.judge import FACTS
+from assets.stages.alignment import FACTS
 from gpt_model.rlhf.bag_of_words import BagOfWords
 
 SHOWN_WORDS = 12

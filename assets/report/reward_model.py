@@ -11,7 +11,7 @@ from assets.contract import Built, Metrics
 from assets.report import plots
 from assets.report.plots import Panel
 from assets.report.tables import Table, markdown, metric, write_markdown
-from assets.stages.reward_model import BAG_OF_WORDS, HELD_OUT, NO_WORDS
+from assets.stages.alignment import BAG_OF_WORDS, HELD_OUT, NO_WORDS
 from gpt_model.rlhf.pairwise import calibration
 
 COMPARISONS = "/comparisons"  # how the count of a source's pairs ends

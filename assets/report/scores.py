@@ -17,8 +17,8 @@ from assets.contract import Artifact, Inputs, Metrics
 from assets.report import tables
 from assets.report.finetuned import adapted, parts_of
 from assets.stages import base_model
+from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
 from assets.stages.finetuning import CONSTANT
-from assets.stages.reward_model import BAG_OF_WORDS, NO_WORDS
 from gpt_model.evaluation.results import Results, ScoreRow
 from gpt_model.evaluation.suites import (
     Cloze,

@@ -21,14 +21,17 @@ from assets.contract import Config, Stage
 from assets.node import Node
 from assets.recipe.alignment_section import AlignmentSection, ComparisonsSection, PPOSection
 from assets.recipe.recipe import Recipe
-from assets.stages.aligned import ALIGNED
-from assets.stages.dpo import DPO
+from assets.stages.alignment import (
+    ALIGNED,
+    DPO,
+    INSTRUCTED,
+    JUDGE,
+    POLICY_INIT,
+    PREFERENCES,
+    REWARD_MODEL,
+    SUPERVISED,
+)
 from assets.stages.human_data import COMPARISONS, DEMONSTRATIONS, PROMPTS
-from assets.stages.instructed import INSTRUCTED
-from assets.stages.judge import JUDGE
-from assets.stages.preferences import PREFERENCES
-from assets.stages.reward_model import REWARD_MODEL
-from assets.stages.supervised import POLICY_INIT, SUPERVISED
 from assets.stages.zero_shot import ZERO_SHOT, zero_shot_config
 from gpt_model.errors import UserError
 from gpt_model.strict import Strict
