@@ -81,6 +81,8 @@ def copy_of(store: Path, target: Path) -> Path:
     are copied.
     """
     for part in store.iterdir():
+        if part.name == "dagster":  # its runs, and the pools they hold, are the store's own
+            continue
         if part.name in ("artifacts", "downloads"):
             shutil.copytree(part, target / part.name, copy_function=os.link, symlinks=True)
         elif part.is_dir():
