@@ -12,6 +12,8 @@ from conftest import SUBJECTS, VERBS, run_cli, write_local_recipe
 
 from assets.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 ALIGNMENT = """\
 evaluation: {suites: [held_out], examples: {held_out: 8}}
 alignment:

@@ -139,6 +139,7 @@ def assert_same_scores(suite: str, world: World, backend: Any, folder: Path) -> 
                 assert our_scores == pytest.approx(their_scores, abs=1e-4, rel=1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", NAMES)
 def test_a_suites_scores_are_those_of_lm_evals_own_backend(
     suite: str, world: World, hugging_face: Any, tmp_path: Path
@@ -146,6 +147,7 @@ def test_a_suites_scores_are_those_of_lm_evals_own_backend(
     assert_same_scores(suite, world, hugging_face, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt1", "gpt3"])
 def test_scores_of_the_other_families_are_those_of_their_transformers_classes(
     family: str, downloads: Path, tmp_path: Path

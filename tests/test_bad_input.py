@@ -222,6 +222,7 @@ FOUND_WHILE_BUILDING: dict[str, tuple[Mutation, Callable[[Path], object], str, t
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FOUND_WHILE_BUILDING)
 def test_bad_input_found_while_building_leaves_nothing_half_made(
     what: str, tmp_path: Path, home: Path, cli: Cli
@@ -247,6 +248,7 @@ def half_made(home: Path) -> list[Path]:
     ]
 
 
+@pytest.mark.slow
 def test_task_file_with_a_missing_column_or_an_unlabelled_row_is_named(
     tmp_path: Path, home: Path, cli: Cli
 ) -> None:
@@ -292,6 +294,7 @@ def test_task_file_with_a_missing_column_or_an_unlabelled_row_is_named(
     ).exists()
 
 
+@pytest.mark.slow
 def test_full_disk_is_said_and_leaves_no_artifact(
     tmp_path: Path, home: Path, downloads: Path
 ) -> None:

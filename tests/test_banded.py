@@ -75,6 +75,7 @@ def test_every_token_sees_what_gpt_neos_local_attention_shows_it(
         assert torch.equal(sliding_window_attention(*inputs, band), ours)
 
 
+@pytest.mark.slow
 @WAYS
 def test_gradients_pass_gradcheck(way: None) -> None:
     inputs = drawn(70, batch=2, heads=1, width=2, kind=torch.float64)
@@ -146,6 +147,7 @@ def test_an_empty_band_is_refused() -> None:
         sliding_window_attention(*drawn(5), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("time", [20, 100, 200])
 def test_hand_written_gradients_of_a_gpt3_are_autograds(

@@ -64,6 +64,7 @@ def test_all_parts_are_run_and_what_was_missed_stands_at_the_end(
     assert run({"fast": [str(script), "1.6"]}) == 0 and "every bar met" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_misses_its_bar_ends_with_status_1(tmp_path: Path) -> None:
     """A real one, whose bar no process with torch-free Python can meet: set to one megabyte."""
     script = (

@@ -35,6 +35,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
+@pytest.mark.browser
 def test_dagster_page_shows_the_graph_and_its_materializations(
     built: BuiltStore,
     chrome: Browser,
@@ -59,6 +61,8 @@ def test_dagster_page_shows_the_graph_and_its_materializations(
         expect(page.get_by_text(artifact.fingerprint[:12]).first).to_be_visible()
 
 
+@pytest.mark.slow
+@pytest.mark.browser
 def test_mlflow_page_shows_the_runs_and_links_back_to_dagster(
     built: BuiltStore, chrome: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ from assets.worker import _leave_word
 from gpt_model.errors import UserError
 
 
+@pytest.mark.slow
 def test_defect_is_one_sentence_that_names_the_log_with_its_traceback(
     home: Path, tmp_path: Path
 ) -> None:

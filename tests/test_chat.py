@@ -22,6 +22,8 @@ from pipelines.chat.engine import Engine, running
 from pipelines.chat.guard import HOST
 from pipelines.chat.session import VOTES_COMMAND, Sampling, find_partner, find_partners
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:

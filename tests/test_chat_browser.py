@@ -28,9 +28,14 @@ from gpt_model.rlhf import votes
 from pipelines.chat.guard import HOST
 from pipelines.chat.session import VOTES_COMMAND
 
-pytestmark = pytest.mark.skipif(
-    chromium() is None and "CI" not in os.environ, reason="no Chromium or Chrome on this machine"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        chromium() is None and "CI" not in os.environ,
+        reason="no Chromium or Chrome on this machine",
+    ),
+]
 MESSAGE = "who sees the sailor?"
 
 

@@ -17,6 +17,8 @@ from pipelines.chat import engine as engine_module
 from pipelines.chat.engine import AnswerRequest, Delta, Engine, EngineFailed, numbered_seed
 from pipelines.chat.session import Sampling, find_partner
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:

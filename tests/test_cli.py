@@ -35,6 +35,8 @@ from pipelines.cli.main import app
 from pipelines.progress import BuildDisplay, duration
 from pipelines.runs import HOST, PID, STARTED, close_lost_runs, process_tags
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("corpus", "tokenizer", "tokens")
 
 

@@ -56,6 +56,7 @@ def test_the_overlap_is_that_of_a_set_of_the_training_texts_own_runs() -> None:
     )
 
 
+@pytest.mark.slow
 def test_none_of_a_million_random_strings_is_found() -> None:
     """GPT-2, section 4, has of a million random strings none in its filter."""
     draw = np.random.default_rng(0)
@@ -68,6 +69,7 @@ def test_none_of_a_million_random_strings_is_found() -> None:
     assert len(seen) > 100 and not np.isin(strings, seen).any()
 
 
+@pytest.mark.slow
 def test_memory_follows_from_the_evaluated_text_and_not_from_the_training_text() -> None:
     def many() -> Iterator[
         str

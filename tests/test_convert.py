@@ -270,6 +270,7 @@ USED_ELSEWHERE = """
 """
 
 
+@pytest.mark.slow
 def test_exported_folders_work_in_transformers_with_nothing_of_ours(tmp_path: Path) -> None:
     texts = ["the king sees a tree. ", "a tree sees the king, and the rain sees it\n"] * 40
     models = {}
@@ -314,6 +315,7 @@ def test_exported_folders_work_in_transformers_with_nothing_of_ours(tmp_path: Pa
         assert told["text"].startswith("the king sees")
 
 
+@pytest.mark.slow
 def test_saving_and_loading_a_model_imports_neither_transformers_nor_a_compiler(
     tmp_path: Path,
 ) -> None:

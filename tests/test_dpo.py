@@ -114,6 +114,7 @@ def test_the_reference_is_asked_once_and_a_run_that_goes_on_reads_it(tmp_path: P
     )
 
 
+@pytest.mark.slow
 def test_it_learns_which_response_people_prefer_and_a_killed_run_ends_bit_for_bit_alike(
     inputs: Inputs, tmp_path: Path
 ) -> None:

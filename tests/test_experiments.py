@@ -30,6 +30,8 @@ from gpt_model.finetuning.metrics import Scoring
 from gpt_model.networks import build
 from gpt_model.statistics import cluster_bootstrap, slope_weights, wilson
 
+pytestmark = pytest.mark.slow
+
 # --- what is transferred ---
 
 

@@ -233,6 +233,7 @@ def write(folder: Path, name: str, rendered: Rendered) -> str:
     return name
 
 
+@pytest.mark.slow
 def test_scores_are_lm_evals_own_backends_on_every_kind_of_task(
     world: World, tmp_path: Path
 ) -> None:

@@ -28,6 +28,8 @@ from gpt_model.finetuning.entry import SPLITS, TaskEntry
 from gpt_model.finetuning.examples import read_examples
 from gpt_model.progress import Silent
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = {"family": "gpt2", "layers": 2, "width": 32, "heads": 2, "context": 19, "dropout": 0.0}
 GIVEN = {

@@ -50,6 +50,7 @@ def test_greedy_text_of_unequal_prompts_is_that_of_transformers(shape: dict[str,
         assert theirs[0, len(prompt) :].tolist() == text
 
 
+@pytest.mark.slow
 def test_a_rows_text_does_not_depend_on_its_neighbours_and_equal_prompts_differ(model: GPT) -> None:
     options = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": 5}
     together = generate(model, PROMPTS, 70, **options)  # 70 tokens: the window slides

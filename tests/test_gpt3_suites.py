@@ -29,6 +29,8 @@ from gpt_model.evaluation.tasks import demonstrations_of, rows_of
 from gpt_model.progress import Silent
 from gpt_model.published import references
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(path.stem for path in SUITES.glob("gpt3_*.yaml"))
 LOCAL = [
     "gpt3_arithmetic",

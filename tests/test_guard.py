@@ -132,6 +132,7 @@ def test_workers_compile_their_bytecode_and_keep_what_a_person_has_set(
     )
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_whole_tree(tmp_path: Path) -> None:
     exit = run(tmp_path, "import time; held = bytearray(b'x') * 60_000_000; time.sleep(1.5)")
     assert 120e6 < exit.peak_memory_bytes < 200e6
@@ -172,6 +173,7 @@ def test_processes_a_finished_rank_left_behind_are_ended(folder: Path) -> None:
     assert alive(folder) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_process_outlives_a_starter_ended_by_a_signal(
     folder: Path, number: signal.Signals
@@ -182,6 +184,7 @@ def test_no_process_outlives_a_starter_ended_by_a_signal(
     assert starter.wait(WITHIN) != 0
 
 
+@pytest.mark.slow
 def test_the_lock_is_held_until_the_tree_of_a_killed_starter_is_gone(folder: Path) -> None:
     starter = start(folder)
     starter.kill()

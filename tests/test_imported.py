@@ -33,6 +33,8 @@ from gpt_model.published import references
 from gpt_model.tokenizer import Tokenizer
 from pipelines.cli.scorecard_view import calibrated, calibration_line
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["fox", "crow", "stork", "wolf", "lamb", "goat", "hare", "frog"]
 ROWS = [
     {"text": f"The {a} met the {b} at gate {i}.", "label": "yes" if a < b else "no"}
@@ -520,7 +522,7 @@ def test_only_a_figure_of_todays_protocol_calibrates_todays_evaluator(tmp_path: 
     verified = {
         (one.model, one.task, one.metric): one.text
         for one in references(role="reproduction")
-        if one.sure == "verified"
+        if one.certainty == "verified"
     }
     calibrated = {
         ("lambada_openai", "perplexity"),

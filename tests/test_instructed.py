@@ -23,6 +23,8 @@ from gpt_model.rlhf.answers import ROWS, PlainText, encode_shortened, sample_ans
 from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.reward_model import RewardModel
 
+pytestmark = pytest.mark.slow
+
 CONFIG = {"instructed": {"prompts": 12, "max_new_tokens": 8, "temperature": 1.0, "seed": 1}}
 PROMPTS = [(Turn("user", f"And the {thing}?"),) for thing in world.THINGS]
 

@@ -52,6 +52,7 @@ def trained(model: GPT, steps: int = 8) -> GPT:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_merged_model_answers_as_the_adapted_one_did(family: str) -> None:
     base = small(family).eval()

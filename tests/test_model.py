@@ -109,6 +109,7 @@ def test_hand_written_gradients_in_bfloat16_are_as_near_as_autocasts(
     )  # products were in bfloat16, and the sums beside them were not
 
 
+@pytest.mark.slow
 def test_hand_written_halves_pass_gradcheck() -> None:
     model = GPT(ModelConfig(layers=1, width=8, heads=2, context=80, vocab_size=5)).double()
     block, x = (

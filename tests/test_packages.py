@@ -29,6 +29,8 @@ from gpt_model.data.sources import Source, open_source
 from gpt_model.errors import UserError
 from gpt_model.progress import Silent
 
+pytestmark = pytest.mark.slow
+
 SHA = "a" * 64
 
 

@@ -32,6 +32,8 @@ from docs.pictures import HOST, serving
 from pipelines.cli.servers import dagster_command
 from pipelines.definitions import RecipeFile, build_defs
 
+pytestmark = pytest.mark.slow
+
 
 def definitions(path: Path, home: Path) -> dg.Definitions:
     return build_defs(

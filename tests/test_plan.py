@@ -181,6 +181,7 @@ def test_plan_refuses_a_batch_the_profile_cannot_share_out(store: Store, base: P
         plan_of(RECIPE, base, Profile(name="three", processes=3), store)
 
 
+@pytest.mark.slow
 def test_planning_imports_no_torch_and_no_dagster(base: Path) -> None:
     recipe = base / "small.yaml"
     recipe.write_text(json.dumps(RECIPE.model_dump(mode="json", exclude_none=True)))
@@ -510,6 +511,7 @@ def test_rate_of_earlier_builds_gives_no_interval_of_an_assumed_size(store: Stor
     assert answer["basis"] == f"From 3 earlier builds on this profile. {MODEL_ASSUMED}"
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_is_not_run_where_the_hub_does_not_answer(
     cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -554,6 +556,7 @@ def _drawn(facts: dict[str, Any]) -> str:
     return console.export_text()
 
 
+@pytest.mark.slow
 def test_a_published_size_is_planned_where_the_hub_does_not_answer(
     cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

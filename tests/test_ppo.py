@@ -373,6 +373,7 @@ def test_every_episode_is_in_one_minibatch_of_an_inner_epoch_and_every_prompt_is
 # --- runs ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True], ids=["value model", "shared trunk"])
 def test_ppo_raises_the_reward_and_leaves_the_reference_and_the_reward_model_alone(
     tmp_path: Path, shared: bool
@@ -415,6 +416,7 @@ def test_what_is_kept_is_the_moving_average(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_pre_training_text_is_forgotten_without_ptx_and_kept_with_it(tmp_path: Path) -> None:
     inputs = make_inputs(tmp_path)
     data = TokenData(inputs / "tokens")

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.checkpoint import verify
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -444,6 +444,7 @@ def test_an_interval_of_bleu_holds_the_score_and_narrows_with_its_examples() -> 
     assert many.high - many.low < 0.7 * (few.high - few.low)
 
 
+@pytest.mark.slow
 def test_written_answers_have_their_rows_and_the_surest_ones_of_their_own(
     world: World, tmp_path: Path
 ) -> None:

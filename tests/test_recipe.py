@@ -142,6 +142,7 @@ def test_recipe_with_a_mistake_takes_no_other_graph_away_and_says_what_is_wrong(
     assert "`model.layers` is 2.5" in caplog.text and "'piqua' is not a task" in caplog.text
 
 
+@pytest.mark.slow
 def test_dg_check_defs_fails_where_a_recipe_has_a_mistake(
     tmp_path: Path, home: Path, downloads: Path
 ) -> None:
@@ -158,6 +159,7 @@ def test_dg_check_defs_fails_where_a_recipe_has_a_mistake(
     )
 
 
+@pytest.mark.slow
 def test_a_grown_copy_of_a_hub_data_set_asks_for_a_run_as_a_grown_file_does(
     tmp_path: Path, home: Path
 ) -> None:

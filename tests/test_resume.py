@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from gpt_model.io import write_json
 
+pytestmark = pytest.mark.slow
+
 STAGES = (0, 1, 2, 3)
 RAMP = {
     "batch_ramp": {"from_tokens": 64, "over_tokens": 6400},

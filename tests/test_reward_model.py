@@ -333,6 +333,7 @@ def test_the_demonstrations_mean_is_zero_in_the_model_that_is_loaded_again(
     assert "text" not in json.dumps(rows)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_ends_bit_for_bit_alike(
     trained: Built, inputs: Inputs, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def test_of_a_hundred_predictions_ninety_come_true_at_ninety_percent(points: int
     assert exponents / 500 == pytest.approx(0.9, abs=0.04)
 
 
+@pytest.mark.slow
 def test_with_a_floor_too_predictions_hold_about_as_often_as_they_say() -> None:
     draw, inside = np.random.default_rng(3), 0
     computes = np.geomspace(1e-9, 1e-6, 8)
@@ -98,6 +99,7 @@ def hoffmann(n: np.ndarray, d: np.ndarray) -> np.ndarray:
     return 1.69 + 406.4 / n**0.34 + 410.7 / d**0.28
 
 
+@pytest.mark.slow
 def test_parameters_and_data_are_told_apart_where_both_were_varied() -> None:
     exact = fit_terms(N, D, hoffmann(N, D))
     assert (exact.floor, exact.alpha, exact.beta) == pytest.approx((1.69, 0.34, 0.28), rel=0.02)
@@ -109,6 +111,7 @@ def test_parameters_and_data_are_told_apart_where_both_were_varied() -> None:
     assert terms.at(1e9, 2e10) == pytest.approx(float(hoffmann(1e9, 2e10)), rel=0.01)
 
 
+@pytest.mark.slow
 def test_compute_is_best_spent_where_the_loss_is_lowest() -> None:
     terms = fit_terms(N, D, hoffmann(N, D))
     ratio, product = terms.tokens_per_parameter(1e-3), 1e-3 * PF_DAY / 6

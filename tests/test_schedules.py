@@ -259,6 +259,7 @@ def test_snapshots_are_evenly_spaced_in_the_logarithm_from_the_first_step_to_the
     assert (snapshot_steps(steps, 0), snapshot_steps(steps, 1)) == ([], [steps])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "gpt3", "lstm"])
 def test_a_snapshot_is_the_model_that_training_so_long_gives(
     inputs: Path, tmp_path: Path, family: str

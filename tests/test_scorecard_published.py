@@ -206,7 +206,7 @@ def test_every_published_number_is_on_the_page_of_its_generation_with_its_source
         }
         for reference in references(generation=generation, role=role):  # type: ignore[arg-type]
             assert reference.printed in cells[reference.source], reference
-            assert reference.sure != "memory" or "(unverified)" in reference.printed
+            assert reference.certainty != "memory" or "(unverified)" in reference.printed
     assert len(references(generation=generation, role="paper")) > 50
 
 

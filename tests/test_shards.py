@@ -177,6 +177,7 @@ def test_shortened_shard_is_named(folder: Path, tokenizer: Tokenizer, tmp_path: 
         TokenData(tmp_path / "plays")
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "benchmarks" / "tokenize_memory.py"
 

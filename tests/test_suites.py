@@ -212,6 +212,7 @@ def test_editing_a_suite_changes_what_identifies_the_evaluation(
     assert world.config(["boolq"]) != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -311,6 +311,7 @@ class Dies(Said):
             os._exit(9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bytes(
     stage: str, inputs: Path, built: dict[str, Built], tmp_path: Path

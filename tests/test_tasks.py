@@ -163,6 +163,7 @@ def test_the_objective_is_label_loss_plus_lambda_text_loss(tokenizer: Tokenizer)
     assert (next_tokens(batch)[0, len(examples[0].rows[0]) - 1 :] == -100).all()
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up_to_its_gradient_at_any_number_of_ranks(
     tokenizer: Tokenizer,
 ) -> None:

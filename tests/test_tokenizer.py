@@ -355,6 +355,7 @@ def both(
     yield first, Built({}, inputs, outputs[1], TOKENS.run({}, inputs, outputs[1], Quiet()), {}, [])
 
 
+@pytest.mark.slow
 def test_both_stages_pass_their_checks_and_show_what_they_made(
     both: tuple[Built, Built], tmp_path: Path
 ) -> None:
@@ -401,6 +402,7 @@ def test_an_id_changed_on_disk_fails_the_blocking_checks(both: tuple[Built, Buil
     }
 
 
+@pytest.mark.slow
 def test_another_vocabulary_than_asked_for_fails_its_check(both: tuple[Built, Built]) -> None:
     Tokenizer.train(PROSE, vocab_size=300, style=both[0].config["style"]).save(both[0].output)
     assert verdicts(TOKENIZER, both[0]) == {"round_trip": True, "vocabulary_size": False}

@@ -213,6 +213,7 @@ def test_released_files_give_their_ids(saved: Path, tokenizer: Tokenizer, tmp_pa
 # --- any text ---
 
 
+@pytest.mark.slow
 @quick
 @given(text=st.text(max_size=120) | st.sampled_from(NASTY))
 def test_any_text_comes_back_normalised_and_its_bytes_add_up(
@@ -265,6 +266,7 @@ def test_documents_in_pieces_give_the_ids_and_bytes_of_the_whole(
     assert sum(part.read for part in parts) == sum(len(text.encode()) for text in documents)
 
 
+@pytest.mark.slow
 def test_helper_processes_give_the_words_that_one_process_does(
     monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
 ) -> None:
@@ -286,6 +288,7 @@ def test_helper_processes_give_the_words_that_one_process_does(
     assert asked == [2, 2]
 
 
+@pytest.mark.slow
 def test_helpers_of_a_killed_process_are_gone_soon() -> None:
     script = (
         "import time; from gpt_model.tokenizer import words; from gpt_model.tokenizer.base import Piece;"
@@ -395,6 +398,7 @@ def test_a_models_folder_loads_with_our_words_and_not_with_berts(
 # --- made, saved, loaded ---
 
 
+@pytest.mark.slow
 def test_same_text_gives_the_same_bytes_on_disk_whatever_the_threads_and_hashes(
     saved: Path, tmp_path: Path
 ) -> None:

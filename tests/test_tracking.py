@@ -24,6 +24,8 @@ from assets.tracking.delivery import SHOWN_BYTES
 from assets.tracking.server import Server
 from assets.tracking.tracking import Tracking
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 START = "import sys; from pathlib import Path; from assets.tracking.server import Server; Server(Path(sys.argv[1])).experiment('other')"

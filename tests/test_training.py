@@ -43,6 +43,8 @@ from gpt_model.training.optimizer import (
 )
 from gpt_model.transformer import GPT
 
+pytestmark = pytest.mark.slow
+
 SHAPE = ModelConfig(layers=2, width=32, heads=2, context=16, vocab_size=64, dropout=0.0)
 
 

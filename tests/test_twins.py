@@ -21,6 +21,8 @@ from assets.store.store import Store
 from gpt_model.experiments.document import ONE_RUN, read_document
 from pipelines.cli.plan import plan_of
 
+pytestmark = pytest.mark.slow
+
 RECIPES = ROOT / "tests" / "recipes"
 TWINS = ("gpt1-ci", "gpt3-ci")
 

@@ -111,6 +111,7 @@ votes.append(home, one)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fits", [0, 40])  # bytes of the next vote
 def test_a_vote_that_the_disk_has_no_room_for_is_said_and_leaves_nothing(
     fits: int, tmp_path: Path
@@ -185,6 +186,7 @@ def test_before_any_vote_there_is_none_and_that_is_no_mistake(home: Path, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_a_worker_and_a_reproduction_find_the_votes(home: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("the king sees the sailor\n")
     jsonl(tmp_path / "said.jsonl", [{"instruction": "What?", "response": "It."}])
