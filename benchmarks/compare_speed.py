@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.compare_commits import checkout, python  # noqa: E402
+from benchmarks.compare_commits import checkout, python
 
 BAR = 0.98
 
