@@ -29,7 +29,7 @@ from assets.contract import Artifact, Config, Inputs
 from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.stages import base_model
-from assets.stages.experiments import LSTM
+from assets.stages.experiments import LSTM_ASSET
 from assets.stages.scaling import FIT
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
@@ -372,7 +372,7 @@ def _layers_transferred(config: Config, inputs: Inputs, flops: float) -> Work:
 
 
 def _ablations(config: Config, inputs: Inputs, flops: float) -> Work:
-    return _finetunings(config, inputs, flops, 3 + (LSTM in inputs))
+    return _finetunings(config, inputs, flops, 3 + (LSTM_ASSET in inputs))
 
 
 def _zero_shot(config: Config, inputs: Inputs, flops: float) -> Work:

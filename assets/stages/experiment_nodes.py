@@ -22,7 +22,7 @@ from assets.stages.experiments import (
     ABLATIONS,
     DEPTH,
     LAYERS_TRANSFERRED,
-    LSTM,
+    LSTM_ASSET,
     VISIBLE_CONTEXT,
     ZERO_SHOT_DYNAMICS,
     ablations_config,
@@ -56,13 +56,13 @@ def experiment_nodes(recipe: Recipe) -> list[Node]:
                 "snapshots: set pretraining.snapshots.",
                 field="experiments.zero_shot_dynamics",
             )
-        needs = ("pretrained", "tokenizer", "corpus", *((LSTM,) if dynamics.lstm else ()))
+        needs = ("pretrained", "tokenizer", "corpus", *((LSTM_ASSET,) if dynamics.lstm else ()))
         graph.append(_experiment(recipe, ZERO_SHOT_DYNAMICS, zero_shot_dynamics_config, needs))
     if section.layers_transferred:
         needs = ("pretrained", "tokenizer")
         graph.append(_experiment(recipe, LAYERS_TRANSFERRED, layers_transferred_config, needs))
     if ablations:
-        needs = ("pretrained", "tokenizer", *((LSTM,) if ablations.lstm else ()))
+        needs = ("pretrained", "tokenizer", *((LSTM_ASSET,) if ablations.lstm else ()))
         graph.append(_experiment(recipe, ABLATIONS, ablations_config, needs))
     return graph
 
@@ -103,7 +103,7 @@ def _lstm(recipe: Recipe, section: ExperimentsSection) -> Node:
         dropout=model.dropout,
     )
     snapshots = pretraining.snapshots if section.zero_shot_dynamics else 0
-    return _trained(recipe, LSTM, shape, snapshots=snapshots)
+    return _trained(recipe, LSTM_ASSET, shape, snapshots=snapshots)
 
 
 def _depth(recipe: Recipe, section: Depth) -> list[Node]:

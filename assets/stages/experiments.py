@@ -16,7 +16,7 @@ from assets.store.home import downloads_folder
 from gpt_model.errors import UserError, about_all_of
 
 # What the descriptions of several experiments have in common.
-LSTM = "experiments/lstm"  # the asset: an LSTM that is pre-trained as the recipe's Transformer is
+LSTM_ASSET = "experiments/lstm"  # an LSTM, pre-trained as the Transformer is
 SHOW = deferred("assets.report.experiment", "show")
 PAGE_IS_WHOLE = Check(
     "page_is_whole",
@@ -72,7 +72,7 @@ def ablations_config(recipe: Recipe, base: Path) -> Config:
 ABLATIONS = Stage(
     name="ablations",
     version="5",
-    run=deferred("assets.execution.ablations", "run"),
+    run=deferred("assets.execution.experiments", "run_ablations"),
     description="Tasks without the auxiliary objective, without pre-training, and with an LSTM "
     "(GPT-1, table 5).",
     kinds=("pytorch", "deepspeed"),
@@ -82,13 +82,13 @@ ABLATIONS = Stage(
             "pretraining_helps",
             False,
             "Without pre-training something is lost on average, interval and all.",
-            deferred("assets.execution.ablations", "pretraining_helps"),
+            deferred("assets.execution.experiments", "pretraining_helps"),
         ),
         Check(
             "transformer_helps",
             False,
             "With an LSTM something is lost on average, interval and all.",
-            deferred("assets.execution.ablations", "transformer_helps"),
+            deferred("assets.execution.experiments", "transformer_helps"),
         ),
     ),
     show=SHOW,
@@ -116,7 +116,7 @@ def layers_transferred_config(recipe: Recipe, base: Path) -> Config:
 LAYERS_TRANSFERRED = Stage(
     name="layers_transferred",
     version="3",
-    run=deferred("assets.execution.layers_transferred", "run"),
+    run=deferred("assets.execution.experiments", "run_layers_transferred"),
     description="A task's score against how many of the pre-trained layers are kept (GPT-1, "
     "figure 2 left).",
     kinds=("pytorch", "deepspeed"),
@@ -126,7 +126,7 @@ LAYERS_TRANSFERRED = Stage(
             "layers_help",
             False,
             "The slope of the score over layers is above 0, interval and all.",
-            deferred("assets.execution.layers_transferred", "layers_help"),
+            deferred("assets.execution.experiments", "layers_help"),
         ),
     ),
     show=SHOW,
@@ -143,7 +143,7 @@ LAYERS_TRANSFERRED = Stage(
 DEPTH = Stage(
     name="depth",
     version="3",
-    run=deferred("assets.execution.depth", "run"),
+    run=deferred("assets.execution.experiments", "run_depth"),
     description="Held-out bits per byte of models of fewer and more layers, trained alike.",
     kinds=("pytorch",),
     checks=(
@@ -153,7 +153,7 @@ DEPTH = Stage(
             False,
             "The deepest model takes fewer bits of every source than the shallowest, interval and "
             "all.",
-            deferred("assets.execution.depth", "deeper_is_better"),
+            deferred("assets.execution.experiments", "deeper_is_better"),
         ),
     ),
     show=SHOW,
@@ -166,7 +166,7 @@ DEPTH = Stage(
 VISIBLE_CONTEXT = Stage(
     name="visible_context",
     version="3",
-    run=deferred("assets.execution.visible_context", "run"),
+    run=deferred("assets.execution.experiments", "run_visible_context"),
     description="Held-out bits per byte of the pre-trained model against how many tokens before it "
     "a prediction sees.",
     kinds=("pytorch",),
@@ -176,7 +176,7 @@ VISIBLE_CONTEXT = Stage(
             "context_helps",
             False,
             "The whole context saves bits of every source, interval and all.",
-            deferred("assets.execution.visible_context", "context_helps"),
+            deferred("assets.execution.experiments", "context_helps"),
         ),
     ),
     show=SHOW,
@@ -240,7 +240,7 @@ def pin(config: Config, base: Path) -> Config:
 ZERO_SHOT_DYNAMICS = Stage(
     name="zero_shot_dynamics",
     version="4",
-    run=deferred("assets.execution.zero_shot_dynamics", "run"),
+    run=deferred("assets.execution.experiments", "run_zero_shot_dynamics"),
     description="GPT-1's zero-shot heuristics at each snapshot of pre-training, Transformer and "
     "LSTM (figure 2, right).",
     kinds=("pytorch",),
@@ -250,7 +250,7 @@ ZERO_SHOT_DYNAMICS = Stage(
             "something_is_learnt",
             False,
             "A heuristic of the Transformer ends above chance, interval and all.",
-            deferred("assets.execution.zero_shot_dynamics", "something_is_learnt"),
+            deferred("assets.execution.experiments", "something_is_learnt"),
         ),
     ),
     show=SHOW,

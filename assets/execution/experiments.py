@@ -1,0 +1,304 @@
+"""Runs the papers' experiments: reads the artifacts, has `gpt_model.experiments` compute, writes
+experiment.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from assets.contract import SCRATCH, Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.execution.finetuning import PartProgress, fine_tune_task, prepare, settings_of
+from assets.stages.experiments import LSTM_ASSET, TASK_FORMS
+from assets.store.home import downloads_folder
+from gpt_model import convert
+from gpt_model.config import ModelConfig
+from gpt_model.data.shards import TokenData
+from gpt_model.errors import Unavailable
+from gpt_model.experiments.document import read_document, write_document
+from gpt_model.experiments.finetuning_variants import Start, TaskScores, score_variants
+from gpt_model.experiments.gpt1_figure2_left_depth import Depths
+from gpt_model.experiments.gpt1_figure2_left_layers_transferred import LayersTransferred
+from gpt_model.experiments.gpt1_figure2_left_layers_transferred import variants as transfer_variants
+from gpt_model.experiments.gpt1_figure2_right_zero_shot_dynamics import (
+    LSTM,
+    TRANSFORMER,
+    ZeroShotDynamics,
+    build_probes,
+)
+from gpt_model.experiments.gpt1_section1_visible_context import (
+    VisibleContext,
+    default_contexts,
+    measure_source,
+)
+from gpt_model.experiments.gpt1_table5_ablations import NAMES, Ablations
+from gpt_model.experiments.gpt1_table5_ablations import variants as ablation_variants
+from gpt_model.finetuning.entry import SPLITS
+from gpt_model.finetuning.objective import FineTuned, FineTuning
+from gpt_model.statistics import ConfidenceInterval
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.engine import Execution
+from gpt_model.training.measure import HeldOut, held_out
+from gpt_model.training.snapshots import snapshots
+from gpt_model.transformer import Decoder
+
+
+# Fine-tunes one task in several variants, for the experiments that compare them.
+def fine_tune_variants(
+    config: Config,
+    variants: Mapping[str, Start],
+    pretrained: Artifact,
+    tokenizer: Tokenizer,
+    output: Path,
+    progress: Progress,
+    number: int = 0,
+    count: int = 1,
+) -> TaskScores:
+    """The scores of the task of `config`, which is `number` of `count`. What is done is kept under
+    `output`, so that a killed attempt repeats none of it.
+    """
+    task, seeds = prepare(config, pretrained, tokenizer, progress), config["seeds"]
+    models = len(variants) * seeds
+
+    def fine_tune(name: str, model: int, decoder: Decoder, settings: FineTuning) -> FineTuned:
+        part = PartProgress(progress, name, number * models + model, count * models)
+        folder = output / SCRATCH / name
+        return fine_tune_task(decoder, task, settings, folder, progress, part)[1]
+
+    sizes = ", ".join(
+        f"{len(task.encoded[split]):,} of {task.examples.available[split]:,} {split}"
+        for split in SPLITS
+    )
+    return score_variants(
+        task.task,
+        variants,
+        settings_of(config, pretrained),
+        seeds,
+        task.encoded["test"],
+        task.scoring,
+        fine_tune,
+        data=f"{task.task}: {sizes} examples",
+        bootstrap_seed=number,
+        log=progress.log,
+    )
+
+
+# Runs the ablations stage (GPT-1, table 5).
+def run_ablations(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    """Write experiment.json. Raises Unavailable where no task can be run."""
+    pretrained = inputs["pretrained"]
+    if pretrained.not_run:
+        raise Unavailable(pretrained.not_run)
+    tasks = [task for task in config["tasks"] if "not_run" not in task]
+    missing = {task["task"]: task["not_run"] for task in config["tasks"] if "not_run" in task}
+    if not tasks:
+        raise Unavailable("; ".join(f"{task}: {reason}" for task, reason in missing.items()))
+    lstm = convert.load_decoder(inputs[LSTM_ASSET].path / "model") if LSTM_ASSET in inputs else None
+    starts = ablation_variants(convert.load(pretrained.path / "model"), lstm)
+    tokenizer = Tokenizer.load(inputs["tokenizer"].path)
+    scores = [
+        fine_tune_variants(
+            task, starts, pretrained, tokenizer, output, progress, number, len(tasks)
+        )
+        for number, task in enumerate(tasks)
+    ]
+    if progress.rank:
+        return {}
+    unavailable = [f"{task}: not run here. {reason}." for task, reason in missing.items()]
+    ablations = Ablations(scores, tasks[0]["seeds"], unavailable)
+    write_document(output, ablations.document())
+    return ablations.metrics()
+
+
+def pretraining_helps(built: Built) -> Verdict:
+    return _verdict(built, "no_pretraining")
+
+
+def transformer_helps(built: Built) -> Verdict:
+    return _verdict(built, "lstm")
+
+
+def _verdict(built: Built, variant: str) -> Verdict:
+    """Whether the whole is better than `variant`, on average."""
+    metrics = built.metrics
+    if f"average/{variant}_loss" not in metrics:
+        return Verdict(True, "Not run here.")
+    ends = {end: metrics[f"average/{variant}_{end}"] for end in ("loss", "loss_low", "loss_high")}
+    summary = (
+        f"{NAMES[variant].capitalize()}: {ends['loss']:+.3f} "
+        f"[{ends['loss_low']:+.3f}, {ends['loss_high']:+.3f}] lost on average."
+    )
+    return Verdict(ends["loss_low"] > 0, summary, ends)
+
+
+# Runs the layers_transferred stage (GPT-1, figure 2 left).
+def run_layers_transferred(
+    config: Config, inputs: Inputs, output: Path, progress: Progress
+) -> Metrics:
+    """Write experiment.json. Raises Unavailable where the task's data or the model is."""
+    [task], pretrained = config["tasks"], inputs["pretrained"]
+    if reason := pretrained.not_run or task.get("not_run"):
+        raise Unavailable(f"{task['task']}: {reason}")
+    gpt = convert.load(pretrained.path / "model")
+    layers = config["layers"] or list(range(gpt.config.layers + 1))
+    tokenizer = Tokenizer.load(inputs["tokenizer"].path)
+    starts = transfer_variants(gpt, layers)
+    scores = fine_tune_variants(task, starts, pretrained, tokenizer, output, progress)
+    if progress.rank:
+        return {}
+    curve = LayersTransferred(scores, layers, task["seeds"])
+    write_document(output, curve.document())
+    return curve.metrics()
+
+
+def layers_help(built: Built) -> Verdict:
+    slope = {name: built.metrics[name] for name in ("slope", "slope_low", "slope_high")}
+    summary = (
+        f"A transferred layer is worth {slope['slope']:+.4f} "
+        f"[{slope['slope_low']:+.4f}, {slope['slope_high']:+.4f}]."
+    )
+    return Verdict(slope["slope_low"] > 0, summary, slope)
+
+
+# Runs the depth stage (GPT-1, figure 2 left, extended to layers trained).
+def run_depth(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    """Write experiment.json: every model among the inputs ("pretrained" and "depth/…") measured on
+    the same held-out windows.
+    """
+    models: dict[int, list[Artifact]] = {}
+    for name, artifact in inputs.items():
+        if name == "pretrained" or name.startswith("depth/"):
+            models.setdefault(int(artifact.config["model"]["layers"]), []).append(artifact)
+    models = dict(sorted(models.items()))
+    data, device = TokenData(inputs["tokens"].path), progress.profile.device
+    count, measured = sum(map(len, models.values())), 0
+    results: dict[int, list[dict[str, HeldOut]]] = {layers: [] for layers in models}
+    for layers, seeds in models.items():
+        for artifact in seeds:
+            model = convert.load(artifact.path / "model").to(device).eval()
+            results[layers].append(held_out(model, data, Execution(device=device)))
+            measured += 1
+            progress.advance(measured, count, "models")
+    vocab_size = int(inputs["tokenizer"].metrics["vocab_size"])
+    shapes = {layers: seeds[0].config["model"] for layers, seeds in models.items()}
+    parameters = {
+        layers: ModelConfig(**shape, vocab_size=vocab_size).parameters()
+        for layers, shape in shapes.items()
+    }
+    first = next(iter(models.values()))[0]
+    depths = Depths(results, parameters, first.config["pretraining"]["tokens"])
+    write_document(output, depths.document())
+    return depths.metrics()
+
+
+def deeper_is_better(built: Built) -> Verdict:
+    """What the deepest model saves, of every source interval and all."""
+    saved = {
+        name.split("/")[0]: value
+        for name, value in built.metrics.items()
+        if name.endswith("/saved")
+    }
+    lows = [built.metrics[f"{source}/saved_low"] for source in saved]
+    values = ", ".join(f"{source} {value:.3f}" for source, value in saved.items())
+    return Verdict(
+        bool(lows) and min(lows) > 0,
+        f"Bits per byte saved by the deepest model over the shallowest: {values}.",
+        saved,
+    )
+
+
+# Runs the visible_context stage (GPT-1, section 1).
+def run_visible_context(
+    config: Config, inputs: Inputs, output: Path, progress: Progress
+) -> Metrics:
+    """Write experiment.json: a curve a source."""
+    data = TokenData(inputs["tokens"].path)
+    model = convert.load(inputs["pretrained"].path / "model").to(progress.profile.device).eval()
+    contexts = sorted(config["contexts"] or default_contexts(model.config.context))
+    sources = []
+    for number, name in enumerate(data.sources, 1):
+        source = measure_source(model, data, name, contexts, config["positions"], config["seed"])
+        if source is None:
+            progress.log(
+                f"{name}: fewer than two held-out tokens have {contexts[-1]} before them; left out"
+            )
+            continue
+        sources.append(source)
+        progress.advance(number, len(data.sources), "sources")
+    curves = VisibleContext(contexts, sources)
+    write_document(output, curves.document())
+    return curves.metrics()
+
+
+def context_helps(built: Built) -> Verdict:
+    """What the whole context saves, of every source interval and all."""
+    gains = {
+        name.removesuffix("_low"): low
+        for name, low in built.metrics.items()
+        if name.endswith("/gain_low")
+    }
+    values = ", ".join(
+        f"{name.split('/')[0]} {built.metrics[name]:.3f} (at least {low:.3f})"
+        for name, low in gains.items()
+    )
+    return Verdict(
+        bool(gains) and min(gains.values()) > 0,
+        f"Bits per byte saved by the whole context: {values or 'no source was measured'}.",
+        {name: built.metrics[name] for name in gains},
+    )
+
+
+# Runs the zero_shot_dynamics stage (GPT-1, figure 2 right).
+def run_zero_shot_dynamics(
+    config: Config, inputs: Inputs, output: Path, progress: Progress
+) -> Metrics:
+    """Write experiment.json: each heuristic's score at each snapshot, for "pretrained" and, where
+    there is one, the LSTM. Raises Unavailable where no heuristic has examples.
+    """
+    probes, missing = build_probes(
+        config["tasks"],
+        inputs["corpus"].path,
+        Tokenizer.load(inputs["tokenizer"].path),
+        config["examples"],
+        config["split_seed"],
+        downloads_folder(),
+        progress,
+    )
+    if not probes:
+        raise Unavailable("; ".join(f"{task}: {reason}" for task, reason in missing.items()))
+    artifacts = {TRANSFORMER: inputs["pretrained"]}
+    if LSTM_ASSET in inputs:
+        artifacts[LSTM] = inputs[LSTM_ASSET]
+    models = [
+        (network, tokens, load)
+        for network, artifact in artifacts.items()
+        for tokens, load in snapshots(artifact.path)
+    ]
+    curves: dict[tuple[str, str], list[tuple[float, ConfidenceInterval]]] = {}
+    for number, (network, tokens, load) in enumerate(models, 1):
+        model = load().to(progress.profile.device).eval()
+        for probe in probes:
+            curves.setdefault((network, probe.task), []).append((tokens, probe.score(model)))
+        progress.advance(number, len(models), "snapshots")
+    dynamics = ZeroShotDynamics(probes, missing, curves)
+    write_document(output, dynamics.document())
+    return dynamics.metrics()
+
+
+def something_is_learnt(built: Built) -> Verdict:
+    """At least one heuristic of the Transformer ends with its whole interval above chance."""
+    lows = {
+        task: built.metrics[f"transformer/{task}_low"]
+        for task in TASK_FORMS
+        if f"transformer/{task}_low" in built.metrics
+    }
+    if not lows:
+        return Verdict(True, "No heuristic of the Transformer could be run here.")
+    document = read_document(built.output)
+    chance = {str(row[0]): float(row[2]) for row in document.tables[0].rows}
+    above = [task for task, low in lows.items() if low > chance[task]]
+    return Verdict(
+        bool(above),
+        f"Above chance, interval and all: {', '.join(above) or 'none'} of {', '.join(lows)}.",
+        {"above_chance": len(above)},
+    )
