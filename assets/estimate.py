@@ -7,7 +7,7 @@ so that the scorecard can set estimated beside actual. Nothing here runs a stage
 * Seconds are work at the median rate of earlier builds of the same stage on the same profile. Where
   the store has none, they are work at a default rate, and the basis says so.
 * Memory by ZeRO stage is Rajbhandari et al. 2020 and Korthikanti et al. 2022.
-* Loss is the law that a scaling ladder of the same text fitted (`gpt_model.scaling`), else absent.
+* Loss is the law that a scaling ladder of the same text fitted (`gpt_model.scaling_laws`), else absent.
 
 An interval is given only where it was measured: by several earlier builds, or by a ladder. Sizes of
 data sets on the hub are those of their cards.
@@ -209,7 +209,10 @@ def _loss_by_ladder(config: Config, inputs: Inputs, artifacts: Iterable[Artifact
                 ladders.append((artifact, fit))
     if not ladders:
         return {}
-    from gpt_model.scaling import PF_DAY, Law  # SciPy takes a second, which most plans need not pay
+    from gpt_model.scaling_laws import (  # SciPy takes a second, which most plans need not pay
+        PF_DAY,
+        Law,
+    )
 
     ladder, fit = ladders[-1]
     tokens = config["pretraining"]["tokens"]

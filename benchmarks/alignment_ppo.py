@@ -94,7 +94,8 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
     from gpt_model.tokenizer import Tokenizer
     from gpt_model.training.engine import Execution
     from gpt_model.training.loop import Hook, train
-    from gpt_model.training.optimizer import TrainingSettings, warmup_constant
+    from gpt_model.training.optimizer import TrainingSettings
+    from gpt_model.training.schedules import warmup_constant
 
     class Liking(RewardModel):
         def rewards(self, rows: PackedSequences) -> Tensor:

@@ -21,8 +21,8 @@ from assets.stages.experiments import DEPTH, VISIBLE_CONTEXT
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
+from gpt_model.experiments.depth import bootstrap_windows
 from gpt_model.experiments.document import Document, read_document
-from gpt_model.experiments.gpt1_figure2_left_depth import bootstrap_windows
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.engine import Execution
 from gpt_model.training.measure import held_out

@@ -12,7 +12,6 @@ import torch
 from rank import Said
 
 from assets.contract import Artifact, Built, Inputs
-from assets.execution.prompt_subset import prompt_subset
 from assets.report.instructed import epochs_table
 from assets.stages.alignment import FACTS, INSTRUCTED
 from gpt_model import convert
@@ -22,6 +21,7 @@ from gpt_model.rlhf import reward_model
 from gpt_model.rlhf.answers import ROWS, PlainText, encode_shortened, sample_answers
 from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.reward_model import RewardModel
+from gpt_model.rlhf.sft_selection import prompt_subset
 
 pytestmark = pytest.mark.slow
 

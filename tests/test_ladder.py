@@ -32,7 +32,7 @@ from assets.store.store import Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.experiments.document import FILE, read_document
-from gpt_model.scaling import PF_DAY, Law
+from gpt_model.scaling_laws import PF_DAY, Law
 from gpt_model.sizing import Rules, counted
 from pipelines.definitions import RecipeFile, build_defs
 

@@ -38,7 +38,7 @@ from assets.store.manifest import Facts
 from assets.store.store import Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
-from gpt_model.training.optimizer import BatchSchedule
+from gpt_model.training.schedules import BatchSchedule
 from pipelines.cli.plan import draw_plan, parameters_by_part, plan_of
 
 RECIPE = Recipe.model_validate(

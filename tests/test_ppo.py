@@ -32,7 +32,7 @@ from gpt_model.rlhf.rollouts import Limits, divergence
 from gpt_model.training.engine import Execution, start
 from gpt_model.training.loop import Hook, train
 from gpt_model.training.measure import held_out
-from gpt_model.training.optimizer import warmup_constant
+from gpt_model.training.schedules import warmup_constant
 from gpt_model.transformer import GPT
 
 VOCABULARY, END = 300, 7

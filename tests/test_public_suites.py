@@ -25,8 +25,8 @@ from gpt_model.evaluation import public, scoring
 from gpt_model.evaluation.adapters.registry import ADAPTERS, TaskContext
 from gpt_model.evaluation.detokenizers import DETOKENIZERS
 from gpt_model.evaluation.evaluate import _score_confident
+from gpt_model.evaluation.lambada_stop_words import STOP_WORDS
 from gpt_model.evaluation.metrics import confidence_interval
-from gpt_model.evaluation.stop_words import STOP_WORDS
 from gpt_model.evaluation.suites import Dataset, suite_tasks
 from gpt_model.evaluation.tasks import rows_of
 from gpt_model.progress import Silent

@@ -355,7 +355,7 @@ def test_what_is_only_remembered_of_the_papers_is_called_unverified() -> None:
     folder = SUITES.parent
     files = [
         *SUITES.glob("*.yaml"),
-        folder / "stop_words.py",
+        folder / "lambada_stop_words.py",
         folder / "detokenizers.py",
         DOCS / "evaluation.md",
         published.FOLDER / "gpt2.yaml",

@@ -20,7 +20,7 @@ from assets.recipe.alignment_section import RewardModelSection
 from assets.stages.alignment import JUDGE, REWARD_MODEL
 from gpt_model.errors import UserError
 from gpt_model.ops.varlen import PackedSequences
-from gpt_model.rlhf import pairwise, reward_model
+from gpt_model.rlhf import ranking_agreement, reward_model
 from gpt_model.rlhf.bag_of_words import BagOfWords
 from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.records import Ranking, Response, merge_rankings, read_comparisons
@@ -110,12 +110,12 @@ def test_rows_of_one_prompt_are_one_ranking_with_each_response_once_and_the_pair
     assert part.rows.lengths == tuple(
         map(len, encoded_texts.encoded[0].texts)
     ) and part.weights.sum() == pytest.approx(1)
-    apart = pairwise.accuracies(
+    apart = ranking_agreement.accuracies(
         [[[float(n % 2), 0.5] for n in range(16) for _ in range(8)]], [[(0, 1)]] * 128
     )[0][0]
-    joined = pairwise.accuracies([[[float(n % 2), 0.5] for n in range(16)]], [[(0, 1)] * 8] * 16)[
-        0
-    ][0]
+    joined = ranking_agreement.accuracies(
+        [[[float(n % 2), 0.5] for n in range(16)]], [[(0, 1)] * 8] * 16
+    )[0][0]
     assert joined.value == apart.value and joined.high - joined.low > 2 * (apart.high - apart.low)
 
 
@@ -404,16 +404,20 @@ def test_responses_without_a_word_have_no_baseline_and_it_is_said_why(
 
 
 def test_accuracy_counts_equal_numbers_half_and_calibration_is_right_where_odds_are() -> None:
-    (result,), _ = pairwise.accuracies([[[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]]], [[(0, 1)]] * 3)
+    (result,), _ = ranking_agreement.accuracies(
+        [[[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]]], [[(0, 1)]] * 3
+    )
     assert result.value == pytest.approx(0.5)
     draw = np.random.default_rng(0)
     gaps = draw.normal(0, 2, 4000)
     first_wins = draw.random(4000) < 1 / (1 + np.exp(-gaps))
     scores = [[gap, 0.0] for gap in gaps]
     pairs = [[(0, 1)] if won else [(1, 0)] for won in first_wins]
-    assert pairwise.calibration(scores, pairs)[1] < 0.02
-    assert pairwise.calibration([[3 * gap, 0.0] for gap in gaps], pairs)[1] > 0.1  # too sure
-    assert pairwise.log_loss([[0.0, 0.0]], [[(0, 1)]]) == pytest.approx(math.log(2))
+    assert ranking_agreement.calibration(scores, pairs)[1] < 0.02
+    assert (
+        ranking_agreement.calibration([[3 * gap, 0.0] for gap in gaps], pairs)[1] > 0.1
+    )  # too sure
+    assert ranking_agreement.log_loss([[0.0, 0.0]], [[(0, 1)]]) == pytest.approx(math.log(2))
 
 
 # --- the judge ---

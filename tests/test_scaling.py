@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_model.published import references
-from gpt_model.scaling import PF_DAY, Law, fit_compute, fit_terms, why_not_terms
+from gpt_model.scaling_laws import PF_DAY, Law, fit_compute, fit_terms, why_not_terms
 
 COMPUTES = np.geomspace(1e-9, 1e-7, 5)  # petaflop/s-days
 

@@ -25,7 +25,7 @@ from gpt_model.config import ModelConfig
 from gpt_model.data.sampler import Sampler
 from gpt_model.data.shards import TokenData
 from gpt_model.lstm import LSTM
-from gpt_model.training.optimizer import BatchSchedule
+from gpt_model.training.schedules import BatchSchedule
 from gpt_model.training.snapshots import snapshot_steps, snapshots
 from gpt_model.transformer import GPT
 

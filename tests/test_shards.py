@@ -14,7 +14,7 @@ from gpt_model.data.sampler import Sampler, _permuted, _random_numbers
 from gpt_model.data.shards import Shards, SourceTexts, TokenData, held_out_windows, write
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.tokenizer import END_OF_TEXT, ByteLevelTokenizer, Tokenizer
-from gpt_model.training.optimizer import BatchSchedule
+from gpt_model.training.schedules import BatchSchedule
 
 CONTEXT = 16
 WEIGHTS = {"plays": 0.5, "verses": 0.3, "pages": 0.2}

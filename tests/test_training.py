@@ -34,13 +34,8 @@ from gpt_model.training.checkpoint import verify
 from gpt_model.training.engine import Execution, choose_product_library
 from gpt_model.training.loop import Hook, train
 from gpt_model.training.measure import held_out, held_out_intervals, held_out_metrics
-from gpt_model.training.optimizer import (
-    BatchSchedule,
-    TrainingSettings,
-    by_step,
-    warmup_cosine,
-    warmup_linear,
-)
+from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.training.schedules import BatchSchedule, by_step, warmup_cosine, warmup_linear
 from gpt_model.transformer import GPT
 
 pytestmark = pytest.mark.slow

@@ -34,7 +34,8 @@ from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure
 from gpt_model.training.engine import Execution
 from gpt_model.training.loop import Hook
-from gpt_model.training.optimizer import BatchSchedule, TrainingSettings, warmup_constant
+from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.training.schedules import BatchSchedule, warmup_constant
 from gpt_model.training.tuning import evaluation_steps
 
 MEASURED = 256  # held-out prompts that the policies before and after answer

@@ -11,7 +11,7 @@ from assets.contract import SCRATCH, Config, Inputs, Metrics, Progress
 from assets.execution import rankings, tuning_io
 from assets.execution.training import execution_of
 from gpt_model.errors import UserError, about
-from gpt_model.rlhf import dpo, pairwise
+from gpt_model.rlhf import dpo, ranking_agreement
 from gpt_model.rlhf.dpo import LogProbabilities
 from gpt_model.rlhf.records import evenly
 from gpt_model.rlhf.reward_model import EncodedRanking
@@ -99,7 +99,7 @@ def _evaluation(
             return {}
         policy = dpo.ranking_log_probabilities(model, held_out, section["precision"])
         rewards = dpo.implicit_rewards(policy, reference, section["beta"])
-        by_ranking = pairwise.gaps(rewards, [ranking.pairs for ranking in held_out])
+        by_ranking = ranking_agreement.gaps(rewards, [ranking.pairs for ranking in held_out])
         gaps = [gap for ranking in by_ranking for gap in ranking]
         margin = {"held_out/margin": float(sum(gaps) / len(gaps))}
         return rankings.evaluation_metrics(rewards, held_out) | margin

@@ -15,9 +15,9 @@ from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import Unavailable
+from gpt_model.experiments.depth import Depths
 from gpt_model.experiments.document import read_document, write_document
 from gpt_model.experiments.finetuning_variants import Start, TaskScores, score_variants
-from gpt_model.experiments.gpt1_figure2_left_depth import Depths
 from gpt_model.experiments.gpt1_figure2_left_layers_transferred import LayersTransferred
 from gpt_model.experiments.gpt1_figure2_left_layers_transferred import variants as transfer_variants
 from gpt_model.experiments.gpt1_figure2_right_zero_shot_dynamics import (

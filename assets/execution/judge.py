@@ -10,7 +10,7 @@ from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution.tuning_io import write_rows
 from assets.stages.alignment import FACTS, TRAINED_ON
 from gpt_model.errors import UserError
-from gpt_model.rlhf import pairwise
+from gpt_model.rlhf import ranking_agreement
 from gpt_model.rlhf.bag_of_words import BagOfWords
 from gpt_model.rlhf.records import Ranking, read_comparisons
 
@@ -85,7 +85,7 @@ def _accuracy(judge: BagOfWords, held_out: Sequence[Ranking]) -> Metrics:
     if not held_out:
         return {}
     pairs = [ranking.pairs() for ranking in held_out]
-    (accuracy,), _ = pairwise.accuracies([judge.scores(held_out)], pairs)
+    (accuracy,), _ = ranking_agreement.accuracies([judge.scores(held_out)], pairs)
     return accuracy.as_metrics("accuracy")
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import judge as judge_stage
-from assets.execution.prompt_subset import PromptSubset, prompt_subset
 from assets.execution.rankings import EVALUATED
 from assets.execution.tuning_io import HELD_OUT_TOKENS
 from assets.stages import base_model
@@ -41,9 +40,10 @@ from gpt_model.rlhf.comparison import (
 )
 from gpt_model.rlhf.dialogue import Dialogue
 from gpt_model.rlhf.dpo import ranking_log_probabilities
-from gpt_model.rlhf.pairwise import accuracies
+from gpt_model.rlhf.ranking_agreement import accuracies
 from gpt_model.rlhf.records import Prompt, evenly, read_comparisons
 from gpt_model.rlhf.reward_model import encode_rankings
+from gpt_model.rlhf.sft_selection import PromptSubset, prompt_subset
 from gpt_model.statistics import ConfidenceInterval, Floats
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure

@@ -31,7 +31,8 @@ from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure, snapshots
 from gpt_model.training.engine import Execution, choose_product_library, start
 from gpt_model.training.loop import Hook, Outcome, train
-from gpt_model.training.optimizer import BatchSchedule, TrainingSettings, by_step, warmup_cosine
+from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.training.schedules import BatchSchedule, by_step, warmup_cosine
 from gpt_model.transformer import GPT, Decoder
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40

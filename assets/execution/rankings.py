@@ -11,9 +11,9 @@ from assets.contract import Artifact, Built, Metrics, Progress, Verdict
 from assets.execution.tuning_io import write_rows
 from assets.stages.alignment import BAG_OF_WORDS, HELD_OUT, NO_WORDS
 from gpt_model.errors import UserError
-from gpt_model.rlhf import pairwise
+from gpt_model.rlhf import ranking_agreement
 from gpt_model.rlhf.chat_template import ChatTemplate
-from gpt_model.rlhf.pairwise import Scores
+from gpt_model.rlhf.ranking_agreement import Scores
 from gpt_model.rlhf.records import read_comparisons
 from gpt_model.rlhf.reward_model import EncodedRanking, EncodedRankings, encode_rankings
 
@@ -57,10 +57,10 @@ def counts(splits: Mapping[str, EncodedRankings]) -> Metrics:
 def evaluation_metrics(scores: Scores, rankings: Sequence[EncodedRanking]) -> dict[str, float]:
     """Accuracy and log loss of a model during training."""
     pairs = [ranking.pairs for ranking in rankings]
-    (accuracy,), _ = pairwise.accuracies([scores], pairs)
+    (accuracy,), _ = ranking_agreement.accuracies([scores], pairs)
     return {
         "held_out/accuracy": accuracy.value,
-        "held_out/log_loss": pairwise.log_loss(scores, pairs),
+        "held_out/log_loss": ranking_agreement.log_loss(scores, pairs),
     }
 
 
@@ -80,15 +80,17 @@ def held_out_metrics(scores: Mapping[str, Scores], rankings: Sequence[EncodedRan
             if not source or ranking.source == source
         ]
         selected = [[by_ranking[index] for index in indices] for by_ranking in scores.values()]
-        estimates, gained = pairwise.accuracies(selected, [pairs[index] for index in indices])
+        estimates, gained = ranking_agreement.accuracies(
+            selected, [pairs[index] for index in indices]
+        )
         for model, estimate in zip(scores, estimates, strict=True):
             metrics |= estimate.as_metrics(_name(model, source, "accuracy"))
         if gained is not None and not source:
             metrics |= gained.as_metrics("gained")
         metrics[_name(source, "comparisons")] = sum(len(pairs[index]) for index in indices)
     model_scores = next(iter(scores.values()))
-    _, error = pairwise.calibration(model_scores, pairs)
-    metrics["log_loss"] = pairwise.log_loss(model_scores, pairs)
+    _, error = ranking_agreement.calibration(model_scores, pairs)
+    metrics["log_loss"] = ranking_agreement.log_loss(model_scores, pairs)
     metrics["calibration_error"] = error
     return metrics
 

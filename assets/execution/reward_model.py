@@ -17,7 +17,7 @@ from gpt_model.errors import UserError, about
 from gpt_model.rlhf import reward_model
 from gpt_model.rlhf.bag_of_words import BagOfWords
 from gpt_model.rlhf.chat_template import ChatTemplate
-from gpt_model.rlhf.pairwise import Scores
+from gpt_model.rlhf.ranking_agreement import Scores
 from gpt_model.rlhf.records import evenly, read_demonstrations
 from gpt_model.rlhf.reward_model import (
     EncodedRanking,

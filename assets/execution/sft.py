@@ -29,7 +29,7 @@ from gpt_model.rlhf.sft import SFTObjective, encode_dialogues, held_out_loss
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.engine import Execution, start
 from gpt_model.training.loop import Hook, Outcome
-from gpt_model.training.optimizer import BatchSchedule
+from gpt_model.training.schedules import BatchSchedule
 from gpt_model.training.tuning import (
     best_epoch,
     cosine_settings,

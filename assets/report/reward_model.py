@@ -12,7 +12,7 @@ from assets.report import plots
 from assets.report.plots import Panel
 from assets.report.tables import Table, markdown, metric, write_markdown
 from assets.stages.alignment import BAG_OF_WORDS, HELD_OUT, NO_WORDS
-from gpt_model.rlhf.pairwise import calibration
+from gpt_model.rlhf.ranking_agreement import calibration
 
 COMPARISONS = "/comparisons"  # how the count of a source's pairs ends
 

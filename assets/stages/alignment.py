@@ -186,7 +186,7 @@ EMPTY = 0.5  # share of empty answers from which on something is wrong
 INSTRUCTED = Stage(
     name="instructed",
     version="2",
-    run=deferred("assets.execution.instructed", "run"),
+    run=deferred("assets.execution.sft_selection", "run"),
     description="The supervised epoch whose answers to held-out prompts have the best mean reward.",
     kinds=("pytorch",),
     checks=(
@@ -195,13 +195,13 @@ INSTRUCTED = Stage(
             "best_is_kept",
             True,
             "model/ is the epoch with the best mean reward.",
-            deferred("assets.execution.instructed", "best_is_kept"),
+            deferred("assets.execution.sft_selection", "best_is_kept"),
         ),
         Check(
             "answers_say_something",
             False,
             f"Fewer than {EMPTY:.0%} of the answers are empty.",
-            deferred("assets.execution.instructed", "answers_say_something"),
+            deferred("assets.execution.sft_selection", "answers_say_something"),
         ),
     ),
     show=deferred("assets.report.instructed", "show"),

@@ -21,7 +21,7 @@ from assets.recipe.profile import Profile
 from assets.recipe.recipe import whole_sequences
 from gpt_model.errors import UserError
 from gpt_model.training.batching import TRAINING_TOKENS
-from gpt_model.training.optimizer import BatchSchedule
+from gpt_model.training.schedules import BatchSchedule
 
 EXECUTION = "assets.execution.pretraining"
 

@@ -23,8 +23,8 @@ from gpt_model.evaluation import held_out_text, public, synthetic
 from gpt_model.evaluation.adapters.registry import ADAPTERS, Row, TaskContext
 from gpt_model.evaluation.contamination import Examples
 from gpt_model.evaluation.few_shot import FewShot, Rendered, Renderer
+from gpt_model.evaluation.lambada_stop_words import stop_word_tokens
 from gpt_model.evaluation.results import Demonstrations
-from gpt_model.evaluation.stop_words import stop_word_tokens
 from gpt_model.evaluation.suites import (
     Arithmetic,
     Cloze,

@@ -1,7 +1,7 @@
 """GPT-3, figure 3.1, on one's own models: held-out loss against compute, and what a ladder of small
 models predicts of its largest. Parameters and data apart are Hoffmann et al.'s (2022).
 
-The laws are `gpt_model/scaling.py`'s. A prediction is made from the smaller models alone.
+The laws are `gpt_model/scaling_laws.py`'s. A prediction is made from the smaller models alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gpt_model.config import PUBLISHED, ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.io import rounded
 from gpt_model.published import references
-from gpt_model.scaling import PF_DAY, Law, Terms, fit_compute, fit_terms, why_not_terms
+from gpt_model.scaling_laws import PF_DAY, Law, Terms, fit_compute, fit_terms, why_not_terms
 from gpt_model.sizing import Rules, counted
 
 CURVE_POINTS = 25  # that a law is drawn by

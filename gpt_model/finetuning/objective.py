@@ -30,7 +30,8 @@ from gpt_model.ops.cross_entropy import linear_cross_entropy
 from gpt_model.progress import Progress
 from gpt_model.training.engine import Execution
 from gpt_model.training.loop import Hook, train
-from gpt_model.training.optimizer import TrainingSettings, warmup_linear
+from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.training.schedules import warmup_linear
 from gpt_model.training.tuning import BestEpoch, best_epoch, epoch_ends, load_best
 from gpt_model.transformer import IGNORED
 

@@ -2,10 +2,11 @@
 them. No [time, time] buffer is ever made.
 
 These are GPT-3's "locally banded" layers (Brown et al. 2020, section 2.1, after Child et al. 2019);
-the band is GPT-Neo's `window_size`. Queries are taken in blocks, and a block is multiplied with
-only the keys that its queries attend to, so time and memory grow linearly with the context. On a
-CPU `cpu_attention` computes the blocks and their gradient; elsewhere, and with dropout, they are
-one call of torch's attention. A decoding step with a cache is one query: `gpt_model.kv_cache`.
+the band is GPT-Neo's `window_size`, and `ModelConfig.band_of` says which layers have one. Queries
+are taken in blocks, and a block is multiplied with only the keys that its queries attend to, so
+time and memory grow linearly with the context. On a CPU `cpu_attention` computes the blocks and
+their gradient; elsewhere, and with dropout, they are one call of torch's attention. A decoding step
+with a cache is one query: `gpt_model.kv_cache`.
 """
 
 from __future__ import annotations

@@ -1,3 +1,8 @@
-"""InstructGPT's three steps (Ouyang et al. 2022): demonstrations, reward model, PPO-ptx; and DPO
-beside the last. No Dagster, no MLflow.
+"""InstructGPT's three steps (Ouyang et al. 2022) and DPO. No Dagster, no MLflow.
+
+sft.py, sft_selection.py        demonstrations, and the epoch that the reward model prefers
+reward_model.py                 the reward model and its loss over pairs
+rollouts.py, advantages.py, ppo.py   PPO-ptx
+dpo.py                          direct preference optimisation
+comparison.py                   win rates, drift and KL of the models side by side
 """

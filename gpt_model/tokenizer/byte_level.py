@@ -1,8 +1,8 @@
 """Style gpt2: byte-level BPE, the tokenizer of GPT-2 and GPT-3.
 
 * Text becomes bytes, each byte one of 256 printable characters, and merges join them inside GPT-2's
-  pre-tokens (Radford et al. 2019, section 2.2): whatever is encoded decodes to itself, and no token
-  is unknown. So normalised text is the text.
+  pre-tokens, so never across character categories (Radford et al. 2019, section 2.2): whatever is
+  encoded decodes to itself, and no token is unknown. So normalised text is the text.
 * Ids in GPT-2's order: the 256 bytes, the merges in the order they were made, `<|endoftext|>` last.
 * Text is text: a document that spells out `<|endoftext|>` gets the ids of those thirteen
   characters, unless `allow_special` asks otherwise. (`transformers` does ask otherwise, for GPT-2's

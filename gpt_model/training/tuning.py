@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gpt_model.io import write_json
-from gpt_model.training.optimizer import TrainingSettings, warmup_cosine_by_step
+from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.training.schedules import warmup_cosine_by_step
 from gpt_model.training.snapshots import save_model
 from gpt_model.transformer import Decoder
 

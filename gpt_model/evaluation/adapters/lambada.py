@@ -1,5 +1,5 @@
 """LAMBADA (Paperno et al. 2016) as GPT-2 and lm_eval's lambada_openai read it: raw text, the last
-word apart.
+word apart. The stop-word filter is `gpt_model.evaluation.lambada_stop_words`.
 """
 
 from __future__ import annotations

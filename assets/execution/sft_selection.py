@@ -6,13 +6,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import tuning_io
-from assets.execution.prompt_subset import prompt_subset
 from assets.stages.alignment import EMPTY
 from assets.stages.base_model import require
 from gpt_model import convert
@@ -21,44 +18,12 @@ from gpt_model.rlhf import reward_model
 from gpt_model.rlhf.answers import Answer, sample_answers
 from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.records import Prompt
-from gpt_model.statistics import mean_interval
+from gpt_model.rlhf.sft_selection import Epoch, prompt_subset
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.tuning import EPOCHS, best_epoch, epoch_folder
 
 ANSWERS = "answers.jsonl"
 SAMPLES = 3  # answers of each epoch that are shown
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """The answers of one epoch's model, and their rewards."""
-
-    number: int  # from 1
-    rewards: list[float]
-    answers: list[Answer]
-    held_out_loss: float | None  # of supervised fine-tuning, after that epoch
-
-    @property
-    def reward(self) -> float:
-        return sum(self.rewards) / len(self.rewards)
-
-    def metrics(self) -> dict[str, Any]:
-        low = high = self.reward
-        if len(self.rewards) > 1:
-            interval = mean_interval(self.rewards)
-            low, high = interval.low, interval.high
-        metrics = {
-            "reward": self.reward,
-            "reward_low": low,
-            "reward_high": high,
-            "ended": sum(answer.ended for answer in self.answers) / len(self.answers),
-            "length": sum(len(answer.tokens) for answer in self.answers) / len(self.answers),
-            "empty": sum(answer.empty for answer in self.answers),
-            "prompts_cut": sum(answer.prompt_cut for answer in self.answers),
-        }
-        if self.held_out_loss is not None:
-            metrics["held_out_loss"] = self.held_out_loss
-        return metrics
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
