@@ -4,7 +4,9 @@ others.
 
 from __future__ import annotations
 
+import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,23 @@ def test_the_tree_of_the_architecture_page_is_the_repositorys(floor: str) -> Non
     modules = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
     packages = {f"{path.name}/" for path in folder.iterdir() if any(path.rglob("*.py"))}
     assert documented_rooms()[floor] == modules | packages
+
+
+def module_constants(path: Path) -> list[str]:
+    names = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for target in node.targets if isinstance(node, ast.Assign) else []:
+            names += [name.id for name in ast.walk(target) if isinstance(name, ast.Name)]
+    return names
+
+
+def test_no_module_defines_a_constant_twice() -> None:
+    """Linters and mypy accept the second definition, which silently replaces the first."""
+    twice = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for floor in FLOORS
+        for path in (ROOT / floor).rglob("*.py")
+        for name, count in Counter(module_constants(path)).items()
+        if count > 1
+    }
+    assert twice == set()

@@ -13,7 +13,7 @@ from rank import Said
 
 from assets.contract import Artifact, Built, Inputs
 from assets.report.instructed import epochs_table
-from assets.stages.alignment import FACTS, INSTRUCTED
+from assets.stages.alignment import INSTRUCTED, TRAINING_FILE
 from gpt_model import convert
 from gpt_model.errors import UserError
 from gpt_model.log_probabilities import continuation_log_probabilities
@@ -192,7 +192,7 @@ def test_the_epoch_with_the_best_mean_reward_is_kept_whatever_its_loss(
 def test_reward_and_validation_loss_are_shown_side_by_side(chosen: Built, tmp_path: Path) -> None:
     INSTRUCTED.show(chosen, tmp_path)
     assert (tmp_path / "epochs.png").is_file()
-    facts = json.loads((chosen.output / FACTS).read_text())
+    facts = json.loads((chosen.output / TRAINING_FILE).read_text())
     table = epochs_table(facts).frame
     assert 2.5 in list(table["held-out loss"])
     assert [name for name in table["epoch"] if "(kept)" in name] == [
@@ -228,7 +228,7 @@ def test_the_epoch_is_chosen_on_prompts_that_models_are_not_compared_on(
         json.loads(line)["id"] for line in (output / "answers.jsonl").read_text().splitlines()[:12]
     ]
     assert answered == [prompt.id for prompt in sampled.choosing]
-    assert json.loads((output / FACTS).read_text())["apart"] and metrics["prompts"] == 12
+    assert json.loads((output / TRAINING_FILE).read_text())["apart"] and metrics["prompts"] == 12
 
 
 def test_where_too_few_others_are_left_the_same_prompts_choose(
@@ -236,7 +236,7 @@ def test_where_too_few_others_are_left_the_same_prompts_choose(
 ) -> None:
     sampled = prompt_subset(inputs["prompts"].path, CONFIG["instructed"])
     assert not sampled.apart and sampled.choosing == sampled.compared and sampled.left == 8
-    facts = json.loads((chosen.output / FACTS).read_text())
+    facts = json.loads((chosen.output / TRAINING_FILE).read_text())
     assert (facts["apart"], facts["left"]) == (False, 8)
 
 

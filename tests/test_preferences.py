@@ -21,7 +21,7 @@ from assets.contract import Artifact, Built, Metrics, Verdict
 from assets.execution import preferences
 from assets.report import preferences as report
 from assets.stages import base_model
-from assets.stages.alignment import FACTS, PREFERENCES, TRAINED_ON
+from assets.stages.alignment import JUDGE_FILE, PREFERENCES, TRAINED_ON
 from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
@@ -281,7 +281,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
             for row, ranking in enumerate(judged)
         )
     )
-    (folder / "judge" / FACTS).write_text("{}")
+    (folder / "judge" / JUDGE_FILE).write_text("{}")
     (folder / "prompts").mkdir()
     records.write(
         [Prompt("rated", str(number), _prompt(number)) for number in range(1, 61)],
@@ -523,7 +523,7 @@ def test_without_a_judge_the_reward_model_alone_is_shown_and_nothing_independent
     built: Built, tmp_path: Path
 ) -> None:
     (tmp_path / "judge").mkdir()
-    (tmp_path / "judge" / FACTS).write_text(
+    (tmp_path / "judge" / JUDGE_FILE).write_text(
         json.dumps({"not_run": "comparisons keep no part for a judge"})
     )
     inputs = {**built.inputs, "judge": replace(built.inputs["judge"], path=tmp_path / "judge")}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution.tuning_io import write_rows
-from assets.stages.alignment import FACTS, TRAINED_ON
+from assets.stages.alignment import JUDGE_FILE, TRAINED_ON
 from gpt_model.errors import UserError
 from gpt_model.rlhf import ranking_agreement
 from gpt_model.rlhf.bag_of_words import BagOfWords
@@ -60,20 +60,22 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
             "theirs is in training or held_out too."
         )
     document = json.dumps(metrics, indent=2, sort_keys=True)
-    (output / FACTS).write_text(document + "\n", encoding="utf-8")
+    (output / JUDGE_FILE).write_text(document + "\n", encoding="utf-8")
     return metrics
 
 
 def not_run(folder: Path) -> str | None:
     """Why an artifact has no judge, if it has none."""
-    reason: str | None = json.loads((folder / FACTS).read_text(encoding="utf-8")).get("not_run")
+    reason: str | None = json.loads((folder / JUDGE_FILE).read_text(encoding="utf-8")).get(
+        "not_run"
+    )
     return reason
 
 
 def _not_run(output: Path, progress: Progress, reason: str) -> Metrics:
     progress.log(f"No judge: {reason}.")
     document = json.dumps({"not_run": reason}, ensure_ascii=False)
-    (output / FACTS).write_text(document + "\n", encoding="utf-8")
+    (output / JUDGE_FILE).write_text(document + "\n", encoding="utf-8")
     return {"not_run": 1.0}
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from assets.contract import SCRATCH, Artifact, Built, Progress, Verdict
 from assets.stages import base_model
-from assets.stages.alignment import FACTS
+from assets.stages.alignment import TRAINING_FILE
 from gpt_model import convert
 from gpt_model.errors import UserError
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
@@ -113,12 +113,12 @@ def write_facts(output: Path, model: GPT, facts: Mapping[str, Any]) -> None:
     """The model's shape, and training.json: what is the same on every run."""
     base_model.write_shape(model.config, output)
     document = json.dumps(facts, indent=2, sort_keys=True)
-    (output / FACTS).write_text(document + "\n", encoding="utf-8")
+    (output / TRAINING_FILE).write_text(document + "\n", encoding="utf-8")
 
 
 def facts_of(artifact: Artifact) -> dict[str, Any]:
     """Its training.json."""
-    facts: dict[str, Any] = json.loads((artifact.path / FACTS).read_text(encoding="utf-8"))
+    facts: dict[str, Any] = json.loads((artifact.path / TRAINING_FILE).read_text(encoding="utf-8"))
     return facts
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from assets.contract import Built
 from assets.report.plots import Panel, curves
 from assets.report.tables import Table, interval, last_texts, write_markdown
-from assets.stages.alignment import FACTS
+from assets.stages.alignment import TRAINING_FILE
 
 # label -> series
 REWARDS = {"mean": "reward", "interval, low": "reward_low", "interval, high": "reward_high"}
@@ -28,7 +28,7 @@ def show(built: Built, folder: Path) -> None:
             Panel("loss on held-out demonstrations", "epoch", losses),
         ],
     )
-    facts = json.loads((built.output / FACTS).read_text(encoding="utf-8"))
+    facts = json.loads((built.output / TRAINING_FILE).read_text(encoding="utf-8"))
     write_markdown(folder / "epochs.md", epochs_table(facts))
     if built.texts:
         heading = "Answers of the last epoch to held-out prompts."

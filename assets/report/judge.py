@@ -10,7 +10,7 @@ from pathlib import Path
 
 from assets.contract import Built
 from assets.report.tables import metric, write_markdown
-from assets.stages.alignment import FACTS
+from assets.stages.alignment import JUDGE_FILE
 from gpt_model.rlhf.bag_of_words import BagOfWords
 
 SHOWN_WORDS = 12
@@ -19,7 +19,7 @@ SHOWN_WORDS = 12
 def show(built: Built, folder: Path) -> None:
     """figures.md."""
     path, m = folder / "figures.md", built.metrics
-    facts = json.loads((built.output / FACTS).read_text(encoding="utf-8"))
+    facts = json.loads((built.output / JUDGE_FILE).read_text(encoding="utf-8"))
     if "not_run" in facts:
         write_markdown(path, f"There is no judge here: {facts['not_run']}.")
         return

@@ -12,7 +12,7 @@ from __future__ import annotations
 from assets.contract import Check, Stage, deferred
 
 # What every stage that tunes a model writes and checks.
-FACTS = "training.json"
+TRAINING_FILE = "training.json"
 
 LOSS_IS_FINITE = Check(
     "loss_is_finite",
@@ -148,7 +148,7 @@ REWARD_MODEL = Stage(
 #     bag_of_words.json   the judge (`gpt_model.rlhf.bag_of_words`)
 #     learnt.jsonl        the rankings of judge.jsonl it was trained on: {"row", "source", "id"}
 #     judge.json          metrics; or {"not_run": why} alone, where there is no judge
-FACTS, TRAINED_ON = "judge.json", "learnt.jsonl"
+JUDGE_FILE, TRAINED_ON = "judge.json", "learnt.jsonl"
 
 JUDGE = Stage(
     name="judge",
