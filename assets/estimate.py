@@ -180,14 +180,17 @@ def _earlier_builds(
 ) -> Iterable[tuple[float, float]]:
     """(amount with the start, seconds) of the builds of `stage` on the same profile.
 
-    A resumed build is left out: only its last attempt was timed.
+    Left out are a resumed build, of which only the last attempt was timed, and one that was not
+    run.
     """
     execution = _execution(profile.model_dump(mode="json"))
     for artifact in artifacts:
         record = artifact.manifest["provenance"]
         work = record.get("forecast", {}).get("work", {})
         same_work = (artifact.stage, work.get("unit")) == (stage, unit) and "with_start" in work
-        if same_work and record.get("attempts") == 1 and _execution(record["profile"]) == execution:
+        timed = record.get("attempts") == 1 and record.get("stage_seconds", 0.0) > 0
+        ran = "not_run" not in artifact.metrics and work.get("with_start")
+        if same_work and timed and ran and _execution(record["profile"]) == execution:
             yield work["with_start"], record["stage_seconds"]
 
 

@@ -90,7 +90,8 @@ def _build(context: dg.AssetExecutionContext, node: Node, base: Path, lineage: L
     with dg.open_pipes_session(
         context=context, context_injector=injector, message_reader=reader
     ) as session:
-        store = lineage.store()
+        store, tracking = lineage.store(), lineage.tracking()
+        tracking.serve(context.run.run_id, context.log.info)  # also where the build is refused
         request = Request(
             node,
             gather_inputs(store, node),
@@ -100,7 +101,7 @@ def _build(context: dg.AssetExecutionContext, node: Node, base: Path, lineage: L
             environment=session.get_bootstrap_env_vars(),
             say=context.log.info,
         )
-        return build(with_estimate(request, store), store, lineage.launcher(), lineage.tracking())
+        return build(with_estimate(request, store), store, lineage.launcher(), tracking)
 
 
 def _check_spec(check: Check, node: Node) -> dg.AssetCheckSpec:

@@ -1,9 +1,9 @@
 """What runs inside a launched process: one rank of one stage. `python -m assets.worker BUILDING`.
 
-It reads BUILDING/job.json, runs the stage, and on rank 0 makes its checks and pictures and leaves
-result.json. What it has to say goes to the journal on disk (delivered by the orchestrator, see
-`resources/journal.py`) and, live, through Dagster Pipes. It imports neither MLflow nor Dagster
-itself; torch only if the stage does.
+It reads BUILDING/job.json, runs the stage, and on rank 0 judges the checks, draws the pictures and
+writes result.json. It reports to the event log on disk, which the orchestrator delivers
+(`tracking/`), and live through Dagster Pipes. It imports neither MLflow nor Dagster itself; torch
+only if the stage does.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ LOG_EVERY_SECONDS = 5.0  # metrics in the Dagster run's log; the event log has e
 
 
 class LoggedProgress:
-    """`Progress` into the journal, and what a person would follow into the Dagster run's log."""
+    """`Progress` into the event log, and what a person follows into the Dagster run's log."""
 
     def __init__(
         self,
-        spool: EventWriter | None,
+        events: EventWriter | None,
         pipes: PipesContext | None,
         rank: int,
         world_size: int,
         profile: Profile,
     ) -> None:
         self.rank, self.world_size, self.profile = rank, world_size, profile
-        self._spool, self._pipes = spool, pipes
+        self._events, self._pipes = events, pipes
         # names of metrics -> when the run's log had them last
         self._logged: dict[frozenset[str], float] = {}
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        if self._spool is None:
+        if self._events is None:
             return
-        self._spool.metrics(step, values)
+        self._events.metrics(step, values)
         # An evaluation among the steps has other names, and so a clock of its own.
         now, names = time.monotonic(), frozenset(values)
         if self._pipes and now - self._logged.get(names, float("-inf")) >= LOG_EVERY_SECONDS:
@@ -65,20 +65,20 @@ class LoggedProgress:
             )
 
     def text(self, step: int, name: str, text: str) -> None:
-        if self._spool is not None:
-            self._spool.text(step, name, text)
+        if self._events is not None:
+            self._events.text(step, name, text)
             if self._pipes:
                 self._pipes.log.info(f"step {step}, {name}: {text}")
 
     def log(self, message: str) -> None:
-        if self._spool is not None:
-            self._spool.log(message)
+        if self._events is not None:
+            self._events.log(message)
             if self._pipes:
                 self._pipes.log.info(message)
 
     def advance(self, done: float, total: float, unit: str) -> None:
-        if self._spool is not None:
-            self._spool.advance(done, total, unit)
+        if self._events is not None:
+            self._events.advance(done, total, unit)
 
 
 def run_job(building: Building, store: Store, rank: int, world_size: int) -> None:
@@ -95,8 +95,8 @@ def run_job(building: Building, store: Store, rank: int, world_size: int) -> Non
     with ExitStack() as stack:
         in_dagster = "DAGSTER_PIPES_CONTEXT" in os.environ
         pipes = stack.enter_context(open_dagster_pipes()) if in_dagster else None
-        spool = stack.enter_context(closing(EventWriter(building.events, {"pid": os.getpid()})))
-        progress = LoggedProgress(spool, pipes, rank, world_size, profile)
+        writer = stack.enter_context(closing(EventWriter(building.events, {"pid": os.getpid()})))
+        progress = LoggedProgress(writer, pipes, rank, world_size, profile)
         started = time.monotonic()
         try:
             metrics = stage.run(job["config"], inputs, building.files, progress)
@@ -107,7 +107,7 @@ def run_job(building: Building, store: Store, rank: int, world_size: int) -> Non
         stage_seconds = time.monotonic() - started
         shutil.rmtree(building.show, ignore_errors=True)
         building.show.mkdir()
-        if unavailable:
+        if unavailable is not None:
             sentence = f"Not run here: {unavailable}."
             verdicts = {check.name: Verdict(True, sentence) for check in stage.checks}
             (building.show / "not_run.md").write_text(sentence + "\n", encoding="utf-8")
@@ -167,11 +167,11 @@ def main() -> int:
         run_job(building, Store(folder.parent.parent), rank, world_size)
     except Exception as error:
         traceback.print_exc()
-        return _leave_word(building, rank, error)
+        return _write_failure(building, rank, error)
     return 0
 
 
-def _leave_word(building: Building, rank: int, error: Exception) -> int:
+def _write_failure(building: Building, rank: int, error: Exception) -> int:
     """failure.json, for whoever waits. Returns the exit status, which alone says it where the disk
     is too full for even that.
     """

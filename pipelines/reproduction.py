@@ -19,7 +19,7 @@ from assets.contract import Artifact, Inputs
 from assets.launch.launcher import LocalLauncher
 from assets.node import Node
 from assets.recipe.profile import Profile
-from assets.stages import stage_named
+from assets.stages import STAGES, stage_named
 from assets.store.provenance import git_state
 from assets.store.store import SHORT, Building, Store
 from assets.tracking.outbox import Say
@@ -70,8 +70,16 @@ def reproduced(store: Store, original: Artifact, console: Console) -> list[str]:
 
 
 def _node(original: Artifact) -> Node:
-    """The artifact as a node of its own. Raises UserError where the stage has another version."""
+    """The artifact as a node of its own. Raises UserError where the stage has another version, or
+    is not in this code.
+    """
     record = original.manifest["provenance"]
+    if original.stage not in STAGES:
+        raise UserError(
+            f"{record['asset']} {original.fingerprint[:SHORT]} was built by the stage "
+            f"{original.stage!r}, which this code does not have. Check out commit "
+            f"{record['git']['commit'] or '(not recorded)'} to reproduce it."
+        )
     stage = stage_named(original.stage)
     version = original.manifest["version"]
     if stage.version != version:

@@ -177,3 +177,10 @@ def extending(folder: Path, sections: str, parent: str = "tiny") -> Path:
     path = folder / "mine.yaml"
     path.write_text(f"extends: {parent}\nname: mine\n{sections}\n")
     return path
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their length: compressed ones may hold the time, and then the workers of
+    pytest-xdist would collect different tests.
+    """
+    return f"{argname}: {len(val)} bytes" if isinstance(val, bytes) else None

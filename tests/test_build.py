@@ -25,7 +25,7 @@ from assets.store.manifest import Facts
 from assets.store.provenance import provenance
 from assets.store.store import Building, Recorded, Store
 from assets.tracking.tracking import Tracking
-from assets.worker import _leave_word
+from assets.worker import _write_failure
 from gpt_model.errors import UserError
 
 
@@ -80,7 +80,7 @@ def test_input_whose_blocking_check_failed_in_an_earlier_run_is_refused(
 def test_a_disk_too_full_for_a_word_is_still_said(tmp_path: Path) -> None:
     """The worker that cannot leave failure.json leaves an exit status."""
     building = Building(tmp_path / "no such folder", "ab" * 32)
-    code = _leave_word(building, 0, OSError(errno.ENOSPC, "No space left on device"))
+    code = _write_failure(building, 0, OSError(errno.ENOSPC, "No space left on device"))
     assert code == errno.ENOSPC
     failure = _failure(building, Exit(code, 0, 0, building.log))
     assert (

@@ -322,7 +322,7 @@ class Delivery:
         self._save()
 
     def _results(self, run_id: str) -> None:
-        """The final figures, what they cost, and what had been foretold; at the last step, so that
+        """The final metrics, their cost and the estimate; at the last step, so that
         they are each metric's latest.
         """
         assert self.manifest is not None

@@ -109,9 +109,9 @@ class Located(Strict):
                     f"leave {name} out"
                 )
         for name, needed in self.NEEDS.items():
-            if name == "hub" and self.location_is_folder():
-                continue  # tied to its files' bytes
             for field in needed if self._is_given(name) else ():
+                if field == "revision" and self.location_is_folder():
+                    continue  # tied to its files' bytes
                 if not getattr(self, field):
                     raise ValueError(
                         f"{field} is missing: a source with {name} needs it"

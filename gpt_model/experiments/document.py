@@ -42,6 +42,8 @@ class Series(Strict):
 
     @model_validator(mode="after")
     def _every_point_has_its_interval(self) -> Self:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("an interval has two ends: give both `low` and `high`, or neither")
         for x, y, low, high in self.points():
             if not low <= y <= high:
                 raise ValueError(
