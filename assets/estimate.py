@@ -7,7 +7,7 @@ so that the scorecard can set estimated beside actual. Nothing here runs a stage
 * Seconds are work at the median rate of earlier builds of the same stage on the same profile. Where
   the store has none, they are work at a default rate, and the basis says so.
 * Memory by ZeRO stage is Rajbhandari et al. 2020 and Korthikanti et al. 2022.
-* Loss is the law that a scaling ladder of the same text fitted (`gpt_model.scaling_laws`), else absent.
+* Loss is the law that a scaling ladder of the same text fitted, else absent.
 
 An interval is given only where it was measured: by several earlier builds, or by a ladder. Sizes of
 data sets on the hub are those of their cards.

@@ -23,10 +23,8 @@ class Node:
     name: str  # "finetuned/sentiment"
     stage: Stage
     section: Callable[[Path], Config]
-    needs: tuple[
-        str, ...
-        # what its stage calls its inputs: each the asset of that name, or the one that `roles` says
-    ] = ()
+    # The names that its stage has for its inputs: each the asset of that name, or that of its role.
+    needs: tuple[str, ...] = ()
     roles: tuple[tuple[str, str], ...] = ()
     after: tuple[str, ...] = ()  # assets built before it, though nothing of them is its input
     description: str = ""

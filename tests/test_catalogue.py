@@ -250,6 +250,7 @@ def test_every_set_has_its_row_in_the_papers_tables() -> None:
             {"hub": "b/c", "splits": {"training": "train", "test": "test"}},
             "revision is missing: a source with hub needs it",
         ),
+        ({"hub": "./copy"}, "splits is missing: a source with hub needs it"),
         (
             {"file": "a.csv", "subset": "c"},
             "subset goes with hub, and this source has file: leave subset out",

@@ -75,6 +75,7 @@ def changed(*path: str | int, to: Any) -> dict[str, Any]:
         (changed("plots", 0, "colour", to="red"), "plots.0.colour"),
         (changed("tables", 0, "rows", 1, to=[1]), "tables.0"),
         (changed("summary", to=[]), "summary"),
+        (changed("plots", 0, "series", 0, "low", to=None), "an interval has two ends"),
     ],
 )
 def test_a_document_that_is_wrong_is_refused_where_it_is_wrong(

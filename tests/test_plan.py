@@ -103,7 +103,12 @@ def estimated(
 
 
 def published(
-    store: Store, tokens: int, seconds: float, profile: Profile = CPU, attempts: int = 1
+    store: Store,
+    tokens: int,
+    seconds: float,
+    profile: Profile = CPU,
+    attempts: int = 1,
+    metrics: Metrics | None = None,
 ) -> None:
     """Publish a pre-trained model as a build that took `seconds` would have."""
     node, section = pretrained_node(), config(tokens)
@@ -117,7 +122,7 @@ def published(
     fingerprint = store.fingerprint(node.stage.name, node.stage.version, identity, {})
     building = store.building(fingerprint)
     (building.files / "weights").write_bytes(b"0")
-    store.publish(building, Facts("pretrained", "1", section, {}, {}, provenance), {})
+    store.publish(building, Facts("pretrained", "1", section, {}, metrics or {}, provenance), {})
 
 
 def test_plan_counts_what_the_model_has(store: Store, base: Path) -> None:
@@ -245,6 +250,15 @@ def test_resumed_build_tells_nothing_of_seconds(store: Store) -> None:
     """Only its last attempt was timed."""
     before = estimated(store, config())
     published(store, 20_480, 0.01, attempts=2)
+    assert estimated(store, config()) == before
+
+
+@pytest.mark.parametrize(("seconds", "metrics"), [(0.0, {}), (0.01, {"not_run": 1.0})])
+def test_build_that_ran_nothing_tells_nothing_of_seconds(
+    store: Store, seconds: float, metrics: Metrics
+) -> None:
+    before = estimated(store, config())
+    published(store, 20_480, seconds, metrics=metrics)
     assert estimated(store, config()) == before
 
 

@@ -50,10 +50,12 @@ def killed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     moments = random.Random(seed)
     ranks = Ranks(inputs, [one_run(output, precision="bfloat16")])
     ranks.kill_at(output, moments.randrange(EACH + 1, EACH * BATCHES // 2) * 8)
-    leave_a_damaged_checkpoint(output / ".scratch" / "checkpoints")
+    leave_a_damaged_checkpoint(output / ".scratch" / "ppo-2" / "checkpoints")
     ranks.start()
     kill_in_mid_rollout(
-        ranks, output / ".scratch" / "rollouts", moments.randrange(BATCHES // 2 + 1, BATCHES - 2)
+        ranks,
+        output / ".scratch" / "ppo-2" / "rollouts",
+        moments.randrange(BATCHES // 2 + 1, BATCHES - 2),
     )
     ranks.start()
     ranks.wait()

@@ -15,7 +15,6 @@ import torch.distributed
 from assets.contract import SCRATCH, Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import tuning_io
 from assets.execution.training import execution_of
-from assets.report.human_data import hidden, shortened
 from assets.stages.alignment import WIDEST_RISE
 from assets.stages.base_model import require
 from gpt_model import convert
@@ -27,7 +26,7 @@ from gpt_model.rlhf import ema, reward_model
 from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.episodes import Episodes, RolloutModels, SamplingParams, sample_in_chunks
 from gpt_model.rlhf.ppo import ActorCritic, LossConfig, PPOObjective
-from gpt_model.rlhf.records import evenly, read_prompts
+from gpt_model.rlhf.records import evenly, excerpt, read_prompts, unlicensed_sources
 from gpt_model.rlhf.rollouts import CHUNK, Limits, RolloutConfig, Rollouts, divergence
 from gpt_model.statistics import mean_interval
 from gpt_model.tokenizer import Tokenizer
@@ -42,12 +41,15 @@ MEASURED = 256  # held-out prompts that the policies before and after answer
 SAMPLES = 4  # held-out prompts whose answers are shown on the way
 TIMINGS = ("seconds_in_steps", "checkpoint_stall_seconds", "peak_memory_bytes")
 
+# Raised when tensors in scratch are renamed: an unfinished build of an earlier commit starts anew.
+SCRATCH_FORMAT = "ppo-2"
+
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Train, answering held-out prompts on the way; resumes from output/.scratch, in the middle of
     a rollout too. Every rank runs it, rank 0 writes.
     """
-    section, scratch = config["ppo"], output / SCRATCH
+    section, scratch = config["ppo"], output / SCRATCH / SCRATCH_FORMAT
     folder = require(inputs, "policy_init").path / "model"
     tokenizer, start = Tokenizer.load(folder), convert.load(folder)
     scorer = reward_model.load(inputs["reward_model"].path)
@@ -209,7 +211,7 @@ class EncodedPrompts:
         """Raises UserError where no prompt of a split can be answered within the context."""
         # One token for the end-of-text that the reward model reads after a cut answer.
         room = context - sampling.max_new_tokens - 1
-        unlicensed = hidden(artifact.path)
+        unlicensed = unlicensed_sources(artifact.path)
         fitting: dict[str, list[tuple[list[int], bool]]] = {}
         too_long = {}
         for split in ("training", "held_out"):
@@ -279,7 +281,7 @@ def _sampler(
         for number, ((tokens, licensed), answer) in enumerate(
             zip(prompts, answers, strict=True), start=1
         ):
-            text = decode(tokens) if licensed else shortened(decode(tokens))
+            text = decode(tokens) if licensed else excerpt(decode(tokens))
             progress.text(step, f"prompt {number}", f"[{text}]{decode(answer)}")
         return {}
 

@@ -16,7 +16,6 @@ from transformers import AutoTokenizer
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import tuning_io
 from assets.execution.training import execution_of
-from assets.report.human_data import hidden, shortened
 from gpt_model import convert
 from gpt_model.data.sampler import Sampler
 from gpt_model.data.shards import TokenData
@@ -24,7 +23,13 @@ from gpt_model.errors import UserError, about, about_all_of
 from gpt_model.rlhf.answers import sample_answers
 from gpt_model.rlhf.chat_template import ChatTemplate, EncodedDialogue
 from gpt_model.rlhf.dialogue import Dialogue, messages
-from gpt_model.rlhf.records import Demonstration, evenly, read_demonstrations
+from gpt_model.rlhf.records import (
+    Demonstration,
+    evenly,
+    excerpt,
+    read_demonstrations,
+    unlicensed_sources,
+)
 from gpt_model.rlhf.sft import SFTObjective, encode_dialogues, held_out_loss
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.engine import Execution, start
@@ -79,7 +84,9 @@ def read(folder: Path, template: ChatTemplate, context: int, progress: Progress)
             f"Demonstrations that do not fit the context of {context} tokens: "
             f"{counts['shortened']} lost their oldest turns, {counts['too_long']} were left out."
         )
-    return Demonstrations(training, measured, evenly(held_out, SAMPLES), hidden(folder), counts)
+    return Demonstrations(
+        training, measured, evenly(held_out, SAMPLES), unlicensed_sources(folder), counts
+    )
 
 
 def _dialogues(demonstrations: Sequence[Demonstration]) -> list[Dialogue]:
@@ -218,7 +225,7 @@ def _samples(
     for number, (demonstration, prompt, answer) in enumerate(
         zip(data.samples, prompts, answers, strict=True), 1
     ):
-        show = shortened if demonstration.source in data.unlicensed else str
+        show = excerpt if demonstration.source in data.unlicensed else str
         lines = [f"{turn.role}: {show(turn.text)}" for turn in prompt]
         lines.append(f"assistant: {answer.text}")
         samples.append((f"{number} {demonstration.source}", "\n".join(lines)))

@@ -11,8 +11,8 @@ from typing import Any
 
 from assets.contract import Built
 from assets.report.tables import Table, code_block, write_markdown
+from gpt_model.rlhf.records import excerpt
 
-EXCERPT = 60  # characters of a sample whose text the licence does not cover
 SAMPLES = 3  # of each source
 TURN_CHARACTERS = 400
 
@@ -65,22 +65,7 @@ def _samples(built: Built, reports: Mapping[str, Any]) -> list[str]:
             ranks = ["–" if rank is None else str(rank) for rank in (response["rank"], *further)]
             turns.append(f"rank {', '.join(ranks)}: {response['text']}")
         if not reports[row["source"]]["show_text"]:
-            turns = [shortened(text) for text in turns]
+            turns = [excerpt(text) for text in turns]
         text = "\n".join(text[:TURN_CHARACTERS] for text in turns)
         samples += [f"**{row['source']}**", code_block(text)]
     return samples
-
-
-def hidden(folder: Path) -> set[str]:
-    """Sources of demonstrations, comparisons or prompts, read from their artifact, whose licence
-    does not cover their text.
-    """
-    if not (path := folder / "report.json").is_file():
-        return set()
-    sources = json.loads(path.read_text(encoding="utf-8"))["sources"]
-    return {name for name, report in sources.items() if not report.get("show_text", True)}
-
-
-def shortened(text: str) -> str:
-    """As much of such a text as a page may show."""
-    return text[:EXCERPT] + ("…" if len(text) > EXCERPT else "")

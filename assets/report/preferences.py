@@ -14,11 +14,11 @@ from typing import Any
 
 from assets.contract import Artifact, Built
 from assets.report import plots
-from assets.report.human_data import hidden, shortened
 from assets.report.tables import Table, code_block, estimate, write_markdown
 from gpt_model.evaluation.alignment_tax import verdict
 from gpt_model.rlhf.comparison import ANSWERS, BEST_OF, INSTRUCTED, JUDGES, PRETRAINED, read_results
 from gpt_model.rlhf.drift import NAMES
+from gpt_model.rlhf.records import excerpt, unlicensed_sources
 
 JUDGE_NAMES = {"reward_model": "by the reward model", "judge": "by the judge"}
 PROMPTS = 3  # whose answers are shown
@@ -145,7 +145,7 @@ def samples(output: Path, prompts: Artifact | None) -> str:
     """The same prompts answered by each model, as Markdown. Answers are cut, and more so where a
     source's licence does not cover its text.
     """
-    unlicensed = hidden(prompts.path) if prompts else set()
+    unlicensed = unlicensed_sources(prompts.path) if prompts else set()
     with (output / ANSWERS).open(encoding="utf-8") as file:
         answers = [json.loads(line) for line in file]
 
@@ -169,7 +169,7 @@ def _sample(answers: Sequence[Mapping[str, Any]], unlicensed: bool) -> str:
     """A prompt, and below it each model's answer with its scores."""
     question = answers[0]["asked"]
     size = MOST_HIDDEN_CHARACTERS if unlicensed else MOST_CHARACTERS
-    parts = [f"[{_cut(shortened(question) if unlicensed else question, MOST_CHARACTERS)}]"]
+    parts = [f"[{_cut(excerpt(question) if unlicensed else question, MOST_CHARACTERS)}]"]
     for answer in answers:
         scores = ", ".join(
             f"{judge.replace('_', ' ')} {answer[judge]:.2f}"

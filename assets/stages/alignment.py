@@ -34,13 +34,14 @@ MODEL_LOADS = Check(
 )
 
 
-# The stages `supervised` and `policy_init`: supervised fine-tuning on demonstrations (Ouyang et al.
-# 2022).  `supervised` is InstructGPT's first step (section 3.5). It keeps every epoch's weights:
-# validation loss is best after one epoch, but people prefer later ones, so the reward model chooses
-# (`instructed`). Beside the files above:  epochs/<n>/      the model after epoch n, without the
-# tokenizer; the last one is model/ too  `policy_init` is where PPO starts, and its reference
-# (appendix C.3): two epochs of demonstrations. A tenth of the loss is the corpus's, and a tenth of
-# every batch's sequences are windows of it.
+# Supervised fine-tuning on demonstrations (Ouyang et al. 2022).
+#
+# `supervised` is InstructGPT's first step (section 3.5). It keeps every epoch's weights in
+# epochs/<n>/, the last one in model/ too: validation loss is best after one epoch, but people
+# prefer later ones, so the reward model chooses (`instructed`).
+#
+# `policy_init` is where PPO starts, and its reference (appendix C.3): two epochs of demonstrations.
+# A tenth of the loss is the corpus's, and a tenth of every batch's sequences are windows of it.
 ALIKE = Check(
     "laid_out_alike",
     False,
@@ -177,10 +178,11 @@ JUDGE = Stage(
 )
 
 
-# The stage `instructed`: the supervised epoch whose answers to held-out prompts the reward model
-# scores highest (Ouyang et al. 2022, section 3.5).  The paper's models overfit on validation loss
-# after one epoch, and more epochs help all the same; so both are shown side by side. Beside the
-# files above, answers.jsonl: of every epoch and prompt the reward and the length, no text.
+# `instructed`: the supervised epoch whose answers to held-out prompts the reward model scores
+# highest (Ouyang et al. 2022, section 3.5). The paper's models overfit on validation loss after one
+# epoch, and more epochs help all the same, so both are shown side by side.
+#
+# answers.jsonl    of every epoch and prompt the reward and the length, no text
 EMPTY = 0.5  # share of empty answers from which on something is wrong
 
 INSTRUCTED = Stage(
@@ -210,9 +212,9 @@ INSTRUCTED = Stage(
 )
 
 
-# The stage `aligned`: policy_init after PPO-ptx against the reward model, InstructGPT's third step
-# (Ouyang et al. 2022, section 3.5). The asset `aligned_without_ptx` is the same without
-# pre-training text.  Beside the files above: model/ is the moving average of the policy's weights.
+# `aligned`: policy_init after PPO-ptx against the reward model, InstructGPT's third step (Ouyang et
+# al. 2022, section 3.5). The asset `aligned_without_ptx` is the same without pre-training text.
+# model/ is the moving average of the policy's weights.
 WIDEST_RISE = 0.03  # of bits per byte on held-out text that PPO-ptx may cost
 
 ALIGNED = Stage(
@@ -290,10 +292,11 @@ DPO = Stage(
 )
 
 
-# The stage `preferences`: every model of the recipe answers the same held-out prompts. Which model
-# answers better, how far it moved, and what it cost.  Two judges score the answers: the reward
-# model, which the policies were trained to please, and a judge that never saw what the reward model
-# was trained on. Files as `gpt_model.rlhf.comparison` has them.
+# `preferences`: every model of the recipe answers the same held-out prompts. It says which model
+# answers better, how far it moved, and what it cost.
+#
+# Two judges score the answers: the reward model, which the policies were trained to please, and a
+# judge that never saw its training data. `gpt_model.rlhf.comparison` has the files.
 PREFERENCES = Stage(
     name="preferences",
     version="2",

@@ -6,7 +6,7 @@ largest, and what came of it.
                     which has nothing of it)        ─┘
 
 A rung is the pre-training stage with another size, by the rules of `gpt_model/sizing.py` anchored
-at the recipe itself. Rungs are numbered by compute. What is made of their losses is `gpt_model.scaling_laws`'.
+at the recipe itself. Rungs are numbered by compute. `gpt_model.scaling_laws` fits their losses.
 """
 
 from __future__ import annotations

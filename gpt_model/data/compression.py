@@ -11,11 +11,8 @@ import lzma
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-PRIMING_BYTES = (
-    16 << 20
-    # of a larger training text the last so many; its window is 64 MiB, but the time is one core's
-    # at about 2 MB/s
-)
+# The end of a larger training text. The window is 64 MiB, but one core does about 2 MB/s.
+PRIMING_BYTES = 16 << 20
 HELD_OUT_BYTES = 4 << 20
 
 

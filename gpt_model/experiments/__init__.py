@@ -6,7 +6,7 @@
     gpt1_section1_visible_context             bits by how much of the context is seen
     gpt3_figure3_1_scaling_law                loss by compute, and the prediction of a larger model
     depth                                     bits by depth of whole models, which no paper has
-    gpt1_zero_shot_heuristics                 how a model answers without fine-tuning (figure 2 right)
+    gpt1_zero_shot_heuristics                 how a model answers untuned (figure 2 right)
     finetuning_variants                       one task fine-tuned in several variants and seeds
 
 Each ends in a `document`: plain data as `document.py` has it, whose JSON is hashed.

@@ -148,7 +148,7 @@ class DPOObjective:
     def loss(
         self, model: nn.Module, micro_batch: PreferenceMicroBatch
     ) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
-        """The micro-batch's loss, a scalar; and metrics as (sum, count)."""
+        """The micro-batch's loss [], and metrics as (sum, count)."""
         assert isinstance(model, GPT)
         rows, lengths = micro_batch.rows, micro_batch.response_lengths
         embeddings = model.embeddings()

@@ -44,5 +44,5 @@ def load_into(policy: GPT, folder: Path, batch: int) -> None:
 
 
 def _weights(model: GPT) -> dict[str, Tensor]:
-    """Every parameter on the CPU, by name, with its own shape."""
+    """Every parameter [...] on the CPU, by name."""
     return {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}

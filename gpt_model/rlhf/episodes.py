@@ -62,12 +62,12 @@ class Episodes:
         return torch.stack([part.sum() for part in log_ratios.split(self.action_counts.tolist())])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields by name, each with its own shape."""
+        """The fields by name: each [episodes], [tokens] or [actions]."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> Episodes:
-        """The inverse of `tensors`; other names are ignored."""
+        """The inverse of `tensors`, each [episodes], [tokens] or [actions]; others are ignored."""
         return Episodes(*(tensors[field.name] for field in fields(Episodes)))
 
     @staticmethod
@@ -225,7 +225,7 @@ def log_probs_and_entropy(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tenso
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Replaces `path` in one step, on disk before it returns. Tensors of any shape."""
+    """Replaces `path` in one step, on disk before it returns. Tensors [...] of any shape."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)

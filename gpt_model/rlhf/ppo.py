@@ -227,7 +227,7 @@ class PPOObjective:
     def loss(
         self, model: nn.Module, micro_batch: TextMicroBatch | EpisodeMicroBatch
     ) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
-        """The micro-batch's loss, a scalar; and METRICS as (sum, count)."""
+        """The micro-batch's loss [], and METRICS as (sum, count)."""
         assert isinstance(model, ActorCritic)
         if isinstance(micro_batch, TextMicroBatch):
             loss = model.policy(micro_batch.inputs, micro_batch.targets)
@@ -237,7 +237,7 @@ class PPOObjective:
         return self._episode_loss(model, micro_batch)
 
     def _touch_critic(self, model: ActorCritic) -> Tensor:
-        """The value of one token, a scalar.
+        """The value [] of one token.
 
         Touch the critic in every micro-batch: ZeRO-3 otherwise adds its gradient of the last step
         to this one's.
@@ -248,6 +248,7 @@ class PPOObjective:
     def _episode_loss(
         self, model: ActorCritic, batch: EpisodeMicroBatch
     ) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
+        """The clipped surrogate and value loss of a micro-batch of episodes [], and metrics."""
         states = model.policy.states_of(batch.rows)  # [tokens, width]
         targets = batch.rows.tokens[batch.positions + 1]  # [actions]
         clip, count = self.losses.clip, len(targets)

@@ -30,6 +30,7 @@ from gpt_model.rlhf.dialogue import Dialogue, Role, dialogue, messages
 T = TypeVar("T")
 
 PROMPT_ENDS: tuple[Role, ...] = ("user", "assistant")
+EXCERPT = 60  # characters of a sample whose text the licence does not cover
 
 
 @dataclass(frozen=True)
@@ -196,3 +197,18 @@ def as_row(record: Demonstration | Ranking | Prompt) -> dict[str, Any]:
 def write(records: Iterable[Demonstration | Ranking | Prompt], path: Path) -> None:
     lines = (json.dumps(as_row(record), ensure_ascii=False) + "\n" for record in records)
     path.write_text("".join(lines), encoding="utf-8")
+
+
+def unlicensed_sources(folder: Path) -> set[str]:
+    """Sources of demonstrations, comparisons or prompts, read from their artifact, whose licence
+    does not cover their text.
+    """
+    if not (path := folder / "report.json").is_file():
+        return set()
+    sources = json.loads(path.read_text(encoding="utf-8"))["sources"]
+    return {name for name, report in sources.items() if not report.get("show_text", True)}
+
+
+def excerpt(text: str) -> str:
+    """As much of an unlicensed text as a page may show."""
+    return text[:EXCERPT] + ("…" if len(text) > EXCERPT else "")

@@ -327,7 +327,7 @@ class RewardObjective:
     def loss(
         self, model: nn.Module, micro_batch: RankingMicroBatch
     ) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
-        """The micro-batch's loss, a scalar; and metrics as (sum, count)."""
+        """The micro-batch's loss [], and metrics as (sum, count)."""
         assert isinstance(model, RewardModel)
         rewards = model.rewards(micro_batch.rows)  # [texts]
         gaps = rewards[micro_batch.better] - rewards[micro_batch.worse]  # [pairs]

@@ -305,7 +305,9 @@ def divergence(
 
 
 def _as_tensors(batch: RolloutBatch) -> dict[str, Tensor]:
-    """The batch as a file keeps it. Numbers are float64 scalars, exact to the bit."""
+    """The batch as its file has it: tensors [episodes], [tokens] or [actions], and numbers as
+    float64 [], exact to the bit.
+    """
     numbers = {"kl_coefficient": batch.kl_coefficient}
     numbers |= {f"metrics/{name}": value for name, value in batch.metrics.items()}
     numbers |= {f"initial/{name}": value for name, value in batch.initial.items()}

@@ -157,7 +157,7 @@ class SFTObjective:
     def loss(
         self, model: nn.Module, micro_batch: SFTMicroBatch
     ) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
-        """The micro-batch's loss, a scalar; and as (sum, count) the nats of the assistant's tokens
+        """The micro-batch's loss [], and as (sum, count) the nats of the assistant's tokens
         (`nats`), and of the text's where there is some (`text_nats`).
         """
         assert isinstance(model, GPT)

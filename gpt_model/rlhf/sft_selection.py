@@ -1,5 +1,5 @@
-"""Selecting the SFT model: the supervised epoch whose answers the reward model scores highest (Ouyang
-et al. 2022, section 3.5), and the prompts to select it on.
+"""Selecting the SFT model: the supervised epoch whose answers the reward model scores highest
+(Ouyang et al. 2022, section 3.5), and the prompts to select it on.
 
 A selection flatters its own figure, so the prompts are others than those that models are compared
 on, where there are enough.

@@ -23,9 +23,8 @@ from gpt_model.errors import UserError
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TEMPLATE = "chat_template.jinja"
 PIECE = 1 << 16  # characters
-BATCH = (
-    1 << 20
-)  # characters tokenized at a time; the library needs some 60 bytes for each while it works
+# Characters tokenized at a time; the library needs some 60 bytes for each while it works.
+BATCH = 1 << 20
 
 Merges = Sequence[tuple[str, str]]
 
@@ -56,15 +55,10 @@ class Tokenizer(ABC):
 
     style: ClassVar[str]  # the recipe's word for it
     normalises: ClassVar[bool] = False  # whether it reads another text than it is given
-    caveat: ClassVar[str] = (
-        ""  # what has to be said beside bits per byte of this style's tokens, if anything
-    )
+    caveat: ClassVar[str] = ""  # about bits per byte of this style's tokens, if there is one
     unknown: int | None = None  # id of the token for what the vocabulary lacks, where there is one
-    markers: Mapping[
-        str, int
-        # tokens of no text, such as roles in a dialogue, and their ids: the last ones of the
-        # vocabulary
-    ]
+    # Tokens of no text, such as roles in a dialogue, and their ids: the vocabulary's last ones.
+    markers: Mapping[str, int]
     _seam: ClassVar[str] = ""  # normalised text between two pieces of a document
 
     def __init__(self, rust: tokenizers.Tokenizer, end_of_text: int, first_merge: int) -> None:
