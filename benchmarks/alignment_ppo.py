@@ -287,15 +287,18 @@ def main() -> int:
     }
     for side, runs in results.items():
         print(
-            f"{side}: {BATCH / seconds[side]:.2f} episodes/s, answers of {runs[0]['length']:.1f} tokens",
+            f"{side}: {BATCH / seconds[side]:.2f} episodes/s, answers of {runs[0]['length']:.1f} "
+            "tokens",
             flush=True,
         )
     ratios = {side: seconds["trl"] / seconds[side] for side in SIDES}
     print(
-        f"PPO with a shared trunk / TRL's RLOO: {ratios['shared trunk']:.2f} {at_least('PPO: ratio', ratios['shared trunk'], BAR)}"
+        f"PPO with a shared trunk / TRL's RLOO: {ratios['shared trunk']:.2f} "
+        f"{at_least('PPO: ratio', ratios['shared trunk'], BAR)}"
     )
     print(
-        f"PPO with a value model beside it / TRL's RLOO, which has none: {ratios['value model']:.2f}",
+        "PPO with a value model beside it / TRL's RLOO, which has none: "
+        f"{ratios['value model']:.2f}",
         flush=True,
     )
     if given.json:

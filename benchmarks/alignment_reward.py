@@ -267,7 +267,8 @@ def compare(script: str, told: str, unit: str, sides: Mapping[str, Any]) -> int:
     }
     ratio = rates["ours"] / rates["trl"]
     print(
-        f"{unit}/s: {rates['ours']:.1f} / TRL {rates['trl']:.1f} = {ratio:.2f} {at_least(f'{unit}/s: ratio', ratio, BAR)}",
+        f"{unit}/s: {rates['ours']:.1f} / TRL {rates['trl']:.1f} = {ratio:.2f} "
+        f"{at_least(f'{unit}/s: ratio', ratio, BAR)}",
         flush=True,
     )
     if given.json:

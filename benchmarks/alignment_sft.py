@@ -241,7 +241,8 @@ def main() -> int:
     }
     for side, found in results.items():
         print(
-            f"{side}: {rates[side]:,.0f} tokens/s, {found[0]['tokens']:,.0f} tokens, first loss {found[0]['loss']:.4f}",
+            f"{side}: {rates[side]:,.0f} tokens/s, {found[0]['tokens']:,.0f} tokens, first loss "
+            f"{found[0]['loss']:.4f}",
             flush=True,
         )
     ratio = rates["ours"] / rates["trl"]

@@ -97,7 +97,8 @@ def memory_process(way: str, context: int) -> None:
 def report(found: dict[str, dict[str, dict[str, float]]]) -> str:
     seconds, held = found["seconds"], found["bytes"]
     lines = [
-        f"band {BAND}, {HEADS} heads of {WIDTH}, one sequence, float32, forward and backward, {torch.get_num_threads()} threads"
+        f"band {BAND}, {HEADS} heads of {WIDTH}, one sequence, float32, forward and backward, "
+        f"{torch.get_num_threads()} threads"
     ]
     for context in map(str, CONTEXTS):
         banded, dense = seconds[context]["banded"], seconds[context]["dense"]
@@ -107,14 +108,18 @@ def report(found: dict[str, dict[str, dict[str, float]]]) -> str:
             else ""
         )
         lines.append(
-            f"context {int(context):,}: banded {1e3 * banded:.1f} ms / dense {1e3 * dense:.1f} ms = {banded / dense:.2f}{bar}"
+            f"context {int(context):,}: banded {1e3 * banded:.1f} ms / dense {1e3 * dense:.1f} ms "
+            f"= {banded / dense:.2f}{bar}"
         )
     for way in WAYS:
         at = [held[str(context)][way] for context in CONTEXTS]
         growth = max(later / earlier for earlier, later in pairwise(at))
         line = f"peak memory, {way}: {', '.join(f'{size / 1e6:.1f}' for size in at)} MB"
         if way == "banded":
-            line += f", at most {growth:.2f} times at twice the context {below('growth of memory', growth, GROWTH_BAR)}"
+            line += (
+                f", at most {growth:.2f} times at twice the context "
+                f"{below('growth of memory', growth, GROWTH_BAR)}"
+            )
         lines.append(line)
     return "\n".join(lines)
 

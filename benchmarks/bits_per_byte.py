@@ -145,14 +145,16 @@ def measure(recipe: str) -> dict[str, Any]:
 
 def report(name: str, found: dict[str, Any]) -> str:
     lines = [
-        f"{name}: {found['seconds']:.0f} s of training; {found['tokens']:,.0f} tokens ours, {found['plain_tokens']:,.0f} the plain loop"
+        f"{name}: {found['seconds']:.0f} s of training; {found['tokens']:,.0f} tokens ours, "
+        f"{found['plain_tokens']:,.0f} the plain loop"
     ]
     for source, one in {**found["by_source"], "by mixture": found["mixture"]}.items():
         lines.append(f"  {source}: {one['ours']:.3f} bits per byte")
         for other, words in (("plain", "plain loop"), ("xz", "xz -9e")):
             if other in one:
                 lines.append(
-                    f"    {words} {one[other]:.3f} {below(f'{name}, {source}, against {words}:', one['ours'], one[other])}"
+                    f"    {words} {one[other]:.3f} "
+                    f"{below(f'{name}, {source}, against {words}:', one['ours'], one[other])}"
                 )
     return "\n".join(lines)
 

@@ -108,8 +108,10 @@ def main() -> int:
             ratio = found["transformers"] / found["ours"]
             rates = {way: batch * NEW / found[way] for way in ("ours", "transformers")}
             print(
-                f"{name}, batch {batch}: {rates['ours']:,.0f} tokens/s / transformers {rates['transformers']:,.0f} = {ratio:.2f} "
-                f"{at_least(f'{name}, batch {batch}: ratio', ratio, BARS[batch])}; {found['same']:.0%} of rows the same"
+                f"{name}, batch {batch}: {rates['ours']:,.0f} tokens/s / transformers "
+                f"{rates['transformers']:,.0f} = {ratio:.2f} "
+                f"{at_least(f'{name}, batch {batch}: ratio', ratio, BARS[batch])}; "
+                f"{found['same']:.0%} of rows the same"
                 + (
                     f", the others part where two logits are {found['apart']:.0e} apart"
                     if found["apart"]

@@ -309,18 +309,23 @@ def report(results: dict[str, Any]) -> str:
         lines.append(f"{name}: {found['pipeline_tokens_per_second']:,.0f} tokens/s in the pipeline")
         for how, bar in BARS.items():
             rate, ratio = found["plain_tokens_per_second"][how], found["ratio"][how]
-            plain = f"{rate:,.0f} plain transformers loop {how} (micro-batch {found['plain_micro_batch']})"
+            plain = (
+                f"{rate:,.0f} plain transformers loop {how} (micro-batch "
+                f"{found['plain_micro_batch']})"
+            )
             lines.append(
                 f"  / {plain} = {ratio:.2f} {at_least(f'{name} {how}: ratio', ratio, bar)}"
             )
         peak, used = found["matrix_product_peak_flops"] / 1e9, found["model_flops_utilisation"]
         held = at_least(f"{name}: utilisation", used, UTILISATION_BAR) if name == "6x384" else ""
         lines.append(
-            f"  (6N + 12·L·d·T) · tokens/s = {used:.2f} of the matrix-product peak of {peak:,.0f} GFLOP/s {held}".rstrip()
+            f"  (6N + 12·L·d·T) · tokens/s = {used:.2f} of the matrix-product peak of {peak:,.0f} "
+            f"GFLOP/s {held}".rstrip()
         )
         stall = found["checkpoint_stall_seconds"]
         lines.append(
-            f"  longest wait for a checkpoint {stall:.3f} s {at_most(f'{name}: wait for a checkpoint', stall, 1, 's')}"
+            f"  longest wait for a checkpoint {stall:.3f} s "
+            f"{at_most(f'{name}: wait for a checkpoint', stall, 1, 's')}"
         )
     return "\n".join(lines)
 

@@ -155,7 +155,8 @@ def write_notes(folder: Path, paragraphs: int, start: int = 0) -> None:
     lines = []
     for n in range(start, start + paragraphs):
         words = [
-            f"{SUBJECTS[(n * 7 + k * 3) % 8]} {VERBS[(n * 5 + k) % 8]} {SUBJECTS[(n + k * 5 + 1) % 8]}"
+            f"{SUBJECTS[(n * 7 + k * 3) % 8]} {VERBS[(n * 5 + k) % 8]} "
+            f"{SUBJECTS[(n + k * 5 + 1) % 8]}"
             for k in range(6)
         ]
         lines.append(f"In the year {n}, " + ", and ".join(words) + ".")

@@ -46,7 +46,8 @@ def make_inputs(folder: Path) -> Path:
     from gpt_model.tokenizer import Tokenizer
 
     plays = [
-        f"Act {i}. Enter the king, who says: {i * i} is the square of {i}, and {i * 7 % 13} is left. Exit.\n"
+        f"Act {i}. Enter the king, who says: {i * i} is the square of {i}, and {i * 7 % 13} is "
+        "left. Exit.\n"
         for i in range(120)
     ]
     facts = [

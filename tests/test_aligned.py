@@ -196,7 +196,8 @@ def test_prompts_that_leave_no_room_are_refused_with_the_numbers(
 ) -> None:
     with pytest.raises(
         UserError,
-        match="None of 31 training prompts leaves room for an answer: the context is 32 tokens and an answer up to 30",
+        match="None of 31 training prompts leaves room for an answer: the context is 32 tokens and "
+        "an answer up to 30",
     ):
         made(inputs, tmp_path, max_new_tokens=30)
 

@@ -45,7 +45,8 @@ def people(folder: Path) -> None:
     def sentence(n: int) -> tuple[str, str]:
         verb = list(LIKED)[n % len(LIKED)]
         return (
-            f"{SUBJECTS[n % 8]} {verb} {SUBJECTS[(n // 8) % 8]} {VERBS[(n // 5) % 8].split()[0]} {n}",
+            f"{SUBJECTS[n % 8]} {verb} {SUBJECTS[(n // 8) % 8]} {VERBS[(n // 5) % 8].split()[0]} "
+            f"{n}",
             verb,
         )
 

@@ -100,7 +100,8 @@ def test_the_two_policies_differ_in_pretraining_text_alone(tmp_path: Path) -> No
 def test_the_tax_is_measured_by_the_suites_of_zero_shot(tmp_path: Path) -> None:
     alignment = (
         DEMONSTRATIONS
-        + "  preferences: {suites: [held_out]}\nevaluation: {suites: [held_out, cloze], examples: {cloze: 20}}\n"
+        + "  preferences: {suites: [held_out]}\nevaluation: {suites: [held_out, cloze], examples: "
+        "{cloze: 20}}\n"
     )
     made = {node.name: node for node in nodes(recipe(tmp_path, alignment))}
     assert made["zero_shot_after/supervised"].upstream == [
@@ -167,14 +168,16 @@ def test_the_papers_values_are_the_defaults() -> None:
         ),
         (
             DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO.replace("episodes: 64", "episodes: 70"),
-            "line 10.*alignment.ppo.episodes.*70 episodes are not a whole number of batches of 16: 64 or 80 are",
+            "line 10.*alignment.ppo.episodes.*70 episodes are not a whole number of batches of 16: "
+            "64 or 80 are",
         ),
         (
             DEMONSTRATIONS
             + COMPARISONS
             + PROMPTS
             + PPO.replace("minibatch: 8", "minibatch: 8, ptx_examples: 0"),
-            "line 10.*alignment.ppo.ptx_examples.*leave nothing for ptx_weight 27.8 to weigh.*set ptx_weight to 0",
+            "line 10.*alignment.ppo.ptx_examples.*leave nothing for ptx_weight 27.8 to weigh.*set "
+            "ptx_weight to 0",
         ),
         (DEMONSTRATIONS.replace("messages", "rated"), "alignment.demonstrations.*instruction"),
         (

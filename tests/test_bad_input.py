@@ -314,7 +314,10 @@ def test_full_disk_is_said_and_leaves_no_artifact(
         or subprocess.run([*private, "sh", "-c", mount], check=False).returncode
     ):
         pytest.skip("a small disk cannot be mounted here")
-    half = f"find {small}/lineage/artifacts -mindepth 1 -maxdepth 1 ! -exec test -e {{}}/artifact.json ';' -print"
+    half = (
+        f"find {small}/lineage/artifacts -mindepth 1 -maxdepth 1 ! -exec test -e "
+        f"{{}}/artifact.json ';' -print"
+    )
     done = subprocess.run(
         [
             *private,
@@ -358,5 +361,6 @@ def test_home_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
             assert (result.exit_code, result.stdout) == (1, "")
             assert (
                 result.stderr
-                == f"{home} cannot be a store: it, or what it is in, is a file. Set LINEAGE_HOME to a folder.\n"
+                == f"{home} cannot be a store: it, or what it is in, is a file. Set LINEAGE_HOME "
+                "to a folder.\n"
             )

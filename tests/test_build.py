@@ -71,7 +71,8 @@ def test_input_whose_blocking_check_failed_in_an_earlier_run_is_refused(
     with pytest.raises(UserError) as refused:
         gather_inputs(store, node_named(graph, "tokenizer"))
     assert str(refused.value) == (
-        "local/tokenizer refuses its input local/corpus (abababababab): its blocking check 'no_leak' failed: 3 documents leak. "
+        "local/tokenizer refuses its input local/corpus (abababababab): its blocking check "
+        "'no_leak' failed: 3 documents leak. "
         "Mend the recipe or the source, and build local/corpus again."
     )
     assert list(home.glob("building/*")) == [] and store.get_ref("local", "tokenizer") is None

@@ -165,7 +165,8 @@ def test_a_gpt3_with_attention_biases_is_kept_by_the_store_and_refused_by_name_t
     for refused in ways:
         with pytest.raises(
             UserError,
-            match=r"GPTNeoForCausalLM, has no biases of query, key and value.*`attention_bias: false`",
+            match=r"GPTNeoForCausalLM, has no biases of query, key and value.*`attention_bias: "
+            r"false`",
         ):
             refused(ours)
     assert not exported.exists()
@@ -321,7 +322,8 @@ def test_saving_and_loading_a_model_imports_neither_transformers_nor_a_compiler(
 ) -> None:
     code = (
         "import sys; from gpt_model import GPT, ModelConfig, convert; "
-        f"convert.save(GPT(ModelConfig(layers=1, width=8, heads=1, context=8, vocab_size=300)), {str(tmp_path)!r}); "
+        "convert.save(GPT(ModelConfig(layers=1, width=8, heads=1, context=8, vocab_size=300)), "
+        f"{str(tmp_path)!r}); "
         f"convert.load({str(tmp_path)!r}); "
         "print([m for m in ('transformers', 'torch._dynamo') if m in sys.modules])"
     )

@@ -228,7 +228,10 @@ class TestChecks:
 
 
 def test_the_stage_is_known_without_importing_torch_dagster_mlflow_or_datasets() -> None:
-    script = "import sys, assets.stages.corpus; print(sorted({'torch', 'dagster', 'mlflow', 'datasets', 'pyarrow', 'matplotlib'} & set(sys.modules)))"
+    script = (
+        "import sys, assets.stages.corpus; print(sorted({'torch', 'dagster', 'mlflow', "
+        "'datasets', 'pyarrow', 'matplotlib'} & set(sys.modules)))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -95,7 +95,8 @@ def test_what_is_written_beside_the_dial_stands_and_the_rest_follows(tmp_path: P
     recipe = load_recipe(
         written(
             tmp_path,
-            "extends: local\ndepth: 4\nmodel: {width: 256}\npretraining: {tokens: 40960, learning_rate: 5.0e-3}\n",
+            "extends: local\ndepth: 4\nmodel: {width: 256}\npretraining: {tokens: 40960, "
+            "learning_rate: 5.0e-3}\n",
             "wide",
         )
     )
@@ -134,8 +135,10 @@ def test_an_artifact_is_identified_by_the_numbers_and_not_by_the_dial(tmp_path: 
     plain = load_recipe(
         written(
             tmp_path,
-            f"extends: local\nmodel: {{layers: 4, width: {model.width}, heads: {model.heads}}}\npretraining: {{tokens: {training.tokens}, "
-            f"batch_tokens: {training.batch_tokens}, learning_rate: {training.learning_rate}, warmup_tokens: {training.warmup_tokens}}}\n",
+            f"extends: local\nmodel: {{layers: 4, width: {model.width}, heads: "
+            f"{model.heads}}}\npretraining: {{tokens: {training.tokens}, "
+            f"batch_tokens: {training.batch_tokens}, learning_rate: {training.learning_rate}, "
+            f"warmup_tokens: {training.warmup_tokens}}}\n",
             "plain",
         )
     )
@@ -148,7 +151,8 @@ def test_an_artifact_is_identified_by_the_numbers_and_not_by_the_dial(tmp_path: 
 def test_rules_of_a_file_take_the_place_of_those(tmp_path: Path) -> None:
     write_local_recipe(tmp_path)
     (tmp_path / "rules.yaml").write_text(
-        "aspect: 16\nhead_width: 16\nwidth: 32\nparameters: 35000\nlearning_rate: 4.0e-3\nbatch_tokens: 512\ntokens_per_parameter: 2\n"
+        "aspect: 16\nhead_width: 16\nwidth: 32\nparameters: 35000\nlearning_rate: "
+        "4.0e-3\nbatch_tokens: 512\ntokens_per_parameter: 2\n"
     )
     recipe = load_recipe(
         written(tmp_path, "extends: local\ndepth: {layers: 4, rules: rules.yaml}\n")
@@ -172,7 +176,8 @@ def test_rules_of_a_file_take_the_place_of_those(tmp_path: Path) -> None:
         ("depth: {layer: 4}\n", r"`depth\.layer` is not a key here\. Did you mean `layers`"),
         (
             "depth: 4\nmodel: {width: 33, heads: 2}\n",
-            r"deep\.yaml, line 2: `depth`: it makes no model .* width 33 is not divisible by heads 2",
+            r"deep\.yaml, line 2: `depth`: it makes no model .* width 33 is not divisible by heads "
+            r"2",
         ),
         ("depth: 4\npretraining: {tokens: many}\n", r"`pretraining\.tokens` is 'many'"),
     ],

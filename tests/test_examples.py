@@ -89,7 +89,8 @@ def test_the_catalogue_covers_all_four_forms() -> None:
         ({"source": {"file": "rows.txt"}}, "does not say how its rows are written"),
         (
             {"scores": ["pearson"]},
-            "pearson is of ratings, so it needs a `scale`, or two `labels`, one with `above` and one with `below`",
+            "pearson is of ratings, so it needs a `scale`, or two `labels`, one with `above` and "
+            "one with `below`",
         ),
         (
             {"metric": "f1", "labels": [], "scale": [0, 5]},

@@ -91,11 +91,13 @@ def test_null_takes_out_what_an_extended_recipe_has_and_a_curve_over_snapshots_n
         name: n for name, n in tiny.finetuning.examples.items() if name != "boolq"
     }
     path.write_text(
-        "extends: tiny\nname: mine\nexperiments: {zero_shot_dynamics: {sentiment: sentiment, questions: piqa}}\n"
+        "extends: tiny\nname: mine\nexperiments: {zero_shot_dynamics: {sentiment: sentiment, "
+        "questions: piqa}}\n"
     )
     with pytest.raises(
         UserError,
-        match=r"mine.yaml, line 3: `experiments.zero_shot_dynamics`: .* fewer than two snapshots: set pretraining.snapshots",
+        match=r"mine.yaml, line 3: `experiments.zero_shot_dynamics`: .* fewer than two snapshots: "
+        r"set pretraining.snapshots",
     ):
         nodes(load_recipe(str(path)))
 
@@ -208,7 +210,8 @@ def test_an_experiment_of_ones_own_on_a_task_that_is_not_named_is_a_mistake_that
     path = extending(tmp_path, sections, "gpt1-tiny")
     with pytest.raises(
         UserError,
-        match=rf"^{path}, line 4: `experiments.layers_transferred.task`: 'sentiment' is not among finetuning.tasks",
+        match=rf"^{path}, line 4: `experiments.layers_transferred.task`: 'sentiment' is not among "
+        r"finetuning.tasks",
     ):
         for node in nodes(load_recipe(str(path))):
             node.settings(tmp_path)

@@ -127,7 +127,11 @@ def test_a_mistake_in_a_task_file_names_file_line_and_field(tmp_path: Path) -> N
 
 
 def test_importing_the_stage_brings_neither_torch_nor_dagster_nor_mlflow() -> None:
-    code = "import sys, assets.stages.finetuning; print([m for m in ('torch', 'dagster', 'mlflow', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, assets.stages.finetuning; print([m for m in ('torch', 'dagster', "
+        "'mlflow', "
+        "'transformers') if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
@@ -142,7 +146,8 @@ def test_importing_the_stage_brings_neither_torch_nor_dagster_nor_mlflow() -> No
         ("sst2", "nyu-mll/glue is read from the hub, which does not answer here"),
         (
             "storycloze",
-            "its authors give the data on request (https://cs.rochester.edu/nlp/rocstories); name your files",
+            "its authors give the data on request (https://cs.rochester.edu/nlp/rocstories); name "
+            "your files",
         ),
     ],
 )
@@ -370,7 +375,8 @@ def test_with_lora_the_random_arm_is_the_whole_network_trained_and_its_page_says
     found = replace(built(inputs, adapted), config=config_of(inputs) | {"lora": LORA})
     FINETUNED.show(found, tmp_path)
     assert (
-        "Pre-trained weights adapted with LoRA of rank 4 beside attn.c_attn and mlp.c_fc: 2,466 parameters trained, those of the adapters, "
+        "Pre-trained weights adapted with LoRA of rank 4 beside attn.c_attn and mlp.c_fc: 2,466 "
+        "parameters trained, those of the adapters, "
         "of Start, Delim and Extract, and of the head; random weights trained whole.\n\n| on test"
     ) in (tmp_path / "scores.md").read_text()
     FINETUNED.show(built(inputs, undisturbed), tmp_path)

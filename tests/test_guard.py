@@ -101,7 +101,8 @@ def test_every_rank_is_told_where_the_others_are(tmp_path: Path) -> None:
     code = (
         "import os, json, pathlib; e = os.environ\n"
         f"pathlib.Path({str(tmp_path)!r}, 'rank' + e['RANK']).write_text(json.dumps("
-        "{k: e.get(k) for k in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'OMP_NUM_THREADS')}))"
+        "{k: e.get(k) for k in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', "
+        "'OMP_NUM_THREADS')}))"
     )
     assert run(tmp_path, code).code == 0
     told = [json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2)]
@@ -141,7 +142,8 @@ def test_peak_memory_is_that_of_the_whole_tree(tmp_path: Path) -> None:
 def test_a_failed_rank_ends_the_others_and_is_named(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "if os.environ['RANK'] == '1': print('rank one gives up', flush=True); time.sleep(0.3); sys.exit(7)\ntime.sleep(600)"
+        "if os.environ['RANK'] == '1': print('rank one gives up', flush=True); time.sleep(0.3); "
+        "sys.exit(7)\ntime.sleep(600)"
     )
     exit = run(tmp_path, code)
     assert (exit.code, exit.failed_rank) == (7, 1)
@@ -227,7 +229,9 @@ def test_a_step_process_of_a_killed_run_process_leaves_none_behind(folder: Path)
     parent.write_text(
         "import multiprocessing, runpy, sys\n"
         "def step(): sys.argv = ['', sys.argv[1]]; runpy.run_path(sys.argv[1] + '/starter.py')\n"
-        "if __name__ == '__main__':\n    multiprocessing.get_context('spawn').Process(target=step).start(); import time; time.sleep(600)\n"
+        "if __name__ == '__main__':\n    "
+        "multiprocessing.get_context('spawn').Process(target=step).start(); import time; "
+        "time.sleep(600)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     run_process = subprocess.Popen([sys.executable, str(parent), str(folder)], env=environment)

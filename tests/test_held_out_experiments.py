@@ -180,8 +180,8 @@ def test_each_depth_is_the_mean_of_its_seeds_on_all_held_out_text_and_the_page_s
         and "Means of 2 seeds a depth" in caption
     )
     assert (
-        f"plays {len(data.tokens('plays', 'held_out')):,} tokens in {len(each[1][0].windows):,} windows"
-        in caption
+        f"plays {len(data.tokens('plays', 'held_out')):,} tokens in {len(each[1][0].windows):,} "
+        "windows" in caption
     )
     assert [series.x for series in document.plots[0].series] == [[1, 2]] * 2 and document.tables[
         0
@@ -209,8 +209,8 @@ def test_the_visible_context_says_its_sample_and_that_it_is_of_one_model(
     data, caption = TokenData(inputs["tokens"].path), document.tables[0].caption
     for source in ("plays", "facts"):
         assert (
-            f"{source} 50 tokens of {len(data.tokens(source, 'held_out')):,} held out in 10 documents"
-            in caption
+            f"{source} 50 tokens of {len(data.tokens(source, 'held_out')):,} held out in 10 "
+            "documents" in caption
         )
     assert (
         "each a window of its own" in caption

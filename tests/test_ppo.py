@@ -522,7 +522,10 @@ def test_a_policy_that_runs_away_stops_the_run_and_says_why(tmp_path: Path) -> N
             lambda step, whole: ppo.rollouts.between(step, whole.rollout_models()),
         )
     ]  # type: ignore[operator]
-    reported = r"before batch \d+ of 20: the policy is \d+\.\d nats an answer from the reference, and stop.kl is 0.3"
+    reported = (
+        r"before batch \d+ of 20: the policy is \d+\.\d nats an answer from the reference, "
+        r"and stop.kl is 0.3"
+    )
     with pytest.raises(UserError, match=reported):
         train(
             actors(),

@@ -136,8 +136,8 @@ def test_recipe_with_a_mistake_takes_no_other_graph_away_and_says_what_is_wrong(
     assert len(shown) == 5 + 2
     assert f"{tmp_path / 'bad.yaml'}, line 7: `model.layers` is 2.5" in shown["bad/bad.yaml"]
     assert (
-        f"{tmp_path / 'worse.yaml'}, line 9: `finetuning.tasks[0]`: 'piqua' is not a task. Did you mean 'piqa'?"
-        in shown["worse/worse.yaml"]
+        f"{tmp_path / 'worse.yaml'}, line 9: `finetuning.tasks[0]`: 'piqua' is not a task. Did you "
+        "mean 'piqa'?" in shown["worse/worse.yaml"]
     )
     assert "`model.layers` is 2.5" in caplog.text and "'piqua' is not a task" in caplog.text
 
@@ -269,7 +269,8 @@ def test_readmes_recipe_is_the_tiny_one_line_by_line(tmp_path: Path) -> None:
         ),
         (
             "imported: {hub: a/b}\ndepth: 3",
-            "line 4: `depth`: It is of a model that is trained here, and an imported one has its own",
+            "line 4: `depth`: It is of a model that is trained here, and an imported one has its "
+            "own",
         ),
         (
             "imported: {hub: a/b}\npretraining: {seed: 2}",
@@ -280,8 +281,10 @@ def test_readmes_recipe_is_the_tiny_one_line_by_line(tmp_path: Path) -> None:
             "line 4: `scaling`: it is about models that are trained here: leave",
         ),
         (
-            "lora: {}\nimported: {hub: a/b}\npretraining: {tokens: 9_000, batch_tokens: 100, learning_rate: 1e-4, snapshots: 2}",
-            "line 5: `pretraining.snapshots`: snapshots are of whole weights, and lora trains adapters",
+            "lora: {}\nimported: {hub: a/b}\npretraining: {tokens: 9_000, batch_tokens: 100, "
+            "learning_rate: 1e-4, snapshots: 2}",
+            "line 5: `pretraining.snapshots`: snapshots are of whole weights, and lora trains "
+            "adapters",
         ),
         ("finetuning: null\nlora: {}", "line 4: `lora`: it adapts weights that are there already"),
         (
@@ -290,7 +293,8 @@ def test_readmes_recipe_is_the_tiny_one_line_by_line(tmp_path: Path) -> None:
         ),
         (
             "scaling: {rungs: [1, 2, 3]}",
-            "line 3: `scaling.rungs`: an interval takes four models below the largest size: found 2.",
+            "line 3: `scaling.rungs`: an interval takes four models below the largest size: found "
+            "2.",
         ),
     ],
 )
@@ -438,7 +442,8 @@ def test_a_number_that_stands_twice_takes_away_its_own_recipe_and_no_other(tmp_p
     files, (broken,) = recipe_files(tmp_path)
     assert (
         broken.mistake
-        == f"{tmp_path / 'twice.yaml'}, line 3: `experiments.depth.layers`: 3 stands twice: take it out."
+        == f"{tmp_path / 'twice.yaml'}, line 3: `experiments.depth.layers`: 3 stands twice: take "
+        "it out."
     )
     shown = {
         key.to_user_string()
@@ -523,7 +528,8 @@ labels: [NAMES]
         (
             "experiments: {zero_shot_dynamics: {acceptability: ./three.yaml}}",
             "experiments.zero_shot_dynamics.acceptability",
-            "three.yaml is classification of 3 labels, and this heuristic wants classification of 2 labels",
+            "three.yaml is classification of 3 labels, and this heuristic wants classification of "
+            "2 labels",
         ),
         (
             "model: {family: lstm}\nfinetuning: {tasks: [piqa]}",

@@ -196,8 +196,8 @@ def test_a_checkpoint_of_two_ranks_goes_on_under_one(
     told = said(output)
     assert told["result"]["resumed_from"] > STEPS // 2
     assert any(
-        "written under {'world_size': 2, 'zero_stage': 3} and is read under {'world_size': 1, 'zero_stage': 1}"
-        in m
+        "written under {'world_size': 2, 'zero_stage': 3} and is read under {'world_size': 1, "
+        "'zero_stage': 1}" in m
         for m in told["log"]
     )
     assert told["result"]["loss"] == pytest.approx(

@@ -225,8 +225,8 @@ def test_a_long_prompt_gives_way_by_whole_turns_and_a_long_response_is_left_out_
         1,
     )
     assert (
-        "2 responses longer than the context (the first: reviews, 1, response 2), and 1 rankings that"
-        in encoded_texts.summary("training")
+        "2 responses longer than the context (the first: reviews, 1, response 2), and 1 rankings "
+        "that" in encoded_texts.summary("training")
     )
 
 

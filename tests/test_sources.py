@@ -53,7 +53,8 @@ class TestWhatARecipeMaySay:
             ({"package": "a>=1", "sha256": SHA, "files": "x"}, 'write "name==version"'),
             (
                 {"hub": "b/c"},
-                "revision is missing: a source with hub needs it: a commit's 40 digits, or a branch such as main",
+                "revision is missing: a source with hub needs it: a commit's 40 digits, or a "
+                "branch such as main",
             ),
             ({"named": "Wikipaedia"}, "there are BooksCorpus, OpenWebText"),
             ({"path": "a", "group": 1}, "at least 2 rows"),
@@ -158,7 +159,8 @@ class TestFormats:
 
     def test_every_heading_with_text_under_it_opens_a_document(self, tmp_path: Path) -> None:
         (tmp_path / "play.md").write_text(
-            "# Title\n\n## ACT I\n### SCENE I\n_Enter A_\n\n**A**  \nWords, 3 * 4.  \n### SCENE II\n_\\[Reads]  \n*Exeunt.*\n"
+            "# Title\n\n## ACT I\n### SCENE I\n_Enter A_\n\n**A**  \nWords, 3 * 4.  \n### SCENE "
+            "II\n_\\[Reads]  \n*Exeunt.*\n"
         )
         assert read(tmp_path, path="play.md", documents="headings", clean="markdown") == [
             "Title\n\nACT I\nSCENE I\nEnter A\n\nA\nWords, 3 * 4.",
@@ -231,8 +233,10 @@ class TestFormats:
             for _ in range(200):
                 file.write((b"a line of words that go on for a while " * 25 + b"\n\n") * 1074)
         script = (
-            "import sys; from pathlib import Path; from gpt_model.data.sources import Source, open_source;"
-            "from gpt_model.io import peak_resident_bytes as peak; from gpt_model.progress import Silent; base = Path(sys.argv[1]);"
+            "import sys; from pathlib import Path; from gpt_model.data.sources import Source, "
+            "open_source;"
+            "from gpt_model.io import peak_resident_bytes as peak; from gpt_model.progress import "
+            "Silent; base = Path(sys.argv[1]);"
             "before = peak();"
             "it = Source(name='big', path='big.txt', documents='paragraphs');"
             "print(sum(1 for _ in open_source(it, base / 'd', base, Silent())), peak() - before)"
@@ -276,7 +280,10 @@ class TestLocalFilesArePinned:
     ) -> None:
         path = tmp_path / "log.txt"
         path.write_bytes(b"a line of it\n" * 1_000_000)
-        growing = "import sys\nwith open(sys.argv[1], 'ab', 0) as file:\n  while True: file.write(b'one more line of it\\n')"
+        growing = (
+            "import sys\nwith open(sys.argv[1], 'ab', 0) as file:\n  while True: "
+            "file.write(b'one more line of it\\n')"
+        )
         writer = subprocess.Popen([sys.executable, "-c", growing, str(path)])
         try:
             size = path.stat().st_size
@@ -311,7 +318,10 @@ class TestHub:
         for number in range(2):
             rows = [{"id": f"{number}-{k}", "text": f"article {number} {k}"} for k in range(3)]
             (data / f"train-0000{number}-of-00002.parquet").write_bytes(parquet(rows))
-        card = "---\nconfigs:\n- config_name: 2023.en\n  data_files:\n  - split: train\n    path: 2023.en/train-*\n---\n"
+        card = (
+            "---\nconfigs:\n- config_name: 2023.en\n  data_files:\n  - split: train\n    path: "
+            "2023.en/train-*\n---\n"
+        )
         (tmp_path / "dataset" / "README.md").write_text(card)
         return tmp_path
 

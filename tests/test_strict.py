@@ -16,7 +16,8 @@ from gpt_model.errors import UserError
 from gpt_model.evaluation.suites import suite_tasks
 
 PYDANTIC = re.compile(
-    r"\b(Input|input_|input should|tag|discriminator|valid (string|integer|number)|Field required|type=)"
+    r"\b(Input|input_|input should|tag|discriminator|valid (string|integer|number)|Field "
+    r"required|type=)"
 )
 SUITE: dict[str, Any] = {
     "task": "t",
@@ -41,7 +42,8 @@ TABLE = {
     [
         (
             {"data": {"builder": "clozes"}},
-            "`metadata.data` is {'builder': 'clozes'}: its builder should be one of passages, last_word, cloze",
+            "`metadata.data` is {'builder': 'clozes'}: its builder should be one of passages, "
+            "last_word, cloze",
         ),
         ({"data": {}}, "`metadata.data` says no builder."),
         ({}, "`metadata.data` is missing."),

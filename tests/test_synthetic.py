@@ -74,7 +74,10 @@ def test_the_same_seed_gives_the_same_problems_and_another_others() -> None:
 
 
 def test_words_are_the_most_frequent_of_five_to_fourteen_letters() -> None:
-    text = "Casino casino CASINO four opponent opponent extraordinarily objects don't antidisestablishment 12345"
+    text = (
+        "Casino casino CASINO four opponent opponent extraordinarily objects don't "
+        "antidisestablishment 12345"
+    )
     assert synthetic.common_words([text]) == ["casino", "opponent", "objects"]
     assert synthetic.common_words([text, "objects objects objects"], limit=1) == ["objects"]
 

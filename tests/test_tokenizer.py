@@ -291,7 +291,8 @@ def test_ids_are_in_gpt2_order(tokenizer: Tokenizer, gpt2: Tokenizer) -> None:
 def test_vocabulary_larger_than_the_text_supports_is_refused_with_both_sizes() -> None:
     with pytest.raises(
         UserError,
-        match=r"`vocab_size` is 5000, but the training text supports only 259: .* 2 merges.*at most 259",
+        match=r"`vocab_size` is 5000, but the training text supports only 259: .* 2 merges.*at "
+        r"most 259",
     ):
         Tokenizer.train(["abc abc"], vocab_size=5000)
     assert Tokenizer.train(["abc abc"], vocab_size=259).vocab_size == 259

@@ -36,11 +36,13 @@ quick = settings(
 
 ROOT = Path(__file__).parent.parent
 LETTER = (
-    'My dear Sir: I don\'t know what you\'d have me say. "Come home," he wrote, "or we\'ll sell it!"',
+    "My dear Sir: I don't know what you'd have me say. \"Come home,\" he wrote, \"or we'll sell "
+    'it!"',
     "Mrs. Dale's brothers (all three) weren't at home; they'd gone to St. Ives at 7pm, hadn't they?",
     "It cost him $5.00, or 12% of what he had... and he can't, won't, shouldn't pay – not now.",
     "“You’re late,” said the captain’s wife. ‘I’m never late,’ said he, “it’s you that’s early.”",
-    "On Jan. 3, 1890 the U.S. ship left at 10:30 a.m.; I've a half-dozen letters from her crew, and/or friends.",
+    "On Jan. 3, 1890 the U.S. ship left at 10:30 a.m.; I've a half-dozen letters from her crew, "
+    "and/or friends.",
     "\tA naïve café\u00a0owner\r\n\r\n   gave us ﬁsh & chips\nfor what's-his-name",
 )
 PROSE = [line.replace("half", f"{number}") for number in range(40) for line in LETTER]
@@ -291,8 +293,10 @@ def test_helper_processes_give_the_words_that_one_process_does(
 @pytest.mark.slow
 def test_helpers_of_a_killed_process_are_gone_soon() -> None:
     script = (
-        "import time; from gpt_model.tokenizer import words; from gpt_model.tokenizer.base import Piece;"
-        "words.HELPED_FROM = 0; print(words.normalised_all([Piece('It is')] * 2), flush=True); time.sleep(60)"
+        "import time; from gpt_model.tokenizer import words; from gpt_model.tokenizer.base import "
+        "Piece;"
+        "words.HELPED_FROM = 0; print(words.normalised_all([Piece('It is')] * 2), flush=True); "
+        "time.sleep(60)"
     )
     environment = {**os.environ, "RAYON_NUM_THREADS": "2"}
     command = [sys.executable, "-c", script]
@@ -404,7 +408,8 @@ def test_same_text_gives_the_same_bytes_on_disk_whatever_the_threads_and_hashes(
 ) -> None:
     script = (
         "import json, sys; from pathlib import Path; from gpt_model.tokenizer import Tokenizer;"
-        "Tokenizer.train(json.load(sys.stdin), vocab_size=280, style='gpt1').save(Path(sys.argv[1]))"
+        "Tokenizer.train(json.load(sys.stdin), vocab_size=280, "
+        "style='gpt1').save(Path(sys.argv[1]))"
     )
     environment = {**os.environ, "RAYON_NUM_THREADS": "3", "PYTHONHASHSEED": "3"}
     command = [sys.executable, "-c", script, str(tmp_path)]
@@ -430,7 +435,11 @@ def test_loading_gives_the_tokenizer_that_was_saved(saved: Path, tokenizer: Toke
 
 
 def test_importing_loads_neither_torch_nor_spacy() -> None:
-    script = "import sys, gpt_model.tokenizer as t; t.Tokenizer.of('gpt1'); print(sorted({'torch', 'spacy', 'ftfy', 'loky'} & set(sys.modules)))"
+    script = (
+        "import sys, gpt_model.tokenizer as t; t.Tokenizer.of('gpt1'); "
+        "print(sorted({'torch', "
+        "'spacy', 'ftfy', 'loky'} & set(sys.modules)))"
+    )
     found = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
@@ -441,7 +450,8 @@ def test_vocabulary_that_does_not_fit_the_text_is_refused_with_both_sizes() -> N
     text = ["abc abc"]
     with pytest.raises(
         UserError,
-        match=r"`vocab_size` is 90, but the training text supports only 10: .* at least 8 and at most 10",
+        match=r"`vocab_size` is 90, but the training text supports only 10: .* at least 8 and at "
+        r"most 10",
     ):
         Tokenizer.train(text, vocab_size=90, style="gpt1")
     with pytest.raises(UserError, match=r"needs at least 8: <unk>, 3 characters twice"):

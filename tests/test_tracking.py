@@ -28,7 +28,10 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 
-START = "import sys; from pathlib import Path; from assets.tracking.server import Server; Server(Path(sys.argv[1])).experiment('other')"
+START = (
+    "import sys; from pathlib import Path; from assets.tracking.server import Server; "
+    "Server(Path(sys.argv[1])).experiment('other')"
+)
 
 
 @pytest.fixture(scope="module")
@@ -439,7 +442,8 @@ def test_after_one_wait_in_vain_no_build_waits_for_a_mute_server(
     [sentence] = said
     assert (
         sentence
-        == f"MLflow at {mute_server} has not answered within 2 s; what is left is delivered in the background, or by the next run."
+        == f"MLflow at {mute_server} has not answered within 2 s; what is left is delivered in the "
+        "background, or by the next run."
     )
 
 

@@ -481,7 +481,8 @@ def test_training_json_has_no_time_in_it(built: tuple[Built, dict[str, Any]]) ->
 def test_a_batch_that_does_not_come_out_even_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"768 is 3 sequences .* the profile 'cpu' .* 2: set processes to 1 in profiles/cpu.yaml",
+        match=r"768 is 3 sequences .* the profile 'cpu' .* 2: set processes to 1 in "
+        r"profiles/cpu.yaml",
     ):
         check_shared_out({"batch_tokens": 768}, 256, "cpu", 2)
     ramped = {"batch_tokens": 1024, "batch_ramp": {"from_tokens": 256, "over_tokens": 4096}}
@@ -493,7 +494,8 @@ def test_a_batch_that_does_not_come_out_even_is_refused(tmp_path: Path) -> None:
     recipe.write_text(recipe.read_text().replace("batch_tokens: 512", "batch_tokens: 1000"))
     with pytest.raises(
         UserError,
-        match=rf"{recipe}, line 8: `pretraining`: batch_tokens 1000 is not .*context 32 .*: set it to 992\.",
+        match=rf"{recipe}, line 8: `pretraining`: batch_tokens 1000 is not .*context 32 .*: set it "
+        r"to 992\.",
     ):
         load_recipe(str(recipe))
 

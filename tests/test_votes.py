@@ -126,8 +126,8 @@ def test_a_vote_that_the_disk_has_no_room_for_is_said_and_leaves_nothing(
     )
     assert done.returncode == 1
     assert (
-        f"UserError: The vote is not kept: {path} could not be written (File too large). Make room there"
-        in done.stderr
+        f"UserError: The vote is not kept: {path} could not be written (File too large). Make room "
+        "there" in done.stderr
     )
     assert path.read_bytes() == before and len(votes.read(tmp_path)) == 1
     cast(tmp_path)
@@ -191,10 +191,12 @@ def test_a_worker_and_a_reproduction_find_the_votes(home: Path, tmp_path: Path) 
     (tmp_path / "notes.txt").write_text("the king sees the sailor\n")
     jsonl(tmp_path / "said.jsonl", [{"instruction": "What?", "response": "It."}])
     (tmp_path / "talk.yaml").write_text(
-        "name: talk\ncorpus: {sources: [{name: notes, path: notes.txt}]}\ntokenizer: {vocab_size: 300}\n"
+        "name: talk\ncorpus: {sources: [{name: notes, path: notes.txt}]}\ntokenizer: {vocab_size: "
+        "300}\n"
         "model: {layers: 2, width: 32, heads: 2, context: 64}\n"
         "pretraining: {tokens: 4096, batch_tokens: 512, learning_rate: 1e-3}\n"
-        "alignment:\n  demonstrations: {sources: [{name: said, path: said.jsonl, form: instruction}]}\n"
+        "alignment:\n  demonstrations: {sources: [{name: said, path: said.jsonl, form: "
+        "instruction}]}\n"
         "  comparisons: {sources: [{name: votes, votes: true}]}\n"
     )
     for number in range(3):

@@ -137,7 +137,8 @@ def test_data_that_cannot_be_had_here_is_said_in_what_identifies_the_stage_and_t
     reasons = {task: one["not_run"] for task, one in config["tasks"].items() if "not_run" in one}
     assert reasons == {
         "sentiment": "nyu-mll/glue is read from the hub, which does not answer here",
-        "acceptability": "its authors give the data on request (their page); name your files under finetuning.files",
+        "acceptability": "its authors give the data on request (their page); name your files under "
+        "finetuning.files",
     }
     built = run(config, folder)
     for task, why in reasons.items():
@@ -184,7 +185,8 @@ def test_data_in_which_there_is_nothing_to_ask_is_not_run_and_says_what_was_look
 ) -> None:
     said = told(run(pinned(folder, pronouns="./nobody.yaml", acceptability="held_out"), folder))
     assert (
-        "pronouns: not run here. no question holds one pronoun, or _, with text after it, and names two"
+        "pronouns: not run here. no question holds one pronoun, or _, with text after it, and "
+        "names two"
         in said
         and "(40 looked" in said
     )

@@ -137,8 +137,8 @@ LAYERS_TRANSFERRED = Stage(
 
 
 # `depth`: held-out bits per byte of models of fewer and more layers, each trained from the start
-# and alike. GPT-1's figure 2 (left) varies how many layers of one model are transferred; this varies
-# how many there are. The models are assets of the pre-training stage, `depth/layers_<number>`.
+# and alike. GPT-1's figure 2 (left) varies how many layers of one model are transferred, this how
+# many there are. The models are assets of the pre-training stage, `depth/layers_<number>`.
 DEPTH = Stage(
     name="depth",
     version="3",
