@@ -32,7 +32,6 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell gpt_model assets pipelines tests benchmarks docs recipes profiles *.md
-	$(BIN)/pydoclint -q gpt_model assets pipelines
 
 format: $(VENV)/ready  ## ruff's layout and its safe fixes
 	$(BIN)/ruff check --fix .
