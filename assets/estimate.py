@@ -29,8 +29,7 @@ from assets.contract import Artifact, Config, Inputs
 from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.stages import base_model
-from assets.stages.experiments import LSTM_ASSET
-from assets.stages.scaling import FIT
+from assets.stages.experiments import FIT, LSTM_ASSET
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
 from gpt_model.rlhf.comparison import MODELS

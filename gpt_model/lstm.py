@@ -1,5 +1,5 @@
 """The LSTM that GPT-1's table 5 sets against its Transformer: embedding, one layer of units, tied
-head (Radford et al. 2018, section 5).
+head (Radford et al. 2018, section 5). Also the network of each family.
 
 The paper's has a single layer; here it has as many units as the Transformer is wide, so that
 everything round it (vocabulary, head, task heads, batches) is the same. It reads from the first
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt_model.config import ModelConfig
-from gpt_model.transformer import Decoder
+from gpt_model.transformer import GPT, Decoder
 
 
 class LSTM(Decoder):
@@ -58,3 +58,8 @@ class LSTM(Decoder):
         rows, _ = embeddings or self.embeddings()
         states, _ = self.cells(F.embedding(tokens, rows))
         return F.dropout(states, self.config.dropout, self.training)
+
+
+def build(config: ModelConfig, seed: int = 0) -> Decoder:
+    """A decoder of this shape with fresh weights."""
+    return LSTM(config, seed) if config.family == "lstm" else GPT(config, seed)

@@ -13,7 +13,7 @@ import torch
 from rank import Said
 
 from assets.contract import Check, Verdict
-from assets.recipe.alignment_section import ComparisonsSection
+from assets.recipe.sections import ComparisonsSection
 from assets.stages.human_data import COMPARISONS
 from assets.store.manifest import Facts
 from assets.store.store import Store
@@ -22,8 +22,8 @@ from gpt_model.rlhf import records
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.rlhf.dialogue import Dialogue, Turn
 from gpt_model.tokenizer import Tokenizer
+from pipelines.chat.endpoint import HOST
 from pipelines.chat.engine import Engine
-from pipelines.chat.guard import HOST
 from pipelines.chat.session import Sampling
 
 CONTEXT = 96

@@ -10,7 +10,7 @@ from typing import Any
 
 from rank import make_inputs
 
-from assets.recipe.alignment_section import PPOSection
+from assets.recipe.sections import PPOSection
 from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.rlhf import reward_model

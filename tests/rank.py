@@ -194,7 +194,7 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
 
     from assets.contract import Artifact
     from assets.execution.pretraining import LanguageModelling, model_shape, settings_of
-    from assets.execution.training import execution_of
+    from assets.execution.tuning import execution_of
     from assets.stages.alignment import ALIGNED
     from assets.stages.experiments import ABLATIONS, LAYERS_TRANSFERRED
     from assets.stages.finetuning import FINETUNED

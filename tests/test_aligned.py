@@ -18,8 +18,8 @@ from ppo_world import NEEDS, PPO, make_ppo_inputs
 from rank import Said
 
 from assets.contract import Artifact, Built
-from assets.recipe.alignment_section import PPOSection
-from assets.report import aligned
+from assets.recipe.sections import PPOSection
+from assets.report import rlhf
 from assets.stages import base_model
 from assets.stages.alignment import ALIGNED
 from gpt_model import convert
@@ -149,7 +149,7 @@ def test_the_page_has_curves_figures_and_samples(built: Built, tmp_path: Path) -
         "samples.md",
     }
     samples = (tmp_path / "samples.md").read_text()
-    table = aligned.metrics_table(built).frame.set_index("figure")["value"]
+    table = rlhf.metrics_table(built).frame.set_index("figure")["value"]
     assert table["episodes"] == "64 in 4 batches"
     assert table["prompts: answered, held out, too long"] == "30, 12, 2"
     assert not table.str.contains("nan").any()

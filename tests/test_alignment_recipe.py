@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from assets.graph import nodes
-from assets.recipe.alignment_section import AlignmentSection
 from assets.recipe.recipe import Recipe, load_recipe
+from assets.recipe.sections import AlignmentSection
 from assets.report.lineage_tree import origin
 from gpt_model.errors import UserError
 

@@ -25,7 +25,7 @@ from playwright.sync_api import Browser, Page, expect
 from assets.store.store import Store
 from docs.pictures import browser, chromium, say
 from gpt_model.rlhf import votes
-from pipelines.chat.guard import HOST
+from pipelines.chat.endpoint import HOST
 from pipelines.chat.session import VOTES_COMMAND
 
 pytestmark = [

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from rank import Said
 
 from assets.contract import Built, Inputs
-from assets.recipe.alignment_section import DPOSection
+from assets.recipe.sections import DPOSection
 from assets.stages.alignment import DPO
 from gpt_model import convert
 from gpt_model.rlhf import dpo, reward_model

@@ -27,7 +27,7 @@ from gpt_model.errors import Unavailable, UserError
 from gpt_model.experiments.document import FILE, ONE_RUN, read_document
 from gpt_model.experiments.gpt1_figure2_left_layers_transferred import transferred
 from gpt_model.finetuning.metrics import Scoring
-from gpt_model.networks import build
+from gpt_model.lstm import build
 from gpt_model.statistics import cluster_bootstrap, slope_weights, wilson
 
 pytestmark = pytest.mark.slow

@@ -23,7 +23,7 @@ from gpt_model.experiments.gpt1_section1_visible_context import (
 )
 from gpt_model.experiments.gpt1_zero_shot_heuristics import Scored, Substitution
 from gpt_model.finetuning.examples import Example
-from gpt_model.networks import build
+from gpt_model.lstm import build
 from gpt_model.statistics import bits_per_byte_interval
 from gpt_model.tokenizer import Tokenizer
 

@@ -13,8 +13,8 @@ from rank import Said
 from test_human_forms import jsonl
 
 from assets.contract import Artifact, Built, Stage
-from assets.recipe.alignment_section import AlignmentSection
 from assets.recipe.recipe import load_recipe
+from assets.recipe.sections import AlignmentSection
 from assets.stages.human_data import COMPARISONS, DEMONSTRATIONS, PROMPTS
 from gpt_model.data import hub
 from gpt_model.errors import Unreachable, UserError

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from assets.contract import Built, Verdict
 from assets.graph import nodes
 from assets.recipe.recipe import Recipe, load_recipe
-from assets.report.known_answers import reproduces_what_is_known
+from assets.report.zero_shot import reproduces_what_is_known
 from assets.stages.imported import IMPORTED
 from assets.stages.zero_shot import ZERO_SHOT
 from assets.store.manifest import Facts

@@ -12,7 +12,7 @@ import torch
 from rank import Said
 
 from assets.contract import Artifact, Built, Inputs
-from assets.report.instructed import epochs_table
+from assets.report.rlhf import epochs_table
 from assets.stages.alignment import INSTRUCTED, TRAINING_FILE
 from gpt_model import convert
 from gpt_model.errors import UserError

@@ -11,9 +11,9 @@ import pytest
 
 from assets.estimate import estimate, planned
 from assets.graph import nodes
-from assets.recipe.alignment_section import AlignmentSection
 from assets.recipe.profile import Profile
 from assets.recipe.recipe import load_recipe
+from assets.recipe.sections import AlignmentSection
 from assets.stages.alignment_nodes import alignment_nodes
 from gpt_model.config import ModelConfig
 

@@ -24,9 +24,9 @@ from assets.execution.scaling import rules_header
 from assets.graph import node_named, nodes
 from assets.recipe.profile import load_profile
 from assets.recipe.recipe import Recipe, load_recipe
+from assets.stages.experiments import FIT, PREDICTED, PREDICTION, RULES, SCALING
 from assets.stages.ladder import dagster_runs, ladder
 from assets.stages.pretraining import check_shared_out
-from assets.stages.scaling import FIT, PREDICTED, PREDICTION, RULES, SCALING
 from assets.store.manifest import Facts
 from assets.store.store import Store
 from gpt_model.config import ModelConfig

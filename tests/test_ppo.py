@@ -17,7 +17,7 @@ from torch import Tensor
 
 from assets.contract import Artifact
 from assets.execution.aligned import objective_of, settings_of
-from assets.recipe.alignment_section import PPOSection
+from assets.recipe.sections import PPOSection
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError

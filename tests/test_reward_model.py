@@ -16,7 +16,7 @@ from rank import Said
 
 from assets.contract import Built, Inputs
 from assets.execution import judge as judge_stage
-from assets.recipe.alignment_section import RewardModelSection
+from assets.recipe.sections import RewardModelSection
 from assets.stages.alignment import JUDGE, REWARD_MODEL
 from gpt_model.errors import UserError
 from gpt_model.ops.varlen import PackedSequences

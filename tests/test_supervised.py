@@ -19,8 +19,8 @@ from rank import ROOT, Said, make_inputs
 
 from assets.contract import Artifact, Built
 from assets.execution import sft
-from assets.recipe.alignment_section import PolicyInitSection, SupervisedSection
-from assets.report.sft import panels
+from assets.recipe.sections import PolicyInitSection, SupervisedSection
+from assets.report.rlhf import sft_panels
 from assets.stages.alignment import POLICY_INIT, SUPERVISED
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import UserError
@@ -238,8 +238,8 @@ def test_of_a_batch_some_sequences_are_windows_of_the_corpus(built: dict[str, Bu
     mixed = 0.9 * series["nats"][step][1] + 0.1 * series["text_nats"][step][1]
     assert series["loss"][step][1] == pytest.approx(mixed, rel=1e-5)
     panel = "nats a token of pre-training text"
-    assert panel in [panel.title for panel in panels(series)]
-    assert panel not in [panel.title for panel in panels(built["supervised"].series)]
+    assert panel in [panel.title for panel in sft_panels(series)]
+    assert panel not in [panel.title for panel in sft_panels(built["supervised"].series)]
 
 
 def test_whether_the_loss_falls_is_judged_on_demonstrations_and_not_on_the_text_mixed_in(

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from assets.build import Request, build
 from assets.graph import node_named, nodes
 from assets.launch.launcher import LocalLauncher
-from assets.recipe.alignment_section import ComparisonsSection
 from assets.recipe.profile import load_profile
 from assets.recipe.recipe import load_recipe
+from assets.recipe.sections import ComparisonsSection
 from assets.stages.human_data import COMPARISONS
 from assets.store.store import Store
 from assets.tracking.tracking import Tracking

@@ -13,8 +13,8 @@ from typing import Any
 import torch.distributed
 
 from assets.contract import SCRATCH, Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.execution import tuning_io
-from assets.execution.training import execution_of
+from assets.execution import tuning
+from assets.execution.tuning import execution_of
 from assets.stages.alignment import WIDEST_RISE
 from assets.stages.base_model import require
 from gpt_model import convert
@@ -87,7 +87,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
             _sampler(prompts.samples, template, sampling, progress),
         ),
     ]
-    outcome = tuning_io.tune(
+    outcome = tuning.tune(
         model, objective, settings_of(section), execution, output, progress, hooks
     )
     batches = rollouts.config.batches
@@ -112,7 +112,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     }
     if progress.rank == 0:
         facts = {name: round(value, 4) for name, value in metrics.items() if name not in TIMINGS}
-        tuning_io.write_model(output, model.policy, tokenizer, facts)
+        tuning.write_model(output, model.policy, tokenizer, facts)
     return metrics
 
 
@@ -348,9 +348,9 @@ def _held_out_text(
     if tokens is None:
         return {}
     data = TokenData(tokens.path)
-    reference = measure.held_out(model.reference, data, execution, tuning_io.HELD_OUT_TOKENS)
+    reference = measure.held_out(model.reference, data, execution, tuning.HELD_OUT_TOKENS)
     before = measure.held_out_metrics(reference, data.weights)["held_out/total_bpb"]
-    policy = measure.held_out(model.policy, data, execution, tuning_io.HELD_OUT_TOKENS)
+    policy = measure.held_out(model.policy, data, execution, tuning.HELD_OUT_TOKENS)
     after = measure.held_out_metrics(policy, data.weights)
     return {
         **after,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import SCRATCH, Config, Inputs, Metrics, Progress
-from assets.execution import rankings, tuning_io
-from assets.execution.training import execution_of
+from assets.execution import rankings, tuning
+from assets.execution.tuning import execution_of
 from gpt_model.errors import UserError, about
 from gpt_model.rlhf import dpo, ranking_agreement
 from gpt_model.rlhf.dpo import LogProbabilities
@@ -25,14 +25,14 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     it, rank 0 writes.
     """
     section, precision = config["dpo"], config["dpo"]["precision"]
-    gpt, template = tuning_io.start(inputs["policy_init"], None, section)
+    gpt, template = tuning.start(inputs["policy_init"], None, section)
     context = gpt.config.context
     splits = rankings.encode(inputs["comparisons"], template, context, progress)
     training, held_out = splits["training"].encoded, splits["held_out"].encoded
     prompts = dpo.prompts_per_step(section["batch"], training)
     with about("dpo"):
         lengths = [ranking.tokens for ranking in training]
-        batches = tuning_io.epoch_batches(lengths, prompts, section, progress, context)
+        batches = tuning.epoch_batches(lengths, prompts, section, progress, context)
     execution = execution_of(progress, fixed_shapes=False)
     start(execution)
     reference = dpo.reference_log_probabilities(
@@ -49,7 +49,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     )
     hooks = [Hook(evaluation_steps(batches.steps, rankings.EVALUATIONS), evaluate)]
     settings = cosine_settings(section, batches.steps)
-    outcome = tuning_io.tune(gpt, objective, settings, execution, output, progress, hooks)
+    outcome = tuning.tune(gpt, objective, settings, execution, output, progress, hooks)
     if progress.rank:
         return {}
     gpt.eval()
@@ -65,7 +65,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     }
     facts = {name: round(value, 6) for name, value in metrics.items()}
     gpt.to("cpu")
-    tuning_io.write_model(output, gpt, template.tokenizer, facts)
+    tuning.write_model(output, gpt, template.tokenizer, facts)
     rankings.write_held_out(output, held_out, {"rewards": rewards})
     return {**metrics, "seconds": outcome.seconds, "pairs_per_second": outcome.units_per_second}
 

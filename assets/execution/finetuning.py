@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from assets.contract import SCRATCH, Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.execution.training import execution_of
+from assets.execution.tuning import execution_of
 from assets.stages import base_model
 from assets.stages.finetuning import ARMS, CONSTANT
 from assets.store.home import downloads_folder

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.execution.tuning_io import write_rows
+from assets.execution.tuning import write_rows
 from assets.stages.alignment import JUDGE_FILE, TRAINED_ON
 from gpt_model.errors import UserError
 from gpt_model.rlhf import ranking_agreement

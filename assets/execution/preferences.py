@@ -13,7 +13,7 @@ import numpy as np
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import judge as judge_stage
 from assets.execution.rankings import EVALUATED
-from assets.execution.tuning_io import HELD_OUT_TOKENS
+from assets.execution.tuning import HELD_OUT_TOKENS
 from assets.stages import base_model
 from assets.stages.alignment import WIDEST_RISE
 from gpt_model import convert

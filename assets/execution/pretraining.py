@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.execution.training import execution_of
+from assets.execution.tuning import execution_of
 from assets.recipe.profile import Profile
 from assets.stages import base_model
 from assets.stages.base_model import BASE
@@ -26,7 +26,7 @@ from gpt_model.data.sampler import Sampler
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import about
 from gpt_model.generation import generate
-from gpt_model.networks import build
+from gpt_model.lstm import build
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure, snapshots
 from gpt_model.training.engine import Execution, choose_product_library, start

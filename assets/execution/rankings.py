@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from assets.contract import Artifact, Built, Metrics, Progress, Verdict
-from assets.execution.tuning_io import write_rows
+from assets.execution.tuning import write_rows
 from assets.stages.alignment import BAG_OF_WORDS, HELD_OUT, NO_WORDS
 from gpt_model.errors import UserError
 from gpt_model.rlhf import ranking_agreement

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.execution import rankings, tuning_io
-from assets.execution.training import execution_of
+from assets.execution import rankings, tuning
+from assets.execution.tuning import execution_of
 from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
 from gpt_model.errors import UserError, about
 from gpt_model.rlhf import reward_model
@@ -43,21 +43,21 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     """
     section, start = config["reward_model"], inputs["start"]
     # A model tuned here has its tokenizer beside it; an imported one may have none.
-    has_tokenizer = (tuning_io.model_folder(start) / "tokenizer.json").is_file()
-    gpt, template = tuning_io.start(start, None if has_tokenizer else inputs["tokenizer"], section)
+    has_tokenizer = (tuning.model_folder(start) / "tokenizer.json").is_file()
+    gpt, template = tuning.start(start, None if has_tokenizer else inputs["tokenizer"], section)
     context = gpt.config.context
     splits = rankings.encode(inputs["comparisons"], template, context, progress)
     training, held_out = splits["training"].encoded, splits["held_out"].encoded
     with about("reward_model"):
         lengths = [ranking.tokens for ranking in training]
-        batches = tuning_io.epoch_batches(lengths, section["batch"], section, progress, context)
+        batches = tuning.epoch_batches(lengths, section["batch"], section, progress, context)
     execution = execution_of(progress, fixed_shapes=False)
     model = RewardModel(gpt, section["seed"])
     objective = RewardObjective(training, batches, execution.device)
     evaluate = _evaluation(evenly(held_out, rankings.EVALUATED), execution.device, progress.rank)
     hooks = [Hook(evaluation_steps(batches.steps, rankings.EVALUATIONS), evaluate)]
     settings = cosine_settings(section, batches.steps)
-    outcome = tuning_io.tune(model, objective, settings, execution, output, progress, hooks)
+    outcome = tuning.tune(model, objective, settings, execution, output, progress, hooks)
     if progress.rank:
         return {}
     model.eval()
@@ -156,7 +156,7 @@ def _write(model: RewardModel, template: ChatTemplate, output: Path, metrics: Me
     model.gpt.config = model.gpt.config.model_copy(update={"dropout": 0.0})
     reward_model.save(model, template.tokenizer, output)
     facts = {name: round(value, 6) for name, value in metrics.items() if name not in TIMINGS}
-    tuning_io.write_facts(output, model.gpt, facts)
+    tuning.write_facts(output, model.gpt, facts)
 
 
 def demonstrations_mean_zero(built: Built) -> Verdict:
@@ -168,4 +168,4 @@ def demonstrations_mean_zero(built: Built) -> Verdict:
 def model_loads(built: Built) -> Verdict:
     model = reward_model.load(built.output)
     loads = f"It loads with {model.gpt.config.parameters():,} parameters and a head"
-    return tuning_io.usable(model, model.gpt, Tokenizer.load(built.output / "model"), loads, {})
+    return tuning.usable(model, model.gpt, Tokenizer.load(built.output / "model"), loads, {})

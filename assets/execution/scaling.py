@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.stages.scaling import FIT, LEVEL, PREDICTED, RULES
+from assets.stages.experiments import FIT, PREDICTED, RULES, SCALING_LEVEL
 from gpt_model.data.shards import TokenData
 from gpt_model.experiments.document import write_document
 from gpt_model.experiments.gpt3_figure3_1_scaling_law import HeldOutText, Ladder, Rung, predict
@@ -38,7 +38,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         json.loads(prediction.read_text(encoding="utf-8")),
         HeldOutText.of(TokenData(inputs["tokens"].path)),
         vocabulary(inputs),
-        LEVEL,
+        SCALING_LEVEL,
     )
     _write_json(output / FIT, ladder.fit())
     rules = ladder.rules(config["rules"]).model_dump(mode="json")
@@ -100,7 +100,7 @@ def interval_is_finite(built: Built) -> Verdict:
     low, high = built.metrics["loss_low"], built.metrics["loss_high"]
     return Verdict(
         math.isfinite(low) and math.isfinite(high),
-        f"{LEVEL:.0%} interval of the largest model's loss: {low:.3f} to {high:.3f}.",
+        f"{SCALING_LEVEL:.0%} interval of the largest model's loss: {low:.3f} to {high:.3f}.",
     )
 
 
@@ -115,8 +115,8 @@ def largest_inside(built: Built) -> Verdict:
     return Verdict(
         metrics["inside"] == 1,
         f"The largest model came to {metrics['largest_loss']:.3f} nats a held-out token{ends}, "
-        f"{landed} the {LEVEL:.0%} interval predicted of it, {metrics['predicted_low']:.3f} to "
-        f"{metrics['predicted_high']:.3f}.",
+        f"{landed} the {SCALING_LEVEL:.0%} interval predicted of it, "
+        f"{metrics['predicted_low']:.3f} to {metrics['predicted_high']:.3f}.",
         {name: metrics[name] for name in ("largest_loss", "predicted_low", "predicted_high")},
     )
 

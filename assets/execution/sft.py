@@ -14,8 +14,8 @@ import torch.distributed
 from transformers import AutoTokenizer
 
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.execution import tuning_io
-from assets.execution.training import execution_of
+from assets.execution import tuning
+from assets.execution.tuning import execution_of
 from gpt_model import convert
 from gpt_model.data.sampler import Sampler
 from gpt_model.data.shards import TokenData
@@ -96,13 +96,11 @@ def _dialogues(demonstrations: Sequence[Demonstration]) -> list[Dialogue]:
 def run_supervised(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Train, and save every epoch's weights; resumes from output/.scratch."""
     section = config["supervised"]
-    gpt, template = tuning_io.start(inputs["pretrained"], inputs["tokenizer"], section)
+    gpt, template = tuning.start(inputs["pretrained"], inputs["tokenizer"], section)
     context = gpt.config.context
     data = read(inputs["demonstrations"].path, template, context, progress)
     with about("supervised"):
-        batches = tuning_io.epoch_batches(
-            data.lengths, section["batch"], section, progress, context
-        )
+        batches = tuning.epoch_batches(data.lengths, section["batch"], section, progress, context)
     objective = SFTObjective(data.training, batches, gpt.config.flops_per_token())
     outcome, losses = _tune(
         gpt, template, data, objective, section, output, progress, save_epochs=True
@@ -112,7 +110,7 @@ def run_supervised(config: Config, inputs: Inputs, output: Path, progress: Progr
             {"epoch": n, "held_out_loss": round(loss, 6)} for n, loss in enumerate(losses, start=1)
         ]
         facts = {**_facts(data, outcome), "epochs": epochs}
-        tuning_io.write_model(output, gpt, template.tokenizer, facts)
+        tuning.write_model(output, gpt, template.tokenizer, facts)
     return _metrics(data, outcome) | {
         "held_out_loss": losses[-1],
         "best_epoch_by_loss": float(best_epoch([-loss for loss in losses])),
@@ -122,14 +120,14 @@ def run_supervised(config: Config, inputs: Inputs, output: Path, progress: Progr
 def run_policy_init(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Train with pre-training text mixed in; resumes from output/.scratch."""
     section = config["policy_init"]
-    gpt, template = tuning_io.start(inputs["pretrained"], inputs["tokenizer"], section)
+    gpt, template = tuning.start(inputs["pretrained"], inputs["tokenizer"], section)
     context, share = gpt.config.context, section["pretraining_share"]
     data = read(inputs["demonstrations"].path, template, context, progress)
     # `batch` counts dialogues and windows together.
     mixed = max(1, round(section["batch"] * share)) if share else 0
     with about("policy_init"):
         dialogues = max(1, section["batch"] - mixed)
-        batches = tuning_io.epoch_batches(data.lengths, dialogues, section, progress, context)
+        batches = tuning.epoch_batches(data.lengths, dialogues, section, progress, context)
     # An imported model's context cannot be changed, so an error points at the text.
     with about_all_of(".corpus"):
         windows = windows_of(inputs["tokens"], context, mixed, section["seed"]) if mixed else None
@@ -140,7 +138,7 @@ def run_policy_init(config: Config, inputs: Inputs, output: Path, progress: Prog
     )
     if progress.rank == 0:
         facts = {**_facts(data, outcome), "mixed": mixed, "held_out_loss": round(losses[-1], 6)}
-        tuning_io.write_model(output, gpt, template.tokenizer, facts)
+        tuning.write_model(output, gpt, template.tokenizer, facts)
     return _metrics(data, outcome) | {
         "held_out_loss": losses[-1],
         "pretraining_sequences_a_batch": float(mixed),
@@ -194,7 +192,7 @@ def _tune(
 
     hooks = [Hook(epoch_ends(batches.steps_per_epoch, batches.epochs), after_epoch)]
     settings = cosine_settings(section, batches.steps)
-    outcome = tuning_io.tune(gpt, objective, settings, execution, output, progress, hooks)
+    outcome = tuning.tune(gpt, objective, settings, execution, output, progress, hooks)
     if not save_epochs:
         return outcome, [held_out_loss(gpt.eval(), data.held_out, execution)]
     return outcome, _epoch_losses(data, execution, output, section["epochs"])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.execution import tuning_io
+from assets.execution import tuning
 from assets.stages.alignment import EMPTY
 from assets.stages.base_model import require
 from gpt_model import convert
@@ -72,7 +72,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         ],
     }
     model = convert.load(dict(folders)[best.number])
-    tuning_io.write_model(output, model, tokenizer, facts)
+    tuning.write_model(output, model, tokenizer, facts)
     _write_answers(output, prompts, epochs)
     lowest = {"epoch_of_lowest_loss": min(losses, key=lambda n: (losses[n], n))} if losses else {}
     return {
@@ -125,7 +125,7 @@ def losses_by_epoch(supervised: Artifact) -> dict[int, float]:
     """Loss on held-out demonstrations after each epoch that supervised fine-tuning recorded one
     of.
     """
-    rows = tuning_io.facts_of(supervised).get("epochs", [])
+    rows = tuning.facts_of(supervised).get("epochs", [])
     return {
         int(row["epoch"]): float(row["held_out_loss"])
         for row in rows
@@ -147,7 +147,7 @@ def _write_answers(output: Path, prompts: Sequence[Prompt], epochs: Sequence[Epo
         for epoch in epochs
         for prompt, reward, answer in zip(prompts, epoch.rewards, epoch.answers, strict=True)
     ]
-    tuning_io.write_rows(output / ANSWERS, rows)
+    tuning.write_rows(output / ANSWERS, rows)
 
 
 def best_is_kept(built: Built) -> Verdict:

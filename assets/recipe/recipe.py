@@ -14,11 +14,10 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from assets.recipe.alignment_section import AlignmentSection
 from assets.recipe.depth import Dial
 from assets.recipe.depth import merged as dialled
-from assets.recipe.experiments_section import ExperimentsSection
 from assets.recipe.extends import extended, merged
+from assets.recipe.sections import AlignmentSection, ExperimentsSection
 from assets.recipe.yaml_file import find_file, naming, validate
 from gpt_model.config import PUBLISHED, ModelConfig, ModelShape
 from gpt_model.data.location import Located

@@ -1,7 +1,10 @@
-"""What the UI and MLflow show of a pre-training: curves, final metrics, mixture, samples."""
+"""What Dagster and MLflow show of a model, trained here or imported, and of a scaling ladder's
+prediction: curves, final metrics, mixture, samples.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable
@@ -10,12 +13,14 @@ from pathlib import Path
 from assets.contract import Built, Metrics
 from assets.report import plots
 from assets.report.plots import Panel, Points
-from assets.report.tables import Table, key_values, last_texts, write_markdown
+from assets.report.tables import Table, interval, key_values, last_texts, write_markdown
 from assets.stages import base_model
+from assets.stages.experiments import PREDICTED
+from assets.stages.imported import SOURCE_FILE
 from gpt_model.data.shards import TokenData
 
 
-def show(built: Built, folder: Path) -> None:
+def show_pretrained(built: Built, folder: Path) -> None:
     """training.png (curves), figures.md (a table), mixture.md (sources, weights and epochs) and
     samples.md (the last texts).
     """
@@ -108,3 +113,43 @@ def mixture_table(tokens: Path, metrics: Metrics) -> Table:
         "et al. 2020, table 2.2, appendix B)."
     )
     return Table(rows, note=note, formats={"weight": ".1%", epochs: ".2f"})
+
+
+def show_imported(built: Built, folder: Path) -> None:
+    """imported.md: where the model is from, and its files."""
+    facts = json.loads((built.output / SOURCE_FILE).read_text(encoding="utf-8"))
+    origin = {
+        **facts["from"],
+        "licence": built.config["licence"],
+        "parameters": f"{built.metrics['parameters']:,.0f}",
+    }
+    files = [{**file, "sha256": f"`{file['sha256']}`"} for file in facts["files"]]
+    rows = [{name: file[name] for name in ("path", "bytes", "sha256")} for file in files]
+    write_markdown(
+        folder / "imported.md",
+        "\n".join(f"- {name}: {value}" for name, value in origin.items()),
+        Table(rows),
+    )
+
+
+def show_prediction(built: Built, folder: Path) -> None:
+    """prediction.md."""
+    prediction = json.loads((built.output / PREDICTED).read_text(encoding="utf-8"))
+    target, model = prediction["target"], prediction["target"]["model"]
+    loss = interval(prediction["loss"], prediction["low"], prediction["high"])
+    rows = [
+        {
+            "model": row["rung"],
+            "petaflop/s-days": row["compute"],
+            "held-out loss, nats a token": row["said"],
+        }
+        for row in prediction["fitted"]
+    ]
+    write_markdown(
+        folder / "prediction.md",
+        f"**{model['layers']} layers of width {model['width']}, {target['tokens']:,} tokens, "
+        f"{target['compute']:.3g} petaflop/s-days: {loss} nats a token "
+        f"({target['level']:.0%} interval).**",
+        f"From these alone, of {prediction['text']}; 95 % intervals over its windows:",
+        Table(rows, formats={"petaflop/s-days": ".3g"}),
+    )

@@ -35,8 +35,8 @@ STAGES = {
     "layers_transferred": "experiments:LAYERS_TRANSFERRED",
     "visible_context": "experiments:VISIBLE_CONTEXT",
     "zero_shot_dynamics": "experiments:ZERO_SHOT_DYNAMICS",
-    "scaling_prediction": "scaling:PREDICTION",
-    "scaling": "scaling:SCALING",
+    "scaling_prediction": "experiments:PREDICTION",
+    "scaling": "experiments:SCALING",
 }
 
 

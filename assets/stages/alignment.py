@@ -18,19 +18,19 @@ LOSS_IS_FINITE = Check(
     "loss_is_finite",
     True,
     "Every reported loss is a number.",
-    deferred("assets.execution.training", "loss_is_finite"),
+    deferred("assets.execution.tuning", "loss_is_finite"),
 )
 LOSS_FALLS = Check(
     "loss_falls",
     False,
     "Of demonstrations, the loss of the last third of training is below that of the first.",
-    deferred("assets.execution.tuning_io", "loss_falls"),
+    deferred("assets.execution.tuning", "loss_falls"),
 )
 MODEL_LOADS = Check(
     "model_loads",
     True,
     "model/ loads, its weights are numbers, and its tokenizer has the roles' markers.",
-    deferred("assets.execution.tuning_io", "model_loads"),
+    deferred("assets.execution.tuning", "model_loads"),
 )
 
 
@@ -70,7 +70,7 @@ SUPERVISED = Stage(
             deferred("assets.execution.sft", "held_out_loss_falls"),
         ),
     ),
-    show=deferred("assets.report.sft", "show"),
+    show=deferred("assets.report.rlhf", "show_sft"),
     ranks="profile",
     pool="training",
     model=True,
@@ -86,7 +86,7 @@ POLICY_INIT = Stage(
     ),
     kinds=("pytorch", "deepspeed"),
     checks=(LOSS_IS_FINITE, MODEL_LOADS, LOSS_FALLS, ALIKE),
-    show=deferred("assets.report.sft", "show"),
+    show=deferred("assets.report.rlhf", "show_sft"),
     ranks="profile",
     pool="training",
     model=True,
@@ -134,7 +134,7 @@ REWARD_MODEL = Stage(
             deferred("assets.execution.rankings", "accuracy_above_half"),
         ),
     ),
-    show=deferred("assets.report.reward_model", "show"),
+    show=deferred("assets.report.rlhf", "show_reward_model"),
     ranks="profile",
     pool="training",
 )
@@ -174,7 +174,7 @@ JUDGE = Stage(
             deferred("assets.execution.judge", "accuracy_above_half"),
         ),
     ),
-    show=deferred("assets.report.judge", "show"),
+    show=deferred("assets.report.rlhf", "show_judge"),
 )
 
 
@@ -206,7 +206,7 @@ INSTRUCTED = Stage(
             deferred("assets.execution.sft_selection", "answers_say_something"),
         ),
     ),
-    show=deferred("assets.report.instructed", "show"),
+    show=deferred("assets.report.rlhf", "show_sft_selection"),
     pool="training",
     model=True,
 )
@@ -254,7 +254,7 @@ ALIGNED = Stage(
             deferred("assets.execution.aligned", "text_is_kept"),
         ),
     ),
-    show=deferred("assets.report.aligned", "show"),
+    show=deferred("assets.report.rlhf", "show_ppo"),
     ranks="profile",
     pool="training",
     model=True,
@@ -285,7 +285,7 @@ DPO = Stage(
             deferred("assets.execution.rankings", "accuracy_above_half"),
         ),
     ),
-    show=deferred("assets.report.dpo", "show"),
+    show=deferred("assets.report.rlhf", "show_dpo"),
     ranks="profile",
     pool="training",
     model=True,

@@ -19,8 +19,8 @@ from typing import Any
 
 from assets.contract import Config, Stage
 from assets.node import Node
-from assets.recipe.alignment_section import AlignmentSection, ComparisonsSection, PPOSection
 from assets.recipe.recipe import Recipe
+from assets.recipe.sections import AlignmentSection, ComparisonsSection, PPOSection
 from assets.stages.alignment import (
     ALIGNED,
     DPO,

@@ -53,6 +53,6 @@ CORPUS = Stage(
             deferred(EXECUTION, "held_out_is_new_text"),
         ),
     ),
-    show=deferred("assets.report.corpus", "show"),
+    show=deferred("assets.report.data", "show_corpus"),
     pin=pin,
 )

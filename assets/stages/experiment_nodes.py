@@ -16,8 +16,8 @@ from typing import Any
 
 from assets.contract import Config, Stage
 from assets.node import Node
-from assets.recipe.experiments_section import Depth, ExperimentsSection, VisibleContext
 from assets.recipe.recipe import Recipe
+from assets.recipe.sections import Depth, ExperimentsSection, VisibleContext
 from assets.stages.experiments import (
     ABLATIONS,
     DEPTH,

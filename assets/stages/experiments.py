@@ -1,6 +1,13 @@
-"""The stages of the papers' experiments: what identifies each, its checks, what a person reads.
+"""The stages of the papers' experiments. What each computes is in `gpt_model/experiments/`.
 
-`gpt_model.experiments` computes them, one file a figure or table of a paper.
+A scaling prediction (GPT-3, figure 3.1) is an artifact of its own, made from the smaller models
+alone: its fingerprint is a hash over their digests and the largest one's planned size, and knows
+nothing of what became of that.
+
+    scaling_prediction    prediction.json: the law through the smaller models, the loss it gives
+                          the largest, its 90 % interval
+    scaling               experiment.json · fit.json: the laws through all, with their draws ·
+                          rules.yaml: for `depth: {rules: …}`
 """
 
 from __future__ import annotations
@@ -255,4 +262,49 @@ ZERO_SHOT_DYNAMICS = Stage(
     show=SHOW,
     pin=pin,
     pool="training",
+)
+
+
+SCALING_EXECUTION = "assets.execution.scaling"
+SCALING_LEVEL = 0.9  # of the intervals of laws and of the prediction
+PREDICTED, FIT, RULES = "prediction.json", "fit.json", "rules.yaml"
+
+PREDICTION = Stage(
+    name="scaling_prediction",
+    version="2",
+    run=deferred(SCALING_EXECUTION, "run_prediction"),
+    description="What the smaller models of the ladder predict of the largest, before that is "
+    "trained.",
+    checks=(
+        Check(
+            "interval_is_finite",
+            True,
+            "The prediction has an interval.",
+            deferred(SCALING_EXECUTION, "interval_is_finite"),
+        ),
+    ),
+    show=deferred("assets.report.pretrained", "show_prediction"),
+)
+
+SCALING = Stage(
+    name="scaling",
+    version="2",
+    run=deferred(SCALING_EXECUTION, "run"),
+    description="Loss of a ladder of models against compute, parameters and data; the largest "
+    "predicted before it was trained.",
+    checks=(
+        Check(
+            "largest_inside",
+            False,
+            "The largest model lands inside the interval that was predicted of it.",
+            deferred(SCALING_EXECUTION, "largest_inside"),
+        ),
+        Check(
+            "predicted_before",
+            False,
+            "The prediction was published before the largest model's training began.",
+            deferred(SCALING_EXECUTION, "predicted_before"),
+        ),
+    ),
+    show=SHOW,
 )

@@ -75,7 +75,7 @@ CHECKS = (
         deferred(EXECUTION, "splits_do_not_cross"),
     ),
 )
-SHOW = deferred("assets.report.human_data", "show")
+SHOW = deferred("assets.report.data", "show_human_data")
 
 DEMONSTRATIONS = Stage(
     name="demonstrations",

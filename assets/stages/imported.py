@@ -71,7 +71,7 @@ IMPORTED = Stage(
             deferred(EXECUTION, "model_loads"),
         ),
     ),
-    show=deferred("assets.report.imported", "show"),
+    show=deferred("assets.report.pretrained", "show_imported"),
     pin=resolve,
     model=True,
 )

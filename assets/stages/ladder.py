@@ -22,8 +22,9 @@ from pydantic import ValidationError
 from assets.contract import Config
 from assets.node import Node
 from assets.recipe.recipe import PretrainingSection, Recipe, ScalingSection
+from assets.stages.experiments import PREDICTION, SCALING
+from assets.stages.experiments import SCALING_LEVEL as LEVEL
 from assets.stages.pretraining import PRETRAINED
-from assets.stages.scaling import LEVEL, PREDICTION, SCALING
 from gpt_model.errors import UserError
 from gpt_model.sizing import Rules, Size, scaled_with_tokens, sized
 from gpt_model.strict import explanation

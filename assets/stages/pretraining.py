@@ -99,7 +99,7 @@ PRETRAINED = Stage(
             "loss_is_finite",
             True,
             "Every reported loss is a number.",
-            deferred("assets.execution.training", "loss_is_finite"),
+            deferred("assets.execution.tuning", "loss_is_finite"),
         ),
         Check(
             "loss_falls",
@@ -120,7 +120,7 @@ PRETRAINED = Stage(
             deferred(EXECUTION, "better_than_uniform"),
         ),
     ),
-    show=deferred("assets.report.pretrained", "show"),
+    show=deferred("assets.report.pretrained", "show_pretrained"),
     ranks="profile",
     pool="training",
     model=True,

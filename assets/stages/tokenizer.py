@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from assets.contract import Check, Stage, deferred
 
-TRAINING, TOKENIZING = "assets.execution.tokenizer", "assets.execution.tokens"
+TRAINING, TOKENIZING = "assets.execution.tokenizer", "assets.execution.tokenizer"
 
 TOKENIZER = Stage(
     name="tokenizer",
@@ -29,7 +29,7 @@ TOKENIZER = Stage(
             deferred(TRAINING, "vocabulary_size"),
         ),
     ),
-    show=deferred("assets.report.tokenizer", "show"),
+    show=deferred("assets.report.data", "show_tokenizer"),
 )
 
 TOKENS = Stage(
@@ -58,5 +58,5 @@ TOKENS = Stage(
             deferred(TOKENIZING, "documents_match"),
         ),
     ),
-    show=deferred("assets.report.tokens", "show"),
+    show=deferred("assets.report.data", "show_tokens"),
 )

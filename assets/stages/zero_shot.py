@@ -207,7 +207,7 @@ ZERO_SHOT = Stage(
             "reproduces_what_is_known",
             False,
             "An imported model has the scores it is known to have.",
-            deferred("assets.report.known_answers", "reproduces_what_is_known"),
+            deferred("assets.report.zero_shot", "reproduces_what_is_known"),
         ),
         Check(
             "cloze_above_chance",

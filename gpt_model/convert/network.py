@@ -12,7 +12,7 @@ from torch import Tensor
 from gpt_model.config import ModelConfig
 from gpt_model.convert.dialects import PREFIX, SPECIAL, Dialect, Weights, of_config, of_family
 from gpt_model.errors import UserError
-from gpt_model.networks import build
+from gpt_model.lstm import build
 from gpt_model.transformer import GPT, Decoder
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from gpt_model.experiments.finetuning_variants import Start, TaskScores
 from gpt_model.finetuning.entry import SCORE_NAMES
 from gpt_model.finetuning.heads import with_special_tokens
 from gpt_model.finetuning.objective import FineTuning
-from gpt_model.networks import build
+from gpt_model.lstm import build
 from gpt_model.published import references
 from gpt_model.statistics import Bootstrap, ConfidenceInterval
 from gpt_model.transformer import Decoder

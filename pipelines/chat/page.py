@@ -19,9 +19,8 @@ from nicegui.storage import Storage
 from gpt_model.errors import UserError
 from gpt_model.rlhf.dialogue import Dialogue, Turn
 from gpt_model.rlhf.votes import Answered, append, read, vote
-from pipelines.chat.endpoint import serving
+from pipelines.chat.endpoint import HOST, LocalOnly, check_free, serving
 from pipelines.chat.engine import Engine, EngineFailed, Prompt, running
-from pipelines.chat.guard import HOST, LocalOnly, check_free
 from pipelines.chat.session import VOTES_COMMAND, Partner, Sampling
 
 STYLE = """

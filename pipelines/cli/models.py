@@ -148,7 +148,7 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Bring somebody else's model into the store, as an artifact with its own lineage."""
-    from pipelines.model_import import imported  # imports Dagster, which takes seconds
+    from pipelines.models import imported  # imports Dagster, which takes seconds
 
     store, execution = open_store(), load_profile(profile)
     with BuildDisplay(store.home, stderr_console()) as display:

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from assets.report.headline import ARTIFACT, COMMANDS, FIRST, PROTOCOL, SEEN, SETTINGS, K
-from assets.report.known_answers import reproduces_what_is_known
 from assets.report.published import NOT_HERE
+from assets.report.zero_shot import reproduces_what_is_known
 from assets.stages.zero_shot import ZERO_SHOT
 from assets.store.store import Store
 

@@ -1,10 +1,11 @@
-"""What the stages that tune a model share: the model they start from, the training run, the files
-they write, and the verdicts on them. `assets.stages.alignment` lists the files.
+"""What the stages that train a model share: how the profile executes it, the model they start from,
+the training run, the files they write, and the verdicts on them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,35 @@ from gpt_model.training.engine import Execution
 from gpt_model.training.loop import Hook, Objective, Outcome, train
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.transformer import GPT, with_rows
+
+
+def execution_of(progress: Progress, *, fixed_shapes: bool = True) -> Execution:
+    """The profile as the training loop takes it, for this rank.
+
+    `fixed_shapes`: every micro-batch has the same. Otherwise nothing is compiled, as each new shape
+    would be compiled anew.
+    """
+    profile = progress.profile
+    return Execution(
+        device=profile.device,
+        zero_stage=profile.zero_stage,
+        rank=progress.rank,
+        world_size=progress.world_size,
+        checkpoint_seconds=profile.checkpoint_seconds,
+        compile=profile.compile and fixed_shapes,
+        activation_checkpointing=profile.activation_checkpointing,
+    )
+
+
+def loss_is_finite(built: Built) -> Verdict:
+    losses = [value for _, value in built.series.get("loss", ())]
+    finite = sum(math.isfinite(value) for value in losses)
+    return Verdict(
+        bool(losses) and finite == len(losses),
+        f"{finite} of {len(losses)} reported losses are numbers.",
+        {"reported": len(losses)},
+    )
+
 
 # Held-out text of each source that a tuned model reads, as do the models it is compared with.
 HELD_OUT_TOKENS = 16_384
