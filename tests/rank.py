@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -159,9 +160,20 @@ def said(output: Path) -> dict[str, Any]:
 class Said:
     """A `Progress` that remembers."""
 
-    def __init__(self, name: str, rank: int = 0, world_size: int = 1, **profile: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        rank: int = 0,
+        world_size: int = 1,
+        hold: tuple[float, Path] | None = None,
+        **profile: Any,
+    ) -> None:
+        """`hold`: from so much done on, rank 0 goes no further before this folder has a checkpoint.
+        A test that kills the run later than that finds one, however slow the disk is.
+        """
         from assets.recipe.profile import Profile
 
+        self.hold = hold
         self.name, self.rank, self.world_size = name, rank, world_size
         self.profile = Profile.model_validate(
             {"name": "test", "processes": world_size, "checkpoint_seconds": 0.01, **profile}
@@ -178,8 +190,13 @@ class Said:
         self.said["log"].append(message)
 
     def advance(self, done: float, total: float, unit: str) -> None:
-        if self.rank == 0:
-            print(self.name, done, flush=True)
+        if self.rank:
+            return
+        if self.hold and done >= self.hold[0]:
+            while not any(self.hold[1].glob("step-*[0-9]")):
+                time.sleep(0.01)
+            self.hold = None
+        print(self.name, done, flush=True)
 
 
 def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> Said:
@@ -188,7 +205,8 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
 
     Of the loop and `pretrained`, {"section": {…}, "model": {…}} are laid over SECTION and MODEL,
     and the loop takes a "micro_batch"; The other stages and experiments take their "config", the
-    config "given" to their inputs, and which these are ("needs").
+    config "given" to their inputs, and which these are ("needs"). Of any, "hold" is (done, folder
+    of checkpoints below the output).
     """
     from safetensors.torch import save_file
 
@@ -206,8 +224,14 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
 
     output = Path(job["output"])
     output.mkdir(parents=True, exist_ok=True)
+    done, checkpoints = job.get("hold", (0, None))
     progress = Said(
-        output.name, rank, world_size, zero_stage=job.get("zero_stage", 1), **job.get("profile", {})
+        output.name,
+        rank,
+        world_size,
+        hold=(done, output / checkpoints) if checkpoints else None,
+        zero_stage=job.get("zero_stage", 1),
+        **job.get("profile", {}),
     )
     if stage := {one.name: one for one in (FINETUNED, LAYERS_TRANSFERRED, ABLATIONS, ALIGNED)}.get(
         job["what"]

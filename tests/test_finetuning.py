@@ -305,11 +305,10 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_build_resumes_to_the_same_bytes_and_repeats_no_finished_part(
     inputs: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "zero1"
-    ranks = Ranks(inputs, runs(inputs, tmp_path))
-    ranks.kill_at(
-        output, 2 * 128 + 5 * 16
-    )  # examples: in the second arm, past its first checkpoints
+    output, done = tmp_path / "zero1", 2 * 128 + 5 * 16  # examples: in the second arm
+    [job] = runs(inputs, tmp_path)
+    ranks = Ranks(inputs, [job | {"hold": (done, f"{SCRATCH}/random/checkpoints")}])
+    ranks.kill_at(output, done)
     assert not digest(output)
     ranks.start()
     ranks.wait()

@@ -16,6 +16,7 @@ import torch
 from rank import SECTION, STEPS, Ranks, make_inputs, said
 from safetensors.torch import load_file
 
+from assets.contract import SCRATCH
 from gpt_model.io import write_json
 
 pytestmark = pytest.mark.slow
@@ -54,10 +55,13 @@ def killed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     seed = random.randrange(1 << 30)
     print(f"kill moments from seed {seed}")  # shown where a test fails
     moments = random.Random(seed)
-    ranks = Ranks(inputs, runs(folder))
+    batch: int = SECTION["batch_tokens"]  # type: ignore[assignment]
+    *plain, ramp = runs(folder)
+    held = [job | {"hold": (7 * batch, "checkpoints")} for job in plain]
+    ranks = Ranks(inputs, [*held, ramp | {"hold": (900, f"{SCRATCH}/checkpoints")}])
     for stage in STAGES:
         output = folder / f"zero{stage}"
-        ranks.kill_at(output, moments.randrange(8, STEPS - 10) * SECTION["batch_tokens"])  # type: ignore[operator]
+        ranks.kill_at(output, moments.randrange(8, STEPS - 10) * batch)
         leave_half_a_checkpoint(output / "checkpoints")
         ranks.start()
     ranks.kill_at(folder / "ramp", moments.randrange(1000, 4500))
