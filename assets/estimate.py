@@ -32,6 +32,7 @@ from assets.stages import base_model
 from assets.stages.experiments import FIT, LSTM_ASSET
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
+from gpt_model.errors import UserError
 from gpt_model.rlhf.comparison import MODELS
 from gpt_model.sizing import counted
 
@@ -62,6 +63,9 @@ WEIGHT_BYTES = 4.3  # a parameter of a model folder: float32, and the tokenizer'
 MODEL_ASSUMED = "The imported model is not here yet: GPT-2 small's size is assumed."
 TEXT_ASSUMED = f"{TEXT_BYTES / 1e6:.0f} MB are assumed of each source that states no size."
 ROWS_ASSUMED = f"{ROWS:,} rows are assumed of each data set that states no size."
+
+LADDER = "scaling"  # the stage whose artifact has a law
+ZERO_STAGES = range(4)
 
 SEVERAL = 3  # earlier builds from which a spread is taken
 NEAR = 3.0  # times smaller or larger: within it, the spread of earlier builds is this build's too
@@ -97,9 +101,28 @@ def with_estimate(request: Request, store: Store) -> Request:
     """`request` with the estimate to freeze with its artifact; unchanged where that is built."""
     if store.find(request.fingerprint):
         return request
-    artifacts = list(store.artifacts())
+    artifacts = readable(store, request.say)
     answer = estimate(request.node, request.config, request.inputs, request.profile, artifacts)
     return replace(request, estimate=answer)
+
+
+def readable(store: Store, say: Callable[[str], None]) -> list[Artifact]:
+    """The store's artifacts, oldest first, without the damaged ones: `say` gets a sentence about
+    each. Checked is what an estimate reads: manifests, and the files of ladders.
+    """
+    artifacts = []
+    for artifact in store.artifacts(damaged=say):
+        try:
+            _earlier_build(artifact)
+            problems = store.verify(artifact) if artifact.stage == LADDER else []
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            problems = [f"{artifact.path.parent / 'artifact.json'} is damaged ({error!r})."]
+        if problems:
+            remedy = f"Remove {artifact.path.parent} to build the artifact again."
+            say(f"{problems[0]} Estimates leave it out. {remedy}")
+        else:
+            artifacts.append(artifact)
+    return artifacts
 
 
 def estimate(
@@ -177,20 +200,37 @@ def _basis(work: Work, earlier: list[tuple[float, float]], rate: str) -> str:
 def _earlier_builds(
     stage: str, unit: str, profile: Profile, artifacts: Iterable[Artifact]
 ) -> Iterable[tuple[float, float]]:
-    """(amount with the start, seconds) of the builds of `stage` on the same profile.
-
-    Left out are a resumed build, of which only the last attempt was timed, and one that was not
-    run.
-    """
+    """(amount with the start, seconds) of the builds of `stage` on the same profile."""
     execution = _execution(profile.model_dump(mode="json"))
     for artifact in artifacts:
-        record = artifact.manifest["provenance"]
-        work = record.get("forecast", {}).get("work", {})
-        same_work = (artifact.stage, work.get("unit")) == (stage, unit) and "with_start" in work
-        timed = record.get("attempts") == 1 and record.get("stage_seconds", 0.0) > 0
-        ran = "not_run" not in artifact.metrics and work.get("with_start")
-        if same_work and timed and ran and _execution(record["profile"]) == execution:
-            yield work["with_start"], record["stage_seconds"]
+        earlier = _earlier_build(artifact) if artifact.stage == stage else None
+        if earlier and (earlier.unit, earlier.execution) == (unit, execution):
+            yield earlier.amount_with_start, earlier.seconds
+
+
+class EarlierBuild(NamedTuple):
+    """What a manifest says of how long its build took."""
+
+    unit: str
+    amount_with_start: float
+    seconds: float
+    execution: Mapping[str, Any]  # of its profile
+
+
+def _earlier_build(artifact: Artifact) -> EarlierBuild | None:
+    """None where the build tells nothing of seconds: it was resumed, so that only its last attempt
+    was timed, it was not run, or its manifest has no estimate.
+    """
+    record = artifact.manifest["provenance"]
+    work, seconds = (
+        record.get("forecast", {}).get("work", {}),
+        float(record.get("stage_seconds", 0.0)),
+    )
+    amount = work.get("with_start")
+    if not amount or record.get("attempts") != 1 or "not_run" in artifact.metrics or seconds <= 0:
+        return None
+    execution = _execution(record["profile"])
+    return EarlierBuild(work["unit"], float(amount), seconds, execution)
 
 
 def _execution(profile: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,7 +244,7 @@ def _loss_by_ladder(config: Config, inputs: Inputs, artifacts: Iterable[Artifact
     model, digest = _trained(config, inputs), inputs["tokens"].digest
     ladders = []
     for artifact in artifacts:
-        entries = artifact.manifest["inputs"] if artifact.stage == "scaling" else ()
+        entries = artifact.manifest["inputs"] if artifact.stage == LADDER else ()
         if any((entry["name"], entry["digest"]) == ("tokens", digest) for entry in entries):
             fit = json.loads((artifact.path / FIT).read_text(encoding="utf-8"))
             if fit.get("family") == model.family:  # another network has another law
@@ -242,8 +282,12 @@ def memory_per_rank(
 
     State: Rajbhandari et al. 2020, section 3.1, with float32 weights, gradients and two moments,
     and from stage 1 on the flat copy of a rank's share that DeepSpeed's optimizer has.
-    `micro_batch`: sequences a rank and forward pass.
+    `micro_batch`: sequences a rank and forward pass. Raises UserError for another stage.
     """
+    if zero_stage not in ZERO_STAGES:
+        raise UserError(
+            f"zero_stage is {zero_stage}: ZeRO has the stages 0 to 3.", field="zero_stage"
+        )
     parameters, shard = 4 * model.parameters(), 1 / ranks
     weights = parameters * (shard if zero_stage == 3 else 1)
     gradients = parameters * (shard if zero_stage >= 2 else 1)

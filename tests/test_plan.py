@@ -28,6 +28,7 @@ from assets.estimate import (
     memory_per_rank,
     planned,
     ppo_bytes,
+    readable,
     with_estimate,
 )
 from assets.graph import node_named, nodes
@@ -175,6 +176,20 @@ def test_zero_shares_out_what_the_paper_says() -> None:
     assert activation_bytes(model, 1, checkpointing=True) == 4 * 1024 * 1600 * (48 + 17)
 
 
+def test_memory_of_a_zero_stage_that_is_none_is_refused() -> None:
+    model = ModelConfig.published("gpt2-small")
+    with pytest.raises(UserError, match="zero_stage is 4: ZeRO has the stages 0 to 3") as error:
+        memory_per_rank(model, 4, 8, 1)
+    assert error.value.field == "zero_stage"
+
+
+def test_cost_is_the_hours_of_every_gpu(store: Store, base: Path) -> None:
+    profile = Profile(name="gpus", processes=4, device="cuda")
+    facts = plan_of(RECIPE, base, profile, store)
+    expected = facts["seconds"]["expected"] * 4 / 3600
+    assert facts["cost"] == {"unit": "GPU hours", "expected": pytest.approx(expected)}
+
+
 def test_ppos_four_models_take_16_bytes_a_trained_parameter_and_4_a_frozen_one() -> None:
     model = ModelConfig.published("gpt3-xl")
     assert ppo_bytes(model, shared_value=False) == 40 * model.parameters()
@@ -244,6 +259,63 @@ def test_interval_needs_several_builds_of_about_this_size(store: Store) -> None:
     assert set(far["seconds"]) == {"expected"}
     assert far["basis"].startswith("From 3 earlier builds on this profile, the nearest ")
     assert "times apart in size" in far["basis"]
+
+
+def damage_manifest(store: Store, change: Any) -> Path:
+    """Publish a build and change its manifest: some keys, or all of the text."""
+    published(store, 20_480, 7.0)
+    (path,) = store.artifacts_folder.glob("*/artifact.json")
+    text = change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "",
+        "[]",
+        '{"stage": "pretrained"}',
+        {"provenance": None},
+        {"provenance": []},
+        {"provenance": {"forecast": 1}},
+        {
+            "provenance": {
+                "forecast": {"work": {"with_start": 1}},
+                "attempts": 1,
+                "stage_seconds": 7,
+            }
+        },
+        {"metrics": None},
+        {"stage": "scaling", "files": [{"path": "fit.json"}]},
+        {"stage": "scaling", "inputs": 5},
+    ],
+)
+def test_damaged_manifest_is_named_and_left_out(change: Any, store: Store, base: Path) -> None:
+    default = plan_of(RECIPE, base, CPU, store)
+    path = damage_manifest(store, change)
+    facts = plan_of(RECIPE, base, CPU, store)
+    (sentence,) = facts.pop("damage")
+    assert str(path) in sentence and "to build the artifact again" in sentence
+    assert facts == {name: value for name, value in default.items() if name != "damage"}
+    node, sentences = node_named(nodes(RECIPE), "corpus"), list[str]()
+    request = Request(node, {}, node.config(base), CPU, say=sentences.append)
+    assert with_estimate(request, store).estimate == estimate(node, request.config, {}, CPU, [])
+    assert sentences == [sentence]
+    shown = io.StringIO()
+    Console(file=shown, width=1000).print(draw_plan(facts | {"damage": [sentence]}))
+    assert sentence in shown.getvalue()
+
+
+def test_damaged_ladder_is_named_and_left_out(store: Store) -> None:
+    building = store.building(store.fingerprint("scaling", "1", {}, {}))
+    (building.files / "fit.json").write_text("{}")
+    store.publish(building, Facts("scaling", "1", {}, {}, {}, {}), {})
+    (ladder,) = readable(store, pytest.fail)
+    (ladder.path / "fit.json").write_text("half a l")
+    sentences: list[str] = []
+    assert readable(store, sentences.append) == []
+    assert len(sentences) == 1 and f"{ladder.path / 'fit.json'} has sha256" in sentences[0]
 
 
 def test_resumed_build_tells_nothing_of_seconds(store: Store) -> None:

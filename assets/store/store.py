@@ -177,15 +177,24 @@ class Store:
                 "again."
             ) from None
 
-    def artifacts(self) -> Iterator[Artifact]:
-        """Every published artifact, oldest first."""
+    def artifacts(self, damaged: Callable[[str], None] | None = None) -> Iterator[Artifact]:
+        """Every published artifact, oldest first. One whose manifest cannot be read is left out,
+        and `damaged` gets the sentence; without `damaged` that is a CorruptFile.
+        """
         folders = (
             [entry for entry in self.artifacts_folder.iterdir() if entry.is_dir()]
             if self.artifacts_folder.is_dir()
             else []
         )
         for folder in sorted(folders, key=lambda entry: entry.stat().st_mtime):
-            if artifact := self.find(folder.name):
+            try:
+                artifact = self.find(folder.name)
+            except CorruptFile as error:
+                if damaged is None:
+                    raise
+                damaged(str(error))
+                continue
+            if artifact:
                 yield artifact
 
     def verify(self, artifact: Artifact) -> list[str]:

@@ -7,7 +7,7 @@ artifact. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from assets.contract import Artifact
-from assets.estimate import estimate, memory_per_rank, planned, ppo_bytes, training_flops
+from assets.estimate import (
+    ZERO_STAGES,
+    estimate,
+    memory_per_rank,
+    planned,
+    ppo_bytes,
+    readable,
+    training_flops,
+)
 from assets.graph import nodes
 from assets.node import Node
 from assets.recipe.profile import Profile
@@ -41,7 +49,9 @@ def plan_of(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[
     """The plan as JSON values; `base` is the recipe's folder. Raises UserError where a local source
     cannot be read or the profile cannot share out the recipe's batch.
     """
-    stages, built = _stages(recipe, base, profile, store)
+    damage: list[str] = []
+    artifacts = readable(store, damage.append)
+    stages, built = _stages(recipe, base, profile, store, artifacts)
     model = _model(recipe, built)
     estimates = [stage["forecast"] for stage in stages if stage["state"] == "build"]
     seconds, size = (
@@ -63,6 +73,7 @@ def plan_of(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[
         shard = total // profile.processes
         facts["ppo_memory"] = {"bytes": total, "bytes_per_rank_shared_out": shard}
     return facts | {
+        "damage": damage,
         "stages": stages,
         "seconds": seconds,
         "bytes": size,
@@ -111,7 +122,7 @@ def _training(
             "profile_stage": profile.zero_stage,
             "bytes_by_zero_stage": {
                 str(stage): memory_per_rank(model, stage, profile.processes, each, checkpointing)
-                for stage in range(4)
+                for stage in ZERO_STAGES
             },
         },
         "checkpoint_bytes": CHECKPOINTS * CHECKPOINT_BYTES * model.parameters(),
@@ -147,10 +158,10 @@ def _epochs(
 
 
 def _stages(
-    recipe: Recipe, base: Path, profile: Profile, store: Store
+    recipe: Recipe, base: Path, profile: Profile, store: Store, artifacts: Sequence[Artifact]
 ) -> tuple[list[dict[str, Any]], dict[str, Artifact]]:
     """A row for each stage: is it built, or what does building it take; and the built artifacts."""
-    artifacts = list(store.artifacts())
+    published = {artifact.fingerprint: artifact for artifact in artifacts}
     rows: list[dict[str, Any]] = []
     built: dict[str, Artifact] = {}
     known: dict[str, Artifact] = {}  # built, or planned
@@ -171,13 +182,15 @@ def _stages(
             digests = {name: built[node.asset(name)].digest for name in node.needs}
             fingerprint = store.fingerprint(node.stage.name, node.stage.version, config, digests)
             row["fingerprint"] = fingerprint
-            if artifact := store.find(fingerprint):
+            if artifact := published.get(fingerprint):
                 built[node.name] = known[node.name] = artifact
                 row["state"] = "found"
                 if failed := store.failed_checks(artifact, blocking=True):
                     row |= {"state": "blocked", "why": f"its check {failed[0]!r} failed"}
                 continue
-            row["why"] = _why(node, config, store)
+            row["why"] = _why(
+                node, config, published.get(store.get_ref(node.recipe, node.name) or "")
+            )
         missing, entirely = _not_run(node, config, skipped)
         row["why"] = missing if entirely else "; ".join(filter(None, [missing, row["why"]]))
         inputs = {name: known[node.asset(name)] for name in node.needs}
@@ -216,10 +229,8 @@ def _not_run(node: Node, config: Mapping[str, Any], skipped: set[str]) -> tuple[
     return f"{_listed(missing, f'of {len(tasks)} tasks')} not run here: {reason}", False
 
 
-def _why(node: Node, config: Mapping[str, Any], store: Store) -> str:
+def _why(node: Node, config: Mapping[str, Any], artifact: Artifact | None) -> str:
     """How a stage whose inputs are all built differs from the artifact that has its name now."""
-    fingerprint = store.get_ref(node.recipe, node.name)
-    artifact = store.find(fingerprint) if fingerprint else None
     if artifact is None:
         return "never built"
     if artifact.manifest["version"] != node.stage.version:
@@ -307,7 +318,9 @@ def _draw_stages(facts: Mapping[str, Any]) -> Table:
 
 
 def _draw_bases(facts: Mapping[str, Any]) -> list[str]:
-    """What the estimates rest on, each sentence once with the stages it is about."""
+    """What the estimates rest on, each sentence once with the stages it is about; and what of the
+    store they could not read.
+    """
     estimates = {
         row["asset"].partition("/")[2]: row["forecast"]
         for row in facts["stages"]
@@ -322,7 +335,8 @@ def _draw_bases(facts: Mapping[str, Any]) -> list[str]:
         lines.append(f"Time{of}: {basis}")
     if basis := estimates.get("pretrained", {}).get("loss_basis"):
         lines.insert(0, f"Loss: {basis}")
-    return ["", *(f"[dim]{escape(line)}" for line in lines)]
+    warnings = [f"[yellow]{escape(sentence)}" for sentence in facts["damage"]]
+    return ["", *(f"[dim]{escape(line)}" for line in lines), *warnings]
 
 
 def _draw_totals(facts: Mapping[str, Any]) -> Table | str:
