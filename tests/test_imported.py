@@ -17,9 +17,9 @@ from conftest import Cli, run_cli, write_notes
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from assets.contract import Built, Verdict
+from assets.execution.zero_shot import reproduces_what_is_known
 from assets.graph import nodes
 from assets.recipe.recipe import Recipe, load_recipe
-from assets.report.zero_shot import reproduces_what_is_known
 from assets.stages.imported import IMPORTED
 from assets.stages.zero_shot import ZERO_SHOT
 from assets.store.manifest import Facts

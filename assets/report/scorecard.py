@@ -1,8 +1,7 @@
 """The scorecard: one page of what was built from what, how good it is beside baselines and
 published numbers, and what it cost.
 
-Hashed: `scorecard.json`, the scores and the fingerprints they come from. Beside it, unhashed
-because times and costs are in them: `show/scorecard.html` (self-contained), its twin
+Unhashed, because times and costs are in them: `show/scorecard.html` (self-contained), its twin
 `show/scorecard.md`, and the first tables as `show/headline.json` and `show/by_shots.json`. Each
 stage's tables and pictures are taken from its `show/` folder, so a new stage appears here by having
 one, and an experiment's are drawn from its data.
@@ -14,18 +13,16 @@ What a score is, is in `scores.py`; the sections are those of `headline.py`, `pu
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.contract import Built, Config
 from assets.report import alignment, experiment, provenance
 from assets.report.headline import by_shots, headline
 from assets.report.page import Page, Section, write_page
 from assets.report.published import beside_the_paper, reproductions
-from assets.report.scores import NotRun, Score, collect
+from assets.report.scores import NotRun, Score
 from assets.stages import base_model
 from gpt_model.experiments.document import FILE as EXPERIMENT_FILE
 
@@ -38,34 +35,15 @@ CALIBRATION = (
 )
 
 
-def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
-    """Write scorecard.json. Every score is a metric."""
-    scores, missing = collect(config["recipe"]["name"], inputs)
-    document = {
-        "recipe": config["recipe"],
-        "built_from": {
-            name: {"fingerprint": artifact.fingerprint, "digest": artifact.digest}
-            for name, artifact in inputs.items()
-        },
-        "scores": [asdict(score) for score in scores],
-        "not_run": [asdict(entry) for entry in missing],
-    }
-    if alignment.is_in(inputs):
-        document["alignment"] = alignment.statement(inputs)
-    (output / FILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-    return {f"{score.asset.split('/', 1)[1]}/{score.name}": score.value for score in scores}
-
-
-def every_score_is_finite(built: Built) -> Verdict:
-    scores = _document(built)["scores"]
-    if wrong := [score["name"] for score in scores if not math.isfinite(score["value"])]:
-        return Verdict(False, f"{len(scores)} scores; not finite: {', '.join(wrong)}")
-    return Verdict(True, f"{len(scores)} scores, every one finite")
+def document_of(built: Built) -> Mapping[str, Any]:
+    """Its scorecard.json."""
+    document: Mapping[str, Any] = json.loads((built.output / FILE).read_text())
+    return document
 
 
 def show(built: Built, folder: Path) -> None:
     """scorecard.html, scorecard.md, pictures/, headline.json and by_shots.json."""
-    document, recipe = _document(built), built.config["recipe"]
+    document, recipe = document_of(built), built.config["recipe"]
     scores = [Score(**score) for score in document["scores"]]
     missing = [NotRun(**entry) for entry in document["not_run"]]
     shots = by_shots(scores)
@@ -80,11 +58,6 @@ def show(built: Built, folder: Path) -> None:
         list(_sections(built, scores, missing, facts["model"])),
     )
     write_page(folder, page)
-
-
-def _document(built: Built) -> Mapping[str, Any]:
-    document: Mapping[str, Any] = json.loads((built.output / FILE).read_text())
-    return document
 
 
 def _sections(

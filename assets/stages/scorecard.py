@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from assets.contract import Check, Stage, deferred
 
-REPORT = "assets.report.scorecard"
+EXECUTION = "assets.execution.scorecard"
 
 SCORECARD = Stage(
     name="scorecard",
     version="7",
-    run=deferred(REPORT, "run"),
+    run=deferred(EXECUTION, "run"),
     description="Every score beside its baselines, with its interval, its cost and the way back to "
     "the text it came from.",
     kinds=("python", "html"),
@@ -18,8 +18,8 @@ SCORECARD = Stage(
             "scores_finite",
             True,
             "Every score is a finite number.",
-            deferred(REPORT, "every_score_is_finite"),
+            deferred(EXECUTION, "every_score_is_finite"),
         ),
     ),
-    show=deferred(REPORT, "show"),
+    show=deferred("assets.report.scorecard", "show"),
 )

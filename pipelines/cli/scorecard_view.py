@@ -14,8 +14,7 @@ from rich.text import Text
 
 from assets.report.headline import ARTIFACT, COMMANDS, FIRST, PROTOCOL, SEEN, SETTINGS, K
 from assets.report.published import NOT_HERE
-from assets.report.zero_shot import reproduces_what_is_known
-from assets.stages.zero_shot import ZERO_SHOT
+from assets.stages.zero_shot import REPRODUCES, ZERO_SHOT
 from assets.store.store import Store
 
 PAGE_ONLY = (PROTOCOL, SEEN, K)  # too wide for a terminal
@@ -53,7 +52,7 @@ def calibrated(store: Store) -> dict[str, dict[str, int]]:
     for artifact in store.artifacts():  # oldest first: the newest counts
         model, version = artifact.config.get("known"), artifact.manifest["version"]
         if (artifact.stage, version) == (ZERO_SHOT.name, ZERO_SHOT.version) and model:
-            verdict = store.gate(artifact)[reproduces_what_is_known.__name__]
+            verdict = store.gate(artifact)[REPRODUCES]
             counts[model] = {name: int(verdict.figures[name]) for name in ("compared", "wrong")}
     return counts
 
