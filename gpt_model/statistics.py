@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,12 +30,16 @@ BATCH = 500  # resamples in memory at a time
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    """A value and the ends of its interval; its standard error where a formula gives one."""
+    """A value and the ends of its interval; its standard error where a formula gives one.
+
+    `alike`: every resample has the same value, so the ends are no bootstrap's.
+    """
 
     value: float
     low: float
     high: float
     stderr: float | None = None
+    alike: bool = False
 
     def __str__(self) -> str:
         value, low, high = (
@@ -53,7 +57,9 @@ class ConfidenceInterval:
         return {"value": self.value, "low": self.low, "high": self.high}
 
     def as_metrics(self, name: str) -> dict[str, float]:
-        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+        """NAME, NAME_low and NAME_high; NAME_alike, 1, where the interval is no bootstrap's."""
+        metrics = {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+        return metrics | ({f"{name}_alike": 1.0} if self.alike else {})
 
 
 @dataclass(frozen=True)
@@ -166,16 +172,17 @@ def score_interval(
     sums = group_sums(parts, groups)
     value = float(statistic.value(sums.sum(0)))
     if len(sums) < 2:
-        return ConfidenceInterval(value, *limits)
+        return ConfidenceInterval(value, *limits, alike=True)
     batches = _resampled_sums(sums, SCORE_RESAMPLES, np.random.default_rng(0))
     low, high = percentile_ends(np.concatenate([statistic.value(batch) for batch in batches]))
     if high - low >= ALIKE:
         return ConfidenceInterval(value, low, high)
     if statistic.possible is None:
-        return ConfidenceInterval(value, *limits)
+        return ConfidenceInterval(value, *limits, alike=True)
     share = unseen_share(len(sums))
     others = statistic.value(_with_others(sums.sum(0), len(parts), statistic.possible, share))
-    return ConfidenceInterval(value, float(min(value, *others)), float(max(value, *others)))
+    low, high = float(min(value, *others)), float(max(value, *others))
+    return ConfidenceInterval(value, low, high, alike=True)
 
 
 def paired_difference(
@@ -239,6 +246,7 @@ class Bootstrap:
 
     values: Floats  # [points]
     samples: Floats  # [resamples, points]
+    alike: frozenset[int] = frozenset()  # points whose samples are of examples not met yet
 
     def interval(self, weights: Sequence[float] | Floats) -> ConfidenceInterval:
         """Of a weighted sum of the points: one of them, a difference, a slope."""
@@ -248,7 +256,10 @@ class Bootstrap:
 
     def intervals(self) -> list[ConfidenceInterval]:
         """Of each point."""
-        return [self.interval(row) for row in np.eye(len(self.values))]
+        return [
+            replace(self.interval(row), alike=point in self.alike)
+            for point, row in enumerate(np.eye(len(self.values)))
+        ]
 
 
 def cluster_bootstrap(
@@ -272,15 +283,17 @@ def cluster_bootstrap(
     seeds = scores.shape[2]
     drawn = generator.integers(seeds, size=(RESAMPLES, len(parts), max(1, seeds - 1)))
     samples = np.take_along_axis(scores, drawn, axis=2).mean(2)
+    alike = np.flatnonzero(np.ptp(samples, axis=0) < ALIKE)
     if (possible := statistic.possible) is not None:
-        for point in np.flatnonzero(np.ptp(samples, axis=0) < ALIKE):
+        for point in alike:
             others = possible[generator.integers(len(possible), size=RESAMPLES)]
             # A random share of unlike groups, of which 97.5 % are below `unseen_share`.
             shares = generator.beta(1, len(sums), size=RESAMPLES)
             mean_sums = sums[:, point].sum(0).mean(0)
             mixed = _with_others(mean_sums, len(groups), others, shares)
             samples[:, point] = statistic.value(mixed)
-    return Bootstrap(statistic.value(sums.sum(0)).mean(1), samples)
+    values = statistic.value(sums.sum(0)).mean(1)
+    return Bootstrap(values, samples, frozenset(alike.tolist()))
 
 
 def slope_weights(x: Sequence[float]) -> list[float]:

@@ -268,6 +268,30 @@ def test_a_training_row_whose_group_is_in_the_test_file_is_left_out_and_counted(
     )
 
 
+def test_a_pair_that_stands_swapped_in_another_split_is_the_same_pair(tmp_path: Path) -> None:
+    pairs = [{"a": f"one {i}", "b": f"two {i}", "label": "good"} for i in range(60)]
+    swapped = [{**pair, "a": pair["b"], "b": pair["a"]} for pair in pairs]
+    changes: dict[str, Any] = {
+        "form": "similarity",
+        "columns": {"first": "a", "second": "b", "label": "label"},
+    }
+    # by share: both orders of a pair are in one split
+    mixed = local(tmp_path, [*pairs, *swapped], **changes)
+    sides = [{frozenset(example.segments) for example in mixed.splits[split]} for split in SPLITS]
+    assert sum(map(len, sides)) == 60 and all(len(mixed.splits[split]) for split in SPLITS)
+    # as given: a training row that is a test row swapped is left out
+    for name, rows in {"train": pairs, "test": swapped[:7], "val": swapped[7:10]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {"training": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}
+    found = read(tmp_path, source={"file": files}, **changes)
+    assert len(found.splits["training"]) == 50
+    assert found.left_out == {"also in validation or test": 10}
+    # of premise and hypothesis the order means something
+    ordered = {**changes, "form": "entailment", "columns": {"premise": "a", "hypothesis": "b"}}
+    ordered["columns"] |= {"label": "label"}
+    assert len(read(tmp_path, source={"file": files}, **ordered).splits["training"]) == 60
+
+
 @pytest.mark.parametrize(
     ("answer", "label"),
     [("B. by  foot", 1), ("by  foot", 1), ("B", 1), (1, 1), ("0", 0), ("A. a bus", 0)],

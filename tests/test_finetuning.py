@@ -430,6 +430,9 @@ def test_a_build_reports_what_a_claim_of_transfer_needs(inputs: Path, undisturbe
         json.loads(line) for line in (undisturbed / "predictions.jsonl").read_text().splitlines()
     ]
     assert sum(row["label"] == row["predicted"] for row in rows) / len(rows) == m["accuracy"]
+    by_words = sum(row["label"] == row["bag_of_words_predicted"] for row in rows) / len(rows)
+    assert by_words == m["bag_of_words/accuracy"] > 0.9  # the words decide
+    assert m["bag_of_words/accuracy_low"] < by_words <= m["bag_of_words/accuracy_high"]
     assert {
         f"{arm}/{name}"
         for arm in ARMS
@@ -480,12 +483,17 @@ def test_checks_pass_on_a_sound_build_and_each_catches_its_fault(
         **sound.metrics,
         "accuracy_low": 0.4,
         "majority": 0.5,
+        "bag_of_words/accuracy": 0.45,
         "transfer_low": -0.1,
         "random_loss": float("nan"),
     }
     worse = verdicts(replace(sound, metrics=poor))
     assert not any(
-        worse[name][0] for name in ("beats_majority", "transfer_beats_random", "loss_is_finite")
+        worse[name][0]
+        for name in (
+            *("beats_majority", "beats_bag_of_words", "transfer_beats_random"),
+            "loss_is_finite",
+        )
     )
     assert {check.name for check in FINETUNED.checks if check.blocking} == {
         "splits_do_not_cross",
@@ -510,15 +518,17 @@ def test_what_is_shown_says_the_subset_and_the_intervals(
         ("accuracy", "accuracy"),
         ("F1", "f1"),
         ("Matthews correlation", "matthews"),
-    ):  # both arms, each with its interval
-        for cell, arm in zip(cells[name], (key, f"random_{key}"), strict=False):
-            assert cell == f"{m[arm]:.3f} ({m[f'{arm}_low']:.3f} – {m[f'{arm}_high']:.3f})"
+    ):  # both arms and the bag of words, each with its interval
+        arms = (key, f"random_{key}", f"bag_of_words/{key}")
+        for cell, arm in zip(cells[name], arms, strict=False):
+            marked = " †" if f"{arm}_alike" in m else ""  # no bootstrap's
+            assert cell == f"{m[arm]:.3f} ({m[f'{arm}_low']:.3f} – {m[f'{arm}_high']:.3f}){marked}"
     positive = sum(
         row["label"] == "yes"
         for row in map(json.loads, (undisturbed / "predictions.jsonl").read_text().splitlines())
     )
     always_yes = 2 * positive / (positive + m["test_examples"])
-    assert [cells[name][2].split()[0] for name in ("accuracy", "F1", "Matthews correlation")] == [
+    assert [cells[name][3].split()[0] for name in ("accuracy", "F1", "Matthews correlation")] == [
         f"{m['majority']:.3f}",
         f"{always_yes:.3f}",
         "0.000",

@@ -23,6 +23,7 @@ from assets.report import preferences as report
 from assets.stages import base_model
 from assets.stages.alignment import JUDGE_FILE, PREFERENCES, TRAINED_ON
 from gpt_model import convert
+from gpt_model.bag_of_words import BagOfWords
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
@@ -31,7 +32,6 @@ from gpt_model.ops.cross_entropy import linear_cross_entropy
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf import drift, records, reward_model, win_rates
 from gpt_model.rlhf.answers import Answer
-from gpt_model.rlhf.bag_of_words import BagOfWords
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.rlhf.comparison import ANSWERS, Comparison, metrics_of, read_results
 from gpt_model.rlhf.dialogue import Dialogue, Turn

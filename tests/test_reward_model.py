@@ -18,10 +18,10 @@ from assets.contract import Built, Inputs
 from assets.execution import judge as judge_stage
 from assets.recipe.sections import RewardModelSection
 from assets.stages.alignment import JUDGE, REWARD_MODEL
+from gpt_model.bag_of_words import BagOfWords
 from gpt_model.errors import UserError
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf import ranking_agreement, reward_model
-from gpt_model.rlhf.bag_of_words import BagOfWords
 from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.records import Ranking, Response, merge_rankings, read_comparisons
 from gpt_model.rlhf.reward_model import RewardModel, RewardObjective
@@ -385,14 +385,14 @@ def test_responses_without_a_word_have_no_baseline_and_it_is_said_why(
         name for name in metrics if name.startswith(("bag_of_words/acc", "gained"))
     ]
     assert any(
-        "A bag of words is not run: the responses have no words in them" in line
+        "A bag of words is not run: the texts have no words in them" in line
         for line in progress.said["log"]
     )
     built = Built(config, inputs, tmp_path / "out", metrics, {}, [])
     REWARD_MODEL.show(built, tmp_path)
     page = (tmp_path / "figures.md").read_text()
     assert (
-        "Bag of words: not run, as the responses have no words in them." in page
+        "Bag of words: not run, as the texts have no words in them." in page
         and "| all | 6 | " in page
     )
     [check] = [item for item in REWARD_MODEL.checks if item.name == "accuracy_above_half"]

@@ -339,14 +339,11 @@ def test_a_bag_of_words_that_was_not_run_has_no_figure(inputs: dict[str, Artifac
     }
     score = scores["pairwise accuracy"]
     assert (
-        score.baseline == "bag of words not run (the responses have no words in them), chance 0.500"
+        score.baseline == "bag of words not run (the texts have no words in them), chance 0.500"
         and score.against == 0.5
     )
     rows = table(section(lacking), "The reward model beside a bag of words").cells()
-    assert rows[1][:2] == [
-        "bag of words, same pairs",
-        "not run: the responses have no words in them",
-    ]
+    assert rows[1][:2] == ["bag of words, same pairs", "not run: the texts have no words in them"]
 
 
 def test_without_the_section_the_scorecard_has_no_word_of_it(tmp_path: Path) -> None:

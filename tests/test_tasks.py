@@ -13,6 +13,7 @@ import sklearn.metrics
 import torch
 import torch.nn.functional as F
 
+from assets.report.tables import metric, not_resampled_note
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import UserError
 from gpt_model.finetuning import heads as task_model
@@ -322,6 +323,14 @@ def test_the_same_answer_to_all_does_not_make_a_score_certain() -> None:
     assert -0.15 < found["matthews_low"] < -0.05 and 0.05 < found["matthews_high"] < 0.15
     flat = metrics.correlation([1.0] * 400, [float(i % 5) for i in range(400)], groups)
     assert (flat["pearson"], flat["pearson_low"], flat["pearson_high"]) == (0.0, -1.0, 1.0)
+    # No resample made these ends, and whoever shows them says so.
+    assert {found["f1_alike"], found["matthews_alike"], flat["pearson_alike"]} == {1.0}
+    assert "accuracy_alike" not in found
+    assert metric(found, "f1").endswith(") †") and "no bootstrap" in not_resampled_note(
+        [metric(found, "f1")]
+    )
+    varied = metrics.scores([i % 2 for i in range(400)], [i % 3 % 2 for i in range(400)], 2, groups)
+    assert "f1_alike" not in varied and not not_resampled_note([metric(varied, "f1")])
 
 
 def test_an_interval_is_wider_where_examples_come_in_groups() -> None:

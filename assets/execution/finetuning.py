@@ -19,9 +19,11 @@ import torch
 from assets.contract import SCRATCH, Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution.tuning import execution_of
 from assets.stages import base_model
+from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
 from assets.stages.finetuning import ARMS, CONSTANT
 from assets.store.home import downloads_folder
 from gpt_model import convert, lora
+from gpt_model.bag_of_words import task_logits
 from gpt_model.data import documents
 from gpt_model.data.splits import identity
 from gpt_model.errors import Unavailable, about_all_of
@@ -37,6 +39,7 @@ from gpt_model.finetuning.input_forms import (
 )
 from gpt_model.finetuning.metrics import Scoring
 from gpt_model.finetuning.objective import FineTuned, FineTuning, fine_tune
+from gpt_model.io import rounded
 from gpt_model.progress import Progress as TrainingProgress
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.transformer import GPT, Decoder
@@ -79,9 +82,11 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     adapter_metrics = (
         lora.keep_and_merge(model, model.gpt, adapters, output / "adapters") if adapters else {}
     )
-    write_outputs(output, config, task, results)
+    progress.log(f"{task.task}: a bag of words on the same rows")
+    bag_of_words = bag_of_words_logits(task)
+    write_outputs(output, config, task, results, bag_of_words)
     write_model(output / "model", model, task.entry, tokenizer)
-    return {**metrics_of(task, results), **adapter_metrics}
+    return {**metrics_of(task, results, bag_of_words), **adapter_metrics}
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,19 @@ def fine_tune_task(
     return model, result
 
 
+def bag_of_words_logits(task: TaskData) -> Sequence[Sequence[float]] | None:
+    """What a bag of words of the task's training rows makes of its test rows [test, classes]; None
+    where they have no words. The validation rows choose its strength, as they choose an epoch.
+    """
+    logits = task_logits(
+        task.examples.splits,
+        task.entry.form,
+        task.classes,
+        lambda logits: task.scoring.of(task.encoded["validation"], logits.tolist()),
+    )
+    return None if logits is None else logits.tolist()
+
+
 class PartProgress:
     """The progress of one of several fine-tunings: its metrics under its name, and its share of the
     whole.
@@ -176,23 +194,34 @@ class PartProgress:
         self._progress.advance(done + self._number * total, self._count * total, unit)
 
 
-def metrics_of(task: TaskData, results: Mapping[str, FineTuned]) -> Metrics:
+def metrics_of(
+    task: TaskData, results: Mapping[str, FineTuned], bag_of_words: Sequence[Sequence[float]] | None
+) -> Metrics:
     """The final metrics: the pre-trained arm's under their plain names, the random one's as
-    random_….
+    random_…, the bag of words' as bag_of_words/…
 
     majority and constant_… are the best that always one answer gets; PART/… is the pre-trained arm
-    on a part of the test split.
+    on a part of the test split, bag_of_words/PART/… the bag of words on it.
     """
     test, scoring = task.encoded["test"], task.scoring
     groups = [example.group for example in test]
     values: Metrics = {} if task.entry.scale else _constant_scores(task)
-    for arm, prefix in zip(ARMS, ("", "random_"), strict=True):
-        scores = _scores(task, results[arm], range(len(test)))
+    logits = {
+        "": results["pretrained"].test_logits,
+        "random_": results["random"].test_logits,
+        **({f"{BAG_OF_WORDS}/": bag_of_words} if bag_of_words else {}),
+    }
+    if not bag_of_words:
+        values[f"{BAG_OF_WORDS}/not_run"] = 1.0
+    for prefix, of_model in logits.items():
+        scores = _scores(task, of_model, range(len(test)))
         values |= {f"{prefix}{name}": value for name, value in scores.items()}
     for part in sorted({example.part for example in test} - {""}):
         indices = [index for index, example in enumerate(test) if example.part == part]
-        scores = _scores(task, results["pretrained"], indices)
-        values |= {f"{part}/{name}": value for name, value in scores.items()}
+        for prefix, of_model in logits.items():
+            if prefix != "random_":
+                scores = _scores(task, of_model, indices)
+                values |= {f"{prefix}{part}/{name}": value for name, value in scores.items()}
         values[f"{part}/test_examples"] = len(indices)
     first, second = (scoring.parts(test, results[arm].test_logits) for arm in ARMS)
     values |= scoring.difference(first, second, groups).as_metrics("transfer")
@@ -228,10 +257,12 @@ def _constant_scores(task: TaskData) -> Metrics:
     }
 
 
-def _scores(task: TaskData, result: FineTuned, indices: Sequence[int]) -> Metrics:
+def _scores(
+    task: TaskData, test_logits: Sequence[Sequence[float]], indices: Sequence[int]
+) -> Metrics:
     """Every score of these test examples, each with its _low and _high."""
     test = [task.encoded["test"][index] for index in indices]
-    logits = [result.test_logits[index] for index in indices]
+    logits = [test_logits[index] for index in indices]
     groups = [example.group for example in test]
     values: Metrics = {}
     if not task.entry.scale:
@@ -249,13 +280,17 @@ def answers(logits: Sequence[Sequence[float]]) -> list[int]:
 
 
 def write_outputs(
-    output: Path, config: Config, task: TaskData, results: Mapping[str, FineTuned]
+    output: Path,
+    config: Config,
+    task: TaskData,
+    results: Mapping[str, FineTuned],
+    bag_of_words: Sequence[Sequence[float]] | None,
 ) -> None:
     """predictions.jsonl, examples.jsonl (which example is in which split, by identity and not by
     text), samples.json, task.json.
     """
     splits = task.examples.splits
-    predictions = _predictions(task, results)
+    predictions = _predictions(task, results, bag_of_words)
     _write_lines(output / "predictions.jsonl", predictions)
     _write_lines(
         output / "examples.jsonl",
@@ -292,28 +327,43 @@ def _class_names(task: TaskData) -> list[str]:
     return task.entry.label_names() or [chr(ord("A") + index) for index in range(task.classes)]
 
 
-def _predictions(task: TaskData, results: Mapping[str, FineTuned]) -> list[dict[str, Any]]:
-    """A row a test example: the label, each arm's answer, and the pre-trained arm's probabilities;
-    on a scale, ratings.
+def _predictions(
+    task: TaskData, results: Mapping[str, FineTuned], bag_of_words: Sequence[Sequence[float]] | None
+) -> list[dict[str, Any]]:
+    """A row a test example: the label, each arm's and the bag of words' answer, and the pre-trained
+    arm's probabilities; on a scale, ratings, people's as they gave them.
     """
     names, test = _class_names(task), task.encoded["test"]
-    logits = {arm: results[arm].test_logits for arm in ARMS}
+    logits: dict[str, Sequence[Sequence[float]]] = {arm: results[arm].test_logits for arm in ARMS}
+    if bag_of_words:
+        logits[BAG_OF_WORDS] = bag_of_words
+    labels: list[Any]
+    predicted: dict[str, list[Any]]
     if task.entry.scale:
-        labels = [f"{example.rating:.2f}" for example in test]
+        labels = [example.rating for example in test]
         predicted = {
-            arm: [f"{rating:.2f}" for rating in task.scoring.ratings(logits[arm])] for arm in ARMS
+            model: [rounded(rating) for rating in task.scoring.ratings(given)]
+            for model, given in logits.items()
         }
     else:
         labels = [names[example.label] for example in test]
-        predicted = {arm: [names[answer] for answer in answers(logits[arm])] for arm in ARMS}
+        predicted = {
+            model: [names[answer] for answer in answers(given)] for model, given in logits.items()
+        }
     probabilities = torch.tensor(logits["pretrained"], dtype=torch.float64).softmax(1).tolist()
     return [
         {
             "id": example.id,
             **({"part": example.part} if example.part else {}),
             "label": labels[index],
+            **({} if test[index].rating is None else {"rating": test[index].rating}),
             "predicted": predicted["pretrained"][index],
             "random_predicted": predicted["random"][index],
+            **(
+                {f"{BAG_OF_WORDS}_predicted": predicted[BAG_OF_WORDS][index]}
+                if bag_of_words
+                else {}
+            ),
             "probabilities": [round(share, 6) for share in probabilities[index]],
         }
         for index, example in enumerate(test)
@@ -453,6 +503,20 @@ def beats_majority(built: Built) -> Verdict:
         f"{SCORE_NAMES[metric].capitalize()} {score:.3f} [{low:.3f}, {high:.3f}] against "
         f"{constant:.3f} for always one answer.",
         {metric: score, f"{metric}_low": low, "constant": constant},
+    )
+
+
+def beats_bag_of_words(built: Built) -> Verdict:
+    values, metric = built.metrics, built.config["source"]["metric"]
+    score, low, high = (values[f"{metric}{end}"] for end in ("", "_low", "_high"))
+    bag_of_words = values.get(f"{BAG_OF_WORDS}/{metric}")
+    if bag_of_words is None:
+        return Verdict(True, f"A bag of words is not run: {NO_WORDS}.")
+    return Verdict(
+        low > bag_of_words,
+        f"{SCORE_NAMES[metric].capitalize()} {score:.3f} [{low:.3f}, {high:.3f}] against "
+        f"{bag_of_words:.3f} for a bag of words that was trained on the same rows.",
+        {metric: score, f"{metric}_low": low, BAG_OF_WORDS: bag_of_words},
     )
 
 

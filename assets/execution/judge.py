@@ -9,9 +9,9 @@ from pathlib import Path
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution.tuning import write_rows
 from assets.stages.alignment import JUDGE_FILE, TRAINED_ON
+from gpt_model.bag_of_words import BagOfWords
 from gpt_model.errors import UserError
 from gpt_model.rlhf import ranking_agreement
-from gpt_model.rlhf.bag_of_words import BagOfWords
 from gpt_model.rlhf.records import Ranking, read_comparisons
 
 

@@ -17,12 +17,12 @@ from assets.execution.tuning import HELD_OUT_TOKENS
 from assets.stages import base_model
 from assets.stages.alignment import WIDEST_RISE
 from gpt_model import convert
+from gpt_model.bag_of_words import BagOfWords
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
 from gpt_model.log_probabilities import continuation_log_probabilities
 from gpt_model.rlhf import reward_model, win_rates
 from gpt_model.rlhf.answers import Answer, PlainText, PromptEncoder, sample_answers
-from gpt_model.rlhf.bag_of_words import BagOfWords
 from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.comparison import (
     ALIGNED,

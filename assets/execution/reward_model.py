@@ -13,9 +13,9 @@ from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, 
 from assets.execution import rankings, tuning
 from assets.execution.tuning import execution_of
 from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
+from gpt_model.bag_of_words import BagOfWords
 from gpt_model.errors import UserError, about
 from gpt_model.rlhf import reward_model
-from gpt_model.rlhf.bag_of_words import BagOfWords
 from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.ranking_agreement import Scores
 from gpt_model.rlhf.records import evenly, read_demonstrations

@@ -16,7 +16,7 @@ from assets.contract import Artifact, Inputs
 from assets.report import preferences
 from assets.report.page import Section, Text
 from assets.report.scores import ZERO_SHOT_AFTER
-from assets.report.tables import Table, estimate
+from assets.report.tables import Table, estimate, metric, not_resampled_note
 from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
 from gpt_model.evaluation.alignment_tax import (
     TEXT,
@@ -251,7 +251,10 @@ def judges_table(inputs: Inputs) -> Table:
                 "low": metrics[f"{prefix}accuracy_low"],
                 "high": metrics[f"{prefix}accuracy_high"],
             }
-            row |= {"pairwise accuracy": estimate(accuracy), "against chance": verdict(accuracy)}
+            row |= {
+                "pairwise accuracy": metric(metrics, f"{prefix}accuracy"),
+                "against chance": verdict(accuracy),
+            }
             if not prefix and "calibration_error" in metrics:
                 row["calibration error"] = f"{metrics['calibration_error']:.3f}"
             rows.append(row)
@@ -263,6 +266,7 @@ def judges_table(inputs: Inputs) -> Table:
         "expected, of the probability that the difference of two rewards gives. The judge is a bag "
         "of words, too, trained on texts that nothing else sees."
     )
+    note += not_resampled_note(row["pairwise accuracy"] for row in rows)
     return Table(rows, "The reward model beside a bag of words", note).without_empty_columns()
 
 

@@ -13,7 +13,8 @@ from pandas import DataFrame
 
 from assets.contract import Built, Config, Metrics
 from assets.report import plots
-from assets.report.tables import Table, metric, share_of, write_markdown
+from assets.report.tables import Table, metric, not_resampled_note, share_of, write_markdown
+from assets.stages.alignment import BAG_OF_WORDS
 from assets.stages.finetuning import ARMS, CONSTANT
 from gpt_model.finetuning.entry import SCORE_NAMES
 
@@ -75,13 +76,17 @@ def _examples(task: str, metrics: Metrics, facts: Mapping[str, Any]) -> str:
 
 def scores_table(metrics: Metrics, selected_by: str) -> Table:
     """The scores of both arms. `selected_by`: the metric that chose the epoch."""
-    columns = ["on test", "pre-trained", "random weights", "always one answer, the best"]
+    columns = [
+        *("on test", "pre-trained", "random weights", "bag of words"),
+        "always one answer, the best",
+    ]
     shown = [key for key in SCORE_NAMES if key in metrics]
     rows = [
         [
             SCORE_NAMES[key],
             metric(metrics, key),
             metric(metrics, f"random_{key}"),
+            metric(metrics, f"{BAG_OF_WORDS}/{key}"),
             metric(metrics, CONSTANT.get(key, "")),
         ]
         for key in shown
@@ -91,19 +96,22 @@ def scores_table(metrics: Metrics, selected_by: str) -> Table:
             f"{SCORE_NAMES[key]}, {part} ({int(metrics[f'{part}/test_examples']):,})",
             metric(metrics, f"{part}/{key}"),
             "",
+            metric(metrics, f"{BAG_OF_WORDS}/{part}/{key}"),
             "",
         ]
         for part in parts_of(metrics)
         for key in shown
     ]
     name = SCORE_NAMES[selected_by]
-    rows.append([f"transfer: {name} over random weights", metric(metrics, "transfer"), "", ""])
+    rows.append([f"transfer: {name} over random weights", metric(metrics, "transfer"), "", "", ""])
     note = (
         "In brackets: 95 % interval. Accuracy: Wilson's. The others: bootstrap over groups, "
         f"transfer's in pairs. Weights of the epoch best on validation by {name} (epoch "
         f"{int(metrics['pretrained_best_epoch'])} pre-trained, {int(metrics['random_best_epoch'])} "
-        "random)."
+        "random). Bag of words: TF-IDF of words and word pairs, and logistic regression, on the "
+        "same rows."
     )
+    note += not_resampled_note(cell for row in rows for cell in row)
     return Table(DataFrame(rows, columns=columns), note=note)
 
 

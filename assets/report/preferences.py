@@ -52,7 +52,8 @@ def win_rates(results: Mapping[str, Any]) -> Table:
     ]
     note = (
         f"Share of {results['prompts']} held-out prompts on which a step's answer is scored above "
-        "the other's, ties half; 95 % interval by bootstrap over prompts. 0.5: no difference. The "
+        "the other's, ties half; 95 % interval by bootstrap over prompts, and no less than what "
+        "prompts not met yet may do. 0.5: no difference. The "
         "policies were trained to please the reward model, not the judge, which was trained on "
         "texts that the reward model never saw: a gain that the reward model alone sees is a sign "
         "of reward hacking."
@@ -128,7 +129,8 @@ def drift(results: Mapping[str, Any]) -> Table:
     note = (
         "Words are counted, length in tokens. Distinct-n: different n-grams by n-grams in pools of "
         "10 answers. Repeated 3-grams: of an answer's 3-grams, those it has had before. In "
-        "brackets: 95 % interval, by bootstrap over prompts."
+        "brackets: 95 % interval, by bootstrap over prompts; of shares at least what prompts not "
+        "met yet may do."
     )
     if measures := results["within_reference"].values():
         inside = all(measure["inside"] for measure in measures)

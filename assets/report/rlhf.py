@@ -23,10 +23,11 @@ from assets.report.tables import (
     last_texts,
     markdown,
     metric,
+    not_resampled_note,
     write_markdown,
 )
 from assets.stages.alignment import BAG_OF_WORDS, HELD_OUT, JUDGE_FILE, NO_WORDS, TRAINING_FILE
-from gpt_model.rlhf.bag_of_words import BagOfWords
+from gpt_model.bag_of_words import BagOfWords
 from gpt_model.rlhf.ranking_agreement import calibration
 
 
@@ -153,6 +154,7 @@ def accuracies(metrics: Metrics, models: Mapping[str, str]) -> str:
         "single texts are ranked under one instruction, no text is in two rankings, and these are "
         "drawn again."
     )
+    note += not_resampled_note(cell for row in rows for cell in row.values())
     return markdown(Table(rows, note=note), _trained_on(metrics), *_notes(metrics))
 
 
@@ -233,7 +235,7 @@ def show_judge(built: Built, folder: Path) -> None:
     if "not_run" in facts:
         write_markdown(path, f"There is no judge here: {facts['not_run']}.")
         return
-    judge = BagOfWords.load(built.output)
+    judge, accuracy = BagOfWords.load(built.output), metric(m, "accuracy")
     order = judge.coefficients.argsort(kind="stable")
 
     def quoted(indices: Iterable[int]) -> str:
@@ -244,7 +246,8 @@ def show_judge(built: Built, folder: Path) -> None:
         f"Logistic regression on {int(m['words']):,} words and pairs of words, from "
         f"{int(m['comparisons']):,} comparisons in {int(m['rankings']):,} rankings that nothing "
         "else is trained or measured on.",
-        f"Accuracy on held-out comparisons: {metric(m, 'accuracy')}, bootstrap over rankings.",
+        f"Accuracy on held-out comparisons: {accuracy}, bootstrap over rankings."
+        + not_resampled_note([accuracy]),
         f"For an answer: {quoted(order[::-1][:SHOWN_WORDS])}.",
         f"Against: {quoted(order[:SHOWN_WORDS])}.",
     )

@@ -259,9 +259,12 @@ def _of_task(asset: str, artifact: Artifact, reason: str | None) -> Iterator[Sco
             published=row.reference(row.task) if row and row.metric == key else None,
         )
     for part in parts_of(metrics):
+        bag_of_words = metrics.get(f"{BAG_OF_WORDS}/{part}/{entry.metric}")
         yield score(
             f"{SCORE_NAMES[entry.metric]}, {part}",
             **_measured(metrics, f"{part}/{entry.metric}"),
+            baseline="" if bag_of_words is None else f"bag of words {bag_of_words:.3f}",
+            against=bag_of_words,
             examples=int(metrics[f"{part}/test_examples"]),
             split=test_split(entry, part),
             note=note,
@@ -281,14 +284,18 @@ def _of_task(asset: str, artifact: Artifact, reason: str | None) -> Iterator[Sco
 
 
 def _task_baselines(metrics: Metrics, key: str) -> tuple[str, float]:
-    """ "majority 0.504, random 0.510 (0.480–0.540)", and the best of them."""
+    """ "majority 0.504, bag of words 0.642, random 0.510 (0.480–0.540)", and the best of them. A
+    build of before there was a bag of words has none.
+    """
     random, low, high = (metrics[f"random_{key}{end}"] for end in ("", "_low", "_high"))
-    text = f"random {random:.3f} ({low:.3f}–{high:.3f})"
-    constant = metrics.get(CONSTANT.get(key, ""))
-    if constant is None:
-        return text, random
-    name = "majority" if key == "accuracy" else "one answer"
-    return f"{name} {constant:.3f}, {text}", max(constant, random)
+    constant, bag_of_words = metrics.get(CONSTANT.get(key, "")), f"{BAG_OF_WORDS}/{key}"
+    baselines = {"random": random}
+    if bag_of_words in metrics:
+        baselines = {"bag of words": metrics[bag_of_words], **baselines}
+    if constant is not None:
+        baselines = {"majority" if key == "accuracy" else "one answer": constant, **baselines}
+    text = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
+    return f"{text} ({low:.3f}–{high:.3f})", max(baselines.values())
 
 
 def test_split(entry: TaskEntry, part: str | None = None) -> str:

@@ -16,6 +16,11 @@ from typing import Any
 from pandas import DataFrame, isna
 
 MISSING = "–"
+NOT_RESAMPLED = "†"  # after an interval that is no bootstrap's
+NOT_RESAMPLED_NOTE = (
+    f"{NOT_RESAMPLED}: every resample came out alike, as of a model that gives one answer to all; "
+    "the ends are no bootstrap's, but what a share of other examples, not met yet, may do."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +99,20 @@ def estimate(value: Mapping[str, float] | None, spec: str = "z.3f") -> str:
 
 def metric(metrics: Mapping[str, float], name: str, spec: str = "z.3f") -> str:
     """A metric, with its interval where `name`_low and `name`_high are reported, too; a dash where
-    it is not.
+    it is not. NOT_RESAMPLED where `name`_alike is.
     """
     if name not in metrics:
         return MISSING
     if f"{name}_low" not in metrics:
         return f"{metrics[name]:{spec}}"
-    return interval(metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"], spec)
+    text = interval(metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"], spec)
+    return f"{text} {NOT_RESAMPLED}" if f"{name}_alike" in metrics else text
+
+
+def not_resampled_note(cells: Iterable[Any]) -> str:
+    """NOT_RESAMPLED_NOTE, where one of the cells is marked."""
+    marked = any(NOT_RESAMPLED in str(cell) for cell in cells)
+    return f" {NOT_RESAMPLED_NOTE}" if marked else ""
 
 
 def share_of(used: int, available: int) -> str:

@@ -102,7 +102,7 @@ POLICY_INIT = Stage(
 #                         model, and the baseline where there is one, give its responses
 HELD_OUT = "held_out.jsonl"
 BAG_OF_WORDS = "bag_of_words"  # the baseline, in names of metrics
-NO_WORDS = "the responses have no words in them"  # why there is none, where …/not_run is reported
+NO_WORDS = "the texts have no words in them"  # why there is none, where …/not_run is reported
 
 REWARD_MODEL = Stage(
     name="reward_model",
@@ -146,7 +146,7 @@ REWARD_MODEL = Stage(
 # Policies are trained against the reward model and may exploit it; the judge is another model, of
 # other people's comparisons.
 #
-#     bag_of_words.json   the judge (`gpt_model.rlhf.bag_of_words`)
+#     bag_of_words.json   the judge (`gpt_model.bag_of_words`)
 #     learnt.jsonl        the rankings of judge.jsonl it was trained on: {"row", "source", "id"}
 #     judge.json          metrics; or {"not_run": why} alone, where there is no judge
 JUDGE_FILE, TRAINED_ON = "judge.json", "learnt.jsonl"

@@ -78,7 +78,7 @@ def ablations_config(recipe: Recipe, base: Path) -> Config:
 
 ABLATIONS = Stage(
     name="ablations",
-    version="5",
+    version="6",
     run=deferred("assets.execution.experiments", "run_ablations"),
     description="Tasks without the auxiliary objective, without pre-training, and with an LSTM "
     "(GPT-1, table 5).",
@@ -122,7 +122,7 @@ def layers_transferred_config(recipe: Recipe, base: Path) -> Config:
 
 LAYERS_TRANSFERRED = Stage(
     name="layers_transferred",
-    version="3",
+    version="4",
     run=deferred("assets.execution.experiments", "run_layers_transferred"),
     description="A task's score against how many of the pre-trained layers are kept (GPT-1, "
     "figure 2 left).",
@@ -245,7 +245,7 @@ def pin(config: Config, base: Path) -> Config:
 
 ZERO_SHOT_DYNAMICS = Stage(
     name="zero_shot_dynamics",
-    version="4",
+    version="5",
     run=deferred("assets.execution.experiments", "run_zero_shot_dynamics"),
     description="GPT-1's zero-shot heuristics at each snapshot of pre-training, Transformer and "
     "LSTM (figure 2, right).",

@@ -6,7 +6,8 @@ catalogue (`gpt_model.finetuning`) or the user's own. The artifact:
 
     model/             the decoder, the head and the tokenizer (`gpt_model.finetuning.heads`)
     adapters/          where the recipe has `lora`
-    predictions.jsonl  a row a test example: the label, and both arms' answers
+    predictions.jsonl  a row a test example: the label, a rating as it was given, and the answers of
+                       both arms and of a bag of words
     examples.jsonl     which example is in which split, by identity and not by text
     samples.json       a few test examples as text
     task.json          the entry, the sizes of the splits, the validation score of each epoch
@@ -96,7 +97,7 @@ def pin_task(config: Config, base: Path) -> Config:
 
 FINETUNED = Stage(
     name="finetuned",
-    version="5",
+    version="6",
     run=deferred(EXECUTION, "run"),
     description=(
         "The pre-trained model fine-tuned on one task as GPT-1 was, beside the same network "
@@ -127,6 +128,12 @@ FINETUNED = Stage(
             False,
             "The score's interval lies above always giving the same answer.",
             deferred(EXECUTION, "beats_majority"),
+        ),
+        Check(
+            "beats_bag_of_words",
+            False,
+            "The score's interval lies above a bag of words trained on the same rows.",
+            deferred(EXECUTION, "beats_bag_of_words"),
         ),
         Check(
             "transfer_beats_random",

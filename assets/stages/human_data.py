@@ -79,7 +79,7 @@ SHOW = deferred("assets.report.data", "show_human_data")
 
 DEMONSTRATIONS = Stage(
     name="demonstrations",
-    version="2",
+    version="3",
     run=deferred(EXECUTION, "run_demonstrations"),
     description="Dialogues in which an assistant answers as it should.",
     checks=CHECKS,

@@ -72,7 +72,8 @@ class Probe:
         if self.matthews:
             groups = [str(number) for number in range(len(answers))]
             scores = metrics.scores(list(self.labels), list(answers), 2, groups)
-            return ConfidenceInterval(*(scores[f"matthews{end}"] for end in ("", "_low", "_high")))
+            value, low, high = (scores[f"matthews{end}"] for end in ("", "_low", "_high"))
+            return ConfidenceInterval(value, low, high)
         right = sum(a == b for a, b in zip(answers, self.labels, strict=True))
         return wilson(right, len(self.labels))
 

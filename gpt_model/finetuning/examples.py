@@ -242,7 +242,8 @@ class _Reader:
             group = (
                 self._cell(where, row, entry.split.group)
                 if entry.split.group
-                else "\n".join(segments)
+                # A pair that stands swapped elsewhere is the same pair.
+                else "\n".join(sorted(segments) if entry.form == "similarity" else segments)
             )
             if together := entry.split.together:
                 group = group.partition(together)[0]
