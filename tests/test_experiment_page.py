@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pydantic import ValidationError
 
 from assets.contract import Built
 from assets.report import experiment
+from gpt_model.errors import CorruptFile, UserError
 from gpt_model.experiments.document import Document, Plot, read_document, write_document
 
 DOCUMENT: dict[str, Any] = {
@@ -65,15 +65,15 @@ def changed(*path: str | int, to: Any) -> dict[str, Any]:
     ("document", "message"),
     [
         (changed("source", to=""), "source"),
-        (changed("plots", 0, "series", 0, "y", to=[0.7, 0.7]), "plots.0.series.0"),
+        (changed("plots", 0, "series", 0, "y", to=[0.7, 0.7]), "plots[0].series[0]"),
         (
             changed("plots", 0, "series", 0, "high", 1, to=0.605),
             "at x = 0, y = 0.61 lies outside its interval, 0.6 to 0.605",
         ),
-        (changed("plots", 0, "series", 0, "y", 0, to=float("nan")), "plots.0.series.0.y.0"),
+        (changed("plots", 0, "series", 0, "y", 0, to=float("nan")), "plots[0].series[0].y[0]"),
         (changed("plots", 0, "log_x", to=True), "'ours' has an x of 0"),
-        (changed("plots", 0, "colour", to="red"), "plots.0.colour"),
-        (changed("tables", 0, "rows", 1, to=[1]), "tables.0"),
+        (changed("plots", 0, "colour", to="red"), "`plots[0].colour` is not a key here"),
+        (changed("tables", 0, "rows", 1, to=[1]), "tables[0]"),
         (changed("summary", to=[]), "summary"),
         (changed("plots", 0, "series", 0, "low", to=None), "an interval has two ends"),
     ],
@@ -81,12 +81,16 @@ def changed(*path: str | int, to: Any) -> dict[str, Any]:
 def test_a_document_that_is_wrong_is_refused_where_it_is_wrong(
     tmp_path: Path, document: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValidationError) as error:
+    with pytest.raises(UserError) as error:
         write_document(tmp_path, document)
     assert message in str(error.value)
     assert not (tmp_path / "experiment.json").exists()
     (tmp_path / "experiment.json").write_text(json.dumps(document))
-    with pytest.raises(ValidationError):
+    with pytest.raises(CorruptFile) as damage:
+        read_document(tmp_path)
+    assert message in str(damage.value) and str(tmp_path / "experiment.json") in str(damage.value)
+    (tmp_path / "experiment.json").write_text('{"title": ')
+    with pytest.raises(CorruptFile, match="is damaged"):
         read_document(tmp_path)
 
 

@@ -197,10 +197,6 @@ class Tracking:
         """The page of an MLflow run."""
         return f"{self.server.ui}/#/runs/{run_id}"
 
-    def dagster_url(self, dagster_run: str) -> str:
-        """The page of a Dagster run."""
-        return f"{self.server.dagster_ui}/runs/{dagster_run}"
-
     def _push(self, folder: Path) -> Delivered:
         if not (folder / "journal" / "build.json").is_file():  # made by no build of ours
             return Delivered(None, complete=True)

@@ -19,11 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import rounded
 from gpt_model.statistics import ConfidenceInterval
-from gpt_model.strict import Strict
+from gpt_model.strict import Strict, dotted_location, sentence
 
 FILE = "experiment.json"
 # Stands in every document that compares an LSTM with the Transformer.
@@ -105,10 +106,13 @@ class Document(Strict):
 
 
 def write_document(output: Path, document: Mapping[str, Any]) -> Document:
-    """Write `experiment.json` into a stage's output, its numbers rounded. Raises ValidationError
-    naming every field that is wrong.
+    """Write `experiment.json` into a stage's output, its numbers rounded. Raises UserError naming
+    every field that is wrong.
     """
-    checked = Document.model_validate(_rounded(document))
+    try:
+        checked = Document.model_validate(_rounded(document))
+    except ValidationError as error:
+        raise UserError(f"{output / FILE} is not written: {_sentences(error)}") from error
     text = json.dumps(checked.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
     (output / FILE).write_text(text + "\n", encoding="utf-8")
     return checked
@@ -123,8 +127,19 @@ def _rounded(value: Any) -> Any:
 
 
 def read_document(folder: Path) -> Document:
-    """The document in an artifact's folder."""
-    return Document.model_validate_json((folder / FILE).read_text(encoding="utf-8"))
+    """The document in an artifact's folder. Raises CorruptFile naming what is wrong with it."""
+    try:
+        return Document.model_validate_json((folder / FILE).read_bytes())
+    except ValidationError as error:
+        raise CorruptFile(
+            f"{folder / FILE} is damaged: {_sentences(error)} Remove {folder.parent} to build the "
+            "experiment again."
+        ) from None
+
+
+def _sentences(error: ValidationError) -> str:
+    problems = ((problem, dotted_location(problem["loc"])) for problem in error.errors())
+    return " ".join(sentence(problem, field) for problem, field in problems)
 
 
 def series(label: str, x: Sequence[float], points: Sequence[ConfidenceInterval]) -> dict[str, Any]:
