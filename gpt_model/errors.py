@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+SHOWN = 200  # characters of a value or a path that a sentence shows
 
 
 class UserError(Exception):
@@ -74,3 +77,20 @@ def about_all_of(part: str) -> Iterator[None]:
     except UserError as error:
         error.field = part
         raise
+
+
+@contextmanager
+def naming_path(path: Path | str) -> Iterator[None]:
+    """What the file system says in here of `path`, which a person wrote, as a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{shortened(str(path))} cannot be read: {error.strerror}.") from None
+    # a NUL byte; the home of a user that there is not
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{shortened(str(path))} is no path: {error}.") from None
+
+
+def shortened(text: str) -> str:
+    """`text`, not all of it where it is long."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}…"

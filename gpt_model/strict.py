@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from gpt_model.errors import shortened
+
 Location = tuple[str | int, ...]
 KINDS = {  # pydantic's errors for a value of the wrong kind: what was expected
     "string_type": "text",
@@ -131,7 +133,8 @@ def dotted_location(location: Location) -> str:
     """ "corpus.sources[0].path" """
     text = ""
     for part in location:
-        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
+        name = f"[{part}]" if isinstance(part, int) else shortened(part)
+        text += f".{name}" if text and isinstance(part, str) else name
     return text
 
 

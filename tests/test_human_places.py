@@ -94,7 +94,7 @@ def test_files_of_every_kind_hold_the_same_rows(tmp_path: Path) -> None:
         ("a.jsonl", b"{}\nno\n", {}, r"a\.jsonl, line 2: not JSON"),
         ("a.json", b"[{}, 3]", {}, r"a\.json, row 2: expected a mapping, found int"),
         ("a.json", b"[{}", {}, r"a\.json is not JSON"),
-        ("a.yml", b"a: [", {}, r"a\.yml is not YAML"),
+        ("a.yml", b"a: [", {}, r"a\.yml, line 2: this is not valid YAML"),
         ("a.parquet", b"x", {}, r"a\.parquet is not a parquet file"),
         (
             "a.jsonl",

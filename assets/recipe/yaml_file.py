@@ -8,13 +8,15 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from gpt_model.errors import UserError, dotted
+from gpt_model import yaml_reader
+from gpt_model.errors import UserError, dotted, naming_path
 from gpt_model.strict import (
     KINDS,
     Location,
@@ -26,31 +28,11 @@ from gpt_model.strict import (
 )
 
 M = TypeVar("M", bound=BaseModel)
+Nodes = dict[Path, yaml.Node | None]
 SUFFIXES = (".yaml", ".yml")
-
-
-# libyaml's loader, where PyYAML has it: ten times faster
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The safe loader, reading 2e-3 as a number (YAML 1.2) and refusing a key written twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                continue  # no key of ours; PyYAML says so
-            if key_node.value in seen:
-                raise UserError(
-                    f"line {key_node.start_mark.line + 1}: {key_node.value!r} stands twice; keep "
-                    "one of them"
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-_FLOAT = re.compile(
-    r"[-+]?(?![0-9_]+$)(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9_]+)(?:[eE][-+]?[0-9]+)?$"
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+LARGEST = 2**18  # bytes of a file of settings
+LONGEST_KEY = 80  # characters, that a misspelt key may have
+MISTAKES = 20  # of one file that are listed; more are counted
 
 
 def yaml_files(folder: Path) -> list[Path]:
@@ -61,9 +43,10 @@ def yaml_files(folder: Path) -> list[Path]:
 def find_file(name_or_path: str, folder: Path, what: str) -> Path:
     """`name` under `folder`, or a path as it stands. Raises UserError with the names there are."""
     if name_or_path.endswith(SUFFIXES) or "/" in name_or_path:
-        path = Path(name_or_path).expanduser().resolve()
-        if path.is_file():
-            return path
+        with naming_path(name_or_path):
+            path = Path(name_or_path).expanduser().resolve()
+            if path.is_file():
+                return path
         raise UserError(
             f"There is no {what} file {path}. Give the path of a YAML file, or a name under "
             f"{folder.name}/."
@@ -80,22 +63,10 @@ def find_file(name_or_path: str, folder: Path, what: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError where it is not one."""
-    try:
-        # _Loader is a SafeLoader
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
-    except UserError as error:
-        raise UserError(f"{path}, {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{path}{where}: this is not valid YAML ({getattr(error, 'problem', error)})."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8."
-        ) from None
+    """The mapping in a YAML file, without the keys that begin with `x-`, a home for anchors. Raises
+    UserError where it is not one.
+    """
+    data = yaml_reader.load(_text(path), str(path))
     if data is None:
         raise UserError(f"{path}: there is nothing in it. Write `key: value` lines.")
     if not isinstance(data, dict):
@@ -103,7 +74,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: expected `key: value` lines, found "
             f"{'a list' if isinstance(data, list) else f'only {shown(data)}'}."
         )
-    return data
+    return {key: value for key, value in data.items() if not key.startswith("x-")}
+
+
+def _text(path: Path) -> str:
+    with naming_path(path), path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise UserError(
+            f"{path} has more than {LARGEST:,} bytes, which no file of settings has. Give another "
+            "file."
+        )
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8."
+        ) from None
 
 
 def load_strict(model: type[M], name_or_path: str, folder: Path, what: str) -> M:
@@ -120,8 +107,10 @@ def validate(model: type[M], data: dict[str, Any], files: Sequence[Path]) -> M:
         return model.model_validate(data)
     except ValidationError as error:
         problems: list[Any] = [
-            {**problem, "loc": location_of(data, problem)} for problem in error.errors()
+            {**problem, "loc": location_of(data, problem)}
+            for problem in islice(error.errors(include_url=False), 5 * MISTAKES)
         ]
+        nodes = _nodes(files)
         meant = {
             (*problem["loc"][:-1], near)
             for problem in problems
@@ -129,12 +118,15 @@ def validate(model: type[M], data: dict[str, Any], files: Sequence[Path]) -> M:
         }
         wrong = {problem["loc"]: _expected(model, problem["loc"], problems) for problem in problems}
         sentences = [
-            _sentence(model, problem, wrong[problem["loc"]], files)
+            _sentence(model, problem, wrong[problem["loc"]], nodes)
             for problem in problems
             if (problem["type"] != "missing" or problem["loc"] not in meant)
             and not (problem["type"] in KINDS and not wrong[problem["loc"]])
         ]
-        raise UserError("\n".join(dict.fromkeys(sentences))) from None
+        listed = list(dict.fromkeys(sentences))[:MISTAKES]
+        if error.error_count() > len(problems) or len(listed) < len(set(sentences)):
+            listed.append(f"These are the first {MISTAKES} mistakes; there are more.")
+        raise UserError("\n".join(listed)) from None
 
 
 def _expected(model: type[BaseModel], location: Location, problems: Sequence[Any]) -> str:
@@ -159,15 +151,17 @@ def _nearest(model: type[BaseModel], problem: Any) -> str | None:
     if problem["type"] != "extra_forbidden":
         return None
     *parents, key = problem["loc"]
+    if len(str(key)) > LONGEST_KEY:
+        return None  # comparing takes time by the square of its length
     return next(
         iter(difflib.get_close_matches(str(key), _keys_at(model, tuple(parents)), n=1, cutoff=0.5)),
         None,
     )
 
 
-def _sentence(model: type[BaseModel], problem: Any, expected: str, files: Sequence[Path]) -> str:
+def _sentence(model: type[BaseModel], problem: Any, expected: str, nodes: Nodes) -> str:
     location, kind = problem["loc"], problem["type"]
-    where = f"{_file_and_line(files, location[:-1] if kind == 'missing' else location)}: "
+    where = f"{_file_and_line(nodes, location[:-1] if kind == 'missing' else location)}: "
     name = dotted_location(location)
     if kind in ("extra_forbidden", "invalid_key"):
         near = _nearest(model, problem)
@@ -236,31 +230,39 @@ def naming(files: Sequence[Path], part: str = "") -> Iterator[None]:
             raise
         field = error.field[1:] if error.field.startswith(".") else dotted(part, error.field)
         location = tuple(
-            int(name) if name.isdigit() else name for name in re.findall(r"[^.\[\]]+", field)
+            int(name) if name.isdecimal() else name for name in re.findall(r"[^.\[\]]+", field)
         )
-        raise type(error)(
-            f"{_file_and_line(files, location)}: {f'`{field}`: ' if field else ''}{error}"
-        ) from None
+        where = _file_and_line(_nodes(files), location)
+        error.args = (f"{where}: {f'`{field}`: ' if field else ''}{error}",)
+        error.field = None
+        raise
 
 
-def _file_and_line(files: Sequence[Path], location: Location) -> str:
+def _nodes(files: Sequence[Path]) -> Nodes:
+    """What stands in each file, with its lines; None for one that cannot be read any more."""
+    nodes: Nodes = {}
+    for path in files:
+        try:
+            nodes[path] = yaml_reader.compose(_text(path), str(path))
+        except UserError:
+            nodes[path] = None
+    return nodes
+
+
+def _file_and_line(nodes: Nodes, location: Location) -> str:
     """The file, and the line in it, that the field at `location` was read from; the nearest
     enclosing one where it stands nowhere.
     """
-    matches = [(*_depth_and_line(file, location), file) for file in files]
+    matches = [(*_depth_and_line(node, location), file) for file, node in nodes.items()]
     depth = max(depth for depth, _, _ in matches)
     line, file = next((line, file) for reached, line, file in matches if reached == depth)
     return f"{file}{f', line {line}' if line else ''}"
 
 
-def _depth_and_line(path: Path, location: Location) -> tuple[int, int | None]:
+def _depth_and_line(node: yaml.Node | None, location: Location) -> tuple[int, int | None]:
     """How many parts of `location` stand in a file, and the line of the last; a list's element
     counts as the whole: lists do not merge.
     """
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, yaml.YAMLError):
-        return 0, None
     depth, line = 0, None
     for depth, part in enumerate(location):
         if isinstance(node, yaml.MappingNode) and (

@@ -20,9 +20,9 @@ from itertools import chain
 from pathlib import PurePath
 from typing import Any, BinaryIO, Literal
 
-import yaml
 import zstandard
 
+from gpt_model import yaml_reader
 from gpt_model.errors import UserError
 
 Row = Mapping[str, Any]
@@ -236,15 +236,11 @@ def _json_rows(
 
 def _yaml_rows(stream: BinaryIO, name: str, columns: Sequence[str], strings: bool) -> Iterator[Row]:
     """A list of mappings, or one mapping, which is one row."""
-    loader: Any = (
-        getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-        if strings
-        else getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    )
     try:
-        content = yaml.load(_contents(stream, name), loader)  # noqa: S506 - all four are safe
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{name} is not YAML: {str(error).splitlines()[0]}.") from None
+        text = _contents(stream, name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: byte {error.start} is not UTF-8. Convert it to UTF-8.") from None
+    content = yaml_reader.load_rows(text, name, strings=strings)
     yield from _mappings(content if isinstance(content, list) else [content], name, columns)
 
 
