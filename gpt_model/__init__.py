@@ -18,6 +18,7 @@ __all__ = ["GPT", "ModelConfig"]
 
 def __getattr__(name: str) -> Any:
     if name == "GPT":
+        # Imports torch, which takes a second.
         from gpt_model.transformer import GPT
 
         return GPT

@@ -54,6 +54,7 @@ def adapt(gpt: GPT, how: LoRA, seed: int, new_rows: int = 0) -> None:
     of their own, which is laid over the frozen matrix, so that no optimizer, decay or precision can
     move another row, and none keeps moments for them all.
     """
+    # peft takes seconds to import, and most fine-tunings adapt nothing; so below.
     from peft import inject_adapter_in_model
     from peft.utils.other import TrainableTokensWrapper
 
@@ -76,6 +77,7 @@ def adapt(gpt: GPT, how: LoRA, seed: int, new_rows: int = 0) -> None:
 
 
 def _config(how: LoRA) -> LoraConfig:
+    # As in `adapt`.
     from peft import LoraConfig
     from peft.tuners.lora import Linear
 
@@ -135,6 +137,7 @@ def merge(gpt: GPT) -> None:
 
 def _adapted(gpt: GPT) -> Iterator[tuple[nn.Module, str, Any]]:
     """(module, name in it, peft's layer)"""
+    # As in `adapt`.
     from peft.tuners.lora import LoraLayer
 
     for parent in gpt.modules():

@@ -1,7 +1,5 @@
 """Models in the store: importing one from elsewhere, the folder of one, generating text with it,
 exporting it.
-
-torch is imported when used: it takes seconds, and most callers only look for a folder.
 """
 
 from __future__ import annotations
@@ -62,6 +60,7 @@ def generate(
     """`samples` continuations of `prompt`, up to end-of-text; an empty one begins a new document.
     `on_token`: see `generation.generate`.
     """
+    # torch takes seconds to import, and most callers only look for a folder.
     import torch
 
     from gpt_model import convert, generation
@@ -90,7 +89,7 @@ def export(store: Store, artifact: Artifact, target: Path, *, replace: bool) -> 
     `replace`: empty a folder that is not empty. Returns `target`. Raises UserError where no class
     of `transformers` is this decoder.
     """
-    from gpt_model import convert
+    from gpt_model import convert  # imports torch, as above
 
     folder = model_folder(store, artifact)
     if problems := store.verify(artifact):

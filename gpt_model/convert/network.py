@@ -36,6 +36,7 @@ def to_transformers(model: GPT, end_of_text: int | None = None) -> PreTrainedMod
     `end_of_text` is the tokenizer's id of it: it becomes the start, stop and padding token of
     `generate()`.
     """
+    # A second or more to import, and our own model folders are read and written without it.
     import transformers
     from transformers.initialization import no_init_weights
 

@@ -34,6 +34,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from gpt_model.errors import UserError
 from gpt_model.tokenizer import words
 from gpt_model.tokenizer.base import PIECE, Merges, Piece, Tokenizer
+from gpt_model.tokenizer.rust_words import words_in_rust
 
 UNKNOWN, NEWLINE, END_OF_WORD = "<unk>", "\n</w>", "</w>"
 REPLACEMENT = "\ufffd"
@@ -140,8 +141,6 @@ class GPT1Tokenizer(Tokenizer):
         }
 
     def _saved(self) -> tokenizers.Tokenizer:
-        from gpt_model.tokenizer.rust_words import words_in_rust
-
         return words_in_rust(self._rust.model)
 
     @classmethod

@@ -120,6 +120,7 @@ def _exceptions(rules: dict[str, list[dict[Any, Any]]]) -> tuple[set[str], dict[
     """Of spaCy's exceptions, lower-cased: those that are one word, and the first words of others,
     by what follows.
     """
+    # spaCy takes a second to import, and GPT-2's tokenizer is without it.
     from spacy.symbols import ORTH
 
     whole: set[str] = set()

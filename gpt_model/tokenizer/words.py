@@ -46,6 +46,7 @@ def normalised(piece: Piece) -> str:
     """The words of `piece`, and a newline for each line's end within it, each followed by one
     space.
     """
+    # Only text for GPT-1's tokenizer needs it, and spaCy below.
     import ftfy
 
     # ftfy leaves entities alone from the first line on that has a "<" in it; that line may be in an
@@ -64,6 +65,7 @@ def normalised_all(pieces: Sequence[Piece]) -> list[str]:
     helpers = _threads()
     if helpers == 1 or len(pieces) == 1 or sum(len(piece.text) for piece in pieces) < HELPED_FROM:
         return [normalised(piece) for piece in pieces]
+    # Only much text is shared out.
     from loky import get_reusable_executor
 
     # Not by multiprocessing's own pool: that would import the caller's main module again in each
@@ -94,6 +96,7 @@ def _threads() -> int:
 
 @cache
 def english() -> Any:
+    # A second to import, and GPT-2's tokenizer is without it.
     from spacy.lang.en import English
 
     return English()

@@ -204,7 +204,7 @@ class Engine:
         self, model: nn.Module, objective: Loss, settings: TrainingSettings, execution: Execution
     ) -> None:
         start(execution)
-        import deepspeed
+        import deepspeed  # at first by `start`, which keeps MLflow and inductor out
 
         if execution.device == "cpu":
             choose_product_library(settings.precision)
@@ -348,7 +348,7 @@ class Engine:
         parameters = dict(self.model.named_parameters())
         gathered: Any = nullcontext()
         if self.execution.zero_stage == 3:
-            import deepspeed
+            import deepspeed  # as in __init__
 
             gathered = deepspeed.zero.GatheredParameters(list(parameters.values()))
         with gathered:
