@@ -4,7 +4,6 @@ layout, the split.
 
 from __future__ import annotations
 
-import functools
 import gzip
 import hashlib
 import io
@@ -22,7 +21,7 @@ import pytest
 import zstandard
 from pydantic import ValidationError
 
-from gpt_model.data import hub, location
+from gpt_model.data import hub
 from gpt_model.data.sources import NAMED, Source, open_source
 from gpt_model.data.splits import bucket
 from gpt_model.errors import Unreachable, UserError
@@ -250,61 +249,6 @@ class TestFormats:
         documents, held = map(int, done.stdout.split())
         assert documents == 200 * 1074
         assert held < 20_000_000
-
-
-class TestLocalFilesArePinned:
-    def test_a_pin_names_files_as_the_recipe_does_and_follows_their_bytes(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "texts").mkdir()
-        (tmp_path / "texts" / "a.txt").write_text("one")
-        here = functools.partial(
-            source(path="texts/*.txt").resolved, tmp_path, tmp_path / "downloads"
-        )
-        first = here()
-        assert [file.model_dump() for file in first.pinned or []] == [
-            {"path": "texts/a.txt", "sha256": hashlib.sha256(b"one").hexdigest(), "bytes": 3}
-        ]
-        (tmp_path / "texts" / "b.txt").write_text("two")
-        assert len(here().pinned or []) == 2
-
-        monkeypatch.setattr(
-            location.hashlib,
-            "file_digest",
-            lambda *_: pytest.fail("an unchanged file was read again"),
-        )
-        assert here() == here()
-
-    def test_a_file_that_grows_while_it_is_pinned_is_pinned_at_one_moment(
-        self, tmp_path: Path
-    ) -> None:
-        path = tmp_path / "log.txt"
-        path.write_bytes(b"a line of it\n" * 1_000_000)
-        growing = (
-            "import sys\nwith open(sys.argv[1], 'ab', 0) as file:\n  while True: "
-            "file.write(b'one more line of it\\n')"
-        )
-        writer = subprocess.Popen([sys.executable, "-c", growing, str(path)])
-        try:
-            size = path.stat().st_size
-            while path.stat().st_size == size:  # it writes
-                pass
-            (pin,) = location.pin("log.txt", tmp_path, tmp_path / "downloads")
-        finally:
-            writer.kill()
-            writer.wait()
-        assert hashlib.sha256(path.read_bytes()[: pin.bytes]).hexdigest() == pin.sha256
-
-    def test_pinned_files_are_found_from_anywhere_and_refused_once_changed(
-        self, tmp_path: Path
-    ) -> None:
-        (tmp_path / "a.txt").write_text("one")
-        tied = source(path="a.txt").resolved(tmp_path, tmp_path / "downloads")
-        elsewhere = tmp_path / "elsewhere"
-        assert list(open_source(tied, tmp_path / "downloads", elsewhere, Silent())) == ["one"]
-        (tmp_path / "a.txt").write_text("one, and more")
-        with pytest.raises(UserError, match=r"a\.txt is no longer the file that was pinned"):
-            list(open_source(tied, tmp_path / "downloads", elsewhere, Silent()))
 
 
 class TestHub:

@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from huggingface_hub import snapshot_download
 
@@ -24,7 +23,7 @@ from assets.stages.imported import OTHER_FILES, SOURCE_FILE, WEIGHT_FILES
 from assets.store.home import downloads_folder
 from gpt_model import convert
 from gpt_model.data.hub import silent
-from gpt_model.data.location import PinnedFile, locate
+from gpt_model.data.local_files import PinnedFile, linked
 from gpt_model.errors import Unavailable, Unreachable, UserError
 from gpt_model.io import PICKLED, pickled, sha256_of
 from gpt_model.tokenizer import Tokenizer
@@ -77,13 +76,9 @@ def _folder(config: Config, scratch: Path, progress: Progress) -> Iterator[tuple
         yield _fetched(config["hub"], config["revision"]), name
         return
     scratch.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=scratch) as temporary:
-        for file in config["files"]:
-            pinned = PinnedFile.model_validate(file)
-            (Path(temporary) / pinned.path).symlink_to(
-                locate(pinned, downloads_folder(), downloads_folder())
-            )
-        yield Path(temporary), config["folder"]
+    files = [PinnedFile.model_validate(file) for file in config["files"]]
+    with linked(files, downloads_folder(), scratch) as folder:
+        yield folder, config["folder"]
 
 
 def _fetched(repository: str, commit: str) -> Path:

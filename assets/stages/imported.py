@@ -11,7 +11,7 @@ from pathlib import Path
 from assets.contract import Check, Config, Stage, deferred
 from assets.store.home import downloads_folder
 from gpt_model.data.hub import commit_of
-from gpt_model.data.location import pin
+from gpt_model.data.local_files import pin
 from gpt_model.errors import Unreachable, UserError, about_all_of
 from gpt_model.io import described, weight_files
 

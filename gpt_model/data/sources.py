@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from gpt_model.data.formats import ROW_ENDINGS, RowFormat, format_of, read_lines, read_rows
-from gpt_model.data.location import Located, Location, PinnedFile, hub_rows, open_files, resolve
+from gpt_model.data.local_files import PinnedFile, Reading
+from gpt_model.data.location import Located, Location, hub_rows, open_files, resolve
 from gpt_model.data.package_index import Kind
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
@@ -179,19 +180,20 @@ def open_source(source: Source, downloads: Path, base: Path, progress: Progress)
     location = source.location()
     if location.path is not None and location.pinned is None:
         location = resolve(location, base, downloads)
-    documents = (
-        _clean(document, source.clean)
-        for text in _texts(source, location, base, downloads, progress)
-        for document in _divided(text, source.documents)
-    )
-    long_enough = (document for document in documents if len(document) >= source.minimum)
-    first = next(long_enough, None)
-    if first is None:
-        raise UserError(
-            f"Source {source.name!r} holds no document of {source.minimum} characters or more: "
-            "check its files and `minimum`."
+    with Reading(base, downloads) as reading:
+        documents = (
+            _clean(document, source.clean)
+            for text in _texts(source, location, reading, progress)
+            for document in _divided(text, source.documents)
         )
-    yield from islice(chain([first], long_enough), source.limit)
+        long_enough = (document for document in documents if len(document) >= source.minimum)
+        first = next(long_enough, None)
+        if first is None:
+            raise UserError(
+                f"Source {source.name!r} holds no document of {source.minimum} characters or more: "
+                "check its files and `minimum`."
+            )
+        yield from islice(chain([first], long_enough), source.limit)
 
 
 # one text as its lines, each with its "\n", so that a file is never held whole unless it is one
@@ -200,14 +202,14 @@ Text = Iterable[str]
 
 
 def _texts(
-    source: Source, location: Location, base: Path, downloads: Path, progress: Progress
+    source: Source, location: Location, reading: Reading, progress: Progress
 ) -> Iterator[Text]:
     columns = source.columns()
     if location.hub is not None:
-        rows = hub_rows(location, columns, base, downloads)
+        rows = hub_rows(location, columns, reading)
         yield from _grouped(rows, source, location.hub)
         return
-    for name, stream in open_files(location, base, downloads, progress):
+    for name, stream in open_files(location, reading, progress):
         if format_of(name, location.format) != "text":
             rows = read_rows(stream, name, columns, format_=location.format)
             yield from _grouped(rows, source, name)

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pydantic import Field, model_validator
 
 from gpt_model.data import hub
-from gpt_model.data.location import PinnedFile, locate, pin
+from gpt_model.data.local_files import PinnedFile, linked, pin
 from gpt_model.errors import Unavailable, Unreachable, UserError
 from gpt_model.strict import Strict
 
@@ -116,10 +115,8 @@ def load(classifier: Classifier, downloads: Path, device: str) -> Scorer:
     if classifier.not_run is not None:
         raise Unavailable(classifier.not_run)
     if classifier.pinned is not None:
-        with TemporaryDirectory() as folder:
-            for file in classifier.pinned:
-                (Path(folder) / file.path).symlink_to(locate(file, Path(), downloads).resolve())
-            return _loaded(classifier, folder, {}, device)
+        with linked(classifier.pinned, downloads) as folder:
+            return _loaded(classifier, str(folder), {}, device)
     try:
         return _loaded(classifier, str(classifier.hub), {"revision": classifier.revision}, device)
     except OSError as error:  # transformers' own, of a hub that does not answer too

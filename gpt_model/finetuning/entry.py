@@ -17,7 +17,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gpt_model.data.formats import format_from_ending
-from gpt_model.data.location import Located, Location, PinnedFile, resolve
+from gpt_model.data.local_files import PinnedFile
+from gpt_model.data.location import Located, Location, resolve
 from gpt_model.strict import Strict
 
 CATALOGUE = Path(__file__).resolve().parent / "catalogue"

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gpt_model.data.location import PinnedFile
+from gpt_model.data.local_files import PinnedFile
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import fsync
 from gpt_model.rlhf.dialogue import Dialogue, messages

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from gpt_model.data.formats import RowFormat
-from gpt_model.data.location import Located, PinnedFile
+from gpt_model.data.local_files import PinnedFile
+from gpt_model.data.location import Located
 from gpt_model.data.package_index import Kind
 from gpt_model.finetuning.entry import TaskEntry
 from gpt_model.strict import Misfit
