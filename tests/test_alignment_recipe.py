@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from small_recipes import TALK
 
 from assets.graph import nodes
 from assets.recipe.recipe import Recipe, load_recipe
@@ -14,13 +15,6 @@ from assets.recipe.sections import AlignmentSection
 from assets.report.lineage_tree import origin
 from gpt_model.errors import UserError
 
-RECIPE = """\
-name: talk
-corpus: {sources: [{name: notes, path: "notes.txt"}]}
-tokenizer: {vocab_size: 300}
-model: {layers: 2, width: 32, heads: 2, context: 64}
-pretraining: {tokens: 4096, batch_tokens: 512, learning_rate: 1e-3}
-"""
 DEMONSTRATIONS = """\
   demonstrations: {sources: [{name: said, path: "said.jsonl", form: messages}]}
 """
@@ -33,7 +27,7 @@ PROMPTS = """\
 PPO = "  ppo: {learning_rate: 1e-5, episodes: 64, batch: 16, minibatch: 8}\n"
 
 
-def recipe(folder: Path, alignment: str, head: str = RECIPE) -> Recipe:
+def recipe(folder: Path, alignment: str, head: str = TALK) -> Recipe:
     path = folder / "talk.yaml"
     path.write_text(f"{head}alignment:\n{alignment}")
     return load_recipe(str(path))

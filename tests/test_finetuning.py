@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from rank import Ranks, Said, said
+from small_recipes import small_recipe
 
 from assets.contract import SCRATCH, Artifact, Built
 from assets.recipe.recipe import Recipe
@@ -62,15 +63,11 @@ split: {group: passage, validation: 0.1, test: 0.2}
 
 def recipe(**finetuning: Any) -> Recipe:
     """A recipe with this fine-tuning section."""
-    return Recipe.model_validate(
-        {
-            "name": "small",
-            "corpus": {"sources": [{"name": "fables", "path": "fables.txt"}], "seed": 3},
-            "tokenizer": {"vocab_size": 300},
-            "model": MODEL,
-            "pretraining": {"tokens": 1000, "batch_tokens": 95, "learning_rate": 1e-3},
-            "finetuning": finetuning,
-        }
+    return small_recipe(
+        corpus={"sources": [{"name": "fables", "path": "fables.txt"}], "seed": 3},
+        model=MODEL,
+        pretraining={"tokens": 1000, "batch_tokens": 95, "learning_rate": 1e-3},
+        finetuning=finetuning,
     )
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from rank import MODEL, SECTION, make_inputs
+from small_recipes import small_recipe
 from world import Alone
 
 from assets.contract import Artifact, Built
 from assets.graph import nodes
 from assets.node import Node
-from assets.recipe.recipe import Recipe
 from assets.stages.experiments import DEPTH, VISIBLE_CONTEXT
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.data.shards import TokenData
@@ -32,15 +32,11 @@ from gpt_model.training.measure import held_out
 
 def graph(**depth: Any) -> dict[str, Node]:
     """Of a recipe of two layers, by name."""
-    recipe = Recipe.model_validate(
-        {
-            "name": "small",
-            "corpus": {"sources": [{"name": "notes", "path": "notes.txt"}]},
-            "tokenizer": {"vocab_size": 320},
-            "model": MODEL,
-            "pretraining": {**SECTION, "seed": 3, "snapshots": 2},
-            "experiments": {"depth": depth},
-        }
+    recipe = small_recipe(
+        tokenizer={"vocab_size": 320},
+        model=MODEL,
+        pretraining={**SECTION, "seed": 3, "snapshots": 2},
+        experiments={"depth": depth},
     )
     return {node.name: node for node in nodes(recipe)}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from rank import Said
+from small_recipes import TALK
 from test_human_forms import jsonl
 
 from assets.contract import Artifact, Built, Stage
@@ -481,13 +482,8 @@ def test_the_shipped_packages_are_read(folder: Path) -> None:
 
 # --- recipes ---
 
-RECIPE = """\
-name: talk
-corpus: {sources: [{name: notes, path: "notes.txt"}]}
-tokenizer: {vocab_size: 300}
-model: {layers: 2, width: 32, heads: 2, context: 64}
-pretraining: {tokens: 4096, batch_tokens: 512, learning_rate: 1e-3}
-alignment:
+RECIPE = f"""\
+{TALK}alignment:
   demonstrations:
     sources:
 """

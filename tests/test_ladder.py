@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import Cli, write_local_recipe
 from rank import MODEL, SECTION, Said, make_inputs
+from small_recipes import small_recipe
 
 from assets.contract import Artifact, Built
 from assets.estimate import estimate
@@ -43,15 +44,11 @@ SCALING_SECTION: dict[str, Any] = {"rungs": SIZES, "tokens_per_parameter": 0.3}
 
 
 def recipe_of(**scaling: Any) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "name": "small",
-            "corpus": {"sources": [{"name": "notes", "path": "notes.txt"}]},
-            "tokenizer": {"vocab_size": 320},
-            "model": {**MODEL, "dropout": 0.0},
-            "pretraining": {**SECTION, "snapshots": 3},
-            "scaling": {**SCALING_SECTION, **scaling},
-        }
+    return small_recipe(
+        tokenizer={"vocab_size": 320},
+        model={**MODEL, "dropout": 0.0},
+        pretraining={**SECTION, "snapshots": 3},
+        scaling={**SCALING_SECTION, **scaling},
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from rich.console import Console
+from small_recipes import small_recipe
 
 from assets.build import Request
 from assets.contract import Artifact, Metrics, Stage
@@ -34,7 +35,7 @@ from assets.estimate import (
 from assets.graph import node_named, nodes
 from assets.node import Node
 from assets.recipe.profile import Profile, load_profile
-from assets.recipe.recipe import BatchRamp, Recipe, load_recipe
+from assets.recipe.recipe import BatchRamp, load_recipe
 from assets.store.manifest import Facts
 from assets.store.store import Store
 from gpt_model.config import ModelConfig
@@ -42,18 +43,7 @@ from gpt_model.errors import UserError
 from gpt_model.training.schedules import BatchSchedule
 from pipelines.cli.plan import draw_plan, parameters_by_part, plan_of
 
-RECIPE = Recipe.model_validate(
-    {
-        "name": "small",
-        "corpus": {
-            "sources": [{"name": "notes", "path": "notes.txt", "documents": "lines"}],
-            "held_out": 0.1,
-        },
-        "tokenizer": {"vocab_size": 300},
-        "model": {"layers": 2, "width": 32, "heads": 2, "context": 32},
-        "pretraining": {"tokens": 20_480, "batch_tokens": 512, "learning_rate": 1e-3},
-    }
-)
+RECIPE = small_recipe()
 CPU = Profile(name="two", processes=2, threads=1)
 
 
@@ -510,22 +500,19 @@ def test_experiments_that_read_are_planned_by_what_their_models_read(
     assert once_built["work"]["amount"] == pytest.approx(2 * 1000 * 2 * sum(reading.values()))
 
 
-IMPORTING = {
-    "name": "mine",
-    "imported": {"hub": "a/b"},
-    "finetuning": {"tasks": ["sentiment"], "examples": {"sentiment": 100}},
-    "corpus": {
-        "sources": [{"name": "notes", "path": "notes.txt", "documents": "lines"}],
-        "held_out": 0.1,
-    },
-    "pretraining": {"tokens": 20_480, "batch_tokens": 512, "learning_rate": 1e-3},
-}
+IMPORTING = small_recipe(
+    name="mine",
+    imported={"hub": "a/b"},
+    finetuning={"tasks": ["sentiment"], "examples": {"sentiment": 100}},
+    tokenizer=None,
+    model=None,
+)
 
 
 def test_an_imported_model_is_planned_by_its_own_size_or_by_a_stated_assumption(
     tmp_path: Path,
 ) -> None:
-    graph = {node.name: node for node in nodes(Recipe.model_validate(IMPORTING))}
+    graph = {node.name: node for node in nodes(IMPORTING)}
     results = before_any_build(graph)
     small = ModelConfig.published("gpt2-small")
     answer = results["pretrained"][0]
@@ -574,7 +561,7 @@ def test_a_known_corpus_has_its_size_and_an_unknown_one_a_stated_assumption(
 
 
 def test_rate_of_earlier_builds_gives_no_interval_of_an_assumed_size(store: Store) -> None:
-    graph = {node.name: node for node in nodes(Recipe.model_validate(IMPORTING))}
+    graph = {node.name: node for node in nodes(IMPORTING)}
     small = ModelConfig.published("gpt2-small")
     amount = 20_480 * small.flops_per_token()
     default = 5 + amount / (2 * CORE_FLOPS)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from chat_store import voted_comparisons
 from rank import Said
+from small_recipes import TALK
 from test_human_forms import jsonl
 from typer.testing import CliRunner
 
@@ -191,10 +192,7 @@ def test_a_worker_and_a_reproduction_find_the_votes(home: Path, tmp_path: Path) 
     (tmp_path / "notes.txt").write_text("the king sees the sailor\n")
     jsonl(tmp_path / "said.jsonl", [{"instruction": "What?", "response": "It."}])
     (tmp_path / "talk.yaml").write_text(
-        "name: talk\ncorpus: {sources: [{name: notes, path: notes.txt}]}\ntokenizer: {vocab_size: "
-        "300}\n"
-        "model: {layers: 2, width: 32, heads: 2, context: 64}\n"
-        "pretraining: {tokens: 4096, batch_tokens: 512, learning_rate: 1e-3}\n"
+        f"{TALK}"
         "alignment:\n  demonstrations: {sources: [{name: said, path: said.jsonl, form: "
         "instruction}]}\n"
         "  comparisons: {sources: [{name: votes, votes: true}]}\n"
