@@ -7,10 +7,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from mlflow.entities import Run
-from mlflow.tracking.client import MlflowClient
+from typing import TYPE_CHECKING, Any
 
 from assets.contract import Artifact, Check, Verdict
 from assets.store.manifest import Facts
@@ -18,6 +15,10 @@ from assets.store.provenance import provenance
 from assets.store.store import Building, Store
 from assets.tracking.event_log import EventWriter
 from assets.tracking.tracking import Build, Tracking
+
+if TYPE_CHECKING:  # imported when used, as in the wrapper: some tests are of that import
+    from mlflow.entities import Run
+    from mlflow.tracking.client import MlflowClient
 
 STEPS = 50
 

@@ -1,61 +1,52 @@
 """Delivery: brings one build's MLflow run up to date with what is on disk. Each step happens once,
 and again does no harm.
 
-What has been delivered is remembered in `journal/delivery.json`, after it was. Where a process dies
-in between, the step is repeated: runs, models and versions are looked for by our tags before they
-are made, parameters and tags are set to the same values, and MLflow keeps one of two equal metrics,
-their time being the event's and not the delivery's.
+What has been delivered is remembered (`state.py`) after it was. Where a process dies in between,
+the step is repeated: runs, models and versions are looked for by our tags before they are made,
+parameters and tags are set to the same values, and MLflow keeps one of two equal metrics, their
+time being the event's and not the delivery's. A run that somebody deleted in MLflow is restored, or
+begun again where it is gone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelInput,
+    Metric,
+    Param,
+    RunTag,
+    ViewType,
+)
 from mlflow.exceptions import MlflowException
+from mlflow.store.model_registry import rest_store, sqlalchemy_store  # noqa: F401 - not by two threads
 from mlflow.tracking.client import MlflowClient
 
 from assets.contract import NOT_RUN
 from assets.store.manifest import canonical, read_json
+from assets.tracking import limits, state
 from assets.tracking.event_log import EventReader
 from assets.tracking.logged_model import ModelFacts, deliver_model
 from assets.tracking.outbox import Delivered, is_alive
-from assets.tracking.server import Server
-from gpt_model.errors import CorruptFile
-from gpt_model.io import write_json
+from assets.tracking.server import Server, first_line
+from assets.tracking.state import State
 
-METRICS_AT_ONCE = 1000  # MLflow's limits of one request
-PARAMETERS_AT_ONCE = 100
-PARAMETER_CHARACTERS = 6000
-TAG_CHARACTERS = 8000
-DIGEST_CHARACTERS = 36  # of a data set; the whole digest is in its source
 SHOWN_BYTES = (
     8 << 20
 )  # of an artifact's files in MLflow, the smallest first; the others stay in the store alone
 BUILD = "lineage.build"  # the tag by which a build's run, model and version are found
-
-
-@dataclass
-class State:
-    """delivery.json: what MLflow has."""
-
-    uri: str
-    run_id: str | None = None
-    offset: int = 0  # bytes of events.jsonl
-    last_step: int = 0
-    attempt: int = 0
-    status: str | None = None
-    tags: str = ""  # hash of those set
-    model_id: str | None = None
-    done: list[str] = field(default_factory=list)
-    complete: bool = False
+GONE = "RESOURCE_DOES_NOT_EXIST"
+REFUSALS = (GONE, "INVALID_PARAMETER_VALUE")  # of what is sent, or of a run that was deleted
 
 
 class Delivery:
@@ -69,22 +60,22 @@ class Delivery:
         self.manifest: dict[str, Any] | None = (
             read_json(folder / "artifact.json") if (folder / "artifact.json").is_file() else None
         )
-        self.state = self._load()
+        self.state = state.load(folder, server.name)
 
     def push(self) -> Delivered:
         """Delivers everything there is. Raises whatever MLflow raises; what was delivered until
         then is remembered.
         """
-        if self.state.complete and self.state.attempt == len(self.build["attempts"]):
-            return Delivered(self.state.run_id, complete=True)
         try:
+            if self.state.complete and self.state.attempt == len(self.build["attempts"]):
+                if self.state.run_id and self.state.dagster_ui != self.server.dagster_ui:
+                    self._tags(self.state.run_id)
+                return Delivered(self.state.run_id, complete=True)
             return self._push()
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST" or self.state.run_id is None:
+            if not self._is_lost(error):
                 raise
-            self.state = State(
-                self.server.uri
-            )  # the run, or the whole server, was removed: begin again
+            self.state = State()  # somebody removed the run, or the whole server: begin again
             return self._push()
 
     def _push(self) -> Delivered:
@@ -100,11 +91,22 @@ class Delivery:
             self._once("files", lambda: self._files(run_id))
             if self.build["model"] and not (self.folder / "files" / NOT_RUN).is_file():
                 self._once("model", lambda: self._model(run_id))
+            self._tags(run_id)  # of what was refused
             self._set_status(run_id, status)
         self.state.attempt = len(self.build["attempts"])
         self.state.complete = status != "RUNNING"
         self._save()
-        return Delivered(run_id, complete=self.state.complete)
+        problem = self._refusal() if self.state.complete else None
+        return Delivered(run_id, complete=self.state.complete, problem=problem)
+
+    def _refusal(self) -> str | None:
+        if not self.state.refused:
+            return None
+        what, why = next(iter(self.state.refused.items()))
+        return (
+            f"MLflow at {self.server.address} refused the {what} of {self.build['recipe']}/"
+            f"{self.build['stage']}: {why} All else of the build is delivered."
+        )
 
     # What the run is
 
@@ -122,10 +124,12 @@ class Delivery:
         """Finds this build's run by its tag, or makes it."""
         client, experiment = self._client(), self.server.experiment(self.build["recipe"])
         matches = client.search_runs(
-            [experiment], f"tags.`{BUILD}` = '{self.build['build']}'", max_results=1
+            [experiment], f"tags.`{BUILD}` = '{self.build['build']}'", ViewType.ALL, 1
         )
         if matches:
             run_id = matches[0].info.run_id
+            if matches[0].info.lifecycle_stage == "deleted":
+                client.restore_run(run_id)
         else:
             name = f"{self.build['stage']} {self.build['fingerprint'][:8]}"
             tags = {BUILD: self.build["build"], **self._wanted_tags()}
@@ -133,6 +137,7 @@ class Delivery:
                 experiment, round(self.build["attempts"][0]["began"] * 1000), tags, name
             ).info.run_id
             self.state.status, self.state.tags = "RUNNING", _hash(self._wanted_tags())
+            self.state.dagster_ui = self.server.dagster_ui
         self.state.run_id = run_id
         self._save()
         return run_id
@@ -160,21 +165,18 @@ class Delivery:
         return round((last or time.time()) * 1000)
 
     def _parameters(self, run_id: str) -> None:
-        flat = [
-            Param(_name(key), value[:PARAMETER_CHARACTERS])
-            for key, value in flatten(self.build["config"])
-        ]
-        for some in _batches(flat, PARAMETERS_AT_ONCE):
+        pairs = limits.parameters(self.build["config"]).items()
+        flat = [Param(key, value) for key, value in pairs]
+        for some in limits.batches(flat, limits.PARAMETERS_AT_ONCE):
             self._client().log_batch(run_id, params=some)
 
     def _tags(self, run_id: str) -> None:
         wanted = self._wanted_tags()
-        if _hash(wanted) != self.state.tags:
-            for some in _batches(
-                [RunTag(key, value) for key, value in wanted.items()], PARAMETERS_AT_ONCE
-            ):
+        if _hash(wanted) != self.state.tags or self.state.dagster_ui != self.server.dagster_ui:
+            tags = [RunTag(key, value) for key, value in wanted.items()]
+            for some in limits.batches(tags, limits.PARAMETERS_AT_ONCE):
                 self._client().log_batch(run_id, tags=some)
-            self.state.tags = _hash(wanted)
+            self.state.tags, self.state.dagster_ui = _hash(wanted), self.server.dagster_ui
             self._save()
 
     def _wanted_tags(self) -> dict[str, str]:
@@ -216,7 +218,12 @@ class Delivery:
                 tags[f"lineage.check.{name}"] = (
                     f"{'passed' if verdict['passed'] else 'FAILED'}: {verdict['summary']}"
                 )
-        return {_name(key): value[:TAG_CHARACTERS] for key, value in tags.items()}
+        if refusal := self._refusal():
+            tags["lineage.refused"] = refusal
+        return {
+            limits.key(name): limits.shortened(value, limits.TAG_CHARACTERS)
+            for name, value in tags.items()
+        }
 
     def _note(self, runs: Sequence[str]) -> str:
         build = self.build
@@ -246,28 +253,29 @@ class Delivery:
         datasets, models = [], []
         for name, digest, source, profile in [*self._upstream(), *self._sources()]:
             dataset = Dataset(
-                name,
-                digest[:DIGEST_CHARACTERS],
+                limits.shortened(name, limits.DATASET_NAME_CHARACTERS),
+                digest[: limits.DIGEST_CHARACTERS],
                 "gpt-lineage",
-                json.dumps(source),
+                limits.source(source),
                 None,
                 json.dumps(profile),
             )
-            datasets.append(
-                DatasetInput(dataset, [InputTag("mlflow.data.context", name.rpartition("/")[2])])
-            )
+            context = limits.shortened(name.rpartition("/")[2], limits.DATASET_NAME_CHARACTERS)
+            datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
         for entry in self.build["inputs"]:
-            path = (
-                self.server.home / "artifacts" / entry["fingerprint"] / "journal" / "delivery.json"
+            upstream = state.load(
+                self.server.home / "artifacts" / entry["fingerprint"], self.server.name
             )
-            upstream = read_json(path) if path.is_file() else {}
-            if upstream.get("model_id") and upstream["uri"] == self.server.uri:
-                models.append(LoggedModelInput(upstream["model_id"]))
+            if upstream.model_id:
+                models.append(LoggedModelInput(upstream.model_id))
         known = self._client().get_run(run_id).inputs
         if known and known.model_inputs:
             models = []  # MLflow refuses to be told twice
-        if datasets or models:
-            self._client().log_inputs(run_id, datasets, models or None)
+        if models:
+            self._client().log_inputs(run_id, None, models)
+        for start in range(0, len(datasets), limits.DATASETS_AT_ONCE):
+            some = datasets[start : start + limits.DATASETS_AT_ONCE]
+            self._client().log_inputs(run_id, some)
 
     def _upstream(self) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
         for entry in self.build["inputs"]:
@@ -301,25 +309,31 @@ class Delivery:
             if event["kind"] == "metrics":
                 moment = round(event["time"] * 1000)
                 batch += [
-                    Metric(_name(key), value, moment, event["step"])
-                    for key, value in event["values"].items()
+                    Metric(limits.key(name), value, moment, event["step"])
+                    for name, value in event["values"].items()
                 ]
                 self.state.last_step = max(self.state.last_step, event["step"])
             elif event["kind"] == "text":
-                name = re.sub(r"[^A-Za-z0-9._-]+", "_", event["name"])
-                file = f"samples/{event['step']:08d}/{name}.txt"
-                self._client().log_text(run_id, event["text"], file)
-            if len(batch) >= METRICS_AT_ONCE:
+                self._sample(run_id, event)
+            if len(batch) >= limits.METRICS_AT_ONCE:
                 self._metrics(run_id, batch, end)
                 batch = []
         if tail.offset != self.state.offset:
             self._metrics(run_id, batch, tail.offset)
 
     def _metrics(self, run_id: str, metrics: Sequence[Metric], offset: int) -> None:
-        for some in _batches(metrics, METRICS_AT_ONCE):
-            self._client().log_batch(run_id, metrics=some)
+        self._log_metrics(run_id, metrics)
         self.state.offset = offset
         self._save()
+
+    def _log_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
+        for some in limits.batches(metrics, limits.METRICS_AT_ONCE):
+            self._accepted("metrics", partial(self._client().log_batch, run_id, metrics=some))
+
+    def _sample(self, run_id: str, event: Mapping[str, Any]) -> None:
+        file = f"samples/{event['step']:08d}/{limits.file_name(event['name'])}.txt"
+        text = event["text"].encode(errors="replace").decode()  # without lone surrogates
+        self._accepted(file, partial(self._client().log_text, run_id, text, file))
 
     def _results(self, run_id: str) -> None:
         """The final metrics, their cost and the estimate; at the last step, so that
@@ -333,7 +347,7 @@ class Delivery:
         values |= {f"system/{name}": value for name, value in provenance.get("cost", {}).items()}
         values |= {
             f"forecast/{name}": value
-            for name, value in flatten(provenance.get("forecast", {}), values=True)
+            for name, value in limits.flatten(provenance.get("forecast", {}), values=True)
         }
         moment = self._ended()
         numbers = {
@@ -341,12 +355,14 @@ class Delivery:
             for name, value in values.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
-        metrics = [
-            Metric(_name(name), float(value), moment, self.state.last_step)
-            for name, value in numbers.items()
-        ]
-        for some in _batches(metrics, METRICS_AT_ONCE):
-            self._client().log_batch(run_id, metrics=some)
+        step = self.state.last_step
+        self._log_metrics(
+            run_id,
+            [
+                Metric(limits.key(name), float(value), moment, step)
+                for name, value in numbers.items()
+            ],
+        )
 
     def _files(self, run_id: str) -> None:
         """Manifest, verdicts, pictures and tables; of the payload what is small. A model directory
@@ -364,22 +380,23 @@ class Delivery:
                 continue
             if (left := left - entry["size"]) < 0:
                 break
-            self._client().log_artifact(
-                run_id, str(self.folder / "files" / path), str("files" / path.parent)
+            source, folder = str(self.folder / "files" / path), str("files" / path.parent)
+            self._accepted(
+                f"file {path}", partial(self._client().log_artifact, run_id, source, folder)
             )
 
     def _model(self, run_id: str) -> None:
         assert self.manifest is not None
         facts = ModelFacts(
             build_tag=(BUILD, self.build["build"]),
-            name=f"{self.build['recipe']}-{self.build['stage'].replace('/', '-')}",
-            description=self._note([]),
+            name=limits.model_name(f"{self.build['recipe']}-{self.build['stage']}"),
+            description=limits.shortened(self._note([]), limits.DESCRIPTION_CHARACTERS),
             experiment=self.server.experiment(self.build["recipe"]),
             run_id=run_id,
             step=self.state.last_step,
             fingerprint=self.build["fingerprint"],
             digest=self.manifest["digest"],
-            parameters={key: value for key, value in flatten(self.build["config"])},
+            parameters=limits.parameters(self.build["config"]),
             packages=self.manifest["provenance"].get("packages", {}),
         )
         self.state.model_id = deliver_model(self._client(), self.folder / "files", facts)
@@ -389,46 +406,35 @@ class Delivery:
     def _client(self) -> MlflowClient:
         return self.server.client()
 
-    def _once(self, step: str, act: Any) -> None:
+    def _once(self, step: str, act: Callable[[], None]) -> None:
         if step not in self.state.done:
-            act()
+            self._accepted(step, act)
             self.state.done.append(step)
             self._save()
 
-    def _load(self) -> State:
+    def _accepted(self, what: str, act: Callable[[], Any]) -> None:
+        """Remembers what the server refuses as such: it would refuse it every time, and nothing
+        else of the build must wait for it.
+        """
         try:
-            state = State(**read_json(self.journal / "delivery.json"))
-        except (FileNotFoundError, CorruptFile, TypeError):
-            return State(self.server.uri)
-        return state if state.uri == self.server.uri or state.complete else State(self.server.uri)
+            act()
+        except MlflowException as error:
+            if error.error_code not in REFUSALS or self._is_lost(error):
+                raise
+            self.state.refused[what] = f"{first_line(error).rstrip('.')}."
+
+    def _is_lost(self, error: MlflowException) -> bool:
+        """Whether MLflow refused something because it has no such run any more."""
+        if error.error_code not in REFUSALS or self.state.run_id is None:
+            return False
+        try:
+            run = self._client().get_run(self.state.run_id)
+        except MlflowException as other:
+            return bool(other.error_code == GONE)
+        return bool(run.info.lifecycle_stage == "deleted")
 
     def _save(self) -> None:
-        write_json(self.journal / "delivery.json", asdict(self.state))
-
-
-def flatten(value: Any, values: bool = False, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as "a.b.c" and value; lists of plain values stay whole. As text unless
-    `values`.
-    """
-    if isinstance(value, Mapping):
-        for key, below in value.items():
-            yield from flatten(below, values, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):
-        for number, entry in enumerate(value):
-            name = entry.get("name", number) if isinstance(entry, Mapping) else number
-            yield from flatten(entry, values, f"{prefix}.{name}")
-    elif prefix:
-        yield prefix, value if values else value if isinstance(value, str) else json.dumps(value)
-
-
-def _name(key: str) -> str:
-    """A key as MLflow allows it: letters, digits and _-. :/"""
-    return re.sub(r"[^\w\-. :/]", "_", key)[:250]
-
-
-def _batches(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
+        state.save(self.folder, self.server.name, self.state)
 
 
 def _hash(tags: Mapping[str, str]) -> str:

@@ -91,14 +91,14 @@ class Outbox:
             self._thread = threading.Thread(target=self._work, name="mlflow outbox", daemon=True)
             self._thread.start()
 
-    def report(self, problem: str) -> None:
-        """Says it in the run's log, which hears of one problem only: it is the same for every
-        stage.
+    def report(self, sentence: str, always: bool = False) -> None:
+        """Says it in the run's log, which hears of one problem only, as it is the same for every
+        stage, but for what is said `always`.
         """
-        if not self._reported:
-            self._reported = True
+        if always or not self._reported:
+            self._reported = self._reported or not always
             with suppress(Exception):  # the run is over, and its log closed
-                self._say(problem)
+                self._say(sentence)
 
     def _work(self) -> None:
         pause = 0.0

@@ -17,8 +17,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,24 @@ from assets.store.locks import locked
 from assets.store.manifest import read_json
 from assets.store.provenance import git_state
 from assets.store.store import Building
-from assets.tracking.outbox import PAUSES, Delivered, Outbox, Say, is_alive, next_pause
-from assets.tracking.server import Server, configure_mlflow
+from assets.tracking import state
+from assets.tracking.outbox import (
+    PAUSES,
+    PROMPT_SECONDS,
+    Delivered,
+    Outbox,
+    Say,
+    is_alive,
+    next_pause,
+)
+from assets.tracking.server import Server, first_line, importing_mlflow
+from assets.tracking.state import State
 from gpt_model.errors import CorruptFile
 from gpt_model.io import write_json
+from gpt_model.redaction import redacted
 
 STREAM_SECONDS = 2.0  # between two deliveries while a build runs
+DELIVER_SECONDS = 600.0  # for one build, where somebody waits for nothing else
 LATER = "what is left is delivered in the background, or by the next run."
 
 
@@ -57,9 +69,10 @@ class Tracking:
     a `Delivered`, never raised.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, uri: str | None = None) -> None:
+        """`uri`: of the server, unless it is the one of the environment or the store's own."""
         self.home = home
-        self.server = Server(home)
+        self.server = Server(home, uri, lambda sentence: self.outbox.report(sentence, always=True))
 
     @property
     def outbox(self) -> Outbox:
@@ -108,20 +121,22 @@ class Tracking:
         with suppress(
             OSError, CorruptFile
         ):  # on a full disk what is said goes unwritten; it must not stand in the failure's place
-            write_json(path, read_json(path) | {"failure": reason})
+            write_json(path, read_json(path) | {"failure": redacted(reason)})
         self.finish(building.folder, at_most=5.0)
 
     def finish(self, folder: Path, at_most: float = 15.0) -> None:
         """Brings MLflow up to date with a build that ended. Once that was waited for in vain, no
         build of the run waits again.
         """
-        problem: str | None = f"MLflow at {self.server.uri} did not answer in time; {LATER}"
+        problem = f"MLflow at {self.server.address} did not answer in time; {LATER}"
+        delivered = Delivered(None, complete=False, problem=problem)
         if deadline := self.outbox.patience(at_most):
             began = time.monotonic()
-            problem = self.deliver(folder, deadline).problem
-            self.outbox.waited(began, in_vain=problem is not None)
-        if problem:
-            self.outbox.report(problem)
+            delivered = self.deliver(folder, deadline)
+            self.outbox.waited(began, in_vain=not delivered.complete)
+        if delivered.problem:
+            self.outbox.report(delivered.problem)
+        if not delivered.complete:
             self.outbox.request()
 
     @contextmanager
@@ -167,20 +182,38 @@ class Tracking:
         thread.join(deadline)
         if result:
             return result[0]
-        problem = f"MLflow at {self.server.uri} has not answered within {deadline:.3g} s; {LATER}"
+        problem = (
+            f"MLflow at {self.server.address} has not answered within {deadline:.3g} s; {LATER}"
+        )
         return Delivered(self._run_id(folder), complete=False, problem=problem)
 
     def deliver_pending(self, deadline: float = 10.0) -> list[Delivered]:
-        """Delivers what earlier runs left, and sets right the runs of processes that died. Costs
-        nothing where all is delivered.
+        """Delivers what earlier runs left and what somebody removed from MLflow, and sets right the
+        runs of processes that died. Costs nothing where all is delivered.
         """
         ends = time.monotonic() + deadline
+        _within(min(deadline, PROMPT_SECONDS), self._forget_removed)
         deliveries = []
         for folder in self._undelivered():
             if time.monotonic() >= ends:
                 break
             deliveries.append(self.deliver(folder, max(0.1, ends - time.monotonic())))
         return deliveries
+
+    @property
+    def builds(self) -> int:
+        """How many builds the store has, published or not."""
+        return len(self._builds())
+
+    def deliver_again(self) -> Iterator[Delivered]:
+        """Delivers every build of the store from its beginning, but for those that run now: also
+        what MLflow had of it once. Patient with the server.
+        """
+        for folder, build in self._builds():
+            if not _runs_now(folder, build):
+                with _delivering(folder):
+                    state.save(folder, self.server.name, State())
+                yield self.deliver(folder, DELIVER_SECONDS)
 
     def run_of(self, built: Artifact | Building) -> str | None:
         """The id of the MLflow run of a build, where it has one yet."""
@@ -201,51 +234,87 @@ class Tracking:
         if not (folder / "journal" / "build.json").is_file():  # made by no build of ours
             return Delivered(None, complete=True)
         try:
-            configure_mlflow()
-            # Loads MLflow, 1 s and 120 MB, which commands that only read the store do without.
-            from assets.tracking.delivery import Delivery
-
-            with locked(folder / "journal" / "delivery.lock", patience=30.0):
+            with importing_mlflow():
+                # Takes 1 s and 120 MB, which commands that only read the store do without.
+                from assets.tracking.delivery import Delivery
+            with _delivering(folder):
                 return Delivery(folder, self.server).push()
         except Exception as error:
-            sentence = str(error).strip().split("\n")[0][:300]
             problem = (
-                f"MLflow at {self.server.uri}: {type(error).__name__}: {sentence}. "
+                f"MLflow at {self.server.address}: {type(error).__name__}: {first_line(error)}. "
                 f"{LATER.capitalize()}"
             )
             return Delivered(self._run_id(folder), complete=False, problem=problem)
 
-    def _undelivered(self) -> list[Path]:
-        """The folders of builds that MLflow has not heard the end of, in the order they began:
-        inputs before what is made of them.
+    def _builds(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Folder and build.json of each build, in the order they began: inputs before what is made
+        of them.
         """
-        pending = []
+        builds = []
         for folder in [*(self.home / "building").glob("*"), *(self.home / "artifacts").glob("*")]:
-            build = _read(folder / "journal" / "build.json")
-            if build and self._left_undelivered(folder, build):
-                pending.append((build["attempts"][0]["began"], folder))
-        return [folder for _, folder in sorted(pending)]
+            if build := _read(folder / "journal" / "build.json"):
+                builds.append((folder, build))
+        return sorted(builds, key=lambda each: each[1]["attempts"][0]["began"])
 
-    def _left_undelivered(self, folder: Path, build: Mapping[str, Any]) -> bool:
-        if (
-            folder.parent.name == "building"
-            and not build["failure"]
-            and is_alive(build["attempts"][-1])
-        ):
+    def _undelivered(self) -> list[Path]:
+        """The folders of builds that MLflow has not heard the end of."""
+        return [folder for folder, build in self._builds() if self._is_undelivered(folder, build)]
+
+    def _is_undelivered(self, folder: Path, build: Mapping[str, Any]) -> bool:
+        if _runs_now(folder, build):
             return False  # its own process sees to it
-        delivered = _read(folder / "journal" / "delivery.json") or {}
+        delivered = state.load(folder, self.server.name)
         return not (
-            delivered.get("complete") and delivered.get("attempt") == len(build["attempts"])
+            delivered.complete
+            and delivered.attempt == len(build["attempts"])
+            and delivered.dagster_ui in ("", self.server.dagster_ui)
         )
 
+    def _forget_removed(self) -> None:
+        """Forgets the deliveries whose run the server does not have any more: somebody deleted it
+        or its experiment, or the server is another at the same address.
+        """
+        delivered = {
+            run: (folder, build["recipe"])
+            for folder, build in self._builds()
+            if (run := self._run_id(folder)) and not _runs_now(folder, build)
+        }
+        if not delivered:
+            return
+        with suppress(Exception):  # a server that does not answer has its problem elsewhere
+            active = self.server.active({run: recipe for run, (_, recipe) in delivered.items()})
+            for run in delivered.keys() - active:
+                folder, _ = delivered[run]
+                with _delivering(folder):
+                    if self._run_id(folder) == run:
+                        state.save(folder, self.server.name, State())
+
     def _run_id(self, folder: Path) -> str | None:
-        return (_read(folder / "journal" / "delivery.json") or {}).get("run_id")
+        return state.load(folder, self.server.name).run_id
+
+
+def _within(seconds: float, act: Callable[[], None]) -> None:
+    """Does `act`, and waits at most `seconds` for its end."""
+    thread = threading.Thread(target=act, name="mlflow look", daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def _delivering(folder: Path) -> AbstractContextManager[int]:
+    return locked(folder / "journal" / "delivery.lock", patience=30.0)
+
+
+def _runs_now(folder: Path, build: Mapping[str, Any]) -> bool:
+    return (
+        folder.parent.name == "building"
+        and not build["failure"]
+        and is_alive(build["attempts"][-1])
+    )
 
 
 @functools.cache
 def _outbox(home: Path, uri: str) -> Outbox:
-    tracking = Tracking(home)
-    assert tracking.server.uri == uri
+    tracking = Tracking(home, uri)
     return Outbox(
         lambda: [
             delivered.problem

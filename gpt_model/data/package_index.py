@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 import requests
 from packaging.requirements import InvalidRequirement, Requirement
@@ -40,6 +40,7 @@ from requests.adapters import BaseAdapter
 from gpt_model.errors import UserError
 from gpt_model.io import sha256_of
 from gpt_model.progress import Progress
+from gpt_model.redaction import redacted
 
 Kind = Literal["wheel", "sdist"]
 ATTEMPTS = 5
@@ -102,7 +103,7 @@ def fetch_package(
             DigestMismatchError,
             UnsupportedContentTypeError,
         ) as error:
-            reasons.append(f"{where} failed: {_without_password(str(error))}")
+            reasons.append(f"{where} failed: {redacted(str(error))}")
         finally:
             part.unlink(missing_ok=True)
     raise UserError(
@@ -153,10 +154,7 @@ def _locations(wanted: _Wanted, progress: Progress) -> Iterator[tuple[str, Fetch
     for folder in settings.folders:
         yield str(folder), partial(_from_folder, folder, wanted)
     for url in settings.indexes:
-        yield (
-            _without_password(url),
-            partial(_from_index, url, settings, wanted, progress=progress),
-        )
+        yield (redacted(url), partial(_from_index, url, settings, wanted, progress=progress))
 
 
 def _from_folder(folder: Path, wanted: _Wanted, part: Path) -> str | None:
@@ -221,7 +219,7 @@ def _with_retries(fetch: Callable[[], str | None], progress: Progress) -> str | 
             raise problem
         wait = FIRST_WAIT * 2 ** (attempt - 1)
         progress.log(
-            f"{_without_password(str(problem))}; trying again in {wait:g} s ({attempt} of "
+            f"{redacted(str(problem))}; trying again in {wait:g} s ({attempt} of "
             f"{ATTEMPTS} attempts)."
         )
         time.sleep(wait)
@@ -359,14 +357,3 @@ class _FileAdapter(BaseAdapter):
 
     def close(self) -> None:
         return None
-
-
-def _without_password(text: str) -> str:
-    """An address as it may be shown."""
-    parts = urlsplit(text)
-    if parts.scheme in ("http", "https") and parts.netloc and " " not in text:
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    return " ".join(
-        _without_password(word) if word.startswith("http") and "@" in word else word
-        for word in text.split(" ")
-    )

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from gpt_model.errors import UserError
+from gpt_model.redaction import redacted
 
 # Commands, as --help lists them, by the module that has them.
 MODULES = {
@@ -30,6 +31,7 @@ MODULES = {
     "chat": "models",
     "import": "models",
     "export": "models",
+    "deliver": "store",
     "ui": "servers",
     "mlflow": "servers",
 }
@@ -62,7 +64,7 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            typer.echo(str(error), err=True)
+            typer.echo(redacted(str(error)), err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("Interrupted.", err=True)

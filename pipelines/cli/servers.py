@@ -11,7 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from assets.store.store import Store
-from assets.tracking.server import Server
+from assets.tracking.server import importing_mlflow, prepare, record_page
+from assets.tracking.state import LOCAL
 from pipelines.cli.common import command_group
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,8 +24,11 @@ app = command_group()
 @app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 3000) -> None:
     """Dagster's pages over this store, until Ctrl-C."""
+    home = Store.default_home()
+    environment = server_environment(home)
+    record_page(home, "dagster", f"http://{HOST}:{port}")
     message = f"Dagster: http://{HOST}:{port}  (Ctrl-C stops it)"
-    _become(dagster_command(port), message, server_environment(Store.default_home()))
+    _become(dagster_command(port), message, environment)
 
 
 @app.command()
@@ -32,7 +36,9 @@ def mlflow(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
     """MLflow's pages over this store, until Ctrl-C."""
     home = Store.default_home()
     environment = server_environment(home)
-    Server(home).client()  # migrates the database once, before anything else writes to it
+    with importing_mlflow():
+        prepare(home / LOCAL, typer.echo)  # before anything else writes to it
+    record_page(home, "mlflow", f"http://{HOST}:{port}")
     message = f"MLflow: http://{HOST}:{port}  (Ctrl-C stops it)"
     _become(mlflow_command(port, home), message, environment)
 
@@ -46,7 +52,7 @@ def dagster_command(port: int) -> list[str]:
 def mlflow_command(port: int, home: Path) -> list[str]:
     """One worker: the default starts fifteen processes and leaves some behind."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{home / LOCAL}"]
     return [*command, "--default-artifact-root", str(home / "mlartifacts")]
 
 

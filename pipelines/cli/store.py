@@ -1,4 +1,4 @@
-"""The commands that read the store: list, show, trace, verify, diff, reproduce."""
+"""The commands that read the store: list, show, trace, verify, diff, reproduce, deliver."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import re
 from typing import Annotated
 
 import typer
+from rich.progress import Progress
 
 from assets.contract import Artifact
 from assets.store.store import SHORT, Store
+from assets.tracking.state import run_ids
 from assets.tracking.tracking import Tracking
 from gpt_model.errors import UserError
 from pipelines import lineage_views
@@ -81,9 +83,8 @@ def trace(
 def _artifact_or_run(store: Store, text: str) -> Artifact:
     """The artifact `text` names, or the one that the MLflow run `text` built."""
     if MLFLOW_RUN.fullmatch(text):
-        tracking = Tracking(store.home)
         for artifact in store.artifacts():
-            if tracking.run_of(artifact) == text:
+            if text in run_ids(artifact.path.parent):
                 return artifact
     return store.resolve(text)
 
@@ -152,3 +153,37 @@ def reproduce(artifact: ArtifactName, as_json: AsJson = False) -> None:
     if not as_json:
         files = len(original.manifest["files"])
         typer.echo(f"The same, byte for byte: {files} files, digest {original.digest}")
+
+
+@app.command()
+def deliver(
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="an MLflow server; default: $MLFLOW_TRACKING_URI, else the store's own file",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring every build of the store to an MLflow server, whatever that has of them already. Exit
+    status 1 where one did not arrive whole.
+    """
+    tracking = Tracking(open_store().home, to)
+    deliveries = []
+    with Progress(console=stderr_console(), transient=True) as progress:
+        for delivered in progress.track(
+            tracking.deliver_again(), tracking.builds, description="builds delivered"
+        ):
+            deliveries.append(delivered)
+            if not delivered.complete:
+                break
+    problems = list(dict.fromkeys(each.problem for each in deliveries if each.problem))
+    complete = sum(each.complete for each in deliveries)
+    if as_json:
+        server = tracking.server.address
+        print_json({"server": server, "delivered": complete, "problems": problems})
+    if problems:
+        raise UserError("\n".join(problems))
+    if not as_json:
+        typer.echo(f"{complete} builds are in MLflow at {tracking.server.address}.")
