@@ -6,15 +6,16 @@ Where a paper's table and the arithmetic disagree, what was chosen stands beside
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gpt_model.strict import Strict
+from gpt_model.strict import Bounds, Context, Dropout, Heads, Layers, Strict, VocabSize, Width
 
 Family = Literal["gpt1", "gpt2", "gpt3", "lstm"]
 # GPT-3 gives no width of its banded layers; this is that of GPT-Neo, the public model that has them
 DEFAULT_BAND = 256
+Band = Annotated[int, Bounds(1, 2**20, "no context is longer")]
 
 
 class ModelShape(Strict):
@@ -29,15 +30,13 @@ class ModelShape(Strict):
     """
 
     family: Family = "gpt2"
-    layers: int = Field(ge=1)
-    width: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    context: int = Field(ge=2, description="longest sequence, tokens")
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    band: int | None = Field(
-        default=None,
-        ge=1,
-        description="gpt3: tokens a banded layer sees, the query's own among them",
+    layers: Layers
+    width: Width
+    heads: Heads
+    context: Context = Field(description="longest sequence, tokens")
+    dropout: Dropout = 0.0
+    band: Band | None = Field(
+        default=None, description="gpt3: tokens a banded layer sees, the query's own among them"
     )
     attention_bias: bool = Field(
         default=True,
@@ -84,7 +83,7 @@ class ModelShape(Strict):
 class ModelConfig(ModelShape):
     """A whole decoder."""
 
-    vocab_size: int = Field(default=50257, ge=2)
+    vocab_size: VocabSize = 50257
 
     @classmethod
     def published(cls, name: str) -> ModelConfig:

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gpt_model.errors import UserError
 from gpt_model.ops.conv1d import Conv1D
 from gpt_model.transformer import GPT, generator_of
 
@@ -48,7 +49,7 @@ class LoRA:
 
 def adapt(gpt: GPT, how: LoRA, seed: int, new_rows: int = 0) -> None:
     """Put fresh adapters beside the projections `how` names, in place, and freeze all else. The
-    decoder's answers do not change.
+    decoder's answers do not change. Raises UserError where their rank is above the width.
 
     The embedding's last `new_rows` rows are trained whole, by peft's trainable tokens: in a tensor
     of their own, which is laid over the frozen matrix, so that no optimizer, decay or precision can
@@ -58,6 +59,12 @@ def adapt(gpt: GPT, how: LoRA, seed: int, new_rows: int = 0) -> None:
     from peft import inject_adapter_in_model
     from peft.utils.other import TrainableTokensWrapper
 
+    if how.rank > gpt.config.width:
+        raise UserError(
+            f"The rank {how.rank} is more than the model's width, {gpt.config.width}, the rank of "
+            "the whole weights: make it smaller, or leave lora out.",
+            field=".lora.rank",
+        )
     with warnings.catch_warnings():
         # peft says so of every class that it does not know, such as our Conv1D.
         warnings.filterwarnings("ignore", "Unsupported layer type")

@@ -19,12 +19,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
 from gpt_model.config import PUBLISHED, ModelConfig
-from gpt_model.strict import Strict
+from gpt_model.strict import BatchTokens, Bounds, LearningRate, Ratio, Strict, Width
 
 DIGITS = 3  # of a learning rate
 
@@ -34,24 +34,27 @@ def counted(model: ModelConfig) -> int:
     return model.parameters() - (0 if model.family == "lstm" else model.context * model.width)
 
 
+Aspect = Annotated[float, Bounds(0, 200_000, "GPT-3's is 128, and no width is larger", above=True)]
+Parameters = Annotated[int, Bounds(1, 10**14, "the largest published models have 1e12")]
+Exponent = Annotated[float, Bounds(-10, 10, "published slopes are between -1 and 1")]
+
+
 class Rules(Strict, strict=False):
     """The anchor, and how things grow from it. Without one: GPT-3 small, at Hoffmann et al.'s
     number of tokens a parameter.
     """
 
-    aspect: float = Field(default=64.0, gt=0, description="width for each layer")
-    head_width: int = Field(default=64, ge=1)
-    width: int = Field(default=768, ge=1, description="of the anchor")
-    parameters: int = Field(
-        default=counted(PUBLISHED["gpt3-small"]),
-        ge=1,
-        description="of the anchor, without positions",
+    aspect: Aspect = Field(default=64.0, description="width for each layer")
+    head_width: Width = 64
+    width: Width = Field(default=768, description="of the anchor")
+    parameters: Parameters = Field(
+        default=counted(PUBLISHED["gpt3-small"]), description="of the anchor, without positions"
     )
-    learning_rate: float = Field(default=6e-4, gt=0, description="of the anchor")
-    learning_rate_exponent: float = -0.77
-    batch_tokens: int = Field(default=524_288, ge=1, description="of the anchor")
-    batch_exponent: float = 0.30
-    tokens_per_parameter: float = Field(default=20.0, gt=0)
+    learning_rate: LearningRate = Field(default=6e-4, description="of the anchor")
+    learning_rate_exponent: Exponent = -0.77
+    batch_tokens: BatchTokens = Field(default=524_288, description="of the anchor")
+    batch_exponent: Exponent = 0.30
+    tokens_per_parameter: Ratio = 20.0
 
     @classmethod
     def of(cls, model: ModelConfig, pretraining: Mapping[str, Any]) -> Self:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from gpt_model.errors import shortened
 
@@ -38,6 +40,96 @@ class Strict(BaseModel):
 
 # YAML has lists and no tuples: Annotated[tuple[float, float], PAIR]
 PAIR = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    if twice := [value for number, value in enumerate(values) if value in values[:number]]:
+        raise ValueError(f"{shown(twice[0])} stands twice: take it out")
+    return values
+
+
+Each = AfterValidator(_each_once)  # of a list: no value stands twice in it
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The numbers that a field may hold, and why no others: what is outside them is a slip of the
+    keyboard, or would keep a machine busy for nothing.
+    """
+
+    least: float
+    most: float
+    reason: str
+    above: bool = False  # `least` is none of them
+    below: bool = False  # `most` is none of them
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: float) -> float:
+        over = value > self.least if self.above else value >= self.least
+        under = value < self.most if self.below else value <= self.most
+        if not (over and under):
+            raise PydanticCustomError(
+                "out_of_bounds", "it should be {bounds}", {"bounds": str(self)}
+            )
+        return value
+
+    def __str__(self) -> str:
+        """ "above 0 and at most 1 (why)" """
+        low, high = ("above" if self.above else "at least"), ("below" if self.below else "at most")
+        return f"{low} {self.least:,} and {high} {self.most:,} ({self.reason})"
+
+
+LARGEST_RUN = "the largest published run reads 4e13 tokens"
+Seed = Annotated[int, Bounds(0, 2**63, "what torch's generators take", below=True)]
+Tokens = Annotated[int, Bounds(1, 10**15, LARGEST_RUN)]
+BatchTokens = Annotated[int, Bounds(1, 10**9, "the largest published batches hold 1e8 tokens")]
+Layers = Annotated[int, Bounds(1, 2_000, "the deepest published decoders have 1,000 layers")]
+Width = Annotated[int, Bounds(1, 200_000, "GPT-3's is 12,288")]
+Heads = Annotated[int, Bounds(1, 2_000, "GPT-3 has 96")]
+Context = Annotated[int, Bounds(2, 2**20, "attention takes time by its square")]
+VocabSize = Annotated[int, Bounds(2, 2**20, "the largest published vocabularies have a million")]
+Count = Annotated[int, Bounds(1, 10**9, "no data set of these kinds has more rows")]
+TwoOrMore = Annotated[int, Bounds(2, 10**9, "an interval needs two, and no data set has more")]
+Models = Annotated[int, Bounds(1, 1_000, "each is a model that is trained")]
+Epochs = Annotated[int, Bounds(1, 10_000, "published trainings take at most hundreds")]
+BatchRows = Annotated[int, Bounds(1, 10**6, "published batches hold at most thousands")]
+Times = Annotated[int, Bounds(1, 10_000, "each takes its time and stands in the curves")]
+LearningRate = Annotated[
+    float, Bounds(0, 1, "Adam moves a weight by about the rate at each step", above=True)
+]
+WeightDecay = Annotated[
+    float, Bounds(0, 10, "published values are below 4, and the papers' at most 0.1")
+]
+Memory = Annotated[
+    float, Bounds(0, 1, "the share of an optimizer's moment that a step keeps", below=True)
+]
+Betas = Annotated[tuple[Memory, Memory], PAIR]
+Clip = Annotated[
+    float, Bounds(0, 10**6, "norms of gradients are about 1: more clips nothing", above=True)
+]
+Dropout = Annotated[float, Bounds(0, 1, "the share that is set to 0", below=True)]
+Share = Annotated[
+    float, Bounds(0, 1, "a share, and something is left on both sides", above=True, below=True)
+]
+HeldOut = Annotated[
+    float, Bounds(0, 0.5, "a share: more would be kept from training than trained on", above=True)
+]
+Part = Annotated[float, Bounds(0, 1, "a share, and something is left", below=True)]
+Whole = Annotated[float, Bounds(0, 1, "a share")]
+Ratio = Annotated[
+    float, Bounds(0, 10**6, "of tokens to parameters; published runs have at most 1e4", above=True)
+]
+Temperature = Annotated[
+    float, Bounds(0, 1_000, "the logits are divided by it: above 100 every token is alike", True)
+]
+Weight = Annotated[float, Bounds(0, 10**6, "beside a weight of 1, more leaves nothing of it")]
+PositiveWeight = Annotated[
+    float, Bounds(0, 10**6, "beside a weight of 1, more leaves nothing of it", above=True)
+]
 
 
 class Misfit(ValueError):

@@ -103,7 +103,7 @@ SAID_AT_ONCE: dict[str, tuple[Mutation, str, tuple[str, ...]]] = {
     "a seed no generator takes": (
         lambda r: r["pretraining"].update(seed=2**70),
         "pretraining.seed",
-        ("less than",),
+        ("below 9,223,372,036,854,775,808",),
     ),
     "a moment's memory below nothing": (
         lambda r: r["pretraining"].update(betas=[-0.9, 0.9]),

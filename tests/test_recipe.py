@@ -324,7 +324,7 @@ def test_sections_that_contradict_each_other_are_said_with_file_line_and_field(
         ("pretraining: {betas: [0.9]}", "`pretraining.betas[1]` is missing."),
         (
             "pretraining: {seed: -1}",
-            "`pretraining.seed` is -1: it should be greater than or equal to 0.",
+            "`pretraining.seed` is -1: it should be at least 0 and below 9,223,372,036,854,775,808 (what torch's generators take).",
         ),
         (
             "finetuning: {files: {boolq: 3}}",

@@ -57,7 +57,7 @@ class TestWhatARecipeMaySay:
             ),
             ({"named": "Wikipaedia"}, "there are BooksCorpus, OpenWebText"),
             ({"path": "a", "group": 1}, "at least 2 rows"),
-            ({"path": "a", "weight": -1.0}, "greater than or equal to 0"),
+            ({"path": "a", "weight": -1.0}, "at least 0 and at most 1,000,000"),
             ({"path": "a", "textt": "x"}, "Extra inputs are not permitted"),
             ({"path": "a", "name": "../x"}, "should match pattern"),
         ],

@@ -24,7 +24,7 @@ SUITE: dict[str, Any] = {
     "output_type": "loglikelihood",
     "doc_to_text": "a",
     "doc_to_target": "b",
-    "metric_list": [],
+    "metric_list": [{"metric": "acc", "aggregation": "mean"}],
 }
 SHAPE = {"family": "gpt2", "layers": 2, "width": 32, "heads": 2, "context": 64, "vocab_size": 300}
 TABLE = {
@@ -49,7 +49,7 @@ TABLE = {
         ({}, "`metadata.data` is missing."),
         (
             {"data": {"builder": "cloze", "choices": 1}},
-            "`metadata.data.choices` is 1: it should be greater than or equal to 2.",
+            "`metadata.data.choices` is 1: it should be at least 2 and at most 1,000 (a question has at least two).",
         ),
         (
             {"data": {"builder": "cloze", "choices": "ten"}},

@@ -18,13 +18,13 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from assets.recipe.yaml_file import load_strict, naming, validate
 from gpt_model.config import PUBLISHED, ModelConfig
 from gpt_model.errors import UserError, about
 from gpt_model.sizing import Rules, counted, scaled_with_tokens, sized
-from gpt_model.strict import Strict, explanation
+from gpt_model.strict import Layers, Strict, explanation
 
 WARMUP = 0.01  # share of the tokens, where no recipe gives one: ours, no paper's
 Contents = dict[str, Any]
@@ -32,7 +32,7 @@ Merge = Callable[[Contents, Contents], Contents]
 
 
 class _Depth(Strict):
-    layers: int = Field(ge=1)
+    layers: Layers
     rules: str | None = None
 
 

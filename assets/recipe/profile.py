@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from assets.recipe.yaml_file import load_strict
-from gpt_model.strict import Strict
+from gpt_model.strict import BatchRows, Bounds, Strict
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 
@@ -25,20 +25,21 @@ class Profile(Strict):
     name: str
     description: str = ""
     device: Literal["cpu", "cuda"] = "cpu"
-    processes: int = Field(default=1, ge=1)
-    threads: int | None = Field(
-        default=None, ge=1, description="threads a process; default: the cores shared out evenly"
+    processes: Annotated[int, Bounds(1, 100_000, "the largest clusters have as many")] = 1
+    threads: Annotated[int, Bounds(1, 10_000, "no machine has more cores")] | None = Field(
+        default=None, description="threads a process; default: the cores shared out evenly"
     )
     zero_stage: Literal[0, 1, 2, 3] = 1
-    micro_batch: int | None = Field(
+    micro_batch: BatchRows | None = Field(
         default=None,
-        ge=1,
         description="sequences a process and forward pass; default: chosen from the shape",
     )
     activation_checkpointing: bool = False
     compile: bool = False
-    checkpoint_seconds: float = Field(
-        default=30.0, gt=0, description="seconds between checkpoints; work lost at most when killed"
+    checkpoint_seconds: Annotated[
+        float, Bounds(0, 10**6, "more than a week of work would be lost", above=True)
+    ] = Field(
+        default=30.0, description="seconds between checkpoints; work lost at most when killed"
     )
 
     def threads_each(self) -> int:

@@ -19,13 +19,40 @@ from assets.recipe.depth import merged as dialled
 from assets.recipe.extends import extended, merged
 from assets.recipe.sections import AlignmentSection, ExperimentsSection
 from assets.recipe.yaml_file import find_file, naming, validate
-from gpt_model.config import PUBLISHED, ModelConfig, ModelShape
+from gpt_model.config import DEFAULT_BAND, PUBLISHED, ModelConfig, ModelShape
 from gpt_model.data.location import Located
 from gpt_model.data.sources import Source
 from gpt_model.errors import UserError
 from gpt_model.finetuning.entry import Splits
 from gpt_model.published import references
-from gpt_model.strict import PAIR, Misfit, Strict
+from gpt_model.strict import (
+    LARGEST_RUN,
+    BatchRows,
+    BatchTokens,
+    Betas,
+    Bounds,
+    Clip,
+    Count,
+    Dropout,
+    Each,
+    Epochs,
+    HeldOut,
+    Layers,
+    LearningRate,
+    Misfit,
+    Part,
+    Ratio,
+    Seed,
+    Strict,
+    Times,
+    Tokens,
+    TwoOrMore,
+    VocabSize,
+    Weight,
+    WeightDecay,
+    Whole,
+    Width,
+)
 
 OWNER = re.compile(r"team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")  # as Dagster has it
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -35,13 +62,9 @@ class Section(Strict):
     """A part of a recipe."""
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
 Projections = Literal[
     "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"
 ]  # of a block: into attention, out of it, into the MLP, out
-Memory = Annotated[
-    float, Field(ge=0, lt=1)
-]  # of an optimizer's moment: the share of it that a step keeps
 
 
 class CorpusSection(Section):
@@ -50,8 +73,8 @@ class CorpusSection(Section):
     """
 
     sources: list[Source] = Field(min_length=1)
-    held_out: float = Field(
-        default=0.02, gt=0, lt=1, description="share of each source's documents kept from training"
+    held_out: HeldOut = Field(
+        default=0.02, description="share of each source's documents kept from training"
     )
     seed: Seed = Field(
         default=0, description="of the held-out split, and of every task's split by document"
@@ -70,19 +93,23 @@ class CorpusSection(Section):
 
 class TokenizerSection(Section):
     style: Literal["gpt1", "gpt2"] = "gpt2"
-    vocab_size: int = Field(
-        ge=4,
+    vocab_size: VocabSize = Field(
         description="gpt2: the 256 bytes, merges, <|endoftext|>; gpt1: <unk>, characters twice, "
-        "merges, newline",
+        "merges, newline"
     )
 
     @field_validator("vocab_size")
     @classmethod
-    def _bytes_fit(cls, value: int, info: ValidationInfo) -> int:
-        if info.data.get("style") == "gpt2" and value < 257:
+    def _basis_fits(cls, value: int, info: ValidationInfo) -> int:
+        least, basis = (
+            (4, "<unk>, a character twice and newline")
+            if info.data.get("style") == "gpt1"
+            else (257, "256 bytes and <|endoftext|>")
+        )
+        if value < least:
             raise ValueError(
-                f"{value} is too small: style gpt2 has 256 bytes and <|endoftext|>. Set it to at "
-                "least 257"
+                f"{value} is too small: style {info.data.get('style')} has {basis}. Set it to at "
+                f"least {least}"
             )
         return value
 
@@ -92,50 +119,50 @@ class BatchRamp(Section):
     the first 4 to 12 billion.
     """
 
-    from_tokens: int = Field(
-        ge=1,
-        description="the first batch; every later one is a whole multiple of it, or batch_tokens",
+    from_tokens: BatchTokens = Field(
+        description="the first batch; every later one is a whole multiple of it, or batch_tokens"
     )
-    over_tokens: int = Field(ge=1, description="tokens after which the batch is batch_tokens")
+    over_tokens: Tokens = Field(description="tokens after which the batch is batch_tokens")
+
+
+STRETCHES = 10_000  # of equal batches on a ramp; GPT-3's longest has 96
 
 
 class PretrainingSection(Section):
     """One pass of the training loop over `tokens` tokens."""
 
-    tokens: int = Field(ge=1)
-    batch_tokens: int = Field(ge=1, description="tokens an optimizer step, whatever the profile")
-    learning_rate: float = Field(gt=0)
-    final_learning_rate: float = Field(
-        default=0.1, ge=0, le=1, description="where the cosine ends, as a share of learning_rate"
+    tokens: Tokens
+    batch_tokens: BatchTokens = Field(description="tokens an optimizer step, whatever the profile")
+    learning_rate: LearningRate
+    final_learning_rate: Whole = Field(
+        default=0.1, description="where the cosine ends, as a share of learning_rate"
     )
-    warmup_tokens: int = Field(default=0, ge=0)
-    decay_tokens: int | None = Field(
+    warmup_tokens: Annotated[int, Bounds(0, 10**15, LARGEST_RUN)] = 0
+    decay_tokens: Tokens | None = Field(
         default=None,
-        ge=1,
         description="where the cosine ends, warm-up counted in; constant from there on; default: "
         "with the training",
     )
     batch_ramp: BatchRamp | None = None
-    weight_decay: float = Field(default=0.1, ge=0)
-    betas: Annotated[tuple[Memory, Memory], PAIR] = (0.9, 0.95)
-    gradient_clip: float = Field(default=1.0, gt=0)
+    weight_decay: WeightDecay = 0.1
+    betas: Betas = (0.9, 0.95)
+    gradient_clip: Clip = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 1
-    evaluations: int = Field(
+    evaluations: Times = Field(
         default=10,
-        ge=1,
         description="times held-out bits per byte is measured on the way, evenly spaced; the "
         "last is at the end",
     )
-    evaluation_tokens: int = Field(
+    evaluation_tokens: Tokens = Field(
         default=65_536,
-        ge=1,
         description="held-out tokens a source measured on the way; the end measures all",
     )
-    samples: int = Field(default=3, ge=0, description="texts written at each evaluation")
-    snapshots: int = Field(
+    samples: Annotated[int, Bounds(0, 1_000, "each is written at every evaluation")] = Field(
+        default=3, description="texts written at each evaluation"
+    )
+    snapshots: Annotated[int, Bounds(0, 10_000, "each takes the disk of a model")] = Field(
         default=0,
-        ge=0,
         description="times the weights on the way are kept (float32), on a log schedule from "
         "step 1; the last is the model",
     )
@@ -162,6 +189,13 @@ class PretrainingSection(Section):
                 f"batch_ramp.from_tokens {self.batch_ramp.from_tokens} is more than batch_tokens "
                 f"{self.batch_tokens}"
             )
+        if self.batch_ramp and self.batch_tokens // self.batch_ramp.from_tokens > STRETCHES:
+            raise Misfit(
+                f"batch_tokens {self.batch_tokens} is more than {STRETCHES:,} times "
+                f"from_tokens {self.batch_ramp.from_tokens}, and the ramp has a stretch for each "
+                "multiple: make it larger",
+                "batch_ramp.from_tokens",
+            )
         if self.batch_ramp and self.batch_ramp.over_tokens > self.tokens:
             raise ValueError(
                 f"batch_ramp.over_tokens {self.batch_ramp.over_tokens} is more than tokens "
@@ -174,22 +208,20 @@ class FinetuningSection(Section):
     """GPT-1's fine-tuning (Radford et al. 2018, section 4.1), once a task."""
 
     tasks: list[str] = Field(min_length=1)
-    auxiliary_weight: float = Field(
-        default=0.5, ge=0, description="λ of L3 = L2 + λ·L1, equation 5"
-    )
-    epochs: int = Field(default=3, ge=1)
-    batch: int = Field(default=32, ge=1, description="examples an optimizer step")
-    learning_rate: float = Field(default=6.25e-5, gt=0)
-    warmup: float = Field(default=0.002, ge=0, lt=1, description="share of the steps")
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    weight_decay: float = Field(default=0.01, ge=0)
-    gradient_clip: float = Field(default=1.0, gt=0)
+    auxiliary_weight: Weight = Field(default=0.5, description="λ of L3 = L2 + λ·L1, equation 5")
+    epochs: Epochs = 3
+    batch: BatchRows = Field(default=32, description="examples an optimizer step")
+    learning_rate: LearningRate = 6.25e-5
+    warmup: Part = Field(default=0.002, description="share of the steps")
+    dropout: Dropout = 0.1
+    weight_decay: WeightDecay = 0.01
+    gradient_clip: Clip = 1.0
     seed: Seed = 1
-    examples: dict[str, Annotated[int, Field(ge=1)]] = Field(
+    examples: dict[str, Count] = Field(
         default_factory=dict,
         description="task -> at most so many training examples, a seeded subset",
     )
-    held_back: dict[str, Annotated[int, Field(ge=2)]] = Field(
+    held_back: dict[str, TwoOrMore] = Field(
         default_factory=dict,
         description="task -> at most so many validation and so many test examples, seeded subsets",
     )
@@ -200,20 +232,17 @@ class FinetuningSection(Section):
     )
 
 
-Count = Annotated[int, Field(ge=1)]
-
-
 class ScalingSection(Section):
     """A ladder of small models of the recipe, whose losses make a law; the largest is predicted
     before it is trained (`ladder.py`).
     """
 
-    rungs: list[Count | Annotated[list[Count], Field(min_length=2, max_length=2)]] = Field(
+    rungs: list[Layers | Annotated[list[Width], Field(min_length=2, max_length=2)]] = Field(
         min_length=2,
         description="numbers of layers, or [layers, width]; the rest by the rules of the dial, "
         "anchored at the recipe",
     )
-    tokens_per_parameter: float | list[float] = Field(
+    tokens_per_parameter: Ratio | list[Ratio] = Field(
         default=20.0, description="a list: every rung at each of them"
     )
     seeds: list[Seed] = Field(
@@ -230,8 +259,8 @@ class ScalingSection(Section):
 
     @model_validator(mode="after")
     def _enough_for_a_law(self) -> ScalingSection:
-        if not self.ratios or min(self.ratios) <= 0:
-            raise ValueError("tokens_per_parameter is above 0")
+        if not self.ratios:
+            raise ValueError("tokens_per_parameter is an empty list: give a number")
         for name, values in (
             ("rungs", self.rungs),
             ("seeds", self.seeds),
@@ -276,9 +305,11 @@ class LoRASection(Section):
     2021).
     """
 
-    rank: int = Field(default=8, ge=1)
-    alpha: int = Field(default=16, ge=1, description="what is added is multiplied by alpha / rank")
-    dropout: float = Field(default=0.05, ge=0, lt=1, description="of an adapter's input")
+    rank: Width = 8
+    alpha: Annotated[int, Bounds(1, 10**6, "twice the rank is usual")] = Field(
+        default=16, description="what is added is multiplied by alpha / rank"
+    )
+    dropout: Dropout = Field(default=0.05, description="of an adapter's input")
     targets: list[Projections] = Field(default=list(get_args(Projections)), min_length=1)
 
     @field_validator("targets")
@@ -288,8 +319,8 @@ class LoRASection(Section):
 
 
 class EvaluationSection(Section):
-    suites: list[str] = Field(min_length=1)
-    examples: dict[str, Annotated[int, Field(ge=2)]] = Field(
+    suites: Annotated[list[str], Field(min_length=1), Each]
+    examples: dict[str, TwoOrMore] = Field(
         default_factory=dict,
         description="suite -> at most so many examples a task; an interval needs two",
     )
@@ -434,6 +465,19 @@ class Recipe(Section):
             raise Misfit(
                 "snapshots are of whole weights, and lora trains adapters: leave them or lora out",
                 "pretraining.snapshots",
+            )
+        if self.lora and self.model and self.lora.rank > self.model.width:
+            raise Misfit(
+                f"{self.lora.rank} is more than model.width {self.model.width}, the rank of the "
+                "whole weights: make it smaller, or leave lora out",
+                "lora.rank",
+            )
+        band = self.model.band if self.model else None
+        if self.model and band not in (None, DEFAULT_BAND) and band > self.model.context:
+            raise Misfit(
+                f"a band of {band} tokens is longer than context {self.model.context}, so that no "
+                "layer is banded: make it smaller",
+                "model.band",
             )
         for name in ("experiments", "scaling"):
             if getattr(self, name) and self.imported:

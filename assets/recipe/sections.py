@@ -9,35 +9,53 @@ its 1.3B and 6B models). Otherwise it is that of its predecessor's released code
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from gpt_model.rlhf.readers.source import HumanSource, Purpose
-from gpt_model.strict import PAIR, Misfit, Strict
+from gpt_model.strict import (
+    BatchRows,
+    Betas,
+    Bounds,
+    Clip,
+    Count,
+    Dropout,
+    Each,
+    Epochs,
+    HeldOut,
+    Layers,
+    LearningRate,
+    Misfit,
+    Models,
+    Part,
+    PositiveWeight,
+    Seed,
+    Strict,
+    Temperature,
+    Times,
+    Tokens,
+    TwoOrMore,
+    Weight,
+    WeightDecay,
+    Whole,
+)
 
-
-def _each_once(values: list[Any]) -> list[Any]:
-    if twice := [value for number, value in enumerate(values) if value in values[:number]]:
-        raise ValueError(f"{twice[0]!r} stands twice: take it out")
-    return values
-
-
-Each = AfterValidator(_each_once)
+Visible = Annotated[int, Bounds(1, 2**20, "no context is longer")]
+Transferred = Annotated[int, Bounds(0, 2_000, "no model has more layers")]
 
 
 class VisibleContext(Strict):
     """Held-out bits per byte against the number of tokens a prediction sees."""
 
-    contexts: Annotated[list[Count], Field(min_length=2), Each] | None = Field(
+    contexts: Annotated[list[Visible], Field(min_length=2), Each] | None = Field(
         default=None, description="default: the powers of two up to the model's context, and that"
     )
-    positions: int = Field(
+    positions: TwoOrMore = Field(
         default=1000,
-        ge=2,
         description="held-out tokens of each source that are predicted, the same for every context",
     )
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
 
 class Depth(Strict):
@@ -47,13 +65,13 @@ class Depth(Strict):
     seed is given models of its own.
     """
 
-    layers: Annotated[list[Count], Field(min_length=1), Each] = Field(
+    layers: Annotated[list[Layers], Field(min_length=1), Each] = Field(
         description="each a model of its own, or one a seed"
     )
-    tokens: Count | None = Field(
+    tokens: Tokens | None = Field(
         default=None, description="each is trained on; default: pretraining.tokens"
     )
-    seeds: Count = Field(
+    seeds: Models = Field(
         default=1, description="models of each depth; the first has pretraining.seed"
     )
 
@@ -79,7 +97,9 @@ class ZeroShotDynamics(Strict):
         description="a multiple_choice task whose question holds a pronoun, or a _ where it stood",
     )
     questions: str = Field(default="race", description="a multiple_choice task")
-    examples: int = Field(default=500, ge=20, description="of each task, at most")
+    examples: Annotated[int, Bounds(20, 10**9, "fewer say nothing")] = Field(
+        default=500, description="of each task, at most"
+    )
 
 
 class _Finetunings(Strict):
@@ -87,13 +107,13 @@ class _Finetunings(Strict):
     `finetuning` has it.
     """
 
-    seeds: Count = Field(default=3, description="models of each kind")
-    epochs: Count | None = None
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    seeds: Models = Field(default=3, description="models of each kind")
+    epochs: Epochs | None = None
+    learning_rate: LearningRate | None = None
     examples: Count | None = Field(
         default=None, description="at most so many training examples of a task"
     )
-    held_back: Annotated[int, Field(ge=2)] | None = Field(
+    held_back: TwoOrMore | None = Field(
         default=None, description="at most so many validation and so many test examples"
     )
 
@@ -102,7 +122,7 @@ class LayersTransferred(_Finetunings):
     """GPT-1, figure 2 left: a task's score against how many of the pre-trained layers are kept."""
 
     task: str = Field(description="one of finetuning.tasks")
-    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2), Each] | None = Field(
+    layers: Annotated[list[Transferred], Field(min_length=2), Each] | None = Field(
         default=None, description="default: 0, 1, … all of them"
     )
 
@@ -130,13 +150,6 @@ class ExperimentsSection(Strict):
     zero_shot_dynamics: ZeroShotDynamics | None = None
 
 
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Betas = Annotated[tuple[Beta, Beta], PAIR]
-
-
 class _Sources(Strict):
     sources: list[HumanSource] = Field(min_length=1)
     seed: Seed = Field(default=0, description="decides every split")
@@ -158,7 +171,7 @@ class DemonstrationsSection(_Sources):
 
     _purpose = "demonstrations"
 
-    held_out: Share = Field(
+    held_out: HeldOut = Field(
         default=0.1, description="share of the dialogues that validation loss is measured on"
     )
 
@@ -168,14 +181,11 @@ class ComparisonsSection(_Sources):
 
     _purpose = "comparisons"
 
-    held_out: Share = Field(
+    held_out: HeldOut = Field(
         default=0.1, description="share of the prompts that accuracy is measured on"
     )
-    judge: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="share of the prompts that only an independent judge is trained on",
+    judge: Part = Field(
+        default=0.0, description="share of the prompts that only an independent judge is trained on"
     )
 
     @model_validator(mode="after")
@@ -194,7 +204,7 @@ class PromptsSection(_Sources):
 
     _purpose = "prompts"
 
-    held_out: Share = Field(
+    held_out: HeldOut = Field(
         default=0.2, description="share of the prompts that models are chosen and compared on"
     )
 
@@ -202,16 +212,16 @@ class PromptsSection(_Sources):
 class _Tuning(Strict):
     """The optimizer, alike in every step. Adam's 0.9 and 0.95 are from appendix C."""
 
-    learning_rate: float = Field(gt=0)
-    final_learning_rate: float = Field(
-        default=0.1, ge=0, le=1, description="where the cosine ends, as a share of learning_rate"
+    learning_rate: LearningRate
+    final_learning_rate: Whole = Field(
+        default=0.1, description="where the cosine ends, as a share of learning_rate"
     )
-    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps")
-    weight_decay: float = Field(default=0.0, ge=0)
+    warmup: Part = Field(default=0.0, description="share of the steps")
+    weight_decay: WeightDecay = 0.0
     betas: Betas = (0.9, 0.95)
-    gradient_clip: float = Field(default=1.0, gt=0)
-    dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="of residuals, attention weights and embeddings"
+    gradient_clip: Clip = 1.0
+    dropout: Dropout = Field(
+        default=0.0, description="of residuals, attention weights and embeddings"
     )
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 1
@@ -224,13 +234,13 @@ class SupervisedSection(_Tuning):
     embeddings too, which regularises more.
     """
 
-    learning_rate: float = Field(default=9.65e-6, gt=0)
-    epochs: Count = 16
-    batch: Count = Field(
+    learning_rate: LearningRate = 9.65e-6
+    epochs: Epochs = 16
+    batch: BatchRows = Field(
         default=32,
         description="dialogues an optimizer step, at most; batches differ by one at most",
     )
-    dropout: float = Field(default=0.2, ge=0, lt=1)
+    dropout: Dropout = 0.2
 
 
 class RewardModelSection(_Tuning):
@@ -238,26 +248,24 @@ class RewardModelSection(_Tuning):
     10 %.
     """
 
-    learning_rate: float = Field(default=9e-6, gt=0)
+    learning_rate: LearningRate = 9e-6
     start: Literal["pretrained", "supervised"] = Field(
         default="supervised", description="supervised: its last epoch"
     )
-    epochs: Count = 1
-    batch: Count = Field(default=64, description="prompts an optimizer step, at most")
+    epochs: Epochs = 1
+    batch: BatchRows = Field(default=64, description="prompts an optimizer step, at most")
 
 
 class PolicyInitSection(_Tuning):
     """Where PPO starts (appendix C.3): two epochs of demonstrations with 10 % pre-training text."""
 
-    learning_rate: float = Field(
-        default=5e-6, gt=0, description="5e-6, 1.04e-5, 2.45e-6 at 1.3B, 6B, 175B"
+    learning_rate: LearningRate = Field(
+        default=5e-6, description="5e-6, 1.04e-5, 2.45e-6 at 1.3B, 6B, 175B"
     )
-    epochs: Count = 2
-    batch: Count = 32
-    pretraining_share: float = Field(
+    epochs: Epochs = 2
+    batch: BatchRows = 32
+    pretraining_share: Part = Field(
         default=0.1,
-        ge=0,
-        lt=1,
         description=(
             "share of the loss, and of a batch's sequences, that is text of the corpus; "
             "each sequence is as long as the context"
@@ -265,28 +273,29 @@ class PolicyInitSection(_Tuning):
     )
 
 
+Nats = Annotated[float, Bounds(0, 10**6, "an answer has some nats a token", above=True)]
+
+
 class AdaptiveKL(Strict):
     """Steers the KL coefficient (Ziegler et al. 2019, section 2.2; its code's values for books)."""
 
-    target: float = Field(default=6.0, gt=0, description="nats an episode")
-    horizon: int = Field(default=10_000, ge=1, description="episodes")
+    target: Nats = Field(default=6.0, description="nats an episode")
+    horizon: Count = Field(default=10_000, description="episodes")
 
 
 class Divergence(Strict):
     """Stops a run that diverges, with the reason."""
 
-    kl: float = Field(default=50.0, gt=0, description="mean nats an episode from the reference")
-    length: float = Field(
+    kl: Nats = Field(default=50.0, description="mean nats an episode from the reference")
+    length: Annotated[float, Bounds(1, 10**6, "a factor of growth", above=True)] = Field(
         default=3.0,
-        gt=1,
         description=(
             "factor that the mean length may grow or shrink by from the start, and that the "
             "share of answers that end may shrink by"
         ),
     )
-    reward: float = Field(
+    reward: PositiveWeight = Field(
         default=20.0,
-        gt=0,
         description="how far the mean may move, in standard deviations of the first rewards",
     )
 
@@ -297,20 +306,19 @@ class PPOSection(Strict):
     """
 
     episodes: Count = 256_000
-    batch: Count = Field(default=512, description="episodes sampled with the same policy")
-    minibatch: Count = Field(default=64, description="episodes an optimizer step")
-    inner_epochs: Count = 1
-    learning_rate: float = Field(
-        gt=0,
+    batch: BatchRows = Field(default=512, description="episodes sampled with the same policy")
+    minibatch: BatchRows = Field(default=64, description="episodes an optimizer step")
+    inner_epochs: Epochs = 1
+    learning_rate: LearningRate = Field(
         description=(
             "not published: the paper tried 2.55e-6 to 2.55e-5, and without pre-training "
             "text PPO diverged above 8.05e-6"
-        ),
+        )
     )
-    warmup_batches: int = Field(
-        default=10, ge=0, description="the rate rises from a tenth over these, then is constant"
+    warmup_batches: Annotated[int, Bounds(0, 10**9, "no run has more batches")] = Field(
+        default=10, description="the rate rises from a tenth over these, then is constant"
     )
-    value_learning_rate: float = Field(default=9e-6, gt=0)
+    value_learning_rate: LearningRate = 9e-6
     value: Literal["reward_model", "shared"] = Field(
         default="reward_model",
         description=(
@@ -318,48 +326,42 @@ class PPOSection(Strict):
             "policy's trunk, half the memory"
         ),
     )
-    value_weight: float = Field(
+    value_weight: PositiveWeight = Field(
         default=0.1,
-        gt=0,
         description="of the value loss beside the policy's; both share the gradient clip",
     )
-    kl: float = Field(
-        default=0.02,
-        ge=0,
-        description="β, of the penalty on every token's log-ratio to the reference",
+    kl: Weight = Field(
+        default=0.02, description="β, of the penalty on every token's log-ratio to the reference"
     )
     adaptive_kl: AdaptiveKL | None = None
-    unfinished: float = Field(
+    unfinished: Weight = Field(
         default=0.0,
-        ge=0,
         description=(
             "taken off the reward of an answer that reached max_new_tokens (TRL's "
             "missing_eos_penalty; not in the paper)"
         ),
     )
-    clip: float = Field(default=0.2, gt=0)
-    value_clip: float = Field(default=0.2, gt=0)
-    gae: float = Field(default=0.95, ge=0, le=1, description="λ; there is no discount")
-    ptx_weight: float = Field(
-        default=27.8, ge=0, description="γ, of the pre-training loss; 0 is PPO without it"
+    clip: Clip = 0.2
+    value_clip: Clip = 0.2
+    gae: Whole = Field(default=0.95, description="λ; there is no discount")
+    ptx_weight: Weight = Field(
+        default=27.8, description="γ, of the pre-training loss; 0 is PPO without it"
     )
-    ptx_examples: int = Field(
-        default=8, ge=0, description="sequences of pre-training text an episode"
+    ptx_examples: Annotated[int, Bounds(0, 10**6, "each takes the time of an answer")] = Field(
+        default=8, description="sequences of pre-training text an episode"
     )
-    ema: float = Field(
+    ema: Part = Field(
         default=0.992,
-        ge=0,
-        lt=1,
         description="decay of the weights' moving average, batch by batch, which is the result",
     )
-    max_new_tokens: Count = Field(default=1024, description="an answer is cut there")
-    temperature: float = Field(default=1.0, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    max_new_tokens: Visible = Field(default=1024, description="an answer is cut there")
+    temperature: Temperature = 1.0
+    weight_decay: WeightDecay = 0.0
     betas: Betas = (0.9, 0.95)
-    gradient_clip: float = Field(default=1.0, gt=0)
+    gradient_clip: Clip = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 1
-    evaluations: Count = Field(
+    evaluations: Times = Field(
         default=5, description="how often the same held-out prompts are answered"
     )
     stop: Divergence = Divergence()
@@ -399,24 +401,24 @@ class DPOSection(_Tuning):
     learning rate and batch.
     """
 
-    learning_rate: float = Field(default=5e-7, gt=0)
-    epochs: Count = 1
-    batch: Count = Field(default=64, description="pairs an optimizer step")
-    beta: float = Field(default=0.1, gt=0)
+    learning_rate: LearningRate = 5e-7
+    epochs: Epochs = 1
+    batch: BatchRows = Field(default=64, description="pairs an optimizer step")
+    beta: PositiveWeight = 0.1
 
 
 class PreferencesSection(Strict):
     """How the models are compared."""
 
     prompts: Count = Field(default=500, description="held-out prompts that every model answers")
-    best_of: Count = Field(
+    best_of: BatchRows = Field(
         default=16,
         description="answers of policy_init, whose best by the reward model is compared too",
     )
-    max_new_tokens: Count = 256
-    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: Visible = 256
+    temperature: Temperature = 1.0
     seed: Seed = 1
-    suites: list[str] = Field(
+    suites: Annotated[list[str], Each] = Field(
         default=[], description="zero-shot suites of the alignment tax; default: the recipe's own"
     )
 

@@ -17,11 +17,11 @@ from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Annotated, BinaryIO, Self
 
-from gpt_model.errors import UserError
+from gpt_model.errors import UserError, naming_path
 from gpt_model.io import sha256_of
-from gpt_model.strict import Strict
+from gpt_model.strict import Bounds, Strict
 
 CHUNK = 1 << 20  # bytes
 # what the kernel answers there is no data, differs at each reading, and may be a secret
@@ -34,7 +34,7 @@ class PinnedFile(Strict):
 
     path: str
     sha256: str
-    bytes: int
+    bytes: Annotated[int, Bounds(0, 2**63, "what a file system holds")]
 
 
 def find(pattern: str, base: Path) -> list[Path]:
@@ -44,15 +44,17 @@ def find(pattern: str, base: Path) -> list[Path]:
     """
     if not pattern.strip():
         raise UserError("The path is empty: name the files that are read.")
-    _refuse_system_files(base / _expanded(pattern), pattern)
-    root, relative = _root_of(pattern, base)
-    if (root / relative).is_dir():
-        raise UserError(
-            f"{pattern} is a folder: say which files in it, e.g. {pattern.rstrip('/')}/**/*.txt."
-        )
-    # Path.glob would take hidden files too
-    names = glob.glob(relative, root_dir=root, recursive=True)  # noqa: PTH207
-    paths = [path for name in sorted(names) if (path := root / name).is_file()]
+    with naming_path(pattern):
+        _refuse_system_files(base / Path(pattern).expanduser(), pattern)
+        root, relative = _root_of(pattern, base)
+        if (root / relative).is_dir():
+            raise UserError(
+                f"{pattern} is a folder: say which files in it, e.g. "
+                f"{pattern.rstrip('/')}/**/*.txt."
+            )
+        # Path.glob would take hidden files too
+        names = glob.glob(relative, root_dir=root, recursive=True)  # noqa: PTH207
+        paths = [path for name in sorted(names) if (path := root / name).is_file()]
     for path in paths:
         _refuse_system_files(path, pattern)
     if not paths:
@@ -82,18 +84,11 @@ def _root_of(pattern: str, base: Path) -> tuple[Path, str]:
     """A folder and a glob below it: the recipe's folder, or for an absolute glob the one where its
     wildcards begin.
     """
-    path = _expanded(pattern)
+    path = Path(pattern).expanduser()
     if not path.is_absolute():
         return base, pattern
     folder = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
     return folder, str(path.relative_to(folder))
-
-
-def _expanded(pattern: str) -> Path:
-    try:
-        return Path(pattern).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{pattern!r} names no folder here ({error}).") from None
 
 
 def pin(pattern: str, base: Path, downloads: Path) -> list[PinnedFile]:

@@ -22,6 +22,7 @@ from gpt_model.data.location import Located, Location, hub_rows, open_files, res
 from gpt_model.data.package_index import Kind
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
+from gpt_model.strict import Count, HeldOut, Weight
 
 # What the papers trained on, or its public stand-in. `datasets` refuses a commit with a loading
 # script (since version 4); a script-based set's data is then on its branch refs/convert/parquet, as
@@ -68,14 +69,12 @@ class Source(Located):
     SHORTHANDS: ClassVar = ("named",)
 
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="letters, digits and _")
-    weight: float = Field(
-        default=1.0,
-        ge=0,
-        description="share of the training tokens, relative to the other sources'",
+    weight: Weight = Field(
+        default=1.0, description="share of the training tokens, relative to the other sources'"
     )
     licence: str = Field(default="not stated", min_length=1)
-    held_out: float | None = Field(
-        default=None, gt=0, lt=1, description="share of documents; default: the corpus's"
+    held_out: HeldOut | None = Field(
+        default=None, description="share of documents; default: the corpus's"
     )
 
     package: str | None = Field(
@@ -120,7 +119,7 @@ class Source(Located):
         default=None,
         description="the column that holds the text, where there are rows; default: text",
     )
-    group: int | list[str] | None = Field(
+    group: Count | list[str] | None = Field(
         default=None,
         description="rows joined to one text: so many, or while these columns stay the same",
     )
@@ -135,8 +134,8 @@ class Source(Located):
         min_length=1,
         description="documents alike up to this mark stay on one side of the split",
     )
-    minimum: int = Field(default=1, ge=1, description="characters; shorter documents are left out")
-    limit: int | None = Field(default=None, ge=1, description="documents; the first so many")
+    minimum: Count = Field(default=1, description="characters; shorter documents are left out")
+    limit: Count | None = Field(default=None, description="documents; the first so many")
 
     @model_validator(mode="before")
     @classmethod

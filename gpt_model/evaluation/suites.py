@@ -38,7 +38,7 @@ from gpt_model.evaluation.adapters.registry import ADAPTERS
 from gpt_model.evaluation.public import DataSource
 from gpt_model.evaluation.toxicity import Classifier
 from gpt_model.finetuning.entry import SplitName, TaskEntry
-from gpt_model.strict import Strict, dotted_location, location_of, sentence
+from gpt_model.strict import Bounds, Each, Strict, dotted_location, location_of, sentence, shown
 
 SUITES = Path(__file__).resolve().parent / "suites"
 
@@ -72,8 +72,8 @@ class Passages(Strict):
     """
 
     builder: Literal["passages"]
-    characters: int = Field(
-        default=4096, ge=64, description="longest passage; a shorter document is one passage"
+    characters: Annotated[int, Bounds(64, 10**9, "a shorter one has no words to go on")] = Field(
+        default=4096, description="longest passage; a shorter document is one passage"
     )
 
 
@@ -81,8 +81,8 @@ class LastWord(Strict):
     """Runs of held-out sentences, the last word apart. Columns: context, target, source."""
 
     builder: Literal["last_word"]
-    sentences: int = Field(
-        default=5, ge=2, description="in a passage, the one that ends in the target included"
+    sentences: Annotated[int, Bounds(2, 1_000, "it ends in the target")] = Field(
+        default=5, description="in a passage, the one that ends in the target included"
     )
 
 
@@ -92,10 +92,10 @@ class Cloze(Strict):
     """
 
     builder: Literal["cloze"]
-    sentences: int = Field(
-        default=20, ge=1, description="of context, from which the choices are drawn"
+    sentences: Annotated[int, Bounds(1, 1_000, "the choices are from them")] = Field(
+        default=20, description="of context, from which the choices are drawn"
     )
-    choices: int = Field(default=10, ge=2)
+    choices: Annotated[int, Bounds(2, 1_000, "a question has at least two")] = 10
 
 
 class Labelled(Strict):
@@ -200,12 +200,15 @@ Data = Annotated[
 AddedMetric = Literal["acc_per_token", "acc_answer_norm"]
 
 
+Shot = Annotated[int, Bounds(0, 1_000, "GPT-3 has at most 100")]
+
+
 class Shots(Strict):
     """`metadata.shots` of a suite's task: how many demonstrations stand before a question, and how.
     Its data says where they come from.
     """
 
-    numbers: list[int] = Field(
+    numbers: Annotated[list[Shot], Each] = Field(
         min_length=1, description="demonstrations, one task each: 0, 1 and the paper's K"
     )
     separator: str = Field(default="\n\n", description="after each demonstration")
@@ -234,18 +237,16 @@ class PublishedRow(Strict):
 class TaskMetadata(Strict):
     """Our part of a task's keys: lm_eval leaves `metadata` to its users."""
 
-    version: float
+    version: Annotated[float, Bounds(0, 10**6, "it is counted up by hand")]
     description: str = ""
     baseline: Literal["chance", "majority", "none"] = "none"
     data: Data
-    confident: float | None = Field(
+    confident: Annotated[float, Bounds(0, 1, "a share", above=True)] | None = Field(
         default=None,
-        gt=0,
-        le=1,
         description="of generated answers: also score this share, those the model gives the "
         "highest probability",
     )
-    centred: dict[str, float] = Field(
+    centred: dict[str, Annotated[float, Bounds(0, 100, "per cent")]] = Field(
         default_factory=dict,
         description="what guessing gives, in per cent, by version: the accuracy goes into the "
         "suite's centred mean",
@@ -338,6 +339,11 @@ def _checked(suite: str, keys: dict[str, Any]) -> SuiteTask:
             )
     if missing := [key for key in NEEDED_KEYS if key not in keys]:
         raise UserError(f"{where}: `{missing[0]}` is missing.")
+    if not (isinstance(keys["metric_list"], list) and keys["metric_list"]):
+        raise UserError(
+            f"{where}: `metric_list` is {shown(keys['metric_list'])}: it should be a list of one "
+            "metric or more, as lm_eval has it: [{metric: acc, aggregation: mean}]."
+        )
     if keys["output_type"] == "multiple_choice" and keys.get("doc_to_choice") is None:
         raise UserError(
             f"{where}: `doc_to_choice` is missing, and `output_type: multiple_choice` needs it."

@@ -12,14 +12,14 @@ import glob
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from gpt_model.data.formats import format_from_ending
 from gpt_model.data.local_files import PinnedFile
 from gpt_model.data.location import Located, Location, resolve
-from gpt_model.strict import Strict
+from gpt_model.strict import Bounds, Share, Strict
 
 CATALOGUE = Path(__file__).resolve().parent / "catalogue"
 
@@ -204,8 +204,8 @@ class TaskSplit(Strict):
         min_length=1,
         description="groups alike up to this mark are one, as in a source",
     )
-    validation: float = Field(default=0.1, gt=0, lt=1)
-    test: float = Field(default=0.2, gt=0, lt=1)
+    validation: Share = 0.1
+    test: Share = 0.2
 
     @model_validator(mode="after")
     def _something_is_left(self) -> TaskSplit:
@@ -242,6 +242,9 @@ class Published(Strict):
         }
 
 
+Rating = Annotated[int, Bounds(-1_000, 1_000, "each whole one is a class")]
+
+
 class TaskEntry(Strict):
     """A task, whose name is its file's. `columns` names, for each segment of the form, the column
     its text is in, or the columns.
@@ -269,14 +272,14 @@ class TaskEntry(Strict):
         default_factory=list,
         description="names in class order; as a list, the column holds the name",
     )
-    scale: list[int] | None = Field(
+    scale: list[Rating] | None = Field(
         default=None,
         min_length=2,
         max_length=2,
         description="the label column holds ratings from the first to the second, in place of "
         "`labels`: a class for each whole one",
     )
-    first_option: int = Field(
+    first_option: Rating = Field(
         default=0,
         description="the number that the label column has for the first option, where it has "
         "numbers",

@@ -4,7 +4,7 @@ the form that its rows have. How rows become dialogues is `record_readers.py`'s.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -13,7 +13,7 @@ from gpt_model.data.local_files import PinnedFile
 from gpt_model.data.location import Located
 from gpt_model.data.package_index import Kind
 from gpt_model.finetuning.entry import TaskEntry
-from gpt_model.strict import Misfit
+from gpt_model.strict import Bounds, Count, Misfit, Whole
 
 Form = Literal[
     "messages",
@@ -144,20 +144,19 @@ class HumanSource(Located):
         description="of text and rated: what the user says, in every dialogue; of rankings: what "
         "stands before each prompt",
     )
-    opening: int | None = Field(
+    opening: Count | None = Field(
         default=None,
-        ge=1,
         description="of text: a prompt ends with so many words of it, said by the assistant",
     )
-    ranked: int = Field(
-        default=4, ge=2, le=16, description="of rated: so many texts are set against each other"
+    ranked: Annotated[int, Bounds(2, 16, "every pair of them is a comparison")] = Field(
+        default=4, description="of rated: so many texts are set against each other"
     )
-    part: tuple[float, float] | None = Field(
+    part: tuple[Whole, Whole] | None = Field(
         default=None,
         description="[from, to), of 0 to 1: which share of its rows is taken, by what they say; "
         "shares apart have no row in common",
     )
-    limit: int | None = Field(default=None, ge=1, description="at most so many, a seeded subset")
+    limit: Count | None = Field(default=None, description="at most so many, a seeded subset")
     show_text: bool = Field(
         default=True,
         description="false where the licence does not cover the text: few short samples are shown",
