@@ -39,7 +39,7 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
     model, compared = convert.load(folder / "model"), compared_in(folder)
     before = ranking_log_probabilities(model.eval(), compared)
     objective = DPOObjective(
-        compared, before, BETA, EpochBatches([one.tokens for one in compared], BATCH, 1, seed=1)
+        compared, before, BETA, EpochBatches([item.tokens for item in compared], BATCH, 1, seed=1)
     )
     return train_ours(model, objective, steps)
 
@@ -59,7 +59,7 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
     tokenizer.pad_token = tokenizer.eos_token
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype="float32")
     rows = datasets.Dataset.from_list(
-        [{f"{name}_ids": tokens for name, tokens in one.items()} for one in pairs_in(folder)]
+        [{f"{name}_ids": tokens for name, tokens in pair.items()} for pair in pairs_in(folder)]
     )
     args = trl.DPOConfig(**trl_options(folder, steps), beta=BETA, precompute_ref_log_probs=True)
     return timed(

@@ -162,11 +162,11 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
             progress=Silent(),
             hooks=hooks,
         )
-        told = rollouts.batch(batches).metrics
+        metrics = rollouts.batch(batches).metrics
     return {
         "seconds": (marks[-1] - marks[1]) / batches,
-        "length": told["length"],
-        "reward": told["reward"],
+        "length": metrics["length"],
+        "reward": metrics["reward"],
     }
 
 
@@ -183,8 +183,8 @@ def run_trl(folder: Path, batches: int) -> dict[str, float]:
     marks: list[float] = []
 
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        lengths.extend(len(one) for one in completion_ids)
-        rewards[:] = [liked(one) for one in completion_ids]
+        lengths.extend(len(completion_id) for completion_id in completion_ids)
+        rewards[:] = [liked(completion_id) for completion_id in completion_ids]
         return list(rewards)
 
     class Mark(transformers.TrainerCallback):  # type: ignore[misc]
@@ -256,8 +256,8 @@ def measure(folder: Path, side: str, batches: int) -> dict[str, float]:
     done = subprocess.run(
         command, env={**os.environ, **offline}, stdout=subprocess.PIPE, text=True, check=True
     )
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    document: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return document
 
 
 def main() -> int:
@@ -269,12 +269,12 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
-        found = (
+        metrics = (
             run_trl(given.folder, given.batches)
             if given.side == "trl"
             else run_ours(given.folder, given.side, given.batches)
         )
-        print(json.dumps(found))
+        print(json.dumps(metrics))
         return 0
     with tempfile.TemporaryDirectory(prefix="ppo-") as folder:
         make_inputs(Path(folder))
@@ -283,7 +283,7 @@ def main() -> int:
             for side in SIDES if number % 2 == 0 else SIDES[::-1]:
                 results[side].append(measure(Path(folder), side, given.batches))
     seconds = {
-        side: statistics.median(one["seconds"] for one in runs) for side, runs in results.items()
+        side: statistics.median(run["seconds"] for run in runs) for side, runs in results.items()
     }
     for side, runs in results.items():
         print(

@@ -82,8 +82,8 @@ def make_inputs(folder: Path, steps: int) -> None:
 
 
 def pairs_in(folder: Path) -> list[dict[str, list[int]]]:
-    found: list[dict[str, list[int]]] = json.loads((folder / "pairs.json").read_text())
-    return found
+    document: list[dict[str, list[int]]] = json.loads((folder / "pairs.json").read_text())
+    return document
 
 
 def compared_in(folder: Path) -> list[Any]:
@@ -94,11 +94,11 @@ def compared_in(folder: Path) -> list[Any]:
         EncodedRanking(
             "",
             str(number),
-            [one["prompt"] + one["chosen"], one["prompt"] + one["rejected"]],
-            [len(one["chosen"]), len(one["rejected"])],
+            [item["prompt"] + item["chosen"], item["prompt"] + item["rejected"]],
+            [len(item["chosen"]), len(item["rejected"])],
             [(0, 1)],
         )
-        for number, one in enumerate(pairs_in(folder))
+        for number, item in enumerate(pairs_in(folder))
     ]
 
 
@@ -147,7 +147,7 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
 
     compared = compared_in(folder)
     objective = RewardObjective(
-        compared, EpochBatches([one.tokens for one in compared], BATCH, 1, seed=1)
+        compared, EpochBatches([item.tokens for item in compared], BATCH, 1, seed=1)
     )
     return train_ours(RewardModel(convert.load(folder / "model")), objective, steps)
 
@@ -202,10 +202,10 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
     rows = datasets.Dataset.from_list(
         [
             {
-                "chosen_ids": one["prompt"] + one["chosen"],
-                "rejected_ids": one["prompt"] + one["rejected"],
+                "chosen_ids": pair["prompt"] + pair["chosen"],
+                "rejected_ids": pair["prompt"] + pair["rejected"],
             }
-            for one in pairs_in(folder)
+            for pair in pairs_in(folder)
         ]
     )
     args = trl.RewardConfig(**trl_options(folder, steps))
@@ -239,8 +239,8 @@ def measure(script: str, folder: Path, side: str, steps: int) -> dict[str, float
     done = subprocess.run(
         command, env={**os.environ, **offline}, stdout=subprocess.PIPE, text=True, check=True
     )
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    document: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return document
 
 
 def compare(script: str, told: str, unit: str, sides: Mapping[str, Any]) -> int:
@@ -262,7 +262,7 @@ def compare(script: str, told: str, unit: str, sides: Mapping[str, Any]) -> int:
             for side in sorted(SIDES, reverse=number % 2 == 1):
                 results[side].append(measure(script, Path(folder), side, given.steps))
     rates = {
-        side: BATCH / statistics.median(one["seconds"] for one in runs)
+        side: BATCH / statistics.median(run["seconds"] for run in runs)
         for side, runs in results.items()
     }
     ratio = rates["ours"] / rates["trl"]

@@ -108,15 +108,15 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
             marks.append(time.perf_counter())
 
     template = ChatTemplate(Tokenizer.load(folder / "model"))
-    told = json.loads((folder / "dialogues.json").read_text())
-    laid, _ = encode_dialogues(
-        [dialogue(messages) for messages in told], template, int(str(SHAPE["context"]))
+    document = json.loads((folder / "dialogues.json").read_text())
+    encoded, _ = encode_dialogues(
+        [dialogue(messages) for messages in document], template, int(str(SHAPE["context"]))
     )
-    batches = EpochBatches([len(one.tokens) for one in laid], BATCH, 1, 1)
+    batches = EpochBatches([len(item.tokens) for item in encoded], BATCH, 1, 1)
     settings = TrainingSettings(steps, lambda _: RATE, betas=(0.9, 0.999), weight_decay=0.0)
     train(
         convert.load(folder / "model"),
-        SFTObjective(laid, batches, 0.0),
+        SFTObjective(encoded, batches, 0.0),
         settings,
         Execution(),
         checkpoints=None,
@@ -173,7 +173,7 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
         dataloader_pin_memory=False,
     )
     rows = datasets.Dataset.from_list(
-        [{"messages": one} for one in json.loads((folder / "dialogues.json").read_text())]
+        [{"messages": dialogue} for dialogue in json.loads((folder / "dialogues.json").read_text())]
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     trainer = Counting(
@@ -182,7 +182,7 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
     trainer.train()
     return {
         "tokens_per_second": sum(tokens[NOT_COUNTED:]) / (marks[-1] - marks[NOT_COUNTED - 1]),
-        "loss": float(next(one["loss"] for one in trainer.state.log_history if "loss" in one)),
+        "loss": float(next(item["loss"] for item in trainer.state.log_history if "loss" in item)),
         "tokens": sum(tokens),
     }
 
@@ -208,8 +208,8 @@ def measure(folder: Path, side: str, steps: int) -> dict[str, float]:
     done = subprocess.run(
         command, env={**os.environ, **offline}, stdout=subprocess.PIPE, text=True, check=True
     )
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    document: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return document
 
 
 def main() -> int:
@@ -236,13 +236,13 @@ def main() -> int:
             for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
                 results[side].append(measure(Path(folder), side, given.steps))
     rates = {
-        side: statistics.median(one["tokens_per_second"] for one in found)
-        for side, found in results.items()
+        side: statistics.median(item["tokens_per_second"] for item in result)
+        for side, result in results.items()
     }
-    for side, found in results.items():
+    for side, outcome in results.items():
         print(
-            f"{side}: {rates[side]:,.0f} tokens/s, {found[0]['tokens']:,.0f} tokens, first loss "
-            f"{found[0]['loss']:.4f}",
+            f"{side}: {rates[side]:,.0f} tokens/s, {outcome[0]['tokens']:,.0f} tokens, first loss "
+            f"{outcome[0]['loss']:.4f}",
             flush=True,
         )
     ratio = rates["ours"] / rates["trl"]

@@ -133,15 +133,15 @@ def main() -> int:
     if given.memory:
         memory_process(given.memory[0], int(given.memory[1]))
         return 0
-    found = {
+    values = {
         "seconds": {str(context): times(context, given.rounds) for context in CONTEXTS},
         "bytes": {
             str(context): {way: float(memory(way, context)) for way in WAYS} for context in CONTEXTS
         },
     }
-    print(report(found))
+    print(report(values))
     if given.json:
-        given.json.write_text(json.dumps(found, indent=2) + "\n")
+        given.json.write_text(json.dumps(values, indent=2) + "\n")
     return verdict()
 
 

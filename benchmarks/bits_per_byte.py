@@ -92,10 +92,10 @@ def plain_loop(tokens: Path, shape: dict[str, Any], seconds: float) -> dict[str,
         step += 1
     execution = Execution(zero_stage=0)
     start(execution)
-    found = held_out_metrics(
+    result = held_out_metrics(
         held_out(from_transformers(model).eval(), data, execution), data.weights
     )
-    return {**found, "steps": step, "tokens": step * batch * context, "loss": float(loss)}
+    return {**result, "steps": step, "tokens": step * batch * context, "loss": float(loss)}
 
 
 def measure(recipe: str) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, float]:
 @torch.no_grad()
 def logits_apart(model: GPT, prompt: list[int], mine: list[int], its: list[int]) -> float:
     """The difference of the two tokens' logits where two texts part."""
-    at = next(place for place, (a, b) in enumerate(zip(mine, its, strict=True)) if a != b)
+    at = next(location for location, (a, b) in enumerate(zip(mine, its, strict=True)) if a != b)
     logits = model(torch.tensor([prompt + mine[:at]]))[0, -1]
     return float((logits[mine[at]] - logits[its[at]]).abs())
 
@@ -104,17 +104,17 @@ def main() -> int:
     results = {}
     for name in given.model:
         for batch in given.batch:
-            found = results[f"{name}, batch {batch}"] = measure(name, batch, given.rounds)
-            ratio = found["transformers"] / found["ours"]
-            rates = {way: batch * NEW / found[way] for way in ("ours", "transformers")}
+            result = results[f"{name}, batch {batch}"] = measure(name, batch, given.rounds)
+            ratio = result["transformers"] / result["ours"]
+            rates = {way: batch * NEW / result[way] for way in ("ours", "transformers")}
             print(
                 f"{name}, batch {batch}: {rates['ours']:,.0f} tokens/s / transformers "
                 f"{rates['transformers']:,.0f} = {ratio:.2f} "
                 f"{at_least(f'{name}, batch {batch}: ratio', ratio, BARS[batch])}; "
-                f"{found['same']:.0%} of rows the same"
+                f"{result['same']:.0%} of rows the same"
                 + (
-                    f", the others part where two logits are {found['apart']:.0e} apart"
-                    if found["apart"]
+                    f", the others part where two logits are {result['apart']:.0e} apart"
+                    if result["apart"]
                     else ""
                 ),
                 flush=True,

@@ -55,7 +55,7 @@ def cases(steps: dict[str, int]) -> dict[str, dict[str, Any]]:
         "context": 256,
         "dropout": 0.0,
     }
-    own = {
+    values = {
         "model": tiny.model.model_dump(mode="json"),
         "vocab_size": tiny.tokenizer.vocab_size,
         "steps": steps["tiny"],
@@ -63,9 +63,9 @@ def cases(steps: dict[str, int]) -> dict[str, dict[str, Any]]:
         "precision": tiny.pretraining.precision,
     }
     return {
-        "tiny": own,
+        "tiny": values,
         "tiny, float32": {
-            **own,
+            **values,
             "steps": steps["6x384"],
             "batch_tokens": 8192,
             "precision": "float32",
@@ -180,8 +180,8 @@ def pipeline_rank(job_path: Path) -> NoReturn:
     result = PRETRAINED.run(
         {"model": case["model"], "pretraining": section}, inputs, output, progress
     )
-    kept = [rate for step, rate in reported if step > SKIPPED_STEPS]
-    rate = statistics.harmonic_mean(kept)
+    results = [rate for step, rate in reported if step > SKIPPED_STEPS]
+    rate = statistics.harmonic_mean(results)
     utilisation = result["model_flops_utilisation"] * rate / result["tokens_per_second"]
     print(
         json.dumps(
@@ -286,7 +286,7 @@ def measure(case: dict[str, Any], profile: Profile, rounds: int, work: Path) -> 
         ours.append(run_pipeline(work, case, profile))
         for name, environment in environments.items():
             plain[name].append(run_plain(case, best, case["steps"] - SKIPPED_STEPS, environment))
-    speed = statistics.median(one["tokens_per_second"] for one in ours)
+    speed = statistics.median(run["tokens_per_second"] for run in ours)
     return {
         "shape": {**case["model"], "vocab_size": case["vocab_size"]},
         "pipeline_tokens_per_second": speed,
@@ -294,9 +294,9 @@ def measure(case: dict[str, Any], profile: Profile, rounds: int, work: Path) -> 
             name: statistics.median(rates) for name, rates in plain.items()
         },
         "ratio": {name: speed / statistics.median(rates) for name, rates in plain.items()},
-        "model_flops_utilisation": statistics.median(one["utilisation"] for one in ours),
-        "matrix_product_peak_flops": statistics.median(one["peak_flops"] for one in ours),
-        "checkpoint_stall_seconds": max(one["stall"] for one in ours),
+        "model_flops_utilisation": statistics.median(run["utilisation"] for run in ours),
+        "matrix_product_peak_flops": statistics.median(run["peak_flops"] for run in ours),
+        "checkpoint_stall_seconds": max(run["stall"] for run in ours),
         "plain_micro_batch": best,
         "plain_tried": tried,
         "rounds": {"pipeline": ours, "plain": plain},
@@ -305,24 +305,26 @@ def measure(case: dict[str, Any], profile: Profile, rounds: int, work: Path) -> 
 
 def report(results: dict[str, Any]) -> str:
     lines = []
-    for name, found in results.items():
-        lines.append(f"{name}: {found['pipeline_tokens_per_second']:,.0f} tokens/s in the pipeline")
+    for name, result in results.items():
+        lines.append(
+            f"{name}: {result['pipeline_tokens_per_second']:,.0f} tokens/s in the pipeline"
+        )
         for how, bar in BARS.items():
-            rate, ratio = found["plain_tokens_per_second"][how], found["ratio"][how]
+            rate, ratio = result["plain_tokens_per_second"][how], result["ratio"][how]
             plain = (
                 f"{rate:,.0f} plain transformers loop {how} (micro-batch "
-                f"{found['plain_micro_batch']})"
+                f"{result['plain_micro_batch']})"
             )
             lines.append(
                 f"  / {plain} = {ratio:.2f} {at_least(f'{name} {how}: ratio', ratio, bar)}"
             )
-        peak, used = found["matrix_product_peak_flops"] / 1e9, found["model_flops_utilisation"]
+        peak, used = result["matrix_product_peak_flops"] / 1e9, result["model_flops_utilisation"]
         held = at_least(f"{name}: utilisation", used, UTILISATION_BAR) if name == "6x384" else ""
         lines.append(
             f"  (6N + 12·L·d·T) · tokens/s = {used:.2f} of the matrix-product peak of {peak:,.0f} "
             f"GFLOP/s {held}".rstrip()
         )
-        stall = found["checkpoint_stall_seconds"]
+        stall = result["checkpoint_stall_seconds"]
         lines.append(
             f"  longest wait for a checkpoint {stall:.3f} s "
             f"{at_most(f'{name}: wait for a checkpoint', stall, 1, 's')}"

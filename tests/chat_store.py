@@ -127,5 +127,7 @@ def voted_comparisons(home: Path, output: Path) -> list[records.Ranking]:
             COMPARISONS.pin(section.model_dump(mode="json"), home), {}, output, Said("comparisons")
         )
     return [
-        one for split in ("training", "held_out") for one in records.read_comparisons(output, split)
+        comparison
+        for split in ("training", "held_out")
+        for comparison in records.read_comparisons(output, split)
     ]

@@ -102,13 +102,13 @@ class BuiltStore:
     """The CI recipe, built once through its job; `printed` is what the command said."""
 
     def __init__(self, home: Path, downloads: Path) -> None:
-        self.home, self.downloads, said = home, downloads, home.parent / "said.txt"
+        self.home, self.downloads, output = home, downloads, home.parent / "output.txt"
         with FileLock(home.parent / "lock"):  # test processes side by side share one
-            if not said.exists():
+            if not output.exists():
                 first = run_cli(home, downloads, "run", str(CI_RECIPE))
                 assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-6000:]
-                said.write_text(first.stdout)
-        self.printed = said.read_text()
+                output.write_text(first.stdout)
+        self.printed = output.read_text()
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return run_cli(self.home, self.downloads, *arguments)

@@ -53,8 +53,8 @@ def question(generator: random.Random) -> Example:
     """Right is the option that has the question's animal in it."""
     options = generator.sample(ANIMALS, 3)
     label = generator.randrange(3)
-    asked = f"what of the {options[label]}"
-    return Example("1", "", (asked,), tuple(f"the {name} slept" for name in options), label)
+    requested = f"what of the {options[label]}"
+    return Example("1", "", (requested,), tuple(f"the {name} slept" for name in options), label)
 
 
 def test_it_learns_what_words_decide_in_every_form() -> None:
@@ -66,12 +66,12 @@ def test_it_learns_what_words_decide_in_every_form() -> None:
 
 def test_the_order_of_a_similarity_means_nothing() -> None:
     def logits(examples: dict[SplitName, list[Example]]) -> Floats:
-        found = task_logits(examples, "similarity", 2, lambda values: 0.0)
-        assert found is not None
-        return found
+        result = task_logits(examples, "similarity", 2, lambda values: 0.0)
+        assert result is not None
+        return result
 
     examples = splits(pair)
-    swapped = [replace(one, segments=one.segments[::-1]) for one in examples["test"]]
+    swapped = [replace(item, segments=item.segments[::-1]) for item in examples["test"]]
     assert np.allclose(logits(examples), logits({**examples, "test": swapped}))
 
 
@@ -87,13 +87,13 @@ def test_ratings_between_two_classes_are_shared_out_and_a_text_without_words_is_
     ratings = [example.rating for example in examples["test"]]
     assert np.corrcoef(expected, np.array(ratings, dtype=float))[0, 1] > 0.98
     for split in SPLITS:
-        examples[split] = [replace(one, segments=("!",)) for one in examples[split]]
+        examples[split] = [replace(example, segments=("!",)) for example in examples[split]]
     assert task_logits(examples, "classification", 6, lambda values: 0.0) is None
 
 
 def test_one_label_in_training_is_the_answer_to_all() -> None:
     examples = splits(review)
-    examples["training"] = [replace(one, label=1) for one in examples["training"]]
+    examples["training"] = [replace(item, label=1) for item in examples["training"]]
     logits = task_logits(examples, "classification", 3, lambda values: 0.0)
     assert logits is not None and logits[0].tolist() == [-np.inf, 0.0, -np.inf]
 

@@ -120,12 +120,12 @@ def test_no_buffer_grows_faster_than_the_context(way: None) -> None:
 def test_dropout_drops_weights_and_scales_up_the_others() -> None:
     query = key = torch.zeros(1, 2, 500, 4)  # so that each of the 4 tokens seen weighs a quarter
     torch.manual_seed(0)
-    found = sliding_window_attention(query, key, torch.ones_like(key), 4, dropout=0.5)[:, :, 3:]
-    assert set(found.unique().tolist()) == {0.0, 0.5, 1.0, 1.5, 2.0}
-    assert found[..., 0].mean().item() == pytest.approx(1.0, abs=0.05)
+    result = sliding_window_attention(query, key, torch.ones_like(key), 4, dropout=0.5)[:, :, 3:]
+    assert set(result.unique().tolist()) == {0.0, 0.5, 1.0, 1.5, 2.0}
+    assert result[..., 0].mean().item() == pytest.approx(1.0, abs=0.05)
     torch.manual_seed(0)
     assert torch.equal(
-        sliding_window_attention(query, key, torch.ones_like(key), 4, dropout=0.5)[:, :, 3:], found
+        sliding_window_attention(query, key, torch.ones_like(key), 4, dropout=0.5)[:, :, 3:], result
     )
 
 
@@ -134,10 +134,10 @@ def test_under_bfloat16_autocast_it_is_near_full_precision(way: None) -> None:
     inputs = drawn(200)
     whole = torch.autograd.grad(sliding_window_attention(*inputs, 50).square().sum(), inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        found = sliding_window_attention(*(part.bfloat16() for part in inputs), 50)
-    assert found.dtype == torch.bfloat16
+        result = sliding_window_attention(*(part.bfloat16() for part in inputs), 50)
+    assert result.dtype == torch.bfloat16
     for mine, exact in zip(
-        torch.autograd.grad(found.float().square().sum(), inputs), whole, strict=True
+        torch.autograd.grad(result.float().square().sum(), inputs), whole, strict=True
     ):
         assert 1e-4 < (mine - exact).norm() / exact.norm() < 0.03
 

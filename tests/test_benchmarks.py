@@ -53,11 +53,11 @@ def test_all_parts_are_run_and_what_was_missed_stands_at_the_end(
         )
         == 1
     )
-    said = capfd.readouterr().out
+    out = capfd.readouterr().out
     assert (
-        "speed (bar ≥ 1.5: met) (bar < 500 MB: met)" in said
+        "speed (bar ≥ 1.5: met) (bar < 500 MB: met)" in out
     )  # the last part was run though the first had missed
-    assert said.splitlines()[-2:] == [
+    assert out.splitlines()[-2:] == [
         "slow missed: speed 1.2, bar ≥ 1.5",
         "broken failed with status 3",
     ]

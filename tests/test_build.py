@@ -100,14 +100,14 @@ def test_a_check_newer_than_the_artifact_found_is_said_not_to_have_judged_it(
     newer = Check(
         "newer", blocking=False, description="", verdict=lambda built: Verdict(True, "fine")
     )
-    kept = node.stage.checks[0]
-    now = replace(node, stage=replace(node.stage, checks=(kept, newer)))
+    check = node.stage.checks[0]
+    now = replace(node, stage=replace(node.stage, checks=(check, newer)))
     recorded = {
-        kept.name: Recorded(True, kept.blocking, "as it was"),
+        check.name: Recorded(True, check.blocking, "as it was"),
         "gone": Recorded(True, False, ""),
     }
     first, second = _check_results(recorded, now)
-    assert (first.check_name, first.passed, first.description) == (kept.name, True, "as it was")
+    assert (first.check_name, first.passed, first.description) == (check.name, True, "as it was")
     assert (second.check_name, second.passed) == (
         "newer",
         False,

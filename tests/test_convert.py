@@ -300,20 +300,22 @@ def test_exported_folders_work_in_transformers_with_nothing_of_ours(tmp_path: Pa
         check=False,
     )
     assert elsewhere.returncode == 0, elsewhere.stderr
-    for folder, told in json.loads(elsewhere.stdout.splitlines()[-1]).items():
+    for folder, record in json.loads(elsewhere.stdout.splitlines()[-1]).items():
         family = Path(folder).name.removesuffix("-exported")
         model, tokenizer = models[family]
         ids = tokenizer.encode("the king sees a tree")
-        assert (told["class"], told["ids"]) == (CLASSES[family], ids)
-        assert (torch.tensor(told["logits"]) - model(torch.tensor([ids]))[0, -1]).abs().max() < 1e-5
-        assert (told["longest"], told["end"]) == (24, tokenizer.end_of_text)
+        assert (record["class"], record["ids"]) == (CLASSES[family], ids)
+        assert (
+            torch.tensor(record["logits"]) - model(torch.tensor([ids]))[0, -1]
+        ).abs().max() < 1e-5
+        assert (record["longest"], record["end"]) == (24, tokenizer.end_of_text)
         prompt = tokenizer.encode("the king sees")
         [written] = generate(
             model, [prompt], 24 - len(prompt), temperature=0.0, stop=[tokenizer.end_of_text]
         )
         ended = [tokenizer.end_of_text] * (len(prompt) + len(written) < 24)  # theirs keeps it
-        assert told["written"] == [*prompt, *written, *ended] and written
-        assert told["text"].startswith("the king sees")
+        assert record["written"] == [*prompt, *written, *ended] and written
+        assert record["text"].startswith("the king sees")
 
 
 @pytest.mark.slow

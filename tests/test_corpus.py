@@ -202,14 +202,14 @@ class TestChecks:
         write(tmp_path, "a", TEXTS)
         built = build(tmp_path, {"name": "a"})
         leaked = next(documents.read(built.output, "a", "held_out"))
-        kept = list(documents.read(built.output, "a", "training"))
+        retained = list(documents.read(built.output, "a", "training"))
         with documents.Writer(built.output, "a", "training") as writer:
-            for text in [*kept, leaked.replace(" ", "\t")]:
+            for text in [*retained, leaked.replace(" ", "\t")]:
                 writer.add(text)
-        found = verdicts(built)
-        assert found["nothing_held_out_is_trained_on"].figures["a"] == 1
-        assert not found["nothing_held_out_is_trained_on"].passed
-        assert not found["files_are_whole"].passed
+        result = verdicts(built)
+        assert result["nothing_held_out_is_trained_on"].figures["a"] == 1
+        assert not result["nothing_held_out_is_trained_on"].passed
+        assert not result["files_are_whole"].passed
         path = documents.path_of(built.output, "a", "held_out")
         path.write_bytes(path.read_bytes()[:-20])
         with pytest.raises(CorruptFile, match=r"held_out\.jsonl\.zst is damaged"):

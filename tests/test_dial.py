@@ -69,13 +69,13 @@ def test_a_dial_leads_from_the_recipe_it_extends_and_at_its_depth_changes_nothin
     same = load_recipe(written(tmp_path, "extends: local\ndepth: 2\n"))
     assert same.model_and_training == base.model_and_training
     deeper = load_recipe(written(tmp_path, "extends: local\ndepth: 4\n"))
-    (model, training), (own, trained) = deeper.model_and_training, base.model_and_training
+    (model, training), (base_model, trained) = deeper.model_and_training, base.model_and_training
     assert (model.layers, model.width, model.heads, model.context, model.dropout) == (
         4,
         64,
         4,
-        own.context,
-        own.dropout,
+        base_model.context,
+        base_model.dropout,
     )
     grown = counted(deeper.model_config_for()) / counted(base.model_config_for())
     assert training.tokens == pytest.approx(grown * trained.tokens, rel=0.05)

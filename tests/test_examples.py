@@ -122,23 +122,23 @@ def test_a_wrong_entry_is_refused_by_name(changes: dict[str, Any], said: str) ->
 
 
 def test_no_example_and_no_group_crosses_the_splits(tmp_path: Path) -> None:
-    found = local(tmp_path, REVIEWS, split={"group": "text", "validation": 0.2, "test": 0.3})
-    assert sum(len(found.splits[split]) for split in SPLITS) == 200
+    result = local(tmp_path, REVIEWS, split={"group": "text", "validation": 0.2, "test": 0.3})
+    assert sum(len(result.splits[split]) for split in SPLITS) == 200
     assert (
-        groups_crossing([{example.group for example in found.splits[split]} for split in SPLITS])
+        groups_crossing([{example.group for example in result.splits[split]} for split in SPLITS])
         == 0
     )
-    assert len({example.id for split in SPLITS for example in found.splits[split]}) == 200
+    assert len({example.id for split in SPLITS for example in result.splits[split]}) == 200
     assert groups_crossing([{"a", "b"}, {"b"}, {"c", "a"}]) == 2
 
 
 def test_evaluation_groups_are_those_a_corpus_of_the_same_seed_holds_out(tmp_path: Path) -> None:
-    found = local(
+    result = local(
         tmp_path, REVIEWS, seed=7, split={"group": "text", "validation": 0.1, "test": 0.2}
     )
     held_out = {row["text"] for row in REVIEWS if bucket(str(row["text"]), 7) < 0.1 + 0.2}
     assert {
-        example.group for split in ("validation", "test") for example in found.splits[split]
+        example.group for split in ("validation", "test") for example in result.splits[split]
     } == held_out
 
 
@@ -146,17 +146,17 @@ def test_passages_of_one_article_stay_together_where_a_source_keeps_them_togethe
     tmp_path: Path,
 ) -> None:
     rows = [{**row, "text": f"Film {i // 4} -- part {i}"} for i, row in enumerate(REVIEWS)]
-    found = local(
+    result = local(
         tmp_path,
         rows,
         seed=2,
         split={"group": "text", "together": " -- ", "validation": 0.1, "test": 0.3},
     )
     for split in SPLITS:
-        assert set(Counter(example.group for example in found.splits[split]).values()) == {4}
+        assert set(Counter(example.group for example in result.splits[split]).values()) == {4}
     held_out = {row["text"] for row in rows if bucket(row["text"], 2, " -- ") < 0.1 + 0.3}
     assert {
-        example.segments[0] for split in ("validation", "test") for example in found.splits[split]
+        example.segments[0] for split in ("validation", "test") for example in result.splits[split]
     } == held_out
 
 
@@ -213,7 +213,7 @@ def test_versions_of_a_row_make_one_example_a_label_in_one_split(tmp_path: Path)
         {"said": f"statement {i}", "yes": f"it says {i}", "no": f"it says {i + 1}"}
         for i in range(60)
     ]
-    found = local(
+    result = local(
         tmp_path,
         rows,
         form="similarity",
@@ -223,23 +223,23 @@ def test_versions_of_a_row_make_one_example_a_label_in_one_split(tmp_path: Path)
         split={"group": "said", "validation": 0.2, "test": 0.3},
     )
     for split in SPLITS:
-        assert Counter(example.label for example in found.splits[split]) == {
-            0: len(found.splits[split]) / 2,
-            1: len(found.splits[split]) / 2,
+        assert Counter(example.label for example in result.splits[split]) == {
+            0: len(result.splits[split]) / 2,
+            1: len(result.splits[split]) / 2,
         }
-    example = next(e for split in SPLITS for e in found.splits[split] if e.id == "1/same")
+    example = next(e for split in SPLITS for e in result.splits[split] if e.id == "1/same")
     assert (example.segments, example.label) == (("statement 0", "it says 0"), 1)
-    assert groups_crossing([{e.group for e in found.splits[split]} for split in SPLITS]) == 0
+    assert groups_crossing([{e.group for e in result.splits[split]} for split in SPLITS]) == 0
 
 
 def test_rows_between_thresholds_and_dropped_unlabelled_rows_are_counted(tmp_path: Path) -> None:
     rows = [{"text": f"t{i}", "label": [-2, 0.2, 2, None][i % 4]} for i in range(200)]
-    found = local(
+    result = local(
         tmp_path, rows, labels={"bad": {"below": -0.5}, "good": {"above": 0.5}}, unlabelled="drop"
     )
-    assert found.left_out == {"between the labels' thresholds": 50, "unlabelled": 50}
-    assert sum(len(found.splits[split]) for split in SPLITS) == 100
-    assert {(e.label, e.rating) for split in SPLITS for e in found.splits[split]} == {
+    assert result.left_out == {"between the labels' thresholds": 50, "unlabelled": 50}
+    assert sum(len(result.splits[split]) for split in SPLITS) == 100
+    assert {(e.label, e.rating) for split in SPLITS for e in result.splits[split]} == {
         (0, -2.0),
         (1, 2.0),
     }  # the rating stays with it
@@ -252,18 +252,18 @@ def test_a_training_row_whose_group_is_in_the_test_file_is_left_out_and_counted(
     for name, rows in {"train": REVIEWS[:150], "test": REVIEWS[140:]}.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "val.jsonl").write_text(json.dumps({"text": "unseen", "label": "bad"}) + "\n")
-    found = read(
+    result = read(
         tmp_path,
         source={
             "file": {"training": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}
         },
     )
-    assert len(found.splits["test"]) == 60 and [e.id for e in found.splits["validation"]] == [
+    assert len(result.splits["test"]) == 60 and [e.id for e in result.splits["validation"]] == [
         "val.jsonl:1"
     ]
-    assert len(found.splits["training"]) + found.left_out["also in validation or test"] == 150
+    assert len(result.splits["training"]) + result.left_out["also in validation or test"] == 150
     assert (
-        groups_crossing([{example.group for example in found.splits[split]} for split in SPLITS])
+        groups_crossing([{example.group for example in result.splits[split]} for split in SPLITS])
         == 0
     )
 
@@ -283,9 +283,9 @@ def test_a_pair_that_stands_swapped_in_another_split_is_the_same_pair(tmp_path: 
     for name, rows in {"train": pairs, "test": swapped[:7], "val": swapped[7:10]}.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {"training": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}
-    found = read(tmp_path, source={"file": files}, **changes)
-    assert len(found.splits["training"]) == 50
-    assert found.left_out == {"also in validation or test": 10}
+    result = read(tmp_path, source={"file": files}, **changes)
+    assert len(result.splits["training"]) == 50
+    assert result.left_out == {"also in validation or test": 10}
     # of premise and hypothesis the order means something
     ordered = {**changes, "form": "entailment", "columns": {"premise": "a", "hypothesis": "b"}}
     ordered["columns"] |= {"label": "label"}
@@ -300,28 +300,28 @@ def test_an_answer_is_known_by_text_letter_or_number(
     tmp_path: Path, answer: Any, label: int
 ) -> None:
     rows = [{"q": f"how {i}?", "o": "A. a bus\nB.  by  foot", "a": answer} for i in range(60)]
-    found = local(
+    result = local(
         tmp_path,
         rows,
         form="multiple_choice",
         columns={"question": "q", "options": "o", "label": "a"},
         labels=[],
     )
-    assert {(e.options, e.label) for split in SPLITS for e in found.splits[split]} == {
+    assert {(e.options, e.label) for split in SPLITS for e in result.splits[split]} == {
         (("a bus", "by  foot"), label)
     }
 
 
 def test_an_option_that_is_a_number_is_known_by_its_text(tmp_path: Path) -> None:
     rows = [{"q": f"how many {i}?", "o": ["1", "0", "2"], "a": "0"} for i in range(60)]
-    found = local(
+    result = local(
         tmp_path,
         rows,
         form="multiple_choice",
         columns={"question": "q", "options": "o", "label": "a"},
         labels=[],
     )
-    assert {e.label for split in SPLITS for e in found.splits[split]} == {1}
+    assert {e.label for split in SPLITS for e in result.splits[split]} == {1}
 
 
 @pytest.mark.parametrize(

@@ -42,17 +42,17 @@ def test_the_lower_layers_are_kept_and_the_rest_is_fresh(family: Any, layers: in
     gpt = GPT(config, seed=1)
     for parameter in gpt.parameters():
         parameter.data += 1.0  # so that no bias or gain is as fresh ones are
-    found, fresh = transferred(gpt, layers, seed=2).state_dict(), GPT(config, seed=2).state_dict()
+    result, fresh = transferred(gpt, layers, seed=2).state_dict(), GPT(config, seed=2).state_dict()
     for name, tensor in gpt.state_dict().items():
         block = int(name.split(".")[1]) if name.startswith("h.") else None
-        kept = (
+        retained = (
             layers >= 0
             if name.startswith("w")
             else block < layers
             if block is not None
             else layers == 3
         )
-        assert torch.equal(found[name], tensor if kept else fresh[name]), name
+        assert torch.equal(result[name], tensor if retained else fresh[name]), name
         assert not torch.equal(tensor, fresh[name])
 
 
@@ -64,15 +64,17 @@ ACCURACY = Scoring("accuracy").statistic
 def cells(right: np.ndarray) -> list[list[np.ndarray]]:
     """[points, seeds, examples] of right and wrong as `Scoring("accuracy").parts` has them."""
     return [
-        [np.stack([one, np.ones_like(one)], 1) for one in point] for point in right.astype(float)
+        [np.stack([item, np.ones_like(item)], 1) for item in point] for point in right.astype(float)
     ]
 
 
 def test_one_models_interval_is_that_of_its_examples() -> None:
     right = np.random.default_rng(1).random((1, 1, 800)) < 0.7
-    one = cluster_bootstrap(cells(right), ACCURACY, [str(i) for i in range(800)]).intervals()[0]
+    interval = cluster_bootstrap(cells(right), ACCURACY, [str(i) for i in range(800)]).intervals()[
+        0
+    ]
     alone = wilson(int(right.sum()), 800)
-    assert one.value == right.mean() and (one.low, one.high) == pytest.approx(
+    assert interval.value == right.mean() and (interval.low, interval.high) == pytest.approx(
         (alone.low, alone.high), abs=0.006
     )
 
@@ -110,8 +112,10 @@ def test_models_that_always_answer_alike_are_not_certain() -> None:
     groups = [str(i // 2) for i in range(400)]  # each of one that is right and one that is wrong
     same = np.tile(np.arange(400) % 2 == 0, (2, 3, 1))
     points = cluster_bootstrap(cells(same), ACCURACY, groups)
-    for one in points.intervals():
-        assert one.value == 0.5 and 0.485 < one.low < 0.497 and 0.503 < one.high < 0.515
+    for interval in points.intervals():
+        assert (
+            interval.value == 0.5 and 0.485 < interval.low < 0.497 and 0.503 < interval.high < 0.515
+        )
     apart = points.interval([1.0, -1.0])
     assert apart.value == 0 and -0.03 < apart.low < -0.005 and 0.005 < apart.high < 0.03
 
@@ -125,7 +129,7 @@ def test_tasks_resampled_by_numbers_of_their_own_are_independent_and_their_mean_
     lone = [task.samples[:, 0] - task.samples[:, 1] for task in tasks]
     assert np.abs(np.corrcoef(lone)[np.triu_indices(9, 1)]).max() < 0.15
     assert np.mean(lone, 0).std() == pytest.approx(
-        np.mean([one.std() for one in lone]) / 3, rel=0.15
+        np.mean([item.std() for item in lone]) / 3, rel=0.15
     )  # 1/√9
 
 
@@ -236,8 +240,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
 def test_figure_2_left_is_a_curve_from_embeddings_to_all_layers_with_its_slope(
     built: dict[str, Built], tmp_path: Path
 ) -> None:
-    found = built["layers_transferred"]
-    document, m = read_document(found.output), found.metrics
+    layers_transferred = built["layers_transferred"]
+    document, m = read_document(layers_transferred.output), layers_transferred.metrics
     [plot], [table] = document.plots, document.tables
     assert plot.series[0].x == [0, 1, 2] and plot.series[0].y == pytest.approx(
         [m[f"{n}/accuracy"] for n in range(3)], abs=1e-5
@@ -259,21 +263,25 @@ def test_figure_2_left_is_a_curve_from_embeddings_to_all_layers_with_its_slope(
     )
     check = next(check for check in LAYERS_TRANSFERRED.checks if check.name == "layers_help")
     assert (
-        check.verdict(found).passed == (m["slope_low"] > 0)
-        and f"{m['slope']:+.4f}" in check.verdict(found).summary
+        check.verdict(layers_transferred).passed == (m["slope_low"] > 0)
+        and f"{m['slope']:+.4f}" in check.verdict(layers_transferred).summary
     )
-    LAYERS_TRANSFERRED.show(found, tmp_path)
+    LAYERS_TRANSFERRED.show(layers_transferred, tmp_path)
     assert (tmp_path / "1.png").stat().st_size > 2000 and "embeddings and 2" in (
         tmp_path / "page.md"
     ).read_text()
-    assert {path.name for path in found.output.iterdir()} == {SCRATCH, "said.json", FILE}
+    assert {path.name for path in layers_transferred.output.iterdir()} == {
+        SCRATCH,
+        "said.json",
+        FILE,
+    }
 
 
 def test_table_5_has_each_way_and_what_is_lost_beside_the_papers_own(
     built: dict[str, Built],
 ) -> None:
-    found = built["ablations"]
-    document, m = read_document(found.output), found.metrics
+    ablations = built["ablations"]
+    document, m = read_document(ablations.output), ablations.metrics
     scores, lost, published = document.tables
     assert [row[0] for row in scores.rows] == [
         "whole (with the auxiliary objective)",
@@ -289,7 +297,7 @@ def test_table_5_has_each_way_and_what_is_lost_beside_the_papers_own(
             <= m[f"average/{name}_loss_high"]
         )
     first = next(
-        values for _, values in sorted(said(found.output)["metrics"].items())
+        values for _, values in sorted(said(ablations.output)["metrics"].items())
     )  # of the first step of each model
     texts = {
         name.split("/")[1]: loss for name, loss in first.items() if name.endswith("/1/text_loss")

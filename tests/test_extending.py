@@ -176,7 +176,7 @@ def test_experiments_on_tasks_that_are_no_longer_named_go_with_them(tmp_path: Pa
         for node in nodes(other)
         if node.name.startswith("experiments/")
     }
-    assert [one["task"] for one in tuned["experiments/ablations"]["tasks"]] == ["boolq", "piqa"]
+    assert [task["task"] for task in tuned["experiments/ablations"]["tasks"]] == ["boolq", "piqa"]
     more = load_recipe(
         str(extending(tmp_path, "finetuning: {tasks: [sentiment, boolq]}", "gpt1-tiny"))
     ).experiments

@@ -293,7 +293,7 @@ def test_the_network_is_the_papers_formula(family: str, fields: dict[str, object
 
 def test_weights_begin_as_each_paper_has_them() -> None:
     of_768 = 0.02 * 6**0.5  # at a sixth of GPT-1's width
-    for family, place, residual, others in (
+    for family, location, residual, others in (
         ("gpt1", 0.02, of_768, of_768),
         ("gpt2", 0.01, 0.02 / 16**0.5, 0.02),
         ("gpt3", 0.01, 0.02 / 16**0.5, 0.02),
@@ -304,7 +304,7 @@ def test_weights_begin_as_each_paper_has_them() -> None:
             for name, weight in model.named_parameters()
             if weight.dim() == 2
         }
-        assert spread["wpe.weight"] == pytest.approx(place, rel=0.05)
+        assert spread["wpe.weight"] == pytest.approx(location, rel=0.05)
         assert spread["wte.weight"] == pytest.approx(0.02, rel=0.05)
         assert spread["h.3.mlp.c_proj.weight"] == pytest.approx(residual, rel=0.05)
         assert spread["h.7.attn.c_attn.weight"] == pytest.approx(others, rel=0.05)
@@ -316,7 +316,7 @@ def test_gpt1_drops_elements_of_the_embedding_matrix_which_is_looked_up_and_is_t
     model = decoder("gpt1", dropout=0.25, layers=1, width=64)
     tokens = torch.arange(20)[None]
     torch.manual_seed(0)
-    rows, places = model.embeddings()
+    rows, locations = model.embeddings()
     share = float((rows == 0).float().mean())
     assert 0.2 < share < 0.3
     torch.testing.assert_close(rows[rows != 0], (model.wte.weight / 0.75)[rows != 0])
@@ -324,7 +324,7 @@ def test_gpt1_drops_elements_of_the_embedding_matrix_which_is_looked_up_and_is_t
         block.dropout = block.attn.dropout = 0.0  # so that what is left is the matrix's own
     torch.manual_seed(0)
     loss = model.loss(tokens, tokens.roll(1))
-    states = model.hidden(tokens, embeddings=(rows, places))
+    states = model.hidden(tokens, embeddings=(rows, locations))
     assert torch.equal(loss, model.loss(tokens, tokens.roll(1))) is False  # drawn anew each pass
     assert float(loss) == pytest.approx(
         float(F.cross_entropy(states[0] @ rows.T, tokens.roll(1)[0])), abs=1e-5

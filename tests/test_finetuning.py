@@ -98,19 +98,19 @@ def test_a_task_of_the_users_own_needs_one_yaml_file_and_is_tied_to_its_rows_byt
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LINEAGE_DOWNLOADS", str(tmp_path / "downloads"))
-    found = []
-    for place in ("here", "moved"):
-        base = tmp_path / place
+    results = []
+    for location in ("here", "moved"):
+        base = tmp_path / location
         write_task(base / "mine")
         mine = recipe(tasks=["mine/gates.yaml"])
         assert task_names(mine) == ["gates"]
-        found.append(FINETUNED.pin(finetuning_config(mine, "gates", base), base))
+        results.append(FINETUNED.pin(finetuning_config(mine, "gates", base), base))
     assert (
-        found[0] == found[1] and found[0]["source"]["source"]["file"] == "mine/rows.jsonl"
+        results[0] == results[1] and results[0]["source"]["source"]["file"] == "mine/rows.jsonl"
     )  # moving a project changes nothing
     with (base / "mine" / "rows.jsonl").open("a") as file:
         file.write(json.dumps(ROWS[0]) + "\n")
-    assert FINETUNED.pin(finetuning_config(mine, "gates", base), base) != found[0]
+    assert FINETUNED.pin(finetuning_config(mine, "gates", base), base) != results[0]
 
 
 def test_a_mistake_in_a_task_file_names_file_line_and_field(tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ def test_a_recipe_names_its_own_files_of_a_catalogues_task(
         (tmp_path / f"{name}.tsv").write_text(
             "sentence\tlabel\n" + "".join(f"{name} film {i}\t{i % 2}\n" for i in range(80))
         )
-    own = recipe(tasks=["sst2"], files={"sst2": {"training": "train.tsv", "test": "dev.tsv"}})
-    config = FINETUNED.pin(finetuning_config(own, "sst2", tmp_path), tmp_path)
+    local = recipe(tasks=["sst2"], files={"sst2": {"training": "train.tsv", "test": "dev.tsv"}})
+    config = FINETUNED.pin(finetuning_config(local, "sst2", tmp_path), tmp_path)
     assert "not_run" not in config and [
         file["path"] for file in config["source"]["source"]["pinned"]
     ] == ["train.tsv", "dev.tsv"]
@@ -186,7 +186,7 @@ def test_a_recipe_names_its_own_files_of_a_catalogues_task(
         and examples.available["training"] + examples.available["validation"] == 80
     )
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\nother\t1\n")
-    assert FINETUNED.pin(finetuning_config(own, "sst2", tmp_path), tmp_path) != config
+    assert FINETUNED.pin(finetuning_config(local, "sst2", tmp_path), tmp_path) != config
     with pytest.raises(
         UserError, match=r"the name rows\.txt does not say how its rows are written"
     ) as error:
@@ -310,8 +310,8 @@ def test_a_killed_build_resumes_to_the_same_bytes_and_repeats_no_finished_part(
     ranks.start()
     ranks.wait()
     assert digest(output) == digest(undisturbed)
-    told = said(output)["metrics"]
-    assert min(told) > 1 and not any("pretrained/loss" in values for values in told.values())
+    metrics = said(output)["metrics"]
+    assert min(metrics) > 1 and not any("pretrained/loss" in values for values in metrics.values())
 
 
 def test_a_finished_part_is_not_done_again(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_lora_learns_start_delim_and_extract_and_moves_no_other_row(
     ).all()  # the recipe's weight decay is not 0
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
         "wte.weight",
-        *(f"h.{layer}.{place}.weight" for layer in range(2) for place in LORA["targets"]),
+        *(f"h.{layer}.{target}.weight" for layer in range(2) for target in LORA["targets"]),
     }
     m = said(output)["result"]
     assert (
@@ -368,8 +368,8 @@ def test_with_lora_the_random_arm_is_the_whole_network_trained_and_its_page_says
     assert {name: mine[name] for name in of_it} == {name: whole[name] for name in of_it} and mine[
         "pretrained_loss"
     ] != whole["pretrained_loss"]
-    found = replace(built(inputs, adapted), config=config_of(inputs) | {"lora": LORA})
-    FINETUNED.show(found, tmp_path)
+    result = replace(built(inputs, adapted), config=config_of(inputs) | {"lora": LORA})
+    FINETUNED.show(result, tmp_path)
     assert (
         "Pre-trained weights adapted with LoRA of rank 4 beside attn.c_attn and mlp.c_fc: 2,466 "
         "parameters trained, those of the adapters, "
@@ -395,12 +395,12 @@ def test_a_finished_part_with_adapters_is_not_done_again(
 
 
 def built(inputs: Path, output: Path) -> Built:
-    told = said(output)
+    record = said(output)
     series: dict[str, list[tuple[int, float]]] = {}
-    for step, values in sorted(told["metrics"].items()):
+    for step, values in sorted(record["metrics"].items()):
         for name, value in values.items():
             series.setdefault(name, []).append((step, value))
-    return Built(config_of(inputs), artifacts(inputs), output, told["result"], series, [])
+    return Built(config_of(inputs), artifacts(inputs), output, record["result"], series, [])
 
 
 def verdicts(found: Built) -> dict[str, tuple[bool, str]]:
@@ -412,8 +412,8 @@ def verdicts(found: Built) -> dict[str, tuple[bool, str]]:
 
 
 def test_a_build_reports_what_a_claim_of_transfer_needs(inputs: Path, undisturbed: Path) -> None:
-    found = built(inputs, undisturbed)
-    m = found.metrics
+    result = built(inputs, undisturbed)
+    m = result.metrics
     assert (
         m["accuracy_low"] < m["accuracy"] <= m["accuracy_high"]
         and m["transfer_low"] <= m["transfer"] <= m["transfer_high"]
@@ -434,7 +434,7 @@ def test_a_build_reports_what_a_claim_of_transfer_needs(inputs: Path, undisturbe
         f"{arm}/{name}"
         for arm in ARMS
         for name in ("loss", "label_loss", "text_loss", "validation_accuracy")
-    } <= set(found.series)
+    } <= set(result.series)
     task = json.loads((undisturbed / "task.json").read_text())
     assert len(task["validation"]["random"]) == 2 and task["examples"] == {
         split: m[f"{split}_examples"] for split in SPLITS

@@ -112,21 +112,26 @@ def test_stop_ids_and_stop_strings_end_a_row_and_are_left_out(model: GPT) -> Non
 
 def test_rows_that_end_early_change_nothing_for_the_others(model: GPT) -> None:
     whole = generate(model, PROMPTS, 50, temperature=0.9, seed=5)  # 50 tokens: the window slides
-    stops = [text[place] for text, place in zip(whole, (3, 40, 11, 20), strict=True)]
-    found = generate(model, PROMPTS, 50, temperature=0.9, seed=5, stop=stops)
-    assert found == [
+    stops = [text[location] for text, location in zip(whole, (3, 40, 11, 20), strict=True)]
+    result = generate(model, PROMPTS, 50, temperature=0.9, seed=5, stop=stops)
+    assert result == [
         text[: min(text.index(stop) for stop in stops if stop in text)] for text in whole
     ]
-    assert len({len(text) for text in found}) > 2
+    assert len({len(text) for text in result}) > 2
 
 
 def test_every_token_is_told_as_it_is_written(model: GPT) -> None:
-    told: list[list[int]] = [[] for _ in PROMPTS]
+    results: list[list[int]] = [[] for _ in PROMPTS]
     spelled = {"stop": [" 7"], "decode": lambda ids: "".join(f" {i}" for i in ids)}
     written = generate(
-        model, PROMPTS, 30, seed=2, on_token=lambda row, token: told[row].append(token), **spelled
+        model,
+        PROMPTS,
+        30,
+        seed=2,
+        on_token=lambda row, token: results[row].append(token),
+        **spelled,
     )
-    assert told == written and any(len(text) < 30 for text in written)
+    assert results == written and any(len(text) < 30 for text in written)
 
 
 def test_what_cannot_be_generated_is_refused(model: GPT) -> None:
@@ -169,8 +174,10 @@ def test_weights_laid_out_give_the_same_numbers_and_are_put_away_afterwards(mode
     with prepacked(model, model.wte):
         with prepacked(model, model.wte):
             pass
-        found = projection(states), output_head(states, head_weight)
-        assert all((mine - its).abs().max() < 1e-4 for mine, its in zip(found, plain, strict=True))
+        results = projection(states), output_head(states, head_weight)
+        assert all(
+            (mine - its).abs().max() < 1e-4 for mine, its in zip(results, plain, strict=True)
+        )
         projection.weight.blocks = (
             projection.weight.blocks * 0
         )  # it is the blocks that are multiplied by

@@ -59,17 +59,17 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def alive(folder: Path) -> list[psutil.Process]:
-    found = []
+    results = []
     for path in (folder / "pids").iterdir():
         try:
             process = psutil.Process(int(path.stem))
             if process.status() != psutil.STATUS_ZOMBIE and str(folder) in " ".join(
                 process.cmdline()
             ):
-                found.append(process)
+                results.append(process)
         except psutil.NoSuchProcess:
             continue
-    return found
+    return results
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -105,17 +105,19 @@ def test_every_rank_is_told_where_the_others_are(tmp_path: Path) -> None:
         "'OMP_NUM_THREADS')}))"
     )
     assert run(tmp_path, code).code == 0
-    told = [json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2)]
+    results = [json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2)]
     assert (
-        [entry["RANK"] for entry in told] == [entry["LOCAL_RANK"] for entry in told] == ["0", "1"]
+        [entry["RANK"] for entry in results]
+        == [entry["LOCAL_RANK"] for entry in results]
+        == ["0", "1"]
     )
-    assert told[0] | {"RANK": "1", "LOCAL_RANK": "1"} == told[1]
-    assert (told[0]["WORLD_SIZE"], told[0]["MASTER_ADDR"], told[0]["OMP_NUM_THREADS"]) == (
+    assert results[0] | {"RANK": "1", "LOCAL_RANK": "1"} == results[1]
+    assert (results[0]["WORLD_SIZE"], results[0]["MASTER_ADDR"], results[0]["OMP_NUM_THREADS"]) == (
         "2",
         "127.0.0.1",
         "1",
     )
-    assert 0 < int(told[0]["MASTER_PORT"]) < 65536
+    assert 0 < int(results[0]["MASTER_PORT"]) < 65536
 
 
 def test_workers_compile_their_bytecode_and_keep_what_a_person_has_set(

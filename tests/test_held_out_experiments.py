@@ -42,35 +42,35 @@ def graph(**depth: Any) -> dict[str, Node]:
 
 
 def test_with_neither_tokens_nor_seeds_the_recipes_own_model_is_the_one_of_its_depth() -> None:
-    found = graph(layers=[1, 2])
-    assert found["experiments/depth"].needs == (
+    result = graph(layers=[1, 2])
+    assert result["experiments/depth"].needs == (
         "tokens",
         "tokenizer",
         "pretrained",
         "depth/layers_1",
     )
-    own, shallow = (
-        found["pretrained"].config(Path())["pretraining"],
-        found["depth/layers_1"].config(Path()),
+    local, shallow = (
+        result["pretrained"].config(Path())["pretraining"],
+        result["depth/layers_1"].config(Path()),
     )
-    assert shallow["pretraining"] == own | {"snapshots": 0} and shallow["model"]["layers"] == 1
+    assert shallow["pretraining"] == local | {"snapshots": 0} and shallow["model"]["layers"] == 1
 
 
 def test_with_tokens_or_seeds_every_depth_is_trained_for_the_experiment_and_alike() -> None:
-    found = graph(layers=[1, 4], tokens=5120, seeds=2)
+    result = graph(layers=[1, 4], tokens=5120, seeds=2)
     names = [f"depth/layers_{n}_seed_{seed}" for n in (1, 2, 4) for seed in (3, 4)]
     assert (
-        found["experiments/depth"].needs == ("tokens", "tokenizer", *names)
-        and [n for n in found if n.startswith("depth/")] == names
+        result["experiments/depth"].needs == ("tokens", "tokenizer", *names)
+        and [n for n in result if n.startswith("depth/")] == names
     )
     for name in names:
-        settings = found[name].config(Path())
+        settings = result[name].config(Path())
         assert (settings["model"]["layers"], settings["pretraining"]["seed"]) == (
             int(name[13]),
             int(name[-1]),
         )
-        told = settings["pretraining"]
-        assert (told["tokens"], told["warmup_tokens"], told["snapshots"]) == (
+        pretraining = settings["pretraining"]
+        assert (pretraining["tokens"], pretraining["warmup_tokens"], pretraining["snapshots"]) == (
             5120,
             256,
             0,
@@ -91,9 +91,10 @@ def windows(bits: float, spread: float = 0.0, count: int = 3000) -> np.ndarray:
     whichever model.
     """
     harder = np.random.default_rng(5).normal(0, 0.3, count)
-    own = np.random.default_rng(int(bits * 1e6)).normal(0, spread, count) if spread else 0.0
+    normal = np.random.default_rng(int(bits * 1e6)).normal(0, spread, count) if spread else 0.0
     return np.stack(
-        [(bits + harder + own) * math.log(2) * 100, np.full(count, 30.0), np.full(count, 100.0)], 1
+        [(bits + harder + normal) * math.log(2) * 100, np.full(count, 30.0), np.full(count, 100.0)],
+        1,
     )
 
 
@@ -101,12 +102,12 @@ def test_models_of_the_same_windows_are_compared_in_pairs_and_seeds_that_disagre
     None
 ):
     alike = bootstrap_windows([[windows(2.5, 0.01)] * 2, [windows(2.0, 0.01)] * 2], 0)
-    one, saved = alike.intervals()[0], alike.interval([1, -1])
-    assert saved.value == pytest.approx(0.5, abs=0.01) and one.value - saved.value == pytest.approx(
-        alike.values[1]
-    )
-    assert (one.high - one.low) / (2 * 1.96 * 0.3 / math.sqrt(3000)) == pytest.approx(1, abs=0.15)
-    assert saved.high - saved.low < (one.high - one.low) / 5  # the hard windows are the same ones
+    item, saved = alike.intervals()[0], alike.interval([1, -1])
+    assert saved.value == pytest.approx(
+        0.5, abs=0.01
+    ) and item.value - saved.value == pytest.approx(alike.values[1])
+    assert (item.high - item.low) / (2 * 1.96 * 0.3 / math.sqrt(3000)) == pytest.approx(1, abs=0.15)
+    assert saved.high - saved.low < (item.high - item.low) / 5  # the hard windows are the same ones
     apart = bootstrap_windows([[windows(2.6), windows(2.4)], [windows(2.1), windows(1.9)]], 0)
     assert apart.interval([1, -1]).value == pytest.approx(saved.value, abs=0.01)
     assert (
@@ -123,8 +124,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     """Tokens, and models of one and two layers and two seeds, of random weights."""
     folder = make_inputs(tmp_path_factory.mktemp("inputs"))
     tokenizer = Tokenizer.load(folder / "tokenizer")
-    found = {"tokens": Artifact(folder / "tokens", "tokens", "", "", {}, {})}
-    found["tokenizer"] = Artifact(
+    values = {"tokens": Artifact(folder / "tokens", "tokens", "", "", {}, {})}
+    values["tokenizer"] = Artifact(
         folder / "tokenizer", "tokenizer", "", "", {}, {"vocab_size": tokenizer.vocab_size}
     )
     for layers in (1, 2):
@@ -134,10 +135,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
             model = GPT(ModelConfig(**shape, vocab_size=tokenizer.vocab_size), seed=seed)  # type: ignore[arg-type]
             model.wte.weight.data *= layers  # the deeper ones are clearly another model
             convert.save(model, path / "model", tokenizer.end_of_text)
-            found[f"depth/{path.name}"] = Artifact(
+            values[f"depth/{path.name}"] = Artifact(
                 path, "pretrained", "", "", {"model": shape, "pretraining": SECTION}, {}
             )
-    return found
+    return values
 
 
 def built(
@@ -160,7 +161,7 @@ def test_each_depth_is_the_mean_of_its_seeds_on_all_held_out_text_and_the_page_s
         ]
         each[n] = [held_out(model, data, Execution())["plays"] for model in models]
         assert done.metrics[f"plays/{n}/bpb"] == pytest.approx(
-            np.mean([one.bpb for one in each[n]])
+            np.mean([item.bpb for item in each[n]])
         )
     assert done.metrics["plays/saved"] == pytest.approx(
         done.metrics["plays/1/bpb"] - done.metrics["plays/2/bpb"]
@@ -187,7 +188,7 @@ def test_each_depth_is_the_mean_of_its_seeds_on_all_held_out_text_and_the_page_s
 def test_of_one_seed_the_page_says_that_another_is_not_in_the_intervals(
     inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    lone = {name: one for name, one in inputs.items() if not name.endswith("seed_2")}
+    lone = {name: item for name, item in inputs.items() if not name.endswith("seed_2")}
     _, document = built(DEPTH, {}, lone, tmp_path)
     assert (
         "One seed a depth" in document.tables[0].caption

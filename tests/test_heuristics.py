@@ -57,8 +57,8 @@ def test_rows_of_any_length_are_scored_as_each_would_be_alone_and_long_ones_keep
         Scored(tuple(int(i) for i in draw.integers(0, 200, length)), 1 + length // 2)
         for length in (2, 5, 33, 33, 17, 60)
     ]
-    found = heuristics.log_probabilities(model, rows)
-    for row, (total, count) in zip(rows, found, strict=True):
+    log_probabilities = heuristics.log_probabilities(model, rows)
+    for row, (total, count) in zip(rows, log_probabilities, strict=True):
         ids, start = row.ids[-33:], max(1, row.start - max(0, len(row.ids) - 33))
         assert count == len(ids) - start
         assert total == pytest.approx(direct(model, ids, start), abs=1e-4)
@@ -182,9 +182,9 @@ def test_a_visible_context_of_k_is_exactly_the_last_k_tokens(
     at = draw_positions(data, "it", 16, 12, seed=1)
     assert len(at) == 12 and at.min() >= 16 and tokenizer.end_of_text not in tokens[at]
     nats = nats_by_context(model, data, "it", at, [1, 5, 16])
-    for row, place in enumerate(at):
+    for row, location in enumerate(at):
         for column, k in enumerate((1, 5, 16)):
-            alone = direct(model, tuple(tokens[place - k : place + 1]), k)
+            alone = direct(model, tuple(tokens[location - k : location + 1]), k)
             assert nats[row, column] == pytest.approx(-alone, abs=1e-4)
     sizes = data.byte_lengths[tokens[at]].astype(int)
     all_seen = bits_per_byte_interval(nats[:, 2], sizes)

@@ -87,8 +87,8 @@ def failed(stage: Stage, built: Built) -> dict[str, str]:
 
 
 def report(built: Built) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((built.output / "report.json").read_text())["sources"]
-    return told
+    sources: dict[str, Any] = json.loads((built.output / "report.json").read_text())["sources"]
+    return sources
 
 
 def reading_of(made: Artifact) -> dict[str, list[records.Ranking]]:
@@ -109,7 +109,7 @@ def test_no_sentence_is_in_two_rankings_and_what_is_left_over_is_counted(folder:
     built = build(folder, COMPARISONS, RATED, held_out=0.2, judge=0.3)
     made = rankings(built)
     every = [ranking for split in made.values() for ranking in split]
-    texts = [one.text for ranking in every for one in ranking.responses]
+    texts = [response.text for ranking in every for response in ranking.responses]
     assert {len(ranking.responses) for ranking in every} == {4} and len(texts) == len(set(texts))
     left = report(built)["reviews"]["left_out"].get("too few left to be set against", {"count": 0})[
         "count"
@@ -140,10 +140,10 @@ def test_a_sentence_of_two_sources_is_in_one_ranking(folder: Path) -> None:
         folder, COMPARISONS, {**RATED, "name": "some", "part": [0.0, 0.5]}, RATED, held_out=0.2
     )
     texts = [
-        one.text
+        response.text
         for split in rankings(built).values()
         for ranking in split
-        for one in ranking.responses
+        for response in ranking.responses
     ]
     assert len(texts) == len(set(texts)) and not failed(COMPARISONS, built).keys() - {"enough"}
 
@@ -199,14 +199,14 @@ def test_rows_of_one_prompt_are_one_line_and_every_row_is_counted(folder: Path) 
         "columns": {"scores": "scores"},
     }
     built = build(folder, COMPARISONS, source, held_out=0.3)
-    made = [one for split in rankings(built).values() for one in split]
-    assert len({one.prompt for one in made}) == len(made) == 6 and failed(
+    made = [item for split in rankings(built).values() for item in split]
+    assert len({item.prompt for item in made}) == len(made) == 6 and failed(
         COMPARISONS, built
     ).keys() <= {"enough"}
-    assert report(built)["scored"]["kept"] == 60 == sum(len(one.orders()) for one in made)
+    assert report(built)["scored"]["kept"] == 60 == sum(len(item.orders()) for item in made)
     assert all(
-        len({response.text for response in one.responses}) == len(one.responses) == 3
-        for one in made
+        len({response.text for response in item.responses}) == len(item.responses) == 3
+        for item in made
     )
     expected = sorted(
         (row["prompt"], *(row["responses"] if row["scores"][0] > 2 else row["responses"][::-1]))
@@ -214,9 +214,9 @@ def test_rows_of_one_prompt_are_one_line_and_every_row_is_counted(folder: Path) 
         if row["scores"][0] != 2
     )
     assert expected == sorted(
-        (one.prompt[0].text, one.responses[a].text, one.responses[b].text)
-        for one in made
-        for a, b in one.pairs()
+        (item.prompt[0].text, item.responses[a].text, item.responses[b].text)
+        for item in made
+        for a, b in item.pairs()
     )
     COMPARISONS.show(built, folder)
     assert "rank 1, –, 0, –" in (folder / "samples.md").read_text()
@@ -235,12 +235,12 @@ def test_a_prompt_that_hundreds_answer_is_as_many_lines_as_go_through_a_model(fo
         "columns": {"scores": "scores"},
     }
     made = [
-        one
+        item
         for split in rankings(build(folder, COMPARISONS, source, held_out=0.3)).values()
-        for one in split
+        for item in split
     ]
-    assert [len(one.responses) for one in made] == [64] * 4 + [44] and sum(
-        len(one.orders()) for one in made
+    assert [len(item.responses) for item in made] == [64] * 4 + [44] and sum(
+        len(item.orders()) for item in made
     ) == 150
 
 
@@ -265,11 +265,11 @@ def test_answers_that_cannot_be_used_are_dropped_by_themselves_and_stand_on_the_
     built = build(folder, COMPARISONS, source, held_out=0.3)
     assert not failed(COMPARISONS, built) and report(built)["scored"]["kept"] == 30
     COMPARISONS.show(built, folder)
-    told = (
+    record = (
         "30; dropped of their answers: a missing answer: 1 (first: scored.jsonl, row 8: answer "
         "3 of 3 is empty, or no text)"
     )
-    assert told in (folder / "sources.md").read_text()
+    assert record in (folder / "sources.md").read_text()
 
 
 def test_too_few_rated_texts_to_rank_is_a_mistake_that_names_the_source(folder: Path) -> None:
@@ -278,9 +278,9 @@ def test_too_few_rated_texts_to_rank_is_a_mistake_that_names_the_source(folder: 
         UserError,
         match=r"'reviews': none of its 3 rows can be used for comparisons.*too few left to be set "
         r"against",
-    ) as found:
+    ) as result:
         build(folder, COMPARISONS, RATED)
-    assert found.value.field is None or "sources" in found.value.field
+    assert result.value.field is None or "sources" in result.value.field
 
 
 # --- prompts ---
@@ -297,12 +297,12 @@ def test_prompts_are_in_neither_demonstrations_nor_comparisons(folder: Path) -> 
     built = prompted(folder)
     assert not failed(PROMPTS, built).keys() - {"enough"}
     assert "in demonstrations or comparisons" not in report(built)["reviews"]["left_out"]
-    found = [
-        one
+    results = [
+        prompt
         for split in ("training", "held_out")
-        for one in records.read_prompts(built.output, split)
+        for prompt in records.read_prompts(built.output, split)
     ]
-    texts = {one.turns[-1].text + (one.rest or "") for one in found}
+    texts = {item.turns[-1].text + (item.rest or "") for item in results}
     assert texts and texts <= {row["text"] for row in SENTENCES}
 
 
@@ -315,26 +315,26 @@ def test_a_prompt_whose_text_was_shown_or_judged_is_left_out(folder: Path) -> No
         prompted(folder, shown=[0.5, 1.0])
     built = prompted(folder, judged=[0.3, 1.0])
     ranked = {
-        one.text
+        response.text
         for split in reading_of(built.inputs["comparisons"]).values()
         for ranking in split
-        for one in ranking.responses
+        for response in ranking.responses
     }
     left = report(built)["reviews"]["left_out"]["in demonstrations or comparisons"]["count"]
-    found = [
-        one
+    results = [
+        prompt
         for split in ("training", "held_out")
-        for one in records.read_prompts(built.output, split)
+        for prompt in records.read_prompts(built.output, split)
     ]
-    assert left > 20 > len(found) > 0  # what was too few to be ranked was not judged
-    assert not {one.turns[-1].text + (one.rest or "") for one in found} & ranked and not failed(
-        PROMPTS, built
-    ).keys() - {"enough"}
+    assert left > 20 > len(results) > 0  # what was too few to be ranked was not judged
+    assert not {
+        item.turns[-1].text + (item.rest or "") for item in results
+    } & ranked and not failed(PROMPTS, built).keys() - {"enough"}
 
 
 def test_a_planted_prompt_fails_the_blocking_check(folder: Path) -> None:
     built = prompted(folder)
-    asked = (
+    rpartition = (
         records.read_demonstrations(built.inputs["demonstrations"].path, "training")[0]
         .turns[-1]
         .text.rpartition(" ")
@@ -342,8 +342,11 @@ def test_a_planted_prompt_fails_the_blocking_check(folder: Path) -> None:
     planted = records.Prompt(
         "reviews", "x", records.read_prompts(built.output, "training")[0].turns[:1], None
     )
-    words = {"source": "reviews", "id": "x", "rest": asked[1] + asked[2]}
-    messages = [*records.as_row(planted)["messages"], {"role": "assistant", "content": asked[0]}]
+    words = {"source": "reviews", "id": "x", "rest": rpartition[1] + rpartition[2]}
+    messages = [
+        *records.as_row(planted)["messages"],
+        {"role": "assistant", "content": rpartition[0]},
+    ]
     with (built.output / "training.jsonl").open("a") as file:
         file.write(json.dumps({**words, "messages": messages}) + "\n")
     assert failed(PROMPTS, built)["disjoint"].startswith("1 of ")
@@ -401,9 +404,9 @@ def test_other_bytes_are_another_config_and_a_file_that_changed_since_is_refused
     assert pinned(folder, DEMONSTRATIONS, source) != first
     with pytest.raises(
         UserError, match=r"said\.jsonl is no longer the file that was pinned"
-    ) as found:
+    ) as result:
         DEMONSTRATIONS.run(first, {}, folder, Said("x"))
-    assert found.value.field == "sources[0].path"
+    assert result.value.field == "sources[0].path"
 
 
 def test_a_folder_in_the_hubs_layout_is_read_as_the_hub_is(folder: Path) -> None:
@@ -419,9 +422,10 @@ def test_a_folder_in_the_hubs_layout_is_read_as_the_hub_is(folder: Path) -> None
         {"name": "copied", "hub": "./copy", "split": "test", "form": "instruction"},
         held_out=1e-9,
     )
-    assert [one.turns[0].text for one in records.read_demonstrations(built.output, "training")] == [
-        "test"
-    ]
+    assert [
+        demonstration.turns[0].text
+        for demonstration in records.read_demonstrations(built.output, "training")
+    ] == ["test"]
 
 
 def test_a_hub_that_does_not_answer_is_said_with_the_source(
@@ -431,13 +435,13 @@ def test_a_hub_that_does_not_answer_is_said_with_the_source(
     monkeypatch.setattr(hub, "_silent_since", float("-inf"))
     with pytest.raises(
         Unreachable, match="hub could not be asked which commit 'main' of some/data is"
-    ) as found:
+    ) as result:
         pinned(
             folder,
             DEMONSTRATIONS,
             {"name": "theirs", "hub": "some/data", "revision": "main", "form": "messages"},
         )
-    assert (found.value.field or "").startswith("sources[0]")
+    assert (result.value.field or "").startswith("sources[0]")
 
 
 def test_a_list_in_one_json_file_and_a_tsv_without_a_header_are_rows(folder: Path) -> None:
@@ -457,10 +461,10 @@ def test_a_list_in_one_json_file_and_a_tsv_without_a_header_are_rows(folder: Pat
         },
         held_out=1e-9,
     )
-    assert [one.turns[0].text for one in records.read_demonstrations(built.output, "training")] == [
-        "a",
-        "c",
-    ]
+    assert [
+        demonstration.turns[0].text
+        for demonstration in records.read_demonstrations(built.output, "training")
+    ] == ["a", "c"]
 
 
 def test_the_shipped_packages_are_read(folder: Path) -> None:
@@ -475,9 +479,9 @@ def test_the_shipped_packages_are_read(folder: Path) -> None:
         if source.name in ("conversations", "factual_summary")
     ]
     built = build(folder, DEMONSTRATIONS, *sources)
-    told = report(built)
-    assert (told["conversations"]["rows"], told["conversations"]["kept"]) == (2026, 898)
-    assert told["factual_summary"]["kept"] == 60 and not failed(DEMONSTRATIONS, built)
+    record = report(built)
+    assert (record["conversations"]["rows"], record["conversations"]["kept"]) == (2026, 898)
+    assert record["factual_summary"]["kept"] == 60 and not failed(DEMONSTRATIONS, built)
 
 
 # --- recipes ---
@@ -541,11 +545,11 @@ def test_a_mistake_in_a_source_is_a_sentence_with_its_place(
 
 
 def test_no_sources_and_two_of_one_name_are_mistakes(tmp_path: Path) -> None:
-    one = '{name: a, path: "a.jsonl", form: messages}'
-    for text, told in (
+    item = '{name: a, path: "a.jsonl", form: messages}'
+    for text, record in (
         ("[]", "line 8: .*sources.*should not be empty"),
-        (f"[{one}, {one}]", "line 8: .*two sources are named 'a'"),
+        (f"[{item}, {item}]", "line 8: .*two sources are named 'a'"),
     ):
         (tmp_path / "talk.yaml").write_text(RECIPE.rstrip("\n") + f" {text}\n")
-        with pytest.raises(UserError, match=rf"talk\.yaml, {told}"):
+        with pytest.raises(UserError, match=rf"talk\.yaml, {record}"):
             load_recipe(str(tmp_path / "talk.yaml"))

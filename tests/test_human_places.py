@@ -68,7 +68,7 @@ def test_files_of_every_kind_hold_the_same_rows(tmp_path: Path) -> None:
     )
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     (tmp_path / "plain").write_text(lines)
-    told: dict[str, dict[str, Any]] = {
+    values: dict[str, dict[str, Any]] = {
         "bare.tsv": {"header": ["instruction", "response"]},
         "plain": {"format": "jsonl"},
     }
@@ -82,9 +82,9 @@ def test_files_of_every_kind_hold_the_same_rows(tmp_path: Path) -> None:
         "a.parquet",
         "plain",
     ):
-        found = read(tmp_path, path=name, form="instruction", **told.get(name, {}))
-        assert [one.turns[1].text for one in found] == ["It is 0.", "It is 1.", "It is 2."], name
-        assert found[2].id == f"{name}, row 3"
+        result = read(tmp_path, path=name, form="instruction", **values.get(name, {}))
+        assert [item.turns[1].text for item in result] == ["It is 0.", "It is 1.", "It is 2."], name
+        assert result[2].id == f"{name}, row 3"
 
 
 @pytest.mark.parametrize(

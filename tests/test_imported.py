@@ -113,8 +113,8 @@ def test_an_imported_model_is_the_checkpoints_own_and_its_lineage_ends_at_the_fi
         convert.load(artifact.path / "model").eval()(read) - mine.network(read).logits
     ).abs().max() < 1e-5
     traced = json.loads(mine.cli("trace", "mine/finetuned/gates", "--json").stdout)
-    below = {one["stage"]: one for one in traced["inputs"]} | {
-        one["stage"]: one for one in traced["inputs"][0]["inputs"]
+    below = {item["stage"]: item for item in traced["inputs"]} | {
+        item["stage"]: item for item in traced["inputs"][0]["inputs"]
     }
     [source] = below["imported"]["sources"]
     weights = next(file for file in source["pinned"] if file["path"] == "model.safetensors")
@@ -134,10 +134,10 @@ def test_training_on_with_lora_trains_adapters_alone_and_lowers_the_loss(mine: M
         == pretrained.metrics["trained_parameters"]
         == adapters
     )
-    before, after = (convert.load(one.path / "model").state_dict() for one in (base, pretrained))
+    before, after = (convert.load(item.path / "model").state_dict() for item in (base, pretrained))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    places = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    assert changed == {f"h.{layer}.{place}.weight" for layer in range(2) for place in places}
+    results = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert changed == {f"h.{layer}.{location}.weight" for layer in range(2) for location in results}
     assert pretrained.metrics["held_out/total_bpb"] < 0.98 * pretrained.metrics["uniform_bpb"]
 
 
@@ -228,11 +228,11 @@ def test_importing_from_the_command_line_finds_it_again_and_registers_it(mine: M
         "--json",
     )
     assert first.returncode == 0, first.stderr
-    told = json.loads(first.stdout)
+    document = json.loads(first.stdout)
     assert (
-        told["found"]
-        and told["ref"] == "other/imported"
-        and told["fingerprint"] == mine.artifact("imported").fingerprint
+        document["found"]
+        and document["ref"] == "other/imported"
+        and document["fingerprint"] == mine.artifact("imported").fingerprint
     )
     import mlflow
 
@@ -433,11 +433,11 @@ def test_a_folder_without_a_model_in_it_is_refused_when_a_build_is_planned(
     ]
     with pytest.raises(UserError) as error:
         node.config(tmp_path)
-    told = (
+    record = (
         f"{tmp_path / 'r.yaml'}, line 2: `imported.folder`: {tmp_path / 'checkpoint'} is not a "
         f"model folder: it has no {missing}."
     )
-    assert str(error.value).startswith(told)
+    assert str(error.value).startswith(record)
 
 
 def test_vocabulary_and_merges_stand_in_for_a_tokenizer_json(
@@ -504,13 +504,13 @@ def test_known_answers_that_come_out_pass_and_others_are_named(tmp_path: Path) -
 def test_no_evaluator_is_believed_where_nothing_was_compared(tmp_path: Path) -> None:
     [check] = [check for check in ZERO_SHOT.checks if check.name == "reproduces_what_is_known"]
     assert not check.blocking  # a warning, in Dagster too
-    unsure = known(tmp_path, 0.1, model="gpt2-medium")
-    assert not unsure.passed and unsure.figures == {"compared": 0, "wrong": 0}
-    assert unsure.summary.startswith(
+    uncertain = known(tmp_path, 0.1, model="gpt2-medium")
+    assert not uncertain.passed and uncertain.figures == {"compared": 0, "wrong": 0}
+    assert uncertain.summary.startswith(
         "Nothing compared: no score stands beside a verified answer of gpt2-medium, so the "
         "evaluator is not"
     )
-    assert "lambada_openai acc 0.1, known .430 (unverified)" in unsure.summary
+    assert "lambada_openai acc 0.1, known .430 (unverified)" in uncertain.summary
     (tmp_path / "results.json").write_text(
         json.dumps({"rows": [{"suite": "calibration", "task": "wikitext", "not_run": "no hub"}]})
     )
@@ -523,12 +523,12 @@ def test_no_evaluator_is_believed_where_nothing_was_compared(tmp_path: Path) -> 
 def test_only_a_figure_of_todays_protocol_calibrates_todays_evaluator(tmp_path: Path) -> None:
     """The harness of 2021 has 17.48 for GPT-2 xl on WikiText, where a later one is near 20.4."""
     for value in (17.48, 20.4):
-        found = known(tmp_path, value, model="gpt2-xl", task="wikitext", metric="word_perplexity")
-        assert found.figures["compared"] == 0 and "known ~20.4 (unverified)" in found.summary
+        result = known(tmp_path, value, model="gpt2-xl", task="wikitext", metric="word_perplexity")
+        assert result.figures["compared"] == 0 and "known ~20.4 (unverified)" in result.summary
     verified = {
-        (one.model, one.task, one.metric): one.text
-        for one in references(role="reproduction")
-        if one.certainty == "verified"
+        (reference.model, reference.task, reference.metric): reference.text
+        for reference in references(role="reproduction")
+        if reference.certainty == "verified"
     }
     calibrated = {
         ("lambada_openai", "perplexity"),
@@ -572,19 +572,19 @@ def test_what_is_printed_of_a_build_says_whether_the_evaluator_was_calibrated_in
     )
     evaluated("gpt2-small", 5, 0)
     evaluated("gpt2-xl", 4, 1)
-    told = (
+    record = (
         "gpt2-small reproduced, 5 of 5 known answers; gpt2-xl failed, 1 of 4 known answers do "
         "not come out"
     )
-    assert calibration_line(calibrated(store)) == told
+    assert calibration_line(calibrated(store)) == record
 
 
 def test_every_size_of_the_calibration_names_its_own_weights_and_known_scores() -> None:
-    found = {
+    values = {
         size: load_recipe(f"calibration{size and '-'}{size}")
         for size in ("", "medium", "large", "xl")
     }
-    for size, recipe in found.items():
+    for size, recipe in values.items():
         assert (
             recipe.imported
             and recipe.imported.hub == f"openai-community/gpt2{size and '-'}{size}"

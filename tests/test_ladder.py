@@ -64,16 +64,18 @@ def test_rungs_are_the_recipe_at_other_sizes_in_order_of_compute() -> None:
     model, trained = recipe.model_and_training
     for step in rungs:
         for seed, rung in enumerate(step, 1):
-            told = rung.pretraining
+            pretraining = rung.pretraining
             size = counted(recipe.model_config_for().model_copy(update=rung.model))
-            assert told["tokens"] == pytest.approx(0.3 * size, abs=told["batch_tokens"] / 2 + 1)
-            assert told["learning_rate"] == pytest.approx(
+            assert pretraining["tokens"] == pytest.approx(
+                0.3 * size, abs=pretraining["batch_tokens"] / 2 + 1
+            )
+            assert pretraining["learning_rate"] == pytest.approx(
                 trained.learning_rate * (rung.model["width"] / model.width) ** -0.77, rel=0.01
             )
-            assert told["warmup_tokens"] / told["tokens"] == pytest.approx(
+            assert pretraining["warmup_tokens"] / pretraining["tokens"] == pytest.approx(
                 trained.warmup_tokens / trained.tokens, rel=0.01
             )
-            assert (told["seed"], told["snapshots"], told["weight_decay"]) == (
+            assert (pretraining["seed"], pretraining["snapshots"], pretraining["weight_decay"]) == (
                 seed,
                 0,
                 trained.weight_decay,
@@ -116,7 +118,7 @@ def test_a_ladder_that_makes_no_law_is_refused(
 
 def test_the_prediction_knows_nothing_of_the_largest_but_its_size() -> None:
     graph = nodes(recipe_of())
-    prediction, top, came = (
+    prediction, top, outcome = (
         node_named(graph, f"{name}")
         for name in ("scaling/prediction", "scaling/rung_5", "experiments/scaling")
     )
@@ -129,7 +131,7 @@ def test_the_prediction_knows_nothing_of_the_largest_but_its_size() -> None:
     assert (
         top.after == ("scaling/prediction",) and "scaling/prediction" not in top.needs
     )  # first in a run, no part of its identity
-    assert {"scaling/rung_5", "scaling/prediction"} <= set(came.needs)
+    assert {"scaling/rung_5", "scaling/prediction"} <= set(outcome.needs)
     untouched = nodes(recipe_of(rungs=[*SIZES[:-1], [4, 64]]))
     for name in (
         f"scaling/rung_{n}" for n in range(1, 5)
@@ -149,13 +151,13 @@ def test_gpt3_tiny_has_a_ladder_of_itself_that_two_ranks_can_share() -> None:
         (4, 128),
         (6, 192),
     ]
-    whole, own = recipe.model_config_for(), recipe.model_and_training[1]
+    whole, local = recipe.model_config_for(), recipe.model_and_training[1]
     at_the_recipe = rungs[3]
     assert at_the_recipe.model == whole.model_dump(mode="json", exclude={"vocab_size"})
     assert (
         at_the_recipe.pretraining["learning_rate"],
         at_the_recipe.pretraining["batch_tokens"],
-    ) == (own.learning_rate, own.batch_tokens)
+    ) == (local.learning_rate, local.batch_tokens)
     for rung in rungs:
         size = ModelConfig(**rung.model, vocab_size=whole.vocab_size)
         assert rung.pretraining["tokens"] == pytest.approx(0.3 * counted(size), rel=0.02)
@@ -217,13 +219,13 @@ class Trained:
 
     def built(self, name: str, **times: Mapping[str, str]) -> Built:
         """As a check sees it; `times`: of an input, in its manifest."""
-        node, one = node_named(nodes(self.recipe), name), self.artifacts[name]
-        told = {need: {"provenance": times.get(need.split("/")[-1], {})} for need in node.needs}
+        node, item = node_named(nodes(self.recipe), name), self.artifacts[name]
+        values = {need: {"provenance": times.get(need.split("/")[-1], {})} for need in node.needs}
         inputs = {
             need: dataclasses.replace(self.artifacts[need], manifest=manifest)
-            for need, manifest in told.items()
+            for need, manifest in values.items()
         }
-        return Built(one.config, inputs, one.path, one.metrics, {}, ())
+        return Built(item.config, inputs, item.path, item.metrics, {}, ())
 
 
 @pytest.fixture(scope="module")
@@ -248,21 +250,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_the_prediction_is_the_law_of_the_smaller_models_at_the_largest_ones_compute(
     trained: Trained,
 ) -> None:
-    told = json.loads((trained.artifacts["scaling/prediction"].path / PREDICTED).read_text())
+    document = json.loads((trained.artifacts["scaling/prediction"].path / PREDICTED).read_text())
     small = [trained.artifacts[f"scaling/rung_{n}"] for n in range(1, 5)]
-    assert [one["loss"] for one in told["fitted"]] == pytest.approx(
-        [one.metrics["held_out/loss"] for one in small], rel=1e-5
+    assert [item["loss"] for item in document["fitted"]] == pytest.approx(
+        [item.metrics["held_out/loss"] for item in small], rel=1e-5
     )
     top = trained.artifacts["scaling/rung_5"]
     model = trained.recipe.model_config_for().model_copy(update=top.config["model"])
-    assert told["target"]["compute"] == pytest.approx(
+    assert document["target"]["compute"] == pytest.approx(
         model.flops_per_token() * top.metrics["tokens"] / PF_DAY, rel=1e-5
     )
-    law = Law.from_json(told["law"])
-    assert (told["loss"], told["low"], told["high"]) == pytest.approx(
-        (law.at(told["target"]["compute"]), *law.interval(told["target"]["compute"])), rel=1e-3
+    law = Law.from_json(document["law"])
+    assert (document["loss"], document["low"], document["high"]) == pytest.approx(
+        (law.at(document["target"]["compute"]), *law.interval(document["target"]["compute"])),
+        rel=1e-3,
     )
-    assert law.exponent > 0 and told["low"] < told["loss"] < told["high"]
+    assert law.exponent > 0 and document["low"] < document["loss"] < document["high"]
     assert (
         str(top.metrics["held_out/loss"])[:7]
         not in (trained.artifacts["scaling/prediction"].path / PREDICTED).read_text()
@@ -277,37 +280,37 @@ def test_the_predictions_file_stays_as_it_is_when_the_largest_is_trained_otherwi
     other = dataclasses.replace(
         top, metrics={**top.metrics, "held_out/loss": top.metrics["held_out/loss"] * 1.5}
     )
-    page, kept = trained.artifacts["experiments/scaling"].path, dict(trained.artifacts)
+    page, retained = trained.artifacts["experiments/scaling"].path, dict(trained.artifacts)
     trained.artifacts["scaling/rung_5"] = other
     try:
-        again, came = (
+        again, outcome = (
             trained.made("scaling/prediction", tmp_path / "prediction"),
             trained.made("experiments/scaling", tmp_path / "scaling"),
         )
     finally:
-        trained.artifacts.update(kept)
+        trained.artifacts.update(retained)
     assert (again.path / PREDICTED).read_bytes() == before
-    assert (came.path / FILE).read_bytes() != (page / FILE).read_bytes()
+    assert (outcome.path / FILE).read_bytes() != (page / FILE).read_bytes()
 
 
 def test_the_page_says_what_was_predicted_what_came_and_what_gpt3s_line_is_worth(
     trained: Trained, tmp_path: Path
 ) -> None:
-    one = trained.artifacts["experiments/scaling"]
-    document, told = (
-        read_document(one.path),
+    item = trained.artifacts["experiments/scaling"]
+    document, record = (
+        read_document(item.path),
         json.loads((trained.artifacts["scaling/prediction"].path / PREDICTED).read_text()),
     )
-    came = trained.artifacts["scaling/rung_5"].metrics["held_out/loss"]
-    landed = "inside" if told["low"] <= came <= told["high"] else "outside"
+    results = trained.artifacts["scaling/rung_5"].metrics["held_out/loss"]
+    landed = "inside" if record["low"] <= results <= record["high"] else "outside"
     predicted = (
-        f"{told['loss']:.3f} nats a token were predicted ({told['low']:.3f} to "
-        f"{told['high']:.3f}, 90%)"
+        f"{record['loss']:.3f} nats a token were predicted ({record['low']:.3f} to "
+        f"{record['high']:.3f}, 90%)"
     )
-    outcome = rf"{came:.3f} \(([\d.]+) to ([\d.]+)\) came: {landed}\. Of [\d,]+ held-out"
-    said = re.search(f"{re.escape(predicted)} and {outcome}", document.summary[0])
-    assert said and float(said[1]) < came < float(said[2])
-    assert one.metrics["inside"] == (landed == "inside")
+    outcome = rf"{results:.3f} \(([\d.]+) to ([\d.]+)\) came: {landed}\. Of [\d,]+ held-out"
+    search = re.search(f"{re.escape(predicted)} and {outcome}", document.summary[0])
+    assert search and float(search[1]) < results < float(search[2])
+    assert item.metrics["inside"] == (landed == "inside")
     assert "5 different models are fewer than the six" in document.summary[2]
     assert "2.57 · C^-0.048" in document.summary[3] and "not comparable" in document.summary[3]
     models = document.tables[0].rows
@@ -329,7 +332,7 @@ def test_the_page_says_what_was_predicted_what_came_and_what_gpt3s_line_is_worth
     fitted, law, largest, gpt3 = document.plots[0].series
     assert (
         (len(fitted.x), len(largest.x)) == (4, 1)
-        and largest.y == [pytest.approx(came, rel=1e-5)]
+        and largest.y == [pytest.approx(results, rel=1e-5)]
         and law.low
         and law.high
     )
@@ -338,7 +341,9 @@ def test_the_page_says_what_was_predicted_what_came_and_what_gpt3s_line_is_worth
     PREDICTION.show(trained.built("scaling/prediction"), tmp_path)
     assert (tmp_path / "1.png").stat().st_size > 10_000
     shown = (tmp_path / "prediction.md").read_text()
-    assert f"{told['loss']:.3f} ({told['low']:.3f} – {told['high']:.3f}) nats a token" in shown
+    assert (
+        f"{record['loss']:.3f} ({record['low']:.3f} – {record['high']:.3f}) nats a token" in shown
+    )
     assert (
         len(
             re.findall(

@@ -129,8 +129,8 @@ def test_only_the_projections_named_are_adapted_and_what_is_kept_says_so(tmp_pat
     lora.adapt(model, how, seed=0)
     counted = lora.keep_and_merge(trained(model), model, how, tmp_path)
     assert counted == {"adapter_parameters": 2 * 2 * 128.0, "trained_parameters": 2 * 2 * 128.0}
-    kept = load_file(tmp_path / "adapter_model.safetensors")
-    assert {name.split(".lora_")[0] for name in kept} == {
+    file = load_file(tmp_path / "adapter_model.safetensors")
+    assert {name.split(".lora_")[0] for name in file} == {
         f"base_model.model.transformer.h.{n}.attn.c_attn" for n in range(2)
     }
     described = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -162,10 +162,10 @@ def test_the_embeddings_new_rows_are_trained_with_the_adapters_and_no_other_row_
     assert (model(tokens()) - answers).abs().max() < 1e-5 and list(merged) == list(base)
     assert torch.equal(merged["wte.weight"][:47], base["wte.weight"][:47])
     assert ((merged["wte.weight"][47:] - base["wte.weight"][47:]).abs() > 1e-3).any(1).all()
-    kept = load_file(tmp_path / "adapter_model.safetensors")[
+    retained = load_file(tmp_path / "adapter_model.safetensors")[
         "base_model.model.transformer.wte.token_adapter.trainable_tokens_delta"
     ]
-    assert torch.equal(kept, merged["wte.weight"][47:]) and all(
+    assert torch.equal(retained, merged["wte.weight"][47:]) and all(
         parameter.requires_grad for parameter in model.parameters()
     )
     assert json.loads((tmp_path / "adapter_config.json").read_text())[

@@ -302,13 +302,13 @@ class TestPackages:
     def test_a_wrong_sha256_names_both_and_leaves_other_files_alone(
         self, tmp_path: Path, index: Index
     ) -> None:
-        kept = self.fetch(
+        retained = self.fetch(
             tmp_path, index.offer("other-1.0-py3-none-any.whl", MEMBERS), "other==1.0"
         )
         sha256 = index.offer(WHEEL, MEMBERS)
         with pytest.raises(UserError, match=f"sha256 {sha256}, expected {SHA}"):
             self.fetch(tmp_path, SHA)
-        assert list((tmp_path / "downloads" / "packages").iterdir()) == [kept]
+        assert list((tmp_path / "downloads" / "packages").iterdir()) == [retained]
 
     def test_a_transfer_that_does_not_match_the_page_is_tried_again_and_then_refused(
         self, tmp_path: Path, index: Index

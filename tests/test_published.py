@@ -156,16 +156,18 @@ CELLS = [  # a few of each table: source, model, task, metric, shots, as it prin
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell[0]}-{cell[1]}-{cell[2]}")
 def test_cells_print_as_their_tables_have_them(cell: tuple[str | None, ...]) -> None:
-    found = [
-        one.printed
-        for one in every_reference()
-        if (one.source, one.model, one.task, one.metric, one.shots) == cell[:5]
+    results = [
+        item.printed
+        for item in every_reference()
+        if (item.source, item.model, item.task, item.metric, item.shots) == cell[:5]
     ]
-    assert found == [cell[5]]
+    assert results == [cell[5]]
 
 
 def test_no_number_stands_twice_and_each_says_where_it_is_from_and_how_it_was_measured() -> None:
-    keys = [(one.source, one.model, one.task, one.metric, one.shots) for one in every_reference()]
+    keys = [
+        (item.source, item.model, item.task, item.metric, item.shots) for item in every_reference()
+    ]
     assert len(set(keys)) == len(keys) > 1000
     files = [
         path for path in published.FOLDER.glob("*.yaml") if "gpt" not in path.stem
@@ -177,50 +179,60 @@ def test_no_number_stands_twice_and_each_says_where_it_is_from_and_how_it_was_me
     ]
     assert len(set(sources)) == len(sources) > 40  # a page has a table a source
     assert all(
-        one.source and one.generations and (one.protocol or one.table_note or one.kind == "facts")
-        for one in every_reference()
+        item.source
+        and item.generations
+        and (item.protocol or item.table_note or item.kind == "facts")
+        for item in every_reference()
     )
 
 
 def test_nothing_unverified_prints_without_the_word() -> None:
     words = {"memory": "unverified", "plot": "read off a plot", "derived": "derived"}
-    unsure = [one for one in every_reference() if one.certainty != "verified"]
-    assert all(f"({words[one.certainty]})" in one.printed for one in unsure)
+    results = [item for item in every_reference() if item.certainty != "verified"]
+    assert all(f"({words[one.certainty]})" in one.printed for one in results)
     by_size = [
-        one
-        for one in references(generation="gpt3")
-        if one.source.endswith("table H.1") and one.certainty == "memory"
+        reference
+        for reference in references(generation="gpt3")
+        if reference.source.endswith("table H.1") and reference.certainty == "memory"
     ]
-    assert len(by_size) == 33 and all("transcription" in one.note for one in by_size)
+    assert len(by_size) == 33 and all("transcription" in item.note for item in by_size)
 
 
 def test_table_h1_has_every_size_and_shots_of_sixteen_rows() -> None:
-    cells = [one for one in references(generation="gpt3") if one.source.endswith("table H.1")]
-    assert len(cells) == 16 * 3 * 8 and {one.model for one in cells} == {
+    cells = [
+        reference
+        for reference in references(generation="gpt3")
+        if reference.source.endswith("table H.1")
+    ]
+    assert len(cells) == 16 * 3 * 8 and {cell.model for cell in cells} == {
         name for name in PUBLISHED if name.startswith("gpt3")
     }
 
 
 def test_counted_parameters_are_those_of_our_sizes_and_slips_are_told() -> None:
-    counted = {one.model: one for one in references(task="parameters", metric="counted")}
-    assert {name: one.value for name, one in counted.items()} == {
+    counted = {
+        reference.model: reference for reference in references(task="parameters", metric="counted")
+    }
+    assert {name: item.value for name, item in counted.items()} == {
         name: config.parameters() for name, config in PUBLISHED.items()
     }
-    assert all(one.certainty == "derived" for one in counted.values())
-    told = "".join(path.read_text(encoding="utf-8") for path in published.FOLDER.glob("*.yaml"))
-    assert told.count("1.17B") == 1 and "a slip for 0.117B" in counted["gpt1"].table_note
+    assert all(item.certainty == "derived" for item in counted.values())
+    text = "".join(path.read_text(encoding="utf-8") for path in published.FOLDER.glob("*.yaml"))
+    assert text.count("1.17B") == 1 and "a slip for 0.117B" in counted["gpt1"].table_note
     assert "24 heads of 128" in counted["gpt3-xl"].note and "5,140" in counted["gpt3-13b"].note
 
 
 def test_references_are_found_by_task_metric_and_generation() -> None:
     assert {
-        one.model
-        for one in references(task="LAMBADA", metric="acc", generation="gpt2", role="paper")
+        reference.model
+        for reference in references(task="LAMBADA", metric="acc", generation="gpt2", role="paper")
     } >= {"gpt2-xl", "best before"}
     assert not {
-        one.model for one in references(task="LAMBADA", metric="acc", generation="gpt3")
+        reference.model for reference in references(task="LAMBADA", metric="acc", generation="gpt3")
     } & {"gpt2-xl"}
-    assert [one.value for one in references(task="SNLI") if one.model == "gpt1"] == [89.9]
+    assert [
+        reference.value for reference in references(task="SNLI") if reference.model == "gpt1"
+    ] == [89.9]
 
 
 def _file(
@@ -256,10 +268,14 @@ def test_a_number_without_a_source_or_that_cannot_be_read_is_refused(
 
 
 def test_cells_keep_what_was_printed_and_may_say_how_sure_they_are(tmp_path: Path) -> None:
-    (one,) = _file(tmp_path, GOOD)
-    assert (one.printed, one.value, one.unit, one.source) == ("1.50", 1.5, "%", "P, table 1")
-    (one,) = _file(tmp_path, GOOD.replace("1.50", "~2.85 ± 0.1 memory (of two runs)"))
-    assert (one.printed, one.value, one.note) == ("~2.85 ± 0.1 (unverified)", 2.85, "of two runs")
+    (item,) = _file(tmp_path, GOOD)
+    assert (item.printed, item.value, item.unit, item.source) == ("1.50", 1.5, "%", "P, table 1")
+    (item,) = _file(tmp_path, GOOD.replace("1.50", "~2.85 ± 0.1 memory (of two runs)"))
+    assert (item.printed, item.value, item.note) == (
+        "~2.85 ± 0.1 (unverified)",
+        2.85,
+        "of two runs",
+    )
 
 
 def _named() -> list[tuple[str, str, str, str]]:
@@ -286,12 +302,12 @@ def _named() -> list[tuple[str, str, str, str]]:
 
 
 def test_every_row_that_a_suite_or_a_task_names_is_published() -> None:
-    known = {(one.task, one.metric) for one in every_reference()}
-    assert _named() and [one for one in _named() if one[1:3] not in known] == []
+    known = {(item.task, item.metric) for item in every_reference()}
+    assert _named() and [item for item in _named() if item[1:3] not in known] == []
 
 
 def test_what_is_known_to_differ_from_the_paper_is_said_where_ours_stands() -> None:
-    said = {(file, task): differs for file, task, _, differs in _named()}
+    values = {(file, task): differs for file, task, _, differs in _named()}
     known = {  # a word of what each must say
         "not by a beam of 4": [
             "gpt3_questions",
@@ -313,7 +329,7 @@ def test_what_is_known_to_differ_from_the_paper_is_said_where_ours_stands() -> N
     }
     for word, files in known.items():
         for file in files:
-            texts = [differs for (name, _), differs in said.items() if name == file]
+            texts = [differs for (name, _), differs in values.items() if name == file]
             assert texts and all(word in text for text in texts), (file, word)
     alike = {
         "gpt3_arc",
@@ -329,7 +345,7 @@ def test_what_is_known_to_differ_from_the_paper_is_said_where_ours_stands() -> N
         "snli",
         "storycloze",
     }
-    assert {file for (file, _), differs in said.items() if not differs} == alike
+    assert {file for (file, _), differs in values.items() if not differs} == alike
 
 
 def test_no_score_of_another_kind_stands_beside_a_number() -> None:
@@ -363,11 +379,11 @@ def test_what_is_only_remembered_of_the_papers_is_called_unverified() -> None:
     claims = 0
     for path in files:
         text = re.sub(r"\n\s*#?\s*", " ", path.read_text(encoding="utf-8"))
-        for found in re.finditer(r"never (ever )?(published|released)|not released", text):
+        for result in re.finditer(r"never (ever )?(published|released)|not released", text):
             claims += 1
             assert re.search(
-                "unverified", text[max(0, found.start() - 150) : found.end() + 80], re.IGNORECASE
-            ), (path.name, found)
+                "unverified", text[max(0, result.start() - 150) : result.end() + 80], re.IGNORECASE
+            ), (path.name, result)
     assert claims >= 10
     notes = [
         task.metadata.description

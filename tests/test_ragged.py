@@ -42,10 +42,10 @@ def texts() -> list[list[int]]:
 def gradients(model: GPT, states: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """The states, and the gradients of a sum of them in which each counts differently."""
     model.zero_grad()
-    found = states()
-    (found * torch.sin(torch.arange(found.numel())).view_as(found)).sum().backward()
-    return found.detach(), {
-        name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None
+    result = states()
+    (result * torch.sin(torch.arange(result.numel())).view_as(result)).sum().backward()
+    return result.detach(), {
+        name: item.grad.clone() for name, item in model.named_parameters() if item.grad is not None
     }
 
 
@@ -115,11 +115,11 @@ def test_with_dropout_a_seed_gives_the_same_states_and_another_one_others(
     texts: list[list[int]],
 ) -> None:
     model, rows = model_of("gpt2", dropout=0.2).train(), PackedSequences.of(texts)
-    found = []
+    results = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        found.append(model.states_of(rows))
-    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+        results.append(model.states_of(rows))
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
 def test_where_texts_begin_and_end() -> None:

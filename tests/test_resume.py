@@ -87,20 +87,20 @@ def leave_half_a_checkpoint(checkpoints: Path) -> None:
 def test_killed_run_resumes_to_the_same_weights(
     undisturbed: Path, killed: Path, stage: int
 ) -> None:
-    expected, found = (
+    expected, result = (
         load_file(folder / f"zero{stage}" / "model.safetensors") for folder in (undisturbed, killed)
     )
-    told = said(killed / f"zero{stage}")
-    assert 0 < told["result"]["resumed_from"] < STEPS, told["log"]
+    record = said(killed / f"zero{stage}")
+    assert 0 < record["result"]["resumed_from"] < STEPS, record["log"]
     assert (
-        f"Goes on from the checkpoint of step {told['result']['resumed_from']} of {STEPS}."
-        in told["log"]
+        f"Goes on from the checkpoint of step {record['result']['resumed_from']} of {STEPS}."
+        in record["log"]
     )
-    assert expected.keys() == found.keys()
+    assert expected.keys() == result.keys()
     for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
-    before, after = said(undisturbed / f"zero{stage}")["metrics"], told["metrics"]
-    for step in range(told["result"]["resumed_from"] + 1, STEPS + 1):
+        assert torch.equal(tensor, result[name]), name
+    before, after = said(undisturbed / f"zero{stage}")["metrics"], record["metrics"]
+    for step in range(record["result"]["resumed_from"] + 1, STEPS + 1):
         for name in ("loss", "gradient_norm", "learning_rate", "tokens"):
             assert after[step][name] == before[step][name], (step, name)
 
@@ -108,7 +108,7 @@ def test_killed_run_resumes_to_the_same_weights(
 def test_a_run_killed_inside_the_batch_ramp_leaves_the_same_files(
     undisturbed: Path, killed: Path
 ) -> None:
-    expected, found = undisturbed / "ramp", killed / "ramp"
+    expected, result = undisturbed / "ramp", killed / "ramp"
     files = sorted(
         path.relative_to(expected)
         for path in expected.rglob("*")
@@ -122,11 +122,11 @@ def test_a_run_killed_inside_the_batch_ramp_leaves_the_same_files(
         "snapshots/index.json",
     } <= set(map(str, files))
     for path in files:
-        assert (expected / path).read_bytes() == (found / path).read_bytes(), path
-    before, after = said(expected)["metrics"], said(found)["metrics"]
+        assert (expected / path).read_bytes() == (result / path).read_bytes(), path
+    before, after = said(expected)["metrics"], said(result)["metrics"]
     [resumed] = [
         line
-        for line in said(found)["log"]
+        for line in said(result)["log"]
         if line.startswith("Goes on from the checkpoint of step ")
     ]
     first = int(resumed.split()[7])
@@ -197,13 +197,13 @@ def test_a_checkpoint_of_two_ranks_goes_on_under_one(
     output = tmp_path / "alone"
     shutil.copytree(undisturbed / "zero3" / "checkpoints", output / "checkpoints")
     Ranks(inputs, [{"what": "loop", "output": output, "zero_stage": 1}], world_size=1).wait()
-    told = said(output)
-    assert told["result"]["resumed_from"] > STEPS // 2
+    record = said(output)
+    assert record["result"]["resumed_from"] > STEPS // 2
     assert any(
         "written under {'world_size': 2, 'zero_stage': 3} and is read under {'world_size': 1, "
         "'zero_stage': 1}" in m
-        for m in told["log"]
+        for m in record["log"]
     )
-    assert told["result"]["loss"] == pytest.approx(
+    assert record["result"]["loss"] == pytest.approx(
         said(undisturbed / "zero3")["result"]["loss"], abs=0.1
     )

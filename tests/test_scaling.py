@@ -130,5 +130,5 @@ def test_one_number_of_tokens_a_parameter_tells_size_and_data_apart_in_no_way() 
 
 
 def test_gpt3s_line_is_the_published_one() -> None:
-    printed = {one.metric: one.value for one in references(task="scaling law")}
+    printed = {reference.metric: reference.value for reference in references(task="scaling law")}
     assert printed == {"coefficient": 2.57, "exponent": -0.048}

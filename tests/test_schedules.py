@@ -66,15 +66,15 @@ def by_the_words(size: int, ramp_from: int, ramp_over: int, steps: int) -> list[
     """(batch, tokens before) of each step: linear in the tokens seen, rounded to multiples of the
     first batch.
     """
-    seen, found = 0, []
+    seen, result = 0, []
     for _ in range(steps):
         line = ramp_from + (size - ramp_from) * seen / ramp_over
         batch = (
             size if seen >= ramp_over else min(size, ramp_from * math.floor(line / ramp_from + 0.5))
         )
-        found.append((batch, seen))
+        result.append((batch, seen))
         seen += batch
-    return found
+    return result
 
 
 @pytest.mark.parametrize(
@@ -221,26 +221,26 @@ def test_the_stage_counts_the_tokens_of_a_ramp_as_they_are(inputs: Path, tmp_pat
         "batch_ramp": {"from_tokens": 64, "over_tokens": 1024},
         "evaluations": 2,
     }
-    said, batches = (
+    message, batches = (
         pretrained(inputs, tmp_path, section),
         BatchSchedule(SECTION["batch_tokens"], 64, 1024),
     )  # type: ignore[arg-type]
     steps = batches.steps_within(2048)
-    assert {step: values["tokens"] for step, values in said["metrics"].items()} == {
+    assert {step: values["tokens"] for step, values in message["metrics"].items()} == {
         n: batches.tokens_before(n) for n in range(1, steps + 1)
     }
     rates = settings_of({**SECTION, **section}).learning_rate
-    for step, values in said["metrics"].items():
+    for step, values in message["metrics"].items():
         assert values["learning_rate"] == rates(step - 1)
-    evaluated = [step for step, values in said["metrics"].items() if "held_out/bpb" in values]
+    evaluated = [step for step, values in message["metrics"].items() if "held_out/bpb" in values]
     assert evaluated == [batches.nearest_step(batches.tokens_before(steps) / 2), steps]
     facts = json.loads((tmp_path / "training.json").read_text())
     assert (
         (facts["tokens"], facts["steps"])
         == (batches.tokens_before(steps), steps)
-        == (said["result"]["tokens"], said["result"]["steps"])
+        == (message["result"]["tokens"], message["result"]["steps"])
     )
-    assert facts["epochs"]["plays"] == pytest.approx(said["result"]["epochs/plays"], abs=1e-4)
+    assert facts["epochs"]["plays"] == pytest.approx(message["result"]["epochs/plays"], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -271,20 +271,22 @@ def test_a_snapshot_is_the_model_that_training_so_long_gives(
     }
     section = {"tokens": 2560, "decay_tokens": 2560, "snapshots": 4, "evaluations": 1}
     pretrained(inputs, tmp_path / "whole", section, **shape)
-    kept = list(snapshots(tmp_path / "whole"))
-    assert [tokens for tokens, _ in kept] == [256, 512, 1280, 2560]
+    retained = list(snapshots(tmp_path / "whole"))
+    assert [tokens for tokens, _ in retained] == [256, 512, 1280, 2560]
     pretrained(inputs, tmp_path / "short", {**section, "tokens": 1280, "snapshots": 0}, **shape)
     stopped = load_file(tmp_path / "short" / "model" / "model.safetensors")
-    found = load_file(tmp_path / "whole" / "snapshots" / "5" / "model.safetensors")
-    assert stopped.keys() == found.keys() and all(
-        torch.equal(found[name], stopped[name]) for name in stopped
+    file = load_file(tmp_path / "whole" / "snapshots" / "5" / "model.safetensors")
+    assert stopped.keys() == file.keys() and all(
+        torch.equal(file[name], stopped[name]) for name in stopped
     )
-    for (_, load), folder in zip(kept[2:], (tmp_path / "short", tmp_path / "whole"), strict=True):
+    for (_, load), folder in zip(
+        retained[2:], (tmp_path / "short", tmp_path / "whole"), strict=True
+    ):
         expected = convert.load_decoder(folder / "model").state_dict()
         assert all(
             torch.equal(tensor, expected[name]) for name, tensor in load().state_dict().items()
         )
-    assert isinstance(kept[0][1](), LSTM if family == "lstm" else GPT)
+    assert isinstance(retained[0][1](), LSTM if family == "lstm" else GPT)
     assert sorted(path.name for path in (tmp_path / "whole" / "snapshots").iterdir()) == [
         "1",
         "2",

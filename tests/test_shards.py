@@ -193,11 +193,11 @@ def test_peak_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
             str(tmp_path / "out"),
         ]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found = re.search(
+        search = re.search(
             r"peak (\d+) MB resident .*; after the first quarter of the text (\d+) MB", output
         )
-        assert found, output
-        return float(found[1]), float(found[2])
+        assert search, output
+        return float(search[1]), float(search[2])
 
     peak, at_first_quarter = peaks(12, "many")
     assert peak < at_first_quarter + 7  # 9 MB more of text, 3 million tokens
@@ -221,11 +221,11 @@ def test_same_global_batch_at_any_world_size_and_after_any_resume(data: TokenDat
     for step in (0, 1, 37, 59):
         resumed = Sampler(data, CONTEXT, BatchSchedule(12 * CONTEXT), seed=3)
         for world_size in (1, 2, 4):
-            for found, expected in zip(
+            for result, expected in zip(
                 whole_batch(resumed, step, world_size), history[step], strict=True
             ):
-                assert found.dtype == np.int64
-                assert np.array_equal(found, expected)
+                assert result.dtype == np.int64
+                assert np.array_equal(result, expected)
 
 
 def test_targets_are_the_inputs_moved_by_one_and_stand_so_in_the_source(data: TokenData) -> None:

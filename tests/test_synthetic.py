@@ -93,11 +93,11 @@ def test_each_scramble_keeps_what_the_paper_says_it_keeps() -> None:
     assert len(cycled) == len(WORDS) and all(
         letters != word and letters in word + word for word, letters in cycled.items()
     )
-    for kept, task in ((1, "mid_word_1_anagrams"), (2, "mid_word_2_anagrams")):
+    for retained, task in ((1, "mid_word_1_anagrams"), (2, "mid_word_2_anagrams")):
         shuffled = scrambled(task)
         for word, letters in shuffled.items():
             assert letters != word and sorted(letters) == sorted(word)
-            assert letters[:kept] == word[:kept] and letters[-kept:] == word[-kept:]
+            assert letters[:retained] == word[:retained] and letters[-retained:] == word[-retained:]
     assert "level" not in scrambled("mid_word_2_anagrams")  # one letter in the middle
     inserted = scrambled("random_insertion_in_word")
     assert all(

@@ -69,10 +69,10 @@ def test_layouts_are_those_of_figure_1(tokenizer: Tokenizer) -> None:
 
 def test_what_does_not_fit_is_cut_from_the_longest_segment_and_said(tokenizer: Tokenizer) -> None:
     long, short = " ".join(["film"] * 100), "was dull"
-    found = laid("entailment", tokenizer, (long, short), context=32)
+    result = laid("entailment", tokenizer, (long, short), context=32)
     premise, hypothesis = tokenizer.encode(long), tokenizer.encode(short)
-    assert found.cut and len(found.rows[0]) == 32
-    assert found.rows[0] == (270, *premise[: 32 - 3 - len(hypothesis)], 271, *hypothesis, 272)
+    assert result.cut and len(result.rows[0]) == 32
+    assert result.rows[0] == (270, *premise[: 32 - 3 - len(hypothesis)], 271, *hypothesis, 272)
     assert not laid("entailment", tokenizer, ("film", short), context=32).cut
     assert (
         truncated([9, 2], 8) == [6, 2]
@@ -125,11 +125,11 @@ def test_logits_do_not_depend_on_what_an_example_is_padded_beside(
 
 def test_similarity_does_not_depend_on_the_order_of_the_two(tokenizer: Tokenizer) -> None:
     model = tiny_model("similarity").eval()
-    one, other = (
+    item, other = (
         laid("similarity", tokenizer, pair)
         for pair in (("film one", "was dull"), ("was dull", "film one"))
     )
-    assert torch.allclose(model(collate([one]))[0], model(collate([other]))[0], atol=1e-6)
+    assert torch.allclose(model(collate([item]))[0], model(collate([other]))[0], atol=1e-6)
 
 
 def test_a_question_s_options_are_dropped_alike(tokenizer: Tokenizer) -> None:
@@ -149,7 +149,7 @@ def test_the_objective_is_label_loss_plus_lambda_text_loss(tokenizer: Tokenizer)
     objective = TaskObjective(
         TrainingBatches(examples, batch=6, seed=0), auxiliary_weight=0.5, positions=64
     )
-    loss, figures = objective.loss(model, batch)
+    loss, values = objective.loss(model, batch)
     logits, states = model(batch)
     text_losses = []
     for row, example in enumerate(examples):
@@ -160,7 +160,7 @@ def test_the_objective_is_label_loss_plus_lambda_text_loss(tokenizer: Tokenizer)
         F.cross_entropy(logits, batch.labels) + 0.5 * torch.stack(text_losses).mean()
     )  # each sequence counts as much as another
     assert torch.allclose(loss, expected, atol=1e-5)
-    assert figures["text_loss"][1] == len(examples)
+    assert values["text_loss"][1] == len(examples)
     assert (next_tokens(batch)[0, len(examples[0].rows[0]) - 1 :] == -100).all()
 
 
@@ -225,7 +225,7 @@ def lengths(count: int) -> list[EncodedExample]:
 def test_the_global_batches_are_the_same_at_any_number_of_ranks_and_parts() -> None:
     examples = lengths(100)
     for step in (0, 3, 11):
-        found = []
+        results = []
         for world_size, micro_rows in ((1, 1000), (2, 1000), (4, 3)):
             ranks = [
                 TrainingBatches(examples, 16, 5, rank, world_size, micro_rows).micro_batches(step)
@@ -234,8 +234,8 @@ def test_the_global_batches_are_the_same_at_any_number_of_ranks_and_parts() -> N
             assert len({len(parts) for parts in ranks}) == 1 and all(
                 part for parts in ranks for part in parts
             )
-            found.append(sorted(one.id for parts in ranks for part in parts for one in part))
-        assert found[0] == found[1] == found[2] and len(found[0]) == 16
+            results.append(sorted(item.id for parts in ranks for part in parts for item in part))
+        assert results[0] == results[1] == results[2] and len(results[0]) == 16
 
 
 def test_an_epoch_meets_each_example_at_most_once_and_the_next_one_otherwise() -> None:
@@ -254,7 +254,7 @@ def test_batches_of_like_length_are_mostly_text() -> None:
         for step in range(batches.steps_per_epoch)
         for part in batches.micro_batches(step)
     )
-    assert sum(one.length for one in examples) / padded > 0.9
+    assert sum(example.length for example in examples) / padded > 0.9
 
 
 def test_less_than_a_batch_to_train_on_is_said() -> None:
@@ -266,10 +266,10 @@ def test_less_than_a_batch_to_train_on_is_said() -> None:
 
 
 def test_scores_are_the_textbook_s() -> None:
-    found = metrics.scores([1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 1], 2, list("abcdefgh"))
-    assert found["accuracy"] == 0.75
-    assert found["f1"] == pytest.approx(2 / 3)
-    assert found["matthews"] == pytest.approx((2 * 4 - 1 * 1) / (3 * 3 * 5 * 5) ** 0.5)
+    scores = metrics.scores([1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 1], 2, list("abcdefgh"))
+    assert scores["accuracy"] == 0.75
+    assert scores["f1"] == pytest.approx(2 / 3)
+    assert scores["matthews"] == pytest.approx((2 * 4 - 1 * 1) / (3 * 3 * 5 * 5) ** 0.5)
     constant = metrics.scores([1, 1, 0], [1, 1, 1], 2, list("abc"))
     assert constant["f1"] == pytest.approx(0.8) and constant["matthews"] == 0
     assert "f1" not in metrics.scores([0, 1], [0, 1], 0, ["a", "b"])
@@ -280,17 +280,17 @@ def test_f1_and_matthews_are_scikit_learn_s_and_inside_their_intervals(classes: 
     draw = np.random.default_rng(classes)
     labels = draw.integers(classes, size=400)
     predicted = np.where(draw.random(400) < 0.6, labels, draw.integers(classes, size=400))
-    found = metrics.scores(
+    scores = metrics.scores(
         labels.tolist(), predicted.tolist(), classes, [str(i) for i in range(400)]
     )
-    assert found["f1"] == pytest.approx(
+    assert scores["f1"] == pytest.approx(
         sklearn.metrics.f1_score(labels, predicted, average="binary" if classes == 2 else "macro")
     )
-    assert found["matthews"] == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, predicted))
+    assert scores["matthews"] == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, predicted))
     for name in ("f1", "matthews"):
-        low, high = found[f"{name}_low"], found[f"{name}_high"]
-        assert low < found[name] < high and 0.05 < high - low < 0.25
-    assert found == metrics.scores(
+        low, high = scores[f"{name}_low"], scores[f"{name}_high"]
+        assert low < scores[name] < high and 0.05 < high - low < 0.25
+    assert scores == metrics.scores(
         labels.tolist(), predicted.tolist(), classes, [str(i) for i in range(400)]
     )  # seeded
 
@@ -299,11 +299,13 @@ def test_pearson_is_the_textbook_s_and_its_interval_fisher_s() -> None:
     draw = np.random.default_rng(0)
     ratings = draw.normal(5.0, 1.0, 500)
     given = 0.6 * ratings + draw.normal(0.0, 0.8, 500)
-    found = metrics.correlation(given.tolist(), ratings.tolist(), [str(i) for i in range(500)])
+    correlation = metrics.correlation(
+        given.tolist(), ratings.tolist(), [str(i) for i in range(500)]
+    )
     fisher = scipy.stats.pearsonr(given, ratings)
-    assert found["pearson"] == pytest.approx(fisher.statistic)
-    assert found["pearson_low"] == pytest.approx(fisher.confidence_interval().low, abs=0.01)
-    assert found["pearson_high"] == pytest.approx(fisher.confidence_interval().high, abs=0.01)
+    assert correlation["pearson"] == pytest.approx(fisher.statistic)
+    assert correlation["pearson_low"] == pytest.approx(fisher.confidence_interval().low, abs=0.01)
+    assert correlation["pearson_high"] == pytest.approx(fisher.confidence_interval().high, abs=0.01)
 
 
 def test_the_same_answer_to_all_does_not_make_a_score_certain() -> None:
@@ -311,23 +313,23 @@ def test_the_same_answer_to_all_does_not_make_a_score_certain() -> None:
     every pair.
     """
     groups = [str(i // 2) for i in range(400)]
-    found = metrics.scores([i % 2 for i in range(400)], [1] * 400, 2, groups)
+    scores = metrics.scores([i % 2 for i in range(400)], [1] * 400, 2, groups)
     other = 1 - 0.025 ** (1 / 200)
-    assert found["f1"] == pytest.approx(2 / 3) and found["matthews"] == 0
-    assert found["f1_low"] == pytest.approx(
+    assert scores["f1"] == pytest.approx(2 / 3) and scores["matthews"] == 0
+    assert scores["f1_low"] == pytest.approx(
         (1 - other) / (0.5 * (1 - other) + (1 - other) + other)
     )  # the unmet ones taken for 0s
-    assert found["f1_high"] == pytest.approx(
+    assert scores["f1_high"] == pytest.approx(
         2 * (0.5 * (1 - other) + other) / (1.5 * (1 - other) + 2 * other)
     )  # right 1s
-    assert -0.15 < found["matthews_low"] < -0.05 and 0.05 < found["matthews_high"] < 0.15
+    assert -0.15 < scores["matthews_low"] < -0.05 and 0.05 < scores["matthews_high"] < 0.15
     flat = metrics.correlation([1.0] * 400, [float(i % 5) for i in range(400)], groups)
     assert (flat["pearson"], flat["pearson_low"], flat["pearson_high"]) == (0.0, -1.0, 1.0)
     # No resample made these ends, and whoever shows them says so.
-    assert {found["f1_alike"], found["matthews_alike"], flat["pearson_alike"]} == {1.0}
-    assert "accuracy_alike" not in found
-    assert metric(found, "f1").endswith(") †") and "no bootstrap" in not_resampled_note(
-        [metric(found, "f1")]
+    assert {scores["f1_alike"], scores["matthews_alike"], flat["pearson_alike"]} == {1.0}
+    assert "accuracy_alike" not in scores
+    assert metric(scores, "f1").endswith(") †") and "no bootstrap" in not_resampled_note(
+        [metric(scores, "f1")]
     )
     varied = metrics.scores([i % 2 for i in range(400)], [i % 3 % 2 for i in range(400)], 2, groups)
     assert "f1_alike" not in varied and not not_resampled_note([metric(varied, "f1")])

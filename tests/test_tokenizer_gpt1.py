@@ -274,10 +274,10 @@ def test_helper_processes_give_the_words_that_one_process_does(
 ) -> None:
     texts = [*NASTY, *PROSE[:60]]
     alone = tokenizer.encode_batch(texts)
-    asked = []
+    results = []
 
     def executor(**options: Any) -> Any:
-        asked.append(options["max_workers"])
+        results.append(options["max_workers"])
         return get_reusable_executor(**options)
 
     monkeypatch.setattr(words, "HELPED_FROM", 0)
@@ -287,7 +287,7 @@ def test_helper_processes_give_the_words_that_one_process_does(
     assert [part.ids.tolist() for part in next(tokenizer.encode_documents(texts))] == alone
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     assert tokenizer.encode_batch(texts) == alone
-    assert asked == [2, 2]
+    assert results == [2, 2]
 
 
 @pytest.mark.slow
@@ -376,10 +376,11 @@ def test_where_transformers_differs(
     in_transformers: Any, what: str, text: str, ours: str, theirs: str
 ) -> None:
     rust = in_transformers.backend_tokenizer
-    found = rust.pre_tokenizer.pre_tokenize_str(rust.normalizer.normalize_str(text))
-    assert (normalised(Piece(text)), "".join(f"{word} " for word, _ in found)) == (ours, theirs), (
-        what
-    )
+    pre_tokenize_str = rust.pre_tokenizer.pre_tokenize_str(rust.normalizer.normalize_str(text))
+    assert (normalised(Piece(text)), "".join(f"{word} " for word, _ in pre_tokenize_str)) == (
+        ours,
+        theirs,
+    ), what
 
 
 def test_a_models_folder_loads_with_our_words_and_not_with_berts(
@@ -440,10 +441,10 @@ def test_importing_loads_neither_torch_nor_spacy() -> None:
         "print(sorted({'torch', "
         "'spacy', 'ftfy', 'loky'} & set(sys.modules)))"
     )
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert found.stdout.strip() == "[]"
+    assert result.stdout.strip() == "[]"
 
 
 def test_vocabulary_that_does_not_fit_the_text_is_refused_with_both_sizes() -> None:

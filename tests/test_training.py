@@ -137,11 +137,11 @@ def plain_loop(model: GPT, how: TrainingSettings, objective: Counting) -> list[f
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_the_engine_takes_the_steps_of_a_plain_loop(stage: Any) -> None:
-    expected, found, progress = GPT(SHAPE, seed=1), GPT(SHAPE, seed=1), Remembers()
+    expected, result, progress = GPT(SHAPE, seed=1), GPT(SHAPE, seed=1), Remembers()
     norms = plain_loop(expected, settings(), Counting())
     assert max(norms) > 1.0  # so that clipping is seen
     train(
-        found,
+        result,
         Counting(),
         settings(),
         Execution(zero_stage=stage),
@@ -149,7 +149,7 @@ def test_the_engine_takes_the_steps_of_a_plain_loop(stage: Any) -> None:
         progress=progress,
     )
     for (name, a), (_, b) in zip(
-        expected.named_parameters(), found.named_parameters(), strict=True
+        expected.named_parameters(), result.named_parameters(), strict=True
     ):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5), name
     assert [progress.seen[step]["gradient_norm"] for step in range(1, 13)] == pytest.approx(
@@ -227,8 +227,8 @@ def test_a_diverging_run_stops_and_says_what_to_do() -> None:
         def loss(
             self, model: nn.Module, micro_batch: Tensor
         ) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
-            loss, figures = super().loss(model, micro_batch)
-            return loss * math.nan, figures
+            loss, metrics = super().loss(model, micro_batch)
+            return loss * math.nan, metrics
 
     with pytest.raises(UserError, match=r"step 0 of 12 .*nan.* Lower learning_rate"):
         train(GPT(SHAPE), Diverges(), settings(), Execution(), checkpoints=None, progress=Silent())
@@ -266,14 +266,14 @@ def test_a_flipped_byte_is_named_and_the_checkpoint_before_it_is_used(
     flip(newest / damaged, (newest / damaged).stat().st_size // 2)
     with pytest.raises(CorruptFile, match=damaged):
         verify(newest)
-    found, progress = checkpointed(tmp_path)
+    result, progress = checkpointed(tmp_path)
     assert (
         f"{newest / damaged} is damaged" in progress.lines[0]
         and "the one before it is used" in progress.lines[0]
     )
     assert progress.lines[1] == f"Goes on from the checkpoint of step {int(older.name[5:])} of 12."
     assert all(
-        torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True)
+        torch.equal(a, b) for a, b in zip(expected.parameters(), result.parameters(), strict=True)
     )
 
 
@@ -281,11 +281,11 @@ def test_with_no_sound_checkpoint_training_starts_again_and_says_so(tmp_path: Pa
     expected, _ = checkpointed(tmp_path)
     for folder in tmp_path.glob("step-*"):
         flip(folder / "rank-00000.safetensors", 100)
-    found, progress = checkpointed(tmp_path)
+    result, progress = checkpointed(tmp_path)
     assert "training starts again from step 0" in progress.lines[1]
     assert min(progress.seen) == 1
     assert all(
-        torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True)
+        torch.equal(a, b) for a, b in zip(expected.parameters(), result.parameters(), strict=True)
     )
 
 
@@ -317,9 +317,9 @@ def built(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Built
     folder = tmp_path_factory.mktemp("built")
     runs = [{"what": "pretrained", "output": folder / name} for name in ("one", "two")]
     Ranks(inputs, runs).wait()
-    told = said(folder / "one")
+    record = said(folder / "one")
     series: dict[str, list[tuple[int, float]]] = {}
-    for step, values in sorted(told["metrics"].items()):
+    for step, values in sorted(record["metrics"].items()):
         for name, value in values.items():
             series.setdefault(name, []).append((step, value))
     config = {"model": MODEL, "pretraining": SECTION}
@@ -328,17 +328,17 @@ def built(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Built
         config,
         given,
         folder / "one",
-        told["result"],
+        record["result"],
         series,
-        [tuple(text) for text in told["texts"]],
-    ), told
+        [tuple(text) for text in record["texts"]],
+    ), record
 
 
 def test_the_same_profile_gives_the_same_files(built: tuple[Built, dict[str, Any]]) -> None:
-    one, two = built[0].output, built[0].output.parent / "two"
+    item, two = built[0].output, built[0].output.parent / "two"
     files = sorted(
-        path.relative_to(one)
-        for path in one.rglob("*")
+        path.relative_to(item)
+        for path in item.rglob("*")
         if path.is_file() and ".scratch" not in path.parts and path.name != "said.json"
     )
     assert {
@@ -348,11 +348,11 @@ def test_the_same_profile_gives_the_same_files(built: tuple[Built, dict[str, Any
         "training.json",
     } <= {str(path) for path in files}
     for path in files:
-        assert (one / path).read_bytes() == (two / path).read_bytes(), path
+        assert (item / path).read_bytes() == (two / path).read_bytes(), path
 
 
 def test_the_stage_reports_what_it_promises(built: tuple[Built, dict[str, Any]]) -> None:
-    result, told = built
+    result, record = built
     every = {
         "loss",
         "learning_rate",
@@ -362,14 +362,14 @@ def test_the_stage_reports_what_it_promises(built: tuple[Built, dict[str, Any]])
         "model_flops_utilisation",
     }
     for step in range(1, STEPS + 1):
-        assert every <= told["metrics"][step].keys(), step
+        assert every <= record["metrics"][step].keys(), step
     for step in (STEPS // 2, STEPS):
         assert {
             f"held_out/{source}/{name}"
             for source in ("plays", "facts")
             for name in ("bpb", "perplexity", "loss")
-        } | {"held_out/bpb"} <= told["metrics"][step].keys()
-    assert [text[0] for text in told["texts"]] == [STEPS // 2, STEPS] and told["texts"][0][
+        } | {"held_out/bpb"} <= record["metrics"][step].keys()
+    assert [text[0] for text in record["texts"]] == [STEPS // 2, STEPS] and record["texts"][0][
         2
     ].startswith("[Act 0")
     assert result.metrics["held_out/total_bpb"] < 0.6 * result.metrics["uniform_bpb"]
@@ -429,8 +429,8 @@ def test_held_out_bits_per_byte_is_that_of_every_token_predicted_once(
     from gpt_model import convert
 
     model, data = convert.load(built[0].output / "model").eval(), TokenData(inputs / "tokens")
-    found = held_out(model, data, Execution())
-    metrics = held_out_metrics(found, data.weights)
+    result = held_out(model, data, Execution())
+    metrics = held_out_metrics(result, data.weights)
     ids = torch.tensor([data.end_of_text, *map(int, data.tokens("plays", "held_out")[:])])
     nats, context = 0.0, int(MODEL["context"])  # type: ignore[call-overload]
     for start in range(
@@ -443,15 +443,15 @@ def test_held_out_bits_per_byte_is_that_of_every_token_predicted_once(
             )
         nats += float(losses[start - begin :].sum())
     assert (
-        found["plays"].nats == pytest.approx(nats, rel=1e-5)
-        and found["plays"].tokens == len(ids) - 1
+        result["plays"].nats == pytest.approx(nats, rel=1e-5)
+        and result["plays"].tokens == len(ids) - 1
     )
     assert metrics["held_out/plays/bpb"] == pytest.approx(
         nats / math.log(2) / data.bytes("plays", "held_out")
     )
     theirs = built[0].metrics  # split over two ranks there
     assert metrics["held_out/plays/bpb"] == pytest.approx(theirs["held_out/plays/bpb"], rel=1e-4)
-    intervals = held_out_intervals(found)
+    intervals = held_out_intervals(result)
     for source in ("plays", "facts"):
         low, bpb, high = (
             theirs[f"held_out/{source}/{name}"] for name in ("bpb_low", "bpb", "bpb_high")
@@ -459,7 +459,7 @@ def test_held_out_bits_per_byte_is_that_of_every_token_predicted_once(
         assert low < bpb < high and low == pytest.approx(
             intervals[f"held_out/{source}/bpb_low"], rel=1e-4
         )
-        nats, _, size = found[source].windows.T
+        nats, _, size = result[source].windows.T
         drawn = np.random.default_rng(0).integers(0, len(nats), (4000, len(nats)))
         resampled = nats[drawn].sum(1) / math.log(2) / size[drawn].sum(1)
         assert (high - low) / 2 == pytest.approx(1.96 * resampled.std(), rel=0.15)

@@ -31,15 +31,15 @@ class Twins:
     """A store with both in it."""
 
     def __init__(self, home: Path, downloads: Path) -> None:
-        self.home, self.downloads, said = home, downloads, home.parent / "said.txt"
+        self.home, self.downloads, message = home, downloads, home.parent / "said.txt"
         with FileLock(home.parent / "lock"):
-            if not said.exists():
+            if not message.exists():
                 printed = ""
                 for name in TWINS:
                     done = run_cli(home, downloads, "run", str(RECIPES / f"{name}.yaml"))
                     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
                     printed += done.stdout
-                said.write_text(printed)
+                message.write_text(printed)
 
     def artifact(self, ref: str) -> Path:
         """The folder of an artifact's files."""
@@ -47,10 +47,10 @@ class Twins:
         return self.home / "artifacts" / fingerprint / "files"
 
     def metrics(self, ref: str) -> dict[str, float]:
-        found: dict[str, float] = json.loads(
+        result: dict[str, float] = json.loads(
             (self.artifact(ref).parent / "artifact.json").read_text()
         )["metrics"]
-        return found
+        return result
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +143,7 @@ def test_figure_2_right_has_both_networks_at_every_snapshot(twins: Twins) -> Non
     index = json.loads(
         (twins.artifact("gpt1_ci/pretrained") / "snapshots" / "index.json").read_text()
     )
-    assert [one["tokens"] for one in index["snapshots"]] == document.plots[0].series[0].x
+    assert [snapshot["tokens"] for snapshot in index["snapshots"]] == document.plots[0].series[0].x
 
 
 def test_table_5_has_its_four_rows_and_the_papers_beside_them(twins: Twins) -> None:
@@ -159,8 +159,8 @@ def test_gpt3_was_ramped_up_and_asked_with_demonstrations(twins: Twins) -> None:
     rows: list[dict[str, Any]] = json.loads(
         (twins.artifact("gpt3_ci/zero_shot") / "results.json").read_text()
     )["rows"]
-    asked = {(row["task"], row.get("shots")) for row in rows if row["suite"] == "gpt3_arithmetic"}
-    assert {shots for _, shots in asked} == {"zero", "one", "few"} and len(asked) == 30
+    results = {(row["task"], row.get("shots")) for row in rows if row["suite"] == "gpt3_arithmetic"}
+    assert {shots for _, shots in results} == {"zero", "one", "few"} and len(results) == 30
     (missing,) = [row for row in rows if "not_run" in row]
     assert missing["suite"] == "gpt3_lambada" and "hub" in missing["not_run"]
 

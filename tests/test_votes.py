@@ -62,17 +62,17 @@ def asked(config: dict[str, Any], output: Path) -> list[str]:
     output.mkdir()
     COMPARISONS.run(config, {}, output, Said("comparisons"))
     return sorted(
-        one.prompt[-1].text
+        comparison.prompt[-1].text
         for split in ("training", "held_out", "judge")
-        for one in records.read_comparisons(output, split)
+        for comparison in records.read_comparisons(output, split)
     )
 
 
 def test_a_vote_is_read_back_as_it_was_cast(tmp_path: Path) -> None:
-    one = votes.vote(ASKED, RIGHT, LEFT, {"temperature": 0.5})
-    votes.append(tmp_path, one)
-    assert votes.read(tmp_path) == [one]
-    assert (one.chosen, one.artifacts["rejected"], one.refs["chosen"]) == (
+    vote = votes.vote(ASKED, RIGHT, LEFT, {"temperature": 0.5})
+    votes.append(tmp_path, vote)
+    assert votes.read(tmp_path) == [vote]
+    assert (vote.chosen, vote.artifacts["rejected"], vote.refs["chosen"]) == (
         "no one",
         "a" * 64,
         "tiny/aligned",
@@ -82,7 +82,7 @@ def test_a_vote_is_read_back_as_it_was_cast(tmp_path: Path) -> None:
 def test_votes_cast_at_once_are_all_kept(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: cast(tmp_path, seed=n), range(64)))
-    assert sorted(one.sampling["seed"] for one in votes.read(tmp_path)) == list(range(64))
+    assert sorted(item.sampling["seed"] for item in votes.read(tmp_path)) == list(range(64))
 
 
 def test_half_a_line_of_a_killed_writer_is_no_vote_and_a_whole_line_that_is_none_is_named(
@@ -91,9 +91,9 @@ def test_half_a_line_of_a_killed_writer_is_no_vote_and_a_whole_line_that_is_none
     path = cast(tmp_path, seed=1)
     with path.open("a") as file:
         file.write('{"time": "2026')
-    assert [one.sampling["seed"] for one in votes.read(tmp_path)] == [1]
+    assert [item.sampling["seed"] for item in votes.read(tmp_path)] == [1]
     cast(tmp_path, seed=2)
-    assert [one.sampling["seed"] for one in votes.read(tmp_path)] == [1, 2]
+    assert [item.sampling["seed"] for item in votes.read(tmp_path)] == [1, 2]
     with path.open("a") as file:
         file.write("{}\n")
     with pytest.raises(CorruptFile, match="line 3 is no vote"):
@@ -144,7 +144,7 @@ def test_votes_are_read_as_comparisons_by_the_stage(tmp_path: Path) -> None:
     better, tie = sorted(
         voted_comparisons(tmp_path, tmp_path / "built"), key=lambda one: one.prompt != ASKED
     )
-    assert (better.prompt, [(one.text, one.rank) for one in better.responses]) == (
+    assert (better.prompt, [(response.text, response.rank) for response in better.responses]) == (
         ASKED,
         [("no one", 0), ("the king", 1)],
     )

@@ -83,13 +83,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pinned(folder: Path, **dynamics: Any) -> Config:
     given = recipe(tasks=["boolq"]).model_dump(exclude_none=True)
     given["pretraining"]["snapshots"] = 2
-    own = {
+    values = {
         "sentiment": "./moods.yaml",
         "acceptability": "./moods.yaml",
         "pronouns": "./somebody.yaml",
         "questions": "./somebody.yaml",
     }
-    experiments = {"zero_shot_dynamics": {**own, "examples": 40, "lstm": False, **dynamics}}
+    experiments = {"zero_shot_dynamics": {**values, "examples": 40, "lstm": False, **dynamics}}
     graph = nodes(Recipe.model_validate({**given, "experiments": experiments}))
     return node_named(graph, "experiments/zero_shot_dynamics").config(folder)
 
@@ -134,7 +134,7 @@ def test_data_that_cannot_be_had_here_is_said_in_what_identifies_the_stage_and_t
     folder: Path,
 ) -> None:
     config = pinned(folder, sentiment="sst2", acceptability="./asked.yaml")
-    reasons = {task: one["not_run"] for task, one in config["tasks"].items() if "not_run" in one}
+    reasons = {task: item["not_run"] for task, item in config["tasks"].items() if "not_run" in item}
     assert reasons == {
         "sentiment": "nyu-mll/glue is read from the hub, which does not answer here",
         "acceptability": "its authors give the data on request (their page); name your files under "
@@ -183,22 +183,22 @@ def test_a_hub_that_falls_silent_during_the_run_stops_it_and_leaves_no_result(
 def test_data_in_which_there_is_nothing_to_ask_is_not_run_and_says_what_was_looked_for(
     folder: Path,
 ) -> None:
-    said = told(run(pinned(folder, pronouns="./nobody.yaml", acceptability="held_out"), folder))
+    message = told(run(pinned(folder, pronouns="./nobody.yaml", acceptability="held_out"), folder))
     assert (
         "pronouns: not run here. no question holds one pronoun, or _, with text after it, and "
         "names two"
-        in said
-        and "(40 looked" in said
+        in message
+        and "(40 looked" in message
     )
     assert (
-        "acceptability: not run here. there are fewer than two sentences" in said
-        and "sentiment, Transformer: 0." in said
+        "acceptability: not run here. there are fewer than two sentences" in message
+        and "sentiment, Transformer: 0." in message
     )
 
 
 def test_where_no_heuristic_can_be_run_the_experiment_is_unavailable(folder: Path) -> None:
-    asked = dict.fromkeys(("sentiment", "acceptability"), "./asked.yaml")
-    config = pinned(folder, **asked, pronouns="./nobody.yaml", questions="race")
+    fromkeys = dict.fromkeys(("sentiment", "acceptability"), "./asked.yaml")
+    config = pinned(folder, **fromkeys, pronouns="./nobody.yaml", questions="race")
     with pytest.raises(Unavailable) as unavailable:
         run(config, folder)
     reasons = str(unavailable.value).split("; ")
@@ -251,15 +251,15 @@ def test_every_point_is_on_the_scale_with_its_interval(folder: Path) -> None:
     best = float(str(scales.rows[0][3]).partition(",")[0])
     assert len(points.rows) == 2
     for row in points.rows:
-        one = dict(zip(points.columns, map(str, row), strict=True))
+        item = dict(zip(points.columns, map(str, row), strict=True))
         score, scaled = (
-            [float(number) for number in re.findall(r"-?\d\.\d+", one[name])]
+            [float(number) for number in re.findall(r"-?\d\.\d+", item[name])]
             for name in ("score", "on the scale")
         )
         assert len(scaled) == 3 and scaled == pytest.approx(
             [(value - 0.5) / (best - 0.5) for value in score], abs=0.003
         )
-        assert one["examples"] == "60"
+        assert item["examples"] == "60"
     assert json.loads((folder / "out" / "experiment.json").read_text())["summary"][0].startswith(
         "sentiment, Transformer: "
     )
