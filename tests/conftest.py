@@ -5,6 +5,7 @@ through the Dagster job.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from workshop import Workshop
 
 ROOT = Path(__file__).resolve().parent.parent
 CI_RECIPE = ROOT / "tests" / "recipes" / "ci.yaml"
@@ -121,6 +123,42 @@ def built(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> BuiltSto
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built"
     folder.mkdir(exist_ok=True)
     return BuiltStore(folder / "lineage", downloads)
+
+
+MAKE_MLFLOW_DATABASE = (
+    "import sys; from pathlib import Path; from assets.tracking.server import Server; "
+    "Server(Path(sys.argv[1])).experiment('other')"
+)
+
+
+@pytest.fixture(scope="session")
+def first_start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
+    """A database of MLflow's made and migrated once, which takes seconds, by two processes at the
+    same time; and their exit statuses.
+    """
+    home = tmp_path_factory.mktemp("template")
+    command = [sys.executable, "-c", MAKE_MLFLOW_DATABASE, str(home)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    return home / "mlflow.db", [process.wait() for process in both]
+
+
+@pytest.fixture
+def workshop_home(
+    tmp_path: Path, first_start: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A store with nothing in it but MLflow's database."""
+    for name in ("MLFLOW_TRACKING_URI", "LINEAGE_MLFLOW_UI", "LINEAGE_DAGSTER_UI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    shutil.copy(first_start[0], tmp_path / "home" / "mlflow.db")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def workshop(workshop_home: Path) -> Workshop:
+    return Workshop(workshop_home)
 
 
 LOCAL_RECIPE = """\

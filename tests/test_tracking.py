@@ -28,45 +28,6 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 
-START = (
-    "import sys; from pathlib import Path; from assets.tracking.server import Server; "
-    "Server(Path(sys.argv[1])).experiment('other')"
-)
-
-
-@pytest.fixture(scope="module")
-def first_start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
-    """A database made and migrated once, which takes seconds, by two processes at the same time;
-    and their exit statuses.
-    """
-    home = tmp_path_factory.mktemp("template")
-    environment = {
-        name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"
-    } | {"PYTHONPATH": str(ROOT)}
-    both = [
-        subprocess.Popen([sys.executable, "-c", START, str(home)], env=environment)
-        for _ in range(2)
-    ]
-    return home / "mlflow.db", [process.wait() for process in both]
-
-
-@pytest.fixture
-def home(
-    tmp_path: Path, first_start: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    for name in ("MLFLOW_TRACKING_URI", "LINEAGE_MLFLOW_UI", "LINEAGE_DAGSTER_UI"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "home").mkdir()
-    shutil.copy(first_start[0], tmp_path / "home" / "mlflow.db")
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def workshop(home: Path) -> Workshop:
-    return Workshop(home)
-
-
 ALL_STEPS = [(step, 5.0 - step / 100) for step in range(1, STEPS + 1)]
 
 
@@ -411,11 +372,11 @@ def mute_server(port: int) -> Iterator[str]:
 
 
 def test_a_server_that_never_answers_holds_nobody_up(
-    home: Path, mute_server: str, monkeypatch: pytest.MonkeyPatch
+    workshop_home: Path, mute_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mute_server)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
-    workshop = Workshop(home)
+    workshop = Workshop(workshop_home)
     artifact = workshop.build("corpus", {})
     delivered = workshop.tracking.deliver(artifact.path.parent, deadline=0.5)
     assert not delivered.complete
@@ -423,18 +384,18 @@ def test_a_server_that_never_answers_holds_nobody_up(
 
 
 def test_after_one_wait_in_vain_no_build_waits_for_a_mute_server(
-    home: Path, mute_server: str, monkeypatch: pytest.MonkeyPatch
+    workshop_home: Path, mute_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mute_server)
     monkeypatch.setattr(outbox, "PATIENCE_SECONDS", 2.0)
-    workshop, said, took = Workshop(home), list[str](), []
+    workshop, said, took = Workshop(workshop_home), list[str](), []
     workshop.tracking.serve("dagster-1", said.append)
     for number in range(5):
         began = time.monotonic()
         building = workshop.begin("corpus", {"seed": number}, {})
         with workshop.tracking.stream(building):
             workshop.work(building)
-        Tracking(home).finish(
+        Tracking(workshop_home).finish(
             workshop.publish(building, "corpus", {"seed": number}, {}).path.parent
         )
         took.append(time.monotonic() - began)
@@ -448,10 +409,10 @@ def test_after_one_wait_in_vain_no_build_waits_for_a_mute_server(
 
 
 def test_a_refused_port_is_tried_seldom(
-    home: Path, port: int, monkeypatch: pytest.MonkeyPatch
+    workshop_home: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    workshop, tried = Workshop(home), list[Path]()
+    workshop, tried = Workshop(workshop_home), list[Path]()
     push = Tracking._push
     monkeypatch.setattr(
         Tracking,
@@ -472,10 +433,10 @@ def test_pauses_between_tries_double_up_to_a_minute() -> None:
 
 
 def test_what_a_server_that_was_down_missed_is_delivered_once_and_in_order(
-    home: Path, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workshop_home: Path, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    workshop = Workshop(home)
+    workshop = Workshop(workshop_home)
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
@@ -490,9 +451,9 @@ def test_what_a_server_that_was_down_missed_is_delivered_once_and_in_order(
     server = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     server += [
         "--backend-store-uri",
-        f"sqlite:///{home / 'mlflow.db'}",
+        f"sqlite:///{workshop_home / 'mlflow.db'}",
         "--artifacts-destination",
-        str(home / "served"),
+        str(workshop_home / "served"),
     ]
     process = subprocess.Popen(
         server, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, cwd=tmp_path

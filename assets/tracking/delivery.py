@@ -332,8 +332,7 @@ class Delivery:
 
     def _sample(self, run_id: str, event: Mapping[str, Any]) -> None:
         file = f"samples/{event['step']:08d}/{limits.file_name(event['name'])}.txt"
-        text = event["text"].encode(errors="replace").decode()  # without lone surrogates
-        self._accepted(file, partial(self._client().log_text, run_id, text, file))
+        self._accepted(file, partial(self._client().log_text, run_id, event["text"], file))
 
     def _results(self, run_id: str) -> None:
         """The final metrics, their cost and the estimate; at the last step, so that

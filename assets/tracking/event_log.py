@@ -93,12 +93,8 @@ class EventWriter:
         return new
 
     def _write(self, kind: str, **fields: Any) -> None:
-        os.write(
-            self._file,
-            (
-                json.dumps({"kind": kind, "time": time.time(), **fields}, ensure_ascii=False) + "\n"
-            ).encode(),
-        )
+        line = json.dumps({"kind": kind, "time": time.time(), **fields}, ensure_ascii=False) + "\n"
+        os.write(self._file, line.encode(errors="replace"))  # a lone surrogate has no UTF-8
 
 
 class EventReader:

@@ -59,9 +59,9 @@ def importing_mlflow() -> Iterator[None]:
     with _import_lock:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
+        yield
         for logger in ("mlflow", "alembic"):  # a problem comes as an exception, and is logged once
             logging.getLogger(logger).setLevel(logging.CRITICAL)
-        yield
 
 
 class Server:
@@ -102,7 +102,7 @@ class Server:
         """Connected; the first call imports MLflow (1 s, 120 MB). Raises what MLflow raises."""
         with importing_mlflow():
             from mlflow.tracking.client import MlflowClient
-
+        with importing_mlflow():  # the tables' code too; by now MLflow's logger is quiet
             if self.uri not in _clients:
                 if self.is_local:
                     prepare(self.file, self.say)
