@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rank import Said
+from training_ranks import RecordingProgress
 
 from assets.contract import Check, Verdict
 from assets.recipe.sections import ComparisonsSection
@@ -124,7 +124,10 @@ def voted_comparisons(home: Path, output: Path) -> list[records.Ranking]:
         patch.delenv("LINEAGE_DOWNLOADS", raising=False)
         assert COMPARISONS.pin
         COMPARISONS.run(
-            COMPARISONS.pin(section.model_dump(mode="json"), home), {}, output, Said("comparisons")
+            COMPARISONS.pin(section.model_dump(mode="json"), home),
+            {},
+            output,
+            RecordingProgress("comparisons"),
         )
     return [
         comparison

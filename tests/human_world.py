@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank import Said
+from training_ranks import RecordingProgress
 
 from assets.contract import Artifact, Built, Stage
 from gpt_model import convert
@@ -149,7 +149,7 @@ class Killed(Exception):
     """What `Interrupted` raises."""
 
 
-class Interrupted(Said):
+class Interrupted(RecordingProgress):
     """Ends a run in its midst, as a kill would, once so much of it is done."""
 
     def __init__(self, name: str, after: float) -> None:

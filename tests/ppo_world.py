@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rank import make_inputs
+from training_ranks import make_inputs
 
 from assets.recipe.sections import PPOSection
 from gpt_model import convert

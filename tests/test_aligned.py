@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from ppo_world import NEEDS, PPO, make_ppo_inputs
-from rank import Said
+from training_ranks import RecordingProgress
 
 from assets.contract import Artifact, Built
 from assets.recipe.sections import PPOSection
@@ -53,15 +53,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(inputs: Path, output: Path, needs: tuple[str, ...] = NEEDS, **section: Any) -> Built:
     config = {"ppo": PPOSection.model_validate({**PPO, **section}).model_dump(mode="json")}
     given = {name: Artifact(inputs / name, name, "", "", {}, {}) for name in needs}
-    progress = Said("aligned")
+    progress = RecordingProgress("aligned")
     output.mkdir(parents=True, exist_ok=True)
     metrics = ALIGNED.run(config, given, output, progress)
     series: dict[str, list[tuple[int, float]]] = {}
-    for step, values in sorted(progress.said["metrics"].items()):
+    for step, values in sorted(progress.record["metrics"].items()):
         for name, value in values.items():
             series.setdefault(name, []).append((step, value))
     return Built(
-        config, given, output, metrics, series, [tuple(text) for text in progress.said["texts"]]
+        config, given, output, metrics, series, [tuple(text) for text in progress.record["texts"]]
     )
 
 

@@ -17,8 +17,8 @@ import human_world as world
 import pytest
 import torch
 from ppo_world import NEEDS, make_ppo_inputs, one_run
-from rank import Said
 from test_alignment_recipe import COMPARISONS, DEMONSTRATIONS, PPO, PROMPTS, recipe
+from training_ranks import RecordingProgress
 
 from assets.contract import Artifact, Stage
 from assets.execution import aligned, dpo, reward_model
@@ -102,7 +102,7 @@ def _stage(
 
     def run(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
         artifacts = {**given, **{name: given[other] for name, other in inputs.items()}}
-        return stage.run(section, artifacts, folder, Said("wrong", world_size=ranks))
+        return stage.run(section, artifacts, folder, RecordingProgress("wrong", world_size=ranks))
 
     return run
 
@@ -140,7 +140,10 @@ def _stopped(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
     inputs = make_ppo_inputs(folder.with_name("ppo"))
     artifacts = {name: Artifact(inputs / name, name, "", "", {}, {}) for name in NEEDS}
     ALIGNED.run(
-        one_run(folder, stop={"length": 1.0001})["config"], artifacts, folder, Said("stopped")
+        one_run(folder, stop={"length": 1.0001})["config"],
+        artifacts,
+        folder,
+        RecordingProgress("stopped"),
     )
 
 

@@ -9,7 +9,7 @@ import human_world as world
 import pytest
 import torch
 import torch.nn.functional as F
-from rank import Said
+from training_ranks import RecordingProgress
 
 from assets.contract import Built, Inputs
 from assets.recipe.sections import DPOSection
@@ -118,13 +118,13 @@ def test_the_reference_is_asked_once_and_a_run_that_goes_on_reads_it(tmp_path: P
 def test_it_learns_which_response_people_prefer_and_a_killed_run_ends_bit_for_bit_alike(
     inputs: Inputs, tmp_path: Path
 ) -> None:
-    progress = Said("dpo")
+    progress = RecordingProgress("dpo")
     metrics = DPO.run(CONFIG, inputs, tmp_path / "dpo", progress)
-    names = {name for values in progress.said["metrics"].values() for name in values}
+    names = {name for values in progress.record["metrics"].values() for name in values}
     series = {
         name: [
             (step, values[name])
-            for step, values in sorted(progress.said["metrics"].items())
+            for step, values in sorted(progress.record["metrics"].items())
             if name in values
         ]
         for name in names
@@ -134,7 +134,7 @@ def test_it_learns_which_response_people_prefer_and_a_killed_run_ends_bit_for_bi
     again = tmp_path / "again"
     with pytest.raises(world.Killed):
         DPO.run(CONFIG, inputs, again, world.Interrupted("killed", 0.6))
-    DPO.run(CONFIG, inputs, again, Said("again"))
+    DPO.run(CONFIG, inputs, again, RecordingProgress("again"))
     assert world.files(again) == world.files(tmp_path / "dpo")
     assert metrics["nats_gained/better"] > metrics["nats_gained/worse"]
     assert (

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rank import Ranks, said
 from test_finetuning import GIVEN, MODEL, PASSAGES, artifacts, recipe, write_task
+from training_ranks import Ranks, read_record
 
 from assets.contract import SCRATCH, Built
 from assets.graph import nodes
@@ -231,7 +231,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
     given_inputs = {**artifacts(folder)}
     return {
         stage.name: Built(
-            config, given_inputs, folder / stage.name, said(folder / stage.name)["result"], {}, []
+            config,
+            given_inputs,
+            folder / stage.name,
+            read_record(folder / stage.name)["result"],
+            {},
+            [],
         )
         for stage, config in configs.items()
     }
@@ -272,7 +277,7 @@ def test_figure_2_left_is_a_curve_from_embeddings_to_all_layers_with_its_slope(
     ).read_text()
     assert {path.name for path in layers_transferred.output.iterdir()} == {
         SCRATCH,
-        "said.json",
+        "record.json",
         FILE,
     }
 
@@ -297,7 +302,7 @@ def test_table_5_has_each_way_and_what_is_lost_beside_the_papers_own(
             <= m[f"average/{name}_loss_high"]
         )
     first = next(
-        values for _, values in sorted(said(ablations.output)["metrics"].items())
+        values for _, values in sorted(read_record(ablations.output)["metrics"].items())
     )  # of the first step of each model
     texts = {
         name.split("/")[1]: loss for name, loss in first.items() if name.endswith("/1/text_loss")
@@ -317,7 +322,7 @@ def test_table_5_has_each_way_and_what_is_lost_beside_the_papers_own(
 def test_an_experiment_without_any_task_that_can_be_run_is_unavailable(
     built: dict[str, Built], tmp_path: Path
 ) -> None:
-    from rank import Said
+    from training_ranks import RecordingProgress
 
     reason = "it is read from the hub, which does not answer here"
     for stage in (ABLATIONS, LAYERS_TRANSFERRED):
@@ -325,5 +330,5 @@ def test_an_experiment_without_any_task_that_can_be_run_is_unavailable(
         (task,) = config["tasks"]
         absent = {**config, "tasks": [{**task, "not_run": reason}]}
         with pytest.raises(Unavailable, match=f"gates: {reason}"):
-            stage.run(absent, built[stage.name].inputs, tmp_path, Said("absent"))
+            stage.run(absent, built[stage.name].inputs, tmp_path, RecordingProgress("absent"))
         assert not list(tmp_path.iterdir())

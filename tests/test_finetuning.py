@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from rank import Ranks, Said, said
 from small_recipes import small_recipe
+from training_ranks import Ranks, RecordingProgress, read_record
 
 from assets.contract import SCRATCH, Artifact, Built
 from assets.recipe.recipe import Recipe
@@ -161,7 +161,7 @@ def test_a_task_whose_data_cannot_be_had_here_is_an_artifact_that_says_so_and_st
     )  # the same artifact next time
     (output := tmp_path / "files").mkdir()
     with pytest.raises(Unavailable, match=re.escape(why)):  # the worker leaves not_run.json
-        FINETUNED.run(config, artifacts(tmp_path), output, Said("absent"))
+        FINETUNED.run(config, artifacts(tmp_path), output, RecordingProgress("absent"))
     assert not list(output.iterdir())
 
 
@@ -263,7 +263,7 @@ def runs(
     name: str = "zero",
     **config: Any,
 ) -> list[dict[str, Any]]:
-    """The stage at each of these ZeRO stages, for `rank.py`."""
+    """The stage at each of these ZeRO stages, for `training_ranks.py`."""
     job = {"what": "finetuned", "config": config_of(folder) | config, "given": GIVEN}
     return [
         {**job, "output": output / f"{name}{stage}", "zero_stage": stage} for stage in zero_stages
@@ -272,7 +272,7 @@ def runs(
 
 def digest(output: Path) -> dict[str, str]:
     """sha256 of every file that would be published."""
-    beside = {SCRATCH, "said.json"}
+    beside = {SCRATCH, "record.json"}
     paths = sorted(
         path
         for path in output.rglob("*")
@@ -310,7 +310,7 @@ def test_a_killed_build_resumes_to_the_same_bytes_and_repeats_no_finished_part(
     ranks.start()
     ranks.wait()
     assert digest(output) == digest(undisturbed)
-    metrics = said(output)["metrics"]
+    metrics = read_record(output)["metrics"]
     assert min(metrics) > 1 and not any("pretrained/loss" in values for values in metrics.values())
 
 
@@ -319,14 +319,17 @@ def test_a_finished_part_is_not_done_again(inputs: Path, undisturbed: Path, tmp_
     shutil.copytree(undisturbed, output)
     shutil.rmtree(output / "model")
     (output / "predictions.jsonl").write_text("half")
-    progress = Said("again")
+    progress = RecordingProgress("again")
     FINETUNED.run(config_of(inputs), artifacts(inputs), output, progress)
-    assert digest(output) == digest(undisturbed) and progress.said["metrics"] == {}
+    assert digest(output) == digest(undisturbed) and progress.record["metrics"] == {}
 
 
 def test_sharded_weights_train_alike(undisturbed: Path) -> None:
     def losses(output: Path) -> list[float]:
-        return [values["pretrained/loss"] for _, values in sorted(said(output)["metrics"].items())]
+        return [
+            values["pretrained/loss"]
+            for _, values in sorted(read_record(output)["metrics"].items())
+        ]
 
     assert losses(undisturbed.parent / "zero3") == pytest.approx(losses(undisturbed), rel=1e-3)
 
@@ -351,7 +354,7 @@ def test_lora_learns_start_delim_and_extract_and_moves_no_other_row(
         "wte.weight",
         *(f"h.{layer}.{target}.weight" for layer in range(2) for target in LORA["targets"]),
     }
-    m = said(output)["result"]
+    m = read_record(output)["result"]
     assert (
         m["adapter_parameters"] == 2 * 4 * ((32 + 96) + (32 + 128))
         and m["new_row_parameters"] == 3 * 32
@@ -363,7 +366,7 @@ def test_with_lora_the_random_arm_is_the_whole_network_trained_and_its_page_says
     inputs: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     adapted = undisturbed.parent / "lora1"
-    mine, whole = said(adapted)["result"], said(undisturbed)["result"]
+    mine, whole = read_record(adapted)["result"], read_record(undisturbed)["result"]
     of_it = [name for name in whole if name.startswith("random_") and name != "random_seconds"]
     assert {name: mine[name] for name in of_it} == {name: whole[name] for name in of_it} and mine[
         "pretrained_loss"
@@ -384,18 +387,18 @@ def test_a_finished_part_with_adapters_is_not_done_again(
 ) -> None:
     shutil.copytree(undisturbed.parent / "lora1", tmp_path / "files")
     shutil.rmtree(tmp_path / "files" / "model")
-    progress = Said("again")
+    progress = RecordingProgress("again")
     FINETUNED.run(
         config_of(inputs) | {"lora": LORA}, artifacts(inputs), tmp_path / "files", progress
     )
     assert (
         digest(tmp_path / "files") == digest(undisturbed.parent / "lora1")
-        and progress.said["metrics"] == {}
+        and progress.record["metrics"] == {}
     )
 
 
 def built(inputs: Path, output: Path) -> Built:
-    record = said(output)
+    record = read_record(output)
     series: dict[str, list[tuple[int, float]]] = {}
     for step, values in sorted(record["metrics"].items()):
         for name, value in values.items():

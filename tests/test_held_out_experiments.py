@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rank import MODEL, SECTION, make_inputs
 from small_recipes import small_recipe
+from training_ranks import MODEL, SECTION, make_inputs
 from world import Alone
 
 from assets.contract import Artifact, Built

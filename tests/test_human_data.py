@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rank import Said
 from small_recipes import TALK
 from test_human_forms import jsonl
+from training_ranks import RecordingProgress
 
 from assets.contract import Artifact, Built, Stage
 from assets.recipe.recipe import load_recipe
@@ -71,7 +71,7 @@ def build(
         config,
         inputs or {},
         output,
-        stage.run(config, inputs or {}, output, Said(stage.name)),
+        stage.run(config, inputs or {}, output, RecordingProgress(stage.name)),
         {},
         (),
     )
@@ -405,7 +405,7 @@ def test_other_bytes_are_another_config_and_a_file_that_changed_since_is_refused
     with pytest.raises(
         UserError, match=r"said\.jsonl is no longer the file that was pinned"
     ) as result:
-        DEMONSTRATIONS.run(first, {}, folder, Said("x"))
+        DEMONSTRATIONS.run(first, {}, folder, RecordingProgress("x"))
     assert result.value.field == "sources[0].path"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rank import Said
+from training_ranks import RecordingProgress
 
 from gpt_model.errors import UserError
 from gpt_model.rlhf.readers import record_readers
@@ -55,7 +55,7 @@ def candidates(
     source.check_serves(purpose)
     tied = source.resolved(folder, folder / "downloads")
     found, report = record_readers.read_source(
-        tied, purpose, folder / "downloads", folder, Said("x"), seed
+        tied, purpose, folder / "downloads", folder, RecordingProgress("x"), seed
     )
     assert report.rows == len(found) + report.total()
     return found, report
@@ -140,7 +140,12 @@ def test_lines_that_yaml_has_other_words_for_are_what_was_said(tmp_path: Path) -
     )
     source = HumanSource(name="said", path="talk.yml", form="conversations")
     found, _ = record_readers.read_source(
-        source.resolved(tmp_path, tmp_path), "demonstrations", tmp_path, tmp_path, Said("x"), 0
+        source.resolved(tmp_path, tmp_path),
+        "demonstrations",
+        tmp_path,
+        tmp_path,
+        RecordingProgress("x"),
+        0,
     )
     assert [said(one)[1][1] for one in found] == ["Yes", "42"]
     assert [one.id for one in found] == [
@@ -295,7 +300,7 @@ def test_a_tree_is_its_ways_from_the_root(tmp_path: Path, name: str) -> None:
         jsonl(tmp_path / name, TREE)
     source = HumanSource(name="said", path=name, form="tree").resolved(tmp_path, tmp_path)
     shown, asked, judged = (
-        record_readers.read_source(source, purpose, tmp_path, tmp_path, Said("x"), 0)
+        record_readers.read_source(source, purpose, tmp_path, tmp_path, RecordingProgress("x"), 0)
         for purpose in ("demonstrations", "prompts", "comparisons")
     )
     assert [said(one) for one in shown[0]] == [TALK[:2], TALK]

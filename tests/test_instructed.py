@@ -9,7 +9,7 @@ from typing import Any
 import human_world as world
 import pytest
 import torch
-from rank import Said
+from training_ranks import RecordingProgress
 
 from assets.contract import Artifact, Built, Inputs
 from assets.report.rlhf import epochs_table
@@ -151,11 +151,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def chosen(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    output, progress = tmp_path_factory.mktemp("instructed"), Said("instructed")
+    output, progress = tmp_path_factory.mktemp("instructed"), RecordingProgress("instructed")
     metrics = INSTRUCTED.run(CONFIG, inputs, output, progress)
-    names = {name for values in progress.said["metrics"].values() for name in values}
+    names = {name for values in progress.record["metrics"].values() for name in values}
     series = {
-        name: [(step, values[name]) for step, values in sorted(progress.said["metrics"].items())]
+        name: [(step, values[name]) for step, values in sorted(progress.record["metrics"].items())]
         for name in names
     }
     return Built(
@@ -164,7 +164,7 @@ def chosen(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Built:
         output,
         metrics,
         series,
-        [tuple(answer) for answer in progress.said["texts"]],
+        [tuple(answer) for answer in progress.record["texts"]],
     )
 
 
@@ -223,7 +223,9 @@ def test_the_epoch_is_chosen_on_prompts_that_models_are_not_compared_on(
         != sampled.compared
     )
 
-    metrics = INSTRUCTED.run(CONFIG, {**inputs, "prompts": prompts}, output, Said("instructed"))
+    metrics = INSTRUCTED.run(
+        CONFIG, {**inputs, "prompts": prompts}, output, RecordingProgress("instructed")
+    )
     answered = [
         json.loads(line)["id"] for line in (output / "answers.jsonl").read_text().splitlines()[:12]
     ]
@@ -243,4 +245,6 @@ def test_where_too_few_others_are_left_the_same_prompts_choose(
 def test_without_held_out_prompts_it_says_what_to_change(inputs: Inputs, tmp_path: Path) -> None:
     none = world.write(tmp_path / "prompts", held_out=[])
     with pytest.raises(UserError, match=r"make prompts\.held_out larger"):
-        INSTRUCTED.run(CONFIG, {**inputs, "prompts": none}, tmp_path / "out", Said("instructed"))
+        INSTRUCTED.run(
+            CONFIG, {**inputs, "prompts": none}, tmp_path / "out", RecordingProgress("instructed")
+        )

@@ -16,8 +16,8 @@ import dagster as dg
 import pytest
 import torch
 from conftest import Cli, write_local_recipe
-from rank import MODEL, SECTION, Said, make_inputs
 from small_recipes import small_recipe
+from training_ranks import MODEL, SECTION, RecordingProgress, make_inputs
 
 from assets.contract import Artifact, Built
 from assets.estimate import estimate
@@ -214,7 +214,7 @@ class Trained:
             {need: self.artifacts[need] for need in node.needs},
         )
         output.mkdir()
-        metrics = node.stage.run(config, inputs, output, Said(name))
+        metrics = node.stage.run(config, inputs, output, RecordingProgress(name))
         return Artifact(output, node.stage.name, name, f"digest of {name}", config, metrics)
 
     def built(self, name: str, **times: Mapping[str, str]) -> Built:

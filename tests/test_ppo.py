@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from rank import Said, make_inputs
 from torch import Tensor
+from training_ranks import RecordingProgress, make_inputs
 
 from assets.contract import Artifact
 from assets.execution.aligned import objective_of, settings_of
@@ -112,7 +112,7 @@ def trained(
 ) -> tuple[PPOObjective, dict[int, dict[str, float]]]:
     """PPO on the real engine. What it said."""
     ppo, given = objective(folder, tokens, **section)
-    progress = Said("ppo")
+    progress = RecordingProgress("ppo")
     hooks = [
         Hook(
             ppo.rollouts.steps,
@@ -128,7 +128,7 @@ def trained(
         progress=progress,
         hooks=hooks,
     )
-    return ppo, progress.said["metrics"]
+    return ppo, progress.record["metrics"]
 
 
 def episodes_of(
@@ -515,7 +515,7 @@ def test_more_ranks_than_episodes_with_a_reward_still_have_one_each(tmp_path: Pa
 def test_a_policy_that_runs_away_stops_the_run_and_says_why(tmp_path: Path) -> None:
     """What is known of the batch that it was stopped for is told before."""
     ppo, given = objective(tmp_path, episodes=640, learning_rate=1e-2, kl=0.0, stop={"kl": 0.3})
-    progress = Said("ppo")
+    progress = RecordingProgress("ppo")
     hooks = [
         Hook(
             ppo.rollouts.steps,
@@ -536,7 +536,9 @@ def test_a_policy_that_runs_away_stops_the_run_and_says_why(tmp_path: Path) -> N
             progress=progress,
             hooks=hooks,
         )
-    kl = [values["kl"] for _, values in sorted(progress.said["metrics"].items()) if "kl" in values]
+    kl = [
+        values["kl"] for _, values in sorted(progress.record["metrics"].items()) if "kl" in values
+    ]
     assert kl[-1] > 0.3 >= max(kl[:-1])
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from ppo_world import BATCHES, EACH, make_ppo_inputs, one_run
-from rank import Ranks, said
 from safetensors.torch import load_file
+from training_ranks import Ranks, read_record
 
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.checkpoint import verify
@@ -101,7 +101,7 @@ def test_a_run_killed_in_mid_step_and_in_mid_rollout_ends_with_the_same_files(
 ) -> None:
     expected = undisturbed / "whole"
     every = [path.relative_to(expected) for path in sorted(expected.rglob("*")) if path.is_file()]
-    files = [path for path in every if ".scratch" not in path.parts and path.name != "said.json"]
+    files = [path for path in every if ".scratch" not in path.parts and path.name != "record.json"]
     assert {"model/model.safetensors", "model/config.json", "training.json", "shape.json"} <= set(
         map(str, files)
     )
@@ -109,10 +109,10 @@ def test_a_run_killed_in_mid_step_and_in_mid_rollout_ends_with_the_same_files(
         assert (expected / path).read_bytes() == (killed / path).read_bytes(), path
     [resumed] = [
         line
-        for line in said(killed)["log"]
+        for line in read_record(killed)["log"]
         if line.startswith("Goes on from the checkpoint of step ")
     ]
-    before, after = said(expected)["metrics"], said(killed)["metrics"]
+    before, after = read_record(expected)["metrics"], read_record(killed)["metrics"]
     assert int(resumed.split()[7]) >= EACH * (BATCHES // 2 - 1)
     for step in range(int(resumed.split()[7]) + 1, max(before) + 1):
         for name in set(before[step]) - {"episodes_per_second"}:
@@ -123,7 +123,7 @@ def test_what_is_kept_is_neither_the_start_nor_the_last_weights_and_its_figures_
     inputs: Path, undisturbed: Path
 ) -> None:
     output = undisturbed / "whole"
-    reported = said(output)
+    reported = read_record(output)
     model, begun = (
         load_file(output / "model" / "model.safetensors"),
         load_file(inputs / "policy_init" / "model" / "model.safetensors"),
@@ -153,9 +153,9 @@ def test_what_is_kept_is_neither_the_start_nor_the_last_weights_and_its_figures_
 
 
 def test_every_zero_stage_takes_the_same_first_steps(undisturbed: Path) -> None:
-    first = said(undisturbed / "zero1")["metrics"]
+    first = read_record(undisturbed / "zero1")["metrics"]
     for stage in (0, 2, 3):
-        metrics = said(undisturbed / f"zero{stage}")["metrics"]
+        metrics = read_record(undisturbed / f"zero{stage}")["metrics"]
         for step in (1, 2):
             for name in ("loss", "gradient_norm", "value_error", "ptx_loss"):
                 assert metrics[step][name] == pytest.approx(first[step][name], rel=1e-3), (
@@ -163,6 +163,6 @@ def test_every_zero_stage_takes_the_same_first_steps(undisturbed: Path) -> None:
                     step,
                     name,
                 )
-    shared = [said(undisturbed / f"shared{stage}")["metrics"] for stage in (0, 3)]
+    shared = [read_record(undisturbed / f"shared{stage}")["metrics"] for stage in (0, 3)]
     for step in (1, 2):
         assert shared[0][step]["loss"] == pytest.approx(shared[1][step]["loss"], rel=1e-3)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rank import Said, make_inputs
+from training_ranks import RecordingProgress, make_inputs
 
 from assets.contract import Artifact, Built, Metrics, Verdict
 from assets.execution import preferences
@@ -308,7 +308,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 @pytest.fixture(scope="module")
 def built(inputs: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Built:
     output = tmp_path_factory.mktemp("output")
-    metrics = PREFERENCES.run({"preferences": SECTION}, inputs, output, Said("preferences"))
+    metrics = PREFERENCES.run(
+        {"preferences": SECTION}, inputs, output, RecordingProgress("preferences")
+    )
     return Built({"preferences": SECTION}, inputs, output, metrics, {}, ())
 
 
@@ -487,7 +489,7 @@ def test_a_check_warns_of_what_it_is_there_for_and_of_nothing_else(
 
 
 def test_the_same_again_gives_the_same_bytes(built: Built, tmp_path: Path) -> None:
-    PREFERENCES.run({"preferences": SECTION}, built.inputs, tmp_path, Said("again"))
+    PREFERENCES.run({"preferences": SECTION}, built.inputs, tmp_path, RecordingProgress("again"))
     for path in built.output.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
@@ -530,7 +532,7 @@ def test_without_a_judge_the_reward_model_alone_is_shown_and_nothing_independent
     section = {**SECTION, "prompts": 8, "best_of": 1}
     (tmp_path / "output").mkdir()
     metrics = PREFERENCES.run(
-        {"preferences": section}, inputs, tmp_path / "output", Said("no judge")
+        {"preferences": section}, inputs, tmp_path / "output", RecordingProgress("no judge")
     )
     alone = replace(built, inputs=inputs, output=tmp_path / "output", metrics=metrics)
     assert (
@@ -598,7 +600,7 @@ def test_prompts_without_room_for_an_answer_are_an_error_that_says_what_to_chang
             {"preferences": {**SECTION, "max_new_tokens": 60}},
             built.inputs,
             tmp_path,
-            Said("no room"),
+            RecordingProgress("no room"),
         )
 
 

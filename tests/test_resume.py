@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from rank import SECTION, STEPS, Ranks, make_inputs, said
 from safetensors.torch import load_file
+from training_ranks import SECTION, STEPS, Ranks, make_inputs, read_record
 
 from assets.contract import SCRATCH
 from gpt_model.io import write_json
@@ -90,7 +90,7 @@ def test_killed_run_resumes_to_the_same_weights(
     expected, result = (
         load_file(folder / f"zero{stage}" / "model.safetensors") for folder in (undisturbed, killed)
     )
-    record = said(killed / f"zero{stage}")
+    record = read_record(killed / f"zero{stage}")
     assert 0 < record["result"]["resumed_from"] < STEPS, record["log"]
     assert (
         f"Goes on from the checkpoint of step {record['result']['resumed_from']} of {STEPS}."
@@ -99,7 +99,7 @@ def test_killed_run_resumes_to_the_same_weights(
     assert expected.keys() == result.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, result[name]), name
-    before, after = said(undisturbed / f"zero{stage}")["metrics"], record["metrics"]
+    before, after = read_record(undisturbed / f"zero{stage}")["metrics"], record["metrics"]
     for step in range(record["result"]["resumed_from"] + 1, STEPS + 1):
         for name in ("loss", "gradient_norm", "learning_rate", "tokens"):
             assert after[step][name] == before[step][name], (step, name)
@@ -114,7 +114,7 @@ def test_a_run_killed_inside_the_batch_ramp_leaves_the_same_files(
         for path in expected.rglob("*")
         if path.is_file() and ".scratch" not in path.parts
     )
-    files.remove(Path("said.json"))
+    files.remove(Path("record.json"))
     assert {
         "model/model.safetensors",
         "training.json",
@@ -123,10 +123,10 @@ def test_a_run_killed_inside_the_batch_ramp_leaves_the_same_files(
     } <= set(map(str, files))
     for path in files:
         assert (expected / path).read_bytes() == (result / path).read_bytes(), path
-    before, after = said(expected)["metrics"], said(result)["metrics"]
+    before, after = read_record(expected)["metrics"], read_record(result)["metrics"]
     [resumed] = [
         line
-        for line in said(result)["log"]
+        for line in read_record(result)["log"]
         if line.startswith("Goes on from the checkpoint of step ")
     ]
     first = int(resumed.split()[7])
@@ -148,7 +148,7 @@ def test_the_last_two_checkpoints_are_kept_and_stall_training_for_less_than_a_se
     assert len(left) == 2 and all(
         name.startswith("step-") and not name.endswith(".partial") for name in left
     )
-    assert 0 < said(undisturbed / f"zero{stage}")["result"]["checkpoint_stall_seconds"] < 1.0
+    assert 0 < read_record(undisturbed / f"zero{stage}")["result"]["checkpoint_stall_seconds"] < 1.0
 
 
 def test_a_folder_may_be_renamed_as_soon_as_the_file_in_it_is_there(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_all_zero_stages_take_the_same_steps(undisturbed: Path) -> None:
     losses = [
         [
             values["loss"]
-            for _, values in sorted(said(undisturbed / f"zero{stage}")["metrics"].items())
+            for _, values in sorted(read_record(undisturbed / f"zero{stage}")["metrics"].items())
         ]
         for stage in STAGES
     ]
@@ -186,7 +186,7 @@ def test_training_loads_neither_mlflow_nor_a_compiler(undisturbed: Path) -> None
     """Start-up: what DeepSpeed and torch would import or compile on the way costs seconds in every
     worker (engine.py says which).
     """
-    modules = said(undisturbed / "zero2")["modules"]
+    modules = read_record(undisturbed / "zero2")["modules"]
     heavy = {"mlflow", "dagster", "transformers", "torch._dynamo", "torch._inductor"}
     assert not heavy.intersection(modules)
 
@@ -197,7 +197,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_under_one(
     output = tmp_path / "alone"
     shutil.copytree(undisturbed / "zero3" / "checkpoints", output / "checkpoints")
     Ranks(inputs, [{"what": "loop", "output": output, "zero_stage": 1}], world_size=1).wait()
-    record = said(output)
+    record = read_record(output)
     assert record["result"]["resumed_from"] > STEPS // 2
     assert any(
         "written under {'world_size': 2, 'zero_stage': 3} and is read under {'world_size': 1, "
@@ -205,5 +205,5 @@ def test_a_checkpoint_of_two_ranks_goes_on_under_one(
         for m in record["log"]
     )
     assert record["result"]["loss"] == pytest.approx(
-        said(undisturbed / "zero3")["result"]["loss"], abs=0.1
+        read_record(undisturbed / "zero3")["result"]["loss"], abs=0.1
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rank import Said
+from training_ranks import RecordingProgress
 
 from assets.contract import Built, Inputs
 from assets.execution import judge as judge_stage
@@ -66,13 +66,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    output, progress = tmp_path_factory.mktemp("reward_model"), Said("reward_model")
+    output, progress = tmp_path_factory.mktemp("reward_model"), RecordingProgress("reward_model")
     metrics = REWARD_MODEL.run(CONFIG, inputs, output, progress)
-    names = {name for values in progress.said["metrics"].values() for name in values}
+    names = {name for values in progress.record["metrics"].values() for name in values}
     series = {
         name: [
             (step, values[name])
-            for step, values in sorted(progress.said["metrics"].items())
+            for step, values in sorted(progress.record["metrics"].items())
             if name in values
         ]
         for name in names
@@ -339,10 +339,10 @@ def test_a_run_that_was_killed_goes_on_and_ends_bit_for_bit_alike(
 ) -> None:
     with pytest.raises(world.Killed):
         REWARD_MODEL.run(CONFIG, inputs, tmp_path, world.Interrupted("killed", 0.6))
-    progress = Said("again")
+    progress = RecordingProgress("again")
     REWARD_MODEL.run(CONFIG, inputs, tmp_path, progress)
     assert any(
-        line.startswith("Goes on from the checkpoint of step") for line in progress.said["log"]
+        line.startswith("Goes on from the checkpoint of step") for line in progress.record["log"]
     )
     assert world.files(tmp_path) == world.files(trained.output)
 
@@ -364,7 +364,9 @@ def test_comparisons_without_a_better_response_stop_the_stage_with_a_sentence(
         tmp_path / "comparisons", training=[world.ranking(1, ["a", "b"], [0, 0])], held_out=[]
     )
     with pytest.raises(UserError, match="There is nothing to learn from"):
-        REWARD_MODEL.run(CONFIG, {**inputs, "comparisons": tied}, tmp_path / "out", Said("none"))
+        REWARD_MODEL.run(
+            CONFIG, {**inputs, "comparisons": tied}, tmp_path / "out", RecordingProgress("none")
+        )
 
 
 def test_responses_without_a_word_have_no_baseline_and_it_is_said_why(
@@ -379,14 +381,14 @@ def test_responses_without_a_word_have_no_baseline_and_it_is_said_why(
         config,
         {**inputs, "comparisons": comparisons},
         tmp_path / "out",
-        progress := Said("letters"),
+        progress := RecordingProgress("letters"),
     )
     assert "accuracy" in metrics and not [
         name for name in metrics if name.startswith(("bag_of_words/acc", "gained"))
     ]
     assert any(
         "A bag of words is not run: the texts have no words in them" in line
-        for line in progress.said["log"]
+        for line in progress.record["log"]
     )
     built = Built(config, inputs, tmp_path / "out", metrics, {}, [])
     REWARD_MODEL.show(built, tmp_path)
@@ -434,7 +436,7 @@ def test_the_judge_is_read_back_to_the_bit(tmp_path: Path, inputs: Inputs) -> No
 def test_the_judge_learns_from_no_text_that_the_reward_model_sees(
     inputs: Inputs, tmp_path: Path
 ) -> None:
-    metrics = JUDGE.run({}, inputs, tmp_path, Said("judge"))
+    metrics = JUDGE.run({}, inputs, tmp_path, RecordingProgress("judge"))
     built = Built({}, inputs, tmp_path, metrics, {}, [])
     assert (metrics["rankings"], metrics["shared"]) == (
         60,
@@ -462,6 +464,6 @@ def test_without_a_part_of_its_own_there_is_no_judge_and_the_artifact_says_why(
     }
     given = {"comparisons": world.write(tmp_path / "comparisons", **rows, judge=[])}
     (tmp_path / "judge").mkdir()
-    metrics = JUDGE.run({}, given, tmp_path / "judge", Said("judge"))
+    metrics = JUDGE.run({}, given, tmp_path / "judge", RecordingProgress("judge"))
     assert judge_stage.not_run(tmp_path / "judge") == "comparisons keep no part for a judge"
     assert world.failed(JUDGE, Built({}, given, tmp_path / "judge", metrics, {}, [])) == {}

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rank import MODEL, SECTION, make_inputs, run
 from safetensors.torch import load_file
+from training_ranks import MODEL, SECTION, make_inputs, run
 
 from assets.execution.pretraining import evaluation_steps, settings_of
 from assets.recipe.recipe import PretrainingSection
@@ -212,7 +212,7 @@ def test_gpt1s_two_thousand_updates_are_tokens_and_the_cosine_ends_at_zero() -> 
 def pretrained(inputs: Path, output: Path, section: dict[str, Any], **model: Any) -> dict[str, Any]:
     return run(
         inputs, {"what": "pretrained", "output": output, "section": section, "model": model}
-    ).said
+    ).record
 
 
 def test_the_stage_counts_the_tokens_of_a_ramp_as_they_are(inputs: Path, tmp_path: Path) -> None:

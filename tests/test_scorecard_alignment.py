@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rank import Said
+from training_ranks import RecordingProgress
 
 from assets.contract import Artifact
 from assets.report import alignment, scorecard
@@ -348,7 +348,7 @@ def test_a_bag_of_words_that_was_not_run_has_no_figure(inputs: dict[str, Artifac
 
 def test_without_the_section_the_scorecard_has_no_word_of_it(tmp_path: Path) -> None:
     assert not alignment.is_in({})
-    scorecard.run({"recipe": {"name": "tiny"}}, {}, tmp_path, Said("scorecard"))
+    scorecard.run({"recipe": {"name": "tiny"}}, {}, tmp_path, RecordingProgress("scorecard"))
     assert json.loads((tmp_path / "scorecard.json").read_text()).keys() == {
         "recipe",
         "built_from",

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank import ROOT, Said, make_inputs
+from training_ranks import ROOT, RecordingProgress, make_inputs
 
 from assets.contract import Artifact, Built
 from assets.execution import sft
@@ -85,7 +85,9 @@ def write_demonstrations(folder: Path, training: list[Any], held_out: list[Any])
         (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def made(inputs: Path, output: Path, stage: str, progress: Said, **others: Path) -> Built:
+def made(
+    inputs: Path, output: Path, stage: str, progress: RecordingProgress, **others: Path
+) -> Built:
     run, section = STAGES[stage]
     config = {stage: section.model_validate(SECTION).model_dump(mode="json")}
     indices = {
@@ -95,18 +97,20 @@ def made(inputs: Path, output: Path, stage: str, progress: Said, **others: Path)
     output.mkdir(parents=True, exist_ok=True)
     metrics = run.run(config, given, output, progress)
     series: dict[str, list[tuple[int, float]]] = {}
-    for step, values in sorted(progress.said["metrics"].items()):
+    for step, values in sorted(progress.record["metrics"].items()):
         for name, value in values.items():
             series.setdefault(name, []).append((step, value))
     return Built(
-        config, given, output, metrics, series, [tuple(text) for text in progress.said["texts"]]
+        config, given, output, metrics, series, [tuple(text) for text in progress.record["texts"]]
     )
 
 
 @pytest.fixture(scope="module")
 def built(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
     folder = tmp_path_factory.mktemp("built")
-    return {stage: made(inputs, folder / stage, stage, Said(stage)) for stage in STAGES}
+    return {
+        stage: made(inputs, folder / stage, stage, RecordingProgress(stage)) for stage in STAGES
+    }
 
 
 def test_the_loss_is_of_what_the_assistant_says_a_mean_over_the_batchs_tokens(inputs: Path) -> None:
@@ -272,7 +276,7 @@ def test_held_out_dialogues_are_of_every_source_where_there_are_too_many(
 ) -> None:
     write_demonstrations(tmp_path / "many", [talk(1)], [talk(n) for n in range(3 * sft.HELD_OUT)])
     template = ChatTemplate(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
-    result = sft.read(tmp_path / "many", template, 48, Said("many"))
+    result = sft.read(tmp_path / "many", template, 48, RecordingProgress("many"))
     whole, _ = encode_dialogues(
         [
             tuple(Turn(entry["role"], entry["content"]) for entry in talk(3 * n))
@@ -291,7 +295,13 @@ def test_no_dialogue_that_fits_is_told(inputs: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match="None of the training demonstrations fits the model's context of 48 tokens"
     ):
-        made(inputs, tmp_path / "out", "supervised", Said("long"), demonstrations=tmp_path / "long")
+        made(
+            inputs,
+            tmp_path / "out",
+            "supervised",
+            RecordingProgress("long"),
+            demonstrations=tmp_path / "long",
+        )
 
 
 def test_a_tokenizer_without_markers_lays_no_dialogue_out(inputs: Path) -> None:
@@ -299,7 +309,7 @@ def test_a_tokenizer_without_markers_lays_no_dialogue_out(inputs: Path) -> None:
         ChatTemplate(Tokenizer.load(inputs / "tokenizer"))
 
 
-class Dies(Said):
+class Dies(RecordingProgress):
     """Is gone, with no goodbye, after so many dialogues."""
 
     def __init__(self, after: float) -> None:
@@ -335,9 +345,9 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bytes(
     (tmp_path / "out" / "epochs" / "3.partial").mkdir(
         parents=True
     )  # half an epoch, as if it died while it wrote
-    resumed = Said("resumed")
+    resumed = RecordingProgress("resumed")
     made(inputs, tmp_path / "out", stage, resumed)
-    assert any(line.startswith("Goes on from the checkpoint") for line in resumed.said["log"])
+    assert any(line.startswith("Goes on from the checkpoint") for line in resumed.record["log"])
     whole = built[stage].output
     files = [
         path.relative_to(whole)

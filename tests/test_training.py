@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_local_recipe
-from rank import MODEL, SECTION, STEPS, Ranks, make_inputs, run, said
 from torch import Tensor, nn
+from training_ranks import MODEL, SECTION, STEPS, Ranks, make_inputs, read_record, run
 
 from assets.contract import Artifact, Built
 from assets.execution.pretraining import evaluation_steps
@@ -317,7 +317,7 @@ def built(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Built
     folder = tmp_path_factory.mktemp("built")
     runs = [{"what": "pretrained", "output": folder / name} for name in ("one", "two")]
     Ranks(inputs, runs).wait()
-    record = said(folder / "one")
+    record = read_record(folder / "one")
     series: dict[str, list[tuple[int, float]]] = {}
     for step, values in sorted(record["metrics"].items()):
         for name, value in values.items():
@@ -339,7 +339,7 @@ def test_the_same_profile_gives_the_same_files(built: tuple[Built, dict[str, Any
     files = sorted(
         path.relative_to(item)
         for path in item.rglob("*")
-        if path.is_file() and ".scratch" not in path.parts and path.name != "said.json"
+        if path.is_file() and ".scratch" not in path.parts and path.name != "record.json"
     )
     assert {
         "model/config.json",
@@ -506,7 +506,7 @@ def test_the_batch_is_the_recipes_whatever_the_micro_batch(inputs: Path, tmp_pat
     ] == [1, 4, 12, 12]
     job = {"what": "loop", "section": {"tokens": 2560}, "model": {"dropout": 0.0}}
     runs = [
-        run(inputs, {**job, "output": tmp_path / str(size), "micro_batch": size}).said["metrics"]
+        run(inputs, {**job, "output": tmp_path / str(size), "micro_batch": size}).record["metrics"]
         for size in (1, 4, 8)
     ]
     for other in runs[1:]:

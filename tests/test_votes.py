@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from chat_store import voted_comparisons
-from rank import Said
 from small_recipes import TALK
 from test_human_forms import jsonl
+from training_ranks import RecordingProgress
 from typer.testing import CliRunner
 
 from assets.build import Request, build
@@ -60,7 +60,7 @@ def planned(home: Path) -> dict[str, Any]:
 def asked(config: dict[str, Any], output: Path) -> list[str]:
     """What the stage makes of a planned section: what was asked, of every comparison."""
     output.mkdir()
-    COMPARISONS.run(config, {}, output, Said("comparisons"))
+    COMPARISONS.run(config, {}, output, RecordingProgress("comparisons"))
     return sorted(
         comparison.prompt[-1].text
         for split in ("training", "held_out", "judge")

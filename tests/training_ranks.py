@@ -1,9 +1,9 @@
-"""One rank of training runs, for the tests that need real ranks: `python tests/rank.py JOB.json`,
-with RANK and WORLD_SIZE set.
+"""One rank of training runs, for the tests that need real ranks: `python tests/training_ranks.py
+JOB.json`, with RANK and WORLD_SIZE set.
 
 A job is a list of runs, done one after the other in the same processes. A run is a whole stage,
-`pretrained` or `finetuned`, or the former's objective in the bare loop. Each leaves what it said
-and came to in OUTPUT/said.json; one that has done so is not done again.
+`pretrained` or `finetuned`, or the former's objective in the bare loop. Each leaves its
+reports and its result in OUTPUT/record.json; one that has done so is not done again.
 """
 
 from __future__ import annotations
@@ -150,15 +150,15 @@ class Ranks:
         raise AssertionError("\n".join(["it ended before:", "".join(seen), "the others:", *others]))
 
 
-def said(output: Path) -> dict[str, Any]:
+def read_record(output: Path) -> dict[str, Any]:
     """metrics: {step: {name: value}}, texts, log, result, modules."""
-    found: dict[str, Any] = json.loads((output / "said.json").read_text())
-    found["metrics"] = {int(step): values for step, values in found["metrics"].items()}
-    return found
+    document: dict[str, Any] = json.loads((output / "record.json").read_text())
+    document["metrics"] = {int(step): values for step, values in document["metrics"].items()}
+    return document
 
 
-class Said:
-    """A `Progress` that remembers."""
+class RecordingProgress:
+    """A `Progress` that keeps what is reported in `record`."""
 
     def __init__(
         self,
@@ -178,16 +178,16 @@ class Said:
         self.profile = Profile.model_validate(
             {"name": "test", "processes": world_size, "checkpoint_seconds": 0.01, **profile}
         )
-        self.said: dict[str, Any] = {"metrics": {}, "texts": [], "log": []}
+        self.record: dict[str, Any] = {"metrics": {}, "texts": [], "log": []}
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self.said["metrics"].setdefault(step, {}).update(values)
+        self.record["metrics"].setdefault(step, {}).update(values)
 
     def text(self, step: int, name: str, text: str) -> None:
-        self.said["texts"].append([step, name, text])
+        self.record["texts"].append([step, name, text])
 
     def log(self, message: str) -> None:
-        self.said["log"].append(message)
+        self.record["log"].append(message)
 
     def advance(self, done: float, total: float, unit: str) -> None:
         if self.rank:
@@ -199,7 +199,9 @@ class Said:
         print(self.name, done, flush=True)
 
 
-def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> Said:
+def run(
+    inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
+) -> RecordingProgress:
     """One run on this rank. Its final weights are OUTPUT/model.safetensors (the loop) or in
     OUTPUT/model/ (a stage).
 
@@ -225,7 +227,7 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
     output = Path(job["output"])
     output.mkdir(parents=True, exist_ok=True)
     done, checkpoints = job.get("hold", (0, None))
-    progress = Said(
+    progress = RecordingProgress(
         output.name,
         rank,
         world_size,
@@ -233,14 +235,14 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
         zero_stage=job.get("zero_stage", 1),
         **job.get("profile", {}),
     )
-    if stage := {one.name: one for one in (FINETUNED, LAYERS_TRANSFERRED, ABLATIONS, ALIGNED)}.get(
-        job["what"]
-    ):
+    if stage := {
+        item.name: item for item in (FINETUNED, LAYERS_TRANSFERRED, ABLATIONS, ALIGNED)
+    }.get(job["what"]):
         given = {
             name: Artifact(inputs / name, name, name, name, job["given"], {})
             for name in job.get("needs", NEEDS)
         }
-        progress.said["result"] = stage.run(job["config"], given, output, progress)
+        progress.record["result"] = stage.run(job["config"], given, output, progress)
         return progress
     config = {
         "model": {**MODEL, **job.get("model", {})},
@@ -250,7 +252,7 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
         given = {
             name: Artifact(inputs / name, name, "", "", {}, {}) for name in ("tokens", "tokenizer")
         }
-        progress.said["result"] = PRETRAINED.run(config, given, output, progress)
+        progress.record["result"] = PRETRAINED.run(config, given, output, progress)
         return progress
     data, section = TokenData(inputs / "tokens"), config["pretraining"]
     shape, execution = (model_shape(config, {}, data.vocab_size), execution_of(progress))
@@ -262,7 +264,7 @@ def run(inputs: Path, job: Mapping[str, Any], rank: int = 0, world_size: int = 1
     outcome = train(
         model, objective, settings, execution, checkpoints=output / "checkpoints", progress=progress
     )
-    progress.said["result"] = vars(outcome)
+    progress.record["result"] = vars(outcome)
     if rank == 0:
         save_file(dict(model.named_parameters()), output / "model.safetensors")
     return progress
@@ -272,13 +274,13 @@ def work(job_path: Path) -> None:
     """Every run of a job that is not done yet."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     job = json.loads(job_path.read_text())
-    for one in job["runs"]:
-        if (Path(one["output"]) / "said.json").exists():
+    for item in job["runs"]:
+        if (Path(item["output"]) / "record.json").exists():
             continue
-        progress = run(Path(job["inputs"]), one, rank, world_size)
+        progress = run(Path(job["inputs"]), item, rank, world_size)
         if rank == 0:
-            (Path(one["output"]) / "said.json").write_text(
-                json.dumps({**progress.said, "modules": sorted(sys.modules)})
+            (Path(item["output"]) / "record.json").write_text(
+                json.dumps({**progress.record, "modules": sorted(sys.modules)})
             )
 
 
