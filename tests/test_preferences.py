@@ -33,7 +33,7 @@ from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf import drift, records, reward_model, win_rates
 from gpt_model.rlhf.answers import Answer
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
-from gpt_model.rlhf.comparison import ANSWERS, Comparison, metrics_of, read_results
+from gpt_model.rlhf.comparison import ANSWERS_FILE, Comparison, metrics_of, read_results
 from gpt_model.rlhf.dialogue import Dialogue, Turn
 from gpt_model.rlhf.records import Prompt, Ranking, Response
 from gpt_model.statistics import bootstrap_mean, bootstrap_share
@@ -322,7 +322,7 @@ def verdict(name: str, built: Built) -> Verdict:
 def test_every_model_answers_the_same_prompts_and_every_answer_is_kept_with_its_scores(
     built: Built,
 ) -> None:
-    rows = [json.loads(line) for line in (built.output / ANSWERS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (built.output / ANSWERS_FILE).read_text().splitlines()]
     by_model = {
         name: [row for row in rows if row["model"] == name]
         for name in ("pretrained", "supervised", "policy_init", "aligned", "best_of")
@@ -373,7 +373,7 @@ def test_the_first_step_stands_beside_the_model_before_it_which_reads_plain_text
     built: Built,
 ) -> None:
     steps = {(step["model"], step["over"]): step for step in read_results(built.output)["steps"]}
-    rows = [json.loads(line) for line in (built.output / ANSWERS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (built.output / ANSWERS_FILE).read_text().splitlines()]
     ours, theirs = (
         [row["judge"] for row in rows if row["model"] == name]
         for name in ("supervised", "pretrained")

@@ -274,13 +274,15 @@ def test_a_dialogue_too_long_loses_its_oldest_turns_or_is_left_out(inputs: Path)
 def test_held_out_dialogues_are_of_every_source_where_there_are_too_many(
     inputs: Path, tmp_path: Path
 ) -> None:
-    write_demonstrations(tmp_path / "many", [talk(1)], [talk(n) for n in range(3 * sft.HELD_OUT)])
+    write_demonstrations(
+        tmp_path / "many", [talk(1)], [talk(n) for n in range(3 * sft.HELD_OUT_DIALOGUES)]
+    )
     template = ChatTemplate(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
     result = sft.read(tmp_path / "many", template, 48, RecordingProgress("many"))
     whole, _ = encode_dialogues(
         [
             tuple(Turn(entry["role"], entry["content"]) for entry in talk(3 * n))
-            for n in range(sft.HELD_OUT)
+            for n in range(sft.HELD_OUT_DIALOGUES)
         ],
         template,
         48,

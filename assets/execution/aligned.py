@@ -38,7 +38,7 @@ from gpt_model.training.schedules import BatchSchedule, warmup_constant
 from gpt_model.training.tuning import evaluation_steps
 
 MEASURED = 256  # held-out prompts that the policies before and after answer
-SAMPLES = 4  # held-out prompts whose answers are shown on the way
+SHOWN_PROMPTS = 4  # held-out prompts whose answers are shown on the way
 TIMINGS = ("seconds_in_steps", "checkpoint_stall_seconds", "peak_memory_bytes")
 
 # Raised when tensors in scratch are renamed: an unfinished build of an earlier commit starts anew.
@@ -232,7 +232,7 @@ class EncodedPrompts:
         training, held_out = (
             [tokens for tokens, _ in fitting[split]] for split in ("training", "held_out")
         )
-        samples = evenly(fitting["held_out"], SAMPLES)
+        samples = evenly(fitting["held_out"], SHOWN_PROMPTS)
         return EncodedPrompts(training, held_out, samples, too_long, room)
 
     def counts(self) -> dict[str, int]:

@@ -44,7 +44,7 @@ from gpt_model.progress import Progress as TrainingProgress
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.transformer import GPT, Decoder
 
-SAMPLES, SAMPLE_CHARACTERS = 8, 400
+SHOWN_EXAMPLES, SAMPLE_CHARACTERS = 8, 400
 # Where the licence does not cover showing the text
 RESTRICTED_SAMPLES, RESTRICTED_CHARACTERS = 3, 60
 
@@ -377,7 +377,7 @@ def _samples(
     cover showing the text.
     """
     if entry.show_text:
-        limit, characters = SAMPLES, SAMPLE_CHARACTERS
+        limit, characters = SHOWN_EXAMPLES, SAMPLE_CHARACTERS
     else:
         limit, characters = RESTRICTED_SAMPLES, RESTRICTED_CHARACTERS
     indices = [

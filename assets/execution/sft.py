@@ -44,8 +44,8 @@ from gpt_model.training.tuning import (
 )
 from gpt_model.transformer import GPT
 
-HELD_OUT = 1000  # held-out dialogues at most that the loss after an epoch is measured on
-SAMPLES, SAMPLE_TOKENS = 3, 48
+HELD_OUT_DIALOGUES = 1000  # held-out dialogues at most that the loss after an epoch is measured on
+SHOWN_DIALOGUES, SAMPLE_TOKENS = 3, 48
 COMPARED_DIALOGUES = 100  # with the tokens that transformers gives them
 
 
@@ -71,7 +71,9 @@ def read(folder: Path, template: ChatTemplate, context: int, progress: Progress)
     training, counts = encode_dialogues(
         _dialogues(read_demonstrations(folder, "training")), template, context
     )
-    measured, _ = encode_dialogues(_dialogues(evenly(held_out, HELD_OUT)), template, context)
+    measured, _ = encode_dialogues(
+        _dialogues(evenly(held_out, HELD_OUT_DIALOGUES)), template, context
+    )
     if not training or not measured:
         raise UserError(
             f"None of the {'training' if not training else 'held-out'} demonstrations fits the "
@@ -85,7 +87,7 @@ def read(folder: Path, template: ChatTemplate, context: int, progress: Progress)
             f"{counts['shortened']} lost their oldest turns, {counts['too_long']} were left out."
         )
     return Demonstrations(
-        training, measured, evenly(held_out, SAMPLES), unlicensed_sources(folder), counts
+        training, measured, evenly(held_out, SHOWN_DIALOGUES), unlicensed_sources(folder), counts
     )
 
 

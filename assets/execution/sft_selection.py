@@ -22,8 +22,8 @@ from gpt_model.rlhf.sft_selection import Epoch, prompt_subset
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.tuning import EPOCHS, best_epoch, epoch_folder
 
-ANSWERS = "answers.jsonl"
-SAMPLES = 3  # answers of each epoch that are shown
+ANSWERS_FILE = "answers.jsonl"
+SHOWN_ANSWERS = 3  # answers of each epoch that are shown
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
@@ -53,7 +53,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         epochs.append(Epoch(number, rewards, answers, losses.get(number)))
         reported = {name: float(value) for name, value in epochs[-1].metrics().items()}
         progress.metrics(number, reported)
-        for index, answer in enumerate(answers[:SAMPLES]):
+        for index, answer in enumerate(answers[:SHOWN_ANSWERS]):
             progress.text(number, f"{index + 1} {prompts[index].source}", answer.text)
         progress.advance(len(epochs), len(folders), "epochs")
     best = epochs[best_epoch([epoch.reward for epoch in epochs]) - 1]
@@ -147,13 +147,13 @@ def _write_answers(output: Path, prompts: Sequence[Prompt], epochs: Sequence[Epo
         for epoch in epochs
         for prompt, reward, answer in zip(prompts, epoch.rewards, epoch.answers, strict=True)
     ]
-    tuning.write_rows(output / ANSWERS, rows)
+    tuning.write_rows(output / ANSWERS_FILE, rows)
 
 
 def best_is_kept(built: Built) -> Verdict:
     """Compares model/ with the epoch of the highest mean reward in answers.jsonl."""
     rewards: dict[int, list[float]] = {}
-    for line in (built.output / ANSWERS).read_text(encoding="utf-8").split("\n")[:-1]:
+    for line in (built.output / ANSWERS_FILE).read_text(encoding="utf-8").split("\n")[:-1]:
         row = json.loads(line)
         rewards.setdefault(row["epoch"], []).append(row["reward"])
     means = {epoch: sum(values) / len(values) for epoch, values in rewards.items()}

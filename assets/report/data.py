@@ -136,7 +136,7 @@ def plot_document_lengths(data: TokenData, path: Path) -> None:
         axes.legend(title="source (documents)")
 
 
-SAMPLES = 3  # of each source
+SHOWN_ROWS = 3  # of each source
 TURN_CHARACTERS = 400
 
 
@@ -179,7 +179,7 @@ def _samples(built: Built, reports: Mapping[str, Any]) -> list[str]:
     with (built.output / "training.jsonl").open(encoding="utf-8") as file:
         examples = [json.loads(line) for line in file]
     for row in examples:
-        if counts[row["source"]] == SAMPLES:
+        if counts[row["source"]] == SHOWN_ROWS:
             continue
         counts[row["source"]] += 1
         turns = [f"{message['role']}: {message['content']}" for message in row["messages"]]

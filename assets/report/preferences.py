@@ -16,7 +16,14 @@ from assets.contract import Artifact, Built
 from assets.report import plots
 from assets.report.tables import Table, code_block, estimate, write_markdown
 from gpt_model.evaluation.alignment_tax import verdict
-from gpt_model.rlhf.comparison import ANSWERS, BEST_OF, INSTRUCTED, JUDGES, PRETRAINED, read_results
+from gpt_model.rlhf.comparison import (
+    ANSWERS_FILE,
+    BEST_OF,
+    INSTRUCTED,
+    JUDGES,
+    PRETRAINED,
+    read_results,
+)
 from gpt_model.rlhf.drift import NAMES
 from gpt_model.rlhf.records import excerpt, unlicensed_sources
 
@@ -148,7 +155,7 @@ def samples(output: Path, prompts: Artifact | None) -> str:
     source's licence does not cover its text.
     """
     unlicensed = unlicensed_sources(prompts.path) if prompts else set()
-    with (output / ANSWERS).open(encoding="utf-8") as file:
+    with (output / ANSWERS_FILE).open(encoding="utf-8") as file:
         answers = [json.loads(line) for line in file]
 
     def prompt(answer: Mapping[str, Any]) -> tuple[str, str]:

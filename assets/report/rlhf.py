@@ -26,7 +26,7 @@ from assets.report.tables import (
     not_resampled_note,
     write_markdown,
 )
-from assets.stages.alignment import BAG_OF_WORDS, HELD_OUT, JUDGE_FILE, NO_WORDS, TRAINING_FILE
+from assets.stages.alignment import BAG_OF_WORDS, HELD_OUT_FILE, JUDGE_FILE, NO_WORDS, TRAINING_FILE
 from gpt_model.bag_of_words import BagOfWords
 from gpt_model.rlhf.ranking_agreement import calibration
 
@@ -124,7 +124,7 @@ def show_reward_model(built: Built, folder: Path) -> None:
 
 
 def held_out_rows(output: Path) -> list[dict[str, Any]]:
-    with (output / HELD_OUT).open(encoding="utf-8") as file:
+    with (output / HELD_OUT_FILE).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 

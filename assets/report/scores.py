@@ -33,7 +33,7 @@ from gpt_model.evaluation.suites import (
 )
 from gpt_model.finetuning.entry import SCORE_NAMES, SPLITS, TaskEntry
 
-HELD_OUT = "held out"
+HELD_OUT_SPLIT = "held out"
 ZERO_SHOT_AFTER = "zero_shot_after/"  # how the names of the suites of aligned models begin
 
 
@@ -182,7 +182,7 @@ def _of_held_out_text(asset: str, artifact: Artifact, inputs: Inputs) -> Iterato
             against=xz,
             examples=int(tokens[f"held_out/{source}/tokens"]),
             unit="tokens",
-            split=HELD_OUT,
+            split=HELD_OUT_SPLIT,
             lower_is_better=True,
             note=f"every held-out token. {caveat}"
             if caveat
@@ -216,7 +216,7 @@ def _by_mixture(scores: list[Score], weights: list[float], metrics: Metrics, cav
         uniform if xz is None else xz,
         sum(score.examples or 0 for score in scores),
         "tokens",
-        HELD_OUT,
+        HELD_OUT_SPLIT,
         lower_is_better=True,
         note=f"sources weighted as they are trained on. {caveat}"
         if caveat
@@ -326,7 +326,7 @@ def _of_reward_model(asset: str, artifact: Artifact) -> Iterator[Score]:
         against=max(bag_of_words or 0.0, 0.5),
         examples=int(metrics["comparisons"]),
         unit="comparisons",
-        split=HELD_OUT,
+        split=HELD_OUT_SPLIT,
     )
 
 
@@ -349,7 +349,7 @@ def _win_rates(asset: str, artifact: Artifact) -> Iterator[Score]:
             against=0.5,
             examples=int(metrics["prompts"]),
             unit="prompts",
-            split=HELD_OUT,
+            split=HELD_OUT_SPLIT,
             note="by a judge that no model was trained to please",
         )
 
@@ -438,4 +438,4 @@ def _split(data: Data) -> str:
         source = data.source
         file = source.path or source.package or ""
         return Path(file).name if source.hub is None else source.split
-    return HELD_OUT if isinstance(data, (Passages, LastWord, Cloze)) else "generated"
+    return HELD_OUT_SPLIT if isinstance(data, (Passages, LastWord, Cloze)) else "generated"

@@ -100,7 +100,7 @@ POLICY_INIT = Stage(
 #     shape.json, training.json                        as above has them
 #     held_out.jsonl      of each held-out ranking: pairs (better, worse), and the scores that the
 #                         model, and the baseline where there is one, give its responses
-HELD_OUT = "held_out.jsonl"
+HELD_OUT_FILE = "held_out.jsonl"
 BAG_OF_WORDS = "bag_of_words"  # the baseline, in names of metrics
 NO_WORDS = "the texts have no words in them"  # why there is none, where …/not_run is reported
 

@@ -46,7 +46,7 @@ STEPS = (
     (ALIGNED, INSTRUCTED),
 )
 REWARD_MODEL, JUDGE = JUDGES = ("reward_model", "judge")
-RESULTS, ANSWERS = "results.json", "answers.jsonl"
+RESULTS, ANSWERS_FILE = "results.json", "answers.jsonl"
 
 
 @dataclass
@@ -147,7 +147,7 @@ class Comparison:
 
     def write(self, folder: Path, results: Mapping[str, Any]) -> None:
         """answers.jsonl and results.json."""
-        with (folder / ANSWERS).open("w", encoding="utf-8") as file:
+        with (folder / ANSWERS_FILE).open("w", encoding="utf-8") as file:
             for name, answers in self.answers.items():
                 for index, (prompt, answer) in enumerate(zip(self.prompts, answers, strict=True)):
                     row: dict[str, Any] = {
