@@ -24,6 +24,7 @@ from gpt_model.data import documents, splits
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.evaluation.contamination import count_mostly_seen
 from gpt_model.progress import Silent
+from gpt_model.tokenizer import END_OF_TEXT
 
 
 class OneProcess(Silent):
@@ -184,7 +185,13 @@ class TestChecks:
         write(tmp_path, "a", TEXTS)
         built = build(tmp_path, {"name": "a", "licence": "CC0"})
         assert {name: verdict.passed for name, verdict in verdicts(built).items()} == dict.fromkeys(
-            ("files_are_whole", "nothing_held_out_is_trained_on", "held_out_is_new_text"), True
+            (
+                "files_are_whole",
+                "nothing_held_out_is_trained_on",
+                "held_out_is_new_text",
+                "nothing_unusual",
+            ),
+            True,
         )
         (tmp_path / "show").mkdir()
         CORPUS.show(built, tmp_path / "show")
@@ -215,6 +222,52 @@ class TestChecks:
         with pytest.raises(CorruptFile, match=r"held_out\.jsonl\.zst is damaged"):
             list(documents.read(built.output, "a", "held_out"))
         assert {check.name: check.blocking for check in CORPUS.checks}["files_are_whole"]
+
+    def test_what_is_unusual_is_left_out_or_counted_and_warned_of(self, tmp_path: Path) -> None:
+        rows: list[Any] = [{"text": text} for text in TEXTS] + [
+            {"text": None},
+            {"text": 7},
+            {"body": "another column"},
+            {"text": "  "},
+            {"text": "UTF-16".encode("utf-16-le").decode()},
+            {"text": f"one{END_OF_TEXT}two"},
+            {"text": "a rare <unk> word"},
+            {"text": "ACGT" * 20_000},
+        ]
+        lines = [json.dumps(row) for row in rows]
+        lines.insert(3, '{"text": "cut sh')
+        (tmp_path / "a.jsonl").write_text("\n".join(lines))
+        built = build(tmp_path, {"name": "a", "malformed": 0.007})
+        entry = documents.index(built.output)["a"]
+        assert {reason: known["count"] for reason, known in entry["left_out"].items()} == {
+            "not JSON": 1,
+            "no text": 1,
+            "not text": 1,
+            "no column 'text'": 1,
+        }
+        assert entry["left_out"]["no text"]["first"].startswith("a.jsonl, row 502: column 'text'")
+        assert entry["training"]["documents"] + entry["held_out"]["documents"] == len(TEXTS) + 4
+        assert {
+            name: count
+            for name, count in built.metrics.items()
+            if "row" in name or "documents_with" in name
+        } == {
+            "a/rows_left_out": 4,
+            "a/blank_rows": 1,
+            "a/documents_with/nul": 1,
+            "a/documents_with/end_of_text": 1,
+            "a/documents_with/unk": 1,
+            "a/documents_with/long_word": 1,
+        }
+        verdict = verdicts(built)["nothing_unusual"]
+        assert not verdict.passed and "4 rows of a left out" in verdict.summary
+        assert "1 documents of a hold NUL characters" in verdict.summary
+        (tmp_path / "show").mkdir()
+        CORPUS.show(built, tmp_path / "show")
+        assert "not JSON: 1 (first: a.jsonl, line 4" in (tmp_path / "show/sources.md").read_text()
+        with pytest.raises(UserError, match=r"4 of 509 rows cannot be used.*0\.005") as error:
+            build(tmp_path, {"name": "a", "malformed": 0.005})
+        assert error.value.field == "sources[0].malformed"
 
     def test_near_copies_are_measured(self) -> None:
         words = [f"considerably{n * n}" for n in range(200)]

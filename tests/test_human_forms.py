@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from training_ranks import RecordingProgress
 
+from gpt_model.data.left_out import DETAIL_CHARACTERS
 from gpt_model.errors import UserError
 from gpt_model.rlhf.readers import record_readers
-from gpt_model.rlhf.readers.parsed import DETAIL_CHARACTERS, ParsedRow, RowReport
+from gpt_model.rlhf.readers.parsed import ParsedRow, RowReport
 from gpt_model.rlhf.readers.source import HumanSource, Purpose
 
 ASKED, ANSWERED = "Who sees the sailor?", "The king does."
@@ -57,7 +58,7 @@ def candidates(
     found, report = record_readers.read_source(
         tied, purpose, folder / "downloads", folder, RecordingProgress("x"), seed
     )
-    assert report.rows == len(found) + report.total()
+    assert report.rows == len(found) + report.left_out.total()
     return found, report
 
 

@@ -215,7 +215,7 @@ class TestFormats:
     ) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
-            read(tmp_path, path="a.*")
+            read(tmp_path, path="a.*", malformed=0.0)
 
     def test_columns_asked_of_plain_text_and_a_folder_for_a_file_are_refused(
         self, tmp_path: Path

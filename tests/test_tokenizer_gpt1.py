@@ -311,10 +311,8 @@ def test_helpers_of_a_killed_process_are_gone_soon() -> None:
     assert psutil.wait_procs(helpers, timeout=20)[1] == []
 
 
-def test_spelt_out_end_of_text_is_text_unless_asked(tokenizer: Tokenizer) -> None:
+def test_spelt_out_end_of_text_is_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.end_of_text not in tokenizer.encode(f"one{END_OF_TEXT} two")
-    ids = tokenizer.encode(f"one{END_OF_TEXT} two", allow_special=True)
-    assert ids == [*tokenizer.encode("one"), tokenizer.end_of_text, *tokenizer.encode("two")]
 
 
 def test_bytes_of_tokens_on_disk_are_those_of_the_normalised_text(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any, Literal
 from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.store.home import downloads_folder
 from gpt_model.data import compression, documents, splits
-from gpt_model.data.sources import Source, open_source
+from gpt_model.data.sources import Source, SourceReport, open_source
+from gpt_model.data.unusual import UNUSUAL, unusual
 from gpt_model.errors import CorruptFile, UserError, about
 from gpt_model.evaluation.contamination import HELD_OUT_RUN, count_mostly_seen
 
@@ -34,18 +36,20 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     sources = [Source.model_validate(source) for source in config["sources"]]
     share = {source.name: source.held_out or config["held_out"] for source in sources}
     index: dict[str, dict[str, Any]] = {}
+    unusual_counts: Metrics = {}
     with Seen(output / SCRATCH) as seen:
         # The largest held-out share first: of a document that two sources have, the side is decided
         # where it is likelier held out.
         for done, source in enumerate(sorted(sources, key=lambda source: -share[source.name])):
             progress.advance(done, len(sources), "sources")
             with about(f"sources[{sources.index(source)}]"):
-                index[source.name] = _write_source(
+                index[source.name], counts = _write_source(
                     source, share[source.name], config["seed"], output, seen, progress
                 )
+                unusual_counts |= {f"{source.name}/{kind}": n for kind, n in counts.items()}
     progress.advance(len(sources), len(sources), "sources")
     documents.write_index(output, {source.name: index[source.name] for source in sources})
-    return _metrics(index) | _compressibility(output, list(index), progress)
+    return _metrics(index) | unusual_counts | _compressibility(output, list(index), progress)
 
 
 def _compressibility(output: Path, sources: list[str], progress: Progress) -> Metrics:
@@ -62,15 +66,20 @@ def _compressibility(output: Path, sources: list[str], progress: Progress) -> Me
 
 def _write_source(
     source: Source, share: float, seed: int, output: Path, seen: Seen, progress: Progress
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Counter[str]]:
+    """The source's entry of the index, and how many of its rows and documents are unusual. Both are
+    as ever where none is.
+    """
     dropped = {"twice": 0, "on_the_other_side_elsewhere": 0}
+    report, counts = SourceReport(), Counter[str]()
     # pinned local files are found by content, wherever this runs
-    texts = open_source(source, downloads_folder(), Path.cwd(), progress)
+    texts = open_source(source, downloads_folder(), Path.cwd(), progress, report)
     with (
         documents.Writer(output, source.name, "training") as training,
         documents.Writer(output, source.name, "held_out") as held_out,
     ):
         for number, text in enumerate(texts, start=1):
+            counts.update(f"documents_with/{kind}" for kind in unusual(text))
             writer = held_out if splits.bucket(text, seed, source.together) < share else training
             if reason := seen.add(text, source.name, writer is held_out):
                 dropped[reason] += 1
@@ -89,7 +98,10 @@ def _write_source(
         f"{source.name}: {training.documents:,} training and {held_out.documents:,} held-out "
         f"documents, {dropped['twice']:,} duplicates"
     )
-    return {
+    if report.left_out:
+        progress.log(f"{source.name}: rows left out: {report.left_out.reasons()}")
+    counts += Counter(blank_rows=report.blank, rows_left_out=report.left_out.total())
+    entry = {
         "licence": source.licence,
         "weight": source.weight,
         "held_out_share": share,
@@ -97,6 +109,7 @@ def _write_source(
         "training": training.counts(),
         "held_out": held_out.counts(),
     }
+    return (entry | {"left_out": report.left_out} if report.left_out else entry), counts
 
 
 class Seen:
@@ -214,3 +227,19 @@ def held_out_is_new_text(built: Built) -> Verdict:
         f"up to {OVERLAP_LIMIT:.0%} is usual",
         shares,
     )
+
+
+def nothing_unusual(built: Built) -> Verdict:
+    """What `run` counted of rows that are left out and of documents that may not be as meant."""
+    counts = {
+        name: count
+        for name, count in built.metrics.items()
+        if name.endswith("/rows_left_out") or "/documents_with/" in name
+    }
+    sentences = []
+    for name, count in counts.items():
+        source, _, kind = name.partition("/")
+        holding = UNUSUAL.get(kind.removeprefix("documents_with/"))
+        what = f"documents of {source} hold {holding}" if holding else f"rows of {source} left out"
+        sentences.append(f"{count:,.0f} {what}")
+    return Verdict(not counts, "; ".join(sentences) or "Nothing is.", counts)

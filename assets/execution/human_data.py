@@ -107,7 +107,7 @@ def _write(output: Path, sources: Sequence[SplitSource], purpose: Purpose) -> Me
             "show_text": source.show_text,
         }
         metrics[f"{source.name}/kept"] = float(report.kept)
-        metrics[f"{source.name}/left_out"] = float(report.total())
+        metrics[f"{source.name}/left_out"] = float(report.left_out.total())
     (output / "report.json").write_text(
         json.dumps({"sources": reports}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )

@@ -40,14 +40,14 @@ def show_corpus(built: Built, folder: Path) -> None:
                 "held-out documents": held_out["documents"],
                 "held-out MB": held_out["bytes"] / 1e6,
                 "dropped": sum(entry["dropped"].values()),
+                "rows left out": _reasons(entry.get("left_out", {})) or None,
                 "licence": entry["licence"],
             }
         )
         text = splits.normalised(next(documents.read(built.output, source, "training")))
         samples += [f"**{source}**", f"> {text[:SAMPLE_CHARACTERS]}…"]
-    table = Table(
-        rows, formats={"MB": ".2f", "held-out MB": ".2f", "share of training tokens": ".0%"}
-    )
+    formats = {"MB": ".2f", "held-out MB": ".2f", "share of training tokens": ".0%"}
+    table = Table(rows, formats=formats).without_empty_columns()
     write_markdown(folder / "sources.md", table)
     write_markdown(folder / "samples.md", *samples)
     with plots.picture(folder / "sources.png", height=plots.rows_height(len(index))) as axes:

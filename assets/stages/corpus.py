@@ -52,6 +52,13 @@ CORPUS = Stage(
             "Held-out documents are not near-copies of training documents.",
             deferred(EXECUTION, "held_out_is_new_text"),
         ),
+        Check(
+            "nothing_unusual",
+            False,
+            "Every row is a text, and no document holds NUL characters, a special token spelt out "
+            "or an endless word.",
+            deferred(EXECUTION, "nothing_unusual"),
+        ),
     ),
     show=deferred("assets.report.data", "show_corpus"),
     pin=pin,

@@ -97,8 +97,8 @@ def _matching(archive: Path, patterns: list[str], label: str) -> Iterator[tuple[
 
 
 def _matches(pattern: str, name: str, below: str) -> bool:
-    regex = re.compile(glob_translate(pattern))
-    return bool(regex.match(name) or (below and regex.match(name.removeprefix(below))))
+    regex, names = re.compile(glob_translate(pattern)), (name, name.removeprefix(below))
+    return pattern in names or any(map(regex.match, names))
 
 
 def _common_folder(names: list[str]) -> str:

@@ -8,6 +8,7 @@ The name's ending, in any case, says which it is. Where a file lies (a folder, a
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -23,6 +24,7 @@ from typing import Any, BinaryIO, Literal
 import zstandard
 
 from gpt_model import yaml_reader
+from gpt_model.data.archives import RATIO, SMALL
 from gpt_model.errors import UserError
 
 Row = Mapping[str, Any]
@@ -46,12 +48,34 @@ ROW_ENDINGS = ", ".join(ending for ending, format_ in ENDINGS.items() if format_
 csv.field_size_limit(2**31 - 1)  # a field may be a whole document; the default is 128 KiB
 
 
-class MissingColumn(UserError):
+CHUNK = 1 << 20  # bytes read at a time
+
+
+class UnreadableRow(UserError):
+    """A row of a file that cannot be read, or lacks what is read of it. `reason`: a few words to
+    count by, the same for all of its kind; `rows`: how many rows it stands for.
+    """
+
+    def __init__(self, where: str, problem: str, reason: str, rows: int = 1) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where, self.problem, self.reason, self.rows = where, problem, reason, rows
+
+
+class MissingColumn(UnreadableRow):
     """A file lacks a column that is read."""
 
-    def __init__(self, message: str, column: str) -> None:
-        super().__init__(message)
+    def __init__(self, where: str, column: str, row: Row) -> None:
+        problem = f"there is no column {column!r}. Columns found: {', '.join(map(str, row))}."
+        super().__init__(where, problem, f"no column {column!r}")
         self.column = column
+
+
+Reject = Callable[[UnreadableRow], None]  # what becomes of a row that cannot be used
+
+
+def refuse(row: UnreadableRow) -> None:
+    """One such row refuses the whole file."""
+    raise row
 
 
 def format_from_ending(name: str) -> Format | None:
@@ -140,27 +164,56 @@ def _damage_named(name: str) -> Iterator[None]:
         ) from None
 
 
-def _contents(stream: BinaryIO, name: str) -> bytes:
-    with _damage_named(name):
-        return decompressed(stream, name).read()
-
-
-def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of a text file, each with its "\\n". Raises UserError at a byte that is not UTF-8,
-    naming file and offset.
+def _chunks(stream: BinaryIO, name: str) -> Iterator[bytes]:
+    """The contents, decompressed, a chunk at a time. Raises UserError at damage, and where they are
+    so many times the file's own size that it is made to fill a memory.
     """
-    offset = 0
+    compressed, size = bool(_endings(name)[1]), 0
     with _damage_named(name):
-        for raw in decompressed(stream, name):
-            try:
-                text = raw.decode("utf-8-sig" if offset == 0 else "utf-8")
-            except UnicodeDecodeError as error:
+        contents = decompressed(stream, name)
+        while chunk := contents.read(CHUNK):
+            size += len(chunk)
+            if compressed and size > max(SMALL, RATIO * stream.tell()):
                 raise UserError(
-                    f"{name}: byte {offset + error.start} (0x{raw[error.start]:02x}) is not UTF-8. "
-                    "Convert the file to UTF-8."
-                ) from None
-            offset += len(raw)
-            yield text.replace("\r\n", "\n")
+                    f"{name} is refused: it holds more than {RATIO} times its own size. Text is "
+                    "compressed 3 to 20 times; decompress the file where it is what it should be."
+                )
+            yield chunk
+
+
+def _contents(stream: BinaryIO, name: str) -> bytes:
+    return b"".join(_chunks(stream, name))
+
+
+def read_lines(stream: BinaryIO, name: str, errors: str = "strict") -> Iterator[str]:
+    """The lines of a text file, each with its "\n", whichever of "\r\n", "\r" and "\n" ends them.
+    Raises UserError at a byte that is not UTF-8, naming file and offset, unless `errors`, as of
+    `bytes.decode`, asks otherwise.
+    """
+    utf8: Any = codecs.getincrementaldecoder("utf-8-sig")(errors)
+    decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+    offset, begun = 0, []  # `begun`: the parts of a line that goes on
+    for chunk in chain(_chunks(stream, name), [b""]):
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            position = offset + len(chunk) - len(error.object) + error.start
+            utf16 = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            raise UserError(
+                f"{name}: byte {position} (0x{error.object[error.start]:02x}) is not UTF-8. "
+                f"{'It begins as UTF-16 does. ' if utf16 and not position else ''}"
+                "Convert the file to UTF-8."
+            ) from None
+        offset += len(chunk)
+        head, newline, rest = text.partition("\n")
+        begun.append(head)
+        if newline:
+            yield f"{''.join(begun)}\n"
+            whole, newline, last = rest.rpartition("\n")
+            yield from io.StringIO(whole + newline)
+            begun = [last]
+    if line := "".join(begun):
+        yield line
 
 
 def read_rows(
@@ -171,13 +224,14 @@ def read_rows(
     format_: Format | None = None,
     header: Sequence[str] | None = None,
     yaml_strings: bool = False,
+    reject: Reject = refuse,
 ) -> Iterator[Row]:
     """The rows of a file, each with at least `columns`. Plain text has a row a line, of the only
     column.
 
     `format_`: where the name does not say it. `header`: the column names of a csv or tsv file whose
-    first line is a row. `yaml_strings`: a YAML scalar such as Yes or 42 stays a string. Raises
-    UserError naming file, line and column.
+    first line is a row. `yaml_strings`: a YAML scalar such as Yes or 42 stays a string. `reject` is
+    given each row that cannot be used, in its turn. Raises UserError naming file, line and column.
     """
     format_ = format_of(name, format_)
     if header is not None and format_ not in ("csv", "tsv"):
@@ -193,64 +247,104 @@ def read_rows(
             )
         yield from ({columns[0]: line.removesuffix("\n")} for line in read_lines(stream, name))
     elif format_ == "parquet":
-        yield from _parquet_rows(stream, name, columns)
+        yield from _parquet_rows(stream, name, columns, reject)
     elif format_ in ("csv", "tsv"):
-        yield from _delimited_rows(stream, name, columns, format_, header)
+        yield from _delimited_rows(stream, name, columns, format_, header, reject)
     elif format_ == "yaml":
-        yield from _yaml_rows(stream, name, columns, yaml_strings)
+        yield from _yaml_rows(stream, name, columns, yaml_strings, reject)
     else:
-        yield from _json_rows(stream, name, columns, format_)
+        yield from _json_rows(stream, name, columns, format_, reject)
+
+
+def _lines_of_rows(stream: BinaryIO, name: str, reject: Reject) -> Iterator[str]:
+    """The lines of a file of rows. Where bad rows are left out, a byte that is not UTF-8 is bad for
+    its row alone: it becomes half a surrogate pair, which no text may hold.
+    """
+    return read_lines(stream, name, "strict" if reject is refuse else "surrogateescape")
 
 
 def _json_rows(
-    stream: BinaryIO, name: str, columns: Sequence[str], format_: Format
+    stream: BinaryIO, name: str, columns: Sequence[str], format_: Format, reject: Reject
 ) -> Iterator[Row]:
     """An object a line. A .json file may be one list of them, which is then held whole."""
-    lines = enumerate(read_lines(stream, name), 1)
+    lines = enumerate(_lines_of_rows(stream, name, reject), 1)
     first = next(((number, line) for number, line in lines if line.strip()), (1, ""))
     if format_ == "json" and first[1].lstrip().startswith("["):
         try:
-            objects = json.loads(first[1] + "".join(line for _, line in lines))
+            objects = _json(first[1] + "".join(line for _, line in lines))
         except ValueError as error:
             raise UserError(
                 f"{name} is not JSON ({error}). Expected a list of objects, or one object a line."
             ) from None
-        yield from _mappings(objects, name, columns)
+        yield from _mappings(objects, name, columns, reject)
         return
     for number, line in chain([first], lines):
         if not line.strip():
             continue
+        where = f"{name}, line {number}"
         try:
-            row = json.loads(line)
+            row = _json(line)
         except ValueError as error:
-            raise UserError(
-                f"{name}, line {number}: not JSON ({error}). Expected one JSON object a line."
-            ) from None
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{name}, line {number}: expected a JSON object, found {type(row).__name__}."
-            )
-        require_columns(row, columns, f"{name}, line {number}")
-        yield row
+            problem = f"not JSON ({error}). Expected one JSON object a line."
+            reject(UnreadableRow(where, problem, "not JSON"))
+            continue
+        if isinstance(row, dict):
+            yield from _with_columns(row, columns, where, reject)
+        else:
+            problem = f"expected a JSON object, found {type(row).__name__}."
+            reject(UnreadableRow(where, problem, "no JSON object"))
 
 
-def _yaml_rows(stream: BinaryIO, name: str, columns: Sequence[str], strings: bool) -> Iterator[Row]:
+def _json(text: str) -> Any:
+    """`text`, parsed. Raises ValueError where it is not JSON, or nested too deep for anybody."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except ValueError:  # an integer of more digits than Python converts
+        return json.loads(text, parse_int=_integer)
+
+
+def _integer(digits: str) -> float:
+    """An integer; one of thousands of digits, which no column that is read holds, as infinity."""
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)
+
+
+def _yaml_rows(
+    stream: BinaryIO, name: str, columns: Sequence[str], strings: bool, reject: Reject
+) -> Iterator[Row]:
     """A list of mappings, or one mapping, which is one row."""
     try:
         text = _contents(stream, name).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: byte {error.start} is not UTF-8. Convert it to UTF-8.") from None
     content = yaml_reader.load_rows(text, name, strings=strings)
-    yield from _mappings(content if isinstance(content, list) else [content], name, columns)
+    rows = content if isinstance(content, list) else [content]
+    yield from _mappings(rows, name, columns, reject)
 
 
-def _mappings(rows: list[Any], name: str, columns: Sequence[str]) -> Iterator[Row]:
+def _mappings(rows: list[Any], name: str, columns: Sequence[str], reject: Reject) -> Iterator[Row]:
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{name}, row {number}: expected a mapping, found {type(row).__name__}."
-            )
-        require_columns(row, columns, f"{name}, row {number}")
+        where = f"{name}, row {number}"
+        if isinstance(row, dict):
+            yield from _with_columns(row, columns, where, reject)
+        else:
+            problem = f"expected a mapping, found {type(row).__name__}."
+            reject(UnreadableRow(where, problem, "no mapping"))
+
+
+def _with_columns(row: Row, columns: Sequence[str], where: str, reject: Reject) -> Iterator[Row]:
+    """`row`, where it has the columns."""
+    try:
+        require_columns(row, columns, where)
+    except MissingColumn as problem:
+        reject(problem)
+    else:
         yield row
 
 
@@ -260,73 +354,99 @@ def _delimited_rows(
     columns: Sequence[str],
     format_: Format,
     header: Sequence[str] | None,
+    reject: Reject,
 ) -> Iterator[Row]:
     """A tsv file has no quoting: a tab always ends a field."""
     tabs = format_ == "tsv"
     reader = csv.DictReader(
-        read_lines(stream, name),
+        _lines_of_rows(stream, name, reject),
         header,
         delimiter="\t" if tabs else ",",
         quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
         strict=True,
     )
     try:
-        for number, row in enumerate(reader, 1):
-            if None in row:
-                width = len(reader.fieldnames or [])
-                raise UserError(
-                    f"{name}, row {number}: more fields than the {width} columns. "
-                    "Mend the row, or `header`."
-                )
-            require_columns(row, columns, f"{name}, row {number}")
-            yield row
+        width = len(reader.fieldnames or [])
     except csv.Error as error:
-        raise UserError(
-            f"{name}, line {reader.line_num}: this is not valid {format_} ({error})."
-        ) from None
+        raise UserError(f"{name}, line 1: this is not valid {format_} ({error}).") from None
+    number = 0
+    while True:
+        number, lines_before = number + 1, reader.line_num
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problem = f"this is not valid {format_} ({error})."
+            if "unexpected end" in str(error):  # all that follows a quote is in this row
+                raise UserError(
+                    f"{name}, line {reader.line_num}: {problem} A quote from line "
+                    f"{lines_before + 1} on is not closed."
+                ) from None
+            where, lines = f"{name}, line {reader.line_num}", reader.line_num - lines_before
+            reject(UnreadableRow(where, problem, f"not valid {format_}", lines))
+            continue
+        where = f"{name}, row {number}"
+        if None in row:
+            problem = f"more fields than the {width} columns. Mend the row, or `header`."
+            reject(UnreadableRow(where, problem, "more fields than columns"))
+        else:
+            yield from _with_columns(row, columns, where, reject)
 
 
-def _parquet_rows(stream: BinaryIO, name: str, columns: Sequence[str]) -> Iterator[Row]:
+def _parquet_rows(
+    stream: BinaryIO, name: str, columns: Sequence[str], reject: Reject
+) -> Iterator[Row]:
     """With no `columns`, all there are."""
-    import pyarrow  # slow to import, and most files are not parquet
-    import pyarrow.parquet
+    import pyarrow.parquet  # slow to import, and most files are not parquet
 
     if _endings(name)[1] or not stream.seekable():
         stream = io.BytesIO(_contents(stream, name))
     try:
-        file = pyarrow.parquet.ParquetFile(stream)
+        file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
         require_columns(dict.fromkeys(file.schema_arrow.names), columns, name)
         rows_before = 0
         for batch in file.iter_batches(batch_size=1024, columns=list(columns) or None):
             try:
                 rows = batch.to_pylist()
             except UnicodeDecodeError:
-                raise UserError(
-                    f"{name}, {_not_utf8(batch, rows_before)} is not UTF-8. "
-                    "Write the file again with its text in UTF-8."
-                ) from None
-            yield from rows
-            rows_before += len(rows)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{name} is not a parquet file that can be read ({error}).") from None
+                yield from _rows_in_utf8(batch, name, rows_before, reject)
+            else:
+                yield from rows
+            rows_before += batch.num_rows
+    except UserError:
+        raise
+    # what pyarrow raises for damage has no common base: its own errors, OSError, KeyError, …
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{name} is not a parquet file that can be read ({reason}). Put a whole copy in its "
+            "place."
+        ) from None
 
 
-def _not_utf8(batch: Any, rows_before: int) -> str:
-    """Where a parquet batch's text is not UTF-8. `rows_before`: of the file, before this batch."""
-    for column, values in zip(batch.schema.names, batch.columns, strict=True):
-        for row, value in enumerate(values, start=rows_before + 1):
+def _rows_in_utf8(batch: Any, name: str, rows_before: int, reject: Reject) -> Iterator[Row]:
+    """The rows of a parquet batch whose text is UTF-8. `rows_before`: of the file, before it."""
+    for index in range(batch.num_rows):
+        row = {}
+        for column, values in zip(batch.schema.names, batch.columns, strict=True):
             try:
-                value.as_py()
+                row[column] = values[index].as_py()
             except UnicodeDecodeError as error:
-                byte = error.object[error.start]
-                return f"row {row}: column {column!r}, byte {error.start} (0x{byte:02x})"
-    raise AssertionError("one of its values could not be decoded")
+                byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
+                problem = (
+                    f"column {column!r}, {byte} is not UTF-8. Write the file again with its text "
+                    "in UTF-8."
+                )
+                where = f"{name}, row {rows_before + index + 1}"
+                reject(UnreadableRow(where, problem, "not UTF-8"))
+                break
+        else:
+            yield row
 
 
 def require_columns(row: Row, columns: Sequence[str], where: str) -> None:
     """Raises MissingColumn where `row` lacks one. `where`: file and line, for the message."""
     for column in columns:
         if column not in row:
-            raise MissingColumn(
-                f"{where}: there is no column {column!r}. Columns found: {', '.join(row)}.", column
-            )
+            raise MissingColumn(where, column, row)

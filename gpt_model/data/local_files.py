@@ -13,7 +13,6 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -52,9 +51,12 @@ def find(pattern: str, base: Path) -> list[Path]:
                 f"{pattern} is a folder: say which files in it, e.g. "
                 f"{pattern.rstrip('/')}/**/*.txt."
             )
-        # Path.glob would take hidden files too
-        names = glob.glob(relative, root_dir=root, recursive=True)  # noqa: PTH207
-        paths = [path for name in sorted(names) if (path := root / name).is_file()]
+        # "notes [1].txt" is a name first, and a wildcard where there is no such file
+        for spelling in (glob.escape(relative), relative.replace("[", "[[]"), relative):
+            # Path.glob would take hidden files too
+            names = glob.glob(spelling, root_dir=root, recursive=True)  # noqa: PTH207
+            if paths := [path for name in sorted(names) if (path := root / name).is_file()]:
+                break
     for path in paths:
         _refuse_system_files(path, pattern)
     if not paths:
@@ -67,8 +69,7 @@ def find(pattern: str, base: Path) -> list[Path]:
 
 def _refuse_system_files(path: Path, pattern: str) -> None:
     """`path`: a file, or a glob such as `pattern`, judged by where its wildcards begin."""
-    fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
-    resolved = fixed.resolve()
+    resolved = _fixed(path).resolve()
     if resolved == Path(resolved.anchor):
         raise UserError(
             f"{pattern!r} begins at the root of the file system: name the folder the files are in."
@@ -87,8 +88,18 @@ def _root_of(pattern: str, base: Path) -> tuple[Path, str]:
     path = Path(pattern).expanduser()
     if not path.is_absolute():
         return base, pattern
-    folder = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
+    folder = _fixed(path.parent)
     return folder, str(path.relative_to(folder))
+
+
+def _fixed(path: Path) -> Path:
+    """`path` up to its first wildcard; what exists as it is spelt is none."""
+    fixed = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        if glob.has_magic(part) and not (fixed / part).exists():
+            break
+        fixed /= part
+    return fixed
 
 
 def pin(pattern: str, base: Path, downloads: Path) -> list[PinnedFile]:

@@ -18,7 +18,7 @@ from pydantic import field_validator, model_validator
 
 from gpt_model.data import hub
 from gpt_model.data.archives import open_members
-from gpt_model.data.formats import Format, Row, read_rows, require_columns
+from gpt_model.data.formats import Format, Reject, Row, read_rows, refuse, require_columns
 from gpt_model.data.local_files import PinnedFile, Reading, pin
 from gpt_model.data.package_index import Kind, fetch_package, name_and_version
 from gpt_model.errors import Unreachable, UserError, about
@@ -165,13 +165,14 @@ def tables(
     progress: Progress,
     *,
     yaml_strings: bool = False,
+    reject: Reject = refuse,
 ) -> Iterator[tuple[str, Iterator[Row]]]:
     """(name, rows) of each file of a resolved location, or of its one split on the hub, in a fixed
     order. Every row has at least `columns`.
 
     `base` is where relative paths are seen from; what is pinned is found by its content from
-    anywhere. Raises UserError, naming the file, where one is missing, damaged, or of a format that
-    nothing says.
+    anywhere. `reject` is given each row that cannot be used. Raises UserError, naming the file,
+    where one is missing, damaged, or of a format that nothing says.
     """
     with Reading(base, downloads) as reading:
         if location.hub is not None:
@@ -187,6 +188,7 @@ def tables(
                     format_=location.format,
                     header=location.header,
                     yaml_strings=yaml_strings,
+                    reject=reject,
                 ),
             )
 

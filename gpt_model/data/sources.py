@@ -8,21 +8,34 @@ lie on disk `documents.py`'s.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from gpt_model.data.formats import ROW_ENDINGS, RowFormat, format_of, read_lines, read_rows
+from gpt_model.data.formats import (
+    ROW_ENDINGS,
+    RowFormat,
+    UnreadableRow,
+    format_of,
+    read_lines,
+    read_rows,
+)
+from gpt_model.data.left_out import LeftOut
 from gpt_model.data.local_files import PinnedFile, Reading
 from gpt_model.data.location import Located, Location, hub_rows, open_files, resolve
 from gpt_model.data.package_index import Kind
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
-from gpt_model.strict import Count, HeldOut, Weight
+from gpt_model.strict import Count, HeldOut, Strict, Weight, Whole
+
+MALFORMED = 0.001  # share of a source's rows
+SYSTEMATIC = 1000  # rows from the first on that cannot be read: then the mistake is not in a row
 
 # What the papers trained on, or its public stand-in. `datasets` refuses a commit with a loading
 # script (since version 4); a script-based set's data is then on its branch refs/convert/parquet, as
@@ -59,6 +72,12 @@ NAMED: dict[str, dict[str, Any]] = {
         "licence": "CC-BY-SA-3.0 and GFDL",
     },
 }
+
+
+class Separated(Strict):
+    """Documents with a mark of the text's own between them."""
+
+    separator: str = Field(min_length=1, description='such as "<|endoftext|>"')
 
 
 class Source(Located):
@@ -110,6 +129,9 @@ class Source(Located):
     format: Literal["text", RowFormat] | None = Field(
         default=None, description="how its files are written, where their names do not end in it"
     )
+    header: list[str] | None = Field(
+        default=None, description="column names, for a csv or tsv file whose first line is a row"
+    )
 
     named: str | None = Field(
         default=None, description=f"one of {', '.join(NAMED)}: fills in hub, config, text, licence"
@@ -123,7 +145,12 @@ class Source(Located):
         default=None,
         description="rows joined to one text: so many, or while these columns stay the same",
     )
-    documents: Literal["whole", "lines", "paragraphs", "headings"] = Field(
+    malformed: Whole | None = Field(
+        default=None,
+        description="share of rows, rounded up to a row, that may be no text and are left out; "
+        f"default: {MALFORMED:g}",
+    )
+    documents: Literal["whole", "lines", "paragraphs", "headings"] | Separated = Field(
         default="whole", description="how a text is divided"
     )
     clean: Literal["markdown"] | None = Field(
@@ -169,30 +196,73 @@ class Source(Located):
         return [self.text or "text", *(self.group if isinstance(self.group, list) else [])]
 
 
-def open_source(source: Source, downloads: Path, base: Path, progress: Progress) -> Iterator[str]:
+@dataclass
+class SourceReport:
+    """What became of a source's rows."""
+
+    rows: int = 0
+    blank: int = 0  # texts of whitespace alone: no document
+    left_out: LeftOut = field(default_factory=LeftOut)
+    first: UserError | None = None  # what is wrong with the first that was left out
+
+    def reject(self, row: UnreadableRow) -> None:
+        """Leaves a row out. Raises it where no row before it could be read either."""
+        self.rows += row.rows
+        self.first = self.first or row
+        self.left_out.add(row.reason, row.where, row.problem, row.rows)
+        if self.rows >= SYSTEMATIC:
+            self._raise_if_none_is_left()
+
+    def check(self, allowed: float) -> None:
+        """Raises UserError where more than the `allowed` share was left out."""
+        self._raise_if_none_is_left()
+        left_out = self.left_out.total()
+        if left_out > math.ceil(allowed * self.rows):
+            raise UserError(
+                f"{left_out:,} of {self.rows:,} rows cannot be used, more than the share of "
+                f"{allowed:g} that `malformed` allows: {self.left_out.reasons()}. Mend them, or "
+                "allow more.",
+                field="malformed",
+            )
+
+    def _raise_if_none_is_left(self) -> None:
+        if self.first and self.left_out.total() == self.rows:
+            raise self.first
+
+
+def open_source(
+    source: Source,
+    downloads: Path,
+    base: Path,
+    progress: Progress,
+    report: SourceReport | None = None,
+) -> Iterator[str]:
     """The documents of a source, one at a time and in a fixed order, without whitespace at their
-    ends.
+    ends. Rows that are no text are left out, and counted in `report`.
 
     Raises UserError, naming the file, where one is missing, damaged, not UTF-8 or lacks a column,
-    and where there is no document.
+    where more rows than `malformed` allows are left out, and where there is no document.
     """
+    report = report or SourceReport()
     location = source.location()
     if location.path is not None and location.pinned is None:
         location = resolve(location, base, downloads)
     with Reading(base, downloads) as reading:
         documents = (
             _clean(document, source.clean)
-            for text in _texts(source, location, reading, progress)
+            for text in _texts(source, location, reading, progress, report)
             for document in _divided(text, source.documents)
         )
         long_enough = (document for document in documents if len(document) >= source.minimum)
         first = next(long_enough, None)
         if first is None:
+            report.check(1.0)
             raise UserError(
                 f"Source {source.name!r} holds no document of {source.minimum} characters or more: "
                 "check its files and `minimum`."
             )
         yield from islice(chain([first], long_enough), source.limit)
+        report.check(MALFORMED if source.malformed is None else source.malformed)
 
 
 # one text as its lines, each with its "\n", so that a file is never held whole unless it is one
@@ -201,17 +271,24 @@ Text = Iterable[str]
 
 
 def _texts(
-    source: Source, location: Location, reading: Reading, progress: Progress
+    source: Source, location: Location, reading: Reading, progress: Progress, report: SourceReport
 ) -> Iterator[Text]:
     columns = source.columns()
     if location.hub is not None:
         rows = hub_rows(location, columns, reading)
-        yield from _grouped(rows, source, location.hub)
+        yield from _grouped(rows, source, location.hub, report)
         return
     for name, stream in open_files(location, reading, progress):
         if format_of(name, location.format) != "text":
-            rows = read_rows(stream, name, columns, format_=location.format)
-            yield from _grouped(rows, source, name)
+            rows = read_rows(
+                stream,
+                name,
+                columns,
+                format_=location.format,
+                header=location.header,
+                reject=report.reject,
+            )
+            yield from _grouped(rows, source, name, report)
         elif source.text is not None or source.group is not None:
             raise UserError(
                 f"{name} is plain text without columns: leave `text` and `group` out, or name a "
@@ -221,12 +298,11 @@ def _texts(
             yield read_lines(stream, name)
 
 
-def _grouped(rows: Iterable[Mapping[str, Any]], source: Source, name: str) -> Iterator[Text]:
+def _grouped(
+    rows: Iterable[Mapping[str, Any]], source: Source, name: str, report: SourceReport
+) -> Iterator[Text]:
     """The text column of `rows`; where rows go together, theirs with a line break between."""
-    texts = (
-        (row, _text_of(row, source.columns()[0], name, number))
-        for number, row in enumerate(rows, start=1)
-    )
+    texts = _rows_with_text(rows, source.columns()[0], name, report)
     if source.group is None:
         yield from (io.StringIO(text) for _, text in texts)
     elif isinstance(source.group, int):
@@ -238,26 +314,50 @@ def _grouped(rows: Iterable[Mapping[str, Any]], source: Source, name: str) -> It
             yield io.StringIO("\n".join(text for _, text in same_keys))
 
 
-def _text_of(row: Mapping[str, Any], column: str, name: str, number: int) -> str:
+def _rows_with_text(
+    rows: Iterable[Mapping[str, Any]], column: str, name: str, report: SourceReport
+) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """(row, its text, each line ended by "\n") of the rows that have one."""
+    rows_before = report.rows
+    for row in rows:
+        try:
+            text = _text_of(row, column, f"{name}, row {report.rows - rows_before + 1}")
+        except UnreadableRow as problem:
+            report.reject(problem)
+            continue
+        report.rows += 1
+        report.blank += not text or text.isspace()
+        yield row, text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _text_of(row: Mapping[str, Any], column: str, where: str) -> str:
+    """The text in a column. Raises UnreadableRow where there is none that can be written."""
     text = row[column]
+    if text is None:
+        raise UnreadableRow(where, f"column {column!r} is empty, expected text.", "no text")
     if not isinstance(text, str):
-        raise UserError(
-            f"{name}, row {number}: column {column!r} holds {type(text).__name__}, expected text."
-        )
+        problem = f"column {column!r} holds {type(text).__name__}, expected text."
+        raise UnreadableRow(where, problem, "not text")
     try:
-        # JSON's escapes can spell half of a surrogate pair, which no encoding can write
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"{name}, row {number}: column {column!r} holds half a character (a lone surrogate) at "
-            f"{error.start}."
-        ) from None
+        # A byte that is not UTF-8 (`formats.py`), or JSON's escapes, which can spell half of a pair
+        byte = ord(text[error.start]) - 0xDC00
+        what, reason = (
+            (f"a byte (0x{byte:02x}) that is not UTF-8", "not UTF-8")
+            if 0x80 <= byte <= 0xFF
+            else ("half a character (a lone surrogate)", "half a character")
+        )
+        problem = f"column {column!r} holds {what} at {error.start}."
+        raise UnreadableRow(where, problem, reason) from None
     return text
 
 
-def _divided(text: Text, how: str) -> Iterator[str]:
-    """A text's documents, in order and with nothing left out but blank lines."""
-    if how == "whole":
+def _divided(text: Text, how: str | Separated) -> Iterator[str]:
+    """A text's documents, in order and with nothing left out but blank lines and separators."""
+    if isinstance(how, Separated):
+        yield from _by_separator(text, how.separator)
+    elif how == "whole":
         yield "".join(text)
     elif how == "lines":
         yield from text
@@ -284,6 +384,21 @@ def _by_heading(text: Text) -> Iterator[str]:
         body = body or not (heading or line.isspace())
     if document:
         yield "".join(document)
+
+
+def _by_separator(text: Text, separator: str) -> Iterator[str]:
+    """What stands between two separators, which may begin and end within a line, or be several."""
+    document: list[str] = []
+    seen = ""  # the end of the text so far, in which a separator may have begun
+    for line in text:
+        document.append(line)
+        seen += line
+        if separator in seen:
+            *whole, seen = "".join(document).split(separator)
+            yield from whole
+            document = [seen]
+        seen = seen[len(seen) - len(separator) + 1 :] if len(seen) >= len(separator) else seen
+    yield "".join(document)
 
 
 _HEADING = re.compile(r"#{1,6}\s")

@@ -89,10 +89,10 @@ class GPTLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Ids of `string`; `<|endoftext|>` spelt out in it is the one token, as `transformers`
-        reads it.
+        """Ids of `string`, as a document of the corpus has them: `<|endoftext|>` spelt out in it is
+        text. (`transformers` reads the one token.)
         """
-        return self.tokenizer.encode(string, allow_special=True)
+        return self.tokenizer.encode(string)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:
         """(log-probability, is greedy) of each request's continuation after its context."""

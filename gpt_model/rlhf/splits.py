@@ -85,13 +85,13 @@ def _rankings_of_split(
     for row in singles:
         text = normalised(row.answers[0].text)
         if text in known:
-            report.leave_out("a text that is there already", row.id)
+            report.left_out.add("a text that is there already", row.id)
         else:
             known.add(text)
             unique.append(row)
     random.Random(seed).shuffle(unique)
     if remainder := len(unique) % ranked:
-        report.leave_out("too few left to be set against", unique[-1].id, count=remainder)
+        report.left_out.add("too few left to be set against", unique[-1].id, count=remainder)
     for start in range(0, len(unique) - remainder, ranked):
         merged.append(_ranking_of_singles(source, unique[start : start + ranked]))
     return merged
@@ -170,9 +170,9 @@ def prompts(
     for row in rows:
         identity = prompt_identity(row.turns)
         if identity in known:
-            report.leave_out("a prompt that is there already", row.id)
+            report.left_out.add("a prompt that is there already", row.id)
         elif seen.has(row.turns, row.rest):
-            report.leave_out("in demonstrations or comparisons", row.id)
+            report.left_out.add("in demonstrations or comparisons", row.id)
         else:
             known.add(identity)
             prompt = Prompt(source, row.id, row.turns, row.rest)

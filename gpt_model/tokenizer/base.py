@@ -23,6 +23,8 @@ from gpt_model.errors import UserError
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TEMPLATE = "chat_template.jinja"
 PIECE = 1 << 16  # characters
+LONG_WORD = PIECE  # characters of a word that may be tokenized in parts: memory is bounded
+LEARNT_PART = 1 << 10  # … and is learnt from in such parts: the time is the word's length squared
 # Characters tokenized at a time; the library needs some 60 bytes for each while it works.
 BATCH = 1 << 20
 
@@ -36,6 +38,7 @@ class Piece:
     text: str
     last: bool = True  # the document ends with it
     markup: bool = False  # a "<" stands in the document before it (of interest to style gpt1)
+    within_line: bool = False  # the piece before it ends within a line (style gpt1, too)
 
 
 @dataclass(frozen=True)
@@ -228,28 +231,23 @@ class Tokenizer(ABC):
 
     # --- used ---
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Ids of `text`. `allow_special`: each `<|endoftext|>` spelt out in it becomes the one
-        token.
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`: those that it has as a document. A token that is spelt out in it is text.
+        Raises UserError where it cannot be written as UTF-8.
         """
-        first, *others = text.split(END_OF_TEXT) if allow_special else [text]
-        ids = self._encoded(first)
-        for part in others:
-            ids += [self.end_of_text, *self._encoded(part)]
+        (ids,) = self.encode_batch([text])
         return ids
 
-    def _encoded(self, text: str) -> list[int]:
-        ids: list[int] = self._rust.encode(self._normalised([Piece(text)])[0]).ids
-        return ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Ids of each text, on as many threads as there are cores (RAYON_NUM_THREADS)."""
-        return [
-            encoding.ids
-            for encoding in self._rust.encode_batch_fast(
-                self._normalised([Piece(text) for text in texts])
-            )
-        ]
+        rows: list[list[int]] = [[]]
+        for batch in self._stream(texts):
+            encodings = self._rust.encode_batch_fast([text for _, text in batch])
+            for (piece, _), encoding in zip(batch, encodings, strict=True):
+                rows[-1] += encoding.ids
+                if piece.last:
+                    rows.append([])
+        return rows[:-1]
 
     def encode_documents(self, documents: Iterable[str]) -> Iterator[list[Encoded]]:
         """The documents' ids, long ones in parts: `BATCH` characters or a little more at a time, on
@@ -279,7 +277,8 @@ class Tokenizer(ABC):
         for batch in _batches(cls._pieces(document) for document in documents):
             texts = []
             for piece, text in zip(batch, cls._normalised(batch), strict=True):
-                texts.append(cls._seam + text if begun and text else text)
+                seam = "" if piece.within_line else cls._seam
+                texts.append(seam + text if begun and text else text)
                 begun = not piece.last and (begun or bool(text))
             yield list(zip(batch, texts, strict=True))
 
@@ -297,7 +296,7 @@ class Tokenizer(ABC):
 
     def normalise(self, text: str) -> str:
         """The text that is encoded in place of `text`, and that decoding gives back."""
-        return self._shown(self._normalised([Piece(text)])[0])
+        return "".join(self._shown(part) for batch in self._stream([text]) for _, part in batch)
 
     def _shown(self, normalised: str) -> str:
         """Normalised text as its tokens show it."""
@@ -325,6 +324,7 @@ def _batches(documents: Iterable[Iterator[Piece]]) -> Iterator[list[Piece]]:
     characters = 0
     for pieces in documents:
         for piece in pieces:
+            _require_unicode(piece.text)
             if characters >= BATCH:
                 yield batch
                 batch, characters = [], 0
@@ -332,6 +332,20 @@ def _batches(documents: Iterable[Iterator[Piece]]) -> Iterator[list[Piece]]:
             characters += len(piece.text) + 64  # an empty document costs something, too
     if batch:
         yield batch
+
+
+def _require_unicode(text: str) -> None:
+    """Raises UserError for half of a surrogate pair, which JSON's escapes and a terminal of another
+    encoding can give, and no token stands for.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        before = text[max(0, error.start - 20) : error.start]
+        raise UserError(
+            f"The text holds half a character (a lone surrogate) after {before!r}: it is no UTF-8. "
+            "Take the character out, or write it whole."
+        ) from None
 
 
 def _from_files(style: str, vocabulary: Path, merges: Path) -> Tokenizer:

@@ -5,8 +5,8 @@
   encoded decodes to itself, and no token is unknown. So normalised text is the text.
 * Ids in GPT-2's order: the 256 bytes, the merges in the order they were made, `<|endoftext|>` last.
 * Text is text: a document that spells out `<|endoftext|>` gets the ids of those thirteen
-  characters, unless `allow_special` asks otherwise. (`transformers` does ask otherwise, for GPT-2's
-  own tokenizer as for ours: there it takes `split_special_tokens=True`.)
+  characters. (`transformers` reads the token, in GPT-2's own tokenizer as in ours: there it takes
+  `split_special_tokens=True`.)
 * The library is `tokenizers` (Rust); the folder that `save` writes is one that
   `transformers.AutoTokenizer` loads.
 """
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from gpt_model.errors import UserError
-from gpt_model.tokenizer.base import END_OF_TEXT, PIECE, Merges, Piece, Tokenizer
+from gpt_model.tokenizer.base import END_OF_TEXT, LEARNT_PART, PIECE, Merges, Piece, Tokenizer
 
 # What `transformers` must know to treat text as GPT-2 does: nothing added before it, nothing tidied
 # after it.
@@ -43,20 +43,36 @@ _TRANSFORMERS = {
 # space after anything else. Python's \S is within the pattern's, and the two spaces on the right
 # are white space to both.
 _CUT = re.compile(r"(?<=\S)[ \n]")
+# Other such places, as text without spaces has: other white space, punctuation after a letter or
+# number.
+_CUT_WITHOUT_SPACES = re.compile(r"(?<=\S)[\t\r\u3000]|(?<=[^\W_])(?=[^\w\s])")
 
 
-def pieces(text: str, characters: int = PIECE) -> Iterator[str]:
+def pieces(text: str, characters: int = PIECE, most: int = 2 * PIECE) -> Iterator[str]:
     """`text` in pieces of about `characters`, whose ids, one after another, are the ids of the
     whole.
 
-    So memory is a matter of the piece and not of the document. A piece is longer where no word ends
-    for so long.
+    So memory is a matter of the piece and not of the document. A piece is longer where no word
+    ends. After `most` characters it ends within the word: the only cut that changes ids.
     """
     start = 0
-    while len(text) - start > characters and (cut := _CUT.search(text, start + characters)):
-        yield text[start : cut.start()]
-        start = cut.start()
+    while len(text) - start > characters:
+        window = start + characters, start + most
+        cut = _CUT.search(text, *window) or _CUT_WITHOUT_SPACES.search(text, *window)
+        end = cut.start() if cut else start + most
+        if end >= len(text):
+            break
+        yield text[start:end]
+        start = end
     yield text[start:] if start else text
+
+
+def _learnable(texts: Iterable[str]) -> Iterator[str]:
+    """The texts in pieces; one that ends within a word, in many parts."""
+    for text in texts:
+        for piece in pieces(text):
+            step = LEARNT_PART if len(piece) >= 2 * PIECE else len(piece) or 1
+            yield from (piece[start : start + step] for start in range(0, len(piece), step))
 
 
 class ByteLevelTokenizer(Tokenizer):
@@ -86,7 +102,7 @@ class ByteLevelTokenizer(Tokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        rust.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
+        rust.train_from_iterator(_learnable(texts), trainer)
         model = json.loads(rust.to_str())["model"]
         vocabulary, merges = model["vocab"], [tuple(pair) for pair in model["merges"]]
         if len(vocabulary) + 1 != vocab_size:

@@ -33,13 +33,14 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from gpt_model.errors import UserError
 from gpt_model.tokenizer import words
-from gpt_model.tokenizer.base import PIECE, Merges, Piece, Tokenizer
+from gpt_model.tokenizer.base import LEARNT_PART, LONG_WORD, PIECE, Merges, Piece, Tokenizer
 from gpt_model.tokenizer.rust_words import words_in_rust
 
 UNKNOWN, NEWLINE, END_OF_WORD = "<unk>", "\n</w>", "</w>"
 REPLACEMENT = "\ufffd"
 CHARACTERS = 238  # of the released vocabulary; rarer ones of the training text are unknown
 REPEATS = 1000  # of a word in one string given to the trainer
+LONG_LINE = 1_000_000  # characters: ftfy, too, mends a longer line in such parts
 
 
 class GPT1Tokenizer(Tokenizer):
@@ -85,7 +86,7 @@ class GPT1Tokenizer(Tokenizer):
         counts: Counter[str] = Counter()
         for batch in cls._stream(texts):
             for _, text in batch:
-                counts.update(text.split(" "))
+                counts.update(part for word in text.split(" ") for part in _parts(word))
         del counts[""], counts["\n"]
         alphabet = _alphabet(counts)
         symbols = [UNKNOWN, *alphabet, *(character + END_OF_WORD for character in alphabet)]
@@ -145,15 +146,20 @@ class GPT1Tokenizer(Tokenizer):
 
     @classmethod
     def _pieces(cls, document: str) -> Iterator[Piece]:
-        """Cut at line ends, where each step of the normalisation cuts, too. A piece is longer where
-        no line ends for so long.
+        """Cut at line ends, where each step of the normalisation cuts, too. A line of more than
+        `LONG_LINE` characters is cut at a space, or where there is none, within the word.
         """
-        start, markup = 0, False
-        while len(document) - start > PIECE and (end := document.find("\n", start + PIECE) + 1):
+        start, markup, within_line = 0, False, False
+        while len(document) - start > PIECE:
+            latest = start + LONG_LINE
+            line_end = document.find("\n", start + PIECE, latest) + 1
+            end = line_end or max(document.rfind(" ", start + PIECE, latest), 0) or latest
+            if not line_end and len(document) <= latest:
+                break
             text = document[start:end]
-            yield Piece(text, last=False, markup=markup)
-            start, markup = end, markup or "<" in text
-        yield Piece(document[start:], markup=markup)
+            yield Piece(text, last=False, markup=markup, within_line=within_line)
+            start, markup, within_line = end, markup or "<" in text, not line_end
+        yield Piece(document[start:], markup=markup, within_line=within_line)
 
     @classmethod
     def _normalised(cls, pieces: Sequence[Piece]) -> list[str]:
@@ -206,6 +212,12 @@ def _alphabet(counts: Counter[str]) -> list[str]:
         character for character, count in characters.items() if count > 1
     )  # as a merge, too, must stand twice
     return sorted(twice, key=lambda character: (-characters[character], character))[:CHARACTERS]
+
+
+def _parts(word: str) -> Iterator[str]:
+    """The word; one so long that learning from it takes for ever, in parts."""
+    step = LEARNT_PART if len(word) >= LONG_WORD else len(word) or 1
+    return (word[start : start + step] for start in range(0, len(word), step))
 
 
 def _repeated(counts: Counter[str], alphabet: set[str]) -> Iterator[str]:

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from gpt_model.data.left_out import LeftOut
 from gpt_model.rlhf.dialogue import Dialogue, Turn
-
-DETAIL_CHARACTERS = 200  # of what the report says about a row that is left out
 
 
 class Answer(NamedTuple):
@@ -68,33 +67,5 @@ class RowReport:
     rows: int = 0
     kept: int = 0
     shortened: int = 0  # of those kept
-    left_out: dict[str, dict[str, Any]] = field(default_factory=dict)
-    dropped: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def leave_out(self, reason: str, row_id: str, detail: str = "", count: int = 1) -> None:
-        """Of each reason the first row is shown, and no more of it than a person reads."""
-        _count(self.left_out, reason, row_id, detail, count)
-
-    def drop(self, reason: str, row_id: str, detail: str) -> None:
-        """An answer of a row."""
-        _count(self.dropped, reason, row_id, detail, 1)
-
-    def total(self) -> int:
-        """Rows left out."""
-        return sum(entry["count"] for entry in self.left_out.values())
-
-    def reasons(self) -> str:
-        return "; ".join(
-            f"{reason}: {entry['count']}, the first {entry['first']}"
-            for reason, entry in self.left_out.items()
-        )
-
-
-def _count(
-    reasons: dict[str, dict[str, Any]], reason: str, row_id: str, detail: str, count: int
-) -> None:
-    detail = detail.encode(errors="backslashreplace").decode()
-    if len(detail) > DETAIL_CHARACTERS:
-        detail = f"{detail[: DETAIL_CHARACTERS - 1]}…"
-    first = f"{row_id}: {detail}" if detail else row_id
-    reasons.setdefault(reason, {"count": 0, "first": first})["count"] += count
+    left_out: LeftOut = field(default_factory=LeftOut)
+    dropped: LeftOut = field(default_factory=LeftOut)  # answers of rows

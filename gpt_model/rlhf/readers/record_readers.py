@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt_model.data.formats import Row, read_rows
+from gpt_model.data.formats import Row, UnreadableRow, read_rows
 from gpt_model.data.location import tables
 from gpt_model.data.splits import bucket
 from gpt_model.errors import UserError, about_all_of
@@ -63,7 +63,7 @@ def read_source(
     are taken where there is a limit.
     """
     report, rows, dialogues = RowReport(), list[ParsedRow](), set[Dialogue]()
-    for row_id, parse in _row_parsers(source, purpose, downloads, home, progress, seed):
+    for row_id, parse in _row_parsers(source, purpose, downloads, home, progress, seed, report):
         report.rows += 1
         try:
             row = replace(_checked(source, parse()), id=row_id)
@@ -72,18 +72,18 @@ def read_source(
             dialogues.add(row.turns)
             rows.append(row)
         except NoDialogue as error:
-            report.leave_out(error.kind, row_id, str(error))
+            report.left_out.add(error.kind, row_id, str(error))
         except UnusableRow as error:
-            report.leave_out(error.reason, row_id, error.detail)
+            report.left_out.add(error.reason, row_id, error.detail)
     if source.limit and len(rows) > source.limit:
         chosen = set(random.Random(seed).sample(range(len(rows)), source.limit))
         beyond = [row for number, row in enumerate(rows) if number not in chosen]
-        report.leave_out("beyond the limit", beyond[0].id, count=len(beyond))
+        report.left_out.add("beyond the limit", beyond[0].id, count=len(beyond))
         rows = [row for number, row in enumerate(rows) if number in chosen]
     report.shortened = sum(row.shortened for row in rows)
     for row in rows:
         for reason, detail in row.dropped:
-            report.drop(reason, row.id, detail)
+            report.dropped.add(reason, row.id, detail)
     if not (rows or source.votes):
         raise no_usable_rows(source, purpose, report)
     return rows, report
@@ -97,7 +97,7 @@ def no_usable_rows(source: HumanSource, purpose: Purpose, report: RowReport) -> 
         )
     return UserError(
         f"Source {source.name!r}: none of its {report.rows} rows can be used for {purpose}. "
-        f"Left out: {report.reasons()}."
+        f"Left out: {report.left_out.reasons()}."
     )
 
 
@@ -112,13 +112,14 @@ def _row_parsers(
     home: Path,
     progress: Progress,
     seed: int,
+    report: RowReport,
 ) -> Iterator[RowParser]:
     if source.task:
         with about_all_of("task"):
             for row_id, parsed in demonstrations_of_task(source, downloads, progress, seed):
                 yield row_id, lambda parsed=parsed: parsed  # type: ignore[misc]
         return
-    rows = _rows(source, downloads, home, progress)
+    rows = _rows(source, downloads, home, progress, report)
     if source.form == "tree":
         every_row = list(rows)
         tree = Tree(source, [row for _, row in every_row])
@@ -134,21 +135,34 @@ def _row_parsers(
 
 
 def _rows(
-    source: HumanSource, downloads: Path, home: Path, progress: Progress
+    source: HumanSource, downloads: Path, home: Path, progress: Progress, report: RowReport
 ) -> Iterator[tuple[str, Row]]:
-    """(which row, the row) of all its files, or of its split on the hub, in a fixed order."""
+    """(which row, the row) of all its files, or of its split on the hub, in a fixed order; those
+    that cannot be read are left out.
+    """
+    unreadable = 0  # of the file at hand
+
+    def reject(row: UnreadableRow) -> None:
+        nonlocal unreadable
+        unreadable += row.rows
+        report.rows += row.rows
+        report.left_out.add(row.reason, row.where, row.problem, row.rows)
+
     if source.votes:
         named: Iterable[tuple[str, Iterator[Row]]] = (
-            (file.path, read_rows(votes.open_pinned(file, home), file.path))
+            (file.path, read_rows(votes.open_pinned(file, home), file.path, reject=reject))
             for file in source.pinned or []
         )
     else:
         # in a conversation a line such as Yes or 42 is a turn's text
         strings = source.form == "conversations"
-        named = tables(source.location(), [], Path(), downloads, progress, yaml_strings=strings)
+        named = tables(
+            source.location(), [], Path(), downloads, progress, yaml_strings=strings, reject=reject
+        )
     for name, table in named:
+        unreadable = 0
         for number, row in enumerate(table, start=1):
-            yield f"{name}, row {number}", row
+            yield f"{name}, row {number + unreadable}", row
 
 
 def _parse_row(source: HumanSource, row: Row, purpose: Purpose) -> ParsedRow:
