@@ -22,12 +22,12 @@ from assets.contract import Artifact, Config, Inputs, Verdict
 from assets.launch.launcher import Exit, LocalLauncher, log_of, name_of_signal
 from assets.node import Node
 from assets.recipe.profile import Profile
-from assets.store.manifest import Facts, explain_full_disk, full_disk
+from assets.store.manifest import BUILD_AGAIN, Facts, explain_full_disk, full_disk
 from assets.store.provenance import provenance
 from assets.store.store import Building, Recorded, Store
 from assets.tracking.event_log import attempts, seconds
 from assets.tracking.tracking import Build, Tracking
-from gpt_model.errors import UserError
+from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import write_json
 
 LOG_TAIL = 2000  # characters of the log to show of a worker that ended without a result
@@ -74,8 +74,8 @@ class WorkerFailed(Exception):
 
 
 def gather_inputs(store: Store, node: Node) -> dict[str, Artifact]:
-    """The artifacts that the refs of `node`'s upstream assets name. Raises UserError where one is
-    missing or its blocking check failed.
+    """The artifacts that the refs of `node`'s upstream assets name, verified once a process. Raises
+    UserError where one is missing, not what was published, or did not pass a blocking check.
     """
     inputs = {}
     for need in node.needs:
@@ -87,16 +87,28 @@ def gather_inputs(store: Store, node: Node) -> dict[str, Artifact]:
                 f"{node.ref} needs {node.recipe}/{name}, which is not built. Build it first: "
                 f"gpt-lineage run {node.recipe}"
             )
-        for check, verdict in store.gate(artifact).items():
-            if verdict.blocking and not verdict.passed:
-                raise UserError(
-                    f"{node.ref} refuses its input {node.recipe}/{name} "
-                    f"({store.short(artifact.fingerprint)}): its blocking check "
-                    f"{check!r} failed: {verdict.summary} Mend the recipe or the source, and build "
-                    f"{node.recipe}/{name} again."
-                )
+        _require_passed(store, node, name, store.check(artifact))
         inputs[need] = artifact
     return inputs
+
+
+def _require_passed(store: Store, node: Node, name: str, artifact: Artifact) -> None:
+    gate = store.gate(artifact)
+    refuses = (
+        f"{node.ref} refuses its input {node.recipe}/{name} ({store.short(artifact.fingerprint)}): "
+    )
+    for check, verdict in gate.items():
+        if verdict.blocking and not verdict.passed:
+            raise UserError(
+                f"{refuses}its blocking check {check!r} failed: {verdict.summary} Mend the recipe "
+                f"or the source, and build {node.recipe}/{name} again."
+            )
+    for asset, check in node.requires:
+        if asset == name and check not in gate:
+            raise UserError(
+                f"{refuses}it was never judged by its blocking check {check!r}. Move "
+                f"{artifact.path.parent} away, and build {node.recipe}/{name} again."
+            )
 
 
 def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tracking) -> Outcome:
@@ -126,14 +138,14 @@ def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tra
 
 def _verified(store: Store, fingerprint: str, say: Say) -> Artifact | None:
     """The published artifact if its files verify; else it is moved aside, to be built again."""
-    artifact = store.find(fingerprint)
-    problems = store.verify(artifact) if artifact else []
-    if artifact is None or not problems:
+    try:
+        if artifact := store.find(fingerprint):
+            store.check(artifact, again=True)
+            store.record_sums(artifact)
         return artifact
-    say(
-        f"{store.short(fingerprint)} does not verify: {problems[0]} Moved to "
-        f"{store.quarantine(artifact)}, and built again."
-    )
+    except CorruptFile as error:
+        aside = store.quarantine(fingerprint)
+        say(f"{str(error).removesuffix(BUILD_AGAIN)}It is moved to {aside}, and built again.")
     return None
 
 

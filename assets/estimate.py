@@ -19,6 +19,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,9 +31,10 @@ from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.stages import base_model
 from assets.stages.experiments import FIT, LSTM_ASSET
+from assets.store.manifest import BUILD_AGAIN, MANIFEST
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
-from gpt_model.errors import UserError
+from gpt_model.errors import CorruptFile, UserError
 from gpt_model.rlhf.comparison import MODELS
 from gpt_model.sizing import counted
 
@@ -99,8 +101,9 @@ class Work:
 
 def with_estimate(request: Request, store: Store) -> Request:
     """`request` with the estimate to freeze with its artifact; unchanged where that is built."""
-    if store.find(request.fingerprint):
-        return request
+    with suppress(CorruptFile):  # it is built again
+        if store.find(request.fingerprint):
+            return request
     artifacts = readable(store, request.say)
     answer = estimate(request.node, request.config, request.inputs, request.profile, artifacts)
     return replace(request, estimate=answer)
@@ -116,10 +119,9 @@ def readable(store: Store, say: Callable[[str], None]) -> list[Artifact]:
             _earlier_build(artifact)
             problems = store.verify(artifact) if artifact.stage == LADDER else []
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            problems = [f"{artifact.path.parent / 'artifact.json'} is damaged ({error!r})."]
+            problems = [f"{artifact.path.parent / MANIFEST} is damaged ({error!r})."]
         if problems:
-            remedy = f"Remove {artifact.path.parent} to build the artifact again."
-            say(f"{problems[0]} Estimates leave it out. {remedy}")
+            say(f"{problems[0]} Estimates leave it out. {BUILD_AGAIN}")
         else:
             artifacts.append(artifact)
     return artifacts

@@ -41,7 +41,18 @@ def nodes(recipe: Recipe) -> list[Node]:
     task.
     """
     with naming(recipe.files):
-        return [replace(node, files=recipe.files) for node in _graph(recipe)]
+        graph = _graph(recipe)
+    blocking = {
+        node.name: [check.name for check in node.stage.checks if check.blocking] for node in graph
+    }
+    return [
+        replace(
+            node,
+            files=recipe.files,
+            requires=tuple((name, check) for name in node.upstream for check in blocking[name]),
+        )
+        for node in graph
+    ]
 
 
 def node_named(graph: list[Node], name: str) -> Node:

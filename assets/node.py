@@ -28,6 +28,8 @@ class Node:
     roles: tuple[tuple[str, str], ...] = ()
     after: tuple[str, ...] = ()  # assets built before it, though nothing of them is its input
     description: str = ""
+    # (upstream asset, blocking check of its stage): it must have passed all of them
+    requires: tuple[tuple[str, str], ...] = ()
     files: tuple[Path, ...] = ()  # the recipe's, and those it extends
     # where in the recipe the section's own fields stand, for the errors of a stage, which knows no
     # more than its section

@@ -119,7 +119,7 @@ def _check_results(verdicts: Mapping[str, Recorded], node: Node) -> Iterator[dg.
     """
     for check in node.stage.checks:
         verdict = verdicts.get(check.name) or Recorded(
-            False, False, "Not judged: this check is newer than the artifact."
+            False, check.blocking, "Not judged: this check is newer than the artifact."
         )
         yield dg.AssetCheckResult(
             asset_key=dg.AssetKey(node.key),

@@ -7,7 +7,7 @@ and import no Dagster, MLflow or torch, so these commands answer at once. `trace
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -16,15 +16,23 @@ from rich.table import Table
 
 from assets.contract import Artifact
 from assets.store.store import SHORT, Store
-from gpt_model.errors import UserError
+from gpt_model.errors import CorruptFile, UserError
 from pipelines.progress import duration, human
 
 
-def listed(store: Store) -> list[dict[str, Any]]:
-    """A row for each name of each artifact, by name; artifacts without a name last."""
+def listed(store: Store, damaged: Callable[[str], None]) -> list[dict[str, Any]]:
+    """A row for each name of each artifact, by name; artifacts without a name last. `damaged` gets
+    a sentence for each that is left out.
+    """
     rows = []
-    for artifact in store.artifacts():
+    for artifact in store.artifacts(damaged):
         record = artifact.manifest["provenance"]
+        try:
+            failed, warnings = (
+                store.failed_checks(artifact, blocking=blocking) for blocking in (True, False)
+            )
+        except CorruptFile:
+            failed, warnings = ["the verdicts are damaged"], []
         for ref in _names(store, artifact) or (None,):
             rows.append(
                 {
@@ -35,8 +43,8 @@ def listed(store: Store) -> list[dict[str, Any]]:
                     "bytes": artifact.size,
                     "seconds": record["seconds"],
                     "built": record["ended"],
-                    "failed_checks": store.failed_checks(artifact, blocking=True),
-                    "warnings": store.failed_checks(artifact, blocking=False),
+                    "failed_checks": failed,
+                    "warnings": warnings,
                 }
             )
     return sorted(rows, key=lambda row: (row["ref"] is None, row["ref"] or row["built"]))

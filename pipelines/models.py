@@ -19,7 +19,7 @@ from assets.recipe.profile import Profile
 from assets.recipe.recipe import ImportedSection, Recipe
 from assets.store.store import SHORT, Store
 from assets.tracking.tracking import Tracking
-from gpt_model.errors import CorruptFile, UserError
+from gpt_model.errors import UserError
 from pipelines.progress import BuildDisplay
 
 WEIGHTS = "model.safetensors"
@@ -27,14 +27,14 @@ HEAD = "head.safetensors"  # of a fine-tuned model (`gpt_model.finetuning.heads`
 
 
 def model_folder(store: Store, artifact: Artifact) -> Path:
-    """The artifact's model folder, as `transformers` loads it. Raises UserError naming the
-    artifacts that have one.
+    """The artifact's model folder, as `transformers` loads it, verified. Raises UserError naming
+    the artifacts that have one, and CorruptFile where it is not what was published.
     """
-    if folder := _folder(artifact):
+    if folder := _folder(store.check(artifact)):
         return folder
     hint = "No artifact here has one: build a recipe first (gpt-lineage run RECIPE)."
-    artifacts = {ref: store.find(fingerprint) for ref, fingerprint in store.refs().items()}
-    if refs := [ref for ref, other in artifacts.items() if other and _folder(other)]:
+    models = {other.fingerprint for other in store.artifacts() if _folder(other)}
+    if refs := [ref for ref, fingerprint in store.refs().items() if fingerprint in models]:
         hint = f"These have: {', '.join(refs)}."
     name = f"{artifact.stage} {artifact.fingerprint[:SHORT]}"
     raise UserError(f"{name} has no model in it. {hint}")
@@ -92,8 +92,6 @@ def export(store: Store, artifact: Artifact, target: Path, *, replace: bool) -> 
     from gpt_model import convert  # imports torch, as above
 
     folder = model_folder(store, artifact)
-    if problems := store.verify(artifact):
-        raise CorruptFile(f"It is not exported, as it is not what was published: {problems[0]}")
     if target.is_file():
         raise UserError(f"{target} is a file: give a folder.")
     if target.is_dir() and any(target.iterdir()) and not replace:

@@ -108,9 +108,7 @@ def _inputs(store: Store, original: Artifact) -> dict[str, Artifact]:
                 f"Its input {name} {entry['fingerprint'][:SHORT]} is not in the store any more: "
                 "build that again first."
             )
-        if problems := store.verify(artifact):
-            raise UserError(f"Its input {name} is not what it was built from: {problems[0]}")
-        inputs[name] = artifact
+        inputs[name] = store.check(artifact)
     return inputs
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,12 +14,24 @@ from assets.store.store import SHORT, Store
 from gpt_model.errors import CorruptFile
 
 
-def verified(store: Store, root: Artifact | None, console: Console) -> tuple[int, list[str]]:
-    """Verify `root` and its lineage, or with None the whole store.
-
-    Returns how many artifacts were checked, and a sentence for each problem.
+@dataclass(frozen=True)
+class Verification:
+    """How many artifacts were verified, and a sentence for each problem. Of `unsummed` ones, which
+    an earlier version published, nothing is recorded beside their files and identity.
     """
-    artifacts, problems = _lineage(store, root) if root else _everything(store)
+
+    artifacts: int
+    unsummed: int
+    problems: list[str]
+
+
+def verified(store: Store, root: Artifact | None, console: Console) -> Verification:
+    """Verify `root` and its lineage, or with None the whole store."""
+    problems: list[str] = []
+    roots = [root] if root else list(store.artifacts(damaged=problems.append))
+    artifacts, broken = _lineage(store, roots)
+    problems += [problem for problem in broken if problem not in problems]
+    problems += [] if root else store.misnamed()
     percentage = TextColumn("{task.percentage:>3.0f} %")
     columns = (TextColumn("{task.description}"), BarColumn(), percentage, TimeRemainingColumn())
     hidden = not console.is_interactive
@@ -27,52 +42,40 @@ def verified(store: Store, root: Artifact | None, console: Console) -> tuple[int
             bar.update(task, description=escape(name))
             problems += store.verify(artifact)
             bar.advance(task, artifact.size)
-    return len(artifacts), problems
+    unsummed = sum(not store.is_summed(artifact) for artifact in artifacts)
+    return Verification(len(artifacts), unsummed, problems)
 
 
-def _everything(store: Store) -> tuple[list[Artifact], list[str]]:
-    artifacts, problems = [], []
-    folders = sorted(store.artifacts_folder.iterdir()) if store.artifacts_folder.is_dir() else []
-    for folder in folders:
-        try:
-            if artifact := store.find(folder.name):
-                artifacts.append(artifact)
-        except CorruptFile as error:
-            problems.append(str(error))
-    for ref, fingerprint in store.refs().items():
-        if not (store.artifacts_folder / fingerprint).is_dir():
-            problems.append(f"{ref} names {fingerprint[:SHORT]}, which is not in the store.")
-    return artifacts, problems
-
-
-def _lineage(store: Store, root: Artifact) -> tuple[list[Artifact], list[str]]:
-    """`root` and everything it was built from, each once, the sources' end first."""
+def _lineage(store: Store, roots: Sequence[Artifact]) -> tuple[list[Artifact], list[str]]:
+    """`roots` and everything they were built from, each once, the sources' end first."""
     visited: dict[str, Artifact] = {}
     problems: list[str] = []
 
     def visit(artifact: Artifact) -> None:
+        if artifact.fingerprint in visited:
+            return
         for entry in artifact.manifest["inputs"]:
             fingerprint, digest = entry["fingerprint"], entry["digest"]
-            if fingerprint in visited:
-                continue
             try:
-                below = store.find(fingerprint)
+                below = visited.get(fingerprint) or store.find(fingerprint)
             except CorruptFile as error:
                 problems.append(str(error))
                 continue
             if below is None:
                 problems.append(
-                    f"{entry['stage']} {fingerprint[:SHORT]}, an input of {artifact.stage}, is not "
-                    "in the store any more."
+                    f"{entry['stage']} {fingerprint[:SHORT]}, an input of {artifact.stage} "
+                    f"{artifact.fingerprint[:SHORT]}, is not in the store any more."
                 )
                 continue
-            if below.digest != digest:
+            if (below.stage, below.digest) != (entry["stage"], digest):
                 problems.append(
-                    f"{artifact.stage} was made from {entry['name']} of digest {digest[:SHORT]}, "
-                    f"here it is {below.digest[:SHORT]}."
+                    f"{artifact.stage} {artifact.fingerprint[:SHORT]} was made from "
+                    f"{entry['name']}, a {entry['stage']} of digest {digest[:SHORT]}; here that is "
+                    f"a {below.stage} of {below.digest[:SHORT]}."
                 )
             visit(below)
         visited[artifact.fingerprint] = artifact
 
-    visit(root)
-    return list(visited.values()), problems
+    for root in roots:
+        visit(root)
+    return list(visited.values()), list(dict.fromkeys(problems))

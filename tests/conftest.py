@@ -16,6 +16,14 @@ import pytest
 from filelock import FileLock
 from workshop import Workshop
 
+from assets.build import Request, build, gather_inputs
+from assets.graph import node_named, nodes
+from assets.launch.launcher import LocalLauncher
+from assets.recipe.profile import load_profile
+from assets.recipe.recipe import load_recipe
+from assets.store.store import Store
+from assets.tracking.tracking import Tracking
+
 ROOT = Path(__file__).resolve().parent.parent
 CI_RECIPE = ROOT / "tests" / "recipes" / "ci.yaml"
 # A shell's own settings (make exports some) are not the tests'; each has a home of its own.
@@ -216,6 +224,47 @@ def extending(folder: Path, sections: str, parent: str = "tiny") -> Path:
     path = folder / "mine.yaml"
     path.write_text(f"extends: {parent}\nname: mine\n{sections}\n")
     return path
+
+
+STAGES = ("corpus", "tokenizer", "tokens")
+
+
+def build_stages(recipe: Path, home: Path, stages: tuple[str, ...] = STAGES) -> None:
+    """Build the cheap stages as the pipeline does, without Dagster round them."""
+    store, graph = Store(home), nodes(load_recipe(str(recipe)))
+    profile = load_profile("single")
+    for name in stages:
+        node = node_named(graph, name)
+        request = Request(node, gather_inputs(store, node), node.config(recipe.parent), profile)
+        build(request, store, LocalLauncher(), Tracking(home))
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Path:
+    """The home of a store with the corpus, tokenizer and tokens of two recipes on the same text.
+    Read it; do not write to it.
+    """
+    folder = tmp_path_factory.mktemp("small")
+    home = folder / "lineage"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment_of(home, downloads).items():
+            patch.setenv(name, value)
+        recipe = write_local_recipe(folder)
+        build_stages(recipe, home)
+        other = folder / "other.yaml"
+        other.write_text(
+            recipe.read_text()
+            .replace("name: local", "name: other")
+            .replace("vocab_size: 300", "vocab_size: 320")
+        )
+        build_stages(other, home)
+    return home
+
+
+@pytest.fixture
+def copy(small: Path, tmp_path: Path) -> Path:
+    """A copy of the small store, to be damaged."""
+    return shutil.copytree(small, tmp_path / "copy", symlinks=True)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

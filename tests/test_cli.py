@@ -12,22 +12,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
-from conftest import ROOT, BuiltStore, environment_of, run_cli, write_local_recipe, write_notes
+from conftest import (
+    ROOT,
+    STAGES,
+    BuiltStore,
+    environment_of,
+    run_cli,
+    write_local_recipe,
+    write_notes,
+)
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from assets.build import Request, build, gather_inputs
-from assets.graph import node_named, nodes
-from assets.launch.launcher import LocalLauncher
 from assets.lineage import prepare_home
-from assets.recipe.profile import load_profile
-from assets.recipe.recipe import load_recipe
-from assets.store.manifest import Facts
+from assets.store.manifest import Facts, record_sums
 from assets.store.store import Store
 from assets.tracking.event_log import EventWriter
 from assets.tracking.tracking import Tracking
@@ -36,41 +40,6 @@ from pipelines.progress import BuildDisplay, duration
 from pipelines.runs import HOST, PID, STARTED, close_lost_runs, process_tags
 
 pytestmark = pytest.mark.slow
-
-STAGES = ("corpus", "tokenizer", "tokens")
-
-
-def build_stages(recipe: Path, home: Path, stages: tuple[str, ...] = STAGES) -> None:
-    """Build the cheap stages as the pipeline does, without Dagster round them."""
-    store, graph = Store(home), nodes(load_recipe(str(recipe)))
-    profile = load_profile("single")
-    for name in stages:
-        node = node_named(graph, name)
-        request = Request(node, gather_inputs(store, node), node.config(recipe.parent), profile)
-        build(request, store, LocalLauncher(), Tracking(home))
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterator[Path]:
-    """The home of a store with the corpus, tokenizer and tokens of two recipes on the same text.
-    Read it; do not write to it.
-    """
-    folder = tmp_path_factory.mktemp("small")
-    home = folder / "lineage"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment_of(home, downloads).items():
-            patch.setenv(name, value)
-        recipe = write_local_recipe(folder)
-        build_stages(recipe, home)
-        other = folder / "other.yaml"
-        other.write_text(
-            recipe.read_text()
-            .replace("name: local", "name: other")
-            .replace("vocab_size: 300", "vocab_size: 320")
-        )
-        build_stages(other, home)
-        yield home
-
 
 Run = Callable[..., Result]
 
@@ -87,10 +56,14 @@ def call(small: Path) -> Run:
     return on(small)
 
 
-@pytest.fixture
-def copy(small: Path, tmp_path: Path) -> Path:
-    """A copy of the small store, to be damaged."""
-    return shutil.copytree(small, tmp_path / "copy", symlinks=True)
+def publish_again(home: Path, ref: str, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The manifest of `ref` as if it had been published with `change`. Returns it."""
+    folder = Store(home).resolve(ref).path.parent
+    facts: dict[str, Any] = json.loads((folder / "artifact.json").read_text())
+    change(facts)
+    (folder / "artifact.json").write_text(json.dumps(facts))
+    record_sums(folder)
+    return facts
 
 
 def test_list_names_every_artifact(call: Run, small: Path) -> None:
@@ -173,7 +146,11 @@ def test_verify_passes_on_what_was_published(call: Run) -> None:
 
 
 def test_verify_and_reproduce_answer_scripts_in_json(call: Run, copy: Path, small: Path) -> None:
-    assert json.loads(call("verify", "--json").stdout) == {"artifacts": 5, "problems": []}
+    assert json.loads(call("verify", "--json").stdout) == {
+        "artifacts": 5,
+        "unsummed": 0,
+        "problems": [],
+    }
     tokenizer = Store(small).resolve("local/tokenizer")
     same = {
         "stage": "tokenizer",
@@ -235,12 +212,13 @@ def test_reproduce_gives_the_same_bytes(stage: str, call: Run, small: Path) -> N
 
 def test_reproduce_names_the_files_that_differ(copy: Path) -> None:
     """A manifest that claims other bytes for one file is found out."""
-    tokenizer = Store(copy).resolve("local/tokenizer")
-    path = tokenizer.path.parent / "artifact.json"
-    facts = json.loads(path.read_text())
-    changed = facts["files"][0]
-    changed["sha256"] = "0" * 64
-    path.write_text(json.dumps(facts))
+    changed: dict[str, str] = {}
+
+    def change(facts: dict[str, Any]) -> None:
+        changed.update(facts["files"][0] | {"sha256": "0" * 64})
+        facts["files"][0] = changed
+
+    publish_again(copy, "local/tokenizer", change)
     result = on(copy)("reproduce", "local/tokenizer")
     assert result.exit_code == 1
     assert f"{changed['path']}: 000000000000 as published" in result.stderr
@@ -248,11 +226,11 @@ def test_reproduce_names_the_files_that_differ(copy: Path) -> None:
 
 
 def test_reproduce_in_json_names_them_too(copy: Path) -> None:
-    path = Store(copy).resolve("local/tokenizer").path.parent / "artifact.json"
-    facts = json.loads(path.read_text())
-    facts["files"][0]["sha256"] = "0" * 64
-    facts["provenance"]["profile"]["launcher"] = "local"  # a setting that profiles had once
-    path.write_text(json.dumps(facts))
+    def change(facts: dict[str, Any]) -> None:
+        facts["files"][0]["sha256"] = "0" * 64
+        facts["provenance"]["profile"]["launcher"] = "local"  # a setting that profiles had once
+
+    facts = publish_again(copy, "local/tokenizer", change)
     result = on(copy)("reproduce", "local/tokenizer", "--json")
     document = json.loads(result.stdout)
     assert (
@@ -272,8 +250,7 @@ def test_reproduce_refuses_a_changed_input(copy: Path) -> None:
 
 
 def test_reproduce_refuses_another_version_of_the_code(copy: Path) -> None:
-    path = Store(copy).resolve("local/corpus").path.parent / "artifact.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": "0"}))
+    publish_again(copy, "local/corpus", lambda facts: facts.update(version="0"))
     result = on(copy)("reproduce", "local/corpus")
     assert (
         result.exit_code == 1
@@ -463,6 +440,7 @@ def test_failed_blocking_check_stops_the_run_and_is_named(
     name = next(name for name, verdict in verdicts.items() if verdict["blocking"])
     verdicts[name] |= {"passed": False, "summary": "12 documents are in both."}
     gate.write_text(json.dumps(verdicts))
+    record_sums(gate.parent)
     done = run_cli(copy, downloads, "run", str(small.parent / "local.yaml"))
     assert done.returncode == 1
     assert (

@@ -252,11 +252,14 @@ def test_interval_needs_several_builds_of_about_this_size(store: Store) -> None:
 
 
 def damage_manifest(store: Store, change: Any) -> Path:
-    """Publish a build and change its manifest: some keys, or all of the text."""
+    """Publish a build, as an earlier version did, without sums; and change its manifest: some keys,
+    or all of the text.
+    """
     published(store, 20_480, 7.0)
     (path,) = store.artifacts_folder.glob("*/artifact.json")
-    text = change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change)
-    path.write_text(text)
+    facts = json.loads(path.read_text()) | {"format": 1}
+    path.write_text(change if isinstance(change, str) else json.dumps(facts | change))
+    (path.parent / "sums.json").unlink()
     return path
 
 
@@ -286,7 +289,7 @@ def test_damaged_manifest_is_named_and_left_out(change: Any, store: Store, base:
     path = damage_manifest(store, change)
     facts = plan_of(RECIPE, base, CPU, store)
     (sentence,) = facts.pop("damage")
-    assert str(path) in sentence and "to build the artifact again" in sentence
+    assert str(path) in sentence and "Run its recipe again" in sentence
     assert facts == {name: value for name, value in default.items() if name != "damage"}
     node, sentences = node_named(nodes(RECIPE), "corpus"), list[str]()
     request = Request(node, {}, node.config(base), CPU, say=sentences.append)

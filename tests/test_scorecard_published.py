@@ -28,6 +28,7 @@ from assets.report.published import OURS, beside_the_paper, reproductions
 from assets.report.scores import NotRun, Score, collect, test_split
 from assets.report.tables import Table
 from assets.stages.pretraining import PRETRAINED
+from assets.store.manifest import record_sums
 from assets.store.store import Store
 from gpt_model.evaluation.results import (
     Demonstrations,
@@ -509,6 +510,7 @@ def test_an_experiment_is_drawn_on_the_page_from_its_data(card: Card, tmp_path: 
     manifest = {**like.manifest, "fingerprint": fingerprint, "inputs": []}
     (files.parent / "artifact.json").write_text(json.dumps(manifest))
     shutil.copy(like.path.parent / "gate.json", files.parent)
+    record_sums(files.parent)
     experiment = replace(
         like, path=files, stage="layers_transferred", fingerprint=fingerprint, manifest=manifest
     )

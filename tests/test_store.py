@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from assets.contract import SCRATCH, Artifact, Check, Verdict
-from assets.store.manifest import Facts, explain_full_disk
+from assets.store.manifest import Facts, explain_full_disk, record_sums
 from assets.store.provenance import provenance
 from assets.store.store import Building, Store
 from assets.tracking import event_log
@@ -142,6 +142,9 @@ def test_a_changed_manifest_does_not_verify(store: Store) -> None:
     artifact = publish(store, "corpus", {"a": "x"}, seed=1)
     manifest = artifact.path.parent / "artifact.json"
     manifest.write_text(manifest.read_text().replace('"seed": 1', '"seed": 2'))
+    with pytest.raises(CorruptFile, match=r"artifact\.json has sha256"):
+        store.find(artifact.fingerprint)
+    record_sums(artifact.path.parent)  # whoever changes the sums too has the identity against him
     tampered = store.find(artifact.fingerprint)
     assert tampered is not None
     assert "fingerprint" in store.verify(tampered)[0]
@@ -158,7 +161,7 @@ def test_a_damaged_manifest_is_an_error_that_names_it(store: Store) -> None:
 def test_an_artifact_that_does_not_verify_is_put_aside_and_built_again(store: Store) -> None:
     artifact = publish(store, "corpus", {"a": "x"})
     (artifact.path / "a").write_text("y")
-    aside = store.quarantine(artifact)
+    aside = store.quarantine(artifact.fingerprint)
     assert (aside / "files" / "a").read_text() == "y"
     assert store.verify(publish(store, "corpus", {"a": "x"})) == []
 
@@ -365,7 +368,7 @@ def test_lineage_goes_back_to_the_sources_and_marks_what_is_no_longer_there(stor
     assert [below["stage"] for below in tree["inputs"]] == ["corpus", "tokenizer"]
     assert tree["inputs"][0]["ref"] == "tiny/corpus"
     assert tree["inputs"][1]["inputs"][0]["digest"] == corpus.digest
-    store.quarantine(corpus)
+    store.quarantine(corpus.fingerprint)
     tree = store.lineage(tokens)
     assert [below["missing"] for below in tree["inputs"]] == [True, False]
 

@@ -1,8 +1,10 @@
-"""An artifact's manifest: the hashes of its files, and the digest over them.
+"""An artifact's manifest: the hashes of its files, and the digest over them; and the sums of what
+stands beside the files.
 
 Not here: where artifacts lie and who may touch them (`store.py`), what machine built them
 (`provenance.py`). The digest is a sha256 over "path NUL sha256 newline" lines, sorted by path, and
-nothing else: no time, host or configuration.
+nothing else: no time, host or configuration. What is no part of it (the manifest, the verdicts, the
+pictures, the events of the build) has a sha256 each in sums.json.
 """
 
 from __future__ import annotations
@@ -18,11 +20,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from assets.contract import SCRATCH, Check, Config, Inputs, Metrics, Verdict
 from gpt_model.errors import CorruptFile, UserError
-from gpt_model.io import sha256_of
+from gpt_model.io import sha256_of, write_json
+from gpt_model.strict import dotted_location, explanation
 
-FORMAT = 1  # of artifact.json
+FORMAT = 2  # of artifact.json; 1 had no sums beside it
+MANIFEST, GATE, SUMS = "artifact.json", "gate.json", "sums.json"
+# … and everything in show/; not what changes after publication: delivery, names
+SUMMED = (MANIFEST, GATE, "journal/build.json", "journal/events.jsonl")
+BUILD_AGAIN = "Run its recipe again: it is then set aside, and built anew."
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left on the disk, or none of the user's share
 
 Verdicts = Mapping[str, tuple[Check, Verdict]]
@@ -47,6 +56,36 @@ class FileEntry:
     path: str
     size: int
     sha256: str
+
+
+class _Input(BaseModel):
+    name: str
+    stage: str
+    fingerprint: str
+    digest: str
+
+
+class _File(BaseModel):
+    path: str
+    size: int
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    """The shape of artifact.json."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int
+    stage: str
+    version: str
+    fingerprint: str
+    digest: str
+    config: dict[str, Any]
+    inputs: list[_Input]
+    files: list[_File]
+    metrics: dict[str, float]
+    provenance: dict[str, Any]
 
 
 @contextmanager
@@ -90,9 +129,9 @@ def fingerprint(stage: str, version: str, config: Config, inputs: Mapping[str, s
     return hashlib.sha256(canonical(identity)).hexdigest()
 
 
-def payload(files: Path) -> list[Path]:
-    """Every file below `files` but the scratch folder, sorted by its path's bytes. Raises
-    ValueError on a link or a device.
+def payload(files: Path, *, links: bool = False) -> list[Path]:
+    """Every file below `files` but the scratch folder, sorted by its path's bytes; none where it is
+    no folder. Raises ValueError on a link or a device, unless `links` are wanted.
     """
     paths = []
     for folder, subfolders, names in os.walk(files):
@@ -100,7 +139,7 @@ def payload(files: Path) -> list[Path]:
             subfolders.remove(SCRATCH)
         for name in names + [sub for sub in subfolders if Path(folder, sub).is_symlink()]:
             path = Path(folder, name)
-            if path.is_symlink() or not path.is_file():
+            if not links and (path.is_symlink() or not path.is_file()):
                 raise ValueError(
                     f"{path} is a link or not a plain file; a stage leaves plain files only"
                 )
@@ -151,26 +190,13 @@ def problems(manifest: Mapping[str, Any], files: Path) -> list[str]:
     """What is not as it was published, one sentence each: changed, missing and extra files, an
     identity that does not add up.
     """
-    written = {entry["path"]: FileEntry(**entry) for entry in manifest["files"]}
-    present = (
-        {path.relative_to(files).as_posix(): path for path in payload(files)}
-        if files.is_dir()
-        else {}
+    sentences = _differences(
+        {entry["path"]: entry["sha256"] for entry in manifest["files"]},
+        files,
+        {path.relative_to(files).as_posix() for path in payload(files, links=True)},
     )
-    sentences = [f"{files / name} is missing." for name in sorted(written.keys() - present.keys())]
-    sentences += [
-        f"{files / name} was not there when the artifact was published."
-        for name in sorted(present.keys() - written.keys())
-    ]
-    for name in sorted(written.keys() & present.keys()):
-        size, sha256 = present[name].stat().st_size, sha256_of(present[name])
-        if sha256 != written[name].sha256:
-            sentences.append(
-                f"{present[name]} has sha256 {sha256[:12]}… ({size:,} bytes), published with "
-                f"{written[name].sha256[:12]}… "
-                f"({written[name].size:,} bytes)."
-            )
-    if (expected := digest(list(written.values()))) != manifest["digest"]:
+    entries = [FileEntry(**entry) for entry in manifest["files"]]
+    if (expected := digest(entries)) != manifest["digest"]:
         sentences.append(
             f"The manifest's digest {manifest['digest'][:12]}… is not that of its files, "
             f"{expected[:12]}…."
@@ -183,17 +209,105 @@ def problems(manifest: Mapping[str, Any], files: Path) -> list[str]:
             f"The manifest's fingerprint {manifest['fingerprint'][:12]}… is not that of its "
             f"contents, {expected[:12]}…."
         )
+    return sentences + sum_problems(files.parent)
+
+
+def record_sums(folder: Path) -> None:
+    """Writes sums.json, the sha256 of what stands beside an artifact's files."""
+    write_json(folder / SUMS, {name: sha256_of(folder / name) for name in _summed(folder)})
+
+
+def sum_problems(folder: Path) -> list[str]:
+    """What stands beside an artifact's files and is not as it was published, one sentence each.
+    Nothing where that is not recorded.
+    """
+    sums = read_sums(folder)
+    return [] if sums is None else _differences(sums, folder, set(_summed(folder)))
+
+
+def read_sums(folder: Path) -> dict[str, str] | None:
+    """sums.json; None where an earlier version published the artifact, and no run has recorded
+    them yet. Raises CorruptFile where they are damaged.
+    """
+    path = folder / SUMS
+    try:
+        sums = read_json(path, BUILD_AGAIN)
+    except FileNotFoundError:
+        return None
+    if not isinstance(sums, dict) or not all(isinstance(sum_, str) for sum_ in sums.values()):
+        raise CorruptFile(f"{path} is damaged: it is no list of sha256. {BUILD_AGAIN}")
+    return sums
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """artifact.json of a published artifact. Raises FileNotFoundError where it is not there, and
+    CorruptFile where it is not what was published, or no manifest.
+    """
+    path = folder / MANIFEST
+    manifest = read_json(path, BUILD_AGAIN)
+    try:
+        parsed = _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise CorruptFile(
+            f"{path} is damaged: `{dotted_location(problem['loc'])}` {explanation(problem)}. "
+            f"{BUILD_AGAIN}"
+        ) from None
+    if parsed.fingerprint != folder.name:
+        raise CorruptFile(
+            f"{path} is damaged: `fingerprint` is that of another artifact. {BUILD_AGAIN}"
+        )
+    require_published(path)
+    if parsed.format > 1 and not (folder / SUMS).is_file():
+        raise CorruptFile(f"{folder / SUMS} is missing. {BUILD_AGAIN}")
+    return manifest
+
+
+def require_published(path: Path) -> None:
+    """Raises CorruptFile where a file beside an artifact's files is not as it was published."""
+    if (sums := read_sums(path.parent)) is not None:
+        published = {path.name: sums.get(path.name, "nothing")}
+        for problem in _differences(published, path.parent, {path.name}):
+            raise CorruptFile(f"{problem} {BUILD_AGAIN}")
+
+
+def _summed(folder: Path) -> list[str]:
+    """The files that sums.json covers, by their names below `folder`."""
+    shown = payload(folder / "show", links=True)
+    names = [name for name in SUMMED if (folder / name).is_file()]
+    return [*names, *(path.relative_to(folder).as_posix() for path in shown)]
+
+
+def _differences(published: Mapping[str, str], folder: Path, present: set[str]) -> list[str]:
+    """`published`: name below `folder` -> sha256."""
+    missing, extra = published.keys() - present, present - published.keys()
+    sentences = [f"{folder / name} is missing." for name in sorted(missing)]
+    sentences += [
+        f"{folder / name} was not there when the artifact was published." for name in sorted(extra)
+    ]
+    for name in sorted(published.keys() & present):
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            sentences.append(f"{path} is a link or not a plain file; it was published as one.")
+            continue
+        try:
+            sha256 = sha256_of(path)
+        except OSError as error:
+            sentences.append(f"{path} cannot be read ({error.strerror}).")
+            continue
+        if sha256 != published[name]:
+            sentences.append(
+                f"{path} has sha256 {sha256[:12]}… ({path.stat().st_size:,} bytes), published with "
+                f"{published[name][:12]}…."
+            )
     return sentences
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file of ours. Raises CorruptFile naming it where it is not JSON, FileNotFoundError
-    where it is not there.
+def read_json(path: Path, cure: str = "") -> Any:
+    """A JSON file of ours. Raises CorruptFile naming it, and `cure`, where it is not JSON;
+    FileNotFoundError where it is not there.
     """
     try:
         return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptFile(
-            f"{path} is damaged: it is not JSON ({error}). Remove its folder to build the artifact "
-            "again."
-        ) from None
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path} is damaged: it is not JSON ({error}). {cure}".strip()) from None

@@ -1,8 +1,9 @@
 """The store: artifacts by fingerprint under $LINEAGE_HOME, their names, locks, and publication by
 one rename.
 
-    artifacts/<fingerprint>/  artifact.json (manifest), gate.json (verdicts), files/ (hashed);
-                              show/ and journal/ (not hashed)
+    artifacts/<fingerprint>/  artifact.json (manifest), gate.json (verdicts), files/ (hashed into
+                              the digest); show/ and journal/; sums.json (sha256 of what stands
+                              beside files/); names/ (the refs that name it)
     building/<fingerprint>/   the same during a build, with job.json and result.json or
                               failure.json; it outlives an attempt
     refs/<recipe>/<stage>     {"fingerprint": …, "updated": …}
@@ -19,20 +20,26 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from assets.contract import SCRATCH, Artifact, Config
 from assets.store import manifest
 from assets.store.home import store_home
 from assets.store.locks import locked
-from assets.store.manifest import Facts, Verdicts, explain_full_disk, read_json
+from assets.store.manifest import MANIFEST, Facts, Verdicts, explain_full_disk, read_json
+from assets.store.refs import Refs
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import TEMPORARY, fsync, write_json
+from gpt_model.strict import dotted_location
 
+LAYOUT = "store.json"
 VERSION = 1  # of the layout; a store with a higher one was written by a newer gpt-lineage
+LAYOUT_CURE = "Remove it: the next build writes it again."
 SHORT = 12
+_checked: set[Path] = set()  # artifacts that this process has verified
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,10 @@ class Building:
         return self.folder / "artifact.json"
 
     @property
+    def sums(self) -> Path:
+        return self.folder / "sums.json"
+
+    @property
     def job(self) -> Path:
         return self.folder / "job.json"
 
@@ -94,6 +105,9 @@ class Recorded:
     figures: Mapping[str, float | int | str] = field(default_factory=dict)
 
 
+_GATE = TypeAdapter(dict[str, Recorded])
+
+
 class Store:
     """Everything under one home. Cheap to make; writes nothing before it has to."""
 
@@ -104,10 +118,10 @@ class Store:
         self.home = home.expanduser().absolute()
         self.artifacts_folder = self.home / "artifacts"
         self._buildings = self.home / "building"
-        self._refs = self.home / "refs"
+        self._refs = Refs(self.home / "refs", self.artifacts_folder)
         with suppress(FileNotFoundError):
             try:
-                document = read_json(self.home / "store.json")
+                document = read_json(self.home / LAYOUT, LAYOUT_CURE)
             except NotADirectoryError:
                 raise UserError(
                     f"{self.home} cannot be a store: it, or what it is in, is a file. Set "
@@ -115,8 +129,8 @@ class Store:
                 ) from None
             if not isinstance(document, dict) or not isinstance(document.get("version"), int):
                 raise CorruptFile(
-                    f'{self.home / "store.json"} is damaged: expected {{"version": {VERSION}}}, '
-                    f"found {document!r}."
+                    f'{self.home / LAYOUT} is damaged: expected {{"version": {VERSION}}}, '
+                    f"found {document!r}. {LAYOUT_CURE}"
                 )
             if document["version"] > VERSION:
                 raise UserError(
@@ -148,67 +162,106 @@ class Store:
     # Reading
 
     def find(self, fingerprint: str) -> Artifact | None:
-        """The published artifact, its files unverified. Raises CorruptFile where its manifest
-        cannot be read.
+        """The published artifact, its files unverified. Raises CorruptFile where its manifest is
+        not what was published, or cannot be read.
         """
         folder = self.artifacts_folder / fingerprint
-        path = folder / "artifact.json"
         try:
-            facts = read_json(path)
-        except FileNotFoundError:
-            if folder.is_dir():
+            facts = manifest.read_manifest(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            if folder.exists():
                 raise CorruptFile(
-                    f"{path} is missing. Remove {folder} to build the artifact again."
+                    f"{folder / MANIFEST} is missing. {manifest.BUILD_AGAIN}"
                 ) from None
             return None
-        try:
-            return Artifact(
-                path=folder / "files",
-                stage=facts["stage"],
-                fingerprint=facts["fingerprint"],
-                digest=facts["digest"],
-                config=facts["config"],
-                metrics=facts["metrics"],
-                manifest=facts,
-            )
-        except (KeyError, TypeError) as error:
-            raise CorruptFile(
-                f"{path} is damaged: {error} is missing. Remove {folder} to build the artifact "
-                "again."
-            ) from None
-
-    def artifacts(self, damaged: Callable[[str], None] | None = None) -> Iterator[Artifact]:
-        """Every published artifact, oldest first. One whose manifest cannot be read is left out,
-        and `damaged` gets the sentence; without `damaged` that is a CorruptFile.
-        """
-        folders = (
-            [entry for entry in self.artifacts_folder.iterdir() if entry.is_dir()]
-            if self.artifacts_folder.is_dir()
-            else []
+        return Artifact(
+            path=folder / "files",
+            stage=facts["stage"],
+            fingerprint=facts["fingerprint"],
+            digest=facts["digest"],
+            config=facts["config"],
+            metrics=facts["metrics"],
+            manifest=facts,
         )
-        for folder in sorted(folders, key=lambda entry: entry.stat().st_mtime):
+
+    def artifacts(self, damaged: Callable[[str], None] = lambda _: None) -> Iterator[Artifact]:
+        """Every published artifact, oldest first. One whose manifest is not what was published is
+        left out, and `damaged` gets the sentence.
+        """
+        for folder in sorted(self._folders(), key=lambda entry: entry.stat().st_mtime):
             try:
                 artifact = self.find(folder.name)
             except CorruptFile as error:
-                if damaged is None:
-                    raise
                 damaged(str(error))
                 continue
             if artifact:
                 yield artifact
 
+    def misnamed(self) -> list[str]:
+        """A sentence for each name that does not lead where it was set, and store.json where it is
+        gone.
+        """
+        sentences = self._refs.problems()
+        if self._folders() and not (self.home / LAYOUT).is_file():
+            sentences.append(f"{self.home / LAYOUT} is missing: the next build writes it again.")
+        return sentences
+
+    def _folders(self) -> list[Path]:
+        if not self.artifacts_folder.is_dir():
+            return []
+        return sorted(self.artifacts_folder.iterdir())
+
     def verify(self, artifact: Artifact) -> list[str]:
         """Recomputes every checksum. Returns one sentence for each file that changed, is missing or
         is extra; [] is as published.
         """
-        return manifest.problems(artifact.manifest, artifact.path)
+        problems = manifest.problems(artifact.manifest, artifact.path)
+        if not problems:
+            try:
+                self.gate(artifact)
+            except CorruptFile as error:  # of an artifact without sums
+                problems.append(str(error))
+        return problems
+
+    def check(self, artifact: Artifact, *, again: bool = False) -> Artifact:
+        """`artifact`, verified before anything is read of it: once a process, unless `again`.
+        Raises CorruptFile where it is not what was published.
+        """
+        if again or artifact.path not in _checked:
+            if problems := self.verify(artifact):
+                raise CorruptFile(
+                    f"{artifact.stage} {artifact.fingerprint[:SHORT]} is not what was published: "
+                    f"{problems[0]} {manifest.BUILD_AGAIN}"
+                )
+            _checked.add(artifact.path)
+        return artifact
+
+    def is_summed(self, artifact: Artifact) -> bool:
+        """Whether there are sums of what stands beside its files. An earlier version wrote none;
+        the next run that comes by the artifact does.
+        """
+        return (artifact.path.parent / manifest.SUMS).is_file()
+
+    def record_sums(self, artifact: Artifact) -> None:
+        """Writes the sums, and the names beside the artifact, where an earlier version did not."""
+        if not self.is_summed(artifact):
+            self._refs.record(artifact.fingerprint, artifact.path.parent)
+            manifest.record_sums(artifact.path.parent)
 
     def gate(self, artifact: Artifact) -> dict[str, Recorded]:
-        """The verdicts of the artifact's checks, by name."""
-        return {
-            name: Recorded(**verdict)
-            for name, verdict in read_json(artifact.path.parent / "gate.json").items()
-        }
+        """The verdicts of the artifact's checks, by name. Raises CorruptFile where they are not
+        those that were published.
+        """
+        path = artifact.path.parent / manifest.GATE
+        try:
+            verdicts = read_json(path, manifest.BUILD_AGAIN)
+            manifest.require_published(path)
+            return _GATE.validate_python(verdicts)
+        except FileNotFoundError:
+            problem = "is missing."
+        except ValidationError as error:
+            problem = f"is damaged: `{dotted_location(error.errors()[0]['loc'])}` is no verdict."
+        raise CorruptFile(f"{path} {problem} {manifest.BUILD_AGAIN}")
 
     def failed_checks(self, artifact: Artifact, *, blocking: bool) -> list[str]:
         """The names of the artifact's blocking checks that failed, or of the others (warnings)."""
@@ -263,7 +316,7 @@ class Store:
         path = self._ready("locks") / f"{fingerprint}.lock"
         with locked(path, waiting=waiting) as handle:
             building = self._building(fingerprint)
-            if building.manifest.is_file():  # killed between its last write and its rename
+            if building.sums.is_file():  # killed between its last write and its rename
                 self._rename(building)
             yield handle
 
@@ -297,17 +350,17 @@ class Store:
                 }
                 for name, (check, v) in verdicts.items()
             }
-            write_json(building.folder / "gate.json", gate)
+            write_json(building.folder / manifest.GATE, gate)
             for folder in (building.files, building.show):
                 for path in (folder, *folder.rglob("*")):
                     if SCRATCH not in path.parts:
                         fsync(path)
-            write_json(
-                building.manifest, manifest.compose(facts, building.fingerprint, entries)
-            )  # last: it says that all is there
+            write_json(building.manifest, manifest.compose(facts, building.fingerprint, entries))
+            manifest.record_sums(building.folder)  # last: it says that all is there
             self._rename(building)
         artifact = self.find(building.fingerprint)
         assert artifact is not None
+        _checked.add(artifact.path)
         return artifact
 
     def _building(self, fingerprint: str) -> Building:
@@ -324,6 +377,7 @@ class Store:
         shutil.rmtree(building.files / SCRATCH, ignore_errors=True)
         for path in (building.job, building.result, building.failure):
             path.unlink(missing_ok=True)
+        self._refs.record(building.fingerprint, building.folder)
         building.folder.rename(target)
         fsync(target.parent)
 
@@ -331,65 +385,47 @@ class Store:
         """Throws away what was built so far."""
         shutil.rmtree(building.folder, ignore_errors=True)
 
-    def quarantine(self, artifact: Artifact) -> Path:
+    def quarantine(self, fingerprint: str) -> Path:
         """Moves an artifact that does not verify to corrupt/, so that it can be built again.
         Returns where it now is.
         """
         folder = self._ready("corrupt")
-        number = sum(1 for _ in folder.glob(f"{artifact.fingerprint}.*"))
-        return artifact.path.parent.rename(folder / f"{artifact.fingerprint}.{number}")
+        _checked.discard(self.artifacts_folder / fingerprint / "files")
+        number = sum(1 for _ in folder.glob(f"{fingerprint}.*"))
+        return (self.artifacts_folder / fingerprint).rename(folder / f"{fingerprint}.{number}")
 
     # Names
 
     def set_ref(self, recipe: str, stage: str, fingerprint: str) -> None:
         """`recipe/stage` now names this artifact."""
-        path = self._ready("refs") / recipe / stage
-        with explain_full_disk(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(
-                path,
-                {
-                    "fingerprint": fingerprint,
-                    "updated": datetime.now(UTC).isoformat(timespec="seconds"),
-                },
-            )
+        self._ready("refs")
+        self._refs.set(f"{recipe}/{stage}", fingerprint)
 
     def get_ref(self, recipe: str, stage: str) -> str | None:
         """The fingerprint that `recipe/stage` names. Raises CorruptFile where the ref cannot be
         read.
         """
-        path = self._refs / recipe / stage
-        return str(read_json(path)["fingerprint"]) if path.is_file() else None
+        return self._refs.get(f"{recipe}/{stage}")
 
     def refs(self) -> dict[str, str]:
-        """Every name and the fingerprint it stands for."""
-        paths = sorted(
-            path for path in self._refs.rglob("*") if path.is_file() and path.suffix != TEMPORARY
-        )
-        return {
-            path.relative_to(self._refs).as_posix(): str(read_json(path)["fingerprint"])
-            for path in paths
-        }
+        """Every name and the fingerprint it stands for; damaged ones left out."""
+        return self._refs.all()
 
     def resolve(self, text: str) -> Artifact:
         """The artifact a person means by `recipe/stage` or by the start of a fingerprint. Raises
         UserError with what there is.
         """
-        refs = self.refs()
         text = text.strip().strip("/")
-        if text in refs:
-            artifact = self.find(refs[text])
+        if text in self._refs.names():
+            fingerprint = self._refs.get(text) or ""
+            artifact = self.find(fingerprint)
             if artifact is None:
                 raise UserError(
-                    f"{text} names {refs[text][:SHORT]}, which is not in {self.artifacts_folder}. "
+                    f"{text} names {fingerprint[:SHORT]}, which is not in {self.artifacts_folder}. "
                     "Build it again."
                 )
             return artifact
-        fingerprints = (
-            sorted(entry.name for entry in self.artifacts_folder.iterdir())
-            if self.artifacts_folder.is_dir()
-            else []
-        )
+        fingerprints = [folder.name for folder in self._folders()]
         matches = [name for name in fingerprints if name.startswith(text.lower())] if text else []
         if len(matches) == 1 and (artifact := self.find(matches[0])):
             return artifact
@@ -398,6 +434,7 @@ class Store:
             raise UserError(
                 f"{text!r} is the start of {len(matches)} fingerprints ({shown}): give more of it."
             )
+        refs = self.refs()
         near = difflib.get_close_matches(text, refs, n=3, cutoff=0.4)
         hint = (
             f"Did you mean {' or '.join(near)}?"
@@ -414,6 +451,6 @@ class Store:
         path = self.home / folder
         with explain_full_disk(path):
             path.mkdir(parents=True, exist_ok=True)
-            if not (self.home / "store.json").exists():
-                write_json(self.home / "store.json", {"version": VERSION})
+            if not (self.home / LAYOUT).exists():
+                write_json(self.home / LAYOUT, {"version": VERSION})
         return path

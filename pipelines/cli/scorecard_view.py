@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +17,7 @@ from assets.report.headline import ARTIFACT, COMMANDS, FIRST, PROTOCOL, SEEN, SE
 from assets.report.published import NOT_HERE
 from assets.stages.zero_shot import REPRODUCES, ZERO_SHOT
 from assets.store.store import Store
+from gpt_model.errors import CorruptFile
 
 PAGE_ONLY = (PROTOCOL, SEEN, K)  # too wide for a terminal
 COLOURS = {"better": "green", "worse": "red"}
@@ -26,7 +28,7 @@ def as_values(store: Store, recipe: str) -> dict[str, Any]:
     """For scripts: every score, the artifacts, the path of the page, and the evaluator's
     calibration.
     """
-    artifact = store.resolve(f"{recipe}/scorecard")
+    artifact = store.check(store.resolve(f"{recipe}/scorecard"))
     document = json.loads((artifact.path / "scorecard.json").read_text(encoding="utf-8"))
     artifacts = {
         **document["built_from"],
@@ -52,8 +54,9 @@ def calibrated(store: Store) -> dict[str, dict[str, int]]:
     for artifact in store.artifacts():  # oldest first: the newest counts
         model, version = artifact.config.get("known"), artifact.manifest["version"]
         if (artifact.stage, version) == (ZERO_SHOT.name, ZERO_SHOT.version) and model:
-            verdict = store.gate(artifact)[REPRODUCES]
-            counts[model] = {name: int(verdict.figures[name]) for name in ("compared", "wrong")}
+            with suppress(CorruptFile):
+                figures = store.gate(artifact)[REPRODUCES].figures
+                counts[model] = {name: int(figures[name]) for name in ("compared", "wrong")}
     return counts
 
 
@@ -74,7 +77,7 @@ def announce(store: Store, recipe: str, show: Callable[[Any], None]) -> None:
     """Show what was built, its scores by artifact with the commands that trace them, the paths of
     the scorecard, and where to look next.
     """
-    artifact = store.resolve(f"{recipe}/scorecard")
+    artifact = store.check(store.resolve(f"{recipe}/scorecard"))
     folder = store.show(artifact)
     paths = [path for name in FIRST if (path := folder / f"{name}.json").is_file()]
     tables = [json.loads(path.read_text(encoding="utf-8")) for path in paths]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -34,13 +35,18 @@ app = command_group()
 def list_(as_json: AsJson = False) -> None:
     """Every artifact in the store, by name."""
     store = open_store()
-    rows = lineage_views.listed(store)
+    damaged: list[str] = []
+    rows = lineage_views.listed(store, damaged.append)
     if as_json:
         print_json(rows)
     elif rows:
         print_rich(lineage_views.draw_list(rows))
     else:
         typer.echo(f"There is nothing in {store.home} yet. Build a recipe: gpt-lineage run tiny")
+    if damaged:
+        typer.echo(
+            f"Damaged, and left out: {len(damaged)}. gpt-lineage verify names them.", err=True
+        )
 
 
 @app.command()
@@ -101,14 +107,19 @@ def verify(
     """
     store = open_store()
     root = store.resolve(artifact) if artifact else None
-    checked, problems = verified(store, root, stderr_console())
+    result = verified(store, root, stderr_console())
     if as_json:
-        print_json({"artifacts": checked, "problems": problems})
-    if problems:
-        raise UserError("\n".join(problems))
+        print_json(asdict(result))
+    if result.problems:
+        raise UserError("\n".join(result.problems))
     if not as_json:
-        count = f"{checked} artifact{'s verify' if checked != 1 else ' verifies'}"
+        count = f"{result.artifacts} artifact{'s verify' if result.artifacts != 1 else ' verifies'}"
         typer.echo(f"{count}: every file is as it was published.")
+        if result.unsummed:
+            typer.echo(
+                f"Not recorded of {result.unsummed} of them, which an earlier version published: "
+                "metrics, provenance, verdicts, pictures and events. The next run records them."
+            )
 
 
 @app.command()
