@@ -215,6 +215,32 @@ def test_room_is_left_for_what_is_to_be_generated_and_a_header_stands_first(worl
     assert rendered.rows[0]["target"] == ["Dora table", "Dora"]
 
 
+def test_demonstrations_go_before_the_question_loses_anything(world: World) -> None:
+    """Whatever else takes room: a description, or a limit of new tokens that the task leaves to
+    lm_eval, or that is larger than the context.
+    """
+    keys, rows = TRIVIA
+    for settings, new_tokens in (({}, 256), ({"max_new_tokens": 300}, 300), ({"max_tokens": 9}, 9)):
+        given = {**keys, "generation_kwargs": {"until": ["\n"], **settings}}
+        for context in (new_tokens, new_tokens + 40, 2 * new_tokens + 80):
+            room = context - (context // 2 if new_tokens >= context else new_tokens)
+            rendered = few_shot(world, given, context).rendered(50, rows, rows)
+            for row in rendered.rows:
+                shown = row["demonstrations"] + row["question"]
+                assert not row["shots"] or len(world.tokenizer.encode(shown)) <= room
+    described = {**QUESTIONS, "description": "Say where each thing is kept, in a word or two.\n"}
+    plain, less = (
+        few_shot(world, task, 160).rendered(50, choices(8), choices(80, 100))
+        for task in (QUESTIONS, described)
+    )
+    for row in less.rows:
+        whole = described["description"] + row["demonstrations"] + row["question"]
+        longest = max(len(world.tokenizer.encode(f"{whole} {answer}")) for answer in row["choices"])
+        assert longest <= 160
+    fewer = [row["shots"] for row in less.rows]
+    assert sum(fewer) < sum(row["shots"] for row in plain.rows) and min(fewer) > 0
+
+
 # --- scores ---
 
 

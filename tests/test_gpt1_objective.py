@@ -148,7 +148,7 @@ def test_two_segments_are_cut_at_half_the_context_each_and_one_at_the_whole(
         (laid,) = InputFormat(form, tokenizer.vocab_size, CONTEXT, truncation_of("gpt1")).encode(
             tokenizer, [example]
         )
-        assert laid.cut == (long in segments)
+        assert (laid.cut > 0) == (long in segments)
         return laid.rows[0]
 
     start, delim, extract = range(VOCABULARY, VOCABULARY + 3)

@@ -18,6 +18,7 @@ from gpt_model.data import documents
 from gpt_model.errors import UserError
 from gpt_model.evaluation import held_out_text
 from gpt_model.evaluation.adapters.registry import TaskContext
+from gpt_model.evaluation.results import Results
 from gpt_model.evaluation.suites import suite_tasks
 from gpt_model.evaluation.tasks import rows_of
 from gpt_model.progress import Silent
@@ -180,6 +181,58 @@ def test_a_suite_is_added_by_dropping_a_file(
         60,
         "majority 0.667",
     )
+
+
+def test_what_does_not_fit_or_has_no_answer_is_counted_said_and_spares_the_others(
+    world: World, suites: Callable[[str, Any], None], tmp_path: Path, downloads: Path
+) -> None:
+    long = [story(n, 9).strip() for n in range(3)]
+    sentences = [*(f"{text} Then came| Emil" for text in long), "nothing follows|"]
+    sentences += [f"On day {n} it was| fine" for n in range(36)]
+    rows = [{"sentence": text, "mood": "good"} for text in sentences]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one = own_suite(tmp_path / "rows.jsonl", doc_to_text="{{text.split('|')[0]}}")
+    one["metadata"].pop("baseline")
+    del one["task"], one["doc_to_choice"]
+    answer = "{{text.split('|')[1]}}"
+    of_log = {**one, "task": "follows", "output_type": "loglikelihood", "doc_to_target": answer}
+    exact = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+    of_text = {
+        **one,
+        "task": "written",
+        "output_type": "generate_until",
+        "doc_to_target": answer,
+        "generation_kwargs": {"do_sample": False, "max_new_tokens": 500, "until": ["."]},
+        "metric_list": [exact],
+    }
+    suites("mixed", {"group": "mixed", "task": [of_log, of_text]})
+    built = world.run(tmp_path / "out", ["mixed"], {})
+    follows, written = Results.read(built.output).scores
+
+    # One question has an empty answer: it is left out, and the others are scored.
+    assert (follows.examples, follows.available, follows.empty) == (39, 39, 1)
+    encode = world.tokenizer.encode
+    excess = [len(encode(f"{text} Then came Emil")) - CONTEXT - 1 for text in long]
+    assert min(excess) > 0 and (follows.cut, follows.cut_tokens) == (3, max(excess))
+    assert follows.cut_text == f"3 of 39 cut, by {max(excess)} tokens at most"
+    # A limit of 500 new tokens leaves a context of 96 nothing: half of it is written at most.
+    assert written.examples == 40 and written.empty == 0 and written.cut == 3
+    assert written.cut_tokens == max(len(encode(f"{text} Then came")) for text in long) - 48
+    said = "answers of at most 48 tokens, not 500: the context is 96"
+    assert written.lowered_limit == said and not follows.lowered_limit
+    task = yaml.safe_load((built.output / "tasks" / "mixed.written.yaml").read_text())
+    assert task["generation_kwargs"] == {"do_sample": False, "max_gen_toks": 48, "until": ["."]}
+
+    verdicts = {check.name: check.verdict(built) for check in zero_shot.ZERO_SHOT.checks}
+    assert not verdicts["contexts_are_whole"].passed
+    assert f"mixed/follows {follows.cut_text}; mixed/written" in (
+        verdicts["contexts_are_whole"].summary
+    )
+    zero_shot.ZERO_SHOT.show(built, tmp_path)
+    table = (tmp_path / "zero_shot.md").read_text()
+    assert f"39; contexts: {follows.cut_text}; 1 more have an empty answer |" in table
+    assert said in table
+    assert all(row.left_out in row.note and row.cut_text in row.note for row in (follows, written))
 
 
 def test_a_suites_own_task_may_have_a_file_for_each_split(

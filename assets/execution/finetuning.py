@@ -27,6 +27,7 @@ from gpt_model.bag_of_words import task_logits
 from gpt_model.data import documents
 from gpt_model.data.splits import identity
 from gpt_model.errors import Unavailable, about_all_of
+from gpt_model.evaluation.results import cut_text
 from gpt_model.finetuning import metrics
 from gpt_model.finetuning.entry import SCORE_NAMES, SPLITS, SplitName, TaskEntry
 from gpt_model.finetuning.examples import Example, Examples, groups_crossing, read_examples
@@ -234,12 +235,14 @@ def metrics_of(
     values |= {f"{split}_examples": len(task.encoded[split]) for split in SPLITS}
     values |= {f"{split}_examples_available": task.examples.available[split] for split in SPLITS}
     values["cut_examples"] = sum(_cut_examples(task, split) for split in SPLITS)
+    values["test_cut_examples"] = _cut_examples(task, "test")
+    values["test_cut_tokens"] = max(example.cut for example in test)
     return {name: float(value) for name, value in values.items()}
 
 
 def _cut_examples(task: TaskData, split: SplitName) -> int:
     """Examples of a split that were cut to the context."""
-    return sum(example.cut for example in task.encoded[split])
+    return sum(example.cut > 0 for example in task.encoded[split])
 
 
 def _constant_scores(task: TaskData) -> Metrics:
@@ -490,6 +493,20 @@ def losses_are_finite(built: Built) -> Verdict:
         finite,
         f"{bad} of {sum(map(len, losses.values()))} losses are not finite; the last are {last}.",
         {"not_finite": bad},
+    )
+
+
+def examples_are_whole(built: Built) -> Verdict:
+    """No test example lost a part of its text to the model's context."""
+    values = built.metrics
+    counts = (int(values[f"test_{name}"]) for name in ("cut_examples", "examples", "cut_tokens"))
+    cut = cut_text(*counts)
+    return Verdict(
+        not cut,
+        f"Test examples longer than the model's context: {cut}."
+        if cut
+        else "Every test example fits the model's context.",
+        {"cut": values["test_cut_examples"]},
     )
 
 

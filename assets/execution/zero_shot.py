@@ -72,18 +72,15 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     prepared_at = time.monotonic()
     shutil.rmtree(output / "tasks", ignore_errors=True)
     write_tasks(output / "tasks", tasks)
-    results = evaluate(
-        GPTLM(model, tokenizer, progress=progress),
-        output / "tasks",
-        [task.full_name for task in tasks],
-    )
+    lm = GPTLM(model, tokenizer, progress=progress)
+    results = evaluate(lm, output / "tasks", [task.full_name for task in tasks])
     overlaps = None
     if "corpus" in inputs:  # an imported model's training text is not known
         progress.log("what of the examples stands in the training text")
         overlaps = overlap_with_training(examples_of(tasks), inputs["corpus"].path)
     add_metrics(tasks, results)
     add_toxicity(tasks, results, prepared.classifiers)
-    scores = list(score_rows(tasks, results, overlaps))
+    scores = list(score_rows(tasks, results, overlaps, lm.cuts))
     unavailable = prepared.unavailable
     for name, contents in config["suites"].items():
         for row in list(aggregate_rows(suite_tasks(name, contents), scores)):
@@ -122,6 +119,8 @@ def _prepare(config: Config, task_context: TaskContext, progress: Progress) -> _
                         # One by one: the settings before an unavailable one stay.
                         for setting in in_each_setting(rows, task_context):
                             prepared.tasks.append(setting)
+                    if rows.lowered_limit:
+                        progress.log(f"{suite}/{task.name}: {rows.lowered_limit}")
             except Unavailable as reason:
                 prepared.unavailable.append(UnavailableRow(suite, task.name, str(reason)))
                 progress.log(f"{suite}/{task.name} is not run here: {reason}")
@@ -184,6 +183,23 @@ def every_suite_has_scores(built: Built) -> Verdict:
         summary += f"; not run here: {names}"
     counts = {"scores": len(results.scores), "not_run": len(results.unavailable)}
     return Verdict(not problems, summary, counts)
+
+
+def contexts_are_whole(built: Built) -> Verdict:
+    """No question lost a part of its context to the model's. One row a task: its metrics are of the
+    same contexts, or of a part of them.
+    """
+    cut: dict[str, ScoreRow] = {}
+    for row in Results.read(built.output).scores:
+        if row.cut and row.version is not None:  # not a mean over tasks
+            name = f"{row.suite}/{row.task}"
+            cut[name] = max(cut.get(name, row), row, key=lambda each: each.cut or 0)
+    summary = "; ".join(f"{name} {row.cut_text}" for name, row in cut.items())
+    return Verdict(
+        not cut,
+        f"Contexts longer than the model's: {summary}." if cut else "Every context fits the model.",
+        {"cut": sum(row.cut or 0 for row in cut.values())},
+    )
 
 
 def cloze_above_chance(built: Built) -> Verdict:

@@ -16,6 +16,7 @@ from assets.report import plots
 from assets.report.tables import Table, metric, not_resampled_note, share_of, write_markdown
 from assets.stages.alignment import BAG_OF_WORDS
 from assets.stages.finetuning import ARMS, CONSTANT
+from gpt_model.evaluation.results import cut_text
 from gpt_model.finetuning.entry import SCORE_NAMES
 
 
@@ -68,9 +69,11 @@ def _examples(task: str, metrics: Metrics, facts: Mapping[str, Any]) -> str:
         f"; {count:,} rows left out ({reason})"
         for reason, count in sorted(facts["left_out"].items())
     )
+    cut = cut_of_test(metrics)
+    of_test = f" (of test {cut})" if cut else ""
     return (
         f"**{task}** ({facts['entry']['form'].replace('_', ' ')}): {splits} examples; "
-        f"{int(metrics['cut_examples']):,} cut to the context{left_out}."
+        f"{int(metrics['cut_examples']):,} cut to the context{of_test}{left_out}."
     )
 
 
@@ -113,6 +116,14 @@ def scores_table(metrics: Metrics, selected_by: str) -> Table:
     )
     note += not_resampled_note(cell for row in rows for cell in row)
     return Table(DataFrame(rows, columns=columns), note=note)
+
+
+def cut_of_test(metrics: Metrics) -> str:
+    """What of the test split was cut to the context, as a phrase; "" of a build of before it was
+    counted.
+    """
+    names = ("test_cut_examples", "test_examples", "test_cut_tokens")
+    return cut_text(*(int(metrics.get(name, 0)) for name in names))
 
 
 def adapted(config: Config, metrics: Metrics) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from assets.contract import Artifact, Inputs, Metrics
 from assets.report import tables
-from assets.report.finetuned import adapted, parts_of
+from assets.report.finetuned import adapted, cut_of_test, parts_of
 from assets.stages import base_model
 from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
 from assets.stages.finetuning import CONSTANT
@@ -65,6 +65,7 @@ class Score:
     k: str = ""  # demonstrations that fitted, on average, of those requested
     available: int | None = None  # examples that the split has
     overlap: float | None = None  # % of the task's 8-grams that stand in the training text
+    cut: str = ""  # "12 of 300 cut, by 41 tokens at most": contexts that were longer than ours
 
     @property
     def complete(self) -> bool:
@@ -92,7 +93,8 @@ class Score:
             return ""
         subset = self.available and self.examples and self.available > self.examples
         of = f" of {self.available:,}" if subset else ""
-        return f"{self.examples:,}{of} {self.unit}, {self.split}"
+        cut = f"; {self.cut}" if self.cut else ""
+        return f"{self.examples:,}{of} {self.unit}, {self.split}{cut}"
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,7 @@ def _of_task(asset: str, artifact: Artifact, reason: str | None) -> Iterator[Sco
         "examples": int(metrics["test_examples"]),
         "available": int(metrics["test_examples_available"]),
         "split": test_split(entry),
+        "cut": cut_of_test(metrics),
     }
     for key in entry.reported():
         baseline, against = _task_baselines(metrics, key)
@@ -396,6 +399,7 @@ def _of_suites(asset: str, artifact: Artifact, inputs: Inputs) -> Iterator[Score
             k=f"{used.mean:.1f} of {used.requested}" if used and used.requested else "",
             available=row.available,
             overlap=row.overlap.percent if row.overlap else None,
+            cut=row.cut_text,
         )
 
 
@@ -415,7 +419,8 @@ def _protocol(row: ScoreRow, caveat: str) -> str:
     parts = [
         row.description,
         "its surest answers" if "_top_" in row.metric else "",
-        f"{row.too_long:,} more have an answer longer than the context" if row.too_long else "",
+        row.left_out,
+        row.lowered_limit,
     ]
     of_text = caveat and row.metric.endswith(base_model.BITS_PER_BYTE)
     return "; ".join(filter(None, parts)) + (f" {caveat}" if of_text else "")

@@ -55,7 +55,7 @@ def scores_table(scores: Sequence[ScoreRow], note: str = "") -> Table:
                 "95 % interval": interval_text(row),
                 "beside": row.baseline or MISSING,
                 "examples": _examples(row),
-                "what it is": row.description,
+                "what it is": "; ".join(filter(None, (row.description, row.lowered_limit))),
             }
             for row in scores
         ],
@@ -66,7 +66,9 @@ def scores_table(scores: Sequence[ScoreRow], note: str = "") -> Table:
 def _examples(row: ScoreRow) -> str:
     text = f"{row.examples:,}"
     text += f" of {row.available:,}" if row.available > row.examples else ""
-    return text + (f", {row.too_long:,} more too long" if row.too_long else "")
+    return "; ".join(
+        filter(None, (text, row.cut_text and f"contexts: {row.cut_text}", row.left_out))
+    )
 
 
 def overlap_table(scores: Sequence[ScoreRow]) -> Table:

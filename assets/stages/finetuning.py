@@ -124,6 +124,12 @@ FINETUNED = Stage(
             deferred(EXECUTION, "losses_are_finite"),
         ),
         Check(
+            "examples_are_whole",
+            False,
+            "No test example was cut to fit the model's context.",
+            deferred(EXECUTION, "examples_are_whole"),
+        ),
+        Check(
             "beats_majority",
             False,
             "The score's interval lies above always giving the same answer.",

@@ -192,7 +192,7 @@ def _resolved_classifier(
 
 ZERO_SHOT = Stage(
     name="zero_shot",
-    version="4",
+    version="5",
     run=deferred(EXECUTION, "run"),
     description="The model on the recipe's suites, by lm_eval: held-out text, cloze, the papers' "
     "tasks with and without demonstrations.",
@@ -203,6 +203,12 @@ ZERO_SHOT = Stage(
             True,
             "Every suite asked for has scores, and all are finite.",
             deferred(EXECUTION, "every_suite_has_scores"),
+        ),
+        Check(
+            "contexts_are_whole",
+            False,
+            "No question's context was cut to fit the model.",
+            deferred(EXECUTION, "contexts_are_whole"),
         ),
         Check(
             REPRODUCES,

@@ -15,7 +15,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from gpt_model.evaluation import scoring, toxicity
 from gpt_model.evaluation.contamination import TaskOverlap
 from gpt_model.evaluation.few_shot import answer_normalised, per_token
 from gpt_model.evaluation.metrics import ACCURACIES, baseline, confidence_interval
-from gpt_model.evaluation.results import ScoreRow, TrainingOverlap
+from gpt_model.evaluation.results import ScoreRow
 from gpt_model.evaluation.tasks import TaskRows
 from gpt_model.io import rounded
 
@@ -226,15 +226,17 @@ def score_rows(
     tasks: Sequence[TaskRows],
     results: Mapping[str, Any],
     overlaps: Mapping[str, TaskOverlap] | None = None,
+    cuts: Mapping[str, Mapping[int, int]] | None = None,
 ) -> Iterator[ScoreRow]:
     """One row a metric of each task, in the tasks' order. `overlaps`: what of each task's examples
-    stands in the training text, by the task's full name.
+    stands in the training text, by the task's full name; `cuts`: `GPTLM.cuts`.
 
     Raises UserError where lm_eval gave a task no metric.
     """
     for task in (task for task in tasks if task.scored):
         samples, metadata = results["samples"][task.full_name], task.task.metadata
         baseline_value = baseline(metadata.baseline, samples)
+        cut = (cuts or {}).get(task.full_name, {})
         for entry in _metrics_of(task):
             metric, aggregation = entry["metric"], str(entry.get("aggregation"))
             if f"{metric},none" not in results["results"][task.full_name]:
@@ -243,7 +245,9 @@ def score_rows(
                     f"{metric!r} of its output_type."
                 )
             value = float(results["results"][task.full_name][f"{metric},none"])
-            values = [sample[metric] for sample in samples if metric in sample]
+            scored = [sample for sample in samples if metric in sample]
+            values = [sample[metric] for sample in scored]
+            lost = [tokens for sample in scored if (tokens := cut.get(sample["doc_id"]))]
             interval = confidence_interval(metric, aggregation, values)
             overlap = (
                 overlaps[task.full_name].split_score(metric, aggregation, values)
@@ -252,7 +256,7 @@ def score_rows(
             )
             against = baseline_value if metric in ACCURACIES else None
             published = metadata.published.get(metric)
-            yield ScoreRow(
+            row = ScoreRow(
                 task.task.suite,
                 task.name,
                 metric,
@@ -266,25 +270,28 @@ def score_rows(
                 examples=len(values),
                 available=task.available,
                 too_long=task.too_long,
+                empty=task.empty,
+                cut=None if cuts is None else len(lost),
+                cut_tokens=max(lost, default=0),
                 description=metadata.description,
-                note=_note(task, len(values), len(samples), overlap),
                 version=metadata.version,
                 published=published.model_dump(exclude_defaults=True) if published else None,
                 demonstrations=task.demonstrations,
                 overlap=overlap,
+                lowered_limit=task.lowered_limit,
             )
+            yield replace(row, note=_note(row, len(task.rows)))
 
 
-def _note(task: TaskRows, values: int, samples: int, overlap: TrainingOverlap | None) -> str:
-    """What should stand beside a score of `values` of the task's `samples`."""
+def _note(row: ScoreRow, samples: int) -> str:
+    """What should stand beside a score, which is of all of the task's `samples` or a part."""
     notes = []
-    if values < samples:
-        notes.append(f"{values:,} of the {samples:,}, the surest")
-    if len(task.rows) < task.available:
-        notes.append(f"{len(task.rows):,} of {task.available:,} examples")
-    if task.too_long:
-        notes.append(f"{task.too_long:,} more have an answer longer than the context")
-    notes += [str(task.demonstrations or ""), str(overlap or ""), task.task.metadata.description]
+    if row.examples < samples:
+        notes.append(f"{row.examples:,} of the {samples:,}, the surest")
+    if samples < row.available:
+        notes.append(f"{samples:,} of {row.available:,} examples")
+    notes += [row.cut_text and f"contexts: {row.cut_text}", row.left_out, row.lowered_limit]
+    notes += [str(row.demonstrations or ""), str(row.overlap or ""), row.description]
     return "; ".join(note for note in notes if note)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from lm_eval.api.task import ConfigurableTask, TaskConfig
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from gpt_model.evaluation.adapters.registry import Row
 from gpt_model.evaluation.results import Demonstrations
@@ -24,6 +25,18 @@ from gpt_model.evaluation.suites import Shots
 
 Keys = Mapping[str, Any]  # lm_eval's keys of a task
 Encode = Callable[[str], list[int]]
+
+MAX_NEW_TOKENS = 256  # lm_eval's default where a task does not say
+# lm_eval's names of the limit in generation_kwargs
+LIMIT_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+def generation_limit(settings: Mapping[str, Any], context_length: int) -> tuple[int, int]:
+    """(new tokens that a task's generation_kwargs ask for, those it gets). A limit that leaves the
+    question no room in the context is lowered to half of it.
+    """
+    stated = normalize_gen_kwargs(dict(settings), MAX_NEW_TOKENS)["max_gen_toks"]
+    return stated, stated if stated < context_length else max(1, context_length // 2)
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,23 @@ class Renderer:
             prompt=None, config=config, _config=config, features=list(columns)
         )
         self.kind = str(config.output_type)
+
+    def answers(self, row: Row) -> list[str]:
+        """What is scored after a context, without its delimiter; nothing of what is generated."""
+        if self.kind not in ("multiple_choice", "loglikelihood"):
+            return []
+        answered = row.get(str(self._task.config.doc_to_text))
+        if self.kind == "multiple_choice" and not isinstance(answered, int):
+            return list(ConfigurableTask.doc_to_choice(self._task, row))
+        target = ConfigurableTask.doc_to_target(self._task, row)
+        return [str(answer) for answer in (target if isinstance(target, list) else [target])]
+
+    def surroundings(self, row: Row) -> str:
+        """What lm_eval puts before the demonstrations and after the question."""
+        config = self._task.config
+        fields = (config.description, config.gen_prefix)
+        resolve = ConfigurableTask.resolve_field
+        return " ".join(str(resolve(row, field)) for field in fields if field)
 
     def prompt(self, row: Row) -> Prompt:
         text = ConfigurableTask.doc_to_text(self._task, row)
@@ -143,7 +173,8 @@ class FewShot:
         for example in examples:
             prompt = renderer.prompt(example)
             drawn = self._drawn(prompt, demonstrations)[:number]
-            chosen = self._fitting(prompt, drawn, demonstrations)
+            room = self._room(renderer, example)
+            chosen = self._fitting(prompt, drawn, demonstrations, room)
             columns = self._columns(renderer.kind, prompt, self._before(chosen, demonstrations))
             # A scoring function may read any of the example's columns.
             other_columns = example if "process_results" in keys else {}
@@ -179,19 +210,25 @@ class FewShot:
         shown = "".join(pool[index] + self.shots.separator for index in chosen)
         return self.shots.header + shown
 
-    def _fitting(self, prompt: Prompt, drawn: Sequence[int], pool: _Pool) -> list[int]:
-        """The first of `drawn` whose demonstrations leave room for the question, its longest
-        answer and what is to be generated.
+    def _room(self, renderer: Renderer, example: Row) -> int:
+        """Tokens of the context that are left for demonstrations, question and longest answer."""
+        new_tokens = 0
+        if renderer.kind == "generate_until":
+            settings = self.keys.get("generation_kwargs") or {}
+            _, new_tokens = generation_limit(settings, self.context_length)
+        return self.context_length - new_tokens - self._tokens(renderer.surroundings(example))
+
+    def _fitting(self, prompt: Prompt, drawn: Sequence[int], pool: _Pool, room: int) -> list[int]:
+        """The first of `drawn` whose demonstrations leave `room` for the question and its longest
+        answer. They go, whole, before the question loses anything.
         """
-        new_tokens = int((self.keys.get("generation_kwargs") or {}).get("max_gen_toks", 0))
         endings = (
             prompt.contexts
-            if new_tokens
+            if self.keys["output_type"] == "generate_until"
             else [
                 context + answer for context in prompt.contexts for answer in prompt.continuations
             ]
         )
-        room = self.context_length - new_tokens
         left = (
             room
             - self._tokens(self.shots.header)

@@ -11,6 +11,9 @@ a text without a context. It computes less:
 - The first token of every answer is scored from that one pass, so answers of one token are free.
 - The output head runs at the scored positions only.
 - A batch is so many tokens of requests of like length, not so many requests.
+
+It counts what it cuts (`GPTLM.cuts`), and where a context's last token and an answer's first would
+be one token, it encodes the two apart rather than give the answer nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 from gpt_model.errors import UserError
+from gpt_model.evaluation.few_shot import generation_limit
 from gpt_model.generation import generate
 from gpt_model.ops.conv1d import output_head, prepacked
 from gpt_model.progress import Progress, Silent
@@ -41,7 +45,6 @@ from gpt_model.transformer import GPT
 
 LOGITS = 1 << 22  # logits in memory at once
 PASS_TOKENS = 64  # tokens that take about as long as a pass's fixed cost
-MAX_NEW_TOKENS = 256  # lm_eval's default where a task does not say
 
 Score = tuple[float, bool]  # log-probability in nats; whether greedy decoding gives exactly this
 _Answer = tuple[int, int, list[int]]  # row of its context, request number, ids
@@ -64,6 +67,9 @@ class _Context:
 class GPTLM(TemplateLM):
     """A GPT and its tokenizer as an lm_eval model. `batch_tokens`: tokens, padding included, in one
     forward pass.
+
+    `cuts`: task's name -> example's number -> tokens by which its context was cut to fit, of those
+    that were.
     """
 
     def __init__(
@@ -81,6 +87,8 @@ class GPTLM(TemplateLM):
             self._device.type, LM_EVAL_TOKENS["cpu"]
         )
         self.progress = progress or Silent()
+        self.cuts: dict[str, dict[int, int]] = {}
+        self._excess: list[int] = []  # tokens that the last log-likelihoods' contexts lost
 
     @property
     def eot_token_id(self) -> int:
@@ -96,7 +104,22 @@ class GPTLM(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:
         """(log-probability, is greedy) of each request's continuation after its context."""
-        return super().loglikelihood(requests, disable_tqdm=True)
+        scores: list[Score] = super().loglikelihood(requests, disable_tqdm=True)
+        self._count_cuts(requests, self._excess)
+        return scores
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        before, answer = super()._encode_pair(context, continuation)
+        if not answer and continuation:
+            return self.tok_encode(context), self.tok_encode(continuation)
+        return before, answer
+
+    def _count_cuts(self, requests: Sequence[Instance], excess: Sequence[int]) -> None:
+        for request, tokens in zip(requests, excess, strict=True):
+            number = getattr(request, "doc_id", None)  # none of a request that is no example's
+            if tokens > 0 and number is not None:
+                of_task = self.cuts.setdefault(str(request.task_name), {})
+                of_task[number] = max(tokens, of_task.get(number, 0))
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = True
@@ -120,10 +143,14 @@ class GPTLM(TemplateLM):
 
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[Score]:
+        context_length = self.model.config.context
+        self._excess = [
+            len(before) + len(answer) - context_length - 1 for _, before, answer in requests
+        ]
         scores: list[Score | None] = [None] * len(requests)
         done = 0
         with prepacked(self.model, self.model.wte):
-            for scored in self._scored(_contexts(requests, self.model.config.context)):
+            for scored in self._scored(_contexts(requests, context_length)):
                 for number, score in scored:
                     scores[number] = score
                 done += len(scored)
@@ -239,13 +266,15 @@ class GPTLM(TemplateLM):
         texts = [""] * len(requests)
         done = 0
         for numbers in by_settings.values():
-            settings = dict(
-                normalize_gen_kwargs(dict(requests[numbers[0]].args[1]), MAX_NEW_TOKENS)
+            given = requests[numbers[0]].args[1]
+            settings = dict(normalize_gen_kwargs(dict(given)))
+            _, settings["max_gen_toks"] = generation_limit(given, self.model.config.context)
+            room = self.model.config.context - settings["max_gen_toks"]
+            encoded = [self._context_ids(requests[number].args[0]) for number in numbers]
+            self._count_cuts(
+                [requests[number] for number in numbers], [len(ids) - room for ids in encoded]
             )
-            contexts = {
-                number: self._context_ids(requests[number].args[0], settings["max_gen_toks"])
-                for number in numbers
-            }
+            contexts = {n: ids[-room:] for n, ids in zip(numbers, encoded, strict=True)}
             numbers = sorted(numbers, key=lambda number: (-len(contexts[number]), contexts[number]))
             rows = max(1, self.batch_tokens // self.model.config.context)
             with prepacked(self.model, self.model.wte):
@@ -259,14 +288,8 @@ class GPTLM(TemplateLM):
                     self.progress.advance(done, len(requests), "generated answers")
         return texts
 
-    def _context_ids(self, context: str, new_tokens: int) -> list[int]:
-        room = self.model.config.context - new_tokens
-        if room < 1:
-            raise UserError(
-                f"A task asks for {new_tokens} new tokens, and the model's context is "
-                f"{self.model.config.context}. Lower max_gen_toks in the suite's generation_kwargs."
-            )
-        return (self.tok_encode(context) or [self.prefix_token_id])[-room:]
+    def _context_ids(self, context: str) -> list[int]:
+        return self.tok_encode(context) or [self.prefix_token_id]
 
     def _generated(self, contexts: list[list[int]], settings: dict[str, Any]) -> list[str]:
         stop = handle_stop_sequences(

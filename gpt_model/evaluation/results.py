@@ -135,6 +135,10 @@ class ScoreRow:
     examples: int = 0
     available: int = 0  # examples there were before a subset was taken
     too_long: int = 0  # examples left out: an answer alone is longer than the model's context
+    empty: int = 0  # examples left out: an answer is empty
+    cut: int | None = None  # examples whose context was cut to fit; None where it was not counted
+    cut_tokens: int = 0  # the most that one of them lost
+    lowered_limit: str = ""  # where a generation limit was larger than the context, as a phrase
     description: str = ""
     note: str = ""  # all that should stand beside the number, in a phrase
     version: float | None = None  # the task's; None of a mean over tasks
@@ -160,6 +164,20 @@ class ScoreRow:
         return float(self.stderr or width / (2 * Z))
 
     @property
+    def left_out(self) -> str:
+        """Why examples were left out, as a phrase."""
+        reasons = [
+            f"{self.too_long:,} more have an answer longer than the context" * bool(self.too_long),
+            f"{self.empty:,} more have an empty answer" * bool(self.empty),
+        ]
+        return "; ".join(filter(None, reasons))
+
+    @property
+    def cut_text(self) -> str:
+        """ "12 of 300 cut, by 41 tokens at most"; nothing where nothing was cut."""
+        return cut_text(self.cut or 0, self.examples, self.cut_tokens)
+
+    @property
     def is_finite(self) -> bool:
         return math.isfinite(self.value)
 
@@ -168,7 +186,7 @@ class ScoreRow:
         has no key.
         """
         row = {name: value for name, value in vars(self).items() if name not in self._NESTED}
-        for name in ("version", "split", "published"):
+        for name in ("version", "split", "published", "cut"):
             if row[name] is None:
                 del row[name]
         if self.demonstrations:
@@ -184,6 +202,11 @@ class ScoreRow:
             demonstrations=Demonstrations.from_json(demonstrations) if demonstrations else None,
             overlap=TrainingOverlap.from_json(row) if "contamination" in row else None,
         )
+
+
+def cut_text(cut: int, examples: int, tokens: int) -> str:
+    """ "12 of 300 cut, by 41 tokens at most"; nothing where nothing was cut."""
+    return f"{cut:,} of {examples:,} cut, by {tokens:,} tokens at most" if cut else ""
 
 
 def interval_text(score: ScoreRow | SubsetScore) -> str:

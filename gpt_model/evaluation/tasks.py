@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +23,7 @@ from gpt_model.errors import Unavailable, UserError
 from gpt_model.evaluation import held_out_text, public, synthetic
 from gpt_model.evaluation.adapters.registry import ADAPTERS, Row, TaskContext
 from gpt_model.evaluation.contamination import Examples
-from gpt_model.evaluation.few_shot import FewShot, Rendered, Renderer
+from gpt_model.evaluation.few_shot import LIMIT_NAMES, FewShot, Rendered, Renderer, generation_limit
 from gpt_model.evaluation.lambada_stop_words import stop_word_tokens
 from gpt_model.evaluation.results import Demonstrations
 from gpt_model.evaluation.suites import (
@@ -56,8 +57,12 @@ class TaskRows:
     name: str  # the task's, or for a task by source the source's
     rows: list[Row]
     available: int  # rows there were before the subset
-    # Rows left out before it: an answer of theirs alone is longer than the model's context.
+    # Rows left out before it: an answer of theirs alone is longer than the model's context, or is
+    # empty.
     too_long: int
+    empty: int = 0
+    # What stands beside the score where the suite's generation limit is larger than the context.
+    lowered_limit: str = ""
     demonstrations: Demonstrations | None = None  # where the task has `shots`
     # Then: each example's text without demonstrations.
     texts: list[str] = field(default_factory=list)
@@ -79,6 +84,7 @@ def rows_of(task: SuiteTask, task_context: TaskContext, limit: int | None) -> li
     here.
     """
     data, task = task.metadata.data, _without_stop_words(task, task_context)
+    task, lowered_limit = _with_room_to_generate(task, task_context.context_length)
     if isinstance(data, Passages):
         sources = documents.index(task_context.held_out_corpus())
         rows_by_name = [(source, _passages(task_context, source, data)) for source in sources]
@@ -88,7 +94,12 @@ def rows_of(task: SuiteTask, task_context: TaskContext, limit: int | None) -> li
         PUBLIC_ROWS_LIMIT if isinstance(data, (Dataset, Labelled)) else MADE_ROWS_LIMIT
     )
     tasks = [
-        TaskRows(task, name, *_subset(rows, limit, f"{task.suite} {name}", task_context))
+        TaskRows(
+            task,
+            name,
+            *_subset(rows, limit, f"{task.suite} {name}", task_context, task),
+            lowered_limit=lowered_limit,
+        )
         for name, rows in rows_by_name
     ]
     if empty := [rows for rows in tasks if not rows.rows]:
@@ -169,7 +180,7 @@ def demonstrations_of(task: SuiteTask, task_context: TaskContext) -> list[Row]:
     else:
         rows = _task_rows(task_context, task, data)
     name = f"{task.suite} {task.name} demonstrations"
-    return _subset(rows, DEMONSTRATIONS_LIMIT, name, task_context)[0]
+    return _subset(rows, DEMONSTRATIONS_LIMIT, name, task_context, task)[0]
 
 
 def texts_of(rows: TaskRows) -> list[str]:
@@ -204,6 +215,24 @@ def _without_stop_words(task: SuiteTask, task_context: TaskContext) -> SuiteTask
         return task
     settings = {**settings, "begin_suppress_tokens": stop_word_tokens(task_context.encode)}
     return task.model_copy(update={"keys": {**task.keys, "generation_kwargs": settings}})
+
+
+def _with_room_to_generate(task: SuiteTask, context_length: int) -> tuple[SuiteTask, str]:
+    """The task with a limit of new tokens that leaves its question room in the context; and what
+    was lowered, as a phrase.
+    """
+    if task.keys["output_type"] != "generate_until":
+        return task, ""
+    settings = task.keys.get("generation_kwargs") or {}
+    stated, limit = generation_limit(settings, context_length)
+    if limit == stated:
+        return task, ""
+    others = {key: value for key, value in settings.items() if key not in LIMIT_NAMES}
+    keys = {**task.keys, "generation_kwargs": {**others, "max_gen_toks": limit}}
+    phrase = (
+        f"answers of at most {limit:,} tokens, not {stated:,}: the context is {context_length:,}"
+    )
+    return task.model_copy(update={"keys": keys}), phrase
 
 
 def _task_rows(task_context: TaskContext, task: SuiteTask, data: Data) -> Iterator[Row]:
@@ -245,34 +274,40 @@ def _why_empty(data: Data) -> str:
 
 
 def _subset(
-    rows: Iterator[Row], limit: int, name: str, task_context: TaskContext
-) -> tuple[list[Row], int, int]:
-    """At most `limit` rows in their order, how many there were, and how many more were too long.
+    rows: Iterator[Row], limit: int, name: str, task_context: TaskContext, task: SuiteTask
+) -> tuple[list[Row], int, int, int]:
+    """At most `limit` rows in their order, how many there were, and how many more have an answer
+    that is too long for the context, or an empty one.
 
     They are chosen by hash, so that a larger limit contains a smaller one.
     """
     context_length = task_context.context_length
-    available = too_long = 0
+    counts: Counter[str] = Counter()
+    renderer: Renderer | None = None
 
-    def is_too_long(row: Row) -> bool:
-        answers: list[str] = row.get("options") or row.get("choices") or []
-        return any(
+    def problem(row: Row) -> str:
+        nonlocal renderer
+        renderer = renderer or Renderer(task.keys, list(row))
+        answers = renderer.answers(row)
+        if not all(answer.strip() for answer in answers):
+            return "empty"
+        if any(
             len(answer) > context_length and len(task_context.encode(f" {answer}")) > context_length
             for answer in answers
-        )
+        ):
+            return "too long"
+        return "available"
 
     def ranked() -> Iterator[tuple[bytes, int, Row]]:
-        nonlocal available, too_long
         for index, row in enumerate(rows):
-            if is_too_long(row):
-                too_long += 1
-                continue
-            available += 1
-            text = f"{task_context.seed} {name}\0{json.dumps(row, sort_keys=True)}"
-            yield hashlib.sha256(text.encode()).digest(), index, row
+            counts[kind := problem(row)] += 1
+            if kind == "available":
+                text = f"{task_context.seed} {name}\0{json.dumps(row, sort_keys=True)}"
+                yield hashlib.sha256(text.encode()).digest(), index, row
 
     chosen = heapq.nsmallest(limit, ranked(), key=lambda entry: entry[:2])
-    return [row for _, _, row in sorted(chosen, key=lambda entry: entry[1])], available, too_long
+    subset = [row for _, _, row in sorted(chosen, key=lambda entry: entry[1])]
+    return subset, counts["available"], counts["too long"], counts["empty"]
 
 
 def _held_out_documents(task_context: TaskContext) -> Iterator[tuple[str, str]]:

@@ -49,7 +49,7 @@ class EncodedExample:
     group: str
     rows: tuple[tuple[int, ...], ...]
     label: int
-    cut: bool  # some text exceeded the context
+    cut: int  # tokens by which its texts exceeded the context, the most of a pass
     rating: float | None = None
     target: tuple[float, ...] = ()  # the share of each class, where not `label` alone is right
     part: str = ""  # of the test split
@@ -104,7 +104,7 @@ class InputFormat:
                     example.group,
                     tuple(rows),
                     example.label,
-                    any(cut),
+                    max(cut),
                     example.rating,
                     example.target,
                     example.part,
@@ -120,8 +120,8 @@ class InputFormat:
             return [[*segments, option] for option in options]
         return [segments]
 
-    def _row(self, segments: list[list[int]]) -> tuple[tuple[int, ...], bool]:
-        """One pass as token ids, and whether a segment was truncated."""
+    def _row(self, segments: list[list[int]]) -> tuple[tuple[int, ...], int]:
+        """One pass as token ids, and how many were cut off."""
         lengths = [len(segment) for segment in segments]
         if self.cut == "halves" and len(segments) > 1:
             fitting = [min(length, self.context // 2 - 2) for length in lengths]
@@ -130,7 +130,7 @@ class InputFormat:
         row = [self.start]
         for number, (segment, length) in enumerate(zip(segments, fitting, strict=True)):
             row += [*([self.delim] if number else []), *segment[:length]]
-        return (*row, self.extract), fitting != lengths
+        return (*row, self.extract), sum(lengths) - sum(fitting)
 
 
 def truncated(lengths: list[int], budget: int) -> list[int]:
