@@ -4,6 +4,7 @@ exporting it.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -17,12 +18,15 @@ from assets.launch.launcher import LocalLauncher
 from assets.lineage import prepare_home
 from assets.recipe.profile import Profile
 from assets.recipe.recipe import ImportedSection, Recipe
+from assets.store.manifest import explain_full_disk, payload, read_json
 from assets.store.store import SHORT, Store
 from assets.tracking.tracking import Tracking
-from gpt_model.errors import UserError
+from gpt_model.errors import CorruptFile, UserError
+from gpt_model.io import sha256_of, write_json
 from pipelines.progress import BuildDisplay
 
 WEIGHTS = "model.safetensors"
+EXPORT = "lineage.json"  # of an exported folder: what it is, and the sha256 of its files
 HEAD = "head.safetensors"  # of a fine-tuned model (`gpt_model.finetuning.heads`)
 
 
@@ -84,24 +88,66 @@ def generate(
 
 
 def export(store: Store, artifact: Artifact, target: Path, *, replace: bool) -> Path:
-    """Copy the model folder, verified first, to `target`, for `transformers` without our code.
+    """Copy the model folder, verified, to `target`, for `transformers` without our code: written
+    beside it, then renamed. `lineage.json` in it says what it is, and which files it has.
 
-    `replace`: empty a folder that is not empty. Returns `target`. Raises UserError where no class
-    of `transformers` is this decoder.
+    `replace`: also where an earlier export is. Returns `target`. Raises UserError where that is
+    something else, and where no class of `transformers` is this decoder.
     """
-    from gpt_model import convert  # imports torch, as above
+    from gpt_model import convert  # imports torch, for which the other commands do not wait
 
-    folder = model_folder(store, artifact)
-    if target.is_file():
-        raise UserError(f"{target} is a file: give a folder.")
-    if target.is_dir() and any(target.iterdir()) and not replace:
-        raise UserError(
-            f"{target} is not empty. Give another folder, or --force to replace what is in it."
-        )
-    convert.check_exportable(folder)  # before anything is removed
-    shutil.rmtree(target, ignore_errors=True)
-    convert.export_folder(folder, target)
+    folder, target = model_folder(store, artifact), target.resolve()
+    convert.check_exportable(folder)
+    _require_replaceable(target, store.home, replace)
+    part, aside = (
+        target.with_name(f".{target.name}.{os.getpid()}.{name}") for name in ("new", "old")
+    )
+    with explain_full_disk(target):
+        try:
+            part.mkdir(parents=True)
+            convert.export_folder(folder, part)
+            files = {path.relative_to(part).as_posix(): sha256_of(path) for path in payload(part)}
+            identity = {"stage": artifact.stage, "fingerprint": artifact.fingerprint}
+            write_json(part / EXPORT, {**identity, "digest": artifact.digest, "files": files})
+            if target.exists():
+                target.rename(aside)
+            part.rename(target)
+            shutil.rmtree(aside, ignore_errors=True)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return target
+
+
+def _require_replaceable(target: Path, home: Path, replace: bool) -> None:
+    """Raises UserError unless `target` is missing or empty, or, to `replace` it, an earlier export
+    with nothing else in it.
+    """
+    if target.is_relative_to(home.resolve()) or home.resolve().is_relative_to(target):
+        raise UserError(
+            f"{target} is in the store {home}, or holds it: give a folder apart from it."
+        )
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"{target} is a file: give a folder.")
+    if not any(target.iterdir()):
+        return
+    if not replace:
+        raise UserError(
+            f"{target} is not empty. Give another folder, or --force to replace an earlier export."
+        )
+    remedy = "It is not replaced. Give another folder, or remove it yourself."
+    checkouts = [path for path in (target, *target.parents) if (path / ".git").exists()]
+    if checkout := next(iter(checkouts), next(target.rglob(".git"), None)):
+        raise UserError(f"{target} is in, or holds, a checkout ({checkout}). {remedy}")
+    try:
+        written = dict(read_json(target / EXPORT)["files"])
+    except (FileNotFoundError, CorruptFile, LookupError, TypeError, ValueError):
+        raise UserError(f"{target} is no export: it has no {EXPORT} of one. {remedy}") from None
+    for path in payload(target, links=True):
+        name = path.relative_to(target).as_posix()
+        if name != EXPORT and (path.is_symlink() or written.get(name) != sha256_of(path)):
+            raise UserError(f"{path} is not what an export wrote there. {remedy}")
 
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -322,9 +322,44 @@ def test_export_loads_in_transformers_and_says_the_same(with_model: Path, tmp_pa
     assert (
         refused.exit_code == 1 and "is not empty" in refused.stderr and "--force" in refused.stderr
     )
-    (target / "extra").touch()
     assert on(with_model)("export", "local/pretrained", str(target), "--force").exit_code == 0
-    assert not (target / "extra").exists()
+    written = json.loads((target / "lineage.json").read_text())
+    assert written["fingerprint"] == Store(with_model).resolve("local/pretrained").fingerprint
+    assert written["files"].keys() | {"lineage.json"} == {path.name for path in target.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("mine", "is no export"),
+        ("mixed", "notes.txt is not what an export wrote"),
+        ("edited", "config.json is not what an export wrote"),
+        ("clone", "is in, or holds, a checkout"),
+        ("clone/docs", "is in, or holds, a checkout"),
+        ("work", "is in, or holds, a checkout"),
+        ("file", "is a file"),
+        ("lineage", "is in the store"),
+        ("lineage/artifacts", "is in the store"),
+        ("lineage/new", "is in the store"),
+        (".", "is in the store"),
+    ],
+)
+def test_export_replaces_nothing_but_an_earlier_export(
+    with_model: Path, tmp_path: Path, place: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = shutil.copytree(with_model, tmp_path / "lineage", symlinks=True)
+    for name in ("mine/notes.txt", "clone/.git", "clone/docs/a.md", "work/clone/.git", "file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    for name in ("mixed", "edited"):
+        assert on(home)("export", "local/pretrained", str(tmp_path / name)).exit_code == 0
+    (tmp_path / "mixed" / "notes.txt").write_text("mine")
+    (tmp_path / "edited" / "config.json").write_text("{}")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    refused = on(home)("export", "local/pretrained", place, "--force")
+    assert refused.exit_code == 1 and reason in refused.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
 def test_export_of_a_fine_tuned_model_says_that_the_head_is_apart(
