@@ -21,6 +21,7 @@ from assets.contract import Check
 from assets.estimate import with_estimate
 from assets.lineage import Lineage
 from assets.node import Node
+from assets.store.manifest import explain_full_disk
 from assets.store.provenance import seconds_spent
 from assets.store.store import SHORT, Recorded
 from gpt_model.errors import UserError
@@ -57,7 +58,8 @@ def as_asset(node: Node, base: Path, owners: list[str]) -> dg.AssetsDefinition:
     )
     def asset(context: dg.AssetExecutionContext, lineage: Lineage) -> dg.MaterializeResult:
         try:
-            outcome = _build(context, node, base, lineage)
+            with explain_full_disk(Path(lineage.home)):
+                outcome = _build(context, node, base, lineage)
         except UserError as error:
             raise dg.Failure(str(error), allow_retries=False) from None
         except WorkerFailed as error:
@@ -67,7 +69,8 @@ def as_asset(node: Node, base: Path, owners: list[str]) -> dg.AssetsDefinition:
             # Re-raised as it is, the retry policy would start the step again. A failed step cancels
             # a run that is CANCELING: the page has set that, Ctrl-C and SIGTERM have not.
             run = context.instance.get_run_by_id(context.run.run_id)
-            if run.status != dg.DagsterRunStatus.CANCELING:
+            ending = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+            if run.status not in ending:
                 context.instance.report_run_canceling(context.run, "The run was interrupted.")
             raise dg.Failure(
                 f"{node.ref} was terminated; the next run goes on from there.", allow_retries=False

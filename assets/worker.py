@@ -12,7 +12,6 @@ import errno
 import json
 import os
 import shutil
-import sqlite3
 import sys
 import time
 import traceback
@@ -26,7 +25,7 @@ from dagster_pipes import PipesContext, open_dagster_pipes
 from assets.contract import Artifact, Built, Metrics, Verdict, write_not_run
 from assets.recipe.profile import Profile
 from assets.stages import stage_named
-from assets.store.manifest import FULL, full_disk
+from assets.store.manifest import disk_is_full, full_disk
 from assets.store.store import Building, Store
 from assets.tracking.event_log import EventWriter, series, texts
 from gpt_model.errors import Unavailable, UserError
@@ -147,16 +146,9 @@ def sentence(error: BaseException, folder: Path) -> str | None:
     """
     if isinstance(error, UserError):
         return str(error)
-    return full_disk(folder, getattr(error, "filename", None)) if _disk_is_full(error) else None
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    """Also in the words of SQLite and safetensors, whose errors are no OSError."""
-    if isinstance(error, OSError):
-        return error.errno in FULL
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    return type(error).__name__ == "SafetensorError" and f"(os error {errno.ENOSPC})" in str(error)
+    if disk_is_full(error, folder):
+        return full_disk(folder, getattr(error, "filename", None))
+    return None
 
 
 def main() -> int:
@@ -190,7 +182,7 @@ def _write_failure(building: Building, rank: int, error: Exception) -> int:
         pass
     except OSError:
         building.failure.unlink(missing_ok=True)
-    return errno.ENOSPC if _disk_is_full(error) else 1
+    return errno.ENOSPC if disk_is_full(error, building.folder) else 1
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from assets.lineage import Lineage
 from assets.node import Node
 from assets.recipe.recipe import Recipe
 from gpt_model.errors import UserError
+from pipelines.executor import one_process_executor
 
 
 def recipe_job(recipe: Recipe) -> UnresolvedAssetJobDefinition:
@@ -24,7 +25,7 @@ def recipe_job(recipe: Recipe) -> UnresolvedAssetJobDefinition:
         recipe.name,
         selection=dg.AssetSelection.groups(recipe.name),
         description=recipe.description or f"Build the recipe {recipe.name}.",
-        executor_def=dg.in_process_executor,
+        executor_def=one_process_executor,
         tags={"recipe": recipe.name},
     )
 

@@ -28,6 +28,7 @@ from assets.recipe.yaml_file import yaml_files
 from assets.stage import as_asset
 from gpt_model.errors import UserError
 from pipelines.automation import grown_source_sensor, recipe_job, weekly_retraining
+from pipelines.executor import one_process_executor
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def build_defs(
         schedules=schedules,
         sensors=sensors,
         resources={"lineage": Lineage(), **(resource_overrides or {})},
-        executor=dg.in_process_executor,
+        executor=one_process_executor,
     )
 
 

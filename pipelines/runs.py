@@ -1,46 +1,45 @@
 """Dagster runs that the command line starts: one process, one run of a recipe's job, in the same
 history that the UI shows. A scaling ladder takes several runs (`dagster_runs`).
 
-The work is in the worker's process tree, which dies with this process. Dagster's record of a run
-whose process was killed with -9 stays STARTED for ever, so the next start closes such runs, by
-host, pid and the process's start time.
+The work is in the worker's process tree, which dies with this process. `executor.py` closes the
+runs of processes that were killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
-import socket
-from collections.abc import Iterator, Mapping
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster import DagsterRunStatus, RunsFilter
-from dagster._core.errors import DagsterExecutionInterruptedError
-from dagster._core.events import RunFailureReason
-from dagster._utils.interrupts import setup_interrupt_handlers
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
+from dagster._core.utils import make_new_run_id
+from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
 
-from assets.launch import guard
 from assets.lineage import Lineage, prepare_home
+from assets.node import Node
 from assets.stages.ladder import dagster_runs
+from assets.store.manifest import full_disk
 from assets.store.store import SHORT
 from pipelines.definitions import RecipeFile, build_defs
+from pipelines.executor import ENDING, close_lost_runs, process_tags
 from pipelines.progress import BuildDisplay, duration
 
-# Tags of a run.
-HOST, PID, STARTED = "gpt-lineage/host", "gpt-lineage/pid", "gpt-lineage/process_started"
 # Names of Dagster's error classes, which events carry without the class.
 INTERRUPTIONS = ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
 RETRYING = ("RetryRequested", "RetryRequestedFromPolicy", "DagsterMaxRetriesExceededError")
-UNFINISHED = [
-    DagsterRunStatus.NOT_STARTED,
-    DagsterRunStatus.STARTING,
-    DagsterRunStatus.STARTED,
-    DagsterRunStatus.CANCELING,
-]
+FULL_DISK = re.compile("disk is full|disk I/O error")  # as SQLite puts it
+CANCEL_POLL_SECONDS = 0.5  # between two looks whether the page has ended the run
 
 
 @dataclass
@@ -61,32 +60,27 @@ def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay
     with its workers.
     """
     prepare_home(home)
-    setup_interrupt_handlers()  # SIGTERM as Ctrl-C, outside the steps too
+    setup_interrupt_handlers()  # SIGTERM as Ctrl-C
     graph = file.nodes
-    feed = _EventFeed(display, {"__".join(node.key): node.ref for node in graph})
+    feed = _EventFeed(display, {"__".join(node.key): node.ref for node in graph}, home)
     lineage = Lineage(home=str(home), profile=profile)
     definitions = dg.Definitions.merge(
         build_defs([file], resource_overrides={"lineage": lineage}),
         dg.Definitions(loggers={"display": feed.definition()}),
     )
-    with dg.DagsterInstance.get() as instance:
+    job = definitions.resolve_job_def(file.recipe.name)
+    # An interruption waits for the steps, or Dagster's record of the run would stay half written.
+    with dg.DagsterInstance.get() as instance, capture_interrupts(), _quiet():
         for sentence in close_lost_runs(instance):
             display.say(sentence)
-        with _quiet():
-            try:
-                for part in dagster_runs(graph):
-                    result = definitions.resolve_job_def(file.recipe.name).execute_in_process(
-                        instance=instance,
-                        raise_on_error=False,
-                        tags=process_tags(),
-                        run_config={"loggers": {"display": {}}},
-                        asset_selection=[dg.AssetKey(node.key) for node in part],
-                    )
-                    feed.report.run_id, feed.report.succeeded = result.run_id, result.success
-                    if not result.success:
-                        break
-            except (KeyboardInterrupt, DagsterExecutionInterruptedError):
-                feed.report.interrupted = True
+        for part in dagster_runs(graph):
+            run = _created(job, part, instance)
+            feed.report.run_id = run.run_id
+            with _ended_by_the_page(instance, run.run_id):
+                result = execute_run(InMemoryJob(job), run, instance)
+            feed.report.succeeded = result.success
+            if not result.success:
+                break
     if not feed.report.interrupted:
         deliveries = lineage.tracking().deliver_pending()
         for problem in dict.fromkeys(delivery.problem for delivery in deliveries):
@@ -95,65 +89,74 @@ def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay
     return feed.report
 
 
-def process_tags() -> dict[str, str]:
-    """Tags that identify this process."""
-    return {
-        HOST: socket.gethostname(),
-        PID: str(os.getpid()),
-        STARTED: str(guard.started(os.getpid())),
-    }
+def _created(
+    job: dg.JobDefinition, part: Sequence[Node], instance: dg.DagsterInstance
+) -> dg.DagsterRun:
+    """A run of the job's assets `part`, which this process is to execute."""
+    run_id = make_new_run_id()
+    return instance.create_run_for_job(
+        job,
+        run_id=run_id,
+        tags={**job.run_tags, **process_tags(run_id)},
+        run_config={"loggers": {"display": {}}},
+        asset_selection={dg.AssetKey(node.key) for node in part},
+    )
 
 
-def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Close each unfinished run of the command line whose process is gone, and free its slots in
-    pools. Returns a sentence for each.
+@contextlib.contextmanager
+def _ended_by_the_page(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
+    """Interrupts this process when the page's Terminate button has been pressed, which reaches only
+    runs that the page launched and marks others as CANCELING.
     """
-    sentences = []
-    unfinished = RunsFilter(statuses=UNFINISHED, tags={HOST: socket.gethostname()})
-    for record in instance.get_run_records(unfinished):
-        run = record.dagster_run
-        if _alive(run.tags):
-            continue
-        message = (
-            f"The process of this run (pid {run.tags[PID]}) ended without a word; it was killed, "
-            "or the machine went down."
-        )
-        if run.status == DagsterRunStatus.CANCELING:
-            instance.report_run_canceled(run, message)
-        else:
-            instance.report_run_failed(run, message)
-        with contextlib.suppress(NotImplementedError):
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-        sentences.append(
-            f"Dagster run {run.run_id[:8]} of {run.job_name} had lost its process; closed. "
-            "What it built so far is resumed."
-        )
-    return sentences
+    over = threading.Event()
 
+    def watch() -> None:
+        while not over.wait(CANCEL_POLL_SECONDS):
+            run = instance.get_run_by_id(run_id)
+            if run is not None and run.status in ENDING:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
 
-def _alive(tags: Mapping[str, str]) -> bool:
-    return guard.started(int(tags[PID])) == tags[STARTED]
+    watcher = threading.Thread(target=watch, name="Terminate button", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Limits Dagster's loggers to warnings: the feed shows the rest."""
-    logger = logging.getLogger("dagster")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
+    """Limits Dagster's loggers to warnings, as the feed shows the rest, and the database's to
+    nothing: it logs the traceback of an interruption, which goes on all the same.
+
+    What is printed beside that is held back to the end. Where the disk is full, Dagster prints a
+    page for each event that finds no room, also from threads: a sentence says it instead.
+    """
+    levels = {"dagster": logging.WARNING, "sqlalchemy.pool": logging.CRITICAL}
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    printed = io.StringIO()
     try:
-        yield
+        with contextlib.redirect_stderr(printed):
+            yield
     finally:
-        logger.setLevel(before)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+        if not FULL_DISK.search(printed.getvalue()):
+            sys.stderr.write(printed.getvalue())
 
 
 class _EventFeed(logging.Handler):
     """A Dagster logger that shows a run's events on the display, and records how the run ended."""
 
-    def __init__(self, display: BuildDisplay, assets: Mapping[str, str]) -> None:
+    def __init__(self, display: BuildDisplay, assets: Mapping[str, str], home: Path) -> None:
         """`assets`: Dagster's step key -> recipe/stage."""
         super().__init__(logging.DEBUG)  # the beginning of a step is a debug message
-        self.display, self.assets, self.report = display, assets, RunReport()
+        self.display, self.assets, self.home = display, assets, home
+        self.report = RunReport()
 
     def definition(self) -> dg.LoggerDefinition:
         def display_logger(context: dg.InitLoggerContext) -> logging.Logger:
@@ -185,10 +188,8 @@ class _EventFeed(logging.Handler):
             self._checked(event.asset_check_evaluation_data)
         elif kind == dg.DagsterEventType.STEP_FAILURE:
             self._failed(event)
-        elif kind == dg.DagsterEventType.RUN_FAILURE:
-            reason = event.job_failure_data.failure_reason
-            if reason == RunFailureReason.UNEXPECTED_TERMINATION:  # between two steps
-                self.report.interrupted = True
+        elif kind == dg.DagsterEventType.RUN_CANCELED:
+            self.report.interrupted = True
         elif kind == dg.DagsterEventType.STEP_UP_FOR_RETRY:
             message = _message(event.step_retry_data.error)
             self.display.say(
@@ -224,12 +225,12 @@ class _EventFeed(logging.Handler):
     def _failed(self, event: Any) -> None:
         asset, error = self.assets[event.step_key], event.step_failure_data.error
         if _is(error, *INTERRUPTIONS) or (error.cause and _is(error.cause, *INTERRUPTIONS)):
-            self.report.interrupted = True
             how = "interrupted; what it built so far is kept and resumed by the next run"
         elif _is(error, "DagsterAssetCheckFailedError"):  # `_checked` has recorded which
             how = "a blocking check failed: nothing is built from it"
         else:
-            self.report.failures.append(f"{asset}: {_message(error)}")
+            message = full_disk(self.home) if FULL_DISK.search(error.message) else _message(error)
+            self.report.failures.append(f"{asset}: {message}")
             how = "failed"
         self.display.ended(asset, f"! {asset:<28} {how}")
 

@@ -27,6 +27,7 @@ from conftest import (
     write_local_recipe,
     write_notes,
 )
+from dagster._core.utils import make_new_run_id
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -36,8 +37,8 @@ from assets.store.store import Store
 from assets.tracking.event_log import EventWriter
 from assets.tracking.tracking import Tracking
 from pipelines.cli.main import app
+from pipelines.executor import HOST, PID, RUN, STARTED, close_lost_runs, process_tags
 from pipelines.progress import BuildDisplay, duration
-from pipelines.runs import HOST, PID, STARTED, close_lost_runs, process_tags
 
 pytestmark = pytest.mark.slow
 
@@ -533,18 +534,19 @@ def test_durations_are_as_a_person_says_them(seconds: float, text: str) -> None:
 def test_run_whose_process_is_gone_is_closed(home: Path) -> None:
     prepare_home(home)
     with dg.DagsterInstance.get() as instance:
-        mine = process_tags()
-        gone = {**mine, STARTED: "long ago"}  # the same pid, another process
-        elsewhere = {**gone, HOST: "another-host"}
+        ids = {name: make_new_run_id() for name in ("mine", "gone", "again", "elsewhere", "other")}
+        mine = process_tags(ids["mine"])
+        gone = {**mine, STARTED: "long ago", RUN: ids["gone"]}  # the same pid, another process
         runs = {
             name: instance.create_run_for_job(
-                _job(), status=dg.DagsterRunStatus.STARTED, tags=tags
+                _job(), run_id=ids[name], status=dg.DagsterRunStatus.STARTED, tags=tags
             ).run_id
             for name, tags in {
                 "mine": mine,
                 "gone": gone,
-                "elsewhere": elsewhere,
-                "not ours": {},
+                "again": gone,  # launched from the page as "gone" once more, with its tags
+                "elsewhere": {**gone, HOST: "another-host", RUN: ids["elsewhere"]},
+                "other": {},
             }.items()
         }
         (sentence,) = close_lost_runs(instance)

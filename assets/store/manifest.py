@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ MANIFEST, GATE, SUMS = "artifact.json", "gate.json", "sums.json"
 SUMMED = (MANIFEST, GATE, "journal/build.json", "journal/events.jsonl")
 BUILD_AGAIN = "Run its recipe again: it is then set aside, and built anew."
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left on the disk, or none of the user's share
+SQLITE_ROOM_BYTES = 1 << 20  # with less, an I/O error of SQLite is a full disk
 
 Verdicts = Mapping[str, tuple[Check, Verdict]]
 
@@ -90,28 +92,52 @@ class _Manifest(BaseModel):
 
 @contextmanager
 def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turns "no space left" (or a quota) inside the block into a UserError that names `folder` and
-    the bytes still free.
+    """Turns the error of a full disk (or a quota) inside the block into a UserError that names
+    `folder` and the bytes still free.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in FULL:
+    except Exception as error:
+        if isinstance(error, UserError) or not disk_is_full(error, folder):
             raise
-        raise UserError(full_disk(folder, error.filename)) from error
+        raise UserError(full_disk(folder, getattr(error, "filename", None))) from error
+
+
+def disk_is_full(error: BaseException, folder: Path) -> bool:
+    """Whether `error`, or what it comes from, is a full disk's: as an OSError, or as SQLite and
+    safetensors put it.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return True
+        if isinstance(cause, sqlite3.Error):
+            code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the rest of it says where
+            if code == sqlite3.SQLITE_FULL:
+                return True
+            # "disk I/O error", where its shared memory finds no room
+            return code == sqlite3.SQLITE_IOERR and _free(folder) < SQLITE_ROOM_BYTES
+        if type(cause).__name__ == "SafetensorError" and f"(os error {errno.ENOSPC})" in str(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def full_disk(folder: Path, file: str | None = None) -> str:
     """What a person reads when the disk of `folder` is full; `file` is what met it, where that is
     known.
     """
-    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     return (
-        f"The disk is full: writing {file or folder} failed with {free:,} bytes free on the disk "
-        f"of {folder}. "
+        f"The disk is full: writing {file or folder} failed with {_free(folder):,} bytes free on "
+        f"the disk of {folder}. "
         "Free some space, or point LINEAGE_HOME at a larger disk, and run again; what was built "
         "so far is kept."
     )
+
+
+def _free(folder: Path) -> int:
+    """Bytes free on the disk of `folder`, which need not exist."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
 def canonical(value: Any) -> bytes:

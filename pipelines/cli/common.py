@@ -6,6 +6,7 @@ Results go to stdout, progress to stderr.
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -42,7 +43,8 @@ def open_store() -> Store:
 
 
 def stderr_console() -> Console:
-    return Console(stderr=True)
+    """On stderr as it is now: a run redirects it while Dagster is at work."""
+    return Console(file=sys.stderr)
 
 
 def print_rich(renderable: Any) -> None:

@@ -14,6 +14,8 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
+from assets.store.manifest import explain_full_disk
+from assets.store.store import Store
 from gpt_model.errors import UserError
 from gpt_model.redaction import redacted
 
@@ -62,7 +64,8 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with explain_full_disk(Store.default_home()):
+                return super().invoke(ctx)
         except UserError as error:
             typer.echo(redacted(str(error)), err=True)
             raise typer.Exit(1) from None

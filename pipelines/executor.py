@@ -1,0 +1,165 @@
+"""How a Dagster run executes, whoever launches it: every step in one process, since the heavy work
+is in the workers.
+
+Dagster's own in-process executor ignores an interruption while it waits for a pool, and nobody
+notices when the process of a run was killed with -9: the run stays STARTED and keeps its slot. So
+each run records its process (host, pid, start time) in its tags, and the next run, or one that
+waits for the slot, closes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+
+import dagster as dg
+from dagster import DagsterRunStatus, RunsFilter
+from dagster._core.errors import DagsterExecutionInterruptedError, raise_execution_interrupts
+from dagster._core.events import DagsterEvent, EngineEventData
+from dagster._core.execution.api import ExecuteRunWithPlanIterable
+from dagster._core.execution.context.system import PlanExecutionContext, PlanOrchestrationContext
+from dagster._core.execution.context_creation_job import PlanExecutionContextManager
+from dagster._core.execution.plan.execute_plan import inner_plan_execution_iterator
+from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
+from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.in_process import InProcessExecutor
+
+from assets.launch import guard
+
+# Tags of a run. RUN says whose they are: a run launched again from the page has its parent's tags.
+HOST, PID, STARTED = "gpt-lineage/host", "gpt-lineage/pid", "gpt-lineage/process_started"
+RUN = "gpt-lineage/run"
+UNFINISHED = [
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+ENDING = (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED)
+CLAIM_SECONDS = 0.5  # between two tries to get a slot of a pool
+LOST_SECONDS = 5.0  # between two looks, while waiting, whether the slot's holder still lives
+
+
+def process_tags(run_id: str) -> dict[str, str]:
+    """Tags that say that this process executes the run."""
+    return {
+        HOST: socket.gethostname(),
+        PID: str(os.getpid()),
+        STARTED: str(guard.started(os.getpid())),
+        RUN: run_id,
+    }
+
+
+def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Close each unfinished run of this machine whose process is gone, and free its slots in pools.
+    Returns a sentence for each.
+    """
+    sentences = []
+    unfinished = RunsFilter(statuses=UNFINISHED, tags={HOST: socket.gethostname()})
+    for record in instance.get_run_records(unfinished):
+        run = record.dagster_run
+        if run.tags.get(RUN, run.run_id) != run.run_id or _alive(run.tags):
+            continue
+        message = (
+            f"The process of this run (pid {run.tags[PID]}) ended without a word; it was killed, "
+            "or the machine went down."
+        )
+        if run.status == DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(run, message)
+        else:
+            instance.report_run_failed(run, message)
+        with contextlib.suppress(NotImplementedError):
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        sentences.append(
+            f"Dagster run {run.run_id[:8]} of {run.job_name} had lost its process; closed. "
+            "What it built so far is resumed."
+        )
+    return sentences
+
+
+def _alive(tags: Mapping[str, str]) -> bool:
+    return guard.started(int(tags[PID])) == tags[STARTED]
+
+
+class _Claims(InstanceConcurrencyContext):
+    """Claims on pools that an interruption ends, and a killed holder does not outlast."""
+
+    _next_look = 0.0
+
+    def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
+        if super().claim(concurrency_key, step_key, step_priority):
+            return True
+        with raise_execution_interrupts():
+            time.sleep(CLAIM_SECONDS)
+        if time.monotonic() >= self._next_look:
+            close_lost_runs(self._instance)
+            self._next_look = time.monotonic() + LOST_SECONDS
+        return False
+
+
+class OneProcessExecutor(InProcessExecutor):
+    """Dagster's in-process executor with `_Claims`, and with the process in the run's tags."""
+
+    def execute(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[DagsterEvent]:
+        instance, run = plan_context.instance, plan_context.dagster_run
+        instance.add_run_tags(run.run_id, process_tags(run.run_id))
+        yield DagsterEvent.engine_event(
+            plan_context,
+            f"Executing steps in process (pid: {os.getpid()})",
+            EngineEventData.in_process(os.getpid(), execution_plan.step_keys_to_execute),
+        )
+        try:
+            yield from ExecuteRunWithPlanIterable(
+                execution_plan=execution_plan,
+                iterator=_steps,
+                execution_context_manager=PlanExecutionContextManager(
+                    job=plan_context.job,
+                    retry_mode=plan_context.retry_mode,
+                    execution_plan=execution_plan,
+                    run_config=plan_context.run_config,
+                    dagster_run=run,
+                    instance=instance,
+                    raise_on_error=plan_context.raise_on_error,
+                    output_capture=plan_context.output_capture,
+                    step_dependency_config=self.step_dependency_config,
+                ),
+            )
+        except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+            report_canceling(instance, run)
+            raise
+
+
+def report_canceling(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Make an interrupted run CANCELING, so that it ends as canceled. The page has done that, where
+    it ended the run; Ctrl-C and SIGTERM have not.
+    """
+    if not _ending(instance, run):
+        instance.report_run_canceling(run, "The run was interrupted.")
+
+
+def _ending(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    current = instance.get_run_by_id(run.run_id)
+    return current is not None and current.status in ENDING
+
+
+def _steps(
+    job_context: PlanExecutionContext, execution_plan: ExecutionPlan
+) -> Iterator[DagsterEvent]:
+    instance, run = job_context.instance, job_context.dagster_run
+    with _Claims(instance, run) as claims:
+        for event in inner_plan_execution_iterator(job_context, execution_plan, claims):
+            yield event
+            if event.is_step_failure and _ending(instance, run):
+                raise DagsterExecutionInterruptedError("The run was ended within a step.")
+
+
+@dg.executor(name="one_process")
+def one_process_executor(_: dg.InitExecutorContext) -> OneProcessExecutor:
+    """Every step in the process of the run."""
+    return OneProcessExecutor(RetryMode.ENABLED)
