@@ -21,7 +21,7 @@ import pytest
 import zstandard
 from pydantic import ValidationError
 
-from gpt_model.data import hub
+from gpt_model.data import hub, local_files
 from gpt_model.data.sources import NAMED, Source, open_source
 from gpt_model.data.splits import bucket
 from gpt_model.errors import Unreachable, UserError
@@ -169,6 +169,55 @@ class TestFormats:
         assert (
             "\n".join(scenes).split() == (tmp_path / "play.md").read_text().split()
         )  # nothing is left out
+
+    @pytest.mark.parametrize(
+        ("separator", "text", "expected"),
+        [
+            (
+                "<|endoftext|>",
+                "one\ntwo\n<|endoftext|>\nthree<|endoftext|>four <|endoftext|>",
+                ["one\ntwo", "three", "four"],
+            ),
+            ("\n\n\n", "one\n\ntwo\n\n\nthree\n\n\n\nfour", ["one\n\ntwo", "three", "four"]),
+            ("a", "xaaya", ["x", "y"]),
+            ("aa", "xaaay", ["x", "ay"]),
+            ("\n%\n", "one\n%\n%\ntwo\n%\n", ["one", "%\ntwo"]),
+        ],
+    )
+    def test_a_separator_divides_wherever_it_stands(
+        self, tmp_path: Path, separator: str, text: str, expected: list[str]
+    ) -> None:
+        (tmp_path / "a.txt").write_text(text)
+        (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
+        for name in ("a.txt", "a.jsonl"):
+            assert read(tmp_path, path=name, documents={"separator": separator}) == expected
+        dumped = source(path="a.txt", documents={"separator": separator}).model_dump(mode="json")
+        assert dumped["documents"] == {"separator": separator}
+
+    def test_names_with_brackets_are_files_too(self, tmp_path: Path) -> None:
+        (folder := tmp_path / "data [old]").mkdir()
+        for name in ("notes [1].txt", "notes 1.txt", "a.txt", "b.txt", "what?.txt"):
+            (folder / name).write_text(name)
+        here = "data [old]"
+        assert read(tmp_path, path=f"{here}/notes [1].txt") == ["notes [1].txt"]
+        assert read(tmp_path, path=f"{here}/what?.txt") == ["what?.txt"]
+        assert read(tmp_path, path=f"{folder}/notes [1].txt") == ["notes [1].txt"]
+        assert read(tmp_path, path="*/notes [1].txt") == ["notes [1].txt"]
+        assert read(tmp_path, path=f"{here}/notes*.txt") == ["notes 1.txt", "notes [1].txt"]
+        assert read(folder, path="[ab].txt") == ["a.txt", "b.txt"]
+        (pinned,) = local_files.pin(f"{folder}/notes [1].txt", tmp_path, tmp_path / "downloads")
+        assert pinned.path == "notes [1].txt"
+
+    def test_a_csv_file_without_a_header_is_read_by_the_names_given(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("1,one\n2,two\n")
+        assert read(tmp_path, path="a.csv", header=["id", "text"]) == ["one", "two"]
+
+    def test_a_column_that_no_row_has_is_named_before_all_rows_are_read(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 1001 + '{"text": "y"}\n' * 9)
+        with pytest.raises(UserError, match=r"a\.jsonl, line 1: there is no column 'text'"):
+            read(tmp_path, path="a.jsonl", malformed=1.0)
 
     def test_files_come_in_the_order_of_their_names(self, tmp_path: Path) -> None:
         for name in ("b/2.txt", "a/9.txt", "c.txt", ".hidden.txt"):

@@ -371,7 +371,7 @@ def _delimited_rows(
         raise UserError(f"{name}, line 1: this is not valid {format_} ({error}).") from None
     number = 0
     while True:
-        number, lines_before = number + 1, reader.line_num
+        number, lines_before = number + 1, reader.reader.line_num
         try:
             row = next(reader)
         except StopIteration:
@@ -380,10 +380,11 @@ def _delimited_rows(
             problem = f"this is not valid {format_} ({error})."
             if "unexpected end" in str(error):  # all that follows a quote is in this row
                 raise UserError(
-                    f"{name}, line {reader.line_num}: {problem} A quote from line "
-                    f"{lines_before + 1} on is not closed."
+                    f"{name}, line {lines_before + 1}: a quote that begins in this row is not "
+                    "closed. Close it, or double it where it is text."
                 ) from None
-            where, lines = f"{name}, line {reader.line_num}", reader.line_num - lines_before
+            line = reader.reader.line_num
+            where, lines = f"{name}, line {line}", line - lines_before
             reject(UnreadableRow(where, problem, f"not valid {format_}", lines))
             continue
         where = f"{name}, row {number}"
