@@ -27,6 +27,25 @@ def test_recipe_extends_another_beside_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "parent",
+    ["../small", "../small.yaml", "../deep/../small", "./beside", "beside", "{folder}/small"],
+)
+def test_extends_is_seen_from_its_file_wherever_one_is(
+    parent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_local_recipe(tmp_path, "small")
+    for name in ("deep", "elsewhere/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "deep" / "beside.yml").write_text("extends: ../small\nname: beside\n")
+    (tmp_path / "deep" / "mine.yaml").write_text(
+        f"extends: {parent.format(folder=tmp_path)}\nname: mine\n"
+    )
+    monkeypatch.chdir(tmp_path / "elsewhere" / "deep")
+    mine = load_recipe(str(tmp_path / "deep" / "mine.yaml"))
+    assert mine.files[-1] == tmp_path / "small.yaml" and mine.name == "mine"
+
+
+@pytest.mark.parametrize(
     ("change", "child", "said"),
     [
         (

@@ -12,7 +12,7 @@ from typing import Any
 
 from assets.recipe.task_entries import task_name
 from assets.recipe.yaml_file import SUFFIXES, find_file, naming, read_yaml, yaml_files
-from gpt_model.errors import UserError, about
+from gpt_model.errors import UserError, about, naming_path
 
 Contents = dict[str, Any]
 # sections of a model that is trained here, and of no imported one
@@ -41,11 +41,16 @@ def extended(path: Path, recipes: Path) -> dict[Path, Contents]:
 
 
 def _parent(name: str, folder: Path, recipes: Path) -> Path:
-    """The recipe that `extends` means: a file as seen from `folder`, or the name of one in it, or
-    of one in `recipes`.
+    """The recipe that `extends` means: a file as seen from `folder`, with or without its ending, or
+    the name of one in it, or of one in `recipes`.
     """
-    if name.endswith(SUFFIXES):
-        return find_file(str(folder / name), folder, "recipe")
+    if name.endswith(SUFFIXES) or "/" in name:
+        with naming_path(name):
+            path = folder / Path(name).expanduser()
+            endings = ("", *SUFFIXES)
+            files = [path.with_name(f"{path.name}{ending}") for ending in endings if path.name]
+            file = next((file for file in files if file.is_file()), path)
+        return find_file(str(file), folder, "recipe")
     return find_file(
         name, folder if any(file.stem == name for file in yaml_files(folder)) else recipes, "recipe"
     )

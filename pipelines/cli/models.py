@@ -170,7 +170,7 @@ def import_(
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="an artifact with a model in it")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="where the model goes")],
-    force: Annotated[bool, typer.Option("--force", help="replace an earlier export in DIR")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace an earlier export")] = False,
 ) -> None:
     """Copy a model to a folder that `transformers` loads."""
     store = open_store()
