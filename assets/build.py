@@ -196,7 +196,7 @@ def _launch(
         if exit.code:
             with node.naming():
                 raise _failure(building, exit)
-        result = json.loads(building.result.read_text())
+        result = json.loads(building.result.read_text(encoding="utf-8"))
     origin = provenance(
         profile=job["profile"],
         started=started,
@@ -233,14 +233,18 @@ def _launch(
 def _failure(building: Building, exit: Exit) -> Exception:
     """The worker's failure.json where it left one; otherwise its exit status and the log's end."""
     if building.failure.exists():
-        failure = json.loads(building.failure.read_text())
+        failure = json.loads(building.failure.read_text(encoding="utf-8"))
         if failure["user"]:
             return UserError(failure["message"], field=failure["field"])
         sentence = f"The worker's rank {failure['rank']} failed: {failure['message'].rstrip('.')}."
         return WorkerFailed(sentence, log_of(building.log, failure["rank"]), failure["traceback"])
     if exit.code == errno.ENOSPC:  # too full for failure.json
         return UserError(full_disk(building.folder))
-    tail = exit.log.read_text(errors="replace")[-LOG_TAIL:] if exit.log.exists() else ""
+    tail = (
+        exit.log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]
+        if exit.log.exists()
+        else ""
+    )
     hint = " (often: out of memory)" if exit.code == -signal.SIGKILL else ""
     rank = "The worker" if exit.failed_rank is None else f"The worker's rank {exit.failed_rank}"
     sentence = f"{rank} ended without a result, {name_of_signal(exit.code)}{hint}."

@@ -5,16 +5,23 @@ store, launcher and tracking.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
+import yaml
+from dagster_shared.check import CheckError
 from pydantic import Field
+from sqlalchemy.exc import DatabaseError
 
 from assets.launch.launcher import LocalLauncher
 from assets.recipe.profile import Profile, load_profile
 from assets.store.locks import locked
+from assets.store.manifest import disk_is_full
 from assets.store.store import Store
 from assets.tracking.tracking import Tracking
+from gpt_model.errors import UserError, shortened
 
 DEFAULT_PROFILE = "cpu"
 
@@ -47,10 +54,37 @@ def prepare_home(home: Path) -> Path:
     ):  # two processes that make Dagster's databases at once trip over each other
         settings = dagster_home / "dagster.yaml"
         if not settings.exists():
-            settings.write_text(DAGSTER_YAML)
+            settings.write_text(DAGSTER_YAML, encoding="utf-8")
         if not (dagster_home / "schedules" / "schedules.db").exists():  # the last of them
-            dg.DagsterInstance.get().dispose()
+            with dagster_history():
+                pass
     return dagster_home
+
+
+@contextmanager
+def dagster_history() -> Iterator[dg.DagsterInstance]:
+    """Dagster's instance of DAGSTER_HOME. Raises UserError where its settings or a database in it
+    cannot be read.
+    """
+    home = Path(os.environ["DAGSTER_HOME"])
+    try:
+        try:
+            instance = dg.DagsterInstance.get()
+        except (yaml.YAMLError, dg.DagsterInvalidConfigError, CheckError) as error:
+            reason = " ".join(line.strip() for line in str(error).splitlines())
+            raise UserError(
+                f"{home / 'dagster.yaml'} cannot be used: {shortened(reason)} Mend it, or remove "
+                "it: a new one is written."
+            ) from None
+        with instance:
+            yield instance
+    except DatabaseError as error:
+        if disk_is_full(error, home):
+            raise
+        raise UserError(
+            f"Dagster's history under {home} cannot be used ({error.orig}). Move that folder away: "
+            "a new one is made, and no artifact is in it."
+        ) from None
 
 
 class Lineage(dg.ConfigurableResource):

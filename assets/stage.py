@@ -24,7 +24,7 @@ from assets.node import Node
 from assets.store.manifest import explain_full_disk
 from assets.store.provenance import seconds_spent
 from assets.store.store import SHORT, Recorded
-from gpt_model.errors import UserError
+from gpt_model.errors import UserError, sentence_of
 
 # Every Pipes session raises it, about a parameter that is Dagster's own and not ours.
 warnings.filterwarnings("ignore", message=".*expected_writer_count.*", category=dg.PreviewWarning)
@@ -60,8 +60,10 @@ def as_asset(node: Node, base: Path, owners: list[str]) -> dg.AssetsDefinition:
         try:
             with explain_full_disk(Path(lineage.home)):
                 outcome = _build(context, node, base, lineage)
-        except UserError as error:
-            raise dg.Failure(str(error), allow_retries=False) from None
+        except (UserError, OSError) as error:
+            if (sentence := sentence_of(error)) is None:
+                raise
+            raise dg.Failure(sentence, allow_retries=False) from None
         except WorkerFailed as error:
             context.log.error(error.details)
             raise dg.Failure(str(error)) from None

@@ -28,7 +28,7 @@ from assets.stages import stage_named
 from assets.store.manifest import disk_is_full, full_disk
 from assets.store.store import Building, Store
 from assets.tracking.event_log import EventWriter, series, texts
-from gpt_model.errors import Unavailable, UserError
+from gpt_model.errors import Unavailable, UserError, sentence_of
 from gpt_model.io import write_json
 
 LOG_EVERY_SECONDS = 5.0  # metrics in the Dagster run's log; the event log has every one
@@ -82,7 +82,7 @@ class LoggedProgress:
 
 def run_job(building: Building, store: Store, rank: int, world_size: int) -> None:
     """Run one rank of the job in `building`; rank 0 leaves result.json there."""
-    job = json.loads(building.job.read_text())
+    job = json.loads(building.job.read_text(encoding="utf-8"))
     profile = Profile.model_validate(job["profile"])
     stage = stage_named(job["stage"])
     inputs = {name: _published(store, fingerprint) for name, fingerprint in job["inputs"].items()}
@@ -144,11 +144,9 @@ def sentence(error: BaseException, folder: Path) -> str | None:
     """What a person should read of `error`, where it is theirs to act on; None for a defect of
     ours. `folder`: where the job writes.
     """
-    if isinstance(error, UserError):
-        return str(error)
-    if disk_is_full(error, folder):
+    if not isinstance(error, UserError) and disk_is_full(error, folder):
         return full_disk(folder, getattr(error, "filename", None))
-    return None
+    return sentence_of(error)
 
 
 def main() -> int:
@@ -176,7 +174,7 @@ def _write_failure(building: Building, rank: int, error: Exception) -> int:
         "traceback": traceback.format_exc(),
     }
     try:  # the first rank to fail is the one to blame; the others fail because it did
-        with building.failure.open("x") as file:
+        with building.failure.open("x", encoding="utf-8") as file:
             json.dump(failure, file)
     except FileExistsError:
         pass

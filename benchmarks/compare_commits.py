@@ -107,7 +107,7 @@ def digests(home: Path, recipe: str) -> dict[str, str]:
 
 
 def fingerprint(ref: Path) -> str:
-    named: str = json.loads(ref.read_text())["fingerprint"]
+    named: str = json.loads(ref.read_text(encoding="utf-8"))["fingerprint"]
     return named
 
 

@@ -34,7 +34,7 @@ def run(recipe: str, home: Path) -> tuple[float, int]:
     began, peak = time.monotonic(), 0
     process = psutil.Popen(command, cwd=ROOT, env=environment)
     while process.poll() is None:
-        status = Path(f"/proc/{process.pid}/status").read_text()
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
         if "VmHWM:" in status:
             peak = max(peak, int(status.split("VmHWM:")[1].split()[0]) * 1024)
         time.sleep(0.2)

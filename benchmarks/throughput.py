@@ -145,7 +145,7 @@ def pipeline_rank(job_path: Path) -> NoReturn:
     from assets.tracking.event_log import EventWriter
     from assets.worker import LoggedProgress
 
-    job = json.loads(job_path.read_text())
+    job = json.loads(job_path.read_text(encoding="utf-8"))
     case, output, rank = job["case"], Path(job["output"]), int(os.environ["RANK"])
     profile = Profile.model_validate(job["profile"])
     spool = EventWriter(output / "journal.jsonl") if rank == 0 else None

@@ -12,10 +12,25 @@ it (`about`), until somebody knows the file they stand in, and says so.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# of an OSError that whoever owns the files can mend, and that is no defect of ours
+MENDABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
 SHOWN = 200  # characters of a value or a path that a sentence shows
 
 
@@ -85,10 +100,27 @@ def naming_path(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{shortened(str(path))} cannot be read: {error.strerror}.") from None
+        raise UserError(refused(error, path)) from None
     # a NUL byte; the home of a user that there is not
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{shortened(str(path))} is no path: {error}.") from None
+
+
+def refused(error: OSError, path: Path | str | None = None) -> str:
+    """What the file system refuses, as a sentence. `path`: where the error does not name it."""
+    name = shortened(str(error.filename or path or "A file"))
+    return f"{name} cannot be read or written: {error.strerror or error}."
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """What a person should read of `error`, where it is theirs to act on; None for a defect of
+    ours.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in MENDABLE:
+        return refused(error)
+    return None
 
 
 def shortened(text: str) -> str:

@@ -141,7 +141,12 @@ def peak_resident_bytes() -> int:
     status = Path("/proc/self/status")
     if status.is_file():  # Linux; its ru_maxrss also counts what the parent had before exec
         line = next(
-            (line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None
+            (
+                line
+                for line in status.read_text(encoding="utf-8").splitlines()
+                if line.startswith("VmHWM:")
+            ),
+            None,
         )
         if line is not None:
             return int(line.split()[1]) * 1024

@@ -189,6 +189,6 @@ class _Current:
         """Whether `job` was written for this build, not left by a killed build of other text."""
         try:
             recent = job.stat().st_mtime >= self.began - 1
-            return recent and json.loads(job.read_text())["asset"] == self.asset
+            return recent and json.loads(job.read_text(encoding="utf-8"))["asset"] == self.asset
         except (OSError, json.JSONDecodeError, KeyError):
             return False

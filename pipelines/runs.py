@@ -26,7 +26,7 @@ from dagster._core.execution.api import execute_run
 from dagster._core.utils import make_new_run_id
 from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
 
-from assets.lineage import Lineage, prepare_home
+from assets.lineage import Lineage, dagster_history, prepare_home
 from assets.node import Node
 from assets.stages.ladder import dagster_runs
 from assets.store.manifest import full_disk
@@ -70,7 +70,7 @@ def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay
     )
     job = definitions.resolve_job_def(file.recipe.name)
     # An interruption waits for the steps, or Dagster's record of the run would stay half written.
-    with dg.DagsterInstance.get() as instance, capture_interrupts(), _quiet():
+    with dagster_history() as instance, capture_interrupts(), _quiet():
         for sentence in close_lost_runs(instance):
             display.say(sentence)
         for part in dagster_runs(graph):

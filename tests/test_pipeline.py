@@ -110,7 +110,7 @@ def test_second_run_finds_everything(built: BuiltStore) -> None:
     assert any(
         score["asset"] == "ci/pretrained" and score["value"] > 0 for score in document["scores"]
     )
-    assert "<html" in Path(document["scorecard"]).read_text()[:200]
+    assert "<html" in Path(document["scorecard"]).read_text(encoding="utf-8")[:200]
     assert f"Dagster run {document['dagster_run']}" in again.stderr
 
 

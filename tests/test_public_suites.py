@@ -48,7 +48,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
 

@@ -482,7 +482,7 @@ def test_dagster_s_scorecard_shows_the_headline_and_the_curves_and_gives_the_pag
         {name: row[name] for name in ("artifact", "score", "value", "beside", "verdict")}
         for row in rows
     ]
-    assert Path(shown["scorecard.html"]).read_text().startswith("<!doctype html>")
+    assert Path(shown["scorecard.html"]).read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_what_is_printed_fits_a_terminal_and_names_every_score(

@@ -273,7 +273,7 @@ def run(
 def work(job_path: Path) -> None:
     """Every run of a job that is not done yet."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    job = json.loads(job_path.read_text())
+    job = json.loads(job_path.read_text(encoding="utf-8"))
     for item in job["runs"]:
         if (Path(item["output"]) / "record.json").exists():
             continue

@@ -31,7 +31,9 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     }
     if alignment.is_in(inputs):
         document["alignment"] = alignment.statement(inputs)
-    (output / FILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    (output / FILE).write_text(
+        json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
     return {f"{score.asset.split('/', 1)[1]}/{score.name}": score.value for score in scores}
 
 

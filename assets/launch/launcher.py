@@ -68,6 +68,7 @@ def worker_environment(device: str, ranks: int, threads: int) -> dict[str, str]:
     defaults = {
         "PYTHONUNBUFFERED": "1",  # what a killed rank said last is in its log
         "PYTHONFAULTHANDLER": "1",
+        "PYTHONUTF8": "1",  # whatever the locale: texts and logs are UTF-8
         "TOKENIZERS_PARALLELISM": "true" if ranks == 1 else "false",
         "RAYON_NUM_THREADS": str(threads),
     }

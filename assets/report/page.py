@@ -129,7 +129,7 @@ def write_page(folder: Path, page: Page) -> None:
             "rows": table.cells(),
             "short": table.short,
         }
-        (folder / f"{name}.json").write_text(json.dumps(document))
+        (folder / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
 
 
 def is_wide(markdown: str) -> bool:

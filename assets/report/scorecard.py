@@ -37,7 +37,7 @@ CALIBRATION = (
 
 def document_of(built: Built) -> Mapping[str, Any]:
     """Its scorecard.json."""
-    document: Mapping[str, Any] = json.loads((built.output / FILE).read_text())
+    document: Mapping[str, Any] = json.loads((built.output / FILE).read_text(encoding="utf-8"))
     return document
 
 

@@ -118,7 +118,9 @@ def save(model: TaskModel, labels: list[str], folder: Path, end_of_text: int) ->
         "labels": labels,
         "dropout": model.dropout,
     }
-    (folder / LAYOUT_FILE).write_text(json.dumps(described, sort_keys=True, indent=1) + "\n")
+    (folder / LAYOUT_FILE).write_text(
+        json.dumps(described, sort_keys=True, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def load(folder: Path) -> tuple[TaskModel, list[str]]:
@@ -132,7 +134,7 @@ def load(folder: Path) -> tuple[TaskModel, list[str]]:
             "of "
             "a finetuned artifact."
         )
-    described = json.loads(path.read_text())
+    described = json.loads(path.read_text(encoding="utf-8"))
     model = TaskModel(
         convert.load(folder),
         InputFormat(**described["layout"]),

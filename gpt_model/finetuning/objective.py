@@ -164,7 +164,7 @@ def fine_tune(
     if (folder / DONE).is_file():
         load_best(model, folder)
         model.eval()
-        return FineTuned(**json.loads((folder / DONE).read_text()))
+        return FineTuned(**json.loads((folder / DONE).read_text(encoding="utf-8")))
     folder.mkdir(parents=True, exist_ok=True)
     batches = TrainingBatches(
         splits["training"],

@@ -215,7 +215,9 @@ class Checkpoints:
             if self._stopping.wait(0.01):
                 return
         manifest["files"] = {
-            note.with_suffix(".safetensors").name: json.loads(note.read_text())["sha256"]
+            note.with_suffix(".safetensors").name: json.loads(note.read_text(encoding="utf-8"))[
+                "sha256"
+            ]
             for note in notes
         }
         for note in notes:

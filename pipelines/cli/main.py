@@ -7,6 +7,8 @@ for a wrong command line; 130 when interrupted.
 from __future__ import annotations
 
 import importlib
+import io
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +18,7 @@ from typer.main import get_group
 
 from assets.store.manifest import explain_full_disk
 from assets.store.store import Store
-from gpt_model.errors import UserError
+from gpt_model.errors import UserError, sentence_of
 from gpt_model.redaction import redacted
 
 # Commands, as --help lists them, by the module that has them.
@@ -56,7 +58,9 @@ class Commands(Mapping[str, Any]):
 
 
 class Group(TyperGroup):
-    """Prints a UserError as its sentences on stderr, without a traceback."""
+    """Prints a UserError, and what a file system refuses, as sentences on stderr, without a
+    traceback.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -66,8 +70,10 @@ class Group(TyperGroup):
         try:
             with explain_full_disk(Store.default_home()):
                 return super().invoke(ctx)
-        except UserError as error:
-            typer.echo(redacted(str(error)), err=True)
+        except (UserError, OSError) as error:
+            if (sentence := sentence_of(error)) is None:
+                raise
+            typer.echo(redacted(sentence), err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("Interrupted.", err=True)
@@ -93,4 +99,8 @@ def gpt_lineage() -> None:
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a terminal or a locale that is no UTF-8 shows escapes for what it lacks
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="gpt-lineage")
