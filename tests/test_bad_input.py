@@ -362,3 +362,42 @@ def test_home_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
                 == f"{home} cannot be a store: it, or what it is in, is a file. Set LINEAGE_HOME "
                 "to a folder.\n"
             )
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("dagster/dagster.yaml", b"}{", "dagster.yaml cannot be used: while parsing"),
+        ("dagster/dagster.yaml", b"telemetry: 5", "telemetry must be dict"),
+        ("dagster/history/runs.db", b"no database" * 99, "cannot be used (file is not a database)"),
+        ("downloads", b"no folder", "cannot be read or written: Not a directory."),
+        ("store.json", b"garbage", "is damaged: it is not JSON"),
+        ("refs/local/corpus", b"\xff\xfe", "is damaged: it is not JSON"),
+    ],
+)
+def test_damaged_file_of_the_home_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: bytes, sentence: str
+) -> None:
+    monkeypatch.setenv("LINEAGE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
+    (damaged := tmp_path / "home" / file).parent.mkdir(parents=True)
+    damaged.write_bytes(content)
+    path = write_local_recipe(tmp_path)
+    command = "plan" if file.startswith(("refs", "downloads")) else "run"
+    result = CliRunner().invoke(app, [command, str(path)], catch_exceptions=False)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert sentence in result.stderr and "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_path_longer_than_a_file_system_allows_is_one_sentence(tmp_path: Path) -> None:
+    long = {"LINEAGE_HOME": str(tmp_path / ("x" * 300))}
+    result = CliRunner().invoke(app, ["list"], env=long, catch_exceptions=False)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.endswith("cannot be read or written: File name too long.\n")
+    path = mutated(tmp_path, lambda r: source(r).update(path="n" * 300))
+    result = CliRunner().invoke(app, ["plan", str(path)], catch_exceptions=False)
+    assert result.exit_code == 1
+    assert_says(
+        result.stderr, path, "corpus.sources[0].path", ("cannot be read or written: File name",)
+    )
