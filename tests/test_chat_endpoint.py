@@ -30,6 +30,9 @@ REQUEST: dict[str, Any] = {
 }
 
 
+HALF = "\ud800"  # of a surrogate pair: JSON can spell it
+
+
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Engine]]:
     store = chat_store(tmp_path_factory.mktemp("endpoint"))
@@ -386,14 +389,41 @@ def test_errors_beside_the_fields_are_error_objects_too(address: str) -> None:
     )
     tokens = post(address, "/completions", model="tiny/supervised", prompt=[5, 10_000])
     assert error(tokens) == (400, "prompt", None)
-    surrogate = (
-        b'{"model": "tiny/supervised", "messages": [{"role": "user", "content": "\\ud800"}]}'
-    )
-    response = httpx.post(f"{address}/chat/completions", content=surrogate, headers=headers)
-    assert error(response)[:2] == (400, "messages[0].content")
     assert error(post(address, "/responses", model="tiny/supervised", input="a"))[0] == 404
     assert error(httpx.get(f"{address}/chat/completions"))[0] == 405
     assert "/v1/chat/completions" in httpx.get(f"{address}/engines").json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "expected"),
+    [
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": HALF}]},
+            (400, "messages[0].content"),
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": HALF, "content": "a"}]},
+            (400, "messages[0].role"),
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", HALF: "a"}]},
+            (400, "messages[0].\\ud800"),
+        ),
+        ("chat/completions", {"model": HALF}, (404, "model")),
+        ("chat/completions", {HALF: 1}, (400, None)),
+        ("completions", {"prompt": f"the {HALF}"}, (400, None)),
+    ],
+)
+def test_half_a_character_is_refused(
+    address: str, route: str, fields: dict[str, Any], expected: tuple[int, str | None]
+) -> None:
+    body = json.dumps((REQUEST if "chat" in route else {"model": REQUEST["model"]}) | fields)
+    headers = {"Content-Type": "application/json"}
+    response = httpx.post(f"{address}/{route}", content=body, headers=headers)
+    assert error(response)[:2] == expected, response.text
 
 
 def test_a_model_that_fails_is_a_server_error_and_answers_again(

@@ -215,6 +215,16 @@ def test_rolling_scores_every_token_once_and_batches_do_not_matter(world: World)
         assert scores[0] == pytest.approx(expected, abs=1e-3) and scores[1] < 0 and scores[2] == 0
 
 
+def test_a_text_that_spells_a_special_token_has_the_ids_that_it_has_in_the_shards(
+    world: World,
+) -> None:
+    from gpt_model.evaluation.lm import GPTLM
+
+    text = "One end.<|endoftext|>Then <unk> another."
+    (((piece,)),) = world.tokenizer.encode_documents([text])
+    assert GPTLM(world.model, world.tokenizer).tok_encode(text) == piece.ids.tolist()
+
+
 # --- the stage ---
 
 

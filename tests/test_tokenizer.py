@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import unicodedata
@@ -29,6 +30,7 @@ from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
 from gpt_model.progress import Silent
 from gpt_model.tokenizer import END_OF_TEXT, Tokenizer, pieces
+from gpt_model.tokenizer.base import PIECE
 
 ANY_TEXT = st.text(
     max_size=200
@@ -240,6 +242,43 @@ def test_pieces_of_a_text_give_the_ids_of_the_whole(gpt2: Tokenizer, text: str, 
     parts = list(pieces(text, size, most=100))
     assert "".join(parts) == text
     assert [index for part in parts for index in gpt2.encode(part)] == gpt2.encode(text)
+
+
+HAN = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
+
+
+@pytest.mark.parametrize(
+    "text", ["".join(f"{HAN[n % 20 :]}，" for n in range(20_000)), "tab\tbed\t" * 30_000]
+)
+def test_long_text_without_spaces_is_cut_where_its_ids_do_not_show_it(
+    gpt2: Tokenizer, text: str
+) -> None:
+    parts = list(pieces(text))
+    assert "".join(parts) == text and len(parts) > 3
+    assert gpt2.encode(text) == gpt2._rust.encode(text).ids
+
+
+def test_an_endless_word_is_read_and_learnt_from_in_parts_alike_everywhere() -> None:
+    dna = "".join(random.Random(1).choices("ACGT", k=300_000))
+    tokenizer = Tokenizer.train([dna], vocab_size=300)
+    assert max(map(len, pieces(dna))) == 2 * PIECE
+    assert tokenizer.decode(ids := tokenizer.encode(dna)) == dna
+    assert len(ids) < len(dna) / 2
+    (batch,) = tokenizer.encode_documents([dna])
+    assert np.concatenate([piece.ids for piece in batch]).tolist() == ids
+
+
+@pytest.mark.parametrize("style", ["gpt1", "gpt2"])
+def test_half_a_character_is_a_sentence(style: str) -> None:
+    tokenizer = Tokenizer.train(PROSE, vocab_size=330, style=style)
+    for encode in (
+        tokenizer.encode,
+        tokenizer.normalise,
+        lambda text: tokenizer.encode_batch(["fine", text]),
+        lambda text: list(tokenizer.encode_documents(["fine", text])),
+    ):
+        with pytest.raises(UserError, match=r"half a character.*after 'the king '"):
+            encode("the king \ud800")
 
 
 # --- training ---

@@ -311,6 +311,21 @@ def test_helpers_of_a_killed_process_are_gone_soon() -> None:
     assert psutil.wait_procs(helpers, timeout=20)[1] == []
 
 
+def test_a_long_line_is_cut_at_spaces_and_its_ids_do_not_show_it(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\n".join(" ".join(PROSE[n : n + 9]) for n in range(0, 90, 9))
+    whole, normal = tokenizer.encode(text), tokenizer.normalise(text)
+    word = "acgt" * 50
+    monkeypatch.setattr("gpt_model.tokenizer.gpt1.PIECE", 50)
+    monkeypatch.setattr("gpt_model.tokenizer.gpt1.LONG_LINE", 150)
+    assert len(list(tokenizer._pieces(text))) > 20
+    assert (tokenizer.encode(text), tokenizer.normalise(text)) == (whole, normal)
+    ((first, last),) = tokenizer.encode_documents([f"one {word} two"])
+    assert first.read == 150 and not first.last and last.last
+    assert tokenizer.normalise(word) == f"{word[:150]} {word[150:]} "
+
+
 def test_spelt_out_end_of_text_is_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.end_of_text not in tokenizer.encode(f"one{END_OF_TEXT} two")
 

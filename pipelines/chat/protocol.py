@@ -62,6 +62,9 @@ class Refused(Exception):
         self, message: str, param: str | None = None, code: str | None = None, status: int = 400
     ) -> None:
         super().__init__(message)
+        # a client's own words stand in it, and may hold half a character
+        message = message.encode(errors="backslashreplace").decode()
+        param = param and param.encode(errors="backslashreplace").decode()
         kind = "invalid_request_error" if status < 500 else "server_error"
         error = {"message": message, "type": kind, "param": param, "code": code}
         self.body, self.status = {"error": error}, status
