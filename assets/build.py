@@ -29,6 +29,7 @@ from assets.tracking.event_log import attempts, seconds
 from assets.tracking.tracking import Build, Tracking
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import write_json
+from gpt_model.redaction import redacted
 
 LOG_TAIL = 2000  # characters of the log to show of a worker that ended without a result
 
@@ -241,7 +242,7 @@ def _failure(building: Building, exit: Exit) -> Exception:
     if exit.code == errno.ENOSPC:  # too full for failure.json
         return UserError(full_disk(building.folder))
     tail = (
-        exit.log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]
+        redacted(exit.log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:])
         if exit.log.exists()
         else ""
     )

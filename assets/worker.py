@@ -30,6 +30,7 @@ from assets.store.store import Building, Store
 from assets.tracking.event_log import EventWriter, series, texts
 from gpt_model.errors import Unavailable, UserError, sentence_of
 from gpt_model.io import write_json
+from gpt_model.redaction import RedactedStream, redacted
 
 LOG_EVERY_SECONDS = 5.0  # metrics in the Dagster run's log; the event log has every one
 
@@ -65,12 +66,14 @@ class LoggedProgress:
 
     def text(self, step: int, name: str, text: str) -> None:
         if self._events is not None:
+            text = redacted(text)
             self._events.text(step, name, text)
             if self._pipes:
                 self._pipes.log.info(f"step {step}, {name}: {text}")
 
     def log(self, message: str) -> None:
         if self._events is not None:
+            message = redacted(message)
             self._events.log(message)
             if self._pipes:
                 self._pipes.log.info(message)
@@ -150,6 +153,8 @@ def sentence(error: BaseException, folder: Path) -> str | None:
 
 
 def main() -> int:
+    # Both go to the worker's log, with whatever a library or a traceback prints.
+    sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
     folder = Path(sys.argv[1]).resolve()  # HOME/building/FINGERPRINT
     building = Building(folder, folder.name)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -167,11 +172,11 @@ def _write_failure(building: Building, rank: int, error: Exception) -> int:
     """
     message = sentence(error, building.folder)
     failure = {
-        "message": message or f"{type(error).__name__}: {error}",
+        "message": redacted(message or f"{type(error).__name__}: {error}"),
         "user": message is not None,
         "field": getattr(error, "field", None),
         "rank": rank,
-        "traceback": traceback.format_exc(),
+        "traceback": redacted(traceback.format_exc()),
     }
     try:  # the first rank to fail is the one to blame; the others fail because it did
         with building.failure.open("x", encoding="utf-8") as file:

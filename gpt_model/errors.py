@@ -1,4 +1,4 @@
-"""The one kind of error a person is meant to read.
+"""The one kind of error a person is meant to read, without secrets of the environment.
 
 A `UserError` is a sentence for the person who can act: which file and field, what was found, what
 was expected, what to do. Everything that reports errors (the command line, the Dagster run, the
@@ -16,6 +16,8 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from gpt_model.redaction import redacted
 
 # of an OSError that whoever owns the files can mend, and that is no defect of ours
 MENDABLE = (
@@ -43,7 +45,7 @@ class UserError(Exception):
         One that begins with a dot is no part of the settings at hand: it is counted from the recipe
         itself.
         """
-        super().__init__(message)
+        super().__init__(redacted(message))
         self.field = field
 
 

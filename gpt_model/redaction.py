@@ -7,6 +7,7 @@ environment variables that hold a secret by their name, alone or inside an addre
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -62,8 +63,8 @@ def _spellings(secret: str) -> Iterator[str]:
             yield spelling
 
 
-class RedactedStream:
-    """A text stream that writes `redacted` text to another: for stdout and stderr of a process
+class RedactedStream(io.TextIOBase):
+    """A text stream that writes `redacted` text to another: for the stdout or stderr of a process
     whose output is kept.
     """
 
@@ -74,5 +75,19 @@ class RedactedStream:
         self._stream.write(redacted(text))
         return len(text)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self._stream.errors

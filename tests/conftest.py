@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -167,6 +168,12 @@ def workshop_home(
 @pytest.fixture
 def workshop(workshop_home: Path) -> Workshop:
     return Workshop(workshop_home)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 LOCAL_RECIPE = """\

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 
 import pytest
-from conftest import ROOT, BuiltStore
+from conftest import ROOT, BuiltStore, free_port
 from playwright.sync_api import Browser, expect
 
 from assets.store.store import Store
@@ -27,12 +26,6 @@ pytestmark = pytest.mark.skipif(
 def chrome() -> Iterator[Browser]:
     with browser() as started:
         yield started
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.slow

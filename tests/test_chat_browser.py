@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from chat_store import SPELT_MARKERS, chat_store, free_port, status, voted_comparisons
+from chat_store import SPELT_MARKERS, chat_store, status, voted_comparisons
+from conftest import free_port
 from playwright.sync_api import Browser, Page, expect
 
 from assets.store.store import Store
@@ -66,7 +67,7 @@ class Chat:
 
 def start(home: Path) -> Chat:
     """The page of two models, when it answers."""
-    port, endpoint_port = free_port(), free_port()
+    port, endpoint_port = free_port()()
     options = ["--temperature", "0", "--max-new-tokens", "40", "--seed", "7", "--top-p", "0.01"]
     options += ["--port", str(port), "--endpoint-port", str(endpoint_port)]
     command = [sys.executable, "-c", SCRIPT, "chat", "tiny/supervised", "tiny/aligned"]

@@ -14,7 +14,7 @@ import httpx
 import openai
 import psutil
 import pytest
-from chat_store import CONTEXT, QUESTION, SPELT_MARKERS, answer_of, chat_store, free_port, status
+from chat_store import CONTEXT, QUESTION, SPELT_MARKERS, answer_of, chat_store, status
 
 from gpt_model.rlhf.dialogue import Turn, messages
 from pipelines.chat import engine as engine_module
@@ -42,7 +42,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Engine]]:
 
 @pytest.fixture(scope="module")
 def address(engines: list[Engine]) -> Iterator[str]:
-    with serving(engines, free_port()) as address:
+    with serving(engines()) as address:
         yield address
 
 

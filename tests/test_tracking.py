@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import free_port
 from workshop import STEPS, Workshop
 
 from assets.contract import NOT_RUN
@@ -359,9 +360,7 @@ def test_delivering_takes_no_torch_and_under_400_megabytes_beside_dagster(
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typer.main import get_group
 from assets.store.manifest import explain_full_disk
 from assets.store.store import Store
 from gpt_model.errors import UserError, sentence_of
-from gpt_model.redaction import redacted
+from gpt_model.redaction import RedactedStream
 
 # Commands, as --help lists them, by the module that has them.
 MODULES = {
@@ -73,7 +73,7 @@ class Group(TyperGroup):
         except (UserError, OSError) as error:
             if (sentence := sentence_of(error)) is None:
                 raise
-            typer.echo(redacted(sentence), err=True)
+            typer.echo(sentence, err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("Interrupted.", err=True)
@@ -103,4 +103,5 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # a terminal or a locale that is no UTF-8 shows escapes for what it lacks
             stream.reconfigure(errors="backslashreplace")
+    sys.stderr = RedactedStream(sys.stderr)  # a library's warning, a traceback
     app(prog_name="gpt-lineage")
