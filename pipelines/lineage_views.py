@@ -15,9 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from assets.contract import Artifact
+from assets.store.provenance import execution
 from assets.store.store import SHORT, Store
-from gpt_model.errors import CorruptFile, UserError
+from gpt_model.errors import CorruptFile
 from pipelines.progress import duration, human
+
+ORDER = "On another number of them numbers are added in another order, which gives other bytes."
 
 
 def listed(store: Store, damaged: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -94,7 +97,7 @@ def draw_artifact(facts: Mapping[str, Any]) -> Group:
         "digest": facts["digest"],
         "inputs": ", ".join(inputs) or "none, the sources",
         "built": f"{record['started'][:19].replace('T', ' ')} UTC in {duration(record['seconds'])}"
-        f", profile {record['profile'].get('name')}"
+        f", {execution(record)}"
         f", peak memory {human(record['peak_memory_bytes'])}B",
         "code": f"{commit[:SHORT]}{changes}" if commit else "not from a clone",
         "path": facts["path"],
@@ -141,11 +144,22 @@ def differences(store: Store, a: Artifact, b: Artifact) -> dict[str, Any]:
         "b": b.fingerprint,
         "same": a.digest == b.digest,
         "stage": _differing(*stages),
+        "built": _differing(*map(_execution, (a, b))),
         "inputs": _differing(*inputs),
         "config": _differing(flat(a.config), flat(b.config)),
         "metrics": _differing(a.metrics, b.metrics),
         "files": _differing(*files),
         "first": list(_first(store, a, b, set())),
+    }
+
+
+def _execution(artifact: Artifact) -> dict[str, Any]:
+    """What of its execution can change the order of additions, and so its bytes."""
+    made = artifact.manifest["provenance"]
+    return {
+        "profile": made["profile"].get("name"),
+        "ranks": made.get("ranks"),
+        "threads": made.get("threads"),
     }
 
 
@@ -177,11 +191,9 @@ def _first(
         below_a, below_b = (store.find(fingerprint) for fingerprint in identities.values())
         if below_a is None or below_b is None:
             yield {"stage": entry_a["stage"], **identities, "config": {}}
-        elif below_a.fingerprint == below_b.fingerprint:
-            raise UserError(
-                f"{below_a.fingerprint[:SHORT]} was published with two digests: run gpt-lineage "
-                "verify."
-            )
+        elif below_a.fingerprint == below_b.fingerprint:  # built twice; the later build is here
+            built = execution(below_a.manifest["provenance"])
+            yield {"stage": below_a.stage, **identities, "config": {}, "built": built}
         else:
             yield from _first(store, below_a, below_b, seen)
 
@@ -197,7 +209,15 @@ def draw_differences(facts: Mapping[str, Any]) -> Group:
             for first in facts["first"]
         )
         parts.append(f"The lineages part first at: {escape(stages)}")
-    for part in ("stage", "inputs", "config", "metrics", "files"):
+    parts += [
+        f"{first['stage']} {first['a'][:SHORT]} was built twice, with two digests. The build that "
+        f"is here is by {first['built']}. {ORDER}"
+        for first in facts["first"]
+        if "built" in first
+    ]
+    if facts["built"] and not facts["same"]:
+        parts.append(f"They were built by another profile, on other ranks or threads. {ORDER}")
+    for part in ("stage", "built", "inputs", "config", "metrics", "files"):
         if facts[part]:
             table = Table(part, "a", "b", title_justify="left", box=None, pad_edge=False)
             for name, (left, right) in facts[part].items():

@@ -20,7 +20,7 @@ from assets.launch.launcher import LocalLauncher
 from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.stages import STAGES, stage_named
-from assets.store.provenance import git_state
+from assets.store.provenance import execution
 from assets.store.store import SHORT, Building, Store
 from assets.tracking.outbox import Say
 from assets.tracking.tracking import Build, Tracking
@@ -66,7 +66,7 @@ def reproduced(store: Store, original: Artifact, console: Console) -> list[str]:
                 log.write_text(failure.details, encoding="utf-8")
                 raise UserError(f"{failure.sentence} What it said last: {log}") from None
         differing = _differing_files(original, again)
-        return differing and [*differing, *_differing_code(original)]
+        return differing and [*differing, *_reasons(original, again)]
 
 
 def _node(original: Artifact) -> Node:
@@ -125,17 +125,39 @@ def _temporary_store(folder: Path, store: Store, inputs: Inputs) -> Store:
     return temporary
 
 
-def _differing_code(original: Artifact) -> list[str]:
-    """A sentence that names both commits, where the code here is not the code it was built by."""
-    then, now = original.manifest["provenance"]["git"], git_state()
-    if then == now and not now["dirty"]:
-        return []
-    built_by, here = (
-        f"commit {(git['commit'] or 'not recorded')[:SHORT]}"
-        + (" with changes" if git["dirty"] else "")
-        for git in (then, now)
-    )
-    return [f"It was built by the code of {built_by}; the code here is that of {here}."]
+def _reasons(original: Artifact, again: Artifact) -> list[str]:
+    """A sentence for each way in which it was built differently: by other code, on other ranks, on
+    another machine, with other packages.
+    """
+    then, now = original.manifest["provenance"], again.manifest["provenance"]
+    sentences = []
+    if then["git"] != now["git"] or now["git"]["dirty"]:
+        built_by, here = (
+            f"commit {(made['git']['commit'] or 'not recorded')[:SHORT]}"
+            + (" with changes" if made["git"]["dirty"] else "")
+            for made in (then, now)
+        )
+        sentences.append(
+            f"It was built by the code of {built_by}; the code here is that of {here}."
+        )
+    if execution(then) != execution(now):
+        sentences.append(
+            f"It was built by {execution(then)}; here by {execution(now)}: numbers are added in "
+            "another order."
+        )
+    for name, what in (("hardware", "on"), ("packages", "with")):
+        differing = [
+            (key, then[name].get(key), now[name].get(key))
+            for key in dict.fromkeys([*then[name], *now[name]])
+            if then[name].get(key) != now[name].get(key)
+        ]
+        if differing:
+            before, here = (
+                ", ".join(f"{key} {values[side] or 'none'}" for key, *values in differing)
+                for side in (0, 1)
+            )
+            sentences.append(f"It was built {what} {before}; here {what} {here}.")
+    return sentences
 
 
 def _differing_files(original: Artifact, again: Artifact) -> list[str]:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from assets.contract import Artifact
+from assets.store.provenance import execution
 from assets.store.store import SHORT, Store
 from gpt_model.errors import CorruptFile
 
@@ -71,7 +72,8 @@ def _lineage(store: Store, roots: Sequence[Artifact]) -> tuple[list[Artifact], l
                 problems.append(
                     f"{artifact.stage} {artifact.fingerprint[:SHORT]} was made from "
                     f"{entry['name']}, a {entry['stage']} of digest {digest[:SHORT]}; here that is "
-                    f"a {below.stage} of {below.digest[:SHORT]}."
+                    f"a {below.stage} of {below.digest[:SHORT]}, built by "
+                    f"{execution(below.manifest['provenance'])}."
                 )
             visit(below)
         visited[artifact.fingerprint] = artifact

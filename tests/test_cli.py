@@ -202,6 +202,35 @@ def test_diff_finds_where_two_lineages_part(call: Run) -> None:
     assert "the same artifact" in call("diff", "local/corpus", "other/corpus").stdout
 
 
+def test_diff_names_the_profile_as_the_reason_where_one_section_has_two_digests(
+    tmp_path: Path,
+) -> None:
+    store, tokens = Store(tmp_path), []
+    for profile, ranks in (("cpu", 2), ("single", 1)):
+        made = {"profile": {"name": profile}, "ranks": ranks, "threads": 1}
+        building = store.building(store.fingerprint("pretrained", "1", {}, {}))
+        (building.files / "weights").write_text(profile)
+        model = store.publish(building, Facts("pretrained", "1", {}, {}, {}, made), {})
+        digests = {"pretrained": model.digest}
+        building = store.building(store.fingerprint("scorecard", "1", {}, digests))
+        (building.files / "scores").write_text(profile)
+        facts = Facts("scorecard", "1", {}, {"pretrained": model}, {}, made)
+        tokens.append(store.publish(building, facts, {}).fingerprint)
+        store.quarantine(model.fingerprint)
+    building = store.building(model.fingerprint)
+    (building.files / "weights").write_text(profile)
+    store.publish(building, Facts("pretrained", "1", {}, {}, {}, made), {})
+    differences = json.loads(on(tmp_path)("diff", *tokens, "--json").stdout)
+    assert differences["built"] == {"profile": ["cpu", "single"], "ranks": [2, 1]}
+    (first,) = differences["first"]
+    assert (first["stage"], first["built"]) == (
+        "pretrained",
+        "profile single, ranks 1, threads of each 1",
+    )
+    text = " ".join(on(tmp_path)("diff", *tokens).stdout.split())
+    assert "was built twice, with two digests" in text and "added in another order" in text
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_reproduce_gives_the_same_bytes(stage: str, call: Run, small: Path) -> None:
     before = sorted(path.name for path in small.iterdir())
@@ -230,6 +259,8 @@ def test_reproduce_in_json_names_them_too(copy: Path) -> None:
     def change(facts: dict[str, Any]) -> None:
         facts["files"][0]["sha256"] = "0" * 64
         facts["provenance"]["profile"]["launcher"] = "local"  # a setting that profiles had once
+        facts["provenance"] |= {"ranks": 3, "threads": 7}
+        facts["provenance"]["packages"]["torch"] = "1.0"
 
     facts = publish_again(copy, "local/tokenizer", change)
     result = on(copy)("reproduce", "local/tokenizer", "--json")
@@ -242,6 +273,9 @@ def test_reproduce_in_json_names_them_too(copy: Path) -> None:
     assert document["differences"][0].startswith(
         f"{facts['files'][0]['path']}: 000000000000 as published"
     )
+    reasons = "\n".join(document["differences"][1:])
+    assert "profile single, ranks 3, threads of each 7; here by profile single, ranks 1" in reasons
+    assert "It was built with torch 1.0; here with torch 2" in reasons
 
 
 def test_reproduce_refuses_a_changed_input(copy: Path) -> None:

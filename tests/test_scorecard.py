@@ -332,6 +332,8 @@ def test_cost_is_of_all_attempts_and_adds_up(card: Card) -> None:
         row["seconds"] == f"{spent[row['stage']]:.1f}" and row["attempts"] == "1" for row in stages
     )
     made = inputs["pretrained"].manifest["provenance"]
+    built_on = {row["stage"]: (row["profile"], row["ranks"]) for row in stages}
+    assert built_on["pretrained"] == ("cpu", f"{made['ranks']} × {made['threads']}")
     hours = {row["stage"]: float(row["core hours"]) for row in stages}
     assert hours["pretrained"] == pytest.approx(
         spent["pretrained"] * made["ranks"] * made["threads"] / 3600, abs=6e-5

@@ -18,7 +18,7 @@ from assets.report.lineage_tree import draw_lineages, origin, sources_of, traced
 from assets.report.page import Text
 from assets.report.tables import Table, code_block
 from assets.stages import base_model
-from assets.store.provenance import seconds_spent
+from assets.store.provenance import execution, seconds_spent
 from assets.store.store import SHORT, Recorded, Store
 from gpt_model.config import ModelConfig
 
@@ -44,7 +44,7 @@ def facts(inputs: Inputs) -> dict[str, str]:
         ),
         **({"note": caveat} if (caveat := base_model.caveat(model, inputs)) else {}),
         "built": f"{ended} UTC in {minutes:.1f} min inside the stages, "
-        f"profile {provenance['profile']['name']}, code {commit}",
+        f"{execution(provenance)}, code {commit}",
     }
 
 
@@ -148,6 +148,8 @@ def cost(inputs: Inputs) -> Table:
         rows.append(
             {
                 "stage": name,
+                "profile": build["profile"]["name"],
+                "ranks": f"{build['ranks']} × {build['threads']}",
                 "attempts": build["attempts"],
                 "seconds": seconds,
                 "core hours": seconds * build["ranks"] * build["threads"] / 3600,
@@ -158,6 +160,8 @@ def cost(inputs: Inputs) -> Table:
     frame = DataFrame(rows)
     whole = {
         "stage": "all",
+        "profile": "",
+        "ranks": "",
         "attempts": None,
         "peak MB": frame["peak MB"].max(),
         **frame[["seconds", "core hours", "size MB"]].sum(),
@@ -165,7 +169,9 @@ def cost(inputs: Inputs) -> Table:
     return Table(
         [*rows, whole],
         "Cost by stage",
-        "Seconds inside the stages, all attempts added up. Peak of memory; of all: the highest.",
+        "Ranks × threads of each: another number of them adds numbers in another order, so the "
+        "same recipe then gives other bytes. Seconds inside the stages, all attempts added up. "
+        "Peak of memory; of all: the highest.",
         {"seconds": ".1f", "core hours": ".4f", "peak MB": ",.0f", "size MB": ".1f"},
     )
 

@@ -74,6 +74,15 @@ def seconds_spent(made: Mapping[str, Any]) -> float:
     return max(float(made["seconds"]), float(made["stage_seconds"]))
 
 
+def execution(made: Mapping[str, Any]) -> str:
+    """How an artifact was built, by its provenance. Another number of ranks or threads adds numbers
+    in another order, so that the same section and inputs give other bytes.
+    """
+    ranks, threads = made.get("ranks"), made.get("threads")
+    counts = f", ranks {ranks}, threads of each {threads}" if ranks else ""
+    return f"profile {made['profile'].get('name')}{counts}"
+
+
 def _iso(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
 
