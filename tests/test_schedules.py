@@ -232,7 +232,9 @@ def test_the_stage_counts_the_tokens_of_a_ramp_as_they_are(inputs: Path, tmp_pat
     rates = settings_of({**SECTION, **section}).learning_rate
     for step, values in message["metrics"].items():
         assert values["learning_rate"] == rates(step - 1)
-    evaluated = [step for step, values in message["metrics"].items() if "held_out/bpb" in values]
+    evaluated = [
+        step for step, values in message["metrics"].items() if "held_out_sample/bpb" in values
+    ]
     assert evaluated == [batches.nearest_step(batches.tokens_before(steps) / 2), steps]
     facts = json.loads((tmp_path / "training.json").read_text())
     assert (

@@ -365,10 +365,10 @@ def test_the_stage_reports_what_it_promises(built: tuple[Built, dict[str, Any]])
         assert every <= record["metrics"][step].keys(), step
     for step in (STEPS // 2, STEPS):
         assert {
-            f"held_out/{source}/{name}"
+            f"held_out_sample/{source}/{name}"
             for source in ("plays", "facts")
             for name in ("bpb", "perplexity", "loss")
-        } | {"held_out/bpb"} <= record["metrics"][step].keys()
+        } | {"held_out_sample/bpb"} <= record["metrics"][step].keys()
     assert [text[0] for text in record["texts"]] == [STEPS // 2, STEPS] and record["texts"][0][
         2
     ].startswith("[Act 0")

@@ -19,7 +19,7 @@ from assets.execution.tuning import execution_of
 from assets.recipe.profile import Profile
 from assets.stages import base_model
 from assets.stages.base_model import BASE
-from assets.stages.pretraining import batches_of, check_shared_out, check_whole, micro_batch
+from assets.stages.pretraining import SAMPLE, batches_of, check_shared_out, check_whole, micro_batch
 from gpt_model import convert, lora
 from gpt_model.config import ModelConfig
 from gpt_model.data.sampler import Sampler
@@ -188,8 +188,8 @@ class LanguageModelling:
 
 
 class Evaluation:
-    """A hook: measures held-out text and writes samples. After the last step all held-out text is
-    measured, into `final`.
+    """A hook: measures the same beginning of the held-out text each time, and writes samples. After
+    the last step all held-out text is measured, into `final`.
     """
 
     def __init__(
@@ -207,11 +207,15 @@ class Evaluation:
 
     def __call__(self, step: int, model: nn.Module) -> Metrics:
         assert isinstance(model, Decoder)
-        limit = None if step == self.steps else self.section["evaluation_tokens"]
-        held_out = measure.held_out(model, self.data, self.execution, limit)
-        metrics = measure.held_out_metrics(held_out, self.data.weights)
-        if step == self.steps:
-            self.final = metrics | measure.held_out_intervals(held_out)
+        stride = max(1, model.config.context // 2)  # of whole windows, the last one's too
+        limit = -(-self.section["evaluation_tokens"] // stride) * stride
+        last = step == self.steps
+        held_out = measure.held_out(model, self.data, self.execution, None if last else limit)
+        if last:
+            self.final = measure.held_out_metrics(held_out, self.data.weights)
+            self.final |= measure.held_out_intervals(held_out)
+        sample = {source: text.first(limit) for source, text in held_out.items()}
+        metrics = measure.held_out_metrics(sample, self.data.weights, SAMPLE)
         # An LSTM, which is only compared by its loss, writes no samples.
         if self.execution.rank == 0 and self.section["samples"] and isinstance(model, GPT):
             for name, text in samples(

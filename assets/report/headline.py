@@ -15,13 +15,13 @@ from assets.report.published import NOT_HERE
 from assets.report.scores import NotRun, Score
 from assets.report.tables import Table, number
 from assets.store.store import SHORT
+from gpt_model.evaluation.results import ON_ANOTHER_SCALE
 
 ARTIFACT, PROTOCOL, COMMANDS = "artifact", "protocol", "walk it back, make it again"
 SEEN, K = "8-grams seen", "K"
 FIRST = ("headline", "by_shots")  # the tables' names
 SETTINGS = {"zero": "zero-shot", "one": "one-shot", "few": "few-shot"}  # of `Score.shots` -> column
 NO_INTERVAL = "no interval"
-ON_ANOTHER_SCALE = ("byte_perplexity", "word_perplexity")  # the same measure as bits per byte
 VERDICTS = (
     "Better or worse: than the best it stands beside, interval and all; undecided: that lies in "
     "the interval."

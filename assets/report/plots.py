@@ -33,6 +33,7 @@ class Panel(NamedTuple):
     title: str
     x: str  # what the horizontal axis is, with its unit
     lines: Mapping[str, Points]  # label -> points
+    marks: Mapping[str, Points] = {}  # label of a line -> points beside it, in its colour
 
     @classmethod
     def of_series(
@@ -54,6 +55,8 @@ def curves(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
         axes = figure.add_subplot(rows, columns, number)
         for label, points in panel.lines.items():
             line(axes, points, label if len(panel.lines) > 1 else "")
+            colour = axes.lines[-1].get_color()
+            line(axes, panel.marks.get(label, ()), style="x", color=colour)
         axes.set(title=panel.title, xlabel=panel.x)
         _finish(axes)
     figure.savefig(path, dpi=90)

@@ -15,6 +15,7 @@ from typing import Any
 from assets.contract import Artifact, Built
 from assets.report import plots
 from assets.report.tables import Table, code_block, estimate, write_markdown
+from assets.stages.base_model import READ_ON
 from gpt_model.evaluation.alignment_tax import verdict
 from gpt_model.rlhf.comparison import (
     ANSWERS_FILE,
@@ -108,9 +109,9 @@ def models(results: Mapping[str, Any]) -> Table:
     note = (
         f"In brackets: 95 % interval. KL: log-probability of a model's own answers less what "
         f"{reference} gives them; of the best of n the bound log n − (n − 1)/n. Bits per byte: of "
-        "held-out text of the corpus, windows drawn together for both models. Likes what people "
-        "prefer: share of held-out comparisons in which the model itself gives the better text "
-        "more log-probability by the token; no new text is rated by people here."
+        f"held-out text of the corpus, {READ_ON}; windows are drawn together for both models. "
+        "Likes what people prefer: share of held-out comparisons in which the model itself gives "
+        "the better text more log-probability by the token; no new text is rated by people here."
     )
     return Table(rows, "The models", note).without_empty_columns()
 

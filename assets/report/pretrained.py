@@ -17,7 +17,10 @@ from assets.report.tables import Table, interval, key_values, last_texts, write_
 from assets.stages import base_model
 from assets.stages.experiments import PREDICTED
 from assets.stages.imported import SOURCE_FILE
+from assets.stages.pretraining import SAMPLE
 from gpt_model.data.shards import TokenData
+
+MIXTURE = "mixture"
 
 
 def show_pretrained(built: Built, folder: Path) -> None:
@@ -38,16 +41,28 @@ def show_pretrained(built: Built, folder: Path) -> None:
 
 
 def panels(built: Built) -> list[Panel]:
-    """Each curve over the tokens trained on."""
+    """Each curve over the tokens trained on. Held-out curves are of one sample throughout; the
+    whole of the held-out text is a mark at the end.
+    """
     tokens = dict(built.series.get("tokens", ()))
+    sources = _sources(built.metrics)
+    curves = {source: f"{SAMPLE}/{source}/bpb" for source in sources} | {MIXTURE: f"{SAMPLE}/bpb"}
+    whole = {source: f"held_out/{source}/bpb" for source in sources} | {MIXTURE: "held_out/bpb"}
 
     def points(name: str) -> Points:
         return [(tokens.get(step, math.nan), value) for step, value in built.series.get(name, ())]
 
-    by_source = {source: points(f"held_out/{source}/bpb") for source in _sources(built.series)}
+    def final(name: str) -> Points:
+        return [(built.metrics["tokens"], built.metrics[name])]
+
     return [
         Panel("training loss, nats a token", "tokens", {"loss": points("loss")}),
-        Panel("held-out bits per byte", "tokens", by_source | {"mixture": points("held_out/bpb")}),
+        Panel(
+            "held-out bits per byte: a sample, ×: all of it",
+            "tokens",
+            {label: points(name) for label, name in curves.items()},
+            {label: final(name) for label, name in whole.items()},
+        ),
         Panel("learning rate", "tokens", {"rate": points("learning_rate")}),
         Panel("gradient norm", "tokens", {"norm": points("gradient_norm")}),
     ]
@@ -88,7 +103,10 @@ def metrics_table(metrics: Metrics) -> Table:
         "peak memory of a rank": f"{metrics['peak_memory_bytes'] / 1e6:,.0f} MB",
         "longest wait for a checkpoint": f"{metrics['checkpoint_stall_seconds']:.3f} s",
     }
-    note = "In brackets: 95 % interval, windows of the model's context taken for independent."
+    note = (
+        f"Held-out text: {base_model.READ_ON}. In brackets: 95 % interval, windows taken for "
+        "independent."
+    )
     return key_values(values, note)
 
 

@@ -27,6 +27,7 @@ from assets.report.tables import (
     write_markdown,
 )
 from assets.stages.alignment import BAG_OF_WORDS, HELD_OUT_FILE, JUDGE_FILE, NO_WORDS, TRAINING_FILE
+from assets.stages.base_model import READ_ON
 from gpt_model.bag_of_words import BagOfWords
 from gpt_model.rlhf.ranking_agreement import calibration
 
@@ -323,7 +324,8 @@ def metrics_table(built: Built) -> Table:
     note = (
         "In brackets: 95 % interval, prompts taken for independent. After: the moving average of "
         "the weights, which the artifact holds; the curves are of the policy on its way. The "
-        "reward is the reward model's own, which the policy was trained to raise."
+        "reward is the reward model's own, which the policy was trained to raise. Held-out text: "
+        f"{READ_ON}."
     )
     return key_values(values, note)
 

@@ -19,7 +19,7 @@ from assets.report.finetuned import adapted, cut_of_test, parts_of
 from assets.stages import base_model
 from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
 from assets.stages.finetuning import CONSTANT
-from gpt_model.evaluation.results import Results, ScoreRow
+from gpt_model.evaluation.results import ROLLING, Results, ScoreRow
 from gpt_model.evaluation.suites import (
     Cloze,
     Data,
@@ -186,9 +186,10 @@ def _of_held_out_text(asset: str, artifact: Artifact, inputs: Inputs) -> Iterato
             unit="tokens",
             split=HELD_OUT_SPLIT,
             lower_is_better=True,
-            note=f"every held-out token. {caveat}"
+            note=f"every held-out token: {base_model.READ_ON}. {caveat}"
             if caveat
-            else "every held-out token; xz primed with the same training text",
+            else f"every held-out token: {base_model.READ_ON}; xz primed with the same training "
+            "text",
         )
         scores.append(score)
     yield _by_mixture(scores, [weights[source] for source in sources], metrics, caveat)
@@ -418,6 +419,7 @@ def _protocol(row: ScoreRow, caveat: str) -> str:
     """What no other column says: counts, shots and overlap have theirs."""
     parts = [
         row.description,
+        base_model.READ_ALONE if row.metric in ROLLING else "",
         "its surest answers" if "_top_" in row.metric else "",
         row.left_out,
         row.lowered_limit,

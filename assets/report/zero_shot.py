@@ -13,7 +13,7 @@ from assets.contract import Built
 from assets.report import plots
 from assets.report.tables import MISSING, Table, write_markdown
 from assets.stages import base_model
-from gpt_model.evaluation.results import Results, ScoreRow, SubsetScore, interval_text
+from gpt_model.evaluation.results import ROLLING, Results, ScoreRow, SubsetScore, interval_text
 
 OVERLAP_NOTE = (
     "K: demonstrations before a question, on average, and at least; as many of those asked for as "
@@ -55,12 +55,17 @@ def scores_table(scores: Sequence[ScoreRow], note: str = "") -> Table:
                 "95 % interval": interval_text(row),
                 "beside": row.baseline or MISSING,
                 "examples": _examples(row),
-                "what it is": "; ".join(filter(None, (row.description, row.lowered_limit))),
+                "what it is": _description(row),
             }
             for row in scores
         ],
         note=note,
     )
+
+
+def _description(row: ScoreRow) -> str:
+    reading = base_model.READ_ALONE if row.metric in ROLLING else ""
+    return "; ".join(filter(None, (row.description, reading, row.lowered_limit)))
 
 
 def _examples(row: ScoreRow) -> str:

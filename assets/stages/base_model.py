@@ -17,6 +17,9 @@ BASE = "base"  # the input whose model a stage trains further
 # Folder of an artifact whose model was trained by LoRA, beside model/, where they are merged.
 ADAPTERS = "adapters"
 BITS_PER_BYTE = ("bpb", "bits_per_byte")  # how the name of such a metric ends
+# How text is read for bits per byte, which depend on it: by the stages that train, and by a suite
+READ_ON = "documents joined, read in windows of the context that overlap by half"
+READ_ALONE = "each text read alone, in windows of the context that do not overlap"
 # The whole ModelConfig, in the output of a stage whose section lacks the model's shape.
 SHAPE = "shape.json"
 

@@ -24,6 +24,7 @@ from gpt_model.training.batching import TRAINING_TOKENS
 from gpt_model.training.schedules import BatchSchedule
 
 EXECUTION = "assets.execution.pretraining"
+SAMPLE = "held_out_sample"  # metrics of the beginning of the held-out text, measured on the way
 
 
 def batches_of(section: Mapping[str, Any]) -> BatchSchedule:

@@ -14,11 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from gpt_model.evaluation.results import ScoreRow
+from gpt_model.evaluation.results import ON_ANOTHER_SCALE, ScoreRow
 
 TEXT = "held-out text, bits per byte"
 SAME_TEXT = "held_out"  # the suite that measures the same text again
-ON_ANOTHER_SCALE = ("byte_perplexity", "word_perplexity")  # the same measure as bits per byte
 BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 TRUE, FALSE = "true", "false"
 LEVEL = 0.05  # of all suites' scores together

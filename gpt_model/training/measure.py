@@ -36,6 +36,11 @@ class HeldOut:
 
     windows: NDArray[np.float64]
 
+    def first(self, tokens: int) -> HeldOut:
+        """Its first windows, as many as have so many tokens."""
+        before = np.cumsum(self.windows[:, 1]) - self.windows[:, 1]
+        return HeldOut(self.windows[before < tokens])
+
     @property
     def nats(self) -> float:
         return float(self.windows[:, 0].sum())
@@ -115,10 +120,10 @@ def held_out(
 
 
 def held_out_metrics(
-    held_out: Mapping[str, HeldOut], weights: Mapping[str, float]
+    held_out: Mapping[str, HeldOut], weights: Mapping[str, float], name: str = "held_out"
 ) -> dict[str, float]:
     """`held_out/<source>/bpb`, `perplexity` and `loss`; `held_out/bpb` and `loss` weigh sources as
-    the mixture, `total_bpb` by bytes.
+    the mixture, `total_bpb` by bytes. `name`: what stands for `held_out`.
     """
     present = {source: text for source, text in held_out.items() if text.tokens}
     share = {
@@ -127,16 +132,16 @@ def held_out_metrics(
     metrics: dict[str, float] = {}
     for source, text in present.items():
         metrics |= {
-            f"held_out/{source}/bpb": text.bpb,
-            f"held_out/{source}/perplexity": math.exp(min(text.loss, 700.0)),
-            f"held_out/{source}/loss": text.loss,
+            f"{name}/{source}/bpb": text.bpb,
+            f"{name}/{source}/perplexity": math.exp(min(text.loss, 700.0)),
+            f"{name}/{source}/loss": text.loss,
         }
     total = HeldOut(
         np.concatenate([np.zeros((0, 3)), *(text.windows for text in present.values())])
     )
-    metrics["held_out/bpb"] = sum(share[source] * text.bpb for source, text in present.items())
-    metrics["held_out/loss"] = sum(share[source] * text.loss for source, text in present.items())
-    metrics["held_out/total_bpb"] = total.bpb
+    metrics[f"{name}/bpb"] = sum(share[source] * text.bpb for source, text in present.items())
+    metrics[f"{name}/loss"] = sum(share[source] * text.loss for source, text in present.items())
+    metrics[f"{name}/total_bpb"] = total.bpb
     return metrics
 
 
