@@ -7,7 +7,8 @@ so that the scorecard can set estimated beside actual. Nothing here runs a stage
 * Seconds are work at the median rate of earlier builds of the same stage on the same profile. Where
   the store has none, they are work at a default rate, and the basis says so.
 * Memory by ZeRO stage is Rajbhandari et al. 2020 and Korthikanti et al. 2022.
-* Loss is the law that a scaling ladder of the same text fitted, else absent.
+* Loss is the law that a scaling ladder of the same text fitted, of models within a factor of 30 in
+  compute. Else it cannot be said from here, and the published law stands in for it, labelled.
 
 An interval is given only where it was measured: by several earlier builds, or by a ladder. Sizes of
 data sets on the hub are those of their cards.
@@ -15,6 +16,7 @@ data sets on the hub are those of their cards.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -45,6 +47,7 @@ Estimate = dict[str, Any]
 
 # Default rates.
 CORE_FLOPS = 1e11  # FLOP/s of a CPU core in float32 training: measured, 2.2·10^6 parameters
+UTILISATION = 0.35  # of a profile's peak, in training: assumed, not measured
 GPU_FLOPS = 1e14  # FLOP/s of a data-centre GPU in bfloat16 training: assumed, not measured
 TUNING = 1 / 1.5  # of that, training on rows of many lengths
 READING = 0.5  # of that, forward passes over rows of many lengths
@@ -62,6 +65,13 @@ BYTES_PER_TOKEN = 3.5  # English text under a byte-level BPE of a few thousand t
 SUITE_TOKENS = 3e5  # read by an evaluation suite on local data
 WEIGHT_BYTES = 4.3  # a parameter of a model folder: float32, and the tokenizer's files
 
+CANNOT_BE_SAID = "cannot be said from here"  # of a loss
+# L(N, D) = E + A/N^α + B/D^β, nats a token (Hoffmann et al. 2022, equation 10): E, A, α, B, β; and
+# FLOPs of their models, of 70 million parameters and 5 billion tokens to 16 and 500 billion.
+PUBLISHED_LAW = (1.69, 406.4, 0.34, 410.7, 0.28)
+PUBLISHED_FLOPS = (6 * 70e6 * 5e9, 6 * 16e9 * 500e9)
+PF_DAY = 1e15 * 86_400  # FLOPs, as `gpt_model.scaling_laws` counts
+
 MODEL_ASSUMED = "The imported model is not here yet: GPT-2 small's size is assumed."
 TEXT_ASSUMED = f"{TEXT_BYTES / 1e6:.0f} MB are assumed of each source that states no size."
 ROWS_ASSUMED = f"{ROWS:,} rows are assumed of each data set that states no size."
@@ -70,6 +80,7 @@ LADDER = "scaling"  # the stage whose artifact has a law
 ZERO_STAGES = range(4)
 
 SEVERAL = 3  # earlier builds from which a spread is taken
+FAR = 30.0  # times smaller or larger in compute: beyond it a law of losses says nothing here
 NEAR = 3.0  # times smaller or larger: within it, the spread of earlier builds is this build's too
 
 SIZES = yaml.safe_load(Path(__file__).with_name("dataset_sizes.yaml").read_text(encoding="utf-8"))
@@ -130,8 +141,8 @@ def readable(store: Store, say: Callable[[str], None]) -> list[Artifact]:
 def estimate(
     node: Node, config: Config, inputs: Inputs, profile: Profile, artifacts: Sequence[Artifact]
 ) -> Estimate:
-    """{"seconds": range, "bytes": range, "work": …, "basis": a sentence}; by a ladder also "loss"
-    and "loss_basis".
+    """{"seconds": range, "bytes": range, "work": …, "basis": a sentence}; of pre-training also
+    "loss_basis", and "loss" by a ladder or "published_loss", nats a token with its "floor".
 
     A range is {"expected": number}, with "low" and "high" where the interval was measured.
     `seconds` are those inside the stage, `bytes` the published files', `loss` held-out bits per
@@ -148,7 +159,7 @@ def estimate(
         "basis": _basis(work, earlier, rate),
     }
     if node.stage.name == "pretrained" and base_model.BASE not in inputs:
-        answer |= _loss_by_ladder(config, inputs, artifacts)
+        answer |= _loss(config, inputs, artifacts)
     return answer
 
 
@@ -235,14 +246,19 @@ def _earlier_build(artifact: Artifact) -> EarlierBuild | None:
     return EarlierBuild(work["unit"], float(amount), seconds, execution)
 
 
+DEVICE_FACTS = ("memory_gb", "peak_tflops", "price_per_hour")  # of a profile, for `plan` alone
+
+
 def _execution(profile: Mapping[str, Any]) -> dict[str, Any]:
     """What of a profile bears on speed."""
-    ignored = ("name", "description", "checkpoint_seconds")
+    ignored = ("name", "description", "checkpoint_seconds", *DEVICE_FACTS)
     return {key: value for key, value in profile.items() if key not in ignored}
 
 
-def _loss_by_ladder(config: Config, inputs: Inputs, artifacts: Iterable[Artifact]) -> Estimate:
-    """Bits per byte by the newest ladder of models of the same tokens and family, if any."""
+def _loss(config: Config, inputs: Inputs, artifacts: Iterable[Artifact]) -> Estimate:
+    """Bits per byte by the newest ladder of models of the same tokens and family, if there is one
+    of about this compute; else nats a token by the published law, where that reaches so far.
+    """
     model, digest = _trained(config, inputs), inputs["tokens"].digest
     ladders = []
     for artifact in artifacts:
@@ -251,27 +267,60 @@ def _loss_by_ladder(config: Config, inputs: Inputs, artifacts: Iterable[Artifact
             fit = json.loads((artifact.path / FIT).read_text(encoding="utf-8"))
             if fit.get("family") == model.family:  # another network has another law
                 ladders.append((artifact, fit))
-    if not ladders:
-        return {}
-    from gpt_model.scaling_laws import (  # SciPy takes a second, which most plans need not pay
-        PF_DAY,
-        Law,
-    )
-
-    ladder, fit = ladders[-1]
     tokens = config["pretraining"]["tokens"]
+    flops = training_flops(model, tokens)
+    reason = "the store has no ladder of models of this text and family"
+    if ladders:
+        ladder, fit = ladders[-1]
+        beyond = _beyond(flops / PF_DAY, fit["compute"])
+        name = f"ladder {ladder.fingerprint[:SHORT]}"
+        if beyond <= FAR:
+            return _loss_by_ladder(model, tokens, name, fit, beyond)
+        reason = f"{name} of the same text is {beyond:,.0f} times away in compute"
+    answer: Estimate = {"loss_basis": f"It {CANNOT_BE_SAID}: {reason}."}
+    if _beyond(flops, PUBLISHED_FLOPS) <= FAR:
+        floor, scale, exponent, data_scale, data_exponent = PUBLISHED_LAW
+        above = scale / model.parameters() ** exponent + data_scale / tokens**data_exponent
+        answer["published_loss"] = {"expected": floor + above, "floor": floor}
+        answer["loss_basis"] += (
+            f" The published law is L = {floor} + {scale}/N^{exponent} + {data_scale}/D^"
+            f"{data_exponent} (Hoffmann et al. 2022, equation 10), of another text and tokenizer."
+        )
+    return answer
+
+
+def _loss_by_ladder(
+    model: ModelConfig, tokens: int, name: str, fit: Mapping[str, Any], beyond: float
+) -> Estimate:
+    """By the law `fit` of a ladder, whose models are `beyond` times away in compute."""
+    from gpt_model.scaling_laws import Law  # SciPy takes a second, which most plans need not pay
+
     law, compute = Law.from_json(fit["bpb"]), training_flops(model, tokens) / PF_DAY
     low, high = law.interval(compute, 0.95)
-    beyond = max(compute / fit["compute"][1], fit["compute"][0] / compute, 1.0)
-    basis = (
-        f"The law of {fit['models']} models of the same text, ladder {ladder.fingerprint[:SHORT]}"
-    )
+    basis = f"The law of {fit['models']} models of the same text, {name}"
     basis += f", {beyond:,.0f} times beyond them in compute" if beyond > NEAR else ""
     ratio, (least, most) = tokens / counted(model), fit["ratios"]
     if not least / NEAR < ratio < most * NEAR:
         basis += f"; it has {least:.3g} to {most:.3g} tokens a parameter, this model {ratio:.3g}"
     loss = {"low": low, "expected": law.at(compute), "high": high}
     return {"loss": loss, "loss_basis": f"{basis}."}
+
+
+def loss_text(answer: Estimate) -> str:
+    """The loss that is estimated of a pre-training, or that it cannot be said."""
+    if loss := answer.get("loss"):
+        return f"{loss['expected']:.2f} ({loss['low']:.2f} to {loss['high']:.2f}) bits per byte"
+    if law := answer.get("published_loss"):
+        return (
+            f"{CANNOT_BE_SAID}; the published law has {law['expected']:.2f} nats a token of its "
+            f"own text, of which {law['floor']} is its floor"
+        )
+    return CANNOT_BE_SAID
+
+
+def _beyond(compute: float, span: Sequence[float]) -> float:
+    """How many times smaller or larger than all of a span; 1 inside it."""
+    return max(compute / span[1], span[0] / compute, 1.0)
 
 
 # Memory
@@ -295,6 +344,21 @@ def memory_per_rank(
     gradients = parameters * (shard if zero_stage >= 2 else 1)
     optimizer = parameters * (3 * shard if zero_stage >= 1 else 2)
     return weights + gradients + optimizer + activation_bytes(model, micro_batch, checkpointing)
+
+
+def smallest_profile(model: ModelConfig, batches: Sequence[int], memory: float) -> dict[str, Any]:
+    """The fields of a profile with the fewest ranks, and of those with the least sharding, on which
+    training takes at most `memory` bytes a rank and `batches`, sequences, are shared out evenly.
+    Where no number of ranks will do, the most there are, on devices of more memory.
+    """
+    most = math.gcd(*batches)
+    rank_numbers = [number for number in range(1, most + 1) if most % number == 0]
+    for ranks, sparing, stage in itertools.product(rank_numbers, (False, True), ZERO_STAGES):
+        fields = {"processes": ranks, "zero_stage": stage, "micro_batch": 1}
+        fields |= {"activation_checkpointing": sparing}
+        if (needed := memory_per_rank(model, stage, ranks, 1, sparing)) <= memory:
+            return fields
+    return {**fields, "memory_gb": math.ceil(needed / 1e9)}
 
 
 def activation_bytes(model: ModelConfig, micro_batch: int, checkpointing: bool = False) -> float:
@@ -323,6 +387,9 @@ def ppo_bytes(model: ModelConfig, shared_value: bool) -> int:
 
 def default_rate(profile: Profile) -> tuple[float, str]:
     """FLOP/s the profile sustains in training, by default, and what that rests on."""
+    if profile.peak_tflops is not None:
+        rate = UTILISATION * profile.peak_tflops * 1e12
+        return rate * profile.processes, f"{UTILISATION:.0%} of the profile's peak, assumed"
     if profile.device == "cuda":
         return GPU_FLOPS * profile.processes, f"{GPU_FLOPS:.0e} FLOP/s a GPU, assumed"
     cores = profile.processes * profile.threads_each()

@@ -22,14 +22,18 @@ from assets.contract import Artifact, Metrics, Stage
 from assets.estimate import (
     CORE_FLOPS,
     MODEL_ASSUMED,
+    PF_DAY,
     TEXT_ASSUMED,
     activation_bytes,
     default_rate,
     estimate,
+    loss_text,
     memory_per_rank,
     planned,
     ppo_bytes,
     readable,
+    smallest_profile,
+    training_flops,
     with_estimate,
 )
 from assets.graph import node_named, nodes
@@ -40,6 +44,7 @@ from assets.store.manifest import Facts
 from assets.store.store import Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
+from gpt_model.scaling_laws import fit_compute
 from gpt_model.training.schedules import BatchSchedule
 from pipelines.cli.plan import draw_plan, parameters_by_part, plan_of
 
@@ -616,7 +621,7 @@ def test_plan_draws_the_loss_of_the_recipes_model_and_not_of_an_experiments(
     store: Store, base: Path
 ) -> None:
     facts = plan_of(RECIPE, base, CPU, store)
-    assert "held-out loss" not in _drawn(facts)
+    assert "held-out loss  cannot be said from here" in _drawn(facts)
     (row,) = [row for row in facts["stages"] if row["asset"] == "small/pretrained"]
     loss = {"low": 2.1, "expected": 2.25, "high": 2.4}
     row["forecast"] |= {"loss": loss, "loss_basis": "The law of 5 models."}
@@ -630,6 +635,84 @@ def _drawn(facts: dict[str, Any]) -> str:
     console = Console(width=240, record=True, file=io.StringIO())
     console.print(draw_plan(facts))
     return console.export_text()
+
+
+def test_loss_is_foreseen_within_a_factor_of_30_in_compute_or_by_the_published_law_labelled(
+    tmp_path: Path,
+) -> None:
+    """A ladder of models of 5 million parameters says nothing of GPT-2 XL."""
+    model = RECIPE.model_config_for()
+    compute = training_flops(model, 20_480) / PF_DAY
+    fits = {1: (1, 1), 29: (29, 40), 31: (31, 40)}  # the ladder's span, times this model's compute
+    losses = [3.0 - 0.05 * math.log(c) for c in (1.0, 10.0, 100.0)]
+    law = fit_compute([compute, 10 * compute, 100 * compute], losses).as_json()
+    answers = {}
+    for times, span in fits.items():
+        folder = tmp_path / f"ladder {times}"
+        folder.mkdir()
+        fit = {"family": model.family, "models": 3, "ratios": [1, 10], "bpb": law}
+        fit |= {"compute": [end * compute for end in span]}
+        (folder / "fit.json").write_text(json.dumps(fit))
+        inputs = [{"name": "tokens", "digest": "of tokens"}]
+        ladder = replace(artifact("scaling"), path=folder, manifest={"inputs": inputs})
+        tokens = replace(artifact("tokens"), digest="of tokens")
+        given = {**INPUTS, "tokens": tokens}
+        answers[times] = estimate(pretrained_node(), config(), given, CPU, [ladder])
+    assert answers[1]["loss"]["expected"] and "times beyond" not in answers[1]["loss_basis"]
+    assert answers[29]["loss"] and "29 times beyond" in answers[29]["loss_basis"]
+    assert "loss" not in answers[31] and "published_loss" not in answers[31]
+    assert loss_text(answers[31]) == "cannot be said from here"
+    assert "is 31 times away in compute" in answers[31]["loss_basis"]
+    # Chinchilla itself: 70 billion parameters, 1.4 trillion tokens (Hoffmann et al. 2022)
+    section = config(1_400_000_000_000)
+    section["model"] |= {"layers": 80, "width": 8192, "heads": 64, "context": 2048}
+    answer = estimate(pretrained_node(), section, INPUTS, CPU, [])
+    assert answer["published_loss"]["expected"] == pytest.approx(1.937, abs=0.005)
+    assert loss_text(answer) == (
+        "cannot be said from here; the published law has 1.94 nats a token of its own text, of "
+        "which 1.69 is its floor"
+    )
+
+
+def test_what_does_not_fit_is_said_with_the_smallest_profile_that_would_do(
+    store: Store, base: Path
+) -> None:
+    gpu = {
+        "name": "gpu",
+        "device": "cuda",
+        "memory_gb": 80,
+        "price_per_hour": 2,
+        "peak_tflops": 312,
+    }
+    one = Profile.model_validate(gpu)
+    assert default_rate(one) == (pytest.approx(0.35 * 312e12), "35% of the profile's peak, assumed")
+    assert default_rate(Profile(name="gpu", device="cuda"))[0] == 1e14
+    facts = plan_of(RECIPE, base, one, store)
+    assert facts["memory_per_rank"]["fits"] and "does not fit" not in _drawn(facts)
+    hours = facts["seconds"]["expected"] / 3600
+    assert facts["cost"]["price"] == {"expected": pytest.approx(2 * hours)}
+    assert "at the profile's price" in _drawn(facts)
+
+    xl, large = (ModelConfig.published(name) for name in ("gpt2-xl", "gpt3-175b"))
+    fields = smallest_profile(xl, [512], 20e9)
+    assert fields == {
+        "processes": 2,
+        "zero_stage": 2,
+        "micro_batch": 1,
+        "activation_checkpointing": True,
+    }
+    assert memory_per_rank(xl, 2, 2, 1, True) <= 20e9 < memory_per_rank(xl, 3, 1, 1, True)
+    # The ramp's first batch has 16 sequences, so no more ranks can share it out.
+    fields = smallest_profile(large, [1536, 16], 80e9)
+    assert fields["processes"] == 16 and fields["zero_stage"] == 3
+    assert fields["memory_gb"] * 1e9 >= memory_per_rank(large, 3, 16, 1, True) > 80e9
+    tight = Profile.model_validate({**gpu, "memory_gb": 0.0005})
+    facts = plan_of(RECIPE, base, tight, store)
+    assert not facts["memory_per_rank"]["fits"]
+    said = "does not fit  "
+    assert said in _drawn(facts) and "The smallest profile that would do: processes: " in (
+        _drawn(facts)
+    )
 
 
 @pytest.mark.slow

@@ -42,6 +42,30 @@ class Profile(Strict):
         default=30.0, description="seconds between checkpoints; work lost at most when killed"
     )
 
+    memory_gb: Annotated[float, Bounds(0, 10**6, "no device has more", above=True)] | None = Field(
+        default=None,
+        description="10^9 bytes that one process may fill: of its GPU; default on a CPU: the "
+        "machine's, shared out evenly",
+    )
+    peak_tflops: Annotated[float, Bounds(0, 10**6, "no device is faster", above=True)] | None = (
+        Field(
+            default=None,
+            description="10^12 FLOP/s of one process's device, of matrix products in the precision "
+            "that is trained in",
+        )
+    )
+    price_per_hour: Annotated[float, Bounds(0, 10**6, "no device costs more")] | None = Field(
+        default=None, description="of one process's device, in whatever you pay in"
+    )
+
+    def memory_each(self) -> float | None:
+        """Bytes that one process may fill; None where it is not known."""
+        if self.memory_gb is not None:
+            return self.memory_gb * 1e9
+        if self.device == "cuda" or "SC_PHYS_PAGES" not in os.sysconf_names:
+            return None
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / self.processes
+
     def threads_each(self) -> int:
         """Threads for each of the processes, cores shared out evenly unless the file says
         otherwise.

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.typing import ColorType
 from numpy.typing import ArrayLike
 
 Points = Sequence[tuple[float, float]]
@@ -55,8 +56,8 @@ def curves(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
         axes = figure.add_subplot(rows, columns, number)
         for label, points in panel.lines.items():
             line(axes, points, label if len(panel.lines) > 1 else "")
-            colour = axes.lines[-1].get_color()
-            line(axes, panel.marks.get(label, ()), style="x", color=colour)
+            if marks := panel.marks.get(label):
+                line(axes, marks, style="x", color=axes.lines[-1].get_color())
         axes.set(title=panel.title, xlabel=panel.x)
         _finish(axes)
     figure.savefig(path, dpi=90)
@@ -86,12 +87,13 @@ def _finish(axes: Axes) -> None:
 
 
 def line(
-    axes: Axes, points: Points, label: str = "", style: str = "-", color: str | None = None
+    axes: Axes, points: Points, label: str = "", style: str = "-", color: ColorType | None = None
 ) -> None:
-    """`style` is matplotlib's: "-" joins the points, ":" dots, "." leaves them apart."""
-    marker = "." if len(points) < FEWEST_UNMARKED and style == "-" else None
+    """`style` is matplotlib's: "-" joins the points, ":" dots, "." and "x" leave them apart."""
+    if len(points) < FEWEST_UNMARKED and style == "-":
+        style = ".-"
     x, y = zip(*points, strict=True) if points else ((), ())
-    axes.plot(x, y, style, label=label, marker=marker, color=color)
+    axes.plot(x, y, style, label=label, color=color)
 
 
 def interval(

@@ -14,6 +14,7 @@ from pandas import DataFrame
 from rich.console import Console
 
 from assets.contract import Artifact, Inputs
+from assets.estimate import loss_text
 from assets.report.lineage_tree import draw_lineages, origin, sources_of, traced
 from assets.report.page import Text
 from assets.report.tables import Table, code_block
@@ -191,6 +192,17 @@ def estimates(inputs: Inputs) -> Table:
             "loss": artifact.metrics.get("held_out/bpb"),
             "bytes": float(artifact.size),
         }
+        if "loss" not in build["forecast"] and "loss_basis" in build["forecast"]:
+            rows.append(
+                {
+                    "stage": name,
+                    "quantity": UNITS["loss"][0],
+                    "estimated": loss_text(build["forecast"]),
+                    "interval": "",
+                    "actual": actual["loss"],
+                    "inside": "",
+                }
+            )
         for quantity, value in actual.items():
             estimate = build["forecast"].get(quantity)
             if not estimate or value is None:

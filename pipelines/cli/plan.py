@@ -7,6 +7,7 @@ artifact. Imports no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +21,12 @@ from assets.contract import Artifact
 from assets.estimate import (
     ZERO_STAGES,
     estimate,
+    loss_text,
     memory_per_rank,
     planned,
     ppo_bytes,
     readable,
+    smallest_profile,
     training_flops,
 )
 from assets.graph import nodes
@@ -31,7 +34,7 @@ from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.recipe.recipe import PretrainingSection, Recipe
 from assets.stages import base_model
-from assets.stages.pretraining import batches_of, check_shared_out, micro_batch
+from assets.stages.pretraining import batch_sizes, batches_of, check_shared_out, micro_batch
 from assets.stages.zero_shot import members
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
@@ -71,14 +74,31 @@ def plan_of(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[
     if model and recipe.alignment and recipe.alignment.ppo:
         total = ppo_bytes(model, recipe.alignment.ppo.value == "shared")
         shard = total // profile.processes
-        facts["ppo_memory"] = {"bytes": total, "bytes_per_rank_shared_out": shard}
+        available = profile.memory_each()
+        facts["ppo_memory"] = {
+            "bytes": total,
+            "bytes_per_rank_shared_out": shard,
+            "fits": available is None or shard <= available,
+            "ranks": math.ceil(total / available) if available else None,
+        }
     return facts | {
         "damage": damage,
         "stages": stages,
         "seconds": seconds,
         "bytes": size,
-        "cost": {"unit": "GPU hours" if profile.device == "cuda" else "core hours", **hours},
+        "cost": {
+            "unit": "GPU hours" if profile.device == "cuda" else "core hours",
+            **hours,
+            **_price(seconds, profile),
+        },
     }
+
+
+def _price(seconds: Mapping[str, float], profile: Profile) -> dict[str, dict[str, float]]:
+    if profile.price_per_hour is None:
+        return {}
+    each = profile.price_per_hour * profile.processes / 3600
+    return {"price": {end: value * each for end, value in seconds.items()}}
 
 
 def _model(recipe: Recipe, built: Mapping[str, Artifact]) -> ModelConfig | None:
@@ -106,6 +126,13 @@ def _training(
     sequences = section.batch_tokens // model.context // profile.processes
     each = micro_batch(sequences, model.context, profile)
     checkpointing = profile.activation_checkpointing
+    by_stage = {
+        stage: memory_per_rank(model, stage, profile.processes, each, checkpointing)
+        for stage in ZERO_STAGES
+    }
+    available = profile.memory_each()
+    fits = available is None or by_stage[profile.zero_stage] <= available
+    batches = [tokens // model.context for tokens in batch_sizes(settings).values()]
     return {
         "tokens": section.tokens,
         "batch_tokens": section.batch_tokens,
@@ -120,10 +147,12 @@ def _training(
             "ranks": profile.processes,
             "micro_batch": each,
             "profile_stage": profile.zero_stage,
-            "bytes_by_zero_stage": {
-                str(stage): memory_per_rank(model, stage, profile.processes, each, checkpointing)
-                for stage in ZERO_STAGES
-            },
+            "bytes_by_zero_stage": {str(stage): size for stage, size in by_stage.items()},
+            "available": available,
+            "fits": fits,
+            "smallest_profile": (
+                None if fits or not available else smallest_profile(model, batches, available)
+            ),
         },
         "checkpoint_bytes": CHECKPOINTS * CHECKPOINT_BYTES * model.parameters(),
     }
@@ -275,6 +304,9 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
         models = f"{_bytes(ppo['bytes'])}: policy, value, reference, reward"
         shard = f"{_bytes(ppo['bytes_per_rank_shared_out'])} a rank where all is shared out"
         table.add_row("[bold]PPO's models", f"{models}; {shard}")
+        if not ppo["fits"]:
+            would = f"it would take {ppo['ranks']} ranks of {facts['profile']}'s devices"
+            table.add_row("[bold red]does not fit", f"PPO's models: {would}")
     if "tokens" not in facts:  # nothing is pre-trained
         return table
     tokens, batch = human(facts["tokens"]), human(facts["batch_tokens"])
@@ -292,7 +324,19 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
     ranks = f"{memory['ranks']} rank{'s' if memory['ranks'] > 1 else ''}"
     ranks += f", {memory['micro_batch']} sequences each a forward pass"
     table.add_row("[bold]profile", f"{facts['profile']}: {ranks}, ZeRO {memory['profile_stage']}")
+    if not memory["fits"]:
+        table.add_row("[bold red]does not fit", _what_would_do(facts["profile"], memory))
     return table
+
+
+def _what_would_do(profile: str, memory: Mapping[str, Any]) -> str:
+    """What is too large for the profile, and the smallest one of such devices that would do."""
+    stage = memory["profile_stage"]
+    needed = _bytes(memory["bytes_by_zero_stage"][str(stage)])
+    text = f"{needed} a rank at ZeRO {stage}, and {profile} has {_bytes(memory['available'])}"
+    smallest = memory["smallest_profile"].items()
+    fields = ", ".join(f"{name}: {str(value).lower()}" for name, value in smallest)
+    return f"{text}. The smallest profile that would do: {fields}"
 
 
 def _ramp(facts: Mapping[str, Any]) -> str:
@@ -344,9 +388,8 @@ def _draw_totals(facts: Mapping[str, Any]) -> Table | str:
         return "Nothing to build: everything is found."
     table = Table.grid(padding=(0, 2))
     for row in facts["stages"]:  # the recipe's model, not that of an experiment
-        if row["asset"].endswith("/pretrained") and (loss := row["forecast"].get("loss")):
-            text = _range(loss, lambda value: f"{value:.2f}")
-            table.add_row("[bold]held-out loss", f"{text} bits per byte")
+        if row["asset"].endswith("/pretrained") and "loss_basis" in row["forecast"]:
+            table.add_row("[bold]held-out loss", loss_text(row["forecast"]))
     table.add_row("[bold]time", _range(facts["seconds"], duration))
     disk = _range(facts["bytes"], _bytes)
     if facts.get("snapshot_bytes"):
@@ -356,7 +399,10 @@ def _draw_totals(facts: Mapping[str, Any]) -> Table | str:
         disk += f", and {_bytes(facts['checkpoint_bytes'])} of checkpoints on the way"
     table.add_row("[bold]disk", disk)
     cost = facts["cost"]
-    table.add_row("[bold]cost", f"{_range(cost, lambda value: f'{value:.3g}')} {cost['unit']}")
+    text = f"{_range(cost, lambda value: f'{value:.3g}')} {cost['unit']}"
+    if price := cost.get("price"):
+        text += f", {_range(price, lambda value: f'{value:,.2f}')} at the profile's price"
+    table.add_row("[bold]cost", text)
     return table
 
 
