@@ -17,13 +17,16 @@ from typing import Any
 
 import pytest
 from conftest import free_port
+from typer.testing import CliRunner
 from workshop import STEPS, Workshop
 
 from assets.contract import NOT_RUN
 from assets.tracking import outbox
 from assets.tracking.delivery import SHOWN_BYTES
+from assets.tracking.relocation import relocate
 from assets.tracking.server import Server
 from assets.tracking.tracking import Tracking
+from pipelines.cli.main import app
 
 pytestmark = pytest.mark.slow
 
@@ -261,7 +264,23 @@ def save_task_model(network: Any, folder: Path) -> None:
     task.save(moody, ["bad", "good"], folder, end_of_text=0)
 
 
-def test_a_model_is_logged_and_registered_and_mlflow_loads_it(
+def addresses(home: Path) -> set[str]:
+    """Every address of a store's experiments, runs, models and model versions."""
+    client = Tracking(home).server.client()
+    experiments = client.search_experiments(filter_string="name = 'tiny'")
+    ids = [experiment.experiment_id for experiment in experiments]
+    logged = client.search_logged_models(ids)
+    versions = client.search_model_versions()
+    return {
+        *(experiment.artifact_location for experiment in experiments),
+        *(run.info.artifact_uri for run in client.search_runs(ids)),
+        *(model.artifact_location for model in logged),
+        *(version.source for version in versions),
+        *(client.get_model_version_download_uri(each.name, each.version) for each in versions),
+    }
+
+
+def test_a_model_is_logged_and_registered_and_mlflow_loads_it_also_from_a_copied_store(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     from tokenizers import ByteLevelBPETokenizer
@@ -300,7 +319,15 @@ def test_a_model_is_logged_and_registered_and_mlflow_loads_it(
     workshop.delivered(
         workshop.build("finetuned/mood", {}, {"pretrained": artifact}, model=tmp_path / "model")
     )
-    command = [sys.executable, "-c", textwrap.dedent(LOAD), workshop.tracking.server.uri]
+    home, copy = workshop.store.home, tmp_path / "a copy"
+    before = addresses(home)
+    shutil.copytree(home, copy)
+    CliRunner().invoke(app, ["list"], env={"LINEAGE_HOME": str(copy)}, catch_exceptions=False)
+    assert addresses(home) == before  # the copy is set right, and the original stays as it is
+    after = {address.replace(home.as_uri(), copy.as_uri()) for address in before}
+    assert addresses(copy) == after and len(after) >= 5
+    shutil.rmtree(home)
+    command = [sys.executable, "-c", textwrap.dedent(LOAD), f"sqlite:///{copy / 'mlflow.db'}"]
     loaded = subprocess.run(
         command,
         capture_output=True,
@@ -313,9 +340,27 @@ def test_a_model_is_logged_and_registered_and_mlflow_loads_it(
         f"['good', 'good']\n{network.num_parameters() + 3 * 8}\n"
     )  # three tokens more, of width 8
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "home",
+        "a copy",
         "model",
     ]  # no stray mlflow.db or mlruns where we stand
+
+
+def test_a_moved_store_goes_on_where_it_was(workshop: Workshop, tmp_path: Path) -> None:
+    corpus = workshop.build("corpus", {})
+    run = workshop.delivered(corpus)
+    moved = Workshop(workshop.store.home.rename(tmp_path / "moved"))
+    assert moved.tracking.deliver_pending(60.0) == []
+    artifact = moved.store.find(corpus.fingerprint)
+    assert artifact and moved.delivered(artifact).info.run_id == run.info.run_id
+    assert "show/table.md" in moved.files(run, "show")
+    moved.delivered(moved.build("tokens", {}, {"corpus": artifact}))
+    here = (tmp_path / "moved").as_uri()
+    assert all(address.startswith(f"{here}/") for address in addresses(moved.store.home))
+    link = tmp_path / "link"  # the same store by another way: nothing is rewritten
+    link.symlink_to(tmp_path / "moved")
+    before = (tmp_path / "moved" / "mlflow.db").read_bytes()
+    relocate(link)
+    assert (tmp_path / "moved" / "mlflow.db").read_bytes() == before
 
 
 def test_what_was_not_run_here_is_a_run_and_no_model(workshop: Workshop) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from assets.store.locks import locked
 from assets.store.manifest import read_json
 from assets.tracking.outbox import Say
+from assets.tracking.relocation import ARTIFACTS, relocate
 from assets.tracking.state import LOCAL
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import fsync, write_json
@@ -118,7 +119,7 @@ class Server:
 
         existing = client.get_experiment_by_name(recipe)
         if existing is None:
-            artifacts = (self.home / "mlartifacts" / recipe).as_uri() if self.is_local else None
+            artifacts = (self.home / ARTIFACTS / recipe).as_uri() if self.is_local else None
             try:
                 return client.create_experiment(recipe, artifacts, tags=EXPERIMENT_TAGS)
             except MlflowException:  # another process was quicker
@@ -192,6 +193,7 @@ def prepare(file: Path, say: Say) -> None:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with locked(file.with_name(f"{file.name}.lock"), patience=120.0):
+        relocate(file.parent)
         try:
             if file.exists() and not _is_old(file):
                 return

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from assets.store.store import Store
+from assets.tracking.relocation import relocate
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="a name under recipes/, or a path to a YAML file")
@@ -39,7 +40,10 @@ def command_group() -> typer.Typer:
 
 
 def open_store() -> Store:
-    return Store(Store.default_home())
+    """The store, and MLflow's file in it set right where it was moved here."""
+    store = Store(Store.default_home())
+    relocate(store.home)
+    return store
 
 
 def stderr_console() -> Console:

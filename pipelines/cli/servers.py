@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from assets.store.store import Store
+from assets.tracking.relocation import ARTIFACTS
 from assets.tracking.server import importing_mlflow, prepare, record_page
 from assets.tracking.state import LOCAL
 from pipelines.cli.common import command_group
@@ -53,7 +54,7 @@ def mlflow_command(port: int, home: Path) -> list[str]:
     """One worker: the default starts fifteen processes and leaves some behind."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{home / LOCAL}"]
-    return [*command, "--default-artifact-root", str(home / "mlartifacts")]
+    return [*command, "--default-artifact-root", str(home / ARTIFACTS)]
 
 
 def server_environment(home: Path) -> dict[str, str]:
