@@ -18,6 +18,7 @@ from assets.launch.launcher import LocalLauncher
 from assets.lineage import prepare_home
 from assets.recipe.profile import Profile
 from assets.recipe.recipe import ImportedSection, Recipe
+from assets.report.model_card import model_card
 from assets.store.manifest import explain_full_disk, payload, read_json
 from assets.store.store import SHORT, Store
 from assets.tracking.tracking import Tracking
@@ -27,6 +28,7 @@ from pipelines.progress import BuildDisplay
 
 WEIGHTS = "model.safetensors"
 EXPORT = "lineage.json"  # of an exported folder: what it is, and the sha256 of its files
+TEXT_GENERATION, TEXT_CLASSIFICATION = "text-generation", "text-classification"
 HEAD = "head.safetensors"  # of a fine-tuned model (`gpt_model.finetuning.heads`)
 
 
@@ -87,14 +89,18 @@ def generate(
     return [tokenizer.decode(continuation) for continuation in continuations]
 
 
-def export(store: Store, artifact: Artifact, target: Path, *, replace: bool) -> Path:
+def export(store: Store, artifact: Artifact, target: Path, *, replace: bool) -> tuple[Path, str]:
     """Copy the model folder, verified, to `target`, for `transformers` without our code: written
-    beside it, then renamed. `lineage.json` in it says what it is, and which files it has.
+    beside it, then renamed. `lineage.json` in it says what it is, and which files it has, README.md
+    what it was made from.
 
-    `replace`: also where an earlier export is. Returns `target`. Raises UserError where that is
+    `replace`: also where an earlier export is. Returns `target` and the pipeline of `transformers`
+    that it is for. Raises UserError where that is
     something else, and where no class of `transformers` is this decoder.
     """
-    from gpt_model import convert  # imports torch, for which the other commands do not wait
+    # these import torch, for which the other commands do not wait
+    from gpt_model import convert
+    from gpt_model.finetuning.export import export_classifier
 
     folder, target = model_folder(store, artifact), target.resolve()
     convert.check_exportable(folder)
@@ -105,7 +111,17 @@ def export(store: Store, artifact: Artifact, target: Path, *, replace: bool) -> 
     with explain_full_disk(target):
         try:
             part.mkdir(parents=True)
-            convert.export_folder(folder, part)
+            task = TEXT_GENERATION
+            if (folder / HEAD).is_file() and export_classifier(folder, part):
+                task = TEXT_CLASSIFICATION
+            else:
+                convert.export_folder(folder, part)
+            name = next(
+                (ref for ref, other in store.refs().items() if other == artifact.fingerprint),
+                target.name,
+            )
+            card = model_card(store, artifact, name, task)
+            (part / "README.md").write_text(f"{card}\n", encoding="utf-8")
             files = {path.relative_to(part).as_posix(): sha256_of(path) for path in payload(part)}
             identity = {"stage": artifact.stage, "fingerprint": artifact.fingerprint}
             write_json(part / EXPORT, {**identity, "digest": artifact.digest, "files": files})
@@ -115,7 +131,7 @@ def export(store: Store, artifact: Artifact, target: Path, *, replace: bool) -> 
             shutil.rmtree(aside, ignore_errors=True)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    return target
+    return target, task
 
 
 def _require_replaceable(target: Path, home: Path, replace: bool) -> None:

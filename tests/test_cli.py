@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 from conftest import (
     ROOT,
     STAGES,
@@ -307,7 +309,8 @@ def with_model(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ModelConfig(layers=2, width=32, heads=2, context=32, vocab_size=tokenizer.vocab_size)
     convert.save(GPT(config, seed=1), building.files / "model", tokenizer.end_of_text)
     tokenizer.save(building.files / "model")
-    store.publish(building, Facts("pretrained", "1", {}, {}, {}, {}), {})
+    provenance = store.resolve("local/tokens").manifest["provenance"]
+    store.publish(building, Facts("pretrained", "1", {}, {}, {}, provenance), {})
     store.set_ref("local", "pretrained", building.fingerprint)
     return home
 
@@ -397,18 +400,36 @@ def test_export_replaces_nothing_but_an_earlier_export(
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
-def test_export_of_a_fine_tuned_model_says_that_the_head_is_apart(
+def test_export_of_a_fine_tuned_model_is_a_classifier_with_its_card(
+    built: BuiltStore, tmp_path: Path
+) -> None:
+    from transformers import pipeline
+
+    target = tmp_path / "exported"
+    done = on(built.home)("export", "ci/finetuned/sentiment", str(target))
+    assert done.exit_code == 0 and "transformers.pipeline('text-classification'" in done.stdout
+    answers = pipeline("text-classification", model=str(target))(["A dull film.", "Wonderful!"])
+    assert {answer["label"] for answer in answers} <= {"negative", "positive"}
+    card = (target / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["pipeline_tag"] == "text-classification" and front["license"] == "other"
+    for source in ("plays", "sentiment"):  # of the text it was trained on, and of the task's
+        assert re.search(rf"^\| {source} \| .+ \| \S.* \|$", card, re.M), card
+    assert {path.stat().st_mode & 0o444 for path in target.iterdir()} == {0o444}
+
+
+def test_export_of_another_form_says_that_the_head_is_apart(
     built: BuiltStore, tmp_path: Path
 ) -> None:
     from gpt_model.finetuning.heads import load
 
-    done = on(built.home)("export", "ci/finetuned/sentiment", str(tmp_path / "exported"))
+    done = on(built.home)("export", "ci/finetuned/piqa", str(tmp_path / "exported"))
     assert (
         done.exit_code == 0
         and "leaves out the task's head, which is in head.safetensors" in done.stdout
     )
-    model, labels = load(tmp_path / "exported")  # as the sentence says
-    assert labels == ["negative", "positive"] and model.head.weight.shape[0] == 2
+    model, _ = load(tmp_path / "exported")  # as the sentence says
+    assert model.head.weight.shape[0] == 1
 
 
 def test_generate_and_export_need_a_model(call: Run, tmp_path: Path) -> None:

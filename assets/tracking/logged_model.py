@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.entities.logged_model_status import LoggedModelStatus
@@ -29,6 +31,7 @@ NOT_THE_TOKENIZERS = (".safetensors", ".index.json")
 MODEL_VERSIONS = (
     "mlflow.modelVersions"  # by this tag the model's page links to its registered version
 )
+CONTEXT_FIELDS = ("n_positions", "max_position_embeddings")  # of the classes of `transformers`
 TASK_LAYOUT = "task_layout.json"  # in the folder of a fine-tuned model
 REQUIREMENTS = ("torch", "transformers", "tokenizers", "safetensors")
 
@@ -108,12 +111,35 @@ def _register(
 def _upload(client: MlflowClient, model_id: str, folder: Path, facts: ModelFacts) -> None:
     """MLflow's layout of a transformers model: model/, components/tokenizer/, MLmodel."""
     client.log_model_artifacts(model_id, str(folder), "model")
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.endswith(NOT_THE_TOKENIZERS):
-            client.log_model_artifact(model_id, str(path), "components/tokenizer")
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = _tokenizer(folder, Path(scratch) / "tokenizer")
+        client.log_model_artifacts(model_id, str(tokenizer), "components/tokenizer")
     with tempfile.TemporaryDirectory() as scratch:
         _describe(Path(scratch), model_id, folder, facts)
         client.log_model_artifacts(model_id, scratch)
+
+
+def _tokenizer(folder: Path, copy: Path) -> Path:
+    """The folder's files but its weights, as programs other than ours want a tokenizer."""
+    from gpt_model.tokenizer.exported import CONFIG_FILE, complete  # imports the Rust library
+
+    copy.mkdir()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.endswith(NOT_THE_TOKENIZERS):
+            shutil.copyfile(path, copy / path.name)
+    config = _config(folder)
+    context = next((config[field] for field in CONTEXT_FIELDS if field in config), None)
+    if context is not None and (copy / CONFIG_FILE).is_file():
+        complete(copy, context, "left")
+    return copy
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return config
 
 
 def _describe(scratch: Path, model_id: str, folder: Path, facts: ModelFacts) -> None:
@@ -167,8 +193,5 @@ def _signature(of_task: bool) -> ModelSignature:
 
 
 def _is_causal(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return any("CausalLM" in name or "LMHead" in name for name in config.get("architectures") or [])
+    names = _config(folder).get("architectures") or []
+    return any("CausalLM" in name or "LMHead" in name for name in names)

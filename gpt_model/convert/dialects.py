@@ -5,6 +5,7 @@ say to be the same function.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,11 @@ class Dialect:
     inner: str | None  # the field of the MLP's width, which is 4 × the width
     to_theirs: Callable[[Weights, ModelConfig], Weights]
     to_ours: Callable[[Weights, ModelConfig], Weights]
+
+    @property
+    def classifier(self) -> str:
+        """The class of the same network that has labels in place of a vocabulary."""
+        return re.sub("LMHeadModel|ForCausalLM", "ForSequenceClassification", self.architecture)
 
     def config(self, shape: ModelConfig, end_of_text: int | None) -> dict[str, Any]:
         """A decoder's shape as their config has it. Raises UserError where the class cannot be this

@@ -18,6 +18,7 @@ from gpt_model.convert.dialects import PREFIX, Weights, of_config, of_family, sh
 from gpt_model.convert.network import filled, generation, theirs
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import CONFIG, INDEX, WEIGHTS, described, weight_files
+from gpt_model.tokenizer.exported import CONFIG_FILE, complete
 from gpt_model.transformer import GPT, Decoder
 
 NATIVE = {
@@ -40,7 +41,7 @@ def save(model: Decoder, folder: Path | str, end_of_text: int | None = None) -> 
         "end_of_text": end_of_text,
         "model": model.config.model_dump(),
     }
-    _write(
+    write(
         Path(folder),
         {CONFIG: described},
         {name: tensor.detach() for name, tensor in model.state_dict().items()},
@@ -58,7 +59,7 @@ def export(model: Decoder, folder: Path | str, end_of_text: int | None = None) -
         CONFIG: dialect.config(model.config, end_of_text),
         "generation_config.json": generation(model.config, end_of_text),
     }
-    _write(
+    write(
         Path(folder),
         described,
         {f"{PREFIX}{name}": tensor for name, tensor in theirs(model, dialect).items()},
@@ -67,14 +68,24 @@ def export(model: Decoder, folder: Path | str, end_of_text: int | None = None) -
 
 def export_folder(source: Path, target: Path) -> None:
     """Copy a stored model folder, the tokenizer's and other files in it too, to `target`, as
-    `transformers` loads it.
+    `transformers` and other programs load it. Its files are readable by everybody.
 
     Raises UserError, before anything is written, where no class of `transformers` is this decoder.
     """
     check_exportable(source)
-    shutil.copytree(source, target, dirs_exist_ok=True)
+    copy_readable(source, target)
     if (stored := described(source)).get("model_type") in NATIVE.values():
         export(load(source), target, stored.get("end_of_text"))
+    if (target / CONFIG_FILE).is_file():
+        complete(target, shape(source).context, "left")
+
+
+def copy_readable(source: Path, target: Path) -> None:
+    """Copy the files in `source`, not who may read them: those of an artifact are its owner's."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
 
 
 def check_exportable(folder: Path) -> None:
@@ -83,7 +94,8 @@ def check_exportable(folder: Path) -> None:
     of_family(config.family).config(config, None)
 
 
-def _write(folder: Path, described: Mapping[str, Mapping[str, Any]], weights: Weights) -> None:
+def write(folder: Path, described: Mapping[str, Mapping[str, Any]], weights: Weights) -> None:
+    """JSON files by name, and the weights, which whoever reads those may read too."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, contents in described.items():
         (folder / name).write_text(
@@ -94,6 +106,8 @@ def _write(folder: Path, described: Mapping[str, Mapping[str, Any]], weights: We
         folder / WEIGHTS,
         metadata={"format": "pt"},
     )
+    # safetensors makes a file for its owner alone
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
 
 
 def load(folder: Path | str) -> GPT:

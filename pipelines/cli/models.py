@@ -174,10 +174,9 @@ def export(
 ) -> None:
     """Copy a model to a folder that `transformers` loads."""
     store = open_store()
-    target = models.export(store, store.resolve(model), folder.expanduser(), replace=force)
-    typer.echo(
-        f"{target} is ready: transformers.AutoModelForCausalLM.from_pretrained({str(target)!r})"
-    )
+    artifact = store.resolve(model)
+    target, task = models.export(store, artifact, folder.expanduser(), replace=force)
+    typer.echo(f"{target} is ready: transformers.pipeline({task!r}, model={str(target)!r})")
     if (target / models.HEAD).is_file():
         typer.echo(
             "That is the fine-tuned decoder alone: transformers leaves out the task's head, which "
