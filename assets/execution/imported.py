@@ -15,16 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.stages.base_model import write_shape
 from assets.stages.imported import OTHER_FILES, SOURCE_FILE, WEIGHT_FILES
 from assets.store.home import downloads_folder
 from gpt_model import convert
-from gpt_model.data.hub import silent
+from gpt_model.data.hub import snapshot
 from gpt_model.data.local_files import PinnedFile, linked
-from gpt_model.errors import Unavailable, Unreachable, UserError
+from gpt_model.errors import Unavailable, UserError
 from gpt_model.io import PICKLED, pickled, sha256_of
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.transformer import GPT
@@ -82,22 +80,7 @@ def _folder(config: Config, scratch: Path, progress: Progress) -> Iterator[tuple
 
 
 def _fetched(repository: str, commit: str) -> Path:
-    try:
-        folder = Path(
-            snapshot_download(
-                repository,
-                revision=commit,
-                allow_patterns=[*WEIGHT_FILES, *OTHER_FILES],
-                cache_dir=downloads_folder() / "hub",
-            )
-        )
-    except Exception as error:
-        if silent(error):
-            raise Unreachable(
-                f"The hub did not give {repository} at {commit[:12]}: it does not answer. Try "
-                "again where it can be reached."
-            ) from None
-        raise
+    folder = snapshot(repository, commit, [*WEIGHT_FILES, *OTHER_FILES], downloads_folder())
     if not any(folder.glob("*.safetensors")):
         pickled_weights = (
             f"What {repository} at {commit[:12]} has in place of safetensors ({PICKLED})"
@@ -108,15 +91,8 @@ def _fetched(repository: str, commit: str) -> Path:
 
 def _read(folder: Path) -> tuple[GPT, Tokenizer]:
     model = convert.load(folder)
-    files = folder / "vocab.json", folder / "merges.txt"
-    if (folder / "tokenizer.json").is_file() or not all(file.is_file() for file in files):
-        tokenizer = Tokenizer.load(folder)
-    else:  # as older repositories have it
-        tokenizer = (
-            Tokenizer.from_gpt1_files(*files)
-            if model.config.family == "gpt1"
-            else Tokenizer.from_gpt2_files(*files)
-        )
+    style = "gpt1" if model.config.family == "gpt1" else "gpt2"
+    tokenizer = Tokenizer.from_folder(folder, style)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(
             f"{folder}/config.json: vocab_size is {model.config.vocab_size}, but the tokenizer "

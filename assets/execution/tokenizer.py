@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.stages.base_model import require
+from assets.store.home import downloads_folder
 from gpt_model.data import documents, splits
 from gpt_model.data.shards import SourceTexts, TokenData, write
+from gpt_model.data.vocabularies import ReleasedTokenizer
+from gpt_model.errors import UserError, about
 from gpt_model.tokenizer import END_OF_TEXT, Tokenizer
 
 # Merges hardly change after a gigabyte. A larger corpus gives each source its weight's share of
@@ -59,8 +62,37 @@ NASTY = (
 
 
 def train(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
-    """Learn a vocabulary from the corpus's training documents. `transformers` loads the output."""
+    """Learn a vocabulary from the corpus's training documents, or take a released one.
+    `transformers` loads the output.
+    """
     corpus = inputs["corpus"].path
+    if "from" in config:
+        tokenizer, read = _released(config, output / SCRATCH, progress), 0
+    else:
+        tokenizer, read = _learnt(config, corpus, progress)
+    tokenizer.save(output)
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "training_bytes": read,
+        **_held_out_metrics(tokenizer, corpus),
+    }
+
+
+def _released(config: Config, scratch: Path, progress: Progress) -> Tokenizer:
+    with about("from"):
+        released = ReleasedTokenizer.model_validate(config["from"])
+        tokenizer = released.load(config["style"], downloads_folder(), scratch, progress)
+    if tokenizer.vocab_size != config["vocab_size"]:
+        raise UserError(
+            f"The released tokenizer has {tokenizer.vocab_size} tokens: write vocab_size: "
+            f"{tokenizer.vocab_size}.",
+            field="vocab_size",
+        )
+    return tokenizer
+
+
+def _learnt(config: Config, corpus: Path, progress: Progress) -> tuple[Tokenizer, int]:
+    """The tokenizer, and how many bytes it is learnt from."""
     shares = training_shares(corpus)
     total = sum(
         share * documents.index(corpus)[source]["training"]["bytes"]
@@ -79,12 +111,7 @@ def train(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
         )
 
     tokenizer = Tokenizer.train(texts(), vocab_size=config["vocab_size"], style=config["style"])
-    tokenizer.save(output)
-    return {
-        "vocab_size": tokenizer.vocab_size,
-        "training_bytes": read,
-        **_held_out_metrics(tokenizer, corpus),
-    }
+    return tokenizer, read
 
 
 def training_shares(corpus: Path) -> dict[str, float]:

@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from assets.recipe.depth import Dial
@@ -22,6 +30,7 @@ from assets.recipe.yaml_file import find_file, naming, validate
 from gpt_model.config import DEFAULT_BAND, PUBLISHED, ModelConfig, ModelShape
 from gpt_model.data.location import Located
 from gpt_model.data.sources import Source
+from gpt_model.data.vocabularies import ReleasedTokenizer
 from gpt_model.errors import UserError
 from gpt_model.finetuning.entry import Splits
 from gpt_model.published import references
@@ -91,12 +100,38 @@ class CorpusSection(Section):
         return sources
 
 
+RELEASED_SIZES = {  # style -> tokens of the paper's own vocabulary
+    "gpt1": PUBLISHED["gpt1"].vocab_size,
+    "gpt2": PUBLISHED["gpt2-small"].vocab_size,
+}
+
+
 class TokenizerSection(Section):
     style: Literal["gpt1", "gpt2"] = "gpt2"
     vocab_size: VocabSize = Field(
         description="gpt2: the 256 bytes, merges, <|endoftext|>; gpt1: <unk>, characters twice, "
-        "merges, newline"
+        "merges, newline; default of a released one: the paper's"
     )
+    from_: ReleasedTokenizer | None = Field(
+        default=None,
+        alias="from",
+        description="a released vocabulary, where none is learnt: a folder, OWNER/NAME on the hub, "
+        "or a package's files",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_of_the_release(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("from") is None or "vocab_size" in data:
+            return data
+        return {**data, "vocab_size": RELEASED_SIZES.get(data.get("style", "gpt2"))}
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it was before there was `from`, where there is none."""
+        section = handler(self)
+        released = section.pop("from_")
+        return section if released is None else {**section, "from": released}
 
     @field_validator("vocab_size")
     @classmethod

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from gpt_model import yaml_reader
 from gpt_model.errors import UserError, dotted, naming_path
@@ -179,7 +180,12 @@ def _sentence(model: type[BaseModel], problem: Any, expected: str, nodes: Nodes)
 def _keys_at(model: type[BaseModel], location: Location) -> list[str]:
     """The keys a mapping at `location` may have."""
     section = _model_at(model, location)
-    return list(section.model_fields) if section else []
+    return list(_fields(section)) if section else []
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Its fields by their keys in YAML."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel] | None:
@@ -190,19 +196,16 @@ def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel] | N
         elif (
             isinstance(current, type)
             and issubclass(current, BaseModel)
-            and part in current.model_fields
+            and (field := _fields(current).get(part))
         ):
-            current = (
-                _inner_model(current.model_fields[part].annotation)
-                or current.model_fields[part].annotation
-            )
+            current = _inner_model(field.annotation) or field.annotation
     return current if isinstance(current, type) and issubclass(current, BaseModel) else None
 
 
 def _description_at(model: type[BaseModel], location: Location) -> str:
     """The description of the field at `location`; "" where it is none of a section."""
     section = _model_at(model, location[:-1])
-    field = section.model_fields.get(str(location[-1])) if section and location else None
+    field = _fields(section).get(str(location[-1])) if section and location else None
     return (field.description if field else None) or ""
 
 

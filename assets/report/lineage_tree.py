@@ -69,6 +69,8 @@ def sources_of(artifact: Artifact) -> list[dict[str, Any]]:
         return [_of_task(name, data["entry"]) for name, data in tasks if data.get("entry")]
     if artifact.stage == "imported":
         return [_of_import(artifact.config)]
+    if artifact.stage == "tokenizer" and (released := artifact.config.get("from")):
+        return [{"name": "vocabulary", "path": released.get("folder"), **released}]
     return [dict(source) for source in artifact.config.get("sources", [])]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from assets.contract import Check, Config, Stage, deferred
 from assets.store.home import downloads_folder
 from gpt_model.data.hub import commit_of
-from gpt_model.data.local_files import pin
+from gpt_model.data.local_files import pin_files
 from gpt_model.errors import Unreachable, UserError, about_all_of
 from gpt_model.io import described, weight_files
 
@@ -45,14 +45,10 @@ def resolve(config: Config, base: Path) -> Config:
     paths = sorted(
         path for pattern in (*WEIGHT_FILES, *OTHER_FILES) for path in folder.glob(pattern)
     )
-    pinned = [
-        pin(str(path), base, downloads_folder())[0].model_copy(update={"path": path.name})
-        for path in paths
-    ]
     return {
         "folder": folder.name,
         "licence": config["licence"],
-        "files": [file.model_dump(mode="json") for file in pinned],
+        "files": [file.model_dump(mode="json") for file in pin_files(paths, downloads_folder())],
     }
 
 

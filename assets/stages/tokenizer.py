@@ -4,16 +4,32 @@ then the corpus as shards of token ids.
 
 from __future__ import annotations
 
-from assets.contract import Check, Stage, deferred
+from pathlib import Path
+
+from assets.contract import Check, Config, Stage, deferred
+from assets.store.home import downloads_folder
+from gpt_model.data.vocabularies import ReleasedTokenizer
+from gpt_model.errors import about
 
 TRAINING, TOKENIZING = "assets.execution.tokenizer", "assets.execution.tokenizer"
+
+
+def pin(config: Config, base: Path) -> Config:
+    """The section with a released vocabulary tied to its bytes."""
+    if "from" not in config:
+        return config
+    with about("from"):
+        released = ReleasedTokenizer.model_validate(config["from"])
+        resolved = released.resolved(base, downloads_folder())
+    return {**config, "from": resolved.model_dump(mode="json")}
+
 
 TOKENIZER = Stage(
     name="tokenizer",
     version="1",
     run=deferred(TRAINING, "train"),
-    description="BPE learnt from the corpus's training documents: byte-level as GPT-2's, or of "
-    "normalised words as GPT-1's.",
+    description="BPE learnt from the corpus's training documents, or as it was released: "
+    "byte-level as GPT-2's, or of normalised words as GPT-1's.",
     kinds=("python", "huggingface"),
     checks=(
         Check(
@@ -30,6 +46,7 @@ TOKENIZER = Stage(
         ),
     ),
     show=deferred("assets.report.data", "show_tokenizer"),
+    pin=pin,
 )
 
 TOKENS = Stage(

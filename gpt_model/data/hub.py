@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from gpt_model.errors import Unreachable, UserError
@@ -74,6 +76,26 @@ def commit_of(repository: str, revision: str, kind: Literal["dataset", "model"])
                 _UNREACHABLE.format(revision, repository, _short(error)), field="revision"
             ) from None
         raise
+
+
+def snapshot(repository: str, commit: str, patterns: Sequence[str], downloads: Path) -> Path:
+    """A folder with those files of a model at a commit. Raises Unreachable where the hub does not
+    answer.
+    """
+    from huggingface_hub import snapshot_download  # slow to import, and most data is elsewhere
+
+    try:
+        folder = snapshot_download(
+            repository, revision=commit, allow_patterns=list(patterns), cache_dir=downloads / "hub"
+        )
+    except Exception as error:
+        if silent(error):
+            raise Unreachable(
+                f"The hub did not give {repository} at {commit[:12]}: it does not answer. Try "
+                "again where it can be reached."
+            ) from None
+        raise
+    return Path(folder)
 
 
 def silent(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import glob
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -116,6 +116,14 @@ def pin(pattern: str, base: Path, downloads: Path) -> list[PinnedFile]:
         _write(downloads / "local" / digest, str(path.resolve()))
         pinned.append(PinnedFile(path=path.relative_to(root).as_posix(), sha256=digest, bytes=size))
     return pinned
+
+
+def pin_files(paths: Iterable[Path], downloads: Path) -> list[PinnedFile]:
+    """Files of a folder, each by its name alone."""
+    return [
+        pin(str(path), path.parent, downloads)[0].model_copy(update={"path": path.name})
+        for path in paths
+    ]
 
 
 def locate(file: PinnedFile, base: Path, downloads: Path) -> Path:

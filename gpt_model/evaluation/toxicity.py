@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from gpt_model.data import hub
-from gpt_model.data.local_files import PinnedFile, linked, pin
+from gpt_model.data.local_files import PinnedFile, linked, pin_files
 from gpt_model.errors import Unavailable, Unreachable, UserError
 from gpt_model.strict import Strict
 
@@ -93,10 +93,8 @@ def resolved(classifier: Classifier, base: Path, downloads: Path) -> Classifier:
         for path in folder.iterdir()
         if path.is_file() and path.suffix in (".json", ".txt", ".safetensors")
     )
-    files = [
-        pin(str(path), base, downloads)[0].model_copy(update={"path": path.name}) for path in paths
-    ]
-    return classifier.model_copy(update={"folder": folder.name, "pinned": files})
+    pinned = pin_files(paths, downloads)
+    return classifier.model_copy(update={"folder": folder.name, "pinned": pinned})
 
 
 def what_to_do(reason: str, suite: str, task: str) -> str:

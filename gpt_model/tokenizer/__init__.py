@@ -9,13 +9,14 @@
 Importing this loads neither torch nor spaCy; GPT-1's words load spaCy when the first text comes.
 """
 
-from gpt_model.tokenizer.base import LONG_WORD, Encoded, Tokenizer
+from gpt_model.tokenizer.base import LONG_WORD, TOKENIZER_FILES, Encoded, Tokenizer
 from gpt_model.tokenizer.byte_level import END_OF_TEXT, ByteLevelTokenizer, pieces
 from gpt_model.tokenizer.gpt1 import UNKNOWN, GPT1Tokenizer
 
 __all__ = [
     "END_OF_TEXT",
     "LONG_WORD",
+    "TOKENIZER_FILES",
     "UNKNOWN",
     "ByteLevelTokenizer",
     "Encoded",

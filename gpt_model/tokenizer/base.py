@@ -22,6 +22,11 @@ from gpt_model.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER = "tokenizer.json"
+# what releases call the vocabulary and the merges
+VOCABULARIES = ("vocab.json", "encoder.json", "encoder_bpe_40000.json")
+MERGES = ("merges.txt", "vocab.bpe", "vocab_40000.bpe")
+TOKENIZER_FILES = (TOKENIZER, *VOCABULARIES, *MERGES)
 PIECE = 1 << 16  # characters
 LONG_WORD = PIECE  # characters of a word that may be tokenized in parts: memory is bounded
 LEARNT_PART = 1 << 10  # … and is learnt from in such parts: the time is the word's length squared
@@ -114,11 +119,24 @@ class Tokenizer(ABC):
         return _from_files("gpt1", vocabulary, merges)
 
     @staticmethod
+    def from_folder(folder: Path, style: str) -> Tokenizer:
+        """`load`; where there is no tokenizer.json, from the two files of a release, whose style
+        they do not say.
+        """
+        vocabulary, merges = (
+            next((path for name in names if (path := folder / name).is_file()), None)
+            for names in (VOCABULARIES, MERGES)
+        )
+        if (folder / TOKENIZER).is_file() or not (vocabulary and merges):
+            return Tokenizer.load(folder)
+        return _from_files(style, vocabulary, merges)
+
+    @staticmethod
     def load(folder: Path) -> Tokenizer:
         """From a folder that `save` wrote, or any with a tokenizer.json of GPT-2's or of GPT-1's
         kind.
         """
-        path = Path(folder) / "tokenizer.json"
+        path = Path(folder) / TOKENIZER
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -190,7 +208,7 @@ class Tokenizer(ABC):
             if name in ("bos_token", "eos_token", "unk_token")
         }
         files = {
-            "tokenizer.json": self._saved_with_markers().to_str(pretty=True),
+            TOKENIZER: self._saved_with_markers().to_str(pretty=True),
             "tokenizer_config.json": json.dumps(said, indent=2, sort_keys=True) + "\n",
             "special_tokens_map.json": json.dumps(special, indent=2, sort_keys=True) + "\n",
             "vocab.json": json.dumps(model["vocab"], ensure_ascii=False, separators=(",", ":")),
