@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from gpt_model.io import dump_json
 from gpt_model.progress import Progress as TrainingProgress
 
 if TYPE_CHECKING:
@@ -159,8 +160,7 @@ class Stage:
 
 
 def write_not_run(output: Path, reason: str) -> None:
-    document = json.dumps({"not_run": reason}, ensure_ascii=False)
-    (output / NOT_RUN).write_text(document + "\n", encoding="utf-8")
+    dump_json(output / NOT_RUN, {"not_run": reason}, ensure_ascii=False)
 
 
 def not_run_reason(output: Path) -> str | None:

@@ -22,6 +22,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from gpt_model.errors import UserError
+from gpt_model.io import dump_json
 
 if TYPE_CHECKING:
     from gpt_model.finetuning.entry import Form, SplitName
@@ -92,9 +93,7 @@ class BagOfWords:
             "idf": self.idf.tolist(),
             "coefficients": self.coefficients.tolist(),
         }
-        (folder / FILE).write_text(
-            json.dumps(parameters, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        dump_json(folder / FILE, parameters, ensure_ascii=False)
 
     @staticmethod
     def load(folder: Path) -> BagOfWords:

@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, overload
 
@@ -49,6 +50,24 @@ def write_json(path: Path, value: Any) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def dump_json(path: Path, value: Any, **style: Any) -> None:
+    """A file of a folder that is published whole: `write_json` is for others. `style`: of
+    json.dumps, and the same for ever, as the bytes are hashed.
+    """
+    path.write_text(json.dumps(value, **style) + "\n", encoding="utf-8")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any], *, sort_keys: bool = False) -> None:
+    """A JSON value a line."""
+    lines = (json.dumps(row, sort_keys=sort_keys, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    # Not splitlines: that also ends a line at \u2028.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def fsync(path: Path) -> None:

@@ -11,7 +11,6 @@ for a gradient.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gpt_model.errors import UserError
+from gpt_model.io import dump_json
 from gpt_model.ops.conv1d import Conv1D
 from gpt_model.transformer import GPT, generator_of
 
@@ -194,9 +194,7 @@ def save(model: GPT, how: LoRA, folder: Path) -> None:
         described["trainable_token_indices"] = {
             EMBEDDING: list(range(model.config.vocab_size - len(rows), model.config.vocab_size))
         }
-    (folder / "adapter_config.json").write_text(
-        json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    dump_json(folder / "adapter_config.json", described, indent=2, sort_keys=True)
     tensors = {
         name.replace(f".{ADAPTER}.", "."): tensor for name, tensor in adapters(model).items()
     }

@@ -50,7 +50,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     a rollout too. Every rank runs it, rank 0 writes.
     """
     section, scratch = config["ppo"], output / SCRATCH / SCRATCH_FORMAT
-    folder = require(inputs, "policy_init").path / "model"
+    folder = require(inputs["policy_init"]).path / "model"
     tokenizer, start = Tokenizer.load(folder), convert.load(folder)
     scorer = reward_model.load(inputs["reward_model"].path)
     reward_model.check_vocabulary(Tokenizer.load(inputs["reward_model"].path / "model"), tokenizer)
@@ -75,7 +75,9 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         execution,
         chunk,
     )
-    rollouts = objective.rollouts
+    rollouts, batches = objective.rollouts, objective.rollouts.config.batches
+    # The sample prompts are answered at the start, and `evaluations` times more.
+    sampled = evaluation_steps(batches, section["evaluations"], at_start=True)
 
     def between(step: int, actors: Any) -> dict[str, float]:
         return rollouts.between(step, actors.rollout_models())
@@ -83,14 +85,13 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     hooks = [
         Hook(rollouts.steps, between),
         Hook(
-            sample_steps(rollouts.config, section["evaluations"]),
+            [batch * rollouts.config.steps_per_batch for batch in sampled],
             _sampler(prompts.samples, template, sampling, progress),
         ),
     ]
     outcome = tuning.tune(
         model, objective, settings_of(section), execution, output, progress, hooks
     )
-    batches = rollouts.config.batches
     ema.load_into(model.policy, rollouts.folder, batches)
     model.eval()
     last = rollouts.batch(batches - 1).metrics
@@ -248,14 +249,6 @@ class EncodedPrompts:
             f"{self.too_long['training']} and {self.too_long['held_out']} longer than {self.room} "
             "tokens are left out."
         )
-
-
-def sample_steps(config: RolloutConfig, evaluations: int) -> list[int]:
-    """The steps after which the sample prompts are answered: at the start, and `evaluations` times
-    more, the last at the end.
-    """
-    batches = evaluation_steps(config.batches, evaluations, at_start=True)
-    return [batch * config.steps_per_batch for batch in batches]
 
 
 def _sampler(

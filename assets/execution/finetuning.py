@@ -40,7 +40,7 @@ from gpt_model.finetuning.input_forms import (
 )
 from gpt_model.finetuning.metrics import Scoring
 from gpt_model.finetuning.objective import FineTuned, FineTuning, fine_tune
-from gpt_model.io import rounded
+from gpt_model.io import dump_json, read_json_lines, rounded, write_json_lines
 from gpt_model.progress import Progress as TrainingProgress
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.transformer import GPT, Decoder
@@ -294,36 +294,33 @@ def write_outputs(
     """
     splits = task.examples.splits
     predictions = _predictions(task, results, bag_of_words)
-    _write_lines(output / "predictions.jsonl", predictions)
-    _write_lines(
-        output / "examples.jsonl",
-        [
-            {
-                "split": split,
-                "id": example.id,
-                "group": identity(example.group).hex(),
-                "texts": [identity(text).hex() for text in example.segments],
-            }
-            for split in SPLITS
-            for example in splits[split]
-        ],
-    )
-    _write_json(output / "samples.json", _samples(task.entry, splits["test"], predictions))
-    _write_json(
-        output / "task.json",
+    write_json_lines(output / "predictions.jsonl", predictions, sort_keys=True)
+    examples = [
         {
-            "task": task.task,
-            "entry": config["source"],
-            "labels": _class_names(task),
-            "metric": task.entry.metric,
-            "examples": {split: len(task.encoded[split]) for split in SPLITS},
-            "available": task.examples.available,
-            "left_out": task.examples.left_out,
-            "cut": {split: _cut_examples(task, split) for split in SPLITS},
-            "validation": {arm: result.validation for arm, result in results.items()},
-            "best_epoch": {arm: result.best_epoch for arm, result in results.items()},
-        },
-    )
+            "split": split,
+            "id": example.id,
+            "group": identity(example.group).hex(),
+            "texts": [identity(text).hex() for text in example.segments],
+        }
+        for split in SPLITS
+        for example in splits[split]
+    ]
+    write_json_lines(output / "examples.jsonl", examples, sort_keys=True)
+    facts = {
+        "task": task.task,
+        "entry": config["source"],
+        "labels": _class_names(task),
+        "metric": task.entry.metric,
+        "examples": {split: len(task.encoded[split]) for split in SPLITS},
+        "available": task.examples.available,
+        "left_out": task.examples.left_out,
+        "cut": {split: _cut_examples(task, split) for split in SPLITS},
+        "validation": {arm: result.validation for arm, result in results.items()},
+        "best_epoch": {arm: result.best_epoch for arm, result in results.items()},
+    }
+    samples = _samples(task.entry, splits["test"], predictions)
+    for name, value in {"samples.json": samples, "task.json": facts}.items():
+        dump_json(output / name, value, sort_keys=True, indent=1, ensure_ascii=False)
 
 
 def _class_names(task: TaskData) -> list[str]:
@@ -407,23 +404,8 @@ def write_model(folder: Path, model: TaskModel, entry: TaskEntry, tokenizer: Tok
     tokenizer.save(folder)
 
 
-def _write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that `_write_lines` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
 def splits_do_not_cross(built: Built) -> Verdict:
-    rows = read_lines(built.output / "examples.jsonl")
+    rows = read_json_lines(built.output / "examples.jsonl")
     groups = [{row["group"] for row in rows if row["split"] == split} for split in SPLITS]
     crossing = groups_crossing(groups)
     sizes = ", ".join(
@@ -446,7 +428,7 @@ def not_trained_on(built: Built) -> Verdict:
         )
     evaluated = {
         text
-        for row in read_lines(built.output / "examples.jsonl")
+        for row in read_json_lines(built.output / "examples.jsonl")
         if row["split"] != "training"
         for text in (row["group"], *row["texts"])
     }
@@ -511,29 +493,28 @@ def examples_are_whole(built: Built) -> Verdict:
 
 
 def beats_majority(built: Built) -> Verdict:
-    values, metric = built.metrics, built.config["source"]["metric"]
-    score, low, high = (values[f"{metric}{end}"] for end in ("", "_low", "_high"))
     # Constant ratings correlate with nothing.
-    constant = values[CONSTANT[metric]] if metric in CONSTANT else 0.0
-    return Verdict(
-        low > constant,
-        f"{SCORE_NAMES[metric].capitalize()} {score:.3f} [{low:.3f}, {high:.3f}] against "
-        f"{constant:.3f} for always one answer.",
-        {metric: score, f"{metric}_low": low, "constant": constant},
-    )
+    name = CONSTANT.get(built.config["source"]["metric"])
+    return _beats(built, "constant", built.metrics[name] if name else 0.0, "always one answer")
 
 
 def beats_bag_of_words(built: Built) -> Verdict:
-    values, metric = built.metrics, built.config["source"]["metric"]
-    score, low, high = (values[f"{metric}{end}"] for end in ("", "_low", "_high"))
-    bag_of_words = values.get(f"{BAG_OF_WORDS}/{metric}")
-    if bag_of_words is None:
+    score = built.metrics.get(f"{BAG_OF_WORDS}/{built.config['source']['metric']}")
+    if score is None:
         return Verdict(True, f"A bag of words is not run: {NO_WORDS}.")
+    described = "a bag of words that was trained on the same rows"
+    return _beats(built, BAG_OF_WORDS, score, described)
+
+
+def _beats(built: Built, baseline: str, baseline_score: float, described: str) -> Verdict:
+    """Whether the task's metric is better than a baseline's, interval and all."""
+    metric = built.config["source"]["metric"]
+    score, low, high = (built.metrics[f"{metric}{end}"] for end in ("", "_low", "_high"))
     return Verdict(
-        low > bag_of_words,
+        low > baseline_score,
         f"{SCORE_NAMES[metric].capitalize()} {score:.3f} [{low:.3f}, {high:.3f}] against "
-        f"{bag_of_words:.3f} for a bag of words that was trained on the same rows.",
-        {metric: score, f"{metric}_low": low, BAG_OF_WORDS: bag_of_words},
+        f"{baseline_score:.3f} for {described}.",
+        {metric: score, f"{metric}_low": low, baseline: baseline_score},
     )
 
 

@@ -16,6 +16,7 @@ from assets.stages.human_data import ENOUGH, SPLITS
 from assets.store.home import downloads_folder, store_home
 from gpt_model.data.splits import normalised
 from gpt_model.errors import about
+from gpt_model.io import dump_json, read_json_lines
 from gpt_model.rlhf import records, splits
 from gpt_model.rlhf.readers.parsed import ParsedRow, RowReport
 from gpt_model.rlhf.readers.record_readers import no_usable_rows, read_source
@@ -108,9 +109,7 @@ def _write(output: Path, sources: Sequence[SplitSource], purpose: Purpose) -> Me
         }
         metrics[f"{source.name}/kept"] = float(report.kept)
         metrics[f"{source.name}/left_out"] = float(report.left_out.total())
-    (output / "report.json").write_text(
-        json.dumps({"sources": reports}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    dump_json(output / "report.json", {"sources": reports}, indent=1, ensure_ascii=False)
     return metrics
 
 
@@ -157,9 +156,10 @@ def splits_do_not_cross(built: Built) -> Verdict:
     form = {source["name"]: source.get("form") for source in built.config["sources"]}
     identities: dict[str, set[str]] = {}
     for path in sorted(built.output.glob("*.jsonl")):
-        rows = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
         identities[path.stem] = {
-            normalised(text) for row in rows for text in _identities(row, form[row["source"]])
+            normalised(text)
+            for row in read_json_lines(path)
+            for text in _identities(row, form[row["source"]])
         }
     crossing = sum(len(a & b) for a, b in combinations(identities.values(), 2))
     sizes = ", ".join(f"{len(texts)} in {name}" for name, texts in identities.items())

@@ -10,12 +10,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.execution.tuning import weights_are_numbers
 from assets.stages.base_model import write_shape
 from assets.stages.imported import OTHER_FILES, SOURCE_FILE, WEIGHT_FILES
 from assets.store.home import downloads_folder
@@ -23,7 +23,7 @@ from gpt_model import convert
 from gpt_model.data.hub import snapshot
 from gpt_model.data.local_files import PinnedFile, linked
 from gpt_model.errors import Unavailable, UserError
-from gpt_model.io import PICKLED, pickled, sha256_of
+from gpt_model.io import PICKLED, dump_json, pickled, sha256_of
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.transformer import GPT
 
@@ -53,9 +53,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         "from": {key: config[key] for key in ("hub", "revision", "folder") if key in config},
         "files": files,
     }
-    (output / SOURCE_FILE).write_text(
-        json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    dump_json(output / SOURCE_FILE, facts, indent=1, sort_keys=True)
     return {
         "parameters": model.config.parameters(),
         "vocab_size": tokenizer.vocab_size,
@@ -104,12 +102,10 @@ def _read(folder: Path) -> tuple[GPT, Tokenizer]:
 
 def model_loads(built: Built) -> Verdict:
     model = convert.load(built.output / "model")
-    finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
-    shape = model.config
+    (finite, broken), shape = weights_are_numbers(model), model.config
     return Verdict(
         finite,
         f"model/ loads as {shape.family}, {shape.layers} layers of width {shape.width}, "
-        f"{shape.parameters():,} parameters"
-        + ("." if finite else ", some of which are not numbers."),
+        f"{shape.parameters():,} parameters{broken}.",
         {"parameters": shape.parameters()},
     )

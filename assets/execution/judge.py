@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.execution.tuning import write_rows
 from assets.stages.alignment import JUDGE_FILE, TRAINED_ON
 from gpt_model.bag_of_words import BagOfWords
 from gpt_model.errors import UserError
+from gpt_model.io import dump_json, read_json_lines, write_json_lines
 from gpt_model.rlhf import ranking_agreement
 from gpt_model.rlhf.records import Ranking, read_comparisons
 
@@ -39,13 +39,10 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     except UserError as error:
         return _not_run(output, progress, str(error).rstrip("."))
     judge.save(output)
-    write_rows(
-        output / TRAINED_ON,
-        [
-            {"row": row, "source": ranking.source, "id": ranking.id}
-            for row, ranking in usable.items()
-        ],
+    rows = (
+        {"row": row, "source": ranking.source, "id": ranking.id} for row, ranking in usable.items()
     )
+    write_json_lines(output / TRAINED_ON, rows)
     metrics: Metrics = {
         "rankings": len(usable),
         "comparisons": sum(len(ranking.pairs()) for ranking in usable.values()),
@@ -59,8 +56,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
             f"{int(metrics['shared'])} of {len(available)} rankings are left out: a response of "
             "theirs is in training or held_out too."
         )
-    document = json.dumps(metrics, indent=2, sort_keys=True)
-    (output / JUDGE_FILE).write_text(document + "\n", encoding="utf-8")
+    dump_json(output / JUDGE_FILE, metrics, indent=2, sort_keys=True)
     return metrics
 
 
@@ -74,8 +70,7 @@ def not_run(folder: Path) -> str | None:
 
 def _not_run(output: Path, progress: Progress, reason: str) -> Metrics:
     progress.log(f"No judge: {reason}.")
-    document = json.dumps({"not_run": reason}, ensure_ascii=False)
-    (output / JUDGE_FILE).write_text(document + "\n", encoding="utf-8")
+    dump_json(output / JUDGE_FILE, {"not_run": reason}, ensure_ascii=False)
     return {"not_run": 1.0}
 
 
@@ -94,9 +89,7 @@ def _accuracy(judge: BagOfWords, held_out: Sequence[Ranking]) -> Metrics:
 def trained_on(judge: Path, comparisons: Path) -> list[Ranking]:
     """The rankings that the judge was trained on, by its own list."""
     rankings = read_comparisons(comparisons, "judge")
-    # Not splitlines: that also ends a line at \u2028.
-    lines = (judge / TRAINED_ON).read_text(encoding="utf-8").split("\n")[:-1]
-    return [rankings[json.loads(line)["row"]] for line in lines]
+    return [rankings[row["row"]] for row in read_json_lines(judge / TRAINED_ON)]
 
 
 def independent(built: Built) -> Verdict:

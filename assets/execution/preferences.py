@@ -58,7 +58,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     if progress.rank:
         return {}
     section, names = config["preferences"], [name for name in MODELS if name in inputs]
-    folders = {name: base_model.require(inputs, name).path / "model" for name in names}
+    folders = {name: base_model.require(inputs[name]).path / "model" for name in names}
     reference = (
         REFERENCE if REFERENCE in inputs else next(name for name in names if name != PRETRAINED)
     )

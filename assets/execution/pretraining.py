@@ -4,7 +4,6 @@ judges the finished model.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.execution.tuning import execution_of
+from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.execution.tuning import execution_of, tune, weights_are_numbers
 from assets.recipe.profile import Profile
 from assets.stages import base_model
 from assets.stages.base_model import BASE
@@ -26,11 +25,12 @@ from gpt_model.data.sampler import Sampler
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import about
 from gpt_model.generation import generate
+from gpt_model.io import dump_json
 from gpt_model.lstm import build
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure, snapshots
 from gpt_model.training.engine import Execution, choose_product_library, start
-from gpt_model.training.loop import Hook, Outcome, train
+from gpt_model.training.loop import Hook, Outcome
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.schedules import BatchSchedule, by_step, warmup_cosine
 from gpt_model.transformer import GPT, Decoder
@@ -67,15 +67,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         Hook(evaluation_steps(batches, settings.steps, section["evaluations"]), evaluation),
         Hook(snapshot_steps[:-1], _save_snapshots(output, progress.rank)),  # the last is model/
     ]
-    outcome = train(
-        model,
-        objective,
-        settings,
-        execution,
-        checkpoints=output / SCRATCH / "checkpoints",
-        progress=progress,
-        hooks=hooks,
-    )
+    outcome = tune(model, objective, settings, execution, output, progress, hooks)
     # At both ends: a machine's speed changes meanwhile
     peak = (peak + measure.peak_flops(execution, section["precision"])) / 2
     metrics = evaluation.final | _training_metrics(outcome, objective, peak, data)
@@ -118,7 +110,7 @@ def evaluation_steps(batches: BatchSchedule, steps: int, evaluations: int) -> li
 def model_shape(config: Config, inputs: Inputs, vocab_size: int) -> ModelConfig:
     """The recipe's shape, or that of the model it goes on from, with the tokenizer's vocabulary."""
     if BASE in inputs:
-        shape = base_model.shape(base_model.require(inputs, BASE))
+        shape = base_model.shape(base_model.require(inputs[BASE]))
     else:
         shape = config["model"]
     return ModelConfig(**shape, vocab_size=vocab_size)
@@ -308,9 +300,7 @@ def _write(
             name: round(value, 4) for name, value in metrics.items() if name.startswith("held_out/")
         },
     }
-    (output / "training.json").write_text(
-        json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    dump_json(output / "training.json", facts, indent=2, sort_keys=True)
 
 
 def loss_falls(built: Built) -> Verdict:
@@ -330,13 +320,11 @@ def model_loads(built: Built) -> Verdict:
     folder = built.output / "model"
     expected = model_shape(built.config, built.inputs, Tokenizer.load(folder).vocab_size)
     model = convert.load_decoder(folder)
-    finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
-    config = model.config
+    (finite, broken), config = weights_are_numbers(model), model.config
     return Verdict(
         config == expected and finite,
         f"model/ loads as {config.layers} layers of width {config.width}, "
-        f"{config.parameters():,} parameters"
-        + ("." if finite else ", some of which are not numbers."),
+        f"{config.parameters():,} parameters{broken}.",
         {"parameters": config.parameters()},
     )
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from assets.contract import Artifact, Built, Metrics, Progress, Verdict
-from assets.execution.tuning import write_rows
 from assets.stages.alignment import BAG_OF_WORDS, HELD_OUT_FILE, NO_WORDS
 from gpt_model.errors import UserError
+from gpt_model.io import write_json_lines
 from gpt_model.rlhf import ranking_agreement
 from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.ranking_agreement import Scores
@@ -116,7 +116,7 @@ def write_held_out(
         }
         for index, ranking in enumerate(rankings)
     ]
-    write_rows(output / HELD_OUT_FILE, rows)
+    write_json_lines(output / HELD_OUT_FILE, rows)
 
 
 def accuracy_above_half(built: Built) -> Verdict:

@@ -43,7 +43,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     """
     section, start = config["reward_model"], inputs["start"]
     # A model tuned here has its tokenizer beside it; an imported one may have none.
-    has_tokenizer = (tuning.model_folder(start) / "tokenizer.json").is_file()
+    has_tokenizer = (start.path / "model" / "tokenizer.json").is_file()
     gpt, template = tuning.start(start, None if has_tokenizer else inputs["tokenizer"], section)
     context = gpt.config.context
     splits = rankings.encode(inputs["comparisons"], template, context, progress)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -15,13 +13,14 @@ from assets.stages.experiments import FIT, PREDICTED, RULES, SCALING_LEVEL
 from gpt_model.data.shards import TokenData
 from gpt_model.experiments.document import write_document
 from gpt_model.experiments.gpt3_figure3_1_scaling_law import HeldOutText, Ladder, Rung, predict
+from gpt_model.io import dump_json
 
 
 def run_prediction(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Write prediction.json: the law through the smaller models, and the largest's loss by it."""
     text = HeldOutText.of(TokenData(inputs["tokens"].path))
     prediction, metrics = predict(rungs(inputs), config, vocabulary(inputs), text)
-    _write_json(output / PREDICTED, prediction)
+    dump_json(output / PREDICTED, prediction, sort_keys=True)
     return metrics
 
 
@@ -40,7 +39,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         vocabulary(inputs),
         SCALING_LEVEL,
     )
-    _write_json(output / FIT, ladder.fit())
+    dump_json(output / FIT, ladder.fit(), sort_keys=True)
     rules = ladder.rules(config["rules"]).model_dump(mode="json")
     header = rules_header(len(trained), fitted=ladder.terms is not None)
     (output / RULES).write_text(
@@ -90,10 +89,6 @@ def rules_header(models: int, fitted: bool) -> list[str]:
         "table 2.1 (gpt_model/sizing.py).",
         "all else: carried over, the recipe's own model, at which the rules are anchored.",
     ]
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def interval_is_finite(built: Built) -> Verdict:

@@ -6,7 +6,6 @@ page, are `assets.report`'s.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.report import alignment
 from assets.report.scorecard import FILE, document_of
 from assets.report.scores import collect
+from gpt_model.io import dump_json
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
@@ -31,9 +31,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     }
     if alignment.is_in(inputs):
         document["alignment"] = alignment.statement(inputs)
-    (output / FILE).write_text(
-        json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    dump_json(output / FILE, document, indent=1, sort_keys=True)
     return {f"{score.asset.split('/', 1)[1]}/{score.name}": score.value for score in scores}
 
 

@@ -4,7 +4,6 @@ the best mean reward becomes the model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from assets.stages.alignment import EMPTY
 from assets.stages.base_model import require
 from gpt_model import convert
 from gpt_model.errors import UserError
+from gpt_model.io import read_json_lines, write_json_lines
 from gpt_model.rlhf import reward_model
 from gpt_model.rlhf.answers import Answer, sample_answers
 from gpt_model.rlhf.chat_template import ChatTemplate
@@ -27,7 +27,7 @@ SHOWN_ANSWERS = 3  # answers of each epoch that are shown
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
-    supervised, section = require(inputs, "supervised"), config["instructed"]
+    supervised, section = require(inputs["supervised"]), config["instructed"]
     tokenizer = Tokenizer.load(supervised.path / "model")
     reward_tokenizer = Tokenizer.load(inputs["reward_model"].path / "model")
     reward_model.check_vocabulary(reward_tokenizer, tokenizer)
@@ -147,14 +147,13 @@ def _write_answers(output: Path, prompts: Sequence[Prompt], epochs: Sequence[Epo
         for epoch in epochs
         for prompt, reward, answer in zip(prompts, epoch.rewards, epoch.answers, strict=True)
     ]
-    tuning.write_rows(output / ANSWERS_FILE, rows)
+    write_json_lines(output / ANSWERS_FILE, rows)
 
 
 def best_is_kept(built: Built) -> Verdict:
     """Compares model/ with the epoch of the highest mean reward in answers.jsonl."""
     rewards: dict[int, list[float]] = {}
-    for line in (built.output / ANSWERS_FILE).read_text(encoding="utf-8").split("\n")[:-1]:
-        row = json.loads(line)
+    for row in read_json_lines(built.output / ANSWERS_FILE):
         rewards.setdefault(row["epoch"], []).append(row["reward"])
     means = {epoch: sum(values) / len(values) for epoch, values in rewards.items()}
     best = max(means, key=lambda epoch: (means[epoch], -epoch))

@@ -219,7 +219,7 @@ def tokenize(config: Config, inputs: Inputs, output: Path, progress: Progress) -
     of normalised text.
     """
     corpus = inputs["corpus"].path
-    tokenizer = Tokenizer.load(require(inputs, "tokenizer").path)
+    tokenizer = Tokenizer.load(require(inputs["tokenizer"]).path)
     started = time.monotonic()
     sources = {
         name: SourceTexts(

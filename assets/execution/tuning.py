@@ -17,6 +17,7 @@ from assets.stages import base_model
 from assets.stages.alignment import TRAINING_FILE
 from gpt_model import convert
 from gpt_model.errors import UserError
+from gpt_model.io import dump_json
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import TRAINING_TOKENS, EpochBatches
@@ -58,20 +59,13 @@ def loss_is_finite(built: Built) -> Verdict:
 HELD_OUT_TOKENS = 16_384
 
 
-def model_folder(artifact: Artifact) -> Path:
-    """Raises UserError where the model was unavailable."""
-    if artifact.not_run:
-        raise UserError(f"There is no model to go on from: {artifact.not_run}.", field=".imported")
-    return artifact.path / "model"
-
-
 def start(
     artifact: Artifact, tokenizer: Artifact | None, section: Mapping[str, Any]
 ) -> tuple[GPT, ChatTemplate]:
     """The artifact's model with embeddings for the role tokens and the section's dropout; and its
     chat template. `tokenizer`: of a model whose own does not know the role tokens.
     """
-    folder = model_folder(artifact)
+    folder = base_model.require(artifact).path / "model"
     chat = chat_tokenizer(Tokenizer.load(tokenizer.path if tokenizer else folder))
     gpt = convert.load(folder)
     missing = chat.vocab_size - gpt.config.vocab_size
@@ -119,15 +113,9 @@ def tune(
     hooks: Sequence[Hook],
 ) -> Outcome:
     """Train in place; resumes from the checkpoints in output/.scratch. Every rank calls it."""
-    checkpoints = output / SCRATCH / "checkpoints"
+    folder = output / SCRATCH / "checkpoints"
     return train(
-        model,
-        objective,
-        settings,
-        execution,
-        checkpoints=checkpoints,
-        progress=progress,
-        hooks=hooks,
+        model, objective, settings, execution, checkpoints=folder, progress=progress, hooks=hooks
     )
 
 
@@ -142,20 +130,13 @@ def write_model(output: Path, model: GPT, tokenizer: Tokenizer, facts: Mapping[s
 def write_facts(output: Path, model: GPT, facts: Mapping[str, Any]) -> None:
     """The model's shape, and training.json: what is the same on every run."""
     base_model.write_shape(model.config, output)
-    document = json.dumps(facts, indent=2, sort_keys=True)
-    (output / TRAINING_FILE).write_text(document + "\n", encoding="utf-8")
+    dump_json(output / TRAINING_FILE, facts, indent=2, sort_keys=True)
 
 
 def facts_of(artifact: Artifact) -> dict[str, Any]:
     """Its training.json."""
     facts: dict[str, Any] = json.loads((artifact.path / TRAINING_FILE).read_text(encoding="utf-8"))
     return facts
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A JSON object a line."""
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8")
 
 
 def loss_falls(built: Built) -> Verdict:
@@ -189,8 +170,13 @@ def usable(
     """Whether all weights of a loaded model are numbers, and its tokenizer is a chat tokenizer of
     its size.
     """
-    finite = all(bool(parameter.isfinite().all()) for parameter in whole.parameters())
+    finite, broken = weights_are_numbers(whole)
     fits = gpt.config.vocab_size == tokenizer.vocab_size and bool(tokenizer.markers)
-    summary = loads + ("" if finite else ", some of which are not numbers")
-    summary += "." if fits else "; its tokenizer does not fit it."
+    summary = loads + broken + ("." if fits else "; its tokenizer does not fit it.")
     return Verdict(finite and fits, summary, values)
+
+
+def weights_are_numbers(model: nn.Module) -> tuple[bool, str]:
+    """Whether they are, and what a summary that ends with their count goes on with if not."""
+    finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    return finite, "" if finite else ", some of which are not numbers"

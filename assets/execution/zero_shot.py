@@ -13,7 +13,6 @@ models. The recipe names the model (`evaluation.known`), the suite the protocol;
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -41,6 +40,7 @@ from gpt_model.evaluation.lm import GPTLM
 from gpt_model.evaluation.results import RESULTS, Results, ScoreRow, UnavailableRow, interval_text
 from gpt_model.evaluation.suites import SuiteTask, suite_tasks
 from gpt_model.evaluation.tasks import TaskRows, examples_of, in_each_setting, rows_of
+from gpt_model.io import dump_json
 from gpt_model.published import Reference, references
 from gpt_model.tokenizer import Tokenizer
 
@@ -162,8 +162,7 @@ def _write(output: Path, config: Config, results: Results, samples: list[dict[st
         "samples.json": {"samples": samples},
     }
     for name, document in documents.items():
-        text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
-        (output / name).write_text(text + "\n", encoding="utf-8")
+        dump_json(output / name, document, indent=1, sort_keys=True, ensure_ascii=False)
 
 
 def every_suite_has_scores(built: Built) -> Verdict:

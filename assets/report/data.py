@@ -16,6 +16,7 @@ from assets.report import plots
 from assets.report.tables import Table, code_block, write_markdown
 from gpt_model.data import documents, splits
 from gpt_model.data.shards import TokenData
+from gpt_model.io import read_json_lines
 from gpt_model.rlhf.records import excerpt
 from gpt_model.tokenizer import Tokenizer
 
@@ -176,9 +177,7 @@ def _reasons(counted: Mapping[str, Any]) -> str:
 def _samples(built: Built, reports: Mapping[str, Any]) -> list[str]:
     counts = dict.fromkeys(reports, 0)
     samples = []
-    with (built.output / "training.jsonl").open(encoding="utf-8") as file:
-        examples = [json.loads(line) for line in file]
-    for row in examples:
+    for row in read_json_lines(built.output / "training.jsonl"):
         if counts[row["source"]] == SHOWN_ROWS:
             continue
         counts[row["source"]] += 1

@@ -18,11 +18,7 @@ from assets.stages.alignment import BAG_OF_WORDS
 from assets.stages.finetuning import ARMS, CONSTANT
 from gpt_model.evaluation.results import cut_text
 from gpt_model.finetuning.entry import SCORE_NAMES
-
-
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+from gpt_model.io import read_json_lines
 
 
 def show(built: Built, folder: Path) -> None:
@@ -38,7 +34,7 @@ def show(built: Built, folder: Path) -> None:
         f"Licence: {facts['entry']['licence']}",
     )
     write_markdown(folder / "samples.md", _samples(built.output))
-    predictions = json_lines(built.output / "predictions.jsonl")
+    predictions = read_json_lines(built.output / "predictions.jsonl")
     labels, predicted = ([row[key] for row in predictions] for key in ("label", "predicted"))
     if "scale" in built.config["source"]:
         with plots.picture(folder / "ratings.png", 3.6, 3.2) as axes:

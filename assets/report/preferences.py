@@ -6,7 +6,6 @@ The tables are those of the scorecard's section about alignment, too (`alignment
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +16,7 @@ from assets.report import plots
 from assets.report.tables import Table, code_block, estimate, write_markdown
 from assets.stages.base_model import READ_ON
 from gpt_model.evaluation.alignment_tax import verdict
+from gpt_model.io import read_json_lines
 from gpt_model.rlhf.comparison import (
     ANSWERS_FILE,
     BEST_OF,
@@ -156,8 +156,7 @@ def samples(output: Path, prompts: Artifact | None) -> str:
     source's licence does not cover its text.
     """
     unlicensed = unlicensed_sources(prompts.path) if prompts else set()
-    with (output / ANSWERS_FILE).open(encoding="utf-8") as file:
-        answers = [json.loads(line) for line in file]
+    answers = read_json_lines(output / ANSWERS_FILE)
 
     def prompt(answer: Mapping[str, Any]) -> tuple[str, str]:
         return answer["source"], answer["prompt"]

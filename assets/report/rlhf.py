@@ -29,6 +29,7 @@ from assets.report.tables import (
 from assets.stages.alignment import BAG_OF_WORDS, HELD_OUT_FILE, JUDGE_FILE, NO_WORDS, TRAINING_FILE
 from assets.stages.base_model import READ_ON
 from gpt_model.bag_of_words import BagOfWords
+from gpt_model.io import read_json_lines
 from gpt_model.rlhf.ranking_agreement import calibration
 
 
@@ -110,7 +111,7 @@ def show_reward_model(built: Built, folder: Path) -> None:
     """figures.md, calibration.png and training.png."""
     models = {"": "reward model", BAG_OF_WORDS: "bag of words"}
     write_markdown(folder / "figures.md", accuracies(built.metrics, models))
-    if rows := held_out_rows(built.output):
+    if rows := read_json_lines(built.output / HELD_OUT_FILE):
         _plot_calibration(rows, folder / "calibration.png")
     panels = {
         "loss of a step": ("loss",),
@@ -122,11 +123,6 @@ def show_reward_model(built: Built, folder: Path) -> None:
         folder / "training.png",
         [Panel.of_series(title, built.series, names) for title, names in panels.items()],
     )
-
-
-def held_out_rows(output: Path) -> list[dict[str, Any]]:
-    with (output / HELD_OUT_FILE).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def accuracies(metrics: Metrics, models: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from assets.contract import Artifact, Built, Inputs
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
+from gpt_model.io import dump_json
 
 BASE = "base"  # the input whose model a stage trains further
 # Folder of an artifact whose model was trained by LoRA, beside model/, where they are merged.
@@ -33,9 +34,7 @@ def shape(artifact: Artifact) -> dict[str, Any]:
 
 
 def write_shape(config: ModelConfig, output: Path) -> None:
-    (output / SHAPE).write_text(
-        json.dumps(config.model_dump(), indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    dump_json(output / SHAPE, config.model_dump(), indent=1, sort_keys=True)
 
 
 def precision(artifact: Artifact) -> Any:
@@ -46,11 +45,11 @@ def precision(artifact: Artifact) -> Any:
     return section.get("precision", "float32")
 
 
-def require(inputs: Inputs, name: str) -> Artifact:
-    """The input `name`. Raises UserError where it was not run."""
-    if reason := inputs[name].not_run:
+def require(artifact: Artifact) -> Artifact:
+    """The artifact itself. Raises UserError where it was not run."""
+    if reason := artifact.not_run:
         raise UserError(f"There is no model to go on from: {reason}.", field=".imported")
-    return inputs[name]
+    return artifact
 
 
 def caveat(of: Built | Artifact, inputs: Inputs) -> str:

@@ -4,7 +4,6 @@ tokenizer's files are the caller's to add.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from gpt_model.config import ModelConfig
 from gpt_model.convert.dialects import PREFIX, Weights, of_config, of_family, shape_of
 from gpt_model.convert.network import filled, generation, theirs
 from gpt_model.errors import CorruptFile, UserError
-from gpt_model.io import CONFIG, INDEX, WEIGHTS, described, weight_files
+from gpt_model.io import CONFIG, INDEX, WEIGHTS, described, dump_json, weight_files
 from gpt_model.tokenizer.exported import CONFIG_FILE, complete
 from gpt_model.transformer import GPT, Decoder
 
@@ -98,9 +97,7 @@ def write(folder: Path, described: Mapping[str, Mapping[str, Any]], weights: Wei
     """JSON files by name, and the weights, which whoever reads those may read too."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, contents in described.items():
-        (folder / name).write_text(
-            json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        dump_json(folder / name, contents, indent=2, sort_keys=True)
     save_file(
         {name: tensor.contiguous() for name, tensor in weights.items()},
         folder / WEIGHTS,

@@ -21,6 +21,7 @@ import zstandard
 
 from gpt_model.data.formats import decompressed
 from gpt_model.errors import CorruptFile, UserError
+from gpt_model.io import dump_json
 
 Split = Literal["training", "held_out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -94,9 +95,7 @@ def count(texts: Iterable[str]) -> dict[str, int | str]:
 
 
 def write_index(corpus: Path, sources: dict[str, dict[str, Any]]) -> None:
-    (corpus / INDEX).write_text(
-        json.dumps({"sources": sources}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    dump_json(corpus / INDEX, {"sources": sources}, indent=1, ensure_ascii=False)
 
 
 def index(corpus: Path) -> dict[str, dict[str, Any]]:

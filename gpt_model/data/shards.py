@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from gpt_model.data.documents import SPLITS
 from gpt_model.errors import CorruptFile, UserError
+from gpt_model.io import dump_json
 from gpt_model.progress import Progress, Silent
 from gpt_model.tokenizer import Encoded, Tokenizer
 
@@ -79,7 +80,7 @@ def write(
         "end_of_text": tokenizer.end_of_text,
         "sources": described,
     }
-    (folder / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    dump_json(folder / "index.json", index, indent=2)
     return index
 
 

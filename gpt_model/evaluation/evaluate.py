@@ -11,7 +11,6 @@ pretrained=MODEL --include_path . --tasks NAME` gives the same scores without a 
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ from gpt_model.evaluation.few_shot import answer_normalised, per_token
 from gpt_model.evaluation.metrics import ACCURACIES, baseline, confidence_interval
 from gpt_model.evaluation.results import ScoreRow
 from gpt_model.evaluation.tasks import TaskRows
-from gpt_model.io import rounded
+from gpt_model.io import rounded, write_json_lines
 
 SHOWN_SAMPLES = 3  # of each task
 SHOWN_CHARACTERS = 400  # of a text
@@ -73,8 +72,7 @@ def write_tasks(folder: Path, tasks: Sequence[TaskRows]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for task in tasks:
-        lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in task.rows]
-        (folder / f"{task.full_name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_json_lines(folder / f"{task.full_name}.jsonl", task.rows, sort_keys=True)
         confident = task.task.metadata.confident
         config = {
             **task.task.keys,

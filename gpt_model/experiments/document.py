@@ -14,7 +14,6 @@ points are then not joined.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +21,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from gpt_model.errors import CorruptFile, UserError
-from gpt_model.io import rounded
+from gpt_model.io import dump_json, rounded
 from gpt_model.statistics import ConfidenceInterval
 from gpt_model.strict import Strict, dotted_location, sentence
 
@@ -113,8 +112,8 @@ def write_document(output: Path, document: Mapping[str, Any]) -> Document:
         checked = Document.model_validate(_rounded(document))
     except ValidationError as error:
         raise UserError(f"{output / FILE} is not written: {_sentences(error)}") from error
-    text = json.dumps(checked.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
-    (output / FILE).write_text(text + "\n", encoding="utf-8")
+    contents = checked.model_dump(mode="json")
+    dump_json(output / FILE, contents, indent=1, sort_keys=True, ensure_ascii=False)
     return checked
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from gpt_model import convert
 from gpt_model.errors import UserError
 from gpt_model.finetuning.input_forms import SPECIAL_TOKENS, InputFormat
+from gpt_model.io import dump_json
 from gpt_model.transformer import GPT, Decoder, with_rows
 
 D = TypeVar("D", bound=Decoder)
@@ -118,9 +119,7 @@ def save(model: TaskModel, labels: list[str], folder: Path, end_of_text: int) ->
         "labels": labels,
         "dropout": model.dropout,
     }
-    (folder / LAYOUT_FILE).write_text(
-        json.dumps(described, sort_keys=True, indent=1) + "\n", encoding="utf-8"
-    )
+    dump_json(folder / LAYOUT_FILE, described, sort_keys=True, indent=1)
 
 
 def load(folder: Path) -> tuple[TaskModel, list[str]]:

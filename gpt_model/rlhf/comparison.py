@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpt_model.io import dump_json
 from gpt_model.rlhf import drift, win_rates
 from gpt_model.statistics import Floats, bootstrap_mean, bootstrap_ratio
 
@@ -164,7 +165,7 @@ class Comparison:
                     if name in self.kl:
                         row["kl"] = _rounded(self.kl[name][index])
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        dump_json(folder / RESULTS, results, indent=1)
 
 
 def _mean(values: Floats, finite: np.ndarray, groups: list[str]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt_model.data.splits import normalised
+from gpt_model.io import write_json_lines
 from gpt_model.rlhf.dialogue import Dialogue, Role, dialogue, messages
 
 T = TypeVar("T")
@@ -195,8 +196,7 @@ def as_row(record: Demonstration | Ranking | Prompt) -> dict[str, Any]:
 
 
 def write(records: Iterable[Demonstration | Ranking | Prompt], path: Path) -> None:
-    lines = (json.dumps(as_row(record), ensure_ascii=False) + "\n" for record in records)
-    path.write_text("".join(lines), encoding="utf-8")
+    write_json_lines(path, map(as_row, records))
 
 
 def unlicensed_sources(folder: Path) -> set[str]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from gpt_model import convert
 from gpt_model.errors import UserError
+from gpt_model.io import dump_json
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.answers import encode_shortened
 from gpt_model.rlhf.chat_template import ChatTemplate
@@ -81,7 +82,7 @@ def save(model: RewardModel, tokenizer: Tokenizer, folder: Path) -> None:
         name: tensor.detach().cpu().contiguous() for name, tensor in model.head.state_dict().items()
     }
     save_file(weights, folder / HEAD)
-    (folder / FACTS).write_text(json.dumps({"shift": model.shift}) + "\n", encoding="utf-8")
+    dump_json(folder / FACTS, {"shift": model.shift})
 
 
 def load(folder: Path) -> RewardModel:
