@@ -27,6 +27,7 @@ from benchmarks.alignment_reward import (  # noqa: E402  # noqa: E402
     trl_options,
 )
 from benchmarks.bars import verdict  # noqa: E402
+from benchmarks.peers import Settings, micro_batches  # noqa: E402
 
 BETA = 0.1
 
@@ -44,7 +45,7 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
     return train_ours(model, objective, steps)
 
 
-def run_trl(folder: Path, steps: int) -> dict[str, float]:
+def run_trl(folder: Path, steps: int, settings: Settings) -> dict[str, float]:
     import datasets
     import transformers
     import trl
@@ -61,16 +62,21 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
     rows = datasets.Dataset.from_list(
         [{f"{name}_ids": tokens for name, tokens in pair.items()} for pair in pairs_in(folder)]
     )
-    args = trl.DPOConfig(**trl_options(folder, steps), beta=BETA, precompute_ref_log_probs=True)
+    options = trl_options(folder, steps, settings)
+    args = trl.DPOConfig(**options, beta=BETA, precompute_ref_log_probs=True)
     return timed(
         OfTokens(model=model, args=args, train_dataset=rows, processing_class=tokenizer), steps
     )
 
 
 def main() -> int:
-    if status := compare(__file__, __doc__, "DPO pairs", {"ours": run_ours, "trl": run_trl}):
-        return status
-    return verdict()
+    tries = [
+        {**settings, "padding_free": free}
+        for free in (False, True)
+        for settings in micro_batches(BATCH)
+    ]
+    status = compare(__file__, __doc__, "DPO pairs", {"ours": run_ours, "trl": run_trl}, tries)
+    return status or verdict()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.bars import at_least, verdict  # noqa: E402
+from benchmarks.peers import Settings, fastest, micro_batches  # noqa: E402
 
 PROMPT, NEW, BATCH, MINIBATCH, VOCABULARY = 32, 64, 64, 16, 8192
 SHAPE = {"family": "gpt2", "layers": 6, "width": 384, "heads": 6, "context": 128, "dropout": 0.0}
@@ -170,8 +171,8 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
     }
 
 
-def run_trl(folder: Path, batches: int) -> dict[str, float]:
-    """The same of TRL's trainer: one generation of BATCH episodes, two for each prompt, for every
+def run_trl(folder: Path, batches: int, settings: Settings) -> dict[str, float]:
+    """The same of TRL's trainer with the fastest of its settings: one generation of BATCH episodes, two for each prompt, for every
     BATCH / MINIBATCH updates.
     """
     import datasets
@@ -198,9 +199,7 @@ def run_trl(folder: Path, batches: int) -> dict[str, float]:
         output_dir=str(folder / "trl"),
         use_cpu=True,
         bf16=False,
-        per_device_train_batch_size=MINIBATCH,
-        gradient_accumulation_steps=1,
-        steps_per_generation=BATCH // MINIBATCH,
+        steps_per_generation=BATCH // settings["per_device_train_batch_size"],
         num_generations=2,
         max_completion_length=NEW,
         temperature=1.0,
@@ -219,6 +218,7 @@ def run_trl(folder: Path, batches: int) -> dict[str, float]:
         model_init_kwargs={"dtype": "float32"},
         generation_kwargs={"min_new_tokens": NEW, "use_cache": True},
         dataloader_pin_memory=False,
+        **settings,
     )
     rows = datasets.Dataset.from_list(
         [{"prompt": text} for text in json.loads((folder / "prompts.json").read_text())]
@@ -240,8 +240,8 @@ def run_trl(folder: Path, batches: int) -> dict[str, float]:
     }
 
 
-def measure(folder: Path, side: str, batches: int) -> dict[str, float]:
-    """A side in a process of its own."""
+def measure(folder: Path, side: str, batches: int, settings: Settings) -> dict[str, float]:
+    """A side in a process of its own. `settings`: TRL's."""
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
     command = [
         sys.executable,
@@ -252,6 +252,8 @@ def measure(folder: Path, side: str, batches: int) -> dict[str, float]:
         str(folder),
         "--batches",
         str(batches),
+        "--settings",
+        json.dumps(settings),
     ]
     done = subprocess.run(
         command, env={**os.environ, **offline}, stdout=subprocess.PIPE, text=True, check=True
@@ -267,10 +269,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
         metrics = (
-            run_trl(given.folder, given.batches)
+            run_trl(given.folder, given.batches, given.settings)
             if given.side == "trl"
             else run_ours(given.folder, given.side, given.batches)
         )
@@ -278,10 +281,14 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="ppo-") as folder:
         make_inputs(Path(folder))
+        settings = fastest(
+            micro_batches(MINIBATCH),
+            lambda tried: measure(Path(folder), "trl", 1, tried)["seconds"],
+        )
         results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for number in range(given.rounds):
             for side in SIDES if number % 2 == 0 else SIDES[::-1]:
-                results[side].append(measure(Path(folder), side, given.batches))
+                results[side].append(measure(Path(folder), side, given.batches, settings))
     seconds = {
         side: statistics.median(run["seconds"] for run in runs) for side, runs in results.items()
     }

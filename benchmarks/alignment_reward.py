@@ -5,8 +5,8 @@ same cores.
 
 A decoder of 6 × 384 with 8,192 tokens and random weights, two responses a prompt, prompts of 32 to
 96 tokens and responses of 16 to 96, 16 pairs an optimizer step, float32. The texts are the same
-tokens on both sides, laid out before the clock starts; of TRL the batch is one micro-batch. Each
-side runs in a process of its own, with all cores, and takes turns with the other (`--rounds`); the
+tokens on both sides, laid out before the clock starts; TRL runs with the fastest of its settings that were tried once
+each (`peers.py`): the batch whole and in parts. Each side runs in a process of its own, with all cores, and takes turns with the other (`--rounds`); the
 first two steps of a run are not counted, and the ratio is of medians.
 """
 
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.bars import at_least, verdict  # noqa: E402
+from benchmarks.peers import Settings, fastest, micro_batches  # noqa: E402
 
 VOCABULARY, CONTEXT, BATCH, WARM = 8192, 256, 16, 2
+TRIED_STEPS = 2  # that are counted of a try
 SHAPE = {
     "family": "gpt2",
     "layers": 6,
@@ -152,14 +154,14 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
     return train_ours(RewardModel(convert.load(folder / "model")), objective, steps)
 
 
-def trl_options(folder: Path, steps: int) -> dict[str, Any]:
-    """What its trainers are told alike: nothing but training."""
+def trl_options(folder: Path, steps: int, settings: Settings) -> dict[str, Any]:
+    """What its trainers are told alike, nothing but training; and `settings`, which were the
+    fastest.
+    """
     return {
         "output_dir": str(folder / "trl"),
         "use_cpu": True,
         "bf16": False,
-        "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": 1,
         "gradient_checkpointing": False,
         "learning_rate": RATE,
         "lr_scheduler_type": "constant",
@@ -171,6 +173,7 @@ def trl_options(folder: Path, steps: int) -> dict[str, Any]:
         "disable_tqdm": True,
         "weight_decay": 0.0,
         "dataloader_pin_memory": False,
+        **settings,
     }
 
 
@@ -189,7 +192,7 @@ def timed(trainer: Any, steps: int) -> dict[str, float]:
     return {"seconds": (marks[-1] - marks[WARM - 1]) / steps, "loss": loss}
 
 
-def run_trl(folder: Path, steps: int) -> dict[str, float]:
+def run_trl(folder: Path, steps: int, settings: Settings) -> dict[str, float]:
     import datasets
     import transformers
     import trl
@@ -208,7 +211,7 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
             for pair in pairs_in(folder)
         ]
     )
-    args = trl.RewardConfig(**trl_options(folder, steps))
+    args = trl.RewardConfig(**trl_options(folder, steps, settings))
     return timed(
         trl.RewardTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer),
         steps,
@@ -218,8 +221,10 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
 # --- side by side ---
 
 
-def measure(script: str, folder: Path, side: str, steps: int) -> dict[str, float]:
-    """A side in a process of its own."""
+def measure(
+    script: str, folder: Path, side: str, steps: int, settings: Settings
+) -> dict[str, float]:
+    """A side in a process of its own. `settings`: TRL's."""
     offline = {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -235,6 +240,8 @@ def measure(script: str, folder: Path, side: str, steps: int) -> dict[str, float
         str(folder),
         "--steps",
         str(steps),
+        "--settings",
+        json.dumps(settings),
     ]
     done = subprocess.run(
         command, env={**os.environ, **offline}, stdout=subprocess.PIPE, text=True, check=True
@@ -243,24 +250,33 @@ def measure(script: str, folder: Path, side: str, steps: int) -> dict[str, float
     return document
 
 
-def compare(script: str, told: str, unit: str, sides: Mapping[str, Any]) -> int:
-    """The command line of either benchmark: `sides` run one side each."""
+def compare(
+    script: str, told: str, unit: str, sides: Mapping[str, Any], tries: Sequence[Settings]
+) -> int:
+    """The command line of either benchmark: `sides` run one side each. `tries`: TRL's settings, of
+    which the fastest stands against ours.
+    """
     parser = argparse.ArgumentParser(description=told.splitlines()[0])
     parser.add_argument("--steps", type=int, default=8, help="that are counted")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
-        print(json.dumps(sides[given.side](given.folder, given.steps)))
+        extra = [given.settings] if given.side == "trl" else []
+        print(json.dumps(sides[given.side](given.folder, given.steps, *extra)))
         return 0
     results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory(prefix="preferences-") as folder:
-        make_inputs(Path(folder), given.steps)
+        make_inputs(Path(folder), max(given.steps, TRIED_STEPS))
+        settings = fastest(
+            tries, lambda tried: measure(script, Path(folder), "trl", TRIED_STEPS, tried)["seconds"]
+        )
         for number in range(given.rounds):
             for side in sorted(SIDES, reverse=number % 2 == 1):
-                results[side].append(measure(script, Path(folder), side, given.steps))
+                results[side].append(measure(script, Path(folder), side, given.steps, settings))
     rates = {
         side: BATCH / statistics.median(run["seconds"] for run in runs)
         for side, runs in results.items()
@@ -277,11 +293,10 @@ def compare(script: str, told: str, unit: str, sides: Mapping[str, Any]) -> int:
 
 
 def main() -> int:
-    if status := compare(
-        __file__, __doc__, "reward-model comparisons", {"ours": run_ours, "trl": run_trl}
-    ):
-        return status
-    return verdict()
+    sides = {"ours": run_ours, "trl": run_trl}
+    tries = micro_batches(BATCH)
+    status = compare(__file__, __doc__, "reward-model comparisons", sides, tries)
+    return status or verdict()
 
 
 if __name__ == "__main__":

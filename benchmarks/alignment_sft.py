@@ -6,7 +6,8 @@ batch, on the same cores.
 A model of 6 × 384 with 8,192 tokens and random weights, float32, without dropout, 32 dialogues an
 optimizer step. Dialogues are made up: a question of 10 to 60 tokens and an answer whose length is
 log-normal about 50, one in five with a second exchange. The loss is of the assistant's tokens alone
-on both sides. Each side runs in a process of its own, with all cores, three times in turn, and the
+on both sides. TRL runs with the fastest of its settings that were tried once each (`peers.py`): the
+step's dialogues whole or in parts, padded or packed in one row without padding. Each side runs in a process of its own, with all cores, three times in turn, and the
 medians are compared; of a run the first two steps are not counted. Tokens are the dialogues' own:
 what pads them is not counted.
 """
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.bars import at_least, verdict  # noqa: E402
+from benchmarks.peers import Settings, fastest, micro_batches  # noqa: E402
 
 BATCH, VOCABULARY, NOT_COUNTED, ROUNDS = 32, 8192, 2, 3
 SHAPE = {"family": "gpt2", "layers": 6, "width": 384, "heads": 6, "context": 512, "dropout": 0.0}
@@ -132,8 +134,17 @@ def run_ours(folder: Path, steps: int) -> dict[str, float]:
     }
 
 
-def run_trl(folder: Path, steps: int) -> dict[str, float]:
-    """The same of TRL's trainer, padding as it does by default."""
+# A step's dialogues whole and in parts, padded, or one after another in a row without padding
+TRIES = [
+    {**settings, "padding_free": free}
+    for free in (False, True)
+    for settings in micro_batches(BATCH)
+]
+TRIED_STEPS = NOT_COUNTED + 2
+
+
+def run_trl(folder: Path, steps: int, settings: Settings) -> dict[str, float]:
+    """The same of TRL's trainer with these settings."""
     import datasets
     import torch
     import transformers
@@ -148,7 +159,8 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
 
     class Counting(trl.SFTTrainer):
         def training_step(self, model: Any, inputs: dict[str, Any], *others: Any) -> Any:
-            tokens.append(int(inputs["attention_mask"].sum()))
+            mask = inputs.get("attention_mask")  # none of a row without padding
+            tokens.append(int(inputs["input_ids"].numel() if mask is None else mask.sum()))
             return super().training_step(model, inputs, *others)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
@@ -157,9 +169,7 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
         output_dir=str(folder / "trl"),
         use_cpu=True,
         bf16=False,
-        per_device_train_batch_size=BATCH,
-        gradient_accumulation_steps=1,
-        max_length=int(str(SHAPE["context"])),
+        max_length=None if settings["padding_free"] else int(str(SHAPE["context"])),
         assistant_only_loss=True,
         learning_rate=RATE,
         lr_scheduler_type="constant",
@@ -171,6 +181,7 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
         disable_tqdm=True,
         weight_decay=0.0,
         dataloader_pin_memory=False,
+        **settings,
     )
     rows = datasets.Dataset.from_list(
         [{"messages": dialogue} for dialogue in json.loads((folder / "dialogues.json").read_text())]
@@ -180,15 +191,16 @@ def run_trl(folder: Path, steps: int) -> dict[str, float]:
         model=model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[Mark()]
     )
     trainer.train()
+    counted = tokens[NOT_COUNTED * settings["gradient_accumulation_steps"] :]
     return {
-        "tokens_per_second": sum(tokens[NOT_COUNTED:]) / (marks[-1] - marks[NOT_COUNTED - 1]),
+        "tokens_per_second": sum(counted) / (marks[-1] - marks[NOT_COUNTED - 1]),
         "loss": float(next(item["loss"] for item in trainer.state.log_history if "loss" in item)),
         "tokens": sum(tokens),
     }
 
 
-def measure(folder: Path, side: str, steps: int) -> dict[str, float]:
-    """A side in a process of its own."""
+def measure(folder: Path, side: str, steps: int, settings: Settings) -> dict[str, float]:
+    """A side in a process of its own. `settings`: TRL's."""
     offline = {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -204,6 +216,8 @@ def measure(folder: Path, side: str, steps: int) -> dict[str, float]:
         str(folder),
         "--steps",
         str(steps),
+        "--settings",
+        json.dumps(settings),
     ]
     done = subprocess.run(
         command, env={**os.environ, **offline}, stdout=subprocess.PIPE, text=True, check=True
@@ -223,18 +237,29 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
         print(
-            json.dumps((run_ours if given.side == "ours" else run_trl)(given.folder, given.steps))
+            json.dumps(
+                run_ours(given.folder, given.steps)
+                if given.side == "ours"
+                else run_trl(given.folder, given.steps, given.settings)
+            )
         )
         return 0
     results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory(prefix="sft-") as folder:
-        make_inputs(Path(folder), given.steps)
+        make_inputs(Path(folder), max(given.steps, TRIED_STEPS))
+        settings = fastest(
+            TRIES,
+            lambda tried: (
+                1e3 / measure(Path(folder), "trl", TRIED_STEPS, tried)["tokens_per_second"]
+            ),
+        )
         for turn in range(ROUNDS):
             for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
-                results[side].append(measure(Path(folder), side, given.steps))
+                results[side].append(measure(Path(folder), side, given.steps, settings))
     rates = {
         side: statistics.median(item["tokens_per_second"] for item in result)
         for side, result in results.items()
