@@ -30,7 +30,7 @@ from assets.recipe.recipe import Recipe, load_recipe
 from assets.store.store import Store
 from assets.tracking.server import Server
 from assets.tracking.tracking import Tracking
-from pipelines.cli.servers import HOST, dagster_command, mlflow_command, server_environment
+from pipelines.local_only import HOST
 
 IMAGES = Path(__file__).parent / "images"
 # Without these Chromium talks to the outside at every start; a machine without a way out refuses
@@ -63,14 +63,16 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def serving(
-    command: Sequence[str], url: str, home: Path, seconds: float = 120
+    name: str, port: int, home: Path, seconds: float = 120
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`command` while it answers at `url`."""
-    log = home / f"server-{command[2].split('.')[0]}.log"
+    """`gpt-lineage ui` or `gpt-lineage mlflow`, by `name`, while it answers at `port`."""
+    log = home / f"server-{name}.log"
+    command = [sys.executable, "-m", "pipelines.cli", name, "--port", str(port)]
+    url = f"http://{HOST}:{port}/{'server_info' if name == 'ui' else 'health'}"
     with log.open("wb") as out:
         server = subprocess.Popen(
-            list(command),
-            env=server_environment(home),
+            command,
+            env={**os.environ, "LINEAGE_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")},
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -169,11 +171,11 @@ def main() -> int:
 
 def _screenshot_pages(chrome: Browser, recipe: Recipe, home: Path) -> None:
     store = Store(home)
-    with serving(dagster_command(3100), f"http://{HOST}:3100/server_info", home):
+    with serving("ui", 3100, home):
         page = chrome.new_page(viewport={"width": 1600, "height": 1250})
         open_asset_graph(page, f"http://{HOST}:3100", recipe.name)
         page.screenshot(path=IMAGES / "asset-graph.png")
-    with serving(mlflow_command(5100, home), f"http://{HOST}:5100/health", home):
+    with serving("mlflow", 5100, home):
         page = chrome.new_page(viewport={"width": 1500, "height": 1050})
         tasks = [node.name for node in nodes(recipe) if node.name.startswith("finetuned/")]
         open_comparison(page, f"http://{HOST}:5100", recipe.name, home, tasks)

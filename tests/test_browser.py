@@ -15,7 +15,6 @@ from playwright.sync_api import Browser, expect
 from assets.store.store import Store
 from assets.tracking.tracking import Tracking
 from docs.pictures import HOST, browser, chromium, open_asset_graph, open_runs, serving
-from pipelines.cli.servers import dagster_command, mlflow_command
 
 pytestmark = pytest.mark.skipif(
     chromium() is None and "CI" not in os.environ, reason="no Chromium or Chrome on this machine"
@@ -43,7 +42,7 @@ def test_dagster_page_shows_the_graph_and_its_materializations(
     monkeypatch.setenv("LINEAGE_RECIPES", str(recipes))
     monkeypatch.setenv("DAGSTER_HOME", str(built.home / "dagster"))
     port = free_port()
-    with serving(dagster_command(port), f"http://{HOST}:{port}/server_info", built.home):
+    with serving("ui", port, built.home):
         page = chrome.new_page(viewport={"width": 1500, "height": 900})
         open_asset_graph(page, f"http://{HOST}:{port}", "ci")
         for name in ("corpus", "tokenizer", "tokens", "pretrained", "zero_shot", "scorecard"):
@@ -61,7 +60,7 @@ def test_mlflow_page_shows_the_runs_and_links_back_to_dagster(
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(built.home / "dagster"))
     port = free_port()
-    with serving(mlflow_command(port, built.home), f"http://{HOST}:{port}/health", built.home):
+    with serving("mlflow", port, built.home):
         page = chrome.new_page(viewport={"width": 1500, "height": 900})
         open_runs(page, f"http://{HOST}:{port}", "ci", built.home)
         artifact = Store(built.home).resolve("ci/pretrained")

@@ -18,9 +18,9 @@ from assets.store.store import Store
 from gpt_model.errors import UserError
 from gpt_model.rlhf import votes
 from gpt_model.rlhf.dialogue import Dialogue, Turn, messages
-from pipelines.chat.endpoint import HOST
 from pipelines.chat.engine import Engine, running
 from pipelines.chat.session import VOTES_COMMAND, Sampling, find_partner, find_partners
+from pipelines.local_only import HOST
 
 pytestmark = pytest.mark.slow
 

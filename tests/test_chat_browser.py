@@ -26,8 +26,8 @@ from playwright.sync_api import Browser, Page, expect
 from assets.store.store import Store
 from docs.pictures import browser, chromium, say
 from gpt_model.rlhf import votes
-from pipelines.chat.endpoint import HOST
 from pipelines.chat.session import VOTES_COMMAND
+from pipelines.local_only import HOST
 
 pytestmark = [
     pytest.mark.slow,

@@ -29,7 +29,6 @@ from assets.store.store import Store
 from assets.tracking.event_log import events
 from assets.tracking.tracking import Tracking
 from docs.pictures import HOST, serving
-from pipelines.cli.servers import dagster_command
 from pipelines.definitions import RecipeFile, build_defs
 
 pytestmark = pytest.mark.slow
@@ -525,7 +524,7 @@ def test_run_terminated_from_the_page_leaves_no_process(
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    with serving(dagster_command(port), f"http://{HOST}:{port}/server_info", home) as server:
+    with serving("ui", port, home) as server:
         client = DagsterGraphQLClient(HOST, port_number=port)
         run_id = client.submit_job_execution("local", run_config={})
         wait_for_training(home, server)

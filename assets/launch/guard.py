@@ -12,7 +12,8 @@ and answers with one line on standard output when all are gone.
   process, means: stop everything.
 * Stopping is TERM to the whole tree, then KILL after the grace period, until nothing is left.
 * A rank dies with the guard (PR_SET_PDEATHSIG), so that not even killing the guard leaves one.
-* A rank's output goes to a file, never to a pipe that could fill and block it.
+* A rank's output goes to a file, never to a pipe that could fill and block it; a server's goes
+  where this process's standard error goes.
 
 Elsewhere than on Linux there is no subreaper: the tree is what `ps` shows below the guard.
 """
@@ -127,9 +128,9 @@ class Guard:
         self.asked_to_stop = True
 
     def _start(self, rank: int) -> None:
-        log = Path(self.spec["logs"][rank])
+        log = self.spec["logs"][rank]
         environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with log.open("ab") as output:
+        with Path(log).open("ab") if log else os.fdopen(os.dup(2), "ab") as output:
             try:
                 process = subprocess.Popen(
                     self.spec["command"],

@@ -17,10 +17,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -28,6 +29,7 @@ from assets.launch import guard
 
 POLL_SECONDS = 0.1
 MEMORY_SECONDS = 0.5
+LOOPBACK_INTERFACE = "lo" if sys.platform.startswith("linux") else "lo0"
 
 # glibc gives memory back between steps and pages it in again: 1.25x on a plain training loop on two
 # cores to keep it. Never mapping a block of its own is said by MMAP_MAX: a high MMAP_THRESHOLD says
@@ -71,6 +73,9 @@ def worker_environment(device: str, ranks: int, threads: int) -> dict[str, str]:
         "PYTHONUTF8": "1",  # whatever the locale: texts and logs are UTF-8
         "TOKENIZERS_PARALLELISM": "true" if ranks == 1 else "false",
         "RAYON_NUM_THREADS": str(threads),
+        # what ranks of one host send each other passes through no other interface
+        "GLOO_SOCKET_IFNAME": LOOPBACK_INTERFACE,
+        "NCCL_SOCKET_IFNAME": LOOPBACK_INTERFACE,
     }
     if device == "cpu":
         defaults |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -117,31 +122,55 @@ class LocalLauncher:
         )
         log.parent.mkdir(parents=True, exist_ok=True)
         logs = [log_of(log, rank) for rank in range(ranks)]
-        with log.open("ab") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", guard.__file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=environment,
-                pass_fds=tuple(keep_fds),
-                start_new_session=True,
-            )
-        watch = GuardClient(process)
-        try:
-            spec = {
-                "command": list(command),
-                "ranks": ranks,
-                "grace": self.grace,
-                "logs": list(map(str, logs)),
-                "watch": _watched(),
-            }
-            watch.tell(spec)
-            report = watch.until_the_end(on_poll)
-        finally:
-            watch.close(self.grace)
-        code, failed = report
-        return Exit(code, failed, watch.peak_memory_bytes, logs[failed or 0])
+        with (
+            log.open("ab") as errors,
+            _guarded(command, environment, logs, self.grace, errors, keep_fds) as client,
+        ):
+            code, failed = client.until_the_end(on_poll)
+        return Exit(code, failed, client.peak_memory_bytes, logs[failed or 0])
+
+
+def serve(command: Sequence[str], environment: Mapping[str, str], grace: float) -> int:
+    """Run a server under a guard until it ends, or this process does in any way; its output goes to
+    stderr. Returns its exit status. `grace`: seconds between TERM and KILL.
+    """
+    with _guarded(command, environment, [None], grace, None) as client:
+        code, _ = client.until_the_end(lambda: None)
+    return code
+
+
+@contextmanager
+def _guarded(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    logs: Sequence[Path | None],
+    grace: float,
+    errors: BinaryIO | None,
+    keep_fds: Iterable[int] = (),
+) -> Iterator[GuardClient]:
+    """`command`, once for each of `logs`, under a guard, and gone when the block ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", guard.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env=environment,
+        pass_fds=tuple(keep_fds),
+        start_new_session=True,
+    )
+    client = GuardClient(process)
+    try:
+        spec = {
+            "command": list(command),
+            "ranks": len(logs),
+            "grace": grace,
+            "logs": [str(log) if log else None for log in logs],
+            "watch": _watched(),
+        }
+        client.send(spec)
+        yield client
+    finally:
+        client.close(grace)
 
 
 class GuardClient:
@@ -152,7 +181,7 @@ class GuardClient:
         self.peak_memory_bytes = 0
         self._tree: dict[int, str] = {}
 
-    def tell(self, spec: Mapping[str, object]) -> None:
+    def send(self, spec: Mapping[str, object]) -> None:
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # killed already: its silence says so
             self.process.stdin.write(json.dumps(spec).encode() + b"\n")

@@ -18,6 +18,7 @@ import functools
 import inspect
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ from torch.utils.checkpoint import checkpoint
 from gpt_model.training.optimizer import TrainingSettings, parameter_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LOOPBACK = "127.0.0.1"
+RENDEZVOUS = "one-host"  # a scheme of torch's `init_method`
 StepMetrics = Mapping[str, tuple[Any, Any]]  # name -> (sum, count)
 
 
@@ -87,9 +90,37 @@ def start(execution: Execution) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     deepspeed = _import_deepspeed(execution.compile)
     backend = "nccl" if execution.device == "cuda" else "gloo"
+    one_host = os.environ["MASTER_ADDR"] == LOOPBACK
     deepspeed.init_distributed(
-        backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(hours=2)
+        backend,
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(hours=2),
+        init_method=f"{RENDEZVOUS}://" if one_host else None,
     )
+
+
+def _rendezvous_on_one_host(
+    url: str, timeout: timedelta, **_: Any
+) -> Iterator[tuple[torch.distributed.Store, int, int]]:
+    """torch's `env://` for ranks of one host: its store listens on every interface and has no
+    password. One rank needs none; several get one that listens on the loopback interface.
+    """
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if ranks == 1:
+        yield torch.distributed.HashStore(), rank, ranks
+        return
+    port, listening = int(os.environ["MASTER_PORT"]), None
+    if rank == 0:
+        server = socket.create_server((LOOPBACK, port))
+        listening = server.detach()  # the store closes it
+    store = torch.distributed.TCPStore(
+        LOOPBACK, port, ranks, rank == 0, timeout, master_listen_fd=listening
+    )
+    yield store, rank, ranks
+
+
+torch.distributed.register_rendezvous_handler(RENDEZVOUS, _rendezvous_on_one_host)
 
 
 def choose_product_library(precision: str) -> None:

@@ -19,9 +19,10 @@ from nicegui.storage import Storage
 from gpt_model.errors import UserError
 from gpt_model.rlhf.dialogue import Dialogue, Turn
 from gpt_model.rlhf.votes import Answered, append, read, vote
-from pipelines.chat.endpoint import HOST, LocalOnly, check_free, serving
+from pipelines.chat.endpoint import serving
 from pipelines.chat.engine import Engine, EngineFailed, Prompt, running
 from pipelines.chat.session import VOTES_COMMAND, Partner, Sampling
+from pipelines.local_only import HOST, LocalOnly, check_free
 
 STYLE = """
 <style>

@@ -3,58 +3,54 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from assets.launch.launcher import serve
 from assets.store.store import Store
 from assets.tracking.relocation import ARTIFACTS
 from assets.tracking.server import importing_mlflow, prepare, record_page
 from assets.tracking.state import LOCAL
 from pipelines.cli.common import command_group
+from pipelines.local_only import HOST, NAMES, check_free
 
-ROOT = Path(__file__).resolve().parents[2]
-HOST = "127.0.0.1"
+GRACE_SECONDS = 10.0  # between TERM and KILL: runs of the page end their workers first
+
+Host = Annotated[
+    str, typer.Option("--host", metavar="ADDRESS", help="where to listen, for other machines too")
+]
 
 app = command_group()
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 3000) -> None:
+def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 3000, host: Host = HOST) -> None:
     """Dagster's pages over this store, until Ctrl-C."""
     home = Store.default_home()
     environment = server_environment(home)
-    record_page(home, "dagster", f"http://{HOST}:{port}")
-    message = f"Dagster: http://{HOST}:{port}  (Ctrl-C stops it)"
-    _become(dagster_command(port), message, environment)
+    command = [sys.executable, "-m", "pipelines.webserver", host, str(port)]
+    _serve("Dagster", command, environment, home, host, port)
 
 
 @app.command()
-def mlflow(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
+def mlflow(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000, host: Host = HOST) -> None:
     """MLflow's pages over this store, until Ctrl-C."""
     home = Store.default_home()
     environment = server_environment(home)
     with importing_mlflow():
         prepare(home / LOCAL, typer.echo)  # before anything else writes to it
-    record_page(home, "mlflow", f"http://{HOST}:{port}")
-    message = f"MLflow: http://{HOST}:{port}  (Ctrl-C stops it)"
-    _become(mlflow_command(port, home), message, environment)
-
-
-def dagster_command(port: int) -> list[str]:
-    workspace = str(ROOT / "workspace.yaml")
-    command = [sys.executable, "-m", "dagster", "dev", "-w", workspace]
-    return [*command, "-h", HOST, "-p", str(port)]
-
-
-def mlflow_command(port: int, home: Path) -> list[str]:
-    """One worker: the default starts fifteen processes and leaves some behind."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
+    # one worker: the default starts fifteen processes and leaves some behind
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{home / LOCAL}"]
-    return [*command, "--default-artifact-root", str(home / ARTIFACTS)]
+    command += ["--default-artifact-root", str(home / ARTIFACTS)]
+    command += ["--allowed-hosts", ",".join(f"{name}:{port}" for name in (*NAMES, host))]
+    _serve("MLflow", command, environment, home, host, port)
 
 
 def server_environment(home: Path) -> dict[str, str]:
@@ -70,9 +66,14 @@ def server_environment(home: Path) -> dict[str, str]:
     }
 
 
-def _become(command: list[str], message: str, environment: Mapping[str, str]) -> NoReturn:
-    """Not a child process: the terminal's Ctrl-C then reaches the server alone, which ends its own
-    children.
-    """
-    print(message, flush=True)
-    os.execve(command[0], command, environment)  # noqa: S606 - no shell is wanted
+def _serve(
+    name: str, command: list[str], environment: Mapping[str, str], home: Path, host: str, port: int
+) -> None:
+    """Runs the server under a guard, so that it and its children end with this process."""
+    check_free(port, "--port", host)
+    address = f"http://{host}:{port}"
+    record_page(home, name.lower(), address)
+    typer.echo(f"{name}: {address}  (Ctrl-C stops it)")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also where Ctrl-C is ignored
+    with suppress(KeyboardInterrupt):
+        raise typer.Exit(serve(command, environment, GRACE_SECONDS))
