@@ -399,7 +399,8 @@ class Store:
     def set_ref(self, recipe: str, stage: str, fingerprint: str) -> None:
         """`recipe/stage` now names this artifact."""
         self._ready("refs")
-        self._refs.set(f"{recipe}/{stage}", fingerprint)
+        with locked(self._ready("locks") / "names.lock"):
+            self._refs.set(f"{recipe}/{stage}", fingerprint)
 
     def get_ref(self, recipe: str, stage: str) -> str | None:
         """The fingerprint that `recipe/stage` names. Raises CorruptFile where the ref cannot be
