@@ -122,13 +122,17 @@ def with_estimate(request: Request, store: Store) -> Request:
 
 def readable(store: Store, say: Callable[[str], None]) -> list[Artifact]:
     """The store's artifacts, oldest first, without the damaged ones: `say` gets a sentence about
-    each. Checked is what an estimate reads: manifests, and the files of ladders.
+    each. Checked is what a plan reads: manifests, verdicts, and the files of ladders.
     """
     artifacts = []
     for artifact in store.artifacts(damaged=say):
         try:
+            store.gate(artifact)
             _earlier_build(artifact)
             problems = store.verify(artifact) if artifact.stage == LADDER else []
+        except CorruptFile as error:
+            say(str(error))
+            continue
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             problems = [f"{artifact.path.parent / MANIFEST} is damaged ({error!r})."]
         if problems:

@@ -68,7 +68,7 @@ def grown_source_sensor(
         except UserError as error:
             return dg.SkipReason(f"The source cannot be read now: {error}")
         fingerprint = store.fingerprint(corpus.stage.name, corpus.stage.version, config, {})
-        if fingerprint == store.get_ref(corpus.recipe, corpus.name):
+        if fingerprint == store.refs().get(corpus.ref):
             return dg.SkipReason("The local sources are what the corpus was built from.")
         if fingerprint == context.cursor:
             return dg.SkipReason(

@@ -432,6 +432,25 @@ def test_export_of_another_form_says_that_the_head_is_apart(
     assert model.head.weight.shape[0] == 1
 
 
+def test_a_damaged_model_writes_nothing_and_is_not_talked_with(
+    with_model: Path, tmp_path: Path
+) -> None:
+    home = shutil.copytree(with_model, tmp_path / "lineage", symlinks=True)
+    weights = Store(home).resolve("local/pretrained").path / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    for command in (
+        ("generate", "local/pretrained", "Once"),
+        ("chat", "local/pretrained"),
+        ("export", "local/pretrained", str(tmp_path / "out")),
+    ):
+        done = on(home)(*command)
+        assert done.exit_code == 1 and "is not what was published" in done.stderr
+        assert str(weights) in done.stderr and "Run its recipe again" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_generate_and_export_need_a_model(call: Run, tmp_path: Path) -> None:
     for arguments in (
         ("generate", "local/tokens", "Once"),

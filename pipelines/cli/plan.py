@@ -190,7 +190,7 @@ def _stages(
     recipe: Recipe, base: Path, profile: Profile, store: Store, artifacts: Sequence[Artifact]
 ) -> tuple[list[dict[str, Any]], dict[str, Artifact]]:
     """A row for each stage: is it built, or what does building it take; and the built artifacts."""
-    published = {artifact.fingerprint: artifact for artifact in artifacts}
+    published, refs = {artifact.fingerprint: artifact for artifact in artifacts}, store.refs()
     rows: list[dict[str, Any]] = []
     built: dict[str, Artifact] = {}
     known: dict[str, Artifact] = {}  # built, or planned
@@ -217,9 +217,7 @@ def _stages(
                 if failed := store.failed_checks(artifact, blocking=True):
                     row |= {"state": "blocked", "why": f"its check {failed[0]!r} failed"}
                 continue
-            row["why"] = _why(
-                node, config, published.get(store.get_ref(node.recipe, node.name) or "")
-            )
+            row["why"] = _why(node, config, published.get(refs.get(node.ref, "")))
         missing, entirely = _not_run(node, config, skipped)
         row["why"] = missing if entirely else "; ".join(filter(None, [missing, row["why"]]))
         inputs = {name: known[node.asset(name)] for name in node.needs}
