@@ -260,7 +260,8 @@ def test_seeded_subsets_are_said(card: Card) -> None:
         in rows["ci/finetuned/sentiment", "accuracy"]["protocol"]
     )
     assert re.fullmatch(
-        r"500 of [\d,]+ examples, test", rows["ci/finetuned/sentiment", "accuracy"]["on"]
+        r"500 of [\d,]+ examples, test(; \d+ of 500 cut, by \d+ tokens? at most)?",
+        rows["ci/finetuned/sentiment", "accuracy"]["on"],
     )
     assert re.fullmatch(r"24 of [\d,]+ examples, held out", rows["ci/zero_shot", "cloze acc"]["on"])
     assert "N of M examples: a seeded subset." in card.html
@@ -354,8 +355,11 @@ def test_estimates_stand_beside_the_actual_figures(card: Card) -> None:
     rows = card.table("Estimated before each build, and actual")
     inputs = card.inputs()
     assert {(row["stage"], row["quantity"]) for row in rows} == {
-        (name, unit) for name in inputs for unit in ("seconds", "MB")
+        *((name, unit) for name in inputs for unit in ("seconds", "MB")),
+        ("pretrained", "bits per byte"),
     }
+    (loss,) = (row for row in rows if row["quantity"] == "bits per byte")
+    assert loss["estimated"] == "cannot be said from here" and float(loss["actual"]) > 1
     record = inputs["pretrained"].manifest["provenance"]
     by_quantity = {row["quantity"]: row for row in rows if row["stage"] == "pretrained"}
     seconds, size = by_quantity["seconds"], by_quantity["MB"]
@@ -394,7 +398,7 @@ def test_seconds_of_a_resumed_build_are_not_held_against_its_estimate(card: Card
     }
     assert rows["tokens", "seconds"][-2:] == ["5e+03", "resumed, 3 attempts"]
     cost = {row[0]: row for row in provenance.cost({**inputs, "tokens": resumed}).cells()}
-    assert cost["tokens"][1:3] == ["3", "5000.0"] and float(cost["all"][2]) > 5000
+    assert cost["tokens"][3:5] == ["3", "5000.0"] and float(cost["all"][4]) > 5000
 
 
 def test_curves_samples_and_checks_of_the_stages_are_there(card: Card) -> None:
@@ -493,7 +497,14 @@ def test_what_is_printed_fits_a_terminal_and_names_every_score(
     built: BuiltStore, card: Card
 ) -> None:
     lines = [line.rstrip() for line in built.printed.splitlines()]
-    assert max(map(len, (line for line in lines if str(card.folder) not in line))) <= 140
+    assert (
+        max(
+            len(line)
+            for line in lines
+            if str(card.folder) not in line and not line.startswith("  warning: ")
+        )
+        <= 140
+    )
     for row in card.headline["rows"]:
         cells = dict(zip(card.headline["columns"], row, strict=True))
         assert any(

@@ -21,6 +21,7 @@ from test_scorecard import Card, Page
 
 from assets.contract import NOT_RUN, Built
 from assets.report import provenance, scorecard
+from assets.report.finetuned import cut_of_test
 from assets.report.headline import by_shots, headline
 from assets.report.page import Page as PageContent
 from assets.report.page import Section, write_page
@@ -49,6 +50,7 @@ OURS_CELL = re.compile(rf"{NUMBER} \({INTERVAL.pattern}\)( · {NUMBER} \({INTERV
 ON_CELL = re.compile(
     r"[\d,]+( of [\d,]+)? (examples|tokens), "
     r"(held out|test|validation|training and validation|all splits)"
+    r"(; [\d,]+ of [\d,]+ cut, by [\d,]+ tokens? at most)?"
 )
 LAMBADA = Score(
     "tiny/zero_shot",
@@ -461,9 +463,10 @@ def test_a_fine_tuned_task_stands_in_the_paper_s_row_or_says_why_it_was_not_run(
         int(task.metrics["test_examples"]),
         int(task.metrics["test_examples_available"]),
     )
+    cut = f"; {text}" if (text := cut_of_test(task.metrics)) else ""
     assert (
         cells[OURS[1]]
-        == f"{examples:,} of {available:,} examples, test; differs: the development set"
+        == f"{examples:,} of {available:,} examples, test{cut}; differs: the development set"
     )
     (tmp_path / NOT_RUN).write_text(json.dumps({"not_run": "its authors give it on request"}))
     scores, missing = collect(

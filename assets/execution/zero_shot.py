@@ -185,18 +185,19 @@ def every_suite_has_scores(built: Built) -> Verdict:
 
 
 def contexts_are_whole(built: Built) -> Verdict:
-    """No question lost a part of its context to the model's. One row a task: its metrics are of the
-    same contexts, or of a part of them.
-    """
-    cut: dict[str, ScoreRow] = {}
+    """No question lost a part of its context to the model's."""
+    of_task: dict[str, ScoreRow] = {}
     for row in Results.read(built.output).scores:
-        if row.cut and row.version is not None:  # not a mean over tasks
-            name = f"{row.suite}/{row.task}"
-            cut[name] = max(cut.get(name, row), row, key=lambda each: each.cut or 0)
-    summary = "; ".join(f"{name} {row.cut_text}" for name, row in cut.items())
+        if row.version is not None:  # not a mean over tasks
+            name = f"{row.suite}/{row.task}"  # whose metrics are of the same contexts, or of some
+            of_task[name] = max(of_task.get(name, row), row, key=lambda each: each.cut or 0)
+    cut = {name: row for name, row in of_task.items() if row.cut}
+    if not cut:
+        return Verdict(True, "Every context fits the model.", {"cut": 0})
+    most = max(cut, key=lambda name: (cut[name].cut or 0) / cut[name].examples)
     return Verdict(
-        not cut,
-        f"Contexts longer than the model's: {summary}." if cut else "Every context fits the model.",
+        False,
+        f"In {len(cut)} of {len(of_task)} tasks, most in {most}: {cut[most].cut_text}.",
         {"cut": sum(row.cut or 0 for row in cut.values())},
     )
 

@@ -208,7 +208,8 @@ class ScoreRow:
 
 def cut_text(cut: int, examples: int, tokens: int) -> str:
     """ "12 of 300 cut, by 41 tokens at most"; nothing where nothing was cut."""
-    return f"{cut:,} of {examples:,} cut, by {tokens:,} tokens at most" if cut else ""
+    plural = "" if tokens == 1 else "s"
+    return f"{cut:,} of {examples:,} cut, by {tokens:,} token{plural} at most" if cut else ""
 
 
 def interval_text(score: ScoreRow | SubsetScore) -> str:
