@@ -27,7 +27,7 @@ from assets.recipe.recipe import RECIPES, Recipe, load_recipe
 from assets.recipe.yaml_file import yaml_files
 from assets.stage import as_asset
 from gpt_model.errors import UserError
-from pipelines.automation import grown_source_sensor, recipe_job, weekly_retraining
+from pipelines.automation import grown_source_sensor, recipe_job, retraining_schedule
 from pipelines.executor import one_process_executor
 
 
@@ -98,7 +98,8 @@ def build_defs(
         graph, job = file.nodes, recipe_job(file.recipe)
         assets += [as_asset(node, file.base, file.recipe.owners) for node in graph]
         jobs.append(job)
-        schedules.append(weekly_retraining(file.recipe, job))
+        if schedule := retraining_schedule(file.recipe, job):
+            schedules.append(schedule)
         if sensor := grown_source_sensor(file.recipe, graph[0], file.base, job):
             sensors.append(sensor)
     return dg.Definitions(

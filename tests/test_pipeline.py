@@ -173,7 +173,6 @@ class Ticks:
 
     def __init__(self, path: Path, home: Path, instance: dg.DagsterInstance) -> None:
         self.path, self.home, self.instance = path, home, instance
-        self.cursor: str | None = None
         defs = definitions(path, home)
         self.sensor, self.schedule = (
             defs.get_sensor_def("local_grown_source"),
@@ -182,12 +181,8 @@ class Ticks:
 
     def sensor_tick(self) -> list[dg.RunRequest]:
         resources = {"lineage": Lineage(home=str(self.home))}
-        with dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, resources=resources
-        ) as context:
-            data = self.sensor.evaluate_tick(context)
-        self.cursor = data.cursor
-        return list(data.run_requests or [])
+        with dg.build_sensor_context(instance=self.instance, resources=resources) as context:
+            return list(self.sensor.evaluate_tick(context).run_requests or [])
 
     def schedule_tick(self) -> list[dg.RunRequest]:
         with dg.build_schedule_context(instance=self.instance) as context:

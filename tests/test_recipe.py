@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from conftest import CI_RECIPE, ROOT, environment_of, extending, write_local_recipe
+from dagster._core.events import DagsterEvent
 
 from assets.graph import check, node_named, nodes
 from assets.lineage import Lineage
@@ -17,6 +19,7 @@ from assets.node import Node
 from assets.recipe.recipe import RECIPES, load_recipe
 from assets.recipe.yaml_file import read_yaml, yaml_files
 from assets.stage import RETRY
+from assets.store.store import Store
 from gpt_model.errors import UserError
 from pipelines.automation import grown_source_sensor, recipe_job
 from pipelines.definitions import RecipeFile, build_defs, defs, recipe_files
@@ -26,16 +29,17 @@ def test_every_yaml_in_the_folder_is_a_graph_with_its_job_schedule_and_sensor(
     tmp_path: Path,
 ) -> None:
     write_local_recipe(tmp_path, "one")
-    write_local_recipe(tmp_path, "two").rename(tmp_path / "two.yml")
+    two = write_local_recipe(tmp_path, "two").rename(tmp_path / "two.yml")
+    two.write_text(f"schedule: weekly\n{two.read_text()}")
+    (tmp_path / "three.yaml").write_text("extends: two\nname: three\n")
     files, broken = recipe_files(tmp_path)
     assert broken == []
     defs = build_defs(files).get_repository_def()
+    [schedule] = defs.schedule_defs  # where the file asks for one
+    assert (schedule.job_name, schedule.cron_schedule) == ("two", "0 3 * * 1")
+    assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
     for name in ("one", "two"):
         assert defs.get_job(name).tags["recipe"] == name
-        assert (
-            defs.get_schedule_def(f"{name}_weekly").default_status
-            == dg.DefaultScheduleStatus.STOPPED
-        )
         assert (
             defs.get_sensor_def(f"{name}_grown_source").default_status
             == dg.DefaultSensorStatus.STOPPED
@@ -159,7 +163,88 @@ def test_dg_check_defs_fails_where_a_recipe_has_a_mistake(
     )
 
 
-@pytest.mark.slow
+def corpus_fingerprint(corpus: Node, base: Path) -> str:
+    return Store.fingerprint(corpus.stage.name, corpus.stage.version, corpus.config(base), {})
+
+
+class Sensor:
+    """The sensor of a recipe's local sources, over an instance whose runs end as a test says."""
+
+    def __init__(self, path: Path, home: Path, instance: dg.DagsterInstance) -> None:
+        recipe, self.base, self.instance = load_recipe(str(path)), path.parent, instance
+        self.corpus, self.lineage = nodes(recipe)[0], Lineage(home=str(home))
+        sensor = grown_source_sensor(recipe, self.corpus, self.base, recipe_job(recipe))
+        assert sensor is not None
+        self.sensor = sensor
+
+    def tick(self) -> dg.RunRequest | str:
+        """What it requests, or why it requests nothing."""
+        context = dg.build_sensor_context(instance=self.instance)
+        result = self.sensor(context, lineage=self.lineage)
+        assert isinstance(result, (dg.RunRequest, dg.SkipReason))
+        return result if isinstance(result, dg.RunRequest) else str(result.skip_message)
+
+    def run(self, request: dg.RunRequest | str, status: dg.DagsterRunStatus) -> None:
+        """The run requested, which is to end with `status`."""
+        assert isinstance(request, dg.RunRequest), request
+        run = self.instance.create_run_for_job(_job("local"), tags=request.tags)
+        self.instance.report_dagster_event(
+            DagsterEvent(EVENT[status].value, "local", message=""), run.run_id
+        )
+        if status == dg.DagsterRunStatus.SUCCESS:
+            fingerprint = corpus_fingerprint(self.corpus, self.base)
+            self.lineage.store().set_ref("local", "corpus", fingerprint)
+
+
+EVENT = {
+    dg.DagsterRunStatus.STARTED: dg.DagsterEventType.RUN_START,
+    dg.DagsterRunStatus.SUCCESS: dg.DagsterEventType.RUN_SUCCESS,
+    dg.DagsterRunStatus.FAILURE: dg.DagsterEventType.RUN_FAILURE,
+    dg.DagsterRunStatus.CANCELED: dg.DagsterEventType.RUN_CANCELED,
+}
+
+
+def _job(name: str) -> dg.JobDefinition:
+    @dg.op
+    def nothing() -> None: ...
+
+    @dg.job(name=name)
+    def job() -> None:
+        nothing()
+
+    return job
+
+
+def test_the_sensor_requests_a_text_again_that_came_back_and_a_run_that_failed(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, later, clock = tmp_path / "notes" / "notes0.txt", [0.0], time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + sum(later))
+    with dg.DagsterInstance.ephemeral() as instance:
+        sensor = Sensor(write_local_recipe(tmp_path), home, instance)
+        first = notes.read_text()
+        for text in (first, f"{first}\nMore of it.\n", first):  # A, B and A again
+            notes.write_text(text)
+            sensor.run(sensor.tick(), dg.DagsterRunStatus.SUCCESS)
+            assert sensor.tick() == "The local sources are what the corpus was built from."
+
+        notes.write_text("Another.\n")
+        for minutes in (10, 20, 40):  # the pause after each failure
+            sensor.run(sensor.tick(), dg.DagsterRunStatus.FAILURE)
+            assert "The run for this text failed; it is requested again at" in str(sensor.tick())
+            later.append(minutes * 60 - 30)
+            assert "requested again" in str(sensor.tick())
+            later.append(60)
+            assert isinstance(sensor.tick(), dg.RunRequest)
+
+        notes.write_text("Another still.\n")
+        sensor.run(sensor.tick(), dg.DagsterRunStatus.CANCELED)
+        assert "ended by hand" in str(sensor.tick())
+        notes.write_text("And another.\n")
+        sensor.run(sensor.tick(), dg.DagsterRunStatus.STARTED)
+        assert sensor.tick() == "A run of this recipe is under way."
+
+
 def test_a_grown_copy_of_a_hub_data_set_asks_for_a_run_as_a_grown_file_does(
     tmp_path: Path, home: Path
 ) -> None:
@@ -169,26 +254,12 @@ def test_a_grown_copy_of_a_hub_data_set_asks_for_a_run_as_a_grown_file_does(
     path.write_text(
         path.read_text().replace('path: "notes/*.txt"', f"hub: ./copy, revision: {'a' * 40}")
     )
-    recipe = load_recipe(str(path))
-    sensor = grown_source_sensor(recipe, nodes(recipe)[0], tmp_path, recipe_job(recipe))
-    assert sensor is not None
-    lineage = Lineage(home=str(home))
-
-    def tick(cursor: str | None = None) -> dg.SensorResult | dg.SkipReason:
-        return sensor(dg.build_sensor_context(cursor=cursor), lineage=lineage)
-
-    first = tick()
-    assert isinstance(first, dg.SensorResult) and first.cursor
-    lineage.store().set_ref("local", "corpus", first.cursor)
-    assert (
-        tick(first.cursor).skip_message == "The local sources are what the corpus was built from."
-    )
-    (tmp_path / "copy" / "more.jsonl").write_text('{"text": "two"}\n')
-    grown = tick(first.cursor)
-    assert isinstance(grown, dg.SensorResult) and [
-        request.run_key for request in grown.run_requests or []
-    ] == [grown.cursor]
-    assert grown.cursor != first.cursor
+    with dg.DagsterInstance.ephemeral() as instance:
+        sensor = Sensor(path, home, instance)
+        sensor.run(sensor.tick(), dg.DagsterRunStatus.SUCCESS)
+        assert sensor.tick() == "The local sources are what the corpus was built from."
+        (tmp_path / "copy" / "more.jsonl").write_text('{"text": "two"}\n')
+        assert isinstance(sensor.tick(), dg.RunRequest)
 
 
 def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:

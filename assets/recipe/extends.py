@@ -37,6 +37,7 @@ def extended(path: Path, recipes: Path) -> dict[Path, Contents]:
                     f"It comes back to itself: {' → '.join(file.stem for file in (*files, path))}."
                 )
         files[path] = read_yaml(path)
+        files[path].pop("schedule", None)  # or every recipe that extends one would run with it
     return _without_what_imports_replace(files)
 
 

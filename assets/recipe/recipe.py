@@ -394,6 +394,10 @@ class Recipe(Section):
     )
     description: str = ""
     owners: list[str] = Field(default_factory=list, description="e-mail addresses, or team:NAME")
+    schedule: Literal["daily", "weekly", "monthly"] | None = Field(
+        default=None,
+        description="a Dagster schedule, off until somebody turns it on; not inherited",
+    )
     imported: ImportedSection | None = None
     # A recipe that imports has neither model nor tokenizer of its own; corpus and pretraining,
     # where it goes on training.
