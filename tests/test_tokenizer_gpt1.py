@@ -23,8 +23,11 @@ from assets.execution.tokenizer import NASTY
 from assets.recipe.recipe import TokenizerSection
 from gpt_model.data.shards import SourceTexts, TokenData, write
 from gpt_model.errors import UserError
+from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
+from gpt_model.rlhf.dialogue import Turn
 from gpt_model.tokenizer import END_OF_TEXT, GPT1Tokenizer, Tokenizer, base, words
 from gpt_model.tokenizer.base import Piece
+from gpt_model.tokenizer.exported import complete
 from gpt_model.tokenizer.words import normalised, standardise
 
 quick = settings(
@@ -324,6 +327,30 @@ def test_a_long_line_is_cut_at_spaces_and_its_ids_do_not_show_it(
     ((first, last),) = tokenizer.encode_documents([f"one {word} two"])
     assert first.read == 150 and not first.last and last.last
     assert tokenizer.normalise(word) == f"{word[:150]} {word[150:]} "
+
+
+@pytest.mark.parametrize("roles", [False, True])
+def test_spelt_out_unknown_token_is_text_in_an_export_too(
+    tokenizer: Tokenizer, tmp_path: Path, roles: bool
+) -> None:
+    from transformers import AutoTokenizer  # two seconds, for this test alone
+
+    if roles:
+        tokenizer = chat_tokenizer(tokenizer)
+    tokenizer.save(tmp_path)
+    complete(tmp_path, context=64, padding="left")
+    exported = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("the <unk> said", "a<unk>b", "<unk>"):
+        assert len(ids := tokenizer.encode(text)) >= len("<unk>")
+        assert exported(text)["input_ids"] == ids
+    assert exported("the 中")["input_ids"] == tokenizer.encode("the 中")
+    if roles:
+        turns = [{"role": "user", "content": "the <unk> said"}]
+        expected = ChatTemplate(tokenizer).encode((Turn("user", "the <unk> said"),)).tokens
+        assert exported.apply_chat_template(turns)["input_ids"] == expected
+    assert exported(["one", "one two three"], padding=True)["input_ids"][0][0] == (
+        tokenizer.end_of_text
+    )
 
 
 def test_spelt_out_end_of_text_is_text(tokenizer: Tokenizer) -> None:

@@ -28,15 +28,23 @@ def complete(
     """Complete the files in `folder`. `padding`: left where a model goes on from the last token,
     right where a classifier has absolute positions. End-of-text pads: its loss is masked, and no
     row of the embedding is new. `others`: what the configuration has besides.
+
+    GPT-1's `<unk>`, which WikiText spells out, stays text as it is here. A chat model's roles have
+    to be read as tokens, so its configuration names no unknown token at all.
     """
-    config = _read(folder / CONFIG_FILE)
+    config, special = _read(folder / CONFIG_FILE), _read(folder / SPECIAL_FILE)
+    template = folder / CHAT_TEMPLATE
+    if config["unk_token"] != config["eos_token"]:
+        if template.is_file():
+            del config["unk_token"], special["unk_token"]
+        else:
+            config["split_special_tokens"] = True
     pad = {"pad_token": config["eos_token"]}
     _write(
         folder / CONFIG_FILE,
         {**config, **pad, "model_max_length": context, "padding_side": padding, **others},
     )
-    _write(folder / SPECIAL_FILE, {**_read(folder / SPECIAL_FILE), **pad})
-    template = folder / CHAT_TEMPLATE
+    _write(folder / SPECIAL_FILE, {**special, **pad})
     if template.is_file():
         text = template.read_text(encoding="utf-8")
         for tag in GENERATION_TAGS:
