@@ -30,7 +30,7 @@ from assets.store.store import Building, Store
 from assets.tracking.event_log import EventWriter, series, texts
 from gpt_model.errors import Unavailable, UserError, sentence_of
 from gpt_model.io import write_json
-from gpt_model.redaction import RedactedStream, redacted
+from gpt_model.redaction import redact_output, redacted
 
 LOG_EVERY_SECONDS = 5.0  # metrics in the Dagster run's log; the event log has every one
 
@@ -153,8 +153,7 @@ def sentence(error: BaseException, folder: Path) -> str | None:
 
 
 def main() -> int:
-    # Both go to the worker's log, with whatever a library or a traceback prints.
-    sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
+    redact_output()
     folder = Path(sys.argv[1]).resolve()  # HOME/building/FINGERPRINT
     building = Building(folder, folder.name)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

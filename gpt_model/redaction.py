@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import TextIO
 from urllib.parse import unquote, urlsplit
@@ -91,3 +92,9 @@ class RedactedStream(io.TextIOBase):
     @property
     def errors(self) -> str | None:  # type: ignore[override]
         return self._stream.errors
+
+
+def redact_output() -> None:
+    """From now on this process prints no secret; for those whose output is kept in a log."""
+    if not isinstance(sys.stderr, RedactedStream):
+        sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)

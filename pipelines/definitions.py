@@ -27,6 +27,7 @@ from assets.recipe.recipe import RECIPES, Recipe, load_recipe
 from assets.recipe.yaml_file import yaml_files
 from assets.stage import as_asset
 from gpt_model.errors import UserError
+from gpt_model.redaction import redact_output
 from pipelines.automation import grown_source_sensor, recipe_job, retraining_schedule
 from pipelines.executor import one_process_executor
 
@@ -127,6 +128,7 @@ def _mistake_asset(recipe: BrokenRecipe) -> dg.AssetSpec:
 
 @dg.definitions
 def defs() -> dg.Definitions:
+    redact_output()  # Dagster keeps what the processes print that load this
     files, broken = recipe_files()
     if broken and os.environ.get("DAGSTER_IS_DEFS_VALIDATION_CLI"):  # `dg check defs` sets it
         raise UserError("\n".join(recipe.mistake for recipe in broken))
