@@ -330,7 +330,11 @@ def test_generate_writes_the_same_for_the_same_seed(with_model: Path) -> None:
     )
     first, again, other = (on(with_model)(*write, seed).stdout for seed in ("1", "1", "2"))
     assert first == again != other
-    assert [text.startswith("In the year") for text in first.split("---\n")] == [True, True]
+    result = on(with_model)(*write, "1", "--json")
+    answer = json.loads(result.stdout)
+    assert answer["prompt"] == "In the year" and len(answer["texts"]) == 2
+    assert first == "---\n".join(f"{text}\n" for text in answer["texts"])  # the prompt is apart
+    assert on(with_model)(*write, "1").stderr.endswith("In the year\n")
 
 
 def test_export_loads_in_transformers_and_says_the_same(with_model: Path, tmp_path: Path) -> None:
@@ -355,7 +359,7 @@ def test_export_loads_in_transformers_and_says_the_same(with_model: Path, tmp_pa
         "--temperature",
         "0",
     ).stdout
-    assert ours.rstrip("\n") == theirs.rstrip("\n")
+    assert f"the king sees{ours}".rstrip("\n") == theirs.rstrip("\n")
     refused = on(with_model)("export", "local/pretrained", str(target))
     assert (
         refused.exit_code == 1 and "is not empty" in refused.stderr and "--force" in refused.stderr

@@ -17,6 +17,7 @@ from conftest import Cli, run_cli, write_notes
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from assets.contract import Built, Verdict
+from assets.execution.imported import model_loads
 from assets.execution.zero_shot import reproduces_what_is_known
 from assets.graph import nodes
 from assets.recipe.recipe import Recipe, load_recipe
@@ -389,6 +390,23 @@ def test_a_hub_that_does_not_answer_is_an_artifact_that_says_not_run_here(
     assert {verdict["passed"] for verdict in result["verdicts"].values()} == {True}
     assert {verdict["summary"] for verdict in result["verdicts"].values()} == {sentence}
     assert (building.show / "not_run.md").read_text() == f"{sentence}\n"
+
+
+def test_padding_of_a_vocabulary_is_cut_and_said(own_downloads: Path, tmp_path: Path) -> None:
+    """As nanoGPT pads 50,257 rows to 50,304."""
+    network = write_checkpoint(tmp_path / "checkpoint")
+    network.resize_token_embeddings(304, mean_resizing=False)
+    network.save_pretrained(tmp_path / "checkpoint")
+    metrics = imported({"folder": "checkpoint"}, tmp_path, tmp_path / "out")
+    assert metrics["vocab_size"] == 300
+    read = torch.randint(0, 300, (2, 64), generator=torch.Generator().manual_seed(1))
+    ours = convert.load(tmp_path / "out" / "model").eval()(read)
+    assert ours.shape[-1] == 300
+    assert (ours - network(read).logits[..., :300]).abs().max() < 1e-5
+    built = Built({}, {}, tmp_path / "out", metrics, {}, ())
+    assert model_loads(built).summary.endswith(
+        "The vocabulary of 304 has 4 rows that no token of its tokenizer has: cut to 300."
+    )
 
 
 @pytest.mark.parametrize(

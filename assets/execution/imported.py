@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,10 @@ from gpt_model.io import PICKLED, dump_json, pickled, sha256_of
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.transformer import GPT
 
+# Programs pad a vocabulary to such a multiple, for speed: GPT-2's 50,257 to 50,304 or 51,200.
+PADDED_TO, WIDEST_PADDING = 8, 1024
+PADDING = "padding"  # in SOURCE_FILE: rows that were cut off
+
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Fetch or find the files, convert them, and write the artifact."""
@@ -34,7 +39,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         raise Unavailable(reason)
     with _folder(config, output / SCRATCH, progress) as (folder, name):
         try:
-            model, tokenizer = _read(folder)
+            model, tokenizer, padding = _read(folder)
         except UserError as error:
             raise type(error)(
                 str(error).replace(str(folder), name), field=config.get("folder") and "folder"
@@ -45,6 +50,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
             {"path": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size}
             for path in paths
         ]
+    if padding:
+        progress.log(padded(padding, tokenizer.vocab_size))
     convert.save(model, output / "model", tokenizer.end_of_text)
     tokenizer.save(output / "model")
     tokenizer.save(output)
@@ -52,6 +59,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     facts = {
         "from": {key: config[key] for key in ("hub", "revision", "folder") if key in config},
         "files": files,
+        **({PADDING: padding} if padding else {}),
     }
     dump_json(output / SOURCE_FILE, facts, indent=1, sort_keys=True)
     return {
@@ -87,25 +95,40 @@ def _fetched(repository: str, commit: str) -> Path:
     return folder
 
 
-def _read(folder: Path) -> tuple[GPT, Tokenizer]:
+def _read(folder: Path) -> tuple[GPT, Tokenizer, int]:
+    """The model, its tokenizer, and how many rows of padding the model's vocabulary had: they are
+    cut off, as no token is theirs.
+    """
     model = convert.load(folder)
     style = "gpt1" if model.config.family == "gpt1" else "gpt2"
     tokenizer = Tokenizer.from_folder(folder, style)
-    if tokenizer.vocab_size != model.config.vocab_size:
+    padding = model.config.vocab_size - tokenizer.vocab_size
+    if 0 < padding < WIDEST_PADDING and model.config.vocab_size % PADDED_TO == 0:
+        return convert.with_vocabulary(model, tokenizer.vocab_size), tokenizer, padding
+    if padding:
         raise UserError(
             f"{folder}/config.json: vocab_size is {model.config.vocab_size}, but the tokenizer "
             f"beside it has {tokenizer.vocab_size} "
             "tokens. Give a model and the tokenizer it was trained with."
         )
-    return model, tokenizer
+    return model, tokenizer, 0
+
+
+def padded(padding: int, vocab_size: int) -> str:
+    return (
+        f"The vocabulary of {vocab_size + padding:,} has {padding:,} rows that no token of its "
+        f"tokenizer has: cut to {vocab_size:,}."
+    )
 
 
 def model_loads(built: Built) -> Verdict:
     model = convert.load(built.output / "model")
     (finite, broken), shape = weights_are_numbers(model), model.config
+    padding = json.loads((built.output / SOURCE_FILE).read_text(encoding="utf-8")).get(PADDING)
     return Verdict(
         finite,
         f"model/ loads as {shape.family}, {shape.layers} layers of width {shape.width}, "
-        f"{shape.parameters():,} parameters{broken}.",
+        f"{shape.parameters():,} parameters{broken}."
+        + (f" {padded(padding, shape.vocab_size)}" if padding else ""),
         {"parameters": shape.parameters()},
     )

@@ -70,7 +70,6 @@ def worker_environment(device: str, ranks: int, threads: int) -> dict[str, str]:
     defaults = {
         "PYTHONUNBUFFERED": "1",  # what a killed rank said last is in its log
         "PYTHONFAULTHANDLER": "1",
-        "PYTHONUTF8": "1",  # whatever the locale: texts and logs are UTF-8
         "TOKENIZERS_PARALLELISM": "true" if ranks == 1 else "false",
         "RAYON_NUM_THREADS": str(threads),
         # what ranks of one host send each other passes through no other interface
@@ -84,7 +83,9 @@ def worker_environment(device: str, ranks: int, threads: int) -> dict[str, str]:
     return (
         defaults
         | environment
-        | {"OMP_NUM_THREADS": str(threads), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+        # in UTF-8 whatever the locale, as the files and logs are
+        | {"PYTHONUTF8": "1", "OMP_NUM_THREADS": str(threads)}
+        | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
     )
 
 

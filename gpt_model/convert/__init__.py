@@ -27,7 +27,7 @@ from gpt_model.convert.folder import (
     save,
     shape,
 )
-from gpt_model.convert.network import from_transformers, to_transformers
+from gpt_model.convert.network import from_transformers, to_transformers, with_vocabulary
 
 __all__ = [
     "check_exportable",
@@ -39,4 +39,5 @@ __all__ = [
     "save",
     "shape",
     "to_transformers",
+    "with_vocabulary",
 ]

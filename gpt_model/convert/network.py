@@ -73,6 +73,18 @@ def theirs(model: Decoder, dialect: Dialect) -> Weights:
     )
 
 
+def with_vocabulary(model: GPT, size: int) -> GPT:
+    """The same network with the first `size` rows of its vocabulary."""
+    weights = {
+        name: tensor[:size] if name == EMBEDDINGS[0] else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    config = model.config.model_copy(update={"vocab_size": size})
+    cut = filled(config, weights, "the model")
+    assert isinstance(cut, GPT)  # as it was
+    return cut
+
+
 def generation(shape: ModelConfig, end_of_text: int | None) -> dict[str, Any]:
     """`generate()`'s defaults: it ends with the context, where the positions do (a pipeline's own
     default is 256 new tokens).

@@ -114,7 +114,9 @@ def pin(pattern: str, base: Path, downloads: Path) -> list[PinnedFile]:
     for path in paths:
         digest, size = _guessed_sha256(path, downloads)
         _write(downloads / "local" / digest, str(path.resolve()))
-        pinned.append(PinnedFile(path=path.relative_to(root).as_posix(), sha256=digest, bytes=size))
+        # a name that is no UTF-8, or is none in this locale, stands in manifests all the same
+        name = os.fsencode(path.relative_to(root)).decode("utf-8", "replace")
+        pinned.append(PinnedFile(path=name, sha256=digest, bytes=size))
     return pinned
 
 
@@ -131,7 +133,7 @@ def locate(file: PinnedFile, base: Path, downloads: Path) -> Path:
     UserError where they are no more.
     """
     note = downloads / "local" / file.sha256
-    noted = [Path(note.read_text(encoding="utf-8"))] if note.is_file() else []
+    noted = [Path(os.fsdecode(note.read_bytes()))] if note.is_file() else []
     for path in (base / file.path, *noted):
         if path.is_file() and _guessed_sha256(path, downloads)[0] == file.sha256:
             return path
@@ -262,7 +264,7 @@ def _changed(file: PinnedFile) -> UserError:
 
 def _note(path: Path, downloads: Path) -> Path:
     """What is known of the file at `path`: how it looked, and its sha256 then."""
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
     return downloads / "local" / "seen" / name
 
 
@@ -286,5 +288,5 @@ def _guessed_sha256(path: Path, downloads: Path) -> tuple[str, int]:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(os.fsencode(text))
     part.replace(path)

@@ -6,6 +6,7 @@ Results go to stdout, progress to stderr.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ ProfileName = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="as JSON, for scripts")]
 
-PIPE_COLUMNS = 400  # a table is not cut to 80 columns where stdout is a file or a pipe
+WIDEST_COLUMNS = 10_000  # of a table
 
 
 def command_group() -> typer.Typer:
@@ -52,12 +53,24 @@ def stderr_console() -> Console:
 
 
 def print_rich(renderable: Any) -> None:
-    """A table, a tree or a line on stdout."""
+    """A table, a tree or a line on stdout. Nothing is cut: what is wider than the terminal goes on
+    in its next line.
+    """
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = PIPE_COLUMNS
+    unbounded = console.options.update(max_width=WIDEST_COLUMNS)
+    console.width = max(console.width, console.measure(renderable, options=unbounded).maximum)
     console.print(renderable, soft_wrap=isinstance(renderable, str))
 
 
 def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    """Strict JSON on stdout: a number that JSON cannot say, such as NaN, is null."""
+    escaped = "utf" not in (sys.stdout.encoding or "").lower()
+    typer.echo(json.dumps(_finite(value), indent=1, ensure_ascii=escaped, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -43,8 +43,9 @@ def generate(
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     samples: Annotated[int, typer.Option(min=1)] = 1,
+    as_json: AsJson = False,
 ) -> None:
-    """Write text with a model."""
+    """Write text with a model. The prompt goes to stderr, what the model writes to stdout."""
     if top_p == 0.0:
         raise typer.BadParameter("top-p is above 0", param_hint="--top-p")
     store = open_store()
@@ -62,10 +63,14 @@ def generate(
             seed=seed,
             samples=samples,
         )
+    if as_json:
+        print_json({"prompt": prompt, "texts": texts})
+        return
+    typer.echo(typer.style(prompt, dim=True), err=True)
     for number, text in enumerate(texts):
         if number:
             typer.echo("---")
-        typer.echo(prompt + text)
+        typer.echo(text)
 
 
 @app.command()
