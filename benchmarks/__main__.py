@@ -1,4 +1,4 @@
-"""`make bench`: every figure of docs/performance.md, measured one after the other. About 40 minutes
+"""`make bench`: every figure of docs/performance.md, measured one after the other. About 80 minutes
 on two cores, nothing beside it.
 
 python -m benchmarks [PART …]     all by default: demo bits speed banded generation evaluation

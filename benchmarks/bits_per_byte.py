@@ -5,15 +5,15 @@
   not).
 - plain: nanoGPT's way on the same tokens: one process with every core, `GPT2LMHeadModel` of the
   same shape, random windows, fused AdamW, warm-up and cosine, stopped after the seconds of training
-  that ours took. Its settings are chosen as ours were: by as many tries (`TRIES`), each of the same
-  seconds, on another split: the last twentieth of each source's training text, which the tries do
-  not train on. The first try is nanoGPT's own (config/train_shakespeare_char.py).
+  that ours took. Its settings are chosen as ours were: by as many tries (`TRIES`), each of a
+  quarter of the seconds, on another split: the last twentieth of each source's training text, which
+  the tries do not train on. The first try is nanoGPT's own (config/train_shakespeare_char.py).
 - xz: `xz -9e` primed with the training text (a metric of the corpus artifact).
 
 Both models are measured by the same code on every held-out token.
 
-`--try-seconds N` shortens the tries. `--processor-seconds N` gives the plain loop so many seconds of
-processor time, of all threads together, in place of ours' seconds: for a machine that is not idle.
+`--processor-seconds N` gives the plain loop so many seconds of processor time, of all threads
+together, in place of ours' seconds: for a machine that is not idle.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def measure(
         "tokens": str(tokens.path),
         "shape": ours.config["model"],
         "seconds": seconds,
-        "try_seconds": try_seconds or seconds,
+        "try_seconds": try_seconds or seconds / 4,
         "processor": processor_seconds is not None,
     }
     environment = {
@@ -280,7 +280,7 @@ def main() -> int:
         help="name or path; default: tiny and benchmarks/recipes/plays.yaml",
     )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--try-seconds", type=float, help="of each try; default: of ours")
+    parser.add_argument("--try-seconds", type=float, help="of each try; default: a quarter of ours")
     parser.add_argument("--processor-seconds", type=float, help="of the plain loop")
     parser.add_argument("--plain", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
