@@ -75,8 +75,9 @@ def main() -> int:
         for free in (False, True)
         for settings in micro_batches(BATCH)
     ]
-    status = compare(__file__, __doc__, "DPO pairs", {"ours": run_ours, "trl": run_trl}, tries)
-    return status or verdict()
+    if status := compare(__file__, __doc__, "DPO pairs", {"ours": run_ours, "trl": run_trl}, tries):
+        return status
+    return verdict()
 
 
 if __name__ == "__main__":

@@ -295,8 +295,9 @@ def compare(
 def main() -> int:
     sides = {"ours": run_ours, "trl": run_trl}
     tries = micro_batches(BATCH)
-    status = compare(__file__, __doc__, "reward-model comparisons", sides, tries)
-    return status or verdict()
+    if status := compare(__file__, __doc__, "reward-model comparisons", sides, tries):
+        return status
+    return verdict()
 
 
 if __name__ == "__main__":

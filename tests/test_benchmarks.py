@@ -4,6 +4,8 @@ measured is the benchmarks' own.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from benchmarks import bars
+from benchmarks import bars, bits_per_byte, peers
 from benchmarks.__main__ import PARTS, run
 
 MAKES_A_FIGURE = """
@@ -97,3 +99,27 @@ def test_every_benchmark_ends_with_the_verdict_on_its_bars() -> None:
     for script in {command[0] for command in PARTS.values()}:
         text = (ROOT / "benchmarks" / script).read_text()
         assert "    return verdict()\n" in text and "sys.exit(main())" in text, script
+
+
+def test_the_opponent_is_tried_as_often_as_ours_and_the_best_stands() -> None:
+    best = bits_per_byte.Settings(batch=4, rate=3e-3, final=0.0, precision="bfloat16")
+
+    def score(settings: bits_per_byte.Settings) -> float:
+        rate = abs(math.log(settings.rate / best.rate))
+        other = (settings.final != best.final) + (settings.precision != best.precision)
+        return 2.0 + rate + abs(settings.batch - best.batch) / 10 + other / 10
+
+    outcomes = list(bits_per_byte.tries(score))
+    assert len(outcomes) == bits_per_byte.TRIES == 14
+    assert outcomes[0][0] == bits_per_byte.Settings(32, 1e-3)  # nanoGPT's own
+    chosen = min(outcomes, key=lambda outcome: outcome[1])[0]
+    assert chosen == dataclasses.replace(best, rate=4e-3 / 1.5)
+
+
+def test_a_peer_runs_with_the_fastest_of_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    tries = peers.micro_batches(12, padding_free=True)
+    sizes = [(t["per_device_train_batch_size"], t["gradient_accumulation_steps"]) for t in tries]
+    assert sizes == [(12, 1), (6, 2), (3, 4)]  # 12 rows have no eighth
+    seconds = {12: 3.0, 6: 1.5, 3: 2.0}
+    fastest = peers.fastest(tries, lambda tried: seconds[tried["per_device_train_batch_size"]])
+    assert fastest == tries[1] and capsys.readouterr().out.count("peer with") == 3
