@@ -13,14 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psutil
 import pytest
-from conftest import ROOT, BuiltStore, environment_of, write_local_recipe, write_notes
-from dagster_graphql import DagsterGraphQLClient
+from conftest import ROOT, BuiltStore, environment_of, free_port, write_local_recipe, write_notes
+from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
 
 from assets.lineage import Lineage, prepare_home
 from assets.recipe.recipe import load_recipe
@@ -506,31 +507,72 @@ def test_definitions_check_as_they_stand() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_run_terminated_from_the_page_leaves_no_process(
+def test_page_and_command_line_end_each_others_runs_and_a_killed_one_holds_up_nobody(
     home: Path, downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the page's Terminate button calls, on a run that the page's Launch button would have
-    launched.
+    """What the page's Launch and Terminate buttons call, and runs of the command line beside it.
+    Training has a pool of one slot.
     """
     recipes = tmp_path / "recipes"
     recipes.mkdir()
-    write_local_recipe(recipes, tokens=4_000_000)
+    path = write_local_recipe(recipes, tokens=4_000_000)
     monkeypatch.setenv("LINEAGE_RECIPES", str(recipes))
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
+    port = free_port()
+
+    def ends_as_canceled(run_id: str) -> None:
+        wait_for(lambda: workers_of(home) == [], None, "the end of the workers")
+        wait_for(
+            lambda: client.get_run_status(run_id) == dg.DagsterRunStatus.CANCELED, None, "the end"
+        )
+
+    def waiting_run() -> tuple[subprocess.Popen[str], str]:
+        """A run of the command line that waits for the slot."""
+        run = start_run(path, home, downloads)
+        wait_for(lambda: "blocked by limit for pool training" in latest_log(home), run, "the pool")
+        return run, latest_run(home)
+
     with serving("ui", port, home) as server:
         client = DagsterGraphQLClient(HOST, port_number=port)
-        run_id = client.submit_job_execution("local", run_config={})
+        from_the_page = client.submit_job_execution("local", run_config={})
         wait_for_training(home, server)
-        client.terminate_run(run_id)
-        deadline = time.monotonic() + 30
-        while workers_of(home) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert workers_of(home) == []
-        while (
-            client.get_run_status(run_id) == dg.DagsterRunStatus.CANCELING
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.2)
+        run, run_id = waiting_run()
+        run.send_signal(signal.SIGINT)
+        assert run.wait(timeout=30) == 130
         assert client.get_run_status(run_id) == dg.DagsterRunStatus.CANCELED
+        client.terminate_run(from_the_page)
+        ends_as_canceled(from_the_page)
+
+        run = start_run(path, home, downloads)
+        wait_for(lambda: workers_of(home) != [], run, "training")
+        run_id = latest_run(home)
+        with suppress(DagsterGraphQLClientError):  # the page cannot reach it; the run looks itself
+            client.terminate_run(run_id)
+        assert run.wait(timeout=30) == 130
+        ends_as_canceled(run_id)
+        assert "Traceback" not in run.communicate()[0]
+
+        from_the_page = client.submit_job_execution("local", run_config={})
+        wait_for(lambda: workers_of(home) != [], server, "training")
+        run, _ = waiting_run()
+        for process in [*psutil.Process(server.pid).children(recursive=True), server]:
+            process.kill()
+        wait_for(lambda: workers_of(home) == [], None, "the end of the workers")
+        wait_for(lambda: workers_of(home) != [], run, "the slot")
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(timeout=30) == 130
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        lost = instance.get_run_by_id(from_the_page)
+        assert lost is not None and lost.status == dg.DagsterRunStatus.FAILURE
+
+
+def latest_run(home: Path) -> str:
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        return instance.get_runs(limit=1)[0].run_id
+
+
+def latest_log(home: Path) -> str:
+    """What the newest Dagster run has said."""
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        runs = instance.get_runs(limit=1)
+        logs = instance.all_logs(runs[0].run_id) if runs else []
+    return "\n".join(entry.user_message for entry in logs)
