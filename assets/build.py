@@ -107,8 +107,8 @@ def _require_passed(store: Store, node: Node, name: str, artifact: Artifact) -> 
     for asset, check in node.requires:
         if asset == name and check not in gate:
             raise UserError(
-                f"{refuses}it was never judged by its blocking check {check!r}. Move "
-                f"{artifact.path.parent} away, and build {node.recipe}/{name} again."
+                f"{refuses}it was never judged by its blocking check {check!r}. Build "
+                f"{node.recipe}/{name} again."
             )
 
 
@@ -126,7 +126,7 @@ def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tra
         )
 
     with store.lock(fingerprint, waiting) as lock:
-        artifact = _verified(store, fingerprint, request.say)
+        artifact = _verified(store, request)
         hit = artifact is not None
         if artifact is None:
             building = store.building(fingerprint)
@@ -137,17 +137,33 @@ def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tra
     return Outcome(artifact, hit, store.gate(artifact))
 
 
-def _verified(store: Store, fingerprint: str, say: Say) -> Artifact | None:
-    """The published artifact if its files verify; else it is moved aside, to be built again."""
+def _verified(store: Store, request: Request) -> Artifact | None:
+    """The published artifact, if it verifies and every blocking check has judged it. Else it is
+    moved aside, and all of it or its verdicts and pictures are to be made again.
+    """
+    fingerprint = request.fingerprint
     try:
         if artifact := store.find(fingerprint):
             store.check(artifact, again=True)
             store.record_sums(artifact)
+            _require_judged(store, request, artifact)
         return artifact
     except CorruptFile as error:
         aside = store.quarantine(fingerprint)
-        say(f"{str(error).removesuffix(BUILD_AGAIN)}It is moved to {aside}, and built again.")
+        whole = store.take_back(aside, store.building(fingerprint))
+        what = "Its files are whole: it is judged and shown again" if whole else "It is built again"
+        request.say(f"{str(error).removesuffix(BUILD_AGAIN)}{what}. What was there: {aside}")
     return None
+
+
+def _require_judged(store: Store, request: Request, artifact: Artifact) -> None:
+    gate, stage = store.gate(artifact), request.node.stage
+    for check in stage.checks:
+        if check.blocking and check.name not in gate:
+            raise CorruptFile(
+                f"{request.node.ref} {store.short(artifact.fingerprint)} was never judged by its "
+                f"blocking check {check.name!r}. {BUILD_AGAIN}"
+            )
 
 
 def _launch(
@@ -160,7 +176,8 @@ def _launch(
 ) -> Artifact:
     node, stage, profile = request.node, request.node.stage, request.profile
     config, inputs = request.config, request.inputs
-    ranks = profile.processes if stage.ranks == "profile" else 1
+    published = store.published(building)
+    ranks = profile.processes if stage.ranks == "profile" and not published else 1
     threads = profile.threads_each() * (1 if ranks > 1 else profile.processes)
     for leftover in (building.result, building.failure):
         leftover.unlink(missing_ok=True)
@@ -170,6 +187,7 @@ def _launch(
         "config": config,
         "profile": profile.model_dump(mode="json"),
         "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
+        "metrics": published["metrics"] if published else None,  # only judge and show
     }
     started = time.time()
     description = Build(
@@ -216,6 +234,8 @@ def _launch(
         "ranks": ranks,
         "threads": threads,
     }
+    if published:
+        origin = published["provenance"]
     checks = {check.name: check for check in stage.checks}
     verdicts = {
         name: (checks[name], Verdict(**verdict)) for name, verdict in result["verdicts"].items()

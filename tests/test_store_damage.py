@@ -189,6 +189,8 @@ def test_a_run_sets_right_what_is_damaged(
     corpus, tokenizer, tokens = (
         store.resolve(f"local/{name}").path.parent for name in ("corpus", "tokenizer", "tokens")
     )
+    index, made = corpus / "files" / "index.json", store.resolve("local/corpus").manifest
+    inode = index.stat().st_ino
     (corpus / "gate.json").write_text("{}")
     flip(next((tokenizer / "files").rglob("*.json")))
     manifest = json.loads((tokens / "artifact.json").read_text())
@@ -198,6 +200,9 @@ def test_a_run_sets_right_what_is_damaged(
     assert len(check(copy).problems) >= 4
     rebuilt(copy, small, monkeypatch)
     assert len(list((copy / "corrupt").iterdir())) == 3
+    # of the corpus the verdicts alone were made again
+    assert index.stat().st_ino == inode
+    assert store.resolve("local/corpus").manifest == made
 
     (corpus / "artifact.json").unlink()
     (tokenizer / "sums.json").unlink()
@@ -229,6 +234,34 @@ def test_what_is_not_as_published_is_not_built_on(copy: Path, small: Path) -> No
     (tokenizer / "gate.json").write_text(content)
     record_sums(tokenizer)
     assert set(gather_inputs(store, tokens)) == {"corpus", "tokenizer"}
+
+
+def test_where_files_are_whole_only_verdicts_and_pictures_are_made_again(
+    copy: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LINEAGE_HOME", str(copy))
+    store = Store(copy)
+    folders = [store.resolve(f"local/{name}").path.parent for name in ("tokenizer", "tokens")]
+    inodes = [(folder / "files").stat().st_ino for folder in folders]
+    verdicts = json.loads((folders[0] / "gate.json").read_text())
+    (folders[0] / "gate.json").write_text("{}")
+    record_sums(folders[0])  # as where the checks are newer than the artifact
+    flip(next((folders[1] / "show").iterdir()))
+    rebuilt(copy, small, monkeypatch)
+    assert [(folder / "files").stat().st_ino for folder in folders] == inodes
+    assert json.loads((folders[0] / "gate.json").read_text()).keys() == verdicts.keys()
+
+
+def test_files_that_were_moved_half_are_built_again(
+    copy: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process was killed between the moves."""
+    store = Store(copy)
+    tokens = store.resolve("local/tokens")
+    aside = store.quarantine(tokens.fingerprint)
+    assert store.take_back(aside, store.building(tokens.fingerprint))
+    next((store.building(tokens.fingerprint).files).rglob("*.json")).unlink()
+    rebuilt(copy, small, monkeypatch)
 
 
 def as_an_earlier_version_left_it(home: Path) -> None:

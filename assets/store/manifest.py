@@ -31,7 +31,8 @@ from gpt_model.strict import dotted_location, explanation
 FORMAT = 2  # of artifact.json; 1 had no sums beside it
 MANIFEST, GATE, SUMS = "artifact.json", "gate.json", "sums.json"
 # … and everything in show/; not what changes after publication: delivery, names
-SUMMED = (MANIFEST, GATE, "journal/build.json", "journal/events.jsonl")
+EVENTS = "journal/events.jsonl"
+SUMMED = (MANIFEST, GATE, EVENTS, "journal/build.json")
 BUILD_AGAIN = "Run its recipe again: it is then set aside, and built anew."
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left on the disk, or none of the user's share
 SQLITE_ROOM_BYTES = 1 << 20  # with less, an I/O error of SQLite is a full disk
@@ -214,8 +215,13 @@ def compose(facts: Facts, identity: str, files: Sequence[FileEntry]) -> dict[str
 
 def problems(manifest: Mapping[str, Any], files: Path) -> list[str]:
     """What is not as it was published, one sentence each: changed, missing and extra files, an
-    identity that does not add up.
+    identity that does not add up, and what stands beside the files.
     """
+    return file_problems(manifest, files) + sum_problems(files.parent)
+
+
+def file_problems(manifest: Mapping[str, Any], files: Path) -> list[str]:
+    """The same of the files and the identity alone."""
     sentences = _differences(
         {entry["path"]: entry["sha256"] for entry in manifest["files"]},
         files,
@@ -235,7 +241,7 @@ def problems(manifest: Mapping[str, Any], files: Path) -> list[str]:
             f"The manifest's fingerprint {manifest['fingerprint'][:12]}… is not that of its "
             f"contents, {expected[:12]}…."
         )
-    return sentences + sum_problems(files.parent)
+    return sentences
 
 
 def record_sums(folder: Path) -> None:
@@ -279,21 +285,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} is damaged: `{dotted_location(problem['loc'])}` {explanation(problem)}. "
             f"{BUILD_AGAIN}"
         ) from None
-    if parsed.fingerprint != folder.name:
+    if parsed.fingerprint != folder.name.partition(".")[0]:  # it may be set aside
         raise CorruptFile(
             f"{path} is damaged: `fingerprint` is that of another artifact. {BUILD_AGAIN}"
         )
-    require_published(path)
+    require_published(folder, MANIFEST)
     if parsed.format > 1 and not (folder / SUMS).is_file():
         raise CorruptFile(f"{folder / SUMS} is missing. {BUILD_AGAIN}")
     return manifest
 
 
-def require_published(path: Path) -> None:
+def require_published(folder: Path, name: str) -> None:
     """Raises CorruptFile where a file beside an artifact's files is not as it was published."""
-    if (sums := read_sums(path.parent)) is not None:
-        published = {path.name: sums.get(path.name, "nothing")}
-        for problem in _differences(published, path.parent, {path.name}):
+    if (sums := read_sums(folder)) is not None:
+        for problem in _differences({name: sums.get(name, "nothing")}, folder, {name}):
             raise CorruptFile(f"{problem} {BUILD_AGAIN}")
 
 

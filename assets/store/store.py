@@ -88,6 +88,11 @@ class Building:
         return self.folder / "result.json"
 
     @property
+    def published(self) -> Path:
+        """The manifest of an artifact whose files are here again, to be judged and shown anew."""
+        return self.folder / "published.json"
+
+    @property
     def failure(self) -> Path:
         """What the first rank to fail says of it."""
         return self.folder / "failure.json"
@@ -255,7 +260,7 @@ class Store:
         path = artifact.path.parent / manifest.GATE
         try:
             verdicts = read_json(path, manifest.BUILD_AGAIN)
-            manifest.require_published(path)
+            manifest.require_published(path.parent, manifest.GATE)
             return _GATE.validate_python(verdicts)
         except FileNotFoundError:
             problem = "is missing."
@@ -375,7 +380,7 @@ class Store:
             self.discard(building)
             return
         shutil.rmtree(building.files / SCRATCH, ignore_errors=True)
-        for path in (building.job, building.result, building.failure):
+        for path in (building.job, building.result, building.failure, building.published):
             path.unlink(missing_ok=True)
         self._refs.record(building.fingerprint, building.folder)
         building.folder.rename(target)
@@ -393,6 +398,37 @@ class Store:
         _checked.discard(self.artifacts_folder / fingerprint / "files")
         number = sum(1 for _ in folder.glob(f"{fingerprint}.*"))
         return (self.artifacts_folder / fingerprint).rename(folder / f"{fingerprint}.{number}")
+
+    def take_back(self, aside: Path, building: Building) -> bool:
+        """Moves the files and events of a quarantined artifact into `building`, where they and the
+        manifest are as published: then only its verdicts and pictures are made again.
+        """
+        try:
+            facts = manifest.read_manifest(aside)
+            manifest.require_published(aside, manifest.EVENTS)
+        except (OSError, CorruptFile):
+            return False
+        if manifest.file_problems(facts, aside / "files"):
+            return False
+        write_json(building.published, facts)
+        for name in ("journal", "files"):
+            shutil.rmtree(building.folder / name)
+            (aside / name).rename(building.folder / name)
+        return True
+
+    def published(self, building: Building) -> dict[str, Any] | None:
+        """The manifest of the artifact whose files `take_back` moved here, all of them; else None.
+        Hold its lock.
+        """
+        if not building.published.is_file():
+            return None
+        facts: dict[str, Any] = read_json(building.published)
+        if not manifest.file_problems(facts, building.files):
+            return facts
+        building.published.unlink()  # killed between the moves
+        shutil.rmtree(building.files)
+        building.files.mkdir()
+        return None
 
     # Names
 
