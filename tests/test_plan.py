@@ -709,10 +709,9 @@ def test_what_does_not_fit_is_said_with_the_smallest_profile_that_would_do(
     tight = Profile.model_validate({**gpu, "memory_gb": 0.0005})
     facts = plan_of(RECIPE, base, tight, store)
     assert not facts["memory_per_rank"]["fits"]
-    said = "does not fit  "
-    assert said in _drawn(facts) and "The smallest profile that would do: processes: " in (
-        _drawn(facts)
-    )
+    assert "does not fit  " in _drawn(
+        facts
+    ) and "The smallest profile that would do: processes: " in (_drawn(facts))
 
 
 @pytest.mark.slow

@@ -191,14 +191,14 @@ def test_what_does_not_fit_or_has_no_answer_is_counted_said_and_spares_the_other
     sentences += [f"On day {n} it was| fine" for n in range(36)]
     rows = [{"sentence": text, "mood": "good"} for text in sentences]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    one = own_suite(tmp_path / "rows.jsonl", doc_to_text="{{text.split('|')[0]}}")
-    one["metadata"].pop("baseline")
-    del one["task"], one["doc_to_choice"]
+    suite = own_suite(tmp_path / "rows.jsonl", doc_to_text="{{text.split('|')[0]}}")
+    suite["metadata"].pop("baseline")
+    del suite["task"], suite["doc_to_choice"]
     answer = "{{text.split('|')[1]}}"
-    of_log = {**one, "task": "follows", "output_type": "loglikelihood", "doc_to_target": answer}
+    of_log = {**suite, "task": "follows", "output_type": "loglikelihood", "doc_to_target": answer}
     exact = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
     of_text = {
-        **one,
+        **suite,
         "task": "written",
         "output_type": "generate_until",
         "doc_to_target": answer,
@@ -218,8 +218,8 @@ def test_what_does_not_fit_or_has_no_answer_is_counted_said_and_spares_the_other
     # A limit of 500 new tokens leaves a context of 96 nothing: half of it is written at most.
     assert written.examples == 40 and written.empty == 0 and written.cut == 3
     assert written.cut_tokens == max(len(encode(f"{text} Then came")) for text in long) - 48
-    said = "answers of at most 48 tokens, not 500: the context is 96"
-    assert written.lowered_limit == said and not follows.lowered_limit
+    sentence = "answers of at most 48 tokens, not 500: the context is 96"
+    assert written.lowered_limit == sentence and not follows.lowered_limit
     task = yaml.safe_load((built.output / "tasks" / "mixed.written.yaml").read_text())
     assert task["generation_kwargs"] == {"do_sample": False, "max_gen_toks": 48, "until": ["."]}
 
@@ -231,7 +231,7 @@ def test_what_does_not_fit_or_has_no_answer_is_counted_said_and_spares_the_other
     zero_shot.ZERO_SHOT.show(built, tmp_path)
     table = (tmp_path / "zero_shot.md").read_text()
     assert f"39; contexts: {follows.cut_text}; 1 more have an empty answer |" in table
-    assert said in table
+    assert sentence in table
     assert all(row.left_out in row.note and row.cut_text in row.note for row in (follows, written))
 
 
