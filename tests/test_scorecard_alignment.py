@@ -15,7 +15,8 @@ import pytest
 from training_ranks import RecordingProgress
 
 from assets.contract import Artifact
-from assets.report import alignment, scorecard
+from assets.execution import scorecard
+from assets.report import alignment
 from assets.report.alignment import section, statement, taxed
 from assets.report.page import Page, Section, write_page
 from assets.report.preferences import models

@@ -20,6 +20,7 @@ from test_experiment_page import DOCUMENT
 from test_scorecard import Card, Page
 
 from assets.contract import NOT_RUN, Built
+from assets.execution.scorecard import run
 from assets.report import provenance, scorecard
 from assets.report.finetuned import cut_of_test
 from assets.report.headline import by_shots, headline
@@ -296,7 +297,10 @@ def test_settings_are_printed_in_a_line_of_a_terminal_and_keep_their_colours(
     write_page(tmp_path, PageContent("Scorecard", "", {"model": "a small one"}, shown))
     console = Console(width=200, force_terminal=True, record=True, file=io.StringIO())
     store: Any = SimpleNamespace(
-        resolve=lambda ref: ref, show=lambda artifact: tmp_path, artifacts=lambda: []
+        resolve=lambda ref: ref,
+        check=lambda artifact: artifact,
+        show=lambda artifact: tmp_path,
+        artifacts=lambda: [],
     )
     announce(store, "tiny", console.print)
     styled = console.export_text(styles=True, clear=False)
@@ -521,7 +525,7 @@ def test_an_experiment_is_drawn_on_the_page_from_its_data(card: Card, tmp_path: 
     (output := tmp_path / "files").mkdir()
     (folder := tmp_path / "show").mkdir()
     nobody: Any = None  # the stage reports no progress
-    metrics = scorecard.run(card.artifact.config, inputs, output, nobody)
+    metrics = run(card.artifact.config, inputs, output, nobody)
     scorecard.show(Built(card.artifact.config, inputs, output, metrics, {}, []), folder)
     page = (
         (folder / "scorecard.md")
