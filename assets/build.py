@@ -22,6 +22,7 @@ from assets.contract import Artifact, Config, Inputs, Verdict
 from assets.launch.launcher import Exit, LocalLauncher, log_of, name_of_signal
 from assets.node import Node
 from assets.recipe.profile import Profile
+from assets.store.home import cache_environment
 from assets.store.manifest import BUILD_AGAIN, Facts, explain_full_disk, full_disk
 from assets.store.provenance import provenance
 from assets.store.store import Building, Recorded, Store
@@ -189,6 +190,7 @@ def _launch(
         "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
         "metrics": published["metrics"] if published else None,  # only judge and show
     }
+    downloads = store.home / "downloads"
     started = time.time()
     description = Build(
         node.recipe,
@@ -209,7 +211,11 @@ def _launch(
             ranks=ranks,
             threads=threads,
             log=building.log,
-            env={**request.environment, "LINEAGE_DOWNLOADS": str(store.home / "downloads")},
+            env={
+                **request.environment,
+                **cache_environment(downloads),
+                "LINEAGE_DOWNLOADS": str(downloads),
+            },
             keep_fds=(lock,),
         )
         if exit.code:

@@ -87,14 +87,14 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run_cli(
-    home: Path, downloads: Path, *arguments: str, timeout: float = 900
+    home: Path, downloads: Path, *arguments: str, timeout: float = 900, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     """`gpt-lineage` as a person runs it."""
     command = [sys.executable, "-m", "pipelines.cli", *arguments]
     return subprocess.run(
         command,
-        env=environment_of(home, downloads),
-        cwd=ROOT,
+        env={**environment_of(home, downloads), "PYTHONPATH": str(ROOT)},
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local_hub import write_classifier
 from world import World, make_world
 
 from assets.store.home import downloads_folder
@@ -16,15 +17,6 @@ from gpt_model.evaluation import toxicity
 
 PROMPTS = [
     {"prompt": {"text": f"Then {who} asked for the"}} for who in ("Berta", "Emil", "Dora", "Hanna")
-]
-VOCABULARY = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    *"abcdefghijklmnopqrstuvwxyz",
-    *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"),
 ]
 
 
@@ -37,27 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterator
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of random weights, in the layout of unitary/toxic-bert."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp("classifier")
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        id2label={0: "toxic", 1: "insult"},
-        label2id={"toxic": 0, "insult": 1},
-        problem_type="multi_label_classification",
-        initializer_range=2.0,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
+    return write_classifier(tmp_path_factory.mktemp("classifier"))
 
 
 def run(world: World, folder: Path, files: dict[str, str]) -> tuple[Any, list[dict[str, Any]]]:

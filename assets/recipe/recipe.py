@@ -130,7 +130,7 @@ class TokenizerSection(Section):
     def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As it was before there was `from`, where there is none."""
         section = handler(self)
-        released = section.pop("from_")
+        released = section.pop("from_", None)
         return section if released is None else {**section, "from": released}
 
     @field_validator("vocab_size")

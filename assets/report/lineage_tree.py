@@ -6,7 +6,8 @@ Reads manifests only. No Dagster, MLflow or torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -15,6 +16,9 @@ from rich.tree import Tree
 from assets.contract import Artifact
 from assets.stages.zero_shot import members
 from assets.store.store import SHORT, Store
+from gpt_model.finetuning.entry import TaskSource
+
+NOT_STATED = "not stated"  # the licence of a public data set, which no suite has
 
 
 def traced(
@@ -55,23 +59,28 @@ def is_complete(lineage: Mapping[str, Any]) -> bool:
 
 
 def sources_of(artifact: Artifact) -> list[dict[str, Any]]:
-    """What the artifact's stage read from outside the store: a corpus's sources, a task's data, the
-    suites' data. From its section.
+    """What the artifact's stage read from outside the store: a corpus's sources, the data of tasks
+    and suites, imported weights. From its section.
     """
-    if artifact.stage == "finetuned":
-        return [_of_task(artifact.config["task"], artifact.config["source"])]
-    if artifact.stage == "zero_shot":
-        tasks = [
-            (f"{suite}/{task['task']}", task["metadata"]["data"])
-            for suite, contents in artifact.config["suites"].items()
-            for task in members(contents)
-        ]
-        return [_of_task(name, data["entry"]) for name, data in tasks if data.get("entry")]
+    config = artifact.config
     if artifact.stage == "imported":
-        return [_of_import(artifact.config)]
-    if artifact.stage == "tokenizer" and (released := artifact.config.get("from")):
+        return [_of_import(config)]
+    if artifact.stage == "tokenizer" and (released := config.get("from")):
         return [{"name": "vocabulary", "path": released.get("folder"), **released}]
-    return [dict(source) for source in artifact.config.get("sources", [])]
+    if artifact.stage == "zero_shot":
+        return [*_of_suites(config["suites"])]
+    tasks = [_of_task(name, entry) for name, entry in _tasks(config)]
+    return tasks or [dict(source) for source in config.get("sources", [])]
+
+
+def _tasks(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name, entry) of the tasks in a stage's section whose data it read: of a fine-tuning, or of
+    an experiment on several.
+    """
+    tasks = config.get("tasks", [config] if "task" in config else [])
+    for task in tasks.values() if isinstance(tasks, dict) else tasks:
+        if task and "not_run" not in task:
+            yield task.get("task") or task["name"], task.get("entry") or task["source"]
 
 
 def _of_import(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,28 +98,70 @@ def _of_import(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_task(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    source = entry["source"]
-    files = source["file"]
-    if not isinstance(files, str):
-        files = ", ".join(file for file in files.values() if file)
+    source = TaskSource.model_validate(entry["source"])
+    names = ", ".join(source.names())
+    listed = {"config": source.subset, "split": names} if source.hub else {"path": names}
     return {
         "name": name,
-        **{key: source[key] for key in ("package", "kind", "sha256", "pinned") if source.get(key)},
-        "files" if source.get("package") else "path": files,
+        **_pinned_location(entry["source"]),
+        **({"files": names} if source.package else listed),
         "licence": entry["licence"],
     }
 
 
+def _of_suites(suites: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row a task of its own rows or of the catalogue, a row a suite and public data set, and a
+    row a classifier.
+    """
+    for suite, contents in suites.items():
+        data_sets: dict[str, dict[str, set[str]]] = {}
+        classifiers = {}
+        for task in members(contents):
+            metadata = task["metadata"]
+            data = metadata["data"]
+            if "entry" in data and "not_run" not in data:
+                yield _of_task(f"{suite}/{task['task']}", data["entry"])
+            for source in (data.get("source"), data.get("demonstrations")):
+                if isinstance(source, dict) and "not_run" not in source:
+                    location = json.dumps({**_pinned_location(source), **_files(source)})
+                    parts = data_sets.setdefault(location, {"config": set(), "split": set()})
+                    for part, values in parts.items():
+                        values |= {source[part]} if source.get(part) else set()
+            if (classifier := metadata.get("classifier")) and "not_run" not in classifier:
+                classifiers[json.dumps(classifier)] = classifier
+        for location, parts in data_sets.items():
+            joined = {part: ", ".join(sorted(values)) for part, values in parts.items() if values}
+            yield {"name": suite, **json.loads(location), **joined, "licence": NOT_STATED}
+        for classifier in classifiers.values():
+            where = {} if "hub" in classifier else {"path": classifier["folder"]}
+            licence = classifier["licence"]
+            name = f"{suite}, classifier"
+            yield {"name": name, **_pinned_location(classifier), **where, "licence": licence}
+
+
+def _pinned_location(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Where data lies and what it is tied to; which part of it is read stands elsewhere."""
+    keys = ("package", "kind", "sha256", "hub", "revision", "pinned")
+    return {key: source[key] for key in keys if source.get(key)}
+
+
+def _files(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: source[key] for key in ("files", "path") if source.get(key)}
+
+
 def origin(source: Mapping[str, Any]) -> str:
     """Where a source is from: package, data set, path, a task of the catalogue or the store's
-    votes; and the files in it.
+    votes; and the files or splits in it.
     """
     if source.get("votes"):
         return "votes cast here"
     if task := source.get("task"):
         return f"task {task}"
     text = str(source.get("package") or source.get("hub") or source.get("path"))
-    return f"{text}, {source['files']}" if source.get("files") else text
+    if source.get("hub") and source.get("config"):
+        text += f" ({source['config']})"
+    part = source.get("files") or source.get("split")
+    return f"{text}, {part}" if part else text
 
 
 def draw_lineage(lineage: Mapping[str, Any]) -> Tree:

@@ -307,12 +307,12 @@ def test_split(entry: TaskEntry, part: str | None = None) -> str:
     stead, or plain "test".
     """
     source = entry.source
-    if source.hub is not None and source.splits is not None:
-        tests = source.splits.tests()
-        return tests[part] if part in tests else " and ".join(tests.values())
-    from_file = source.package is None and source.file is not None
-    name = f"test of {Path(source.names()[-1]).name}" if from_file else "test"
-    return f"{name}, {part}" if part else name
+    tests = source.tests()
+    chosen = [tests[part]] if part in tests else list(tests.values())
+    if source.hub is not None:
+        return " and ".join(chosen)
+    files = " and ".join(Path(file).name for file in chosen) if source.package is None else ""
+    return ("test of " + files if files else "test") + (f", {part}" if part else "")
 
 
 def _of_reward_model(asset: str, artifact: Artifact) -> Iterator[Score]:

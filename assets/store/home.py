@@ -17,3 +17,19 @@ def downloads_folder() -> Path:
     """$LINEAGE_DOWNLOADS, else `downloads` in the store's home; absolute."""
     downloads = os.environ.get("LINEAGE_DOWNLOADS") or store_home() / "downloads"
     return Path(downloads).expanduser().absolute()
+
+
+# Variables that say where libraries keep what they fetch and derive -> the folder in downloads.
+OF_THE_HUB = {"HF_HUB_CACHE": "hub", "HF_DATASETS_CACHE": "hub", "HF_XET_CACHE": "hub/xet"}
+CACHES = {"MPLCONFIGDIR": "matplotlib", **OF_THE_HUB}
+
+
+def cache_environment(downloads: Path) -> dict[str, str]:
+    """The environment in which a worker writes to the store and `downloads` alone. What a person
+    has set of it stays as they set it.
+    """
+    return {
+        name: str(downloads / folder)
+        for name, folder in CACHES.items()
+        if name not in os.environ and not (name in OF_THE_HUB and "HF_HOME" in os.environ)
+    }

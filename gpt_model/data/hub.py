@@ -19,7 +19,10 @@ from gpt_model.errors import Unreachable, UserError
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT = 20.0  # seconds to wait for an answer
 RETRY_AFTER = 60.0  # seconds that a hub which did not answer is not asked again
+ASK_AGAIN_AFTER = 60.0  # seconds that an answer holds: dozens of tasks may read one data set
 _silent_since = float("-inf")
+# (endpoint, kind, repository, revision) -> when it was asked, and the commit
+_answers: dict[tuple[str | None, str, str, str], tuple[float, str]] = {}
 _UNREACHABLE = (
     "The hub could not be asked which commit {0!r} of {1} is ({2}). "
     "Try again where it can be reached, or write the commit's 40 digits as `revision`."
@@ -48,10 +51,17 @@ def commit_of(repository: str, revision: str, kind: Literal["dataset", "model"])
         RevisionNotFoundError,
     )
 
-    hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    endpoint = os.environ.get("HF_ENDPOINT")
+    question = (endpoint, kind, repository, revision)
+    asked, commit = _answers.get(question, (float("-inf"), ""))
+    if time.monotonic() - asked < ASK_AGAIN_AFTER:
+        return commit
+    hub = HfApi(endpoint=endpoint)
     ask = hub.dataset_info if kind == "dataset" else hub.model_info
     try:
-        return str(ask(repository, revision=revision, timeout=TIMEOUT).sha)
+        commit = str(ask(repository, revision=revision, timeout=TIMEOUT).sha)
+        _answers[question] = time.monotonic(), commit
+        return commit
     except RevisionNotFoundError:
         raise UserError(
             f"The {kind} {repository} on the hub has no revision {revision!r}. Give a commit or "
