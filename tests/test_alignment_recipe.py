@@ -153,7 +153,10 @@ def test_the_papers_values_are_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("alignment", "message"),
     [
-        ("  supervised: {epochs: 2}\n", r"talk.yaml, line 6.*alignment.demonstrations.*missing"),
+        (
+            "  supervised: {epochs: 2}\n",
+            r"talk.yaml, line 6.*alignment.demonstrations`: the supervised model is tuned on demonstrations",
+        ),
         (DEMONSTRATIONS + PPO, r"talk.yaml, line 8.*alignment.ppo.*add comparisons and prompts"),
         (DEMONSTRATIONS + "  dpo: {}\n", r"line 8.*alignment.dpo.*takes comparisons"),
         (

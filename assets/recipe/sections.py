@@ -423,23 +423,46 @@ class PreferencesSection(Strict):
     )
 
 
-class AlignmentSection(Strict):
-    """From a model that continues text to one that answers. A step runs where it has a section."""
+def _is_default(value: bool) -> bool:
+    """Of a field added later, which so changes no fingerprint made before."""
+    return value
 
-    demonstrations: DemonstrationsSection
-    supervised: SupervisedSection = SupervisedSection()
+
+class AlignmentSection(Strict):
+    """From a model that continues text to one that answers. A step runs where it has a section, or
+    is not null, and its data is there.
+    """
+
+    demonstrations: DemonstrationsSection | None = None
+    supervised: SupervisedSection | None = SupervisedSection()
     comparisons: ComparisonsSection | None = None
-    reward_model: RewardModelSection = RewardModelSection()
+    reward_model: RewardModelSection | None = RewardModelSection()
     prompts: PromptsSection | None = None
-    policy_init: PolicyInitSection = PolicyInitSection()
+    instructed: bool = Field(
+        default=True,
+        description="also the supervised epoch whose answers the reward model prefers",
+        exclude_if=_is_default,
+    )
+    policy_init: PolicyInitSection | None = PolicyInitSection()
     ppo: PPOSection | None = None
     without_ptx: bool = Field(default=True, description="also PPO with γ 0")
     dpo: DPOSection | None = None
-    preferences: PreferencesSection = PreferencesSection()
+    preferences: PreferencesSection | None = PreferencesSection()
+    zero_shot_after: bool = Field(
+        default=True,
+        description="also the recipe's suites on each tuned model: the alignment tax",
+        exclude_if=_is_default,
+    )
 
     @model_validator(mode="after")
     def _each_has_what_it_needs(self) -> AlignmentSection:
-        if self.ppo and not (self.comparisons and self.prompts):
+        if self.supervised and not self.demonstrations:
+            raise Misfit(
+                "the supervised model is tuned on demonstrations: add them, or set supervised to "
+                "null",
+                "demonstrations",
+            )
+        if self.ppo and not (self.comparisons and self.prompts and self.reward_model):
             raise Misfit(
                 "PPO takes a reward model and prompts: add comparisons and prompts, or leave ppo "
                 "out",
@@ -447,4 +470,25 @@ class AlignmentSection(Strict):
             )
         if self.dpo and not self.comparisons:
             raise Misfit("DPO takes comparisons: add them, or leave dpo out", "dpo")
+        if (self.ppo or self.dpo) and not (self.policy_init and self.demonstrations):
+            raise Misfit(
+                "PPO and DPO start from policy_init, which is tuned on demonstrations: give both, "
+                "or leave ppo and dpo out",
+                "policy_init",
+            )
+        if self.comparisons and self.reward_model:
+            self._check_reward_model(self.reward_model)
         return self
+
+    def _check_reward_model(self, section: RewardModelSection) -> None:
+        if not self.demonstrations:
+            raise Misfit(
+                "its mean reward of demonstrations is made 0: add them, or set reward_model to "
+                "null",
+                "reward_model",
+            )
+        if section.start == "supervised" and not self.supervised:
+            raise Misfit(
+                "it starts from the supervised model, and there is none: set it to pretrained",
+                "reward_model.start",
+            )

@@ -20,7 +20,13 @@ from typing import Any
 from assets.contract import Config, Stage
 from assets.node import Node
 from assets.recipe.recipe import Recipe
-from assets.recipe.sections import AlignmentSection, ComparisonsSection, PPOSection
+from assets.recipe.sections import (
+    AlignmentSection,
+    ComparisonsSection,
+    PPOSection,
+    PreferencesSection,
+)
+from assets.recipe.yaml_file import stem
 from assets.stages.alignment import (
     ALIGNED,
     DPO,
@@ -79,6 +85,7 @@ def _check_corpus(section: AlignmentSection, present: set[str]) -> None:
     """Raises UserError where pre-training text is mixed in and there is none."""
     mixed = {
         "policy_init.pretraining_share": (section.ppo or section.dpo)
+        and section.policy_init
         and section.policy_init.pretraining_share,
         "ppo.ptx_weight": section.ppo and section.ppo.ptx_weight,
     }
@@ -102,20 +109,22 @@ class _Nodes:
     def in_order(self) -> Iterator[Node]:
         yield from self.human_data()
         base = ("pretrained", "tokenizer", "demonstrations")
-        yield self._tuned(SUPERVISED, self.section.supervised, *base)
+        if self.section.supervised:
+            yield self._tuned(SUPERVISED, self.section.supervised, *base)
         if self.section.comparisons:
             yield from self.judges(self.section.comparisons)
-        if self.section.ppo or self.section.dpo:
+        if self.section.policy_init and (self.section.ppo or self.section.dpo):
             yield self._tuned(POLICY_INIT, self.section.policy_init, *base, "tokens")
         if self.section.ppo:
             yield from self.policies(self.section.ppo)
         if self.section.dpo:
             yield self._tuned(DPO, self.section.dpo, "policy_init", "comparisons")
-        if self.section.prompts:
+        if self.section.prompts and self.section.preferences:
             yield self._tuned(PREFERENCES, self.section.preferences, *COMPARED)
 
     def human_data(self) -> Iterator[Node]:
-        yield self._data(DEMONSTRATIONS, self.section.demonstrations)
+        if self.section.demonstrations:
+            yield self._data(DEMONSTRATIONS, self.section.demonstrations)
         if self.section.comparisons:
             yield self._data(COMPARISONS, self.section.comparisons)
         if self.section.prompts:
@@ -124,14 +133,15 @@ class _Nodes:
     def judges(self, comparisons: ComparisonsSection) -> Iterator[Node]:
         """The reward model, the judge that sees none of its texts, and the epoch it prefers."""
         section = self.section.reward_model
-        start = dict(self.roles).get(section.start, section.start)
-        needs = ("start", "tokenizer", "demonstrations", "comparisons")
-        node = self._tuned(REWARD_MODEL, section, *needs)
-        yield replace(node, roles=(*self.roles, ("start", start)))
+        if section:
+            start = dict(self.roles).get(section.start, section.start)
+            needs = ("start", "tokenizer", "demonstrations", "comparisons")
+            node = self._tuned(REWARD_MODEL, section, *needs)
+            yield replace(node, roles=(*self.roles, ("start", start)))
         if comparisons.judge:
             yield self._node(JUDGE, {}, "comparisons")
-        if self.section.prompts:
-            sampling = self.section.preferences.model_dump(
+        if self.section.prompts and section and self.section.supervised and self.section.instructed:
+            sampling = (self.section.preferences or PreferencesSection()).model_dump(
                 mode="json", include={"prompts", "max_new_tokens", "temperature", "seed"}
             )
             inputs = ("supervised", "reward_model", "prompts")
@@ -173,13 +183,15 @@ def _zero_shot_nodes(
     recipe: Recipe, section: AlignmentSection, present: set[str], roles: Roles
 ) -> Iterator[Node]:
     """The suites of `alignment.preferences.suites`, else the recipe's own, on each tuned model."""
-    if recipe.evaluation is None:
+    if recipe.evaluation is None or not section.zero_shot_after:
         return
-    evaluation, suites = recipe.evaluation, section.preferences.suites
+    evaluation = recipe.evaluation
+    suites = section.preferences.suites if section.preferences else []
     if suites:
-        examples = {suite: n for suite, n in evaluation.examples.items() if suite in suites}
+        names = [stem(suite) for suite in suites]
+        examples = {suite: n for suite, n in evaluation.examples.items() if suite in names}
         files = {
-            name: file for name, file in evaluation.files.items() if name.split("/")[0] in suites
+            name: file for name, file in evaluation.files.items() if name.split("/")[0] in names
         }
         changed = {"suites": suites, "examples": examples, "files": files, "known": None}
         evaluation = evaluation.model_copy(update=changed)
@@ -187,7 +199,7 @@ def _zero_shot_nodes(
 
     def config(base: Path) -> Config:
         try:
-            return zero_shot_config(changed_recipe)
+            return zero_shot_config(changed_recipe, base)
         except UserError as error:
             if suites and error.field:
                 ours = f"{SECTION}.preferences.suites"
