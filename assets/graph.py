@@ -108,7 +108,7 @@ def _graph(recipe: Recipe) -> list[Node]:
                 recipe.name,
                 "zero_shot",
                 ZERO_SHOT,
-                lambda base: zero_shot_config(recipe),
+                partial(zero_shot_config, recipe),
                 available("pretrained", "tokenizer", "corpus", "tokens"),
                 roles,
                 field="evaluation",

@@ -55,7 +55,7 @@ def the_rows(corpus: Path, context: int, limit: int, encode: Any) -> list[TaskRo
     recipe: Any = SimpleNamespace(
         evaluation=EvaluationSection(suites=["multiple_choice"]), corpus=corpus, split_seed=0
     )
-    config = ZERO_SHOT.pin(zero_shot_config(recipe), corpus)
+    config = ZERO_SHOT.pin(zero_shot_config(recipe, corpus), corpus)
     task_context = TaskContext(corpus, 0, downloads_folder(), encode, context, Silent())
     tasks = suite_tasks("multiple_choice", config["suites"]["multiple_choice"])
     return [rows for task in tasks for rows in rows_of(task, task_context, limit)]

@@ -111,7 +111,7 @@ class World:
         recipe: Any = SimpleNamespace(
             name="test", evaluation=section, corpus=SimpleNamespace(seed=0), split_seed=0
         )
-        return ZERO_SHOT.pin(zero_shot_config(recipe), self.folder)
+        return ZERO_SHOT.pin(zero_shot_config(recipe, self.folder), self.folder)
 
     def rows(self, suite: str, downloads: Path, limit: int | None = LIMIT) -> list[dict[str, Any]]:
         """The questions of a suite of one task."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from assets.recipe.task_entries import task_name
-from assets.recipe.yaml_file import SUFFIXES, find_file, naming, read_yaml, yaml_files
+from assets.recipe.yaml_file import SUFFIXES, find_file, naming, read_yaml, stem, yaml_files
 from gpt_model.errors import UserError, about, naming_path
 
 Contents = dict[str, Any]
@@ -77,15 +76,18 @@ def merged(base: Contents, over: Contents) -> Contents:
     that `over` no longer names.
     """
     contents = _merge(base, over)
+    before, changed = base.get("alignment"), over.get("alignment")
+    if isinstance(before, dict) and isinstance(changed, dict):
+        # a step that is left out, though without a section it would have the default's
+        left_out = [key for key, value in changed.items() if value is None and key in before]
+        contents["alignment"] |= {key: None for key in left_out if isinstance(before[key], dict)}
     for part, (names, limits) in LIMITS.items():
         section, override = contents.get(part), over.get(part)
         if not (isinstance(section, dict) and isinstance(override, dict)):
             continue  # a section of a wrong kind is reported when the whole is read
         if not isinstance(named := override.get(names), list):
             continue  # nothing is replaced
-        remaining = {
-            task_name(name) if names == "tasks" else name for name in named if isinstance(name, str)
-        }
+        remaining = {stem(name) for name in named if isinstance(name, str)}
         for limit in limits:
             if isinstance(inherited := section.get(limit), dict):
                 written = override.get(limit) or ()
@@ -118,11 +120,11 @@ def _without_experiments_on_others(contents: Contents, over: Contents, tasks: se
     if (
         isinstance(transferred, dict)
         and "layers_transferred" not in override
-        and transferred.get("task") not in tasks
+        and stem(str(transferred.get("task"))) not in tasks
     ):
         del remaining["layers_transferred"]
     if isinstance(ablations, dict) and "ablations" not in override:
-        named = [task for task in ablations.get("tasks") or () if task in tasks]
+        named = [task for task in ablations.get("tasks") or () if stem(str(task)) in tasks]
         others = {key: value for key, value in ablations.items() if key != "tasks"}
         of_named = {**others, **({"tasks": named} if named else {})}
         remaining["ablations"] = of_named if tasks else None
@@ -138,7 +140,7 @@ def _is_of(key: Any, names: set[str]) -> bool:
 
 def _merge(base: Contents, over: Contents) -> Contents:
     """Mappings are merged key by key, null takes out what `base` has, all else is replaced."""
-    merged = {key: value for key, value in base.items() if over.get(key, value) is not None}
+    merged = {key: value for key, value in base.items() if key not in over or over[key] is not None}
     for key, value in over.items():
         if value is not None or key not in base:
             merged[key] = (

@@ -6,19 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from assets.recipe.yaml_file import SUFFIXES, load_strict
+from assets.recipe.yaml_file import find_file, is_path, read_yaml, validate
+from gpt_model.data.formats import format_from_ending
 from gpt_model.errors import Unreachable, UserError, about_all_of
 from gpt_model.finetuning.entry import CATALOGUE, Splits, TaskEntry, TaskSource
-
-
-def is_file(task: str) -> bool:
-    """Whether `task` is a YAML file, and no name of the catalogue."""
-    return task.endswith(SUFFIXES) or "/" in task
-
-
-def task_name(task: str) -> str:
-    """A task's name: that of the catalogue, or its file's."""
-    return Path(task).stem if is_file(task) else task
+from gpt_model.finetuning.examples import checked
 
 
 def entry_named(given: str, base: Path, field: str) -> TaskEntry:
@@ -26,10 +18,11 @@ def entry_named(given: str, base: Path, field: str) -> TaskEntry:
     recipe's folder. Its local files are then relative to `base` too, so that moving a whole project
     changes nothing. `field`: of the recipe, for the errors.
     """
-    path = base / Path(given).expanduser() if is_file(given) else CATALOGUE / f"{given}.yaml"
     with about_all_of(field):
-        entry = load_strict(TaskEntry, str(path), CATALOGUE, "task")
-    return entry.model_copy(update={"source": entry.source.seen_from(base, path.parent)})
+        path = find_file(given, CATALOGUE, "task", base)
+        entry = validate(TaskEntry, read_yaml(path), [path])
+    folder = (base / Path(given).expanduser()).parent if is_path(given) else CATALOGUE
+    return entry.model_copy(update={"source": entry.source.seen_from(base, folder)})
 
 
 def with_files(entry: TaskEntry, task: str, files: Mapping[str, str | Splits]) -> TaskEntry:
@@ -38,7 +31,12 @@ def with_files(entry: TaskEntry, task: str, files: Mapping[str, str | Splits]) -
     """
     if (file := files.get(task)) is None:
         return entry
-    entry = entry.model_copy(update={"source": TaskSource(file=file)})
+    source = TaskSource(file=file)
+    update: dict[str, Any] = {"source": source}
+    if all(format_from_ending(name) not in (None, "text") for name in source.names()):
+        # the name says how the file is written, where the entry says it of another one
+        update |= {"format": None, "header": None}
+    entry = entry.model_copy(update=update)
     with about_all_of(f"finetuning.files.{task}"):
         try:
             entry.refuse_unknown_formats()
@@ -48,10 +46,10 @@ def with_files(entry: TaskEntry, task: str, files: Mapping[str, str | Splits]) -
 
 
 def resolved_entry(
-    written: Mapping[str, Any], base: Path, downloads: Path
+    task: str, written: Mapping[str, Any], base: Path, downloads: Path
 ) -> tuple[dict[str, Any], str | None]:
-    """An entry written out, its local files tied to their bytes, a branch on the hub to its commit;
-    or why its data cannot be had here.
+    """An entry written out, its local files tied to their bytes and read once for mistakes, a
+    branch on the hub tied to its commit; or why its data cannot be had here.
 
     What is built without it is identified by the reason, so that it is built again where the data
     can be had.
@@ -67,5 +65,5 @@ def resolved_entry(
         source = entry.source.resolved(base, downloads)
     except Unreachable:
         return dict(written), f"{entry.source.hub} is read from the hub, which does not answer here"
-    entry = entry.model_copy(update={"source": source})
+    entry = checked(task, entry.model_copy(update={"source": source}), downloads)
     return entry.model_dump(mode="json", exclude_none=True), None

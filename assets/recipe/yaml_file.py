@@ -41,11 +41,23 @@ def yaml_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
 
 
-def find_file(name_or_path: str, folder: Path, what: str) -> Path:
-    """`name` under `folder`, or a path as it stands. Raises UserError with the names there are."""
-    if name_or_path.endswith(SUFFIXES) or "/" in name_or_path:
+def is_path(name: str) -> bool:
+    """Whether `name` is the path of a YAML file, and no name of one that is known here."""
+    return name.endswith(SUFFIXES) or "/" in name
+
+
+def stem(name: str) -> str:
+    """What a file that is named by its path is called; any other name as it stands."""
+    return Path(name).stem if is_path(name) else name
+
+
+def find_file(name_or_path: str, folder: Path, what: str, base: Path = Path()) -> Path:
+    """`name` under `folder`, or a path relative to `base`. Raises UserError with the names there
+    are.
+    """
+    if is_path(name_or_path):
         with naming_path(name_or_path):
-            path = Path(name_or_path).expanduser().resolve()
+            path = (base / Path(name_or_path).expanduser()).resolve()
             if path.is_file():
                 return path
         raise UserError(

@@ -17,7 +17,8 @@ from typing import Any
 
 from assets.contract import Check, Config, Stage, deferred
 from assets.recipe.recipe import Recipe
-from assets.recipe.task_entries import entry_named, resolved_entry, task_name, with_files
+from assets.recipe.task_entries import entry_named, resolved_entry, with_files
+from assets.recipe.yaml_file import stem
 from assets.stages.finetuning import finetuning_config, pin_task, task_names
 from assets.store.home import downloads_folder
 from gpt_model.errors import UserError, about_all_of
@@ -38,7 +39,7 @@ def task_config(recipe: Recipe, task: str, sizes: Any, field: str, base: Path) -
     but for what the experiment's section `sizes` gives. Raises UserError where the recipe has no
     such task.
     """
-    if task not in (known := task_names(recipe)):
+    if (task := stem(task)) not in (known := task_names(recipe)):
         raise UserError(
             f"{task!r} is not among finetuning.tasks: {', '.join(known) or 'none'}. An experiment "
             "fine-tunes as that section says.",
@@ -220,9 +221,12 @@ def zero_shot_dynamics_config(recipe: Recipe, base: Path) -> Config:
                 "task.",
                 field=field,
             )
-        if recipe.finetuning and task in recipe.finetuning.tasks:
-            entry = with_files(entry, task_name(task), recipe.finetuning.files)
-        tasks[heuristic] = {"name": task, "entry": entry.model_dump(mode="json", exclude_none=True)}
+        if recipe.finetuning and stem(task) in recipe.finetuning.files:
+            entry = with_files(entry, stem(task), recipe.finetuning.files)
+        tasks[heuristic] = {
+            "name": stem(task),
+            "entry": entry.model_dump(mode="json", exclude_none=True),
+        }
     return {"tasks": tasks, "examples": section.examples, "split_seed": recipe.split_seed}
 
 
@@ -237,7 +241,9 @@ def pin(config: Config, base: Path) -> Config:
         tasks[heuristic] = task
         if task:
             with about_all_of(heuristic):
-                entry, reason = resolved_entry(task["entry"], base, downloads_folder())
+                entry, reason = resolved_entry(
+                    task["name"], task["entry"], base, downloads_folder()
+                )
             unavailable = {"not_run": reason} if reason else {}
             tasks[heuristic] = {**task, "entry": entry, **unavailable}
     return {**config, "tasks": tasks}

@@ -21,7 +21,8 @@ from typing import Any
 
 from assets.contract import Check, Config, Stage, deferred
 from assets.recipe.recipe import Recipe
-from assets.recipe.task_entries import entry_named, is_file, resolved_entry, task_name, with_files
+from assets.recipe.task_entries import entry_named, resolved_entry, with_files
+from assets.recipe.yaml_file import is_path, stem
 from assets.store.home import downloads_folder
 from gpt_model.errors import UserError, about_all_of
 from gpt_model.finetuning.entry import CATALOGUE
@@ -37,11 +38,11 @@ def task_names(recipe: Recipe) -> list[str]:
     unknown or repeated one.
     """
     tasks = recipe.finetuning.tasks if recipe.finetuning else []
-    names = [task_name(task) for task in tasks]
+    names = [stem(task) for task in tasks]
     known = sorted(path.stem for path in CATALOGUE.glob("*.yaml"))
     for number, (task, name) in enumerate(zip(tasks, names, strict=True)):
         field = f"finetuning.tasks[{number}]"
-        if not is_file(task) and task not in known:
+        if not is_path(task) and task not in known:
             near = difflib.get_close_matches(task, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
@@ -69,7 +70,7 @@ def finetuning_config(recipe: Recipe, task: str, base: Path) -> dict[str, Any]:
     """
     section = recipe.finetuning
     assert section is not None  # or there would be no task
-    number = [task_name(named) for named in section.tasks].index(task)
+    number = [stem(named) for named in section.tasks].index(task)
     entry = with_files(
         entry_named(section.tasks[number], base, f"finetuning.tasks[{number}]"), task, section.files
     )
@@ -91,7 +92,7 @@ def pin_task(config: Config, base: Path) -> Config:
     why its data is unavailable here.
     """
     with about_all_of(""):
-        source, reason = resolved_entry(config["source"], base, downloads_folder())
+        source, reason = resolved_entry(config["task"], config["source"], base, downloads_folder())
     return {**config, "not_run": reason} if reason else {**config, "source": source}
 
 

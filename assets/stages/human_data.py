@@ -47,7 +47,7 @@ def _pinned(source: HumanSource, base: Path) -> dict[str, Any]:
     elif source.task:
         written = entry_named(source.task, base, "task").model_dump(mode="json", exclude_none=True)
         with about_all_of("task"):
-            entry, reason = resolved_entry(written, base, downloads_folder())
+            entry, reason = resolved_entry(source.task, written, base, downloads_folder())
             if reason:
                 raise Unreachable(
                     f"The task {source.task!r} cannot be read here: {reason}. Leave the source out."

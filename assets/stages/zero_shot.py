@@ -14,36 +14,45 @@ from typing import Any
 
 from assets.contract import Check, Config, Stage, deferred
 from assets.recipe.recipe import Recipe
-from assets.recipe.yaml_file import find_file, load_strict, read_yaml
+from assets.recipe.task_entries import entry_named
+from assets.recipe.yaml_file import find_file, read_yaml, stem
 from assets.store.home import downloads_folder
+from gpt_model.data.local_files import seen_from
+from gpt_model.data.location import is_folder
 from gpt_model.errors import Unreachable, UserError, about_all_of
 from gpt_model.evaluation import public, toxicity
 from gpt_model.evaluation.suites import OF_TEXT, SUITES, Dataset, Labelled, suite_tasks
-from gpt_model.finetuning.entry import CATALOGUE, TaskEntry, TaskSource
+from gpt_model.finetuning.entry import TaskEntry, TaskSource
+from gpt_model.finetuning.examples import checked
 
 EXECUTION = "assets.execution.zero_shot"
 REPRODUCES = "reproduces_what_is_known"  # the check that compares with known scores
 
 
-def zero_shot_config(recipe: Recipe) -> Config:
+def zero_shot_config(recipe: Recipe, base: Path) -> Config:
     """What identifies a zero-shot evaluation: each suite's contents, catalogue tasks written out,
-    the limits and the split seed.
+    the limits and the split seed. `base`: the recipe's folder.
 
     Raises UserError: an unknown suite (with the nearest name), a broken suite file, a limit for a
     suite that is not asked for.
     """
     section = recipe.evaluation
     assert section is not None  # the graph has no zero_shot without it
-    for stray in sorted(section.examples.keys() - set(section.suites)):
+    names = [stem(suite) for suite in section.suites]
+    for stray in sorted(section.examples.keys() - set(names)):
         raise UserError(
-            f"{stray!r} is not among evaluation.suites: {', '.join(section.suites)}. "
+            f"{stray!r} is not among evaluation.suites: {', '.join(names)}. "
             "Correct the name, or take the line out.",
             field=f"evaluation.examples.{stray}",
         )
-    suites = {}
-    for number, name in enumerate(section.suites):
+    suites: dict[str, Any] = {}
+    for number, (name, suite) in enumerate(zip(names, section.suites, strict=True)):
         with about_all_of(f"evaluation.suites[{number}]"):
-            suites[name] = _suite(name)
+            if name in suites:
+                raise UserError(
+                    f"Two suites are named {name!r}. Leave one out, or rename its file."
+                )
+            suites[name] = _suite(name, suite, base)
             if recipe.corpus is None and any(
                 isinstance(task.metadata.data, OF_TEXT) for task in suite_tasks(name, suites[name])
             ):
@@ -88,19 +97,41 @@ def _file_names(suites: Mapping[str, Any]) -> Iterator[str]:
                     yield suite
 
 
-def _suite(name: str) -> dict[str, Any]:
-    """A suite file's contents, every task of the catalogue that it names written out in it."""
-    contents = read_yaml(find_file(name, SUITES, "suite"))
-    for task, keys in zip(suite_tasks(name, contents), members(contents), strict=True):
-        if isinstance(data := task.metadata.data, Labelled) and data.entry is None:
-            entry = load_strict(
-                TaskEntry, str(data.task), CATALOGUE, "task of the catalogue"
-            ).model_dump(mode="json", exclude_defaults=True)
-            keys["metadata"] = {
-                **keys["metadata"],
-                "data": {**keys["metadata"]["data"], "entry": entry},
-            }
+def _suite(name: str, suite: str, base: Path) -> dict[str, Any]:
+    """A suite file's contents, every task that it names written out in it. The local files it names
+    are relative to its own folder; those of the result, to `base`, the recipe's.
+    """
+    path = find_file(suite, SUITES, "suite", base)
+    # A copy in which no two tasks share a mapping, as YAML's anchors let them.
+    contents: dict[str, Any] = json.loads(json.dumps(read_yaml(path), default=str))
+    for task, keys in zip(suite_tasks(name, contents, path), members(contents), strict=True):
+        metadata, data = keys["metadata"], keys["metadata"]["data"]
+        if isinstance(task.metadata.data, Labelled) and "entry" not in data:
+            entry = entry_named(data["task"], path.parent, "")
+            data["entry"] = entry.model_dump(mode="json", exclude_defaults=True)
+        entry_source = data.get("entry", {}).get("source")
+        for located in (data.get("source"), data.get("demonstrations"), entry_source):
+            _see_from(base, path.parent, located)
+        _see_from(base, path.parent, metadata.get("classifier"))
     return contents
+
+
+def _see_from(base: Path, folder: Path, located: Any) -> None:
+    """Name the local files that a mapping of a suite locates, relative to `folder`, as seen from
+    `base`.
+    """
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):  # a file a split
+            return {key: renamed(part) for key, part in value.items()}
+        return seen_from(value, base, folder) if isinstance(value, str) else value
+
+    if not isinstance(located, dict) or "package" in located:
+        return
+    for key in located.keys() & {"path", "file", "folder"}:
+        located[key] = renamed(located[key])
+    if is_folder(located.get("hub") or ""):
+        located["hub"] = f"./{renamed(located['hub'])}"
 
 
 def members(contents: dict[str, Any]) -> list[dict[str, Any]]:
@@ -111,17 +142,16 @@ def members(contents: dict[str, Any]) -> list[dict[str, Any]]:
 def pin(config: Config, base: Path) -> Config:
     """What tasks read, resolved to its bytes or its commit, or why it is unavailable here.
 
-    A suite's files are relative to the suites' folder, the recipe's (`evaluation.files`) to `base`.
+    The files of suites and of the recipe (`evaluation.files`) are relative to `base`.
     """
-    # A copy in which no two tasks share a mapping, as YAML's anchors let them.
     suites = json.loads(json.dumps(config["suites"]))
     files = config.get("files", {})
     for suite, contents in suites.items():
         for keys in members(contents):
             name, metadata = f"{suite}/{keys['task']}", keys["metadata"]
             data = metadata["data"]
-            if entry := data.get("entry"):
-                _resolve_entry(entry, data)
+            if "entry" in data:
+                _resolve_entry(name, data, base)
             elif data["builder"] == "dataset":
                 task_files = dict(files)
                 if suite in files and (member := data["source"].get("member")):
@@ -138,12 +168,16 @@ def pin(config: Config, base: Path) -> Config:
     return {**{key: value for key, value in config.items() if key != "files"}, "suites": suites}
 
 
-def _resolve_entry(entry: dict[str, Any], data: dict[str, Any]) -> None:
-    """Resolve a catalogue task's source in place, or note in `data` why it is unavailable."""
-    source = TaskSource.model_validate(entry["source"]).seen_from(SUITES, SUITES)
+def _resolve_entry(name: str, data: dict[str, Any], base: Path) -> None:
+    """Resolve a labelled task's source in place, or note in `data` why it is unavailable."""
+    entry = data["entry"]
+    source = TaskSource.model_validate(entry["source"])
     try:
-        resolved = source.resolved(SUITES, downloads_folder())
+        resolved = source.resolved(base, downloads_folder())
         entry["source"] = resolved.model_dump(mode="json", exclude_none=True)
+        whole = checked(name, TaskEntry.model_validate(entry), downloads_folder())
+        if whole.labels and "labels" not in entry:
+            entry["labels"] = whole.labels
     except Unreachable:
         data["not_run"] = (
             f"the Hugging Face hub did not answer when asked for {source.hub}; "
@@ -169,7 +203,7 @@ def _resolved_data(
             resolved = resolved.model_copy(update={"path": Path(files[name]).name})
         else:
             resolved = public.resolved(
-                public.DataSource.model_validate(source), SUITES, downloads_folder()
+                public.DataSource.model_validate(source), base, downloads_folder()
             )
     return resolved.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
 

@@ -102,6 +102,11 @@ def _fixed(path: Path) -> Path:
     return fixed
 
 
+def seen_from(path: str, base: Path, folder: Path) -> str:
+    """The name that a path or glob relative to `folder` has as seen from `base`."""
+    return Path(os.path.relpath(folder / Path(path).expanduser(), base)).as_posix()
+
+
 def pin(pattern: str, base: Path, downloads: Path) -> list[PinnedFile]:
     """The files a glob names, each with its sha256, which is computed again only where the file
     looks changed.

@@ -81,6 +81,21 @@ class Located(Strict):
         "revision": ": a commit's 40 digits, or a branch such as main",
     }
 
+    @model_validator(mode="before")
+    @classmethod
+    def _path_and_file_are_one_word(cls, data: Any) -> Any:
+        """Local files are a `path` in most sections, and a task's `file`: either is understood."""
+        for word, other in (("path", "file"), ("file", "path")):
+            if (
+                isinstance(data, dict)
+                and word in data
+                and other not in data
+                and word not in cls.model_fields
+                and other in cls.model_fields
+            ):
+                data = {other if key == word else key: value for key, value in data.items()}
+        return data
+
     @field_validator("sha256", check_fields=False)
     @classmethod
     def _sha256_is_hexadecimal(cls, value: str | None) -> str | None:

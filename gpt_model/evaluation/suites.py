@@ -26,6 +26,7 @@ no torch and no lm_eval in this module.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,6 +41,9 @@ from gpt_model.evaluation.toxicity import Classifier
 from gpt_model.finetuning.entry import SplitName, TaskEntry
 from gpt_model.strict import Bounds, Each, Strict, dotted_location, location_of, sentence, shown
 
+# Of suites and their tasks: a part of the names of files and of MLflow's metrics.
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+_UNFIT = "{} names files and metrics, so it has letters, digits, _ and - only."
 SUITES = Path(__file__).resolve().parent / "suites"
 
 # lm_eval's task keys, less those of the data's source; its TaskConfig has the same names.
@@ -285,25 +289,29 @@ class SuiteTask(Strict):
     metadata: TaskMetadata
 
 
-def suite_tasks(suite: str, contents: Mapping[str, Any]) -> list[SuiteTask]:
-    """The tasks of a parsed suite file. Raises UserError naming suite, task and key of what is
-    wrong.
+def suite_tasks(
+    suite: str, contents: Mapping[str, Any], file: Path | None = None
+) -> list[SuiteTask]:
+    """The tasks of a parsed suite file. Raises UserError naming the file (default: that of the
+    suite's name in suites/), task and key of what is wrong.
     """
+    where = str(file or f"suites/{suite}.yaml")
+    if not NAME.fullmatch(suite):
+        raise UserError(f"{where}: {_UNFIT.format(repr(suite))} Rename the file.")
     seen: set[str] = set()
     tasks = []
-    for keys in _expanded(suite, contents):
-        task = _checked(suite, keys)
+    for keys in _expanded(where, contents):
+        task = _checked(suite, keys, where)
         if task.name in seen:
             raise UserError(
-                f"suites/{suite}.yaml: two of its tasks are named {task.name!r}. "
-                "Give each its own name."
+                f"{where}: two of its tasks are named {task.name!r}. Give each its own name."
             )
         seen.add(task.name)
         tasks.append(task)
     return tasks
 
 
-def _expanded(suite: str, contents: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _expanded(where: str, contents: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Each task's keys, a group's defaults filled in as lm_eval does."""
     if "group" not in contents:
         yield dict(contents)
@@ -315,8 +323,8 @@ def _expanded(suite: str, contents: Mapping[str, Any]) -> Iterator[dict[str, Any
         or not all(isinstance(member, dict) for member in members)
     ):
         raise UserError(
-            f"suites/{suite}.yaml: a group's `task` is a list with a mapping for each of its "
-            f"tasks; found {members!r}."
+            f"{where}: a group's `task` is a list with a mapping for each of its tasks; found "
+            f"{members!r}."
         )
     defaults = {
         key: value for key, value in contents.items() if key not in ("group", "task", "metadata")
@@ -325,10 +333,9 @@ def _expanded(suite: str, contents: Mapping[str, Any]) -> Iterator[dict[str, Any
         yield {**defaults, **member}
 
 
-def _checked(suite: str, keys: dict[str, Any]) -> SuiteTask:
-    where = (
-        f"suites/{suite}.yaml, task {keys['task']!r}" if "task" in keys else f"suites/{suite}.yaml"
-    )
+def _checked(suite: str, keys: dict[str, Any], where: str) -> SuiteTask:
+    if "task" in keys:
+        where += f", task {keys['task']!r}"
     for key in keys:
         if key not in TASK_KEYS:
             near = difflib.get_close_matches(key, TASK_KEYS, n=1)
@@ -357,6 +364,8 @@ def _checked(suite: str, keys: dict[str, Any]) -> SuiteTask:
         )
     if not isinstance(keys["task"], str) or not isinstance(keys["metadata"], dict):
         raise UserError(f"{where}: expected a name as `task` and a mapping as `metadata`.")
+    if not NAME.fullmatch(keys["task"]):
+        raise UserError(f"{where}: {_UNFIT.format('`task`')} Give it such a name.")
     try:
         metadata = TaskMetadata.model_validate(keys["metadata"])
     except ValidationError as error:

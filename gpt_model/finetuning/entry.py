@@ -9,7 +9,6 @@ those of GPT-1 (Radford et al. 2018, section 3.3 and figure 1); what each reads 
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -17,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gpt_model.data.formats import format_from_ending
-from gpt_model.data.local_files import PinnedFile
+from gpt_model.data.local_files import PinnedFile, seen_from
 from gpt_model.data.location import Located, Location, resolve
 from gpt_model.strict import Bounds, Share, Strict
 
@@ -122,10 +121,20 @@ class TaskSource(Located):
         default=None, description="filled in when a build is planned, not by a hand"
     )
 
+    @property
+    def local(self) -> bool:
+        """Whether it is files on this machine."""
+        return self.file is not None and self.package is None
+
     def names(self) -> list[str]:
         """Every file, or every split on the hub, training first."""
         given = self.splits or self.file
         return [given] if isinstance(given, str) else given.all() if given else []
+
+    def tests(self) -> dict[str, str]:
+        """Part of the test split → its file or split on the hub, as `Splits.tests`."""
+        given = self.splits or self.file
+        return given.tests() if isinstance(given, Splits) else {"": given} if given else {}
 
     def location(self, name: str | None = None) -> Location:
         """Where one of `names()` lies; default: the first."""
@@ -161,7 +170,7 @@ class TaskSource(Located):
         """With its local files, relative to `folder`, named as seen from `base`."""
 
         def renamed(file: str) -> str:
-            return Path(os.path.relpath(folder / Path(file).expanduser(), base)).as_posix()
+            return seen_from(file, base, folder)
 
         if self.hub is not None and self.location_is_folder():
             return self.model_copy(update={"hub": f"./{renamed(self.hub)}"})
@@ -270,7 +279,8 @@ class TaskEntry(Strict):
     )
     labels: list[str] | dict[str, Rule] = Field(
         default_factory=list,
-        description="names in class order; as a list, the column holds the name",
+        description="names in class order; as a list, the column holds the name; default, of "
+        "local files: the few different values of the column",
     )
     scale: list[Rating] | None = Field(
         default=None,
@@ -371,6 +381,8 @@ class TaskEntry(Strict):
             )
         if self.versions and self.form not in ("entailment", "similarity"):
             raise ValueError(f"`versions` needs a form of two segments, and {self.form} has one")
+        if not self.labels and not self.scale and not self.versions and self.source.local:
+            return self  # inferred from its rows
         if len(self.label_names()) < 2 or len(set(self.label_names())) != len(self.label_names()):
             raise ValueError("`labels` needs at least two different names")
         if self.versions and (
@@ -384,7 +396,7 @@ class TaskEntry(Strict):
     @model_validator(mode="after")
     def _scores_fit_the_labels(self) -> TaskEntry:
         for score in (self.metric, *self.scores):
-            if score in ("f1", "matthews") and not self.labels:
+            if score in ("f1", "matthews") and (self.scale or self.form == "multiple_choice"):
                 raise ValueError(
                     f"{score} is of labels, and this task has "
                     f"{'ratings' if self.scale else 'options'}: leave it out"

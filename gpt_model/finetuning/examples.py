@@ -8,6 +8,7 @@ the task's validation and test shares together.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import re
@@ -17,12 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt_model.data.formats import Row
+from gpt_model.data.formats import Row, format_from_ending
 from gpt_model.data.location import tables
 from gpt_model.data.splits import bucket
 from gpt_model.errors import UserError
 from gpt_model.finetuning.entry import SEGMENTS, SPLITS, Rule, SplitName, Splits, TaskEntry
-from gpt_model.progress import Progress
+from gpt_model.progress import Progress, Silent
+
+MOST_LABELS = 20  # that are inferred: a column of more values is no column of labels
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,55 @@ def read_examples(
         chosen = random.Random(seed).sample(range(available[name]), available[name])[:held_back]
         splits[name] = [splits[name][index] for index in sorted(chosen)]
     return Examples(splits, available, dict(reader.left_out))
+
+
+def checked(task: str, entry: TaskEntry, downloads: Path) -> TaskEntry:
+    """`entry` with its labels, where they are inferred, after every row of its local files was
+    read: once, as a note under `downloads` says of these bytes. Raises UserError as `read_examples`
+    does. Data that is no local file is not read.
+    """
+    if not entry.source.local:
+        return entry
+    if entry.form != "multiple_choice" and not entry.label_names():
+        entry = entry.model_copy(update={"labels": _inferred_labels(entry, downloads)})
+    identified = hashlib.sha256(entry.model_dump_json().encode()).hexdigest()
+    note = downloads / "local" / "tasks" / identified
+    if not note.exists():
+        read = _examples_reader(_Reader(task, entry), entry, downloads, Silent())
+        for name in entry.source.names():
+            read(name)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+    return entry
+
+
+def _inferred_labels(entry: TaskEntry, downloads: Path) -> list[str]:
+    """The different values of the label column, in order. Raises UserError where there are too many
+    to be the names of labels.
+    """
+    column, values = str(entry.columns["label"]), set[str]()
+    for name in entry.source.names():
+        for row in _local_rows(entry, name, downloads):
+            values.add(str(row.get(column, "")).strip())
+            if len(values) > MOST_LABELS + 1:
+                break
+    names = sorted(values - {"", "None", str(entry.no_label)})
+    if not 2 <= len(names) <= MOST_LABELS:
+        some = f": {', '.join(map(repr, names[:3]))}" if names else ""
+        count = f"more than {MOST_LABELS}" if len(names) > MOST_LABELS else str(len(names))
+        raise UserError(
+            f"Column {column!r} of {entry.source.names()[0]} has {count} different values{some}. "
+            f"Labels are inferred where it has 2 to {MOST_LABELS}: name yours under `labels` in "
+            "the task's entry, or give a `scale`.",
+            field="labels",
+        )
+    return names
+
+
+def _local_rows(entry: TaskEntry, name: str, downloads: Path) -> Iterator[Row]:
+    location = replace(entry.source.location(name), format=entry.format, header=entry.header)
+    for _, table in tables(location, [], Path(), downloads, Silent()):
+        yield from table
 
 
 def _split_by_share(
@@ -200,9 +252,16 @@ class _Reader:
             raise UserError(f"{file} has no rows. Task {self.task} needs some.")
         known = set().union(*(row for _, row in rows))
         if missing := [column for column in self.entry.columns_read() if column not in known]:
+            headerless = (
+                ""
+                if self.entry.header or format_from_ending(file) not in ("csv", "tsv")
+                else " If these are a row's values, the file has no header: write one as its first "
+                f"line ({', '.join(self.entry.columns_read())} among its names), or give the "
+                "columns' names as `header` in a task's entry of your own."
+            )
             raise UserError(
-                f"{file} has no column {missing[0]!r}, which task {self.task} reads. "
-                f"Its columns are {', '.join(sorted(known))}: mend `columns` in the task's entry."
+                f"{file} has no column {missing[0]!r}, which task {self.task} reads. Its columns "
+                f"are {', '.join(sorted(known))}: mend `columns` in the task's entry.{headerless}"
             )
         for number, row in rows:
             try:
