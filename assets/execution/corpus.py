@@ -71,7 +71,7 @@ def _write_source(
     as ever where none is.
     """
     dropped = {"twice": 0, "on_the_other_side_elsewhere": 0}
-    report, counts = SourceReport(), Counter[str]()
+    report, unusual_counts = SourceReport(), Counter[str]()
     # pinned local files are found by content, wherever this runs
     texts = open_source(source, downloads_folder(), Path.cwd(), progress, report)
     with (
@@ -79,7 +79,7 @@ def _write_source(
         documents.Writer(output, source.name, "held_out") as held_out,
     ):
         for number, text in enumerate(texts, start=1):
-            counts.update(f"documents_with/{kind}" for kind in unusual(text))
+            unusual_counts.update(unusual(text))
             writer = held_out if splits.bucket(text, seed, source.together) < share else training
             if reason := seen.add(text, source.name, writer is held_out):
                 dropped[reason] += 1
@@ -93,6 +93,10 @@ def _write_source(
                 f"Source {source.name!r} has {training.documents + held_out.documents} documents, "
                 f"and none of them is a {name} one with held_out {share:g}. "
                 "Divide its texts more finely (`documents`), or change `held_out` or `seed`."
+                + "".join(
+                    f" Documents that hold {UNUSUAL[kind]}: {count}."
+                    for kind, count in unusual_counts.items()
+                )
             )
     progress.log(
         f"{source.name}: {training.documents:,} training and {held_out.documents:,} held-out "
@@ -100,6 +104,7 @@ def _write_source(
     )
     if report.left_out:
         progress.log(f"{source.name}: rows left out: {report.left_out.reasons()}")
+    counts = Counter({f"documents_with/{kind}": n for kind, n in unusual_counts.items()})
     counts += Counter(blank_rows=report.blank, rows_left_out=report.left_out.total())
     entry = {
         "licence": source.licence,
