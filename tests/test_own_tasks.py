@@ -1,0 +1,203 @@
+"""Tasks and suites of one's own: docs/tasks-and-suites.md as it stands, names, and the mistakes that
+a plan finds in local files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from world import World, make_world
+
+from assets.graph import check, nodes
+from assets.node import Node
+from assets.recipe.recipe import load_recipe
+from gpt_model.errors import UserError
+from gpt_model.evaluation.results import Results
+from gpt_model.finetuning.entry import SPLITS, TaskEntry
+from gpt_model.finetuning.examples import read_examples
+from gpt_model.progress import Silent
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "tasks-and-suites.md"
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def block(holding: str) -> str:
+    [found] = [text for _, text in BLOCKS if holding in text]
+    return found
+
+
+def write_page(folder: Path) -> None:
+    """The page's files, with sixty rows like those shown."""
+    (data := folder / "data").mkdir()
+    header, happy, unhappy = block("note,outcome").splitlines()
+    rows = [
+        (happy, unhappy)[n % 2].replace("left", f"left at {n}").replace("hour", f"hour at {n}")
+        for n in range(60)
+    ]
+    (data / "visits.csv").write_text("\n".join([header, *rows]) + "\n")
+    lines = [row.replace('"', "").rpartition(",") for row in rows]
+    (data / "visits.tsv").write_text("".join(f"{note}\t{label}\n" for note, _, label in lines))
+    question = json.loads(block("What opens a door?"))
+    questions = [{**question, "question": f"{question['question']} {n}"} for n in range(60)]
+    (data / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    for name, holding in {
+        "visits.yaml": "source: {path: data/visits.csv}",
+        "visits_tsv.yaml": "source: {path: data/visits.tsv}",
+        "questions.yaml": "source: {path: data/questions.jsonl}",
+        "visits-suite.yaml": "task: outcome",
+        "task-recipe.yaml": "finetuning: {tasks: [visits.yaml]}",
+        "suite-recipe.yaml": "suites: [held_out, visits-suite.yaml]",
+    }.items():
+        (folder / name).write_text(block(holding))
+
+
+@pytest.fixture
+def page(tmp_path: Path, downloads: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LINEAGE_DOWNLOADS", str(tmp_path / "downloads"))
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "packages").symlink_to(downloads / "packages")
+    (folder := tmp_path / "work").mkdir()
+    write_page(folder)
+    return folder
+
+
+def finetuned(folder: Path, task: str, **files: Any) -> dict[str, Any]:
+    """What identifies the fine-tuning of `task` in a recipe in `folder`."""
+    path = folder / "mine.yaml"
+    finetuning = {"tasks": [task], "files": files}
+    path.write_text(f"extends: tiny\nname: mine\nfinetuning: {json.dumps(finetuning)}\n")
+    [node] = [node for node in nodes(load_recipe(str(path))) if node.name.startswith("finetuned/")]
+    return dict(node.config(folder))
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [("visits", ["happy", "unhappy"]), ("visits_tsv", ["happy", "unhappy"]), ("questions", [])],
+)
+def test_each_task_of_the_page_is_read_in_three_splits(
+    page: Path, task: str, labels: list[str]
+) -> None:
+    config = finetuned(page, f"{task}.yaml")
+    assert config["task"] == task
+    entry = TaskEntry.model_validate(config["source"])
+    assert entry.labels == labels and entry.source.pinned
+    examples = read_examples(task, entry, 0, page.parent / "downloads", Silent())
+    assert {len(examples.splits[split]) > 2 for split in SPLITS} == {True}
+    assert sum(examples.available.values()) == 60
+
+
+@pytest.mark.parametrize("recipe", ["task-recipe", "suite-recipe"])
+def test_the_recipes_of_the_page_are_planned(page: Path, recipe: str) -> None:
+    graph = nodes(load_recipe(str(page / f"{recipe}.yaml")))
+    check(graph, page, Node.config)
+    assert {"finetuned/visits", "zero_shot"} & {node.name for node in graph}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LINEAGE_DOWNLOADS", str(folder / "downloads"))
+        write_page(folder)
+        yield make_world(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_suite_is_named_by_its_file_and_its_files_are_the_artifacts(
+    world: World, tmp_path: Path, absolute: bool
+) -> None:
+    before = sorted(world.folder.rglob("*"))
+    name = f"{world.folder}/visits-suite.yaml" if absolute else "./visits-suite.yaml"
+    built = world.run(tmp_path / "out", [name], {"visits-suite": 4})
+    known = {path for path in world.folder.rglob("*") if "downloads" not in path.parts}
+    assert known == {path for path in before if "downloads" not in path.parts}
+    assert {path.name for path in (built.output / "tasks").iterdir()} == {
+        "visits-suite.outcome.jsonl",
+        "visits-suite.outcome.yaml",
+    }
+    [row] = Results.read(built.output).scores
+    assert (row.suite, row.task, row.examples, row.name) == (
+        "visits-suite",
+        "outcome",
+        4,
+        "visits-suite/outcome/acc",
+    )
+    assert str(world.folder) not in json.dumps(built.config)
+
+
+def test_names_that_are_no_names_of_files_or_metrics_are_refused(page: Path) -> None:
+    suite = (page / "visits-suite.yaml").read_text()
+    recipe = (page / "suite-recipe.yaml").read_text()
+    for name, text, said in (
+        ("visits 2", suite, "visits 2.yaml: 'visits 2' names files and metrics"),
+        ("deep", suite.replace("task: outcome", "task: ../x"), "task '../x': `task` names files"),
+    ):
+        (page / f"{name}.yaml").write_text(text)
+        (page / "mine.yaml").write_text(
+            recipe.replace("visits-suite.yaml", f"{name}.yaml").replace("visits-suite", name)
+        )
+        with pytest.raises(UserError, match=re.escape(said)):
+            check(nodes(load_recipe(str(page / "mine.yaml"))), page, Node.settings)
+    (page / "mine.yaml").write_text(recipe.replace("held_out,", "other/visits-suite.yaml,"))
+    (page / "other").mkdir()
+    (page / "other" / "visits-suite.yaml").write_text(suite.replace("visits.yaml", "boolq"))
+    with pytest.raises(UserError, match="Two suites are named 'visits-suite'"):
+        check(nodes(load_recipe(str(page / "mine.yaml"))), page, Node.settings)
+
+
+@pytest.mark.parametrize(
+    ("broken", "mended", "said"),
+    [
+        ("note,outcome", "remark,outcome", "has no column 'note', which task visits reads"),
+        (",unhappy\n", ",\n", "row 2: column 'outcome' has no label"),
+        ('"Waited', '"",x\n"Waited', "row 2: column 'note' is empty"),
+    ],
+)
+def test_a_mistake_in_a_local_file_is_found_before_anything_is_built(
+    page: Path, broken: str, mended: str, said: str
+) -> None:
+    path = page / "data" / "visits.csv"
+    path.write_text(path.read_text().replace(broken, mended, 1))
+    with pytest.raises(UserError, match=f"mine.yaml.*{said}"):
+        finetuned(page, "visits.yaml")
+
+
+def test_a_label_that_no_rule_names_and_a_column_of_no_labels_are_found(page: Path) -> None:
+    task = (page / "visits.yaml").read_text()
+    (page / "visits.yaml").write_text(f"{task}labels: [happy, sad]\n")
+    with pytest.raises(UserError, match="label 'unhappy' in column 'outcome' is unknown"):
+        finetuned(page, "visits.yaml")
+    (page / "visits.yaml").write_text(task.replace("label: outcome", "label: note"))
+    with pytest.raises(UserError, match=r"'note' of .* has more than 20 different values"):
+        finetuned(page, "visits.yaml")
+
+
+def test_a_headerless_file_for_a_task_of_the_catalogue_is_told_its_cure(page: Path) -> None:
+    (page / "mine.csv").write_text("a fine film,1\na dull film,0\n")
+    with pytest.raises(
+        UserError, match=r"no header: write one as its first line \(sentence, label"
+    ):
+        finetuned(page, "sst2", sst2="mine.csv")
+
+
+def test_a_file_in_a_catalogue_tasks_place_is_read_as_its_name_says(page: Path) -> None:
+    """The catalogue's sentiment is a headerless file of tabs with a name that says nothing."""
+    rows = [{"text": f"film {n} was fine", "rating": (-2.0, 2.0)[n % 2]} for n in range(60)]
+    (page / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = finetuned(page, "sentiment", sentiment="mine.jsonl")["source"]
+    assert "format" not in source and "header" not in source
+
+
+def test_a_checked_file_is_not_read_again_and_a_changed_one_is(page: Path) -> None:
+    config = finetuned(page, "visits.yaml")
+    [note] = (page.parent / "downloads" / "local" / "tasks").iterdir()
+    assert finetuned(page, "visits.yaml") == config
+    (page / "data" / "visits.csv").write_text("note,outcome\nfine,happy\ngrey,unhappy\n")
+    finetuned(page, "visits.yaml")
+    assert len(list(note.parent.iterdir())) == 2
