@@ -42,7 +42,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Engine]]:
 
 @pytest.fixture(scope="module")
 def address(engines: list[Engine]) -> Iterator[str]:
-    with serving(engines()) as address:
+    with serving(engines) as address:
         yield address
 
 

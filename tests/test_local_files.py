@@ -215,7 +215,7 @@ class TestWhatMayBeNamed:
             ("link/environ", "system's own state"),
             ("l*/environ", "system's own state"),
             ("..", "is a folder"),
-            ("~nobody-by-this-name/a.txt", "names no folder"),
+            ("~nobody-by-this-name/a.txt", "is no path"),
         ],
     )
     def test_the_whole_machine_and_the_systems_state_are_refused(
