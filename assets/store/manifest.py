@@ -69,6 +69,8 @@ class _Input(BaseModel):
 
 
 class _File(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
     path: str
     size: int
     sha256: str
