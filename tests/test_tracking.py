@@ -345,6 +345,19 @@ def test_a_model_is_logged_and_registered_and_mlflow_loads_it_also_from_a_copied
     ]  # no stray mlflow.db or mlruns where we stand
 
 
+def test_what_is_damaged_before_it_is_delivered_does_not_arrive(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = workshop.build("corpus", {})
+    (corpus.path / "payload.txt").write_text("something else")
+    monkeypatch.setattr("assets.store.store._checked", set())  # as in another process
+    delivered = workshop.tracking.deliver(corpus.path.parent, deadline=60.0)
+    assert not delivered.complete and "is not what was published" in (delivered.problem or "")
+    assert not workshop.files(workshop.runs()[0], "files")
+    (corpus.path / "payload.txt").write_text("corpus")
+    workshop.delivered(corpus)
+
+
 def test_a_moved_store_goes_on_where_it_was(workshop: Workshop, tmp_path: Path) -> None:
     corpus = workshop.build("corpus", {})
     run = workshop.delivered(corpus)

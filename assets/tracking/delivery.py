@@ -34,6 +34,7 @@ from mlflow.tracking.client import MlflowClient
 
 from assets.contract import NOT_RUN
 from assets.store.manifest import canonical, read_json
+from assets.store.store import Store
 from assets.tracking import limits, state
 from assets.tracking.event_log import EventReader
 from assets.tracking.logged_model import ModelFacts, deliver_model
@@ -87,6 +88,7 @@ class Delivery:
         self._once("inputs", lambda: self._inputs(run_id))
         self._events(run_id)
         if status == "FINISHED":
+            self._require_sound()
             self._once("results", lambda: self._results(run_id))
             self._once("files", lambda: self._files(run_id))
             if self.build["model"] and not (self.folder / "files" / NOT_RUN).is_file():
@@ -98,6 +100,12 @@ class Delivery:
         self._save()
         problem = self._refusal() if self.state.complete else None
         return Delivered(run_id, complete=self.state.complete, problem=problem)
+
+    def _require_sound(self) -> None:
+        """Raises CorruptFile where the artifact is not what was published."""
+        store = Store(self.server.home)
+        if artifact := store.find(self.folder.name):
+            store.check(artifact)
 
     def _refusal(self) -> str | None:
         if not self.state.refused:
