@@ -99,10 +99,9 @@ def test_one_label_in_training_is_the_answer_to_all() -> None:
 
 
 def test_it_stands_beside_the_score_and_is_what_must_be_beaten() -> None:
-    metrics = {"random_accuracy": 0.5, "random_accuracy_low": 0.4, "random_accuracy_high": 0.6}
-    metrics |= {"majority": 0.55, "bag_of_words/accuracy": 0.735}
-    text = "majority 0.550, bag of words 0.735, random 0.500 (0.400–0.600)"
+    metrics = {"random_accuracy": 0.5, "majority": 0.55, "bag_of_words/accuracy": 0.735}
+    text = "majority 0.550, bag of words 0.735, random 0.500"
     assert _task_baselines(metrics, "accuracy") == (text, 0.735)
     del metrics["bag_of_words/accuracy"]  # a build of before there was one
-    text = "majority 0.550, random 0.500 (0.400–0.600)"
+    text = "majority 0.550, random 0.500"
     assert _task_baselines(metrics, "accuracy") == (text, 0.55)

@@ -225,18 +225,15 @@ def test_tasks_show_what_their_field_reports_beside_majority_and_random_weights(
     )
     m = card.inputs()["finetuned/sentiment"].metrics
 
-    def interval(key: str) -> str:
-        return f"{m[key]:.3f} ({m[f'{key}_low']:.3f}–{m[f'{key}_high']:.3f})"
-
     assert (
         by_task["sentiment"][1].baseline
         == f"one answer {m['constant_f1']:.3f}, bag of words {m['bag_of_words/f1']:.3f}, "
-        f"random {interval('random_f1')}"
+        f"random {m['random_f1']:.3f}"
     )
     assert (
         by_task["sentiment"][0].baseline
         == f"majority {m['majority']:.3f}, bag of words {m['bag_of_words/accuracy']:.3f}, "
-        f"random {interval('random_accuracy')}"
+        f"random {m['random_accuracy']:.3f}"
     )
     pearson = by_task["sentiment"][2]
     assert (pearson.value, pearson.low, pearson.high) == (
@@ -503,7 +500,7 @@ def test_what_is_printed_fits_a_terminal_and_names_every_score(
             for line in lines
             if str(card.folder) not in line and not line.startswith("  warning: ")
         )
-        <= 140
+        <= 150
     )
     for row in card.headline["rows"]:
         cells = dict(zip(card.headline["columns"], row, strict=True))

@@ -288,18 +288,17 @@ def _of_task(asset: str, artifact: Artifact, reason: str | None) -> Iterator[Sco
 
 
 def _task_baselines(metrics: Metrics, key: str) -> tuple[str, float]:
-    """ "majority 0.504, bag of words 0.642, random 0.510 (0.480–0.540)", and the best of them. A
-    build of before there was a bag of words has none.
+    """ "majority 0.504, bag of words 0.642, random 0.510", and the best of them. A build of before
+    there was a bag of words has none.
     """
-    random, low, high = (metrics[f"random_{key}{end}"] for end in ("", "_low", "_high"))
-    constant, bag_of_words = metrics.get(CONSTANT.get(key, "")), f"{BAG_OF_WORDS}/{key}"
-    baselines = {"random": random}
-    if bag_of_words in metrics:
-        baselines = {"bag of words": metrics[bag_of_words], **baselines}
-    if constant is not None:
-        baselines = {"majority" if key == "accuracy" else "one answer": constant, **baselines}
-    text = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
-    return f"{text} ({low:.3f}–{high:.3f})", max(baselines.values())
+    names = {
+        "majority" if key == "accuracy" else "one answer": CONSTANT.get(key, ""),
+        "bag of words": f"{BAG_OF_WORDS}/{key}",
+        "random": f"random_{key}",
+    }
+    values = {name: metrics[metric] for name, metric in names.items() if metric in metrics}
+    text = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+    return text, max(values.values())
 
 
 def test_split(entry: TaskEntry, part: str | None = None) -> str:

@@ -5,6 +5,7 @@ for people and for scripts.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import groupby
@@ -20,6 +21,7 @@ from assets.store.store import Store
 from gpt_model.errors import CorruptFile
 
 PAGE_ONLY = (PROTOCOL, SEEN, K)  # too wide for a terminal
+CUT = re.compile(r"; ([\d,]+) of [\d,]+ cut, by [\d,]+ tokens? at most")  # the page has it whole
 COLOURS = {"better": "green", "worse": "red"}
 CALIBRATION = "calibration"
 
@@ -120,12 +122,12 @@ def _show_scores(
 
 
 def _cell(column: str, cell: str) -> Text:
-    """A cell without the word "examples", the default unit of counts; where settings stand side by
-    side, with the verdict as a colour.
+    """A cell without the word "examples", the default unit of counts, and with cut contexts in
+    short; where settings stand side by side, with the verdict as a colour.
     """
     value, _, verdict = cell.rpartition(" ")
     if column not in SETTINGS.values():
-        return Text(cell.replace(" examples,", ","))
+        return Text(CUT.sub(r", \1 cut", cell.replace(" examples,", ",")))
     text, style = (value, COLOURS[verdict]) if verdict in COLOURS else (cell, "")
     return Text(text.replace(" – ", "–"), style=style)
 
