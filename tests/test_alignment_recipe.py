@@ -64,6 +64,64 @@ def test_every_step_is_fed_by_the_one_before_and_nothing_goes_round(tmp_path: Pa
         seen.add(name)
 
 
+EVERYTHING = DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO + "  dpo: {}\n"
+AFTER = {f"zero_shot_after/{name}" for name in ("supervised", "instructed", "policy_init", "dpo")}
+
+
+@pytest.mark.parametrize(
+    ("change", "gone"),
+    [
+        ("preferences: null", {"preferences"}),
+        ("instructed: false", {"instructed", "zero_shot_after/instructed"}),
+        ("zero_shot_after: false", AFTER | {"zero_shot_after/aligned"}),
+        ("ppo: null", {"aligned", "zero_shot_after/aligned"}),
+        ("dpo: null", {"dpo", "zero_shot_after/dpo"}),
+        ("prompts: null, ppo: null", {"prompts", "instructed", "preferences", "aligned"}),
+        ("comparisons: {judge: 0}", {"judge"}),
+        ("reward_model: null, ppo: null", {"reward_model", "instructed", "aligned"}),
+        (
+            "supervised: null, reward_model: {start: pretrained}",
+            {"supervised", "instructed", "zero_shot_after/supervised"},
+        ),
+        ("policy_init: null, ppo: null, dpo: null", {"policy_init", "aligned", "dpo"}),
+        (
+            "demonstrations: null, supervised: null, reward_model: null, ppo: null, dpo: null",
+            {"demonstrations", "supervised", "reward_model", "instructed", "policy_init", "dpo"},
+        ),
+    ],
+)
+def test_each_step_can_be_left_out(tmp_path: Path, change: str, gone: set[str]) -> None:
+    """Also in a recipe that extends one with it, and in one that extends that."""
+    ppo = PPO.replace("batch: 16", "batch: 16, ptx_weight: 0")
+    head = TALK + "evaluation: {suites: [held_out]}\n"
+    path = tmp_path / "talk.yaml"
+    path.write_text(f"{head}alignment:\n{EVERYTHING.replace(PPO, ppo)}")
+    names = {node.name for node in nodes(load_recipe(str(path)))}
+    assert gone <= names
+    (tmp_path / "less.yaml").write_text(f"extends: talk\nname: less\nalignment: {{{change}}}\n")
+    (tmp_path / "least.yaml").write_text("extends: less\nname: least\n")
+    for name in ("less", "least"):
+        recipe = load_recipe(str(tmp_path / f"{name}.yaml"))
+        remaining = {node.name for node in nodes(recipe)}
+        assert remaining <= names - gone
+        assert all(set(node.upstream) <= remaining for node in nodes(recipe))
+        again = Recipe.model_validate(recipe.model_dump(mode="json"))
+        assert again.alignment == recipe.alignment
+
+
+def test_what_a_step_needs_cannot_be_left_out_alone(tmp_path: Path) -> None:
+    for change, said in {
+        "demonstrations: null": "alignment.demonstrations`: the supervised model is tuned on",
+        "supervised: null": "reward_model.start`: it starts from the supervised model",
+        "policy_init: null": "policy_init`: it is where PPO and DPO start",
+        "reward_model: null": "ppo`: it takes a reward model",
+    }.items():
+        (tmp_path / "talk.yaml").write_text(f"{TALK}alignment:\n{EVERYTHING}")
+        (tmp_path / "less.yaml").write_text(f"extends: talk\nname: less\nalignment: {{{change}}}\n")
+        with pytest.raises(UserError, match=said):
+            load_recipe(str(tmp_path / "less.yaml"))
+
+
 def test_a_reward_model_may_start_from_the_pretrained_model(tmp_path: Path) -> None:
     names = graph(tmp_path, DEMONSTRATIONS + COMPARISONS + "  reward_model: {start: pretrained}\n")
     assert names["reward_model"][0] == "pretrained"

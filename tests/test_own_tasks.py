@@ -144,6 +144,9 @@ def test_names_that_are_no_names_of_files_or_metrics_are_refused(page: Path) -> 
         )
         with pytest.raises(UserError, match=re.escape(said)):
             check(nodes(load_recipe(str(page / "mine.yaml"))), page, Node.settings)
+    (page / "my visits.yaml").write_text((page / "visits.yaml").read_text())
+    with pytest.raises(UserError, match="'my visits' names an asset, so it has letters"):
+        finetuned(page, "my visits.yaml")
     (page / "mine.yaml").write_text(recipe.replace("held_out,", "other/visits-suite.yaml,"))
     (page / "other").mkdir()
     (page / "other" / "visits-suite.yaml").write_text(suite.replace("visits.yaml", "boolq"))

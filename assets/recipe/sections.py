@@ -464,16 +464,16 @@ class AlignmentSection(Strict):
             )
         if self.ppo and not (self.comparisons and self.prompts and self.reward_model):
             raise Misfit(
-                "PPO takes a reward model and prompts: add comparisons and prompts, or leave ppo "
+                "it takes a reward model and prompts: add comparisons and prompts, or leave ppo "
                 "out",
                 "ppo",
             )
         if self.dpo and not self.comparisons:
-            raise Misfit("DPO takes comparisons: add them, or leave dpo out", "dpo")
+            raise Misfit("it takes comparisons: add them, or leave dpo out", "dpo")
         if (self.ppo or self.dpo) and not (self.policy_init and self.demonstrations):
             raise Misfit(
-                "PPO and DPO start from policy_init, which is tuned on demonstrations: give both, "
-                "or leave ppo and dpo out",
+                "it is where PPO and DPO start, and is tuned on demonstrations: give both, or "
+                "leave ppo and dpo out",
                 "policy_init",
             )
         if self.comparisons and self.reward_model:

@@ -25,6 +25,7 @@ from assets.recipe.task_entries import entry_named, resolved_entry, with_files
 from assets.recipe.yaml_file import is_path, stem
 from assets.store.home import downloads_folder
 from gpt_model.errors import UserError, about_all_of
+from gpt_model.evaluation.suites import NAME
 from gpt_model.finetuning.entry import CATALOGUE
 
 EXECUTION = "assets.execution.finetuning"
@@ -50,7 +51,14 @@ def task_names(recipe: Recipe) -> list[str]:
                 "task's YAML file.",
                 field=field,
             )
-        if name in names[:number]:
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"{name!r} names an asset, so it has letters, digits, _ and - only. Rename the "
+                "file.",
+                field=field,
+            )
+        # Dagster takes - for _.
+        if name.replace("-", "_") in (other.replace("-", "_") for other in names[:number]):
             raise UserError(
                 f"Two tasks are named {name!r}. Leave one out, or rename its file.", field=field
             )
