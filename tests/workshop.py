@@ -97,7 +97,7 @@ class Workshop:
 
     def delivered(self, artifact: Artifact) -> Run:
         delivered = self.tracking.deliver(artifact.path.parent, deadline=60.0)
-        assert (delivered.complete, delivered.problem) == (True, None)
+        assert (delivered.complete, delivered.problem) == (True, None), delivered
         assert delivered.run_id is not None
         return self.client.get_run(delivered.run_id)
 
