@@ -121,7 +121,8 @@ def _upload(client: MlflowClient, model_id: str, folder: Path, facts: ModelFacts
 
 def _tokenizer(folder: Path, copy: Path) -> Path:
     """The folder's files but its weights, as programs other than ours want a tokenizer."""
-    from gpt_model.tokenizer.exported import CONFIG_FILE, complete  # imports the Rust library
+    # Imports the Rust library.
+    from gpt_model.tokenizer.exported import CONFIG_FILE, SPECIAL_FILE, complete
 
     copy.mkdir()
     for path in sorted(folder.iterdir()):
@@ -129,7 +130,7 @@ def _tokenizer(folder: Path, copy: Path) -> Path:
             shutil.copyfile(path, copy / path.name)
     config = _config(folder)
     context = next((config[field] for field in CONTEXT_FIELDS if field in config), None)
-    if context is not None and (copy / CONFIG_FILE).is_file():
+    if context is not None and all((copy / name).is_file() for name in (CONFIG_FILE, SPECIAL_FILE)):
         complete(copy, context, "left")
     return copy
 
