@@ -1,4 +1,4 @@
-# make demo | demo-chat | papers | test | quick | format | ui | mlflow | bench: each sets up .venv first if needed. Needs Python 3.11 or newer with venv, nothing else.
+# make demo | demo-chat | papers | test | fuzz | quick | format | ui | mlflow | bench: each sets up .venv first if needed. Needs Python 3.11 or newer with venv, nothing else.
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
@@ -8,7 +8,7 @@ export LINEAGE_HOME ?= $(CURDIR)/lineage
 export DAGSTER_HOME ?= $(LINEAGE_HOME)/dagster
 RECIPE ?= tiny
 
-.PHONY: demo demo-chat papers test quick lint format ui mlflow bench pictures clean
+.PHONY: demo demo-chat papers test fuzz quick lint format ui mlflow bench pictures clean
 
 demo: $(VENV)/ready  ## build recipes/tiny.yaml, print its scorecard and where to look next
 	$(BIN)/gpt-lineage run $(RECIPE)
@@ -22,6 +22,9 @@ papers: $(VENV)/ready  ## the tiny twins of GPT-1 and GPT-3, with the experiment
 
 test: $(VENV)/ready lint  ## everything that must hold
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(if $(CI),--durations=20)
+
+fuzz: $(VENV)/ready  ## 20,000 mutated recipes, profiles, tasks, suites, manifests and rows: half an hour on two cores
+	FUZZ_CASES=20000 $(BIN)/python -m pytest --timeout=0 tests/test_fuzz.py
 
 quick: $(VENV)/ready lint  ## linters, types and every test that is not slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"

@@ -136,6 +136,8 @@ class Source(SourceEntry):
     def _fill_in_named(cls, data: Any) -> Any:
         if not isinstance(data, dict) or data.get("named") is None:
             return data
+        if not isinstance(data["named"], str):
+            return data  # the field's own check says so
         if data["named"] not in NAMED:
             raise ValueError(f"named {data['named']!r} is not known; there are {', '.join(NAMED)}")
         return {**NAMED[data["named"]], **data}
