@@ -181,6 +181,17 @@ def test_a_label_that_no_rule_names_and_a_column_of_no_labels_are_found(page: Pa
         finetuned(page, "visits.yaml")
 
 
+def test_a_column_that_a_suites_local_file_lacks_is_found_too(page: Path) -> None:
+    (page / "rows.jsonl").write_text('{"passage": "Emil asked"}\n')
+    (page / "mine.yaml").write_text(
+        "extends: tiny\nname: mine\nfinetuning: null\nevaluation:\n  suites: [gpt2_lambada]\n"
+        "  files: {gpt2_lambada/last_word: rows.jsonl}\n"
+    )
+    [node] = [node for node in nodes(load_recipe(str(page / "mine.yaml"))) if "zero" in node.name]
+    with pytest.raises(UserError, match=r"mine\.yaml, line 6: .* there is no column 'text'"):
+        node.config(page)
+
+
 def test_a_headerless_file_for_a_task_of_the_catalogue_is_told_its_cure(page: Path) -> None:
     (page / "mine.csv").write_text("a fine film,1\na dull film,0\n")
     with pytest.raises(

@@ -17,6 +17,7 @@ from assets.recipe.recipe import Recipe
 from assets.recipe.task_entries import entry_named
 from assets.recipe.yaml_file import find_file, read_yaml, stem
 from assets.store.home import downloads_folder
+from gpt_model.data.formats import MissingColumn
 from gpt_model.data.local_files import seen_from
 from gpt_model.data.location import is_folder
 from gpt_model.errors import Unreachable, UserError, about_all_of
@@ -24,6 +25,7 @@ from gpt_model.evaluation import public, toxicity
 from gpt_model.evaluation.suites import OF_TEXT, SUITES, Dataset, Labelled, suite_tasks
 from gpt_model.finetuning.entry import TaskEntry, TaskSource
 from gpt_model.finetuning.examples import checked
+from gpt_model.progress import Silent
 
 EXECUTION = "assets.execution.zero_shot"
 REPRODUCES = "reproduces_what_is_known"  # the check that compares with known scores
@@ -156,10 +158,10 @@ def pin(config: Config, base: Path) -> Config:
                 task_files = dict(files)
                 if suite in files and (member := data["source"].get("member")):
                     task_files.setdefault(name, f"{files[suite].rstrip('/')}/{member}")
-                data["source"] = _resolved_data(data["source"], name, task_files, base)
+                data["source"] = _resolved_data(data, "source", name, task_files, base)
                 if "demonstrations" in data:
                     data["demonstrations"] = _resolved_data(
-                        data["demonstrations"], f"{name}/demonstrations", files, base
+                        data, "demonstrations", f"{name}/demonstrations", files, base
                     )
             if "classifier" in metadata:
                 metadata["classifier"] = _resolved_classifier(
@@ -191,10 +193,11 @@ def _resolve_entry(name: str, data: dict[str, Any], base: Path) -> None:
 
 
 def _resolved_data(
-    source: dict[str, Any], name: str, files: Mapping[str, str], base: Path
+    data: Mapping[str, Any], part: str, name: str, files: Mapping[str, str], base: Path
 ) -> dict[str, Any]:
-    """A public data set's source, or the recipe's file in its place. A file is known by its bare
-    name: its folder is no part of what it is.
+    """A public data set's `part`, source or demonstrations, or the recipe's file in its place. A
+    file is known by its bare name: its folder is no part of what it is. Local files have the
+    columns that the task reads.
     """
     with about_all_of(f"files.{name}" if name in files else "suites"):
         if name in files:
@@ -203,9 +206,23 @@ def _resolved_data(
             resolved = resolved.model_copy(update={"path": Path(files[name]).name})
         else:
             resolved = public.resolved(
-                public.DataSource.model_validate(source), base, downloads_folder()
+                public.DataSource.model_validate(data[part]), base, downloads_folder()
             )
+        if resolved.path is not None:
+            _check_columns(resolved, data)
     return resolved.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+
+
+def _check_columns(source: public.DataSource, data: Mapping[str, Any]) -> None:
+    """Raises UserError where the first row lacks a column, and the suite does not say why the task
+    is then not run.
+    """
+    columns = list(dict.fromkeys(data["columns"].values()))
+    try:
+        next(iter(public.rows(source, columns, downloads_folder(), Silent())), None)
+    except MissingColumn as error:
+        if error.column not in data.get("without", {}):
+            raise
 
 
 def _resolved_classifier(
