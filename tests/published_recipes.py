@@ -25,6 +25,7 @@ from gpt_model.evaluation.suites import SUITES, Dataset, SuiteTask, suite_tasks
 from gpt_model.finetuning.entry import CATALOGUE, TaskEntry
 
 PUBLISHED = ("gpt1", "gpt2-small", "gpt3-small", "instructgpt-1.3b")  # one of each family
+OWN_SUITE = "last-words"  # beside each recipe's suites
 ROWS = 40  # of each split of a task
 Splits = dict[str, dict[tuple[str, str], Rows]]  # data set -> (subset, split) -> rows
 
@@ -48,7 +49,6 @@ pretraining: {decay_tokens: 12_288, batch_ramp: {from_tokens: 1024, over_tokens:
     "instructgpt-1.3b": """
 model: {context: 256, band: 32}
 pretraining: {decay_tokens: 12_288, batch_ramp: {from_tokens: 1024, over_tokens: 4096}}
-evaluation: {examples: {toxicity: 4}}
 alignment:
   supervised: {epochs: 2}
   ppo: {episodes: 8, batch: 8, minibatch: 8, ptx_examples: 1, max_new_tokens: 4, evaluations: 1}
@@ -71,17 +71,31 @@ def cut(name: str, folder: Path) -> Path:
             "files": {task: files for task in tasks if (files := _task_files(task, folder))},
         }
     if recipe.evaluation:
-        limits = dict.fromkeys(recipe.evaluation.suites, 2)
+        suites = [*recipe.evaluation.suites, _own_suite(folder)]
+        limits = dict.fromkeys([*recipe.evaluation.suites, OWN_SUITE], 2)
         files = {
             name: file
             for suite in recipe.evaluation.suites
             for task in tasks_of(suite)
             for name, file in _suite_files(task, folder)
         }
-        sections = _merged({"evaluation": {"examples": limits, "files": files}}, sections)
+        sections["evaluation"] = {"suites": suites, "examples": limits, "files": files}
     path = folder / f"{name}-cut.yaml"
     path.write_text(yaml.safe_dump({"extends": name, "name": f"{recipe.name}_cut", **sections}))
     return path
+
+
+def _own_suite(folder: Path) -> str:
+    """The path, as seen from `folder`, of a suite of our own on rows that lie beside it."""
+    (own := folder / "own").mkdir()
+    [task] = (task for task in tasks_of("gpt2_lambada") if task.name == "last_word")
+    assert isinstance(task.metadata.data, Dataset)
+    _write(own / "rows.jsonl", rows_for(task.metadata.data))
+    contents = yaml.safe_load((SUITES / "gpt2_lambada.yaml").read_text())["task"][0]
+    contents["metadata"]["data"]["source"] = {"path": "rows.jsonl"}
+    questions = {"doc_to_text": "context", "doc_to_target": "target"}
+    (own / f"{OWN_SUITE}.yaml").write_text(yaml.safe_dump({**contents, **questions}))
+    return f"own/{OWN_SUITE}.yaml"
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import environment_of, run_cli
 from local_hub import Hub, serve
-from published_recipes import PUBLISHED, cut, write_hub
+from published_recipes import OWN_SUITE, PUBLISHED, cut, write_hub
 from warm_worker import WarmLauncher, build_recipe
 
 from assets.graph import nodes
 from assets.recipe.recipe import RECIPES, load_recipe
 from assets.report.lineage_tree import draw_lineage, is_complete, sources_of, traced
 from assets.store.store import Store
+from assets.tracking.tracking import Tracking
 
 # Of the structure of the first: only sizes and rates differ.
 LIKE = {
@@ -85,6 +86,15 @@ def files_in(folder: Path) -> dict[str, bytes]:
     }
 
 
+def mlflow_metrics(place: Place, recipe: str) -> set[str]:
+    """The metrics of the zero-shot evaluation that MLflow has, whose run has ended."""
+    artifact = place.store.find(place.store.get_ref(recipe, "zero_shot") or "")
+    tracking = Tracking(place.home)
+    run = tracking.server.client().get_run(tracking.run_of(artifact))
+    assert run.info.status == "FINISHED"
+    return set(run.data.metrics)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_recipe_is_built_to_its_scorecard_and_traced(
@@ -97,6 +107,7 @@ def test_a_published_recipe_is_built_to_its_scorecard_and_traced(
         arguments = ("run", str(recipe), "--profile", "single")
         ran = run_cli(place.home, downloads, *arguments, cwd=place.rest)
         assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-6000:]
+        assert f"{OWN_SUITE}/last_word/acc" in mlflow_metrics(place, "gpt2_small_cut")
     else:
         with WarmLauncher(place.home) as launcher:
             build_recipe(recipe, place.home, launcher)
@@ -118,5 +129,9 @@ def test_a_published_recipe_is_built_to_its_scorecard_and_traced(
     assert scorecard
     document = json.loads((scorecard.path / "scorecard.json").read_text())
     assert document["not_run"] == []
+    zero_shot = artifacts["zero_shot"]
+    assert zero_shot
+    assert (zero_shot.path / "tasks" / f"{OWN_SUITE}.last_word.jsonl").is_file()
+    assert f"{OWN_SUITE}/last_word/acc" in zero_shot.metrics
     page = (store.show(scorecard) / "scorecard.md").read_text()
     assert all(f"`{name}" in page for name in read)
