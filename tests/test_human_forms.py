@@ -658,6 +658,24 @@ def test_dialogues_that_begin_alike_are_in_one_share(tmp_path: Path) -> None:
     assert starts and {starts.count(one) for one in starts} == {3}
 
 
+def test_rows_that_cannot_be_read_are_left_out_and_the_others_keep_their_numbers(
+    tmp_path: Path,
+) -> None:
+    row = '{"instruction": "say %d", "response": "x"}'
+    lines = [row % 1, '{"instruction": "cut', "[4]", row % 4, '{"instruction": "\xff"}', row % 6]
+    (tmp_path / "rows.jsonl").write_bytes("\n".join(lines).encode("latin-1"))
+    source = HumanSource.model_validate(
+        {"name": "it", "path": "rows.jsonl", "form": "instruction"}
+    ).resolved(tmp_path, tmp_path / "downloads")
+    found, report = record_readers.read_source(
+        source, "demonstrations", tmp_path / "downloads", tmp_path, RecordingProgress("x"), 0
+    )
+    assert [row.id for row in found] == [f"rows.jsonl, row {n}" for n in (1, 4, 6)]
+    assert report.rows == 6 == len(found) + report.left_out.total()
+    assert report.left_out["not JSON"]["first"].startswith("rows.jsonl, line 2: not JSON")
+    assert report.left_out["no JSON object"]["count"] == 1
+
+
 def test_a_limit_is_a_seeded_subset_in_the_rows_own_order(tmp_path: Path) -> None:
     rows = [{"instruction": f"say {n}", "response": "x"} for n in range(50)]
     one, report = candidates(tmp_path, rows, form="instruction", limit=10)

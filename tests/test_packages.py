@@ -46,6 +46,13 @@ def read_members(archive: Path, patterns: str | list[str]) -> list[tuple[str, by
     return [(name, stream.read()) for name, stream in open_members(archive, patterns)]
 
 
+def test_a_member_whose_name_has_brackets_is_read_by_that_name(tmp_path: Path) -> None:
+    members = {"x-1/notes [1].txt": b"one", "x-1/notes 1.txt": b"two"}
+    archive = make_zip(tmp_path / "a.zip", members)
+    for pattern in ("x-1/notes [1].txt", "notes [1].txt"):
+        assert ("x-1/notes [1].txt", b"one") in read_members(archive, pattern)
+
+
 def make_zip(path: Path, members: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in members.items():

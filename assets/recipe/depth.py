@@ -122,7 +122,9 @@ def _rules(depth: _Depth, base: Contents, folder: Path) -> tuple[Rules, str]:
 
 
 def _vocabulary(data: Contents) -> int:
-    return int(_part(data, "tokenizer").get("vocab_size", PUBLISHED["gpt2-small"].vocab_size))
+    tokenizer = _part(data, "tokenizer")
+    released = PUBLISHED["gpt1" if tokenizer.get("style") == "gpt1" else "gpt2-small"]
+    return int(tokenizer.get("vocab_size", released.vocab_size))
 
 
 def _numbers(

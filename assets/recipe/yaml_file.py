@@ -135,6 +135,8 @@ def validate(model: type[M], data: dict[str, Any], files: Sequence[Path]) -> M:
             for problem in problems
             if (problem["type"] != "missing" or problem["loc"] not in meant)
             and not (problem["type"] in KINDS and not wrong[problem["loc"]])
+            # a mapping where a word may stand too: what is wrong in it is said of its key
+            and not (problem["type"] == "literal_error" and _is_wrong_inside(problem, problems))
         ]
         listed = list(dict.fromkeys(sentences))[:MISTAKES]
         if error.error_count() > len(problems) or len(listed) < len(set(sentences)):
@@ -147,15 +149,20 @@ def _expected(model: type[BaseModel], location: Location, problems: Sequence[Any
     else is wrong.
     """
     here = [problem["type"] for problem in problems if problem["loc"] == location]
-    below = any(
-        len(problem["loc"]) > len(location) and problem["loc"][: len(location)] == location
-        for problem in problems
-    )
-    if below or any(kind not in KINDS for kind in here):
+    if _is_wrong_inside({"loc": location}, problems) or any(kind not in KINDS for kind in here):
         return ""
     keys = f" with keys of {', '.join(_keys_at(model, location))}"
     return " or ".join(
         dict.fromkeys(KINDS[kind] + (keys if kind.startswith("model") else "") for kind in here)
+    )
+
+
+def _is_wrong_inside(problem: Any, problems: Sequence[Any]) -> bool:
+    """Whether one of `problems` is deeper in the value that `problem` is about."""
+    location = problem["loc"]
+    return any(
+        len(other["loc"]) > len(location) and other["loc"][: len(location)] == location
+        for other in problems
     )
 
 
