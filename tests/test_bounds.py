@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from assets.recipe.depth import _Depth
 from assets.recipe.profile import Profile, load_profile
 from assets.recipe.recipe import Recipe, load_recipe
+from gpt_model.data.location import Location, resolve
 from gpt_model.errors import UserError
 from gpt_model.evaluation.suites import TaskMetadata, suite_tasks
 from gpt_model.finetuning.entry import TaskEntry
@@ -137,6 +138,17 @@ def test_profile_of_more_processes_than_any_cluster_has_is_refused_at_once(tmp_p
     (path := tmp_path / "vast.yaml").write_text("name: vast\nprocesses: 1000000000000000000\n")
     with pytest.raises(UserError, match=r"at most 100,000 \(the largest clusters have as many\)"):
         load_profile(str(path))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*a" * 60, "**/**/**/*.txt", "a/" + "*x" * 5, "b.gz!" + "*" * 9]
+)
+def test_glob_that_would_keep_a_machine_busy_is_refused(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(UserError, match="too many wildcards to be looked up"):
+        resolve(Location(path=pattern), tmp_path, tmp_path)
+    package = Location(package="a==1", sha256="0" * 64, files=["docs/**/*_*.md", pattern])
+    with pytest.raises(UserError, match="too many wildcards to be looked up"):
+        resolve(package, tmp_path, tmp_path)
 
 
 def test_suite_without_a_metric_is_refused() -> None:

@@ -28,6 +28,7 @@ from typing import IO, Any, BinaryIO
 
 from fsspec.utils import glob_translate
 
+from gpt_model.data.globs import require_few_wildcards
 from gpt_model.errors import UserError
 
 LIMIT = 4 * 2**30  # bytes an archive may hold, decompressed
@@ -97,6 +98,7 @@ def _matching(archive: Path, patterns: list[str], label: str) -> Iterator[tuple[
 
 
 def _matches(pattern: str, name: str, below: str) -> bool:
+    require_few_wildcards(pattern)
     regex, names = re.compile(glob_translate(pattern)), (name, name.removeprefix(below))
     return pattern in names or any(map(regex.match, names))
 

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Annotated, BinaryIO, Self
 
+from gpt_model.data.globs import require_few_wildcards
 from gpt_model.errors import UserError, naming_path
 from gpt_model.io import sha256_of
 from gpt_model.strict import Bounds, Strict
@@ -43,6 +44,7 @@ def find(pattern: str, base: Path) -> list[Path]:
     """
     if not pattern.strip():
         raise UserError("The path is empty: name the files that are read.")
+    require_few_wildcards(pattern)
     with naming_path(pattern):
         _refuse_system_files(base / Path(pattern).expanduser(), pattern)
         root, relative = _root_of(pattern, base)

@@ -25,6 +25,7 @@ from pydantic import (
 from gpt_model.data import hub
 from gpt_model.data.archives import open_members
 from gpt_model.data.formats import Format, Reject, Row, read_rows, refuse, require_columns
+from gpt_model.data.globs import require_few_wildcards
 from gpt_model.data.local_files import PinnedFile, Reading, pin
 from gpt_model.data.package_index import Kind, fetch_package, name_and_version
 from gpt_model.errors import Unreachable, UserError, about
@@ -209,6 +210,9 @@ def resolve(location: Location, base: Path, downloads: Path) -> Location:
     Cheap where no file changed: see `pin`. Raises UserError about `path` or `hub`, and Unreachable
     where the hub is asked and silent.
     """
+    for pattern in [location.files] if isinstance(location.files, str) else location.files:
+        with about("files"):
+            require_few_wildcards(pattern)
     if location.path is not None:
         with about("path"):
             return replace(location, pinned=pin(location.path, base, downloads))
