@@ -28,16 +28,16 @@ def relocate(home: Path) -> None:
     file = home / LOCAL
     if not file.is_file():
         return
-    here = (home / ARTIFACTS).as_uri()
+    new = (home / ARTIFACTS).as_uri()
     with (
         suppress(sqlite3.Error),
         closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=20)) as database,
         database,
     ):
         locations = database.execute("SELECT artifact_location FROM experiments").fetchall()
-        for there in {_store_of(location) for (location,) in locations} - {None, here}:
-            if there is not None and not _is_same(there, home / ARTIFACTS):
-                _rewrite(database, there, here)
+        for old in {_store_of(location) for (location,) in locations} - {None, new}:
+            if old is not None and not _is_same(old, home / ARTIFACTS):
+                _rewrite(database, old, new)
 
 
 def _store_of(location: str | None) -> str | None:
@@ -53,12 +53,12 @@ def _is_same(address: str, folder: Path) -> bool:
     return False
 
 
-def _rewrite(database: sqlite3.Connection, there: str, here: str) -> None:
+def _rewrite(database: sqlite3.Connection, old: str, new: str) -> None:
     for table, column in ADDRESSES:
         known = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
         if column in known:  # an earlier MLflow has fewer
             database.execute(
                 f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608 - constants
                 f"WHERE substr({column}, 1, ?) = ?",
-                (here, len(there) + 1, len(there) + 1, f"{there}/"),
+                (new, len(old) + 1, len(old) + 1, f"{old}/"),
             )
