@@ -8,11 +8,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import yaml
+from dagster._core.storage.event_log.sqlite import sqlite_event_log
+from dagster._core.storage.runs.sqlite import sqlite_run_storage
+from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 from dagster_shared.check import CheckError
 from pydantic import Field
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DatabaseError
 
 from assets.launch.launcher import LocalLauncher
@@ -24,6 +29,7 @@ from assets.tracking.tracking import Tracking
 from gpt_model.errors import UserError, shortened
 
 DEFAULT_PROFILE = "cpu"
+_ENGINES: dict[str, Engine] = {}
 
 DAGSTER_YAML = """\
 # Written by gpt-lineage: one machine, sqlite underneath. Yours to edit.
@@ -67,6 +73,8 @@ def dagster_history() -> Iterator[dg.DagsterInstance]:
     cannot be read.
     """
     home = Path(os.environ["DAGSTER_HOME"])
+    for module in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
+        module.create_engine = _engine  # type: ignore[attr-defined]
     try:
         try:
             instance = dg.DagsterInstance.get()
@@ -85,6 +93,15 @@ def dagster_history() -> Iterator[dg.DagsterInstance]:
             f"Dagster's history under {home} cannot be used ({error.orig}). Move that folder away: "
             "a new one is made, and no artifact is in it."
         ) from None
+
+
+def _engine(url: str, **options: Any) -> Engine:
+    """SQLAlchemy's engine of one sqlite file. Dagster makes one for each statement, and so compiles
+    each statement anew: a quarter of the processor time of a run that finds everything built.
+    """
+    if url not in _ENGINES:
+        _ENGINES[url] = create_engine(url, **options)
+    return _ENGINES[url]
 
 
 class Lineage(dg.ConfigurableResource):

@@ -29,6 +29,7 @@ from starlette.datastructures import QueryParams
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from assets.lineage import dagster_history
 from pipelines.executor import close_lost_runs
 from pipelines.local_only import NAMES, LocalOnly
 
@@ -63,7 +64,7 @@ def serve(host: str, port: int) -> None:
     setup_interrupt_handlers()  # SIGTERM as Ctrl-C
     os.environ["DAGSTER_IS_DEV_CLI"] = "1"  # as `dagster dev` does: the page offers a reload
     with (
-        dg.DagsterInstance.get() as instance,
+        dagster_history() as instance,
         _code_servers(instance) as workspace,
         WorkspaceProcessContext(instance, workspace, version=__version__) as context,
         daemon_controller_from_instance(instance, workspace, log_level=LEVEL) as daemon,

@@ -11,16 +11,12 @@ from collections.abc import Iterable, Sequence
 
 from pandas import DataFrame
 
-from assets.report.published import NOT_HERE
+from assets.report.columns import ARTIFACT, COMMANDS, NOT_HERE, PROTOCOL, SEEN, SETTINGS, K
 from assets.report.scores import NotRun, Score
 from assets.report.tables import Table, number
 from assets.store.store import SHORT
 from gpt_model.evaluation.results import ON_ANOTHER_SCALE
 
-ARTIFACT, PROTOCOL, COMMANDS = "artifact", "protocol", "walk it back, make it again"
-SEEN, K = "8-grams seen", "K"
-FIRST = ("headline", "by_shots")  # the tables' names
-SETTINGS = {"zero": "zero-shot", "one": "one-shot", "few": "few-shot"}  # of `Score.shots` -> column
 NO_INTERVAL = "no interval"
 VERDICTS = (
     "Better or worse: than the best it stands beside, interval and all; undecided: that lies in "

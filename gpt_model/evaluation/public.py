@@ -17,7 +17,7 @@ from gpt_model.data import hub
 from gpt_model.data.formats import Row
 from gpt_model.data.local_files import PinnedFile
 from gpt_model.data.location import Located, tables
-from gpt_model.data.package_index import Kind
+from gpt_model.data.requirement import Kind
 from gpt_model.errors import Unavailable, Unreachable, UserError
 from gpt_model.progress import Progress
 

@@ -14,8 +14,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from assets.report.headline import ARTIFACT, COMMANDS, FIRST, PROTOCOL, SEEN, SETTINGS, K
-from assets.report.published import NOT_HERE
+from assets.report.columns import ARTIFACT, COMMANDS, FIRST, NOT_HERE, PROTOCOL, SEEN, SETTINGS, K
 from assets.stages.zero_shot import REPRODUCES, ZERO_SHOT
 from assets.store.store import Store
 from gpt_model.errors import CorruptFile

@@ -1,0 +1,11 @@
+"""Names in the scorecard's tables that the terminal reads too: of columns, of the first tables, and
+of a value that is missing. Imports nothing, so that printing a table waits for no plotting.
+"""
+
+from __future__ import annotations
+
+ARTIFACT, PROTOCOL, COMMANDS = "artifact", "protocol", "walk it back, make it again"
+SEEN, K = "8-grams seen", "K"
+FIRST = ("headline", "by_shots")  # the tables' names
+SETTINGS = {"zero": "zero-shot", "one": "one-shot", "few": "few-shot"}  # of `Score.shots` -> column
+NOT_HERE = "not run here"
