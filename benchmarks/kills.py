@@ -163,12 +163,12 @@ def tracked(home: Path) -> dict[str, Any]:
 def differences(trial: Trial, digests: Mapping[str, str], tracking: Mapping[str, Any]) -> list[str]:
     """A sentence for each asset that is not as in the reference."""
     sentences = []
-    found, found_tracking = trial.digests(), tracked(trial.home)
+    results, deliveries = trial.digests(), tracked(trial.home)
     for ref, digest in digests.items():
-        if found.get(ref) != digest:
-            sentences.append(f"{ref} has digest {found.get(ref)}, and not {digest}.")
+        if results.get(ref) != digest:
+            sentences.append(f"{ref} has digest {results.get(ref)}, and not {digest}.")
     for asset, [expected] in tracking.items():
-        builds = found_tracking.get(asset, [])
+        builds = deliveries.get(asset, [])
         if len(builds) != 1:
             sentences.append(f"{asset} has {len(builds)} runs in MLflow, and not 1.")
         else:

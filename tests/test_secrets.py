@@ -26,7 +26,7 @@ DEFECT = """
     import logging, os, pathlib, sys
     read_text = pathlib.Path.read_text
     def fails(path, *arguments, **options):
-        if "ENVIRONMENT_IS_SAID" in os.environ and "assets.worker" in sys.orig_argv and (
+        if "PRINT_THE_ENVIRONMENT" in os.environ and "assets.worker" in sys.orig_argv and (
             path.name == "job.json"
         ):
             print(dict(os.environ), flush=True)
@@ -90,21 +90,23 @@ def test_no_secret_of_the_environment_stands_anywhere(
         }
     )
 
-    said = ""
+    printed = ""
 
     def run(recipe: Path, **more: str) -> int:
-        nonlocal said
+        nonlocal printed
         command = [sys.executable, "-m", "pipelines.cli", "run", str(recipe)]
         done = subprocess.run(
             command, env=environment | more, cwd=ROOT, capture_output=True, text=True, timeout=300
         )
-        said += done.stdout + done.stderr
+        printed += done.stdout + done.stderr
         return done.returncode
 
     recipe = write_local_recipe(tmp_path, tokens=2048, paragraphs=200)
     # No server answers, and the worker says all it knows.
-    assert run(recipe, ENVIRONMENT_IS_SAID="1") == 1
-    assert "Not with this environment" in said and f"MLflow at http://127.0.0.1:{port}" in said
+    assert run(recipe, PRINT_THE_ENVIRONMENT="1") == 1
+    assert (
+        "Not with this environment" in printed and f"MLflow at http://127.0.0.1:{port}" in printed
+    )
     logs = [path.read_text() for path in home.glob("building/*/journal/worker.log")]
     assert any("HF_TOKEN" in log for log in logs)  # it did print its environment
     index = (
@@ -113,10 +115,10 @@ def test_no_secret_of_the_environment_stands_anywhere(
         + "', files: 'it/*'}]}"
     )
     assert run(extending(tmp_path, index)) == 1
-    assert "index.invalid" in said
+    assert "index.invalid" in printed
     hub = "corpus: {sources: [{name: it, hub: a/b, revision: main, split: train, text: text}]}"
     assert run(extending(tmp_path, hub)) == 1
-    assert "a/b" in said
+    assert "a/b" in printed
     (tmp_path / "team").mkdir()
     shutil.copy(first_start[0], tmp_path / "team" / "mlflow.db")
     with mlflow_server(tmp_path / "team", port):
@@ -136,4 +138,4 @@ def test_no_secret_of_the_environment_stands_anywhere(
         if path.is_file() and MARK.encode() in path.read_bytes()
     ]
     assert holding == []
-    assert MARK not in said
+    assert MARK not in printed

@@ -86,9 +86,9 @@ def test_a_damaged_database_without_runs_is_set_aside_and_made_anew(
     database = workshop_home / "mlflow.db"
     damage(database)
     size = database.stat().st_size
-    said = in_another_process(workshop_home, DELIVER_PENDING)
-    assert "mlflow.db was no whole database of MLflow's" in said
-    assert "It is set aside as mlflow.db.damaged-1, and made anew." in said
+    printed = in_another_process(workshop_home, DELIVER_PENDING)
+    assert "mlflow.db was no whole database of MLflow's" in printed
+    assert "It is set aside as mlflow.db.damaged-1, and made anew." in printed
     assert (workshop_home / "mlflow.db.damaged-1").stat().st_size == size
     tracking = Tracking(workshop_home)
     assert tracking.run_of(artifact) in tracking.server.active({tracking.run_of(artifact): "tiny"})
@@ -101,8 +101,8 @@ def test_a_database_with_runs_that_does_not_migrate_stays_and_the_cure_is_named(
     workshop.build("corpus", {"seed": 1})
     database = workshop.store.home / "mlflow.db"
     break_migration(database)
-    said = in_another_process(workshop.store.home, DELIVER_PENDING.replace("while", "if"))
-    assert "Move it away, and `gpt-lineage deliver` makes the runs of this store anew." in said
+    printed = in_another_process(workshop.store.home, DELIVER_PENDING.replace("while", "if"))
+    assert "Move it away, and `gpt-lineage deliver` makes the runs of this store anew." in printed
     assert not list(workshop.store.home.glob("*.damaged*"))
 
 
