@@ -82,13 +82,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        if found := RESOLVE.fullmatch(path):
-            if self.command == "GET" and found[3].endswith((".parquet", ".safetensors")):
-                self.read.add(found[2])
-            return self._file(self._repository(found[1] or "models", found[2]) / found[3])
-        if not (found := API.fullmatch(path)):
+        if match := RESOLVE.fullmatch(path):
+            if self.command == "GET" and match[3].endswith((".parquet", ".safetensors")):
+                self.read.add(match[2])
+            return self._file(self._repository(match[1] or "models", match[2]) / match[3])
+        if not (match := API.fullmatch(path)):
             return self._send(404, b"")
-        repository, action, below = self._repository(found[1], found[2]), found[3], found[5] or ""
+        repository, action, below = self._repository(match[1], match[2]), match[3], match[5] or ""
         if not repository.is_dir():
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
         if action == "tree":
@@ -100,18 +100,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json([_entry(path, repository) for path in paths])
         files = [path for path in sorted(repository.rglob("*")) if path.is_file()]
         siblings = [{"rfilename": path.relative_to(repository).as_posix()} for path in files]
-        return self._json({"id": found[2], "sha": COMMIT, "siblings": siblings})
+        return self._json({"id": match[2], "sha": COMMIT, "siblings": siblings})
 
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-        found = API.fullmatch(unquote(urlsplit(self.path).path))
-        if not (found and found[3] == "paths-info"):
+        match = API.fullmatch(unquote(urlsplit(self.path).path))
+        if not (match and match[3] == "paths-info"):
             return self._send(404, b"")
-        repository = self._repository(found[1], found[2])
-        asked = [repository / path for path in json.loads(body)["paths"]]
-        self._json([_entry(path, repository) for path in asked if path.exists()])
+        repository = self._repository(match[1], match[2])
+        paths = [repository / path for path in json.loads(body)["paths"]]
+        self._json([_entry(path, repository) for path in paths if path.exists()])
 
     def _repository(self, kind: str, name: str) -> Path:
         return self.folder / kind / name

@@ -27,8 +27,8 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), fla
 
 
 def block(holding: str) -> str:
-    [found] = [text for _, text in BLOCKS if holding in text]
-    return found
+    [text] = [text for _, text in BLOCKS if holding in text]
+    return text
 
 
 def write_page(folder: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_suite_is_named_by_its_file_and_its_files_are_the_artifacts(
 def test_names_that_are_no_names_of_files_or_metrics_are_refused(page: Path) -> None:
     suite = (page / "visits-suite.yaml").read_text()
     recipe = (page / "suite-recipe.yaml").read_text()
-    for name, text, said in (
+    for name, text, message in (
         ("visits 2", suite, "visits 2.yaml: 'visits 2' names files and metrics"),
         ("deep", suite.replace("task: outcome", "task: ../x"), "task '../x': `task` names files"),
     ):
@@ -142,7 +142,7 @@ def test_names_that_are_no_names_of_files_or_metrics_are_refused(page: Path) -> 
         (page / "mine.yaml").write_text(
             recipe.replace("visits-suite.yaml", f"{name}.yaml").replace("visits-suite", name)
         )
-        with pytest.raises(UserError, match=re.escape(said)):
+        with pytest.raises(UserError, match=re.escape(message)):
             check(nodes(load_recipe(str(page / "mine.yaml"))), page, Node.settings)
     (page / "my visits.yaml").write_text((page / "visits.yaml").read_text())
     with pytest.raises(UserError, match="'my visits' names an asset, so it has letters"):
@@ -155,7 +155,7 @@ def test_names_that_are_no_names_of_files_or_metrics_are_refused(page: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("broken", "mended", "said"),
+    ("broken", "mended", "message"),
     [
         ("note,outcome", "remark,outcome", "has no column 'note', which task visits reads"),
         (",unhappy\n", ",\n", "row 2: column 'outcome' has no label"),
@@ -163,11 +163,11 @@ def test_names_that_are_no_names_of_files_or_metrics_are_refused(page: Path) -> 
     ],
 )
 def test_a_mistake_in_a_local_file_is_found_before_anything_is_built(
-    page: Path, broken: str, mended: str, said: str
+    page: Path, broken: str, mended: str, message: str
 ) -> None:
     path = page / "data" / "visits.csv"
     path.write_text(path.read_text().replace(broken, mended, 1))
-    with pytest.raises(UserError, match=f"mine.yaml.*{said}"):
+    with pytest.raises(UserError, match=f"mine.yaml.*{message}"):
         finetuned(page, "visits.yaml")
 
 

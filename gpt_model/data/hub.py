@@ -53,8 +53,8 @@ def commit_of(repository: str, revision: str, kind: Literal["dataset", "model"])
 
     endpoint = os.environ.get("HF_ENDPOINT")
     question = (endpoint, kind, repository, revision)
-    asked, commit = _answers.get(question, (float("-inf"), ""))
-    if time.monotonic() - asked < ASK_AGAIN_AFTER:
+    answered, commit = _answers.get(question, (float("-inf"), ""))
+    if time.monotonic() - answered < ASK_AGAIN_AFTER:
         return commit
     hub = HfApi(endpoint=endpoint)
     ask = hub.dataset_info if kind == "dataset" else hub.model_info
