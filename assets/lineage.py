@@ -22,7 +22,6 @@ from sqlalchemy.exc import DatabaseError
 
 from assets.launch.launcher import LocalLauncher
 from assets.recipe.profile import Profile, load_profile
-from assets.store.home import CACHES
 from assets.store.locks import locked
 from assets.store.manifest import disk_is_full
 from assets.store.store import Store
@@ -54,8 +53,6 @@ def prepare_home(home: Path) -> Path:
     DAGSTER_HOME.
     """
     Store(home)
-    # MLflow imports matplotlib, which would write to the user's home
-    os.environ.setdefault("MPLCONFIGDIR", str(home / "downloads" / CACHES["MPLCONFIGDIR"]))
     dagster_home = Path(os.environ.setdefault("DAGSTER_HOME", str(home / "dagster")))
     dagster_home.mkdir(parents=True, exist_ok=True)
     with locked(
