@@ -86,7 +86,7 @@ AFTER = {f"zero_shot_after/{name}" for name in ("supervised", "instructed", "pol
         ("policy_init: null, ppo: null, dpo: null", {"policy_init", "aligned", "dpo"}),
         (
             "demonstrations: null, supervised: null, reward_model: null, ppo: null, dpo: null",
-            {"demonstrations", "supervised", "reward_model", "instructed", "policy_init", "dpo"},
+            {"demonstrations", "supervised", "reward_model", "policy_init", "dpo", "preferences"},
         ),
     ],
 )

@@ -119,7 +119,8 @@ class _Nodes:
             yield from self.policies(self.section.ppo)
         if self.section.dpo:
             yield self._tuned(DPO, self.section.dpo, "policy_init", "comparisons")
-        if self.section.prompts and self.section.preferences:
+        tuned = self.section.supervised or self.section.ppo or self.section.dpo
+        if self.section.prompts and self.section.preferences and tuned:
             yield self._tuned(PREFERENCES, self.section.preferences, *COMPARED)
 
     def human_data(self) -> Iterator[Node]:
