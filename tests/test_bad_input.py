@@ -383,8 +383,10 @@ def test_damaged_file_of_the_home_is_one_sentence(
     (damaged := tmp_path / "home" / file).parent.mkdir(parents=True)
     damaged.write_bytes(content)
     path = write_local_recipe(tmp_path)
-    command = "plan" if file.startswith(("refs", "downloads")) else "run"
-    result = CliRunner().invoke(app, [command, str(path)], catch_exceptions=False)
+    arguments = {"refs": ["trace", "local/corpus"], "downloads": ["plan", str(path)]}.get(
+        file.split("/")[0], ["run", str(path)]
+    )
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert (result.exit_code, result.stdout) == (1, "")
     assert sentence in result.stderr and "Traceback" not in result.stderr
     assert len(result.stderr.splitlines()) == 1

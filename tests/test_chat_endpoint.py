@@ -15,6 +15,7 @@ import openai
 import psutil
 import pytest
 from chat_store import CONTEXT, QUESTION, SPELT_MARKERS, answer_of, chat_store, status
+from conftest import free_port
 
 from gpt_model.rlhf.dialogue import Turn, messages
 from pipelines.chat import engine as engine_module
@@ -42,7 +43,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Engine]]:
 
 @pytest.fixture(scope="module")
 def address(engines: list[Engine]) -> Iterator[str]:
-    with serving(engines) as address:
+    with serving(engines, free_port()) as address:
         yield address
 
 
