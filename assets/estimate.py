@@ -37,7 +37,7 @@ from assets.store.manifest import BUILD_AGAIN, MANIFEST
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import CorruptFile, UserError
-from gpt_model.rlhf.comparison import MODELS
+from gpt_model.rlhf.model_comparison import MODELS
 from gpt_model.sizing import counted
 
 if TYPE_CHECKING:

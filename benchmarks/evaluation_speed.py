@@ -38,7 +38,7 @@ from gpt_model.config import ModelConfig  # noqa: E402
 from gpt_model.data import documents  # noqa: E402
 from gpt_model.evaluation.adapters.registry import TaskContext  # noqa: E402
 from gpt_model.evaluation.evaluate import evaluate, write_tasks  # noqa: E402
-from gpt_model.evaluation.lm import GPTLM  # noqa: E402
+from gpt_model.evaluation.lm_eval_adapter import GPTLM  # noqa: E402
 from gpt_model.evaluation.suites import suite_tasks  # noqa: E402
 from gpt_model.evaluation.tasks import TaskRows, rows_of  # noqa: E402
 from gpt_model.progress import Silent  # noqa: E402

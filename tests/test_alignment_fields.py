@@ -21,7 +21,7 @@ from test_alignment_recipe import COMPARISONS, DEMONSTRATIONS, PPO, PROMPTS, rec
 from training_ranks import RecordingProgress
 
 from assets.contract import Artifact, Stage
-from assets.execution import aligned, dpo, reward_model
+from assets.execution import dpo, ppo, reward_model
 from assets.graph import node_named, nodes
 from assets.stages.alignment import (
     ALIGNED,
@@ -121,19 +121,17 @@ def _compared(given: dict[str, Artifact]) -> Any:
 
 def _minibatch(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
     many = replace(Execution(), world_size=64)
-    aligned.objective_of(
-        section["ppo"], [[1]], SamplingParams(0, 4, 1.0), None, 64, folder, many, 16
-    )
+    ppo.objective_of(section["ppo"], [[1]], SamplingParams(0, 4, 1.0), None, 64, folder, many, 16)
 
 
 def _no_text(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
-    aligned.objective_of(
+    ppo.objective_of(
         section["ppo"], [[1]], SamplingParams(0, 4, 1.0), None, 64, folder, Execution(), 16
     )
 
 
 def _no_room(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
-    aligned.EncodedPrompts.read(given["prompts"], world.template(), 8, SamplingParams(0, 4, 1.0))
+    ppo.EncodedPrompts.read(given["prompts"], world.template(), 8, SamplingParams(0, 4, 1.0))
 
 
 def _stopped(section: Any, given: dict[str, Artifact], folder: Path) -> Any:

@@ -17,8 +17,8 @@ from world import World, make_world
 from assets.store.home import downloads_folder
 from gpt_model.evaluation.adapters.registry import TaskContext
 from gpt_model.evaluation.evaluate import evaluate, write_tasks
-from gpt_model.evaluation.lm import GPTLM
-from gpt_model.evaluation.public import DataSource, resolved
+from gpt_model.evaluation.lm_eval_adapter import GPTLM
+from gpt_model.evaluation.public_data_sets import DataSource, resolved
 from gpt_model.evaluation.suites import SUITES, Dataset, SuiteTask, suite_tasks
 from gpt_model.evaluation.tasks import TaskRows, in_each_setting, rows_of
 from gpt_model.progress import Silent

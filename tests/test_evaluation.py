@@ -59,7 +59,7 @@ def test_every_score_equals_lm_evals_own_backend_to_1e_4(
     world: World, evaluated: Built, hugging_face: Any
 ) -> None:
     from gpt_model.evaluation.evaluate import evaluate
-    from gpt_model.evaluation.lm import GPTLM
+    from gpt_model.evaluation.lm_eval_adapter import GPTLM
 
     tasks = names_of(evaluated)
     theirs = evaluate(hugging_face, evaluated.output / "tasks", tasks)
@@ -91,7 +91,7 @@ def test_every_score_equals_lm_evals_own_backend_to_1e_4(
 
 
 def test_generated_text_equals_lm_evals_own_backend(world: World, hugging_face: Any) -> None:
-    from gpt_model.evaluation.lm import GPTLM
+    from gpt_model.evaluation.lm_eval_adapter import GPTLM
 
     prompts = [story(7, 3), "Then Berta", story(8, 40), "the table.", "Dora"]
     until = {"until": [" the", "."], "max_gen_toks": 24}
@@ -119,7 +119,7 @@ QUESTIONS = [
 def test_answers_of_a_shared_context_score_as_each_alone_and_as_lm_evals_own(
     world: World, hugging_face: Any
 ) -> None:
-    from gpt_model.evaluation.lm import GPTLM
+    from gpt_model.evaluation.lm_eval_adapter import GPTLM
 
     requests: Any = [
         SimpleNamespace(args=(context, answer), task_name="t")
@@ -144,7 +144,7 @@ def test_answers_of_a_shared_context_score_as_each_alone_and_as_lm_evals_own(
 def test_a_context_is_read_once_for_all_its_answers(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpt_model.evaluation.lm import GPTLM
+    from gpt_model.evaluation.lm_eval_adapter import GPTLM
 
     read = []
     hidden = world.model.hidden
@@ -164,7 +164,7 @@ def test_a_context_is_read_once_for_all_its_answers(
 def test_answers_go_on_beside_others_of_about_their_length(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpt_model.evaluation.lm import GPTLM
+    from gpt_model.evaluation.lm_eval_adapter import GPTLM
 
     read = []
     hidden = world.model.hidden
@@ -188,7 +188,7 @@ def test_answers_go_on_beside_others_of_about_their_length(
 def test_rolling_scores_every_token_once_and_batches_do_not_matter(world: World) -> None:
     import torch
 
-    from gpt_model.evaluation.lm import GPTLM
+    from gpt_model.evaluation.lm_eval_adapter import GPTLM
 
     text = story(5, 40)
     ids = world.tokenizer.encode(text)
@@ -218,7 +218,7 @@ def test_rolling_scores_every_token_once_and_batches_do_not_matter(world: World)
 def test_a_text_that_spells_a_special_token_has_the_ids_that_it_has_in_the_shards(
     world: World,
 ) -> None:
-    from gpt_model.evaluation.lm import GPTLM
+    from gpt_model.evaluation.lm_eval_adapter import GPTLM
 
     text = "One end.<|endoftext|>Then <unk> another."
     (((piece,)),) = world.tokenizer.encode_documents([text])

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from world import CONTEXT, World, make_world
 
-from gpt_model.evaluation.few_shot import FewShot, Rendered, Shots, answer_normalised, per_token
+from gpt_model.evaluation.answer_normalisation import answer_normalised, per_token
+from gpt_model.evaluation.few_shot import FewShot, Rendered, Shots
 from gpt_model.evaluation.results import Demonstrations
 
 ACC = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
@@ -267,7 +268,7 @@ def test_scores_are_lm_evals_own_backends_on_every_kind_of_task(
     from lm_eval.models.huggingface import HFLM
 
     from gpt_model.evaluation.evaluate import evaluate
-    from gpt_model.evaluation.lm import GPTLM
+    from gpt_model.evaluation.lm_eval_adapter import GPTLM
 
     questions = few_shot(world, QUESTIONS, answer_context="A:")
     tasks: dict[str, Rendered] = {"unconditional": questions.unconditional_answers(choices(20))}
@@ -320,7 +321,7 @@ def test_scores_are_lm_evals_own_backends_on_every_kind_of_task(
 
 
 def test_a_token_score_divides_by_the_tokens_that_lm_eval_scores(world: World) -> None:
-    from gpt_model.evaluation.lm import GPTLM
+    from gpt_model.evaluation.lm_eval_adapter import GPTLM
 
     model = GPTLM(world.model, world.tokenizer)
     for number in (0, 1, 50):

@@ -22,7 +22,7 @@ from gpt_model.data import documents, hub
 from gpt_model.evaluation import scoring
 from gpt_model.evaluation.adapters.registry import ADAPTERS, TaskContext
 from gpt_model.evaluation.aggregates import superglue_rows
-from gpt_model.evaluation.public import DataSource, resolved
+from gpt_model.evaluation.public_data_sets import DataSource, resolved
 from gpt_model.evaluation.results import ScoreRow, UnavailableRow
 from gpt_model.evaluation.suites import SUITES, Dataset, SuiteTask, suite_tasks
 from gpt_model.evaluation.tasks import demonstrations_of, rows_of
@@ -174,8 +174,8 @@ def test_every_score_equals_lm_evals_own_backend(world: World, built: Built) -> 
     pytest.importorskip("accelerate")
     from lm_eval.models.huggingface import HFLM
 
+    from gpt_model.evaluation.answer_normalisation import answer_normalised, per_token
     from gpt_model.evaluation.evaluate import evaluate
-    from gpt_model.evaluation.few_shot import answer_normalised, per_token
 
     folder = built.output / "tasks"
     model = HFLM(

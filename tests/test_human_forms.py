@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from training_ranks import RecordingProgress
 
-from gpt_model.data.left_out import DETAIL_CHARACTERS
+from gpt_model.data.skipped_rows import DETAIL_CHARACTERS
 from gpt_model.errors import UserError
 from gpt_model.rlhf.readers import record_readers
 from gpt_model.rlhf.readers.parsed import ParsedRow, RowReport

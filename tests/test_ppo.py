@@ -16,7 +16,7 @@ from torch import Tensor
 from training_ranks import RecordingProgress, make_inputs
 
 from assets.contract import Artifact
-from assets.execution.aligned import objective_of, settings_of
+from assets.execution.ppo import objective_of, settings_of
 from assets.recipe.sections import PPOSection
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData

@@ -33,8 +33,8 @@ from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf import drift, records, reward_model, win_rates
 from gpt_model.rlhf.answers import Answer
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
-from gpt_model.rlhf.comparison import ANSWERS_FILE, Comparison, metrics_of, read_results
 from gpt_model.rlhf.dialogue import Dialogue, Turn
+from gpt_model.rlhf.model_comparison import ANSWERS_FILE, Comparison, metrics_of, read_results
 from gpt_model.rlhf.records import Prompt, Ranking, Response
 from gpt_model.statistics import bootstrap_mean, bootstrap_share
 from gpt_model.tokenizer import Tokenizer

@@ -21,7 +21,7 @@ from world import CONTEXT, World, make_world
 from assets.stages import zero_shot
 from gpt_model.data import hub
 from gpt_model.errors import Unavailable, UserError
-from gpt_model.evaluation import public, scoring
+from gpt_model.evaluation import public_data_sets, scoring
 from gpt_model.evaluation.adapters.registry import ADAPTERS, TaskContext
 from gpt_model.evaluation.detokenizers import DETOKENIZERS
 from gpt_model.evaluation.evaluate import _score_confident
@@ -144,23 +144,26 @@ def test_a_copy_in_the_hubs_layout_is_read_as_the_hub_is(tmp_path: Path) -> None
     (tmp_path / "copy" / "data").mkdir(parents=True)
     for split, rows in (("train", PASSAGES[:1]), ("test", PASSAGES[1:])):
         jsonl(tmp_path / "copy" / "data" / f"{split}-00000-of-00001.jsonl", rows)
-    source = public.resolved(
-        public.DataSource(hub="./copy", split="test"), tmp_path, tmp_path / "downloads"
+    source = public_data_sets.resolved(
+        public_data_sets.DataSource(hub="./copy", split="test"), tmp_path, tmp_path / "downloads"
     )
     assert source.pinned and not source.not_run
-    assert list(public.rows(source, ["text"], tmp_path / "downloads", Silent())) == PASSAGES[1:]
+    assert (
+        list(public_data_sets.rows(source, ["text"], tmp_path / "downloads", Silent()))
+        == PASSAGES[1:]
+    )
     with pytest.raises(UserError, match="there is no column 'page'"):
-        list(public.rows(source, ["page"], tmp_path / "downloads", Silent()))
+        list(public_data_sets.rows(source, ["page"], tmp_path / "downloads", Silent()))
 
 
 @pytest.mark.usefixtures("no_hub")
 def test_a_pinned_commit_is_not_run_either_where_the_hub_is_silent(tmp_path: Path) -> None:
-    source = public.resolved(
-        public.DataSource(hub="someone/something", revision="0" * 40), tmp_path, tmp_path
+    source = public_data_sets.resolved(
+        public_data_sets.DataSource(hub="someone/something", revision="0" * 40), tmp_path, tmp_path
     )
     assert source.not_run == "the Hugging Face hub did not answer when asked for someone/something"
     with pytest.raises(Unavailable, match="did not answer"):
-        list(public.rows(source, ["text"], tmp_path, Silent()))
+        list(public_data_sets.rows(source, ["text"], tmp_path, Silent()))
 
 
 @pytest.mark.usefixtures("no_hub")
@@ -203,7 +206,9 @@ def test_a_public_set_is_evaluated_whole_unless_the_recipe_asks_a_part(
             json.dumps({"text": f"Berta counted to {number}"}) + "\n" for number in range(10_042)
         )
     )
-    source = public.resolved(public.DataSource(path=str(path)), tmp_path, tmp_path)
+    source = public_data_sets.resolved(
+        public_data_sets.DataSource(path=str(path)), tmp_path, tmp_path
+    )
     known, *_ = suite_tasks(
         "gpt2_lambada", yaml.safe_load((zero_shot.SUITES / "gpt2_lambada.yaml").read_text())
     )
@@ -516,7 +521,7 @@ def test_a_stop_word_is_never_an_answers_first_token(world: World, tmp_path: Pat
     assert {"the", "and", "was", "by"} <= words <= set(STOP_WORDS) and world.tokenizer.encode(
         " table"
     )[0] not in forbidden
-    from gpt_model.evaluation.lm import GPTLM
+    from gpt_model.evaluation.lm_eval_adapter import GPTLM
 
     free, bound = (
         {"max_gen_toks": 4, "until": ["\n"]},

@@ -24,8 +24,8 @@ from assets.report.scores import collect
 from assets.report.tables import Table
 from gpt_model.evaluation.alignment_tax import TEXT, Finding, TaxedScore, finding
 from gpt_model.rlhf.answers import Answer
-from gpt_model.rlhf.comparison import Comparison, metrics_of, read_results
 from gpt_model.rlhf.dialogue import Turn
+from gpt_model.rlhf.model_comparison import Comparison, metrics_of, read_results
 from gpt_model.rlhf.records import Prompt
 
 MODELS = ("policy_init", "dpo", "aligned_without_ptx", "aligned")

@@ -25,10 +25,10 @@ from gpt_model.data.shards import SourceTexts, TokenData, write
 from gpt_model.errors import UserError
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.rlhf.dialogue import Turn
-from gpt_model.tokenizer import END_OF_TEXT, GPT1Tokenizer, Tokenizer, base, words
+from gpt_model.tokenizer import END_OF_TEXT, GPT1Tokenizer, Tokenizer, base, gpt1_normalisation
 from gpt_model.tokenizer.base import Piece
 from gpt_model.tokenizer.exported import complete
-from gpt_model.tokenizer.words import normalised, standardise
+from gpt_model.tokenizer.gpt1_normalisation import normalised, standardise
 
 quick = settings(
     max_examples=100,
@@ -283,7 +283,7 @@ def test_helper_processes_give_the_words_that_one_process_does(
         results.append(options["max_workers"])
         return get_reusable_executor(**options)
 
-    monkeypatch.setattr(words, "HELPED_FROM", 0)
+    monkeypatch.setattr(gpt1_normalisation, "HELPED_FROM", 0)
     monkeypatch.setattr("loky.get_reusable_executor", executor)
     monkeypatch.setenv("RAYON_NUM_THREADS", "2")
     assert tokenizer.encode_batch(texts) == alone

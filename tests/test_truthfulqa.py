@@ -12,7 +12,7 @@ import yaml
 from world import World, make_world
 
 from gpt_model.data import hub
-from gpt_model.evaluation.lm import GPTLM
+from gpt_model.evaluation.lm_eval_adapter import GPTLM
 
 ANSWERS = [
     ("Where is the candle?", ["In the garden.", "By the window.", "Nowhere at all."]),

@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.store.home import downloads_folder
-from gpt_model.data import compression, documents, splits
+from gpt_model.data import documents, splits
+from gpt_model.data.compression_baseline import primed_bits_per_byte
 from gpt_model.data.sources import Source, SourceReport, open_source
-from gpt_model.data.unusual import UNUSUAL, unusual
+from gpt_model.data.unusual_text import UNUSUAL, unusual
 from gpt_model.errors import CorruptFile, UserError, about
 from gpt_model.evaluation.contamination import HELD_OUT_RUN, count_mostly_seen
 
@@ -60,7 +61,7 @@ def _compressibility(output: Path, sources: list[str], progress: Progress) -> Me
             f"{source}: what xz -9e, primed with the training text, makes of the held-out text"
         )
         training, held_out = (documents.read(output, source, split) for split in documents.SPLITS)
-        bits_per_byte[f"xz/{source}/bpb"] = compression.primed_bits_per_byte(training, held_out)
+        bits_per_byte[f"xz/{source}/bpb"] = primed_bits_per_byte(training, held_out)
     return bits_per_byte
 
 

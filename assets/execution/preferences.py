@@ -1,5 +1,5 @@
 """Runs the stage `preferences`: the models answer, are scored, and read held-out text. The figures
-are `gpt_model.rlhf.comparison`'s.
+are `gpt_model.rlhf.model_comparison`'s.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from gpt_model.log_probabilities import continuation_log_probabilities
 from gpt_model.rlhf import reward_model, win_rates
 from gpt_model.rlhf.answers import Answer, PlainText, PromptEncoder, sample_answers
 from gpt_model.rlhf.chat_template import ChatTemplate
-from gpt_model.rlhf.comparison import (
+from gpt_model.rlhf.dialogue import Dialogue
+from gpt_model.rlhf.dpo import ranking_log_probabilities
+from gpt_model.rlhf.model_comparison import (
     ALIGNED,
     BEST_OF,
     INSTRUCTED,
@@ -38,8 +40,6 @@ from gpt_model.rlhf.comparison import (
     metrics_of,
     read_results,
 )
-from gpt_model.rlhf.dialogue import Dialogue
-from gpt_model.rlhf.dpo import ranking_log_probabilities
 from gpt_model.rlhf.ranking_agreement import accuracies
 from gpt_model.rlhf.records import Prompt, evenly, read_comparisons
 from gpt_model.rlhf.reward_model import encode_rankings

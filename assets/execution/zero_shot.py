@@ -36,7 +36,7 @@ from gpt_model.evaluation.evaluate import (
     shown_samples,
     write_tasks,
 )
-from gpt_model.evaluation.lm import GPTLM
+from gpt_model.evaluation.lm_eval_adapter import GPTLM
 from gpt_model.evaluation.results import RESULTS, Results, ScoreRow, UnavailableRow, interval_text
 from gpt_model.evaluation.suites import SuiteTask, suite_tasks
 from gpt_model.evaluation.tasks import TaskRows, examples_of, in_each_setting, rows_of

@@ -30,7 +30,7 @@ from gpt_model.evaluation.alignment_tax import (
 )
 from gpt_model.evaluation.results import Results, ScoreRow
 from gpt_model.published import references
-from gpt_model.rlhf.comparison import (
+from gpt_model.rlhf.model_comparison import (
     ALIGNED,
     INSTRUCTED,
     PRETRAINED,

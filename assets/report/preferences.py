@@ -17,7 +17,8 @@ from assets.report.tables import Table, code_block, estimate, write_markdown
 from assets.stages.base_model import READ_ON
 from gpt_model.evaluation.alignment_tax import verdict
 from gpt_model.io import read_json_lines
-from gpt_model.rlhf.comparison import (
+from gpt_model.rlhf.drift import NAMES
+from gpt_model.rlhf.model_comparison import (
     ANSWERS_FILE,
     BEST_OF,
     INSTRUCTED,
@@ -25,7 +26,6 @@ from gpt_model.rlhf.comparison import (
     PRETRAINED,
     read_results,
 )
-from gpt_model.rlhf.drift import NAMES
 from gpt_model.rlhf.records import excerpt, unlicensed_sources
 
 JUDGE_NAMES = {"reward_model": "by the reward model", "judge": "by the judge"}

@@ -220,7 +220,7 @@ WIDEST_RISE = 0.03  # of bits per byte on held-out text that PPO-ptx may cost
 ALIGNED = Stage(
     name="aligned",
     version="2",
-    run=deferred("assets.execution.aligned", "run"),
+    run=deferred("assets.execution.ppo", "run"),
     description=(
         "policy_init after PPO against the reward model (InstructGPT's third step): the moving "
         "average of the policy's weights."
@@ -233,25 +233,25 @@ ALIGNED = Stage(
             "has_not_run_away",
             True,
             "After the last batch too the policy is within what stops a run.",
-            deferred("assets.execution.aligned", "has_not_run_away"),
+            deferred("assets.execution.ppo", "has_not_run_away"),
         ),
         Check(
             "rewards_are_numbers",
             False,
             "Every answer's reward is a number.",
-            deferred("assets.execution.aligned", "rewards_are_numbers"),
+            deferred("assets.execution.ppo", "rewards_are_numbers"),
         ),
         Check(
             "reward_rises",
             False,
             "The reward on held-out prompts rises, interval and all.",
-            deferred("assets.execution.aligned", "reward_rises"),
+            deferred("assets.execution.ppo", "reward_rises"),
         ),
         Check(
             "text_is_kept",
             False,
             "Held-out text takes at most 3 % more bits per byte than before.",
-            deferred("assets.execution.aligned", "text_is_kept"),
+            deferred("assets.execution.ppo", "text_is_kept"),
         ),
     ),
     show=deferred("assets.report.rlhf", "show_ppo"),
@@ -296,7 +296,7 @@ DPO = Stage(
 # answers better, how far it moved, and what it cost.
 #
 # Two judges score the answers: the reward model, which the policies were trained to please, and a
-# judge that never saw its training data. `gpt_model.rlhf.comparison` has the files.
+# judge that never saw its training data. `gpt_model.rlhf.model_comparison` has the files.
 PREFERENCES = Stage(
     name="preferences",
     version="2",

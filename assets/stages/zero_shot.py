@@ -21,7 +21,7 @@ from gpt_model.data.formats import MissingColumn
 from gpt_model.data.local_files import seen_from
 from gpt_model.data.location import is_folder
 from gpt_model.errors import Unreachable, UserError, about_all_of
-from gpt_model.evaluation import public, toxicity
+from gpt_model.evaluation import public_data_sets, toxicity
 from gpt_model.evaluation.suites import OF_TEXT, SUITES, Dataset, Labelled, suite_tasks
 from gpt_model.finetuning.entry import TaskEntry, TaskSource
 from gpt_model.finetuning.examples import checked
@@ -201,25 +201,25 @@ def _resolved_data(
     """
     with about_all_of(f"files.{name}" if name in files else "suites"):
         if name in files:
-            given = public.DataSource(path=files[name])
-            resolved = public.resolved(given, base, downloads_folder())
+            given = public_data_sets.DataSource(path=files[name])
+            resolved = public_data_sets.resolved(given, base, downloads_folder())
             resolved = resolved.model_copy(update={"path": Path(files[name]).name})
         else:
-            resolved = public.resolved(
-                public.DataSource.model_validate(data[part]), base, downloads_folder()
+            resolved = public_data_sets.resolved(
+                public_data_sets.DataSource.model_validate(data[part]), base, downloads_folder()
             )
         if resolved.path is not None:
             _check_columns(resolved, data)
     return resolved.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
 
 
-def _check_columns(source: public.DataSource, data: Mapping[str, Any]) -> None:
+def _check_columns(source: public_data_sets.DataSource, data: Mapping[str, Any]) -> None:
     """Raises UserError where the first row lacks a column, and the suite does not say why the task
     is then not run.
     """
     columns = list(dict.fromkeys(data["columns"].values()))
     try:
-        next(iter(public.rows(source, columns, downloads_folder(), Silent())), None)
+        next(iter(public_data_sets.rows(source, columns, downloads_folder(), Silent())), None)
     except MissingColumn as error:
         if error.column not in data.get("without", {}):
             raise

@@ -2,7 +2,7 @@
 size). Nothing to store, nothing to resume.
 
 Sequences are numbered from the start of training: row r of step s is the r-th after those of all
-steps before (on a batch ramp, see `training/optimizer.py`, too), whatever number of ranks shares
+steps before (on a batch ramp, see `training/schedules.py`, too), whatever number of ranks shares
 the rows. Sequence i is the n-th draw of some source, and that source's n-th draw is a window of its
 tokens:
 

@@ -26,9 +26,9 @@ from gpt_model.data.formats import (
     read_lines,
     read_rows,
 )
-from gpt_model.data.left_out import LeftOut
 from gpt_model.data.local_files import Reading
 from gpt_model.data.location import Location, SourceEntry, hub_rows, open_files, resolve
+from gpt_model.data.skipped_rows import LeftOut
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
 from gpt_model.strict import Count, HeldOut, Strict, Weight, Whole

@@ -27,8 +27,8 @@ from lm_eval.evaluator import evaluate as lm_eval_evaluate
 
 from gpt_model.errors import UserError
 from gpt_model.evaluation import scoring, toxicity
+from gpt_model.evaluation.answer_normalisation import answer_normalised, per_token
 from gpt_model.evaluation.contamination import TaskOverlap
-from gpt_model.evaluation.few_shot import answer_normalised, per_token
 from gpt_model.evaluation.metrics import ACCURACIES, baseline, confidence_interval
 from gpt_model.evaluation.results import ScoreRow
 from gpt_model.evaluation.tasks import TaskRows

@@ -36,7 +36,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from gpt_model.errors import UserError
 from gpt_model.evaluation import scoring, synthetic
 from gpt_model.evaluation.adapters.registry import ADAPTERS
-from gpt_model.evaluation.public import DataSource
+from gpt_model.evaluation.public_data_sets import DataSource
 from gpt_model.evaluation.toxicity import Classifier
 from gpt_model.finetuning.entry import SplitName, TaskEntry
 from gpt_model.strict import Bounds, Each, Strict, dotted_location, location_of, sentence, shown

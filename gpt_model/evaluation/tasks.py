@@ -20,7 +20,7 @@ from gpt_model.data import documents
 from gpt_model.data.formats import MissingColumn
 from gpt_model.data.splits import identity
 from gpt_model.errors import Unavailable, UserError
-from gpt_model.evaluation import held_out_text, public, synthetic
+from gpt_model.evaluation import held_out_text, public_data_sets, synthetic
 from gpt_model.evaluation.adapters.registry import ADAPTERS, Row, TaskContext
 from gpt_model.evaluation.contamination import Examples
 from gpt_model.evaluation.few_shot import LIMIT_NAMES, FewShot, Rendered, Renderer, generation_limit
@@ -375,18 +375,20 @@ def _public_rows(
     """
     columns = list(dict.fromkeys(data.columns.values()))
     try:
-        rows = public.rows(data.source, columns, task_context.downloads, task_context.progress)
+        rows = public_data_sets.rows(
+            data.source, columns, task_context.downloads, task_context.progress
+        )
         named = ({name: row[column] for name, column in data.columns.items()} for row in rows)
         yield from ADAPTERS[data.make](named, task_context, **data.options)
     except MissingColumn as error:
         if reason := data.without.get(error.column):
             raise Unavailable(
-                public.what_to_do(reason, task.suite, task.name + part, columns)
+                public_data_sets.what_to_do(reason, task.suite, task.name + part, columns)
             ) from None
         raise
     except Unavailable as error:
         raise Unavailable(
-            public.what_to_do(str(error), task.suite, task.name + part, columns)
+            public_data_sets.what_to_do(str(error), task.suite, task.name + part, columns)
         ) from None
 
 

@@ -1,5 +1,6 @@
 """Episodes: prompts, sampled answers, and what actor, reference, reward model and critic say of
-them. Sampled in chunks that survive a kill.
+them. Sampled in chunks that survive a kill. The KL penalty of each token, rewards and advantages
+are `advantages.py`'s.
 
 An action is a token of the answer, or the end-of-text with which the policy ended it: an empty
 answer is that end alone. An answer that reached max_new_tokens is cut: its last action is its last

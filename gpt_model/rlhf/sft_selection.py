@@ -2,7 +2,8 @@
 (Ouyang et al. 2022, section 3.5), and the prompts to select it on.
 
 A selection flatters its own figure, so the prompts are others than those that models are compared
-on, where there are enough.
+on, where there are enough. The stage `instructed` compares the epochs
+(`assets/execution/sft_selection.py`).
 """
 
 from __future__ import annotations

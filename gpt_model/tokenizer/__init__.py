@@ -3,8 +3,8 @@
     base.py         `Tokenizer`: what every style does, and the ways to make one
     byte_level.py   style gpt2: byte-level BPE (GPT-2, section 2.2), which GPT-3 uses too
     gpt1.py         style gpt1: BPE with `</w>` over normalised words (GPT-1, section 4.1)
-    words.py        GPT-1's normalisation: ftfy, standardised punctuation, spaCy's words
-    rust_words.py   the same as far as a tokenizer.json can say it, for `transformers`
+    gpt1_normalisation.py    GPT-1's normalisation: ftfy, standardised punctuation, spaCy's words
+    gpt1_normalisation_in_rust.py    the same as far as a tokenizer.json can say it
 
 Importing this loads neither torch nor spaCy; GPT-1's words load spaCy when the first text comes.
 """

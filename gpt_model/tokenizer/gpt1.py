@@ -1,8 +1,8 @@
 """Style gpt1: BPE over normalised, lower-cased words, the tokenizer of GPT-1 (section 4.1; released
 code, text_utils.py).
 
-* Text becomes words (words.py), a word its characters, the last of them marked by `</w>`, and
-  merges join them within the word.
+* Text becomes words (gpt1_normalisation.py), a word its characters, the last of them marked by
+  `</w>`, and merges join them within the word.
 * Ids in the released order: `<unk>` is 0; the characters, most frequent first; the same characters
   with `</w>`; the merges in the order they were made; `\\n</w>` last. 40,478 in all: 1 + 2 · 238 +
   40,000 + 1.
@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 from tokenizers import models, pre_tokenizers, trainers
 
 from gpt_model.errors import UserError
-from gpt_model.tokenizer import words
+from gpt_model.tokenizer import gpt1_normalisation
 from gpt_model.tokenizer.base import LEARNT_PART, LONG_WORD, PIECE, Merges, Piece, Tokenizer
-from gpt_model.tokenizer.rust_words import words_in_rust
+from gpt_model.tokenizer.gpt1_normalisation_in_rust import words_in_rust
 
 UNKNOWN, NEWLINE, END_OF_WORD = "<unk>", "\n</w>", "</w>"
 REPLACEMENT = "\ufffd"
@@ -163,7 +163,7 @@ class GPT1Tokenizer(Tokenizer):
 
     @classmethod
     def _normalised(cls, pieces: Sequence[Piece]) -> list[str]:
-        return words.normalised_all(pieces)
+        return gpt1_normalisation.normalised_all(pieces)
 
     def _shown(self, normalised: str) -> str:
         return self._unknown_symbol.sub(REPLACEMENT, normalised)

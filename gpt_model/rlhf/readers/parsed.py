@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from gpt_model.data.left_out import LeftOut
+from gpt_model.data.skipped_rows import LeftOut
 from gpt_model.rlhf.dialogue import Dialogue, Turn
 
 

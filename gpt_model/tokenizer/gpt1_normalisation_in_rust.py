@@ -1,5 +1,5 @@
 """GPT-1's normalisation as far as a tokenizer.json can say it, so that `transformers` reads text as
-we do (words.py) without our code.
+we do (gpt1_normalisation.py) without our code.
 
 The same ids on ordinary prose: of 9,307 lines of Shakespeare, the Bible and Wikipedia, 19 differed.
 What differs, since a tokenizer.json knows neither ftfy nor spaCy:
@@ -24,7 +24,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
-from gpt_model.tokenizer import words
+from gpt_model.tokenizer.gpt1_normalisation import english
 
 # Of ftfy, what is a mapping of characters; then `words.standardise`, but for runs of punctuation,
 # which RUNS sets apart.
@@ -80,7 +80,7 @@ def words_in_rust(model: models.BPE) -> tokenizers.Tokenizer:
             pre_tokenizers.Split("\n", "isolated"),
             pre_tokenizers.Split(" ", "removed"),
             pre_tokenizers.Split(Regex(RUNS), "isolated"),
-            pre_tokenizers.Split(Regex(_splits(words.english().tokenizer.rules)), "isolated"),
+            pre_tokenizers.Split(Regex(_splits(english().tokenizer.rules)), "isolated"),
         ]
     )
     rust.decoder = decoders.BPEDecoder(suffix="</w>")
