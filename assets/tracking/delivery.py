@@ -29,7 +29,9 @@ from mlflow.entities import (
     ViewType,
 )
 from mlflow.exceptions import MlflowException
-from mlflow.store.model_registry import rest_store, sqlalchemy_store  # noqa: F401 - not by two threads
+
+# loaded here, so that two threads do not load them at once
+from mlflow.store.model_registry import rest_store, sqlalchemy_store  # noqa: F401
 from mlflow.tracking.client import MlflowClient
 
 from assets.contract import NOT_RUN
