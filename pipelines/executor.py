@@ -9,7 +9,6 @@ waits for the slot, closes it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -40,6 +39,8 @@ UNFINISHED = [
     DagsterRunStatus.CANCELING,
 ]
 ENDING = (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED)
+# Runs that this process was interrupted in: their watcher need not interrupt it again.
+interrupted_here: set[str] = set()
 CLAIM_SECONDS = 0.5  # between two tries to get a slot of a pool
 LOST_SECONDS = 5.0  # between two looks, while waiting, whether the slot's holder still lives
 
@@ -72,13 +73,28 @@ def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
             instance.report_run_canceled(run, message)
         else:
             instance.report_run_failed(run, message)
-        with contextlib.suppress(NotImplementedError):
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         sentences.append(
             f"Dagster run {run.run_id[:8]} of {run.job_name} had lost its process; closed. "
             "What it built so far is resumed."
         )
+    _free_slots_of_ended_runs(instance)
     return sentences
+
+
+def _free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
+    """A run that was killed, or interrupted twice, may end without giving its slots back."""
+    storage = instance.event_log_storage
+    if not storage.supports_global_concurrency_limits:
+        return
+    holders = {
+        slot.run_id
+        for key in storage.get_concurrency_keys()
+        for slot in storage.get_concurrency_info(key).claimed_slots
+    }
+    for run_id in holders:
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            storage.free_concurrency_slots_for_run(run_id)
 
 
 def _alive(tags: Mapping[str, str]) -> bool:
@@ -140,6 +156,7 @@ def report_canceling(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     it ended the run; Ctrl-C and SIGTERM have not.
     """
     if not _ending(instance, run):
+        interrupted_here.add(run.run_id)
         instance.report_run_canceling(run, "The run was interrupted.")
 
 
