@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import re
 import shutil
@@ -273,9 +272,7 @@ def test_task_file_with_a_missing_column_or_an_unlabelled_row_is_named(
     )
     done = cli("run", str(path), "--profile", "single", "--json")
     assert done.returncode == 1
-    told = json.loads(done.stdout)
-    assert told["succeeded"] is False and told["built"] == 4 and len(told["failures"]) == 2
-    assert all(failure in done.stderr for failure in told["failures"])
+    assert done.stdout == ""
     assert_says(
         done.stderr,
         path,
@@ -289,9 +286,7 @@ def test_task_file_with_a_missing_column_or_an_unlabelled_row_is_named(
         ("unlabelled.jsonl, row 2: column 'label' has no label",),
     )
     assert half_made(home) == []
-    assert (home / "refs" / "local" / "pretrained").exists() and not (
-        home / "refs" / "local" / "finetuned"
-    ).exists()
+    assert not (home / "refs" / "local").exists()  # it is known before anything is built
 
 
 @pytest.mark.slow

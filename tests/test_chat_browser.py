@@ -67,7 +67,7 @@ class Chat:
 
 def start(home: Path) -> Chat:
     """The page of two models, when it answers."""
-    port, endpoint_port = free_port()()
+    port, endpoint_port = free_port(), free_port()
     options = ["--temperature", "0", "--max-new-tokens", "40", "--seed", "7", "--top-p", "0.01"]
     options += ["--port", str(port), "--endpoint-port", str(endpoint_port)]
     command = [sys.executable, "-c", SCRIPT, "chat", "tiny/supervised", "tiny/aligned"]

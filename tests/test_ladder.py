@@ -98,7 +98,7 @@ def test_rungs_are_the_recipe_at_other_sizes_in_order_of_compute() -> None:
         ),
         ({"rungs": [1, 2, 3, 4, 4]}, "rungs: one stands twice"),
         ({"rungs": [[2, 64], 1, 2, 3, 4], "seeds": []}, "scaling.seeds"),
-        ({"tokens_per_parameter": 0.0}, "tokens_per_parameter is above 0"),
+        ({"tokens_per_parameter": 0.0}, "tokens_per_parameter` is 0.0: it should be above 0"),
         ({"rungs": [1, 2, 3, 4, [2, 0]]}, "scaling"),
         (
             {"rungs": [2, 3, 4, 5, 1], "tokens_per_parameter": 0.2},

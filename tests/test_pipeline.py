@@ -212,6 +212,7 @@ def test_new_text_is_retrained_by_schedule_and_sensor_and_nothing_new_is_found(
 ) -> None:
     prepare_home(home)
     path = write_local_recipe(tmp_path)
+    path.write_text(path.read_text() + "schedule: weekly\n")
     with dg.DagsterInstance.ephemeral() as instance:
         assert run_job(path, home, instance).success
         store = Store(home)

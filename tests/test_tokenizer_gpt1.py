@@ -296,10 +296,9 @@ def test_helper_processes_give_the_words_that_one_process_does(
 @pytest.mark.slow
 def test_helpers_of_a_killed_process_are_gone_soon() -> None:
     script = (
-        "import time; from gpt_model.tokenizer import words; from gpt_model.tokenizer.base import "
-        "Piece;"
-        "words.HELPED_FROM = 0; print(words.normalised_all([Piece('It is')] * 2), flush=True); "
-        "time.sleep(60)"
+        "import time; from gpt_model.tokenizer import gpt1_normalisation as words; "
+        "from gpt_model.tokenizer.base import Piece; words.HELPED_FROM = 0; "
+        "print(words.normalised_all([Piece('It is')] * 2), flush=True); time.sleep(60)"
     )
     environment = {**os.environ, "RAYON_NUM_THREADS": "2"}
     command = [sys.executable, "-c", script]

@@ -75,6 +75,7 @@ def in_another_process(home: Path, code: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=True,
+        cwd=home.parent,  # MLflow puts ./mlruns beside a database that is not the store's
     ).stdout
 
 
@@ -231,7 +232,9 @@ def test_deliver_brings_every_build_to_a_server_and_finds_it_there(
     command = [sys.executable, "-m", "pipelines.cli", "deliver", "--to", uri]
     environment = os.environ | {"LINEAGE_HOME": str(home), "PYTHONPATH": str(ROOT)}
     for _ in range(2):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, cwd=home.parent
+        )
         assert (done.returncode, done.stdout) == (0, f"2 builds are in MLflow at {uri}.\n")
     there = Tracking(home, uri)
     runs = there.server.client().search_runs([there.server.experiment("tiny")])
