@@ -274,6 +274,14 @@ def copy(small: Path, tmp_path: Path) -> Path:
     return shutil.copytree(small, tmp_path / "copy", symlinks=True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever reads the built store is slow: the recipe takes the better part of a minute."""
+    for item in items:
+        if "built" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Bytes are named by their length: compressed ones may hold the time, and then the workers of
     pytest-xdist would collect different tests.
