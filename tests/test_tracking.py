@@ -456,7 +456,7 @@ def test_after_one_wait_in_vain_no_build_waits_for_a_mute_server(
             workshop.publish(building, "corpus", {"seed": number}, {}).path.parent
         )
         took.append(time.monotonic() - began)
-    assert took[0] >= 2.0 > sum(took[1:])
+    assert took[0] >= 2.0 > max(took[1:])
     [sentence] = said
     assert (
         sentence
