@@ -11,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from conftest import CI_RECIPE, ROOT, environment_of, extending, write_local_recipe
+from dagster._core.definitions.utils import DISALLOWED_NAMES
 from dagster._core.events import DagsterEvent
 
 from assets.graph import check, node_named, nodes
@@ -268,6 +269,13 @@ def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:
     files, (broken,) = recipe_files(tmp_path)
     assert [file.path for file in files] == [path] and broken.path == tmp_path / "other.yaml"
     assert f"{tmp_path / 'other.yaml'} and {path} are both named 'one'" in broken.mistake
+
+
+def test_a_name_that_dagster_reserves_is_refused(tmp_path: Path) -> None:
+    for name in DISALLOWED_NAMES:
+        (tmp_path / "mine.yaml").write_text(f"extends: tiny\nname: '{name}'\n")
+        with pytest.raises(UserError, match=rf"line 2: `name`: '{name}' is a name"):
+            load_recipe(str(tmp_path / "mine.yaml"))
 
 
 def test_folder_of_recipes_that_is_not_there_is_said(

@@ -7,6 +7,7 @@ sets (`depth.py`).
 
 from __future__ import annotations
 
+import keyword
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -65,6 +66,11 @@ from gpt_model.strict import (
 
 OWNER = re.compile(r"team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")  # as Dagster has it
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+# Dagster's DISALLOWED_NAMES beside Python's keywords; reading a recipe loads no Dagster.
+RESERVED_BY_DAGSTER = frozenset(
+    "context conf config meta arg_dict dict input_arg_dict output_arg_dict int str float bool input "
+    "output type".split()
+)
 
 
 class Section(Strict):
@@ -425,6 +431,13 @@ class Recipe(Section):
     def files(self) -> tuple[Path, ...]:
         """The file it was read from, and those that one extends, nearest first."""
         return self._files
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_dagster_job(cls, name: str) -> str:
+        if name in RESERVED_BY_DAGSTER or keyword.iskeyword(name):
+            raise ValueError(f"{name!r} is a name that Dagster reserves; write my_{name}, say")
+        return name
 
     @field_validator("owners")
     @classmethod
