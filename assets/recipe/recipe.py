@@ -68,8 +68,23 @@ OWNER = re.compile(r"team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")  
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 # Dagster's DISALLOWED_NAMES beside Python's keywords; reading a recipe loads no Dagster.
 RESERVED_BY_DAGSTER = frozenset(
-    "context conf config meta arg_dict dict input_arg_dict output_arg_dict int str float bool input "
-    "output type".split()
+    [
+        "context",
+        "conf",
+        "config",
+        "meta",
+        "arg_dict",
+        "dict",
+        "input_arg_dict",
+        "output_arg_dict",
+        "int",
+        "str",
+        "float",
+        "bool",
+        "input",
+        "output",
+        "type",
+    ]
 )
 
 
