@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +137,18 @@ def as_it_stands(config: Config, base: Path) -> Config:
 
 
 @dataclass(frozen=True)
+class Table:
+    """The rows that a stage's files hold, as a data catalogue shows them."""
+
+    columns: Mapping[str, tuple[str, str]]  # name -> type, description
+    rows: str  # a regular expression: the metrics of this name, added up, count the rows
+
+    def count(self, metrics: Metrics) -> int:
+        """The rows of an artifact, by its metrics."""
+        return int(sum(value for name, value in metrics.items() if re.fullmatch(self.rows, name)))
+
+
+@dataclass(frozen=True)
 class Stage:
     """One kind of artifact that the pipeline makes. Raise `version` by hand when the output changes
     for the same inputs.
@@ -156,6 +169,7 @@ class Stage:
     pin: Callable[[Config, Path], Config] = as_it_stands
     ranks: Literal["one", "profile"] = "one"  # "profile": as many processes as the profile says
     pool: str | None = None
+    table: Table | None = None
     model: bool = False  # the output's model/ is a model directory: logged and registered as one
 
 

@@ -33,6 +33,7 @@ from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.stages import base_model
 from assets.stages.experiments import FIT, LSTM_ASSET
+from assets.stages.pretraining import micro_batch
 from assets.store.manifest import BUILD_AGAIN, MANIFEST
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
@@ -384,6 +385,34 @@ def ppo_bytes(model: ModelConfig, shared_value: bool) -> int:
     and reward model are not (4 each).
     """
     return model.parameters() * ((1 if shared_value else 2) * 16 + 2 * 4)
+
+
+# What a recipe's pre-training takes of a machine
+
+
+class Demand(NamedTuple):
+    """What pre-training takes: bytes of a rank, beside those available to it, and seconds."""
+
+    bytes: float
+    available: float | None  # None where it is not known
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        return self.available is None or self.bytes <= self.available
+
+
+def pretraining_demand(model: ModelConfig, section: Config, profile: Profile) -> Demand:
+    """Of `section`, a recipe's pretraining, on `profile`, at the default rate: the store's earlier
+    builds are not read.
+    """
+    sequences = section["batch_tokens"] // model.context // profile.processes
+    rows = micro_batch(max(1, sequences), model.context, profile)
+    each = memory_per_rank(
+        model, profile.zero_stage, profile.processes, rows, profile.activation_checkpointing
+    )
+    rate, _ = default_rate(profile)
+    return Demand(each, profile.memory_each(), training_flops(model, section["tokens"]) / rate)
 
 
 # FLOPs

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import yaml
@@ -16,12 +16,13 @@ from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
 from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 from dagster_shared.check import CheckError
-from pydantic import Field
+from pydantic import Field, create_model
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DatabaseError
 
 from assets.launch.launcher import LocalLauncher
-from assets.recipe.profile import Profile, load_profile
+from assets.recipe.profile import PROFILES, Profile, load_profile
+from assets.recipe.yaml_file import yaml_files
 from assets.store.locks import locked
 from assets.store.manifest import disk_is_full
 from assets.store.store import Store
@@ -113,7 +114,7 @@ class Lineage(dg.ConfigurableResource):
     )
     profile: str = Field(
         default_factory=lambda: os.environ.get("LINEAGE_PROFILE") or DEFAULT_PROFILE,
-        description="a name under profiles/, or a path",
+        description="how a stage executes, from profiles/; it changes no fingerprint",
     )
 
     def store(self) -> Store:
@@ -127,3 +128,14 @@ class Lineage(dg.ConfigurableResource):
 
     def execution(self) -> Profile:
         return load_profile(self.profile)
+
+
+def launchpad_lineage() -> Lineage:
+    """`Lineage` whose profile is a choice in Dagster's launchpad: a name under profiles/, or what
+    $LINEAGE_PROFILE says, which is the default.
+    """
+    lineage = Lineage()
+    names = dict.fromkeys([lineage.profile, *(path.stem for path in yaml_files(PROFILES))])
+    description = Lineage.model_fields["profile"].description
+    choice: Any = (Literal[tuple(names)], Field(default=lineage.profile, description=description))
+    return create_model("Lineage", __base__=Lineage, profile=choice)()

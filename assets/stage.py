@@ -9,7 +9,8 @@ import base64
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,43 @@ import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from assets.build import Outcome, Request, WorkerFailed, build, gather_inputs
-from assets.contract import Check
+from assets.contract import Check, Deferred, Table
 from assets.estimate import with_estimate
 from assets.lineage import Lineage
 from assets.node import Node
+from assets.recipe.yaml_file import Nodes, location_from, source_of
 from assets.store.manifest import explain_full_disk
-from assets.store.provenance import seconds_spent
+from assets.store.provenance import ROOT, seconds_spent
 from assets.store.store import SHORT, Recorded
 from gpt_model.errors import UserError, sentence_of
 
 # Every Pipes session raises it, about a parameter that is Dagster's own and not ours.
 warnings.filterwarnings("ignore", message=".*expected_writer_count.*", category=dg.PreviewWarning)
+# An API of Dagster's that may change with a minor version, which pyproject.toml bounds.
+warnings.filterwarnings("ignore", message=".*CodeReference.*", category=dg.BetaWarning)
 
 # The fault that killed a worker may have passed; the retry resumes from the last checkpoint.
 RETRY = dg.RetryPolicy(max_retries=1, delay=5)
+# Metadata that Dagster's pages show in a form of its own.
+COLUMNS, ROWS, CODE = "dagster/column_schema", "dagster/row_count", "dagster/code_references"
 PICTURE_LIMIT_BYTES = 1_000_000  # inline in one metadata entry; larger ones are in MLflow
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+\.png)\)")  # as Markdown links to one
 
 
-def as_asset(node: Node, base: Path, owners: list[str]) -> dg.AssetsDefinition:
-    """`node` as a Dagster asset. `base` is the folder of its recipe, which local sources are
-    relative to.
-    """
-    stage = node.stage
+@dataclass(frozen=True)
+class RecipeEntry:
+    """What the catalogue shows of a recipe on each of its assets."""
+
+    base: Path  # its folder, which local sources are relative to
+    owners: Sequence[str] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    lines: Nodes = field(default_factory=dict)  # its files, for references to their lines
+
+
+def as_asset(node: Node, recipe: RecipeEntry) -> dg.AssetsDefinition:
+    """`node` as a Dagster asset."""
+    stage, base = node.stage, recipe.base
 
     @dg.asset(
         key=node.key,
@@ -48,13 +63,19 @@ def as_asset(node: Node, base: Path, owners: list[str]) -> dg.AssetsDefinition:
         ],
         group_name=node.recipe,
         kinds=set(stage.kinds),
-        owners=owners or None,
+        owners=recipe.owners or None,
+        tags={**recipe.tags, "stage": stage.name},
         description=node.description or stage.description,
         code_version=stage.version,
         pool=stage.pool,
         retry_policy=RETRY,
         check_specs=[_check_spec(check, node) for check in stage.checks],
-        metadata={"recipe": node.recipe, "stage": stage.name, "stage version": stage.version},
+        metadata={
+            "stage version": stage.version,
+            **recipe.metadata,
+            **_code_references(node, recipe.lines),
+            **({COLUMNS: _schema(stage.table)} if stage.table else {}),
+        },
     )
     def asset(context: dg.AssetExecutionContext, lineage: Lineage) -> dg.MaterializeResult:
         try:
@@ -138,6 +159,47 @@ def _check_results(verdicts: Mapping[str, Recorded], node: Node) -> Iterator[dg.
         )
 
 
+# Where a recipe asks for an asset whose section stands elsewhere than the node's field says.
+SECTIONS = {
+    "pretrained": "pretraining",
+    "tokens": "tokenizer",
+    "scorecard": "name",
+    "aligned": "alignment.ppo",
+    "dpo": "alignment.dpo",
+    "supervised": "alignment.supervised",
+    "policy_init": "alignment.policy_init",
+    "reward_model": "alignment.reward_model",
+    "preferences": "alignment.preferences",
+}
+
+
+def _code_references(node: Node, lines: Nodes) -> Mapping[str, Any]:
+    """The lines of the recipe that ask for the asset, and the module that runs its stage."""
+    references = []
+    if lines:
+        path, line = source_of(
+            lines, location_from(SECTIONS.get(node.name) or node.field or "name")
+        )
+        references.append(_reference(path, line, f"recipe: {path.name}"))
+    if isinstance(node.stage.run, Deferred):
+        path = ROOT / f"{node.stage.run.module.replace('.', '/')}.py"
+        references.append(_reference(path, None, f"stage: {path.name}"))
+    return {CODE: dg.CodeReferencesMetadataValue(code_references=references)}
+
+
+def _reference(path: Path, line: int | None, label: str) -> dg.LocalFileCodeReference:
+    return dg.LocalFileCodeReference(file_path=str(path), line_number=line, label=label)
+
+
+def _schema(table: Table) -> dg.TableSchema:
+    return dg.TableSchema(
+        [
+            dg.TableColumn(name, kind, description)
+            for name, (kind, description) in table.columns.items()
+        ]
+    )
+
+
 def _metadata(outcome: Outcome, lineage: Lineage, node: Node) -> dict[str, Any]:
     artifact, provenance = outcome.artifact, outcome.artifact.manifest["provenance"]
     shown: dict[str, Any] = {
@@ -149,6 +211,8 @@ def _metadata(outcome: Outcome, lineage: Lineage, node: Node) -> dict[str, Any]:
         "path": dg.MetadataValue.path(str(artifact.path)),
         "trace": f"gpt-lineage trace {artifact.fingerprint[:SHORT]}",
     }
+    if (table := node.stage.table) and not artifact.not_run:
+        shown |= {COLUMNS: _schema(table), ROWS: table.count(artifact.metrics)}
     tracking = lineage.tracking()
     if (run := tracking.run_of(artifact)) and (url := tracking.run_url(run)):
         shown["MLflow run"] = dg.MetadataValue.url(url)

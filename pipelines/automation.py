@@ -16,7 +16,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from assets.lineage import Lineage
+from assets.lineage import DEFAULT_PROFILE, Lineage
 from assets.node import Node
 from assets.recipe.recipe import Recipe
 from assets.store.store import SHORT
@@ -30,12 +30,17 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 600, 86_400
 RUNS_READ = 20  # of the recipe; with as many failures the pause is the longest
 
 
-def recipe_job(recipe: Recipe) -> UnresolvedAssetJobDefinition:
-    """The job that builds every asset of `recipe`, or finds it built."""
+def recipe_job(
+    recipe: Recipe, profile: str = DEFAULT_PROFILE, description: str = ""
+) -> UnresolvedAssetJobDefinition:
+    """The job that builds every asset of `recipe`, or finds it built; on `profile`, unless the
+    launchpad says otherwise.
+    """
     return dg.define_asset_job(
         recipe.name,
         selection=dg.AssetSelection.groups(recipe.name),
-        description=recipe.description or f"Build the recipe {recipe.name}.",
+        description=description or recipe.description or f"Build the recipe {recipe.name}.",
+        config={"resources": {"lineage": {"config": {"profile": profile}}}},
         executor_def=one_process_executor,
         tags={"recipe": recipe.name},
     )

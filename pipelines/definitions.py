@@ -13,23 +13,30 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from assets.estimate import pretraining_demand
 from assets.graph import check, nodes
-from assets.lineage import Lineage
+from assets.lineage import launchpad_lineage
 from assets.node import Node
+from assets.recipe.profile import Profile
 from assets.recipe.recipe import RECIPES, Recipe, load_recipe
-from assets.recipe.yaml_file import yaml_files
-from assets.stage import as_asset
+from assets.recipe.yaml_file import compose_files, yaml_files
+from assets.stage import RecipeEntry, as_asset
+from assets.store.recipes import recorded
+from assets.store.store import Store
 from gpt_model.errors import UserError
 from gpt_model.redaction import redact_output
 from pipelines.automation import grown_source_sensor, recipe_job, retraining_schedule
 from pipelines.executor import one_process_executor
+from pipelines.progress import duration, human
+
+PATIENCE_SECONDS = 30 * 86_400.0  # of pre-training; a recipe that takes longer is marked
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class RecipeFile:
 
     recipe: Recipe
     path: Path
+    note: str = ""  # of a file outside recipes/: what the catalogue says of it
 
     @property
     def base(self) -> Path:
@@ -86,6 +94,28 @@ def recipe_files(folder: Path | None = None) -> tuple[list[RecipeFile], list[Bro
     return list(by_name.values()), broken
 
 
+def built_by_path(home: Path, files: Sequence[RecipeFile]) -> Iterator[RecipeFile]:
+    """The recipes outside `files` that were built in the store `home` from a path, and whose file
+    is still there and valid.
+    """
+    paths, names = {file.path for file in files}, {file.recipe.name for file in files}
+    for built in recorded(home):
+        if built.path in paths:
+            continue
+        try:
+            file = RecipeFile(load_recipe(str(built.path)), built.path)
+            check(file.nodes, file.base, Node.settings)
+        except UserError as error:
+            _warn("A recipe that was built from a path is left out. %s", error)
+            continue
+        if file.recipe.name in names:
+            _warn("%s is left out: another recipe is named %s too.", built.path, file.recipe.name)
+            continue
+        names.add(file.recipe.name)
+        state = "changed since" if built.changed else "as it was in"
+        yield replace(file, note=f"{built.path}, {state} the build of {built.built}")
+
+
 def build_defs(
     files: Sequence[RecipeFile],
     broken: Sequence[BrokenRecipe] = (),
@@ -94,10 +124,13 @@ def build_defs(
 ) -> dg.Definitions:
     """The definitions of `files`, and an asset that names the mistake of each broken recipe."""
     assets: list[dg.AssetsDefinition | dg.AssetSpec] = [_mistake_asset(recipe) for recipe in broken]
+    resources = {"lineage": launchpad_lineage(), **(resource_overrides or {})}
+    lineage = resources["lineage"]
     jobs, schedules, sensors = [], [], []
     for file in files:
-        graph, job = file.nodes, recipe_job(file.recipe)
-        assets += [as_asset(node, file.base, file.recipe.owners) for node in graph]
+        entry, warning = _entry(file, lineage.execution())
+        graph, job = file.nodes, recipe_job(file.recipe, lineage.profile, warning)
+        assets += [as_asset(node, entry) for node in graph]
         jobs.append(job)
         if schedule := retraining_schedule(file.recipe, job):
             schedules.append(schedule)
@@ -108,9 +141,35 @@ def build_defs(
         jobs=jobs,
         schedules=schedules,
         sensors=sensors,
-        resources={"lineage": Lineage(), **(resource_overrides or {})},
+        resources=resources,
         executor=one_process_executor,
     )
+
+
+def _entry(file: RecipeFile, profile: Profile) -> tuple[RecipeEntry, str]:
+    """What the catalogue shows of the recipe, and why it cannot be built on `profile`; "" where it
+    can.
+    """
+    recipe, tags, warning = file.recipe, {"machine": "unknown"}, ""
+    if recipe.model and recipe.pretraining:
+        section = recipe.pretraining.model_dump(mode="json")
+        demand = pretraining_demand(recipe.model_config_for(), section, profile)
+        tags = {"machine": "fits", "family": recipe.model.family}
+        takes = ""
+        if not demand.fits:
+            tags["machine"] = "too_large"
+            each, available = human(demand.bytes), human(demand.available or 0)
+            takes = f"{each}B of memory a rank, and there are {available}B"
+        elif demand.seconds > PATIENCE_SECONDS:
+            tags["machine"] = "too_slow"
+            takes = f"about {duration(demand.seconds)}"
+        if takes:
+            warning = f"Not for this machine: on profile {profile.name} its pre-training takes "
+            warning += f"{takes}. See: gpt-lineage plan {file.path.stem}"
+    metadata = {"this machine": warning, "recipe file": file.note}
+    metadata = {name: text for name, text in metadata.items() if text}
+    lines = compose_files(recipe.files)
+    return RecipeEntry(file.base, recipe.owners, tags, metadata, lines), warning
 
 
 def _mistake_asset(recipe: BrokenRecipe) -> dg.AssetSpec:
@@ -133,5 +192,9 @@ def defs() -> dg.Definitions:
     if broken and os.environ.get("DAGSTER_IS_DEFS_VALIDATION_CLI"):  # `dg check defs` sets it
         raise UserError("\n".join(recipe.mistake for recipe in broken))
     for recipe in broken:
-        dg.get_dagster_logger("gpt-lineage").warning("A recipe is left out. %s", recipe.mistake)
-    return build_defs(files, broken)
+        _warn("A recipe is left out. %s", recipe.mistake)
+    return build_defs([*files, *built_by_path(Store.default_home(), files)], broken)
+
+
+def _warn(message: str, *details: object) -> None:
+    dg.get_dagster_logger("gpt-lineage").warning(message, *details)

@@ -28,8 +28,10 @@ from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handle
 
 from assets.lineage import Lineage, dagster_history, prepare_home
 from assets.node import Node
+from assets.recipe.recipe import RECIPES
 from assets.stages.ladder import dagster_runs
 from assets.store.manifest import full_disk
+from assets.store.recipes import record
 from assets.store.store import SHORT
 from pipelines.definitions import RecipeFile, build_defs
 from pipelines.executor import ENDING, close_lost_runs, interrupted_here, process_tags
@@ -60,6 +62,8 @@ def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay
     with its workers.
     """
     prepare_home(home)
+    if file.path.parent != RECIPES:
+        record(home, file.recipe.name, file.path)
     setup_interrupt_handlers()  # SIGTERM as Ctrl-C
     graph = file.nodes
     feed = _EventFeed(display, {"__".join(node.key): node.ref for node in graph}, home)

@@ -123,7 +123,7 @@ def validate(model: type[M], data: dict[str, Any], files: Sequence[Path]) -> M:
             {**problem, "loc": location_of(data, problem)}
             for problem in islice(error.errors(include_url=False), 5 * MISTAKES)
         ]
-        nodes = _nodes(files)
+        nodes = compose_files(files)
         meant = {
             (*problem["loc"][:-1], near)
             for problem in problems
@@ -251,16 +251,20 @@ def naming(files: Sequence[Path], part: str = "") -> Iterator[None]:
         if error.field is None or not files:
             raise
         field = error.field[1:] if error.field.startswith(".") else dotted(part, error.field)
-        location = tuple(
-            int(name) if name.isdecimal() else name for name in re.findall(r"[^.\[\]]+", field)
-        )
-        where = _file_and_line(_nodes(files), location)
+        where = _file_and_line(compose_files(files), location_from(field))
         error.args = (f"{where}: {f'`{field}`: ' if field else ''}{error}",)
         error.field = None
         raise
 
 
-def _nodes(files: Sequence[Path]) -> Nodes:
+def location_from(field: str) -> Location:
+    """`corpus.sources[0].path` as keys and positions."""
+    return tuple(
+        int(name) if name.isdecimal() else name for name in re.findall(r"[^.\[\]]+", field)
+    )
+
+
+def compose_files(files: Sequence[Path]) -> Nodes:
     """What stands in each file, with its lines; None for one that cannot be read any more."""
     nodes: Nodes = {}
     for path in files:
@@ -272,13 +276,17 @@ def _nodes(files: Sequence[Path]) -> Nodes:
 
 
 def _file_and_line(nodes: Nodes, location: Location) -> str:
+    file, line = source_of(nodes, location)
+    return f"{file}{f', line {line}' if line else ''}"
+
+
+def source_of(nodes: Nodes, location: Location) -> tuple[Path, int | None]:
     """The file, and the line in it, that the field at `location` was read from; the nearest
-    enclosing one where it stands nowhere.
+    enclosing one where it stands nowhere. `nodes`: of `compose_files`.
     """
     matches = [(*_depth_and_line(node, location), file) for file, node in nodes.items()]
     depth = max(depth for depth, _, _ in matches)
-    line, file = next((line, file) for reached, line, file in matches if reached == depth)
-    return f"{file}{f', line {line}' if line else ''}"
+    return next((file, line) for reached, line, file in matches if reached == depth)
 
 
 def _depth_and_line(node: yaml.Node | None, location: Location) -> tuple[int, int | None]:

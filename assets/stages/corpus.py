@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from assets.contract import Check, Config, Stage, deferred
+from assets.contract import Check, Config, Stage, Table, deferred
 from assets.store.home import downloads_folder
 from gpt_model.data.sources import Source
 from gpt_model.errors import about
@@ -32,7 +32,11 @@ CORPUS = Stage(
     run=deferred(EXECUTION, "run"),
     description="Documents of every source, the held-out ones split off before anything else "
     "sees them.",
-    kinds=("python",),
+    kinds=("python", "jsonl"),
+    table=Table(
+        {"text": ("string", "one document; its folder and file name source and split")},
+        rows=".+/(training|held_out)/documents",
+    ),
     checks=(
         Check(
             "files_are_whole",

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from assets.contract import Check, Config, Stage, deferred
+from assets.contract import Check, Config, Stage, Table, deferred
 from assets.recipe.task_entries import entry_named, resolved_entry
 from assets.store.home import downloads_folder, store_home
 from gpt_model.errors import Unreachable, about, about_all_of
@@ -77,11 +77,29 @@ CHECKS = (
 )
 SHOW = deferred("assets.report.data", "show_human_data")
 
+# Columns of `gpt_model.rlhf.records`.
+MESSAGES = ("array<struct<role, content>>", "the dialogue so far, the oldest turn first")
+IDENTITY = {
+    "source": ("string", "the source of the recipe that the row is of"),
+    "id": ("string", "which row of the source"),
+}
+RESPONSES = ("array<struct<text, rank, rating>>", "the answers; rank 0 is the best")
+FURTHER = ("array<array<int>>", "ranks of the same answers in the source's further rows")
+REST = ("string", "what followed the prompt in its source")
+SPLIT_ROWS = "training|held_out|judge"
+
+
+def _table(**columns: tuple[str, str]) -> Table:
+    return Table({**IDENTITY, "messages": MESSAGES, **columns}, rows=SPLIT_ROWS)
+
+
 DEMONSTRATIONS = Stage(
     name="demonstrations",
     version="3",
     run=deferred(EXECUTION, "run_demonstrations"),
     description="Dialogues in which an assistant answers as it should.",
+    kinds=("python", "jsonl"),
+    table=_table(),
     checks=CHECKS,
     show=SHOW,
     pin=pin,
@@ -91,6 +109,8 @@ COMPARISONS = Stage(
     version="2",
     run=deferred(EXECUTION, "run_comparisons"),
     description="Answers to one prompt, ranked by people.",
+    kinds=("python", "jsonl"),
+    table=_table(responses=RESPONSES, further=FURTHER),
     checks=CHECKS,
     show=SHOW,
     pin=pin,
@@ -100,6 +120,8 @@ PROMPTS = Stage(
     version="2",
     run=deferred(EXECUTION, "run_prompts"),
     description="What PPO answers: prompts that are in neither demonstrations nor comparisons.",
+    kinds=("python", "jsonl"),
+    table=_table(rest=REST),
     checks=(
         *CHECKS,
         Check(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from assets.contract import Check, Config, Stage, deferred
+from assets.contract import Check, Config, Stage, Table, deferred
 from assets.store.home import downloads_folder
 from gpt_model.data.vocabularies import ReleasedTokenizer
 from gpt_model.errors import about
@@ -55,6 +55,10 @@ TOKENS = Stage(
     run=deferred(TOKENIZING, "tokenize"),
     description="The corpus as memory-mapped shards of token ids, documents delimited by "
     "end-of-text.",
+    kinds=("python", "numpy"),
+    table=Table(
+        {"token": ("uint16 or uint32", "an id of the tokenizer's vocabulary")}, rows="tokens"
+    ),
     checks=(
         Check(
             "decodes_to_documents",

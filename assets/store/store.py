@@ -7,6 +7,7 @@ one rename.
     building/<fingerprint>/   the same during a build, with job.json and result.json or
                               failure.json; it outlives an attempt
     refs/<recipe>/<stage>     {"fingerprint": …, "updated": …}
+    recipes/<recipe>.json     where the file of a recipe is that was built from a path
     locks/<fingerprint>.lock
     store.json                {"version": 1}
 
