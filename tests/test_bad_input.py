@@ -229,9 +229,13 @@ def test_bad_input_found_while_building_leaves_nothing_half_made(
     change, spoil, field, words = FOUND_WHILE_BUILDING[what]
     path = mutated(tmp_path, change)
     spoil(tmp_path)
-    done = cli("run", str(path))
+    profile = tmp_path / "tight.yaml"
+    profile.write_text("name: tight\nmemory_gb: 0.0001\n")
+    done = cli("run", str(path), "--profile", str(profile))
     assert done.returncode == 1
     assert_says(done.stderr, path, field, words)
+    # what does not fit is a warning, and the build begins
+    assert "and tight has 100kB. The smallest profile that would do: processes: " in done.stderr
     assert half_made(home) == []
     with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
         (run,) = instance.get_runs()

@@ -46,7 +46,7 @@ from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.scaling_laws import fit_compute
 from gpt_model.training.schedules import BatchSchedule
-from pipelines.cli.plan import draw_plan, parameters_by_part, plan_of
+from pipelines.cli.plan import draw_plan, parameters_by_part, plan_of, what_does_not_fit
 
 RECIPE = small_recipe()
 CPU = Profile(name="two", processes=2, threads=1)
@@ -709,9 +709,9 @@ def test_what_does_not_fit_is_said_with_the_smallest_profile_that_would_do(
     tight = Profile.model_validate({**gpu, "memory_gb": 0.0005})
     facts = plan_of(RECIPE, base, tight, store)
     assert not facts["memory_per_rank"]["fits"]
-    assert "does not fit  " in _drawn(
-        facts
-    ) and "The smallest profile that would do: processes: " in (_drawn(facts))
+    [sentence] = what_does_not_fit(facts, "gpu")
+    assert "a rank at ZeRO 1, and gpu has 500kB. The smallest profile that would do: " in sentence
+    assert "does not fit  " in _drawn(facts) and sentence in _drawn(facts)
 
 
 @pytest.mark.slow

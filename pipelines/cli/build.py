@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -12,6 +13,7 @@ from assets.recipe.profile import Profile, load_profile
 from assets.recipe.recipe import RECIPES, Recipe, load_recipe
 from assets.recipe.yaml_file import find_file, naming
 from assets.stages.pretraining import PRETRAINED, check_shared_out
+from assets.store.store import Store
 from gpt_model.errors import Unreachable, UserError
 from gpt_model.io import peak_resident_bytes
 from pipelines.cli.common import (
@@ -24,7 +26,7 @@ from pipelines.cli.common import (
     print_rich,
     stderr_console,
 )
-from pipelines.cli.plan import draw_plan, plan_of
+from pipelines.cli.plan import draw_plan, memory_facts, model_of, plan_of, what_does_not_fit
 from pipelines.cli.scorecard_view import announce, as_values
 from pipelines.progress import BuildDisplay, duration, human
 
@@ -36,7 +38,9 @@ def run(recipe: RecipeName, profile: ProfileName = "cpu", as_json: AsJson = Fals
     """Build a recipe, or find it built; prints the scorecard's headline."""
     began = time.monotonic()
     store = open_store()
-    loaded, path, _ = _checked(recipe, profile)
+    loaded, path, execution = _checked(recipe, profile)
+    for sentence in _too_large(loaded, execution, store):
+        typer.echo(f"warning: {sentence} The build begins all the same.", err=True)
     with BuildDisplay(store.home, stderr_console()) as display:
         # Dagster takes seconds to import: a mistake in the recipe is reported before that
         from pipelines.definitions import RecipeFile
@@ -84,6 +88,18 @@ def plan(recipe: RecipeName, profile: ProfileName = "cpu", as_json: AsJson = Fal
         print_json(facts)
     else:
         print_rich(draw_plan(facts))
+
+
+def _too_large(recipe: Recipe, profile: Profile, store: Store) -> list[str]:
+    """What of the training does not fit the profile, as `plan` says it; of an imported model once
+    it is here.
+    """
+    built = {}
+    if recipe.imported:
+        with suppress(UserError):
+            built["imported"] = store.resolve(f"{recipe.name}/imported")
+    model = model_of(recipe, built)
+    return what_does_not_fit(memory_facts(recipe, model, profile), profile.name) if model else []
 
 
 def _checked(

@@ -55,7 +55,7 @@ def plan_of(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[
     damage: list[str] = []
     artifacts = readable(store, damage.append)
     stages, built = _stages(recipe, base, profile, store, artifacts)
-    model = _model(recipe, built)
+    model = model_of(recipe, built)
     estimates = [stage["forecast"] for stage in stages if stage["state"] == "build"]
     seconds, size = (
         _sum([answer[quantity] for answer in estimates if answer])
@@ -70,18 +70,9 @@ def plan_of(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[
         "parameters": parameters_by_part(model) if model else None,
     }
     if model and recipe.pretraining:
-        facts |= _training(recipe, recipe.pretraining, model, built, profile)
-    if model and recipe.alignment and recipe.alignment.ppo:
-        total = ppo_bytes(model, recipe.alignment.ppo.value == "shared")
-        shard = total // profile.processes
-        available = profile.memory_each()
-        facts["ppo_memory"] = {
-            "bytes": total,
-            "bytes_per_rank_shared_out": shard,
-            "fits": available is None or shard <= available,
-            "ranks": math.ceil(total / available) if available else None,
-        }
+        facts |= _training(recipe, recipe.pretraining, model, built)
     return facts | {
+        **(memory_facts(recipe, model, profile) if model else {}),
         "damage": damage,
         "stages": stages,
         "seconds": seconds,
@@ -101,7 +92,7 @@ def _price(seconds: Mapping[str, float], profile: Profile) -> dict[str, dict[str
     return {"price": {end: value * each for end, value in seconds.items()}}
 
 
-def _model(recipe: Recipe, built: Mapping[str, Artifact]) -> ModelConfig | None:
+def model_of(recipe: Recipe, built: Mapping[str, Artifact]) -> ModelConfig | None:
     """The recipe's model, with its tokenizer's vocabulary; an imported one once it is here."""
     if recipe.imported is None:
         tokenizer = built.get("tokenizer")
@@ -114,25 +105,10 @@ def _model(recipe: Recipe, built: Mapping[str, Artifact]) -> ModelConfig | None:
 
 
 def _training(
-    recipe: Recipe,
-    section: PretrainingSection,
-    model: ModelConfig,
-    built: Mapping[str, Artifact],
-    profile: Profile,
+    recipe: Recipe, section: PretrainingSection, model: ModelConfig, built: Mapping[str, Artifact]
 ) -> dict[str, Any]:
-    """What pre-training takes: tokens, steps, FLOPs, memory."""
+    """What pre-training takes: tokens, steps, FLOPs, disk."""
     settings = section.model_dump(mode="json")
-    check_shared_out(settings, model.context, profile.name, profile.processes)
-    sequences = section.batch_tokens // model.context // profile.processes
-    each = micro_batch(sequences, model.context, profile)
-    checkpointing = profile.activation_checkpointing
-    by_stage = {
-        stage: memory_per_rank(model, stage, profile.processes, each, checkpointing)
-        for stage in ZERO_STAGES
-    }
-    available = profile.memory_each()
-    fits = available is None or by_stage[profile.zero_stage] <= available
-    batches = [tokens // model.context for tokens in batch_sizes(settings).values()]
     return {
         "tokens": section.tokens,
         "batch_tokens": section.batch_tokens,
@@ -143,19 +119,76 @@ def _training(
         "epochs": _epochs(recipe, section, built.get("tokens")),
         "flops": training_flops(model, section.tokens),
         "flops_per_token": model.flops_per_token(),
-        "memory_per_rank": {
-            "ranks": profile.processes,
-            "micro_batch": each,
-            "profile_stage": profile.zero_stage,
-            "bytes_by_zero_stage": {str(stage): size for stage, size in by_stage.items()},
-            "available": available,
-            "fits": fits,
-            "smallest_profile": (
-                None if fits or not available else smallest_profile(model, batches, available)
-            ),
-        },
         "checkpoint_bytes": CHECKPOINTS * CHECKPOINT_BYTES * model.parameters(),
     }
+
+
+def memory_facts(recipe: Recipe, model: ModelConfig, profile: Profile) -> dict[str, Any]:
+    """What pre-training and PPO take of each rank's memory, as JSON values. Raises UserError where
+    the profile cannot share out the recipe's batch.
+    """
+    available, facts = profile.memory_each(), dict[str, Any]()
+    if recipe.pretraining:
+        facts["memory_per_rank"] = _training_memory(recipe.pretraining, model, profile, available)
+    if recipe.alignment and recipe.alignment.ppo:
+        total = ppo_bytes(model, recipe.alignment.ppo.value == "shared")
+        shard = total // profile.processes
+        facts["ppo_memory"] = {
+            "bytes": total,
+            "bytes_per_rank_shared_out": shard,
+            "fits": available is None or shard <= available,
+            "ranks": math.ceil(total / available) if available else None,
+        }
+    return facts
+
+
+def _training_memory(
+    section: PretrainingSection, model: ModelConfig, profile: Profile, available: float | None
+) -> dict[str, Any]:
+    settings = section.model_dump(mode="json")
+    check_shared_out(settings, model.context, profile.name, profile.processes)
+    sequences = section.batch_tokens // model.context // profile.processes
+    each = micro_batch(sequences, model.context, profile)
+    checkpointing = profile.activation_checkpointing
+    by_stage = {
+        stage: memory_per_rank(model, stage, profile.processes, each, checkpointing)
+        for stage in ZERO_STAGES
+    }
+    fits = available is None or by_stage[profile.zero_stage] <= available
+    batches = [tokens // model.context for tokens in batch_sizes(settings).values()]
+    return {
+        "ranks": profile.processes,
+        "micro_batch": each,
+        "profile_stage": profile.zero_stage,
+        "bytes_by_zero_stage": {str(stage): size for stage, size in by_stage.items()},
+        "available": available,
+        "fits": fits,
+        "smallest_profile": (
+            None if fits or not available else smallest_profile(model, batches, available)
+        ),
+    }
+
+
+def what_does_not_fit(memory: Mapping[str, Any], profile: str) -> list[str]:
+    """A sentence for each part of the training that is too large for the profile, with the smallest
+    profile that would do. `memory`: of `memory_facts`.
+    """
+    sentences = []
+    if (training := memory.get("memory_per_rank")) and not training["fits"]:
+        stage = training["profile_stage"]
+        needed = _bytes(training["bytes_by_zero_stage"][str(stage)])
+        smallest = training["smallest_profile"].items()
+        fields = ", ".join(f"{name}: {str(value).lower()}" for name, value in smallest)
+        sentences.append(
+            f"Pre-training takes {needed} a rank at ZeRO {stage}, and {profile} has "
+            f"{_bytes(training['available'])}. The smallest profile that would do: {fields}."
+        )
+    if (ppo := memory.get("ppo_memory")) and not ppo["fits"]:
+        sentences.append(
+            f"PPO's models take {_bytes(ppo['bytes'])}: {ppo['ranks']} ranks of {profile}'s "
+            "devices would hold them."
+        )
+    return sentences
 
 
 def parameters_by_part(model: ModelConfig) -> dict[str, int]:
@@ -302,11 +335,14 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
         models = f"{_bytes(ppo['bytes'])}: policy, value, reference, reward"
         shard = f"{_bytes(ppo['bytes_per_rank_shared_out'])} a rank where all is shared out"
         table.add_row("[bold]PPO's models", f"{models}; {shard}")
-        if not ppo["fits"]:
-            would = f"it would take {ppo['ranks']} ranks of {facts['profile']}'s devices"
-            table.add_row("[bold red]does not fit", f"PPO's models: {would}")
-    if "tokens" not in facts:  # nothing is pre-trained
-        return table
+    if "tokens" in facts:  # something is pre-trained
+        _draw_training(table, facts)
+    for sentence in what_does_not_fit(facts, facts["profile"]):
+        table.add_row("[bold red]does not fit", sentence)
+    return table
+
+
+def _draw_training(table: Table, facts: Mapping[str, Any]) -> None:
     tokens, batch = human(facts["tokens"]), human(facts["batch_tokens"])
     steps = f"{tokens} in {facts['steps']:,} steps of {batch}{_ramp(facts)}"
     table.add_row("[bold]tokens", steps)
@@ -322,19 +358,6 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
     ranks = f"{memory['ranks']} rank{'s' if memory['ranks'] > 1 else ''}"
     ranks += f", {memory['micro_batch']} sequences each a forward pass"
     table.add_row("[bold]profile", f"{facts['profile']}: {ranks}, ZeRO {memory['profile_stage']}")
-    if not memory["fits"]:
-        table.add_row("[bold red]does not fit", _what_would_do(facts["profile"], memory))
-    return table
-
-
-def _what_would_do(profile: str, memory: Mapping[str, Any]) -> str:
-    """What is too large for the profile, and the smallest one of such devices that would do."""
-    stage = memory["profile_stage"]
-    needed = _bytes(memory["bytes_by_zero_stage"][str(stage)])
-    text = f"{needed} a rank at ZeRO {stage}, and {profile} has {_bytes(memory['available'])}"
-    smallest = memory["smallest_profile"].items()
-    fields = ", ".join(f"{name}: {str(value).lower()}" for name, value in smallest)
-    return f"{text}. The smallest profile that would do: {fields}"
 
 
 def _ramp(facts: Mapping[str, Any]) -> str:
