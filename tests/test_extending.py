@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import extending, write_local_recipe
 
-from assets.graph import nodes
+from assets.graph import node_named, nodes
 from assets.recipe.recipe import load_recipe
 from gpt_model.errors import UserError
 
@@ -43,6 +43,100 @@ def test_extends_is_seen_from_its_file_wherever_one_is(
     monkeypatch.chdir(tmp_path / "elsewhere" / "deep")
     mine = load_recipe(str(tmp_path / "deep" / "mine.yaml"))
     assert mine.files[-1] == tmp_path / "small.yaml" and mine.name == "mine"
+
+
+SOURCE = "name: rows, form: messages"
+EVERY_PATH = f"""
+corpus:
+  sources:
+    - {{name: notes, path: "notes/*.txt"}}
+    - {{name: absolute, path: /srv/*.txt}}
+    - {{name: copied, hub: ./copy, revision: main}}
+    - {{name: far, hub: owner/name, revision: main}}
+tokenizer: {{from: ./gpt2}}
+finetuning:
+  tasks: [own.yaml, sst2, cola, mrpc]
+  files: {{sst2: rows.csv, cola: {{training: a.csv, test: {{one: b.csv}}}}}}
+evaluation: {{suites: [suites/mine.yaml, held_out], files: {{mine/x: x.csv}}}}
+experiments:
+  layers_transferred: {{task: own.yaml}}
+  ablations: {{tasks: [own.yaml]}}
+  zero_shot_dynamics: {{sentiment: own.yaml}}
+alignment:
+  demonstrations: {{sources: &rows [{{{SOURCE}, path: a.jsonl}}, {{name: t, task: own.yaml}}]}}
+  prompts: {{sources: [{{{SOURCE}, hub: ./copy, revision: main}}]}}
+  preferences: {{suites: [suites/mine.yaml]}}
+  supervised: {{learning_rate: 1e-3}}
+"""
+
+
+@pytest.mark.parametrize("child", ["beside", "below/deep/mine"])
+def test_a_path_is_relative_to_the_file_it_is_written_in(child: str, tmp_path: Path) -> None:
+    parent = write_local_recipe(tmp_path, "small")
+    lines = parent.read_text().split("\n")
+    lines = [line for line in lines if line.startswith(("name", "model", "pretraining"))]
+    parent.write_text("\n".join(lines) + EVERY_PATH)
+    mine = tmp_path / f"{child}.yaml"
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text(f"extends: {parent}\nname: mine\nimported: null\n")
+    recipe = load_recipe(str(mine))
+    up = "" if child == "beside" else "../../"
+    here = up or "./"  # of what would else be a name
+    assert [source.path or source.hub for source in recipe.corpus.sources] == [
+        f"{up}notes/*.txt",
+        "/srv/*.txt",
+        f"{here}copy",
+        "owner/name",
+    ]
+    assert recipe.tokenizer.from_.folder == f"{here}gpt2"
+    assert recipe.finetuning.tasks == [f"{up}own.yaml", "sst2", "cola", "mrpc"]
+    files = recipe.finetuning.files
+    assert files["sst2"] == f"{up}rows.csv"
+    assert files["cola"].all() == [f"{up}a.csv", f"{up}b.csv"]
+    assert recipe.evaluation.suites == [f"{up}suites/mine.yaml", "held_out"]
+    assert recipe.evaluation.files == {"mine/x": f"{up}x.csv"}
+    experiments = recipe.experiments
+    assert experiments.layers_transferred.task == f"{up}own.yaml"
+    assert experiments.ablations.tasks == [f"{up}own.yaml"]
+    assert experiments.zero_shot_dynamics.sentiment == f"{up}own.yaml"
+    assert experiments.zero_shot_dynamics.acceptability == "cola"
+    alignment = recipe.alignment
+    rows, task = alignment.demonstrations.sources
+    assert (rows.path, task.task) == (f"{up}a.jsonl", f"{up}own.yaml")
+    assert alignment.prompts.sources[0].hub == f"{here}copy"
+    assert alignment.preferences.suites == [f"{up}suites/mine.yaml"]
+
+
+def test_a_recipe_of_another_folder_reads_the_files_of_the_one_it_extends(
+    tmp_path: Path, downloads: Path
+) -> None:
+    """And its own beside them: the sources are the parent's, one of which is named from two
+    places by an anchor.
+    """
+    folder = tmp_path / "parent"
+    folder.mkdir()
+    write_local_recipe(folder, "small", paragraphs=20)
+    (folder / "rows.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    )
+    with (folder / "small.yaml").open("a") as file:
+        file.write(
+            f"alignment:\n  demonstrations: {{sources: &rows [{{{SOURCE}, path: rows.jsonl}}]}}\n"
+            "  prompts: {sources: *rows}\n"
+        )
+    mine = tmp_path / "child" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text("extends: ../parent/small\nname: mine\n")
+    configs = {}
+    for path in (folder / "small.yaml", mine):
+        graph = nodes(load_recipe(str(path)))
+        for name in ("corpus", "demonstrations", "prompts"):
+            config = node_named(graph, name).config(path.parent)
+            configs[path.stem, name] = [
+                file["sha256"] for source in config["sources"] for file in source["pinned"]
+            ]
+    for name in ("corpus", "demonstrations", "prompts"):
+        assert configs["mine", name] == configs["small", name] != []
 
 
 @pytest.mark.parametrize(

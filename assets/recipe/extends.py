@@ -1,16 +1,29 @@
 """`extends: NAME`: a recipe's file merged over another's. What the keys mean is `recipe.py`'s.
 
-Mappings are merged key by key, `null` takes out what the other has, all else is replaced. Limits of
+Mappings are merged key by key, `null` takes out what the other has, all else is replaced. A path is
+relative to the file it is written in. Limits of
 a task or a suite that is no longer named go with it, and so do the experiments on such a task, and
 the training of a model where one is imported in its place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from assets.recipe.yaml_file import SUFFIXES, find_file, naming, read_yaml, stem, yaml_files
+from assets.recipe.yaml_file import (
+    SUFFIXES,
+    find_file,
+    is_path,
+    naming,
+    read_yaml,
+    stem,
+    yaml_files,
+)
+from gpt_model.data.local_files import seen_from
+from gpt_model.data.location import is_folder
 from gpt_model.errors import UserError, about, naming_path
 
 Contents = dict[str, Any]
@@ -22,11 +35,39 @@ LIMITS = {
     "evaluation": ("suites", ("examples", "files")),
 }
 
+# what says that a text is a path, and no name of something known here or on the hub -> where such
+# texts stand, * for each in a list or mapping
+PATHS: dict[Callable[[str], object], tuple[str, ...]] = {
+    str.strip: (
+        "corpus.sources.*.path",
+        "corpus.sources.*.file",
+        "tokenizer.from.folder",
+        "imported.folder",
+        "finetuning.files.*",
+        "finetuning.files.*.*",  # a file a split
+        "finetuning.files.*.test.*",
+        "evaluation.files.*",
+        "alignment.*.sources.*.path",
+        "alignment.*.sources.*.file",
+    ),
+    is_folder: ("corpus.sources.*.hub", "tokenizer.from", "alignment.*.sources.*.hub"),
+    is_path: (
+        "finetuning.tasks.*",
+        "evaluation.suites.*",
+        "experiments.layers_transferred.task",
+        "experiments.ablations.tasks.*",
+        "experiments.zero_shot_dynamics.*",
+        "alignment.*.sources.*.task",
+        "alignment.preferences.suites.*",
+    ),
+}
+
 
 def extended(path: Path, recipes: Path) -> dict[Path, Contents]:
-    """What stands in a recipe's file, and in each one it extends, nearest first. `recipes`: the
-    folder of those that have a name.
+    """What stands in a recipe's file, and in each one it extends, nearest first, with every path as
+    seen from the first one's folder. `recipes`: the folder of those that have a name.
     """
+    base = path.parent
     files = {path: read_yaml(path)}
     while (parent := files[path].pop("extends", None)) is not None:
         with naming([path]), about("extends"):
@@ -36,8 +77,38 @@ def extended(path: Path, recipes: Path) -> dict[Path, Contents]:
                     f"It comes back to itself: {' → '.join(file.stem for file in (*files, path))}."
                 )
         files[path] = read_yaml(path)
+        if path.parent != base:
+            for is_local, fields in PATHS.items():
+                seen = partial(_seen_from, base, path.parent, is_local)
+                for field in fields:
+                    files[path] = _changed_at(files[path], field.split("."), seen)
         files[path].pop("schedule", None)  # or every recipe that extends one would run with it
     return _without_what_imports_replace(files)
+
+
+def _seen_from(base: Path, folder: Path, is_local: Callable[[str], object], text: str) -> str:
+    """A path relative to `folder`, as seen from `base`; any other text as it stands."""
+    if not is_local(text) or text.startswith(("/", "~")):
+        return text
+    seen = seen_from(text, base, folder)
+    return seen if is_local(seen) else f"./{seen}"
+
+
+def _changed_at(contents: Any, where: Sequence[str], change: Callable[[str], str]) -> Any:
+    """`contents` with each text at `where` changed. What is of a wrong kind stays: that is said
+    when the whole is read.
+    """
+    if not where:
+        return change(contents) if isinstance(contents, str) else contents
+    first, *rest = where
+    if isinstance(contents, list) and first == "*":
+        return [_changed_at(value, rest, change) for value in contents]
+    if not isinstance(contents, dict):
+        return contents
+    return {
+        key: _changed_at(value, rest, change) if first in ("*", key) else value
+        for key, value in contents.items()
+    }
 
 
 def _parent(name: str, folder: Path, recipes: Path) -> Path:
