@@ -4,6 +4,7 @@ every row, places and recipes.
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from assets.recipe.sections import AlignmentSection
 from assets.stages.human_data import COMPARISONS, DEMONSTRATIONS, PROMPTS
 from gpt_model.data import hub
 from gpt_model.errors import Unreachable, UserError
+from gpt_model.progress import Silent
 from gpt_model.rlhf import records
+from gpt_model.rlhf.readers.record_readers import read_source
+from gpt_model.rlhf.readers.source import HumanSource
 
 SENTENCES = [
     {"text": f"the {word} sees tree {n} and the king", "rating": n % 7 - 3}
@@ -491,6 +495,48 @@ RECIPE = f"""\
   demonstrations:
     sources:
 """
+
+
+PAIRS = {"name": "pairs", "path": "pairs.jsonl", "form": "pairs", "columns": {"prompt": "prompt"}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "source"),
+    [
+        (DEMONSTRATIONS, {"name": "a", "path": "said.jsonl", "form": "messages"}),
+        (COMPARISONS, {**PAIRS, "path": "said.jsonl"}),
+        (PROMPTS, {"name": "a", "path": "said.jsonl", "form": "transcript"}),
+    ],
+)
+def test_a_column_that_the_rows_lack_is_found_as_a_build_is_planned(
+    stage: Stage, source: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=f"none of its 40 rows can be used for {stage.name}"
+    ) as at_plan:
+        pinned(folder, stage, source)
+    whole = HumanSource.model_validate(source).resolved(folder, tmp_path / "downloads")
+    with pytest.raises(UserError) as as_built:
+        read_source(whole, stage.name, tmp_path / "downloads", folder, Silent(), 0)
+    assert str(at_plan.value) == str(as_built.value)
+
+
+def test_a_plan_looks_at_the_first_rows_of_every_file_and_at_all_where_those_are_of_no_use(
+    folder: Path,
+) -> None:
+    source = {"name": "said", "path": "said*", "form": "instruction"}
+    useless = [{"instruction": "What?"}] * 150
+    jsonl(folder / "said_late.jsonl", [*useless, {"instruction": "What?", "response": "That."}])
+    pinned(folder, DEMONSTRATIONS, {**source, "path": "said_late.jsonl"})
+    rows = "".join(f'{{"instruction": "{n}?", "response": "{n * n}"}}\n' for n in range(50_000))
+    packed = gzip.compress(rows.encode())
+    (folder / "said_more.jsonl.gz").write_bytes(packed[: len(packed) * 3 // 4])
+    cut = pinned(folder, DEMONSTRATIONS, source)  # its damage is beyond what is looked at
+    with pytest.raises(UserError, match=r"said_more\.jsonl\.gz is damaged or cut short"):
+        DEMONSTRATIONS.run(cut, {}, folder, RecordingProgress("demonstrations"))
+    (folder / "said_more.jsonl.gz").write_bytes(packed[:20])
+    with pytest.raises(UserError, match=r"said_more\.jsonl\.gz is damaged or cut short"):
+        pinned(folder, DEMONSTRATIONS, source)
 
 
 @pytest.mark.parametrize(

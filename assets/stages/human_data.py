@@ -11,6 +11,7 @@ What the forms of their rows mean is `gpt_model.rlhf.readers`'.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from assets.recipe.task_entries import entry_named, resolved_entry
 from assets.store.home import downloads_folder, store_home
 from gpt_model.errors import Unreachable, about, about_all_of
 from gpt_model.rlhf import votes
+from gpt_model.rlhf.readers.record_readers import check_source
 from gpt_model.rlhf.readers.source import HumanSource, Purpose
 
 EXECUTION = "assets.execution.human_data"
@@ -30,18 +32,18 @@ SPLITS: dict[Purpose, tuple[str, ...]] = {
 }
 
 
-def pin(config: Config, base: Path) -> Config:
-    """The section with local files and votes tied to their bytes, branches to their commits, and
-    tasks written out.
+def pin(purpose: Purpose, config: Config, base: Path) -> Config:
+    """The section with local files and votes tied to their bytes and looked into for mistakes,
+    branches tied to their commits, and tasks written out.
     """
     sources = []
     for number, given in enumerate(config["sources"]):
         with about(f"sources[{number}]"):
-            sources.append(_pinned(HumanSource.model_validate(given), base))
+            sources.append(_pinned(HumanSource.model_validate(given), purpose, base))
     return {**config, "sources": sources}
 
 
-def _pinned(source: HumanSource, base: Path) -> dict[str, Any]:
+def _pinned(source: HumanSource, purpose: Purpose, base: Path) -> dict[str, Any]:
     if source.votes:
         source = source.model_copy(update={"pinned": votes.pin(store_home())})
     elif source.task:
@@ -55,6 +57,7 @@ def _pinned(source: HumanSource, base: Path) -> dict[str, Any]:
         return {**source.model_dump(mode="json"), "entry": entry}
     else:
         source = source.resolved(base, downloads_folder())
+    check_source(source, purpose, downloads_folder(), store_home())
     return source.model_dump(mode="json")
 
 
@@ -102,7 +105,7 @@ DEMONSTRATIONS = Stage(
     table=_table(),
     checks=CHECKS,
     show=SHOW,
-    pin=pin,
+    pin=partial(pin, "demonstrations"),
 )
 COMPARISONS = Stage(
     name="comparisons",
@@ -113,7 +116,7 @@ COMPARISONS = Stage(
     table=_table(responses=RESPONSES, further=FURTHER),
     checks=CHECKS,
     show=SHOW,
-    pin=pin,
+    pin=partial(pin, "comparisons"),
 )
 PROMPTS = Stage(
     name="prompts",
@@ -132,5 +135,5 @@ PROMPTS = Stage(
         ),
     ),
     show=SHOW,
-    pin=pin,
+    pin=partial(pin, "prompts"),
 )

@@ -11,7 +11,7 @@ import glob
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -216,6 +216,17 @@ def linked(
         for file in files:
             (Path(folder) / file.path).symlink_to(reading.locate(file).resolve())
         yield Path(folder)
+
+
+def read_once(kind: str, identity: str, downloads: Path, read: Callable[[], None]) -> None:
+    """Calls `read`, which looks for mistakes in pinned files, unless a note under `downloads` says
+    that it found none in what `identity` says of them.
+    """
+    note = downloads / "local" / kind / hashlib.sha256(identity.encode()).hexdigest()
+    if not note.exists():
+        read()
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
 
 
 class _HashedFile(io.RawIOBase):

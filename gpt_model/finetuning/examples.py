@@ -8,7 +8,6 @@ the task's validation and test shares together.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_model.data.formats import Row, format_from_ending
+from gpt_model.data.local_files import read_once
 from gpt_model.data.location import tables
 from gpt_model.data.splits import bucket
 from gpt_model.errors import UserError
@@ -111,14 +111,13 @@ def checked(task: str, entry: TaskEntry, downloads: Path) -> TaskEntry:
         return entry
     if entry.form != "multiple_choice" and not entry.label_names():
         entry = entry.model_copy(update={"labels": _inferred_labels(entry, downloads)})
-    identified = hashlib.sha256(entry.model_dump_json().encode()).hexdigest()
-    note = downloads / "local" / "tasks" / identified
-    if not note.exists():
-        read = _examples_reader(_Reader(task, entry), entry, downloads, Silent())
+
+    def read() -> None:
+        examples_of = _examples_reader(_Reader(task, entry), entry, downloads, Silent())
         for name in entry.source.names():
-            read(name)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.touch()
+            examples_of(name)
+
+    read_once("tasks", entry.model_dump_json(), downloads, read)
     return entry
 
 

@@ -14,14 +14,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gpt_model.data.formats import Row, UnreadableRow, read_rows
+from gpt_model.data.local_files import read_once
 from gpt_model.data.location import tables
 from gpt_model.data.splits import bucket
 from gpt_model.errors import UserError, about_all_of
-from gpt_model.progress import Progress
+from gpt_model.progress import Progress, Silent
 from gpt_model.rlhf import votes
 from gpt_model.rlhf.dialogue import Dialogue, NoDialogue, Turn, dialogue
 from gpt_model.rlhf.readers.fields import (
@@ -46,6 +48,7 @@ from gpt_model.rlhf.readers.source import HumanSource, Purpose
 
 # of `part`: the same for every source, so that shares that do not overlap have no text in common
 PART_SEED = 0x9A27
+FIRST_ROWS = 100  # of each local file, which `plan` looks into
 
 
 def read_source(
@@ -62,8 +65,44 @@ def read_source(
     `home`: the store's folder, where votes lie. `seed`: of a task's splits, and of the rows that
     are taken where there is a limit.
     """
+    rows, report = _usable_rows(source, purpose, downloads, home, progress, seed)
+    if not (rows or source.votes):
+        raise no_usable_rows(source, purpose, report)
+    return rows, report
+
+
+def check_source(source: HumanSource, purpose: Purpose, downloads: Path, home: Path) -> None:
+    """Raises UserError as `read_source` does, for local files: after the first rows of each, or,
+    where none of these can be used, after all. Data that is no local file is not read.
+    """
+    files = source.pinned or []
+    parts = (
+        [source] if source.hub else [source.model_copy(update={"pinned": [file]}) for file in files]
+    )
+
+    def read() -> None:
+        given = (purpose, downloads, home, Silent(), 0)
+        usable = [bool(_usable_rows(part, *given, first=FIRST_ROWS)[0]) for part in parts]
+        if not any(usable):
+            read_source(source, *given)
+
+    if files:
+        read_once("human", f"{purpose} {source.model_dump_json()}", downloads, read)
+
+
+def _usable_rows(
+    source: HumanSource,
+    purpose: Purpose,
+    downloads: Path,
+    home: Path,
+    progress: Progress,
+    seed: int,
+    first: int | None = None,
+) -> tuple[list[ParsedRow], RowReport]:
+    """The rows that can be used, of all or of the `first` so many, and what became of each."""
     report, rows, dialogues = RowReport(), list[ParsedRow](), set[Dialogue]()
-    for row_id, parse in _row_parsers(source, purpose, downloads, home, progress, seed, report):
+    parsers = _row_parsers(source, purpose, downloads, home, progress, seed, report, first)
+    for row_id, parse in parsers:
         report.rows += 1
         try:
             row = replace(_checked(source, parse()), id=row_id)
@@ -84,8 +123,6 @@ def read_source(
     for row in rows:
         for reason, detail in row.dropped:
             report.dropped.add(reason, row.id, detail)
-    if not (rows or source.votes):
-        raise no_usable_rows(source, purpose, report)
     return rows, report
 
 
@@ -113,13 +150,14 @@ def _row_parsers(
     progress: Progress,
     seed: int,
     report: RowReport,
+    first: int | None,
 ) -> Iterator[RowParser]:
     if source.task:
         with about_all_of("task"):
             for row_id, parsed in demonstrations_of_task(source, downloads, progress, seed):
                 yield row_id, lambda parsed=parsed: parsed  # type: ignore[misc]
         return
-    rows = _rows(source, downloads, home, progress, report)
+    rows = islice(_rows(source, downloads, home, progress, report), first)
     if source.form == "tree":
         every_row = list(rows)
         tree = Tree(source, [row for _, row in every_row])
