@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import Artifact, Config, Inputs, Verdict
-from assets.launch.launcher import Exit, LocalLauncher, log_of, name_of_signal
+from assets.launch.launcher import Exit, LocalLauncher, log_of, module_command, name_of_signal
 from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.store.home import cache_environment
@@ -207,7 +207,7 @@ def _launch(
         tracking.begin(building, description, request.dagster_run_id)
     with tracking.stream(building):  # an error in here fails the MLflow run too
         exit = launcher.run(
-            [request.python, "-m", "assets.worker", str(building.folder)],
+            [*module_command(request.python, "assets.worker"), str(building.folder)],
             ranks=ranks,
             threads=threads,
             log=building.log,

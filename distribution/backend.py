@@ -126,9 +126,7 @@ def rewritten(source: bytes, modules: frozenset[str], name: str) -> bytes:
     return b"".join(lines)
 
 
-def _mentions(
-    tree: ast.AST, modules: frozenset[str], name: str
-) -> Iterator[tuple[int, int, str]]:
+def _mentions(tree: ast.AST, modules: frozenset[str], name: str) -> Iterator[tuple[int, int, str]]:
     """(line, column in bytes, dotted name) of each mention of one of `modules`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in modules:

@@ -26,7 +26,7 @@ from assets.lineage import launchpad_lineage
 from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.recipe.recipe import RECIPES, Recipe, load_recipe
-from assets.recipe.yaml_file import compose_files, yaml_files
+from assets.recipe.yaml_file import compose_files, here_and, named_files
 from assets.stage import RecipeEntry, as_asset
 from assets.store.recipes import recorded
 from assets.store.store import Store
@@ -65,20 +65,21 @@ class BrokenRecipe:
 
 
 def recipe_files(folder: Path | None = None) -> tuple[list[RecipeFile], list[BrokenRecipe]]:
-    """The recipes in `folder` (default: $LINEAGE_RECIPES, or recipes/), and its files with a
-    mistake.
+    """The recipes in `folder` (default: $LINEAGE_RECIPES, or recipes/ here and ours), and its files
+    with a mistake.
 
     Raises UserError where there is no such folder.
     """
-    folder = folder or Path(os.environ.get("LINEAGE_RECIPES") or RECIPES)
-    if not folder.is_dir():
+    if folder is None and (named := os.environ.get("LINEAGE_RECIPES")):
+        folder = Path(named)
+    if folder is not None and not folder.is_dir():
         raise UserError(
             f"There is no folder {folder}. Point LINEAGE_RECIPES at a folder of recipes, or leave "
             "it unset."
         )
     by_name: dict[str, RecipeFile] = {}
     broken = []
-    for path in yaml_files(folder):
+    for path in named_files([folder] if folder else here_and(RECIPES)).values():
         try:
             file = RecipeFile(load_recipe(str(path)), path)
             # local texts are the builds' to read: a missing one takes no graph away

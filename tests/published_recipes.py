@@ -107,7 +107,7 @@ def tasks_of(suite: str) -> list[SuiteTask]:
 
 
 def entry_of(task: str) -> TaskEntry:
-    return load_strict(TaskEntry, task, CATALOGUE, "task")
+    return load_strict(TaskEntry, task, [CATALOGUE], "task")
 
 
 def _task_files(task: str, folder: Path) -> dict[str, Any]:

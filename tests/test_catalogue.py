@@ -38,7 +38,7 @@ HUB = sorted(SETS.keys() - {"storycloze"})
 
 
 def entry_of(name: str) -> TaskEntry:
-    return load_strict(TaskEntry, name, CATALOGUE, "task")
+    return load_strict(TaskEntry, name, [CATALOGUE], "task")
 
 
 def rows_of(name: str, start: int) -> list[dict[str, Any]]:

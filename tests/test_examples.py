@@ -58,7 +58,7 @@ def read(folder: Path, seed: int = 0, limit: int | None = None, **changes: Any) 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CATALOGUE.glob("*.yaml")))
 def test_every_task_of_the_catalogue_is_a_valid_pinned_entry(name: str) -> None:
-    entry = load_strict(TaskEntry, name, CATALOGUE, "task")
+    entry = load_strict(TaskEntry, name, [CATALOGUE], "task")
     source = entry.source
     assert (
         (source.package and len(source.sha256 or "") == 64)
@@ -70,7 +70,7 @@ def test_every_task_of_the_catalogue_is_a_valid_pinned_entry(name: str) -> None:
 
 def test_the_catalogue_covers_all_four_forms() -> None:
     forms = {
-        load_strict(TaskEntry, path.stem, CATALOGUE, "task").form
+        load_strict(TaskEntry, path.stem, [CATALOGUE], "task").form
         for path in CATALOGUE.glob("*.yaml")
     }
     assert forms == {"classification", "entailment", "similarity", "multiple_choice"}

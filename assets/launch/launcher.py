@@ -89,6 +89,15 @@ def worker_environment(device: str, ranks: int, threads: int) -> dict[str, str]:
     )
 
 
+def module_command(python: str, module: str) -> list[str]:
+    """The command that runs `module` as it would be imported here. Where this process imports
+    nothing from the current folder, neither does that: a person may have a package of one of our
+    names there.
+    """
+    from_here = {"", str(Path.cwd())} & set(sys.path)
+    return [python, *([] if from_here else ["-P"]), "-m", module]
+
+
 class LocalLauncher:
     """Runs ranks on this machine. They are gone when `run` returns or raises, and soon after this
     process dies in any way.

@@ -110,7 +110,7 @@ def _rules(depth: _Depth, base: Contents, folder: Path) -> tuple[Rules, str]:
     """The rules that hold, and where they are from."""
     if depth.rules is not None:
         return load_strict(
-            Rules, str(folder / depth.rules), folder, "rules"
+            Rules, str(folder / depth.rules), [folder], "rules"
         ), f"the rules in {depth.rules}"
     if {"model", "pretraining"} <= base.keys():
         try:

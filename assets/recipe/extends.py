@@ -13,15 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from assets.recipe.yaml_file import (
-    SUFFIXES,
-    find_file,
-    is_path,
-    naming,
-    read_yaml,
-    stem,
-    yaml_files,
-)
+from assets.recipe.yaml_file import SUFFIXES, find_file, is_path, naming, read_yaml, stem
 from gpt_model.data.local_files import seen_from
 from gpt_model.data.location import is_folder
 from gpt_model.errors import UserError, about, naming_path
@@ -63,9 +55,9 @@ PATHS: dict[Callable[[str], object], tuple[str, ...]] = {
 }
 
 
-def extended(path: Path, recipes: Path) -> dict[Path, Contents]:
+def extended(path: Path, recipes: Sequence[Path]) -> dict[Path, Contents]:
     """What stands in a recipe's file, and in each one it extends, nearest first, with every path as
-    seen from the first one's folder. `recipes`: the folder of those that have a name.
+    seen from the first one's folder. `recipes`: the folders of those that have a name.
     """
     base = path.parent
     files = {path: read_yaml(path)}
@@ -111,7 +103,7 @@ def _changed_at(contents: Any, where: Sequence[str], change: Callable[[str], str
     }
 
 
-def _parent(name: str, folder: Path, recipes: Path) -> Path:
+def _parent(name: str, folder: Path, recipes: Sequence[Path]) -> Path:
     """The recipe that `extends` means: a file as seen from `folder`, with or without its ending, or
     the name of one in it, or of one in `recipes`.
     """
@@ -121,10 +113,8 @@ def _parent(name: str, folder: Path, recipes: Path) -> Path:
             endings = ("", *SUFFIXES)
             files = [path.with_name(f"{path.name}{ending}") for ending in endings if path.name]
             file = next((file for file in files if file.is_file()), path)
-        return find_file(str(file), folder, "recipe")
-    return find_file(
-        name, folder if any(file.stem == name for file in yaml_files(folder)) else recipes, "recipe"
-    )
+        return find_file(str(file), [folder], "recipe")
+    return find_file(name, [folder, *recipes], "recipe")
 
 
 def _without_what_imports_replace(files: dict[Path, Contents]) -> dict[Path, Contents]:

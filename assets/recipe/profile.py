@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from assets.recipe.yaml_file import load_strict
+from assets.recipe.yaml_file import here_and, load_strict
 from gpt_model.strict import BatchRows, Bounds, Strict
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
@@ -79,7 +79,8 @@ class Profile(Strict):
 
 
 def load_profile(name_or_path: str) -> Profile:
-    """A profile by its name under profiles/ or by path. Raises UserError naming file, field and
+    """A profile by its name under profiles/ (here, or ours) or by path. Raises UserError naming
+    file, field and
     line.
     """
-    return load_strict(Profile, name_or_path, PROFILES, what="profile")
+    return load_strict(Profile, name_or_path, here_and(PROFILES), what="profile")

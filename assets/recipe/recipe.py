@@ -27,7 +27,7 @@ from assets.recipe.depth import Dial
 from assets.recipe.depth import merged as dialled
 from assets.recipe.extends import extended, merged
 from assets.recipe.sections import AlignmentSection, ExperimentsSection
-from assets.recipe.yaml_file import find_file, naming, validate
+from assets.recipe.yaml_file import find_file, here_and, naming, validate
 from gpt_model.config import DEFAULT_BAND, PUBLISHED, ModelConfig, ModelShape
 from gpt_model.data.location import Located
 from gpt_model.data.sources import Source
@@ -586,8 +586,11 @@ def whole_sequences(batch_tokens: int, context: int, field: str = "batch_tokens"
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """A recipe by its name under recipes/ or by path. Raises UserError naming file, line, field."""
-    files = extended(find_file(name_or_path, RECIPES, "recipe"), RECIPES)
+    """A recipe by its name under recipes/ (here, or ours) or by path. Raises UserError naming file,
+    line, field.
+    """
+    folders = here_and(RECIPES)
+    files = extended(find_file(name_or_path, folders, "recipe"), folders)
     data, dial = dialled(files, merged)
     if dial and data.get("imported") is not None:
         with naming(list(files)):

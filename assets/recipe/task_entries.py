@@ -19,7 +19,7 @@ def entry_named(given: str, base: Path, field: str) -> TaskEntry:
     changes nothing. `field`: of the recipe, for the errors.
     """
     with about_all_of(field):
-        path = find_file(given, CATALOGUE, "task", base)
+        path = find_file(given, [CATALOGUE], "task", base)
         entry = validate(TaskEntry, read_yaml(path), [path])
     folder = (base / Path(given).expanduser()).parent if is_path(given) else CATALOGUE
     return entry.model_copy(update={"source": entry.source.seen_from(base, folder)})

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -51,10 +51,27 @@ def stem(name: str) -> str:
     return Path(name).stem if is_path(name) else name
 
 
-def find_file(name_or_path: str, folder: Path, what: str, base: Path = Path()) -> Path:
-    """`name` under `folder`, or a path relative to `base`. Raises UserError with the names there
-    are.
+def here_and(shipped: Path) -> list[Path]:
+    """Where files of a kind are found by name: the folder of that name here, if there is one, then
+    `shipped`, which comes with the code.
     """
+    here = Path(shipped.name).absolute()
+    return [here, shipped] if here.is_dir() and not here.samefile(shipped) else [shipped]
+
+
+def named_files(folders: Iterable[Path]) -> dict[str, Path]:
+    """The YAML files in `folders` by their stems. Of two with one stem, the first folder's."""
+    files: dict[str, Path] = {}
+    for folder in folders:
+        files = {path.stem: path for path in yaml_files(folder)} | files
+    return files
+
+
+def find_file(name_or_path: str, folders: Sequence[Path], what: str, base: Path = Path()) -> Path:
+    """The file of that name in the first of `folders` that has one, or a path relative to `base`.
+    Raises UserError with the names there are.
+    """
+    folder = folders[-1]
     if is_path(name_or_path):
         with naming_path(name_or_path):
             path = (base / Path(name_or_path).expanduser()).resolve()
@@ -64,7 +81,7 @@ def find_file(name_or_path: str, folder: Path, what: str, base: Path = Path()) -
             f"There is no {what} file {path}. Give the path of a YAML file, or a name under "
             f"{folder.name}/."
         )
-    files = {path.stem: path for path in yaml_files(folder)}
+    files = named_files(folders)
     if name_or_path in files:
         return files[name_or_path]
     near = difflib.get_close_matches(name_or_path, files, n=1)
@@ -106,9 +123,9 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def load_strict(model: type[M], name_or_path: str, folder: Path, what: str) -> M:
+def load_strict(model: type[M], name_or_path: str, folders: Sequence[Path], what: str) -> M:
     """Read and validate one file. Raises UserError naming file, line and field of every mistake."""
-    path = find_file(name_or_path, folder, what)
+    path = find_file(name_or_path, folders, what)
     return validate(model, read_yaml(path), [path])
 
 

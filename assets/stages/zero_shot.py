@@ -103,7 +103,7 @@ def _suite(name: str, suite: str, base: Path) -> dict[str, Any]:
     """A suite file's contents, every task that it names written out in it. The local files it names
     are relative to its own folder; those of the result, to `base`, the recipe's.
     """
-    path = find_file(suite, SUITES, "suite", base)
+    path = find_file(suite, [SUITES], "suite", base)
     # A copy in which no two tasks share a mapping, as YAML's anchors let them.
     contents: dict[str, Any] = json.loads(json.dumps(read_yaml(path), default=str))
     for task, keys in zip(suite_tasks(name, contents, path), members(contents), strict=True):

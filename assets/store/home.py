@@ -7,10 +7,27 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import platformdirs
+
+ROOT = Path(__file__).resolve().parents[2]  # of the clone, or of the installed package
+ARTIFACTS = "artifacts"  # in a store's home
+
 
 def store_home() -> Path:
-    """$LINEAGE_HOME, else ./lineage; absolute."""
-    return Path(os.environ.get("LINEAGE_HOME") or "lineage").expanduser().absolute()
+    """$LINEAGE_HOME, else ./lineage where this is a clone or where a store is there, else the
+    system's folder for a person's data; absolute.
+    """
+    if home := os.environ.get("LINEAGE_HOME"):
+        return Path(home).expanduser().absolute()
+    here = Path("lineage").absolute()
+    if is_checkout() or (here / ARTIFACTS).is_dir():
+        return here
+    return platformdirs.user_data_path("gpt-lineage", appauthor=False)
+
+
+def is_checkout() -> bool:
+    """Whether this code is a clone's, and no installed wheel's."""
+    return (ROOT / "pyproject.toml").is_file()
 
 
 def downloads_folder() -> Path:

@@ -17,7 +17,10 @@ from typing import Any
 
 import psutil
 
+from assets.store.home import ROOT, is_checkout
+
 PACKAGES = (
+    "gpt-lineage",
     "torch",
     "deepspeed",
     "transformers",
@@ -32,7 +35,6 @@ PACKAGES = (
     "dagster",
     "mlflow",
 )
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def provenance(
@@ -92,6 +94,8 @@ def git_state() -> dict[str, Any]:
     """The commit this code is at, and whether the working tree differs from it; nulls where it is
     no clone.
     """
+    if not is_checkout():  # what git would answer there is of the project that has the environment
+        return {"commit": None, "dirty": None}
     try:
         head = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
         commit = subprocess.run(

@@ -28,7 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from assets.contract import SCRATCH, Artifact, Config
 from assets.store import manifest
-from assets.store.home import store_home
+from assets.store.home import ARTIFACTS, store_home
 from assets.store.locks import locked
 from assets.store.manifest import MANIFEST, Facts, Verdicts, explain_full_disk, read_json
 from assets.store.refs import Refs
@@ -122,7 +122,7 @@ class Store:
         damaged.
         """
         self.home = home.expanduser().absolute()
-        self.artifacts_folder = self.home / "artifacts"
+        self.artifacts_folder = self.home / ARTIFACTS
         self._buildings = self.home / "building"
         self._refs = Refs(self.home / "refs", self.artifacts_folder)
         with suppress(FileNotFoundError):
@@ -149,7 +149,7 @@ class Store:
 
     @staticmethod
     def default_home() -> Path:
-        """$LINEAGE_HOME, else ./lineage; absolute."""
+        """See `store_home`."""
         return store_home()
 
     # Identity
@@ -376,7 +376,7 @@ class Store:
         """The end of a publication, which the next holder of the lock repeats where it was
         interrupted.
         """
-        target = self._ready("artifacts") / building.fingerprint
+        target = self._ready(ARTIFACTS) / building.fingerprint
         if target.exists():
             self.discard(building)
             return

@@ -11,7 +11,7 @@ import typer
 from assets.graph import check, nodes
 from assets.recipe.profile import Profile, load_profile
 from assets.recipe.recipe import RECIPES, Recipe, load_recipe
-from assets.recipe.yaml_file import find_file, naming
+from assets.recipe.yaml_file import find_file, here_and, naming
 from assets.stages.pretraining import PRETRAINED, check_shared_out
 from assets.store.store import Store
 from gpt_model.errors import Unreachable, UserError
@@ -109,7 +109,7 @@ def _checked(
 
     `ignored`: kinds of error that are no mistake here.
     """
-    path = find_file(recipe, RECIPES, "recipe")
+    path = find_file(recipe, here_and(RECIPES), "recipe")
     loaded, execution = load_recipe(str(path)), load_profile(profile)
     graph = nodes(loaded)
     check(graph, path.parent, ignored=ignored)

@@ -50,7 +50,7 @@ class Commands(Mapping[str, Any]):
     """
 
     def __getitem__(self, name: str) -> Any:
-        module = importlib.import_module(f"pipelines.cli.{MODULES[name]}")
+        module = importlib.import_module(f"{__package__}.{MODULES[name]}")
         return get_group(module.app).commands[name]
 
     def __iter__(self) -> Iterator[str]:

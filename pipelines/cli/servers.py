@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from assets.launch.launcher import serve
+from assets.launch.launcher import module_command, serve
 from assets.store.store import Store
 from assets.tracking.relocation import ARTIFACTS
 from assets.tracking.server import importing_mlflow, prepare, record_page
@@ -34,7 +34,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 3000, host: Host =
     """Dagster's pages over this store, until Ctrl-C."""
     home = Store.default_home()
     environment = server_environment(home)
-    command = [sys.executable, "-m", "pipelines.webserver", host, str(port)]
+    command = [*module_command(sys.executable, "pipelines.webserver"), host, str(port)]
     _serve("Dagster", command, environment, home, host, port)
 
 
