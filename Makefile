@@ -21,7 +21,7 @@ papers: $(VENV)/ready  ## the tiny twins of GPT-1 and GPT-3, with the experiment
 	$(BIN)/gpt-lineage run gpt3-tiny
 
 test: $(VENV)/ready lint  ## everything that must hold
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(if $(CI),--durations=20)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(CI),--durations=20)
 
 fuzz: $(VENV)/ready  ## 20,000 mutated recipes, profiles, tasks, suites, manifests and rows: half an hour on two cores
 	FUZZ_CASES=20000 $(BIN)/python -m pytest --timeout=0 tests/test_fuzz.py

@@ -274,12 +274,31 @@ def copy(small: Path, tmp_path: Path) -> Path:
     return shutil.copytree(small, tmp_path / "copy", symlinks=True)
 
 
+LONGEST_FILES = (  # by the seconds of their tests in CI: the one that takes most is the first
+    "test_pipeline",
+    "test_published_recipes",
+    "test_twins",
+    "test_alignment_pipeline",
+    "test_cli",
+    "test_resume",
+    "test_imported",
+    "test_ladder",
+    "test_secrets",
+    "test_kills",
+    "test_ppo_resume",
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever reads the built store is slow: the recipe takes the better part of a minute."""
+    """Whatever reads the built store is slow: the recipe takes the better part of a minute. The
+    longest files begin first: one that begins last leaves the other cores idle.
+    """
     for item in items:
         if "built" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
