@@ -28,6 +28,7 @@ Rows = Sequence[Mapping[str, Any]]
 API = re.compile(
     r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?$"
 )
+DATA = (".parquet", ".safetensors", ".bpe")  # what is read of a data set, a model, a vocabulary
 RESOLVE = re.compile(r"(?:/(datasets))?/([^/]+/[^/]+)/resolve/[^/]+/(.+)$")
 
 
@@ -83,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         if match := RESOLVE.fullmatch(path):
-            if self.command == "GET" and match[3].endswith((".parquet", ".safetensors")):
+            if self.command == "GET" and match[3].endswith(DATA):
                 self.read.add(match[2])
             return self._file(self._repository(match[1] or "models", match[2]) / match[3])
         if not (match := API.fullmatch(path)):

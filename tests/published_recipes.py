@@ -18,13 +18,17 @@ from conftest import SUBJECTS, VERBS
 from local_hub import Rows, write_classifier, write_dataset
 from public_rows import rows_for
 from task_rows import SETS
+from test_imported import write_checkpoint
 
 from assets.recipe.recipe import Recipe, load_recipe
 from assets.recipe.yaml_file import load_strict
 from gpt_model.evaluation.suites import SUITES, Dataset, SuiteTask, suite_tasks
 from gpt_model.finetuning.entry import CATALOGUE, TaskEntry
+from gpt_model.tokenizer import Tokenizer
 
 PUBLISHED = ("gpt1", "gpt2-small", "gpt3-small", "instructgpt-1.3b")  # one of each family
+IMPORTED = "imported"  # a recipe of our own, that evaluates a model of the hub
+MODEL = "example/gpt2"
 OWN_SUITE = "last-words"  # beside each recipe's suites
 ROWS = 40  # of each split of a task
 Splits = dict[str, dict[tuple[str, str], Rows]]  # data set -> (subset, split) -> rows
@@ -37,9 +41,13 @@ pretraining: {tokens: 16_384, batch_tokens: 2048, warmup_tokens: 2048, evaluatio
 """
 OF_FAMILY = {
     "gpt1": """
+tokenizer: {from: example/gpt1-vocabulary}
 pretraining: {snapshots: 2}
 finetuning: {epochs: 1, batch: 8}
-experiments: {zero_shot_dynamics: {examples: 20}, visible_context: {positions: 20}}
+experiments:
+  zero_shot_dynamics: {examples: 20}
+  visible_context: {positions: 20}
+  depth: {layers: [1]}
 """,
     "gpt2-small": "",
     "gpt3-small": """
@@ -52,15 +60,26 @@ pretraining: {decay_tokens: 12_288, batch_ramp: {from_tokens: 1024, over_tokens:
 alignment:
   supervised: {epochs: 2}
   ppo: {episodes: 8, batch: 8, minibatch: 8, ptx_examples: 1, max_new_tokens: 4, evaluations: 1}
+  dpo: {epochs: 1, batch: 16}
   preferences: {prompts: 4, best_of: 2, max_new_tokens: 4, suites: [truthfulqa, toxicity, gpt3_squad]}
 """,
 }
+IMPORTING = """
+name: imported_cut
+imported: {{hub: {model}, licence: made up}}
+evaluation: {{suites: [{suite}], examples: {{{name}: 2}}}}
+"""
 
 
 def cut(name: str, folder: Path) -> Path:
     """A recipe that extends the published one `name`, with a tiny shape and a few rows of each of
-    its tasks and suites; and in `folder` the files of those that are had on request only.
+    its tasks and suites; and in `folder` the files of those that are had on request only. IMPORTED
+    is written whole.
     """
+    if name == IMPORTED:
+        path = folder / f"{name}-cut.yaml"
+        path.write_text(IMPORTING.format(model=MODEL, suite=_own_suite(folder), name=OWN_SUITE))
+        return path
     recipe = load_recipe(name)
     sections = _merged(yaml.safe_load(SIZES), yaml.safe_load(OF_FAMILY[name]) or {})
     if recipe.finetuning:
@@ -147,8 +166,22 @@ def write_hub(folder: Path) -> None:
         _add_suite_task(sets, task)
         if (classifier := task.metadata.classifier) and classifier.hub:
             write_classifier(folder / "models" / classifier.hub)
+    _write_vocabulary(folder / "models" / "example" / "gpt1-vocabulary")
+    write_checkpoint(folder / "models" / MODEL)
     for name, splits in sets.items():
         write_dataset(folder / "datasets" / name, splits)
+
+
+def _write_vocabulary(folder: Path) -> None:
+    """A vocabulary of 600 in the files of GPT-1's release."""
+    draw = random.Random(0)
+    trained = Tokenizer.train((sentence(draw) for _ in range(4000)), vocab_size=600, style="gpt1")
+    trained.save(folder)
+    (folder / "vocab.json").rename(folder / "encoder_bpe_40000.json")
+    (folder / "merges.txt").rename(folder / "vocab_40000.bpe")
+    for path in folder.iterdir():
+        if "40000" not in path.name:
+            path.unlink()
 
 
 def _add_texts(sets: Splits, recipe: Recipe) -> None:

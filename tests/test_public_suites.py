@@ -383,7 +383,7 @@ def test_a_conversation_goes_on_from_what_people_answered(made: Any) -> None:
 def test_an_article_loses_its_end_so_that_the_summary_fits(
     made: Any, world: World, tmp_path: Path
 ) -> None:
-    task_context = TaskContext(tmp_path, 0, tmp_path, world.tokenizer.encode, 300, Silent())
+    task_context = TaskContext(tmp_path, 0, tmp_path, world.tokenizer.encode, 300, Silent(), 100)
     rows = list(ADAPTERS["summaries"](ROWS["summaries"] * 2, task_context))
     long = ROWS["summaries"][0]["article"] * 9
     (cut,) = ADAPTERS["summaries"]([{"article": long, "highlights": "x"}], task_context)
@@ -391,6 +391,48 @@ def test_an_article_loses_its_end_so_that_the_summary_fits(
         "\nTL;DR:"
     )
     assert long.startswith(cut["context"].removesuffix("\nTL;DR:")) and len(rows) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("core_choice", {"shots": 3}),
+        ("core_schema", {"shots": 3}),
+        ("core_text", {"shots": 3}),
+        ("translations", {"source": "en", "target": "fr", "examples": 3}),
+        ("questions", {"examples": 3}),
+    ],
+)
+def test_demonstrations_of_an_adapters_go_whole_before_the_question_loses_anything(
+    name: str, options: dict[str, Any], world: World, tmp_path: Path
+) -> None:
+    encode = world.tokenizer.encode
+
+    def longest(row: dict[str, Any]) -> int:
+        """Tokens of what is before an answer, and of the longest answer that is scored."""
+        befores = row.get("beginnings") or [row["context"]]
+        scored = row.get("choices") or [row.get("rest") or row.get("target")]
+        answers = scored if name.startswith("core") else [""]  # the others are generated
+        return max(len(encode(text + answer)) for text in befores for answer in answers)
+
+    def made(context: int, new_tokens: int = 0) -> list[dict[str, Any]]:
+        task_context = TaskContext(tmp_path, 0, tmp_path, encode, context, Silent(), new_tokens)
+        return list(ADAPTERS[name](ROWS[name], task_context, **options))
+
+    whole = made(10_000)
+    assert {row["shots"] for row in whole} == {3}
+    most = max(map(longest, whole))
+    assert made(most) == whole and made(most + 5, new_tokens=5) == whole
+    cut = made(most - 1)
+    assert min(row["shots"] for row in cut) == 2
+    none = made(1)
+    assert {row["shots"] for row in none} == {0}
+    for before, after in zip(whole, none, strict=True):
+        text, question = (
+            str(row.get("context") or row["beginnings"][0]) for row in (before, after)
+        )
+        assert text.endswith(question) and question.count("\n\n") == 0
+    assert all(longest(row) <= most - 1 for row in cut)
 
 
 def test_example_pairs_are_none_of_the_questions(made: Any) -> None:
@@ -596,9 +638,8 @@ def test_cores_baselines_are_those_that_dclm_and_nanochat_have_scored_by() -> No
 
 def test_cores_demonstrations_are_others_of_the_same_rows(made: Any) -> None:
     rows = made("core_choice", shots=2, delimiter="\nAnswer: ")
-    assert sorted(row["context"].count("Where does") for row in rows) == [3] * len(
-        ROWS["core_choice"]
-    )
+    assert len(rows) == len(ROWS["core_choice"]) and rows[0]["shots"] == 2
+    assert all(row["context"].count("Where does") == row["shots"] + 1 for row in rows)
     assert all(
         row["context"].endswith("\nAnswer:") and row["choices"][0] == " in the garden"
         for row in rows
@@ -609,7 +650,7 @@ def test_cores_demonstrations_are_others_of_the_same_rows(made: Any) -> None:
         for row, question in zip(rows, questions, strict=True)
     )
     (text,) = made("core_text", [{"context": " Emil walked ", "continuation": "home"}], shots=0)
-    assert text == {"context": "Emil walked", "target": " home"}
+    assert text == {"context": "Emil walked", "target": " home", "shots": 0}
     same = [{"query": "Q", "choices": ["the cat", "the cat sat", "the dog"], "gold": 0}]
     assert made("core_choice", same, shots=0)[0]["choices"] == [" cat", " cat sat", " dog"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -278,20 +279,11 @@ def test_editing_a_suite_changes_what_identifies_the_evaluation(
             {"doc_to_choice": None},
             r"`doc_to_choice` is missing, and `output_type: multiple_choice` needs it",
         ),
-        (
-            {"output_type": "multiple_choise"},
-            r"task moods.moods: lm_eval cannot use it .*multiple_choise",
-        ),
-        (
-            {"metric_list": [{"metric": "accuracy", "aggregation": "mean"}]},
-            r"task moods.moods: lm_eval cannot use it|no metric 'accuracy'",
-        ),
         ({"metadata": {"version": 1.0}}, r"`metadata.data` is missing"),
         (
             {"metadata": {"version": 1.0, "data": {"builder": "clozes"}}},
             r"suites/moods.yaml, task 'moods': `metadata.data`.*clozes",
         ),
-        ({"doc_to_text": "{{ sentence }}"}, r"lm_eval cannot use it .*'sentence' is undefined"),
     ],
 )
 def test_a_broken_suite_is_one_sentence(
@@ -304,6 +296,74 @@ def test_a_broken_suite_is_one_sentence(
     suites("moods", own_suite(moods(tmp_path / "moods.jsonl"), **change))
     with pytest.raises(UserError, match=sentence):
         world.run(tmp_path / "out", ["moods"], {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"output_type": "multiple_choise"}, r"^lm_eval cannot use it \(.*multiple_choise"),
+        (
+            {"metric_list": [{"metric": "accuracy", "aggregation": "mean"}]},
+            r"^lm_eval cannot use it|no metric 'accuracy'",
+        ),
+        (
+            {"doc_to_text": "{{ sentence }}"},
+            r"^it has no examples: row 1: UndefinedError: 'sentence' is undefined",
+        ),
+    ],
+)
+def test_a_task_that_lm_eval_refuses_is_left_out_says_why_and_spares_the_others(
+    world: World,
+    suites: Callable[[str, Any], None],
+    tmp_path: Path,
+    change: dict[str, Any],
+    reason: str,
+) -> None:
+    broken = own_suite(moods(tmp_path / "moods.jsonl"), **change)
+    suites(
+        "moods",
+        {
+            "group": "moods",
+            "task": [broken, {**own_suite(tmp_path / "moods.jsonl"), "task": "others"}],
+        },
+    )
+    built = world.run(tmp_path / "out", ["moods", "last_word"], {"last_word": 4})
+    results = Results.read(built.output)
+    [left_out] = results.unavailable
+    assert (left_out.suite, left_out.task) == ("moods", "moods")
+    assert re.search(reason, left_out.reason)
+    assert {f"{row.suite}/{row.task}" for row in results.scores} == {
+        "moods/others",
+        "last_word/last_word",
+    }
+    files = {path.stem for path in (built.output / "tasks").iterdir()}
+    assert files - {"moods.moods"} == {"moods.others", "last_word.last_word"}
+    verdict = zero_shot.ZERO_SHOT.checks[0].verdict(built)
+    assert verdict.passed and "not run here: moods/moods" in verdict.summary
+
+
+def test_a_row_without_a_question_is_left_out_counted_and_spares_the_others(
+    world: World, suites: Callable[[str, Any], None], tmp_path: Path
+) -> None:
+    pairs = [{"a": f"It is day {n}.", "b": f"Day {n} is here.", "c": n % 2} for n in range(20)]
+    # No right answer of two, no number, no such column, no text at all.
+    pairs[3]["c"], pairs[5]["c"] = 7, "yes"
+    del pairs[8]["b"]
+    lines = [json.dumps(pair) for pair in pairs] + ["{"]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    suite = own_suite(Path(), doc_to_text="{{premise}} So {{hypothesis}}?")
+    suite["metadata"]["data"] = {
+        "builder": "dataset",
+        "source": {"path": str(tmp_path / "pairs.jsonl")},
+        "columns": {"premise": "a", "hypothesis": "b", "label": "c"},
+        "make": "sentence_pairs",
+    }
+    suites("pairs", suite)
+    built = world.run(tmp_path / "out", ["pairs"], {})
+    [row] = Results.read(built.output).scores
+    assert (row.examples, row.unreadable) == (17, 4)
+    assert row.left_out == "4 more cannot be read" and row.left_out in row.note
 
 
 def test_bad_requests_are_named(
@@ -326,9 +386,14 @@ def test_bad_requests_are_named(
 def test_a_suite_without_examples_says_why(world: World, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", {"short": [f"One sentence {n}." for n in range(40)]}, 0.3)
     inputs = {**world.inputs, "corpus": Artifact(tmp_path / "corpus", "corpus", "", "", {}, {})}
-    with pytest.raises(
-        UserError,
-        match=r"suites/cloze.yaml, task 'cloze' has no examples: "
-        "no held-out document has 21 sentences",
-    ):
-        World(tmp_path, inputs, world.model, world.tokenizer).run(tmp_path / "out", ["cloze"], {})
+    short = World(tmp_path, inputs, world.model, world.tokenizer)
+    results = Results.read(short.run(tmp_path / "out", ["cloze", "held_out"], {}).output)
+    assert [row.to_json() for row in results.unavailable] == [
+        {
+            "suite": "cloze",
+            "task": "cloze",
+            "not_run": "it has no examples: no held-out document has 21 sentences with 10 words "
+            "of a kind in them",
+        }
+    ]
+    assert {row.suite for row in results.scores} == {"held_out"}

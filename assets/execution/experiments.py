@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from assets.contract import SCRATCH, Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.execution.finetuning import PartProgress, fine_tune_task, prepare, settings_of
+from assets.execution.finetuning import (
+    PartProgress,
+    bag_of_words_logits,
+    fine_tune_task,
+    prepare,
+    settings_of,
+)
 from assets.stages.experiments import LSTM_ASSET, TASK_FORMS
 from assets.store.home import downloads_folder
 from gpt_model import convert
@@ -78,6 +84,7 @@ def fine_tune_variants(
         task.scoring,
         fine_tune,
         data=f"{task.task}: {sizes} examples",
+        bag_of_words=None if progress.rank else bag_of_words_logits(task),
         bootstrap_seed=number,
         log=progress.log,
     )

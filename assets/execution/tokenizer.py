@@ -19,8 +19,7 @@ from assets.stages.base_model import require
 from assets.store.home import downloads_folder
 from gpt_model.data import documents, splits
 from gpt_model.data.shards import SourceTexts, TokenData, write
-from gpt_model.data.vocabularies import ReleasedTokenizer
-from gpt_model.errors import UserError, about
+from gpt_model.data.vocabularies import released_tokenizer
 from gpt_model.tokenizer import END_OF_TEXT, Tokenizer
 
 # Merges hardly change after a gigabyte. A larger corpus gives each source its weight's share of
@@ -67,7 +66,8 @@ def train(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
     """
     corpus = inputs["corpus"].path
     if "from" in config:
-        tokenizer, read = _released(config, output / SCRATCH, progress), 0
+        tokenizer = released_tokenizer(config, downloads_folder(), output / SCRATCH, progress)
+        read = 0
     else:
         tokenizer, read = _learnt(config, corpus, progress)
     tokenizer.save(output)
@@ -76,19 +76,6 @@ def train(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
         "training_bytes": read,
         **_held_out_metrics(tokenizer, corpus),
     }
-
-
-def _released(config: Config, scratch: Path, progress: Progress) -> Tokenizer:
-    with about("from"):
-        released = ReleasedTokenizer.model_validate(config["from"])
-        tokenizer = released.load(config["style"], downloads_folder(), scratch, progress)
-    if tokenizer.vocab_size != config["vocab_size"]:
-        raise UserError(
-            f"The released tokenizer has {tokenizer.vocab_size} tokens: write vocab_size: "
-            f"{tokenizer.vocab_size}.",
-            field="vocab_size",
-        )
-    return tokenizer
 
 
 def _learnt(config: Config, corpus: Path, progress: Progress) -> tuple[Tokenizer, int]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.store.home import downloads_folder
 from gpt_model import convert
-from gpt_model.errors import Unavailable, about_all_of
+from gpt_model.errors import CorruptFile, Unavailable, Unreachable, UserError, about_all_of
 from gpt_model.evaluation import toxicity
 from gpt_model.evaluation.adapters.registry import TaskContext
 from gpt_model.evaluation.aggregates import aggregate_rows
@@ -74,14 +74,24 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     write_tasks(output / "tasks", tasks)
     lm = GPTLM(model, tokenizer, progress=progress)
     results = evaluate(lm, output / "tasks", [task.full_name for task in tasks])
+    unavailable = prepared.unavailable
+    tasks = list(_without_refused(tasks, results["refused"], unavailable))
+    for name in results["refused"]:  # others cannot use it either
+        for ending in ("yaml", "jsonl"):
+            (output / "tasks" / f"{name}.{ending}").unlink()
     overlaps = None
     if "corpus" in inputs:  # an imported model's training text is not known
         progress.log("what of the examples stands in the training text")
         overlaps = overlap_with_training(examples_of(tasks), inputs["corpus"].path)
     add_metrics(tasks, results)
     add_toxicity(tasks, results, prepared.classifiers)
-    scores = list(score_rows(tasks, results, overlaps, lm.cuts))
-    unavailable = prepared.unavailable
+    scores: list[ScoreRow] = []
+    for task in tasks:
+        try:
+            scores += score_rows([task], results, overlaps, lm.cuts)
+        except UserError as error:  # lm_eval has no such metric of its output_type
+            reason = str(error).rstrip(".")
+            unavailable.append(UnavailableRow(task.task.suite, task.name, reason))
     for name, contents in config["suites"].items():
         for row in list(aggregate_rows(suite_tasks(name, contents), scores)):
             if isinstance(row, ScoreRow):
@@ -104,6 +114,10 @@ class _Prepared:
     classifiers: dict[str, toxicity.Scorer] = field(default_factory=dict)  # by "suite/task"
     unavailable: list[UnavailableRow] = field(default_factory=list)
 
+    def leave_out(self, suite: str, task: str, reason: str, progress: Progress) -> None:
+        self.unavailable.append(UnavailableRow(suite, task, reason))
+        progress.log(f"{suite}/{task} is not run here: {reason}")
+
 
 def _prepare(config: Config, task_context: TaskContext, progress: Progress) -> _Prepared:
     """Every task's rows and classifier. A task without them here is an `UnavailableRow`."""
@@ -116,14 +130,20 @@ def _prepare(config: Config, task_context: TaskContext, progress: Progress) -> _
                     if scorer := _toxicity_scorer(task, progress.profile.device):
                         prepared.classifiers[f"{suite}/{task.name}"] = scorer
                     for rows in rows_of(task, task_context, limits.get(suite)):
+                        if rows.why_empty:
+                            prepared.leave_out(
+                                suite, rows.name, f"it has no examples: {rows.why_empty}", progress
+                            )
+                            continue
                         # One by one: the settings before an unavailable one stay.
                         for setting in in_each_setting(rows, task_context):
                             prepared.tasks.append(setting)
                     if rows.lowered_limit:
                         progress.log(f"{suite}/{task.name}: {rows.lowered_limit}")
-            except Unavailable as reason:
-                prepared.unavailable.append(UnavailableRow(suite, task.name, str(reason)))
-                progress.log(f"{suite}/{task.name} is not run here: {reason}")
+            except (CorruptFile, Unreachable):
+                raise  # the next attempt may have it
+            except UserError as error:  # of what this task reads: the others are run all the same
+                prepared.leave_out(suite, task.name, str(error).rstrip("."), progress)
         counts = [
             f"{task.name} {len(task.rows):,} examples"
             for task in prepared.tasks
@@ -131,6 +151,18 @@ def _prepare(config: Config, task_context: TaskContext, progress: Progress) -> _
         ]
         progress.log(f"{suite}: {', '.join(counts)}")
     return prepared
+
+
+def _without_refused(
+    tasks: Sequence[TaskRows], refused: Mapping[str, str], unavailable: list[UnavailableRow]
+) -> Iterator[TaskRows]:
+    """The tasks that lm_eval ran. Those that it refused are put among the unavailable ones."""
+    for task in tasks:
+        if reason := refused.get(task.full_name) or refused.get(task.unconditional or ""):
+            if task.scored:
+                unavailable.append(UnavailableRow(task.task.suite, task.name, reason))
+        else:
+            yield task
 
 
 def _toxicity_scorer(task: SuiteTask, device: str) -> toxicity.Scorer | None:

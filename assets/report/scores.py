@@ -422,6 +422,7 @@ def _protocol(row: ScoreRow, caveat: str) -> str:
         "its surest answers" if "_top_" in row.metric else "",
         row.left_out,
         row.lowered_limit,
+        row.fewer_demonstrations,
     ]
     of_text = caveat and row.metric.endswith(base_model.BITS_PER_BYTE)
     return "; ".join(filter(None, parts)) + (f" {caveat}" if of_text else "")

@@ -4,24 +4,31 @@ then the corpus as shards of token ids.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from assets.contract import Check, Config, Stage, Table, deferred
 from assets.store.home import downloads_folder
-from gpt_model.data.vocabularies import ReleasedTokenizer
-from gpt_model.errors import about
+from gpt_model.data.vocabularies import ReleasedTokenizer, released_tokenizer
+from gpt_model.errors import Unreachable, about
+from gpt_model.progress import Silent
 
 TRAINING, TOKENIZING = "assets.execution.tokenizer", "assets.execution.tokenizer"
 
 
 def pin(config: Config, base: Path) -> Config:
-    """The section with a released vocabulary tied to its bytes."""
+    """The section with a released vocabulary tied to its bytes, which are of its style and size."""
     if "from" not in config:
         return config
     with about("from"):
         released = ReleasedTokenizer.model_validate(config["from"])
         resolved = released.resolved(base, downloads_folder())
-    return {**config, "from": resolved.model_dump(mode="json")}
+    pinned = {**config, "from": resolved.model_dump(mode="json")}
+    # Where the hub does not answer now, an artifact may be there all the same.
+    with suppress(Unreachable), TemporaryDirectory() as scratch:
+        released_tokenizer(pinned, downloads_folder(), Path(scratch), Silent())
+    return pinned
 
 
 TOKENIZER = Stage(

@@ -96,7 +96,11 @@ def snapshot(repository: str, commit: str, patterns: Sequence[str], downloads: P
 
     try:
         folder = snapshot_download(
-            repository, revision=commit, allow_patterns=list(patterns), cache_dir=downloads / "hub"
+            repository,
+            revision=commit,
+            allow_patterns=list(patterns),
+            cache_dir=downloads / "hub",
+            endpoint=os.environ.get("HF_ENDPOINT"),
         )
     except Exception as error:
         if silent(error):

@@ -5,7 +5,7 @@ from a package's files, a folder or the hub.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ from gpt_model.data import hub
 from gpt_model.data.local_files import PinnedFile, Reading, linked, pin_files
 from gpt_model.data.location import Located, is_folder, open_files
 from gpt_model.data.requirement import Kind
-from gpt_model.errors import UserError
+from gpt_model.errors import UserError, about
 from gpt_model.progress import Progress
 from gpt_model.tokenizer import TOKENIZER_FILES, Tokenizer
 
@@ -108,3 +108,21 @@ class ReleasedTokenizer(Located):
                     with (Path(copies) / PurePath(name).name).open("wb") as copy:
                         shutil.copyfileobj(stream, copy)
                 yield Path(copies)
+
+
+def released_tokenizer(
+    section: Mapping[str, Any], downloads: Path, scratch: Path, progress: Progress
+) -> Tokenizer:
+    """The tokenizer of a recipe's section with `from`, which is resolved. Raises UserError where
+    its files, style or size are not what the section says.
+    """
+    with about("from"):
+        released = ReleasedTokenizer.model_validate(section["from"])
+        tokenizer = released.load(section["style"], downloads, scratch, progress)
+    if tokenizer.vocab_size != section["vocab_size"]:
+        raise UserError(
+            f"The released tokenizer has {tokenizer.vocab_size} tokens: write vocab_size: "
+            f"{tokenizer.vocab_size}.",
+            field="vocab_size",
+        )
+    return tokenizer

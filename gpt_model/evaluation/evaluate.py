@@ -103,13 +103,14 @@ def evaluate(lm: LM, folder: Path, names: Sequence[str]) -> dict[str, Any]:
     """lm_eval's results for the tasks `names` of a folder that `write_tasks` wrote, with every
     example's under "samples".
 
-    Any lm_eval model will do. Raises UserError naming the task whose keys lm_eval cannot work with.
+    Any lm_eval model will do. A task whose keys lm_eval cannot work with is left out: "refused" has
+    its name and the reason, a clause.
     """
     datasets.disable_progress_bars()
     # Otherwise `datasets` reports every local file to its authors' server, and waits for it.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     with tempfile.TemporaryDirectory() as cache:  # of `datasets`, which converts each file to Arrow
-        tasks = {}
+        tasks, refused = {}, {}
         for name in names:
             text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
             config = yaml.load(text, Loader=_TaskReader)  # noqa: S506 - a SafeLoader
@@ -121,14 +122,11 @@ def evaluate(lm: LM, folder: Path, names: Sequence[str]) -> dict[str, Any]:
                 tasks[name] = ConfigurableTask(config=config)
             # jinja's, lm_eval's registry's, a key of the wrong type: the suite file is at fault
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise UserError(
-                    f"suites/{name.split('.')[0]}.yaml, task {name}: lm_eval cannot use it "
-                    f"({reason})."
-                ) from error
+                refused[name] = f"lm_eval cannot use it ({type(error).__name__}: {error})"
         if not tasks:
-            return {"results": {}, "samples": {}}
+            return {"results": {}, "samples": {}, "refused": refused}
         results = dict(lm_eval_evaluate(lm, {"tasks": tasks}, bootstrap_iters=0, log_samples=True))
+        results["refused"] = refused
         for name, task in tasks.items():
             if share := (task.config.metadata or {}).get("confident"):
                 _score_confident(
@@ -269,6 +267,7 @@ def score_rows(
                 available=task.available,
                 too_long=task.too_long,
                 empty=task.empty,
+                unreadable=task.unreadable.total(),
                 cut=None if cuts is None else len(lost),
                 cut_tokens=max(lost, default=0),
                 description=metadata.description,
@@ -277,6 +276,7 @@ def score_rows(
                 demonstrations=task.demonstrations,
                 overlap=overlap,
                 lowered_limit=task.lowered_limit,
+                fewer_demonstrations=task.fewer_demonstrations,
             )
             yield replace(row, note=_note(row, len(task.rows)))
 
@@ -289,6 +289,7 @@ def _note(row: ScoreRow, samples: int) -> str:
     if samples < row.available:
         notes.append(f"{samples:,} of {row.available:,} examples")
     notes += [row.cut_text and f"contexts: {row.cut_text}", row.left_out, row.lowered_limit]
+    notes += [row.fewer_demonstrations]
     notes += [str(row.demonstrations or ""), str(row.overlap or ""), row.description]
     return "; ".join(note for note in notes if note)
 

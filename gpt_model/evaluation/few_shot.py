@@ -19,6 +19,7 @@ from lm_eval.api.task import ConfigurableTask, TaskConfig
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from gpt_model.evaluation.adapters.registry import Row
+from gpt_model.evaluation.demonstrations import fitting
 from gpt_model.evaluation.results import Demonstrations
 from gpt_model.evaluation.suites import Shots
 
@@ -36,6 +37,13 @@ def generation_limit(settings: Mapping[str, Any], context_length: int) -> tuple[
     """
     stated = normalize_gen_kwargs(dict(settings), MAX_NEW_TOKENS)["max_gen_toks"]
     return stated, stated if stated < context_length else max(1, context_length // 2)
+
+
+def new_tokens(keys: Keys, context_length: int) -> int:
+    """How many tokens of the context a task may generate; none of a task that scores answers."""
+    if keys["output_type"] != "generate_until":
+        return 0
+    return generation_limit(keys.get("generation_kwargs") or {}, context_length)[1]
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,15 @@ class Renderer:
         fields = (config.description, config.gen_prefix)
         resolve = ConfigurableTask.resolve_field
         return " ".join(str(resolve(row, field)) for field in fields if field)
+
+    def check(self, row: Row) -> None:
+        """Raises ValueError, or what a template raises, where the row makes no question."""
+        prompt = self.prompt(row)
+        options = max(len(prompt.contexts), len(prompt.answers))
+        if outside := [label for label in prompt.labels if not 0 <= label < options]:
+            raise ValueError(f"the right answer is number {outside[0]} of {options}, from 0")
+        if not prompt.labels:
+            raise ValueError("it has no right answer")
 
     def prompt(self, row: Row) -> Prompt:
         text = ConfigurableTask.doc_to_text(self._task, row)
@@ -211,11 +228,8 @@ class FewShot:
 
     def _room(self, renderer: Renderer, example: Row) -> int:
         """Tokens of the context that are left for demonstrations, question and longest answer."""
-        new_tokens = 0
-        if renderer.kind == "generate_until":
-            settings = self.keys.get("generation_kwargs") or {}
-            _, new_tokens = generation_limit(settings, self.context_length)
-        return self.context_length - new_tokens - self._tokens(renderer.surroundings(example))
+        room = self.context_length - new_tokens(self.keys, self.context_length)
+        return room - self._tokens(renderer.surroundings(example))
 
     def _fitting(self, prompt: Prompt, drawn: Sequence[int], pool: _Pool, room: int) -> list[int]:
         """The first of `drawn` whose demonstrations leave `room` for the question and its longest
@@ -228,24 +242,10 @@ class FewShot:
                 context + answer for context in prompt.contexts for answer in prompt.continuations
             ]
         )
-        left = (
-            room
-            - self._tokens(self.shots.header)
-            - max(self._tokens(self.shots.separator + ending) for ending in endings)
-        )
-        chosen: list[int] = []
-        for index in drawn:
-            left -= pool.tokens(index)
-            if left < 0:
-                break
-            chosen.append(index)
-        # Counted in pieces so far, and two pieces may meet in another token.
-        while chosen:
-            before = self._before(chosen, pool)
-            if max(self._tokens(before + ending) for ending in endings) <= room:
-                break
-            chosen.pop()
-        return chosen
+        texts = [pool[index] + self.shots.separator for index in drawn]
+        sizes = map(pool.tokens, drawn)
+        header = self.shots.header
+        return list(drawn[: fitting(texts, sizes, endings, room, self._tokens, header)])
 
     def _tokens(self, text: str) -> int:
         return len(self.encode(text))

@@ -111,8 +111,8 @@ class GPTLM(TemplateLM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         before, answer = super()._encode_pair(context, continuation)
         if not answer and continuation:
-            return self.tok_encode(context), self.tok_encode(continuation)
-        return before, answer
+            before, answer = self.tok_encode(context), self.tok_encode(continuation)
+        return before or [self.prefix_token_id], answer  # a context of spaces is the answer's
 
     def _count_cuts(self, requests: Sequence[Instance], excess: Sequence[int]) -> None:
         for request, tokens in zip(requests, excess, strict=True):

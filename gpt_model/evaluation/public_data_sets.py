@@ -14,7 +14,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from gpt_model.data import hub
-from gpt_model.data.formats import Row
+from gpt_model.data.formats import Reject, Row, refuse
 from gpt_model.data.local_files import PinnedFile
 from gpt_model.data.location import Located, tables
 from gpt_model.data.requirement import Kind
@@ -97,10 +97,14 @@ def resolved(source: DataSource, base: Path, downloads: Path) -> DataSource:
 
 
 def rows(
-    source: DataSource, columns: Sequence[str], downloads: Path, progress: Progress
+    source: DataSource,
+    columns: Sequence[str],
+    downloads: Path,
+    progress: Progress,
+    reject: Reject = refuse,
 ) -> Iterator[Row]:
     """The rows of a resolved source, in its order, each with at least `columns`. A plain text file
-    has a row a line, of the only column.
+    has a row a line, of the only column. `reject` is given each row of a file that cannot be used.
 
     Raises Unavailable where the data cannot be had here, Unreachable where only this process cannot
     reach the hub, and UserError, naming the file, where it is damaged or lacks a column.
@@ -108,7 +112,8 @@ def rows(
     if source.not_run is not None:
         raise Unavailable(source.not_run)
     try:
-        for _, table in tables(source.location(), columns, Path(), downloads, progress):
+        location = source.location()
+        for _, table in tables(location, columns, Path(), downloads, progress, reject=reject):
             yield from table
     except Unreachable as error:
         raise Unreachable(

@@ -138,9 +138,11 @@ class ScoreRow:
     available: int = 0  # examples there were before a subset was taken
     too_long: int = 0  # examples left out: an answer alone is longer than the model's context
     empty: int = 0  # examples left out: an answer is empty
+    unreadable: int = 0  # examples left out: no question can be made of their row
     cut: int | None = None  # examples whose context was cut to fit; None where it was not counted
     cut_tokens: int = 0  # the most that one of them lost
     lowered_limit: str = ""  # where a generation limit was larger than the context, as a phrase
+    fewer_demonstrations: str = ""  # where an adapter's did not all fit the context, as a phrase
     description: str = ""
     note: str = ""  # all that should stand beside the number, in a phrase
     version: float | None = None  # the task's; None of a mean over tasks
@@ -171,6 +173,7 @@ class ScoreRow:
         reasons = [
             f"{self.too_long:,} more have an answer longer than the context" * bool(self.too_long),
             f"{self.empty:,} more have an empty answer" * bool(self.empty),
+            f"{self.unreadable:,} more cannot be read" * bool(self.unreadable),
         ]
         return "; ".join(filter(None, reasons))
 

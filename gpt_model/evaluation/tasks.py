@@ -17,13 +17,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from gpt_model.data import documents
-from gpt_model.data.formats import MissingColumn
+from gpt_model.data.formats import MissingColumn, Reject, UnreadableRow
+from gpt_model.data.skipped_rows import LeftOut
 from gpt_model.data.splits import identity
-from gpt_model.errors import Unavailable, UserError
+from gpt_model.errors import Unavailable
 from gpt_model.evaluation import held_out_text, public_data_sets, synthetic
 from gpt_model.evaluation.adapters.registry import ADAPTERS, Row, TaskContext
 from gpt_model.evaluation.contamination import Examples
-from gpt_model.evaluation.few_shot import LIMIT_NAMES, FewShot, Rendered, Renderer, generation_limit
+from gpt_model.evaluation.few_shot import (
+    LIMIT_NAMES,
+    FewShot,
+    Rendered,
+    Renderer,
+    generation_limit,
+    new_tokens,
+)
 from gpt_model.evaluation.lambada_stop_words import stop_word_tokens
 from gpt_model.evaluation.results import Demonstrations
 from gpt_model.evaluation.suites import (
@@ -61,14 +69,18 @@ class TaskRows:
     # empty.
     too_long: int
     empty: int = 0
+    unreadable: LeftOut = field(default_factory=LeftOut)  # rows that no question can be made of
     # What stands beside the score where the suite's generation limit is larger than the context.
     lowered_limit: str = ""
+    # Likewise where demonstrations of the adapter's were left out to fit the context.
+    fewer_demonstrations: str = ""
     demonstrations: Demonstrations | None = None  # where the task has `shots`
     # Then: each example's text without demonstrations.
     texts: list[str] = field(default_factory=list)
     # Full name of the task with the same answers after the answer context only.
     unconditional: str | None = None
     scored: bool = True  # False for such a task
+    why_empty: str = ""  # a clause, where there are no rows
 
     @property
     def full_name(self) -> str:
@@ -80,39 +92,77 @@ def rows_of(task: SuiteTask, task_context: TaskContext, limit: int | None) -> li
     """The rows of a suite's task: at most `limit` of each, the same for the same seed; else a
     public set's every row.
 
-    Raises UserError for a task without any, Unavailable for one whose public data set cannot be had
-    here.
+    Where there are none, `why_empty` of them says why. Raises Unavailable where a public data set
+    cannot be had here.
     """
     data, task = task.metadata.data, _without_stop_words(task, task_context)
     task, lowered_limit = _with_room_to_generate(task, task_context.context_length)
+    task_context = replace(
+        task_context, new_tokens=new_tokens(task.keys, task_context.context_length)
+    )
+    unreadable = _Unreadable()
     if isinstance(data, Passages):
         sources = documents.index(task_context.held_out_corpus())
         rows_by_name = [(source, _passages(task_context, source, data)) for source in sources]
     else:
-        rows_by_name = [(task.name, _task_rows(task_context, task, data))]
+        rows_by_name = [(task.name, _task_rows(task_context, task, data, unreadable.reject))]
     limit = limit or (
         PUBLIC_ROWS_LIMIT if isinstance(data, (Dataset, Labelled)) else MADE_ROWS_LIMIT
     )
-    tasks = [
-        TaskRows(
-            task,
-            name,
-            *_subset(rows, limit, f"{task.suite} {name}", task_context, task),
-            lowered_limit=lowered_limit,
+    tasks = []
+    for name, rows in rows_by_name:
+        chosen, available, too_long, empty = _subset(
+            rows, limit, f"{task.suite} {name}", task_context, task, unreadable.reject
         )
-        for name, rows in rows_by_name
-    ]
-    if empty := [rows for rows in tasks if not rows.rows]:
-        raise UserError(
-            f"suites/{task.suite}.yaml, task {empty[0].name!r} has no examples: "
-            f"{_why_empty(data)} Take {task.suite!r} out of the recipe's evaluation.suites, or "
-            "give it more text."
+        if isinstance(data, Cloze):
+            chosen = [_fitted(row, task_context) for row in chosen]
+        tasks.append(
+            TaskRows(
+                task,
+                name,
+                chosen,
+                available,
+                too_long,
+                empty,
+                unreadable=unreadable.left_out,
+                why_empty="" if chosen else unreadable.first or _why_empty(data),
+                lowered_limit=lowered_limit,
+                fewer_demonstrations=_fewer_demonstrations(data, chosen),
+            )
         )
-    if isinstance(data, Cloze):
-        return [
-            replace(rows, rows=[_fitted(row, task_context) for row in rows.rows]) for rows in tasks
-        ]
+    if left_out := unreadable.left_out:
+        task_context.progress.log(
+            f"{task.suite}/{task.name}: left out of its questions: {left_out.reasons()}"
+        )
     return tasks
+
+
+class _Unreadable:
+    """The rows of a task that no question can be made of."""
+
+    def __init__(self) -> None:
+        self.left_out = LeftOut()
+        self.first = ""  # what was wrong with the first of them
+
+    def reject(self, row: UnreadableRow) -> None:
+        self.first = self.first or str(row).rstrip(".")
+        self.left_out.add(row.reason, row.where, row.problem, row.rows)
+
+
+def _fewer_demonstrations(data: Data, rows: Sequence[Row]) -> str:
+    """What stands beside the score where an adapter's demonstrations did not all fit."""
+    if not (isinstance(data, Dataset) and rows and "shots" in rows[0]):
+        return ""
+    adapter = ADAPTERS[data.make]
+    option = next(iter(adapter.alone or ()))
+    requested = data.options.get(option, adapter.options[option])
+    counts = [row["shots"] for row in rows]
+    if min(counts) == requested:
+        return ""
+    return (
+        f"{sum(counts) / len(counts):.1f} of {requested} demonstrations on average, "
+        f"{min(counts)} at least, as fits the context"
+    )
 
 
 def in_each_setting(rows: TaskRows, task_context: TaskContext) -> Iterator[TaskRows]:
@@ -167,6 +217,10 @@ def demonstrations_of(task: SuiteTask, task_context: TaskContext) -> list[Row]:
     Raises Unavailable where that cannot be had here.
     """
     data = task.metadata.data
+
+    def skip(row: UnreadableRow) -> None:
+        """It demonstrates nothing."""
+
     if isinstance(data, Arithmetic):
         rows: Iterator[Row] = iter(synthetic.arithmetic(data.problems, task_context.seed)[1])
     elif isinstance(data, Dataset) and data.demonstrations:
@@ -174,13 +228,15 @@ def demonstrations_of(task: SuiteTask, task_context: TaskContext) -> list[Row]:
             "source": data.demonstrations,
             "options": {**data.options, **data.demonstration_options},
         }
-        rows = _public_rows(task_context, task, data.model_copy(update=changes), "/demonstrations")
+        rows = _public_rows(
+            task_context, task, data.model_copy(update=changes), skip, "/demonstrations"
+        )
     elif isinstance(data, Labelled) and data.demonstrations:
         rows = _labelled_rows(task_context, task, data, [data.demonstrations])
     else:
-        rows = _task_rows(task_context, task, data)
+        rows = _task_rows(task_context, task, data, skip)
     name = f"{task.suite} {task.name} demonstrations"
-    return _subset(rows, DEMONSTRATIONS_LIMIT, name, task_context, task)[0]
+    return _subset(rows, DEMONSTRATIONS_LIMIT, name, task_context, task, skip)[0]
 
 
 def texts_of(rows: TaskRows) -> list[str]:
@@ -235,14 +291,16 @@ def _with_room_to_generate(task: SuiteTask, context_length: int) -> tuple[SuiteT
     return task.model_copy(update={"keys": keys}), phrase
 
 
-def _task_rows(task_context: TaskContext, task: SuiteTask, data: Data) -> Iterator[Row]:
+def _task_rows(
+    task_context: TaskContext, task: SuiteTask, data: Data, reject: Reject
+) -> Iterator[Row]:
     """Every row of a task's data. Passages are by source instead."""
     if isinstance(data, LastWord):
         return _last_words(task_context, data)
     if isinstance(data, Cloze):
         return _clozes(task_context, data)
     if isinstance(data, Dataset):
-        return _public_rows(task_context, task, data)
+        return _public_rows(task_context, task, data, reject)
     if isinstance(data, Arithmetic):
         return iter(synthetic.arithmetic(data.problems, task_context.seed)[0])
     if isinstance(data, Scramble):
@@ -255,39 +313,43 @@ def _task_rows(task_context: TaskContext, task: SuiteTask, data: Data) -> Iterat
 
 def _why_empty(data: Data) -> str:
     if isinstance(data, Passages):
-        return "the source has no held-out document."
+        return "the source has no held-out document"
     if isinstance(data, LastWord):
         return (
             f"no {data.sentences} held-out sentences in a row end in a word that stands earlier "
-            "in them and is not among the commonest."
+            "in them and is not among the commonest"
         )
     if isinstance(data, Cloze):
         return (
             f"no held-out document has {data.sentences + 1} sentences with {data.choices} words "
-            "of a kind in them."
+            "of a kind in them"
         )
     if isinstance(data, Dataset):
-        return f"{data.source.name} has no row of which {data.make!r} makes one."
+        return f"{data.source.name} has no row of which {data.make!r} makes one"
     if isinstance(data, Labelled):
-        return f"its {' and '.join(data.splits)} split is empty."
-    return "no held-out document has a word that can be scrambled."
+        return f"its {' and '.join(data.splits)} split is empty"
+    return "no held-out document has a word that can be scrambled"
 
 
 def _subset(
-    rows: Iterator[Row], limit: int, name: str, task_context: TaskContext, task: SuiteTask
+    rows: Iterator[Row],
+    limit: int,
+    name: str,
+    task_context: TaskContext,
+    task: SuiteTask,
+    reject: Reject,
 ) -> tuple[list[Row], int, int, int]:
     """At most `limit` rows in their order, how many there were, and how many more have an answer
     that is too long for the context, or an empty one.
 
-    They are chosen by hash, so that a larger limit contains a smaller one.
+    They are chosen by hash, so that a larger limit contains a smaller one. A row that the suite's
+    templates make no question of is given to `reject`, and the next one chosen.
     """
     context_length = task_context.context_length
     counts: Counter[str] = Counter()
     renderer: Renderer | None = None
 
-    def problem(row: Row) -> str:
-        nonlocal renderer
-        renderer = renderer or Renderer(task.keys, list(row))
+    def kind_of(row: Row, renderer: Renderer) -> str:
         answers = renderer.answers(row)
         if not all(answer.strip() for answer in answers):
             return "empty"
@@ -298,15 +360,25 @@ def _subset(
             return "too long"
         return "available"
 
-    def ranked() -> Iterator[tuple[bytes, int, Row]]:
-        for index, row in enumerate(rows):
-            counts[kind := problem(row)] += 1
-            if kind == "available":
-                text = f"{task_context.seed} {name}\0{json.dumps(row, sort_keys=True)}"
-                yield hashlib.sha256(text.encode()).digest(), index, row
-
-    chosen = heapq.nsmallest(limit, ranked(), key=lambda entry: entry[:2])
-    subset = [row for _, _, row in sorted(chosen, key=lambda entry: entry[1])]
+    chosen: list[tuple[int, int, Row]] = []  # a heap, the last by hash first
+    for index, row in enumerate(rows):
+        text = f"{task_context.seed} {name}\0{json.dumps(row, sort_keys=True)}"
+        order = -int.from_bytes(hashlib.sha256(text.encode()).digest()), -index
+        try:
+            renderer = renderer or Renderer(task.keys, list(row))
+            kind = kind_of(row, renderer)
+            is_chosen = kind == "available" and (len(chosen) < limit or order > chosen[0][:2])
+            if is_chosen:
+                renderer.check(row)
+        except Exception as error:  # jinja's, or of whatever a template makes of the row
+            problem = f"{type(error).__name__}: {error}"
+            reject(UnreadableRow(f"row {index + 1}", problem, "no question can be made of it"))
+            continue
+        counts[kind] += 1
+        if is_chosen:
+            add = heapq.heappush if len(chosen) < limit else heapq.heappushpop
+            add(chosen, (*order, row))
+    subset = [row for _, _, row in sorted(chosen, key=lambda entry: -entry[1])]
     return subset, counts["available"], counts["too long"], counts["empty"]
 
 
@@ -368,18 +440,24 @@ def _fitted(row: Row, task_context: TaskContext) -> Row:
 
 
 def _public_rows(
-    task_context: TaskContext, task: SuiteTask, data: Dataset, part: str = ""
+    task_context: TaskContext, task: SuiteTask, data: Dataset, reject: Reject, part: str = ""
 ) -> Iterator[Row]:
     """A public data set's rows as the adapter makes them. `part`: of the task's name in a recipe's
     `evaluation.files`.
     """
     columns = list(dict.fromkeys(data.columns.values()))
+
+    def reject_unless_known(row: UnreadableRow) -> None:
+        if isinstance(row, MissingColumn) and row.column in data.without:
+            raise row
+        reject(row)
+
     try:
         rows = public_data_sets.rows(
-            data.source, columns, task_context.downloads, task_context.progress
+            data.source, columns, task_context.downloads, task_context.progress, reject_unless_known
         )
         named = ({name: row[column] for name, column in data.columns.items()} for row in rows)
-        yield from ADAPTERS[data.make](named, task_context, **data.options)
+        yield from ADAPTERS[data.make](named, task_context, reject, **data.options)
     except MissingColumn as error:
         if reason := data.without.get(error.column):
             raise Unavailable(

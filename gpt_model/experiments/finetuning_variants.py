@@ -14,13 +14,16 @@ from gpt_model.finetuning.entry import Metric
 from gpt_model.finetuning.input_forms import EncodedExample
 from gpt_model.finetuning.metrics import Scoring
 from gpt_model.finetuning.objective import FineTuned, FineTuning
-from gpt_model.statistics import Bootstrap, cluster_bootstrap
+from gpt_model.statistics import Bootstrap, ConfidenceInterval, cluster_bootstrap
 from gpt_model.transformer import Decoder
 
 # The decoder and the settings that a model starts from, given the recipe's settings with a seed.
 Start = Callable[[FineTuning], tuple[Decoder, FineTuning]]
 # Fine-tunes one decoder: its name ("sentiment/lstm/2"), its number from 0, what it starts from.
 FineTune = Callable[[str, int, Decoder, FineTuning], FineTuned]
+
+
+BAG_OF_WORDS = "a bag of words of the same rows"  # as the pages have it
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class TaskScores:
     by_seed: Mapping[str, Sequence[float]]  # of each variant
     data: str  # how many examples it was trained and tested on, in words
     test_examples: int
+    bag_of_words: ConfidenceInterval | None  # on the same rows; None where they have no words
 
 
 def score_variants(
@@ -45,10 +49,13 @@ def score_variants(
     fine_tune: FineTune,
     *,
     data: str,
+    bag_of_words: Sequence[Sequence[float]] | None,
     bootstrap_seed: int,
     log: Callable[[str], None],
 ) -> TaskScores:
-    """Fine-tune `seeds` models of each variant and score their answers to `test`."""
+    """Fine-tune `seeds` models of each variant and score their answers to `test`, and those of the
+    bag of words [test, classes].
+    """
     parts, by_seed, number = [], {}, 0
     for variant, start in variants.items():
         models = []
@@ -63,4 +70,10 @@ def score_variants(
         log(f"{task}, {variant}: {scoring.metric} {values}")
     groups = [example.group for example in test]
     bootstrap = cluster_bootstrap(parts, scoring.statistic, groups, bootstrap_seed)
-    return TaskScores(task, scoring.metric, bootstrap, by_seed, data, len(test))
+    baseline = None
+    if bag_of_words is not None:
+        answers = [[scoring.parts(test, bag_of_words)]]
+        [baseline] = cluster_bootstrap(
+            answers, scoring.statistic, groups, bootstrap_seed
+        ).intervals()
+    return TaskScores(task, scoring.metric, bootstrap, by_seed, data, len(test), baseline)

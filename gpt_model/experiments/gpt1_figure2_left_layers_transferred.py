@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from gpt_model.experiments.document import series
-from gpt_model.experiments.finetuning_variants import Start, TaskScores
+from gpt_model.experiments.finetuning_variants import BAG_OF_WORDS, Start, TaskScores
 from gpt_model.finetuning.entry import SCORE_NAMES
 from gpt_model.finetuning.heads import with_special_tokens
 from gpt_model.finetuning.objective import FineTuning
@@ -88,6 +88,7 @@ class LayersTransferred:
         return {
             **{f"{layers}/{self.scores.metric}": point.value for layers, point in points},
             "nothing": nothing.value,
+            **({"bag_of_words": baseline.value} if (baseline := self.scores.bag_of_words) else {}),
             **self.slope.as_metrics("slope"),
             **self.gain.as_metrics("gain"),
             "test_examples": float(self.scores.test_examples),
@@ -102,6 +103,10 @@ class LayersTransferred:
             [name, str(point), ", ".join(f"{value:.3f}" for value in scores.by_seed[name])]
             for name, point in zip(scores.by_seed, (nothing, *curve), strict=True)
         ]
+        levels = [{"label": "nothing transferred", "y": nothing.value}]
+        if baseline := scores.bag_of_words:
+            rows.append([BAG_OF_WORDS, str(baseline), f"{baseline.value:.3f}"])
+            levels.append({"label": BAG_OF_WORDS, "y": baseline.value})
         return {
             "title": TITLE,
             "source": SOURCE,
@@ -127,7 +132,7 @@ class LayersTransferred:
                     "y": score,
                     "log_x": False,
                     "series": [series(scores.task, layers, curve)],
-                    "levels": [{"label": "nothing transferred", "y": nothing.value}],
+                    "levels": levels,
                 }
             ],
         }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpt_model.experiments.document import ONE_RUN, series
-from gpt_model.experiments.finetuning_variants import Start, TaskScores
+from gpt_model.experiments.finetuning_variants import BAG_OF_WORDS, Start, TaskScores
 from gpt_model.finetuning.entry import SCORE_NAMES
 from gpt_model.finetuning.heads import with_special_tokens
 from gpt_model.finetuning.objective import FineTuning
@@ -26,6 +26,7 @@ from gpt_model.transformer import Decoder
 SOURCE = "GPT-1, table 5"
 TITLE = "What pre-training, the auxiliary objective and the Transformer are worth"
 WHOLE = "whole"
+NOT_RUN = "–"
 NAMES = {  # of a variant, as the page has it, in the table's order
     WHOLE: "whole (with the auxiliary objective)",
     "no_pretraining": "without pre-training",
@@ -98,7 +99,11 @@ class Ablations:
             if variant != WHOLE:
                 loss = self.loss(self.average, variant)
                 metrics |= loss.as_metrics(f"average/{variant}_loss")
-        return metrics
+        return metrics | {
+            f"{task.task}/bag_of_words": task.bag_of_words.value
+            for task in self.tasks
+            if task.bag_of_words
+        }
 
     def document(self) -> dict[str, Any]:
         heads = [f"{task.task} ({SCORE_NAMES[task.metric]})" for task in self.tasks]
@@ -107,6 +112,16 @@ class Ablations:
             [NAMES[variant], *(str(column.intervals()[row]) for column in columns)]
             for row, variant in enumerate(self.variants)
         ]
+        baselines = [task.bag_of_words for task in self.tasks]
+        if any(baselines):
+            average = (
+                f"{np.mean([baseline.value for baseline in baselines if baseline]):.3f}"
+                if all(baselines)
+                else NOT_RUN
+            )
+            scores.append(
+                [BAG_OF_WORDS, average, *(str(baseline or NOT_RUN) for baseline in baselines)]
+            )
         losses = [
             [NAMES[variant], *(f"{self.loss(column, variant):+.3f}" for column in columns)]
             for variant in self.variants

@@ -10,7 +10,7 @@ from gpt_model.errors import Unavailable
 from gpt_model.evaluation.adapters.registry import Row, Rows, TaskContext, adapter
 
 
-@adapter("question", "targets")
+@adapter("question", "targets", alone={})
 def true_and_false_answers(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """TruthfulQA's mc1_targets or mc2_targets. Columns: question, choices, labels (1 where an
     answer is true). The first is a true one.

@@ -30,11 +30,11 @@ def childrens_books(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """Columns: context, choices, label. A choice is the word and the rest of the sentence (GPT-2,
     section 3.2), de-tokenized.
     """
-    for number, row in enumerate(rows, 1):
+    for row in rows:
         question, options = str(row["question"]), [str(option) for option in row["options"]]
         if question.count(GAP) < 1 or row["answer"] not in options:
             raise UserError(
-                f"Row {number}: expected a question with {GAP} and its answer among the options, "
+                f"expected a question with {GAP} and its answer among the options, "
                 f"found {dict(row)!r:.200}."
             )
         before = " ".join(map(str, row["sentences"]))

@@ -1,5 +1,5 @@
 """CORE's three kinds of question (Li et al. 2024, DataComp-LM), with demonstrations put before them
-as karpathy/nanochat does.
+as karpathy/nanochat does: but whole ones, where it cuts a long prompt from the left.
 
 The rows are those of DCLM's evaluation bundle (MosaicML's gauntlet), whose columns these are.
 nanochat shuffles a task's rows by seed 1337 and draws the demonstrations of row i, itself left out,
@@ -10,30 +10,36 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
 from typing import Any
 
-from gpt_model.errors import UserError
+from gpt_model.errors import Unavailable
 from gpt_model.evaluation.adapters.registry import Row, Rows, TaskContext, adapter
+from gpt_model.evaluation.demonstrations import fitting
 
 Item = Mapping[str, Any]
 
 
-@adapter("query", "choices", "gold")
+@adapter("query", "choices", "gold", alone={"shots": 0})
 def core_choice(
     rows: Rows, task_context: TaskContext, *, shots: int, delimiter: str = " "
 ) -> Iterator[Row]:
-    """Columns: context, choices, label, lengths: the choice whose tokens are likeliest on average
-    is the answer.
+    """Columns: context, choices, label, lengths, shots: the choice whose tokens are likeliest on
+    average is the answer.
 
     What all the choices begin with is part of the context, as only the tokens that differ count.
     """
 
-    def with_answer(item: Item) -> str:
-        return f"{item['query']}{delimiter}{item['choices'][item['gold']]}"
+    def question(item: Item) -> list[str]:
+        return [f"{item['query']}{delimiter}{choice}" for choice in item["choices"]]
 
-    for item, shown in _with_demonstrations(rows, shots, with_answer):
-        wholes = [f"{shown}{item['query']}{delimiter}{choice}" for choice in item["choices"]]
+    def with_answer(item: Item) -> str:
+        return question(item)[item["gold"]]
+
+    for item, shown in _with_demonstrations(rows, shots, with_answer, question, task_context):
+        wholes = [shown.text + ending for ending in question(item)]
         context = _context(wholes)
         choices = [whole[len(context) :] for whole in wholes]
         begins = len(task_context.encode(context))
@@ -43,58 +49,97 @@ def core_choice(
             "choices": choices,
             "label": int(item["gold"]),
             "lengths": lengths,
+            "shots": shown.number,
         }
 
 
-@adapter("context_options", "continuation", "gold")
+@adapter("context_options", "continuation", "gold", alone={"shots": 0})
 def core_schema(
     rows: Rows, task_context: TaskContext, *, shots: int = 0, delimiter: str = " "
 ) -> Iterator[Row]:
-    """Columns: beginnings, rest, label: the beginning after which the same rest is likelier is the
-    answer.
+    """Columns: beginnings, rest, label, shots: the beginning after which the same rest is likelier
+    is the answer.
     """
 
-    def with_answer(item: Item) -> str:
-        return f"{item['context_options'][item['gold']]}{delimiter}{item['continuation']}"
+    def question(item: Item) -> list[str]:
+        return [f"{begun}{delimiter}{item['continuation']}" for begun in item["context_options"]]
 
-    for item, shown in _with_demonstrations(rows, shots, with_answer):
-        beginnings = [f"{shown}{beginning}" for beginning in item["context_options"]]
+    def with_answer(item: Item) -> str:
+        return question(item)[item["gold"]]
+
+    for item, shown in _with_demonstrations(rows, shots, with_answer, question, task_context):
         yield {
-            "beginnings": beginnings,
+            "beginnings": [f"{shown.text}{beginning}" for beginning in item["context_options"]],
             "rest": f"{delimiter}{item['continuation']}",
             "label": int(item["gold"]),
+            "shots": shown.number,
         }
 
 
-@adapter("context", "continuation")
+@adapter("context", "continuation", alone={"shots": 0})
 def core_text(
     rows: Rows, task_context: TaskContext, *, shots: int, delimiter: str = " "
 ) -> Iterator[Row]:
-    """Columns: context, target: whether greedy decoding gives the whole continuation."""
+    """Columns: context, target, shots: whether greedy decoding gives the whole continuation."""
 
     def with_answer(item: Item) -> str:
         return f"{str(item['context']).strip()}{delimiter}{item['continuation']}"
 
-    for item, shown in _with_demonstrations(rows, shots, with_answer):
-        context = f"{shown}{str(item['context']).strip()}{delimiter}".strip()
-        yield {"context": context, "target": f"{shown}{with_answer(item)}".lstrip()[len(context) :]}
+    def question(item: Item) -> list[str]:
+        return [with_answer(item)]
+
+    for item, shown in _with_demonstrations(rows, shots, with_answer, question, task_context):
+        whole = f"{shown.text}{with_answer(item)}".lstrip()
+        context = f"{shown.text}{str(item['context']).strip()}{delimiter}".strip()
+        yield {"context": context, "target": whole[len(context) :], "shots": shown.number}
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The demonstrations before a question."""
+
+    text: str
+    number: int
 
 
 def _with_demonstrations(
-    rows: Rows, shots: int, with_answer: Callable[[Item], str]
-) -> Iterator[tuple[Item, str]]:
-    """Each row with `shots` others before it, an empty line after each."""
+    rows: Rows,
+    shots: int,
+    with_answer: Callable[[Item], str],
+    question: Callable[[Item], list[str]],
+    task_context: TaskContext,
+) -> Iterator[tuple[Item, _Shown]]:
+    """Each row with `shots` others before it, an empty line after each, or as many whole ones as
+    fit the model's context with the longest ending of its `question`.
+
+    Raises Unavailable where there are too few rows.
+    """
     items = list(rows)
     if len(items) <= shots:
-        raise UserError(
-            f"A file of CORE's has {len(items)} rows, and {shots} demonstrations and a question "
-            f"need {shots + 1} at least."
+        raise Unavailable(
+            f"its file has {len(items)} rows, and {shots} demonstrations and a question need "
+            f"{shots + 1} at least"
         )
     random.Random(1337).shuffle(items)
+
+    def count(text: str) -> int:
+        return len(task_context.encode(text))
+
+    @cache
+    def demonstration(index: int) -> tuple[str, int]:
+        text = f"{with_answer(items[index])}\n\n"
+        return text, count(text)
+
     for number, item in enumerate(items):
         others = [index for index in range(len(items)) if index != number]
         chosen = random.Random(1234 + number).sample(others, shots) if shots else []
-        yield item, "".join(f"{with_answer(items[index])}\n\n" for index in chosen)
+        texts, sizes = [], []
+        for index in chosen:
+            text, size = demonstration(index)
+            texts.append(text)
+            sizes.append(size)
+        fit = fitting(texts, sizes, question(item), task_context.room, count) if shots else 0
+        yield item, _Shown("".join(texts[:fit]), fit)
 
 
 def _context(wholes: list[str]) -> str:

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from gpt_model.evaluation.adapters.registry import Row, Rows, TaskContext, adapter
+from gpt_model.evaluation.demonstrations import fitting
 
 
 @adapter("story", "questions", "answers", "additional_answers")
@@ -31,11 +32,11 @@ def conversation(rows: Rows, task_context: TaskContext, *, separator: str = "\n"
 @adapter("article", "highlights")
 def summaries(rows: Rows, task_context: TaskContext, *, hint: str = "TL;DR:") -> Iterator[Row]:
     """Columns: context (the article and the hint), summary. The article loses its end until it fits
-    with 100 tokens of summary.
+    with the summary.
     """
     for row in rows:
         article = str(row["article"]).strip()
-        room = task_context.context_length - 100 - len(task_context.encode(f"\n{hint}"))
+        room = task_context.room - len(task_context.encode(f"\n{hint}"))
         yield {
             "context": f"{_beginning(article, room, task_context)}\n{hint}",
             "summary": str(row["highlights"]),
@@ -57,21 +58,28 @@ def _beginning(text: str, tokens: int, task_context: TaskContext) -> str:
     return " ".join(words[:low])
 
 
-@adapter("translation")
+@adapter("translation", alone={"examples": 0})
 def translations(
     rows: Rows, task_context: TaskContext, *, source: str, target: str, examples: int = 5
 ) -> Iterator[Row]:
     """Columns: context ("english sentence = french sentence" lines, then "english sentence ="),
-    target. The first rows are the examples.
+    target, shots. The first rows are the examples, as many whole ones as fit.
     """
-    remaining = iter(rows)
-    shown = "".join(
-        f"{pair[source]} = {pair[target]}\n"
-        for pair in (_pair(row) for row in islice(remaining, examples))
-    )
-    for row in remaining:
-        pair = _pair(row)
-        yield {"context": f"{shown}{pair[source]} =", "target": pair[target]}
+    pairs = map(_pair, rows)
+    shown = [f"{pair[source]} = {pair[target]}\n" for pair in islice(pairs, examples)]
+    for pair in pairs:
+        prompt = _after_examples(shown, f"{pair[source]} =", task_context)
+        yield {**prompt, "target": pair[target]}
+
+
+def _after_examples(shown: Sequence[str], question: str, task_context: TaskContext) -> Row:
+    """{context, shots}: the question after as many of the examples as fit the model's context."""
+
+    def count(text: str) -> int:
+        return len(task_context.encode(text))
+
+    shots = fitting(shown, map(count, shown), [question], task_context.room, count)
+    return {"context": "".join(shown[:shots]) + question, "shots": shots}
 
 
 @adapter("translation")
@@ -87,20 +95,18 @@ def _pair(row: Mapping[str, Any]) -> Mapping[str, str]:
     return {language: " ".join(str(text).split()) for language, text in row["translation"].items()}
 
 
-@adapter("question", "answers")
+@adapter("question", "answers", alone={"examples": 0})
 def questions(rows: Rows, task_context: TaskContext, *, examples: int = 5) -> Iterator[Row]:
-    """Columns: context (`examples` questions with an answer each, then the question), answers. The
-    first rows are the examples.
+    """Columns: context (`examples` questions with an answer each, then the question), answers,
+    shots. The first rows are the examples, as many whole ones as fit.
     """
     remaining = iter(rows)
-    shown = "".join(
+    shown = [
         f"Q: {_question(row)}\nA: {row['answers'][0]}\n" for row in islice(remaining, examples)
-    )
+    ]
     for row in remaining:
-        yield {
-            "context": f"{shown}Q: {_question(row)}\nA:",
-            "answers": [str(answer) for answer in row["answers"]],
-        }
+        prompt = _after_examples(shown, f"Q: {_question(row)}\nA:", task_context)
+        yield {**prompt, "answers": [str(answer) for answer in row["answers"]]}
 
 
 def _question(row: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ def lettered_choices(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
         }
 
 
-@adapter("article", "question", "options", "answer")
+@adapter("article", "question", "options", "answer", alone={})
 def exam(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """RACE. Columns: article, before, question, options, label. `before`: the article's earlier
     questions with their right answers.

@@ -17,7 +17,7 @@ from gpt_model.evaluation.detokenizers import DETOKENIZERS, Detokenizer
 _ARTICLE = re.compile(r" = [^=].*[^=] = ")  # WikiText's heading of the first level
 
 
-@adapter("page")
+@adapter("page", alone={})
 def wikitext(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """A row an article. Words are counted as lm_eval's wikitext counts them, so that the scores can
     be compared.
@@ -26,7 +26,7 @@ def wikitext(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
         yield _row(DETOKENIZERS["wikitext"].plain(page), page, len(re.split(r"\s+", page)))
 
 
-@adapter("page")
+@adapter("page", alone={})
 def wikitext_as_lm_eval(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """The same with lm_eval's de-tokenizer, which is not invertible and which its published scores
     are by.
@@ -55,7 +55,7 @@ def _articles(texts: Iterable[str]) -> Iterator[str]:
         yield "\n".join(lines)
 
 
-@adapter("sentence")
+@adapter("sentence", alone={})
 def sentences(
     rows: Rows, task_context: TaskContext, *, detokenizer: str, characters: int = 0
 ) -> Iterator[Row]:
@@ -81,7 +81,7 @@ def _passage(sentences: list[str], spelling: Detokenizer) -> Row:
     return _row(spelling.plain(original), original, len(original.split()) + len(sentences))
 
 
-@adapter("text")
+@adapter("text", alone={})
 def stream(
     rows: Rows, task_context: TaskContext, *, last: int, characters: int = 65536
 ) -> Iterator[Row]:

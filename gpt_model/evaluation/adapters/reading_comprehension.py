@@ -62,7 +62,7 @@ def _agreement(answers: Sequence[str]) -> float:
     ) / len(answers)
 
 
-@adapter("title", "passage", "question", "answers")
+@adapter("title", "passage", "question", "answers", alone={})
 def passage_questions(rows: Rows, task_context: TaskContext) -> Iterator[Row]:
     """SQuAD 2. Columns: title, passage, before (the passage's earlier questions, answered),
     question, answers (or that there is none).
