@@ -25,6 +25,7 @@ from assets.stages.experiments import (
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import Unavailable, UserError
 from gpt_model.experiments.document import FILE, ONE_RUN, read_document
+from gpt_model.experiments.finetuning_variants import BAG_OF_WORDS
 from gpt_model.experiments.gpt1_figure2_left_layers_transferred import transferred
 from gpt_model.finetuning.metrics import Scoring
 from gpt_model.lstm import build
@@ -260,7 +261,11 @@ def test_figure_2_left_is_a_curve_from_embeddings_to_all_layers_with_its_slope(
         "embeddings",
         "embeddings and 1",
         "embeddings and 2",
+        BAG_OF_WORDS,
     ]
+    # It has the rows that the models had: which name comes first is in no bag of words.
+    assert table.rows[-1][2] == f"{m['bag_of_words']:.3f}"
+    assert plot.levels[1].y == pytest.approx(m["bag_of_words"], abs=1e-5)
     seeds = [float(value) for value in str(table.rows[1][2]).split(", ")]
     assert len(seeds) == 2 and np.mean(seeds) == pytest.approx(m["0/accuracy"], abs=6e-4)
     assert "2 seeds. gates: 64 of 248 training" in table.caption and any(
@@ -293,7 +298,10 @@ def test_table_5_has_each_way_and_what_is_lost_beside_the_papers_own(
         "without pre-training",
         "without the auxiliary objective",
         "LSTM, with the auxiliary objective",
+        BAG_OF_WORDS,
     ]
+    assert m["gates/bag_of_words"] == built["layers_transferred"].metrics["bag_of_words"]
+    assert str(scores.rows[-1][2]).startswith(f"{m['gates/bag_of_words']:.3f}")
     for name in ("no_pretraining", "no_auxiliary", "lstm"):
         assert m[f"average/{name}_loss"] == pytest.approx(m["gates/whole"] - m[f"gates/{name}"])
         assert (
@@ -316,7 +324,8 @@ def test_table_5_has_each_way_and_what_is_lost_beside_the_papers_own(
     assert str(lost.rows[0][1]).startswith(f"{m['average/no_pretraining_loss']:+.3f}")
     assert ONE_RUN in document.summary  # of each network, which no seed of fine-tuning tells of
     assert published.rows[0][:3] == ["gpt1", "74.7", "45.4"] and len(published.rows) == 4
-    assert [series.label for series in document.plots[0].series] == [row[0] for row in scores.rows]
+    labels = [series.label for series in document.plots[0].series]
+    assert labels == [row[0] for row in scores.rows[:-1]]
 
 
 def test_an_experiment_without_any_task_that_can_be_run_is_unavailable(
