@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -402,3 +403,61 @@ def test_path_longer_than_a_file_system_allows_is_one_sentence(tmp_path: Path) -
     assert_says(
         result.stderr, path, "corpus.sources[0].path", ("cannot be read or written: File name",)
     )
+
+
+FORBIDDEN = {  # what nobody may read (0) or write (0o555) -> the command that wants to
+    "local.yaml": (0, "plan"),
+    "notes/notes0.txt": (0, "plan"),
+    "home/artifacts": (0, "list"),
+    "home/refs": (0, "trace"),
+    "home/downloads": (0o555, "plan"),
+    "home": (0o555, "run"),
+}
+AS_ANYBODY = """
+import json, sys
+from pathlib import Path
+from typer.testing import CliRunner
+from pipelines.cli.main import app
+folder, forbidden = Path(sys.argv[1]), json.loads(sys.argv[2])
+for name, (mode, command) in forbidden.items():
+    path = folder / name
+    before = path.stat().st_mode
+    path.chmod(mode)
+    arguments = [command] if command == "list" else [command, str(folder / "local.yaml")]
+    result = CliRunner().invoke(app, arguments)
+    path.chmod(before)
+    print(json.dumps([name, result.exit_code, result.stderr, repr(result.exception)]))
+"""
+
+
+@pytest.mark.slow
+def test_what_may_not_be_read_or_written_is_one_sentence(tmp_path: Path) -> None:
+    """In a child without root's right to do it all the same."""
+    write_local_recipe(tmp_path, paragraphs=20)
+    for name in ("artifacts", "refs", "downloads"):
+        (tmp_path / "home" / name).mkdir(parents=True)
+    rights = "-dac_override,-dac_read_search"
+    as_anybody = ["setpriv", "--bounding-set", rights, "--inh-caps", rights]
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("root's rights cannot be given up here")
+    python = [sys.executable, "-c", AS_ANYBODY, str(tmp_path), json.dumps(FORBIDDEN)]
+    done = subprocess.run(
+        [*(as_anybody if os.geteuid() == 0 else []), *python],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "LINEAGE_HOME": str(tmp_path / "home"),
+            "DAGSTER_HOME": str(tmp_path / "home" / "dagster"),
+        },
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [name for name, *_ in answers] == list(FORBIDDEN)
+    for name, code, stderr, exception in answers:
+        assert code == 1 and exception == "SystemExit(1)", (name, stderr, exception)
+        assert Path(name).name in stderr and "Permission denied" in stderr, (name, stderr)
+        assert len(stderr.splitlines()) == 1, (name, stderr)

@@ -6,6 +6,7 @@ ref that is edited, exchanged or removed is seen (`problems`).
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -127,6 +128,13 @@ class Refs:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.rglob("*")):
+    """Raises OSError where a folder of them may not be read, which `Path.rglob` passes over."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    walk = os.walk(folder, onerror=refuse)
+    for path in sorted(Path(parent) / name for parent, _, names in walk for name in names):
         if path.is_file() and path.suffix != TEMPORARY:
             yield path.relative_to(folder).as_posix()
