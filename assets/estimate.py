@@ -38,7 +38,6 @@ from assets.store.manifest import BUILD_AGAIN, MANIFEST
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import CorruptFile, UserError
-from gpt_model.rlhf.model_comparison import MODELS
 from gpt_model.sizing import counted
 
 if TYPE_CHECKING:
@@ -620,6 +619,9 @@ def _instructed(config: Config, inputs: Inputs, flops: float) -> Work:
 def _preferences(config: Config, inputs: Inputs, flops: float) -> Work:
     """Every model answers the prompts, one of them `best_of` times over."""
     model, section = _model(next(_models(inputs)), inputs), config["preferences"]
+    # Imports numpy, which no other command that reads a recipe waits for.
+    from gpt_model.rlhf.model_comparison import MODELS
+
     models = sum(name in inputs for name in MODELS)
     answers = section["prompts"] * (models + section["best_of"])
     return _answers(model, answers, section, flops, 2e3 * answers)

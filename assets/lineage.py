@@ -12,14 +12,11 @@ from typing import Any, Literal
 
 import dagster as dg
 import yaml
-from dagster._core.storage.event_log.sqlite import sqlite_event_log
-from dagster._core.storage.runs.sqlite import sqlite_run_storage
-from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 from dagster_shared.check import CheckError
 from pydantic import Field, create_model
-from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DatabaseError
 
+from assets.dagster_storage import instance_ref
 from assets.launch.launcher import LocalLauncher
 from assets.recipe.profile import PROFILES, Profile, load_profile
 from assets.recipe.yaml_file import yaml_files
@@ -30,7 +27,6 @@ from assets.tracking.tracking import Tracking
 from gpt_model.errors import UserError, shortened
 
 DEFAULT_PROFILE = "cpu"
-_ENGINES: dict[str, Engine] = {}
 
 DAGSTER_YAML = """\
 # Written by gpt-lineage: one machine, sqlite underneath. Yours to edit.
@@ -74,11 +70,9 @@ def dagster_history() -> Iterator[dg.DagsterInstance]:
     cannot be read.
     """
     home = Path(os.environ["DAGSTER_HOME"])
-    for module in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
-        module.create_engine = _engine  # type: ignore[attr-defined]
     try:
         try:
-            instance = dg.DagsterInstance.get()
+            instance = dg.DagsterInstance.from_ref(instance_ref(home))
         except (yaml.YAMLError, dg.DagsterInvalidConfigError, CheckError) as error:
             reason = " ".join(line.strip() for line in str(error).splitlines())
             raise UserError(
@@ -94,15 +88,6 @@ def dagster_history() -> Iterator[dg.DagsterInstance]:
             f"Dagster's history under {home} cannot be used ({error.orig}). Move that folder away: "
             "a new one is made, and no artifact is in it."
         ) from None
-
-
-def _engine(url: str, **options: Any) -> Engine:
-    """SQLAlchemy's engine of one sqlite file. Dagster makes one for each statement, and so compiles
-    each statement anew: a quarter of the processor time of a run that finds everything built.
-    """
-    if url not in _ENGINES:
-        _ENGINES[url] = create_engine(url, **options)
-    return _ENGINES[url]
 
 
 class Lineage(dg.ConfigurableResource):

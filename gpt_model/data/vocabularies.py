@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -19,7 +19,12 @@ from gpt_model.data.location import Located, is_folder, open_files
 from gpt_model.data.requirement import Kind
 from gpt_model.errors import UserError, about
 from gpt_model.progress import Progress
-from gpt_model.tokenizer import TOKENIZER_FILES, Tokenizer
+
+if TYPE_CHECKING:
+    from gpt_model.tokenizer import Tokenizer
+
+# `gpt_model.tokenizer` is imported where it is used: numpy and tokenizers take a twentieth of the
+# time of a command that only reads a recipe.
 
 
 class ReleasedTokenizer(Located):
@@ -66,6 +71,8 @@ class ReleasedTokenizer(Located):
             return self.model_copy(update={"revision": commit})
         if self.folder is None:
             return self
+        from gpt_model.tokenizer import TOKENIZER_FILES
+
         folder = base / Path(self.folder).expanduser()
         paths = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
         if not paths:
@@ -81,6 +88,8 @@ class ReleasedTokenizer(Located):
         """The tokenizer, of a section that is resolved. Raises UserError where it is of another
         style, or its files are none.
         """
+        from gpt_model.tokenizer import Tokenizer
+
         scratch.mkdir(parents=True, exist_ok=True)
         with self._files(downloads, scratch, progress) as folder:
             try:
@@ -98,6 +107,8 @@ class ReleasedTokenizer(Located):
     def _files(self, downloads: Path, scratch: Path, progress: Progress) -> Iterator[Path]:
         """A folder that holds them."""
         if self.hub is not None:
+            from gpt_model.tokenizer import TOKENIZER_FILES
+
             yield hub.snapshot(self.hub, str(self.revision), TOKENIZER_FILES, downloads)
         elif self.pinned is not None:
             with linked(self.pinned, downloads, scratch) as folder:
