@@ -5,11 +5,13 @@ test_tasks.py's.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from assets.recipe.yaml_file import load_strict
 from gpt_model.data.splits import bucket
@@ -230,6 +232,62 @@ def test_versions_of_a_row_make_one_example_a_label_in_one_split(tmp_path: Path)
     example = next(e for split in SPLITS for e in result.splits[split] if e.id == "1/same")
     assert (example.segments, example.label) == (("statement 0", "it says 0"), 1)
     assert groups_crossing([{e.group for e in result.splits[split]} for split in SPLITS]) == 0
+
+
+def test_rows_of_a_group_make_pairs_and_as_many_of_two_groups_in_one_split(tmp_path: Path) -> None:
+    texts = ["what is it", "what is it", "who made it", "where is it"]  # the second is a copy
+    rows = [
+        {"asked": f"{text} {group}", "article": f"article {group} -- part {n}"}
+        for group in range(80)
+        for n, text in enumerate(texts)
+    ]
+    result = local(
+        tmp_path,
+        rows,
+        form="similarity",
+        columns={"first": "asked", "second": "asked"},
+        pairs={"same": "one_group", "different": "two_groups"},
+        labels=["different", "same"],
+        split={"group": "article", "together": " -- ", "validation": 0.2, "test": 0.3},
+    )
+    examples = {split: result.splits[split] for split in SPLITS}
+    for made in examples.values():
+        same, different = ([e for e in made if e.label == label] for label in (1, 0))
+        assert len(same) == len(different) > 10
+        assert all(e.segments[0].split()[-1] == e.segments[1].split()[-1] for e in same)
+        assert all(e.segments[0].split()[-1] != e.segments[1].split()[-1] for e in different)
+        # each text stands once under each label, so that no text alone tells it
+        for position in (0, 1):
+            assert {e.segments[position] for e in same} == {e.segments[position] for e in different}
+    pair = next(e for made in examples.values() for e in made if e.id == "1+3")
+    assert (pair.segments, pair.group) == (("what is it 0", "who made it 0"), "article 0")
+    words = [{text for e in made for text in e.segments} for made in examples.values()]
+    assert not words[0] & words[1] and not words[0] & words[2] and not words[1] & words[2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "mistake"),
+    [
+        ({"form": "classification", "columns": {"text": "a"}}, "has one"),
+        ({"split": {}}, "needs `split.group`"),
+        ({"pairs": {"same": "one_group", "different": "one_group"}}, "one for one_group"),
+        ({"pairs": {"same": "one_group", "other": "two_groups"}}, "the two names in `labels`"),
+        ({"columns": {"first": "a", "second": "a", "label": "b"}}, "does not read"),
+    ],
+)
+def test_pairs_that_cannot_be_made_are_refused(changed: dict[str, Any], mistake: str) -> None:
+    entry = {
+        "licence": "none",
+        "source": {"file": "rows.jsonl"},
+        "form": "similarity",
+        "columns": {"first": "a", "second": "a"},
+        "pairs": {"same": "one_group", "different": "two_groups"},
+        "labels": ["different", "same"],
+        "split": {"group": "g"},
+    }
+    TaskEntry.model_validate(entry)
+    with pytest.raises(ValidationError, match=re.escape(mistake)):
+        TaskEntry.model_validate(entry | changed)
 
 
 def test_rows_between_thresholds_and_dropped_unlabelled_rows_are_counted(tmp_path: Path) -> None:

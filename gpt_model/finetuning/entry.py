@@ -11,7 +11,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,6 +25,7 @@ CATALOGUE = Path(__file__).resolve().parent / "catalogue"
 SplitName = Literal["training", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("training", "validation", "test")
 
+PairOf = Literal["one_group", "two_groups"]
 Form = Literal["classification", "entailment", "similarity", "multiple_choice"]
 Metric = Literal["accuracy", "f1", "matthews", "pearson"]
 SCORE_NAMES: dict[str, str] = {
@@ -277,6 +278,12 @@ class TaskEntry(Strict):
         description="label -> column: a row holds one text a label (the form's last segment), "
         "and gives one example for each",
     )
+    pairs: dict[str, PairOf] = Field(
+        default_factory=dict,
+        description="label -> which two rows a pair is made of: two of one `split.group`, or one "
+        "each of two groups. The first segment is read from one row, the second from the other",
+        exclude_if=lambda pairs: not pairs,  # else every older task would have another fingerprint
+    )
     labels: list[str] | dict[str, Rule] = Field(
         default_factory=list,
         description="names in class order; as a list, the column holds the name; default, of "
@@ -368,12 +375,14 @@ class TaskEntry(Strict):
     @model_validator(mode="after")
     def _labels_fit_the_form(self) -> TaskEntry:
         if self.form == "multiple_choice":
-            if self.labels or self.versions or self.scale:
+            if self.labels or self.versions or self.pairs or self.scale:
                 raise ValueError(
-                    "a multiple_choice task has no `labels`, `versions` or `scale`: its label is "
-                    "the right option"
+                    "a multiple_choice task has no `labels`, `versions`, `pairs` or `scale`: its "
+                    "label is the right option"
                 )
             return self
+        if self.pairs:
+            self._refuse_unfit_pairs()
         if self.scale and (self.labels or self.versions or self.scale[0] >= self.scale[1]):
             raise ValueError(
                 "`scale` takes the place of `labels` and `versions`, and runs from a lower number "
@@ -381,7 +390,8 @@ class TaskEntry(Strict):
             )
         if self.versions and self.form not in ("entailment", "similarity"):
             raise ValueError(f"`versions` needs a form of two segments, and {self.form} has one")
-        if not self.labels and not self.scale and not self.versions and self.source.local:
+        made = self.versions or self.pairs
+        if not self.labels and not self.scale and not made and self.source.local:
             return self  # inferred from its rows
         if len(self.label_names()) < 2 or len(set(self.label_names())) != len(self.label_names()):
             raise ValueError("`labels` needs at least two different names")
@@ -392,6 +402,22 @@ class TaskEntry(Strict):
                 "`versions` needs one column for each name in `labels`, which is then a plain list"
             )
         return self
+
+    def _refuse_unfit_pairs(self) -> None:
+        if len(SEGMENTS[self.form]) != 2:
+            raise ValueError(f"`pairs` needs a form of two segments, and {self.form} has one")
+        if self.versions or self.scale or not self.split.group:
+            raise ValueError(
+                "`pairs` takes the place of `versions` and `scale`, and needs `split.group`: the "
+                "column whose equal texts are a group"
+            )
+        if sorted(self.pairs.values()) != sorted(get_args(PairOf)) or (
+            not isinstance(self.labels, list) or set(self.pairs) != set(self.labels)
+        ):
+            raise ValueError(
+                "`pairs` needs the two names in `labels`, a plain list: one for one_group, the "
+                "other for two_groups"
+            )
 
     @model_validator(mode="after")
     def _scores_fit_the_labels(self) -> TaskEntry:
@@ -411,6 +437,10 @@ class TaskEntry(Strict):
                     "`above` and one with `below`"
                 )
         return self
+
+    def pair_label(self, kind: PairOf) -> str:
+        """The label of pairs of that kind."""
+        return next(label for label, of in self.pairs.items() if of == kind)
 
     def high_end(self) -> int | None:
         """The class at the high end, where the label column holds a rating that two labels are the
@@ -440,6 +470,8 @@ class TaskEntry(Strict):
         if self.form == "multiple_choice":
             return ("question", "options", "label"), ("context",)
         segments = SEGMENTS[self.form]
+        if self.pairs:
+            return segments, ()
         return (segments[:-1], ()) if self.versions else ((*segments, "label"), ())
 
     def label_names(self) -> list[str]:

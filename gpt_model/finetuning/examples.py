@@ -87,6 +87,8 @@ def read_examples(
         splits = _split_as_given(read, reader, entry, given, seed)
     else:
         splits = _split_by_share(read(str(given)), entry, seed)
+    if entry.pairs:
+        splits = {name: _with_mixed_pairs(same, entry) for name, same in splits.items()}
     for name, examples in splits.items():
         if not examples:
             raise UserError(
@@ -163,6 +165,22 @@ def _split_by_share(
         else:
             splits["training"].append(example)
     return splits
+
+
+def _with_mixed_pairs(same: list[Example], entry: TaskEntry) -> list[Example]:
+    """The pairs of one group, and for each its first segment with the second one of the next pair
+    of another group: every text stands once under each label. No text leaves its split.
+    """
+    label = entry.label_names().index(entry.pair_label("two_groups"))
+    mixed = []
+    for i, example in enumerate(same):
+        following = (same[(i + step) % len(same)] for step in range(1, len(same)))
+        other = next((each for each in following if each.group != example.group), None)
+        if other is not None:
+            segments = (example.segments[0], other.segments[1])
+            id_ = f"{example.id.partition('+')[0]}+{other.id.rpartition('+')[2]}"
+            mixed.append(replace(example, id=id_, segments=segments, label=label))
+    return [*same, *mixed]
 
 
 def _split_as_given(
@@ -262,15 +280,49 @@ class _Reader:
                 f"{file} has no column {missing[0]!r}, which task {self.task} reads. Its columns "
                 f"are {', '.join(sorted(known))}: mend `columns` in the task's entry.{headerless}"
             )
+        earlier: dict[str, tuple[str, Row]] = {}  # `pairs`: a group's row that waits for its second
         for number, row in rows:
+            where, id_ = f"{file}, row {number}", f"{prefix}{number}"
             try:
-                made = list(self._of_row(f"{file}, row {number}", f"{prefix}{number}", row))
+                if self.entry.pairs:
+                    made = self._pair(where, id_, row, earlier)
+                else:
+                    made = list(self._of_row(where, id_, row))
             except UserError:
                 if self.entry.malformed == "refuse":
                     raise
                 self.left_out["malformed"] += 1
                 continue
             yield from made
+
+    def _pair(
+        self, where: str, id_: str, row: Row, earlier: dict[str, tuple[str, Row]]
+    ) -> list[Example]:
+        """The pair of `row` and the row of its group in `earlier`, if there is one."""
+        entry = self.entry
+        group = self._group(where, row, ())
+        if group not in earlier:
+            earlier[group] = (id_, row)
+            return []
+        first_id, first_row = earlier[group]
+        first, second = SEGMENTS[entry.form]
+        segments = (self._text(where, first_row, first), self._text(where, row, second))
+        if segments[0] == segments[1]:  # a copy: the next row may be a second text
+            return []
+        del earlier[group]
+        label = entry.label_names().index(entry.pair_label("one_group"))
+        return [Example(f"{first_id}+{id_}", group, segments, (), label)]
+
+    def _group(self, where: str, row: Row, segments: tuple[str, ...]) -> str:
+        """What keeps a row's examples in one split: the column's text, else the example's own."""
+        entry = self.entry
+        group = (
+            self._cell(where, row, entry.split.group)
+            if entry.split.group
+            # A pair that stands swapped elsewhere is the same pair.
+            else "\n".join(sorted(segments) if entry.form == "similarity" else segments)
+        )
+        return group.partition(entry.split.together)[0] if entry.split.together else group
 
     def _of_row(self, where: str, id_: str, row: Row) -> Iterator[Example]:
         entry = self.entry
@@ -297,14 +349,7 @@ class _Reader:
         for example_id, segments, options, label in made:
             if label is None:
                 continue
-            group = (
-                self._cell(where, row, entry.split.group)
-                if entry.split.group
-                # A pair that stands swapped elsewhere is the same pair.
-                else "\n".join(sorted(segments) if entry.form == "similarity" else segments)
-            )
-            if together := entry.split.together:
-                group = group.partition(together)[0]
+            group = self._group(where, row, segments)
             rating = self._rating(where, row)
             target = (
                 rating_target(rating, *entry.scale) if entry.scale and rating is not None else ()
