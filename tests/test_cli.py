@@ -434,6 +434,8 @@ def test_export_of_another_form_says_that_the_head_is_apart(
     )
     model, _ = load(tmp_path / "exported")  # as the sentence says
     assert model.head.weight.shape[0] == 1
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "no class for a task of the form multiple_choice" in card
 
 
 def test_a_damaged_model_writes_nothing_and_is_not_talked_with(

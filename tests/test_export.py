@@ -4,12 +4,14 @@ nothing of ours, and plain Jinja.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.config import Family
@@ -158,6 +160,25 @@ def test_model_of_two_orders_or_of_options_is_no_classifier_elsewhere(tmp_path: 
     tokenizer = tokenizer_of("gpt2")
     layout = InputFormat("similarity", tokenizer.vocab_size, CONTEXT)
     gpt = with_special_tokens(network("gpt2", tokenizer.vocab_size), dropout=0.0, seed=1)
-    save(TaskModel(gpt, layout, 2, 0.0, seed=1), ["a", "b"], tmp_path / "s", tokenizer.end_of_text)
+    model = TaskModel(gpt, layout, 2, 0.0, seed=1).eval()
+    save(model, ["a", "b"], tmp_path / "s", tokenizer.end_of_text)
+    tokenizer.save(tmp_path / "s")
     assert not export_classifier(tmp_path / "s", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+    # What the card says of decoder and head is so.
+    from transformers import AutoModelForCausalLM
+
+    convert.export_folder(tmp_path / "s", tmp_path / "out")
+    described = json.loads((tmp_path / "out" / "task_layout.json").read_text())
+    start, delim, extract = range(*(described["layout"]["vocab_size"] + n for n in (0, 3)))
+    [example] = layout.encode(tokenizer, [Example("", "", ("the king", "a tree"), (), 0)])
+    first, second = (tokenizer.encode(text) for text in ("the king", "a tree"))
+    orders = ((first, second), (second, first))
+    rows = [[start, *one, delim, *other, extract] for one, other in orders]
+    assert [tuple(row) for row in rows] == list(example.rows)
+    decoder = AutoModelForCausalLM.from_pretrained(tmp_path / "out").base_model.eval()
+    head = load_file(tmp_path / "out" / "head.safetensors")
+    states = decoder(torch.tensor(rows)).last_hidden_state[:, -1].sum(0)
+    theirs = states @ head["weight"].T + head["bias"]
+    assert (theirs - model(collate([example]))[0][0]).abs().max() < 1e-4

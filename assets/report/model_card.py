@@ -54,11 +54,35 @@ def model_card(store: Store, artifact: Artifact, name: str, task: str) -> str:
         f"# {name}",
         stage_named(artifact.stage).description,
         key_values(facts),
+        *_head(artifact),
         "## Licence",
         licence,
         Table(DataFrame(rows, columns=["name", "from", "licence"])),
         "## Metrics of its build",
         key_values(metrics),
+    )
+
+
+# What a head reads of the decoder, by the form of its task.
+HEAD_READS = {
+    "similarity": "the sum of that state over both orders of the two texts",
+    "multiple_choice": "that state of each option, and the highest number is the answer",
+}
+
+
+def _head(artifact: Artifact) -> Iterator[str]:
+    """How the head of a fine-tuned model is used, where no pipeline of `transformers` does."""
+    form = artifact.config["source"]["form"] if artifact.stage == "finetuned" else None
+    if form not in HEAD_READS:
+        return
+    yield "## The task's head"
+    yield (
+        f"`transformers` has no class for a task of the form {form}: it loads the decoder alone, "
+        "which was fine-tuned for its head and not to write. The head is `head.safetensors`, and "
+        "`task_layout.json` has the labels and `vocab_size`: Start, Delim and Extract are the next "
+        "three ids. The head multiplies the decoder's last hidden state at Extract by "
+        f"`weight` and adds `bias`; it reads {HEAD_READS[form]}. "
+        "`gpt_model.finetuning.heads.load(FOLDER)` is decoder and head."
     )
 
 
