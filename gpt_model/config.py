@@ -15,7 +15,7 @@ from gpt_model.strict import Bounds, Context, Dropout, Heads, Layers, Strict, Vo
 Family = Literal["gpt1", "gpt2", "gpt3", "lstm"]
 # GPT-3 gives no width of its banded layers; this is that of GPT-Neo, the public model that has them
 DEFAULT_BAND = 256
-Band = Annotated[int, Bounds(1, 2**20, "no context is longer")]
+Band = Annotated[int, Bounds(1, 2**20, "no context is longer", unit="tokens")]
 
 
 class ModelShape(Strict):
@@ -29,10 +29,10 @@ class ModelShape(Strict):
     against its Transformer.
     """
 
-    family: Family = "gpt2"
+    family: Family = Field(default="gpt2", description="whose architecture it has")
     layers: Layers
-    width: Width
-    heads: Heads
+    width: Width = Field(description="of the residual stream; a multiple of heads")
+    heads: Heads = Field(description="of attention, in each layer")
     context: Context = Field(description="longest sequence, tokens")
     dropout: Dropout = 0.0
     band: Band | None = Field(

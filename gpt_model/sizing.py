@@ -45,16 +45,16 @@ class Rules(Strict, strict=False):
     """
 
     aspect: Aspect = Field(default=64.0, description="width for each layer")
-    head_width: Width = 64
+    head_width: Width = Field(default=64, description="width of an attention head")
     width: Width = Field(default=768, description="of the anchor")
     parameters: Parameters = Field(
         default=counted(PUBLISHED["gpt3-small"]), description="of the anchor, without positions"
     )
     learning_rate: LearningRate = Field(default=6e-4, description="of the anchor")
-    learning_rate_exponent: Exponent = -0.77
+    learning_rate_exponent: Exponent = Field(default=-0.77, description="of the ratio of widths")
     batch_tokens: BatchTokens = Field(default=524_288, description="of the anchor")
-    batch_exponent: Exponent = 0.30
-    tokens_per_parameter: Ratio = 20.0
+    batch_exponent: Exponent = Field(default=0.30, description="of the ratio of parameters")
+    tokens_per_parameter: Ratio = Field(default=20.0, description="how long a size is trained")
 
     @classmethod
     def of(cls, model: ModelConfig, pretraining: Mapping[str, Any]) -> Self:

@@ -10,9 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from gpt_model.errors import shortened
@@ -62,6 +69,7 @@ class Bounds:
     reason: str
     above: bool = False  # `least` is none of them
     below: bool = False  # `most` is none of them
+    unit: str = ""  # for the reference; "" is a plain number
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -84,47 +92,104 @@ class Bounds:
 
 
 LARGEST_RUN = "the largest published run reads 4e13 tokens"
-Seed = Annotated[int, Bounds(0, 2**63, "what torch's generators take", below=True)]
-Tokens = Annotated[int, Bounds(1, 10**15, LARGEST_RUN)]
-BatchTokens = Annotated[int, Bounds(1, 10**9, "the largest published batches hold 1e8 tokens")]
-Layers = Annotated[int, Bounds(1, 2_000, "the deepest published decoders have 1,000 layers")]
-Width = Annotated[int, Bounds(1, 200_000, "GPT-3's is 12,288")]
-Heads = Annotated[int, Bounds(1, 2_000, "GPT-3 has 96")]
-Context = Annotated[int, Bounds(2, 2**20, "attention takes time by its square")]
-VocabSize = Annotated[int, Bounds(2, 2**20, "the largest published vocabularies have a million")]
-Count = Annotated[int, Bounds(1, 10**9, "no data set of these kinds has more rows")]
-TwoOrMore = Annotated[int, Bounds(2, 10**9, "an interval needs two, and no data set has more")]
-Models = Annotated[int, Bounds(1, 1_000, "each is a model that is trained")]
-Epochs = Annotated[int, Bounds(1, 10_000, "published trainings take at most hundreds")]
-BatchRows = Annotated[int, Bounds(1, 10**6, "published batches hold at most thousands")]
-Times = Annotated[int, Bounds(1, 10_000, "each takes its time and stands in the curves")]
+# A description here is that of every field of the type that has none itself.
+Seed = Annotated[
+    int,
+    Bounds(0, 2**63, "what torch's generators take", below=True),
+    Field(description="of the random numbers: the same seed, the same bytes"),
+]
+Tokens = Annotated[int, Bounds(1, 10**15, LARGEST_RUN, unit="tokens")]
+BatchTokens = Annotated[
+    int, Bounds(1, 10**9, "the largest published batches hold 1e8 tokens", unit="tokens")
+]
+Layers = Annotated[
+    int,
+    Bounds(1, 2_000, "the deepest published decoders have 1,000 layers", unit="layers"),
+    Field(description="blocks of attention and MLP"),
+]
+Width = Annotated[int, Bounds(1, 200_000, "GPT-3's is 12,288", unit="numbers")]
+Heads = Annotated[int, Bounds(1, 2_000, "GPT-3 has 96", unit="heads")]
+Context = Annotated[int, Bounds(2, 2**20, "attention takes time by its square", unit="tokens")]
+VocabSize = Annotated[
+    int, Bounds(2, 2**20, "the largest published vocabularies have a million", unit="tokens")
+]
+Count = Annotated[int, Bounds(1, 10**9, "no data set of these kinds has more rows", unit="count")]
+TwoOrMore = Annotated[
+    int, Bounds(2, 10**9, "an interval needs two, and no data set has more", unit="count")
+]
+Models = Annotated[int, Bounds(1, 1_000, "each is a model that is trained", unit="models")]
+Epochs = Annotated[
+    int,
+    Bounds(1, 10_000, "published trainings take at most hundreds", unit="epochs"),
+    Field(description="times that every training example is read"),
+]
+BatchRows = Annotated[
+    int, Bounds(1, 10**6, "published batches hold at most thousands", unit="rows")
+]
+Times = Annotated[
+    int, Bounds(1, 10_000, "each takes its time and stands in the curves", unit="times")
+]
 LearningRate = Annotated[
-    float, Bounds(0, 1, "Adam moves a weight by about the rate at each step", above=True)
+    float,
+    Bounds(0, 1, "Adam moves a weight by about the rate at each step", above=True, unit="a step"),
+    Field(description="AdamW's, once the warm-up is over"),
 ]
 WeightDecay = Annotated[
-    float, Bounds(0, 10, "published values are below 4, and the papers' at most 0.1")
+    float,
+    Bounds(0, 10, "published values are below 4, and the papers' at most 0.1"),
+    Field(description="AdamW's, on matrices only"),
 ]
 Memory = Annotated[
-    float, Bounds(0, 1, "the share of an optimizer's moment that a step keeps", below=True)
+    float,
+    Bounds(0, 1, "the share of an optimizer's moment that a step keeps", below=True, unit="share"),
 ]
-Betas = Annotated[tuple[Memory, Memory], PAIR]
+Betas = Annotated[tuple[Memory, Memory], PAIR, Field(description="AdamW's β1 and β2")]
 Clip = Annotated[
-    float, Bounds(0, 10**6, "norms of gradients are about 1: more clips nothing", above=True)
+    float,
+    Bounds(0, 10**6, "norms of gradients are about 1: more clips nothing", above=True),
+    Field(description="the largest global norm of a gradient; a longer one is scaled to it"),
 ]
-Dropout = Annotated[float, Bounds(0, 1, "the share that is set to 0", below=True)]
+Precision = Annotated[
+    Literal["float32", "bfloat16"],
+    Field(description="of the factors of products; weights, moments and sums are float32"),
+]
+Dropout = Annotated[
+    float,
+    Bounds(0, 1, "the share that is set to 0", below=True, unit="share"),
+    Field(description="of residuals, attention weights and embeddings, while training"),
+]
 Share = Annotated[
-    float, Bounds(0, 1, "a share, and something is left on both sides", above=True, below=True)
+    float,
+    Bounds(
+        0, 1, "a share, and something is left on both sides", above=True, below=True, unit="share"
+    ),
 ]
 HeldOut = Annotated[
-    float, Bounds(0, 0.5, "a share: more would be kept from training than trained on", above=True)
+    float,
+    Bounds(
+        0,
+        0.5,
+        "a share: more would be kept from training than trained on",
+        above=True,
+        unit="share",
+    ),
 ]
-Part = Annotated[float, Bounds(0, 1, "a share, and something is left", below=True)]
-Whole = Annotated[float, Bounds(0, 1, "a share")]
+Part = Annotated[float, Bounds(0, 1, "a share, and something is left", below=True, unit="share")]
+Whole = Annotated[float, Bounds(0, 1, "a share", unit="share")]
 Ratio = Annotated[
-    float, Bounds(0, 10**6, "of tokens to parameters; published runs have at most 1e4", above=True)
+    float,
+    Bounds(
+        0,
+        10**6,
+        "of tokens to parameters; published runs have at most 1e4",
+        above=True,
+        unit="tokens a parameter",
+    ),
 ]
 Temperature = Annotated[
-    float, Bounds(0, 1_000, "the logits are divided by it: above 100 every token is alike", True)
+    float,
+    Bounds(0, 1_000, "the logits are divided by it: above 100 every token is alike", True),
+    Field(description="of sampling: 1 is the model's own distribution, below 1 it is sharper"),
 ]
 Weight = Annotated[float, Bounds(0, 10**6, "beside a weight of 1, more leaves nothing of it")]
 PositiveWeight = Annotated[

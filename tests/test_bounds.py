@@ -13,7 +13,7 @@ from conftest import write_local_recipe
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from assets.recipe.depth import _Depth
+from assets.recipe.depth import DepthSection
 from assets.recipe.profile import Profile, load_profile
 from assets.recipe.recipe import Recipe, load_recipe
 from gpt_model.data.location import Location, resolve
@@ -66,7 +66,7 @@ def fields(model: type[BaseModel], seen: set[Any]) -> Iterator[tuple[str, Any, l
 
 FIELDS = {
     name: (kind, metadata)
-    for model in (Recipe, Profile, _Depth, Rules, TaskEntry, TaskMetadata)
+    for model in (Recipe, Profile, DepthSection, Rules, TaskEntry, TaskMetadata)
     for name, kind, metadata in fields(model, set())
     if name not in UNBOUNDED
 }

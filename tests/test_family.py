@@ -176,7 +176,7 @@ def test_gpt1_is_fine_tuned_as_its_paper_says() -> None:
 
 
 def test_the_page_of_the_family_has_the_sizes_and_marks_what_is_unverified() -> None:
-    lines = (ROOT / "docs" / "family.md").read_text().splitlines()
+    lines = (ROOT / "docs" / "papers" / "family.md").read_text().splitlines()
     rows = [
         line.split("|")[1:-1]
         for line in lines

@@ -1,5 +1,5 @@
 """Where what people wrote comes from: every kind of file, the schema's refusals, and the rows that
-docs/alignment-data.md shows.
+docs/papers/alignment-data.md shows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gpt_model.rlhf.readers import record_readers
 from gpt_model.rlhf.readers.parsed import ParsedRow
 from gpt_model.rlhf.readers.source import COLUMNS, HumanSource, Purpose
 
-PAGE = Path(__file__).parent.parent / "docs" / "alignment-data.md"
+PAGE = Path(__file__).parent.parent / "docs" / "papers" / "alignment-data.md"
 
 
 def read(folder: Path, purpose: Purpose = "demonstrations", **fields: Any) -> list[ParsedRow]:

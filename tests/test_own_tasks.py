@@ -1,4 +1,4 @@
-"""Tasks and suites of one's own: docs/tasks-and-suites.md as it stands, names, and the mistakes that
+"""Tasks and suites of one's own: docs/tutorials/ as they stand, names, and the mistakes that
 a plan finds in local files.
 """
 
@@ -22,8 +22,15 @@ from gpt_model.finetuning.entry import SPLITS, TaskEntry
 from gpt_model.finetuning.examples import read_examples
 from gpt_model.progress import Silent
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "tasks-and-suites.md"
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = ("tutorials/own-task.md", "tutorials/own-suite.md", "how-to/task-formats.md")
+BLOCKS = [
+    block
+    for page in PAGES
+    for block in re.findall(
+        r"```(\w+)\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+]
 
 
 def block(holding: str) -> str:
@@ -32,7 +39,7 @@ def block(holding: str) -> str:
 
 
 def write_page(folder: Path) -> None:
-    """The page's files, with sixty rows like those shown."""
+    """The pages' files, with sixty rows like those shown."""
     (data := folder / "data").mkdir()
     header, happy, unhappy = block("note,outcome").splitlines()
     rows = [

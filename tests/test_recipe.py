@@ -331,10 +331,9 @@ def test_numbers_are_read_as_a_person_means_them(tmp_path: Path) -> None:
     }
 
 
-def test_readmes_recipe_is_the_tiny_one_line_by_line(tmp_path: Path) -> None:
-    explained = (
-        (ROOT / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
-    )
+def test_the_recipe_that_is_explained_line_by_line_is_tiny(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "recipe-line-by-line.md").read_text(encoding="utf-8")
+    explained = page.split("```yaml\n")[1].split("```")[0]
     (tmp_path / "explained.yaml").write_text(explained, encoding="utf-8")
     assert read_yaml(tmp_path / "explained.yaml") == read_yaml(RECIPES / "tiny.yaml")
 
@@ -491,7 +490,7 @@ def test_a_file_of_ones_own_that_is_missing_is_named_by_its_own_field(tmp_path: 
 def test_the_sections_that_the_pages_show_are_read_over_tiny(page: str, tmp_path: Path) -> None:
     shown = [
         part.split("```")[0]
-        for part in (ROOT / "docs" / f"{page}.md")
+        for part in (ROOT / "docs" / "papers" / f"{page}.md")
         .read_text(encoding="utf-8")
         .split("```yaml\n")[1:]
     ]

@@ -18,7 +18,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from assets.recipe.yaml_file import load_strict, naming, validate
 from gpt_model.config import PUBLISHED, ModelConfig
@@ -31,13 +31,17 @@ Contents = dict[str, Any]
 Merge = Callable[[Contents, Contents], Contents]
 
 
-class _Depth(Strict):
+class DepthSection(Strict):
+    """The one dial, `depth`, written out."""
+
     layers: Layers
-    rules: str | None = None
+    rules: str | None = Field(
+        default=None, description="a YAML file of rules, as seen from the recipe"
+    )
 
 
 class _Dialled(BaseModel):
-    depth: _Depth
+    depth: DepthSection
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def _part(contents: Contents, section: str) -> Contents:
     return part if isinstance(part, dict) else {}
 
 
-def _rules(depth: _Depth, base: Contents, folder: Path) -> tuple[Rules, str]:
+def _rules(depth: DepthSection, base: Contents, folder: Path) -> tuple[Rules, str]:
     """The rules that hold, and where they are from."""
     if depth.rules is not None:
         return load_strict(

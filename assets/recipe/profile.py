@@ -22,41 +22,55 @@ PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 class Profile(Strict):
     """How many processes, with what, on which device."""
 
-    name: str
-    description: str = ""
-    device: Literal["cpu", "cuda"] = "cpu"
-    processes: Annotated[int, Bounds(1, 100_000, "the largest clusters have as many")] = 1
-    threads: Annotated[int, Bounds(1, 10_000, "no machine has more cores")] | None = Field(
-        default=None, description="threads a process; default: the cores shared out evenly"
+    name: str = Field(description="for `--profile`; the file's name without .yaml")
+    description: str = Field(default="", description="for people")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="of every process")
+    processes: Annotated[
+        int, Bounds(1, 100_000, "the largest clusters have as many", unit="processes")
+    ] = Field(default=1, description="ranks of a training, all on this machine; a GPU each")
+    threads: (
+        Annotated[int, Bounds(1, 10_000, "no machine has more cores", unit="threads")] | None
+    ) = Field(default=None, description="threads a process; default: the cores shared out evenly")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=1,
+        description="of DeepSpeed: what the ranks share out among them (1: optimizer, 2: gradients "
+        "too, 3: weights too)",
     )
-    zero_stage: Literal[0, 1, 2, 3] = 1
     micro_batch: BatchRows | None = Field(
         default=None,
         description="sequences a process and forward pass; default: chosen from the shape",
     )
-    activation_checkpointing: bool = False
-    compile: bool = False
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="compute activations again in the backward pass: less memory, more time",
+    )
+    compile: bool = Field(
+        default=False, description="torch.compile, where every micro-batch has the same shape"
+    )
     checkpoint_seconds: Annotated[
-        float, Bounds(0, 10**6, "more than a week of work would be lost", above=True)
+        float,
+        Bounds(0, 10**6, "more than a week of work would be lost", above=True, unit="seconds"),
     ] = Field(
         default=30.0, description="seconds between checkpoints; work lost at most when killed"
     )
 
-    memory_gb: Annotated[float, Bounds(0, 10**6, "no device has more", above=True)] | None = Field(
+    memory_gb: (
+        Annotated[float, Bounds(0, 10**6, "no device has more", above=True, unit="GB")] | None
+    ) = Field(
         default=None,
         description="10^9 bytes that one process may fill: of its GPU; default on a CPU: the "
         "machine's, shared out evenly",
     )
-    peak_tflops: Annotated[float, Bounds(0, 10**6, "no device is faster", above=True)] | None = (
-        Field(
-            default=None,
-            description="10^12 FLOP/s of one process's device, of matrix products in the precision "
-            "that is trained in",
-        )
+    peak_tflops: (
+        Annotated[float, Bounds(0, 10**6, "no device is faster", above=True, unit="TFLOP/s")] | None
+    ) = Field(
+        default=None,
+        description="10^12 FLOP/s of one process's device, of matrix products in the precision "
+        "that is trained in",
     )
-    price_per_hour: Annotated[float, Bounds(0, 10**6, "no device costs more")] | None = Field(
-        default=None, description="of one process's device, in whatever you pay in"
-    )
+    price_per_hour: (
+        Annotated[float, Bounds(0, 10**6, "no device costs more", unit="an hour")] | None
+    ) = Field(default=None, description="of one process's device, in whatever you pay in")
 
     def memory_each(self) -> float | None:
         """Bytes that one process may fill; None where it is not known."""

@@ -51,6 +51,7 @@ from gpt_model.strict import (
     LearningRate,
     Misfit,
     Part,
+    Precision,
     Ratio,
     Seed,
     Strict,
@@ -102,7 +103,7 @@ class CorpusSection(Section):
     training.
     """
 
-    sources: list[Source] = Field(min_length=1)
+    sources: list[Source] = Field(min_length=1, description="what is read, and its share")
     held_out: HeldOut = Field(
         default=0.02, description="share of each source's documents kept from training"
     )
@@ -128,7 +129,12 @@ RELEASED_SIZES = {  # style -> tokens of the paper's own vocabulary
 
 
 class TokenizerSection(Section):
-    style: Literal["gpt1", "gpt2"] = "gpt2"
+    """A vocabulary, trained on this corpus or released."""
+
+    style: Literal["gpt1", "gpt2"] = Field(
+        default="gpt2",
+        description="gpt2: byte-level BPE; gpt1: BPE of lower-cased words, by ftfy and spaCy",
+    )
     vocab_size: VocabSize = Field(
         description="gpt2: the 256 bytes, merges, <|endoftext|>; gpt1: <unk>, characters twice, "
         "merges, newline; default of a released one: the paper's"
@@ -187,13 +193,15 @@ STRETCHES = 10_000  # of equal batches on a ramp; GPT-3's longest has 96
 class PretrainingSection(Section):
     """One pass of the training loop over `tokens` tokens."""
 
-    tokens: Tokens
+    tokens: Tokens = Field(description="that are trained on; a corpus with fewer is read again")
     batch_tokens: BatchTokens = Field(description="tokens an optimizer step, whatever the profile")
     learning_rate: LearningRate
     final_learning_rate: Whole = Field(
         default=0.1, description="where the cosine ends, as a share of learning_rate"
     )
-    warmup_tokens: Annotated[int, Bounds(0, 10**15, LARGEST_RUN)] = 0
+    warmup_tokens: Annotated[int, Bounds(0, 10**15, LARGEST_RUN, unit="tokens")] = Field(
+        default=0, description="over which the learning rate rises to its full value"
+    )
     decay_tokens: Tokens | None = Field(
         default=None,
         description="where the cosine ends, warm-up counted in; constant from there on; default: "
@@ -203,7 +211,7 @@ class PretrainingSection(Section):
     weight_decay: WeightDecay = 0.1
     betas: Betas = (0.9, 0.95)
     gradient_clip: Clip = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     seed: Seed = 1
     evaluations: Times = Field(
         default=10,
@@ -214,13 +222,15 @@ class PretrainingSection(Section):
         default=65_536,
         description="held-out tokens a source measured on the way; the end measures all",
     )
-    samples: Annotated[int, Bounds(0, 1_000, "each is written at every evaluation")] = Field(
-        default=3, description="texts written at each evaluation"
-    )
-    snapshots: Annotated[int, Bounds(0, 10_000, "each takes the disk of a model")] = Field(
-        default=0,
-        description="times the weights on the way are kept (float32), on a log schedule from "
-        "step 1; the last is the model",
+    samples: Annotated[
+        int, Bounds(0, 1_000, "each is written at every evaluation", unit="texts")
+    ] = Field(default=3, description="texts written at each evaluation")
+    snapshots: Annotated[int, Bounds(0, 10_000, "each takes the disk of a model", unit="times")] = (
+        Field(
+            default=0,
+            description="times the weights on the way are kept (float32), on a log schedule from "
+            "step 1; the last is the model",
+        )
     )
 
     @model_validator(mode="after")
@@ -263,7 +273,9 @@ class PretrainingSection(Section):
 class FinetuningSection(Section):
     """GPT-1's fine-tuning (Radford et al. 2018, section 4.1), once a task."""
 
-    tasks: list[str] = Field(min_length=1)
+    tasks: list[str] = Field(
+        min_length=1, description="of the catalogue, or paths of YAML files; each is a model"
+    )
     auxiliary_weight: Weight = Field(default=0.5, description="λ of L3 = L2 + λ·L1, equation 5")
     epochs: Epochs = 3
     batch: BatchRows = Field(default=32, description="examples an optimizer step")
@@ -361,12 +373,16 @@ class LoRASection(Section):
     2021).
     """
 
-    rank: Width = 8
+    rank: Width = Field(default=8, description="of an adapter's two matrices")
     alpha: Annotated[int, Bounds(1, 10**6, "twice the rank is usual")] = Field(
         default=16, description="what is added is multiplied by alpha / rank"
     )
     dropout: Dropout = Field(default=0.05, description="of an adapter's input")
-    targets: list[Projections] = Field(default=list(get_args(Projections)), min_length=1)
+    targets: list[Projections] = Field(
+        default=list(get_args(Projections)),
+        min_length=1,
+        description="the matrices of a block that have an adapter",
+    )
 
     @field_validator("targets")
     @classmethod
@@ -375,7 +391,11 @@ class LoRASection(Section):
 
 
 class EvaluationSection(Section):
-    suites: Annotated[list[str], Field(min_length=1), Each]
+    """Zero-shot evaluation by lm_eval."""
+
+    suites: Annotated[list[str], Field(min_length=1), Each] = Field(
+        description="of those that come with the project, or paths of YAML files"
+    )
     examples: dict[str, TwoOrMore] = Field(
         default_factory=dict,
         description="suite -> at most so many examples a task; an interval needs two",
@@ -413,7 +433,7 @@ class Recipe(Section):
         pattern=r"^[A-Za-z0-9_]+$",
         description="letters, digits and _; the first part of every asset key",
     )
-    description: str = ""
+    description: str = Field(default="", description="shown in Dagster and on the scorecard")
     owners: list[str] = Field(default_factory=list, description="e-mail addresses, or team:NAME")
     schedule: Literal["daily", "weekly", "monthly"] | None = Field(
         default=None,

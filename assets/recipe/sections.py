@@ -30,6 +30,7 @@ from gpt_model.strict import (
     Models,
     Part,
     PositiveWeight,
+    Precision,
     Seed,
     Strict,
     Temperature,
@@ -41,8 +42,8 @@ from gpt_model.strict import (
     Whole,
 )
 
-Visible = Annotated[int, Bounds(1, 2**20, "no context is longer")]
-Transferred = Annotated[int, Bounds(0, 2_000, "no model has more layers")]
+Visible = Annotated[int, Bounds(1, 2**20, "no context is longer", unit="tokens")]
+Transferred = Annotated[int, Bounds(0, 2_000, "no model has more layers", unit="layers")]
 
 
 class VisibleContext(Strict):
@@ -97,7 +98,7 @@ class ZeroShotDynamics(Strict):
         description="a multiple_choice task whose question holds a pronoun, or a _ where it stood",
     )
     questions: str = Field(default="race", description="a multiple_choice task")
-    examples: Annotated[int, Bounds(20, 10**9, "fewer say nothing")] = Field(
+    examples: Annotated[int, Bounds(20, 10**9, "fewer say nothing", unit="examples")] = Field(
         default=500, description="of each task, at most"
     )
 
@@ -108,8 +109,10 @@ class _Finetunings(Strict):
     """
 
     seeds: Models = Field(default=3, description="models of each kind")
-    epochs: Epochs | None = None
-    learning_rate: LearningRate | None = None
+    epochs: Epochs | None = Field(default=None, description="default: finetuning.epochs")
+    learning_rate: LearningRate | None = Field(
+        default=None, description="default: finetuning.learning_rate"
+    )
     examples: Count | None = Field(
         default=None, description="at most so many training examples of a task"
     )
@@ -151,7 +154,7 @@ class ExperimentsSection(Strict):
 
 
 class _Sources(Strict):
-    sources: list[HumanSource] = Field(min_length=1)
+    sources: list[HumanSource] = Field(min_length=1, description="where the records are")
     seed: Seed = Field(default=0, description="decides every split")
 
     _purpose: ClassVar[Purpose]
@@ -223,7 +226,7 @@ class _Tuning(Strict):
     dropout: Dropout = Field(
         default=0.0, description="of residuals, attention weights and embeddings"
     )
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     seed: Seed = 1
 
 
@@ -263,7 +266,7 @@ class PolicyInitSection(_Tuning):
         default=5e-6, description="5e-6, 1.04e-5, 2.45e-6 at 1.3B, 6B, 175B"
     )
     epochs: Epochs = 2
-    batch: BatchRows = 32
+    batch: BatchRows = Field(default=32, description="sequences an optimizer step, at most")
     pretraining_share: Part = Field(
         default=0.1,
         description=(
@@ -273,7 +276,9 @@ class PolicyInitSection(_Tuning):
     )
 
 
-Nats = Annotated[float, Bounds(0, 10**6, "an answer has some nats a token", above=True)]
+Nats = Annotated[
+    float, Bounds(0, 10**6, "an answer has some nats a token", above=True, unit="nats")
+]
 
 
 class AdaptiveKL(Strict):
@@ -305,20 +310,20 @@ class PPOSection(Strict):
     are its predecessor's.
     """
 
-    episodes: Count = 256_000
+    episodes: Count = Field(default=256_000, description="prompts that are answered, all together")
     batch: BatchRows = Field(default=512, description="episodes sampled with the same policy")
     minibatch: BatchRows = Field(default=64, description="episodes an optimizer step")
-    inner_epochs: Epochs = 1
+    inner_epochs: Epochs = Field(default=1, description="times that a batch is trained on")
     learning_rate: LearningRate = Field(
         description=(
             "not published: the paper tried 2.55e-6 to 2.55e-5, and without pre-training "
             "text PPO diverged above 8.05e-6"
         )
     )
-    warmup_batches: Annotated[int, Bounds(0, 10**9, "no run has more batches")] = Field(
-        default=10, description="the rate rises from a tenth over these, then is constant"
+    warmup_batches: Annotated[int, Bounds(0, 10**9, "no run has more batches", unit="batches")] = (
+        Field(default=10, description="the rate rises from a tenth over these, then is constant")
     )
-    value_learning_rate: LearningRate = 9e-6
+    value_learning_rate: LearningRate = Field(default=9e-6, description="the critic's")
     value: Literal["reward_model", "shared"] = Field(
         default="reward_model",
         description=(
@@ -341,15 +346,19 @@ class PPOSection(Strict):
             "missing_eos_penalty; not in the paper)"
         ),
     )
-    clip: Clip = 0.2
-    value_clip: Clip = 0.2
+    clip: Clip = Field(
+        default=0.2, description="ε: how far the ratio to the sampling policy may be from 1"
+    )
+    value_clip: Clip = Field(
+        default=0.2, description="how far a value may move from the one at sampling"
+    )
     gae: Whole = Field(default=0.95, description="λ; there is no discount")
     ptx_weight: Weight = Field(
         default=27.8, description="γ, of the pre-training loss; 0 is PPO without it"
     )
-    ptx_examples: Annotated[int, Bounds(0, 10**6, "each takes the time of an answer")] = Field(
-        default=8, description="sequences of pre-training text an episode"
-    )
+    ptx_examples: Annotated[
+        int, Bounds(0, 10**6, "each takes the time of an answer", unit="sequences")
+    ] = Field(default=8, description="sequences of pre-training text an episode")
     ema: Part = Field(
         default=0.992,
         description="decay of the weights' moving average, batch by batch, which is the result",
@@ -359,7 +368,7 @@ class PPOSection(Strict):
     weight_decay: WeightDecay = 0.0
     betas: Betas = (0.9, 0.95)
     gradient_clip: Clip = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     seed: Seed = 1
     evaluations: Times = Field(
         default=5, description="how often the same held-out prompts are answered"
@@ -404,7 +413,7 @@ class DPOSection(_Tuning):
     learning_rate: LearningRate = 5e-7
     epochs: Epochs = 1
     batch: BatchRows = Field(default=64, description="pairs an optimizer step")
-    beta: PositiveWeight = 0.1
+    beta: PositiveWeight = Field(default=0.1, description="β, of the log-ratio to the reference")
 
 
 class PreferencesSection(Strict):
@@ -415,7 +424,7 @@ class PreferencesSection(Strict):
         default=16,
         description="answers of policy_init, whose best by the reward model is compared too",
     )
-    max_new_tokens: Visible = 256
+    max_new_tokens: Visible = Field(default=256, description="an answer is cut there")
     temperature: Temperature = 1.0
     seed: Seed = 1
     suites: Annotated[list[str], Each] = Field(

@@ -163,7 +163,9 @@ class SourceEntry(Located):
     """What an entry of a recipe's `sources` says of where its data lies, whatever it is read as."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="letters, digits and _")
-    licence: str = Field(default="not stated", min_length=1)
+    licence: str = Field(
+        default="not stated", min_length=1, description="of the text; stands in the scorecard"
+    )
 
     package: str | None = Field(
         default=None, description='"name==version", a file of a package index'
@@ -192,7 +194,7 @@ class SourceEntry(Located):
         default=None,
         description="the commit, or a branch: then the commit it is at when a build is planned",
     )
-    config: str | None = None
+    config: str | None = Field(default=None, description="the data set's configuration")
     split: str | None = Field(default=None, description="default: train")
 
     @model_serializer(mode="wrap")

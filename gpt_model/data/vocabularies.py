@@ -51,7 +51,7 @@ class ReleasedTokenizer(Located):
         default=None,
         description="a commit, or a branch: then the commit it is at when a build is planned",
     )
-    licence: str = Field(default="not stated", min_length=1)
+    licence: str = Field(default="not stated", min_length=1, description="of the files")
 
     @model_validator(mode="before")
     @classmethod

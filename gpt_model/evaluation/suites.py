@@ -99,7 +99,9 @@ class Cloze(Strict):
     sentences: Annotated[int, Bounds(1, 1_000, "the choices are from them")] = Field(
         default=20, description="of context, from which the choices are drawn"
     )
-    choices: Annotated[int, Bounds(2, 1_000, "a question has at least two")] = 10
+    choices: Annotated[int, Bounds(2, 1_000, "a question has at least two")] = Field(
+        default=10, description="of a question, the right one among them"
+    )
 
 
 class Labelled(Strict):
@@ -112,7 +114,9 @@ class Labelled(Strict):
         default=None, description="an entry of gpt_model/finetuning/catalogue, by name"
     )
     entry: TaskEntry | None = Field(default=None, description="or the entry itself")
-    splits: list[SplitName] = Field(default=["test"], min_length=1)
+    splits: list[SplitName] = Field(
+        default=["test"], min_length=1, description="of the task, whose rows are evaluated"
+    )
     demonstrations: SplitName | None = Field(
         default=None,
         description="the split of few-shot demonstrations; default: the evaluated rows",
@@ -168,7 +172,7 @@ class Arithmetic(Strict):
     """GPT-3's synthetic problems. Columns: context, completion."""
 
     builder: Literal["arithmetic"]
-    problems: str
+    problems: str = Field(description=f"one of {', '.join(synthetic.ARITHMETIC)}")
 
     @field_validator("problems")
     @classmethod
@@ -180,7 +184,7 @@ class Scramble(Strict):
     """The held-out text's commonest words, scrambled as GPT-3's. Columns: context, completion."""
 
     builder: Literal["scramble"]
-    scramble: str
+    scramble: str = Field(description=f"one of {', '.join(synthetic.SCRAMBLES)}")
 
     @field_validator("scramble")
     @classmethod
@@ -229,8 +233,8 @@ class Shots(Strict):
 class PublishedRow(Strict):
     """Where a paper's number of the same kind stands: a row of gpt_model/published."""
 
-    task: str
-    metric: str
+    task: str = Field(description="its name in the paper's tables")
+    metric: str = Field(description="the paper's")
     differs: str = Field(
         default="",
         description="what of data or protocol is known to differ from the paper's; stands beside "
@@ -241,10 +245,14 @@ class PublishedRow(Strict):
 class TaskMetadata(Strict):
     """Our part of a task's keys: lm_eval leaves `metadata` to its users."""
 
-    version: Annotated[float, Bounds(0, 10**6, "it is counted up by hand")]
-    description: str = ""
-    baseline: Literal["chance", "majority", "none"] = "none"
-    data: Data
+    version: Annotated[float, Bounds(0, 10**6, "it is counted up by hand")] = Field(
+        description="lm_eval's; raise it when the task changes"
+    )
+    description: str = Field(default="", description="shown on the scorecard")
+    baseline: Literal["chance", "majority", "none"] = Field(
+        default="none", description="what stands beside the score"
+    )
+    data: Data = Field(description="where the rows come from; `builder` says which of these it is")
     confident: Annotated[float, Bounds(0, 1, "a share", above=True)] | None = Field(
         default=None,
         description="of generated answers: also score this share, those the model gives the "

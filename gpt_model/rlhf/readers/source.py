@@ -100,7 +100,9 @@ class HumanSource(SourceEntry):
         default=False, description="the votes that were cast in the chat on this store"
     )
 
-    form: Form | None = Field(default=None, description="what a row is: docs/alignment-data.md")
+    form: Form | None = Field(
+        default=None, description="what a row is: docs/papers/alignment-data.md"
+    )
     columns: dict[str, str | list[str]] = Field(
         default_factory=dict, description="the form's parts -> where they stand in a row, dotted"
     )
