@@ -18,8 +18,10 @@ from assets.graph import nodes
 from assets.recipe.recipe import RECIPES, load_recipe
 from assets.report.lineage_tree import draw_lineage, is_complete, sources_of, traced
 from assets.stages import STAGES
+from assets.stages.base_model import READ_ALONE, READ_ON
 from assets.store.store import Store
 from assets.tracking.tracking import Tracking
+from gpt_model.io import read_json_lines
 
 # Of the structure of the first: only sizes and rates differ.
 LIKE = {
@@ -153,4 +155,15 @@ def test_a_published_recipe_is_built_to_its_scorecard_and_traced(
     assert (zero_shot.path / "tasks" / f"{OWN_SUITE}.last_word.jsonl").is_file()
     assert f"{OWN_SUITE}/last_word/acc" in zero_shot.metrics
     page = (store.show(scorecard) / "scorecard.md").read_text()
+    if name == "gpt1":
+        # The two bits per byte of one text say how each reads it.
+        for asset, reading in (("pretrained", READ_ON), ("zero_shot", READ_ALONE)):
+            notes = [row["note"] for row in document["scores"] if row["asset"].endswith(asset)]
+            assert any(reading in note for note in notes)
+        assert READ_ON in page and READ_ALONE in page
+        # People's ratings are as they gave them, not rounded to a class.
+        rated = artifacts["finetuned/stsb"]
+        assert rated
+        ratings = {row["rating"] for row in read_json_lines(rated.path / "predictions.jsonl")}
+        assert ratings <= {0.0, 5.0, 3.8, 2.25} and ratings & {3.8, 2.25}
     assert all(f"`{name}" in page for name in read)
