@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import dagster as dg
 from dagster import DagsterRunStatus, RunsFilter
@@ -39,8 +40,6 @@ UNFINISHED = [
     DagsterRunStatus.CANCELING,
 ]
 ENDING = (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED)
-# Runs that this process was interrupted in: their watcher need not interrupt it again.
-interrupted_here: set[str] = set()
 CLAIM_SECONDS = 0.5  # between two tries to get a slot of a pool
 LOST_SECONDS = 5.0  # between two looks, while waiting, whether the slot's holder still lives
 
@@ -82,7 +81,7 @@ def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
 
 
 def _free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
-    """A run that was killed, or interrupted twice, may end without giving its slots back."""
+    """A run that was killed ends without giving its slots back."""
     storage = instance.event_log_storage
     if not storage.supports_global_concurrency_limits:
         return
@@ -105,6 +104,15 @@ class _Claims(InstanceConcurrencyContext):
     """Claims on pools that an interruption ends, and a killed holder does not outlast."""
 
     _next_look = 0.0
+
+    def __exit__(self, *error: Any) -> None:
+        """Dagster frees the slot of a step once it has handled the step's last event, which it does
+        not where `_steps` ends the run at that event.
+        """
+        super().__exit__(*error)
+        storage = self._instance.event_log_storage
+        if storage.supports_global_concurrency_limits:
+            storage.free_concurrency_slots_for_run(self._run_id)
 
     def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
         if super().claim(concurrency_key, step_key, step_priority):
@@ -156,7 +164,6 @@ def report_canceling(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     it ended the run; Ctrl-C and SIGTERM have not.
     """
     if not _ending(instance, run):
-        interrupted_here.add(run.run_id)
         instance.report_run_canceling(run, "The run was interrupted.")
 
 

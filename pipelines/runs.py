@@ -34,7 +34,7 @@ from assets.store.manifest import full_disk
 from assets.store.recipes import record
 from assets.store.store import SHORT
 from pipelines.definitions import RecipeFile, build_defs
-from pipelines.executor import ENDING, close_lost_runs, interrupted_here, process_tags
+from pipelines.executor import ENDING, close_lost_runs, process_tags
 from pipelines.progress import BuildDisplay, duration
 
 # Names of Dagster's error classes, which events carry without the class.
@@ -117,7 +117,7 @@ def _ended_by_the_page(instance: dg.DagsterInstance, run_id: str) -> Iterator[No
     def watch() -> None:
         while not over.wait(CANCEL_POLL_SECONDS):
             run = instance.get_run_by_id(run_id)
-            if run is not None and run.status in ENDING and run_id not in interrupted_here:
+            if run is not None and run.status in ENDING:
                 os.kill(os.getpid(), signal.SIGINT)
                 return
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,28 @@ from conftest import (
     write_local_recipe,
     write_notes,
 )
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.execution.api import execute_run
 from dagster._core.utils import make_new_run_id
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from assets.lineage import prepare_home
+from assets.lineage import dagster_history, prepare_home
 from assets.store.manifest import Facts, record_sums
 from assets.store.store import Store
 from assets.tracking.event_log import EventWriter
 from assets.tracking.tracking import Tracking
 from pipelines.cli.main import app
-from pipelines.executor import HOST, PID, RUN, STARTED, close_lost_runs, process_tags
+from pipelines.executor import (
+    HOST,
+    PID,
+    RUN,
+    STARTED,
+    close_lost_runs,
+    one_process_executor,
+    process_tags,
+)
 from pipelines.progress import BuildDisplay, duration
 
 pytestmark = pytest.mark.slow
@@ -637,6 +649,33 @@ def test_run_whose_process_is_gone_is_closed(home: Path) -> None:
         assert set(statuses.values()) == {dg.DagsterRunStatus.STARTED}
         assert close_lost_runs(instance) == []
     assert int(mine[PID]) == os.getpid()
+
+
+def test_interrupted_step_leaves_no_slot_of_a_pool_claimed(home: Path) -> None:
+    claimed = []
+    prepare_home(home)
+    with dagster_history() as instance:
+
+        @dg.op(pool="training")
+        def interrupted() -> None:
+            claimed.extend(_claims(instance))
+            instance.report_run_canceling(run)  # as a stage does
+            raise KeyboardInterrupt
+
+        @dg.job(executor_def=one_process_executor)
+        def job() -> None:
+            interrupted()
+
+        run = instance.create_run_for_job(job)
+        with suppress(KeyboardInterrupt, DagsterExecutionInterruptedError):
+            execute_run(InMemoryJob(job), run, instance)
+        assert claimed == [run.run_id]
+        assert _claims(instance) == []
+
+
+def _claims(instance: dg.DagsterInstance) -> list[str]:
+    info = instance.event_log_storage.get_concurrency_info("training")
+    return [slot.run_id for slot in info.claimed_slots]
 
 
 def _job() -> dg.JobDefinition:
