@@ -52,7 +52,7 @@ bench: $(VENV)/ready  ## the figures of docs/performance.md, measured again
 
 docs: $(VENV)/ready  ## the documentation site, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "open site/index.html"
+	@echo "site/index.html opens from the disk; its search needs a server: $(BIN)/python -m http.server -d site"
 
 pictures: $(VENV)/ready  ## the README's screenshots, taken again from the built store (needs Chromium); RECIPE=chat-tiny: the chat's
 	$(BIN)/python -m docs.pictures $(RECIPE)
