@@ -19,7 +19,7 @@ from sqlalchemy.exc import DatabaseError
 from assets.dagster_storage import instance_ref
 from assets.launch.launcher import LocalLauncher
 from assets.recipe.profile import PROFILES, Profile, load_profile
-from assets.recipe.yaml_file import yaml_files
+from assets.recipe.yaml_file import here_and, named_files
 from assets.store.locks import locked
 from assets.store.manifest import disk_is_full
 from assets.store.store import Store
@@ -120,7 +120,7 @@ def launchpad_lineage() -> Lineage:
     $LINEAGE_PROFILE says, which is the default.
     """
     lineage = Lineage()
-    names = dict.fromkeys([lineage.profile, *(path.stem for path in yaml_files(PROFILES))])
+    names = dict.fromkeys([lineage.profile, *named_files(here_and(PROFILES))])
     description = Lineage.model_fields["profile"].description
     choice: Any = (Literal[tuple(names)], Field(default=lineage.profile, description=description))
     return create_model("Lineage", __base__=Lineage, profile=choice)()

@@ -8,8 +8,9 @@ import dagster as dg
 import pytest
 import yaml
 from conftest import ROOT, write_local_recipe
+from dagster._core.instance.ref import InstanceRef
 
-from assets.lineage import Lineage, launchpad_lineage
+from assets.lineage import DAGSTER_YAML, Lineage, dagster_history, launchpad_lineage, prepare_home
 from assets.recipe.recipe import load_recipe
 from assets.stages.corpus import CORPUS
 from assets.stages.human_data import COMPARISONS
@@ -121,3 +122,26 @@ def test_a_recipe_built_from_a_path_is_in_the_catalogue_while_its_file_is_there(
     assert list(built_by_path(home, [])) == []
     path.unlink()
     assert list(built_by_path(home, [])) == []
+
+
+def test_dagster_dev_in_the_repository_shows_the_history_of_its_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = yaml.safe_load((ROOT / "dagster.yaml").read_text(encoding="utf-8"))
+    written = yaml.safe_load(DAGSTER_YAML)
+    assert {name: settings[name] for name in written} == written
+    monkeypatch.chdir(tmp_path)  # the repository, with its store in the default folder
+    monkeypatch.setenv("LINEAGE_HOME", "")
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    prepare_home(Store.default_home())
+
+    @dg.job
+    def built_here() -> None: ...
+
+    with dagster_history() as instance:
+        instance.create_run_for_job(built_here)
+    monkeypatch.delenv("DAGSTER_HOME")
+    temporary = InstanceRef.from_dir(str(tmp_path / "tmp"), config_dir=str(ROOT))  # as it does
+    with dg.DagsterInstance.from_ref(temporary) as instance:
+        assert [run.job_name for run in instance.get_runs()] == ["built_here"]
+        assert not (tmp_path / "tmp" / "history").exists()
