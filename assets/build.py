@@ -47,7 +47,8 @@ class Request:
     profile: Profile
     estimate: Mapping[str, Any] = field(default_factory=dict)  # frozen with the artifact, unread
     dagster_run_id: str | None = None
-    environment: Mapping[str, str] = field(default_factory=dict)  # e.g. the Dagster Pipes bootstrap
+    # of a worker, once one is launched: e.g. the Dagster Pipes bootstrap
+    environment: Callable[[], Mapping[str, str]] = dict
     python: str = sys.executable
     say: Say = lambda message: None
 
@@ -212,7 +213,7 @@ def _launch(
             threads=threads,
             log=building.log,
             env={
-                **request.environment,
+                **request.environment(),
                 **cache_environment(downloads),
                 "LINEAGE_DOWNLOADS": str(downloads),
             },

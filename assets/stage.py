@@ -10,6 +10,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from assets.estimate import with_estimate
 from assets.lineage import Lineage
 from assets.node import Node
 from assets.recipe.yaml_file import Nodes, location_from, source_of
+from assets.store.home import ROOT
 from assets.store.manifest import explain_full_disk
-from assets.store.provenance import ROOT, seconds_spent
+from assets.store.provenance import seconds_spent
 from assets.store.store import SHORT, Recorded
 from gpt_model.errors import UserError, sentence_of
 
@@ -112,10 +114,17 @@ def as_asset(node: Node, recipe: RecipeEntry) -> dg.AssetsDefinition:
 
 
 def _build(context: dg.AssetExecutionContext, node: Node, base: Path, lineage: Lineage) -> Outcome:
-    injector, reader = dg.PipesEnvContextInjector(), dg.PipesTempFileMessageReader()
-    with dg.open_pipes_session(
-        context=context, context_injector=injector, message_reader=reader
-    ) as session:
+    with ExitStack() as stack:
+
+        def pipes() -> Mapping[str, str]:
+            """Opened for a worker only: Dagster warns of a session that nobody writes to."""
+            session = dg.open_pipes_session(
+                context=context,
+                context_injector=dg.PipesEnvContextInjector(),
+                message_reader=dg.PipesTempFileMessageReader(),
+            )
+            return stack.enter_context(session).get_bootstrap_env_vars()
+
         store, tracking = lineage.store(), lineage.tracking()
         tracking.serve(context.run.run_id, context.log.info)  # also where the build is refused
         request = Request(
@@ -124,7 +133,7 @@ def _build(context: dg.AssetExecutionContext, node: Node, base: Path, lineage: L
             node.config(base),
             lineage.execution(),
             dagster_run_id=context.run.run_id,
-            environment=session.get_bootstrap_env_vars(),
+            environment=pipes,
             say=context.log.info,
         )
         return build(with_estimate(request, store), store, lineage.launcher(), tracking)
@@ -175,7 +184,7 @@ SECTIONS = {
 
 def _code_references(node: Node, lines: Nodes) -> Mapping[str, Any]:
     """The lines of the recipe that ask for the asset, and the module that runs its stage."""
-    references = []
+    references: list[dg.LocalFileCodeReference | dg.UrlCodeReference] = []
     if lines:
         path, line = source_of(
             lines, location_from(SECTIONS.get(node.name) or node.field or "name")

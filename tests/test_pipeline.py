@@ -5,6 +5,7 @@ of it, and what a kill leaves.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import socket
@@ -161,6 +162,18 @@ def test_materialization_shows_what_a_person_wants(home: Path, tmp_path: Path) -
         seconds = [float(str(metadata[name].value)) for name in ("duration (s)", "seconds")]
         assert seconds[0] > seconds[1] > 0
         assert float(metadata["size (bytes)"].value) > 10_000  # type: ignore[arg-type]
+        tokens = store.resolve("local/tokens")
+        rows = {name: shown[f"local/{name}"].metadata for name in ("corpus", "tokens")}
+        assert rows["tokens"]["dagster/row_count"].value == tokens.metrics["tokens"] > 20_000
+        assert rows["corpus"]["dagster/row_count"].value == sum(
+            value
+            for name, value in store.resolve("local/corpus").metrics.items()
+            if name.endswith("/documents")
+        )
+        again = run_job(path, home, instance, "tokens")
+        log = instance.all_logs(again.run_id)
+        assert again.success and materializations(again)["local/tokens"].metadata["found"].value
+        assert not [entry.user_message for entry in log if entry.level >= logging.WARNING]
         checks = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
         assert (
             checks["loss_is_finite"]
