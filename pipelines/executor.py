@@ -1,5 +1,5 @@
 """How a Dagster run executes, whoever launches it: every step in one process, since the heavy work
-is in the workers.
+is in the workers. One step after another, or several where there is room (`side_by_side.py`).
 
 Dagster's own in-process executor ignores an interruption while it waits for a pool, and nobody
 notices when the process of a run was killed with -9: the run stays STARTED and keeps its slot. So
@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import dagster as dg
@@ -29,10 +30,14 @@ from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
 
 from assets.launch import guard
+from pipelines.side_by_side import room, steps_at_once
 
-# Tags of a run. RUN says whose they are: a run launched again from the page has its parent's tags.
-HOST, PID, STARTED = "gpt-lineage/host", "gpt-lineage/pid", "gpt-lineage/process_started"
-RUN = "gpt-lineage/run"
+# Tags of a run, by a prefix that Dagster's pages hide; earlier versions wrote them without it. RUN
+# says whose they are: a run launched again from the page has its parent's tags.
+HIDDEN = ".dagster/"
+PROCESS = f"{HIDDEN}gpt-lineage/"
+HOST, PID, STARTED = f"{PROCESS}host", f"{PROCESS}pid", f"{PROCESS}process_started"
+RUN = f"{PROCESS}run"
 UNFINISHED = [
     DagsterRunStatus.NOT_STARTED,
     DagsterRunStatus.STARTING,
@@ -59,13 +64,19 @@ def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
     Returns a sentence for each.
     """
     sentences = []
-    unfinished = RunsFilter(statuses=UNFINISHED, tags={HOST: socket.gethostname()})
-    for record in instance.get_run_records(unfinished):
-        run = record.dagster_run
-        if run.tags.get(RUN, run.run_id) != run.run_id or _alive(run.tags):
+    records = [
+        record
+        for host in (HOST, HOST.removeprefix(HIDDEN))
+        for record in instance.get_run_records(
+            RunsFilter(statuses=UNFINISHED, tags={host: socket.gethostname()})
+        )
+    ]
+    for run in (record.dagster_run for record in records):
+        tags = {f"{HIDDEN}{name.removeprefix(HIDDEN)}": tag for name, tag in run.tags.items()}
+        if tags.get(RUN, run.run_id) != run.run_id or _alive(tags):
             continue
         message = (
-            f"The process of this run (pid {run.tags[PID]}) ended without a word; it was killed, "
+            f"The process of this run (pid {tags[PID]}) ended without a word; it was killed, "
             "or the machine went down."
         )
         if run.status == DagsterRunStatus.CANCELING:
@@ -176,11 +187,17 @@ def _steps(
     job_context: PlanExecutionContext, execution_plan: ExecutionPlan
 ) -> Iterator[DagsterEvent]:
     instance, run = job_context.instance, job_context.dagster_run
+    at_once = room(job_context, execution_plan)
     with _Claims(instance, run) as claims:
-        for event in inner_plan_execution_iterator(job_context, execution_plan, claims):
-            yield event
-            if event.is_step_failure and _ending(instance, run):
-                raise DagsterExecutionInterruptedError("The run was ended within a step.")
+        if at_once > 1:
+            events = steps_at_once(job_context, execution_plan, claims, at_once)
+        else:
+            events = inner_plan_execution_iterator(job_context, execution_plan, claims)
+        with closing(events):  # type: ignore[type-var]  # generators, declared as iterators
+            for event in events:
+                yield event
+                if event.is_step_failure and _ending(instance, run):
+                    raise DagsterExecutionInterruptedError("The run was ended within a step.")
 
 
 @dg.executor(name="one_process")

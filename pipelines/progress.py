@@ -91,7 +91,7 @@ class BuildDisplay:
             disable=not console.is_interactive,
         )
         self._lock = threading.RLock()
-        self._current: _Current | None = None
+        self._current: dict[str, _Current] = {}  # by asset
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="build display", daemon=True)
 
@@ -117,32 +117,30 @@ class BuildDisplay:
 
     def began(self, asset: str) -> None:
         with self._lock:
-            self._drop()
+            self._drop(asset)
             task = self._bars.add_task(escape(asset), total=None, unit="", metric="")
-            self._current = _Current(asset, task)
+            self._current[asset] = _Current(asset, task)
 
     def ended(self, asset: str, line: str) -> None:
         """The build of `asset` is over: its bar goes, `line` stays."""
         with self._lock:
-            self._drop()
+            self._drop(asset)
             self.say(line)
 
-    def _drop(self) -> None:
-        if self._current is not None:
-            self._bars.remove_task(self._current.task)
-            self._current = None
+    def _drop(self, asset: str) -> None:
+        if current := self._current.pop(asset, None):
+            self._bars.remove_task(current.task)
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
             with self._lock:
-                if self._current is None:
-                    continue
-                try:
-                    for event in self._current.events(self._buildings):
-                        self._show(self._current, event)
-                except (OSError, CorruptFile):
-                    self._current.journal = None  # published or moved aside: look for it again
-                self._line(self._current)
+                for current in self._current.values():
+                    try:
+                        for event in current.events(self._buildings):
+                            self._show(current, event)
+                    except (OSError, CorruptFile):
+                        current.journal = None  # published or moved aside: look for it again
+                    self._line(current)
 
     def _show(self, current: _Current, event: dict[str, Any]) -> None:
         if event["kind"] == "advance":

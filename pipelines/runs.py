@@ -29,6 +29,7 @@ from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handle
 from assets.lineage import Lineage, dagster_history, prepare_home
 from assets.node import Node
 from assets.recipe.recipe import RECIPES
+from assets.recipe.yaml_file import here_and, named_files
 from assets.stages.ladder import dagster_runs
 from assets.store.manifest import full_disk
 from assets.store.recipes import record
@@ -36,6 +37,7 @@ from assets.store.store import SHORT
 from pipelines.definitions import RecipeFile, build_defs
 from pipelines.executor import ENDING, close_lost_runs, process_tags
 from pipelines.progress import BuildDisplay, duration
+from pipelines.side_by_side import STEP_THREAD
 
 # Names of Dagster's error classes, which events carry without the class.
 INTERRUPTIONS = ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
@@ -62,7 +64,7 @@ def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay
     with its workers.
     """
     prepare_home(home)
-    if file.path.parent != RECIPES:
+    if file.path not in named_files(here_and(RECIPES)).values():
         record(home, file.recipe.name, file.path)
     setup_interrupt_handlers()  # SIGTERM as Ctrl-C
     graph = file.nodes
@@ -176,7 +178,7 @@ class _EventFeed(logging.Handler):
         if event is not None:
             self._event(event)
         # The worker's messages come from a reader's thread; the display reads them in the journal.
-        elif record.threadName == "MainThread" and logging.INFO <= record.levelno < logging.ERROR:
+        elif _of_a_step(record) and logging.INFO <= record.levelno < logging.ERROR:
             asset, message = self.assets.get(meta["step_key"] or "", ""), meta["orig_message"]
             # `_materialized` shows more than the wrapper's last message, "recipe/stage: built …"
             if not message.startswith((f"{asset}: ", "[pipes]")):
@@ -237,6 +239,10 @@ class _EventFeed(logging.Handler):
             self.report.failures.append(f"{asset}: {message}")
             how = "failed"
         self.display.ended(asset, f"! {asset:<28} {how}")
+
+
+def _of_a_step(record: logging.LogRecord) -> bool:
+    return (record.threadName or "").startswith(("MainThread", STEP_THREAD))
 
 
 def _message(error: Any) -> str:

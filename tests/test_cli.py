@@ -44,6 +44,7 @@ from assets.tracking.event_log import EventWriter
 from assets.tracking.tracking import Tracking
 from pipelines.cli.main import app
 from pipelines.executor import (
+    HIDDEN,
     HOST,
     PID,
     RUN,
@@ -626,9 +627,13 @@ def test_durations_are_as_a_person_says_them(seconds: float, text: str) -> None:
 def test_run_whose_process_is_gone_is_closed(home: Path) -> None:
     prepare_home(home)
     with dg.DagsterInstance.get() as instance:
-        ids = {name: make_new_run_id() for name in ("mine", "gone", "again", "elsewhere", "other")}
+        names = ("mine", "gone", "older", "again", "elsewhere", "other")
+        ids = {name: make_new_run_id() for name in names}
         mine = process_tags(ids["mine"])
         gone = {**mine, STARTED: "long ago", RUN: ids["gone"]}  # the same pid, another process
+        older = {  # as earlier versions named them
+            name.removeprefix(HIDDEN): tag for name, tag in {**gone, RUN: ids["older"]}.items()
+        }
         runs = {
             name: instance.create_run_for_job(
                 _job(), run_id=ids[name], status=dg.DagsterRunStatus.STARTED, tags=tags
@@ -636,16 +641,18 @@ def test_run_whose_process_is_gone_is_closed(home: Path) -> None:
             for name, tags in {
                 "mine": mine,
                 "gone": gone,
+                "older": older,
                 "again": gone,  # launched from the page as "gone" once more, with its tags
                 "elsewhere": {**gone, HOST: "another-host", RUN: ids["elsewhere"]},
                 "other": {},
             }.items()
         }
-        (sentence,) = close_lost_runs(instance)
-        assert runs["gone"][:8] in sentence
+        sentences = close_lost_runs(instance)
+        closed = {run for run in runs if any(runs[run][:8] in text for text in sentences)}
+        assert len(sentences) == 2 and closed == {"gone", "older"}
         records = {name: instance.get_run_by_id(run) for name, run in runs.items()}
         statuses = {name: record.status for name, record in records.items() if record}
-        assert statuses.pop("gone") == dg.DagsterRunStatus.FAILURE
+        assert statuses.pop("gone") == statuses.pop("older") == dg.DagsterRunStatus.FAILURE
         assert set(statuses.values()) == {dg.DagsterRunStatus.STARTED}
         assert close_lost_runs(instance) == []
     assert int(mine[PID]) == os.getpid()

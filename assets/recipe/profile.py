@@ -7,6 +7,7 @@ the recipe's.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -76,20 +77,39 @@ class Profile(Strict):
         """Bytes that one process may fill; None where it is not known."""
         if self.memory_gb is not None:
             return self.memory_gb * 1e9
-        if self.device == "cuda" or "SC_PHYS_PAGES" not in os.sysconf_names:
+        if self.device == "cuda" or not math.isfinite(_memory()):
             return None
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / self.processes
+        return _memory() / self.processes
 
     def threads_each(self) -> int:
         """Threads for each of the processes, cores shared out evenly unless the file says
         otherwise.
         """
-        cores = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else (os.cpu_count() or 1)
-        )
-        return self.threads or max(1, cores // self.processes)
+        return self.threads or max(1, _cores() // self.processes)
+
+    def stages_at_once(self) -> int:
+        """How many stages of a run this machine has room for, by the threads and the memory of one.
+        A stage has all of it, where the file does not state both, and every GPU.
+        """
+        if self.device == "cuda" or self.threads is None or self.memory_gb is None:
+            return 1
+        by_cores = _cores() // (self.processes * self.threads)
+        by_memory = _memory() // (self.processes * self.memory_gb * 1e9)
+        return max(1, int(min(by_cores, by_memory)))
+
+
+def _cores() -> int:
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> float:
+    """Bytes of this machine; infinite where it does not say."""
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return math.inf
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def load_profile(name_or_path: str) -> Profile:
