@@ -205,6 +205,7 @@ def _launch(
     )
     with explain_full_disk(building.folder):
         write_json(building.job, job)
+        _require_present(node, inputs)
         tracking.begin(building, description, request.dagster_run_id)
     with tracking.stream(building):  # an error in here fails the MLflow run too
         exit = launcher.run(
@@ -256,6 +257,17 @@ def _launch(
     except Exception as error:
         tracking.failed(building, str(error))
         raise
+
+
+def _require_present(node: Node, inputs: Inputs) -> None:
+    """From job.json on nobody removes the inputs of a build; before that somebody may have."""
+    for name, artifact in inputs.items():
+        if not artifact.path.is_dir():
+            raise UserError(
+                f"{node.ref}: its input {node.recipe}/{node.asset(name)} "
+                f"({Store.short(artifact.fingerprint)}) has just been removed from the store. Run "
+                "the recipe again: it is built anew."
+            )
 
 
 def _failure(building: Building, exit: Exit) -> Exception:

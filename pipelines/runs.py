@@ -59,15 +59,18 @@ class RunReport:
     failed_checks: list[str] = field(default_factory=list)
 
 
-def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay) -> RunReport:
-    """Build the recipe in this process through its Dagster job. SIGTERM and Ctrl-C end the run,
-    with its workers.
+def run_recipe(
+    file: RecipeFile, chosen: Sequence[Node], profile: str, home: Path, display: BuildDisplay
+) -> RunReport:
+    """Build the `chosen` assets of the recipe in this process through its Dagster job. SIGTERM and
+    Ctrl-C end the run, with its workers.
     """
     prepare_home(home)
     if file.path not in named_files(here_and(RECIPES)).values():
         record(home, file.recipe.name, file.path)
     setup_interrupt_handlers()  # SIGTERM as Ctrl-C
     graph = file.nodes
+    names = {node.name for node in chosen}
     feed = _EventFeed(display, {"__".join(node.key): node.ref for node in graph}, home)
     lineage = Lineage(home=str(home), profile=profile)
     definitions = dg.Definitions.merge(
@@ -80,7 +83,9 @@ def run_recipe(file: RecipeFile, profile: str, home: Path, display: BuildDisplay
         for sentence in close_lost_runs(instance):
             display.say(sentence)
         for part in dagster_runs(graph):
-            run = _created(job, part, instance)
+            if not (nodes := [node for node in part if node.name in names]):
+                continue
+            run = _created(job, nodes, instance)
             feed.report.run_id = run.run_id
             with _ended_by_the_page(instance, run.run_id):
                 result = execute_run(InMemoryJob(job), run, instance)

@@ -27,7 +27,7 @@ from assets.recipe.depth import Dial
 from assets.recipe.depth import merged as dialled
 from assets.recipe.extends import extended, merged
 from assets.recipe.sections import AlignmentSection, ExperimentsSection
-from assets.recipe.yaml_file import find_file, here_and, naming, validate
+from assets.recipe.yaml_file import RECIPES, find_file, here_and, naming, validate
 from gpt_model.config import DEFAULT_BAND, PUBLISHED, ModelConfig, ModelShape
 from gpt_model.data.location import Located
 from gpt_model.data.sources import Source
@@ -66,7 +66,6 @@ from gpt_model.strict import (
 )
 
 OWNER = re.compile(r"team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")  # as Dagster has it
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 # Dagster's DISALLOWED_NAMES beside Python's keywords; reading a recipe loads no Dagster.
 RESERVED_BY_DAGSTER = frozenset(
     [

@@ -30,6 +30,7 @@ from gpt_model.strict import (
 
 M = TypeVar("M", bound=BaseModel)
 Nodes = dict[Path, yaml.Node | None]
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SUFFIXES = (".yaml", ".yml")
 LARGEST = 2**18  # bytes of a file of settings
 LONGEST_KEY = 80  # characters, that a misspelt key may have

@@ -46,6 +46,19 @@ class Refs:
             if other != artifact:
                 (other / NAMES / name).unlink(missing_ok=True)
 
+    def unset(self, name: str) -> None:
+        """`name` stands for nothing any more."""
+        for path in (self.folder / name, *(folder / NAMES / name for folder in self._folders())):
+            path.unlink(missing_ok=True)
+
+    def named(self) -> frozenset[str]:
+        """The fingerprints that have a name, by the ref or by its copy. Raises CorruptFile where a
+        ref is damaged.
+        """
+        stated = [self._stated(name) for name in self.names()]
+        copies = [folder.name for folder in self._folders() if any(_names(folder / NAMES))]
+        return frozenset([*stated, *copies])
+
     def record(self, fingerprint: str, folder: Path) -> None:
         """Writes the names that an artifact has already beside it, in `folder`: it was built again,
         or an earlier version, which did not, built it.

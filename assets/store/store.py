@@ -4,6 +4,7 @@ one rename.
     artifacts/<fingerprint>/  artifact.json (manifest), gate.json (verdicts), files/ (hashed into
                               the digest); show/ and journal/; sums.json (sha256 of what stands
                               beside files/); names/ (the refs that name it)
+    removed/<fingerprint>     on its way out
     building/<fingerprint>/   the same during a build, with job.json and result.json or
                               failure.json; it outlives an attempt
     refs/<recipe>/<stage>     {"fingerprint": …, "updated": …}
@@ -11,15 +12,15 @@ one rename.
     locks/<fingerprint>.lock
     store.json                {"version": 1}
 
-`manifest.py` composes manifests. Only a person deletes from artifacts/.
+`manifest.py` composes manifests. Only a person deletes from artifacts/: `removal.py`.
 """
 
 from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,14 @@ class Store:
             sentences.append(f"{self.home / LAYOUT} is missing: the next build writes it again.")
         return sentences
 
+    def fingerprints(self) -> list[str]:
+        """Of every published artifact, damaged ones too."""
+        return [folder.name for folder in self._folders()]
+
+    def folder_of(self, fingerprint: str) -> Path:
+        """Of a published artifact: its files and all that stands beside them."""
+        return self.artifacts_folder / fingerprint
+
     def _folders(self) -> list[Path]:
         if not self.artifacts_folder.is_dir():
             return []
@@ -319,12 +328,25 @@ class Store:
         held until the last process that has it is gone, even when this one is killed. Look with
         `find` once inside: the other may have built it.
         """
-        path = self._ready("locks") / f"{fingerprint}.lock"
-        with locked(path, waiting=waiting) as handle:
+        with locked(self._lock_file(fingerprint), waiting=waiting) as handle:
             building = self._building(fingerprint)
             if building.sums.is_file():  # killed between its last write and its rename
                 self._rename(building)
             yield handle
+
+    @contextmanager
+    def idle(self, fingerprint: str) -> Iterator[bool]:
+        """Whether nobody builds `fingerprint`; where so, nobody can begin to inside the block."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self._lock_file(fingerprint), patience=0))
+            except TimeoutError:
+                yield False
+                return
+            yield True
+
+    def _lock_file(self, fingerprint: str) -> Path:
+        return self._ready("locks") / f"{fingerprint}.lock"
 
     def building(self, fingerprint: str) -> Building:
         """Where `fingerprint` is built, with what an earlier attempt left in it. Hold its lock."""
@@ -387,6 +409,11 @@ class Store:
         building.folder.rename(target)
         fsync(target.parent)
 
+    def buildings(self) -> list[Building]:
+        """Every build that is under way, or was killed."""
+        folders = sorted(self._buildings.iterdir()) if self._buildings.is_dir() else []
+        return [self._building(folder.name) for folder in folders]
+
     def discard(self, building: Building) -> None:
         """Throws away what was built so far."""
         shutil.rmtree(building.folder, ignore_errors=True)
@@ -399,6 +426,17 @@ class Store:
         _checked.discard(self.artifacts_folder / fingerprint / "files")
         number = sum(1 for _ in folder.glob(f"{fingerprint}.*"))
         return (self.artifacts_folder / fingerprint).rename(folder / f"{fingerprint}.{number}")
+
+    def set_aside(self, fingerprint: str) -> Path:
+        """Moves an artifact to removed/, by one rename. Returns where it now is. Hold its lock."""
+        aside = self._ready("removed") / fingerprint
+        shutil.rmtree(aside, ignore_errors=True)
+        _checked.discard(self.artifacts_folder / fingerprint / "files")
+        return (self.artifacts_folder / fingerprint).rename(aside)
+
+    def put_back(self, aside: Path, fingerprint: str) -> None:
+        """The opposite of `set_aside`."""
+        aside.rename(self.artifacts_folder / fingerprint)
 
     def take_back(self, aside: Path, building: Building) -> bool:
         """Moves the files and events of a quarantined artifact into `building`, where they and the
@@ -439,11 +477,25 @@ class Store:
         with locked(self._ready("locks") / "names.lock"):
             self._refs.set(f"{recipe}/{stage}", fingerprint)
 
+    def unset_refs(self, names: Iterable[str]) -> None:
+        """These names stand for nothing any more."""
+        with locked(self._ready("locks") / "names.lock"):
+            for name in names:
+                self._refs.unset(name)
+
+    def named(self) -> frozenset[str]:
+        """The fingerprints that have a name. Raises CorruptFile where a name is damaged."""
+        return self._refs.named()
+
     def get_ref(self, recipe: str, stage: str) -> str | None:
         """The fingerprint that `recipe/stage` names. Raises CorruptFile where the ref cannot be
         read.
         """
         return self._refs.get(f"{recipe}/{stage}")
+
+    def names(self) -> list[str]:
+        """Every name, damaged ones too."""
+        return self._refs.names()
 
     def refs(self) -> dict[str, str]:
         """Every name and the fingerprint it stands for; damaged ones left out."""
@@ -463,8 +515,9 @@ class Store:
                     "Build it again."
                 )
             return artifact
-        fingerprints = [folder.name for folder in self._folders()]
-        matches = [name for name in fingerprints if name.startswith(text.lower())] if text else []
+        matches = (
+            [name for name in self.fingerprints() if name.startswith(text.lower())] if text else []
+        )
         if len(matches) == 1 and (artifact := self.find(matches[0])):
             return artifact
         if matches:

@@ -11,35 +11,43 @@ import importlib
 import io
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from importlib import metadata
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
 from assets.store.manifest import explain_full_disk
-from assets.store.store import Store
+from assets.store.store import SHORT, Store
 from gpt_model.errors import UserError, sentence_of
 from gpt_model.redaction import RedactedStream
 
-# Commands, as --help lists them, by the module that has them.
-MODULES = {
-    "run": "build",
-    "plan": "build",
-    "list": "store",
-    "show": "store",
-    "trace": "store",
-    "verify": "store",
-    "diff": "store",
-    "reproduce": "store",
-    "generate": "models",
-    "chat": "models",
-    "import": "models",
-    "export": "models",
-    "deliver": "store",
-    "ui": "servers",
-    "mlflow": "servers",
+# Commands, as --help lists them: by what a person wants, each with the module that has it. These
+# modules import nothing heavy at their top: --help and shell completion read all of them.
+SECTIONS = {
+    "Build": {"plan": "build", "run": "build"},
+    "Look into the store": {
+        "list": "store",
+        "show": "store",
+        "trace": "store",
+        "diff": "store",
+        "verify": "store",
+        "reproduce": "store",
+    },
+    "Use a model": {"generate": "models", "chat": "models", "import": "models", "export": "models"},
+    "Keep the store": {
+        "where": "upkeep",
+        "du": "upkeep",
+        "pin": "upkeep",
+        "unpin": "upkeep",
+        "prune": "upkeep",
+        "rm": "upkeep",
+        "deliver": "store",
+    },
+    "Pages": {"ui": "servers", "mlflow": "servers"},
 }
+MODULES = {name: module for commands in SECTIONS.values() for name, module in commands.items()}
 
 GARBAGE_THRESHOLD = 200_000  # new objects between two collections; Python's own: 700
 
@@ -69,6 +77,16 @@ class Group(TyperGroup):
         super().__init__(**settings)
         self.commands = Commands()  # type: ignore[assignment]  # nothing adds a command
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The commands of --help, a section for each kind."""
+        width = max(map(len, MODULES))
+        for section, names in SECTIONS.items():
+            with formatter.section(section):
+                rows = [
+                    (f"{name:<{width}}", _first_sentence(self.commands[name])) for name in names
+                ]
+                formatter.write_dl(rows)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             with explain_full_disk(Store.default_home()):
@@ -83,17 +101,36 @@ class Group(TyperGroup):
             raise typer.Exit(130) from None
 
 
+def _first_sentence(command: Any) -> str:
+    return " ".join(command.help.split()).partition(". ")[0].removesuffix(".")
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from assets.store.provenance import git_state  # no other command waits for it
+
+    state = git_state()
+    changes = ", with changes" if state["dirty"] else ""
+    commit = f" (commit {state['commit'][:SHORT]}{changes})" if state["commit"] else ""
+    typer.echo(f"gpt-lineage {metadata.version('gpt-lineage')}{commit}")
+    raise typer.Exit
+
+
 app = typer.Typer(
-    cls=Group,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    cls=Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 
 
 @app.callback()
-def gpt_lineage() -> None:
+def gpt_lineage(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="The version, and its commit."
+        ),
+    ] = False,
+) -> None:
     """Rebuild the GPT family from raw text to evaluated model, and walk any score back to the bytes
     it came from. RECIPE is a name under recipes/ or a YAML file; ARTIFACT is recipe/stage or the
     start of a fingerprint.

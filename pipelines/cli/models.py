@@ -1,4 +1,8 @@
-"""The commands about single models: generate, chat, import, export."""
+"""The commands about single models: generate, chat, import, export.
+
+What they call imports Dagster and pandas, which takes seconds, for which neither --help nor shell
+completion waits: each command imports it itself.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,10 @@ import typer
 from assets.recipe.profile import load_profile
 from assets.store.store import SHORT
 from gpt_model.errors import UserError
-from pipelines import models
-from pipelines.chat import session
 from pipelines.cli.common import (
     AsJson,
     ProfileName,
+    artifact_names,
     command_group,
     open_store,
     print_json,
@@ -31,7 +34,9 @@ def generate(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="an artifact with a model in it, e.g. tiny/pretrained"
+            metavar="MODEL",
+            help="an artifact with a model in it, e.g. tiny/pretrained",
+            autocompletion=artifact_names,
         ),
     ],
     prompt: Annotated[str, typer.Argument(help="what to go on from; empty begins a new document")],
@@ -46,6 +51,8 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Write text with a model. The prompt goes to stderr, what the model writes to stdout."""
+    from pipelines import models
+
     if top_p == 0.0:
         raise typer.BadParameter("top-p is above 0", param_hint="--top-p")
     store = open_store()
@@ -77,11 +84,19 @@ def generate(
 def chat(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="an artifact to talk with, e.g. chat_tiny/supervised"),
+        typer.Argument(
+            metavar="MODEL",
+            help="an artifact to talk with, e.g. chat_tiny/supervised",
+            autocompletion=artifact_names,
+        ),
     ] = None,
     model2: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL2", help="another, which answers beside it, to vote between"),
+        typer.Argument(
+            metavar="MODEL2",
+            help="another, which answers beside it, to vote between",
+            autocompletion=artifact_names,
+        ),
     ] = None,
     browser: Annotated[
         bool,
@@ -102,6 +117,8 @@ def chat(
     ] = False,
 ) -> None:
     """Talk with a model that was tuned to answer, in the terminal or (--browser) on a page."""
+    from pipelines.chat import session
+
     store = open_store()
     if votes:
         typer.echo(session.votes_summary(store.home))
@@ -153,7 +170,7 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Bring somebody else's model into the store, as an artifact with its own lineage."""
-    from pipelines.models import imported  # imports Dagster, which takes seconds
+    from pipelines.models import imported
 
     store, execution = open_store(), load_profile(profile)
     with BuildDisplay(store.home, stderr_console()) as display:
@@ -173,11 +190,18 @@ def import_(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="an artifact with a model in it")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="an artifact with a model in it", autocompletion=artifact_names
+        ),
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="where the model goes")],
     force: Annotated[bool, typer.Option("--force", help="replace an earlier export")] = False,
 ) -> None:
     """Copy a model to a folder that `transformers` loads."""
+    from pipelines import models
+
     store = open_store()
     artifact = store.resolve(model)
     target, task = models.export(store, artifact, folder.expanduser(), replace=force)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from assets.stages.pretraining import batch_sizes, batches_of, check_shared_out,
 from assets.stages.zero_shot import members
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
-from gpt_model.errors import Unreachable
+from gpt_model.errors import Unreachable, UserError
 from pipelines.lineage_views import flat
 from pipelines.progress import duration, human
 
@@ -56,11 +57,7 @@ def plan_of(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[
     artifacts = readable(store, damage.append)
     stages, built = _stages(recipe, base, profile, store, artifacts)
     model = model_of(recipe, built)
-    estimates = [stage["forecast"] for stage in stages if stage["state"] == "build"]
-    seconds, size = (
-        _sum([answer[quantity] for answer in estimates if answer])
-        for quantity in ("seconds", "bytes")
-    )
+    seconds, size = (_total(stages, quantity) for quantity in ("seconds", "bytes"))
     threads = 1 if profile.device == "cuda" else profile.threads_each()
     hours = {end: value * profile.processes * threads / 3600 for end, value in seconds.items()}
     facts = {
@@ -83,6 +80,59 @@ def plan_of(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[
             **_price(seconds, profile),
         },
     }
+
+
+def dry_run_of(
+    recipe: Recipe, base: Path, profile: Profile, store: Store, chosen: Collection[str]
+) -> dict[str, Any]:
+    """What `run` would find, build and not get to, of the assets named in `chosen`, as JSON values.
+
+    Also what these read that is not chosen: `not_built` and, with the reason, `outdated` ones.
+    """
+    damage: list[str] = []
+    artifacts = readable(store, damage.append)
+    rows, _ = _stages(recipe, base, profile, store, artifacts)
+    by_name = {row["asset"].partition("/")[2]: row for row in rows}
+    refs = store.refs()
+    read = {name for node in nodes(recipe) if node.name in chosen for name in node.upstream}
+    beside = [by_name[name] for name in by_name if name in read.difference(chosen)]
+    stages = [row for name, row in by_name.items() if name in chosen]
+    return {
+        "recipe": recipe.name,
+        "profile": profile.name,
+        "stages": stages,
+        "seconds": _total(stages, "seconds"),
+        "bytes": _total(stages, "bytes"),
+        "not_built": [row["asset"] for row in beside if row["asset"] not in refs],
+        "outdated": {
+            row["asset"]: row["why"] or "its name leads to an artifact of other settings"
+            for row in beside
+            if row["asset"] in refs and refs[row["asset"]] != row["fingerprint"]
+        },
+        "damage": damage,
+    }
+
+
+def too_large(recipe: Recipe, profile: Profile, store: Store) -> list[str]:
+    """What of the training does not fit the profile, as `plan` says it; of an imported model once
+    it is here.
+    """
+    built = {}
+    if recipe.imported:
+        with suppress(UserError):
+            built["imported"] = store.resolve(f"{recipe.name}/imported")
+    model = model_of(recipe, built)
+    return what_does_not_fit(memory_facts(recipe, model, profile), profile.name) if model else []
+
+
+def draw_dry_run(facts: Mapping[str, Any]) -> Group:
+    states = [row["state"] for row in facts["stages"]]
+    counts = f"{states.count('found')} found, {states.count('build')} to build"
+    if "build" in states:
+        seconds, size = _range(facts["seconds"], duration), _range(facts["bytes"], _bytes)
+        counts += f", in {seconds}, {size}, by profile {facts['profile']}"
+    warnings = [f"[yellow]{escape(sentence)}" for sentence in facts["damage"]]
+    return Group(_draw_stages(facts), "", f"{counts}. Nothing was run.", *warnings)
 
 
 def _price(seconds: Mapping[str, float], profile: Profile) -> dict[str, dict[str, float]]:
@@ -300,6 +350,12 @@ def _why(node: Node, config: Mapping[str, Any], artifact: Artifact | None) -> st
     if not changed:
         return "an input changed"
     return f"changed: {', '.join(changed[:LISTED])}{', …' if len(changed) > LISTED else ''}"
+
+
+def _total(stages: Sequence[Mapping[str, Any]], quantity: str) -> dict[str, float]:
+    """What building those of `stages` takes that are not built; `quantity`: seconds or bytes."""
+    estimates = [stage["forecast"] for stage in stages if stage["state"] == "build"]
+    return _sum([answer[quantity] for answer in estimates if answer])
 
 
 def _sum(ranges: list[Mapping[str, float]]) -> dict[str, float]:

@@ -18,10 +18,14 @@ from pipelines import lineage_views
 from pipelines.cli.common import (
     ArtifactName,
     AsJson,
+    artifact_names,
+    built_names,
     command_group,
+    is_recipe,
     open_store,
     print_json,
     print_rich,
+    recipe_in_store,
     stderr_console,
 )
 from pipelines.verification import verified
@@ -32,11 +36,23 @@ app = command_group()
 
 
 @app.command("list")
-def list_(as_json: AsJson = False) -> None:
-    """Every artifact in the store, by name."""
+def list_(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="only its artifacts", autocompletion=built_names),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every artifact in the store, or of a recipe, by name."""
     store = open_store()
+    _list(store, recipe_in_store(store, recipe) if recipe else None, as_json)
+
+
+def _list(store: Store, recipe: str | None, as_json: bool) -> None:
     damaged: list[str] = []
     rows = lineage_views.listed(store, damaged.append)
+    if recipe:
+        rows = [row for row in rows if (row["ref"] or "").startswith(f"{recipe}/")]
     if as_json:
         print_json(rows)
     elif rows:
@@ -50,9 +66,24 @@ def list_(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(artifact: ArtifactName, as_json: AsJson = False) -> None:
-    """One artifact: its inputs, configuration, checks, metrics, files and where it was built."""
+def show(
+    artifact: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARTIFACT|RECIPE",
+            help="recipe/stage, the start of a fingerprint, or a recipe",
+            autocompletion=built_names,
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """One artifact: its inputs, configuration, checks, metrics, files and where it was built. Of a
+    recipe: its artifacts.
+    """
     store = open_store()
+    if is_recipe(store, artifact):
+        _list(store, recipe_in_store(store, artifact), as_json)
+        return
     facts = lineage_views.shown(store, store.resolve(artifact))
     if as_json:
         print_json(facts)
@@ -67,6 +98,7 @@ def trace(
         typer.Argument(
             metavar="ARTIFACT|MLFLOW_RUN",
             help="recipe/stage, the start of a fingerprint, or an MLflow run id",
+            autocompletion=artifact_names,
         ),
     ],
     as_json: AsJson = False,
@@ -98,7 +130,12 @@ def _artifact_or_run(store: Store, text: str) -> Artifact:
 @app.command()
 def verify(
     artifact: Annotated[
-        str | None, typer.Argument(metavar="[ARTIFACT]", help="default: everything in the store")
+        str | None,
+        typer.Argument(
+            metavar="[ARTIFACT]",
+            help="default: everything in the store",
+            autocompletion=artifact_names,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -124,8 +161,10 @@ def verify(
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="an artifact")],
-    b: Annotated[str, typer.Argument(metavar="B", help="another")],
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="an artifact", autocompletion=artifact_names)
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="another", autocompletion=artifact_names)],
     as_json: AsJson = False,
 ) -> None:
     """Which inputs, fields, metrics and files of two artifacts differ, and where their lineages

@@ -1,0 +1,227 @@
+"""What the store takes on the disk, and what of it may go: du, pin, prune, rm."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import build_stages
+from typer.testing import CliRunner, Result
+
+from assets.build import gather_inputs
+from assets.graph import node_named, nodes
+from assets.recipe.recipe import load_recipe
+from assets.store.removal import Needed, remove, size
+from assets.store.store import Store
+from gpt_model.errors import UserError
+from pipelines.cli.main import app
+
+pytestmark = pytest.mark.slow  # the small store takes seconds to build
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def call(copy: Path) -> Run:
+    """`call("du")` on a copy of the small store, which has the recipes local and other."""
+    return lambda *arguments: CliRunner().invoke(
+        app, list(arguments), env={"LINEAGE_HOME": str(copy)}, catch_exceptions=False
+    )
+
+
+def without_name(home: Path, ref: str) -> str:
+    """Takes a name away; returns the fingerprint, which nothing leads to any more."""
+    fingerprint = Store(home).resolve(ref).fingerprint
+    Store(home).unset_refs([ref])
+    return fingerprint
+
+
+def document(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_where_names_the_folders(call: Run, copy: Path) -> None:
+    paths = document(call("where", "--json"))
+    assert paths["store"] == str(copy) and paths["mlflow"] == f"sqlite:///{copy / 'mlflow.db'}"
+    assert str(copy / "artifacts") in call("where").stdout
+
+
+def test_du_counts_shared_artifacts_once(call: Run, copy: Path) -> None:
+    facts = document(call("du", "--json"))
+    corpus = Store(copy).resolve("local/corpus")
+    folder = corpus.path.parent
+    local, other = facts["recipes"]["local"], facts["recipes"]["other"]
+    assert (
+        local["artifacts"] == 3 and local["shared"] == size(folder) and local["with"] == ["other"]
+    )
+    assert facts["artifact_bytes"] == local["bytes"] + other["bytes"] - size(folder)
+    assert facts["artifact_bytes"] == sum(
+        path.stat().st_size for path in (copy / "artifacts").rglob("*") if path.is_file()
+    )
+    assert facts["beside"]["MLflow"] > 0
+    of_local = document(call("du", "local", "--json"))
+    assert {row["fingerprint"] for row in of_local["artifacts"]} > {corpus.fingerprint}
+    assert "other/corpus" in call("du", "local").stdout
+
+
+def test_list_and_show_of_a_recipe_are_its_artifacts(call: Run) -> None:
+    rows = document(call("list", "other", "--json"))
+    names = ["other/corpus", "other/tokenizer", "other/tokens"]
+    assert [row["ref"] for row in rows] == names
+    assert document(call("show", "other", "--json")) == rows
+    for arguments, sentence in (
+        (("list", "othr"), "Did you mean other?"),
+        (("show", "gpt2-xl"), "Nothing of gpt2_xl is built"),
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 1 and sentence in result.stderr and result.stdout == ""
+
+
+def test_prune_removes_what_nothing_leads_to_and_only_with_delete(call: Run, copy: Path) -> None:
+    assert "Nothing to remove" in call("prune").stdout
+    tokens = without_name(copy, "other/tokens")
+    listed = document(call("prune", "--json"))
+    assert [row["fingerprint"] for row in listed["artifacts"]] == [tokens]
+    assert listed["deleted"] is False and Store(copy).find(tokens)
+    done = document(call("prune", "--delete", "--json"))
+    assert done["freed"] == listed["bytes"] > 0
+    assert Store(copy).find(tokens) is None and not list((copy / "removed").iterdir())
+    assert call("verify").exit_code == 0
+    assert Store(copy).resolve("other/tokenizer")  # a name leads to it
+
+
+def test_prune_keeps_what_a_name_is_built_from(call: Run, copy: Path) -> None:
+    for ref in ("local/corpus", "other/corpus", "local/tokenizer"):
+        without_name(copy, ref)
+    assert document(call("prune", "--delete", "--json"))["artifacts"] == []
+    assert "3 artifacts verify" in call("verify", "local/tokens").stdout
+
+
+def test_a_pin_keeps_an_artifact_and_names_it(call: Run, copy: Path) -> None:
+    assert "pinned/first" in call("pin", "other/tokens", "first").stdout
+    fingerprint = without_name(copy, "other/tokens")
+    assert document(call("prune", "--delete", "--json"))["artifacts"] == []
+    assert document(call("show", "pinned/first", "--json"))["fingerprint"] == fingerprint
+    taken = call("pin", "local/tokens", "first")
+    assert taken.exit_code == 1 and "gpt-lineage unpin first" in taken.stderr
+    assert call("pin", "local/tokens", "a/b").exit_code == 1
+    assert call("verify").exit_code == 0
+    assert call("unpin", "first").exit_code == 0
+    assert "There is no pin pinned/first" in call("unpin", "first").stderr
+    pruned = document(call("prune", "--json"))["artifacts"]
+    assert [row["fingerprint"] for row in pruned] == [fingerprint]
+
+
+def test_prune_keeps_the_inputs_of_an_unfinished_build(call: Run, copy: Path) -> None:
+    tokens = without_name(copy, "other/tokens")
+    building = Store(copy).building("ab" * 32)
+    job = {"asset": "other/pretrained", "inputs": {"tokens": tokens}}
+    building.job.write_text(json.dumps(job))
+    assert document(call("prune", "--json"))["artifacts"] == []
+    refused = call("rm", tokens[:12])
+    assert refused.exit_code == 1 and "unfinished build: other/pretrained" in refused.stderr
+    with Store(copy).lock(building.fingerprint):  # somebody is at work on it
+        assert document(call("prune", "--unfinished", "--json"))["unfinished"] == []
+    (row,) = document(call("prune", "--unfinished", "--delete", "--json"))["unfinished"]
+    assert row["asset"] == "other/pretrained" and not building.folder.exists()
+    assert [row["fingerprint"] for row in document(call("prune", "--json"))["artifacts"]] == [
+        tokens
+    ]
+
+
+def test_prune_removes_nothing_where_a_name_is_damaged(call: Run, copy: Path) -> None:
+    (copy / "refs" / "other" / "tokens").write_text("{}")
+    result = call("prune", "--delete")
+    assert result.exit_code == 1 and "is damaged: it names no fingerprint" in result.stderr
+    (copy / "refs" / "other" / "tokens").unlink()  # its copy beside the artifact still says so
+    assert document(call("prune", "--json"))["artifacts"] == []
+
+
+def test_rm_says_what_stands_on_an_artifact(call: Run, copy: Path) -> None:
+    before = Store(copy).refs()
+    refused = call("rm", "local/corpus")
+    assert refused.exit_code == 1
+    for part in ("local/tokens", "local/tokenizer", "also named other/corpus", "--force"):
+        assert part in refused.stderr
+    assert Store(copy).refs() == before
+    removed = document(call("rm", "local/tokens", "local/tokenizer", "--json"))
+    assert [row["artifact"] for row in removed] == ["local/tokens", "local/tokenizer"]
+    assert sorted(Store(copy).refs()) == sorted(before.keys() - {"local/tokens", "local/tokenizer"})
+    assert call("verify").exit_code == 0
+
+
+def test_rm_with_force_leaves_a_gap_that_trace_names(call: Run, copy: Path) -> None:
+    assert call("rm", "--force", "local/corpus").exit_code == 0
+    assert not {"local/corpus", "other/corpus"} & Store(copy).refs().keys()
+    gap = call("trace", "local/tokens")
+    assert gap.exit_code == 1 and "not in the store any more" in gap.stderr
+
+
+def test_rm_of_an_artifact_and_a_new_run_builds_it_again(
+    call: Run, copy: Path, small: Path
+) -> None:
+    digest = Store(copy).resolve("local/tokens").digest
+    assert call("rm", "local/tokens").exit_code == 0
+    build_stages(small.parent / "local.yaml", copy, ("corpus", "tokenizer", "tokens"))
+    assert Store(copy).resolve("local/tokens").digest == digest
+    assert call("verify").exit_code == 0
+
+
+def test_what_is_named_while_it_is_removed_stays(copy: Path) -> None:
+    """As a run names it that has found it, just before and just after it is moved away."""
+    store = Store(copy)
+    tokens = without_name(copy, "other/tokens")
+    needed = Needed(store)
+    checks = 0
+
+    def wanted() -> bool:
+        nonlocal checks
+        checks += 1
+        if checks == 2:
+            assert store.find(tokens) is None
+            store.set_ref("late", "tokens", tokens)
+        return tokens in needed()
+
+    assert not remove(store, tokens, wanted) and checks == 2
+    assert store.find(tokens) and not list((copy / "removed").iterdir())
+
+
+def test_remove_waits_for_whoever_holds_the_artifact(copy: Path) -> None:
+    store = Store(copy)
+    tokens = without_name(copy, "other/tokens")
+    needed, waiting = Needed(store), threading.Event()
+    results = []
+
+    def pruning() -> None:
+        results.append(remove(store, tokens, lambda: tokens in needed(), lambda _: waiting.set()))
+
+    with store.lock(tokens):
+        thread = threading.Thread(target=pruning)
+        thread.start()
+        assert waiting.wait(20) and store.find(tokens)
+        store.set_ref("other", "tokens", tokens)  # a run has found it
+    thread.join(20)
+    assert results == [False] and store.find(tokens)
+
+
+def test_a_build_whose_input_has_just_gone_says_so(copy: Path, small: Path) -> None:
+    from assets.build import Request, build
+    from assets.launch.launcher import LocalLauncher
+    from assets.recipe.profile import load_profile
+    from assets.tracking.tracking import Tracking
+
+    store = Store(copy)
+    recipe = small.parent / "local.yaml"
+    node = node_named(nodes(load_recipe(str(recipe))), "tokens")
+    inputs = gather_inputs(store, node)
+    request = Request(node, inputs, node.config(recipe.parent), load_profile("single"))
+    for fingerprint in (request.fingerprint, inputs["tokenizer"].fingerprint):
+        shutil.rmtree(store.folder_of(fingerprint))
+    with pytest.raises(UserError, match=r"local/tokenizer .* has just been removed"):
+        build(request, store, LocalLauncher(), Tracking(copy))
