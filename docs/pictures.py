@@ -1,8 +1,8 @@
 """The README's screenshots, taken from a built store: `python -m docs.pictures [RECIPE]`. The
 browser tests use the same steps.
 
-Of a recipe with `alignment` it is the chat's page; of any other Dagster's graph, MLflow's
-comparison and the scorecard.
+Of a recipe with `alignment` it is the chat's page; of any other the last screen of the command
+line, Dagster's graph, MLflow's comparison and the scorecard.
 
 Needs Chromium: $CHROMIUM, or chromium / google-chrome on the PATH, or one that Playwright has
 installed.
@@ -10,8 +10,10 @@ installed.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
+from rich.text import Text
 
 from assets.graph import nodes
 from assets.recipe.recipe import Recipe, load_recipe
@@ -33,6 +38,8 @@ from assets.tracking.tracking import Tracking
 from pipelines.local_only import HOST
 
 IMAGES = Path(__file__).parent / "images"
+ANSWERING = {"ui": "server_info", "mlflow": "health", "chat": ""}  # server -> what it answers first
+COLUMNS = 100  # of the terminal that is drawn
 # Without these Chromium talks to the outside at every start; a machine without a way out refuses
 # each try.
 FLAGS = [
@@ -63,12 +70,12 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def serving(
-    name: str, port: int, home: Path, seconds: float = 120
+    name: str, port: int, home: Path, seconds: float = 120, arguments: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`gpt-lineage ui` or `gpt-lineage mlflow`, by `name`, while it answers at `port`."""
+    """`gpt-lineage ui`, `mlflow` or `chat`, by `name`, while it answers at `port`."""
     log = home / f"server-{name}.log"
-    command = [sys.executable, "-m", "pipelines.cli", name, "--port", str(port)]
-    url = f"http://{HOST}:{port}/{'server_info' if name == 'ui' else 'health'}"
+    command = [sys.executable, "-m", "pipelines.cli", name, *arguments, "--port", str(port)]
+    url = f"http://{HOST}:{port}/{ANSWERING[name]}"
     with log.open("wb") as out:
         server = subprocess.Popen(
             command,
@@ -152,6 +159,23 @@ def open_comparison(page: Page, base: str, recipe: str, home: Path, names: Seque
     page.wait_for_timeout(1500)
 
 
+def draw_terminal(command: Sequence[str], home: Path, target: Path) -> None:
+    """What `gpt-lineage COMMAND` prints in a terminal, as an SVG that loads nothing."""
+    printed = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *command],
+        env={**os.environ, "LINEAGE_HOME": str(home), "FORCE_COLOR": "1", "COLUMNS": str(COLUMNS)},
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
+    console.print(f"[bold]$ gpt-lineage {' '.join(command)}[/bold]", highlight=False)
+    console.print(Text.from_ansi(printed.replace(str(home), "lineage")))
+    # rich's own format loads its font from elsewhere
+    drawing = re.sub(r"@font-face \{\{.*?\}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    title = f"gpt-lineage {' '.join(command)}"
+    console.save_svg(str(target), title=title, code_format=drawing, unique_id="terminal")
+
+
 def say(page: Page, text: str) -> None:
     """On the chat's page, to every model."""
     page.get_by_label("Message").fill(text)
@@ -164,13 +188,14 @@ def main() -> int:
     with browser() as chrome:
         screenshot = _screenshot_chat if recipe.alignment else _screenshot_pages
         screenshot(chrome, recipe, Store.default_home())
-    pictures = sorted(IMAGES.glob("*.png"))
+    pictures = sorted([*IMAGES.glob("*.png"), *IMAGES.glob("terminal.svg")])
     print("written:", ", ".join(str(path.relative_to(IMAGES.parent.parent)) for path in pictures))
     return 0
 
 
 def _screenshot_pages(chrome: Browser, recipe: Recipe, home: Path) -> None:
     store = Store(home)
+    draw_terminal(["run", recipe.name], home, IMAGES / "terminal.svg")
     with serving("ui", 3100, home):
         page = chrome.new_page(viewport={"width": 1600, "height": 1250})
         open_asset_graph(page, f"http://{HOST}:3100", recipe.name)
@@ -187,19 +212,8 @@ def _screenshot_pages(chrome: Browser, recipe: Recipe, home: Path) -> None:
 
 def _screenshot_chat(chrome: Browser, recipe: Recipe, home: Path) -> None:
     models = [f"{recipe.name}/{name}" for name in ("aligned", "policy_init")]
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.cli",
-        "chat",
-        *models,
-        "--browser",
-        "--port",
-        "7900",
-        "--endpoint-port",
-        "8100",
-    ]
-    with serving(command, f"http://{HOST}:7900", home):
+    arguments = [*models, "--browser", "--endpoint-port", "8100"]
+    with serving("chat", 7900, home, arguments=arguments):
         page = chrome.new_page(viewport={"width": 1300, "height": 520})
         page.goto(f"http://{HOST}:7900")
         expect(page.get_by_text("Ask something")).to_be_visible(timeout=60_000)
