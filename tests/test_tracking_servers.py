@@ -75,7 +75,6 @@ def in_another_process(home: Path, code: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        cwd=home.parent,  # MLflow puts ./mlruns beside a database that is not the store's
     ).stdout
 
 
@@ -222,9 +221,10 @@ def test_an_emptied_server_gets_every_build_again_and_another_server_too(
 
 
 def test_deliver_brings_every_build_to_a_server_and_finds_it_there(
-    workshop: Workshop, first_start: tuple[Path, list[int]]
+    workshop: Workshop, first_start: tuple[Path, list[int]], tmp_path: Path
 ) -> None:
-    home = workshop.store.home
+    home, empty = workshop.store.home, tmp_path / "empty"
+    empty.mkdir()
     corpus = workshop.build("corpus", {})
     workshop.build("tokens", {}, {"corpus": corpus})
     shutil.copy(first_start[0], home.parent / "other.db")
@@ -232,13 +232,14 @@ def test_deliver_brings_every_build_to_a_server_and_finds_it_there(
     command = [sys.executable, "-m", "pipelines.cli", "deliver", "--to", uri]
     environment = os.environ | {"LINEAGE_HOME": str(home), "PYTHONPATH": str(ROOT)}
     for _ in range(2):
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, cwd=home.parent
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=empty)
         assert (done.returncode, done.stdout) == (0, f"2 builds are in MLflow at {uri}.\n")
+    assert [*empty.iterdir()] == []
     there = Tracking(home, uri)
     runs = there.server.client().search_runs([there.server.experiment("tiny")])
     assert sorted(run.info.status for run in runs) == ["FINISHED", "FINISHED"]
+    files = (home.parent / "mlartifacts" / "tiny").as_uri()
+    assert all(run.info.artifact_uri.startswith(f"{files}/") for run in runs)
     assert workshop.runs() == []
     command = [sys.executable, "-m", "pipelines.cli", "trace", str(there.run_of(corpus)), "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)

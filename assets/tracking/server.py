@@ -119,7 +119,8 @@ class Server:
 
         existing = client.get_experiment_by_name(recipe)
         if existing is None:
-            artifacts = (self.home / ARTIFACTS / recipe).as_uri() if self.is_local else None
+            folder = self._artifacts()
+            artifacts = (folder / recipe).as_uri() if folder else None
             try:
                 return client.create_experiment(recipe, artifacts, tags=EXPERIMENT_TAGS)
             except MlflowException:  # another process was quicker
@@ -129,6 +130,21 @@ class Server:
         if existing.lifecycle_stage == "deleted":
             client.restore_experiment(existing.experiment_id)
         return existing.experiment_id
+
+    def _artifacts(self) -> Path | None:
+        """Where MLflow keeps files, where no server says: beside a file of sqlite, and in the store
+        for another database. By itself MLflow takes ./mlruns.
+        """
+        from mlflow.store.db.db_types import DATABASE_ENGINES
+        from sqlalchemy.engine import make_url
+
+        if self.uri.partition(":")[0].partition("+")[0] not in DATABASE_ENGINES:
+            return None
+        url = make_url(self.uri)
+        file = self.file
+        if url.get_backend_name() == "sqlite" and url.database:
+            file = Path(url.database).absolute()
+        return file.parent / ARTIFACTS
 
     def active(self, runs: Mapping[str, str]) -> set[str]:
         """Those of `runs` (run id -> recipe) that the server has and nobody has deleted. Raises
