@@ -44,8 +44,8 @@ def room(job_context: PlanExecutionContext, plan: ExecutionPlan) -> int:
     fewest = min((number for number in slots if number), default=at_once)
     if fewest < at_once:
         job_context.log.info(
-            f"The profile leaves room for {at_once} stages at once, and the pool has {fewest} "
-            "slots: Deployment > Concurrency sets more."
+            f"The profile leaves room for {at_once} stages at once, and a pool limits them to "
+            f"{fewest}: Deployment > Concurrency sets another limit."
         )
     return min(at_once, fewest)
 

@@ -167,6 +167,7 @@ def test_fine_tuning_beside_zero_shot_has_the_digests_of_one_after_the_other(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(names)} built" in done.stderr
+    assert json.loads((home / "recipes" / "ci.json").read_text())["path"] == str(CI_RECIPE)
     after = {name: store.resolve(f"ci/{name}") for name in names}
     assert {name: artifact.digest for name, artifact in after.items()} == {
         name: artifact.digest for name, artifact in before.items()
