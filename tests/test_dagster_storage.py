@@ -14,6 +14,7 @@ from sqlalchemy.pool import Pool
 
 from assets.dagster_storage import instance_ref
 from assets.lineage import dagster_history, prepare_home
+from assets.store.locks import migrating
 
 EVENTS, THREADS = 20, 6
 
@@ -52,6 +53,18 @@ def test_statements_share_a_connection_and_dagster_reads_what_they_wrote(
     with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:  # by Dagster's classes
         messages = [str(entry.dagster_event) for entry in instance.all_logs(run.run_id)]
         assert sum("event " in message for message in messages) == 60 + EVENTS
+
+
+def test_a_new_run_waits_for_a_migration_of_mlflows(home: Path) -> None:
+    prepare_home(home)
+    with dagster_history() as instance, ThreadPoolExecutor() as threads:
+        run = instance.create_run_for_job(_job())
+        with migrating:
+            first = threads.submit(instance.report_engine_event, "first", run)
+            with pytest.raises(TimeoutError):
+                first.result(timeout=0.3)
+        first.result()
+        assert len(instance.all_logs(run.run_id)) == 1
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 """Locks on files, held by an open file description: whoever inherits the descriptor holds the lock
-too (flock(2)).
+too (flock(2)). And a lock on this process's use of Alembic.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,11 @@ from pathlib import Path
 
 POLL_SECONDS = 0.05
 WORD_SECONDS = 1.0
+
+# Alembic holds the migration that runs in globals of its modules. MLflow's first delivery migrates
+# in a thread, and may meet the next run of a ladder, for which Dagster makes a database: unless one
+# waits, both fail, or one's tables land in the other's file.
+migrating = threading.Lock()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from assets.store.locks import locked
+from assets.store.locks import locked, migrating
 from assets.store.manifest import read_json
 from assets.tracking.outbox import Say
 from assets.tracking.relocation import ARTIFACTS, relocate
@@ -109,7 +109,8 @@ class Server:
                 if self.is_local:
                     prepare(self.file, self.say)
                 registry = os.environ.get("MLFLOW_REGISTRY_URI") or self.uri
-                _clients[self.uri] = MlflowClient(self.uri, registry)
+                with migrating:  # a new database that is not the store's
+                    _clients[self.uri] = MlflowClient(self.uri, registry)
             return _clients[self.uri]
 
     def experiment(self, recipe: str) -> str:
@@ -255,10 +256,11 @@ def _remade(file: Path, *, copied: bool) -> None:
             source.backup(target)
     engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{beside}")
     try:
-        if utils._all_tables_exist(engine):
-            utils._upgrade_db(engine)
-        else:
-            utils._initialize_tables(engine)
+        with migrating:
+            if utils._all_tables_exist(engine):
+                utils._upgrade_db(engine)
+            else:
+                utils._initialize_tables(engine)
     finally:
         engine.dispose()
     fsync(beside)
