@@ -304,6 +304,9 @@ def _guessed_sha256(path: Path, downloads: Path) -> tuple[str, int]:
 
 
 def _write(path: Path, text: str) -> None:
+    """Replaces `path` in one step. A path may be no UTF-8, so this is no JSON; and a note that is
+    lost is made again, so none waits for the disk, as `write_json` does: a corpus has thousands.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_bytes(os.fsencode(text))
