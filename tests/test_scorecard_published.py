@@ -11,7 +11,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from conftest import BuiltStore
@@ -41,7 +41,7 @@ from gpt_model.evaluation.results import (
 )
 from gpt_model.experiments.document import write_document
 from gpt_model.finetuning.entry import TaskEntry
-from gpt_model.published import references
+from gpt_model.published import Role, references
 from gpt_model.tokenizer import Tokenizer
 from pipelines.cli.scorecard_view import announce
 
@@ -89,7 +89,7 @@ def row(section: Section, source: str, *cells: str) -> dict[str, str]:
 
 
 def test_ours_stand_in_the_paper_s_unit_with_interval_size_and_split_beside_every_size() -> None:
-    section = beside_the_paper("gpt2", "a small one", [LAMBADA], [])
+    section = beside_the_paper("gpt2", "a small one", [LAMBADA])
     cells = row(section, "table 3", "LAMBADA", "acc, %")
     assert (cells[OURS[0]], cells[OURS[1]]) == ("12.34 (10.10 – 14.90)", "500 examples, test")
     assert (cells["gpt2-small"], cells["gpt2-xl"], cells["best before"]) == (
@@ -99,7 +99,7 @@ def test_ours_stand_in_the_paper_s_unit_with_interval_size_and_split_beside_ever
     )
     percent = replace(LAMBADA, scale="%", value=12.34, low=10.1, high=14.9)
     assert (
-        row(beside_the_paper("gpt2", "", [percent], []), "table 3", "LAMBADA", "acc, %")[OURS[0]]
+        row(beside_the_paper("gpt2", "", [percent]), "table 3", "LAMBADA", "acc, %")[OURS[0]]
         == "12.340 (10.100 – 14.900)"
     )
     assert "a small one" in section.intro
@@ -109,30 +109,22 @@ def test_what_differs_from_the_paper_stands_beside_ours() -> None:
     score = replace(
         LAMBADA, published={**(LAMBADA.published or {}), "differs": "our list of stop words"}
     )
-    section = beside_the_paper("gpt2", "", [score], [])
+    section = beside_the_paper("gpt2", "", [score])
     assert (
         row(section, "table 3", "LAMBADA", "acc, %")[OURS[1]]
         == "500 examples, test; differs: our list of stop words"
     )
-    assert "*differs* says what of data or protocol is known not to be the paper's" in section.intro
-    assert "same data and protocol" not in section.intro
+    assert "*Differs* names what is known to differ in data or protocol" in section.intro
 
 
-def test_what_was_not_run_says_so_with_its_reason_and_what_was_not_asked_for_says_that() -> None:
-    missing = NotRun(
-        "tiny/zero_shot",
-        "f" * 64,
-        "cbt",
-        "the hub did not answer",
-        ({"task": "CBT-CN", "metric": "acc"},),
-        "gpt2",
-    )
-    section = beside_the_paper("gpt2", "", [LAMBADA], [missing])
-    assert row(section, "table 3", "CBT-CN", "acc, %")[OURS[1]] == "the hub did not answer"
-    assert row(section, "table 3", "CBT-NE", "acc, %")[OURS[1]] == "not in the recipe"
-    assert {row(section, "table 3", name)[OURS[0]] for name in ("CBT-CN", "CBT-NE", "PTB")} == {
-        "not run here"
-    }
+def test_a_published_row_stands_there_only_with_a_score_of_ours() -> None:
+    section = beside_the_paper("gpt2", "", [LAMBADA])
+    assert list(tables(section)) == ["GPT-2 (Radford et al. 2019), table 3"]
+    (table,) = tables(section).values()
+    assert [cells[:2] for cells in table.cells()] == [["LAMBADA", "acc, %"]]
+    for generation in ("gpt1", "gpt2", "gpt3"):
+        assert tables(beside_the_paper(generation, "", [])) == {}
+        assert tables(reproductions(generation, "", [])) == {}
 
 
 def test_shots_stand_in_their_own_rows() -> None:
@@ -140,9 +132,7 @@ def test_shots_stand_in_their_own_rows() -> None:
         replace(LAMBADA, paper="gpt3", value=v, low=v - 0.01, high=v + 0.01, shots=s)
         for v, s in ((0.5, "zero"), (0.3, "one"))
     ]
-    section = beside_the_paper(
-        "gpt3", "", [*few_shot, replace(LAMBADA, paper="gpt3", shots="few")], []
-    )
+    section = beside_the_paper("gpt3", "", [*few_shot, replace(LAMBADA, paper="gpt3", shots="few")])
     rows = {
         shots: row(section, "table H.1", "LAMBADA", "acc, %", shots)
         for shots in ("zero", "one", "few")
@@ -153,34 +143,13 @@ def test_shots_stand_in_their_own_rows() -> None:
         "few": "12.34",
     }
     assert (rows["zero"]["gpt3-175b"], rows["one"]["gpt3-large"]) == ("76.2", "52.6 (unverified)")
-    few = replace(
-        LAMBADA, shots="few"
-    )  # a table that says nothing of shots has none of ours with demonstrations
-    assert (
-        row(beside_the_paper("gpt2", "", [few], []), "table 3", "LAMBADA", "acc, %")[OURS[0]]
-        == "not run here"
-    )
+    few = replace(LAMBADA, shots="few")
+    # A table that says nothing of shots has none of ours with demonstrations.
+    assert tables(beside_the_paper("gpt2", "", [few])) == {}
 
 
 def test_another_paper_s_protocol_of_the_same_name_does_not_stand_on_the_page() -> None:
-    section = beside_the_paper("gpt3", "", [LAMBADA], [])
-    assert row(section, "table H.1", "LAMBADA", "acc, %", "zero")[OURS[0]] == "not run here"
-
-
-def test_a_score_of_no_published_protocol_is_named_with_what_it_is_and_no_number_of_a_paper() -> (
-    None
-):
-    score = replace(
-        LAMBADA,
-        published=None,
-        paper=None,
-        note="LAMBADA's protocol on this corpus's held-out text; not the LAMBADA data",
-    )
-    section = beside_the_paper("gpt2", "", [score], [])
-    last = section.texts[-1]
-    assert isinstance(last, Table) and last.title.startswith("measured otherwise")
-    assert last.cells() == [["tiny/zero_shot", "last_word acc", score.note]]
-    assert row(section, "table 3", "LAMBADA", "acc, %")[OURS[0]] == "not run here"
+    assert tables(beside_the_paper("gpt3", "", [LAMBADA])) == {}
 
 
 @pytest.mark.parametrize(
@@ -188,7 +157,7 @@ def test_a_score_of_no_published_protocol_is_named_with_what_it_is_and_no_number
 )
 def test_a_number_without_interval_split_or_size_is_not_shown(lacking: dict[str, Any]) -> None:
     score = replace(LAMBADA, value=0.98765, **lacking)
-    section = beside_the_paper("gpt2", "", [score], [])
+    section = beside_the_paper("gpt2", "", [score])
     first = headline([score], [])
     shown = "".join(table.markdown() for table in (*section.texts, first))
     assert "0.988" not in shown and "98.7" not in shown
@@ -196,22 +165,32 @@ def test_a_number_without_interval_split_or_size_is_not_shown(lacking: dict[str,
 
 
 @pytest.mark.parametrize("generation", ["gpt1", "gpt2", "gpt3"])
-def test_every_published_number_is_on_the_page_of_its_generation_with_its_source(
+def test_every_published_score_stands_beside_ours_of_its_row_with_its_source(
     generation: str,
 ) -> None:
-    pages = {
-        "paper": beside_the_paper(generation, "", [], []),
-        "reproduction": reproductions(generation, []),
-    }
-    for role, section in pages.items():
-        cells = {
-            title: {cell for row in table.cells() for cell in row}
-            for title, table in tables(section).items()
+    published = [
+        reference
+        for role in get_args(Role)
+        for reference in references(generation=generation, role=role)
+        if reference.kind == "scores"
+    ]
+    scores = [
+        replace(LAMBADA, published={"task": task, "metric": metric}, shots=shots, paper=generation)
+        for task, metric, shots in {
+            (reference.task, reference.metric, reference.shots) for reference in published
         }
-        for reference in references(generation=generation, role=role):  # type: ignore[arg-type]
-            assert reference.printed in cells[reference.source], reference
-            assert reference.certainty != "memory" or "(unverified)" in reference.printed
-    assert len(references(generation=generation, role="paper")) > 50
+    ]
+    shown = {
+        role: {
+            title: {cell for cells in table.cells() for cell in cells}
+            for title, table in tables(section(generation, "", scores)).items()
+        }
+        for role, section in (("paper", beside_the_paper), ("reproduction", reproductions))
+    }
+    for reference in published:
+        assert reference.printed in shown[reference.role][reference.source], reference
+        assert reference.certainty != "memory" or "(unverified)" in reference.printed
+    assert len(published) > 50
 
 
 def test_a_reproduction_measured_as_ours_has_ours_beside_it() -> None:
@@ -221,7 +200,7 @@ def test_a_reproduction_measured_as_ours_has_ours_beside_it() -> None:
         published={"task": "lambada_openai", "metric": "acc"},
         paper=None,
     )
-    cells = row(reproductions("gpt2", [ours]), "issue 2159", "lambada_openai", "acc, share")
+    cells = row(reproductions("gpt2", "", [ours]), "issue 2159", "lambada_openai", "acc, share")
     assert cells[OURS[0]] == "0.123 (0.101 – 0.149)" and cells["gpt2-small"] == "0.3256 ± .0065"
 
 
@@ -372,26 +351,19 @@ def test_rows_of_the_headline_stay_with_their_artifact() -> None:
 def test_every_number_of_ours_on_the_built_page_has_interval_split_and_size(card: Card) -> None:
     page = Page(card.html)
     columns, *rows = page.tables[0]
+    on = columns.index("measured on")
     bare = [
         cells
         for cells in rows
         if len(cells) > 1
         and cells[1] not in ("no interval", "not run here")
-        and not (INTERVAL.fullmatch(cells[2]) and ON_CELL.fullmatch(cells[columns.index("on")]))
+        and not (INTERVAL.fullmatch(cells[2]) and ON_CELL.fullmatch(cells[on]))
     ]
     assert len(rows) > 15 and not bare
-    beside = [table for table in page.tables if OURS[0] in table[0]]
-    assert beside  # the paper's tables
-    for head, *body in beside:
+    for head, *body in (table for table in page.tables if OURS[0] in table[0]):
         column = head.index(OURS[0])
         for cells in body:
-            assert cells[column] == "not run here" or (
-                OURS_CELL.fullmatch(cells[column]) and ON_CELL.match(cells[column + 1])
-            ), cells
-    assert (
-        card.html.count("GPT-2 (Radford et al. 2019), table 3") == 1
-        and "GPT-2: ours beside the paper" in card.html
-    )
+            assert OURS_CELL.fullmatch(cells[column]) and ON_CELL.match(cells[column + 1]), cells
 
 
 def test_public_data_that_cannot_be_had_and_published_rows_are_read_from_an_evaluation(
@@ -456,9 +428,7 @@ def test_a_fine_tuned_task_stands_in_the_paper_s_row_or_says_why_it_was_not_run(
     }
     known = replace(task, config={**task.config, "source": source})
     scores, _ = collect("ci", {"finetuned/sentiment": known})
-    cells = row(
-        beside_the_paper("gpt1", "", scores, []), "tables 2, 3 and 4", "SST-2", "accuracy, %"
-    )
+    cells = row(beside_the_paper("gpt1", "", scores), "tables 2, 3 and 4", "SST-2", "accuracy, %")
     assert (
         cells[OURS[0]].startswith(f"{100 * task.metrics['accuracy']:.2f} (")
         and cells["gpt1"] == "91.3"
@@ -476,14 +446,11 @@ def test_a_fine_tuned_task_stands_in_the_paper_s_row_or_says_why_it_was_not_run(
     scores, missing = collect(
         "ci", {"finetuned/sentiment": replace(known, path=tmp_path, metrics={"not_run": 1.0})}
     )
-    cells = row(
-        beside_the_paper("gpt1", "", scores, missing), "tables 2, 3 and 4", "SST-2", "accuracy, %"
-    )
-    assert (scores, cells[OURS[0]], cells[OURS[1]]) == (
-        [],
-        "not run here",
-        "its authors give it on request",
-    )
+    (entry,) = missing
+    assert (scores, entry.reason) == ([], "its authors give it on request")
+    (cells,) = headline(scores, missing).cells()
+    assert "not run here" in cells and "its authors give it on request" in cells
+    assert tables(beside_the_paper("gpt1", "", scores)) == {}
 
 
 def test_the_split_that_a_task_is_tested_on_has_its_owners_name() -> None:

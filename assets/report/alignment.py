@@ -118,7 +118,7 @@ def section(inputs: Inputs) -> Section:
         parts += [
             tax_table(scores, names),
             Text("PPO regresses, PPO-ptx recovers", _signature(scores, names)),
-            paper_table(),
+            paper_table(scores),
         ]
     if (judges := judges_table(inputs)).columns:
         parts.append(judges)
@@ -131,11 +131,24 @@ def section(inputs: Inputs) -> Section:
     return Section("Alignment", parts)
 
 
-def paper_table() -> Table:
-    """The paper's scores of the public tasks before and after."""
+def samples(inputs: Inputs, prompts: int) -> Section:
+    """Held-out prompts, answered by the model that was aligned last."""
+    preferred = inputs["preferences"]
+    models = read_results(preferred.path)["models"]
+    name = next((name for name in (ALIGNED, "dpo", INSTRUCTED) if name in models), REFERENCE)
+    blocks = preferences.sample_blocks(preferred.path, inputs.get("prompts"), [name])
+    texts = [Text(f"prompt {number}", block) for number, block in enumerate(blocks[:prompts], 1)]
+    intro = f"Held-out prompts, in brackets, and what {display_names(inputs)[name]} answers."
+    return Section("Samples", texts, intro=intro)
+
+
+def paper_table(scores: Sequence[TaxedScore]) -> Table:
+    """The paper's scores, before and after, of the public tasks that ours have too."""
+    ours = {score.name.lower() for score in scores}
     rows: dict[str, dict[str, str]] = {}
     for reference in references(generation="instructgpt", role="paper"):
-        if reference.shots == "zero" and reference.model in PAPER_MODELS:
+        measured_here = any(reference.task.lower() in name for name in ours)
+        if reference.shots == "zero" and reference.model in PAPER_MODELS and measured_here:
             task = f"{reference.task}, {reference.metric}"
             rows.setdefault(task, {"task": task})[PAPER_MODELS[reference.model]] = reference.printed
     return Table(list(rows.values()), "InstructGPT, table 14", PAPER_NOTE)

@@ -9,3 +9,6 @@ SEEN, K = "8-grams seen", "K"
 FIRST = ("headline", "by_shots")  # the tables' names
 SETTINGS = {"zero": "zero-shot", "one": "one-shot", "few": "few-shot"}  # of `Score.shots` -> column
 NOT_HERE = "not run here"
+# Columns that the page folds away below a first table, and what it calls others.
+UNDER_A_TABLE = (SEEN, K, PROTOCOL)
+PAGE_LABELS = {"beside": "baselines", "on": "measured on", "on examples": "measured on"}

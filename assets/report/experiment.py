@@ -7,7 +7,6 @@ An experiment's stage has `show` of this module; the scorecard draws the same do
 from __future__ import annotations
 
 import re
-from io import BytesIO
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -31,16 +30,18 @@ def show(built: Built, folder: Path) -> None:
             draw(axes, plot)
 
 
-def section(title: str, folder: Path, intro: str) -> Section:
+def section(title: str, folder: Path, intro: str, group: str) -> Section:
     """The same document as a section of the scorecard."""
     document = read_document(folder)
     pictures = []
     for number, plot in enumerate(document.plots, 1):
-        with plots.picture(file := BytesIO()) as axes:
+        with plots.drawing() as axes:
             draw(axes, plot)
+        png, svg = plots.rendered(axes.get_figure(root=True))
         name = re.sub(r"[^0-9A-Za-z]+", "_", plot.title).strip("_")
-        pictures.append(Picture(f"{number} {name}", file.getvalue(), f"{number}_{name}.png"))
-    return Section(title, [Text("what was found", text(document))], pictures, intro)
+        pictures.append(Picture(plot.title, png, f"{number}_{name}.png", svg))
+    parts = [Text("what was found", text(document))]
+    return Section(title, parts, pictures, intro, hint=document.title, group=group)
 
 
 def text(document: Document) -> str:

@@ -5,6 +5,7 @@ or the ratings, and the losses.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from gpt_model.io import read_json_lines
 
 
 def show(built: Built, folder: Path) -> None:
-    """scores.md, samples.md, confusion.png or ratings.png, and fine_tuning.png."""
+    """scores.md, samples.md, confusion.png or ratings.png, and fine_tuning.png; an SVG beside each
+    picture.
+    """
     task = built.config["task"]
     facts = json.loads((built.output / "task.json").read_text(encoding="utf-8"))
     how = adapted(built.config, built.metrics)
@@ -42,13 +45,12 @@ def show(built: Built, folder: Path) -> None:
             plots.line(axes, ratings, style=".")
             axes.set(title=f"{task}, test", xlabel="rating", ylabel="predicted")
     else:
-        # Here, as it takes a second to load and `scores.py` imports this module for its names.
-        from sklearn.metrics import ConfusionMatrixDisplay
-
-        with plots.picture(folder / "confusion.png", 3.6, 3.2, grid=False) as axes:
-            ConfusionMatrixDisplay.from_predictions(
-                labels, predicted, labels=facts["labels"], ax=axes, colorbar=False, cmap="Blues"
-            )
+        names = list(map(str, facts["labels"]))
+        pairs = Counter(zip(map(str, labels), map(str, predicted), strict=True))
+        counts = [[pairs[label, answer] for answer in names] for label in names]
+        inches = plots.matrix_inches(len(names))
+        with plots.picture(folder / "confusion.png", *inches, grid=False) as axes:
+            plots.matrix(axes, counts, names)
             axes.set_title(f"{task}, test")
     _plot_losses(built, folder / "fine_tuning.png")
 

@@ -1,19 +1,25 @@
-"""Plots: one picture a file, drawn without pyplot, so with no window and no global state.
+"""Plots: a picture as a PNG and, beside it, an SVG; drawn without pyplot, so with no window.
 
 `curves` draws panels of lines, as every training has them; everything else draws on the axes of
-`picture` with the functions below it.
+`picture` with the functions below it. Dagster and MLflow show the PNG. The SVG stands inline in a
+page and takes its colours: text and axes are `currentColor`, lines the page's `--plot-0` to
+`--plot-9`.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO, StringIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.typing import ColorType
@@ -26,6 +32,11 @@ FEWEST_UNMARKED = 30  # points of a line that are not marked one by one
 MOST_BARS = 16  # intervals drawn as error bars; more of them become a band
 MOST_TICKS, LONGEST_TICK = 10, 100_000  # values of a logarithmic axis that are its ticks
 ROW_INCHES = 0.5  # height of one row of a horizontal plot
+CELL_INCHES = 0.6  # of one cell of a matrix
+CELL_OPACITY = 0.5  # of the largest number's cell, so that its text can be read in light and dark
+LINE_COLOURS = [to_hex(f"C{number}") for number in range(10)]
+# Text as text; no random or dated part, so that equal plots are equal bytes.
+SVG_OPTIONS = {"svg.fonttype": "none", "svg.hashsalt": "gpt-lineage"}
 
 
 class Panel(NamedTuple):
@@ -60,22 +71,56 @@ def curves(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
                 line(axes, marks, style="x", color=axes.lines[-1].get_color())
         axes.set(title=panel.title, xlabel=panel.x)
         _finish(axes)
-    figure.savefig(path, dpi=90)
+    _save(figure, path, dpi=90)
 
 
 @contextmanager
-def picture(
-    file: Path | BinaryIO, width: float = 7, height: float = 4.2, grid: bool = True
-) -> Iterator[Axes]:
-    """Axes of so many inches, saved to `file` when the block ends, with a legend of what has a
-    label.
+def picture(path: Path, width: float = 7, height: float = 4.2, grid: bool = True) -> Iterator[Axes]:
+    """Axes of so many inches, saved as `path` and as an SVG beside it when the block ends, with a
+    legend of what has a label.
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
+    with drawing(width, height, grid) as axes:
+        yield axes
+    _save(axes.get_figure(root=True), path)
+
+
+@contextmanager
+def drawing(width: float = 7, height: float = 4.2, grid: bool = True) -> Iterator[Axes]:
+    """The same axes, saved nowhere: see `rendered`."""
+    axes = Figure(figsize=(width, height), layout="constrained").subplots()
     yield axes
     if grid:
         _finish(axes)
-    figure.savefig(file, dpi=DPI)
+
+
+def rendered(figure: Figure | None, dpi: int = DPI) -> tuple[bytes, str]:
+    """A figure as a PNG and as an `<svg>` for a page."""
+    assert figure is not None
+    png, svg = BytesIO(), StringIO()
+    figure.savefig(png, dpi=dpi)
+    with rc_context(SVG_OPTIONS):  # type: ignore[arg-type] # the stubs want every key literal
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    return png.getvalue(), _for_a_page(svg.getvalue())
+
+
+def _save(figure: Figure | None, path: Path, dpi: int = DPI) -> None:
+    png, svg = rendered(figure, dpi)
+    path.write_bytes(png)
+    path.with_suffix(".svg").write_text(svg, encoding="utf-8")
+
+
+def _for_a_page(svg: str) -> str:
+    """matplotlib's SVG without header and style sheet, which would be the whole page's, in the
+    page's colours. Identifiers that nothing refers to go, as several plots share a page.
+    """
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = svg.replace("#000000", "currentColor").replace("#ffffff", "var(--paper, #ffffff)")
+    for number, colour in enumerate(LINE_COLOURS):
+        svg = svg.replace(colour, f"var(--plot-{number}, {colour})")
+    root = '<svg fill="currentColor" stroke-linejoin="round" stroke-linecap="butt" '
+    return svg.replace("<svg ", root, 1)
 
 
 def _finish(axes: Axes) -> None:
@@ -142,7 +187,7 @@ def levels(axes: Axes, values: Iterable[tuple[str, float]]) -> None:
     """
     ascending = sorted(values, key=lambda level: level[1])
     for _, y in ascending:
-        axes.axhline(y, color="0.35", linestyle="--", linewidth=1)
+        axes.axhline(y, color="black", alpha=0.65, linestyle="--", linewidth=1)
     bottom, top = axes.get_ylim()
     position = -math.inf
     for label, y in ascending:
@@ -225,3 +270,23 @@ def histogram(axes: Axes, samples: Mapping[str, ArrayLike], edges: ArrayLike) ->
             label=label,
         )
     axes.set(xscale="log", yscale="log")
+
+
+def matrix_inches(names: int) -> tuple[float, float]:
+    """Width and height of a picture of a matrix of so many names."""
+    return 1.6 + CELL_INCHES * names, 1.4 + CELL_INCHES * names
+
+
+def matrix(axes: Axes, counts: ArrayLike, names: Sequence[str]) -> None:
+    """How often each predicted value (columns) meets each true one (rows)."""
+    cells = np.asarray(counts)
+    shades = LinearSegmentedColormap.from_list("", [("C0", 0.0), ("C0", CELL_OPACITY)])
+    axes.pcolormesh(cells, cmap=shades, edgecolors=("black", 0.2), linewidth=0.5)
+    for (row, column), count in np.ndenumerate(cells):
+        axes.text(column + 0.5, row + 0.5, f"{count:,}", ha="center", va="center")
+    ticks = np.arange(len(names)) + 0.5
+    axes.set_xticks(ticks, names)
+    axes.set_yticks(ticks, names, rotation=90, va="center")
+    axes.tick_params(length=0)
+    axes.set(xlabel="predicted", ylabel="true", ylim=(len(names), 0), aspect="equal")
+    axes.spines[:].set_visible(False)

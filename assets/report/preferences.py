@@ -152,8 +152,17 @@ def drift(results: Mapping[str, Any]) -> Table:
 
 
 def samples(output: Path, prompts: Artifact | None) -> str:
-    """The same prompts answered by each model, as Markdown. Answers are cut, and more so where a
-    source's licence does not cover its text.
+    """The same prompts answered by each model, as Markdown."""
+    blocks = sample_blocks(output, prompts)
+    introduction = f"The same {len(blocks)} held-out prompts, answered by each model."
+    return "\n\n".join([introduction, *blocks])
+
+
+def sample_blocks(
+    output: Path, prompts: Artifact | None, models: Sequence[str] | None = None
+) -> list[str]:
+    """A block for each of the first prompts, with the answers of these models, or of all. Answers
+    are cut, and more so where a source's licence does not cover its text.
     """
     unlicensed = unlicensed_sources(prompts.path) if prompts else set()
     answers = read_json_lines(output / ANSWERS_FILE)
@@ -163,15 +172,17 @@ def samples(output: Path, prompts: Artifact | None) -> str:
 
     first = list(dict.fromkeys(map(prompt, answers)))[:PROMPTS]
     shown = sorted(
-        (answer for answer in answers if prompt(answer) in first),
+        (
+            answer
+            for answer in answers
+            if prompt(answer) in first and (models is None or answer["model"] in models)
+        ),
         key=lambda answer: first.index(prompt(answer)),
     )
-    blocks = [
+    return [
         code_block(_sample(list(group), source in unlicensed))
         for (source, _), group in groupby(shown, prompt)
     ]
-    introduction = f"The same {len(first)} held-out prompts, answered by each model."
-    return "\n\n".join([introduction, *blocks])
 
 
 def _sample(answers: Sequence[Mapping[str, Any]], unlicensed: bool) -> str:

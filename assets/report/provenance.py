@@ -7,6 +7,7 @@ All from the inputs' manifests and verdicts. The scores are `scores.py`'s.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -248,6 +249,12 @@ def checks(recipe: str, inputs: Inputs) -> Table:
     columns = ["artifact", "check", "verdict", "what it found"]
     title = "What was checked before anything was built on it"
     return Table(DataFrame(rows, columns=columns), title)
+
+
+def checks_in_short(table: Table) -> str:
+    """ "31 passed, 2 warning": the verdicts of the table of checks."""
+    counts = Counter(table.frame["verdict"])
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
 
 
 def _outcome(verdict: Recorded) -> str:

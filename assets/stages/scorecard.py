@@ -8,7 +8,7 @@ EXECUTION = "assets.execution.scorecard"
 
 SCORECARD = Stage(
     name="scorecard",
-    version="8",
+    version="9",
     run=deferred(EXECUTION, "run"),
     description="Every score beside its baselines, with its interval, its cost and the way back to "
     "the text it came from.",

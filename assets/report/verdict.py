@@ -1,0 +1,156 @@
+"""The scorecard's first lines: what its scores say, in three plain sentences.
+
+Counts are of scores whose 95 % interval lies wholly on one side of their best baseline.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from assets.contract import Inputs
+from assets.report import tables
+from assets.report.scores import NotRun, Score
+from assets.stages.base_model import BITS_PER_BYTE
+from gpt_model.rlhf.model_comparison import ALIGNED, REFERENCE
+
+FILE = "verdict.json"
+SENTENCES = 3
+MIXTURE = "bits per byte, by mixture"
+WIN_RATE = ", win rate"
+BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
+LISTED = 6  # names in a sentence
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One sentence, and the names of the scores or tasks it counts by their verdict."""
+
+    about: str  # text, alignment, fine-tuning, zero-shot or build
+    sentence: str
+    better: Sequence[str] = ()
+    worse: Sequence[str] = ()
+    undecided: Sequence[str] = ()
+
+
+def statements(
+    scores: Sequence[Score], missing: Sequence[NotRun], inputs: Inputs, build: str
+) -> list[Statement]:
+    """The first three of what there is to say. `build`: when and on what it was built."""
+    return list(_all(scores, missing, inputs, build))[:SENTENCES]
+
+
+def write(path: Path, verdict: Sequence[Statement]) -> None:
+    path.write_text(json.dumps([asdict(statement) for statement in verdict]), encoding="utf-8")
+
+
+def _all(
+    scores: Sequence[Score], missing: Sequence[NotRun], inputs: Inputs, build: str
+) -> Iterator[Statement]:
+    named = {score.name: score for score in reversed(scores)}  # the first of a name
+    if MIXTURE in named:
+        yield _of_text(named[MIXTURE])
+    if wins := [score for score in scores if score.name.endswith(WIN_RATE)]:
+        yield _of_preferences(wins)
+    first_of_task = {
+        score.asset: score for score in reversed(scores) if _stage(score) == "finetuned"
+    }
+    if first_of_task:
+        yield _of_tasks(list(first_of_task.values())[::-1])
+    suites = [
+        score
+        for score in scores
+        if _stage(score) == "zero_shot" and score.verdict and not score.name.endswith(BITS_PER_BYTE)
+    ]
+    if suites:
+        yield _of_suites(suites)
+    scores_word = "score" if len(missing) == 1 else "scores"
+    not_run = f" {len(missing)} {scores_word} could not be measured here." if missing else ""
+    yield Statement("build", f"It was built {build}.{not_run}")
+
+
+def _stage(score: Score) -> str:
+    """ "finetuned" of tiny/finetuned/boolq."""
+    return score.asset.split("/")[1]
+
+
+def _of_text(score: Score) -> Statement:
+    """Bits per byte of held-out text beside xz, or a uniform guess where xz is no fair one."""
+    baseline = score.baseline.partition(",")[0]
+    name, _, value = baseline.rpartition(" ")
+    name = "a uniform guess" if name == "uniform" else name
+    against = f"{name} ({value} bits per byte)"
+    relation = {BETTER: f"**better** than {against}", WORSE: f"**worse** than {against}"}.get(
+        score.verdict, f"**no different** from {against}, whose value lies in the interval"
+    )
+    sentence = (
+        f"Held-out text takes the model {tables.number(score.value)} bits per byte (95 % interval "
+        f"{score.interval()}): {relation}."
+    )
+    return _counted("text", sentence, [score])
+
+
+def _of_tasks(scores: Sequence[Score]) -> Statement:
+    names = [score.asset.rpartition("/")[2] for score in scores]
+    counted = _counted("fine-tuning", "", scores, names)
+    tail = _rest(counted, "the best baseline")
+    of = f"{len(counted.better)} of {len(scores)} task{'s' if len(scores) > 1 else ''}"
+    sentence = (
+        f"Fine-tuned, it is **better than every baseline on {of}**{_names(counted.better)}{tail}."
+    )
+    return _counted("fine-tuning", sentence, scores, names)
+
+
+def _of_suites(scores: Sequence[Score]) -> Statement:
+    counted = _counted("zero-shot", "", scores)
+    prompted = any(score.shots not in (None, "zero") for score in scores)
+    how = "With at most a few examples in its prompt" if prompted else "Without fine-tuning"
+    of = f"{len(counted.better)} of {len(scores)} score{'s' if len(scores) > 1 else ''}"
+    tail = _rest(counted, "guessing")
+    sentence = f"{how}, it is **better than guessing on {of}**{_names(counted.better)}{tail}."
+    return _counted("zero-shot", sentence, scores)
+
+
+def _of_preferences(scores: Sequence[Score]) -> Statement:
+    """By the judge: whether the aligned model's answers are preferred to those of the model that
+    it was aligned from. Of a recipe without that step its last one.
+    """
+    steps = {score.name.removesuffix(WIN_RATE): score for score in scores}
+    step = f"{ALIGNED} over {REFERENCE.replace('_', ' ')}"
+    step, score = (step, steps[step]) if step in steps else list(steps.items())[-1]
+    model, _, other = step.partition(" over ")
+    relation = {
+        BETTER: f"**{model} is better than {other}**",
+        WORSE: f"**{model} is worse than {other}**",
+    }.get(score.verdict, f"**{model} and {other} cannot be told apart**")
+    sentence = (
+        f"By a judge that no model was trained to please, {relation}: it wins on "
+        f"{score.value:.0%} of {score.examples:,} held-out prompts (95 % interval "
+        f"{score.low or 0:.0%} – {score.high or 0:.0%})."
+    )
+    return _counted("alignment", sentence, scores)
+
+
+def _counted(
+    about: str, sentence: str, scores: Sequence[Score], names: Sequence[str] = ()
+) -> Statement:
+    names = names or [score.name for score in scores]
+    by_verdict: Mapping[str, list[str]] = {BETTER: [], WORSE: [], UNDECIDED: []}
+    for name, score in zip(names, scores, strict=True):
+        if score.verdict:
+            by_verdict[score.verdict].append(name)
+    return Statement(about, sentence, *(by_verdict[key] for key in (BETTER, WORSE, UNDECIDED)))
+
+
+def _names(names: Sequence[str]) -> str:
+    """ " (boolq, piqa)", where they are few."""
+    return f" ({', '.join(names)})" if 0 < len(names) <= LISTED else ""
+
+
+def _rest(counted: Statement, baseline: str) -> str:
+    """ "; worse on 1; no different from guessing on 3": what is not better."""
+    worse = f"; worse on {len(counted.worse)}" if counted.worse else ""
+    within = len(counted.undecided)
+    return worse + (f"; no different from {baseline} on {within}" if within else "")
