@@ -249,7 +249,7 @@ def _pictures(folder: Path) -> dict[str, Any]:
             )
         elif path.suffix == ".json":
             shown[path.name] = _table(json.loads(path.read_text(encoding="utf-8")))
-        else:
+        elif path.suffix != ".svg":  # the page's own; its PNG is shown
             shown[path.name] = dg.MetadataValue.path(str(path))
     return shown
 

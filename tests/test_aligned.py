@@ -144,7 +144,9 @@ def test_the_page_has_curves_figures_and_samples(built: Built, tmp_path: Path) -
     ALIGNED.show(built, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "training.png",
+        "training.svg",
         "reward_kl.png",
+        "reward_kl.svg",
         "figures.md",
         "samples.md",
     }

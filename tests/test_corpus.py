@@ -198,6 +198,7 @@ class TestChecks:
         assert {path.name for path in (tmp_path / "show").iterdir()} == {
             "sources.md",
             "sources.png",
+            "sources.svg",
             "samples.md",
         }
         assert "| a | 4" in (tmp_path / "show" / "sources.md").read_text()

@@ -148,4 +148,4 @@ def test_it_learns_which_response_people_prefer_and_a_killed_run_ends_bit_for_bi
     pages = tmp_path / "pages"
     pages.mkdir()
     DPO.show(built, pages)
-    assert {path.name for path in pages.iterdir()} == {"figures.md", "training.png"}
+    assert {path.name for path in pages.iterdir()} == {"figures.md", "training.png", "training.svg"}

@@ -176,6 +176,7 @@ def test_show_leaves_a_page_and_a_picture_a_plot(tmp_path: Path) -> None:
     (folder := tmp_path / "show").mkdir()
     document = write_document(output, {**DOCUMENT, "plots": DOCUMENT["plots"] * 2})
     experiment.show(Built({}, {}, output, {}, {}, []), folder)
-    assert {path.name for path in folder.iterdir()} == {"page.md", "1.png", "2.png"}
+    pictures = {"1.png", "1.svg", "2.png", "2.svg"}
+    assert {path.name for path in folder.iterdir()} == {"page.md", *pictures}
     assert (folder / "page.md").read_text(encoding="utf-8") == f"{experiment.text(document)}\n"
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("1.png", "2.png"))

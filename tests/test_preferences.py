@@ -610,6 +610,7 @@ def test_what_is_shown_has_the_tables_a_picture_and_three_short_samples_of_a_tex
     PREFERENCES.show(built, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "win_rates.png",
+        "win_rates.svg",
         "win_rates.md",
         "models.md",
         "drift.md",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from assets.report import plots, tables
+from assets.report.page import Page, Section, write_page
 from assets.report.tables import Table
 
 
@@ -87,3 +90,53 @@ def test_curves_draw_a_panel_each_and_name_lines_where_there_are_several(tmp_pat
     ]
     plots.curves(tmp_path / "training.png", panels)
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_drawing_takes_the_page_s_colours_and_shares_no_identifier(tmp_path: Path) -> None:
+    drawn = []
+    for name in ("a", "b"):
+        with plots.picture(tmp_path / f"{name}.png") as axes:
+            plots.line(axes, [(step, step**0.5) for step in range(40)], "ours")
+            plots.levels(axes, [("chance <0.5>", 2.0)])
+        drawn.append((tmp_path / f"{name}.svg").read_text(encoding="utf-8"))
+    assert drawn[0] == drawn[1]  # equal plots are equal bytes
+    (svg, _) = drawn
+    root = ElementTree.fromstring(svg)  # noqa: S314 - our own
+    assert root.attrib["fill"] == "currentColor" and "var(--plot-0, #1f77b4)" in svg
+    # Neither ink nor paper of its own, and no style sheet, which would be the whole page's.
+    assert not re.findall("#000000|(?<!, )#ffffff|<style|<metadata|<!DOCTYPE", svg)
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "chance <0.5>" in texts and "ours" in texts  # text as text
+    used = re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', svg)
+    assert {name for pair in used for name in pair if name} == set(
+        re.findall(r' id="([^"]*)"', svg)
+    )
+
+
+def test_a_matrix_has_a_cell_for_each_pair_of_names() -> None:
+    axes = Figure().subplots()
+    plots.matrix(axes, [[3, 1], [1, 1234]], ["no", "yes"])
+    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    assert cells == {(0.5, 0.5): "3", (1.5, 0.5): "1", (0.5, 1.5): "1", (1.5, 1.5): "1,234"}
+    assert axes.get_ylim() == (2, 0)  # the first row at the top
+
+
+def test_a_page_folds_its_sections_by_group_and_its_links_lead_somewhere(tmp_path: Path) -> None:
+    page = Page(
+        "Scorecard",
+        "What it is.",
+        {"model": "small & <b>plain</b>"},
+        {"headline": Table([{"artifact": "a", "score": "acc", "protocol": "p", "walk": "`w`"}])},
+        [Section("One", group="Group"), Section("Two", group="Group"), Section("Alone")],
+        ["It is **better**."],
+        [Section("Samples")],
+    )
+    write_page(tmp_path, page)
+    html = (tmp_path / "scorecard.html").read_text(encoding="utf-8")
+    assert html.count("<details>") == 1 + 3 and html.startswith("<!doctype html>")
+    links = re.findall(r'href="#([^"]*)"', html)
+    assert set(links) <= set(re.findall(r' id="([^"]*)"', html)) and "two" in links
+    assert "<b>plain" not in html and "<strong>better</strong>" in html
+    twin = (tmp_path / "scorecard.md").read_text(encoding="utf-8")
+    headings = [line for line in twin.splitlines() if line.startswith("#")]
+    assert headings[:3] == ["# Scorecard", "## Verdict", "## Samples"]

@@ -352,7 +352,9 @@ def test_pages_are_written(trained: Built, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         "figures.md",
         "calibration.png",
+        "calibration.svg",
         "training.png",
+        "training.svg",
     }
     assert "| reviews1 |" in (tmp_path / "figures.md").read_text()
 

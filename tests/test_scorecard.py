@@ -206,7 +206,8 @@ def test_a_score_is_better_or_worse_only_with_its_whole_interval() -> None:
 
 
 def test_verdict_is_three_sentences_counted_from_the_scores(card: Card) -> None:
-    verdict = json.loads((card.folder / "verdict.json").read_text(encoding="utf-8"))
+    document = json.loads((card.folder / "verdict.json").read_text(encoding="utf-8"))
+    verdict = document["statements"]
     assert [statement["about"] for statement in verdict] == ["text", "fine-tuning", "zero-shot"]
     scores = card.scores()
     first_of_task: dict[str, str] = {}
@@ -228,11 +229,12 @@ def test_verdict_is_three_sentences_counted_from_the_scores(card: Card) -> None:
             assert sorted(statement[word]) == sorted(names), statement["about"]
         assert f"- {statement['sentence']}" in card.markdown
     assert f"{len(verdict[1]['better'])} of 4 tasks" in verdict[1]["sentence"]
+    assert document["rows"] == [[entry["about"], entry["sentence"]] for entry in verdict]
 
 
 def test_a_verdict_has_what_the_recipe_has(card: Card) -> None:
     suite = Score("ci/zero_shot", "f" * 64, "piqa acc", 0.4, 0.3, 0.45, "chance 0.500", 0.5)
-    wins = replace(suite, asset="ci/preferences", name="aligned over pretrained, win rate")
+    wins = replace(suite, asset="ci/preferences", name="dpo over policy init, win rate", examples=9)
     missing = [NotRun("ci/zero_shot", "f" * 64, "mc1", "no hub")]
     alone = statements([suite], missing, {}, "today")
     assert [statement.about for statement in alone] == ["zero-shot", "build"]
@@ -241,7 +243,7 @@ def test_a_verdict_has_what_the_recipe_has(card: Card) -> None:
     assert [statement.about for statement in aligned] == ["text", "alignment", "fine-tuning"]
 
 
-def test_loss_curve_stands_beside_xz_and_a_uniform_guess(card: Card) -> None:
+def test_loss_curve_stands_beside_xz_and_a_uniform_guess(card: Card, tmp_path: Path) -> None:
     mixture, metrics = card.scores()["ci/pretrained", MIXTURE], card.inputs()["pretrained"].metrics
     curve = loss_curve.loss_curve(card.inputs(), mixture)
     assert curve is not None
@@ -254,13 +256,15 @@ def test_loss_curve_stands_beside_xz_and_a_uniform_guess(card: Card) -> None:
     assert training[0][1] == pytest.approx(metrics["uniform_bpb"], rel=0.15)
     assert held_out[-1][1] == pytest.approx(mixture.value, rel=0.1)
     assert held_out[-1][1] < held_out[0][1] < metrics["uniform_bpb"]
-    unlogged = replace(card.inputs()["pretrained"], path=card.folder)
+    unlogged = replace(card.inputs()["pretrained"], path=tmp_path / "files")
     assert loss_curve.loss_curve({**card.inputs(), "pretrained": unlogged}, mixture) is None
 
 
 def test_equal_inputs_give_equal_bytes(card: Card, tmp_path: Path) -> None:
     artifact = card.artifact
-    built = Built(artifact.config, card.inputs(), artifact.path, artifact.metrics, {}, [])
+    inputs = card.inputs()
+    in_order = {entry["name"]: inputs[entry["name"]] for entry in artifact.manifest["inputs"]}
+    built = Built(artifact.config, in_order, artifact.path, artifact.metrics, {}, [])
     scorecard.show(built, tmp_path)
     again = {path.relative_to(tmp_path): path for path in tmp_path.rglob("*") if path.is_file()}
     first = {path.relative_to(card.folder) for path in card.folder.rglob("*") if path.is_file()}

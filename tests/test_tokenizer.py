@@ -407,6 +407,7 @@ def test_both_stages_pass_their_checks_and_show_what_they_made(
         "vocabulary.md",
         "tokens.md",
         "document_lengths.png",
+        "document_lengths.svg",
     }
     data = TokenData(both[1].output)
     assert data.weights == {"prose": 0.75, "tales": 0.25}

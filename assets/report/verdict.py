@@ -43,7 +43,14 @@ def statements(
 
 
 def write(path: Path, verdict: Sequence[Statement]) -> None:
-    path.write_text(json.dumps([asdict(statement) for statement in verdict]), encoding="utf-8")
+    """As a table that Dagster shows, with the statements themselves beside it."""
+    document = {
+        "columns": ["about", "verdict"],
+        "rows": [[statement.about, statement.sentence] for statement in verdict],
+        "short": ["verdict"],
+        "statements": [asdict(statement) for statement in verdict],
+    }
+    path.write_text(json.dumps(document), encoding="utf-8")
 
 
 def _all(
