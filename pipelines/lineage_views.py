@@ -7,6 +7,7 @@ and import no Dagster, MLflow or torch, so these commands answer at once. `trace
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,14 @@ from assets.store.store import SHORT, Store
 from gpt_model.errors import CorruptFile
 from pipelines.progress import duration, human
 
+# Parts of the names of metrics that are scores.
+SCORES = {
+    *("accuracy", "acc", "norm", "f1", "matthews", "pearson", "bpb", "loss", "perplexity"),
+    *("em", "exact", "bleu", "rouge", "win", "rate", "reward", "kl", "score", "bits"),
+}
+BASELINES = ("constant", "random", "uniform", "majority", "chance", "bag_of_words")
+ENDS = ("_low", "_high")  # of an interval, behind a score's name
+LISTED = 4  # fields that a line names
 ORDER = "On another number of them numbers are added in another order, which gives other bytes."
 
 
@@ -198,14 +207,17 @@ def _first(
             yield from _first(store, below_a, below_b, seen)
 
 
-def draw_differences(facts: Mapping[str, Any]) -> Group:
+def draw_differences(facts: Mapping[str, Any], whole: bool = False) -> Group:
+    """Scores first. What is long (configuration, other metrics, files) is counted, and shown where
+    the `whole` is asked for.
+    """
     if facts["same"] and facts["a"] == facts["b"]:
         return Group("They are the same artifact.")
     same = "The files are the same, byte for byte." if facts["same"] else "The files differ."
     parts: list[RenderableType] = [same]
     if facts["first"]:
         stages = ", ".join(
-            f"{first['stage']} ({', '.join(first['config']) or 'version or result'})"
+            f"{first['stage']} ({_fields(list(first['config'])) or 'version or result'})"
             for first in facts["first"]
         )
         parts.append(f"The lineages part first at: {escape(stages)}")
@@ -217,13 +229,58 @@ def draw_differences(facts: Mapping[str, Any]) -> Group:
     ]
     if facts["built"] and not facts["same"]:
         parts.append(f"They were built by another profile, on other ranks or threads. {ORDER}")
-    for part in ("stage", "built", "inputs", "config", "metrics", "files"):
-        if facts[part]:
-            table = Table(part, "a", "b", title_justify="left", box=None, pad_edge=False)
-            for name, (left, right) in facts[part].items():
-                table.add_row(escape(name), _cell(left, part), _cell(right, part))
-            parts += ["", table]
+    metrics = facts["metrics"]
+    scores = {name: pair for name, pair in metrics.items() if is_score(name)}
+    others = {name: pair for name, pair in metrics.items() if name not in scores}
+    shown = {part: facts[part] for part in ("inputs", "stage", "built")}
+    folded = {"configuration": facts["config"], "other metrics": others, "files": facts["files"]}
+    if values := {name: pair for name, pair in scores.items() if not name.endswith(ENDS)}:
+        parts += ["", _score_table(values, scores)]
+    for part, rows in (shown | (folded if whole else {})).items():
+        if rows:
+            parts += ["", _differing_table(part, rows)]
+    counts = [f"{len(rows)} of {part}" for part, rows in folded.items() if rows and not whole]
+    if counts:
+        fields = _fields(list(facts["config"]))
+        parts += ["", f"Folded: {', '.join(counts)}{f' ({escape(fields)})' if fields else ''}."]
+        parts[-1] = f"[dim]{parts[-1]} --all shows them."
     return Group(*parts)
+
+
+def is_score(metric: str) -> bool:
+    """Whether a metric says how good the model is, and not how large or fast it is, or how good a
+    baseline.
+    """
+    name = metric.lower()
+    is_baseline = name.rpartition("/")[2].startswith(BASELINES)
+    return not is_baseline and any(part in SCORES for part in re.split(r"[/_ ]", name))
+
+
+def _fields(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{', '.join(names[:LISTED])}{more}"
+
+
+def _score_table(values: Mapping[str, list[Any]], scores: Mapping[str, list[Any]]) -> Table:
+    """`values`, each with its interval, which `scores` has under the name's ends."""
+    table = Table("scores", "a", "b", "b - a", box=None, pad_edge=False)
+    for name, pair in values.items():
+        ends = [scores.get(f"{name}{end}", (None, None)) for end in ENDS]
+        cells = []
+        for side, value in enumerate(pair):
+            low, high = (end[side] for end in ends)
+            interval = f" ({low:.4g} – {high:.4g})" if None not in (value, low, high) else ""
+            cells.append(f"{_cell(value, 'scores')}{interval}")
+        change = "" if None in pair else f"{pair[1] - pair[0]:+.4g}"
+        table.add_row(escape(name), *cells, change)
+    return table
+
+
+def _differing_table(part: str, rows: Mapping[str, list[Any]]) -> Table:
+    table = Table(part, "a", "b", box=None, pad_edge=False)
+    for name, (left, right) in rows.items():
+        table.add_row(escape(name), _cell(left, part), _cell(right, part))
+    return table
 
 
 def _cell(value: Any, part: str) -> str:

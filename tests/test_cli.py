@@ -246,6 +246,27 @@ def test_diff_names_the_profile_as_the_reason_where_one_section_has_two_digests(
     assert "was built twice, with two digests" in text and "added in another order" in text
 
 
+def test_diff_begins_with_the_scores_and_folds_what_is_long(tmp_path: Path) -> None:
+    store, models = Store(tmp_path), []
+    made = {"profile": {"name": "cpu"}, "ranks": 1, "threads": 1}
+    for accuracy in (0.5, 0.75):
+        config = {"learning_rate": accuracy}
+        metrics = {"accuracy": accuracy, "random_accuracy": accuracy / 2, "test/rows": accuracy}
+        metrics |= {"accuracy_low": accuracy - 0.1, "accuracy_high": accuracy + 0.1}
+        building = store.building(store.fingerprint("finetuned", "1", config, {}))
+        (building.files / "weights").write_text(str(accuracy))
+        facts = Facts("finetuned", "1", config, {}, metrics, made)
+        models.append(store.publish(building, facts, {}).fingerprint)
+    folded = on(tmp_path)("diff", *models).stdout
+    (score,) = [line for line in folded.splitlines() if line.startswith("accuracy")]
+    assert score.split("  ")[1:] and "0.75 (0.65 – 0.85)" in score and "+0.25" in score
+    assert "1 of configuration, 2 of other metrics, 1 of files (learning_rate)" in folded
+    assert "random_accuracy" not in folded
+    whole = on(tmp_path)("diff", *models, "--all").stdout
+    assert whole.index("accuracy ") < whole.index("learning_rate  ") < whole.index("weights")
+    assert "random_accuracy" in whole and "Folded" not in whole
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_reproduce_gives_the_same_bytes(stage: str, call: Run, small: Path) -> None:
     before = sorted(path.name for path in small.iterdir())

@@ -1,4 +1,6 @@
-"""What the store takes on the disk, and what of it may go: du, pin, prune, rm."""
+"""What the store takes on the disk, what of it may go, what its builds printed: du, pin, prune, rm,
+logs.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from assets.graph import node_named, nodes
 from assets.recipe.recipe import load_recipe
 from assets.store.removal import Needed, remove, size
 from assets.store.store import Store
+from assets.tracking.state import run_ids
 from gpt_model.errors import UserError
 from pipelines.cli.main import app
 
@@ -225,3 +228,37 @@ def test_a_build_whose_input_has_just_gone_says_so(copy: Path, small: Path) -> N
         shutil.rmtree(store.folder_of(fingerprint))
     with pytest.raises(UserError, match=r"local/tokenizer .* has just been removed"):
         build(request, store, LocalLauncher(), Tracking(copy))
+
+
+def test_logs_are_found_by_artifact_dagster_run_and_mlflow_run(call: Run, copy: Path) -> None:
+    store = Store(copy)
+    tokens = store.resolve("local/tokens")
+    journal = tokens.path.parent / "journal"
+    record = json.loads((journal / "build.json").read_text())
+    dagster_run = "965a90bd-df53-49e8-8143-9df96a9c4a96"
+    record["attempts"][0]["dagster_run"] = dagster_run
+    (journal / "build.json").write_text(json.dumps(record))
+    (journal / "worker.log").write_text(" 0%|  |\r100%|##|\na warning\n")
+    (journal / "worker.1.log").write_text("rank 1 too\n")
+    (mlflow_run,) = run_ids(tokens.path.parent)
+    for text in ("local/tokens", tokens.fingerprint[:8], dagster_run[:8], dagster_run, mlflow_run):
+        (log,) = document(call("logs", text, "--json"))
+        assert (log["asset"], log["fingerprint"]) == ("local/tokens", tokens.fingerprint)
+        assert list(log["printed"].values()) == [["100%|##|", "a warning"], ["rank 1 too"]]
+    text = call("logs", "local/tokens").stdout
+    assert "a worker begins" in text and "rank 1 too" in text and f"run {dagster_run[:8]}" in text
+    unknown = call("logs", "0123abcd")
+    assert unknown.exit_code == 1 and "There is no artifact '0123abcd'" in unknown.stderr
+
+
+def test_logs_of_a_killed_build_are_shown_without_secrets(
+    call: Run, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_thisisasecretvalue")
+    building = Store(copy).building("ab" * 32)
+    record = {"recipe": "local", "stage": "pretrained", "attempts": [], "failure": "out of memory"}
+    (building.journal / "build.json").write_text(json.dumps(record))
+    building.log.write_text("Authorization: hf_thisisasecretvalue\n")
+    text = call("logs", "local/pretrained").stdout
+    assert "unfinished" in text and "It failed: out of memory" in text
+    assert "Authorization" in text and "thisisasecret" not in text

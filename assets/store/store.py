@@ -41,6 +41,7 @@ LAYOUT = "store.json"
 VERSION = 1  # of the layout; a store with a higher one was written by a newer gpt-lineage
 LAYOUT_CURE = "Remove it: the next build writes it again."
 SHORT = 12
+LISTED = 12  # names that an error lists
 _checked: set[Path] = set()  # artifacts that this process has verified
 
 
@@ -530,7 +531,8 @@ class Store:
         hint = (
             f"Did you mean {' or '.join(near)}?"
             if near
-            else f"There are: {', '.join(refs) or 'none yet; build a recipe first'}."
+            else f"There are: {', '.join(list(refs)[:LISTED]) or 'none yet; build a recipe first'}"
+            f"{', …' if len(refs) > LISTED else ''}."
         )
         raise UserError(
             f"There is no artifact {text!r} in {self.home}: not a recipe/stage and not the start "

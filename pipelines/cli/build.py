@@ -150,7 +150,7 @@ def _raise_unless_succeeded(report: RunReport, outcome: dict[str, Any], as_json:
         failures = [*report.failures, *report.failed_checks] or ["The run failed."]
         if as_json:
             print_json({**outcome, "succeeded": False, "failures": failures})
-        where = f"Dagster run {report.run_id} (make ui) has the whole story."
+        where = f"gpt-lineage logs {report.run_id[:8]} has what was printed, Dagster all events."
         raise UserError("\n".join([*failures, where]))
 
 

@@ -165,17 +165,20 @@ def diff(
         str, typer.Argument(metavar="A", help="an artifact", autocompletion=artifact_names)
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="another", autocompletion=artifact_names)],
+    whole: Annotated[
+        bool, typer.Option("--all", help="also each field of the configuration, metric and file")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Which inputs, fields, metrics and files of two artifacts differ, and where their lineages
-    part.
+    """Where the lineages of two artifacts part, and how they differ: scores first, then inputs.
+    Fields, other metrics and files are counted; --all lists them.
     """
     store = open_store()
     differences = lineage_views.differences(store, store.resolve(a), store.resolve(b))
     if as_json:
         print_json(differences)
     else:
-        print_rich(lineage_views.draw_differences(differences))
+        print_rich(lineage_views.draw_differences(differences, whole))
 
 
 @app.command()
