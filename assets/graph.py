@@ -98,7 +98,7 @@ def _graph(recipe: Recipe) -> list[Node]:
                 partial(finetuning_config, recipe, task),
                 needs=available("pretrained", "tokenizer", "corpus"),
                 roles=roles,
-                description=f"{FINETUNED.description} Task: {task}.",
+                description=f"Task {task}. {FINETUNED.description}",
                 field=f"finetuning.files.{task}" if has_files else f"finetuning.tasks[{number}]",
             )
         )

@@ -36,6 +36,7 @@ from pipelines.automation import grown_source_sensor, recipe_job, retraining_sch
 from pipelines.executor import one_process_executor
 from pipelines.progress import duration, human
 
+DISPLAY = "display"
 PATIENCE_SECONDS = 30 * 86_400.0  # of pre-training; a recipe that takes longer is marked
 
 
@@ -122,8 +123,13 @@ def build_defs(
     broken: Sequence[BrokenRecipe] = (),
     *,
     resource_overrides: Mapping[str, Any] | None = None,
+    display: dg.LoggerDefinition = dg.colored_console_logger,
 ) -> dg.Definitions:
-    """The definitions of `files`, and an asset that names the mistake of each broken recipe."""
+    """The definitions of `files`, and an asset that names the mistake of each broken recipe.
+
+    `display`: the logger of runs that the command line starts, whose configuration names it. The
+    page has one of that name too, or it could not execute such a run again.
+    """
     assets: list[dg.AssetsDefinition | dg.AssetSpec] = [_mistake_asset(recipe) for recipe in broken]
     resources = {"lineage": launchpad_lineage(), **(resource_overrides or {})}
     lineage = resources["lineage"]
@@ -143,6 +149,7 @@ def build_defs(
         schedules=schedules,
         sensors=sensors,
         resources=resources,
+        loggers={DISPLAY: display},
         executor=one_process_executor,
     )
 

@@ -34,7 +34,7 @@ from assets.stages.ladder import dagster_runs
 from assets.store.manifest import full_disk
 from assets.store.recipes import record
 from assets.store.store import SHORT
-from pipelines.definitions import RecipeFile, build_defs
+from pipelines.definitions import DISPLAY, RecipeFile, build_defs
 from pipelines.executor import ENDING, close_lost_runs, process_tags
 from pipelines.progress import BuildDisplay, duration
 from pipelines.side_by_side import STEP_THREAD
@@ -73,9 +73,8 @@ def run_recipe(
     names = {node.name for node in chosen}
     feed = _EventFeed(display, {"__".join(node.key): node.ref for node in graph}, home)
     lineage = Lineage(home=str(home), profile=profile)
-    definitions = dg.Definitions.merge(
-        build_defs([file], resource_overrides={"lineage": lineage}),
-        dg.Definitions(loggers={"display": feed.definition()}),
+    definitions = build_defs(
+        [file], resource_overrides={"lineage": lineage}, display=feed.definition()
     )
     job = definitions.resolve_job_def(file.recipe.name)
     # An interruption waits for the steps, or Dagster's record of the run would stay half written.
@@ -85,7 +84,7 @@ def run_recipe(
         for part in dagster_runs(graph):
             if not (nodes := [node for node in part if node.name in names]):
                 continue
-            run = _created(job, nodes, instance)
+            run = _created(job, nodes, profile, instance)
             feed.report.run_id = run.run_id
             with _ended_by_the_page(instance, run.run_id):
                 result = execute_run(InMemoryJob(job), run, instance)
@@ -101,7 +100,7 @@ def run_recipe(
 
 
 def _created(
-    job: dg.JobDefinition, part: Sequence[Node], instance: dg.DagsterInstance
+    job: dg.JobDefinition, part: Sequence[Node], profile: str, instance: dg.DagsterInstance
 ) -> dg.DagsterRun:
     """A run of the job's assets `part`, which this process is to execute."""
     run_id = make_new_run_id()
@@ -109,9 +108,14 @@ def _created(
         job,
         run_id=run_id,
         tags={**job.run_tags, **process_tags(run_id)},
-        run_config={"loggers": {"display": {}}},
+        run_config=run_config(profile),
         asset_selection={dg.AssetKey(node.key) for node in part},
     )
+
+
+def run_config(profile: str) -> dict[str, Any]:
+    """What the page shows of the run, and executes it again with."""
+    return {"loggers": {DISPLAY: {}}, "resources": {"lineage": {"config": {"profile": profile}}}}
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from assets.stages.human_data import COMPARISONS
 from assets.store.recipes import record
 from assets.store.store import Store
 from pipelines.definitions import RecipeFile, build_defs, built_by_path
+from pipelines.runs import run_config
 
 
 def recipe_file(name: str) -> RecipeFile:
@@ -96,6 +97,11 @@ def test_the_launchpad_offers_every_profile_and_begins_with_the_environment_s(
     job = build_defs([recipe_file("chat-tiny")]).resolve_job_def("chat_tiny")
     assert job.run_config["resources"]["lineage"]["config"]["profile"] == str(mine)
     assert valid(str(mine)) and valid("single")
+
+
+def test_the_page_can_execute_a_run_of_the_command_line_again() -> None:
+    job = build_defs([recipe_file("chat-tiny")]).resolve_job_def("chat_tiny")
+    assert dg.validate_run_config(job, run_config("single"))
 
 
 def test_a_recipe_built_from_a_path_is_in_the_catalogue_while_its_file_is_there(

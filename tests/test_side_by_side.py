@@ -142,7 +142,7 @@ def test_an_interruption_ends_every_step(instance: dg.DagsterInstance) -> None:
 def test_fine_tuning_beside_zero_shot_has_the_digests_of_one_after_the_other(
     built: BuiltStore, tmp_path: Path, downloads: Path
 ) -> None:
-    home, names = tmp_path / "lineage", ("finetuned/sentiment", "zero_shot")
+    home, names = tmp_path / "lineage", ("finetuned/boolq", "zero_shot")
     shutil.copytree(built.home, home, symlinks=True)
     store = Store(home)
     before = {name: store.resolve(f"ci/{name}") for name in names}
