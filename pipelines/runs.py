@@ -129,6 +129,8 @@ def _ended_by_the_page(instance: dg.DagsterInstance, run_id: str) -> Iterator[No
         while not over.wait(CANCEL_POLL_SECONDS):
             run = instance.get_run_by_id(run_id)
             if run is not None and run.status in ENDING:
+                # Ctrl-C and SIGTERM make a run CANCELING, too. No step runs by then, and a second
+                # interruption is raised nowhere: `capture_interrupts` has it.
                 os.kill(os.getpid(), signal.SIGINT)
                 return
 
