@@ -25,10 +25,11 @@ from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 from assets.recipe.depth import DepthSection
-from assets.recipe.profile import Profile
-from assets.recipe.recipe import Recipe
+from assets.recipe.profile import PROFILES, Profile, load_profile
+from assets.recipe.recipe import RECIPES, Recipe, load_recipe
+from assets.recipe.yaml_file import read_yaml
 from gpt_model.evaluation.suites import TaskMetadata
-from gpt_model.finetuning.entry import TaskEntry
+from gpt_model.finetuning.entry import CATALOGUE, TaskEntry
 from gpt_model.sizing import Rules
 from gpt_model.strict import Bounds
 from pipelines.cli.main import app
@@ -198,6 +199,30 @@ def command_line() -> str:
     return text.replace("```console", "```text").replace("\n\n", f"\n\n{COMMANDS}\n\n", 1)
 
 
+def shipped() -> str:
+    """What comes with the project and is called by name: recipes, profiles and tasks."""
+    recipes = [load_recipe(str(path)) for path in sorted(RECIPES.glob("*.yaml"))]
+    profiles = [load_profile(str(path)) for path in sorted(PROFILES.glob("*.yaml"))]
+    tasks = {path.stem: read_yaml(path) for path in sorted(CATALOGUE.glob("*.yaml"))}
+    rows = {
+        "Recipes": [(recipe.files[0].stem, recipe.description) for recipe in recipes],
+        "Profiles": [(profile.name, profile.description) for profile in profiles],
+        "Tasks": [
+            (name, f"{entry.get('description', '')} ({entry['form'].replace('_', ' ')})")
+            for name, entry in tasks.items()
+        ],
+    }
+    parts = [
+        "# Recipes, profiles and tasks",
+        "What comes with the project and is called by name. Files of your own are called by path. "
+        "[Suites](../papers/evaluation.md#suites) have a page with their protocols.",
+    ]
+    for title, entries in rows.items():
+        lines = [f"| `{name}` | {text} |" for name, text in entries]
+        parts += [f"## {title}", "\n".join(["| name | what it is |", "|---|---|", *lines])]
+    return "\n\n".join(parts) + "\n"
+
+
 def from_root(name: str) -> str:
     """A page that stands at the root of the repository, with links as seen from docs/."""
     return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
@@ -256,6 +281,7 @@ def pages() -> dict[str, str]:
             "[A suite of your own](../tutorials/own-suite.md) shows one at work.",
             "`metadata`",
         ),
+        "reference/shipped.md": shipped(),
         "reference/command-line.md": command_line(),
         "contributing.md": from_root("CONTRIBUTING.md").replace("](CHANGELOG.md", "](changelog.md"),
         "changelog.md": from_root("CHANGELOG.md"),
