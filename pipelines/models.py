@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from assets.build import Outcome, Request, WorkerFailed, build
@@ -18,16 +18,18 @@ from assets.launch.launcher import LocalLauncher
 from assets.lineage import prepare_home
 from assets.recipe.profile import Profile
 from assets.recipe.recipe import ImportedSection, Recipe
-from assets.report.model_card import model_card
+from assets.report.lineage_tree import traced
+from assets.report.model_card import LICENSE, Card, licence_notes, model_card
 from assets.store.manifest import explain_full_disk, payload, read_json
 from assets.store.store import SHORT, Store
 from assets.tracking.tracking import Tracking
-from gpt_model.errors import CorruptFile, UserError
+from gpt_model.data.hub import silent
+from gpt_model.errors import CorruptFile, UserError, shortened
 from gpt_model.io import sha256_of, write_json
 from pipelines.progress import BuildDisplay
 
 WEIGHTS = "model.safetensors"
-EXPORT = "lineage.json"  # of an exported folder: what it is, and the sha256 of its files
+EXPORT = "lineage.json"  # of an exported folder: its lineage, and the sha256 of its files
 TEXT_GENERATION, TEXT_CLASSIFICATION = "text-generation", "text-classification"
 HEAD = "head.safetensors"  # of a fine-tuned model (`gpt_model.finetuning.heads`)
 
@@ -89,14 +91,24 @@ def generate(
     return [tokenizer.decode(continuation) for continuation in continuations]
 
 
-def export(store: Store, artifact: Artifact, target: Path, *, replace: bool) -> tuple[Path, str]:
+def export(
+    store: Store,
+    artifact: Artifact,
+    target: Path,
+    *,
+    name: str = "",
+    replace: bool = False,
+    languages: Sequence[str] = (),
+    address: str | None = None,
+) -> tuple[Path, str]:
     """Copy the model folder, verified, to `target`, for `transformers` without our code: written
-    beside it, then renamed. `lineage.json` in it says what it is, and which files it has, README.md
-    what it was made from.
+    beside it, then renamed. `lineage.json` in it has the lineage, and which files there are;
+    README.md and LICENSE say what the model is and what it was made from.
 
-    `replace`: also where an earlier export is. Returns `target` and the pipeline of `transformers`
-    that it is for. Raises UserError where that is
-    something else, and where no class of `transformers` is this decoder.
+    `name`: which of the artifact's refs to call it by. `replace`: also where an earlier export is.
+    `languages`: of its text, codes of ISO 639. `address`: how `transformers` will find it; default:
+    `target`'s name. Returns `target` and the pipeline of `transformers` that it is for. Raises
+    UserError where that is something else, and where no class of `transformers` is this decoder.
     """
     # these import torch, for which the other commands do not wait
     from gpt_model import convert
@@ -116,15 +128,16 @@ def export(store: Store, artifact: Artifact, target: Path, *, replace: bool) -> 
                 task = TEXT_CLASSIFICATION
             else:
                 convert.export_folder(folder, part)
-            name = next(
-                (ref for ref, other in store.refs().items() if other == artifact.fingerprint),
-                target.name,
-            )
-            card = model_card(store, artifact, name, task)
-            (part / "README.md").write_text(f"{card}\n", encoding="utf-8")
+            refs = [ref for ref, other in store.refs().items() if other == artifact.fingerprint]
+            name = name if name in refs else next(iter(refs), target.name)
+            lineage = traced(store, artifact)
+            card = Card(artifact, lineage, name, task, address or target.name, languages)
+            (part / "README.md").write_text(f"{model_card(store, card)}\n", encoding="utf-8")
+            (part / LICENSE).write_text(licence_notes(card), encoding="utf-8")
             files = {path.relative_to(part).as_posix(): sha256_of(path) for path in payload(part)}
             identity = {"stage": artifact.stage, "fingerprint": artifact.fingerprint}
-            write_json(part / EXPORT, {**identity, "digest": artifact.digest, "files": files})
+            identity["digest"] = artifact.digest
+            write_json(part / EXPORT, {**identity, "files": files, "lineage": lineage})
             if target.exists():
                 target.rename(aside)
             part.rename(target)
@@ -208,3 +221,44 @@ def imported(
         return node.ref, build(request, store, LocalLauncher(profile.device), Tracking(store.home))
     except WorkerFailed as failure:
         raise UserError(str(failure)) from None
+
+
+def push(folder: Path, hub_id: str, message: str, *, private: bool) -> str:
+    """Upload an exported folder to a model repository of the hub, by its own client, and make that
+    repository if need be. Returns the commit's address.
+
+    The token is the client's to find: HF_TOKEN, or the one of `hf auth login`. Raises UserError.
+    """
+    # slow to import, and only this command needs it
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not get_token():
+        raise UserError(
+            "The hub needs a token that may write: set HF_TOKEN to one of "
+            "https://huggingface.co/settings/tokens, or run `hf auth login`."
+        )
+    hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    try:
+        hub.create_repo(hub_id, private=private or None, exist_ok=True)
+        commit = hub.upload_folder(repo_id=hub_id, folder_path=folder, commit_message=message)
+    except HfHubHTTPError as error:
+        if silent(error):
+            raise _unanswered(hub_id) from None
+        if error.response is not None and error.response.status_code in (401, 403, 404):
+            raise UserError(
+                f"The hub does not let this token write to {hub_id}. Give HF_TOKEN a token that "
+                "may, or another HUB_ID."
+            ) from None
+        raise UserError(f"The hub refused {hub_id}: {shortened(str(error))}") from None
+    except Exception as error:
+        if silent(error):
+            raise _unanswered(hub_id) from None
+        raise
+    return str(commit.commit_url)
+
+
+def _unanswered(hub_id: str) -> UserError:
+    return UserError(
+        f"{hub_id} is not pushed: the hub does not answer. Try again where it can be reached."
+    )

@@ -2,14 +2,16 @@
 the hub's own client and `datasets` read published recipes unchanged.
 
     FOLDER/datasets/OWNER/NAME/…    a data set in the hub's layout: README.md and parquet
-    FOLDER/models/OWNER/NAME/…      a model in the hub's layout
+    FOLDER/models/OWNER/NAME/…      a model in the hub's layout; the client may upload more, as owner
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
+import shutil
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,9 +28,13 @@ import pyarrow.parquet
 COMMIT = "c" * 40  # what every branch of every repository is at
 Rows = Sequence[Mapping[str, Any]]
 API = re.compile(
-    r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?$"
+    r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info|commit)/([^/]+)(/.*)?)?$"
 )
 DATA = (".parquet", ".safetensors", ".bpe")  # what is read of a data set, a model, a vocabulary
+UPLOAD = re.compile(
+    r"/preupload/main$|/objects/batch$|/commit/main$|/repos/create$|/validate-yaml$"
+)
+TOKEN = "hf_of_the_tests"  # noqa: S105 - what the server lets upload
 RESOLVE = re.compile(r"(?:/(datasets))?/([^/]+/[^/]+)/resolve/[^/]+/(.+)$")
 
 
@@ -106,13 +112,63 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-        match = API.fullmatch(unquote(urlsplit(self.path).path))
+        body = self._body().decode()
+        path = unquote(urlsplit(self.path).path)
+        if UPLOAD.search(path):
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                return self._send(401, b"")
+            return self._json(self._uploaded(path, body))
+        match = API.fullmatch(path)
         if not (match and match[3] == "paths-info"):
             return self._send(404, b"")
         repository = self._repository(match[1], match[2])
         paths = [repository / path for path in json.loads(body)["paths"]]
         self._json([_entry(path, repository) for path in paths if path.exists()])
+
+    def _uploaded(self, path: str, body: str) -> Any:
+        """The hub's answers while its client uploads a model: a new repository, which files are
+        large, where those go, and the commit, which names the large ones by their sha256.
+        """
+        if path.endswith("/preupload/main"):
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}
+            files = [
+                {"path": name, "uploadMode": mode, "shouldIgnore": False}
+                for name, mode in modes.items()
+            ]
+            return {"files": files}
+        if path.endswith("/objects/batch"):
+            host = f"http://{self.headers['Host']}"
+            objects = [
+                {**item, "actions": {"upload": {"href": f"{host}/lfs/{item['oid']}"}}}
+                for item in json.loads(body)["objects"]
+            ]
+            return {"objects": objects, "transfer": "basic"}
+        if match := API.fullmatch(path):
+            repository = self._repository(match[1], match[2])
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    value = line["value"]
+                    content = base64.b64decode(value["content"])
+                    (repository / value["path"]).write_bytes(content)
+                elif line["key"] == "lfsFile":
+                    value = line["value"]
+                    shutil.move(self.folder / value["oid"], repository / value["path"])
+            url = f"http://{self.headers['Host']}/{match[2]}/commit/{COMMIT}"
+            return {"commitUrl": url, "commitOid": COMMIT, "pullRequestUrl": None}
+        if path.endswith("/create"):
+            name = f"owner/{json.loads(body)['name']}"
+            self._repository("models", name).mkdir(parents=True)
+            return {"url": f"http://{self.headers['Host']}/{name}"}
+        return {}  # the card's head is not checked
+
+    def do_PUT(self) -> None:
+        content = self._body()
+        (self.folder / _sha(content)).write_bytes(content)
+        self._send(200, b"")
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def _repository(self, kind: str, name: str) -> Path:
         return self.folder / kind / name

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import local_hub
 import pytest
 import yaml
 from conftest import (
@@ -38,10 +39,13 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from assets.lineage import dagster_history, prepare_home
+from assets.report.lineage_tree import sources_of
+from assets.report.model_card import scores_of
 from assets.store.manifest import Facts, record_sums
 from assets.store.store import Store
 from assets.tracking.event_log import EventWriter
 from assets.tracking.tracking import Tracking
+from gpt_model.io import sha256_of
 from pipelines.cli.main import app
 from pipelines.executor import (
     HIDDEN,
@@ -401,6 +405,11 @@ def test_export_loads_in_transformers_and_says_the_same(with_model: Path, tmp_pa
     assert on(with_model)("export", "local/pretrained", str(target), "--force").exit_code == 0
     written = json.loads((target / "lineage.json").read_text())
     assert written["fingerprint"] == Store(with_model).resolve("local/pretrained").fingerprint
+    traced = json.loads(on(with_model)("trace", "local/pretrained", "--json").stdout)
+    assert written["lineage"] == traced
+    # llama.cpp's converter reads the context by this name
+    config = json.loads((target / "config.json").read_text())
+    assert config["n_ctx"] == config["n_positions"] == 32
     assert written["files"].keys() | {"lineage.json"} == {path.name for path in target.iterdir()}
 
 
@@ -454,6 +463,82 @@ def test_export_of_a_fine_tuned_model_is_a_classifier_with_its_card(
     for source in ("plays", "sentiment"):  # of the text it was trained on, and of the task's
         assert re.search(rf"^\| {source} \| .+ \| \S.* \|$", card, re.M), card
     assert {path.stat().st_mode & 0o444 for path in target.iterdir()} == {0o444}
+    [model] = front["model-index"]
+    store = Store(built.home)
+    artifact = store.resolve("ci/finetuned/sentiment")
+    metrics = {entry["name"]: entry for r in model["results"] for entry in r["metrics"]}
+    accuracy = metrics["accuracy"]
+    assert accuracy["value"] == artifact.metrics["accuracy"]
+    ends = [artifact.metrics["accuracy_low"], artifact.metrics["accuracy_high"]]
+    assert accuracy["args"]["confidence_interval_95"] == ends
+    assert accuracy["args"]["artifact"] == artifact.fingerprint
+    notes = (target / front["license_link"]).read_text()
+    for source in (
+        s
+        for name in ("corpus", "finetuned/sentiment")
+        for s in sources_of(store.resolve(f"ci/{name}"))
+    ):
+        assert f"- {source['name']}: {source['licence']}" in notes and source["sha256"] in notes
+    assert "gpt-lineage run ci" in card and artifact.fingerprint in card
+
+
+def test_the_card_has_the_suites_that_were_run_on_the_model(built: BuiltStore) -> None:
+    store = Store(built.home)
+    artifact, suites = store.resolve("ci/pretrained"), store.resolve("ci/zero_shot")
+    scores = scores_of(store, artifact, "ci/pretrained")
+    assert {score.fingerprint for score in scores} == {artifact.fingerprint, suites.fingerprint}
+    assert len({(score.name, score.sample()) for score in scores}) == len(scores)
+    by_name = {score.name: score for score in scores}
+    assert by_name["bits per byte, plays"].value == artifact.metrics["held_out/plays/bpb"]
+    assert by_name["cloze acc"].examples == 24
+
+
+def test_push_lists_what_it_would_upload(with_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    command = ("push", "local/pretrained", "owner/model", "--language", "en", "--dry-run")
+    plan = json.loads(on(with_model)(*command, "--json").stdout)
+    assert {"README.md", "LICENSE", "lineage.json", "model.safetensors"} < plan["files"].keys()
+    assert plan["pushed"] is None and 'model="owner/model"' in plan["card"]
+    assert yaml.safe_load(plan["card"].split("---")[1])["language"] == ["en"]
+    printed = on(with_model)(*command)
+    assert "model.safetensors" in printed.stdout and plan["card"] in printed.stdout
+    assert "Nothing was uploaded" in printed.stderr
+
+
+def test_push_uploads_the_export_by_the_hubs_client(
+    with_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", local_hub.TOKEN)
+    exported = tmp_path / "exported"
+    assert on(with_model)("export", "local/pretrained", str(exported)).exit_code == 0
+    with local_hub.serve(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        done = on(with_model)("push", "local/pretrained", "owner/model")
+        assert done.exit_code == 0, done.stderr
+        assert f"{hub.address}/owner/model/commit/" in done.stdout
+        monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+        refused = on(with_model)("push", "local/pretrained", "owner/model")
+        assert refused.exit_code == 1 and "does not let this token write" in refused.stderr
+    uploaded = tmp_path / "hub" / "models" / "owner" / "model"
+    assert {path.name for path in uploaded.iterdir()} == {path.name for path in exported.iterdir()}
+    for path in exported.iterdir():
+        if path.name not in ("README.md", "lineage.json"):  # these name the folder
+            assert (uploaded / path.name).read_bytes() == path.read_bytes(), path.name
+    written = json.loads((uploaded / "lineage.json").read_text())["files"]
+    assert written == {
+        path.name: sha256_of(path) for path in uploaded.iterdir() if path.name != "lineage.json"
+    }
+    output = done.stdout + done.stderr + refused.stdout + refused.stderr
+    assert local_hub.TOKEN not in output and "hf_of_nobody" not in output
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    silent = on(with_model)("push", "local/pretrained", "owner/model")
+    assert silent.exit_code == 1 and "the hub does not answer" in silent.stderr
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    nobody = on(with_model)("push", "local/pretrained", "owner/model")
+    assert nobody.exit_code == 1 and "set HF_TOKEN" in nobody.stderr
 
 
 def test_export_of_another_form_says_that_the_head_is_apart(

@@ -77,6 +77,11 @@ def export_folder(source: Path, target: Path) -> None:
         export(load(source), target, stored.get("end_of_text"))
     if (target / CONFIG_FILE).is_file():
         complete(target, shape(source).context, "left")
+    config = described(target)
+    if config.get("model_type") == "gpt2":
+        # llama.cpp's converter reads it; transformers writes it no more
+        config = {"n_ctx": config["n_positions"], **config}
+        dump_json(target / CONFIG, config, indent=2, sort_keys=True)
 
 
 def copy_readable(source: Path, target: Path) -> None:

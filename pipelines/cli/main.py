@@ -35,7 +35,13 @@ SECTIONS = {
         "verify": "store",
         "reproduce": "store",
     },
-    "Use a model": {"generate": "models", "chat": "models", "import": "models", "export": "models"},
+    "Use a model": {
+        "generate": "models",
+        "chat": "models",
+        "import": "models",
+        "export": "models",
+        "push": "models",
+    },
     "Keep the store": {
         "where": "upkeep",
         "du": "upkeep",

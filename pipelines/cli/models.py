@@ -1,4 +1,4 @@
-"""The commands about single models: generate, chat, import, export.
+"""The commands about single models: generate, chat, import, export, push.
 
 What they call imports Dagster and pandas, which takes seconds, for which neither --help nor shell
 completion waits: each command imports it itself.
@@ -7,8 +7,9 @@ completion waits: each command imports it itself.
 from __future__ import annotations
 
 import itertools
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +25,14 @@ from pipelines.cli.common import (
     print_json,
     stderr_console,
 )
-from pipelines.progress import BuildDisplay
+from pipelines.progress import BuildDisplay, human
+
+Languages = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--language", help="of its text, for the card: a code such as en; may be repeated"
+    ),
+]
 
 app = command_group()
 
@@ -198,13 +206,20 @@ def export(
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="where the model goes")],
     force: Annotated[bool, typer.Option("--force", help="replace an earlier export")] = False,
+    languages: Languages = None,
 ) -> None:
-    """Copy a model to a folder that `transformers` loads."""
+    """Copy a model to a folder that `transformers` loads, with a card, licences and its lineage."""
     from pipelines import models
 
     store = open_store()
-    artifact = store.resolve(model)
-    target, task = models.export(store, artifact, folder.expanduser(), replace=force)
+    target, task = models.export(
+        store,
+        store.resolve(model),
+        folder.expanduser(),
+        name=model,
+        replace=force,
+        languages=languages or (),
+    )
     typer.echo(f"{target} is ready: transformers.pipeline({task!r}, model={str(target)!r})")
     if (target / models.HEAD).is_file():
         typer.echo(
@@ -212,3 +227,55 @@ def export(
             f"is in {models.HEAD} beside it. "
             f"gpt_model.finetuning.heads.load(pathlib.Path({str(target)!r})) reads both."
         )
+
+
+@app.command()
+def push(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="an artifact with a model in it", autocompletion=artifact_names
+        ),
+    ],
+    hub_id: Annotated[
+        str, typer.Argument(metavar="HUB_ID", help="OWNER/NAME on the Hugging Face hub")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="list the files and the card; upload nothing")
+    ] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="if the repository is new, for its owner alone")
+    ] = False,
+    languages: Languages = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a model to the Hugging Face hub, as `export` writes it. HF_TOKEN is the token."""
+    from pipelines import models
+
+    if not models.HUB_ID.fullmatch(hub_id):
+        raise UserError(f"{hub_id!r} is no repository of the hub: give OWNER/NAME.")
+    store = open_store()
+    artifact = store.resolve(model)
+    with tempfile.TemporaryDirectory(prefix="gpt-lineage-") as scratch:
+        folder, _ = models.export(
+            store,
+            artifact,
+            Path(scratch) / "model",
+            name=model,
+            languages=languages or (),
+            address=hub_id,
+        )
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        outcome: dict[str, Any] = {"hub": hub_id, "files": sizes, "pushed": None}
+        if not dry_run:
+            message = f"{model} {artifact.fingerprint[:SHORT]}, by gpt-lineage"
+            outcome["pushed"] = models.push(folder, hub_id, message, private=private)
+        card = (folder / "README.md").read_text(encoding="utf-8")
+    if as_json:
+        print_json({**outcome, "card": card})
+    elif dry_run:
+        typer.echo("\n".join(f"{human(size)}B\t{name}" for name, size in sizes.items()))
+        typer.echo(f"\n{card}")
+        typer.echo(f"Nothing was uploaded. Without --dry-run this goes to {hub_id}.", err=True)
+    else:
+        typer.echo(f"{hub_id} has {model}: {outcome['pushed']}")
