@@ -1,6 +1,8 @@
-"""An exported GPT-2 as GGUF, by llama.cpp's own converter, and what is in the file afterwards.
+"""An exported GPT-2 as GGUF, by llama.cpp's own converter, set against the exported folder: its
+weights and tokens, and what llama.cpp writes with it.
 
-    python benchmarks/to_gguf.py LLAMA_CPP EXPORT OUT.gguf     (needs gguf: pip install gguf)
+    pip install gguf xllamacpp     # the second runs llama.cpp: left out, no text is compared
+    python benchmarks/to_gguf.py LLAMA_CPP EXPORT OUT.gguf
 
 LLAMA_CPP is a checkout of llama.cpp, or vendor/llama.cpp of the sdist of llama-cpp-python. The
 converter knows a tokenizer by a hash of what it makes of a fixed text, and so knows no vocabulary
@@ -10,6 +12,7 @@ that was trained here. What that hash is to find out is known: the pre-tokenizer
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def convert(llama_cpp: Path, folder: Path, target: Path) -> None:
@@ -57,6 +61,39 @@ def differences(folder: Path, target: Path) -> list[str]:
     return wrong
 
 
+PROMPTS = (
+    "In the beginning God created",
+    "KING HENRY:\n Now is the",
+    "The film is a 2004 American",
+    "It's been years; we've 3 dogs and 12,345 cats —",
+)
+NEW = 48  # tokens, greedy
+
+
+def texts_that_differ(folder: Path, target: Path) -> list[str]:
+    """The prompts that llama.cpp reads as other tokens than `transformers`, or goes on from with
+    other text.
+    """
+    xllamacpp = importlib.import_module("xllamacpp")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path, parameters.n_ctx = str(target), model.config.n_positions
+    server = xllamacpp.Server(parameters)
+    different = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        written = model.generate(ids, max_new_tokens=NEW, max_length=None, do_sample=False)[0]
+        text = tokenizer.decode(written[ids.shape[1] :], skip_special_tokens=True)
+        answer = server.handle_completions(
+            {"prompt": prompt, "max_tokens": NEW, "temperature": 0.0}
+        )
+        read, theirs = answer["usage"]["prompt_tokens"], answer["choices"][0]["text"]
+        if (read, theirs) != (ids.shape[1], text):
+            different.append(f"{prompt!r}: {theirs!r}, by transformers {text!r}")
+    return different
+
+
 def _weights(folder: Path) -> dict[str, numpy.ndarray]:
     """By name, as GGUF has them: matrices of Conv1D are transposed."""
     weights = load_file(folder / "model.safetensors")
@@ -76,6 +113,10 @@ def main() -> int:
     convert(llama_cpp, folder, target)
     wrong = differences(folder, target)
     print("\n".join(wrong) or f"{target}: every weight, token and size as in {folder}")
+    if importlib.util.find_spec("xllamacpp"):
+        different = texts_that_differ(folder, target)
+        print("\n".join(different) or f"{len(PROMPTS)} of {len(PROMPTS)} prompts: the same text")
+        wrong += different
     return bool(wrong)
 
 

@@ -513,7 +513,8 @@ def test_push_uploads_the_export_by_the_hubs_client(
     exported = tmp_path / "exported"
     assert on(with_model)("export", "local/pretrained", str(exported)).exit_code == 0
     with local_hub.serve(tmp_path / "hub") as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)  # read once, as the client starts
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
         done = on(with_model)("push", "local/pretrained", "owner/model")
         assert done.exit_code == 0, done.stderr
         assert f"{hub.address}/owner/model/commit/" in done.stdout

@@ -26,6 +26,7 @@ UNKNOWN = "unknown"
 ZERO_SHOT = "zero_shot"
 METRICS = {"acc": "accuracy"}  # as lm_eval calls it, and the hub
 LICENSE = "LICENSE"
+PINS = ("sha256", "revision")  # of a source
 # Those of the hub's list that weights and text often have:
 # https://huggingface.co/docs/hub/repositories-licenses
 HUB_LICENCES = frozenset(
@@ -54,7 +55,11 @@ class Card:
     @property
     def sources(self) -> list[dict[str, Any]]:
         """What its stages read from outside the store, the first ones first, each once."""
-        return list({str(source): source for source in _sources(self.lineage)}.values())
+        sources = {
+            (source["name"], origin(source), *map(source.get, (*PINS, "licence"))): source
+            for source in _sources(self.lineage)
+        }
+        return list(sources.values())
 
     @property
     def weights(self) -> dict[str, Any] | None:
@@ -135,7 +140,7 @@ def licence_notes(card: Card) -> str:
     """LICENSE: no licence itself, but the licences that whoever uses the model has to know."""
     notes = [
         f"- {source['name']}: {source['licence']}\n  from {origin(source)}"
-        + "".join(f"\n  {pin} {source[pin]}" for pin in ("sha256", "revision") if source.get(pin))
+        + "".join(f"\n  {pin} {source[pin]}" for pin in PINS if source.get(pin))
         for source in card.sources
     ]
     return "\n\n".join([f"Licences of {card.name}", _licence(card), "\n".join(notes)]) + "\n"
