@@ -20,7 +20,11 @@ import uvicorn
 import yaml
 from dagster._cli.proxy_server_manager import ProxyServerManager
 from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import WorkspaceFileTarget, WorkspaceLoadTarget
+from dagster._core.workspace.load_target import (
+    ModuleTarget,
+    WorkspaceFileTarget,
+    WorkspaceLoadTarget,
+)
 from dagster._daemon.controller import daemon_controller_from_instance
 from dagster._utils.interrupts import setup_interrupt_handlers
 from dagster_webserver.app import create_app_from_workspace_process_context
@@ -33,7 +37,14 @@ from assets.lineage import dagster_history
 from pipelines.executor import close_lost_runs
 from pipelines.local_only import NAMES, LocalOnly
 
-WORKSPACE = Path(__file__).resolve().parents[1] / "workspace.yaml"
+# What workspace.yaml names, imported from the folder of this code: a person may have modules of the
+# same names in the current one.
+DEFINITIONS = ModuleTarget(
+    module_name="pipelines.definitions",
+    attribute=None,
+    working_directory=str(Path(__file__).resolve().parents[1]),
+    location_name="gpt-lineage",
+)
 LEVEL = "warning"  # of what Dagster logs
 
 
@@ -96,7 +107,7 @@ def serve(host: str, port: int) -> None:
 def _code_servers(instance: dg.DagsterInstance) -> Iterator[WorkspaceLoadTarget]:
     """A process with our definitions, which pages and daemon share: their workspace."""
     with (
-        ProxyServerManager(instance, WorkspaceFileTarget([str(WORKSPACE)]), LEVEL) as servers,
+        ProxyServerManager(instance, DEFINITIONS, LEVEL) as servers,
         tempfile.TemporaryDirectory(prefix="gpt-lineage-") as folder,
     ):
         path = Path(folder, "workspace.yaml")
