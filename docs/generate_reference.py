@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KINDS = {int: "integer", float: "number", str: "text", bool: "true or false"}
 # Fields that a plan fills in: they stand in manifests, and nobody writes them.
 FILLED_IN = "filled in when a build is planned"
-HEADING = "| key | type | unit | default | what it is |\n|---|---|---|---|---|"
+HEADING = "| key | what it is | type | unit | default |\n|---|---|---|---|---|"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Key:
     meaning: str
 
     def row(self) -> str:
-        cells = (f"`{self.name}`", self.kind, self.unit, self.default, self.meaning)
+        cells = (f"`{self.name}`", self.meaning, self.kind, self.unit, self.default)
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
