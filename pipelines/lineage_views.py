@@ -114,11 +114,14 @@ def draw_artifact(facts: Mapping[str, Any]) -> Group:
     grid = Table.grid(padding=(0, 2))
     for name, value in head.items():
         grid.add_row(f"[bold]{name}", escape(value))
-    checks = [(_mark(check), name, check["summary"]) for name, check in facts["checks"].items()]
-    metrics = [(name, f"{value:.6g}") for name, value in sorted(facts["metrics"].items())]
-    config = [(name, str(value)) for name, value in flat(facts["config"]).items()]
+    verdicts = facts["checks"].items()
+    checks = [(_mark(check), escape(name), escape(check["summary"])) for name, check in verdicts]
+    numbers = sorted(facts["metrics"].items())
+    metrics = [(escape(name), f"{value:.6g}") for name, value in numbers]
+    config = [(escape(name), escape(str(value))) for name, value in flat(facts["config"]).items()]
     files = [
-        (file["path"], f"{human(file['size'])}B", file["sha256"][:SHORT]) for file in facts["files"]
+        (escape(file["path"]), f"{human(file['size'])}B", file["sha256"][:SHORT])
+        for file in facts["files"]
     ]
     parts: list[RenderableType] = [grid]
     for title, rows in (("checks", checks), ("metrics", metrics), ("configuration", config)):
@@ -127,14 +130,17 @@ def draw_artifact(facts: Mapping[str, Any]) -> Group:
 
 
 def _mark(check: Mapping[str, Any]) -> str:
-    return "passed" if check["passed"] else ("FAILED" if check["blocking"] else "warning")
+    if check["passed"]:
+        return "[green]passed"
+    return "[bold red]FAILED" if check["blocking"] else "[yellow]warning"
 
 
 def _titled(title: str, rows: Sequence[tuple[str, ...]]) -> Table:
+    """A table of cells in rich's markup."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.show_header = False
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*row)
     return table
 
 

@@ -32,6 +32,8 @@ from rich.text import Text
 from assets.tracking.event_log import EventReader
 from gpt_model.errors import CorruptFile
 
+# A line by its first word: found, built, failed, a check that warns.
+STYLES = {"=": "dim", "+": "green", "!": "bold red", "warning:": "yellow"}
 POLL_SECONDS = 0.5
 LINE_SECONDS = 15.0  # between two lines about the same build, where there is no terminal
 SHOWN_METRICS = ("loss", "bpb", "accuracy")  # last parts of the metrics shown beside the bar
@@ -113,7 +115,8 @@ class BuildDisplay:
     def say(self, message: str) -> None:
         """One line, above the bars."""
         with self._lock:
-            self._console.print(escape(message), highlight=False, soft_wrap=True)
+            style = STYLES.get(message.strip().partition(" ")[0])
+            self._console.print(escape(message), style=style, highlight=False, soft_wrap=True)
 
     def began(self, asset: str) -> None:
         with self._lock:

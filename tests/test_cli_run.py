@@ -194,3 +194,25 @@ def test_every_command_has_a_section_and_a_sentence() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
     assert all(f"\n  {name} " in text for name in MODULES)
     assert "\x1b" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "coloured"),
+    [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)],
+)
+def test_colours_are_left_out_of_pipes_and_by_no_color(
+    settings: dict[str, str], coloured: bool, small: Path, downloads: Path
+) -> None:
+    clean = environment_of(small, downloads)
+    environment = {k: v for k, v in clean.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "show", "local/tokens"],
+        env=environment | settings,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    green = "\x1b[32mpassed"
+    assert (green in done.stdout) is coloured and "passed" in done.stdout

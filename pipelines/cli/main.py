@@ -26,7 +26,7 @@ from gpt_model.redaction import RedactedStream
 # Commands, as --help lists them: by what a person wants, each with the module that has it. These
 # modules import nothing heavy at their top: --help and shell completion read all of them.
 SECTIONS = {
-    "Build": {"plan": "build", "run": "build", "logs": "logs"},
+    "Build": {"new": "new", "plan": "build", "run": "build", "logs": "logs"},
     "Look into the store": {
         "list": "store",
         "show": "store",
