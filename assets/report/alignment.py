@@ -128,7 +128,7 @@ def section(inputs: Inputs) -> Section:
     samples = preferences.samples(artifact.path, inputs.get("prompts"))
     parts.append(Text("The same prompts", samples))
     parts.append(Text("What this can and cannot show", limits(inputs, results)))
-    return Section("Alignment", parts)
+    return Section("Win rates, alignment tax, drift and samples", parts, group="Alignment")
 
 
 def samples(inputs: Inputs, prompts: int) -> Section:

@@ -20,7 +20,7 @@ from assets.report.columns import NOT_HERE, PAGE_LABELS, UNDER_A_TABLE
 from assets.report.tables import Table
 
 TEMPLATES = Path(__file__).parent / "templates"
-WIDE_CHARACTERS = 100  # a table with a longer row takes the page's whole width, others half of it
+WIDE_CHARACTERS = 75  # a table with a longer row takes the page's whole width, others half of it
 BROAD_PIXELS = 800  # a picture broader than this, too
 LOOKS = {  # last word of a cell -> its class
     **{verdict: verdict for verdict in ("better", "worse", "undecided")},

@@ -102,7 +102,7 @@ def lineage(recipe: str, inputs: Inputs) -> Text:
     tree = "\n".join(line.rstrip() for line in capture.get().splitlines())
     return Text(
         "Lineage tree",
-        f"{code_block(tree)}\n\nEach artifact stands once, above what it was made from.",
+        f"{code_block(tree)}\n\nAn artifact stands once, with what it was made from below it.",
     )
 
 
@@ -130,7 +130,7 @@ def data(recipe: str, inputs: Inputs) -> Table:
     return Table(
         DataFrame(rows, columns=columns),
         "Data and licences",
-        "Suites built from held-out text (bits per byte, last word, cloze) have the corpus's.",
+        "Suites built from held-out text (bits per byte, last word, cloze) have its licences.",
     )
 
 
@@ -171,9 +171,9 @@ def cost(inputs: Inputs) -> Table:
     return Table(
         [*rows, whole],
         "Cost by stage",
-        "Ranks × threads of each: another number of them adds numbers in another order, so the "
-        "same recipe then gives other bytes. Seconds inside the stages, all attempts added up. "
-        "Peak of memory; of all: the highest.",
+        "Ranks × threads of each: with another number of them, sums are added in another order, so "
+        "the same recipe gives other bytes. Seconds: inside the stages, over all attempts. Last "
+        "row: the highest peak of any stage.",
         {"seconds": ".1f", "core hours": ".4f", "peak MB": ",.0f", "size MB": ".1f"},
     )
 
@@ -247,7 +247,7 @@ def checks(recipe: str, inputs: Inputs) -> Table:
     ]
     rows.sort(key=lambda row: row["verdict"] == "passed")
     columns = ["artifact", "check", "verdict", "what it found"]
-    title = "What was checked before anything was built on it"
+    title = "Checks that ran before anything was built on an artifact"
     return Table(DataFrame(rows, columns=columns), title)
 
 

@@ -18,8 +18,8 @@ from pandas import DataFrame, isna
 MISSING = "–"
 NOT_RESAMPLED = "†"  # after an interval that is no bootstrap's
 NOT_RESAMPLED_NOTE = (
-    f"{NOT_RESAMPLED}: every resample came out alike, as of a model that gives one answer to all; "
-    "the ends are no bootstrap's, but what a share of other examples, not met yet, may do."
+    f"{NOT_RESAMPLED}: every resample gave the same value, as when a model gives one answer to "
+    "everything. The interval is then not the bootstrap's, but that of a share on unseen examples."
 )
 
 

@@ -102,8 +102,7 @@ def _of_text(score: Score) -> Statement:
 def _of_tasks(scores: Sequence[Score]) -> Statement:
     names = [score.asset.rpartition("/")[2] for score in scores]
     counted = _counted("fine-tuning", "", scores, names)
-    tail = _rest(counted, "the best baseline")
-    of = f"{len(counted.better)} of {len(scores)} task{'s' if len(scores) > 1 else ''}"
+    of, tail = _share(counted.better, scores, "task"), _rest(counted, " than the best of them")
     sentence = (
         f"Fine-tuned, it is **better than every baseline on {of}**{_names(counted.better)}{tail}."
     )
@@ -114,8 +113,7 @@ def _of_suites(scores: Sequence[Score]) -> Statement:
     counted = _counted("zero-shot", "", scores)
     prompted = any(score.shots not in (None, "zero") for score in scores)
     how = "With at most a few examples in its prompt" if prompted else "Without fine-tuning"
-    of = f"{len(counted.better)} of {len(scores)} score{'s' if len(scores) > 1 else ''}"
-    tail = _rest(counted, "guessing")
+    of, tail = _share(counted.better, scores, "score"), _rest(counted)
     sentence = f"{how}, it is **better than guessing on {of}**{_names(counted.better)}{tail}."
     return _counted("zero-shot", sentence, scores)
 
@@ -156,8 +154,13 @@ def _names(names: Sequence[str]) -> str:
     return f" ({', '.join(names)})" if 0 < len(names) <= LISTED else ""
 
 
-def _rest(counted: Statement, baseline: str) -> str:
-    """ "; worse on 1; no different from guessing on 3": what is not better."""
-    worse = f"; worse on {len(counted.worse)}" if counted.worse else ""
-    within = len(counted.undecided)
-    return worse + (f"; no different from {baseline} on {within}" if within else "")
+def _share(better: Sequence[str], scores: Sequence[Score], noun: str) -> str:
+    """ "3 of 4 tasks", "none of 4 tasks"."""
+    return f"{len(better) or 'none'} of {len(scores)} {noun}{'s' if len(scores) > 1 else ''}"
+
+
+def _rest(counted: Statement, than: str = "") -> str:
+    """ "; worse on 1 (boolq); on 3 the interval leaves it open": what is not better."""
+    worse, open_on = len(counted.worse), len(counted.undecided)
+    text = f"; worse{than} on {worse}{_names(counted.worse)}" if worse else ""
+    return text + (f"; on {open_on} the interval leaves it open" if open_on else "")
