@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment_of, run_cli
+from typer.main import get_group
 from typer.testing import CliRunner
 
 from assets.recipe.recipe import RECIPES, load_recipe
@@ -190,7 +191,13 @@ def test_help_and_version_import_nothing_heavy(small: Path, downloads: Path) -> 
     assert "gpt-lineage 0." in done.stdout
 
 
-def test_every_command_has_a_section_and_a_sentence() -> None:
+def test_every_command_argument_and_option_says_what_it_is() -> None:
+    group = get_group(app)
+    for name in MODULES:
+        command = group.commands[name]
+        assert command.help and command.help.strip().endswith("."), name
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), (name, parameter.name)
     text = CliRunner().invoke(app, ["--help"]).stdout
     assert all(f"\n  {name} " in text for name in MODULES)
     assert "\x1b" not in text

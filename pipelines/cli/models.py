@@ -48,14 +48,21 @@ def generate(
         ),
     ],
     prompt: Annotated[str, typer.Argument(help="what to go on from; empty begins a new document")],
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens written, at most")] = 128,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 takes the likeliest token each time")
     ] = 1.0,
-    top_k: Annotated[int | None, typer.Option(min=1)] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    samples: Annotated[int, typer.Option(min=1)] = 1,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="of the likeliest tokens; default: all")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="of the fewest tokens of this probability; default: all"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed writes the same text")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="texts, each another")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Write text with a model. The prompt goes to stderr, what the model writes to stdout."""
@@ -113,13 +120,13 @@ def chat(
         ),
     ] = False,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time")] = 0.7,
-    top_p: Annotated[float, typer.Option()] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0: all")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(help="of an answer")] = 256,
-    seed: Annotated[int, typer.Option()] = 0,
+    top_p: Annotated[float, typer.Option(help="of the fewest tokens of this probability")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="of the likeliest tokens; 0: all")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer, at most")] = 256,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same answers")] = 0,
     system: Annotated[str, typer.Option(help="what the model is told before the talk")] = "",
     port: Annotated[int, typer.Option(min=1, max=65535, help="the page's")] = 7860,
-    endpoint_port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    endpoint_port: Annotated[int, typer.Option(min=1, max=65535, help="the endpoint's")] = 8000,
     votes: Annotated[
         bool, typer.Option("--votes", help="only say how many votes are kept")
     ] = False,

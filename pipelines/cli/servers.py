@@ -30,7 +30,10 @@ app = command_group()
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 3000, host: Host = HOST) -> None:
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="where to listen")] = 3000,
+    host: Host = HOST,
+) -> None:
     """Dagster's pages over this store, until Ctrl-C."""
     home = Store.default_home()
     environment = server_environment(home)
@@ -39,7 +42,10 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 3000, host: Host =
 
 
 @app.command()
-def mlflow(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000, host: Host = HOST) -> None:
+def mlflow(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="where to listen")] = 5000,
+    host: Host = HOST,
+) -> None:
     """MLflow's pages over this store, until Ctrl-C."""
     home = Store.default_home()
     environment = server_environment(home)

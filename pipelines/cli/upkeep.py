@@ -175,7 +175,7 @@ def rm(
     artifacts: Annotated[
         list[str],
         typer.Argument(
-            metavar="ARTIFACT...",
+            metavar="ARTIFACT",
             help="recipe/stage, or the start of a fingerprint; several go together",
             autocompletion=artifact_names,
         ),
