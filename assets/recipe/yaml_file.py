@@ -4,7 +4,9 @@ sentence with file, line and field.
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -97,7 +99,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, without the keys that begin with `x-`, a home for anchors. Raises
     UserError where it is not one.
     """
-    data = yaml_reader.load(_text(path), str(path))
+    data = copy.deepcopy(_parsed(_text(path), str(path)))
     if data is None:
         raise UserError(f"{path}: there is nothing in it. Write `key: value` lines.")
     if not isinstance(data, dict):
@@ -106,6 +108,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{'a list' if isinstance(data, list) else f'only {shown(data)}'}."
         )
     return {key: value for key, value in data.items() if not key.startswith("x-")}
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str, name: str) -> Any:
+    """The recipes name the same suites and parents: reading all of them parses each file once."""
+    return yaml_reader.load(text, name)
 
 
 def _text(path: Path) -> str:
