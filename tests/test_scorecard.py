@@ -21,6 +21,7 @@ from assets.report import loss_curve, provenance, scorecard
 from assets.report.headline import ON_ANOTHER_SCALE
 from assets.report.lineage_tree import sources_of
 from assets.report.scores import NotRun, Score
+from assets.report.tables import number
 from assets.report.verdict import MIXTURE, statements
 from assets.stage import PICTURE_LIMIT_BYTES
 from assets.store.provenance import seconds_spent
@@ -570,26 +571,22 @@ def test_dagster_s_scorecard_shows_the_headline_and_the_curves_and_gives_the_pag
 def test_what_is_printed_fits_a_terminal_and_names_every_score(
     built: BuiltStore, card: Card
 ) -> None:
-    lines = [line.rstrip() for line in built.printed.splitlines()]
-    assert (
-        max(
-            len(line)
-            for line in lines
-            if str(card.folder) not in line and not line.startswith("  warning: ")
-        )
-        <= 150
-    )
-    for row in card.headline["rows"]:
-        cells = dict(zip(card.headline["columns"], row, strict=True))
+    """After the verdict, in 80 columns: value, interval and the best baseline of every score."""
+    verdict = json.loads((card.folder / "verdict.json").read_text(encoding="utf-8"))
+    first = verdict["statements"][0]["sentence"].partition("**")[0][:60]
+    printed = built.printed[built.printed.index(first) :]
+    lines = [line.rstrip() for line in printed.splitlines()]
+    assert all(len(line) <= 80 for line in lines if str(card.folder) not in line)
+    for score in card.document["scores"]:
+        if score["name"].endswith(ON_ANOTHER_SCALE):
+            continue
+        name, value = score["name"].split()[0], f" {number(score['value'])}"
+        matches = [line for line in lines if line.startswith(name) and value in line]
+        assert matches, score["name"]
+        if score["against"] is not None:  # the best of the baselines, and no other
+            best = {float(line.split()[-2].replace(",", "")) for line in matches}
+            assert any(abs(each - score["against"]) < 0.001 for each in best), score["name"]
         assert any(
-            line.startswith(cells["score"])
-            and f" {cells['value']} " in line
-            and cells["beside"] in line
-            for line in lines
-        )
-        assert any(
-            line.startswith(cells["artifact"])
-            and cells["walk it back, make it again"].split("`")[1] in line
-            for line in lines
+            line.startswith(score["asset"]) and score["fingerprint"][:12] in line for line in lines
         )
     assert f"scorecard      {card.folder / 'scorecard.html'}" in lines

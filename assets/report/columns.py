@@ -6,6 +6,7 @@ from __future__ import annotations
 
 ARTIFACT, PROTOCOL, COMMANDS = "artifact", "protocol", "walk it back, make it again"
 SEEN, K = "8-grams seen", "K"
+VERDICT_FILE = "verdict.json"
 FIRST = ("headline", "by_shots")  # the tables' names
 SETTINGS = {"zero": "zero-shot", "one": "one-shot", "few": "few-shot"}  # of `Score.shots` -> column
 NOT_HERE = "not run here"

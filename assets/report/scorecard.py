@@ -22,6 +22,7 @@ from typing import Any
 
 from assets.contract import Built, Config, Inputs
 from assets.report import alignment, experiment, loss_curve, provenance, verdict
+from assets.report.columns import VERDICT_FILE
 from assets.report.headline import by_shots, headline
 from assets.report.page import Page, Section, Text, write_page
 from assets.report.published import beside_the_paper, reproductions
@@ -56,7 +57,7 @@ def show(built: Built, folder: Path) -> None:
     if "zero_shot" in built.inputs:
         facts["calibration"] = CALIBRATION
     statements = verdict.statements(scores, missing, built.inputs, facts["built"])
-    verdict.write(folder / verdict.FILE, statements)
+    verdict.write(folder / VERDICT_FILE, statements)
     page = Page(
         f"Scorecard of {recipe['name']}",
         recipe["description"],

@@ -16,7 +16,6 @@ from assets.report.scores import NotRun, Score
 from assets.stages.base_model import BITS_PER_BYTE
 from gpt_model.rlhf.model_comparison import ALIGNED, REFERENCE
 
-FILE = "verdict.json"
 SENTENCES = 3
 MIXTURE = "bits per byte, by mixture"
 WIN_RATE = ", win rate"
