@@ -125,6 +125,7 @@ def _sections(built: Built, scores: list[Score], model: str) -> Iterator[Section
         "Time, memory and cost",
         [provenance.cost(inputs), provenance.estimates(inputs)],
         intro=base_model.caveat(built, inputs),
+        in_order=True,
         group=BUILD,
     )
     checks = provenance.checks(recipe, inputs)
