@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from pandas import DataFrame
 
-from assets.contract import Artifact
+from assets.contract import Artifact, Inputs
 from assets.report.lineage_tree import is_complete, origin
 from assets.report.scores import Score, collect
 from assets.report.tables import Table, key_values, markdown, number
@@ -221,10 +221,18 @@ def scores_of(store: Store, artifact: Artifact, name: str) -> list[Score]:
     scores = {
         (score.name, score.sample()): score
         for fingerprint, run in runs.items()
-        for score in collect(recipe, {**_above(store, *run.values()), **run})[0]
+        for score in _collected(recipe, {**_above(store, *run.values()), **run})
         if score.fingerprint == fingerprint and not score.name.endswith(ON_ANOTHER_SCALE)
     }
     return list(scores.values())
+
+
+def _collected(recipe: str, inputs: Inputs) -> list[Score]:
+    """The scores of the inputs; none where what they stand beside is not in the store any more."""
+    try:
+        return collect(recipe, inputs)[0]
+    except KeyError:  # of an input, or of a metric that an earlier version did not measure
+        return []
 
 
 def _above(store: Store, artifact: Artifact) -> dict[str, Artifact]:
