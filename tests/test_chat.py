@@ -88,6 +88,18 @@ def test_terminal_announces_once_that_the_oldest_turns_are_not_read_any_more(
     assert done.stdout.count("the oldest turns are not read any more") == 1
 
 
+def test_terminal_goes_on_after_half_a_character(
+    store: Store, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as in any locale but C
+    options = ("tiny/supervised", "--temperature", "0", "--max-new-tokens", "20")
+    lines = "who\ud800 sees\n/\ud800\nwho sees the sailor?\n/quit\n"
+    done = chat(store, *options, stdin=lines, errors="surrogatepass")
+    assert done.returncode == 0, done.stderr
+    assert "half a character (a lone surrogate) after 'who'" in done.stdout
+    assert len(answers(done.stdout, engines[0])) == 1
+
+
 def test_terminal_keeps_a_vote_between_two_models(store: Store) -> None:
     before = len(votes.read(store.home))
     options = ("tiny/supervised", "tiny/aligned", "--max-new-tokens", "12", "--temperature", "0")

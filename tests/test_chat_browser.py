@@ -249,6 +249,18 @@ def test_a_message_that_is_empty_or_too_long_is_not_sent(chat: Chat, chrome: Bro
     expect(page.locator(".card")).to_have_count(0)
 
 
+def test_half_a_character_is_sent_as_the_sign_for_it(chat: Chat, chrome: Browser) -> None:
+    page, log = opened(chrome, chat), chat.store.home / "page.log"
+    before = len(log.read_text())
+    box = page.get_by_label("Message")
+    box.evaluate("""box => { box.value = "who\\ud800 sees";
+      box.dispatchEvent(new Event("input")); }""")
+    box.press("Enter")
+    expect(page.locator(".question")).to_have_text("who\ufffd sees")
+    expect(page.get_by_role("button", name="Tie")).to_be_visible(timeout=60_000)
+    assert "Traceback" not in log.read_text()[before:]
+
+
 def test_a_message_that_spells_markers_is_sent_as_text(chat: Chat, chrome: Browser) -> None:
     page = opened(chrome, chat)
     say(page, SPELT_MARKERS)

@@ -41,6 +41,14 @@ STYLE = """
  @media (max-width: 700px) { .pair { flex-direction: column; } .wide { display: none; } }
 </style>
 """
+# NiceGUI reads no half of a character (a lone surrogate). As in a form, it becomes U+FFFD.
+WHOLE_CHARACTERS = """
+<script>
+ addEventListener("input", ({target}) => {
+  if (target.value?.isWellFormed?.() === false) target.value = target.value.toWellFormed();
+ }, true);
+</script>
+"""
 BLIND = ("Model A", "Model B")
 SUGGESTED = (
     "What is a language model?",
@@ -93,7 +101,7 @@ class Page:
         self.order = list(engines)  # from left to right
 
     def draw(self) -> None:
-        ui.add_head_html(STYLE)
+        ui.add_head_html(STYLE + WHOLE_CHARACTERS)
         ui.colors(primary="#3f51b5")
         with ui.header().classes("items-center bg-white text-gray-900 shadow-sm px-6 py-3"):
             ui.icon("forum", size="26px").classes("text-primary")

@@ -152,5 +152,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # a terminal or a locale that is no UTF-8 shows escapes for what it lacks
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # what is no UTF-8 is refused where it is read as text, not here
+        sys.stdin.reconfigure(errors="surrogateescape")
     sys.stderr = RedactedStream(sys.stderr)  # a library's warning, a traceback
     app(prog_name="gpt-lineage")
