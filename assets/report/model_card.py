@@ -175,7 +175,7 @@ def _metadata(card: Card, scores: Sequence[Score]) -> ModelCardData:
         base_model=str(weights["hub"]) if weights and weights.get("hub") else None,
         datasets=list(dict.fromkeys(hub)) or None,
         tags=["gpt-lineage", card.artifact.stage.replace("_", "-")],
-        model_name=card.name,
+        model_name=card.name if scores else None,
         eval_results=[_result(card.task, score) for score in scores] or None,
     )
 
