@@ -16,6 +16,7 @@ from typer.main import get_group
 from typer.testing import CliRunner
 
 from assets.recipe.recipe import RECIPES, load_recipe
+from assets.stages.finetuning import task_names
 from assets.store.store import Store
 from gpt_model.errors import UserError
 from pipelines.cli.main import MODULES, app
@@ -23,7 +24,7 @@ from pipelines.definitions import RecipeFile, build_defs
 from pipelines.selection import selected
 
 TINY = ["corpus", "tokenizer", "tokens", "pretrained"]
-TASKS = [f"finetuned/{task}" for task in ("sentiment", "boolq", "factual_summary", "piqa")]
+TASKS = [f"finetuned/{task}" for task in task_names(load_recipe("tiny"))]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def tiny() -> RecipeFile:
         ("+scorecard", [*TINY, *TASKS, "zero_shot", "scorecard"]),
         ("1+zero_shot", [*TINY, "zero_shot"]),
         ("finetuned/*", TASKS),
-        ("tokens, finetuned/piqa", ["tokens", "finetuned/piqa"]),
+        (f"tokens, {TASKS[0]}", ["tokens", TASKS[0]]),
         ("tiny/tokens or key:corpus", ["corpus", "tokens"]),
         ("kind:deepspeed and not finetuned/*", ["pretrained"]),
         ("roots(*)", ["corpus"]),
