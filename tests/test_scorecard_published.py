@@ -22,6 +22,7 @@ from test_scorecard import Card, Page
 from assets.contract import NOT_RUN, Built
 from assets.execution.scorecard import run
 from assets.report import provenance, scorecard
+from assets.report.columns import VERDICT_FILE
 from assets.report.finetuned import cut_of_test
 from assets.report.headline import by_shots, headline
 from assets.report.page import Page as PageContent
@@ -29,6 +30,7 @@ from assets.report.page import Section, write_page
 from assets.report.published import OURS, beside_the_paper, reproductions
 from assets.report.scores import NotRun, Score, collect, test_split
 from assets.report.tables import Table
+from assets.report.verdict import statements, write
 from assets.stages.pretraining import PRETRAINED
 from assets.store.manifest import record_sums
 from assets.store.store import Store
@@ -256,7 +258,7 @@ def test_settings_of_a_task_stand_side_by_side_in_one_line_each_with_its_interva
     assert fewer is not None and "one-shot 0.4 of 1, 6.6 of 50" in fewer.cells()[0]
 
 
-def test_settings_are_printed_in_a_line_of_a_terminal_and_keep_their_colours(
+def test_settings_are_printed_a_line_each_in_a_terminal_and_keep_their_colours(
     tmp_path: Path,
 ) -> None:
     settings = [
@@ -274,7 +276,8 @@ def test_settings_are_printed_in_a_line_of_a_terminal_and_keep_their_colours(
     first = {"headline": headline([LAMBADA], []), "by_shots": by_shots(settings)}
     shown = {name: table for name, table in first.items() if table}
     write_page(tmp_path, PageContent("Scorecard", "", {"model": "a small one"}, shown))
-    console = Console(width=200, force_terminal=True, record=True, file=io.StringIO())
+    write(tmp_path / VERDICT_FILE, statements([LAMBADA], [], {}, "today"))
+    console = Console(width=80, force_terminal=True, record=True, file=io.StringIO())
     store: Any = SimpleNamespace(
         resolve=lambda ref: ref,
         check=lambda artifact: artifact,
@@ -283,15 +286,13 @@ def test_settings_are_printed_in_a_line_of_a_terminal_and_keep_their_colours(
     )
     announce(store, "tiny", console.print)
     styled = console.export_text(styles=True, clear=False)
-    (line,) = [
-        line.rstrip() for line in console.export_text().splitlines() if "random_insertion" in line
-    ]
-    assert (
-        line.count("0.123 (0.101–0.149)") == 3
-        and "chance 0.500" in line
-        and line.endswith("500 of 10,000, all splits")
-    )
-    assert len(line) <= 140 and styled.count("\x1b[31m0.123") == 3
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines[0] == "It was built today." and max(map(len, lines)) <= 80
+    settings_lines = [line for line in lines if line.startswith("random_insertion_in_word")]
+    assert len(settings_lines) == 3
+    for line in settings_lines:
+        assert "0.123 (0.101–0.149)" in line and line.endswith("worse") and "chance 0.500" in line
+    assert styled.count("\x1b[31mworse") == 3
 
 
 def test_bits_per_byte_of_normalised_text_say_so_and_stand_beside_nothing_of_the_text_itself(
