@@ -124,7 +124,7 @@ def test_a_recipe_built_from_a_path_is_in_the_catalogue_while_its_file_is_there(
     assert f"{path}, changed since the build of 20" in note()
     assert list(built_by_path(home, [own])) == []  # it is under recipes/, or another of its name
     recipe = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump({**recipe, "modell": {}}))
+    path.write_text(yaml.safe_dump({**recipe, "models": {}}))
     assert list(built_by_path(home, [])) == []
     path.unlink()
     assert list(built_by_path(home, [])) == []
