@@ -1,5 +1,5 @@
-"""No secret of the environment stands in the store, in MLflow, in Dagster, in a log, on a page or
-on the terminal, whatever fails.
+"""No secret of the environment stands in the store, in MLflow, in Dagster, in a log or on the
+terminal, whatever fails. `test_pages.py` looks for them in what the pages serve.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,40 +15,10 @@ from pathlib import Path
 import pytest
 import requests
 from conftest import ROOT, extending, free_port, write_local_recipe
+from planted_secrets import FAILURE, MARK, PRINTING, environment_with_secrets, files_with_secrets
 
 from assets.store.store import Store
 from assets.tracking.tracking import Tracking
-
-MARK = "xyzzy"  # in every secret, as it stands and decoded, and in nothing else
-# Every stage's worker prints its whole environment and then fails with it.
-DEFECT = """
-    import logging, os, pathlib, sys
-    read_text = pathlib.Path.read_text
-    def fails(path, *arguments, **options):
-        if "PRINT_THE_ENVIRONMENT" in os.environ and "assets.worker" in sys.orig_argv and (
-            path.name == "job.json"
-        ):
-            print(dict(os.environ), flush=True)
-            logging.warning("The environment: %s", dict(os.environ))
-            raise RuntimeError(f"Not with this environment: {dict(os.environ)}")
-        return read_text(path, *arguments, **options)
-    pathlib.Path.read_text = fails
-"""
-
-
-def secrets(port: int) -> dict[str, str]:
-    """Six kinds: an address with user and password, one with a token for its user, a proxy, a
-    password, a token, a key. Nothing answers at the hub, the index and the proxy.
-    """
-    return {
-        "MLFLOW_TRACKING_URI": f"http://me:{MARK}%2Ftracking@127.0.0.1:{port}",
-        "PIP_INDEX_URL": f"https://{MARK}-index-token@index.invalid/simple",
-        "HF_ENDPOINT": f"https://me:{MARK}-hub-password@hub.invalid",
-        "HTTPS_PROXY": f"http://me:{MARK}%40proxy@127.0.0.1:1",
-        "MLFLOW_TRACKING_PASSWORD": f"{MARK} registry password",
-        "HF_TOKEN": f"hf_{MARK}0123456789",
-        "AWS_SECRET_ACCESS_KEY": f"/{MARK}+0123456789/",
-    }
 
 
 @contextmanager
@@ -72,24 +41,8 @@ def mlflow_server(folder: Path, port: int) -> Iterator[None]:
 def test_no_secret_of_the_environment_stands_anywhere(
     tmp_path: Path, first_start: tuple[Path, list[int]]
 ) -> None:
-    home, port, scratch = tmp_path / "lineage", free_port(), tmp_path / "scratch"
-    scratch.mkdir()
-    (scratch / "sitecustomize.py").write_text(textwrap.dedent(DEFECT))
-    clean = {
-        name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
-    }
-    environment = (
-        clean
-        | secrets(port)
-        | {
-            "LINEAGE_HOME": str(home),
-            "DAGSTER_HOME": str(home / "dagster"),
-            "TMPDIR": str(scratch),
-            "PYTHONPATH": f"{scratch}:{ROOT}",
-            "NO_PROXY": "127.0.0.1",
-        }
-    )
-
+    home, port = tmp_path / "lineage", free_port()
+    environment = environment_with_secrets(home, tmp_path / "scratch", port)
     printed = ""
 
     def run(recipe: Path, **more: str) -> int:
@@ -103,10 +56,8 @@ def test_no_secret_of_the_environment_stands_anywhere(
 
     recipe = write_local_recipe(tmp_path, tokens=2048, paragraphs=200)
     # No server answers, and the worker says all it knows.
-    assert run(recipe, PRINT_THE_ENVIRONMENT="1") == 1
-    assert (
-        "Not with this environment" in printed and f"MLflow at http://127.0.0.1:{port}" in printed
-    )
+    assert run(recipe, **PRINTING) == 1
+    assert FAILURE in printed and f"MLflow at http://127.0.0.1:{port}" in printed
     logs = [path.read_text() for path in home.glob("building/*/journal/worker.log")]
     assert any("HF_TOKEN" in log for log in logs)  # it did print its environment
     index = (
@@ -132,10 +83,5 @@ def test_no_secret_of_the_environment_stands_anywhere(
         artifact = Store(home).resolve("local/pretrained")
     uri = f"http://127.0.0.1:{port}"
     assert Tracking(home, uri).run_of(artifact) is not None
-    holding = [
-        path
-        for path in tmp_path.rglob("*")
-        if path.is_file() and MARK.encode() in path.read_bytes()
-    ]
-    assert holding == []
+    assert files_with_secrets(tmp_path) == []
     assert MARK not in printed
