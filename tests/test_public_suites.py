@@ -410,10 +410,10 @@ def test_demonstrations_of_an_adapters_go_whole_before_the_question_loses_anythi
 
     def longest(row: dict[str, Any]) -> int:
         """Tokens of what is before an answer, and of the longest answer that is scored."""
-        befores = row.get("beginnings") or [row["context"]]
+        earlier = row.get("beginnings") or [row["context"]]
         scored = row.get("choices") or [row.get("rest") or row.get("target")]
         answers = scored if name.startswith("core") else [""]  # the others are generated
-        return max(len(encode(text + answer)) for text in befores for answer in answers)
+        return max(len(encode(text + answer)) for text in earlier for answer in answers)
 
     def made(context: int, new_tokens: int = 0) -> list[dict[str, Any]]:
         task_context = TaskContext(tmp_path, 0, tmp_path, encode, context, Silent(), new_tokens)
