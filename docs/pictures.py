@@ -178,8 +178,9 @@ def draw_terminal(command: Sequence[str], home: Path, target: Path) -> None:
 
 def say(page: Page, text: str) -> None:
     """On the chat's page, to every model."""
-    page.get_by_label("Message").fill(text)
-    page.get_by_label("Message").press("Enter")
+    box = page.get_by_label("Message", exact=True)
+    box.fill(text)
+    box.press("Enter")
 
 
 def main() -> int:
@@ -214,11 +215,12 @@ def _screenshot_chat(chrome: Browser, recipe: Recipe, home: Path) -> None:
     models = [f"{recipe.name}/{name}" for name in ("aligned", "policy_init")]
     arguments = [*models, "--browser", "--endpoint-port", "8100"]
     with serving("chat", 7900, home, arguments=arguments):
-        page = chrome.new_page(viewport={"width": 1300, "height": 520})
+        page = chrome.new_page(viewport={"width": 1300, "height": 600})
         page.goto(f"http://{HOST}:7900")
         expect(page.get_by_text("Ask something")).to_be_visible(timeout=60_000)
         say(page, "Write one sentence of a film review.")
-        expect(page.get_by_text("Left is better")).to_be_visible(timeout=120_000)
+        expect(page.get_by_role("button", name="A is better")).to_be_visible(timeout=120_000)
+        page.wait_for_timeout(1000)  # it scrolls
         page.screenshot(path=IMAGES / "chat.png")
 
 

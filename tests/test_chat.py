@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_store import CONTEXT, QUESTION, SPELT_MARKERS, answer_of, chat_store
+from chat_store import CONTEXT, QUESTION, SPELT_MARKERS, VOTES_COMMAND, answer_of, chat_store
 
+from assets.contract import Artifact
+from assets.store.manifest import Facts
 from assets.store.store import Store
 from gpt_model.errors import UserError
 from gpt_model.rlhf import votes
 from gpt_model.rlhf.dialogue import Dialogue, Turn, messages
+from pipelines.chat.ability import ability
 from pipelines.chat.engine import Engine, running
-from pipelines.chat.session import VOTES_COMMAND, Sampling, find_partner, find_partners
+from pipelines.chat.session import Sampling, find_partner, find_partners, votes_recipe
 from pipelines.local_only import HOST
 
 pytestmark = pytest.mark.slow
@@ -224,3 +227,51 @@ def test_a_port_that_is_taken_is_named_with_the_option(store: Store) -> None:
             done = chat(store, "tiny/supervised", "--browser", option, port)
             assert done.returncode == 1
             assert f"Port {port} of {HOST} is taken" in done.stderr and option in done.stderr
+
+
+def test_a_vote_names_the_nearest_recipe_that_trains_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("extends: chat-tiny-votes\nname: mine\n")
+    (folder / "broken.yaml").write_text("extends: nothing\n")
+    for ref, command in {
+        "mine/aligned": "gpt-lineage run mine",
+        "chat_tiny_votes/aligned": "gpt-lineage run chat-tiny-votes",
+        "chat_tiny/aligned": "gpt-lineage run chat-tiny-votes",
+        "other/aligned": "gpt-lineage run chat-tiny-votes",
+    }.items():
+        assert votes_recipe([ref]).endswith(command)
+    (folder / "mine.yaml").unlink()
+    monkeypatch.setattr("pipelines.chat.session.RECIPES", folder)
+    assert "No recipe here trains on votes" in votes_recipe(["mine/aligned"])
+
+
+def test_what_to_expect_of_a_model_follows_from_its_size_and_its_pretraining(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path)
+
+    def publish(stage: str, inputs: dict[str, Artifact], **metrics: float) -> Artifact:
+        digests = {name: artifact.digest for name, artifact in inputs.items()}
+        building = store.building(store.fingerprint(stage, "1", metrics, digests))
+        (building.files / "data").write_text(stage)
+        return store.publish(building, Facts(stage, "1", metrics, inputs, metrics), {})
+
+    metrics = {"tokens": 1_398_784.0, "held_out/bpb": 1.9851}
+    start = publish("policy_init", {"pretrained": publish("pretrained", {}, **metrics)})
+    aligned = publish("aligned", {"policy_init": start})
+    assert ability(store, aligned, 5_034_000, 256) == (
+        "5.0 million parameters, pretrained on 1.4 million tokens to 1.99 bits per byte of "
+        "held-out text; it reads the last 256 tokens of a talk. Expect short sentences in the "
+        "style of its training text; it knows next to no facts and cannot reason."
+    )
+    # a large network that has read as little expects no more of itself
+    assert "Expect short sentences" in ability(store, aligned, 1_500_000_000, 1024)
+    imported = publish("supervised", {})
+    assert ability(store, imported, 1_500_000_000, 1024) == (
+        "1.5 billion parameters; it reads the last 1,024 tokens of a talk. Expect coherent "
+        "paragraphs and simple instructions followed; facts and sums are often wrong."
+    )

@@ -1,11 +1,12 @@
 """The chat's page in a real browser: two models beside each other, streaming, votes, a model that
-fails; and that page and endpoint end together.
+fails, what the keyboard and a screen reader do; and that page and endpoint end together.
 """
 
 from __future__ import annotations
 
 import http.client
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import page_checks
 import psutil
 import pytest
-from chat_store import SPELT_MARKERS, chat_store, status, voted_comparisons
+from chat_store import SPELT_MARKERS, VOTES_COMMAND, chat_store, status, voted_comparisons
 from conftest import free_port
 from playwright.sync_api import Browser, Page, expect
 
 from assets.store.store import Store
 from docs.pictures import browser, chromium, say
 from gpt_model.rlhf import votes
-from pipelines.chat.session import VOTES_COMMAND
+from pipelines.chat.engine import numbered_seed
 from pipelines.local_only import HOST
 
 pytestmark = [
@@ -40,12 +42,21 @@ pytestmark = [
 MESSAGE = "who sees the sailor?"
 
 
-# The command line, with models that fail where they read `FAILING`: nothing else makes one fail.
+# The command line, with models that fail where they read `FAILING`, as nothing else makes one fail,
+# and that take their time where they read `SLOWLY`.
 FAILING = "fail now"
+SLOWLY = "slowly now"
 SCRIPT = f"""
 import sys
-from pipelines.chat.engine import Engine
+import time
+from pipelines.chat.engine import Engine, _Answer
 from pipelines.cli.main import app
+append = _Answer.append
+def append_slowly(self, *token):
+    if {SLOWLY!r} in self.tokenizer.decode(self.request.prompt):
+        time.sleep(0.15)
+    append(self, *token)
+_Answer.append = append_slowly
 run = Engine._run
 def run_or_fail(self, batch):
     decode = self.partner.template.tokenizer.decode
@@ -55,6 +66,11 @@ def run_or_fail(self, batch):
 Engine._run = run_or_fail
 app(sys.argv[1:])
 """
+
+
+# What a screen reader calls the element that has the focus.
+FOCUSED = """(element => element.ariaLabel || element.querySelector('.block')?.innerText
+  || element.outerHTML)(document.activeElement)"""
 
 
 @dataclass(frozen=True)
@@ -143,7 +159,7 @@ def test_two_models_answer_as_they_write_and_the_vote_is_in_the_store(
         if (a) window.seen.push(a.innerText.length); })
         .observe(document.body, {subtree: true, childList: true, characterData: true}); }""")
     say(page, MESSAGE)
-    expect(page.get_by_role("button", name="Right is better")).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("button", name="B is better")).to_be_visible(timeout=60_000)
     assert len(set(page.evaluate("window.seen"))) > 3  # it grew
     for ref in ("tiny/supervised", "tiny/aligned"):
         expect(
@@ -152,9 +168,9 @@ def test_two_models_answer_as_they_write_and_the_vote_is_in_the_store(
     answers = page.locator(".answer").all_inner_texts()
     if shot := os.environ.get("CHAT_PICTURE"):
         page.screenshot(path=shot)
-    page.get_by_role("button", name="Right is better").click()
-    expect(page.get_by_text("Vote kept: tiny/aligned is better")).to_be_visible()
-    expect(page.get_by_text(VOTES_COMMAND)).to_be_visible()
+    page.get_by_role("button", name="B is better").click()
+    expect(page.locator(".note")).to_contain_text("Vote kept: B, tiny/aligned, is better")
+    expect(page.locator(".note")).to_contain_text(VOTES_COMMAND)
     (vote,) = votes.read(chat.store.home)
     assert (vote.messages, vote.tie) == ([{"role": "user", "content": MESSAGE}], False)
     assert [vote.rejected, vote.chosen] == [answer.strip() for answer in answers]
@@ -174,8 +190,10 @@ def test_blind_names_are_shown_after_the_vote_only(chat: Chat, chrome: Browser) 
     page.get_by_text("Blind: names after the vote").click()
     page.get_by_role("button", name="What is a language model?").click()
     expect(page.get_by_role("button", name="Tie")).to_be_visible(timeout=60_000)
-    expect(page.get_by_text("Model A")).to_be_visible()
-    assert "tiny/" not in page.inner_text("body")
+    assert "tiny/" not in page.content()
+    page.reload()
+    expect(page.get_by_role("button", name="Tie")).to_be_visible(timeout=30_000)
+    assert "tiny/" not in page.content()
     page.get_by_role("button", name="Tie").click()
     expect(page.locator(".card").get_by_text("tiny/aligned")).to_be_visible()
     assert votes.read(chat.store.home)[-1].tie
@@ -187,7 +205,7 @@ def test_a_vote_that_the_disk_has_no_room_for_is_said_and_can_be_cast_again(
     page = opened(chrome, chat)
     for number, message in enumerate((MESSAGE, "and the tree?"), start=1):
         say(page, message)
-        expect(page.get_by_role("button", name="Left is better")).to_have_count(
+        expect(page.get_by_role("button", name="A is better")).to_have_count(
             number, timeout=60_000
         )  # both have answered
     path = votes.append(
@@ -199,17 +217,132 @@ def test_a_vote_that_the_disk_has_no_room_for_is_said_and_can_be_cast_again(
     limits = process.rlimit(psutil.RLIMIT_FSIZE)
     process.rlimit(psutil.RLIMIT_FSIZE, (len(before) + 40, limits[1]))
     try:
-        page.get_by_role("button", name="Left is better").last.click()
+        page.get_by_role("button", name="A is better").last.click()
         expect(page.get_by_text("The vote is not kept")).to_be_visible()
     finally:
         process.rlimit(psutil.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
-    page.get_by_role("button", name="Left is better").last.click()
-    expect(page.get_by_text("Vote kept: tiny/supervised is better")).to_be_visible()
+    page.get_by_role("button", name="A is better").last.click()
+    expect(page.locator(".note")).to_contain_text("Vote kept: A, tiny/supervised, is better")
     vote = votes.read(chat.store.home)[-1]
     # as the second answers were drawn: after two turns, and within the nucleus asked for at the
     # start, below the slider's usual end
     assert (len(vote.messages), vote.sampling["seed"], vote.sampling["top_p"]) == (3, 7 + 2, 0.01)
+
+
+def test_a_talk_is_stopped_regenerated_edited_and_copied_and_outlives_a_reload(
+    chat: Chat, chrome: Browser
+) -> None:
+    context = chrome.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(chat.url)
+    message, spoken = page.get_by_label("Message", exact=True), page.get_by_role("status")
+    answer = page.get_by_role("group", name="Answer A").locator(".answer")
+    say(page, SLOWLY)
+    expect(spoken).to_have_text("The answer is being written.")
+    expect(answer).to_have_text(re.compile(r"\w"), timeout=30_000)
+    page.reload()  # while it is written
+    expect(page.get_by_role("button", name="Stop")).to_be_visible(timeout=30_000)
+    before = answer.inner_text()
+    expect(answer).not_to_have_text(before)  # it goes on
+    message.press("Escape")
+    expect(page.get_by_text("Stopped.", exact=True)).to_have_count(2)
+    expect(spoken).to_contain_text("Stopped. B:")
+    stopped = answer.inner_text()
+    expect(page.get_by_role("button", name="A is better")).to_have_count(0)
+
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.get_by_text("At temperature 0 the answer is the same again.")).to_be_visible()
+    expect(message).to_be_focused()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_text("Stopped.", exact=True)).to_have_count(2)
+
+    page.get_by_role("button", name="Edit message 1").click()
+    box = page.get_by_label("Edited message")
+    expect(box).to_be_focused()
+    expect(box).to_have_value(SLOWLY)
+    page.keyboard.press("Escape")
+    expect(box).to_have_count(0)
+    page.get_by_role("button", name="Edit message 1").click()
+    box.fill(MESSAGE)
+    box.press("Enter")
+    expect(page.get_by_role("button", name="B is better")).to_be_visible(timeout=60_000)
+    assert answer.inner_text() != stopped
+    page.get_by_role("button", name="Copy answer B").click()
+    expect(page.get_by_text("Copied")).to_be_visible()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == page.get_by_role("group", name="Answer B").locator(".answer").inner_text()
+    page.get_by_role("button", name="B is better").click()
+    expect(spoken).to_contain_text("Vote kept: B, tiny/aligned, is better")
+    (vote,) = votes.read(chat.store.home)[-1:]
+    assert vote.messages == [{"role": "user", "content": MESSAGE}] and vote.chosen == copied
+    assert vote.sampling["seed"] == numbered_seed(7, 2)  # the third try
+
+    files = [path for path in chat.store.home.rglob("*") if path.is_file()]
+    assert not [path for path in files if SLOWLY.encode() in path.read_bytes()]
+
+    page.reload()
+    expect(page.locator(".better .answer")).to_have_text(copied, timeout=30_000)
+    expect(page.locator(".note")).to_contain_text(VOTES_COMMAND)
+    say(page, SLOWLY)
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.get_by_role("button", name="New talk").click()  # which ends the answers, too
+    expect(page.get_by_text("Ask something")).to_be_visible()
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    other = context.new_page()
+    other.goto(chat.url)
+    expect(other.get_by_text("Ask something")).to_be_visible(timeout=30_000)
+    context.close()
+
+
+def test_the_keyboard_is_enough(chat: Chat, chrome: Browser) -> None:
+    page = opened(chrome, chat)
+    message = page.get_by_label("Message", exact=True)
+    expect(message).to_be_focused()
+    page.keyboard.type("who sees")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("the sailor?")
+    expect(message).to_have_value("who sees\nthe sailor?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="B is better")).to_be_visible(timeout=60_000)
+    expect(page.locator(".question")).to_have_text("who sees\nthe sailor?")
+    order = []
+    for _ in range(7):
+        page.keyboard.press("Shift+Tab")
+        order.append(page.evaluate(FOCUSED))
+    assert order == [
+        *("Regenerate", "B is better", "Tie", "A is better", "Copy answer B", "Copy answer A"),
+        "Copy message 1",
+    ]
+
+
+@pytest.mark.parametrize("view", page_checks.VIEWS, ids=str)
+def test_every_state_of_the_page_can_be_read(
+    chat: Chat, chrome: Browser, view: page_checks.View
+) -> None:
+    with page_checks.opened(chrome, chat.url, view) as opened:
+        page = opened.page
+        expect(page.get_by_text("Ask something")).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("Expect short sentences")).to_be_visible()
+        assert page_checks.faults(opened) == []
+        say(page, FAILING)
+        expect(page.locator(".failed")).to_have_count(2, timeout=30_000)
+        say(page, MESSAGE)
+        expect(page.get_by_role("button", name="Tie")).to_be_visible(timeout=60_000)
+        page.get_by_role("button", name="Edit message 1").click()
+        expect(page.get_by_role("button", name="Send again")).to_be_visible()
+        assert page_checks.faults(opened) == []
+        first, second = (
+            page.get_by_role("group", name=f"Answer {name}").last.bounding_box() for name in "AB"
+        )
+        assert first and second
+        stacked = second["y"] >= first["y"] + first["height"]
+        assert stacked == (view.width == 400)
+        if view.width == 400:  # where there is room they are open
+            page.get_by_role("button", name="Settings").click()
+            expect(page.get_by_text("How it answers")).to_be_visible()
+            page.wait_for_timeout(500)  # it slides in
+            assert page_checks.faults(opened) == []
 
 
 def test_only_this_machine_is_answered(chat: Chat) -> None:
@@ -252,7 +385,7 @@ def test_a_message_that_is_empty_or_too_long_is_not_sent(chat: Chat, chrome: Bro
 def test_half_a_character_is_sent_as_the_sign_for_it(chat: Chat, chrome: Browser) -> None:
     page, log = opened(chrome, chat), chat.store.home / "page.log"
     before = len(log.read_text())
-    box = page.get_by_label("Message")
+    box = page.get_by_label("Message", exact=True)
     box.evaluate("""box => { box.value = "who\\ud800 sees";
       box.dispatchEvent(new Event("input")); }""")
     box.press("Enter")
@@ -264,7 +397,7 @@ def test_half_a_character_is_sent_as_the_sign_for_it(chat: Chat, chrome: Browser
 def test_a_message_that_spells_markers_is_sent_as_text(chat: Chat, chrome: Browser) -> None:
     page = opened(chrome, chat)
     say(page, SPELT_MARKERS)
-    expect(page.get_by_text(SPELT_MARKERS)).to_be_visible()
+    expect(page.locator(".question")).to_have_text(SPELT_MARKERS)
     expect(page.get_by_role("button", name="Tie")).to_be_visible(timeout=60_000)
 
 
@@ -274,7 +407,7 @@ def test_a_model_that_fails_is_reported_on_the_page_and_answers_again(
     page = opened(chrome, chat)
     say(page, FAILING)
     message = "The model gave no whole answer (RuntimeError: out of memory)"
-    expect(page.get_by_text(message)).to_have_count(2, timeout=30_000)
+    expect(page.locator(".failed").get_by_text(message)).to_have_count(2, timeout=30_000)
     say(page, MESSAGE)
     expect(page.get_by_role("button", name="Tie")).to_be_visible(timeout=60_000)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_store import voted_comparisons
+from chat_store import VOTES_COMMAND, voted_comparisons
 from small_recipes import TALK
 from test_human_forms import jsonl
 from training_ranks import RecordingProgress
@@ -29,7 +29,6 @@ from assets.tracking.tracking import Tracking
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.rlhf import records, votes
 from gpt_model.rlhf.dialogue import Dialogue, Turn
-from pipelines.chat.session import VOTES_COMMAND
 from pipelines.cli.main import app
 
 ASKED: Dialogue = (Turn("user", "who sees the sailor?"),)

@@ -170,6 +170,7 @@ class Engine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = convert.load(partner.folder).to(device).eval()
         self.context = self._model.config.context  # tokens, the answer's among them
+        self.parameters = self._model.config.parameters()
         self._waiting: list[_Answer] = []
         self._changed = threading.Condition()
         self._closed = False

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from assets.recipe.recipe import RECIPES, Recipe, load_recipe
+from assets.recipe.yaml_file import here_and, named_files, read_yaml
 from assets.store.store import SHORT, Store
 from gpt_model.errors import UserError
 from gpt_model.rlhf import votes
@@ -18,7 +20,6 @@ from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.tokenizer import Tokenizer
 from pipelines.models import model_folder
 
-VOTES_COMMAND = "gpt-lineage run chat-tiny-votes"  # builds a recipe with the votes among its data
 BOUNDS = {
     "temperature": "0 or more",
     "top_p": "above 0, at most 1",
@@ -125,4 +126,35 @@ def votes_summary(home: Path) -> str:
         f"Votes: {len(rows)}, of which ties: {sum(vote.tie for vote in rows)}. "
         f"They are in {home / votes.FILE}"
     )
-    return f"{summary}\nA recipe that takes them in: {VOTES_COMMAND}" if rows else summary
+    refs = sorted({ref for vote in rows for ref in vote.refs.values()})
+    return f"{summary}\n{votes_recipe(refs)}" if rows else summary
+
+
+def votes_recipe(refs: Sequence[str]) -> str:
+    """A sentence on the recipe that trains on the votes between these models: the one that built
+    them, or one that extends it, before any other.
+    """
+    built_by = {ref.partition("/")[0] for ref in refs}
+    candidates: list[tuple[int, str, Recipe]] = []
+    for name, path in named_files(here_and(RECIPES)).items():
+        try:
+            recipe = load_recipe(str(path))
+        except UserError:
+            continue  # `gpt-lineage list` and Dagster report a recipe that cannot be read
+        if not _takes_votes(recipe):
+            continue
+        extended = {read_yaml(file).get("name", file.stem) for file in recipe.files[1:]}
+        distance = 0 if recipe.name in built_by else 1 if built_by & extended else 2
+        candidates.append((distance, name, recipe))
+    if not candidates:
+        return (
+            "No recipe here trains on votes: add {name: votes, votes: true} to the sources of "
+            "alignment.comparisons in one."
+        )
+    _, name, recipe = min(candidates, key=lambda candidate: candidate[:2])
+    return f"The recipe {recipe.name} trains on the votes of this store: gpt-lineage run {name}"
+
+
+def _takes_votes(recipe: Recipe) -> bool:
+    comparisons = recipe.alignment.comparisons if recipe.alignment else None
+    return comparisons is not None and any(source.votes for source in comparisons.sources)

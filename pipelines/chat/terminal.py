@@ -12,7 +12,7 @@ from gpt_model.errors import UserError
 from gpt_model.rlhf.dialogue import Dialogue, Turn
 from gpt_model.rlhf.votes import Answered, append, vote
 from pipelines.chat.engine import Engine, Prompt, running
-from pipelines.chat.session import VOTES_COMMAND, Partner, Sampling
+from pipelines.chat.session import Partner, Sampling, votes_recipe
 
 HELP = "/reset begins anew, /settings temperature=0.7 top_p=0.9 changes how it answers, /quit ends"
 VOTES = ("1", "2", "t", "")  # the last is none
@@ -92,7 +92,8 @@ class Terminal:
             path = append(
                 self.home, vote(turns, chosen, rejected, asdict(self.sampling), tie=choice == "t")
             )
-            _print(f"Kept in {path}. A recipe that takes it in: {VOTES_COMMAND}")
+            refs = [engine.partner.ref for engine in self.engines]
+            _print(f"Kept in {path}. {votes_recipe(refs)}")
         except UserError as error:
             _print(str(error))
         _print(f"The talk goes on with {chosen.ref}'s answer.")
