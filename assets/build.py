@@ -134,7 +134,9 @@ def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tra
             building = store.building(fingerprint)
             artifact = _launch(request, building, lock, store, launcher, tracking)
         store.set_ref(node.recipe, node.name, fingerprint)
-    if not hit:
+    if hit:
+        tracking.found(node.recipe, node.name, fingerprint, request.dagster_run_id)
+    else:
         tracking.finish(artifact.path.parent)
     return Outcome(artifact, hit, store.gate(artifact))
 

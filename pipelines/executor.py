@@ -30,6 +30,7 @@ from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
 
 from assets.launch import guard
+from assets.tracking.tracking import end_run
 from pipelines.side_by_side import room, steps_at_once
 
 # Tags of a run, by a prefix that Dagster's pages hide; earlier versions wrote them without it. RUN
@@ -149,8 +150,9 @@ class OneProcessExecutor(InProcessExecutor):
             f"Executing steps in process (pid: {os.getpid()})",
             EngineEventData.in_process(os.getpid(), execution_plan.step_keys_to_execute),
         )
+        succeeded = True
         try:
-            yield from ExecuteRunWithPlanIterable(
+            for event in ExecuteRunWithPlanIterable(
                 execution_plan=execution_plan,
                 iterator=_steps,
                 execution_context_manager=PlanExecutionContextManager(
@@ -164,10 +166,16 @@ class OneProcessExecutor(InProcessExecutor):
                     output_capture=plan_context.output_capture,
                     step_dependency_config=self.step_dependency_config,
                 ),
-            )
-        except (KeyboardInterrupt, DagsterExecutionInterruptedError):
-            report_canceling(instance, run)
+            ):
+                succeeded = succeeded and not event.is_step_failure
+                yield event
+        except BaseException as error:
+            succeeded = False
+            if isinstance(error, KeyboardInterrupt | DagsterExecutionInterruptedError):
+                report_canceling(instance, run)
             raise
+        finally:
+            end_run(run.run_id, succeeded)
 
 
 def report_canceling(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:

@@ -75,6 +75,39 @@ def test_a_build_is_one_run_with_its_parameters_inputs_metrics_and_files(
     assert workshop.files(run, f"samples/{STEPS:08d}") == {f"samples/{STEPS:08d}/free_sample.txt"}
 
 
+def test_the_builds_of_a_session_have_one_parent_and_what_it_found_is_linked(
+    workshop: Workshop,
+) -> None:
+    corpus = workshop.build("corpus", {})
+    workshop.delivered(corpus)
+    workshop.tracking.end("dagster-1", succeeded=True)
+    [first] = workshop.parents()
+    assert (first.info.run_name, first.info.status) == ("tiny", "FINISHED")
+    workshop.tracking.found("tiny", "corpus", corpus.fingerprint, "dagster-2")
+    building = workshop.begin("tokens", {}, {"corpus": corpus}, run="dagster-2")
+    workshop.work(building)
+    workshop.tracking.deliver(building.folder, 60.0)
+    assert {run.info.status for run in workshop.parents()} == {"RUNNING", "FINISHED"}
+    tokens = workshop.publish(building, "tokens", {}, {"corpus": corpus})
+    run = workshop.delivered(tokens)
+    workshop.tracking.end("dagster-2", succeeded=False)
+    [second] = [each for each in workshop.parents() if each.info.run_id != first.info.run_id]
+    assert second.info.status == "FAILED" and second.info.end_time is not None
+    assert run.data.tags["mlflow.parentRunId"] == second.info.run_id
+    of_corpus = workshop.delivered(corpus)
+    assert of_corpus.data.tags["mlflow.parentRunId"] == first.info.run_id
+    note = second.data.tags["mlflow.note.content"]
+    assert f"/runs/{of_corpus.info.run_id}) | `{corpus.fingerprint[:12]}` | found" in note
+    assert f"/runs/{run.info.run_id}) | `{tokens.fingerprint[:12]}` | built |" in note
+    assert len(workshop.runs()) == 2
+    workshop.tracking.found("tiny", "corpus", corpus.fingerprint, "dagster-3")
+    workshop.tracking.end("dagster-3", succeeded=True)
+    assert len(workshop.parents()) == 2  # nothing was built
+    workshop.client.delete_run(second.info.run_id)
+    assert workshop.tracking.deliver_pending(60.0)
+    assert len(workshop.parents()) == 2
+
+
 def test_from_an_mlflow_run_one_click_reaches_the_dagster_run_and_back(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +244,7 @@ def test_the_run_of_a_killed_orchestrator_is_set_right_and_then_continued(
     [run] = workshop.runs()
     assert run.info.status == "RUNNING"
     assert len(workshop.tracking.deliver_pending(60.0)) == 1
-    assert workshop.runs()[0].info.status == "KILLED"
+    assert workshop.runs()[0].info.status == workshop.parents()[0].info.status == "KILLED"
     assert workshop.tracking.deliver_pending(60.0) == []
     building = workshop.begin("corpus", {}, {}, run="dagster-2")
     assert workshop.tracking.dagster_runs(building) == ["dagster-1", "dagster-2"]

@@ -106,6 +106,14 @@ class Workshop:
         return self.tracking.server.client()
 
     def runs(self) -> list[Run]:
+        """Of builds."""
+        return [run for run in self._runs() if "lineage.build" in run.data.tags]
+
+    def parents(self) -> list[Run]:
+        """Of sessions."""
+        return [run for run in self._runs() if "lineage.session" in run.data.tags]
+
+    def _runs(self) -> list[Run]:
         return list(self.client.search_runs([self.tracking.server.experiment("tiny")]))
 
     def history(self, run: Run, name: str) -> list[tuple[int, float]]:

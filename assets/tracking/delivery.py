@@ -41,15 +41,16 @@ from assets.tracking import limits, state
 from assets.tracking.event_log import EventReader
 from assets.tracking.logged_model import ModelFacts, deliver_model
 from assets.tracking.outbox import Delivered, is_alive
+from assets.tracking.parent_run import REFUSALS, ParentRun, is_lost
 from assets.tracking.server import Server, first_line
+from assets.tracking.session import SESSIONS
 from assets.tracking.state import State
 
 SHOWN_BYTES = (
     8 << 20
 )  # of an artifact's files in MLflow, the smallest first; the others stay in the store alone
+PARENT = "mlflow.parentRunId"
 BUILD = "lineage.build"  # the tag by which a build's run, model and version are found
-GONE = "RESOURCE_DOES_NOT_EXIST"
-REFUSALS = (GONE, "INVALID_PARAMETER_VALUE")  # of what is sent, or of a run that was deleted
 
 
 class Delivery:
@@ -71,7 +72,10 @@ class Delivery:
         """
         try:
             if self.state.complete and self.state.attempt == len(self.build["attempts"]):
-                if self.state.run_id and self.state.dagster_ui != self.server.dagster_ui:
+                if self.state.run_id and (self.state.dagster_ui, self.state.parent) != (
+                    self.server.dagster_ui,
+                    self._parent(),
+                ):
                     self._tags(self.state.run_id)
                 return Delivered(self.state.run_id, complete=True)
             return self._push()
@@ -100,6 +104,8 @@ class Delivery:
         self.state.attempt = len(self.build["attempts"])
         self.state.complete = status != "RUNNING"
         self._save()
+        if self.state.complete:
+            self._parent(again=True)
         problem = self._refusal() if self.state.complete else None
         return Delivered(run_id, complete=self.state.complete, problem=problem)
 
@@ -142,15 +148,31 @@ class Delivery:
                 client.restore_run(run_id)
         else:
             name = f"{self.build['stage']} {self.build['fingerprint'][:8]}"
-            tags = {BUILD: self.build["build"], **self._wanted_tags()}
+            wanted = self._wanted_tags()
+            tags = {BUILD: self.build["build"], **wanted}
             run_id = client.create_run(
                 experiment, round(self.build["attempts"][0]["began"] * 1000), tags, name
             ).info.run_id
-            self.state.status, self.state.tags = "RUNNING", _hash(self._wanted_tags())
+            self.state.status, self.state.tags = "RUNNING", _hash(wanted)
             self.state.dagster_ui = self.server.dagster_ui
+            self.state.parent = wanted.get(PARENT)
         self.state.run_id = run_id
         self._save()
         return run_id
+
+    def _parent(self, again: bool = False) -> str | None:
+        """The id of the run of the session that built it last; made, or brought up to date `again`,
+        where the server has none.
+        """
+        name = self.build["attempts"][-1].get("session")  # none in a build of an earlier commit
+        folder = self.server.home / SESSIONS / str(name)
+        if not folder.is_dir():
+            return None
+        known = state.load(folder, self.server.name).run_id
+        if known and not again:
+            return known
+        with state.delivering(folder):
+            return ParentRun(folder, self.server).push()
 
     def _set_status(self, run_id: str, status: str) -> None:
         if self.state.status == status:
@@ -182,11 +204,16 @@ class Delivery:
 
     def _tags(self, run_id: str) -> None:
         wanted = self._wanted_tags()
-        if _hash(wanted) != self.state.tags or self.state.dagster_ui != self.server.dagster_ui:
+        ui, parent = self.server.dagster_ui, wanted.get(PARENT)
+        if (_hash(wanted), ui, parent) != (
+            self.state.tags,
+            self.state.dagster_ui,
+            self.state.parent,
+        ):
             tags = [RunTag(key, value) for key, value in wanted.items()]
             for some in limits.batches(tags, limits.PARAMETERS_AT_ONCE):
                 self._client().log_batch(run_id, tags=some)
-            self.state.tags, self.state.dagster_ui = _hash(wanted), self.server.dagster_ui
+            self.state.tags, self.state.dagster_ui, self.state.parent = _hash(wanted), ui, parent
             self._save()
 
     def _wanted_tags(self) -> dict[str, str]:
@@ -211,6 +238,8 @@ class Delivery:
             "mlflow.source.git.commit": str(build["git"]["commit"]),
             "mlflow.note.content": self._note(runs),
         }
+        if parent := self._parent():
+            tags[PARENT] = parent
         for entry in build["inputs"]:
             tags[f"lineage.input.{entry['name']}.fingerprint"] = entry["fingerprint"]
             tags[f"lineage.input.{entry['name']}.digest"] = entry["digest"]
@@ -433,14 +462,7 @@ class Delivery:
             self.state.refused[what] = f"{first_line(error).rstrip('.')}."
 
     def _is_lost(self, error: MlflowException) -> bool:
-        """Whether MLflow refused something because it has no such run any more."""
-        if error.error_code not in REFUSALS or self.state.run_id is None:
-            return False
-        try:
-            run = self._client().get_run(self.state.run_id)
-        except MlflowException as other:
-            return bool(other.error_code == GONE)
-        return bool(run.info.lifecycle_stage == "deleted")
+        return is_lost(self.server, self.state.run_id, error)
 
     def _save(self) -> None:
         state.save(self.folder, self.server.name, self.state)

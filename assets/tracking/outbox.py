@@ -6,6 +6,8 @@ the next one waiting too. `delivery.py` says what is delivered, `tracking.py` wh
 
 from __future__ import annotations
 
+import getpass
+import os
 import socket
 import threading
 import time
@@ -36,6 +38,21 @@ class Delivered:
     run_id: str | None
     complete: bool
     problem: str | None = None
+
+
+def this_process() -> dict[str, Any]:
+    """Who builds: host, user and process, told apart from a later one of the same number."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's process without a name
+        user = str(os.getuid())
+    pid = os.getpid()
+    return {
+        "user": user,
+        "host": socket.gethostname(),
+        "pid": pid,
+        "process_started": guard.started(pid),
+    }
 
 
 def is_alive(attempt: Mapping[str, Any]) -> bool:

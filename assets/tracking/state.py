@@ -5,11 +5,12 @@ A file of an earlier commit has one server, whose `uri` stands beside the entry.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from assets.store.locks import locked
 from assets.store.manifest import read_json
 from gpt_model.errors import CorruptFile
 from gpt_model.io import write_json
@@ -29,10 +30,16 @@ class State:
     status: str | None = None
     tags: str = ""  # hash of those set
     dagster_ui: str = ""  # the page that the tags lead to
+    parent: str | None = None  # id of the session's run
     model_id: str | None = None
     done: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)  # what -> why; never sent again
     complete: bool = False
+
+
+def delivering(folder: Path) -> AbstractContextManager[int]:
+    """The lock of whoever delivers a build or a session."""
+    return locked(folder / "journal" / "delivery.lock", patience=30.0)
 
 
 def load(folder: Path, server: str) -> State:

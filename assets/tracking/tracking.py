@@ -11,25 +11,20 @@ long anybody waits for it, and `deliver_pending` delivers them another time.
 from __future__ import annotations
 
 import functools
-import getpass
-import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from assets.contract import Artifact, Config
-from assets.launch import guard
-from assets.store.locks import locked
 from assets.store.manifest import read_json
 from assets.store.provenance import git_state
 from assets.store.store import Building
-from assets.tracking import state
+from assets.tracking import session, state
 from assets.tracking.outbox import (
     PAUSES,
     PROMPT_SECONDS,
@@ -38,9 +33,10 @@ from assets.tracking.outbox import (
     Say,
     is_alive,
     next_pause,
+    this_process,
 )
 from assets.tracking.server import Server, first_line, importing_mlflow
-from assets.tracking.state import State
+from assets.tracking.state import State, delivering
 from gpt_model.errors import CorruptFile
 from gpt_model.io import write_json
 from gpt_model.redaction import redacted
@@ -86,6 +82,23 @@ class Tracking:
         `say` hears of the first problem.
         """
         self.outbox.serve(dagster_run, say)
+        if dagster_run:
+            _served[dagster_run] = self
+
+    def found(self, recipe: str, stage: str, fingerprint: str, dagster_run: str | None) -> None:
+        """Says that an artifact was there already: the session's run links to it."""
+        with suppress(OSError):  # on a full disk what is there is found all the same
+            session.record(self.home, recipe, dagster_run, stage, fingerprint, built=False)
+
+    def end(self, dagster_run: str, succeeded: bool) -> None:
+        """Says that a Dagster run ended, to MLflow too while there is patience with it."""
+        for folder, record in session.sessions(self.home):
+            if record["dagster_run"] == dagster_run:
+                session.end(folder, succeeded)
+                if deadline := self.outbox.patience(5.0):
+                    began = time.monotonic()
+                    _within(deadline, functools.partial(self._push_session, folder))
+                    self.outbox.waited(began)
 
     def begin(self, building: Building, build: Build, dagster_run: str | None = None) -> None:
         """Says what `building` is, or that another attempt at it begins: that one continues the
@@ -93,12 +106,14 @@ class Tracking:
         """
         path = building.journal / "build.json"
         known = _read(path) or {"build": uuid.uuid4().hex, "attempts": []}
-        process = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process_started": guard.started(os.getpid()),
+        attempt = {
+            "dagster_run": dagster_run,
+            "session": session.record(
+                self.home, build.recipe, dagster_run, build.stage, build.fingerprint, built=True
+            ),
+            "began": time.time(),
+            **this_process(),
         }
-        attempt = {"dagster_run": dagster_run, "began": time.time(), "user": _user(), **process}
         facts = {
             "build": known["build"],
             "recipe": build.recipe,
@@ -198,6 +213,14 @@ class Tracking:
             if time.monotonic() >= ends:
                 break
             deliveries.append(self.deliver(folder, max(0.1, ends - time.monotonic())))
+        for folder, record in session.sessions(self.home):
+            ended = session.status(record) != "RUNNING"
+            if ended and not session.any_built(record):
+                session.end(folder, succeeded=False)  # it was killed before it could forget itself
+            elif ended and not self._is_delivered_session(folder):
+                _within(
+                    max(0.1, ends - time.monotonic()), functools.partial(self._push_session, folder)
+                )
         return deliveries
 
     @property
@@ -211,7 +234,7 @@ class Tracking:
         """
         for folder, build in self._builds():
             if not _runs_now(folder, build):
-                with _delivering(folder):
+                with delivering(folder):
                     state.save(folder, self.server.name, State())
                 yield self.deliver(folder, DELIVER_SECONDS)
 
@@ -237,7 +260,7 @@ class Tracking:
             with importing_mlflow():
                 # Takes 1 s and 120 MB, which commands that only read the store do without.
                 from assets.tracking.delivery import Delivery
-            with _delivering(folder):
+            with delivering(folder):
                 return Delivery(folder, self.server).push()
         except Exception as error:
             problem = (
@@ -245,6 +268,18 @@ class Tracking:
                 f"{LATER.capitalize()}"
             )
             return Delivered(self._run_id(folder), complete=False, problem=problem)
+
+    def _is_delivered_session(self, folder: Path) -> bool:
+        delivered = state.load(folder, self.server.name)
+        return delivered.complete and delivered.dagster_ui == self.server.dagster_ui
+
+    def _push_session(self, folder: Path) -> None:
+        """What goes wrong here went wrong with a build of the session too, which says so."""
+        with suppress(Exception):
+            with importing_mlflow():
+                from assets.tracking.parent_run import ParentRun  # as above
+            with delivering(folder):
+                ParentRun(folder, self.server).push()
 
     def _builds(self) -> list[tuple[Path, dict[str, Any]]]:
         """Folder and build.json of each build, in the order they began: inputs before what is made
@@ -268,7 +303,13 @@ class Tracking:
             delivered.complete
             and delivered.attempt == len(build["attempts"])
             and delivered.dagster_ui in ("", self.server.dagster_ui)
+            and delivered.parent == self._parent(build)
         )
+
+    def _parent(self, build: Mapping[str, Any]) -> str | None:
+        """The id of the run of the session that built it last, where the server has it."""
+        name = build["attempts"][-1].get("session")  # none in a build of an earlier commit
+        return self._run_id(self.home / session.SESSIONS / name) if name else None
 
     def _forget_removed(self) -> None:
         """Forgets the deliveries whose run the server does not have any more: somebody deleted it
@@ -279,13 +320,18 @@ class Tracking:
             for folder, build in self._builds()
             if (run := self._run_id(folder)) and not _runs_now(folder, build)
         }
+        delivered |= {
+            run: (folder, record["recipe"])
+            for folder, record in session.sessions(self.home)
+            if (run := self._run_id(folder))
+        }
         if not delivered:
             return
         with suppress(Exception):  # a server that does not answer has its problem elsewhere
             active = self.server.active({run: recipe for run, (_, recipe) in delivered.items()})
             for run in delivered.keys() - active:
                 folder, _ = delivered[run]
-                with _delivering(folder):
+                with delivering(folder):
                     if self._run_id(folder) == run:
                         state.save(folder, self.server.name, State())
 
@@ -300,16 +346,21 @@ def _within(seconds: float, act: Callable[[], None]) -> None:
     thread.join(seconds)
 
 
-def _delivering(folder: Path) -> AbstractContextManager[int]:
-    return locked(folder / "journal" / "delivery.lock", patience=30.0)
-
-
 def _runs_now(folder: Path, build: Mapping[str, Any]) -> bool:
     return (
         folder.parent.name == "building"
         and not build["failure"]
         and is_alive(build["attempts"][-1])
     )
+
+
+_served: dict[str, Tracking] = {}  # Dagster run -> who tracks it, in this process
+
+
+def end_run(dagster_run: str, succeeded: bool) -> None:
+    """Says to whoever tracks it here that a Dagster run ended."""
+    if tracking := _served.pop(dagster_run, None):
+        tracking.end(dagster_run, succeeded)
 
 
 @functools.cache
@@ -334,13 +385,6 @@ def _input(name: str, artifact: Artifact) -> dict[str, Any]:
         "digest": artifact.digest,
         **sizes,
     }
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's process without a name
-        return str(os.getuid())
 
 
 def _read(path: Path) -> dict[str, Any] | None:
