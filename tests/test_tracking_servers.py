@@ -144,11 +144,13 @@ def test_a_build_beyond_every_limit_of_mlflow_arrives(workshop: Workshop) -> Non
     writer.close()
     run = workshop.delivered(workshop.publish(building, "corpus", config, {}))
     assert run.info.status == "FINISHED"
-    assert len(run.data.params) == len(config) - 1 + 3
+    assert len(run.data.params) == len(config) - 1 + 3 + len(
+        ["result.steps", "forecast.loss.value"]
+    )
     assert run.data.params["sources.notes.pinned"].startswith("700 entries, sha256 ")
     assert sorted(value for name, value in run.data.params.items() if "a_1_" in name) == ["1", "2"]
-    assert sum(name.startswith("metric/") for name in run.data.metrics) == 2500
-    assert run.data.metrics["metric/2499"] == 2499.0
+    assert sum(name.startswith("train/metric/") for name in run.data.metrics) == 2500
+    assert run.data.metrics["train/metric/2499"] == 2499.0
     [bpb] = [value for name, value in run.data.metrics.items() if "notes _1_.txt/bpb" in name]
     assert bpb == 2.0
     [data] = run.inputs.dataset_inputs
@@ -167,7 +169,7 @@ def test_what_the_server_refuses_holds_up_nothing_else(
         delivered.problem
     )
     run = workshop.client.get_run(delivered.run_id)
-    assert (run.info.status, run.data.metrics["accuracy"]) == ("FINISHED", 0.75)
+    assert (run.info.status, run.data.metrics["eval/accuracy"]) == ("FINISHED", 0.75)
     assert run.data.tags["lineage.refused"] == delivered.problem
     assert workshop.tracking.deliver_pending() == []
 
@@ -185,7 +187,7 @@ def test_a_run_or_an_experiment_deleted_in_mlflow_is_there_again_after_the_next_
     workshop.tracking.deliver_pending(60.0)
     [again] = workshop.runs()
     assert (again.info.run_id, again.info.status) == (run.info.run_id, "FINISHED")
-    assert len(workshop.history(again, "loss")) == STEPS + 1
+    assert len(workshop.history(again, "train/loss")) == STEPS + 1
 
 
 def test_a_run_deleted_while_its_build_runs_is_continued(workshop: Workshop) -> None:
@@ -196,7 +198,7 @@ def test_a_run_deleted_while_its_build_runs_is_continued(workshop: Workshop) -> 
     workshop.work(building, range(31, STEPS + 1))
     run = workshop.delivered(workshop.publish(building, "corpus", {}, {}))
     assert (run.info.lifecycle_stage, run.info.status) == ("active", "FINISHED")
-    assert len(workshop.history(run, "loss")) == STEPS + 1
+    assert len(workshop.history(run, "train/loss")) == STEPS + 1
 
 
 def test_an_emptied_server_gets_every_build_again_and_another_server_too(

@@ -74,7 +74,9 @@ class Workshop:
             peak_memory_bytes=1000,
             estimate={"loss": {"value": 4.4}},
         )
-        facts = Facts(stage, "1", config, inputs, {"loss": 4.25, "accuracy": 0.75}, known)
+        facts = Facts(
+            stage, "1", config, inputs, {"loss": 4.25, "accuracy": 0.75, "steps": 50}, known
+        )
         finite = Check(
             "finite", blocking=True, description="", verdict=lambda built: Verdict(True, "")
         )

@@ -38,8 +38,9 @@ from assets.contract import NOT_RUN
 from assets.store.manifest import canonical, read_json
 from assets.store.store import Store
 from assets.tracking import limits, state
-from assets.tracking.event_log import EventReader
+from assets.tracking.event_log import EventReader, series
 from assets.tracking.logged_model import ModelFacts, deliver_model
+from assets.tracking.metric_names import of_results, of_series
 from assets.tracking.outbox import Delivered, is_alive
 from assets.tracking.parent_run import REFUSALS, ParentRun, is_lost
 from assets.tracking.server import Server, first_line
@@ -197,8 +198,10 @@ class Delivery:
         return round((last or time.time()) * 1000)
 
     def _parameters(self, run_id: str) -> None:
-        pairs = limits.parameters(self.build["config"]).items()
-        flat = [Param(key, value) for key, value in pairs]
+        self._log_parameters(run_id, self.build["config"])
+
+    def _log_parameters(self, run_id: str, values: Mapping[str, Any]) -> None:
+        flat = [Param(key, value) for key, value in limits.parameters(values).items()]
         for some in limits.batches(flat, limits.PARAMETERS_AT_ONCE):
             self._client().log_batch(run_id, params=some)
 
@@ -348,7 +351,7 @@ class Delivery:
             if event["kind"] == "metrics":
                 moment = round(event["time"] * 1000)
                 batch += [
-                    Metric(limits.key(name), value, moment, event["step"])
+                    Metric(limits.key(of_series(name)), value, moment, event["step"])
                     for name, value in event["values"].items()
                 ]
                 self.state.last_step = max(self.state.last_step, event["step"])
@@ -374,33 +377,24 @@ class Delivery:
         self._accepted(file, partial(self._client().log_text, run_id, event["text"], file))
 
     def _results(self, run_id: str) -> None:
-        """The final metrics, their cost and the estimate; at the last step, so that
-        they are each metric's latest.
+        """The final metrics and their cost, at the last step, so that they are each metric's
+        latest; counts and the forecast as parameters.
         """
         assert self.manifest is not None
         provenance = self.manifest["provenance"]
-        values = dict(self.manifest["metrics"])
-        values["system/peak_memory_bytes"] = provenance.get("peak_memory_bytes")
-        values["system/seconds"] = provenance.get("seconds")
-        values |= {f"system/{name}": value for name, value in provenance.get("cost", {}).items()}
-        values |= {
-            f"forecast/{name}": value
-            for name, value in limits.flatten(provenance.get("forecast", {}), values=True)
-        }
-        moment = self._ended()
-        numbers = {
-            name: value
-            for name, value in values.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-        step = self.state.last_step
+        usage = {
+            name: provenance.get(name) for name in ("seconds", "peak_memory_bytes")
+        } | provenance.get("cost", {})
+        metrics, counts = of_results(
+            _numbers(self.manifest["metrics"]), series(self.journal / "events.jsonl")
+        )
+        metrics |= _numbers({f"usage/{name}": value for name, value in usage.items()})
+        moment, step = self._ended(), self.state.last_step
         self._log_metrics(
             run_id,
-            [
-                Metric(limits.key(name), float(value), moment, step)
-                for name, value in numbers.items()
-            ],
+            [Metric(limits.key(name), value, moment, step) for name, value in metrics.items()],
         )
+        self._log_parameters(run_id, counts | {"forecast": provenance.get("forecast", {})})
 
     def _files(self, run_id: str) -> None:
         """Manifest, verdicts, pictures and tables; of the payload what is small. A model directory
@@ -466,6 +460,14 @@ class Delivery:
 
     def _save(self) -> None:
         state.save(self.folder, self.server.name, self.state)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _hash(tags: Mapping[str, str]) -> str:
