@@ -23,6 +23,7 @@ from pathlib import Path
 from dagster_pipes import PipesContext, open_dagster_pipes
 
 from assets.contract import Artifact, Built, Metrics, Verdict, not_run_reason, write_not_run
+from assets.launch.system_metrics import sampled
 from assets.recipe.profile import Profile
 from assets.stages import stage_named
 from assets.store.manifest import disk_is_full, full_disk
@@ -100,6 +101,8 @@ def run_job(building: Building, store: Store, rank: int, world_size: int) -> Non
         writer = stack.enter_context(closing(EventWriter(building.events, {"pid": os.getpid()})))
         progress = LoggedProgress(writer, pipes, rank, world_size, profile)
         started = time.monotonic()
+        sampling = stack.enter_context(ExitStack())
+        sampling.enter_context(sampled(writer.system, profile.device))
         try:
             if job.get("metrics") is None:
                 metrics = stage.run(job["config"], inputs, building.files, progress)
@@ -110,6 +113,7 @@ def run_job(building: Building, store: Store, rank: int, world_size: int) -> Non
             unavailable = str(error).rstrip(".")
             metrics = leave_not_run(building.files, unavailable, progress)
         stage_seconds = time.monotonic() - started
+        sampling.close()
         shutil.rmtree(building.show, ignore_errors=True)
         building.show.mkdir()
         if unavailable is not None:

@@ -348,13 +348,14 @@ class Delivery:
         tail = EventReader(self.journal / "events.jsonl", self.state.offset)
         batch: list[Metric] = []
         for event, end in tail:
-            if event["kind"] == "metrics":
+            if event["kind"] in ("metrics", "system"):
                 moment = round(event["time"] * 1000)
                 batch += [
                     Metric(limits.key(of_series(name)), value, moment, event["step"])
                     for name, value in event["values"].items()
                 ]
-                self.state.last_step = max(self.state.last_step, event["step"])
+                if event["kind"] == "metrics":
+                    self.state.last_step = max(self.state.last_step, event["step"])
             elif event["kind"] == "text":
                 self._sample(run_id, event)
             if len(batch) >= limits.METRICS_AT_ONCE:

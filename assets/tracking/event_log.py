@@ -6,6 +6,7 @@ JSON object a line:
 
     {"kind": "attempt",  "time": …, …}      a process began, perhaps again after one was killed
     {"kind": "metrics",  "time": …, "step": …, "values": {name: number}}
+    {"kind": "system",   "time": …, "step": …, "values": {name: number}}   the machine's load
     {"kind": "text",     "time": …, "step": …, "name": …, "text": …}
     {"kind": "log",      "time": …, "message": …}
     {"kind": "advance",  "time": …, "done": …, "total": …, "unit": …}
@@ -63,6 +64,12 @@ class EventWriter:
         }
         if fresh:
             self._write("metrics", step=step, values=fresh)
+
+    def system(self, values: Mapping[str, float]) -> None:
+        """The machine's load, at the step after the last of its kind."""
+        last = max((self._last_step.get(("system", name), -1) for name in values), default=-1)
+        self._last_step |= {("system", name): last + 1 for name in values}
+        self._write("system", step=last + 1, values=dict(values))
 
     def text(self, step: int, name: str, text: str) -> None:
         """A sample of text at a step."""
@@ -183,6 +190,6 @@ def seconds(path: Path) -> float:
 
 
 def _keys(event: Event) -> list[tuple[str, str]]:
-    if event["kind"] == "metrics":
-        return [("metrics", name) for name in event["values"]]
+    if event["kind"] in ("metrics", "system"):
+        return [(event["kind"], name) for name in event["values"]]
     return [("text", event["name"])] if event["kind"] == "text" else []
