@@ -273,9 +273,23 @@ LOAD = """
     mlflow.set_tracking_uri(sys.argv[1])
     pipeline = mlflow.transformers.load_model("models:/tiny-pretrained/1")
     print(pipeline.model.num_parameters(), pipeline.tokenizer.decode(pipeline.tokenizer("to be").input_ids))
-    print(type(mlflow.pyfunc.load_model("models:/tiny-pretrained/1").unwrap_python_model).__name__)
+    text = mlflow.pyfunc.load_model("models:/tiny-pretrained/1")
+    short = {"max_new_tokens": 2, "do_sample": False}
+    one, other = text.predict(["to be", "or"], params=short)
+    assert [one, other] == list(text.predict(pandas.DataFrame({"text": ["to be", "or"]}), params=short))
+    longer, _ = text.predict(["to be", "or"], params=short | {"max_new_tokens": 8})
+    assert len(pipeline.tokenizer(longer).input_ids) > len(pipeline.tokenizer(one).input_ids), (one, longer)
+    [_] = text.predict(text.input_example, params=short)
+    chat = mlflow.pyfunc.load_model("models:/tiny-supervised/1")
+    assert chat.metadata.metadata == {"task": "llm/v1/chat"}
+    [answer] = chat.predict({"messages": [{"role": "user", "content": "to be?"}], "max_tokens": 3})
+    print(answer["choices"][0]["message"]["role"], answer["usage"]["completion_tokens"] <= 3)
+    [_] = chat.predict(chat.input_example, params={"max_new_tokens": 3})
     answers = mlflow.pyfunc.load_model("models:/tiny-finetuned-mood/1")
     print(answers.predict(pandas.DataFrame({"segments": [["to be"], ["or not"]]})))
+    assert answers.predict(["to be", "or not"]) == ["good", "good"]
+    assert answers.predict(pandas.DataFrame({"text": ["to be"]})) == ["good"]
+    assert answers.predict(answers.input_example) == ["good"]
     print(mlflow.transformers.load_model("models:/tiny-finetuned-mood/1").model.num_parameters())
 """
 
@@ -321,6 +335,8 @@ def test_a_model_is_logged_and_registered_and_mlflow_loads_it_also_from_a_copied
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+    from gpt_model.rlhf import chat_template
+
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         ["to be or not to be"], vocab_size=270, special_tokens=["<|endoftext|>"]
@@ -334,7 +350,7 @@ def test_a_model_is_logged_and_registered_and_mlflow_loads_it_also_from_a_copied
         n_embd=8,
         n_layer=1,
         n_head=1,
-        n_positions=16,
+        n_positions=64,
         bos_token_id=0,
         eos_token_id=0,
     )
@@ -350,6 +366,10 @@ def test_a_model_is_logged_and_registered_and_mlflow_loads_it_also_from_a_copied
         run.info.run_id,
     )
     assert logged.tags["lineage.digest"] == artifact.digest
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(chat_template.JINJA)
+    workshop.delivered(workshop.build("supervised", {}, model=tmp_path / "model"))
+    template.unlink()
     save_task_model(network, tmp_path / "model")
     workshop.delivered(
         workshop.build("finetuned/mood", {}, {"pretrained": artifact}, model=tmp_path / "model")
@@ -364,13 +384,11 @@ def test_a_model_is_logged_and_registered_and_mlflow_loads_it_also_from_a_copied
     shutil.rmtree(home)
     command = [sys.executable, "-c", textwrap.dedent(LOAD), f"sqlite:///{copy / 'mlflow.db'}"]
     loaded = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
+    assert loaded.returncode == 0, loaded.stderr[-3000:]
     assert f"{network.num_parameters()} to be" in loaded.stdout
+    assert "assistant True" in loaded.stdout
     assert loaded.stdout.endswith(
         f"['good', 'good']\n{network.num_parameters() + 3 * 8}\n"
     )  # three tokens more, of width 8

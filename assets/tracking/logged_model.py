@@ -19,13 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
+from mlflow.models.utils import _save_example
 from mlflow.tracking.client import MlflowClient
-from mlflow.types.schema import Array, ColSpec, DataType, Schema
+from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
+from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 NOT_THE_TOKENIZERS = (".safetensors", ".index.json")
 MODEL_VERSIONS = (
@@ -33,6 +36,18 @@ MODEL_VERSIONS = (
 )
 CONTEXT_FIELDS = ("n_positions", "max_position_embeddings")  # of the classes of `transformers`
 TASK_LAYOUT = "task_layout.json"  # in the folder of a fine-tuned model
+CHAT = "llm/v1/chat"  # MLflow's task of a model that answers messages
+CHAT_TEMPLATE = "chat_template.jinja"  # in the folder of a model that does
+# What `predict(…, params={…})` takes, by the names of `transformers`; these are the defaults.
+SAMPLING = ParamSchema(
+    [
+        ParamSpec("max_new_tokens", "long", 64),
+        ParamSpec("do_sample", "boolean", True),
+        ParamSpec("temperature", "double", 0.7),
+        ParamSpec("top_k", "long", 0),
+        ParamSpec("top_p", "double", 1.0),
+    ]
+)
 REQUIREMENTS = ("torch", "transformers", "tokenizers", "safetensors")
 
 
@@ -145,9 +160,14 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _describe(scratch: Path, model_id: str, folder: Path, facts: ModelFacts) -> None:
 
-    of_task = (folder / TASK_LAYOUT).is_file()
+    task = _task_form(folder)
+    chats = task is None and _is_causal(folder) and (folder / CHAT_TEMPLATE).is_file()
     model = Model(
-        artifact_path="model", run_id=facts.run_id, model_id=model_id, signature=_signature(of_task)
+        artifact_path="model",
+        run_id=facts.run_id,
+        model_id=model_id,
+        signature=_signature(task, chats),
+        metadata={"task": CHAT} if chats else None,
     )
     if _is_causal(folder):
         model.add_flavor(
@@ -160,16 +180,18 @@ def _describe(scratch: Path, model_id: str, folder: Path, facts: ModelFacts) -> 
             components=["tokenizer"],
             tokenizer_type="AutoTokenizer",
             transformers_version=facts.packages.get("transformers", ""),
+            **({"inference_task": CHAT} if chats else {}),
         )
         environment = {"virtualenv": "python_env.yaml"}
         loader = (
             {"loader_module": "assets.tracking.task_pyfunc", "data": "model"}
-            if of_task
+            if task
             else {"loader_module": "mlflow.transformers"}
         )
         model.add_flavor(
             "python_function", python_version=platform.python_version(), env=environment, **loader
         )
+        _save_example(model, _example(task, chats), str(scratch))
     model.save(str(scratch / "MLmodel"))
     pins = [f"{name}=={facts.packages[name]}" for name in REQUIREMENTS if name in facts.packages]
     (scratch / "requirements.txt").write_text("\n".join(pins) + "\n", encoding="utf-8")
@@ -179,18 +201,40 @@ def _describe(scratch: Path, model_id: str, folder: Path, facts: ModelFacts) -> 
     )
 
 
-def _signature(of_task: bool) -> ModelSignature:
-    """Text for text; of a task's model the texts of a row, and for multiple choice its options, for
-    an answer.
-    """
+def _task_form(folder: Path) -> str | None:
+    """The form of a fine-tuned model's rows; None where it continues text."""
+    path = folder / TASK_LAYOUT
+    if not path.is_file():
+        return None
+    return str(json.loads(path.read_text(encoding="utf-8"))["layout"]["form"])
 
+
+def _signature(task: str | None, chats: bool) -> ModelSignature:
+    """Text for text, a list of strings or a column of any name, with how it is sampled; a chat as
+    MLflow's endpoints have it. Of a task's model a row's text, or the texts of its segments, for an
+    answer; for multiple choice its segments and options.
+    """
     text, texts = Schema([ColSpec("string")]), Array(DataType.string)
-    given = (
-        Schema([ColSpec(texts, "segments"), ColSpec(texts, "options", required=False)])
-        if of_task
-        else text
-    )
-    return ModelSignature(given, text)
+    if chats:
+        return ModelSignature(CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA, SAMPLING)
+    if task is None:
+        return ModelSignature(text, text, SAMPLING)
+    if task == "multiple_choice":
+        return ModelSignature(Schema([ColSpec(texts, "segments"), ColSpec(texts, "options")]), text)
+    return ModelSignature(Schema([ColSpec(AnyType())]), text)
+
+
+def _example(task: str | None, chats: bool) -> Any:
+    if chats:
+        return {"messages": [{"role": "user", "content": "Who wrote the plays?"}]}
+    if task is None:
+        return ["Once upon a time"]
+    row: dict[str, list[str]] = {"segments": ["It was a fine evening."]}
+    if task == "multiple_choice":
+        row["options"] = ["We went home.", "It rained."]
+    elif task != "classification":
+        row["segments"].append("The evening was fine.")
+    return pd.DataFrame([row])
 
 
 def _is_causal(folder: Path) -> bool:

@@ -25,20 +25,29 @@ class TaskAnswers:
         self.model, self.labels = load(folder)
         self.tokenizer = Tokenizer.load(folder)
 
-    def predict(self, table: pd.DataFrame, params: dict[str, Any] | None = None) -> list[str]:
-        """`table`: "segments", the texts a row has by the task's form; for multiple choice
-        "options" too. A label, or an option, a row.
+    def predict(self, rows: Any, params: dict[str, Any] | None = None) -> list[str]:
+        """`rows`: strings, or a table with a column of them, where the task's form has one text;
+        else a table with "segments", the texts of a row, and for multiple choice "options". A
+        label, or an option, a row.
         """
-
+        table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame({"text": list(rows)})
         answers = []
         for row in table.to_dict("records"):
-            segments, options = tuple(row["segments"]), tuple(row.get("options") or ())
+            segments, options = _segments(row), tuple(row.get("options", ()))
             tokenized = self.model.input_format.encode(
                 self.tokenizer, [Example("", "", segments, options, 0)]
             )
             logits, _ = self.model(collate(tokenized))  # [1, classes]
             answers.append((options or self.labels)[int(logits.argmax())])
         return answers
+
+
+def _segments(row: dict[Any, Any]) -> tuple[str, ...]:
+    """Of the column "segments", or else of the first: one text, or several. A single segment may be
+    a plain string.
+    """
+    cell = row["segments"] if "segments" in row else next(iter(row.values()))
+    return (cell,) if isinstance(cell, str) else tuple(cell)
 
 
 def _load_pyfunc(path: str) -> TaskAnswers:
