@@ -48,6 +48,8 @@ def test_a_build_is_one_run_with_its_parameters_inputs_metrics_and_files(
     assert workshop.history(run, "train/loss") == [*ALL_STEPS, (STEPS, 4.25)]
     assert run.data.metrics == {
         "eval/accuracy": 0.75,
+        "eval/accuracy_low": 0.7,
+        "eval/accuracy_high": 0.8,
         "eval/plays/bpb": 2.5,
         "train/loss": 4.25,
         "usage/seconds": 9.0,
@@ -366,6 +368,11 @@ def test_a_model_is_logged_and_registered_and_mlflow_loads_it_also_from_a_copied
         run.info.run_id,
     )
     assert logged.tags["lineage.digest"] == artifact.digest
+    assert {"eval/accuracy": 0.75, "train/loss": 4.25}.items() <= {
+        metric.key: metric.value for metric in logged.metrics
+    }.items()
+    [version] = workshop.client.search_model_versions("name = 'tiny-pretrained'")
+    assert version.tags["eval/accuracy"] == "0.75 [0.7, 0.8]"
     template = tmp_path / "model" / "chat_template.jinja"
     template.write_text(chat_template.JINJA)
     workshop.delivered(workshop.build("supervised", {}, model=tmp_path / "model"))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # imported when used, as in the wrapper: some tests are of th
     from mlflow.tracking.client import MlflowClient
 
 STEPS = 50
+SCORES = {"accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8}
 
 
 class Workshop:
@@ -74,9 +75,7 @@ class Workshop:
             peak_memory_bytes=1000,
             estimate={"loss": {"value": 4.4}},
         )
-        facts = Facts(
-            stage, "1", config, inputs, {"loss": 4.25, "accuracy": 0.75, "steps": 50}, known
-        )
+        facts = Facts(stage, "1", config, inputs, SCORES | {"loss": 4.25, "steps": 50}, known)
         finite = Check(
             "finite", blocking=True, description="", verdict=lambda built: Verdict(True, "")
         )

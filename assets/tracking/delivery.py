@@ -40,7 +40,7 @@ from assets.store.store import Store
 from assets.tracking import limits, state
 from assets.tracking.event_log import EventReader, series
 from assets.tracking.logged_model import ModelFacts, deliver_model
-from assets.tracking.metric_names import of_results, of_series
+from assets.tracking.metric_names import of_results, of_series, scores
 from assets.tracking.outbox import Delivered, is_alive
 from assets.tracking.parent_run import REFUSALS, ParentRun, is_lost
 from assets.tracking.server import Server, first_line
@@ -386,16 +386,28 @@ class Delivery:
         usage = {
             name: provenance.get(name) for name in ("seconds", "peak_memory_bytes")
         } | provenance.get("cost", {})
-        metrics, counts = of_results(
-            _numbers(self.manifest["metrics"]), series(self.journal / "events.jsonl")
-        )
+        metrics, counts = self._final()
         metrics |= _numbers({f"usage/{name}": value for name, value in usage.items()})
+        self._log_final(run_id, metrics)
+        self._log_parameters(run_id, counts | {"forecast": provenance.get("forecast", {})})
+
+    def _final(self) -> tuple[dict[str, float], dict[str, float]]:
+        """The manifest's metrics as MLflow's metrics and parameters."""
+        assert self.manifest is not None
+        curves = series(self.journal / "events.jsonl")
+        return of_results(_numbers(self.manifest["metrics"]), curves)
+
+    def _log_final(
+        self, run_id: str, metrics: Mapping[str, float], model_id: str | None = None
+    ) -> None:
         moment, step = self._ended(), self.state.last_step
         self._log_metrics(
             run_id,
-            [Metric(limits.key(name), value, moment, step) for name, value in metrics.items()],
+            [
+                Metric(limits.key(name), value, moment, step, model_id)
+                for name, value in metrics.items()
+            ],
         )
-        self._log_parameters(run_id, counts | {"forecast": provenance.get("forecast", {})})
 
     def _files(self, run_id: str) -> None:
         """Manifest, verdicts, pictures and tables; of the payload what is small. A model directory
@@ -420,6 +432,7 @@ class Delivery:
 
     def _model(self, run_id: str) -> None:
         assert self.manifest is not None
+        metrics, _ = self._final()
         facts = ModelFacts(
             build_tag=(BUILD, self.build["build"]),
             name=limits.model_name(f"{self.build['recipe']}-{self.build['stage']}"),
@@ -431,8 +444,10 @@ class Delivery:
             digest=self.manifest["digest"],
             parameters=limits.parameters(self.build["config"]),
             packages=self.manifest["provenance"].get("packages", {}),
+            scores={limits.key(name): score for name, score in scores(metrics).items()},
         )
         self.state.model_id = deliver_model(self._client(), self.folder / "files", facts)
+        self._log_final(run_id, metrics, self.state.model_id)
 
     # Remembering
 

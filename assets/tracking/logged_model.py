@@ -65,6 +65,7 @@ class ModelFacts:
     digest: str
     parameters: Mapping[str, str]
     packages: Mapping[str, str]
+    scores: Mapping[str, str]  # tags of the registered version
 
 
 def deliver_model(client: MlflowClient, files: Path, facts: ModelFacts) -> str:
@@ -112,7 +113,7 @@ def _register(
             facts.name,
             model.artifact_location,
             facts.run_id,
-            tags,
+            tags | dict(facts.scores),
             description=facts.description,
             await_creation_for=0,
             model_id=model.model_id,

@@ -52,6 +52,15 @@ def of_results(
     return metrics, parameters
 
 
+def scores(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Those of `metrics` that have an interval, with it, as a person reads them."""
+    return {
+        name: f"{value:.4g} [{metrics[f'{name}_low']:.4g}, {metrics[f'{name}_high']:.4g}]"
+        for name, value in metrics.items()
+        if f"{name}_low" in metrics and f"{name}_high" in metrics
+    }
+
+
 def _grouped(name: str, group: str) -> str:
     """`name` below "eval" or "train" where a part of it says which, else below `group`."""
     rest = []
