@@ -371,6 +371,7 @@ def test_a_model_is_logged_and_registered_and_mlflow_loads_it_also_from_a_copied
     assert {"eval/accuracy": 0.75, "train/loss": 4.25}.items() <= {
         metric.key: metric.value for metric in logged.metrics
     }.items()
+    assert [value for _, value in workshop.history(run, "usage/seconds")] == [9.0]
     [version] = workshop.client.search_model_versions("name = 'tiny-pretrained'")
     assert version.tags["eval/accuracy"] == "0.75 [0.7, 0.8]"
     template = tmp_path / "model" / "chat_template.jinja"

@@ -75,7 +75,9 @@ class Workshop:
             peak_memory_bytes=1000,
             estimate={"loss": {"value": 4.4}},
         )
-        facts = Facts(stage, "1", config, inputs, SCORES | {"loss": 4.25, "steps": 50}, known)
+        facts = Facts(
+            stage, "1", config, inputs, SCORES | {"loss": 4.25, "steps": 50, "seconds": 8.0}, known
+        )
         finite = Check(
             "finite", blocking=True, description="", verdict=lambda built: Verdict(True, "")
         )

@@ -40,7 +40,7 @@ from assets.store.store import Store
 from assets.tracking import limits, state
 from assets.tracking.event_log import EventReader, series
 from assets.tracking.logged_model import ModelFacts, deliver_model
-from assets.tracking.metric_names import of_results, of_series, scores
+from assets.tracking.metric_names import USAGE, of_results, of_series, scores
 from assets.tracking.outbox import Delivered, is_alive
 from assets.tracking.parent_run import REFUSALS, ParentRun, is_lost
 from assets.tracking.server import Server, first_line
@@ -387,7 +387,7 @@ class Delivery:
             name: provenance.get(name) for name in ("seconds", "peak_memory_bytes")
         } | provenance.get("cost", {})
         metrics, counts = self._final()
-        metrics |= _numbers({f"usage/{name}": value for name, value in usage.items()})
+        metrics |= _numbers({f"{USAGE}{name}": value for name, value in usage.items()})
         self._log_final(run_id, metrics)
         self._log_parameters(run_id, counts | {"forecast": provenance.get("forecast", {})})
 
@@ -447,7 +447,9 @@ class Delivery:
             scores={limits.key(name): score for name, score in scores(metrics).items()},
         )
         self.state.model_id = deliver_model(self._client(), self.folder / "files", facts)
-        self._log_final(run_id, metrics, self.state.model_id)
+        # Its usage is the build's, which `_results` has logged.
+        of_model = {name: value for name, value in metrics.items() if not name.startswith(USAGE)}
+        self._log_final(run_id, of_model, self.state.model_id)
 
     # Remembering
 

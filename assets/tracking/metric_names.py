@@ -15,10 +15,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-SYSTEM = "system/"
+SYSTEM, USAGE = "system/", "usage/"
 HELD_OUT = re.compile(r"(held_out|validation)(?:_(.+))?")
 TRAINING = re.compile(r"(training)(?:_(.+))?")
-USAGE = re.compile(r".*seconds|.*_per_second|peak_.*|.*flops.*|compute")
+OF_USAGE = re.compile(r".*seconds|.*_per_second|peak_.*|.*flops.*|compute")
 COUNT = re.compile(
     r"kept|left_out|lost|shared|too_long|shortened|training|held_out|judge|words|bytes|rankings"
     r"|comparisons|demonstrations|epochs?|vocab_size|steps|tokens_an_epoch|not_run"
@@ -43,8 +43,8 @@ def of_results(
         last = name.rpartition("/")[2]
         if name in series:
             metrics[of_series(name)] = value
-        elif USAGE.fullmatch(last):
-            metrics[f"usage/{name}"] = value
+        elif OF_USAGE.fullmatch(last):
+            metrics[f"{USAGE}{name}"] = value
         elif COUNT.fullmatch(last):
             parameters[f"result.{name}"] = value
         else:
