@@ -242,8 +242,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             "MASTER_PORT": "0",
         }.items():
             patch.setenv(name, value)
+        elsewhere = tmp_path_factory.mktemp("elsewhere")
+        patch.setenv("HOME", str(elsewhere))
+        patch.chdir(elsewhere)
         made = Trained(folder, Store(folder / "lineage"))
     torch.set_num_threads(threads)
+    # as tests/test_published_recipes.py holds it of every other stage
+    assert list(elsewhere.rglob("*")) == [], "a stage of the ladder writes outside its output"
     return made
 
 

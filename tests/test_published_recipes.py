@@ -47,8 +47,7 @@ def test_every_published_recipe_is_built_or_differs_in_sizes_from_one_that_is() 
             ]
 
 
-# Its models are `pretrained`; what is computed of them writes as the other experiments do. Five
-# models would take longer than all the rest.
+# Five models would take longer than all the rest: tests/test_ladder.py holds the same of them.
 LADDER = {"scaling", "scaling_prediction"}
 
 
