@@ -132,8 +132,9 @@ def open_asset_graph(page: Page, base: str, recipe: str) -> None:
 
 
 def open_runs(page: Page, base: str, recipe: str, home: Path) -> None:
-    """MLflow's runs of one recipe, newest first."""
+    """MLflow's runs of one recipe, newest first: the first build's with its stages below it."""
     page.goto(f"{base}/#/experiments/{Server(home).experiment(recipe)}/runs")
+    page.locator('[data-component-id*="runnamecellrenderer"]').first.click(timeout=60_000)
     expect(page.get_by_text("pretrained").first).to_be_visible(timeout=60_000)
     page.wait_for_timeout(2500)
 

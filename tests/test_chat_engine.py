@@ -217,8 +217,8 @@ def test_a_reader_that_leaves_frees_the_model(
     def endless(_: Any, prompts: Any, *__: Any, on_choice: Any, **___: Any) -> None:
         nonlocal chosen
         while True:
-            on_choice(torch.arange(1), None, torch.zeros(1, 1), torch.tensor([40]))
             chosen += 1
+            on_choice(torch.arange(1), None, torch.zeros(1, 1), torch.tensor([40]))
 
     monkeypatch.setattr(engine_module, "generate", endless)
     unbounded = AnswerRequest(request(engine).prompt, Sampling(max_new_tokens=10**9))

@@ -627,10 +627,8 @@ def test_the_calibration_recipe_says_not_run_here_where_the_hub_cannot_be_reache
         text.count("not run here") >= 4
         and "openai-community/gpt2 is a model on the hub, which does not answer here" in text
     )
-    assert "0.3256 ± .0065" in text or "0.3256" in text  # what is known stands there all the same
-    assert "37.37" in text
+    assert "37.37" not in text  # a known number stands only beside one of ours
     assert (
         "calibration not run here; gpt-lineage run calibration says whether known answers come out"
-        in built.stdout
+        in " ".join(built.stdout.split())
     )
-    assert "calibration: whether the evaluator reproduces what is known of released weights" in text

@@ -286,6 +286,7 @@ def test_helper_processes_give_the_words_that_one_process_does(
     monkeypatch.setattr(gpt1_normalisation, "HELPED_FROM", 0)
     monkeypatch.setattr("loky.get_reusable_executor", executor)
     monkeypatch.setenv("RAYON_NUM_THREADS", "2")
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     assert tokenizer.encode_batch(texts) == alone
     assert [part.ids.tolist() for part in next(tokenizer.encode_documents(texts))] == alone
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
@@ -300,7 +301,7 @@ def test_helpers_of_a_killed_process_are_gone_soon() -> None:
         "from gpt_model.tokenizer.base import Piece; words.HELPED_FROM = 0; "
         "print(words.normalised_all([Piece('It is')] * 2), flush=True); time.sleep(60)"
     )
-    environment = {**os.environ, "RAYON_NUM_THREADS": "2"}
+    environment = {**os.environ, "RAYON_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "true"}
     command = [sys.executable, "-c", script]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=ROOT

@@ -50,16 +50,15 @@ def record(
     return folder.name
 
 
-def end(folder: Path, succeeded: bool) -> None:
-    """Records how the session ended. One that built nothing is forgotten."""
+def end(folder: Path, succeeded: bool) -> bool:
+    """Records how the session ended. One that built nothing is forgotten, and has no run: False."""
     session = load(folder)
-    if session is None:
-        return
-    if any_built(session):
-        session |= {"ended": time.time(), "succeeded": succeeded}
-        write_json(folder / "journal" / "session.json", session)
-    else:
+    if session is None or not any_built(session):
         shutil.rmtree(folder, ignore_errors=True)
+        return False
+    session |= {"ended": time.time(), "succeeded": succeeded}
+    write_json(folder / "journal" / "session.json", session)
+    return True
 
 
 def load(folder: Path) -> dict[str, Any] | None:

@@ -93,8 +93,7 @@ class Tracking:
     def end(self, dagster_run: str, succeeded: bool) -> None:
         """Says that a Dagster run ended, to MLflow too while there is patience with it."""
         for folder, record in session.sessions(self.home):
-            if record["dagster_run"] == dagster_run:
-                session.end(folder, succeeded)
+            if record["dagster_run"] == dagster_run and session.end(folder, succeeded):
                 if deadline := self.outbox.patience(5.0):
                     began = time.monotonic()
                     _within(deadline, functools.partial(self._push_session, folder))
