@@ -93,11 +93,12 @@ class Tracking:
     def end(self, dagster_run: str, succeeded: bool) -> None:
         """Says that a Dagster run ended, to MLflow too while there is patience with it."""
         for folder, record in session.sessions(self.home):
-            if record["dagster_run"] == dagster_run and session.end(folder, succeeded):
-                if deadline := self.outbox.patience(5.0):
-                    began = time.monotonic()
-                    _within(deadline, functools.partial(self._push_session, folder))
-                    self.outbox.waited(began)
+            if record["dagster_run"] != dagster_run or not session.end(folder, succeeded):
+                continue
+            if deadline := self.outbox.patience(5.0):
+                began = time.monotonic()
+                _within(deadline, functools.partial(self._push_session, folder))
+                self.outbox.waited(began)
 
     def begin(self, building: Building, build: Build, dagster_run: str | None = None) -> None:
         """Says what `building` is, or that another attempt at it begins: that one continues the
