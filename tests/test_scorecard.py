@@ -18,14 +18,13 @@ from conftest import BuiltStore
 
 from assets.contract import Artifact, Built
 from assets.report import loss_curve, provenance, scorecard
-from assets.report.headline import ON_ANOTHER_SCALE
 from assets.report.lineage_tree import sources_of
-from assets.report.scores import NotRun, Score
-from assets.report.tables import number
+from assets.report.score import NotRun, Score, number
 from assets.report.verdict import MIXTURE, statements
 from assets.stage import PICTURE_LIMIT_BYTES
 from assets.store.provenance import seconds_spent
 from assets.store.store import Store
+from gpt_model.evaluation.suites import ON_ANOTHER_SCALE
 
 
 class Page(HTMLParser):

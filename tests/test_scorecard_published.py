@@ -8,7 +8,7 @@ import io
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -28,7 +28,8 @@ from assets.report.headline import by_shots, headline
 from assets.report.page import Page as PageContent
 from assets.report.page import Section, write_page
 from assets.report.published import OURS, beside_the_paper, reproductions
-from assets.report.scores import NotRun, Score, collect, test_split
+from assets.report.score import NotRun, Score
+from assets.report.scores import collect, test_split
 from assets.report.tables import Table
 from assets.report.verdict import statements, write
 from assets.stages.pretraining import PRETRAINED
@@ -273,13 +274,16 @@ def test_settings_are_printed_a_line_each_in_a_terminal_and_keep_their_colours(
         )
         for shots in ("zero", "one", "few")
     ]
-    first = {"headline": headline([LAMBADA], []), "by_shots": by_shots(settings)}
-    shown = {name: table for name, table in first.items() if table}
+    shown = {"headline": headline([LAMBADA], [])}
     write_page(tmp_path, PageContent("Scorecard", "", {"model": "a small one"}, shown))
+    scores = [asdict(score) for score in (LAMBADA, *settings)]
+    document = {"scores": scores, "not_run": [], "built_from": {}}
+    (tmp_path / "scorecard.json").write_text(json.dumps(document))
+    artifact = SimpleNamespace(path=tmp_path, fingerprint="f" * 64)
     write(tmp_path / VERDICT_FILE, statements([LAMBADA], [], {}, "today"))
     console = Console(width=80, force_terminal=True, record=True, file=io.StringIO())
     store: Any = SimpleNamespace(
-        resolve=lambda ref: ref,
+        resolve=lambda ref: artifact,
         check=lambda artifact: artifact,
         show=lambda artifact: tmp_path,
         artifacts=lambda: [],

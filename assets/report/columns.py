@@ -7,9 +7,9 @@ from __future__ import annotations
 ARTIFACT, PROTOCOL, COMMANDS = "artifact", "protocol", "walk it back, make it again"
 SEEN, K = "8-grams seen", "K"
 VERDICT_FILE = "verdict.json"
-FIRST = ("headline", "by_shots")  # the tables' names
 SETTINGS = {"zero": "zero-shot", "one": "one-shot", "few": "few-shot"}  # of `Score.shots` -> column
 NOT_HERE = "not run here"
+NO_INTERVAL = "no interval"  # of too few examples
 # Columns that the page folds away below a first table, and what it calls others.
 UNDER_A_TABLE = (SEEN, K, PROTOCOL)
 PAGE_LABELS = {"beside": "baselines", "on": "measured on", "on examples": "measured on"}

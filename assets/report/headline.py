@@ -11,13 +11,20 @@ from collections.abc import Iterable, Sequence
 
 from pandas import DataFrame
 
-from assets.report.columns import ARTIFACT, COMMANDS, NOT_HERE, PROTOCOL, SEEN, SETTINGS, K
-from assets.report.scores import NotRun, Score
-from assets.report.tables import Table, number
+from assets.report.columns import (
+    ARTIFACT,
+    COMMANDS,
+    NO_INTERVAL,
+    NOT_HERE,
+    PROTOCOL,
+    SEEN,
+    SETTINGS,
+    K,
+)
+from assets.report.score import NotRun, Score, number
+from assets.report.tables import Table
 from assets.store.store import SHORT
-from gpt_model.evaluation.results import ON_ANOTHER_SCALE
 
-NO_INTERVAL = "no interval"
 SCORES_NOTE = (
     "↓: lower is better. **Better** or **worse**: the best baseline lies outside the 95 % "
     "interval. **Undecided**: it lies inside. *60 of 1,816 examples*: a seeded subset. *No "
@@ -40,7 +47,7 @@ def headline(scores: Sequence[Score], missing: Sequence[NotRun]) -> Table:
 
     A score without interval, split or size is named without its number.
     """
-    shown = [score for score in scores if score.shots is None and not _on_another_scale(score)]
+    shown = [score for score in scores if score.shots is None and not score.on_another_scale]
     with_overlap = any(score.overlap is not None for score in shown)
     columns = [
         *(ARTIFACT, "score", "value", "95 % interval", "beside", "verdict"),
@@ -90,7 +97,7 @@ def by_shots(scores: Sequence[Score]) -> Table | None:
     """
     groups: dict[tuple[str, str, str], list[Score]] = {}
     for score in scores:
-        if score.shots is not None and not _on_another_scale(score):
+        if score.shots is not None and not score.on_another_scale:
             task, _, metric = score.name.rpartition(" ")
             key = (score.asset, task.removesuffix(f"_{score.shots}"), metric)
             groups.setdefault(key, []).append(score)
@@ -117,10 +124,6 @@ def by_shots(scores: Sequence[Score]) -> Table | None:
         f"{SHOTS_NOTE} {K_NOTE}" + (f" {SEEN_NOTE}" if with_overlap else ""),
         short=(ARTIFACT, "score", "beside", *SETTINGS.values()),
     )
-
-
-def _on_another_scale(score: Score) -> bool:
-    return score.name.endswith(ON_ANOTHER_SCALE)
 
 
 def _name(score: Score, name: str) -> str:

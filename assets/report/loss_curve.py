@@ -12,7 +12,7 @@ from assets.contract import Artifact, Inputs
 from assets.report import plots
 from assets.report.page import Picture, Section
 from assets.report.plots import Points
-from assets.report.scores import Score
+from assets.report.score import Score
 from assets.stages.pretraining import SAMPLE
 from assets.store.manifest import EVENTS
 from assets.tracking.event_log import series

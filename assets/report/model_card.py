@@ -14,12 +14,12 @@ from pandas import DataFrame
 
 from assets.contract import Artifact, Inputs
 from assets.report.lineage_tree import is_complete, origin
-from assets.report.scores import Score, collect
-from assets.report.tables import Table, key_values, markdown, number
+from assets.report.score import Score, number
+from assets.report.scores import collect
+from assets.report.tables import Table, key_values, markdown
 from assets.stages import stage_named
 from assets.store.provenance import execution
 from assets.store.store import Store
-from gpt_model.evaluation.results import ON_ANOTHER_SCALE
 
 OTHER = "other"  # the hub's word for a licence that is none of its list
 UNKNOWN = "unknown"
@@ -222,7 +222,7 @@ def scores_of(store: Store, artifact: Artifact, name: str) -> list[Score]:
         (score.name, score.sample()): score
         for fingerprint, run in runs.items()
         for score in _collected(recipe, {**_above(store, *run.values()), **run})
-        if score.fingerprint == fingerprint and not score.name.endswith(ON_ANOTHER_SCALE)
+        if score.fingerprint == fingerprint and not score.on_another_scale
     }
     return list(scores.values())
 

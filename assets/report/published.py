@@ -15,7 +15,7 @@ from typing import NamedTuple
 from pandas import DataFrame
 
 from assets.report.page import Section
-from assets.report.scores import Score, scaled
+from assets.report.score import Score, scaled
 from assets.report.tables import Table
 from gpt_model.published import Reference, Role, references
 

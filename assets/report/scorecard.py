@@ -26,7 +26,7 @@ from assets.report.columns import VERDICT_FILE
 from assets.report.headline import by_shots, headline
 from assets.report.page import Page, Section, Text, write_page
 from assets.report.published import beside_the_paper, reproductions
-from assets.report.scores import NotRun, Score
+from assets.report.score import NotRun, Score
 from assets.report.tables import code_block
 from assets.stages import base_model
 from assets.store.manifest import EVENTS

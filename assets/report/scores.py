@@ -1,5 +1,5 @@
-"""What a score is, and the scores of a recipe's artifacts: each with its interval, split, sample
-size and baseline, or with the reason why it was not run.
+"""The scores of a recipe's artifacts: each with its interval, split, sample size and baseline, or
+with the reason why it was not run. What a score is, is in `score.py`.
 
 `scorecard.py` shows the scores; `published.py` sets the published numbers beside them.
 """
@@ -7,8 +7,7 @@ size and baseline, or with the reason why it was not run.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,13 @@ from typing import Any
 from assets.contract import Artifact, Inputs, Metrics
 from assets.report import tables
 from assets.report.finetuned import adapted, cut_of_test, parts_of
+from assets.report.score import NotRun, Score
 from assets.stages import base_model
 from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
 from assets.stages.finetuning import CONSTANT
-from gpt_model.evaluation.results import ROLLING, Results, ScoreRow
+from gpt_model.evaluation.results import Results, ScoreRow
 from gpt_model.evaluation.suites import (
+    ROLLING,
     Cloze,
     Data,
     Dataset,
@@ -35,89 +36,6 @@ from gpt_model.finetuning.entry import SCORE_NAMES, SPLITS, TaskEntry
 
 HELD_OUT_SPLIT = "held out"
 ZERO_SHOT_AFTER = "zero_shot_after/"  # how the names of the suites of aligned models begin
-
-
-@dataclass(frozen=True)
-class Score:
-    """One number with its interval, its baseline, its sample and the artifact it comes from.
-
-    The fields are keys of scorecard.json.
-    """
-
-    asset: str
-    fingerprint: str
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    baseline: str = ""  # "majority 0.504"
-    against: float | None = None  # the best of the baselines
-    examples: int | None = None
-    unit: str = "examples"
-    split: str = ""
-    lower_is_better: bool = False
-    note: str = ""
-    scale: str = ""  # "%": the value is in hundredths; "": a share, or what the metric is in
-    # {"task", "metric"} of the published numbers beside it, and what "differs", where that is known
-    published: Mapping[str, str] | None = None
-    paper: str | None = None  # whose protocol it is, where the published name alone does not say
-    shots: str | None = None  # zero, one or few
-    k: str = ""  # demonstrations that fitted, on average, of those requested
-    available: int | None = None  # examples that the split has
-    overlap: float | None = None  # % of the task's 8-grams that stand in the training text
-    cut: str = ""  # "12 of 300 cut, by 41 tokens at most": contexts that were longer than ours
-
-    @property
-    def complete(self) -> bool:
-        """Whether it may be shown: with interval, split and sample size."""
-        return None not in (self.low, self.high) and bool(self.split) and bool(self.examples)
-
-    @property
-    def verdict(self) -> str:
-        """better, worse or undecided: whether the best baseline lies outside the interval."""
-        if self.against is None or self.low is None or self.high is None:
-            return ""
-        if self.low <= self.against <= self.high:
-            return "undecided"
-        return "better" if (self.value < self.against) == self.lower_is_better else "worse"
-
-    def interval(self, factor: float = 1.0) -> str:
-        """ "0.321 – 0.402"; with a factor of 100, "32.10 – 40.20" """
-        if self.low is None or self.high is None or not self.complete:
-            return ""
-        return f"{scaled(self.low, factor)} – {scaled(self.high, factor)}"
-
-    def sample(self) -> str:
-        """ "500 of 1,300 examples, validation" """
-        if not self.complete:
-            return ""
-        subset = self.available and self.examples and self.available > self.examples
-        of = f" of {self.available:,}" if subset else ""
-        cut = f"; {self.cut}" if self.cut else ""
-        return f"{self.examples:,}{of} {self.unit}, {self.split}{cut}"
-
-
-@dataclass(frozen=True)
-class NotRun:
-    """A score of the recipe whose data is unavailable here. The fields are keys of
-    scorecard.json.
-    """
-
-    asset: str
-    fingerprint: str
-    name: str
-    reason: str
-    published: tuple[Mapping[str, str], ...] = ()
-    paper: str | None = None
-
-    @property
-    def short_reason(self) -> str:
-        """Without what to do about it, which stands under the artifact."""
-        return self.reason.partition(";")[0]
-
-
-def scaled(value: float, factor: float) -> str:
-    return tables.number(value) if factor == 1 else f"{value * factor:.2f}"
 
 
 def collect(recipe: str, inputs: Inputs) -> tuple[list[Score], list[NotRun]]:

@@ -80,13 +80,6 @@ def write_markdown(path: Path, *parts: str | Table) -> None:
     path.write_text(f"{markdown(*parts)}\n", encoding="utf-8")
 
 
-def number(value: float) -> str:
-    """Three decimals, thousands by a comma, and powers of ten from a million on."""
-    if abs(value) < 1000:
-        return f"{value:.3f}"
-    return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.3g}"
-
-
 def interval(value: float, low: float, high: float, spec: str = "z.3f") -> str:
     """ "0.612 (0.560 – 0.660)"; the "z" of the format writes no negative zero."""
     return f"{value:{spec}} ({low:{spec}} – {high:{spec}})"

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from assets.contract import Inputs
-from assets.report import tables
-from assets.report.scores import NotRun, Score
+from assets.report.score import NotRun, Score, number
 from assets.stages.base_model import BITS_PER_BYTE
 from gpt_model.rlhf.model_comparison import ALIGNED, REFERENCE
 
@@ -92,7 +91,7 @@ def _of_text(score: Score) -> Statement:
         score.verdict, f"**no different** from {against}, whose value lies in the interval"
     )
     sentence = (
-        f"Held-out text takes the model {tables.number(score.value)} bits per byte (95 % interval "
+        f"Held-out text takes the model {number(score.value)} bits per byte (95 % interval "
         f"{score.interval()}): {relation}."
     )
     return _counted("text", sentence, [score])

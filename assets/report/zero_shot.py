@@ -13,7 +13,8 @@ from assets.contract import Built
 from assets.report import plots
 from assets.report.tables import MISSING, Table, write_markdown
 from assets.stages import base_model
-from gpt_model.evaluation.results import ROLLING, Results, ScoreRow, SubsetScore, interval_text
+from gpt_model.evaluation.results import Results, ScoreRow, SubsetScore, interval_text
+from gpt_model.evaluation.suites import ROLLING
 
 OVERLAP_NOTE = (
     "K: demonstrations before a question, on average, and at least; as many of those asked for as "

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from gpt_model.evaluation.results import ON_ANOTHER_SCALE, ScoreRow
+from gpt_model.evaluation.results import ScoreRow
+from gpt_model.evaluation.suites import ON_ANOTHER_SCALE
 
 TEXT = "held-out text, bits per byte"
 SAME_TEXT = "held_out"  # the suite that measures the same text again

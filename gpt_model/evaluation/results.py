@@ -16,8 +16,6 @@ from typing import Any, ClassVar, Self
 from gpt_model.statistics import Z
 
 RESULTS = "results.json"
-ON_ANOTHER_SCALE = ("byte_perplexity", "word_perplexity")  # the same measure as bits per byte
-ROLLING = ("bits_per_byte", *ON_ANOTHER_SCALE)  # metrics of whole texts
 
 
 @dataclass(frozen=True)

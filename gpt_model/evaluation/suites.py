@@ -45,6 +45,8 @@ from gpt_model.strict import Bounds, Each, Strict, dotted_location, location_of,
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 _UNFIT = "{} names files and metrics, so it has letters, digits, _ and - only."
 SUITES = Path(__file__).resolve().parent / "suites"
+ON_ANOTHER_SCALE = ("byte_perplexity", "word_perplexity")  # the same measure as bits per byte
+ROLLING = ("bits_per_byte", *ON_ANOTHER_SCALE)  # metrics of whole texts
 
 # lm_eval's task keys, less those of the data's source; its TaskConfig has the same names.
 TASK_KEYS = (

@@ -1,13 +1,12 @@
-"""What `gpt-lineage run` prints of a built recipe: the scorecard's headline and where to look next,
+"""What `gpt-lineage run` prints of a built recipe: verdict, scores and what to do next,
 for people and for scripts.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from assets.report.columns import ARTIFACT, COMMANDS, FIRST, NOT_HERE, SETTINGS, VERDICT_FILE
+from assets.report.columns import NO_INTERVAL, NOT_HERE, VERDICT_FILE
+from assets.report.score import Score, number
 from assets.stages.zero_shot import REPRODUCES, ZERO_SHOT
-from assets.store.store import Store
+from assets.store.store import SHORT, Store
 from gpt_model.errors import CorruptFile
 
 WIDTH = 80
@@ -82,25 +82,27 @@ def announce(store: Store, recipe: str, show: Callable[[Any], None]) -> None:
     folder = store.show(artifact)
     for sentence in _verdict(folder):
         show(Text("\n".join(textwrap.wrap(sentence, WIDTH))))
-    paths = [path for name in FIRST if (path := folder / f"{name}.json").is_file()]
-    tables = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    rows = [
-        dict(zip(table["columns"], row, strict=True)) for table in tables for row in table["rows"]
-    ]
-    _show_scores([row for row in rows if row.get("value") != NOT_HERE], show)
-    if not_run := [row["score"] for row in rows if row.get("value") == NOT_HERE]:
+    document = json.loads((artifact.path / "scorecard.json").read_text(encoding="utf-8"))
+    scores = [Score(**score) for score in document["scores"]]
+    _show_scores([score for score in scores if not score.on_another_scale], show)
+    if not_run := [entry["name"] for entry in document["not_run"]]:
         line = f"{NOT_HERE}: {', '.join(not_run)}; the scorecard says why"
         show(Text("\n" + "\n".join(textwrap.wrap(line, WIDTH)), style="dim"))
     show(Text(""))
-    facts = {**tables[0]["facts"], CALIBRATION: calibration_line(calibrated(store))}
+    headline = json.loads((folder / "headline.json").read_text(encoding="utf-8"))
+    facts = {**headline["facts"], CALIBRATION: calibration_line(calibrated(store))}
     for fact, value in facts.items():
         show(Text("\n".join(textwrap.wrap(f"{fact:<11} {value}", WIDTH)), style="dim"))
-    name, fingerprint = rows[0][ARTIFACT], _fingerprint(rows[0])
+    built = document["built_from"]
+    stage = next((stage for stage in ("pretrained", "imported") if stage in built), "scorecard")
+    fingerprint = built[stage]["fingerprint"] if stage in built else artifact.fingerprint
+    name = f"{recipe}/{stage}"
+    text = f'its text       gpt-lineage generate {name} "It was"\n' if stage in built else ""
     show(
         f"\nscorecard      {folder / 'scorecard.html'}\n"
         f"as Markdown    {folder / 'scorecard.md'}\n"
-        f"to the bytes   gpt-lineage trace {fingerprint}    where {name} comes from\n"
-        f'its text       gpt-lineage generate {name} "It was"\n'
+        f"to the bytes   gpt-lineage trace {fingerprint[:SHORT]}    where {name} comes from\n"
+        f"{text}"
         "asset graph    gpt-lineage ui        http://127.0.0.1:3000\n"
         "all metrics    gpt-lineage mlflow    http://127.0.0.1:5000"
     )
@@ -112,54 +114,30 @@ def _verdict(folder: Path) -> list[str]:
     return [statement["sentence"].replace("**", "") for statement in document["statements"]]
 
 
-def _show_scores(rows: Sequence[Mapping[str, str]], show: Callable[[Any], None]) -> None:
+def _show_scores(scores: Sequence[Score], show: Callable[[Any], None]) -> None:
     """A line a score under its artifact's name and fingerprint: value and interval, the best of
     what it stands beside, verdict.
     """
-    lines = [(row, line) for row in rows for line in _lines(row)]
+    lines = [(score, _line(score)) for score in scores]
     cells = zip(COLUMN_TITLES, *(line for _, line in lines), strict=True)
     widths = [max(map(len, column)) for column in cells]
     widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - (len(widths) - 1))
     show(Text(""))
     show(_table(widths, [COLUMN_TITLES], style="dim"))
-    for name, group in groupby(lines, key=lambda pair: pair[0][ARTIFACT]):
-        of_artifact = list(group)
-        fingerprint = (_fingerprint(of_artifact[0][0]), "cyan")
-        show(Text.assemble((name, "bold"), "   ", fingerprint))
-        show(_table(widths, [line for _, line in of_artifact]))
+    for (name, fingerprint), group in groupby(
+        lines, key=lambda pair: (pair[0].asset, pair[0].fingerprint)
+    ):
+        show(Text.assemble((name, "bold"), "   ", (fingerprint[:SHORT], "cyan")))
+        show(_table(widths, [line for _, line in group]))
 
 
-def _fingerprint(row: Mapping[str, str]) -> str:
-    """Of `gpt-lineage trace FINGERPRINT` in a row's commands."""
-    return row[COMMANDS].split("`")[1].split()[-1]
-
-
-def _lines(row: Mapping[str, str]) -> Iterator[tuple[str, str, str, str]]:
-    """A row of the headline is a line; a row of settings (zero-shot, few-shot) is one for each."""
-    beside = _best(row["beside"], lower=row["score"].endswith("\N{DOWNWARDS ARROW}"))
-    if "value" in row:
-        interval = f" ({row['95 % interval']})" if row["95 % interval"] else ""
-        yield row["score"], row["value"] + _narrow(interval), beside, row["verdict"]
-        return
-    for setting in SETTINGS.values():
-        if cell := row.get(setting):
-            value, _, verdict = cell.rpartition(" ")
-            value, verdict = (value, verdict) if verdict in COLOURS else (cell, "")
-            yield f"{row['score']}, {setting}", _narrow(value), beside, verdict
-
-
-def _best(baselines: str, lower: bool) -> str:
-    """The best of "majority 0.533, bag of words 0.696": what the verdict is against."""
-    values = {
-        float(number[0].replace(",", "")): part
-        for part in re.split(r"(?:, | · )(?=\D)", baselines)
-        if (number := re.findall(r"-?[\d,]*\.?\d+$", part))
-    }
-    return values[min(values) if lower else max(values)] if values else baselines
-
-
-def _narrow(interval: str) -> str:
-    return interval.replace(" – ", "–")
+def _line(score: Score) -> tuple[str, str, str, str]:
+    """Name, value and interval, best baseline, verdict; of a score without interval no number."""
+    name = f"{score.name} \N{DOWNWARDS ARROW}" if score.lower_is_better else score.name
+    if not score.complete:
+        return name, NO_INTERVAL, "", ""
+    interval = score.interval().replace(" – ", "–")
+    return name, f"{number(score.value)} ({interval})", score.best_baseline, score.verdict
 
 
 def _table(widths: list[int], rows: Sequence[Sequence[str]], style: str = "") -> Table:
