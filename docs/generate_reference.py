@@ -166,7 +166,7 @@ def tree(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[Bas
             yield from tree(section, here)
 
 
-def page(title: str, model: type[BaseModel], introduction: str, own: str) -> str:
+def page(title: str, model: type[BaseModel], introduction: str, top_heading: str) -> str:
     """A page of a whole file: its keys, then each section once, where it stands first."""
     places: dict[type[BaseModel], list[str]] = {}
     for path, section in tree(model):
@@ -176,7 +176,7 @@ def page(title: str, model: type[BaseModel], introduction: str, own: str) -> str
         for section, paths in places.items()
         for shared in [sum(other[0] == paths[0] for other in places.values()) > 1]
     }
-    parts = [f"# {title}", introduction, f"## {own} {{#top}}", HEADING]
+    parts = [f"# {title}", introduction, f"## {top_heading} {{#top}}", HEADING]
     parts[-1] += "".join(f"\n{key.row()}" for key in keys_of(model, links))
     for section, paths in places.items():
         label = f"`{paths[0]}`"

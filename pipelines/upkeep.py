@@ -223,8 +223,10 @@ def draw_removable(what: dict[str, list[dict[str, Any]]]) -> Table:
 # rm
 
 
-def objections(store: Store, artifact: Artifact, asked: str, others: Collection[str]) -> list[str]:
-    """Why the artifact that a person calls `asked` should stay, a sentence each: what was built
+def objections(
+    store: Store, artifact: Artifact, reference: str, others: Collection[str]
+) -> list[str]:
+    """Why the artifact that a person calls `reference` should stay, a sentence each: what was built
     from it, apart from `others`, which go too; names that other recipes and pins have for it;
     unfinished builds that read it.
     """
@@ -234,8 +236,8 @@ def objections(store: Store, artifact: Artifact, asked: str, others: Collection[
     if above:
         listed = [described(each, names.get(each.fingerprint, ())) for each in above]
         reasons.append(f"built from it: {_listed(listed)}")
-    mine = asked.partition("/")[0]
-    if "/" not in asked and (refs := names.get(fingerprint)):
+    mine = reference.partition("/")[0]
+    if "/" not in reference and (refs := names.get(fingerprint)):
         mine = refs[0].partition("/")[0]
     if elsewhere := [ref for ref in names.get(fingerprint, ()) if ref.partition("/")[0] != mine]:
         reasons.append(f"also named {_listed(elsewhere)}")
@@ -255,12 +257,12 @@ def _listed(items: Sequence[str]) -> str:
 
 
 def remove_artifacts(
-    store: Store, asked: Sequence[str], force: bool, say: Say
+    store: Store, references: Sequence[str], force: bool, say: Say
 ) -> list[dict[str, Any]]:
     """Removes each artifact with its names. Raises UserError, and removes nothing, where something
     stands on one of them, unless `force`.
     """
-    artifacts = {store.resolve(text).fingerprint: text for text in asked}
+    artifacts = {store.resolve(text).fingerprint: text for text in references}
     sentences = []
     for fingerprint, text in artifacts.items() if not force else ():
         artifact = store.resolve(text)

@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
@@ -24,6 +25,9 @@ from assets.recipe.profile import load_profile
 from assets.recipe.recipe import load_recipe
 from assets.store.store import Store
 from assets.tracking.tracking import Tracking
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parent.parent
 CI_RECIPE = ROOT / "tests" / "recipes" / "ci.yaml"
@@ -107,6 +111,17 @@ def run_cli(
 def cli(home: Path, downloads: Path) -> Cli:
     """`cli("list", "--json")` on this test's own store."""
     return lambda *arguments, **options: run_cli(home, downloads, *arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Browser]:
+    """Headless Chromium. A machine without one skips what needs it, but not CI."""
+    from docs.pictures import browser, chromium  # loads Playwright, which few tests need
+
+    if chromium() is None and "CI" not in os.environ:
+        pytest.skip("no Chromium or Chrome on this machine")
+    with browser() as started:
+        yield started
 
 
 class BuiltStore:

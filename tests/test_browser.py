@@ -4,9 +4,7 @@ MLflow, and their links to each other.
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
 
 import pytest
 from conftest import ROOT, BuiltStore, free_port
@@ -14,17 +12,7 @@ from playwright.sync_api import Browser, expect
 
 from assets.store.store import Store
 from assets.tracking.tracking import Tracking
-from docs.pictures import HOST, browser, chromium, open_asset_graph, open_runs, serving
-
-pytestmark = pytest.mark.skipif(
-    chromium() is None and "CI" not in os.environ, reason="no Chromium or Chrome on this machine"
-)
-
-
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[Browser]:
-    with browser() as started:
-        yield started
+from docs.pictures import HOST, open_asset_graph, open_runs, serving
 
 
 @pytest.mark.slow

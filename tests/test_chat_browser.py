@@ -26,19 +26,12 @@ from conftest import free_port
 from playwright.sync_api import Browser, Page, expect
 
 from assets.store.store import Store
-from docs.pictures import browser, chromium, say
+from docs.pictures import say
 from gpt_model.rlhf import votes
 from pipelines.chat.engine import numbered_seed
 from pipelines.local_only import HOST
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        chromium() is None and "CI" not in os.environ,
-        reason="no Chromium or Chrome on this machine",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 MESSAGE = "who sees the sailor?"
 
 
@@ -129,12 +122,6 @@ def assert_gone(chat: Chat) -> None:
     for url in (chat.url, chat.endpoint):
         with pytest.raises(OSError, match="refused"):
             status(url)
-
-
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[Browser]:
-    with browser() as started:
-        yield started
 
 
 def opened(chrome: Browser, chat: Chat) -> Page:

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,6 @@ from assets.recipe.profile import Profile, load_profile
 from assets.recipe.recipe import Recipe, load_recipe
 from docs.badges import badges
 from docs.generate_reference import keys_of, pages, tree
-from docs.pictures import browser, chromium
 from gpt_model.evaluation.suites import TaskMetadata
 from gpt_model.finetuning.entry import TaskEntry
 from gpt_model.sizing import Rules
@@ -138,17 +136,8 @@ def test_site_builds_strictly_and_names_no_address_that_a_page_would_load(site: 
     assert not list(site.rglob("*.py"))
 
 
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[Browser]:
-    with browser() as started:
-        yield started
-
-
 @pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.skipif(
-    chromium() is None and "CI" not in os.environ, reason="no Chromium or Chrome on this machine"
-)
 @pytest.mark.parametrize("view", VIEWS, ids=str)
 def test_pages_are_readable_and_ask_nobody_outside(chrome: Browser, site: Path, view: View) -> None:
     paths = ["reference/recipe.html", "tutorials/own-task.html"]

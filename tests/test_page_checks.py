@@ -4,23 +4,13 @@ none.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from page_checks import View, faults, height, opened, unfold
 from playwright.sync_api import Browser
 
-from docs.pictures import browser, chromium
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        chromium() is None and "CI" not in os.environ,
-        reason="no Chromium or Chrome on this machine",
-    ),
-]
+pytestmark = [pytest.mark.browser]
 BAD = """<!doctype html><html><body>
 <h2>No h1</h2><h4>Two levels down</h4>
 <p style="color: #999">pale</p><p style="opacity: 0.3">thin</p>
@@ -39,12 +29,6 @@ GOOD = """<!doctype html><html lang="en"><head><title>Good</title>
 <text y="12" fill="currentColor">drawn</text></svg><label>Name <input></label>
 <div style="overflow-x: auto"><div style="width: 2000px">wide, in a box that scrolls</div></div>
 <details><summary>more</summary><p>folded</p></details></body></html>"""
-
-
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[Browser]:
-    with browser() as started:
-        yield started
 
 
 def test_every_fault_of_a_page_is_found(chrome: Browser, tmp_path: Path) -> None:

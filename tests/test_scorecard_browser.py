@@ -4,32 +4,15 @@ readable, its contents always in view; on paper unfolded.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-
 import pytest
 from conftest import BuiltStore
 from page_checks import VIEWS, View, faults, height, opened, unfold
 from playwright.sync_api import Browser
 
 from assets.store.store import Store
-from docs.pictures import browser, chromium
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        chromium() is None and "CI" not in os.environ,
-        reason="no Chromium or Chrome on this machine",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 MOST_PIXELS = 6_000  # before unfolding, at 1,400 pixels
-
-
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[Browser]:
-    with browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -241,8 +241,8 @@ def _above(store: Store, artifact: Artifact) -> dict[str, Artifact]:
     """
     inputs: dict[str, Artifact] = {}
     for entry in artifact.manifest["inputs"]:
-        if (found := store.find(entry["fingerprint"])) is not None:
-            inputs = {entry["name"]: found} | _above(store, found) | inputs
+        if (upstream := store.find(entry["fingerprint"])) is not None:
+            inputs = {entry["name"]: upstream} | _above(store, upstream) | inputs
     return inputs
 
 
