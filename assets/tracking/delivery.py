@@ -37,11 +37,11 @@ from mlflow.tracking.client import MlflowClient
 from assets.contract import NOT_RUN
 from assets.store.manifest import canonical, read_json
 from assets.store.store import Store
-from assets.tracking import limits, state
+from assets.tracking import build_record, limits, state
 from assets.tracking.event_log import EventReader, series
 from assets.tracking.logged_model import ModelFacts, deliver_model
-from assets.tracking.metric_names import USAGE, of_results, of_series, scores
-from assets.tracking.outbox import Delivered, is_alive
+from assets.tracking.metric_names import USAGE, of_manifest, of_series, scores
+from assets.tracking.outbox import Delivered
 from assets.tracking.parent_run import REFUSALS, ParentRun, is_lost
 from assets.tracking.server import Server, first_line
 from assets.tracking.session import SESSIONS
@@ -87,7 +87,7 @@ class Delivery:
             return self._push()
 
     def _push(self) -> Delivered:
-        status = self._status()
+        status = build_record.status(self.build, published=self.manifest is not None)
         run_id = self.state.run_id or self._run()
         self._set_status(run_id, "RUNNING" if status == "FINISHED" else status)
         self._once("parameters", lambda: self._parameters(run_id))
@@ -126,16 +126,6 @@ class Delivery:
         )
 
     # What the run is
-
-    def _status(self) -> str:
-        """As MLflow names it. A build whose process died without a word was killed; the next
-        attempt sets it running again.
-        """
-        if self.manifest:
-            return "FINISHED"
-        if self.build["failure"]:
-            return "FAILED"
-        return "RUNNING" if is_alive(self.build["attempts"][-1]) else "KILLED"
 
     def _run(self) -> str:
         """Finds this build's run by its tag, or makes it."""
@@ -382,20 +372,16 @@ class Delivery:
         latest; counts and the forecast as parameters.
         """
         assert self.manifest is not None
-        provenance = self.manifest["provenance"]
-        usage = {
-            name: provenance.get(name) for name in ("seconds", "peak_memory_bytes")
-        } | provenance.get("cost", {})
         metrics, counts = self._final()
-        metrics |= _numbers({f"{USAGE}{name}": value for name, value in usage.items()})
         self._log_final(run_id, metrics)
-        self._log_parameters(run_id, counts | {"forecast": provenance.get("forecast", {})})
+        self._log_parameters(
+            run_id, counts | {"forecast": self.manifest["provenance"].get("forecast", {})}
+        )
 
     def _final(self) -> tuple[dict[str, float], dict[str, float]]:
         """The manifest's metrics as MLflow's metrics and parameters."""
         assert self.manifest is not None
-        curves = series(self.journal / "events.jsonl")
-        return of_results(_numbers(self.manifest["metrics"]), curves)
+        return of_manifest(self.manifest, series(self.journal / "events.jsonl"))
 
     def _log_final(
         self, run_id: str, metrics: Mapping[str, float], model_id: str | None = None
@@ -478,14 +464,6 @@ class Delivery:
 
     def _save(self) -> None:
         state.save(self.folder, self.server.name, self.state)
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        name: value
-        for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
 
 
 def _hash(tags: Mapping[str, str]) -> str:

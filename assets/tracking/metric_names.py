@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from typing import Any
 
 SYSTEM, USAGE = "system/", "usage/"
 HELD_OUT = re.compile(r"(held_out|validation)(?:_(.+))?")
@@ -52,12 +53,32 @@ def of_results(
     return metrics, parameters
 
 
+def of_manifest(
+    manifest: Mapping[str, Any], series: Collection[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The numbers of a published build, its cost among them, as metrics and as parameters."""
+    metrics, parameters = of_results(_numbers(manifest["metrics"]), series)
+    known = manifest["provenance"]
+    usage = {name: known.get(name) for name in ("seconds", "peak_memory_bytes")}
+    usage |= known.get("cost", {})
+    metrics |= {f"{USAGE}{name}": value for name, value in _numbers(usage).items()}
+    return metrics, parameters
+
+
 def scores(metrics: Mapping[str, float]) -> dict[str, str]:
     """Those of `metrics` that have an interval, with it, as a person reads them."""
     return {
         name: f"{value:.4g} [{metrics[f'{name}_low']:.4g}, {metrics[f'{name}_high']:.4g}]"
         for name, value in metrics.items()
         if f"{name}_low" in metrics and f"{name}_high" in metrics
+    }
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
     }
 
 

@@ -24,14 +24,14 @@ from assets.contract import Artifact, Config
 from assets.store.manifest import read_json
 from assets.store.provenance import git_state
 from assets.store.store import Building
-from assets.tracking import session, state
+from assets.tracking import build_record, session, state
+from assets.tracking.build_record import builds, runs_now
 from assets.tracking.outbox import (
     PAUSES,
     PROMPT_SECONDS,
     Delivered,
     Outbox,
     Say,
-    is_alive,
     next_pause,
     this_process,
 )
@@ -105,7 +105,7 @@ class Tracking:
         same MLflow run.
         """
         path = building.journal / "build.json"
-        known = _read(path) or {"build": uuid.uuid4().hex, "attempts": []}
+        known = build_record.read(path) or {"build": uuid.uuid4().hex, "attempts": []}
         attempt = {
             "dagster_run": dagster_run,
             "session": session.record(
@@ -226,14 +226,14 @@ class Tracking:
     @property
     def builds(self) -> int:
         """How many builds the store has, published or not."""
-        return len(self._builds())
+        return len(builds(self.home))
 
     def deliver_again(self) -> Iterator[Delivered]:
         """Delivers every build of the store from its beginning, but for those that run now: also
         what MLflow had of it once. Patient with the server.
         """
-        for folder, build in self._builds():
-            if not _runs_now(folder, build):
+        for folder, build in builds(self.home):
+            if not runs_now(folder, build):
                 with delivering(folder):
                     state.save(folder, self.server.name, State())
                 yield self.deliver(folder, DELIVER_SECONDS)
@@ -244,9 +244,9 @@ class Tracking:
 
     def dagster_runs(self, building: Building) -> list[str]:
         """The ids of the Dagster runs that took part in a build, in order."""
-        attempts = (_read(building.journal / "build.json") or {"attempts": []})["attempts"]
+        build = build_record.read(building.journal / "build.json") or {"attempts": []}
         return list(
-            dict.fromkeys(attempt["dagster_run"] for attempt in attempts if attempt["dagster_run"])
+            dict.fromkeys(each["dagster_run"] for each in build["attempts"] if each["dagster_run"])
         )
 
     def run_url(self, run_id: str) -> str:
@@ -281,22 +281,14 @@ class Tracking:
             with delivering(folder):
                 ParentRun(folder, self.server).push()
 
-    def _builds(self) -> list[tuple[Path, dict[str, Any]]]:
-        """Folder and build.json of each build, in the order they began: inputs before what is made
-        of them.
-        """
-        builds = []
-        for folder in [*(self.home / "building").glob("*"), *(self.home / "artifacts").glob("*")]:
-            if build := _read(folder / "journal" / "build.json"):
-                builds.append((folder, build))
-        return sorted(builds, key=lambda each: each[1]["attempts"][0]["began"])
-
     def _undelivered(self) -> list[Path]:
         """The folders of builds that MLflow has not heard the end of."""
-        return [folder for folder, build in self._builds() if self._is_undelivered(folder, build)]
+        return [
+            folder for folder, build in builds(self.home) if self._is_undelivered(folder, build)
+        ]
 
     def _is_undelivered(self, folder: Path, build: Mapping[str, Any]) -> bool:
-        if _runs_now(folder, build):
+        if runs_now(folder, build):
             return False  # its own process sees to it
         delivered = state.load(folder, self.server.name)
         return not (
@@ -317,8 +309,8 @@ class Tracking:
         """
         delivered = {
             run: (folder, build["recipe"])
-            for folder, build in self._builds()
-            if (run := self._run_id(folder)) and not _runs_now(folder, build)
+            for folder, build in builds(self.home)
+            if (run := self._run_id(folder)) and not runs_now(folder, build)
         }
         delivered |= {
             run: (folder, record["recipe"])
@@ -344,14 +336,6 @@ def _within(seconds: float, act: Callable[[], None]) -> None:
     thread = threading.Thread(target=act, name="mlflow look", daemon=True)
     thread.start()
     thread.join(seconds)
-
-
-def _runs_now(folder: Path, build: Mapping[str, Any]) -> bool:
-    return (
-        folder.parent.name == "building"
-        and not build["failure"]
-        and is_alive(build["attempts"][-1])
-    )
 
 
 _served: dict[str, Tracking] = {}  # Dagster run -> who tracks it, in this process
@@ -385,13 +369,3 @@ def _input(name: str, artifact: Artifact) -> dict[str, Any]:
         "digest": artifact.digest,
         **sizes,
     }
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A journal's JSON; None where it is not there or cannot be read: the journal is not the
-    artifact, and is never worth a stop.
-    """
-    with suppress(FileNotFoundError, NotADirectoryError, CorruptFile):
-        document = read_json(path)
-        return document if isinstance(document, dict) else None
-    return None
