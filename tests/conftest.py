@@ -38,6 +38,8 @@ for name in (
     "LINEAGE_PROFILE",
     "LINEAGE_RECIPES",
     "MLFLOW_TRACKING_URI",
+    "LINEAGE_WANDB",
+    "LINEAGE_TENSORBOARD",
 ):
     os.environ.pop(name, None)
 signal.signal(

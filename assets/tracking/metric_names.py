@@ -16,7 +16,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-SYSTEM, USAGE = "system/", "usage/"
+SYSTEM, USAGE, RESULT = "system/", "usage/", "result."
 HELD_OUT = re.compile(r"(held_out|validation)(?:_(.+))?")
 TRAINING = re.compile(r"(training)(?:_(.+))?")
 OF_USAGE = re.compile(r".*seconds|.*_per_second|peak_.*|.*flops.*|compute")
@@ -47,7 +47,7 @@ def of_results(
         elif OF_USAGE.fullmatch(last):
             metrics[f"{USAGE}{name}"] = value
         elif COUNT.fullmatch(last):
-            parameters[f"result.{name}"] = value
+            parameters[f"{RESULT}{name}"] = value
         else:
             metrics[_grouped(name, "eval")] = value
     return metrics, parameters

@@ -6,14 +6,16 @@ completion waits: each command imports it itself.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from assets.store.store import Store
+from assets.tracking.other_trackers import VARIABLES, configured
 from gpt_model.errors import Unreachable, UserError
 from gpt_model.io import peak_resident_bytes
 from pipelines.cli.common import (
@@ -70,6 +72,22 @@ def run(
         typer.Option("--dry-run", "-n", help="only say what would be found and built, and why"),
     ] = False,
     profile: ProfileName = "cpu",
+    wandb: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROJECT",
+            envvar=VARIABLES["wandb"],
+            help="send every build to this project of Weights & Biases too",
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            envvar=VARIABLES["tensorboard"],
+            help="write TensorBoard's event files into this folder too",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a recipe, or find it built; prints the scorecard's headline. With --select only a part
@@ -92,6 +110,7 @@ def run(
             else:
                 print_rich(draw_dry_run(facts))
             return
+    _turn_on({"wandb": wandb, "tensorboard": tensorboard})
     for sentence in too_large(loaded, execution, store) if "pretrained" in names else ():
         typer.echo(f"warning: {sentence} The build begins all the same.", err=True)
     with BuildDisplay(store.home, stderr_console()) as display:
@@ -114,6 +133,12 @@ def run(
         err=True,
     )
     _announce(store, loaded.name, chosen, outcome, as_json)
+
+
+def _turn_on(trackers: Mapping[str, str | None]) -> None:
+    """Those that have a value, for the whole process. Raises UserError for one that cannot work."""
+    os.environ.update({VARIABLES[kind]: target for kind, target in trackers.items() if target})
+    configured()
 
 
 def _selected(recipe: Recipe, path: Path, graph: list[Node], select: Sequence[str]) -> list[Node]:
