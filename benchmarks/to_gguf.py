@@ -71,8 +71,8 @@ NEW = 48  # tokens, greedy
 
 
 def texts_that_differ(folder: Path, target: Path) -> list[str]:
-    """The prompts that llama.cpp reads as other tokens than `transformers`, or goes on from with
-    other text.
+    """The prompts that llama.cpp reads as another number of tokens than `transformers`, or goes on
+    from with other text.
     """
     xllamacpp = importlib.import_module("xllamacpp")
     model = AutoModelForCausalLM.from_pretrained(folder)

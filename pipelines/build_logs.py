@@ -44,10 +44,11 @@ def build_logs(store: Store, text: str) -> list[BuildLog]:
     """
     if folders := [folder for folder in _journals(store) if _is_meant(store, folder, text)]:
         return sorted(map(_read, folders), key=lambda log: log.messages[:1] or [(0.0, "")])
-    if (store.home / "dagster" / "storage" / text).is_dir():
+    runs = store.home / "dagster" / "history" / "runs"
+    if RUN_ID.fullmatch(text) and any(runs.glob(f"{text}*.db")):
         raise UserError(
-            f"Dagster run {text} built nothing: everything was found, or it failed before a worker "
-            "began. gpt-lineage ui has its events."
+            f"Dagster run {text} built nothing: every artifact was found, or it failed before a "
+            "worker began. gpt-lineage ui has its events."
         )
     artifact = store.resolve(text)  # its error says what there is
     raise UserError(f"{text} ({artifact.fingerprint[:SHORT]}) has no log: it was built elsewhere.")

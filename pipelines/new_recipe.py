@@ -109,9 +109,10 @@ def _data_files(data: Path) -> list[Path]:
         for path in files:
             by_ending["".join(path.suffixes[-1:])] += path.stat().st_size
     if not files or format_from_ending(files[0].name) is None:
+        what = "has no file of text or rows" if data.exists() else "does not exist"
         raise UserError(
-            f"{data} holds no file that is read here. Give a folder of .txt or .md files, or a "
-            ".csv, .tsv, .jsonl or .parquet file."
+            f"{data} {what}. Give a folder of .txt or .md files, or a .csv, .tsv, .jsonl or "
+            ".parquet file."
         )
     ending = by_ending.most_common(1)[0][0]
     chosen = [path for path in files if path.suffix == ending and path.stat().st_size]
@@ -200,7 +201,8 @@ def _task(
         result.guess("header", header, "the first line holds a row, not names")
     form, columns = _form(result, rows, label)
     lines = [
-        f"# Guessed from {path.name} by `gpt-lineage new`; docs/tasks-and-suites.md has every key.",
+        f"# Guessed from {path.name} by `gpt-lineage new`.",
+        "# docs/tutorials/own-task.md explains the keys.",
         f"description: rows of {path.name}",
         "licence: unknown # of the text; stands in the scorecard",
         f"source: {{path: {json.dumps(_seen_from(path, task), ensure_ascii=False)}}}",
@@ -273,13 +275,13 @@ def _corpus(
     else:
         documents = _documents(result, source, files)
     few = documents < FEW_DOCUMENTS
-    why = f"{documents:,} documents" + (", so that some are held out" if few else "")
+    why = f"about {documents:,} documents" + (", so that some are held out" if few else "")
     held_out = result.guess("corpus.held_out", 0.2 if few else 0.05, why)
     batches = EPOCHS * size // BYTES_A_TOKEN // BATCH_TOKENS
     tokens = min(max(batches * BATCH_TOKENS, LEAST_TOKENS), MOST_TOKENS)
-    result.guess("pretraining.tokens", tokens, f"{EPOCHS} times the text, within a few minutes")
+    result.guess("pretraining.tokens", tokens, f"{EPOCHS} times the text, at most {MOST_TOKENS:,}")
     vocab = min(LEAST_VOCABULARY + size // BYTES_A_MERGE, MOST_VOCABULARY)
-    result.guess("tokenizer.vocab_size", vocab, f"a merge for {BYTES_A_MERGE} bytes of text")
+    result.guess("tokenizer.vocab_size", vocab, f"one merge for each {BYTES_A_MERGE} bytes of text")
     lines = [
         f"# Written by `gpt-lineage new`. Everything that is not here is {extends}'s.",
         f"extends: {extends}",
@@ -291,8 +293,8 @@ def _corpus(
         f"    - {json.dumps(source | {'licence': 'unknown'}, ensure_ascii=False)}",
         f"  held_out: {held_out} # share of the documents that nothing trains on",
         f"tokenizer: {{style: gpt2, vocab_size: {vocab}}}",
-        f"pretraining: {{tokens: {tokens}, batch_tokens: {BATCH_TOKENS}, "
-        f"warmup_tokens: {tokens // 20}}}",
+        f"pretraining: {{tokens: {tokens:_}, batch_tokens: {BATCH_TOKENS}, "
+        f"warmup_tokens: {tokens // 20:_}}}",
         "finetuning: null",
         "evaluation: {suites: [held_out]}",
         "experiments: null",
@@ -306,7 +308,8 @@ def _documents(result: Draft, source: dict[str, Any], files: Sequence[Path]) -> 
     """How the files are divided, written to `source`; about how many documents that makes."""
     with naming_path(files[0]), files[0].open("rb") as file:
         text = file.read(BYTES_READ).decode("utf-8", errors="replace")
-    share = max(1.0, files[0].stat().st_size / BYTES_READ)
+    size = files[0].stat().st_size
+    all_files = sum(path.stat().st_size for path in files) / min(size, BYTES_READ)
     counts = {
         "headings": len(re.findall(r"^#{1,6} ", text, re.M)) * (files[0].suffix == ".md"),
         "paragraphs": len([part for part in re.split(r"\n\s*\n", text) if part.strip()]),
@@ -316,13 +319,14 @@ def _documents(result: Draft, source: dict[str, Any], files: Sequence[Path]) -> 
     if SEPARATOR in text:
         source["documents"] = {"separator": SEPARATOR}
         result.guess(key, source["documents"], f"{files[0].name} has {SEPARATOR} between them")
-        return int(text.count(SEPARATOR) * share)
+        return int(text.count(SEPARATOR) * all_files)
     if len(files) >= MANY_FILES:
         source["documents"] = result.guess(key, "whole", f"each of the {len(files)} files is one")
         return len(files)
     for kind, least in (("headings", 5), ("paragraphs", 10), ("lines", 1)):
         if counts[kind] >= least:
-            why = f"{files[0].name} has {counts[kind]:,} of them in its first part"
+            part = "the first megabyte of " if size > BYTES_READ else ""
+            why = f"{counts[kind]:,} of them in {part}{files[0].name}"
             source["documents"] = result.guess(key, kind, why)
-            return int(counts[kind] * share * len(files))
+            return int(counts[kind] * all_files)
     raise UserError(f"{files[0]} holds no text: there is nothing to guess from.")

@@ -71,7 +71,7 @@ def run_recipe(
     setup_interrupt_handlers()  # SIGTERM as Ctrl-C
     graph = file.nodes
     names = {node.name for node in chosen}
-    feed = _EventFeed(display, {"__".join(node.key): node.ref for node in graph}, home)
+    feed = _EventFeed(display, step_keys(graph), home)
     lineage = Lineage(home=str(home), profile=profile)
     definitions = build_defs(
         [file], resource_overrides={"lineage": lineage}, display=feed.definition()
@@ -97,6 +97,11 @@ def run_recipe(
             if problem:
                 display.say(f"  {problem}")
     return feed.report
+
+
+def step_keys(graph: Sequence[Node]) -> dict[str, str]:
+    """Dagster's key of the step of each asset -> recipe/stage."""
+    return {dg.AssetKey(node.key).to_python_identifier(): node.ref for node in graph}
 
 
 def _created(
@@ -207,6 +212,10 @@ class _EventFeed(logging.Handler):
             self._failed(event)
         elif kind == dg.DagsterEventType.RUN_CANCELED:
             self.report.interrupted = True
+        elif kind == dg.DagsterEventType.RUN_FAILURE:
+            # of a failed step there is no error here: `_failed` has recorded it
+            if (error := event.job_failure_data.error) and not self.report.failures:
+                self.report.failures.append(_message(error))
         elif kind == dg.DagsterEventType.STEP_UP_FOR_RETRY:
             message = _message(event.step_retry_data.error)
             self.display.say(

@@ -98,8 +98,8 @@ def test_text_is_divided_as_it_is_written(
 @pytest.mark.parametrize(
     ("files", "data", "sentence"),
     [
-        ({}, "nothing", "holds no file that is read here"),
-        ({"a.pdf": "x"}, "a.pdf", "holds no file that is read here"),
+        ({}, "nothing", "nothing does not exist"),
+        ({"a.pdf": "x"}, "a.pdf", "has no file of text or rows"),
         ({"a.csv": "note,outcome\n"}, "a.csv", "has no rows below its first line"),
         ({"a.txt": ""}, "a.txt", "is empty"),
         ({"v/a.csv": f"n,o\n{VISITS}", "v/b.csv": f"n,o\n{VISITS}"}, "v", "a task reads one"),

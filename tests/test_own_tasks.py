@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
+from dagster._core.events import JobFailureData, RunFailureReason
+from dagster._utils.error import SerializableErrorInfo
+from rich.console import Console
 from world import World, make_world
 
 from assets.graph import check, nodes
@@ -21,6 +25,9 @@ from gpt_model.evaluation.results import Results
 from gpt_model.finetuning.entry import SPLITS, TaskEntry
 from gpt_model.finetuning.examples import read_examples
 from gpt_model.progress import Silent
+from pipelines.definitions import RecipeFile, build_defs
+from pipelines.progress import BuildDisplay
+from pipelines.runs import _EventFeed, step_keys
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = ("tutorials/own-task.md", "tutorials/own-suite.md", "how-to/task-formats.md")
@@ -176,6 +183,42 @@ def test_a_mistake_in_a_local_file_is_found_before_anything_is_built(
     path.write_text(path.read_text().replace(broken, mended, 1))
     with pytest.raises(UserError, match=f"mine.yaml.*{message}"):
         finetuned(page, "visits.yaml")
+
+
+def test_a_separator_of_another_format_and_a_misspelt_label_column_are_named(page: Path) -> None:
+    task, path = page / "visits.yaml", page / "data" / "visits.csv"
+    rows = path.read_text()
+    path.write_text(rows.replace('"', "").replace(", ", " ").replace(",", ";"))
+    with pytest.raises(
+        UserError, match=r"are note;outcome\. Its fields do not stand between commas"
+    ):
+        finetuned(page, "visits.yaml")
+    path.write_text(rows)
+    task.write_text(task.read_text().replace("label: outcome", "label: result"))
+    with pytest.raises(UserError, match=r"has no column 'result'.* Its columns are note, outcome"):
+        finetuned(page, "visits.yaml")
+    task.write_text(task.read_text().replace("{path: data/visits.csv}", "data/visits.csv"))
+    with pytest.raises(UserError, match=r"Did you mean {path: 'data/visits\.csv'}\?"):
+        finetuned(page, "visits.yaml")
+
+
+def test_the_task_of_a_file_with_a_hyphen_has_the_step_that_dagster_makes(page: Path) -> None:
+    (page / "visits.yaml").rename(page / "my-visits.yaml")
+    finetuned(page, "my-visits.yaml")
+    recipe = load_recipe(str(page / "mine.yaml"))
+    file = RecipeFile(recipe, page / "mine.yaml")
+    job = build_defs([file]).resolve_job_def(recipe.name)
+    steps = step_keys(file.nodes)
+    assert {node.name for node in job.nodes} == set(steps)
+    assert steps["mine__finetuned__my_visits"] == "mine/finetuned/my-visits"
+
+
+def test_a_run_that_fails_outside_its_steps_says_why(tmp_path: Path) -> None:
+    error = SerializableErrorInfo("KeyError: 'my_visits'\n", [], "KeyError")
+    failure = JobFailureData(error, RunFailureReason.RUN_EXCEPTION)
+    feed = _EventFeed(BuildDisplay(tmp_path, Console()), {}, tmp_path)
+    feed._event(dg.DagsterEvent("PIPELINE_FAILURE", "mine", event_specific_data=failure))
+    assert feed.report.failures == ["KeyError: 'my_visits'"]
 
 
 def test_a_label_that_no_rule_names_and_a_column_of_no_labels_are_found(page: Path) -> None:

@@ -23,6 +23,7 @@ from assets.stage import RETRY
 from assets.store.store import Store
 from gpt_model.errors import UserError
 from pipelines.automation import grown_source_sensor, recipe_job
+from pipelines.cli.recipes import checked
 from pipelines.definitions import RecipeFile, build_defs, defs, recipe_files
 
 
@@ -276,6 +277,38 @@ def test_a_name_that_dagster_reserves_is_refused(tmp_path: Path) -> None:
         (tmp_path / "mine.yaml").write_text(f"extends: tiny\nname: '{name}'\n")
         with pytest.raises(UserError, match=rf"line 2: `name`: '{name}' is a name"):
             load_recipe(str(tmp_path / "mine.yaml"))
+
+
+def test_a_key_in_the_wrong_section_is_named_with_its_own(tmp_path: Path) -> None:
+    path = write_local_recipe(tmp_path)
+    path.write_text(path.read_text().replace("layers:", "vocab_size: 300, layers:"))
+    with pytest.raises(
+        UserError, match=r"`model\.vocab_size` is not .* It is a key of `tokenizer`"
+    ):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "message"),
+    [
+        ("rows.csv", "note,outcome\n", "is no recipe but data.* gpt-lineage new NAME rows.csv"),
+        ("texts", None, "is no recipe but a folder.* gpt-lineage new NAME texts"),
+        ("t.yaml", "form: classification\ncolumns: {}\n", "t.yaml is a task and no recipe"),
+        ("s.yaml", "doc_to_text: x\noutput_type: y\n", "s.yaml is a suite and no recipe"),
+        ("local", "", "A file is given by its path: local.yaml is here"),
+    ],
+)
+def test_what_is_given_for_a_recipe_and_is_none_is_named(
+    given: str, text: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_local_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    if text is None:
+        Path(given).mkdir(exist_ok=True)
+    elif text:
+        Path(given).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        checked(given, "cpu")
 
 
 def test_folder_of_recipes_that_is_not_there_is_said(

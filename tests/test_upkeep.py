@@ -247,6 +247,12 @@ def test_logs_are_found_by_artifact_dagster_run_and_mlflow_run(call: Run, copy: 
         assert list(log["printed"].values()) == [["100%|##|", "a warning"], ["rank 1 too"]]
     text = call("logs", "local/tokens").stdout
     assert "a worker begins" in text and "rank 1 too" in text and f"run {dagster_run[:8]}" in text
+    history = copy / "dagster" / "history" / "runs" / "0a1b2c3d-4e5f.db"
+    history.parent.mkdir(parents=True, exist_ok=True)
+    history.touch()
+    without = call("logs", "0a1b2c3d")
+    assert without.exit_code == 1 and "run 0a1b2c3d built nothing" in without.stderr
+    history.unlink()
     unknown = call("logs", "0123abcd")
     assert unknown.exit_code == 1 and "There is no artifact '0123abcd'" in unknown.stderr
 

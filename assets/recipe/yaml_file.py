@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from gpt_model import yaml_reader
+from gpt_model.data.location import Located
 from gpt_model.errors import UserError, dotted, naming_path
 from gpt_model.strict import (
     KINDS,
@@ -36,6 +37,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SUFFIXES = (".yaml", ".yml")
 LARGEST = 2**18  # bytes of a file of settings
 LONGEST_KEY = 80  # characters, that a misspelt key may have
+HOMES = 3  # sections with a misplaced key that are named
 MISTAKES = 20  # of one file that are listed; more are counted
 
 
@@ -89,6 +91,8 @@ def find_file(name_or_path: str, folders: Sequence[Path], what: str, base: Path 
         return files[name_or_path]
     near = difflib.get_close_matches(name_or_path, files, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    if (base / f"{name_or_path}.yaml").is_file():
+        hint = f" A file is given by its path: {name_or_path}.yaml is here."
     raise UserError(
         f"There is no {what} {name_or_path!r} under {folder.name}/.{hint} There are: "
         f"{', '.join(files) or 'none'}."
@@ -210,8 +214,11 @@ def _sentence(model: type[BaseModel], problem: Any, expected: str, nodes: Nodes)
     where = f"{_file_and_line(nodes, location[:-1] if kind == 'missing' else location)}: "
     name = dotted_location(location)
     if kind in ("extra_forbidden", "invalid_key"):
-        near = _nearest(model, problem)
-        hint = f" Did you mean `{near}`?" if near else ""
+        homes = _homes(model, str(location[-1]))
+        if near := _nearest(model, problem):
+            hint = f" Did you mean `{near}`?"
+        else:
+            hint = f" It is a key of {' and of '.join(homes)}." if 0 < len(homes) <= HOMES else ""
         keys = ", ".join(_keys_at(model, location[:-1]))
         return f"{where}`{name}` is not a key here.{hint} Keys here: {keys}."
     reason = (
@@ -219,7 +226,29 @@ def _sentence(model: type[BaseModel], problem: Any, expected: str, nodes: Nodes)
         if expected
         else explanation(problem, _description_at(model, location))
     )
-    return f"{where}{sentence(problem, name, reason)}"
+    value, section = problem.get("input"), _model_at(model, location)
+    hint = ""
+    if (
+        kind.startswith("model")
+        and isinstance(value, str)
+        and section
+        and issubclass(section, Located)
+    ):
+        hint = f" Did you mean {{path: {shown(value)}}}?"
+    return f"{where}{sentence(problem, name, reason)}{hint}"
+
+
+def _homes(model: type[BaseModel], key: str, above: str = "", depth: int = 3) -> list[str]:
+    """The sections below `model` that have `key`, as a person writes them; those `depth` deep."""
+    homes = []
+    for name, field in _fields(model).items() if depth else ():
+        inner = _inner_model(field.annotation)
+        if inner is None:
+            continue
+        path = f"{above}{name}"
+        homes += [f"`{path}`"] * (key in _fields(inner))
+        homes += _homes(inner, key, f"{path}.", depth - 1)
+    return homes
 
 
 def _keys_at(model: type[BaseModel], location: Location) -> list[str]:

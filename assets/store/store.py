@@ -527,12 +527,14 @@ class Store:
                 f"{text!r} is the start of {len(matches)} fingerprints ({shown}): give more of it."
             )
         refs = self.refs()
-        near = difflib.get_close_matches(text, refs, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(text, refs, n=3, cutoff=0.6)
+        recipe = text.removesuffix(".yaml").partition("/")[0]
+        listed = [name for name in refs if name.startswith(f"{recipe}/")] or list(refs)
         hint = (
             f"Did you mean {' or '.join(near)}?"
-            if near
-            else f"There are: {', '.join(list(refs)[:LISTED]) or 'none yet; build a recipe first'}"
-            f"{', …' if len(refs) > LISTED else ''}."
+            if near and "/" in text
+            else f"There are: {', '.join(listed[:LISTED]) or 'none yet; build a recipe first'}"
+            f"{', …' if len(listed) > LISTED else ''}."
         )
         raise UserError(
             f"There is no artifact {text!r} in {self.home}: not a recipe/stage and not the start "

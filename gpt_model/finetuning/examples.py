@@ -12,7 +12,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def checked(task: str, entry: TaskEntry, downloads: Path) -> TaskEntry:
     if not entry.source.local:
         return entry
     if entry.form != "multiple_choice" and not entry.label_names():
-        entry = entry.model_copy(update={"labels": _inferred_labels(entry, downloads)})
+        entry = entry.model_copy(update={"labels": _inferred_labels(task, entry, downloads)})
 
     def read() -> None:
         examples_of = _examples_reader(_Reader(task, entry), entry, downloads, Silent())
@@ -123,27 +123,59 @@ def checked(task: str, entry: TaskEntry, downloads: Path) -> TaskEntry:
     return entry
 
 
-def _inferred_labels(entry: TaskEntry, downloads: Path) -> list[str]:
-    """The different values of the label column, in order. Raises UserError where there are too many
-    to be the names of labels.
+def _inferred_labels(task: str, entry: TaskEntry, downloads: Path) -> list[str]:
+    """The different values of the label column, in order. Raises UserError where there is no such
+    column, or it has too many to be the names of labels.
     """
     column, values = str(entry.columns["label"]), set[str]()
     for name in entry.source.names():
+        known = set[str]()
         for row in _local_rows(entry, name, downloads):
+            known |= row.keys()
             values.add(str(row.get(column, "")).strip())
             if len(values) > MOST_LABELS + 1:
                 break
+        else:
+            if known:
+                _check_columns(task, entry, name, known)
     names = sorted(values - {"", "None", str(entry.no_label)})
     if not 2 <= len(names) <= MOST_LABELS:
         some = f": {', '.join(map(repr, names[:3]))}" if names else ""
         count = f"more than {MOST_LABELS}" if len(names) > MOST_LABELS else str(len(names))
         raise UserError(
-            f"Column {column!r} of {entry.source.names()[0]} has {count} different values{some}. "
-            f"Labels are inferred where it has 2 to {MOST_LABELS}: name yours under `labels` in "
-            "the task's entry, or give a `scale`.",
+            f"Column {column!r} of {entry.source.names()[0]} has {count} different "
+            f"value{'s' * (len(names) != 1)}{some}. Labels are inferred where it has 2 to "
+            f"{MOST_LABELS}: name yours under `labels` in the task's file, or give a `scale`.",
             field="labels",
         )
     return names
+
+
+def _check_columns(task: str, entry: TaskEntry, file: str, known: Collection[str]) -> None:
+    """Raises UserError where a column that the task reads is not among those that are `known` of
+    the file.
+    """
+    needed = entry.columns_read()
+    if not (missing := [column for column in needed if column not in known]):
+        return
+    names = ", ".join(sorted(known))
+    advice = "Correct `columns` in the task's file."
+    if entry.header is None and format_from_ending(file) in ("csv", "tsv"):
+        if len(known) == 1 and any(mark in names for mark in ";|\t"):
+            advice = (
+                "Its fields do not stand between commas, as those of a .csv do, or tabs, as those "
+                "of a .tsv do: save it again so."
+            )
+        else:
+            advice += (
+                " If these are a row's values, the file has no header: write one as its first line "
+                f"({', '.join(needed)} among its names), or give the columns' names as `header` in "
+                "the task's file."
+            )
+    raise UserError(
+        f"{file} has no column {missing[0]!r}, which task {task} reads. Its columns are {names}. "
+        f"{advice}"
+    )
 
 
 def _local_rows(entry: TaskEntry, name: str, downloads: Path) -> Iterator[Row]:
@@ -268,18 +300,7 @@ class _Reader:
         if not rows:
             raise UserError(f"{file} has no rows. Task {self.task} needs some.")
         known = set().union(*(row for _, row in rows))
-        if missing := [column for column in self.entry.columns_read() if column not in known]:
-            headerless = (
-                ""
-                if self.entry.header or format_from_ending(file) not in ("csv", "tsv")
-                else " If these are a row's values, the file has no header: write one as its first "
-                f"line ({', '.join(self.entry.columns_read())} among its names), or give the "
-                "columns' names as `header` in a task's entry of your own."
-            )
-            raise UserError(
-                f"{file} has no column {missing[0]!r}, which task {self.task} reads. Its columns "
-                f"are {', '.join(sorted(known))}: mend `columns` in the task's entry.{headerless}"
-            )
+        _check_columns(self.task, self.entry, file, known)
         earlier: dict[str, tuple[str, Row]] = {}  # `pairs`: a group's row that waits for its second
         for number, row in rows:
             where, id_ = f"{file}, row {number}", f"{prefix}{number}"
@@ -377,7 +398,7 @@ class _Reader:
         if self.entry.unlabelled == "refuse":
             raise UserError(
                 f"{where}: column {column!r} has no label. Label the row or take it out, or set "
-                "`unlabelled: drop` in the task's entry."
+                "`unlabelled: drop` in the task's file."
             )
         self.left_out["unlabelled"] += 1
 
