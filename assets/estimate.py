@@ -783,6 +783,8 @@ def _task_tokens(config: Config, model: ModelConfig) -> Amount:
 def _example_tokens(entry: Mapping[str, Any], context: int) -> float:
     """Tokens read of one example: of a similarity both orders, of a question each answer."""
     length = context if "context" in entry["columns"] else min(context, SHORT_EXAMPLE)
+    if made := entry.get("next_sentence"):
+        return length * float(made["options"])
     if entry["form"] == "multiple_choice":
         options = entry["columns"]["options"]
         return length * (len(options) if isinstance(options, list) else OPTIONS)

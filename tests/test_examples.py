@@ -290,6 +290,59 @@ def test_pairs_that_cannot_be_made_are_refused(changed: dict[str, Any], mistake:
         TaskEntry.model_validate(entry | changed)
 
 
+def test_which_sentence_follows_is_asked_once_of_each_article(tmp_path: Path) -> None:
+    def passage(article: int, part: int) -> str:
+        second = f"The city {article} lies by a river that bears one name."
+        return f"City {article} -- Part {part} of {article} is here. {second} It is old."
+
+    rows = [{"passage": passage(n, part)} for n in range(90) for part in (1, 2)]
+    rows += [{"passage": "City 90 -- Of U.S. Steel we know nothing. It is."}]  # too short
+    result = local(
+        tmp_path,
+        rows,
+        form="multiple_choice",
+        columns={"text": "passage"},
+        labels=[],
+        next_sentence={"options": 3, "words": 7},
+        split={"group": "passage", "together": " -- ", "validation": 0.2, "test": 0.3},
+    )
+    examples = {split: result.splits[split] for split in SPLITS}
+    assert sum(map(len, examples.values())) == 90
+    assert result.left_out == {"shorter than two sentences": 1}
+    for made in examples.values():
+        for example in made:
+            number = example.group.split()[-1]
+            assert example.segments == (f"Part 1 of {number} is here.",)
+            right = f"The city {number} lies by a river"  # cut to seven words
+            assert example.options[example.label] == right and len(set(example.options)) == 3
+        options = Counter(option for example in made for option in example.options)
+        assert set(options.values()) == {3}  # no option alone says whether it is right
+        assert {example.label for example in made} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("changed", "mistake"),
+    [
+        ({"form": "similarity"}, "needs the form multiple_choice"),
+        ({"columns": {"text": "a", "label": "b"}}, "does not read"),
+        ({"next_sentence": {"options": 1}}, "lettered A to Z"),
+    ],
+)
+def test_next_sentences_that_cannot_be_made_are_refused(
+    changed: dict[str, Any], mistake: str
+) -> None:
+    entry = {
+        "licence": "none",
+        "source": {"file": "rows.jsonl"},
+        "form": "multiple_choice",
+        "columns": {"text": "a"},
+        "next_sentence": {"options": 2},
+    }
+    TaskEntry.model_validate(entry)
+    with pytest.raises(ValidationError, match=re.escape(mistake)):
+        TaskEntry.model_validate(entry | changed)
+
+
 def test_rows_between_thresholds_and_dropped_unlabelled_rows_are_counted(tmp_path: Path) -> None:
     rows = [{"text": f"t{i}", "label": [-2, 0.2, 2, None][i % 4]} for i in range(200)]
     result = local(

@@ -196,12 +196,12 @@ def test_null_takes_out_what_an_extended_recipe_has_and_a_curve_over_snapshots_n
 ) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "extends: tiny\nname: mine\nevaluation: null\nfinetuning: {examples: {piqa: null}}\n"
+        "extends: tiny\nname: mine\nevaluation: null\nfinetuning: {examples: {sentiment: null}}\n"
     )
     mine, tiny = load_recipe(str(path)), load_recipe("tiny")
     assert mine.evaluation is None and mine.finetuning is not None and tiny.finetuning is not None
     assert mine.finetuning.examples == {
-        name: n for name, n in tiny.finetuning.examples.items() if name != "piqa"
+        name: n for name, n in tiny.finetuning.examples.items() if name != "sentiment"
     }
     path.write_text(
         "extends: tiny\nname: mine\nexperiments: {zero_shot_dynamics: {sentiment: sentiment, "

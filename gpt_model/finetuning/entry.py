@@ -231,6 +231,20 @@ class TaskSplit(Strict):
         return self
 
 
+class NextSentence(Strict):
+    """Questions made of running text: its first sentence, and which sentence follows. The wrong
+    options are second sentences of other groups' texts, as in Devlin et al. 2019 (BERT, section
+    3.1), whose pairs are here options.
+    """
+
+    options: Annotated[int, Bounds(2, 26, "they are lettered A to Z")] = Field(
+        default=2, description="sentences to choose from, one of which is right"
+    )
+    words: Annotated[int, Bounds(4, 1_000, "no sentence is longer")] = Field(
+        default=24, description="of a sentence, at most; the rest of it is cut off"
+    )
+
+
 class Published(Strict):
     """Where a paper reports the task: the name its tables have for it, and what of it they give."""
 
@@ -289,6 +303,13 @@ class TaskEntry(Strict):
         description="label -> which two rows a pair is made of: two of one `split.group`, or one "
         "each of two groups. The first segment is read from one row, the second from the other",
         exclude_if=lambda pairs: not pairs,  # else every older task would have another fingerprint
+    )
+    next_sentence: NextSentence | None = Field(
+        default=None,
+        description="multiple choice made of the text in the column `text`: which sentence follows "
+        "its first? One text of each group; what stands before `split.together` is its heading, "
+        "and left out",
+        exclude_if=lambda made: made is None,
     )
     labels: list[str] | dict[str, Rule] = Field(
         default_factory=list,
@@ -387,6 +408,8 @@ class TaskEntry(Strict):
                     "label is the right option"
                 )
             return self
+        if self.next_sentence:
+            raise ValueError(f"`next_sentence` needs the form multiple_choice, not {self.form}")
         if self.pairs:
             self._refuse_unfit_pairs()
         if self.scale and (self.labels or self.versions or self.scale[0] >= self.scale[1]):
@@ -473,6 +496,8 @@ class TaskEntry(Strict):
 
     def _segments_wanted(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(needed, optional) keys of `columns`."""
+        if self.next_sentence:
+            return ("text",), ()
         if self.form == "multiple_choice":
             return ("question", "options", "label"), ("context",)
         segments = SEGMENTS[self.form]

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from gpt_model.finetuning.entry import SEGMENTS, SPLITS, Rule, SplitName, Splits
 from gpt_model.progress import Progress, Silent
 
 MOST_LABELS = 20  # that are inferred: a column of more values is no column of labels
+SENTENCE_END = re.compile(r"(?<=[a-z)][.!?])\s+(?=[A-Z])")  # not behind an abbreviation like "U.S."
+LEAST_WORDS = 6  # of a second sentence: "It was." follows on anything
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,11 @@ def read_examples(
         splits = _split_by_share(read(str(given)), entry, seed)
     if entry.pairs:
         splits = {name: _with_mixed_pairs(same, entry) for name, same in splits.items()}
+    if entry.next_sentence:
+        splits = {
+            name: _with_wrong_sentences(right, entry.next_sentence.options, seed)
+            for name, right in splits.items()
+        }
     for name, examples in splits.items():
         if not examples:
             raise UserError(
@@ -215,6 +223,23 @@ def _with_mixed_pairs(same: list[Example], entry: TaskEntry) -> list[Example]:
     return [*same, *mixed]
 
 
+def _with_wrong_sentences(right: list[Example], options: int, seed: int) -> list[Example]:
+    """Each example, whose only option is right, with as many options as asked for: the next ones of
+    other groups. So every sentence is as often wrong as right, but for the number of options, and
+    none leaves its split. The seed decides where the right one stands.
+    """
+    complete = []
+    for i, example in enumerate(right):
+        following = (right[(i + step) % len(right)] for step in range(1, len(right)))
+        texts = (each.options[0] for each in following if each.group != example.group)
+        wrong = list(islice((text for text in texts if text not in example.options), options - 1))
+        if len(wrong) == options - 1:
+            label = int(bucket(example.id, seed) * options)
+            sentences = (*wrong[:label], *example.options, *wrong[label:])
+            complete.append(replace(example, options=sentences, label=label))
+    return complete
+
+
 def _split_as_given(
     read: Callable[[str], list[Example]],
     reader: _Reader,
@@ -302,11 +327,14 @@ class _Reader:
         known = set().union(*(row for _, row in rows))
         _check_columns(self.task, self.entry, file, known)
         earlier: dict[str, tuple[str, Row]] = {}  # `pairs`: a group's row that waits for its second
+        groups: set[str] = set()  # `next_sentence`: those that have given their text
         for number, row in rows:
             where, id_ = f"{file}, row {number}", f"{prefix}{number}"
             try:
                 if self.entry.pairs:
                     made = self._pair(where, id_, row, earlier)
+                elif self.entry.next_sentence:
+                    made = self._next_sentence(where, id_, row, groups)
                 else:
                     made = list(self._of_row(where, id_, row))
             except UserError:
@@ -333,6 +361,24 @@ class _Reader:
         del earlier[group]
         label = entry.label_names().index(entry.pair_label("one_group"))
         return [Example(f"{first_id}+{id_}", group, segments, (), label)]
+
+    def _next_sentence(self, where: str, id_: str, row: Row, groups: set[str]) -> list[Example]:
+        """The first two sentences of the row's text, the second as the only option yet."""
+        assert self.entry.next_sentence
+        text, mark = self._text(where, row, "text"), self.entry.split.together
+        group = self._group(where, row, (text,))
+        if group in groups:
+            return []
+        if mark and mark in text:
+            text = text.partition(mark)[2]
+        sentences = [sentence.split() for sentence in SENTENCE_END.split(text.strip())]
+        if len(sentences) < 2 or len(sentences[1]) < LEAST_WORDS:
+            self.left_out["shorter than two sentences"] += 1
+            return []
+        groups.add(group)
+        most = self.entry.next_sentence.words
+        first, second = (" ".join(sentence[:most]) for sentence in sentences[:2])
+        return [Example(id_, group, (first,), (second,), 0)]
 
     def _group(self, where: str, row: Row, segments: tuple[str, ...]) -> str:
         """What keeps a row's examples in one split: the column's text, else the example's own."""
