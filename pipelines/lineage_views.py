@@ -29,6 +29,7 @@ SCORES = {
 BASELINES = ("constant", "random", "uniform", "majority", "chance", "bag_of_words")
 ENDS = ("_low", "_high")  # of an interval, behind a score's name
 LISTED = 4  # fields that a line names
+PINNED = re.compile(r"(.*\bpinned)\[\d+\]\.\w+")  # a field of a file that was pinned
 ORDER = "On another number of them numbers are added in another order, which gives other bytes."
 
 
@@ -157,15 +158,57 @@ def differences(store: Store, a: Artifact, b: Artifact) -> dict[str, Any]:
     return {
         "a": a.fingerprint,
         "b": b.fingerprint,
+        "names": {side: _names(store, x) for side, x in (("a", a), ("b", b))},
         "same": a.digest == b.digest,
         "stage": _differing(*stages),
         "built": _differing(*map(_execution, (a, b))),
         "inputs": _differing(*inputs),
         "config": _differing(flat(a.config), flat(b.config)),
+        "fields": changed_fields(flat(a.config), flat(b.config)),
         "metrics": _differing(a.metrics, b.metrics),
         "files": _differing(*files),
         "first": list(_first(store, a, b, set())),
+        "held_out": _differing(_held_out(store, a), _held_out(store, b)),
     }
+
+
+def _held_out(store: Store, artifact: Artifact) -> dict[str, str]:
+    """The sha256 of each source's held-out text, of the corpus that the artifact is from."""
+    if artifact.stage == "corpus":
+        files = {file["path"]: file["sha256"] for file in artifact.manifest["files"]}
+        return {path: digest for path, digest in files.items() if "/held_out." in path}
+    for entry in artifact.manifest["inputs"]:
+        upstream = store.find(entry["fingerprint"])
+        if upstream is not None and (texts := _held_out(store, upstream)):
+            return texts
+    return {}
+
+
+def changed_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """The fields in which two flat sections differ, as a person reads them: of the files that were
+    pinned their paths.
+    """
+    names = []
+    for field in _differing(a, b):
+        pinned = PINNED.fullmatch(field)
+        before, after = (_pinned_files(x, pinned[1]) for x in (a, b)) if pinned else ({}, {})
+        names += [
+            f"the file {path}{'' if path in before and path in after else how}"
+            for path in {**before, **after}
+            if before.get(path) != after.get(path)
+            for how in (", which is new" if path in after else ", which is gone",)
+        ] or [field]
+    return list(dict.fromkeys(names))
+
+
+def _pinned_files(section: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The sha256 of each file of the list `key` of a flat section, by its path."""
+    paths = {
+        field.removesuffix("path"): str(path)
+        for field, path in section.items()
+        if field.startswith(f"{key}[") and field.endswith("].path")
+    }
+    return {path: section.get(f"{file}sha256") for file, path in paths.items()}
 
 
 def _execution(artifact: Artifact) -> dict[str, Any]:
@@ -187,8 +230,8 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any
 def _first(
     store: Store, a: Artifact, b: Artifact, seen: set[tuple[str, str]]
 ) -> Iterator[dict[str, Any]]:
-    """The stages nearest the sources where two lineages part: by section, version, names of inputs,
-    or result alone.
+    """The stages where two lineages part, the nearest to the sources first: by section, version,
+    names of inputs, or result alone.
     """
     if a.fingerprint == b.fingerprint or (a.fingerprint, b.fingerprint) in seen:
         return
@@ -196,9 +239,7 @@ def _first(
     inputs_a, inputs_b = ({e["name"]: e for e in x.manifest["inputs"]} for x in (a, b))
     config = _differing(flat(a.config), flat(b.config))
     same_version = (a.stage, a.manifest["version"]) == (b.stage, b.manifest["version"])
-    if config or not same_version or inputs_a.keys() != inputs_b.keys():
-        yield {"stage": a.stage, "a": a.fingerprint, "b": b.fingerprint, "config": config}
-    for name in inputs_a.keys() & inputs_b.keys():
+    for name in (name for name in inputs_a if name in inputs_b):
         entry_a, entry_b = inputs_a[name], inputs_b[name]
         if entry_a["digest"] == entry_b["digest"]:
             continue
@@ -211,6 +252,14 @@ def _first(
             yield {"stage": below_a.stage, **identities, "config": {}, "built": built}
         else:
             yield from _first(store, below_a, below_b, seen)
+    if config or not same_version or inputs_a.keys() != inputs_b.keys():
+        yield {
+            "stage": a.stage,
+            "a": a.fingerprint,
+            "b": b.fingerprint,
+            "config": config,
+            "fields": changed_fields(flat(a.config), flat(b.config)),
+        }
 
 
 def draw_differences(facts: Mapping[str, Any], whole: bool = False) -> Group:
@@ -220,20 +269,33 @@ def draw_differences(facts: Mapping[str, Any], whole: bool = False) -> Group:
     if facts["same"] and facts["a"] == facts["b"]:
         return Group("They are the same artifact.")
     same = "The files are the same, byte for byte." if facts["same"] else "The files differ."
-    parts: list[RenderableType] = [same]
-    if facts["first"]:
+    a, b = (
+        f"{side} is {next(iter(facts['names'][side]), 'an artifact without a name')} "
+        f"{facts[side][:SHORT]}"
+        for side in "ab"
+    )
+    parts: list[RenderableType] = [f"{escape(f'{a}, {b}')}. {same}"]
+    if "stage" in facts["stage"]:
+        left, right = facts["stage"]["stage"]
+        parts.append(f"They are of two stages, {left} and {right}: compare artifacts of one stage.")
+    elif facts["first"]:
         stages = ", ".join(
-            f"{first['stage']} ({_fields(list(first['config'])) or 'version or result'})"
+            f"{first['stage']} ({_fields(first.get('fields', [])) or 'version or result'})"
             for first in facts["first"]
         )
         parts.append(f"The lineages part first at: {escape(stages)}")
+    if facts["held_out"] and "stage" not in facts["stage"]:
+        sources = ", ".join(path.split("/")[-2] for path in facts["held_out"])
+        parts.append(
+            f"The held-out text differs ({escape(sources)}): their scores are of two texts."
+        )
     parts += [
         f"{first['stage']} {first['a'][:SHORT]} was built twice, with two digests. The build that "
         f"is here is by {first['built']}. {ORDER}"
         for first in facts["first"]
         if "built" in first
     ]
-    if facts["built"] and not facts["same"]:
+    if facts["built"] and not facts["same"] and "stage" not in facts["stage"]:
         parts.append(f"They were built by another profile, on other ranks or threads. {ORDER}")
     metrics = facts["metrics"]
     scores = {name: pair for name, pair in metrics.items() if is_score(name)}
@@ -247,7 +309,7 @@ def draw_differences(facts: Mapping[str, Any], whole: bool = False) -> Group:
             parts += ["", _differing_table(part, rows)]
     counts = [f"{len(rows)} of {part}" for part, rows in folded.items() if rows and not whole]
     if counts:
-        fields = _fields(list(facts["config"]))
+        fields = _fields(facts["fields"])
         parts += ["", f"Folded: {', '.join(counts)}{f' ({escape(fields)})' if fields else ''}."]
         parts[-1] = f"[dim]{parts[-1]} --all shows them."
     return Group(*parts)

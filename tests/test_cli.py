@@ -217,8 +217,34 @@ def test_diff_finds_where_two_lineages_part(call: Run) -> None:
     assert list(differences["inputs"]) == ["tokenizer"] and differences["config"] == {}
     assert "tokens" in differences["metrics"] and "index.json" in differences["files"]
     text = call("diff", "local/tokens", "other/tokens").stdout
-    assert "tokenizer (vocab_size)" in text
+    assert "tokenizer (vocab_size)" in text and "a is local/tokens" in text
+    assert "held-out text differs" not in text
+    mixed = call("diff", "local/tokens", "other/tokenizer").stdout
+    assert "They are of two stages, tokens and tokenizer" in mixed and "part first" not in mixed
     assert "the same artifact" in call("diff", "local/corpus", "other/corpus").stdout
+
+
+def test_diff_names_the_file_that_changed_and_that_the_held_out_text_did(tmp_path: Path) -> None:
+    store, models = Store(tmp_path), []
+    made = {"profile": {"name": "cpu"}, "ranks": 1, "threads": 1}
+    for text, more in (("old", []), ("new", [{"path": "t/c.txt", "sha256": "c"}])):
+        pinned = [{"path": "t/a.txt", "sha256": "a"}, {"path": "t/b.txt", "sha256": text}, *more]
+        config = {"sources": [{"name": "notes", "pinned": pinned}]}
+        building = store.building(store.fingerprint("corpus", "1", config, {}))
+        (held_out := building.files / "documents" / "notes" / "held_out.jsonl").parent.mkdir(
+            parents=True
+        )
+        held_out.write_text(text)
+        corpus = store.publish(building, Facts("corpus", "1", config, {}, {}, made), {})
+        config = {"learning_rate": 0.1}
+        digests = {"corpus": corpus.digest}
+        building = store.building(store.fingerprint("pretrained", "1", config, digests))
+        (building.files / "weights").write_text(text)
+        facts = Facts("pretrained", "1", config, {"corpus": corpus}, {}, made)
+        models.append(store.publish(building, facts, {}).fingerprint)
+    text = on(tmp_path)("diff", *models).stdout
+    assert "first at: corpus (the file t/b.txt, the file t/c.txt, which is new)\n" in text
+    assert "The held-out text differs (notes): their scores are of two texts." in text
 
 
 def test_diff_names_the_profile_as_the_reason_where_one_section_has_two_digests(

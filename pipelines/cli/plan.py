@@ -40,7 +40,7 @@ from assets.stages.zero_shot import members
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import Unreachable, UserError
-from pipelines.lineage_views import flat
+from pipelines.lineage_views import changed_fields, flat
 from pipelines.progress import duration, human
 
 SNAPSHOT_BYTES = 4  # a parameter: float32
@@ -345,9 +345,7 @@ def _why(node: Node, config: Mapping[str, Any], artifact: Artifact | None) -> st
         return "never built"
     if artifact.manifest["version"] != node.stage.version:
         return f"stage version {artifact.manifest['version']} → {node.stage.version}"
-    old, new = flat(artifact.config), flat(config)
-    changed = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    if not changed:
+    if not (changed := changed_fields(flat(artifact.config), flat(config))):
         return "an input changed"
     return f"changed: {', '.join(changed[:LISTED])}{', …' if len(changed) > LISTED else ''}"
 
