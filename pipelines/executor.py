@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -73,12 +73,11 @@ def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
         )
     ]
     for run in (record.dagster_run for record in records):
-        tags = {f"{HIDDEN}{name.removeprefix(HIDDEN)}": tag for name, tag in run.tags.items()}
-        if tags.get(RUN, run.run_id) != run.run_id or _alive(tags):
+        if not is_lost(run):
             continue
         message = (
-            f"The process of this run (pid {tags[PID]}) ended without a word; it was killed, "
-            "or the machine went down."
+            f"The process of this run (pid {_process_tags(run)[PID]}) ended without a word; it was "
+            "killed, or the machine went down."
         )
         if run.status == DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, message)
@@ -108,8 +107,17 @@ def _free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
             storage.free_concurrency_slots_for_run(run_id)
 
 
-def _alive(tags: Mapping[str, str]) -> bool:
-    return guard.started(int(tags[PID])) == tags[STARTED]
+def is_lost(run: dg.DagsterRun) -> bool:
+    """Whether the run is unfinished, and the process of this machine that executed it is gone."""
+    tags = _process_tags(run)
+    if run.status not in UNFINISHED or tags.get(HOST) != socket.gethostname():
+        return False
+    started = guard.started(int(tags[PID]))
+    return tags.get(RUN, run.run_id) == run.run_id and started != tags[STARTED]
+
+
+def _process_tags(run: dg.DagsterRun) -> dict[str, str]:
+    return {f"{HIDDEN}{name.removeprefix(HIDDEN)}": tag for name, tag in run.tags.items()}
 
 
 class _Claims(InstanceConcurrencyContext):

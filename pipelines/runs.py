@@ -215,9 +215,9 @@ class _EventFeed(logging.Handler):
         elif kind == dg.DagsterEventType.RUN_FAILURE:
             # of a failed step there is no error here: `_failed` has recorded it
             if (error := event.job_failure_data.error) and not self.report.failures:
-                self.report.failures.append(_message(error))
+                self.report.failures.append(message_of(error))
         elif kind == dg.DagsterEventType.STEP_UP_FOR_RETRY:
-            message = _message(event.step_retry_data.error)
+            message = message_of(event.step_retry_data.error)
             self.display.say(
                 f"  {self.assets[event.step_key]}: {message}\n"
                 "  It is tried once more, from where it was."
@@ -250,12 +250,12 @@ class _EventFeed(logging.Handler):
 
     def _failed(self, event: Any) -> None:
         asset, error = self.assets[event.step_key], event.step_failure_data.error
-        if _is(error, *INTERRUPTIONS) or (error.cause and _is(error.cause, *INTERRUPTIONS)):
+        if is_interruption(error):
             how = "interrupted; what it built so far is kept and resumed by the next run"
         elif _is(error, "DagsterAssetCheckFailedError"):  # `_checked` has recorded which
             how = "a blocking check failed: nothing is built from it"
         else:
-            message = full_disk(self.home) if FULL_DISK.search(error.message) else _message(error)
+            message = full_disk(self.home) if FULL_DISK.search(error.message) else message_of(error)
             self.report.failures.append(f"{asset}: {message}")
             how = "failed"
         self.display.ended(asset, f"! {asset:<28} {how}")
@@ -265,7 +265,12 @@ def _of_a_step(record: logging.LogRecord) -> bool:
     return (record.threadName or "").startswith(("MainThread", STEP_THREAD))
 
 
-def _message(error: Any) -> str:
+def is_interruption(error: Any) -> bool:
+    """Whether a step's error is that somebody ended the run."""
+    return any(each and _is(each, *INTERRUPTIONS) for each in (error, error.cause))
+
+
+def message_of(error: Any) -> str:
     """The stage's message: without Dagster's wrapping of a retry and the class name before it."""
     while error.cause is not None and _is(error, *RETRYING):
         error = error.cause

@@ -7,22 +7,29 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 from conftest import build_stages
 from typer.testing import CliRunner, Result
 
 from assets.build import gather_inputs
 from assets.graph import node_named, nodes
+from assets.lineage import dagster_history, prepare_home
 from assets.recipe.recipe import load_recipe
 from assets.store.removal import Needed, remove, size
 from assets.store.store import Store
+from assets.tracking import session
+from assets.tracking.event_log import EventWriter
+from assets.tracking.outbox import this_process
 from assets.tracking.state import run_ids
 from gpt_model.errors import UserError
 from pipelines.cli.main import app
+from pipelines.executor import PID, STARTED, process_tags
 
 pytestmark = pytest.mark.slow  # the small store takes seconds to build
 
@@ -247,12 +254,6 @@ def test_logs_are_found_by_artifact_dagster_run_and_mlflow_run(call: Run, copy: 
         assert list(log["printed"].values()) == [["100%|##|", "a warning"], ["rank 1 too"]]
     text = call("logs", "local/tokens").stdout
     assert "a worker begins" in text and "rank 1 too" in text and f"run {dagster_run[:8]}" in text
-    history = copy / "dagster" / "history" / "runs" / "0a1b2c3d-4e5f.db"
-    history.parent.mkdir(parents=True, exist_ok=True)
-    history.touch()
-    without = call("logs", "0a1b2c3d")
-    assert without.exit_code == 1 and "run 0a1b2c3d built nothing" in without.stderr
-    history.unlink()
     unknown = call("logs", "0123abcd")
     assert unknown.exit_code == 1 and "There is no artifact '0123abcd'" in unknown.stderr
 
@@ -268,3 +269,78 @@ def test_logs_of_a_killed_build_are_shown_without_secrets(
     text = call("logs", "local/pretrained").stdout
     assert "unfinished" in text and "It failed: out of memory" in text
     assert "Authorization" in text and "thisisasecret" not in text
+
+
+def test_logs_follow_a_build_to_its_publication(call: Run, copy: Path) -> None:
+    building = Store(copy).building("ab" * 32)
+    attempt = {"dagster_run": None, "began": 0.0, **this_process()}
+    record = {"recipe": "mine", "stage": "pretrained", "attempts": [attempt], "failure": None}
+    (building.journal / "build.json").write_text(json.dumps(record))
+    writer = EventWriter(building.events)
+    building.log.write_text("warming up\nhalf of ")
+
+    def finish() -> None:
+        time.sleep(1)
+        writer.log("step 1")
+        with building.log.open("a") as log:
+            log.write("a line\n")
+        time.sleep(1)
+        shutil.move(building.folder, copy / "artifacts")  # as publishing does, by one rename
+
+    finishing = threading.Thread(target=finish)
+    finishing.start()
+    printed = call("logs", "mine/pretrained", "--follow").stdout.splitlines()
+    finishing.join()
+    lines = [line for line in printed if not line.startswith(("==", "--"))]
+    assert [line.partition(" ")[2][9:] if "step" in line else line for line in lines[1:]] == [
+        "warming up",
+        "step 1",
+        "half of a line",
+    ]
+    both = call("logs", "mine/pretrained", "--follow", "--json")
+    assert both.exit_code == 2 and "leave --json out" in both.stderr
+
+
+def test_logs_follow_waits_for_a_stage_that_a_session_begins_later(call: Run, copy: Path) -> None:
+    tokens, corpus = (Store(copy).resolve(f"local/{name}") for name in ("tokens", "corpus"))
+    session.record(copy, "later", None, "corpus", corpus.fingerprint, built=False)
+
+    def begin() -> None:
+        time.sleep(1)
+        Store(copy).set_ref("later", "tokens", tokens.fingerprint)
+        session.record(copy, "later", None, "tokens", tokens.fingerprint, built=True)
+
+    beginning, began = threading.Thread(target=begin), time.monotonic()
+    beginning.start()
+    assert "a worker begins" in call("logs", "later/tokens", "-f").stdout
+    assert time.monotonic() - began > 1
+    beginning.join()
+
+
+def test_logs_of_a_run_that_failed_before_a_worker_are_its_sentence(
+    call: Run, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dg.op
+    def local__corpus() -> None:
+        raise dg.Failure("local.yaml: no such folder of text.")
+
+    @dg.job
+    def local() -> None:
+        local__corpus()
+
+    monkeypatch.setenv("DAGSTER_HOME", str(copy / "dagster"))
+    prepare_home(copy)
+    with dagster_history() as instance:
+        failed = local.execute_in_process(instance=instance, raise_on_error=False).run_id
+        ok = dg.GraphDefinition(name="nothing").to_job().execute_in_process(instance=instance)
+        killed = instance.create_run_for_job(local, status=dg.DagsterRunStatus.STARTED)
+        tags = process_tags(killed.run_id) | {PID: "1", STARTED: "0"}
+        instance.add_run_tags(killed.run_id, tags)
+        instance.report_engine_event("a process begins", killed)
+    text = call("logs", failed[:12]).stdout
+    assert f"== local, Dagster run {failed[:8]}, failure" in text
+    assert "local/corpus: local.yaml: no such folder of text." in text
+    (log,) = document(call("logs", failed, "--json"))
+    assert log["state"] == "failure" and "no such folder" in log["failure"]
+    assert "everything was there" in call("logs", ok.run_id, "--follow").stdout
+    assert "was killed" in call("logs", killed.run_id, "--follow").stdout

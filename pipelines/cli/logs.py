@@ -17,21 +17,28 @@ def logs(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|ARTIFACT",
+            metavar="RUN|ARTIFACT|RECIPE",
             help="the id of a Dagster or MLflow run, or its start; recipe/stage; the start of a "
-            "fingerprint",
+            "fingerprint; a recipe, whose newest run is meant",
             autocompletion=artifact_names,
         ),
     ],
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow", "-f", help="go on with what is printed from now on, until it ends"
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """What a build printed: its messages and what each rank wrote to stdout and stderr. Of a
-    Dagster run: of everything that it built, unfinished builds too.
+    Dagster run: of everything that it built, unfinished builds too, and why it failed.
     """
-    builds = build_logs.build_logs(open_store(), run)
+    if follow and as_json:
+        raise typer.BadParameter("--follow prints lines: leave --json out", param_hint="--follow")
+    logs_of_run = build_logs.Logs(open_store(), run)
     if as_json:
-        print_json([build_logs.as_values(log) for log in builds])
+        print_json([build_logs.as_values(log) for log in logs_of_run.builds()])
         return
-    for log in builds:
-        for line in build_logs.as_lines(log):
-            typer.echo(line)
+    for line in logs_of_run.lines(follow=follow):
+        typer.echo(line)
