@@ -75,6 +75,8 @@ PF_DAY = 1e15 * 86_400  # FLOPs, as `gpt_model.scaling_laws` counts
 MODEL_ASSUMED = "The imported model is not here yet: GPT-2 small's size is assumed."
 TEXT_ASSUMED = f"{TEXT_BYTES / 1e6:.0f} MB are assumed of each source that states no size."
 ROWS_ASSUMED = f"{ROWS:,} rows are assumed of each data set that states no size."
+ROW_BYTES = SHORT_EXAMPLE * BYTES_PER_TOKEN
+FILES_ASSUMED = f"A row of a local file is assumed to have {ROW_BYTES:.0f} bytes."
 
 LADDER = "scaling"  # the stage whose artifact has a law
 ZERO_STAGES = range(4)
@@ -773,6 +775,8 @@ def _task_tokens(config: Config, model: ModelConfig) -> Amount:
     source, requested = config["source"]["source"], config.get("examples")
     rows = _on_card("rows", source)
     assumption = "" if rows or requested else ROWS_ASSUMED
+    if not rows and (files := source.get("pinned")):
+        rows, assumption = sum(file["bytes"] for file in files) / ROW_BYTES, FILES_ASSUMED
     if rows and not source["splits"].get("validation"):
         rows = rows * (1 - config["source"]["split"]["validation"])
     examples = min(rows or math.inf, requested or rows or ROWS)

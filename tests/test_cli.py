@@ -505,7 +505,7 @@ def test_export_of_a_fine_tuned_model_is_a_classifier_with_its_card(
         for s in sources_of(store.resolve(f"ci/{name}"))
     ):
         assert f"- {source['name']}: {source['licence']}" in notes and source["sha256"] in notes
-    assert "gpt-lineage run ci" in card and artifact.fingerprint in card
+    assert "gpt-lineage run ci.yaml --profile" in card and artifact.fingerprint in card
 
 
 def test_the_card_has_the_suites_that_were_run_on_the_model(built: BuiltStore) -> None:
@@ -529,6 +529,8 @@ def test_push_lists_what_it_would_upload(with_model: Path, monkeypatch: pytest.M
     printed = on(with_model)(*command)
     assert "model.safetensors" in printed.stdout and plan["card"] in printed.stdout
     assert "Nothing was uploaded" in printed.stderr
+    without_owner = on(with_model)("push", "local/pretrained", "model", "--dry-run")
+    assert without_owner.exit_code == 1 and "give OWNER/NAME" in without_owner.stderr
 
 
 def test_push_uploads_the_export_by_the_hubs_client(

@@ -629,6 +629,6 @@ def test_the_calibration_recipe_says_not_run_here_where_the_hub_cannot_be_reache
     )
     assert "37.37" not in text  # a known number stands only beside one of ours
     assert (
-        "calibration not run here; gpt-lineage run calibration says whether known answers come out"
+        "calibration not run here; gpt-lineage run calibration tests the evaluation on a released GPT-2"
         in " ".join(built.stdout.split())
     )

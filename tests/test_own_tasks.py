@@ -17,9 +17,11 @@ from dagster._utils.error import SerializableErrorInfo
 from rich.console import Console
 from world import World, make_world
 
+from assets.estimate import _task_tokens
 from assets.graph import check, nodes
 from assets.node import Node
 from assets.recipe.recipe import load_recipe
+from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.evaluation.results import Results
 from gpt_model.finetuning.entry import SPLITS, TaskEntry
@@ -211,6 +213,17 @@ def test_the_task_of_a_file_with_a_hyphen_has_the_step_that_dagster_makes(page: 
     steps = step_keys(file.nodes)
     assert {node.name for node in job.nodes} == set(steps)
     assert steps["mine__finetuned__my_visits"] == "mine/finetuned/my-visits"
+
+
+def test_the_estimate_of_a_task_follows_the_size_of_its_files(page: Path) -> None:
+    config = finetuned(page, "visits.yaml")
+    [file] = config["source"]["source"]["pinned"]
+    model = ModelConfig.published("gpt2-small")
+    few = _task_tokens(config, model)
+    file["bytes"] *= 10
+    many = _task_tokens(config, model)
+    assert 0.5 < few.number / (60 * 20 * config["finetuning"]["epochs"]) < 2  # 20 tokens a row
+    assert many.number == pytest.approx(10 * few.number) and "local file" in many.assumption
 
 
 def test_a_run_that_fails_outside_its_steps_says_why(tmp_path: Path) -> None:

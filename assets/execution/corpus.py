@@ -58,7 +58,8 @@ def _compressibility(output: Path, sources: list[str], progress: Progress) -> Me
     bits_per_byte = {}
     for source in sources:
         progress.log(
-            f"{source}: what xz -9e, primed with the training text, makes of the held-out text"
+            f"{source}: compressing the held-out text with xz -9e, which reads the training text "
+            "first: a baseline"
         )
         training, held_out = (documents.read(output, source, split) for split in documents.SPLITS)
         bits_per_byte[f"xz/{source}/bpb"] = primed_bits_per_byte(training, held_out)
@@ -228,9 +229,9 @@ def held_out_is_new_text(built: Built) -> Verdict:
     worst = max(shares, key=lambda source: shares[source])
     return Verdict(
         float(shares[worst]) <= OVERLAP_LIMIT,
-        f"{shares[worst]:.1%} of {worst}'s held-out documents stand mostly ({HELD_OUT_RUN}-word "
-        "runs) in its training text; "
-        f"up to {OVERLAP_LIMIT:.0%} is usual",
+        f"Of {worst}'s held-out documents {shares[worst]:.1%} consist mostly of "
+        f"{HELD_OUT_RUN}-word runs that its training text has too; up to {OVERLAP_LIMIT:.0%} is "
+        "usual. The more do, the better a model looks.",
         shares,
     )
 

@@ -81,7 +81,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
             (output / "tasks" / f"{name}.{ending}").unlink()
     overlaps = None
     if "corpus" in inputs:  # an imported model's training text is not known
-        progress.log("what of the examples stands in the training text")
+        progress.log("looking for the examples in the training text")
         overlaps = overlap_with_training(examples_of(tasks), inputs["corpus"].path)
     add_metrics(tasks, results)
     add_toxicity(tasks, results, prepared.classifiers)

@@ -13,6 +13,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from pandas import DataFrame
 
 from assets.contract import Artifact, Inputs
+from assets.recipe.recipe import RECIPES
+from assets.recipe.yaml_file import named_files
 from assets.report.lineage_tree import is_complete, origin
 from assets.report.score import Score, number
 from assets.report.scores import collect
@@ -84,7 +86,10 @@ def model_card(store: Store, card: Card) -> str:
         "code": _code(provenance),
         "execution": execution(provenance),
     }
-    metrics = {name: number(value) for name, value in sorted(artifact.metrics.items())}
+    metrics = {
+        name: f"{value:,.0f}" if float(value).is_integer() else number(value)
+        for name, value in sorted(artifact.metrics.items())
+    }
     gone = (
         ""
         if is_complete(card.lineage)
@@ -93,7 +98,7 @@ def model_card(store: Store, card: Card) -> str:
     return markdown(
         f"---\n{_metadata(card, scores).to_yaml()}\n---",
         f"# {card.name}",
-        stage_named(artifact.stage).description,
+        _description(artifact),
         "## Use",
         "```python\nfrom transformers import pipeline\n\n"
         f'model = pipeline("{card.task}", model="{card.address}")\n```',
@@ -111,6 +116,14 @@ def model_card(store: Store, card: Card) -> str:
         "## Metrics of its build",
         key_values(metrics),
     )
+
+
+def _description(artifact: Artifact) -> str:
+    description = stage_named(artifact.stage).description
+    if artifact.stage != "finetuned":
+        return description
+    task = artifact.config["source"].get("description")
+    return f"{description} The task: {artifact.config['task']}{f', {task}' if task else ''}."
 
 
 # What a head reads of the decoder, by the form of its task.
@@ -282,9 +295,13 @@ def _code(provenance: Mapping[str, Any]) -> str:
 def _reproduction(name: str, artifact: Artifact) -> str:
     provenance = artifact.manifest["provenance"]
     recipe = name.partition("/")[0]
+    file = next(
+        (stem for stem in named_files([RECIPES]) if stem.replace("-", "_") == recipe),
+        f"{recipe}.yaml",
+    )
     return (
-        f"With the recipe `{recipe}` and the code named above:\n\n"
-        f"```sh\ngpt-lineage run {recipe} --profile {provenance['profile']['name']}\n"
+        f"With the file of the recipe `{recipe}`, here `{file}`, and the code named above:\n\n"
+        f"```sh\ngpt-lineage run {file} --profile {provenance['profile']['name']}\n"
         f"gpt-lineage show {name}\n```\n\n"
         "The same recipe and sources give the fingerprint above on any machine. They give the "
         "digest above on an equal number of ranks and threads: another number adds numbers in "

@@ -45,8 +45,8 @@ def facts(inputs: Inputs) -> dict[str, str]:
             {"trained on": _training_data(model, inputs["corpus"])} if model is not imported else {}
         ),
         **({"note": caveat} if (caveat := base_model.caveat(model, inputs)) else {}),
-        "built": f"{ended} UTC in {minutes:.1f} min inside the stages, "
-        f"{execution(provenance)}, code {commit}",
+        "built": f"{ended} UTC; its stages took {minutes:.1f} min, {execution(provenance)}, "
+        f"model by code {commit}",
     }
 
 

@@ -73,7 +73,7 @@ def _all(
         yield _of_suites(suites)
     scores_word = "score" if len(missing) == 1 else "scores"
     not_run = f" {len(missing)} {scores_word} could not be measured here." if missing else ""
-    yield Statement("build", f"It was built {build}.{not_run}")
+    yield Statement("build", f"Built {build}.{not_run}")
 
 
 def _stage(score: Score) -> str:

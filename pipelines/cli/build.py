@@ -128,8 +128,8 @@ def run(
     _raise_unless_succeeded(report, outcome, as_json)
     elapsed, memory = duration(time.monotonic() - began), human(peak_resident_bytes())
     typer.echo(
-        f"{report.reused} found, {report.built} built in {elapsed}, this process with Dagster and "
-        f"MLflow {memory}B at its peak. Dagster run {report.run_id}",
+        f"{report.reused} found, {report.built} built in {elapsed}. Peak memory of this process "
+        f"{memory}B. Dagster run {report.run_id}",
         err=True,
     )
     _announce(store, loaded.name, chosen, outcome, as_json)

@@ -259,7 +259,7 @@ def push(
     """Upload a model to the Hugging Face hub, as `export` writes it. HF_TOKEN is the token."""
     from pipelines import models
 
-    if not models.HUB_ID.fullmatch(hub_id):
+    if "/" not in hub_id or not models.HUB_ID.fullmatch(hub_id):
         raise UserError(f"{hub_id!r} is no repository of the hub: give OWNER/NAME.")
     store = open_store()
     artifact = store.resolve(model)

@@ -72,7 +72,7 @@ def calibration_line(counts: Mapping[str, Mapping[str, int]]) -> str:
             parts.append(f"{model} failed, {wrong} of {compared} known answers do not come out")
         elif compared:
             parts.append(f"{model} reproduced, {compared} of {compared} known answers")
-    hint = f"{NOT_HERE}; gpt-lineage run calibration says whether known answers come out"
+    hint = f"{NOT_HERE}; gpt-lineage run calibration tests the evaluation on a released GPT-2"
     return "; ".join(parts) or hint
 
 
@@ -91,6 +91,8 @@ def announce(store: Store, recipe: str, show: Callable[[Any], None]) -> None:
     show(Text(""))
     headline = json.loads((folder / "headline.json").read_text(encoding="utf-8"))
     facts = {**headline["facts"], CALIBRATION: calibration_line(calibrated(store))}
+    if any(facts["built"] in sentence for sentence in _verdict(folder)):
+        del facts["built"]
     for fact, value in facts.items():
         show(Text("\n".join(textwrap.wrap(f"{fact:<11} {value}", WIDTH)), style="dim"))
     built = document["built_from"]
