@@ -777,7 +777,7 @@ def _task_tokens(config: Config, model: ModelConfig) -> Amount:
     assumption = "" if rows or requested else ROWS_ASSUMED
     if not rows and (files := source.get("pinned")):
         rows, assumption = sum(file["bytes"] for file in files) / ROW_BYTES, FILES_ASSUMED
-    if rows and not source["splits"].get("validation"):
+    if rows and not source.get("splits", {}).get("validation"):
         rows = rows * (1 - config["source"]["split"]["validation"])
     examples = min(rows or math.inf, requested or rows or ROWS)
     length = _example_tokens(config["source"], model.context)
