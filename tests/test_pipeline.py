@@ -344,7 +344,7 @@ def test_a_worker_that_dies_once_is_retried_within_the_run_and_stays_one_mlflow_
     assert artifact.manifest["provenance"]["attempts"] == 2
     [run] = mlflow_runs(home, artifact.fingerprint)
     assert (run.info.status, run.data.tags["lineage.attempts"]) == ("FINISHED", "2")
-    assert run.data.tags["dagster.runs"] == result.run_id
+    assert run.data.tags["lineage.dagster.runs"] == result.run_id
 
 
 def start_run(

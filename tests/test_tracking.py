@@ -55,8 +55,11 @@ def test_a_build_is_one_run_with_its_parameters_inputs_metrics_and_files(
         "usage/seconds": 9.0,
         "usage/core_seconds": 18.0,
         "usage/peak_memory_bytes": 1000.0,
+        "usage/forecast.loss.value": 4.4,
     }
-    at_the_end = {"forecast.loss.value": "4.4", "result.steps": "50"}
+    # Without a curve: step 0, of which MLflow draws a bar a run.
+    assert workshop.history(run, "eval/accuracy") == [(0, 0.75)]
+    at_the_end = {"result.steps": "50"}
     assert run.data.params == at_the_end
     assert of_corpus.data.params == {
         "sources.plays.name": "plays",
@@ -66,10 +69,20 @@ def test_a_build_is_one_run_with_its_parameters_inputs_metrics_and_files(
         "betas": "[0.9, 0.95]",
         **at_the_end,
     }
+    plain = {name: tag for name, tag in run.data.tags.items() if "." not in name}
+    assert plain == {
+        "recipe": "tiny",
+        "stage": "tokens",
+        "fingerprint": tokens.fingerprint[:12],
+        "checks": "1 of 1 passed",
+    }
+    assert {name.partition(".")[0] for name in run.data.tags.keys() - plain} == {
+        "lineage",
+        "mlflow",
+    }
     assert run.data.tags["lineage.digest"] == tokens.digest
     assert run.data.tags["lineage.fingerprint"] == tokens.fingerprint
-    assert run.data.tags["lineage.input.corpus.fingerprint"] == corpus.fingerprint
-    assert run.data.tags["lineage.check.finite"] == "passed: It is finite."
+    assert run.data.tags["lineage.input.corpus"] == corpus.fingerprint
     [data] = run.inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest) == ("tiny/corpus", corpus.digest[:36])
     assert corpus.digest in data.dataset.source
@@ -102,7 +115,10 @@ def test_the_builds_of_a_session_have_one_parent_and_what_it_found_is_linked(
     assert of_corpus.data.tags["mlflow.parentRunId"] == first.info.run_id
     note = second.data.tags["mlflow.note.content"]
     assert f"/runs/{of_corpus.info.run_id}) | `{corpus.fingerprint[:12]}` | found" in note
-    assert f"/runs/{run.info.run_id}) | `{tokens.fingerprint[:12]}` | built |" in note
+    assert (
+        f"/runs/{run.info.run_id}) | `{tokens.fingerprint[:12]}` | built | 0.75 [0.7, 0.8] |"
+        in note
+    )
     assert len(workshop.runs()) == 2
     workshop.tracking.found("tiny", "corpus", corpus.fingerprint, "dagster-3")
     workshop.tracking.end("dagster-3", succeeded=True)
@@ -112,19 +128,43 @@ def test_the_builds_of_a_session_have_one_parent_and_what_it_found_is_linked(
     assert len(workshop.parents()) == 2
 
 
+def test_a_run_of_an_earlier_commit_is_recognised_by_its_tag_and_its_other_tags_are_replaced(
+    workshop: Workshop,
+) -> None:
+    run = workshop.delivered(workshop.build("corpus", {}))
+    [parent] = workshop.parents()
+    earlier = {
+        "lineage.stage": "corpus",
+        "lineage.check.finite": "passed: It is finite.",
+        "dagster.run": "dagster-1",
+    }
+    for known in (run, parent):
+        for name in known.data.tags:
+            if name in ("recipe", "stage", "fingerprint", "checks", "lineage.dagster.url"):
+                workshop.client.delete_tag(known.info.run_id, name)
+        for name, tag in {**earlier, "note of a person": "keep"}.items():
+            workshop.client.set_tag(known.info.run_id, name, tag)
+    workshop.tracking.end("dagster-1", succeeded=True)
+    assert [delivered.problem for delivered in workshop.tracking.deliver_again()] == [None]
+    for known, again in ((run, workshop.runs()), (parent, workshop.parents())):
+        [only] = again
+        assert only.info.run_id == known.info.run_id
+        assert only.data.tags == known.data.tags | {"note of a person": "keep"}
+
+
 def test_from_an_mlflow_run_one_click_reaches_the_dagster_run_and_back(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = workshop.delivered(workshop.build("corpus", {}))
     link = "http://127.0.0.1:3000/runs/dagster-1"
     assert f"({link})" in run.data.tags["mlflow.note.content"]
-    assert run.data.tags["dagster.url"] == link
+    assert run.data.tags["lineage.dagster.url"] == link
     assert (
         workshop.tracking.run_url(run.info.run_id)
-        == f"http://127.0.0.1:5000/#/runs/{run.info.run_id}"
+        == f"http://127.0.0.1:5000/#/runs/{run.info.run_id}?workflowType=machine_learning"
     )
     monkeypatch.setenv("LINEAGE_MLFLOW_UI", "https://mlflow.example/")
-    assert Tracking(workshop.store.home).run_url("r") == "https://mlflow.example/#/runs/r"
+    assert Tracking(workshop.store.home).run_url("r").startswith("https://mlflow.example/#/runs/r?")
 
 
 def test_of_a_large_artifact_the_small_files_are_shown(workshop: Workshop) -> None:
@@ -208,7 +248,8 @@ def test_a_failed_build_says_why_and_the_next_attempt_continues_its_run(workshop
     workshop.work(building, range(21, STEPS + 1))
     final = workshop.delivered(workshop.publish(building, "corpus", {}, {}))
     assert (final.info.run_id, final.info.status) == (run.info.run_id, "FINISHED")
-    assert final.data.tags["dagster.runs"] == "dagster-1 dagster-2"
+    assert final.data.tags["lineage.dagster.runs"] == "dagster-1 dagster-2"
+    assert "lineage.failure" not in final.data.tags
     assert workshop.history(final, "train/loss") == [*ALL_STEPS, (STEPS, 4.25)]
 
 

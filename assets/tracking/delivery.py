@@ -14,7 +14,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,7 +25,6 @@ from mlflow.entities import (
     LoggedModelInput,
     Metric,
     Param,
-    RunTag,
     ViewType,
 )
 from mlflow.exceptions import MlflowException
@@ -36,13 +35,13 @@ from mlflow.tracking.client import MlflowClient
 
 from assets.contract import NOT_RUN
 from assets.store.manifest import canonical, read_json
-from assets.store.store import Store
+from assets.store.store import SHORT, Store
 from assets.tracking import build_record, limits, state
 from assets.tracking.event_log import EventReader, series
 from assets.tracking.logged_model import ModelFacts, deliver_model
 from assets.tracking.metric_names import USAGE, of_manifest, of_series, scores
 from assets.tracking.outbox import Delivered
-from assets.tracking.parent_run import REFUSALS, ParentRun, is_lost
+from assets.tracking.parent_run import REFUSALS, SCORECARD, ParentRun, is_lost, set_tags
 from assets.tracking.server import Server, first_line
 from assets.tracking.session import SESSIONS
 from assets.tracking.state import State
@@ -93,10 +92,11 @@ class Delivery:
         self._once("parameters", lambda: self._parameters(run_id))
         self._tags(run_id)
         self._once("inputs", lambda: self._inputs(run_id))
-        self._events(run_id)
-        if status == "FINISHED":
+        if status == "FINISHED":  # the scores first: MLflow lists metrics as they arrived
             self._require_sound()
             self._once("results", lambda: self._results(run_id))
+        self._events(run_id)
+        if status == "FINISHED":
             self._once("files", lambda: self._files(run_id))
             if self.build["model"] and not (self.folder / "files" / NOT_RUN).is_file():
                 self._once("model", lambda: self._model(run_id))
@@ -140,7 +140,7 @@ class Delivery:
         else:
             name = f"{self.build['stage']} {self.build['fingerprint'][:8]}"
             wanted = self._wanted_tags()
-            tags = {BUILD: self.build["build"], **wanted}
+            tags = wanted | {BUILD: self.build["build"]}
             run_id = client.create_run(
                 experiment, round(self.build["attempts"][0]["began"] * 1000), tags, name
             ).info.run_id
@@ -203,27 +203,31 @@ class Delivery:
             self.state.dagster_ui,
             self.state.parent,
         ):
-            tags = [RunTag(key, value) for key, value in wanted.items()]
-            for some in limits.batches(tags, limits.PARAMETERS_AT_ONCE):
-                self._client().log_batch(run_id, tags=some)
+            set_tags(self._client(), run_id, wanted, BUILD)
             self.state.tags, self.state.dagster_ui, self.state.parent = _hash(wanted), ui, parent
             self._save()
 
     def _wanted_tags(self) -> dict[str, str]:
+        """A few that a person reads first; the others begin with `lineage.`."""
         build, attempt = self.build, self.build["attempts"][-1]
+        stage, _, task = build["stage"].partition("/")
         runs = list(
             dict.fromkeys(each["dagster_run"] for each in build["attempts"] if each["dagster_run"])
         )
-        tags = {
+        tags = {"recipe": build["recipe"], "stage": stage}
+        if task:
+            tags["task"] = task
+        tags["fingerprint"] = build["fingerprint"][:SHORT]
+        if self.manifest:
+            tags["checks"] = _summary(read_json(self.folder / "gate.json"))
+        if (self.folder / SCORECARD).is_file():
+            tags["scorecard"] = SCORECARD
+        tags |= {
             "lineage.asset": f"{build['recipe']}/{build['stage']}",
-            "lineage.recipe": build["recipe"],
-            "lineage.stage": build["stage"],
-            "lineage.version": build["version"],
             "lineage.fingerprint": build["fingerprint"],
+            "lineage.version": build["version"],
             "lineage.attempts": str(len(build["attempts"])),
-            "lineage.host": attempt["host"],
-            "lineage.pid": str(attempt["pid"]),
-            "lineage.process_started": str(attempt["process_started"]),
+            "lineage.process": f"{attempt['host']} {attempt['pid']}",
             "lineage.git_dirty": str(build["git"]["dirty"]),
             "mlflow.user": attempt["user"],
             "mlflow.source.name": "gpt-lineage",
@@ -234,22 +238,14 @@ class Delivery:
         if parent := self._parent():
             tags[PARENT] = parent
         for entry in build["inputs"]:
-            tags[f"lineage.input.{entry['name']}.fingerprint"] = entry["fingerprint"]
-            tags[f"lineage.input.{entry['name']}.digest"] = entry["digest"]
+            tags[f"lineage.input.{entry['name']}"] = entry["fingerprint"]
         if runs:
-            tags |= {
-                "dagster.run": runs[-1],
-                "dagster.runs": " ".join(runs),
-                "dagster.url": self._dagster_url(runs[-1]),
-            }
+            tags["lineage.dagster.runs"] = " ".join(runs)
+            tags["lineage.dagster.url"] = self._dagster_url(runs[-1])
         if build["failure"]:
             tags["lineage.failure"] = build["failure"]
         if self.manifest:
             tags["lineage.digest"] = self.manifest["digest"]
-            for name, verdict in read_json(self.folder / "gate.json").items():
-                tags[f"lineage.check.{name}"] = (
-                    f"{'passed' if verdict['passed'] else 'FAILED'}: {verdict['summary']}"
-                )
         if refusal := self._refusal():
             tags["lineage.refused"] = refusal
         return {
@@ -344,8 +340,6 @@ class Delivery:
                     Metric(limits.key(of_series(name)), value, moment, event["step"])
                     for name, value in event["values"].items()
                 ]
-                if event["kind"] == "metrics":
-                    self.state.last_step = max(self.state.last_step, event["step"])
             elif event["kind"] == "text":
                 self._sample(run_id, event)
             if len(batch) >= limits.METRICS_AT_ONCE:
@@ -368,29 +362,43 @@ class Delivery:
         self._accepted(file, partial(self._client().log_text, run_id, event["text"], file))
 
     def _results(self, run_id: str) -> None:
-        """The final metrics and their cost, at the last step, so that they are each metric's
-        latest; counts and the forecast as parameters.
-        """
+        """The final metrics, the cost and what was forecast of it; counts as parameters."""
         assert self.manifest is not None
         metrics, counts = self._final()
         self._log_final(run_id, metrics)
-        self._log_parameters(
-            run_id, counts | {"forecast": self.manifest["provenance"].get("forecast", {})}
-        )
+        self._log_parameters(run_id, counts)
 
     def _final(self) -> tuple[dict[str, float], dict[str, float]]:
         """The manifest's metrics as MLflow's metrics and parameters."""
         assert self.manifest is not None
-        return of_manifest(self.manifest, series(self.journal / "events.jsonl"))
+        return of_manifest(self.manifest, self._curves)
+
+    @cached_property
+    def _curves(self) -> dict[str, list[tuple[int, float]]]:
+        """What the stage reported while it ran, by its own names."""
+        return series(self.journal / "events.jsonl")
+
+    @property
+    def _last_step(self) -> int:
+        return max((curve[-1][0] for curve in self._curves.values()), default=0)
 
     def _log_final(
         self, run_id: str, metrics: Mapping[str, float], model_id: str | None = None
     ) -> None:
-        moment, step = self._ended(), self.state.last_step
+        """Each is its curve's last point. One without a curve is at step 0: MLflow draws bars of
+        those, a bar a run, and a dot of any other.
+        """
+        moment, curves = self._ended(), {of_series(name) for name in self._curves}
         self._log_metrics(
             run_id,
             [
-                Metric(limits.key(name), value, moment, step, model_id)
+                Metric(
+                    limits.key(name),
+                    value,
+                    moment,
+                    self._last_step if name in curves else 0,
+                    model_id,
+                )
                 for name, value in metrics.items()
             ],
         )
@@ -425,7 +433,7 @@ class Delivery:
             description=limits.shortened(self._note([]), limits.DESCRIPTION_CHARACTERS),
             experiment=self.server.experiment(self.build["recipe"]),
             run_id=run_id,
-            step=self.state.last_step,
+            step=self._last_step,
             fingerprint=self.build["fingerprint"],
             digest=self.manifest["digest"],
             parameters=limits.parameters(self.build["config"]),
@@ -464,6 +472,13 @@ class Delivery:
 
     def _save(self) -> None:
         state.save(self.folder, self.server.name, self.state)
+
+
+def _summary(gate: Mapping[str, Any]) -> str:
+    """Of an artifact's verdicts."""
+    failed = [name for name, verdict in gate.items() if not verdict["passed"]]
+    passed = f"{len(gate) - len(failed)} of {len(gate)} passed"
+    return f"{passed}; not {', '.join(failed)}" if failed else passed
 
 
 def _hash(tags: Mapping[str, str]) -> str:

@@ -113,7 +113,7 @@ def _register(
             facts.name,
             model.artifact_location,
             facts.run_id,
-            tags | dict(facts.scores),
+            dict(facts.scores) | tags,
             description=facts.description,
             await_creation_for=0,
             model_id=model.model_id,

@@ -16,6 +16,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from assets.tracking import limits
+
 SYSTEM, USAGE, RESULT = "system/", "usage/", "result."
 HELD_OUT = re.compile(r"(held_out|validation)(?:_(.+))?")
 TRAINING = re.compile(r"(training)(?:_(.+))?")
@@ -56,11 +58,14 @@ def of_results(
 def of_manifest(
     manifest: Mapping[str, Any], series: Collection[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The numbers of a published build, its cost among them, as metrics and as parameters."""
+    """The numbers of a published build as metrics and as parameters; what it cost, and was
+    expected to, among the metrics.
+    """
     metrics, parameters = of_results(_numbers(manifest["metrics"]), series)
     known = manifest["provenance"]
     usage = {name: known.get(name) for name in ("seconds", "peak_memory_bytes")}
     usage |= known.get("cost", {})
+    usage |= dict(limits.flatten({"forecast": known.get("forecast", {})}, values=True))
     metrics |= {f"{USAGE}{name}": value for name, value in _numbers(usage).items()}
     return metrics, parameters
 

@@ -8,19 +8,25 @@ begun again where it is gone.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from mlflow.entities import RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.tracking.client import MlflowClient
 
-from assets.store.manifest import canonical
+from assets.store.manifest import MANIFEST, canonical, read_json
 from assets.tracking import limits, session, state
-from assets.tracking.server import Server
+from assets.tracking.metric_names import scores
+from assets.tracking.server import TRAINING, Server
 from assets.tracking.state import State
 
+SCORECARD = "show/scorecard.html"  # of a scorecard's artifact, and of its run
 SESSION = "lineage.session"  # the tag by which a session's run is found
+OURS = ("lineage.", "dagster.")  # tags that nobody else sets; earlier commits set the latter
 GONE = "RESOURCE_DOES_NOT_EXIST"
 REFUSALS = (GONE, "INVALID_PARAMETER_VALUE")  # of what is sent, or of a run that was deleted
 
@@ -52,7 +58,7 @@ class ParentRun:
         run_id = self.state.run_id or self._run(tags)
         known = hashlib.sha256(canonical(tags)).hexdigest()
         if known != self.state.tags:
-            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            set_tags(client, run_id, tags, SESSION)
         if status != self.state.status:
             if status == "RUNNING":
                 client.update_run(run_id, status)
@@ -81,7 +87,7 @@ class ParentRun:
         else:
             began = round(self.session["began"] * 1000)
             run_id = client.create_run(
-                experiment, began, {SESSION: self.folder.name, **tags}, recipe
+                experiment, began, tags | {SESSION: self.folder.name}, recipe
             ).info.run_id
         self.state.run_id = run_id
         state.save(self.folder, self.server.name, self.state)
@@ -100,33 +106,70 @@ class ParentRun:
     def _tags(self) -> dict[str, str]:
         run = self.session["dagster_run"]
         tags = {
-            "lineage.recipe": self.session["recipe"],
+            "recipe": self.session["recipe"],
             "mlflow.user": self.session["process"]["user"],
             "mlflow.source.name": "gpt-lineage",
             "mlflow.source.type": "PROJECT",
             "mlflow.note.content": self._note(),
         }
         if run:
-            tags |= {"dagster.run": run, "dagster.url": f"{self.server.dagster_ui}/runs/{run}"}
+            tags["lineage.dagster.url"] = f"{self.server.dagster_ui}/runs/{run}"
         return {key: limits.shortened(tag, limits.TAG_CHARACTERS) for key, tag in tags.items()}
 
     def _note(self) -> str:
+        """What it built and found; its fine-tunings side by side, accuracy first; the scorecard."""
         recipe, run = self.session["recipe"], self.session["dagster_run"]
-        title = f"**{recipe}**"
+        entries: dict[str, dict[str, Any]] = self.session["artifacts"]
+        page = f"#/experiments/{self.server.experiment(recipe)}/runs"
+        runs = {stage: run_id for stage in entries if (run_id := self._run_of(entries[stage]))}
+        links = [f"**{recipe}**"]
         if run:
-            title += f" · Dagster run [{run[:8]}]({self.server.dagster_ui}/runs/{run})"
-        runs = f"#/experiments/{self.server.experiment(recipe)}/runs"
-        rows = [self._row(stage, entry, runs) for stage, entry in self.session["artifacts"].items()]
-        return "\n".join([title, "", "| stage | artifact | in this run |", "|---|---|---|", *rows])
+            links.append(f"Dagster run [{run[:8]}]({self.server.dagster_ui}/runs/{run})")
+        if "scorecard" in runs:
+            links.append(f"[scorecard]({page}/{runs['scorecard']}/artifacts/{SCORECARD})")
+        if tuned := [f"'{runs[stage]}'" for stage in runs if stage.startswith("finetuned/")]:
+            query = {
+                "searchFilter": f"attributes.run_id IN ({', '.join(tuned)})",
+                "compareRunsMode": "CHART",
+                "workflowType": TRAINING,
+            }
+            links.append(f"[fine-tunings compared]({page}?{urlencode(query, quote_via=quote)})")
+        rows = [
+            f"| {f'[{stage}]({page}/{runs[stage]})' if stage in runs else stage} "
+            f"| `{entry['fingerprint'][:12]}` | {self._how(entry)} | {self._accuracy(entry)} |"
+            for stage, entry in entries.items()
+        ]
+        header = ["| stage | artifact | in this run | accuracy |", "|---|---|---|---|"]
+        return "\n".join([" · ".join(links), "", *header, *rows])
 
-    def _row(self, stage: str, entry: dict[str, Any], runs: str) -> str:
-        """A link to the stage's run where the server has one already."""
-        home, fingerprint = self.server.home, entry["fingerprint"]
-        how = session.state_of(home, fingerprint) if entry["built"] else "found, not built again"
-        folder = home / ("artifacts" if how != "failed" else "building") / fingerprint
-        if run_id := state.load(folder, self.server.name).run_id:
-            stage = f"[{stage}]({runs}/{run_id})"
-        return f"| {stage} | `{fingerprint[:12]}` | {how} |"
+    def _how(self, entry: Mapping[str, Any]) -> str:
+        if entry["built"]:
+            return session.state_of(self.server.home, entry["fingerprint"])
+        return "found, not built again"
+
+    def _folder(self, entry: Mapping[str, Any]) -> Path:
+        built = self.server.home / "artifacts" / str(entry["fingerprint"])
+        return built if built.is_dir() else self.server.home / "building" / built.name
+
+    def _run_of(self, entry: Mapping[str, Any]) -> str | None:
+        """The id of the artifact's run, where the server has it already."""
+        return state.load(self._folder(entry), self.server.name).run_id
+
+    def _accuracy(self, entry: Mapping[str, Any]) -> str:
+        """With its interval, where it has one."""
+        manifest = self._folder(entry) / MANIFEST
+        metrics = read_json(manifest)["metrics"] if manifest.is_file() else {}
+        return scores(metrics).get("accuracy", "")
+
+
+def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str], found_by: str) -> None:
+    """Sets `tags`, and removes what else an earlier state or commit set, but for `found_by`."""
+    entities = [RunTag(key, value) for key, value in tags.items()]
+    for some in limits.batches(entities, limits.PARAMETERS_AT_ONCE):
+        client.log_batch(run_id, tags=some)
+    for name in client.get_run(run_id).data.tags.keys() - tags.keys() - {found_by}:
+        if name.startswith(OURS):
+            client.delete_tag(run_id, name)
 
 
 def is_lost(server: Server, run_id: str | None, error: MlflowException) -> bool:

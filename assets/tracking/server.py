@@ -39,6 +39,7 @@ SETTINGS = {
 
 # The UI opens the experiment as training runs, not as GenAI traces.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+TRAINING = "machine_learning"  # MLflow's name for the pages of model training, not of agents
 PAGES = "pages.json"  # in the store: where Dagster's and MLflow's pages were served last
 RUNS_AT_ONCE = 100  # in one search
 NOT_MLFLOWS = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)  # no such table

@@ -25,7 +25,6 @@ class State:
 
     run_id: str | None = None
     offset: int = 0  # bytes of events.jsonl
-    last_step: int = 0
     attempt: int = 0
     status: str | None = None
     tags: str = ""  # hash of those set

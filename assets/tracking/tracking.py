@@ -35,7 +35,7 @@ from assets.tracking.outbox import (
     next_pause,
     this_process,
 )
-from assets.tracking.server import Server, first_line, importing_mlflow
+from assets.tracking.server import TRAINING, Server, first_line, importing_mlflow
 from assets.tracking.state import State, delivering
 from gpt_model.errors import CorruptFile
 from gpt_model.io import write_json
@@ -233,6 +233,10 @@ class Tracking:
         """Delivers every build of the store from its beginning, but for those that run now: also
         what MLflow had of it once. Patient with the server.
         """
+        for folder, record in session.sessions(self.home):
+            if session.status(record) != "RUNNING":
+                with delivering(folder):
+                    state.save(folder, self.server.name, State())
         for folder, build in builds(self.home):
             if not runs_now(folder, build):
                 with delivering(folder):
@@ -252,7 +256,7 @@ class Tracking:
 
     def run_url(self, run_id: str) -> str:
         """The page of an MLflow run."""
-        return f"{self.server.ui}/#/runs/{run_id}"
+        return f"{self.server.ui}/#/runs/{run_id}?workflowType={TRAINING}"
 
     def _push(self, folder: Path) -> Delivered:
         if not (folder / "journal" / "build.json").is_file():  # made by no build of ours
