@@ -130,7 +130,7 @@ def export(
                 convert.export_folder(folder, part)
             refs = [ref for ref, other in store.refs().items() if other == artifact.fingerprint]
             name = name if name in refs else next(iter(refs), target.name)
-            lineage = traced(store, artifact)
+            lineage = traced(store, artifact, recipe=name.partition("/")[0] if refs else None)
             card = Card(artifact, lineage, name, task, address or target.name, languages)
             (part / "README.md").write_text(f"{model_card(store, card)}\n", encoding="utf-8")
             (part / LICENSE).write_text(licence_notes(card), encoding="utf-8")

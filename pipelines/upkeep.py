@@ -17,16 +17,28 @@ from rich.markup import escape
 from rich.table import Table
 
 from assets.contract import Artifact
-from assets.store.home import downloads_folder
+from assets.store.home import ARTIFACTS, downloads_folder
 from assets.store.removal import Needed, built_from, remove, size, unfinished
-from assets.store.store import SHORT, Store
-from assets.tracking.relocation import ARTIFACTS
+from assets.store.store import LAYOUT, SHORT, Store
+from assets.tracking import session
+from assets.tracking.relocation import ARTIFACTS as MLFLOW_ARTIFACTS
+from assets.tracking.server import PAGES
+from assets.tracking.session import SESSIONS
 from assets.tracking.state import LOCAL
 from gpt_model.errors import UserError
 from pipelines.progress import human
 
 PINNED = "pinned"  # the first part of a pin's name, where a recipe's artifacts have the recipe's
 NAMELESS = "(no name)"
+# What a store has beside artifacts and downloads: whose it is -> entries of its home.
+BESIDE = {
+    "unfinished builds": ("building",),
+    "set aside as damaged": ("corrupt", "removed"),
+    "MLflow": (f"{LOCAL}*", MLFLOW_ARTIFACTS, SESSIONS),
+    "Dagster": ("dagster",),
+    "conversations, votes": ("chat", "votes"),
+    "names, locks, notes": ("refs", "recipes", "locks", LAYOUT, f"{PAGES}*", "reproduction.*"),
+}
 LISTED = 6  # names that a sentence lists; more are counted
 
 Say = Callable[[str], None]
@@ -69,12 +81,12 @@ def usage(store: Store) -> dict[str, Any]:
                 total["with"] = sorted({*total["with"], *users} - {user})
     home = store.home
     beside = {
-        "unfinished builds": size(home / "building"),
-        "set aside as damaged": size(home / "corrupt") + size(home / "removed"),
+        name: sum(size(path) for entry in entries for path in home.glob(entry))
+        for name, entries in BESIDE.items()
+    }
+    beside |= {
         "downloads": size(downloads_folder()),
-        "MLflow": sum(path.stat().st_size for path in home.glob(f"{LOCAL}*"))
-        + size(home / ARTIFACTS),
-        "Dagster": size(home / "dagster"),
+        "anything else": sum(map(size, unknown(home))),
     }
     return {
         "home": str(home),
@@ -85,6 +97,13 @@ def usage(store: Store) -> dict[str, Any]:
         "bytes": in_artifacts + sum(beside.values()),
         "free": _free(home),
     }
+
+
+def unknown(home: Path) -> list[Path]:
+    """What lies in a store and no gpt-lineage put there."""
+    entries = [ARTIFACTS, "downloads", *(entry for group in BESIDE.values() for entry in group)]
+    known = {path for entry in entries for path in home.glob(entry)}
+    return sorted(set(home.glob("*")) - known)
 
 
 def _free(home: Path) -> int:
@@ -122,6 +141,8 @@ def draw_usage(facts: dict[str, Any], recipe: str | None) -> Group:
     count = len(facts["artifacts"])
     rest.add_row(f"{count} artifacts, each once", _bytes(facts["artifact_bytes"]))
     for name, total in facts["beside"].items():
+        if not total:
+            continue
         rest.add_row(name, _bytes(total))
     rest.add_row("[bold]all of it", f"[bold]{_bytes(facts['bytes'])}")
     rest.add_row("free on its disk", _bytes(facts["free"]))
@@ -138,7 +159,8 @@ def _bytes(number: float) -> str:
 
 def removable(store: Store, *, abandoned: bool) -> dict[str, list[dict[str, Any]]]:
     """What no name, pin or unfinished build leads to, and what was set aside as damaged; with
-    `abandoned` also the unfinished builds at which nobody is at work.
+    `abandoned` also the unfinished builds at which nobody is at work. Of a session of which nothing
+    is here any more, what MLflow's parent run was written from.
     """
     needed = Needed(store)()
     artifacts = [
@@ -164,7 +186,21 @@ def removable(store: Store, *, abandoned: bool) -> dict[str, list[dict[str, Any]
         for build in (unfinished(store) if abandoned else ())
         if _is_idle(store, build.building.fingerprint)
     ]
-    return {"artifacts": artifacts, "set_aside": aside, "unfinished": builds}
+    sessions = [
+        {"path": str(folder), "bytes": size(folder)}
+        for folder, record in session.sessions(store.home)
+        if session.status(record) != "RUNNING" and not _is_in_store(store, record)
+    ]
+    return {"artifacts": artifacts, "set_aside": aside, "unfinished": builds, "sessions": sessions}
+
+
+def _is_in_store(store: Store, record: dict[str, Any]) -> bool:
+    """Whether anything of a session is still here."""
+    return any(
+        (store.home / folder / entry["fingerprint"]).is_dir()
+        for folder in (ARTIFACTS, "building")
+        for entry in record["artifacts"].values()
+    )
 
 
 def _is_idle(store: Store, fingerprint: str) -> bool:
@@ -194,7 +230,7 @@ def prune(store: Store, what: dict[str, list[dict[str, Any]]], say: Say) -> int:
             freed += row["bytes"]
         else:
             say(f"{row['stage']} {fingerprint[:SHORT]} stays: somebody has come to need it.")
-    for row in what["set_aside"]:
+    for row in [*what["set_aside"], *what["sessions"]]:
         shutil.rmtree(row["path"], ignore_errors=True)
         freed += row["bytes"]
     return freed
@@ -217,6 +253,9 @@ def draw_removable(what: dict[str, list[dict[str, Any]]]) -> Table:
     for row in what["set_aside"]:
         name = Path(row["path"]).name[:SHORT]
         table.add_row("set aside", name, _bytes(row["bytes"]), "damaged; replaced where needed")
+    for row in what["sessions"]:
+        name = Path(row["path"]).name[:SHORT]
+        table.add_row("session", name, _bytes(row["bytes"]), "nothing of it is here any more")
     return table
 
 

@@ -329,6 +329,10 @@ LOAD = """
     print(answer["choices"][0]["message"]["role"], answer["usage"]["completion_tokens"] <= 3)
     [_] = chat.predict(chat.input_example, params={"max_new_tokens": 3})
     answers = mlflow.pyfunc.load_model("models:/tiny-finetuned-mood/1")
+    # the name is the same in a clone and in a wheel, and the one that was logged before is there
+    assert answers.metadata.flavors["python_function"]["loader_module"] == "gpt_model.finetuning.pyfunc"
+    from assets.tracking.task_pyfunc import _load_pyfunc
+    assert _load_pyfunc.__module__ == "gpt_model.finetuning.pyfunc"
     print(answers.predict(pandas.DataFrame({"segments": [["to be"], ["or not"]]})))
     assert answers.predict(["to be", "or not"]) == ["good", "good"]
     assert answers.predict(pandas.DataFrame({"text": ["to be"]})) == ["good"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from conftest import build_stages
+from conftest import BuiltStore, build_stages
 from typer.testing import CliRunner, Result
 
 from assets.build import gather_inputs
@@ -30,6 +30,7 @@ from assets.tracking.state import run_ids
 from gpt_model.errors import UserError
 from pipelines.cli.main import app
 from pipelines.executor import PID, STARTED, process_tags
+from pipelines.upkeep import unknown
 
 pytestmark = pytest.mark.slow  # the small store takes seconds to build
 
@@ -78,6 +79,44 @@ def test_du_counts_shared_artifacts_once(call: Run, copy: Path) -> None:
     of_local = document(call("du", "local", "--json"))
     assert {row["fingerprint"] for row in of_local["artifacts"]} > {corpus.fingerprint}
     assert "other/corpus" in call("du", "local").stdout
+
+
+def test_du_knows_everything_a_store_has(call: Run, copy: Path, built: BuiltStore) -> None:
+    assert unknown(built.home) == unknown(copy) == []
+    assert {"sessions", "recipes", "dagster"} < {path.name for path in built.home.iterdir()}
+    (copy / "notes").mkdir()
+    (copy / "notes" / "a.txt").write_text("mine")
+    facts = document(call("du", "--json"))
+    assert facts["beside"]["anything else"] == 4
+    everything = sum(map(size, (path for path in copy.iterdir() if path.name != "downloads")))
+    assert facts["bytes"] - facts["beside"]["downloads"] == everything
+
+
+def test_prune_removes_a_session_of_which_nothing_is_here(call: Run, copy: Path) -> None:
+    folder = copy / "sessions" / session.record(copy, "gone", "a1", "corpus", "f" * 64, built=True)
+    assert document(call("prune", "--json"))["sessions"] == []  # this process may go on with it
+    session.end(folder, succeeded=True)
+    assert "nothing of it is here" in call("prune").stdout and folder.is_dir()
+    assert call("prune", "--delete").exit_code == 0 and not folder.exists()
+    assert list((copy / "sessions").iterdir())  # those of what is here
+
+
+def test_trace_calls_a_shared_artifact_as_the_recipe_does(call: Run) -> None:
+    for recipe in ("local", "other"):
+        lineage = document(call("trace", f"{recipe}/tokens", "--json"))
+        below = {node["ref"] for node in lineage["inputs"]}
+        assert below == {f"{recipe}/corpus", f"{recipe}/tokenizer"}
+    shared = Store(Path(document(call("where", "--json"))["store"])).resolve("other/corpus")
+    built_by = document(call("trace", shared.fingerprint, "--json"))["ref"]
+    assert built_by == shared.manifest["provenance"]["asset"]
+
+
+def test_list_says_which_names_cannot_be_read(call: Run, copy: Path) -> None:
+    assert call("list").exit_code == 0
+    (copy / "refs" / "local" / "tokens").write_text("{")
+    result = call("list")
+    assert result.exit_code == 1 and "refs/local/tokens" in result.stderr
+    assert "local/corpus" in result.stdout
 
 
 def test_list_and_show_of_a_recipe_are_its_artifacts(call: Run) -> None:

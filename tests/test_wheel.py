@@ -121,6 +121,9 @@ def test_the_installed_wheel_trains_outside_a_clone(tmp_path: Path, downloads: P
     def cli(*arguments: str) -> str:
         return run([environment_folder / "bin" / "gpt-lineage", *arguments], env=clean, cwd=here)
 
+    # the module by which MLflow loads a fine-tuned model; what a wheel's model named before
+    for module in ("gpt_model.finetuning.pyfunc", "gpt_lineage.assets.tracking.task_pyfunc"):
+        run([python, "-I", "-c", f"from {module} import _load_pyfunc"], env=clean)
     assert json.loads(cli("list", "--json")) == []
     plan = json.loads(cli("plan", "tiny", "--json"))
     assert plan["recipe"] == "tiny"

@@ -22,16 +22,23 @@ NOT_STATED = "not stated"  # the licence of a public data set, which no suite ha
 
 
 def traced(
-    store: Store, artifact: Artifact, names: Mapping[str, str] | None = None
+    store: Store,
+    artifact: Artifact,
+    names: Mapping[str, str] | None = None,
+    recipe: str | None = None,
 ) -> dict[str, Any]:
     """The artifact, how it was made, below "inputs" all it came from, and the "sources" that a
     stage read from outside the store.
 
     An artifact that is not in the store any more is there with "missing": true, and nothing below
     it. `names`: what to call an artifact, by fingerprint, where that is not the ref that names it
-    now.
+    now; default: as `recipe` names it, else the recipe that built `artifact`.
     """
-    return _traced(store, store.lineage(artifact), names or {})
+    if names is None:
+        recipe = recipe or artifact.manifest["provenance"]["asset"].partition("/")[0]
+        refs = store.refs().items()
+        names = {identity: ref for ref, identity in refs if ref.partition("/")[0] == recipe}
+    return _traced(store, store.lineage(artifact), names)
 
 
 def _traced(store: Store, node: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

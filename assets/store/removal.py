@@ -111,8 +111,7 @@ def remove(
     return True
 
 
-def size(folder: Path) -> int:
-    """Bytes of the files below a folder, links not followed."""
-    return sum(
-        path.lstat().st_size for path in folder.rglob("*") if path.is_file() or path.is_symlink()
-    )
+def size(path: Path) -> int:
+    """Bytes of a file, or of the files below a folder, links not followed."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_file() or file.is_symlink())

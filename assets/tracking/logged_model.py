@@ -4,8 +4,9 @@ torch or transformers.
 MLflow's own `log_model` loads the model to look at it. What it would write is little: an MLmodel
 file that says which class loads what, beside the directory `transformers` loads anyway.
 `mlflow.transformers.load_model` and `mlflow.pyfunc.load_model` read it. A fine-tuned model's
-python_function is the task's own (`task_pyfunc.py`), its transformers flavor the decoder alone. A
-directory that is no causal language model of transformers' is logged with its files and no flavor.
+python_function is the task's own (`gpt_model.finetuning.pyfunc`), its transformers flavor the
+decoder alone. A directory that is no causal language model of transformers' is logged with its
+files and no flavor.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ SAMPLING = ParamSchema(
         ParamSpec("top_p", "double", 1.0),
     ]
 )
+# The same name in a clone and where the wheel is installed, unlike what is under `assets`.
+TASK_LOADER = "gpt_model.finetuning.pyfunc"
 REQUIREMENTS = ("torch", "transformers", "tokenizers", "safetensors")
 
 
@@ -185,7 +188,7 @@ def _describe(scratch: Path, model_id: str, folder: Path, facts: ModelFacts) -> 
         )
         environment = {"virtualenv": "python_env.yaml"}
         loader = (
-            {"loader_module": "assets.tracking.task_pyfunc", "data": "model"}
+            {"loader_module": TASK_LOADER, "data": "model"}
             if task
             else {"loader_module": "mlflow.transformers"}
         )

@@ -43,7 +43,9 @@ def list_(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Every artifact in the store, or of a recipe, by name."""
+    """Every artifact in the store, or of a recipe, by name. Exit status 1 where a name is damaged
+    or gone.
+    """
     store = open_store()
     _list(store, recipe_in_store(store, recipe) if recipe else None, as_json)
 
@@ -63,6 +65,8 @@ def _list(store: Store, recipe: str | None, as_json: bool) -> None:
         typer.echo(
             f"Damaged, and left out: {len(damaged)}. gpt-lineage verify names them.", err=True
         )
+    if problems := store.misnamed():  # an artifact without its name is no artifact of its recipe
+        raise UserError("\n".join(["Not every name can be read:", *problems]))
 
 
 @app.command()
@@ -109,7 +113,10 @@ def trace(
     from assets.report import lineage_tree  # imports the stages, for which `list` does not wait
 
     store = open_store()
-    lineage = lineage_tree.traced(store, _artifact_or_run(store, artifact))
+    recipe, _, stage = artifact.strip().strip("/").partition("/")
+    lineage = lineage_tree.traced(
+        store, _artifact_or_run(store, artifact), recipe=recipe if stage else None
+    )
     if as_json:
         print_json(lineage)
     else:
