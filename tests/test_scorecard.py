@@ -179,7 +179,7 @@ def test_every_score_has_its_interval_its_baseline_its_size_and_the_way_back(car
     for key, row in rows.items():
         fingerprint = scores[key].fingerprint
         assert (
-            row["walk it back, make it again"]
+            row["trace and rebuild it"]
             == f"`gpt-lineage trace {fingerprint[:12]}` `gpt-lineage reproduce {fingerprint[:12]}`"
         )
         assert card.store.resolve(fingerprint[:12]).fingerprint == fingerprint

@@ -291,7 +291,7 @@ def test_settings_are_printed_a_line_each_in_a_terminal_and_keep_their_colours(
     announce(store, "tiny", console.print)
     styled = console.export_text(styles=True, clear=False)
     lines = [line.rstrip() for line in console.export_text().splitlines()]
-    assert lines[0] == "It was built today." and max(map(len, lines)) <= 80
+    assert lines[0] == "Built today." and max(map(len, lines)) <= 80
     settings_lines = [line for line in lines if line.startswith("random_insertion_in_word")]
     assert len(settings_lines) == 3
     for line in settings_lines:

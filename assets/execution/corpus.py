@@ -189,9 +189,7 @@ def files_are_whole(built: Built) -> Verdict:
                     f"{entry[split]['documents']}"
                 )
     total = sum(entry[split]["documents"] for entry in index.values() for split in documents.SPLITS)
-    summary = (
-        "; ".join(wrong) or f"{total:,} documents of {len(index)} sources, as the index has them"
-    )
+    summary = "; ".join(wrong) or f"{total:,} documents of {len(index)} sources; the index agrees"
     return Verdict(not wrong, summary, {"documents": total})
 
 
@@ -213,8 +211,8 @@ def nothing_held_out_is_trained_on(built: Built) -> Verdict:
     total = sum(leaked.values())
     return Verdict(
         total == 0,
-        f"{total} training documents are one of the {len(held_out):,} held-out ones, whitespace "
-        "apart",
+        f"{total} training documents equal one of the {len(held_out):,} held-out documents, "
+        "whitespace apart",
         {**leaked, "held_out_documents": len(held_out)},
     )
 
@@ -249,4 +247,8 @@ def nothing_unusual(built: Built) -> Verdict:
         holding = UNUSUAL.get(kind.removeprefix("documents_with/"))
         what = f"documents of {source} hold {holding}" if holding else f"rows of {source} left out"
         sentences.append(f"{count:,.0f} {what}")
-    return Verdict(not counts, "; ".join(sentences) or "Nothing is.", counts)
+    return Verdict(
+        not counts,
+        "; ".join(sentences) or "No row is left out, and no document is unusual.",
+        counts,
+    )

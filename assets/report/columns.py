@@ -4,7 +4,7 @@ of a value that is missing. Imports nothing, so that printing a table waits for 
 
 from __future__ import annotations
 
-ARTIFACT, PROTOCOL, COMMANDS = "artifact", "protocol", "walk it back, make it again"
+ARTIFACT, PROTOCOL, COMMANDS = "artifact", "protocol", "trace and rebuild it"
 SEEN, K = "8-grams seen", "K"
 VERDICT_FILE = "verdict.json"
 SETTINGS = {"zero": "zero-shot", "one": "one-shot", "few": "few-shot"}  # of `Score.shots` -> column

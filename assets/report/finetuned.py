@@ -79,7 +79,7 @@ def scores_table(metrics: Metrics, selected_by: str) -> Table:
     """The scores of both arms. `selected_by`: the metric that chose the epoch."""
     columns = [
         *("on test", "pre-trained", "random weights", "bag of words"),
-        "always one answer, the best",
+        "the best constant answer",
     ]
     shown = [key for key in SCORE_NAMES if key in metrics]
     rows = [
@@ -106,11 +106,12 @@ def scores_table(metrics: Metrics, selected_by: str) -> Table:
     name = SCORE_NAMES[selected_by]
     rows.append([f"transfer: {name} over random weights", metric(metrics, "transfer"), "", "", ""])
     note = (
-        "In brackets: 95 % interval. Accuracy: Wilson's. The others: bootstrap over groups, "
-        f"transfer's in pairs. Weights of the epoch best on validation by {name} (epoch "
-        f"{int(metrics['pretrained_best_epoch'])} pre-trained, {int(metrics['random_best_epoch'])} "
-        "random). Bag of words: TF-IDF of words and word pairs, and logistic regression, on the "
-        "same rows."
+        "In brackets: 95 % interval, by Wilson's formula for accuracy and by a bootstrap over "
+        "groups for the other scores, in pairs for transfer. Each network is that of its epoch "
+        f"with the best {name} on validation rows (pre-trained: epoch "
+        f"{int(metrics['pretrained_best_epoch'])}; random weights: epoch "
+        f"{int(metrics['random_best_epoch'])}). The bag of words is a logistic regression on the "
+        "TF-IDF of words and word pairs, trained on the same rows."
     )
     note += not_resampled_note(cell for row in rows for cell in row)
     return Table(DataFrame(rows, columns=columns), note=note)

@@ -27,8 +27,8 @@ from assets.store.store import SHORT
 
 SCORES_NOTE = (
     "↓: lower is better. **Better** or **worse**: the best baseline lies outside the 95 % "
-    "interval. **Undecided**: it lies inside. *60 of 1,816 examples*: a seeded subset. *No "
-    "interval*: too few examples to have one, so the number is left out."
+    "interval. **Undecided**: it lies inside. *60 of 1,816 examples*: only a seeded subset is "
+    "scored. *No interval*: the examples are too few for one, so the number is left out."
 )
 SHOTS_NOTE = (
     "In brackets: the 95 % interval. **Better** or **worse**: the baseline lies outside it. Each "
@@ -36,8 +36,8 @@ SHOTS_NOTE = (
 )
 K_NOTE = "K: how many of the requested demonstrations fit the context, on average."
 SEEN_NOTE = (
-    f"{SEEN}: the share of a task's 8-grams that stand in the training text. The scores of "
-    "examples that share nothing with it stand under the stage."
+    f"*{SEEN}*: the share of a task's 8-grams that the training text has too. The section of the "
+    "stage has the scores on the examples that share nothing with the training text."
 )
 
 

@@ -22,9 +22,10 @@ TRAINING, HELD_OUT = "training batches", "held-out text, a sample"
 UNIFORM = "uniform guess"
 XZ = "xz -9e"
 INTRODUCTION = (
-    f"Lower is better. The dashed lines are the same held-out text by a *{UNIFORM}*, with every "
-    f"token equally likely, and by the compressor *{XZ}*, primed with the training text. ×: all of "
-    "the held-out text, read with the final weights. Sources are weighted as in training."
+    "Lower is better. The dashed lines are two baselines on the same held-out text: a "
+    f"*{UNIFORM}* gives every token the same probability, and *{XZ}* is a compressor that reads "
+    "the training text first. The × is the final model on all held-out text; the curve is of a "
+    "sample. Sources are weighted as in training."
 )
 
 

@@ -34,9 +34,7 @@ def show_pretrained(built: Built, folder: Path) -> None:
     write_markdown(folder / "mixture.md", mixture)
     if built.texts:
         last = max(step for step, _, _ in built.texts)
-        heading = (
-            f"After step {last}; the prompt, the beginning of a held-out document, is in brackets."
-        )
+        heading = f"After step {last}. In brackets: the prompt, which begins a held-out document."
         write_markdown(folder / "samples.md", heading, last_texts(built.texts))
 
 
@@ -104,7 +102,7 @@ def metrics_table(metrics: Metrics) -> Table:
         "longest wait for a checkpoint": f"{metrics['checkpoint_stall_seconds']:.3f} s",
     }
     note = (
-        f"Held-out text: {base_model.READ_ON}. In brackets: 95 % interval, windows taken for "
+        f"Held-out text: {base_model.READ_ON}. In brackets: 95 % interval, with windows taken as "
         "independent."
     )
     return key_values(values, note)
@@ -127,8 +125,8 @@ def mixture_table(tokens: Path, metrics: Metrics) -> Table:
         for source in data.sources
     ]
     note = (
-        "Weight: of the tokens trained on. In an epoch of a source no window is drawn twice (Brown "
-        "et al. 2020, table 2.2, appendix B)."
+        "*weight*: the source's share of the training tokens. Within one epoch of a source, no "
+        "window is drawn twice (Brown et al. 2020, table 2.2, appendix B)."
     )
     return Table(rows, note=note, formats={"weight": ".1%", epochs: ".2f"})
 

@@ -102,7 +102,8 @@ def lineage(recipe: str, inputs: Inputs) -> Text:
     tree = "\n".join(line.rstrip() for line in capture.get().splitlines())
     return Text(
         "Lineage tree",
-        f"{code_block(tree)}\n\nAn artifact stands once, with what it was made from below it.",
+        f"{code_block(tree)}\n\nBelow each artifact stands what it was built from. *(as above)*: "
+        "the page shows that already.",
     )
 
 
@@ -130,7 +131,7 @@ def data(recipe: str, inputs: Inputs) -> Table:
     return Table(
         DataFrame(rows, columns=columns),
         "Data and licences",
-        "Suites built from held-out text (bits per byte, last word, cloze) have its licences.",
+        "Suites of held-out text (bits per byte, last word, cloze) have the licences of that text.",
     )
 
 
@@ -171,9 +172,9 @@ def cost(inputs: Inputs) -> Table:
     return Table(
         [*rows, whole],
         "Cost by stage",
-        "Ranks × threads of each: with another number of them, sums are added in another order, so "
-        "the same recipe gives other bytes. Seconds: inside the stages, over all attempts. Last "
-        "row: the highest peak of any stage.",
+        "*ranks*: processes × threads of each. Another number of either adds numbers in another "
+        "order, so the same recipe gives other bytes. *seconds*: the time inside the stage, all "
+        "attempts together. The last row has the highest peak memory of any stage.",
         {"seconds": ".1f", "core hours": ".4f", "peak MB": ",.0f", "size MB": ".1f"},
     )
 

@@ -94,9 +94,7 @@ def _samples(inputs: Inputs) -> Section | None:
         )
         for name, text in last
     ]
-    intro = (
-        "The final weights go on from the words in brackets, the beginning of a held-out document."
-    )
+    intro = "The final model continues the words in brackets, which begin a held-out document."
     return Section("Samples", blocks, intro=intro)
 
 

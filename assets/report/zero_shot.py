@@ -17,11 +17,11 @@ from gpt_model.evaluation.results import Results, ScoreRow, SubsetScore, interva
 from gpt_model.evaluation.suites import ROLLING
 
 OVERLAP_NOTE = (
-    "K: demonstrations before a question, on average, and at least; as many of those asked for as "
-    "fit the context. 8-grams: GPT-2's overlap (Radford et al. 2019, section 4), without its Bloom "
-    "filter's false positives. Dirty: an example that shares N words in a row with a training "
-    "document; N is the 5th percentile of the examples' lengths, 8 to 13 (Brown et al. 2020, "
-    "appendix C). In brackets: 95 % interval."
+    "*K*: the demonstrations before a question, on average and at least. Demonstrations that do "
+    "not fit the context are left out. *8-grams*: the overlap of GPT-2's paper (Radford et al. "
+    "2019, section 4), without its Bloom filter's false positives. *Dirty*: the example shares N "
+    "words in a row with a training document. N is the 5th percentile of the examples' lengths, "
+    "between 8 and 13 (Brown et al. 2020, appendix C). In brackets: 95 % interval."
 )
 
 
