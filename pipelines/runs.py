@@ -34,6 +34,7 @@ from assets.stages.ladder import dagster_runs
 from assets.store.manifest import full_disk
 from assets.store.recipes import record
 from assets.store.store import SHORT
+from assets.tracking import other_trackers
 from pipelines.definitions import DISPLAY, RecipeFile, build_defs
 from pipelines.executor import ENDING, close_lost_runs, process_tags
 from pipelines.progress import BuildDisplay, duration
@@ -96,6 +97,8 @@ def run_recipe(
         for problem in dict.fromkeys(delivery.problem for delivery in deliveries):
             if problem:
                 display.say(f"  {problem}")
+        for problem in other_trackers.finish():
+            display.say(f"  {problem}")
     return feed.report
 
 

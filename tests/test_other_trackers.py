@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
+from wandb_server import serving
 from workshop import STEPS, Workshop
 
 from assets.store.locks import locked
@@ -41,11 +42,17 @@ def workshop(home: Path) -> Workshop:
     return Workshop(home)
 
 
-def follow(kind: str, target: str, home: Path, **environment: str) -> list[str]:
+MODULE = ["-m", "assets.tracking.follower"]
+IMPATIENT = (
+    "from assets.tracking import follower, wandb_run; wandb_run.INIT_SECONDS = 1.0; follower.main()"
+)
+
+
+def follow(kind: str, target: str, home: Path, impatient: bool = False) -> list[str]:
     """The follower's process, at whose standard input nobody is. Returns what it prints."""
     done = subprocess.run(
-        [sys.executable, "-m", "assets.tracking.follower", kind, target, str(home)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        [sys.executable, *(["-c", IMPATIENT] if impatient else MODULE), kind, target, str(home)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -178,7 +185,8 @@ def test_weights_and_biases_has_a_run_a_build(workshop: Workshop) -> None:
     workshop.build("tokens", {}, {"corpus": corpus})
     home = workshop.store.home
     assert follow("wandb", "plays", home) == []
-    of_corpus, of_tokens = offline_runs(home)
+    runs = {run.run.job_type: run for run in offline_runs(home)}
+    of_corpus, of_tokens = runs["corpus"], runs["tokens"]
     build = json.loads((corpus.path.parent / "journal" / "build.json").read_text())
     run = of_corpus.run
     assert (run.run_id, run.project) == (build["build"], "plays")
@@ -222,6 +230,60 @@ def test_a_build_that_failed_is_one_run_and_goes_on_with_the_next_attempt(
     again = offline_runs(home)[-1]
     assert again.run.run_id == first.run.run_id and again.run.resume
     assert [(row["step"], row["train/loss"]) for row in again.rows] == ALL_STEPS
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The port where a server of Weights & Biases is to be."""
+    pytest.importorskip("wandb", reason="the extra gpt-lineage[wandb] is not installed")
+    port = free_port()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("WANDB_API_KEY", "xyzzy" * 8)
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "0.2")
+    return port
+
+
+@pytest.mark.slow
+def test_rows_reach_a_server_once_whatever_is_killed_and_whoever_is_down(
+    workshop: Workshop, online: int
+) -> None:
+    home, building = workshop.store.home, workshop.begin("corpus", {}, {})
+    workshop.work(building, range(1, 21))
+    [name] = [json.loads((building.journal / "build.json").read_text())["build"]]
+    command = [sys.executable, *MODULE, "wandb", "plays", str(home)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with serving(online) as server:
+        follower = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while len(server.history.get(name, [])) < 20:
+            assert time.monotonic() < deadline and follower.poll() is None
+            time.sleep(0.1)
+        follower.kill()
+        follower.wait()
+        assert follower.stdin
+        follower.stdin.close()
+    workshop.work(building, range(21, STEPS + 1))
+    workshop.publish(building, "corpus", {}, {})
+    [problem] = follow("wandb", "plays", home, impatient=True)
+    assert problem.startswith(
+        f"Weights & Biases, project plays http://127.0.0.1:{online} online: CommError: "
+    )
+    with serving(online) as again:
+        again.runs, again.history = server.runs, server.history
+        assert follow("wandb", "plays", home) == []
+        assert follow("wandb", "plays", home) == []
+    rows = again.history[name]
+    assert [(row["step"], row["train/loss"]) for row in rows] == ALL_STEPS
+    assert server.received[name] + again.received[name] == STEPS
+    assert again.exit_codes == {name: 0}
+    run = again.runs[name]
+    assert (run["groupName"], run["jobType"], run["project"]) == (
+        "tiny dagster-",
+        "corpus",
+        "plays",
+    )
+    assert run["program"] == "gpt-lineage" and {"repo", "commit"}.isdisjoint(run)
 
 
 def test_a_build_that_another_process_delivers_is_left_to_it(

@@ -231,7 +231,7 @@ def main() -> None:
             with suppress(OSError):  # nobody listens any more
                 print(problem or "", flush=True)
         last = problem
-        if is_last and not follower.is_behind:
+        if over.is_set() and (problem or (is_last and not follower.is_behind)):
             os._exit(0)  # what is not finished is begun again by the next run
         pause = next_pause(pause) if problem else LOOK_SECONDS
         if not follower.is_behind:

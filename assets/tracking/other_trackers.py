@@ -24,6 +24,7 @@ from assets.tracking.outbox import Say
 from gpt_model.errors import UserError
 
 VARIABLES = {"wandb": "LINEAGE_WANDB", "tensorboard": "LINEAGE_TENSORBOARD"}
+TITLES = {"wandb": "Weights & Biases", "tensorboard": "TensorBoard"}
 # At this process's end: for the last stage's numbers, and where the tracker does not answer.
 LAST_SECONDS, TROUBLED_SECONDS = 10.0, 1.0
 
@@ -76,9 +77,19 @@ def follow(home: Path, say: Say) -> None:
         return
     for kind, target in targets.items():
         key = (kind, target, home)
-        if key not in _followers or not _followers[key].is_alive:
-            _followers[key] = _Follower(kind, target, home)
-        _followers[key].say = say
+        with suppress(OSError):  # this machine starts no process more
+            if key not in _followers or not _followers[key].is_alive:
+                _followers[key] = _Follower(kind, target, home)
+            _followers[key].say = say
+
+
+def finish() -> list[str]:
+    """Waits for the last numbers, but not long. Returns a sentence for each tracker that does not
+    have everything; what it lacks is sent by the next run.
+    """
+    problems = [follower.stop() for follower in _followers.values()]
+    _followers.clear()
+    return [problem for problem in problems if problem]
 
 
 class _Follower:
@@ -86,7 +97,7 @@ class _Follower:
 
     def __init__(self, kind: str, target: str, home: Path) -> None:
         self.say: Say = lambda sentence: None
-        self._troubled = False
+        self._problem, self._title = "", f"{TITLES[kind]} ({target})"
         self._process = subprocess.Popen(
             [*module_command(sys.executable, "assets.tracking.follower"), kind, target, str(home)],
             stdin=subprocess.PIPE,
@@ -95,8 +106,8 @@ class _Follower:
             text=True,
             start_new_session=True,  # Ctrl-C is for this process, which ends it in good order
         )
-        threading.Thread(target=self._listen, name=f"{kind} problems", daemon=True).start()
-        atexit.register(self.stop)
+        self._listener = threading.Thread(target=self._listen, name=f"{kind} problems", daemon=True)
+        self._listener.start()
 
     @property
     def is_alive(self) -> bool:
@@ -106,25 +117,34 @@ class _Follower:
         """A line is a sentence for the run's log; an empty one says that all is well again."""
         assert self._process.stdout
         for line in self._process.stdout:
-            self._troubled = bool(line.strip())
-            if self._troubled:
+            self._problem = line.strip()
+            if self._problem:
                 with suppress(Exception):  # the run is over, and its log closed
-                    self.say(line.strip())
+                    self.say(self._problem)
 
-    def stop(self) -> None:
-        """Waits for the last numbers, but not long."""
+    def stop(self) -> str:
+        """Returns what keeps the tracker from having everything, if anything does."""
         assert self._process.stdin
         with suppress(OSError):
             self._process.stdin.close()
-        ends = time.monotonic() + LAST_SECONDS
-        while self.is_alive and time.monotonic() < ends:
-            if self._troubled:
-                ends = min(ends, time.monotonic() + TROUBLED_SECONDS)
-                self._troubled = False
+        began = time.monotonic()
+        while self.is_alive:
+            waited = time.monotonic() - began
+            if waited > (TROUBLED_SECONDS if self._problem else LAST_SECONDS):
+                self._problem = self._problem or (
+                    f"{self._title} has not taken the last numbers within {LAST_SECONDS:g} s; the "
+                    "next run sends them."
+                )
+                break
             time.sleep(0.05)
         with suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        self._listener.join(1.0)
+        if self._process.wait() > 0 and not self._problem:
+            return f"What follows the builds for {self._title} died; the next run sends the rest."
+        return self._problem
 
 
 _reported: set[str] = set()  # each once a process
 _followers: dict[tuple[str, str, Path], _Follower] = {}
+atexit.register(finish)

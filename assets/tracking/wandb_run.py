@@ -22,7 +22,7 @@ from gpt_model.redaction import redacted
 if TYPE_CHECKING:
     from assets.tracking.follower import Finished
 
-INIT_SECONDS, FINISH_SECONDS = 20.0, 60.0  # for a server to answer
+INIT_SECONDS, FINISH_SECONDS = 10.0, 60.0  # for a server to answer
 WHERE = ("WANDB_ENTITY", "WANDB_BASE_URL", "WANDB_MODE")  # what a run is sent to, with the project
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 137}
 AXES = {"metrics": "step", "system": "sample"}  # an event's kind -> the column of its step
@@ -62,6 +62,7 @@ class WandbRun:
             x_disable_stats=True,
             x_disable_machine_info=True,
             x_save_requirements=False,
+            program="gpt-lineage",
             disable_git=True,
             disable_code=True,
         )
