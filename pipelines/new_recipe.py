@@ -216,7 +216,6 @@ def _task(
         f"name: {_recipe_name(target)}",
         f"description: {extends} fine-tuned on {path.name}",
         f"finetuning: {{tasks: [{task.name}]}}",
-        "evaluation: {suites: [held_out]}",
         "experiments: null",
         "scaling: null",
         "alignment: null",

@@ -154,7 +154,7 @@ class TestSplitting:
 
     @pytest.mark.parametrize(
         ("texts", "said"),
-        [(["only one"], "none of them is a training one"), ([], "holds no document")],
+        [(["only one"], "makes none of them a training document"), ([], "holds no document")],
     )
     def test_a_source_too_small_to_split_is_one_sentence(
         self, tmp_path: Path, texts: list[str], said: str

@@ -93,8 +93,9 @@ def _write_source(
         if not writer.documents:
             raise UserError(
                 f"Source {source.name!r} has {training.documents + held_out.documents} documents, "
-                f"and none of them is a {name} one with held_out {share:g}. "
-                "Divide its texts more finely (`documents`), or change `held_out` or `seed`."
+                f"and `held_out` {share:g} makes none of them a {name} document. Divide its texts "
+                "more finely (such as `documents: paragraphs` in the source's entry), or change "
+                "`held_out` or `seed`."
                 + "".join(
                     f" Documents that hold {UNUSUAL[kind]}: {count}."
                     for kind, count in unusual_counts.items()
