@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import SUBJECTS, VERBS, run_cli, write_local_recipe
 
+from assets.report.model_card import scores_of
 from assets.store.store import Store
 
 pytestmark = pytest.mark.slow
@@ -157,3 +158,16 @@ def test_the_aligned_model_answers_in_transformers(aligned: Aligned) -> None:
     )
     written = model.generate(**prompts, max_new_tokens=4, do_sample=False)
     assert written.shape[1] > prompts["input_ids"].shape[1]
+
+
+def test_the_card_of_a_model_has_its_win_rates(aligned: Aligned) -> None:
+    preferences = aligned.artifact("preferences")
+    for model, count in (("dpo", 2), ("policy_init", 5)):  # over what, and what over it
+        scores = scores_of(aligned.store, aligned.artifact(model), f"talk/{model}")
+        wins = [score for score in scores if score.name.endswith("win rate")]
+        assert all(model.replace("_", " ") in score.name for score in wins)
+        assert len(wins) == count and {score.fingerprint for score in wins} == {
+            preferences.fingerprint
+        }
+        for score in wins:
+            assert score.low is not None and score.complete and "judge" in score.note

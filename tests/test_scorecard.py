@@ -243,6 +243,24 @@ def test_a_verdict_has_what_the_recipe_has(card: Card) -> None:
     assert [statement.about for statement in aligned] == ["text", "alignment", "fine-tuning"]
 
 
+def test_a_verdict_says_whether_examples_in_the_prompt_help() -> None:
+    def of(task: str, shots: str, low: float, value: float, high: float) -> Score:
+        name = f"{task}_{shots} acc"
+        return Score(
+            "g/zero_shot", "f" * 64, name, value, low, high, "chance 0.5", 0.5, shots=shots
+        )
+
+    scores = [
+        *(of("piqa", "zero", 0.1, 0.2, 0.3), of("piqa", "one", 0.2, 0.3, 0.4)),
+        *(of("piqa", "few", 0.35, 0.4, 0.5), of("lambada", "zero", 0.1, 0.2, 0.3)),
+        *(of("lambada", "one", 0.2, 0.3, 0.4), of("sums", "zero", 0.4, 0.5, 0.6)),
+        *(of("sums", "few", 0.1, 0.2, 0.3), of("alone", "few", 0.1, 0.2, 0.3)),
+    ]
+    _, few, _ = statements(scores, [], {}, "today")
+    assert few.about == "few-shot" and "1 of 3 scores" in few.sentence
+    assert (few.better, few.worse, few.undecided) == (["piqa acc"], ["sums acc"], ["lambada acc"])
+
+
 def test_loss_curve_stands_beside_xz_and_a_uniform_guess(card: Card, tmp_path: Path) -> None:
     mixture, metrics = card.scores()["ci/pretrained", MIXTURE], card.inputs()["pretrained"].metrics
     curve = loss_curve.loss_curve(card.inputs(), mixture)

@@ -95,21 +95,19 @@ def by_shots(scores: Sequence[Score]) -> Table | None:
     """A line a task and metric of what is run with no, one and a few demonstrations; None where
     nothing is.
     """
-    groups: dict[tuple[str, str, str], list[Score]] = {}
+    groups: dict[tuple[str, str], list[Score]] = {}
     for score in scores:
         if score.shots is not None and not score.on_another_scale:
-            task, _, metric = score.name.rpartition(" ")
-            key = (score.asset, task.removesuffix(f"_{score.shots}"), metric)
-            groups.setdefault(key, []).append(score)
+            groups.setdefault((score.asset, score.of_any_shots), []).append(score)
     if not groups:
         return None
     with_overlap = any(score.overlap is not None for score in scores)
     rows = []
-    for (asset, task, metric), group in groups.items():
+    for (asset, name), group in groups.items():
         by_setting = {score.shots: _cell(score) for score in group}
         row = {
             ARTIFACT: asset,
-            "score": _name(group[0], f"{task} {metric}"),
+            "score": _name(group[0], name),
             "beside": _joined(score.baseline for score in group if score.complete),
             **{column: by_setting.get(shots, "") for shots, column in SETTINGS.items()},
             K: ", ".join(filter(None, map(_demonstrations, group))),

@@ -19,13 +19,14 @@ from assets.report.lineage_tree import is_complete, origin
 from assets.report.score import Score, number
 from assets.report.scores import collect
 from assets.report.tables import Table, key_values, markdown
+from assets.report.verdict import WIN_RATE
 from assets.stages import stage_named
 from assets.store.provenance import execution
 from assets.store.store import Store
 
 OTHER = "other"  # the hub's word for a licence that is none of its list
 UNKNOWN = "unknown"
-ZERO_SHOT = "zero_shot"
+ZERO_SHOT, PREFERENCES = "zero_shot", "preferences"
 METRICS = {"acc": "accuracy"}  # as lm_eval calls it, and the hub
 LICENSE = "LICENSE"
 PINS = ("sha256", "revision")  # of a source
@@ -224,20 +225,36 @@ def _data_and_metric(score: Score) -> tuple[str, str]:
 
 
 def scores_of(store: Store, artifact: Artifact, name: str) -> list[Score]:
-    """The scores of a model: of its build, and of the suites that were run on it, each once."""
+    """The scores of a model: of its build, of the suites that were run on it, and its win rates
+    over other models, each once.
+    """
     recipe, _, stage = name.partition("/")
-    runs = {artifact.fingerprint: {stage or artifact.stage: artifact}}
-    for suites in store.artifacts():
-        used = {entry["fingerprint"] for entry in suites.manifest["inputs"]}
-        if suites.stage == ZERO_SHOT and artifact.fingerprint in used and not suites.not_run:
-            runs[suites.fingerprint] = {ZERO_SHOT: suites}
+    stage = stage or artifact.stage
+    runs = {artifact.fingerprint: (stage, artifact)}
+    roles: dict[str, str] = {}  # comparison of models -> which of them this one is
+    for other in store.artifacts():
+        used = {entry["fingerprint"]: entry["name"] for entry in other.manifest["inputs"]}
+        if artifact.fingerprint not in used or other.not_run:
+            continue
+        if other.stage == ZERO_SHOT:
+            runs[other.fingerprint] = (ZERO_SHOT, other)
+        elif other.stage == PREFERENCES:
+            runs[other.fingerprint] = (PREFERENCES, other)
+            roles[other.fingerprint] = used[artifact.fingerprint].replace("_", " ")
     scores = {
         (score.name, score.sample()): score
-        for fingerprint, run in runs.items()
-        for score in _collected(recipe, {**_above(store, *run.values()), **run})
-        if score.fingerprint == fingerprint and not score.on_another_scale
+        for fingerprint, (role, run) in runs.items()
+        for score in _collected(recipe, {**_above(store, run), role: run})
+        if score.fingerprint == fingerprint
+        and not score.on_another_scale
+        and (fingerprint not in roles or roles[fingerprint] in _compared(score))
     }
     return list(scores.values())
+
+
+def _compared(score: Score) -> list[str]:
+    """The two models of a win rate."""
+    return score.name.removesuffix(WIN_RATE).split(" over ")
 
 
 def _collected(recipe: str, inputs: Inputs) -> list[Score]:
@@ -271,7 +288,9 @@ def _score_table(scores: Sequence[Score]) -> Table:
         }
         for score in scores
     ]
-    note = "↓: lower is better. Verdict: against the best that stands beside it, interval and all."
+    judged = any(score.name.endswith(WIN_RATE) for score in scores)
+    note = "A win rate is by a judge that no model was trained to please. " if judged else ""
+    note += "↓: lower is better. Verdict: against the best that stands beside it, interval and all."
     return Table(rows, note=note)
 
 

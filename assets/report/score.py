@@ -65,6 +65,12 @@ class Score:
         return self.name.endswith(ON_ANOTHER_SCALE)
 
     @property
+    def of_any_shots(self) -> str:
+        """Its name without the number of demonstrations: "piqa acc" of "piqa_few acc"."""
+        task, _, metric = self.name.rpartition(" ")
+        return f"{task.removesuffix(f'_{self.shots}')} {metric}"
+
+    @property
     def best_baseline(self) -> str:
         """The one of the baselines that the verdict is against: "random 0.568"."""
         parts = self.baseline.split(", ")

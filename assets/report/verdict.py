@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from assets.contract import Inputs
@@ -26,7 +26,7 @@ LISTED = 6  # names in a sentence
 class Statement:
     """One sentence, and the names of the scores or tasks it counts by their verdict."""
 
-    about: str  # text, alignment, fine-tuning, zero-shot or build
+    about: str  # text, alignment, fine-tuning, zero-shot, few-shot or build
     sentence: str
     better: Sequence[str] = ()
     worse: Sequence[str] = ()
@@ -71,6 +71,8 @@ def _all(
     ]
     if suites:
         yield _of_suites(suites)
+        if prompted := list(_by_shots(suites)):
+            yield _of_demonstrations(prompted)
     scores_word = "score" if len(missing) == 1 else "scores"
     not_run = f" {len(missing)} {scores_word} could not be measured here." if missing else ""
     yield Statement("build", f"Built {build}.{not_run}")
@@ -114,6 +116,40 @@ def _of_suites(scores: Sequence[Score]) -> Statement:
     of, tail = _share(counted.better, scores, "score"), _rest(counted)
     sentence = f"{how}, it is **better than guessing on {of}**{_names(counted.better)}{tail}."
     return _counted("zero-shot", sentence, scores)
+
+
+def _by_shots(scores: Sequence[Score]) -> Iterator[tuple[Score, Score]]:
+    """Each score without examples in the prompt, and the same one with the most of them."""
+    settings: dict[tuple[str, str], dict[str | None, Score]] = {}
+    for score in scores:
+        settings.setdefault((score.asset, score.of_any_shots), {})[score.shots] = score
+    for by_shots in settings.values():
+        most = by_shots.get("few") or by_shots.get("one")
+        if most and "zero" in by_shots:
+            yield by_shots["zero"], most
+
+
+def _of_demonstrations(pairs: Sequence[tuple[Score, Score]]) -> Statement:
+    """Whether examples in the prompt help, as GPT-3's paper asks: where the two intervals, which a
+    score with a verdict has, lie apart.
+    """
+    by_effect: dict[str, list[str]] = {BETTER: [], WORSE: [], UNDECIDED: []}
+    for without, shown in pairs:
+        apart = (shown.low or 0) > (without.high or 0) or (shown.high or 0) < (without.low or 0)
+        helps = (shown.value < without.value) == shown.lower_is_better
+        effect = (BETTER if helps else WORSE) if apart else UNDECIDED
+        by_effect[effect].append(shown.of_any_shots)
+    counted = Statement("few-shot", "", *by_effect.values())
+    tasks = f"{len(pairs)} score{'s' if len(pairs) > 1 else ''}"
+    sentence = (
+        f"Examples in its prompt **help on {len(counted.better) or 'none'} of {tasks}**"
+        f"{_names(counted.better)}"
+    )
+    if counted.worse:
+        sentence += f"; they hurt on {len(counted.worse)}{_names(counted.worse)}"
+    if counted.undecided:
+        sentence += f"; on {len(counted.undecided)} the intervals overlap"
+    return replace(counted, sentence=f"{sentence}.")
 
 
 def _of_preferences(scores: Sequence[Score]) -> Statement:
