@@ -20,13 +20,16 @@ from world import World, make_world
 from assets.estimate import _task_tokens
 from assets.graph import check, nodes
 from assets.node import Node
+from assets.recipe.profile import load_profile
 from assets.recipe.recipe import load_recipe
+from assets.store.store import Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.evaluation.results import Results
 from gpt_model.finetuning.entry import SPLITS, TaskEntry
 from gpt_model.finetuning.examples import read_examples
 from gpt_model.progress import Silent
+from pipelines.cli.plan import draw_plan, plan_of
 from pipelines.definitions import RecipeFile, build_defs
 from pipelines.progress import BuildDisplay
 from pipelines.runs import _EventFeed, step_keys
@@ -224,6 +227,19 @@ def test_the_estimate_of_a_task_follows_the_size_of_its_files(page: Path) -> Non
     many = _task_tokens(config, model)
     assert 0.5 < few.number / (60 * 20 * config["finetuning"]["epochs"]) < 2  # 20 tokens a row
     assert many.number == pytest.approx(10 * few.number) and "local file" in many.assumption
+
+
+def test_a_plan_lists_the_labels_of_local_rows(page: Path) -> None:
+    rows = page / "data" / "visits.csv"
+    rows.write_text(rows.read_text() + "A note.,hapy\n")
+    recipe = load_recipe(str(page / "task-recipe.yaml"))
+    facts = plan_of(recipe, page, load_profile("cpu"), Store(page / "store"))
+    [labels] = [row["labels"] for row in facts["stages"] if "labels" in row]
+    assert labels == ["happy", "hapy", "unhappy"]
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(draw_plan(facts))
+    assert "Labels of visits: happy, hapy, unhappy." in capture.get()
 
 
 def test_a_run_that_fails_outside_its_steps_says_why(tmp_path: Path) -> None:

@@ -287,6 +287,8 @@ def _stages(
         except Unreachable:  # the commit of a branch decides whether it is built, not what it takes
             config = node.settings(base)
             row["why"] = "the hub does not answer, so it is not known which commit it would be"
+        if labels := _labels_of_local_rows(config):
+            row["labels"] = labels
         waiting = [name for name in node.upstream if name not in built]
         if waiting and not row["why"]:
             row["why"] = f"after {_listed(waiting, 'others')}"
@@ -310,6 +312,14 @@ def _stages(
             row["forecast"] = estimate(node, config, inputs, profile, artifacts)
         known[node.name] = planned(node, config, row["forecast"], inputs)
     return rows, built
+
+
+def _labels_of_local_rows(config: Mapping[str, Any]) -> list[str]:
+    """The labels of a task on a person's own files; [] of anything else."""
+    entry = config.get("source")
+    if not isinstance(entry, Mapping) or not entry.get("source", {}).get("pinned"):
+        return []
+    return list(entry.get("labels") or ())
 
 
 def _listed(names: Collection[str], rest: str) -> str:
@@ -448,7 +458,11 @@ def _draw_bases(facts: Mapping[str, Any]) -> list[str]:
     stages_by_basis: dict[str, list[str]] = {}
     for name, answer in estimates.items():
         stages_by_basis.setdefault(answer["basis"], []).append(name)
-    lines = []
+    lines = [
+        f"Labels of {row['asset'].rpartition('/')[2]}: {', '.join(row['labels'])}."
+        for row in facts["stages"]
+        if "labels" in row
+    ]
     for basis, names in stages_by_basis.items():
         of = f" of {', '.join(names)}" if len(names) < len(estimates) else ""
         lines.append(f"Time{of}: {basis}")
