@@ -44,13 +44,17 @@ def environment_with_secrets(home: Path, scratch: Path, port: int) -> dict[str, 
             "TMPDIR": str(scratch),
             "PYTHONPATH": f"{scratch}:{ROOT}",
             "NO_PROXY": "127.0.0.1",
+            "LINEAGE_WANDB": "plays",
+            "WANDB_MODE": "offline",
+            "LINEAGE_TENSORBOARD": str(scratch / "runs"),
         }
     )
 
 
 def secrets(port: int) -> dict[str, str]:
     """Six kinds: an address with user and password, one with a token for its user, a proxy, a
-    password, a token, a key. Nothing answers at the hub, the index and the proxy.
+    password, a token, a key. Nothing answers at the hub, the index, the proxy
+    and Weights & Biases.
     """
     return {
         "MLFLOW_TRACKING_URI": f"http://me:{MARK}%2Ftracking@127.0.0.1:{port}",
@@ -60,6 +64,8 @@ def secrets(port: int) -> dict[str, str]:
         "MLFLOW_TRACKING_PASSWORD": f"{MARK} registry password",
         "HF_TOKEN": f"hf_{MARK}0123456789",
         "AWS_SECRET_ACCESS_KEY": f"/{MARK}+0123456789/",
+        "WANDB_API_KEY": MARK.ljust(40, "0"),
+        "WANDB_BASE_URL": f"http://me:{MARK}-wandb-password@127.0.0.1:1",
     }
 
 

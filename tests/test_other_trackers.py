@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, free_port
+from conftest import ROOT, Cli, free_port
 from wandb_server import serving
 from workshop import STEPS, Workshop
 
+from assets.launch import guard
 from assets.store.locks import locked
 from assets.store.manifest import read_json
 from assets.tracking.event_log import EventWriter
@@ -335,6 +336,43 @@ def test_where_they_are_on_a_build_is_in_them_when_its_process_has_ended(
     assert len(tensorboard_scalars("corpus")["train/loss"]) == STEPS + 1
     [run] = offline_runs(home)
     assert len(run.rows) == STEPS and run.exit_code == 0
+
+
+FOLLOW = """
+    import sys, time
+    from pathlib import Path
+    from assets.tracking import other_trackers
+    other_trackers.follow(Path(sys.argv[1]), print)
+    [follower] = other_trackers._followers.values()
+    print(follower._process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_follower_ends_with_a_process_that_is_killed(home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    starter = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(FOLLOW), str(home)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "LINEAGE_TENSORBOARD": str(tmp_path / "runs")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert starter.stdout
+    follower = int(starter.stdout.readline())
+    assert guard.started(follower)
+    starter.kill()
+    starter.wait()
+    deadline = time.monotonic() + 20
+    while guard.started(follower):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_command_that_cannot_follow_says_so_and_builds_nothing(cli: Cli, home: Path) -> None:
+    done = cli("run", "tiny", "--tensorboard", "/dev/null/runs")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "--tensorboard (LINEAGE_TENSORBOARD) names /dev/null/runs, where no file" in done.stderr
+    assert not list(home.glob("building/*"))
 
 
 def test_what_cannot_work_here_is_a_sentence_that_says_what_to_do(
