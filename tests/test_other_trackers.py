@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Cli, free_port
+from planted_secrets import MARK, files_with_secrets
 from wandb_server import serving
 from workshop import STEPS, Workshop
 
@@ -177,7 +178,7 @@ def offline_runs(home: Path) -> list[OfflineRun]:
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="the extra gpt-lineage[wandb] is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_API_KEY", "xyzzy" * 8)
+    monkeypatch.setenv("WANDB_API_KEY", MARK.ljust(40, "0"))
 
 
 @pytest.mark.usefixtures("offline")
@@ -209,9 +210,10 @@ def test_weights_and_biases_has_a_run_a_build(workshop: Workshop) -> None:
     assert of_corpus.exit_code == 0
     assert follow("wandb", "plays", home) == []
     assert len(offline_runs(home)) == 2  # complete: they are not sent again
-    assert not any(b"xyzzy" in path.read_bytes() for path in home.rglob("*") if path.is_file())
+    assert files_with_secrets(home) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_a_build_that_failed_is_one_run_and_goes_on_with_the_next_attempt(
     workshop: Workshop,
@@ -239,8 +241,8 @@ def online(monkeypatch: pytest.MonkeyPatch) -> int:
     pytest.importorskip("wandb", reason="the extra gpt-lineage[wandb] is not installed")
     port = free_port()
     monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("WANDB_API_KEY", "xyzzy" * 8)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://me:{MARK}-password@127.0.0.1:{port}")
+    monkeypatch.setenv("WANDB_API_KEY", MARK.ljust(40, "0"))
     monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "1")
     return port
 
@@ -284,6 +286,7 @@ def test_rows_reach_a_server_once_whatever_is_killed_and_whoever_is_down(
         "corpus",
         "plays",
     )
+    assert files_with_secrets(home) == [] and MARK not in problem
     assert run["program"] == "gpt-lineage" and {"repo", "commit"}.isdisjoint(run)
 
 

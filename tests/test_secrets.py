@@ -57,7 +57,7 @@ def test_no_secret_of_the_environment_stands_anywhere(
 
     recipe = write_local_recipe(tmp_path, tokens=2048, paragraphs=200)
     # No server answers, and the worker says all it knows.
-    assert run(recipe, **PRINTING, WANDB_MODE="online") == 1
+    assert run(recipe, **PRINTING) == 1
     assert FAILURE in printed and f"MLflow at http://127.0.0.1:{port}" in printed
     logs = [path.read_text() for path in home.glob("building/*/journal/worker.log")]
     assert any("HF_TOKEN" in log for log in logs)  # it did print its environment
@@ -85,8 +85,7 @@ def test_no_secret_of_the_environment_stands_anywhere(
     uri = f"http://127.0.0.1:{port}"
     assert Tracking(home, uri).run_of(artifact) is not None
     if find_spec("wandb"):
-        assert "Weights & Biases" in printed
-        assert list((home / "wandb").glob("offline-run-*")) and list((home / "wandb").glob("run-*"))
+        assert list((home / "wandb").glob("offline-run-*"))
     if find_spec("tensorboard"):
         assert list((tmp_path / "scratch" / "runs" / "local" / "pretrained").rglob("*tfevents*"))
     assert files_with_secrets(tmp_path) == []
