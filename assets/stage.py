@@ -215,8 +215,8 @@ def _metadata(outcome: Outcome, lineage: Lineage, node: Node) -> dict[str, Any]:
         "fingerprint": artifact.fingerprint,
         "found": dg.MetadataValue.bool(outcome.hit),
         "size (bytes)": artifact.size,
-        "duration (s)": seconds_spent(provenance),
-        "peak memory (MB)": provenance["peak_memory_bytes"] / 1e6,
+        "duration (s)": round(seconds_spent(provenance), 2),
+        "peak memory (MB)": round(provenance["peak_memory_bytes"] / 1e6, 1),
         "path": dg.MetadataValue.path(str(artifact.path)),
         "trace": f"gpt-lineage trace {artifact.fingerprint[:SHORT]}",
     }

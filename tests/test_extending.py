@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 from conftest import extending, write_local_recipe
+from pydantic import BaseModel
 
 from assets.graph import node_named, nodes
-from assets.recipe.recipe import load_recipe
+from assets.recipe.extends import PATHS
+from assets.recipe.recipe import Recipe, load_recipe
 from gpt_model.errors import UserError
 
 
@@ -362,3 +368,58 @@ def test_an_imported_model_takes_the_place_of_all_that_is_of_a_training_here(
     )
     extending(tmp_path, "depth: 3").rename(tmp_path / "dialled.yaml")
     assert load_recipe(str(extending(tmp_path, "imported: {hub: a/b}", "dialled"))).model is None
+
+
+# Text that is no path as seen from the recipe: names, words, what is looked for in a package.
+NO_PATH = {
+    *("columns", "config", "description", "documents", "group", "header", "instruction"),
+    *("licence", "name", "named", "owners", "package", "revision", "separator", "sha256", "split"),
+    *("text", "together"),
+    *("corpus.sources.*.files", "alignment.*.sources.*.files", "tokenizer.from.files"),
+    *("imported.hub", "tokenizer.from.hub"),  # of these a folder is `folder`
+}
+FILLED_IN = {"entry", "known", "pinned"}  # when a build is planned; no recipe has them
+
+
+def text_keys(kind: Any, key: tuple[str, ...] = ()) -> Iterator[str]:
+    """Every key under a type of a recipe that can hold text; "*" is any item."""
+    arguments = get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            if name not in FILLED_IN:
+                yield from text_keys(field.annotation, (*key, field.alias or name))
+    elif kind is str:
+        yield ".".join(key)
+    elif get_origin(kind) is Annotated:
+        yield from text_keys(arguments[0], key)
+    elif get_origin(kind) in (Union, UnionType):
+        for one_of in arguments:
+            yield from text_keys(one_of, key)
+    elif get_origin(kind) is not Literal:
+        for item in arguments[-1:] if get_origin(kind) is dict else arguments:
+            yield from text_keys(item, (*key, "*"))
+
+
+def test_every_key_that_holds_a_path_is_seen_from_its_file() -> None:
+    patterns = [pattern for group in PATHS.values() for pattern in group]
+    keys = set(text_keys(Recipe))
+
+    def covers(pattern: str, key: str) -> bool:
+        parts = list(zip_longest(pattern.split("."), key.split(".")))
+        return all(wanted in ("*", part) for wanted, part in parts)
+
+    def holds_no_path(key: str) -> bool:
+        of_list = key.removesuffix(".*").removesuffix(".*")
+        return of_list.rpartition(".")[2] in NO_PATH or any(covers(p, of_list) for p in NO_PATH)
+
+    unknown = {
+        key
+        for key in keys
+        if not holds_no_path(key) and not any(covers(pattern, key) for pattern in patterns)
+    }
+    assert unknown == set()
+    without_key = {p for p in patterns if not any(covers(p, key) for key in keys)}
+    assert without_key == {
+        "tokenizer.from",  # a folder's name in place of the section
+        *("corpus.sources.*.file", "alignment.*.sources.*.file"),  # another word for `path`
+    }
