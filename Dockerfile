@@ -12,9 +12,10 @@ FROM python:3.12-slim-bookworm
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends chromium git make \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home lineage
+    && useradd --create-home --uid 1000 lineage
 
-USER lineage
+# by number, so that a cluster sees it is not root
+USER 1000
 WORKDIR /home/lineage/gpt-lineage
 COPY --chown=lineage:lineage . .
 # the folder of the store belongs to the user, and so does a new volume that is mounted there
