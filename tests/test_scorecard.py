@@ -506,7 +506,7 @@ def test_curves_samples_and_checks_of_the_stages_are_there(card: Card) -> None:
     assert sample.strip() in card.markdown and "[" in sample
     verdicts = {
         (row["artifact"], row["check"]): row["verdict"]
-        for row in card.table("Checks that ran before anything was built on an artifact")
+        for row in card.table("Every check of every artifact")
     }
     for name, artifact in card.inputs().items():
         for check, verdict in card.store.gate(artifact).items():

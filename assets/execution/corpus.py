@@ -190,7 +190,8 @@ def files_are_whole(built: Built) -> Verdict:
                     f"{entry[split]['documents']}"
                 )
     total = sum(entry[split]["documents"] for entry in index.values() for split in documents.SPLITS)
-    summary = "; ".join(wrong) or f"{total:,} documents of {len(index)} sources; the index agrees"
+    sources = f"{len(index)} source{'s' * (len(index) != 1)}"
+    summary = "; ".join(wrong) or f"{total:,} documents of {sources}; the index agrees"
     return Verdict(not wrong, summary, {"documents": total})
 
 

@@ -245,7 +245,9 @@ def cloze_above_chance(built: Built) -> Verdict:
         f"{row.value:.3f} ({interval_text(row)}), chance {row.baseline_value:.3f}" for row in rows
     )
     return Verdict(
-        not below, summary or "The recipe has no cloze suite.", {row.task: row.value for row in rows}
+        not below,
+        summary or "The recipe has no cloze suite.",
+        {row.task: row.value for row in rows},
     )
 
 

@@ -46,7 +46,7 @@ def show_corpus(built: Built, folder: Path) -> None:
             }
         )
         text = splits.normalised(next(documents.read(built.output, source, "training")))
-        samples += [f"**{source}**", f"> {text[:SAMPLE_CHARACTERS]}…"]
+        samples += [f"**{source}**", code_block(f"{text[:SAMPLE_CHARACTERS]}…")]
     formats = {"MB": ".2f", "held-out MB": ".2f", "share of training tokens": ".0%"}
     table = Table(rows, formats=formats).without_empty_columns()
     write_markdown(folder / "sources.md", table)

@@ -241,14 +241,14 @@ def checks(recipe: str, inputs: Inputs) -> Table:
             "artifact": f"{recipe}/{name}",
             "check": check,
             "verdict": _outcome(verdict),
-            "what it found": verdict.summary,
+            "result": verdict.summary,
         }
         for name, artifact in inputs.items()
         for check, verdict in _store(artifact).gate(artifact).items()
     ]
     rows.sort(key=lambda row: row["verdict"] == "passed")
-    columns = ["artifact", "check", "verdict", "what it found"]
-    title = "Checks that ran before anything was built on an artifact"
+    columns = ["artifact", "check", "verdict", "result"]
+    title = "Every check of every artifact"
     return Table(DataFrame(rows, columns=columns), title)
 
 

@@ -58,13 +58,16 @@ def show(built: Built, folder: Path) -> None:
         facts["calibration"] = CALIBRATION
     statements = verdict.statements(scores, missing, built.inputs, facts["built"])
     verdict.write(folder / VERDICT_FILE, statements)
+    sentences = [statement.sentence for statement in statements]
+    if any(facts["built"] in sentence for sentence in sentences):
+        del facts["built"]
     page = Page(
         f"Scorecard of {recipe['name']}",
         recipe["description"],
         facts,
         {"headline": headline(scores, missing)} | ({"by_shots": shots} if shots else {}),
         list(_sections(built, scores, facts["model"])),
-        [statement.sentence for statement in statements],
+        sentences,
         list(_opening(built.inputs, scores)),
     )
     write_page(folder, page)

@@ -11,7 +11,7 @@ from typing import Any
 
 from assets.contract import Built
 from assets.report import plots
-from assets.report.tables import MISSING, Table, write_markdown
+from assets.report.tables import MISSING, Table, code_block, write_markdown
 from assets.stages import base_model
 from gpt_model.evaluation.results import Results, ScoreRow, SubsetScore, interval_text
 from gpt_model.evaluation.suites import ROLLING
@@ -139,14 +139,14 @@ def _samples(samples: Iterable[Mapping[str, Any]]) -> list[str]:
         task = (sample["suite"], sample["task"])
         if task in paragraphs or not sample["answers"]:
             continue
-        quoted = "> " + sample["context"].replace("\n", "\n> ")
         answers = []
         for index, answer in enumerate(sample["answers"]):
             right = "**right** " if sample["target"] in (index, answer) else ""
             nats = f" {sample['logprobs'][index]:.2f} nats" if sample["logprobs"] else ""
             text = f"`{answer.strip()}`" if answer.strip() else "nothing"
             answers.append(f"- {right}{text}{nats}")
-        paragraphs[task] = f"**{task[0]}/{task[1]}**\n\n{quoted}\n\n" + "\n".join(answers)
+        context = code_block(sample["context"])
+        paragraphs[task] = f"**{task[0]}/{task[1]}**\n\n{context}\n\n" + "\n".join(answers)
     return list(paragraphs.values())
 
 

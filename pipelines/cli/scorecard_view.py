@@ -91,8 +91,6 @@ def announce(store: Store, recipe: str, show: Callable[[Any], None]) -> None:
     show(Text(""))
     headline = json.loads((folder / "headline.json").read_text(encoding="utf-8"))
     facts = {**headline["facts"], CALIBRATION: calibration_line(calibrated(store))}
-    verdict = "\n".join(_verdict(folder))
-    facts = {fact: value for fact, value in facts.items() if value not in verdict}
     for fact, value in facts.items():
         show(Text("\n".join(textwrap.wrap(f"{fact:<11} {value}", WIDTH)), style="dim"))
     built = document["built_from"]
