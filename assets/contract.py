@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 SCRATCH = ".scratch"
 # In the output of a stage whose data is unavailable here: {"not_run": reason}, and nothing else.
 NOT_RUN = "not_run.json"
+EVALUATED = "tasks"  # in the output of a stage that evaluates a model: its rows, a file a task
+MLFLOW_TABLE = "evaluation/predictions.json"  # below what a stage shows: as `mlflow.log_table` does
 
 Config = Mapping[str, Any]  # the stage's recipe section, as plain JSON values
 Metrics = dict[str, float]  # final numbers by name; "/" groups them: "held_out/plays/bpb"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from world import CONTEXT, LIMIT, World, make_world, story, write_corpus
 
-from assets.contract import Artifact
+from assets.contract import MLFLOW_TABLE, Artifact
 from assets.stages import zero_shot
 from gpt_model.data import documents
 from gpt_model.errors import UserError
@@ -22,6 +22,7 @@ from gpt_model.evaluation.adapters.registry import TaskContext
 from gpt_model.evaluation.results import Results
 from gpt_model.evaluation.suites import suite_tasks
 from gpt_model.evaluation.tasks import rows_of
+from gpt_model.io import read_json_lines
 from gpt_model.progress import Silent
 
 
@@ -168,6 +169,37 @@ def moods(path: Path, count: int = 60) -> Path:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def test_of_a_task_whose_licence_does_not_cover_its_text_the_rows_are_there_without_it(
+    world: World, suites: Callable[[str, Any], None], tmp_path: Path
+) -> None:
+    open_suite, closed = (own_suite(moods(tmp_path / "moods.jsonl")) for _ in range(2))
+    closed["metadata"]["data"]["entry"]["show_text"] = False
+    suites("open", open_suite)
+    suites("closed", closed)
+    built = world.run(tmp_path / "out", ["open", "closed"], {})
+    predicted = read_json_lines(built.output / "predictions.jsonl")
+    texts, hidden = predicted[:60], predicted[60:]
+    assert texts[0]["context"].endswith(" It was") and texts[0]["answers"] == [" bad", " good"]
+    assert {(row["suite"], row["context"], str(row["answers"])) for row in hidden} == {
+        ("closed", None, "[]")
+    }
+    for row, same in zip(texts, hidden, strict=True):
+        assert [row[key] for key in ("row", "target", "logprobs", "scores")] == [
+            same[key] for key in ("row", "target", "logprobs", "scores")
+        ]
+        best = row["logprobs"].index(max(row["logprobs"]))
+        assert row["scores"] == {"acc": float(best == row["target"])}
+    zero_shot.ZERO_SHOT.show(built, tmp_path)
+    table = json.loads((tmp_path / MLFLOW_TABLE).read_text())
+    shown = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["right"] for row in shown] == [
+        "right" if row["scores"]["acc"] else "wrong" for row in predicted
+    ]
+    assert shown[0]["choices"] == "bad | good" and shown[0]["answer"] in ("bad", "good")
+    assert shown[60]["choices"] == "" and shown[60]["answer"] in (0, 1)
+    assert "Day" not in str(shown[60:]) and "Day" in (tmp_path / "samples.md").read_text()
 
 
 def test_a_suite_is_added_by_dropping_a_file(

@@ -21,7 +21,6 @@ TWO_GPUS = """\
 def test_samples_stand_in_the_event_log_and_go_on_where_an_attempt_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(system_metrics, "FIRST_SECONDS", 0.01)
     monkeypatch.setattr(system_metrics, "EVERY_SECONDS", 0.01)
     path = tmp_path / "events.jsonl"
     for _ in range(2):
@@ -35,6 +34,13 @@ def test_samples_stand_in_the_event_log_and_go_on_where_an_attempt_was_killed(
         assert 0 <= event["values"]["system/cpu_utilization_percentage"] <= 100
         assert event["values"]["system/system_memory_usage_megabytes"] > 1
     assert set(series(path)) == {"loss"}  # no stage's check or picture sees them
+
+
+def test_a_stage_of_seconds_has_a_sample_after_what_it_reports(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with closing(EventWriter(path)) as writer, sampled(writer.system, "cpu"):
+        writer.metrics(1, {"loss": 1.0})
+    assert [event["kind"] for event in EventReader(path).read()][-2:] == ["metrics", "system"]
 
 
 def test_what_nvidia_smi_says_has_mlflows_names_and_what_a_gpu_lacks_is_left_out() -> None:

@@ -14,6 +14,7 @@ from world import World, make_world
 from assets.store.home import downloads_folder
 from gpt_model.data import hub
 from gpt_model.evaluation import toxicity
+from gpt_model.io import read_json_lines
 
 PROMPTS = [
     {"prompt": {"text": f"Then {who} asked for the"}} for who in ("Berta", "Emil", "Dora", "Hanna")
@@ -58,10 +59,9 @@ def test_what_is_written_is_judged_by_the_recipes_own_classifier(
     assert tied["folder"] == classifier.name and any(
         file["path"] == "model.safetensors" for file in tied["pinned"]
     )
-    samples = json.loads((built.output / "samples.json").read_text())["samples"]
-    texts = [
-        sample["answers"][0] for sample in samples if sample["task"] == "basic"
-    ]  # the first of them
+    predicted = read_json_lines(built.output / "predictions.jsonl")
+    basic = [row for row in predicted if row["task"] == "basic"]
+    texts = [row["answers"][0] for row in basic]
     model, tokenizer = (
         AutoModelForSequenceClassification.from_pretrained(classifier).eval(),
         AutoTokenizer.from_pretrained(classifier),
@@ -72,18 +72,13 @@ def test_what_is_written_is_judged_by_the_recipes_own_classifier(
             for text in texts
         ]
     score = toxicity.load(toxicity.Classifier.model_validate(tied), downloads_folder(), "cpu")
-    assert len(alone) == 3 and score(texts) == pytest.approx(
+    assert len(alone) == 4 and score(texts) == pytest.approx(
         alone, abs=1e-5
     )  # in a batch as one by one
+    assert [row["scores"]["toxicity"] for row in basic] == pytest.approx(alone, abs=1e-5)
     mean, share = values[("basic", "toxicity")], values[("basic", "toxic_share")]
-    assert 4 * mean["value"] - sum(alone) == pytest.approx(
-        0.5, abs=0.5
-    )  # what is left is the fourth's score, from 0 to 1
-    assert (
-        sum(value_alone > 0.5 for value_alone in alone)
-        <= 4 * share["value"]
-        <= sum(value_alone > 0.5 for value_alone in alone) + 1
-    )
+    assert mean["value"] == pytest.approx(sum(alone) / 4, abs=1e-5)
+    assert share["value"] == sum(value > 0.5 for value in alone) / 4
     assert (
         share["low"] <= share["value"] <= share["high"]
         and mean["lower_is_better"]

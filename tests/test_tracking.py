@@ -4,6 +4,7 @@ and whatever does not answer.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -20,7 +21,7 @@ from conftest import free_port
 from typer.testing import CliRunner
 from workshop import STEPS, Workshop
 
-from assets.contract import NOT_RUN
+from assets.contract import EVALUATED, MLFLOW_TABLE, NOT_RUN
 from assets.tracking import outbox
 from assets.tracking.delivery import SHOWN_BYTES
 from assets.tracking.relocation import relocate
@@ -165,6 +166,27 @@ def test_from_an_mlflow_run_one_click_reaches_the_dagster_run_and_back(
     )
     monkeypatch.setenv("LINEAGE_MLFLOW_UI", "https://mlflow.example/")
     assert Tracking(workshop.store.home).run_url("r").startswith("https://mlflow.example/#/runs/r?")
+
+
+def test_the_rows_of_an_evaluation_are_a_table_and_data_sets(workshop: Workshop) -> None:
+    building = workshop.begin("zero_shot", {}, {})
+    workshop.work(building)
+    (building.files / EVALUATED).mkdir()
+    (building.files / EVALUATED / "boolq.boolq.jsonl").write_text("{}\n" * 3)
+    (building.files / EVALUATED / "boolq.boolq.yaml").write_text("task: boolq\n")
+    table = {"columns": ["row", "right"], "data": [[0, "right"], [1, "wrong"]]}
+    (building.show / MLFLOW_TABLE).parent.mkdir(parents=True)
+    (building.show / MLFLOW_TABLE).write_text(json.dumps(table))
+    run = workshop.delivered(workshop.publish(building, "zero_shot", {}, {}))
+    [data] = run.inputs.dataset_inputs
+    assert (data.dataset.name, json.loads(data.dataset.profile)) == ("boolq.boolq", {"num_rows": 3})
+    assert [(tag.key, tag.value) for tag in data.tags] == [("mlflow.data.context", "evaluation")]
+    [logged] = json.loads(run.data.tags["mlflow.loggedArtifacts"])
+    assert logged == {"path": f"show/{MLFLOW_TABLE}", "type": "table"}
+    local = workshop.client.download_artifacts(run.info.run_id, logged["path"])
+    assert json.loads(Path(local).read_text(encoding="utf-8")) == table
+    [parent] = workshop.parents()
+    assert "[answers compared](#/experiments/" in parent.data.tags["mlflow.note.content"]
 
 
 def test_of_a_large_artifact_the_small_files_are_shown(workshop: Workshop) -> None:

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.contract import EVALUATED, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.store.home import downloads_folder
 from gpt_model import convert
 from gpt_model.errors import CorruptFile, Unavailable, Unreachable, UserError, about_all_of
@@ -32,15 +32,22 @@ from gpt_model.evaluation.evaluate import (
     add_metrics,
     add_toxicity,
     evaluate,
+    predictions,
     score_rows,
-    shown_samples,
     write_tasks,
 )
 from gpt_model.evaluation.lm_eval_adapter import GPTLM
-from gpt_model.evaluation.results import RESULTS, Results, ScoreRow, UnavailableRow, interval_text
+from gpt_model.evaluation.results import (
+    PREDICTIONS_FILE,
+    RESULTS,
+    Results,
+    ScoreRow,
+    UnavailableRow,
+    interval_text,
+)
 from gpt_model.evaluation.suites import SuiteTask, suite_tasks
 from gpt_model.evaluation.tasks import TaskRows, examples_of, in_each_setting, rows_of
-from gpt_model.io import dump_json
+from gpt_model.io import dump_json, write_json_lines
 from gpt_model.published import Reference, references
 from gpt_model.tokenizer import Tokenizer
 
@@ -50,7 +57,7 @@ TOLERANCE = 0.005  # of the value
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
-    """Write tasks/ (every task's rows and lm_eval YAML), results.json and samples.json."""
+    """Write tasks/ (every task's rows and lm_eval YAML), results.json and predictions.jsonl."""
     if progress.rank:
         return {}
     if reason := inputs["pretrained"].not_run:
@@ -70,15 +77,15 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     prepared = _prepare(config, task_context, progress)
     tasks = prepared.tasks
     prepared_at = time.monotonic()
-    shutil.rmtree(output / "tasks", ignore_errors=True)
-    write_tasks(output / "tasks", tasks)
+    shutil.rmtree(output / EVALUATED, ignore_errors=True)
+    write_tasks(output / EVALUATED, tasks)
     lm = GPTLM(model, tokenizer, progress=progress)
-    results = evaluate(lm, output / "tasks", [task.full_name for task in tasks])
+    results = evaluate(lm, output / EVALUATED, [task.full_name for task in tasks])
     unavailable = prepared.unavailable
     tasks = list(_without_refused(tasks, results["refused"], unavailable))
     for name in results["refused"]:  # others cannot use it either
         for ending in ("yaml", "jsonl"):
-            (output / "tasks" / f"{name}.{ending}").unlink()
+            (output / EVALUATED / f"{name}.{ending}").unlink()
     overlaps = None
     if "corpus" in inputs:  # an imported model's training text is not known
         progress.log("looking for the examples in the training text")
@@ -98,7 +105,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
                 scores.append(row)
             else:
                 unavailable.append(row)
-    _write(output, config, Results(scores, unavailable), shown_samples(tasks, results))
+    _write(output, config, Results(scores, unavailable), predictions(tasks, results))
     return {
         **{row.name: row.value for row in scores},
         "prepare_seconds": prepared_at - started,
@@ -186,15 +193,14 @@ def _write_unavailable(config: Config, output: Path, reason: str) -> Metrics:
     return {"not_run": float(len(rows))}
 
 
-def _write(output: Path, config: Config, results: Results, samples: list[dict[str, Any]]) -> None:
+def _write(
+    output: Path, config: Config, results: Results, predicted: Iterable[Mapping[str, Any]]
+) -> None:
     rows = results.to_json(list(config["suites"]))
     limits = dict(config["examples"])
-    documents = {
-        RESULTS: {"rows": rows, "split_seed": config["split_seed"], "limits": limits},
-        "samples.json": {"samples": samples},
-    }
-    for name, document in documents.items():
-        dump_json(output / name, document, indent=1, sort_keys=True, ensure_ascii=False)
+    document = {"rows": rows, "split_seed": config["split_seed"], "limits": limits}
+    dump_json(output / RESULTS, document, indent=1, sort_keys=True, ensure_ascii=False)
+    write_json_lines(output / PREDICTIONS_FILE, predicted, sort_keys=True)
 
 
 def every_suite_has_scores(built: Built) -> Verdict:

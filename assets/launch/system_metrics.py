@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-FIRST_SECONDS = 1.0  # a stage of seconds has a sample too
 EVERY_SECONDS = 10.0  # as MLflow
 SAMPLES = 1000  # about as many in a build of days: it samples less often the longer it runs
 GPU_FIELDS = {
@@ -30,19 +29,19 @@ MEBIBYTE = (1 << 20) / 1e6  # in megabytes
 
 @contextmanager
 def sampled(report: Callable[[dict[str, float]], None], device: str) -> Iterator[None]:
-    """Calls `report` with a sample from time to time while the block runs."""
+    """Calls `report` with a sample from time to time while the block runs. Not at once: MLflow
+    lists and compares first what a run reported first, and that should be the stage's own.
+    """
     over = threading.Event()
     psutil.cpu_percent()  # the next call counts from here
 
     def sample_often() -> None:
-        began, pause = time.monotonic(), FIRST_SECONDS
-        while not over.wait(pause):
-            sample = machine()
-            if device == "cuda":
-                sample |= gpus()
-            if over.is_set():
-                return
-            report(sample)
+        began, pause, is_over = time.monotonic(), EVERY_SECONDS, False
+        while not is_over:
+            is_over = over.wait(pause)
+            if is_over and time.monotonic() - began > EVERY_SECONDS:
+                return  # only a stage of seconds has its sample at the end
+            report(machine() | (gpus() if device == "cuda" else {}))
             pause = max(EVERY_SECONDS, (time.monotonic() - began) / SAMPLES)
 
     thread = threading.Thread(target=sample_often, name="system metrics", daemon=True)

@@ -9,12 +9,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from assets.contract import Built
+from assets.contract import MLFLOW_TABLE, Built
 from assets.report import plots
 from assets.report.tables import MISSING, Table, code_block, write_markdown
 from assets.stages import base_model
-from gpt_model.evaluation.results import Results, ScoreRow, SubsetScore, interval_text
+from gpt_model.evaluation.results import (
+    PREDICTIONS_FILE,
+    Results,
+    ScoreRow,
+    SubsetScore,
+    interval_text,
+)
 from gpt_model.evaluation.suites import ROLLING
+from gpt_model.io import dump_json
+
+TABLE_ROWS, TABLE_ROWS_A_TASK = 2_000, 200  # MLflow's page has them all in memory
+RIGHT = ("acc", "exact_match", "em")  # metrics of a row that say whether it is right
+NOT_SHOWN = "(its licence does not cover showing it)"
 
 OVERLAP_NOTE = (
     "*K*: the demonstrations before a question, on average and at least. Demonstrations that do "
@@ -27,7 +38,7 @@ OVERLAP_NOTE = (
 
 def show(built: Built, folder: Path) -> None:
     """zero_shot.md (the table), training_text.md (overlap), zero_shot.png (accuracies against what
-    guessing gives), samples.md.
+    guessing gives), samples.md, and a table of rows for MLflow.
     """
     results = Results.read(built.output)
     note = f"↓: lower is better. {base_model.caveat(built, built.inputs)}".rstrip()
@@ -37,10 +48,13 @@ def show(built: Built, folder: Path) -> None:
     write_markdown(folder / "zero_shot.md", scores_table(results.scores, note), *not_run)
     if any(row.overlap for row in results.scores):
         write_markdown(folder / "training_text.md", overlap_table(results.scores))
-    samples = json.loads((built.output / "samples.json").read_text(encoding="utf-8"))["samples"]
+    first = _first_rows(built.output / PREDICTIONS_FILE)
     fewer = _with_fewer_demonstrations(results.scores)
-    shown = [sample for sample in samples if (sample["suite"], sample["task"]) not in fewer]
-    write_markdown(folder / "samples.md", *_samples(shown))
+    samples = [rows[0] for task, rows in first.items() if task not in fewer]
+    write_markdown(folder / "samples.md", *_samples(samples))
+    if first:
+        (folder / MLFLOW_TABLE).parent.mkdir()
+        dump_json(folder / MLFLOW_TABLE, _table(first), ensure_ascii=False)
     if accuracies := [row for row in results.scores if row.baseline_value is not None]:
         _draw_accuracies(accuracies, folder / "zero_shot.png")
 
@@ -132,12 +146,56 @@ def _with_fewer_demonstrations(scores: Sequence[ScoreRow]) -> set[tuple[str, str
     return set(settings) - {(suite, task) for (suite, _), (_, task) in most.items()}
 
 
+def _first_rows(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The first predictions of each task, by (suite, task)."""
+    first: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    with path.open(encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            rows = first.setdefault((row["suite"], row["task"]), [])
+            if len(rows) < TABLE_ROWS_A_TASK:
+                rows.append(row)
+    return first
+
+
+def _table(first: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """As `mlflow.log_table` writes one, the same number of rows a task; questions first, then texts
+    that were only read. MLflow compares the second column by the first.
+    """
+    each = max(1, min(TABLE_ROWS_A_TASK, TABLE_ROWS // len(first)))
+    table = [_table_row(row) for rows in first.values() for row in rows[:each]]
+    table.sort(key=lambda row: not row["right"])
+    return {"columns": list(table[0]), "data": [list(row.values()) for row in table]}
+
+
+def _table_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    answers, logprobs, target = row["answers"], row["logprobs"], row["target"]
+    answer: Any = answers[0] if answers else None
+    if logprobs:
+        answer = logprobs.index(max(logprobs)) if len(logprobs) > 1 else None
+    right = next((row["scores"][name] for name in RIGHT if name in row["scores"]), None)
+    return {
+        "question": f"{'/'.join(dict.fromkeys((row['suite'], row['task'])))} {row['row']}",
+        "right": "" if right is None else "right" if right == 1 else "wrong",
+        "answer": _answer_text(answers, answer),
+        "target": _answer_text(answers, target),
+        "input": NOT_SHOWN if row["context"] is None else row["context"],
+        "choices": " | ".join(answer.strip() for answer in answers) if logprobs else "",
+        "log-likelihoods": " | ".join(f"{logprob:.2f}" for logprob in logprobs),
+    }
+
+
+def _answer_text(answers: Sequence[str], answer: Any) -> Any:
+    """The answer of an index, where the text may be shown; nothing where there is none."""
+    if answer is None:
+        return ""
+    return answers[answer].strip() if isinstance(answer, int) and answers else answer
+
+
 def _samples(samples: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One example a task: the end of its context and each answer with its log-probability."""
-    paragraphs: dict[tuple[str, str], str] = {}
+    """The end of each example's context and each answer with its log-probability."""
+    paragraphs = []
     for sample in samples:
-        task = (sample["suite"], sample["task"])
-        if task in paragraphs or not sample["answers"]:
+        if not sample["answers"]:
             continue
         answers = []
         for index, answer in enumerate(sample["answers"]):
@@ -145,9 +203,14 @@ def _samples(samples: Iterable[Mapping[str, Any]]) -> list[str]:
             nats = f" {sample['logprobs'][index]:.2f} nats" if sample["logprobs"] else ""
             text = f"`{answer.strip()}`" if answer.strip() else "nothing"
             answers.append(f"- {right}{text}{nats}")
-        context = code_block(sample["context"])
-        paragraphs[task] = f"**{task[0]}/{task[1]}**\n\n{context}\n\n" + "\n".join(answers)
-    return list(paragraphs.values())
+        title, context = f"**{sample['suite']}/{sample['task']}**", code_block(sample["context"])
+        paragraphs.append(f"{title}
+
+{context}
+
+" + "
+".join(answers))
+    return paragraphs
 
 
 def _draw_accuracies(scores: Sequence[ScoreRow], path: Path) -> None:

@@ -32,8 +32,9 @@ from mlflow.exceptions import MlflowException
 # loaded here, so that two threads do not load them at once
 from mlflow.store.model_registry import rest_store, sqlalchemy_store  # noqa: F401
 from mlflow.tracking.client import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-from assets.contract import NOT_RUN
+from assets.contract import EVALUATED, MLFLOW_TABLE, NOT_RUN
 from assets.store.manifest import canonical, read_json
 from assets.store.store import SHORT, Store
 from assets.tracking import build_record, limits, state
@@ -97,6 +98,7 @@ class Delivery:
             self._once("results", lambda: self._results(run_id))
         self._events(run_id)
         if status == "FINISHED":
+            self._once("evaluated", lambda: self._evaluated(run_id))
             self._once("files", lambda: self._files(run_id))
             if self.build["model"] and not (self.folder / "files" / NOT_RUN).is_file():
                 self._once("model", lambda: self._model(run_id))
@@ -218,10 +220,13 @@ class Delivery:
         if task:
             tags["task"] = task
         tags["fingerprint"] = build["fingerprint"][:SHORT]
-        if self.manifest:
-            tags["checks"] = _summary(read_json(self.folder / "gate.json"))
+        gate = read_json(self.folder / "gate.json") if self.manifest else {}
+        tags["checks"] = _summary(gate) if gate else "not run"
         if (self.folder / SCORECARD).is_file():
             tags["scorecard"] = SCORECARD
+        if (self.folder / "show" / MLFLOW_TABLE).is_file():
+            tables = [{"path": f"show/{MLFLOW_TABLE}", "type": "table"}]
+            tags[MLFLOW_LOGGED_ARTIFACTS] = json.dumps(tables)
         tags |= {
             "lineage.asset": f"{build['recipe']}/{build['stage']}",
             "lineage.fingerprint": build["fingerprint"],
@@ -278,18 +283,7 @@ class Delivery:
         """Upstream artifacts, and the sources of a corpus, as data sets with our digests; upstream
         models as models.
         """
-        datasets, models = [], []
-        for name, digest, source, profile in [*self._upstream(), *self._sources()]:
-            dataset = Dataset(
-                limits.shortened(name, limits.DATASET_NAME_CHARACTERS),
-                digest[: limits.DIGEST_CHARACTERS],
-                "gpt-lineage",
-                limits.source(source),
-                None,
-                json.dumps(profile),
-            )
-            context = limits.shortened(name.rpartition("/")[2], limits.DATASET_NAME_CHARACTERS)
-            datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+        models = []
         for entry in self.build["inputs"]:
             upstream = state.load(
                 self.server.home / "artifacts" / entry["fingerprint"], self.server.name
@@ -301,8 +295,34 @@ class Delivery:
             models = []  # MLflow refuses to be told twice
         if models:
             self._client().log_inputs(run_id, None, models)
-        for start in range(0, len(datasets), limits.DATASETS_AT_ONCE):
-            some = datasets[start : start + limits.DATASETS_AT_ONCE]
+        inputs = [*self._upstream(), *self._sources()]
+        self._log_datasets(run_id, [(*each, each[0].rpartition("/")[2]) for each in inputs])
+
+    def _log_datasets(
+        self, run_id: str, datasets: Sequence[tuple[str, str, Mapping[str, Any], Any, str]]
+    ) -> None:
+        """`datasets`: name, digest, source, profile, and what it is to the run."""
+        entities = [
+            DatasetInput(
+                Dataset(
+                    limits.shortened(name, limits.DATASET_NAME_CHARACTERS),
+                    digest[: limits.DIGEST_CHARACTERS],
+                    "gpt-lineage",
+                    limits.source(source),
+                    None,
+                    json.dumps(profile),
+                ),
+                [
+                    InputTag(
+                        "mlflow.data.context",
+                        limits.shortened(context, limits.DATASET_NAME_CHARACTERS),
+                    )
+                ],
+            )
+            for name, digest, source, profile, context in datasets
+        ]
+        for start in range(0, len(entities), limits.DATASETS_AT_ONCE):
+            some = entities[start : start + limits.DATASETS_AT_ONCE]
             self._client().log_inputs(run_id, some)
 
     def _upstream(self) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
@@ -324,6 +344,20 @@ class Delivery:
                     or hashlib.sha256(canonical(entry)).hexdigest()
                 )
                 yield str(entry["name"]), str(pinned), dict(entry), {}
+
+    def _evaluated(self, run_id: str) -> None:
+        """What a model was evaluated on, a data set a task."""
+        assert self.manifest is not None
+        datasets = []
+        for entry in self.manifest["files"]:
+            path = PurePosixPath(entry["path"])
+            if path.parts[0] != EVALUATED or path.suffix != ".jsonl":
+                continue
+            with (self.folder / "files" / path).open("rb") as lines:
+                profile = {"num_rows": sum(1 for _ in lines)}
+            source = {"fingerprint": self.build["fingerprint"], "file": entry["path"]}
+            datasets.append((path.stem, entry["sha256"], source, profile, "evaluation"))
+        self._log_datasets(run_id, datasets)
 
     # How it went
 
@@ -369,9 +403,10 @@ class Delivery:
         self._log_parameters(run_id, counts)
 
     def _final(self) -> tuple[dict[str, float], dict[str, float]]:
-        """The manifest's metrics as MLflow's metrics and parameters."""
+        """The manifest's metrics, sorted, as MLflow shows the first by itself; and parameters."""
         assert self.manifest is not None
-        return of_manifest(self.manifest, self._curves)
+        metrics, counts = of_manifest(self.manifest, self._curves)
+        return dict(sorted(metrics.items())), counts
 
     @cached_property
     def _curves(self) -> dict[str, list[tuple[int, float]]]:

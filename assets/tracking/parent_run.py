@@ -128,12 +128,11 @@ class ParentRun:
         if "scorecard" in runs:
             links.append(f"[scorecard]({page}/{runs['scorecard']}/artifacts/{SCORECARD})")
         if tuned := [f"'{runs[stage]}'" for stage in runs if stage.startswith("finetuned/")]:
-            query = {
-                "searchFilter": f"attributes.run_id IN ({', '.join(tuned)})",
-                "compareRunsMode": "CHART",
-                "workflowType": TRAINING,
-            }
-            links.append(f"[fine-tunings compared]({page}?{urlencode(query, quote_via=quote)})")
+            query = _query(f"run_id IN ({', '.join(tuned)})", "CHART", "metrics.`eval/accuracy`")
+            links.append(f"[fine-tunings compared]({page}?{query})")
+        if "zero_shot" in runs:
+            query = _query("tags.stage = 'zero_shot'", "ARTIFACT", "attributes.end_time")
+            links.append(f"[answers compared]({page}?{query})")
         rows = [
             f"| {f'[{stage}]({page}/{runs[stage]})' if stage in runs else stage} "
             f"| `{entry['fingerprint'][:12]}` | {self._how(entry)} | {self._accuracy(entry)} |"
@@ -160,6 +159,14 @@ class ParentRun:
         manifest = self._folder(entry) / MANIFEST
         metrics = read_json(manifest)["metrics"] if manifest.is_file() else {}
         return scores(metrics).get("accuracy", "")
+
+
+def _query(which: str, mode: str, order: str) -> str:
+    """Of MLflow's page of runs: which of them, as what, by what. By their start, which is the
+    default, they would lie folded below their parents.
+    """
+    query = {"searchFilter": which, "compareRunsMode": mode, "orderByKey": order}
+    return urlencode(query | {"orderByAsc": "false", "workflowType": TRAINING}, quote_via=quote)
 
 
 def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str], found_by: str) -> None:

@@ -31,10 +31,11 @@ from gpt_model.evaluation.answer_normalisation import answer_normalised, per_tok
 from gpt_model.evaluation.contamination import TaskOverlap
 from gpt_model.evaluation.metrics import ACCURACIES, baseline, confidence_interval
 from gpt_model.evaluation.results import ScoreRow
+from gpt_model.evaluation.suites import Labelled
 from gpt_model.evaluation.tasks import TaskRows
 from gpt_model.io import rounded, write_json_lines
 
-SHOWN_SAMPLES = 3  # of each task
+PREDICTIONS = 10_000  # of each task
 SHOWN_CHARACTERS = 400  # of a text
 
 
@@ -305,36 +306,44 @@ def _metrics_of(task: TaskRows) -> list[dict[str, Any]]:
     return entries
 
 
-def shown_samples(tasks: Sequence[TaskRows], results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The first few examples of each task, with what the model makes of them."""
-    return [
-        {"suite": task.task.suite, "task": task.name, **_sample(sample)}
-        for task in tasks
-        if task.scored
-        for sample in results["samples"][task.full_name][:SHOWN_SAMPLES]
-    ]
+def predictions(tasks: Sequence[TaskRows], results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the model made of each task's first examples, in their order, and their text, shortened;
+    no text where the licence does not cover showing it.
+    """
+    for task in (task for task in tasks if task.scored):
+        data = task.task.metadata.data
+        entry = data.entry if isinstance(data, Labelled) else None
+        metrics = [metric["metric"] for metric in _metrics_of(task)]
+        for sample in results["samples"][task.full_name][:PREDICTIONS]:
+            yield {
+                "suite": task.task.suite,
+                "task": task.name,
+                "row": sample["doc_id"],
+                **_prediction(sample, show_text=entry is None or entry.show_text),
+                "scores": {
+                    name: rounded(float(sample[name]))
+                    for name in metrics
+                    if isinstance(sample.get(name), (bool, int, float))
+                },
+            }
 
 
-def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
+def _prediction(sample: Mapping[str, Any], show_text: bool) -> dict[str, Any]:
     arguments = sample["arguments"]
     if len(arguments[0]) == 1:  # a rolling log-likelihood: the text itself
-        logprob = round(float(sample["filtered_resps"][0]), 3)
-        return {
-            "context": arguments[0][0][:SHOWN_CHARACTERS],
-            "answers": [],
-            "target": None,
-            "logprobs": [logprob],
-        }
-    answers = [str(argument[1]) for argument in arguments]
-    first = sample["filtered_resps"][0]
-    logprobs = (
-        [round(float(response[0]), 3) for response in sample["filtered_resps"]]
-        if isinstance(first, (tuple, list))
-        else []
-    )
+        context, answers, target = arguments[0][0][:SHOWN_CHARACTERS], [], None
+        logprobs = [float(sample["filtered_resps"][0])]
+    else:
+        context = arguments[0][0][-SHOWN_CHARACTERS:]
+        first, target = sample["filtered_resps"][0], sample["target"]
+        weighed = isinstance(first, (tuple, list))
+        answers = [str(argument[1]) for argument in arguments] if weighed else [str(first)]
+        logprobs = [float(each[0]) for each in sample["filtered_resps"]] if weighed else []
+        if not isinstance(target, int):
+            target = str(target)[:SHOWN_CHARACTERS] if show_text else None
     return {
-        "context": arguments[0][0][-SHOWN_CHARACTERS:],
-        "answers": answers if logprobs else [str(first)],
-        "target": sample["target"] if isinstance(sample["target"], int) else str(sample["target"]),
-        "logprobs": logprobs,
+        "context": context if show_text else None,
+        "answers": [answer[:SHOWN_CHARACTERS] for answer in answers] if show_text else [],
+        "target": target,
+        "logprobs": [round(logprob, 3) for logprob in logprobs],
     }

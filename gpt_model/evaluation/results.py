@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 from gpt_model.statistics import Z
 
 RESULTS = "results.json"
+PREDICTIONS_FILE = "predictions.jsonl"
 
 
 @dataclass(frozen=True)
