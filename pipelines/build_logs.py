@@ -27,6 +27,9 @@ from gpt_model.redaction import redacted
 
 RUN_ID = re.compile(r"[0-9a-f]{4}[0-9a-f-]*")  # the start of Dagster's or MLflow's
 STATES = {"building": "unfinished", "artifacts": "published", "corrupt": "set aside"}
+# Python's and Dagster's errors where somebody ended a run
+INTERRUPTIONS = ("KeyboardInterrupt", "DagsterExecutionInterruptedError")
+INTERRUPTED = "It was interrupted; the next run resumes it."
 POLL_SECONDS = 0.5  # between two looks for what was printed since
 
 
@@ -86,7 +89,7 @@ class Logs:
         ends = self._run(built=bool(readers))[1]
         for end in ends:
             yield f"== {end.asset}, Dagster run {end.dagster_runs[0][:8]}, {end.state}"
-            yield redacted(end.failure or "It built nothing: everything was there.")
+            yield end.failure or "It built nothing: everything was there."
         if not (readers or ends):
             self._refuse()
 
@@ -144,7 +147,7 @@ class Logs:
         run = outcome(_dagster(self._store).parents[1], self._run_id)
         if run is None or (built and run.state in ("success", "started")):
             return run is None or run.ended, []
-        failure = "\n".join(run.failures) or None
+        failure = redacted("\n".join(run.failures)) or None
         end = BuildLog(run.job, "", run.state, [run.run_id], [], failure)
         return run.ended, [end]
 
@@ -279,8 +282,9 @@ class _Reader:
             with suppress(FileNotFoundError):  # it is published just now: the next time
                 for line in self._files.setdefault(path.name, _Lines()).read(path, last=last):
                     yield f"-- {path}", line
-        if last and record.get("failure"):
-            yield heading, f"It failed: {redacted(record['failure'])}"
+        if last and (failure := record.get("failure")):
+            interrupted = failure.startswith(INTERRUPTIONS)
+            yield heading, INTERRUPTED if interrupted else f"It failed: {redacted(failure)}"
 
 
 class _Lines:

@@ -308,6 +308,9 @@ def test_logs_of_a_killed_build_are_shown_without_secrets(
     text = call("logs", "local/pretrained").stdout
     assert "unfinished" in text and "It failed: out of memory" in text
     assert "Authorization" in text and "thisisasecret" not in text
+    record["failure"] = "DagsterExecutionInterruptedError"
+    (building.journal / "build.json").write_text(json.dumps(record))
+    assert "It was interrupted; the next run resumes it." in call("logs", "local/pretrained").stdout
 
 
 def test_logs_follow_a_build_to_its_publication(call: Run, copy: Path) -> None:
