@@ -204,12 +204,7 @@ def _samples(samples: Iterable[Mapping[str, Any]]) -> list[str]:
             text = f"`{answer.strip()}`" if answer.strip() else "nothing"
             answers.append(f"- {right}{text}{nats}")
         title, context = f"**{sample['suite']}/{sample['task']}**", code_block(sample["context"])
-        paragraphs.append(f"{title}
-
-{context}
-
-" + "
-".join(answers))
+        paragraphs.append(f"{title}\n\n{context}\n\n" + "\n".join(answers))
     return paragraphs
 
 
