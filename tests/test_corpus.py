@@ -182,7 +182,7 @@ class TestPinning:
 
 class TestChecks:
     def test_a_good_corpus_passes_every_check_and_is_shown(self, tmp_path: Path) -> None:
-        write(tmp_path, "a", TEXTS)
+        write(tmp_path, "a", [f"# {text}" for text in TEXTS])
         built = build(tmp_path, {"name": "a", "licence": "CC0"})
         assert {name: verdict.passed for name, verdict in verdicts(built).items()} == dict.fromkeys(
             (
@@ -203,6 +203,7 @@ class TestChecks:
         }
         assert "| a | 4" in (tmp_path / "show" / "sources.md").read_text()
         assert "CC0" in (tmp_path / "show" / "sources.md").read_text()
+        assert "```text\n# " in (tmp_path / "show" / "samples.md").read_text()  # no heading
 
     def test_a_leaked_document_and_a_damaged_file_fail_their_blocking_checks(
         self, tmp_path: Path
