@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,17 @@ IMPATIENT = (
 )
 
 
-def follow(kind: str, target: str, home: Path, impatient: bool = False) -> list[str]:
+def wait_until(happens: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def follow(kind: str, target: str, home: Path) -> list[str]:
     """The follower's process, at whose standard input nobody is. Returns what it prints."""
     done = subprocess.run(
-        [sys.executable, *(["-c", IMPATIENT] if impatient else MODULE), kind, target, str(home)],
+        [sys.executable, *MODULE, kind, target, str(home)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -72,10 +79,12 @@ def tensorboard_scalars(tmp_path: Path) -> Any:
         reason="the extra gpt-lineage[tensorboard] is not installed",
     )
 
+    opened: dict[str, Any] = {}
+
     def scalars(stage: str) -> dict[str, list[tuple[int, float, float]]]:
         [run] = (tmp_path / "runs" / "tiny" / stage).iterdir()
-        read = reader.EventAccumulator(str(run))
-        read.Reload()
+        read = opened.setdefault(stage, reader.EventAccumulator(str(run)))
+        read.Reload()  # what came since the last time
         return {
             tag: [(each.step, each.wall_time, each.value) for each in read.Scalars(tag)]
             for tag in read.Tags()["scalars"]
@@ -88,13 +97,16 @@ def test_tensorboard_reads_every_number_at_its_step_and_time(
     workshop: Workshop, tmp_path: Path, tensorboard_scalars: Any
 ) -> None:
     building = workshop.begin("finetuned/sst2", {}, {})
-    workshop.work(building)
+    folder = str(tmp_path / "runs")
+    workshop.work(building, range(1, 21))
+    assert follow("tensorboard", folder, workshop.store.home) == []  # it runs: more is to come
+    assert len(tensorboard_scalars("finetuned/sst2")["train/loss"]) == 20
+    workshop.work(building, range(21, STEPS + 1))
     writer = EventWriter(building.events)
     writer.system({"system/cpu_utilization_percentage": 50.0})
     writer.close()
     events = [json.loads(line) for line in building.events.read_text().splitlines()]
     times = [event["time"] for event in events if event["kind"] == "metrics"]
-    folder = str(tmp_path / "runs")
     workshop.publish(building, "finetuned/sst2", {}, {})
     assert follow("tensorboard", folder, workshop.store.home) == []
     scalars = tensorboard_scalars("finetuned/sst2")
@@ -258,24 +270,27 @@ def test_rows_reach_a_server_once_whatever_is_killed_and_whoever_is_down(
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with serving(online) as server:
         follower = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
-        deadline = time.monotonic() + 60
-        while len(server.history.get(name, [])) < 20:
-            assert time.monotonic() < deadline and follower.poll() is None
-            time.sleep(0.1)
+        wait_until(lambda: len(server.history.get(name, [])) == 20)
         follower.kill()
         follower.wait()
         assert follower.stdin
         follower.stdin.close()
     workshop.work(building, range(21, STEPS + 1))
     workshop.publish(building, "corpus", {}, {})
-    [problem] = follow("wandb", "plays", home, impatient=True)
-    assert problem.startswith(
-        f"Weights & Biases, project plays http://127.0.0.1:{online} online: CommError: "
-    )
-    with serving(online) as again:
-        again.runs, again.history = server.runs, server.history
-        assert follow("wandb", "plays", home) == []
-        assert follow("wandb", "plays", home) == []
+    command[1:3] = ["-c", IMPATIENT]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as late:
+        assert late.stdin and late.stdout
+        problem = late.stdout.readline()
+        assert problem.startswith(
+            f"Weights & Biases, project plays http://127.0.0.1:{online} online: CommError: "
+        )
+        with serving(online) as again:  # the same process goes on once the server answers
+            again.runs, again.history = server.runs, server.history
+            wait_until(lambda: name in again.exit_codes)
+            late.stdin.close()
+            assert late.wait(30) == 0
+            assert follow("wandb", "plays", home) == []
     rows = again.history[name]
     assert [(row["step"], row["train/loss"]) for row in rows] == ALL_STEPS
     assert server.received[name] + again.received[name] == STEPS
@@ -365,10 +380,7 @@ def test_a_follower_ends_with_a_process_that_is_killed(home: Path, tmp_path: Pat
     assert guard.started(follower)
     starter.kill()
     starter.wait()
-    deadline = time.monotonic() + 20
-    while guard.started(follower):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not guard.started(follower), seconds=20)
 
 
 def test_a_command_that_cannot_follow_says_so_and_builds_nothing(cli: Cli, home: Path) -> None:

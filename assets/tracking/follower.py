@@ -57,9 +57,6 @@ class TrackerRun(Protocol):
     def finish(self, finished: Finished) -> None:
         """Returns when the tracker has everything."""
 
-    def abandon(self) -> None:
-        """It is begun again another time."""
-
 
 class Tracker(Protocol):
     name: str  # as delivery.json has it
@@ -70,6 +67,9 @@ class Tracker(Protocol):
 
     def is_there(self, build: Mapping[str, Any]) -> bool:
         """Whether what was delivered once is still there, as far as this can be known here."""
+
+    def reset(self) -> None:
+        """Something failed: every run that is open is begun again."""
 
 
 class OpenRun:
@@ -118,7 +118,7 @@ class Follower:
                     self.is_behind = True
                     return None
             except Exception as error:
-                self._abandon(build["build"])
+                self._reset()
                 if not folder.is_dir():
                     continue  # it has just been published, or removed
                 self.failures[build["build"]] = self.failures.get(build["build"], 0) + 1
@@ -176,11 +176,12 @@ class Follower:
                 self._open[build["build"]] = OpenRun(run, began, lock)
         return self._open.get(build["build"])
 
-    def _abandon(self, name: str) -> None:
-        if current := self._open.pop(name, None):
-            with suppress(Exception):
-                current.run.abandon()
+    def _reset(self) -> None:
+        with suppress(Exception):
+            self.tracker.reset()
+        for current in self._open.values():
             current.lock.close()
+        self._open.clear()
 
 
 def _finished(folder: Path, status: str, current: OpenRun) -> Finished:

@@ -35,6 +35,9 @@ class TensorBoard:
     def is_there(self, build: Mapping[str, Any]) -> bool:
         return self._file(build).is_file()
 
+    def reset(self) -> None:
+        """A file that is begun again is written over."""
+
     def _file(self, build: Mapping[str, Any]) -> Path:
         began = f"{build['attempts'][0]['began']:010.0f}"
         name = f"events.out.tfevents.{began}.{build['build'][:SHORT]}"
@@ -58,9 +61,6 @@ class EventFile:
     def finish(self, finished: Finished) -> None:
         if finished.metrics:
             self._scalars(finished.time, finished.step, finished.metrics)
-        self._writer.close()
-
-    def abandon(self) -> None:
         self._writer.close()
 
     def _scalars(self, time: float, step: int, values: Mapping[str, float]) -> None:

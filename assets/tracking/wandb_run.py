@@ -44,6 +44,10 @@ class WeightsAndBiases:
     def is_there(self, build: Mapping[str, Any]) -> bool:
         return True
 
+    def reset(self) -> None:
+        """Ends the client's service, which takes a run that failed to begin for one in use."""
+        wandb.teardown(exit_code=1)
+
 
 class WandbRun:
     """The run of one build."""
@@ -102,9 +106,6 @@ class WandbRun:
         ended = {"status": finished.status, "digest": finished.digest}
         self._run.config.update({"result": result, "ended": ended}, allow_val_change=True)
         self._run.finish(exit_code=EXIT_CODES[finished.status])
-
-    def abandon(self) -> None:
-        self._run.finish(exit_code=1)
 
 
 def _group(build: Mapping[str, Any]) -> str:
