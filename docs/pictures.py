@@ -11,7 +11,6 @@ installed.
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import shutil
@@ -19,7 +18,6 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +31,7 @@ from rich.text import Text
 from assets.graph import nodes
 from assets.recipe.recipe import Recipe, load_recipe
 from assets.store.store import Store
+from assets.tracking.parent_run import runs_query
 from assets.tracking.server import Server
 from assets.tracking.tracking import Tracking
 from pipelines.local_only import HOST
@@ -140,23 +139,17 @@ def open_runs(page: Page, base: str, recipe: str, home: Path) -> None:
 
 
 def open_comparison(page: Page, base: str, recipe: str, home: Path, names: Sequence[str]) -> None:
-    """MLflow's comparison of the runs that built these artifacts: what was run, and the metrics
-    side by side.
-    """
+    """What a build's description in MLflow calls "fine-tunings compared", of these artifacts."""
     store, tracking = Store(home), Tracking(home)
-    runs = [tracking.run_of(store.resolve(f"{recipe}/{name}")) for name in names]
-    query = urllib.parse.urlencode(
-        {"runs": json.dumps(runs), "experiments": json.dumps([Server(home).experiment(recipe)])}
-    )
-    page.goto(f"{base}/#/compare-runs?{query}")
-    expect(page.get_by_text("Visualizations", exact=True)).to_be_visible(timeout=60_000)
+    runs = [f"'{tracking.run_of(store.resolve(f'{recipe}/{name}'))}'" for name in names]
+    query = runs_query(f"run_id IN ({', '.join(runs)})", "CHART", "metrics.`eval/accuracy`")
+    page.goto(f"{base}/#/experiments/{Server(home).experiment(recipe)}/runs?{query}")
+    expect(page.get_by_text("eval/accuracy_low", exact=True).first).to_be_visible(timeout=60_000)
     page.wait_for_timeout(1500)
     if (
         assistant := page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]')
     ).count():
         assistant.click()
-    for section in ("Visualizations", "Parameters"):
-        page.get_by_text(section, exact=True).first.click()
     page.wait_for_timeout(1500)
 
 

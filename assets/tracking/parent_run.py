@@ -128,10 +128,12 @@ class ParentRun:
         if "scorecard" in runs:
             links.append(f"[scorecard]({page}/{runs['scorecard']}/artifacts/{SCORECARD})")
         if tuned := [f"'{runs[stage]}'" for stage in runs if stage.startswith("finetuned/")]:
-            query = _query(f"run_id IN ({', '.join(tuned)})", "CHART", "metrics.`eval/accuracy`")
+            query = runs_query(
+                f"run_id IN ({', '.join(tuned)})", "CHART", "metrics.`eval/accuracy`"
+            )
             links.append(f"[fine-tunings compared]({page}?{query})")
         if "zero_shot" in runs:
-            query = _query("tags.stage = 'zero_shot'", "ARTIFACT", "attributes.end_time")
+            query = runs_query("tags.stage = 'zero_shot'", "ARTIFACT", "tags.`mlflow.runName`")
             links.append(f"[answers compared]({page}?{query})")
         rows = [
             f"| {f'[{stage}]({page}/{runs[stage]})' if stage in runs else stage} "
@@ -161,7 +163,7 @@ class ParentRun:
         return scores(metrics).get("accuracy", "")
 
 
-def _query(which: str, mode: str, order: str) -> str:
+def runs_query(which: str, mode: str, order: str) -> str:
     """Of MLflow's page of runs: which of them, as what, by what. By their start, which is the
     default, they would lie folded below their parents.
     """
