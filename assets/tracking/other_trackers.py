@@ -135,10 +135,9 @@ class _Follower:
                     f"{self._title} has not taken the last numbers within {LAST_SECONDS:g} s; the "
                     "next run sends them."
                 )
+                os.killpg(self._process.pid, signal.SIGKILL)
                 break
             time.sleep(0.05)
-        with suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL)
         self._listener.join(1.0)
         if self._process.wait() > 0 and not self._problem:
             return f"What follows the builds for {self._title} died; the next run sends the rest."
