@@ -75,10 +75,7 @@ def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
     for run in (record.dagster_run for record in records):
         if not is_lost(run):
             continue
-        message = (
-            f"The process of this run (pid {_process_tags(run)[PID]}) ended without a word; it was "
-            "killed, or the machine went down."
-        )
+        message = lost_message(run)
         if run.status == DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, message)
         else:
@@ -114,6 +111,14 @@ def is_lost(run: dg.DagsterRun) -> bool:
         return False
     started = guard.started(int(tags[PID]))
     return tags.get(RUN, run.run_id) == run.run_id and started != tags[STARTED]
+
+
+def lost_message(run: dg.DagsterRun) -> str:
+    """Of a run that `is_lost`."""
+    return (
+        f"The process of this run (pid {_process_tags(run)[PID]}) ended without a word; it was "
+        "killed, or the machine went down."
+    )
 
 
 def _process_tags(run: dg.DagsterRun) -> dict[str, str]:

@@ -10,10 +10,8 @@ import dagster as dg
 from dagster import DagsterEventType
 
 from assets.lineage import dagster_history
-from pipelines.executor import is_lost
+from pipelines.executor import is_lost, lost_message
 from pipelines.runs import is_interruption, message_of
-
-LOST = "The process of this run ended without a word; it was killed, or the machine went down."
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ def outcome(dagster_home: Path, run_id: str) -> Outcome | None:
             run.job_name,
             "lost" if lost else run.status.value.lower(),
             run.is_finished or lost,
-            [*failures, LOST] if lost else failures,
+            [*failures, lost_message(run)] if lost else failures,
         )
 
 
