@@ -35,7 +35,7 @@ def traced(
     now; default: as `recipe` names it, else the recipe that built `artifact`.
     """
     if names is None:
-        recipe = recipe or artifact.manifest["provenance"]["asset"].partition("/")[0]
+        recipe = recipe or artifact.manifest["provenance"].get("asset", "").partition("/")[0]
         refs = store.refs().items()
         names = {identity: ref for ref, identity in refs if ref.partition("/")[0] == recipe}
     return _traced(store, store.lineage(artifact), names)
