@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import Artifact, Config, Inputs, Verdict
-from assets.launch.launcher import Exit, LocalLauncher, log_of, module_command, name_of_signal
+from assets.launch.launcher import Exit, Launcher, log_of, module_command, name_of_signal
 from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.store.home import cache_environment
@@ -48,7 +48,7 @@ class Request:
     estimate: Mapping[str, Any] = field(default_factory=dict)  # frozen with the artifact, unread
     dagster_run_id: str | None = None
     # of a worker, once one is launched: e.g. the Dagster Pipes bootstrap
-    environment: Callable[[], Mapping[str, str]] = dict
+    environment: Callable[[Building], Mapping[str, str]] = lambda building: {}
     python: str = sys.executable
     say: Say = lambda message: None
 
@@ -114,7 +114,7 @@ def _require_passed(store: Store, node: Node, name: str, artifact: Artifact) -> 
             )
 
 
-def build(request: Request, store: Store, launcher: LocalLauncher, tracking: Tracking) -> Outcome:
+def build(request: Request, store: Store, launcher: Launcher, tracking: Tracking) -> Outcome:
     """Find the artifact of `request`, or build it. Raises UserError or WorkerFailed, and leaves no
     half of an artifact.
     """
@@ -175,16 +175,17 @@ def _launch(
     building: Building,
     lock: int,
     store: Store,
-    launcher: LocalLauncher,
+    launcher: Launcher,
     tracking: Tracking,
 ) -> Artifact:
     node, stage, profile = request.node, request.node.stage, request.profile
     config, inputs = request.config, request.inputs
     published = store.published(building)
     ranks = profile.processes if stage.ranks == "profile" and not published else 1
-    threads = profile.threads_each() * (1 if ranks > 1 else profile.processes)
-    for leftover in (building.result, building.failure):
-        leftover.unlink(missing_ok=True)
+    threads = profile.threads_each() * (1 if ranks > 1 else profile.processes_each_host())
+    if not launcher.left_running(building.log):
+        for leftover in (building.result, building.failure, building.messages):
+            leftover.unlink(missing_ok=True)
     job: dict[str, Any] = {
         "asset": node.ref,
         "stage": stage.name,
@@ -216,7 +217,7 @@ def _launch(
             threads=threads,
             log=building.log,
             env={
-                **request.environment(),
+                **request.environment(building),
                 **cache_environment(downloads),
                 "LINEAGE_DOWNLOADS": str(downloads),
             },
@@ -231,7 +232,7 @@ def _launch(
         started=started,
         ended=time.time(),
         seconds=seconds(building.events),
-        cores=ranks * threads,
+        cores=ranks * exit.threads,
         peak_memory_bytes=exit.peak_memory_bytes,
         estimate=request.estimate,
         dagster_runs=tracking.dagster_runs(building),
@@ -242,7 +243,7 @@ def _launch(
         "stage_seconds": result["stage_seconds"],  # of the last attempt; `seconds` is of all
         "attempts": attempts(building.events),
         "ranks": ranks,
-        "threads": threads,
+        "threads": exit.threads,
     }
     if published:
         origin = published["provenance"]
@@ -282,6 +283,8 @@ def _failure(building: Building, exit: Exit) -> Exception:
         return WorkerFailed(sentence, log_of(building.log, failure["rank"]), failure["traceback"])
     if exit.code == errno.ENOSPC:  # too full for failure.json
         return UserError(full_disk(building.folder))
+    if exit.lost:
+        return WorkerFailed(redacted(exit.lost), exit.log, "")
     tail = (
         redacted(exit.log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:])
         if exit.log.exists()

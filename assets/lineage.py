@@ -17,7 +17,10 @@ from pydantic import Field, create_model
 from sqlalchemy.exc import DatabaseError
 
 from assets.dagster_storage import instance_ref
-from assets.launch.launcher import LocalLauncher
+from assets.launch.detached import Tag
+from assets.launch.hosts import Say
+from assets.launch.launcher import Launcher
+from assets.launch.transport import launcher_for
 from assets.recipe.profile import PROFILES, Profile, load_profile
 from assets.recipe.yaml_file import here_and, named_files
 from assets.store.locks import locked
@@ -105,8 +108,9 @@ class Lineage(dg.ConfigurableResource):
     def store(self) -> Store:
         return Store(Path(self.home))
 
-    def launcher(self) -> LocalLauncher:
-        return LocalLauncher(self.execution().device)
+    def launcher(self, say: Say, tag: Tag) -> Launcher:
+        """`say`: a sentence for a person who waits. `tag`: a name and a value, of the run."""
+        return launcher_for(self.execution(), say, tag)
 
     def tracking(self) -> Tracking:
         return Tracking(Path(self.home))

@@ -10,7 +10,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from assets.recipe.yaml_file import Nodes, location_from, source_of
 from assets.store.home import ROOT
 from assets.store.manifest import explain_full_disk
 from assets.store.provenance import seconds_spent
-from assets.store.store import SHORT, Recorded
+from assets.store.store import SHORT, Building, Recorded
 from gpt_model.errors import UserError, sentence_of
 
 # Every Pipes session raises it, about a parameter that is Dagster's own and not ours.
@@ -113,17 +113,35 @@ def as_asset(node: Node, recipe: RecipeEntry) -> dg.AssetsDefinition:
     return asset
 
 
+class MessagesInStore(dg.PipesFileMessageReader):
+    """Dagster's, which empties the file first; this one reads what a job that outlived its starter
+    wrote meanwhile.
+    """
+
+    @contextmanager
+    def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[Any]:
+        path = Path(self._path)
+        earlier = path.read_text(encoding="utf-8") if path.exists() else ""
+        with super().read_messages(handler) as params:
+            for line in earlier.splitlines():
+                handler.handle_message(json.loads(line))
+            yield params
+
+
 def _build(context: dg.AssetExecutionContext, node: Node, base: Path, lineage: Lineage) -> Outcome:
     with ExitStack() as stack:
 
-        def pipes() -> Mapping[str, str]:
+        def pipes(building: Building) -> Mapping[str, str]:
             """Opened for a worker only: Dagster warns of a session that nobody writes to."""
             session = dg.open_pipes_session(
                 context=context,
                 context_injector=dg.PipesEnvContextInjector(),
-                message_reader=dg.PipesTempFileMessageReader(),
+                message_reader=MessagesInStore(str(building.messages)),
             )
             return stack.enter_context(session).get_bootstrap_env_vars()
+
+        def tag(name: str, value: str) -> None:
+            context.instance.add_run_tags(context.run.run_id, {f"lineage/{name}": value})
 
         store, tracking = lineage.store(), lineage.tracking()
         tracking.serve(context.run.run_id, context.log.info)  # also where the build is refused
@@ -136,7 +154,9 @@ def _build(context: dg.AssetExecutionContext, node: Node, base: Path, lineage: L
             environment=pipes,
             say=context.log.info,
         )
-        return build(with_estimate(request, store), store, lineage.launcher(), tracking)
+        return build(
+            with_estimate(request, store), store, lineage.launcher(context.log.info, tag), tracking
+        )
 
 
 def _check_spec(check: Check, node: Node) -> dg.AssetCheckSpec:

@@ -14,7 +14,7 @@ from assets.build import Outcome, Request, WorkerFailed, build
 from assets.contract import Artifact
 from assets.estimate import with_estimate
 from assets.graph import node_named, nodes
-from assets.launch.launcher import LocalLauncher
+from assets.launch.transport import launcher_for
 from assets.lineage import prepare_home
 from assets.recipe.profile import Profile
 from assets.recipe.recipe import ImportedSection, Recipe
@@ -218,7 +218,7 @@ def imported(
     display.began(node.ref)
     request = with_estimate(Request(node, {}, config, profile, say=display.say), store)
     try:
-        return node.ref, build(request, store, LocalLauncher(profile.device), Tracking(store.home))
+        return node.ref, build(request, store, launcher_for(profile), Tracking(store.home))
     except WorkerFailed as failure:
         raise UserError(str(failure)) from None
 

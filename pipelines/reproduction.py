@@ -16,7 +16,7 @@ from rich.console import Console
 
 from assets.build import Request, WorkerFailed, build
 from assets.contract import Artifact, Inputs
-from assets.launch.launcher import LocalLauncher
+from assets.launch.transport import launcher_for
 from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.stages import STAGES, stage_named
@@ -57,7 +57,7 @@ def reproduced(store: Store, original: Artifact, console: Console) -> list[str]:
     store.home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="reproduction.", dir=store.home) as folder:
         temporary = _temporary_store(Path(folder), store, inputs)
-        launcher, tracking = LocalLauncher(profile.device), Untracked(temporary.home)
+        launcher, tracking = launcher_for(profile), Untracked(temporary.home)
         with BuildDisplay(temporary.home, console) as display:
             display.began(node.ref)
             request = Request(node, inputs, original.config, profile, say=display.say)

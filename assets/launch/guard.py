@@ -15,6 +15,12 @@ and answers with one line on standard output when all are gone.
 * A rank's output goes to a file, never to a pipe that could fill and block it; a server's goes
   where this process's standard error goes.
 
+On another host (`hosts.py`) ssh, srun or Ray carries its standard input and output, so the same
+promises hold there. It then speaks first, as srun drops what it is given before every host listens;
+it answers the specification with what the starter compares before any rank runs (`hello`), and
+waits for a line that says where the ranks meet. Each side sends a sign of life every few
+seconds: a guard that hears nothing for `silence` seconds stops, whatever became of the network.
+
 Elsewhere than on Linux there is no subreaper: the tree is what `ps` shows below the guard.
 """
 
@@ -22,12 +28,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
+import hashlib
 import json
 import os
 import select
+import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -35,7 +47,10 @@ from typing import Any
 
 LINUX = sys.platform.startswith("linux")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+SIOCGIFADDR = 0x8915  # <linux/sockios.h>
 POLL_SECONDS = 0.2
+LIFE_SHARE = 1 / 9  # of the silence that means an end: the time between two signs of life
+OF_SEVERAL = "of-several"  # this program's argument on several hosts
 COULD_NOT_START = 127  # as a shell says it
 
 
@@ -91,11 +106,67 @@ def descendants(root: int) -> dict[int, str]:
     return tree
 
 
+class Starter:
+    """Whoever started this process, at the other end of standard input and output.
+
+    `silence`: seconds without a sign of life after which it counts as gone; None where it runs on
+    this host, whose kernel says so. `node`: this host's number, for what is sent.
+    """
+
+    def __init__(self, node: int = 0, silence: float | None = None) -> None:
+        self.gone = False
+        self.peak_memory_bytes = (
+            0  # of the ranks; the starter looks itself where it is on this host
+        )
+        self._node, self._silence = node, silence
+        self._heard = self._spoke = time.monotonic()
+
+    def line(self) -> dict[str, Any]:
+        """The next line that is no sign of life. Ends this process where none comes."""
+        while True:
+            line = b""
+            while not line.endswith(b"\n"):
+                ready, _, _ = select.select([0], [], [], self._silence)
+                if not ready or not (part := os.read(0, 1)):
+                    sys.exit("the guard's starter went before saying what to start")
+                line += part
+            if line.strip():
+                message: dict[str, Any] = json.loads(line)
+                return message
+
+    def send(self, message: dict[str, Any]) -> None:
+        """A line of less than 1,000 bytes: srun passes no more of one host on in one piece."""
+        try:
+            os.write(1, json.dumps({"node": self._node, **message}).encode() + b"\n")
+        except OSError:
+            self.gone = True
+
+    def listen(self, wake: int | None = None) -> bool:
+        """Waits a moment for a sign of life or of its end, and gives one. Returns whether `wake`, a
+        file descriptor, has something to read.
+        """
+        ready, _, _ = select.select([0] if wake is None else [0, wake], [], [], POLL_SECONDS)
+        now = time.monotonic()
+        if 0 in ready:
+            self.gone = self.gone or not os.read(0, 4096)
+            self._heard = now
+        if self._silence is not None:
+            self.gone = self.gone or now - self._heard > self._silence
+            if now - self._spoke >= self._silence * LIFE_SHARE:
+                self._spoke = now
+                self.peak_memory_bytes = max(
+                    self.peak_memory_bytes, memory(descendants(os.getpid()))
+                )
+                self.send({"memory": self.peak_memory_bytes})
+        return wake in ready
+
+
 class Guard:
     """Starts the ranks of one specification and sees them to their end."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], starter: Starter) -> None:
         self.spec = spec
+        self.starter = starter
         self.running: dict[int, int] = {}  # process → rank
         self.failed: tuple[int, int] | None = None  # rank, exit status (negative: signal)
         self.asked_to_stop = False
@@ -103,8 +174,8 @@ class Guard:
 
     def run(self) -> dict[str, Any]:
         """Starts the ranks; returns {"rank", "code"} when every process below this one is gone."""
-        for rank in range(self.spec["ranks"]):
-            self._start(rank)
+        for local_rank in range(self.spec["ranks"]):
+            self._start(local_rank)
         while self.running and not self.failed and not self.asked_to_stop:
             self._wait()
             self._reap()
@@ -127,9 +198,10 @@ class Guard:
     def _on_stop_signal(self, *_: object) -> None:
         self.asked_to_stop = True
 
-    def _start(self, rank: int) -> None:
+    def _start(self, local_rank: int) -> None:
+        rank = self.spec.get("first_rank", 0) + local_rank
         log = self.spec["logs"][rank]
-        environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(local_rank)}
         with Path(log).open("ab") if log else os.fdopen(os.dup(2), "ab") as output:
             try:
                 process = subprocess.Popen(
@@ -148,12 +220,10 @@ class Guard:
         self.running[process.pid] = rank
 
     def _wait(self) -> None:
-        ready, _, _ = select.select([0, self.wake], [], [], POLL_SECONDS)
-        if self.wake in ready:
+        if self.starter.listen(self.wake):
             with contextlib.suppress(BlockingIOError):
                 os.read(self.wake, 4096)
-        starter_gone = 0 in ready and not os.read(0, 4096)
-        if starter_gone or not self._watched_run(self.spec["watch"]):
+        if self.starter.gone or not self._watched_run(self.spec["watch"]):
             self.asked_to_stop = True
 
     def _watched_run(self, watched: Iterable[tuple[int, str]]) -> bool:
@@ -211,21 +281,174 @@ def _dies_with(guard: int) -> Callable[[], None] | None:
     return ask
 
 
-def _first_line() -> bytes:
-    line = b""
-    while not line.endswith(b"\n"):
-        if not (part := os.read(0, 65536)):
-            sys.exit("the guard's starter went before saying what to start")
-        line += part
-    return line
+def memory(pids: Iterable[int]) -> int:
+    """Bytes resident in these processes, proc(5); pages they share are counted once, as the largest
+    share of one. 0 elsewhere than on Linux.
+    """
+    private, shared, page = 0, 0, os.sysconf("SC_PAGE_SIZE")
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            pages = Path("/proc", str(pid), "statm").read_bytes().split()
+            private += (int(pages[1]) - int(pages[2])) * page
+            shared = max(shared, int(pages[2]) * page)
+    return private + shared
+
+
+def code_digest(root: Path) -> str:
+    """SHA-256 of the code that ranks run: every module of the folders `assets` and `gpt_model`."""
+    digest = hashlib.sha256()
+    for folder in ("assets", "gpt_model"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def packages(folder: Path) -> list[str]:
+    """What is installed in a folder of packages, with versions."""
+    return sorted(path.name.removesuffix(".dist-info") for path in folder.glob("*.dist-info"))
+
+
+def hello(spec: dict[str, Any]) -> dict[str, Any]:
+    """What the starter compares with its own machine and the other hosts, before a rank runs."""
+    token = Path(spec["token"])
+    address = spec["addresses"][spec["node"]] or socket.gethostname()
+    facts: dict[str, Any] = {
+        "host": socket.gethostname(),
+        "address": address,
+        "python": list(sys.version_info[:3]),
+        "different_packages": sorted(
+            set(packages(Path(spec["packages_folder"]))) ^ set(spec["packages"])
+        )[:5],
+        "code": code_digest(Path(spec["root"])),
+        "token": token.read_bytes().decode() if token.is_file() else None,
+        "clock": time.time(),
+        "free_bytes": shutil.disk_usage(tempfile.gettempdir()).free,
+        "cores": len(os.sched_getaffinity(0)) if LINUX else os.cpu_count(),
+    }
+    try:
+        number = socket.gethostbyname(address)
+        with socket.create_server((number, 0)) as server:
+            facts |= {"number": number, "port": server.getsockname()[1]}
+        facts["interface"] = _interface(number)
+    except OSError as error:
+        facts["unreachable"] = f"{address}: {error}"
+    return facts
+
+
+def _interface(number: str) -> str | None:
+    """The network interface that has the IPv4 address `number`."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with contextlib.suppress(OSError):
+                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
+                if socket.inet_ntoa(answer[20:24]) == number:
+                    return name
+    return None
+
+
+def _on_this_host(spec: dict[str, Any], starter: Starter) -> dict[str, Any]:
+    """The specification with what holds on this host: says hello, and waits for where the ranks
+    meet. The environment of this process becomes that of the ranks.
+    """
+    os.environ |= spec["environment"]
+    if Path(spec["folder"]).is_dir():
+        os.chdir(spec["folder"])
+    facts = hello(spec)
+    starter.send({"hello": facts})
+    meeting = starter.line()
+    threads = spec["threads"] or max(1, facts["cores"] // spec["ranks"])
+    environment = {
+        "MASTER_ADDR": meeting["address"],
+        "MASTER_PORT": str(meeting["port"]),
+        "LINEAGE_HOSTS": ",".join(meeting["hosts"]),
+        "OMP_NUM_THREADS": str(threads),
+        "RAYON_NUM_THREADS": str(threads),
+        "GLOO_SOCKET_IFNAME": facts["interface"] or "",
+        "NCCL_SOCKET_IFNAME": facts["interface"] or "",
+    }
+    os.environ |= {
+        name: value
+        for name, value in environment.items()
+        if value and name not in spec["environment"]
+    }
+    return spec | {"first_rank": spec["ranks"] * spec["node"]}
+
+
+@contextlib.contextmanager
+def _alone(path: str, starter: Starter) -> Iterator[None]:
+    """Holds a lock of this host while ranks run here: those of an earlier attempt, whose starter
+    died, are gone before the next ones start.
+    """
+    handle = os.open(f"{path}.{socket.gethostname()}", os.O_RDWR | os.O_CREAT, 0o644)
+    os.set_inheritable(handle, True)  # a process that outlives a killed guard holds it too
+    try:
+        while not starter.gone:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield
+                return
+            starter.listen()
+        sys.exit("the guard's starter went while another attempt's ranks were ending")
+    finally:
+        os.close(handle)
+
+
+def _guard_of_several(spec: dict[str, Any]) -> None:
+    """The guard of one of several hosts. A specification is for all of them where srun carries it
+    to each.
+    """
+    node = spec.get("node")
+    spec["node"] = int(os.environ["SLURM_NODEID"]) if node is None else node
+    starter = Starter(spec["node"], spec["silence"])
+    spec = _on_this_host(spec, starter)
+    with _alone(spec["lock"], starter):
+        report = Guard(spec, starter).run()
+    threads = int(os.environ["OMP_NUM_THREADS"])
+    starter.send({**report, "memory": starter.peak_memory_bytes, "threads": threads})
+    if starter.gone and spec["release"] and spec["node"] == 0:
+        # Slurm keeps the allocation of an srun that was killed for ever, by default.
+        subprocess.run(["scancel", os.environ["SLURM_JOB_ID"]], check=False)
+
+
+def _become_watched() -> None:
+    """Forks: the child goes on, and this process waits for it, adopts what a killed one leaves and
+    ends it. On the starter's host that is the starter's part. Where this process is killed, the
+    child has a TERM.
+    """
+    watcher = os.getpid()
+    if (child := os.fork()) == 0:
+        if LINUX:
+            prctl = ctypes.CDLL(None, use_errno=True).prctl
+            prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != watcher:
+            os._exit(1)
+        return
+    _, status = os.waitpid(child, 0)
+    while tree := descendants(watcher):
+        for pid in tree:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(0.02)
+    if os.waitstatus_to_exitcode(status) < 0:  # ssh's end says so too; srun goes on with the others
+        Starter(int(os.environ.get("SLURM_NODEID", 0))).send({"killed": True})
+    os._exit(0)
 
 
 def main() -> None:
     if LINUX:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    report = Guard(json.loads(_first_line())).run()
-    with contextlib.suppress(OSError):  # nobody may be left to hear it
-        os.write(1, json.dumps(report).encode() + b"\n")
+    starter = Starter()
+    if sys.argv[1:] == [OF_SEVERAL]:
+        _become_watched()
+        starter.send({"ready": True})
+        _guard_of_several(starter.line())
+    else:
+        starter.send(Guard(starter.line(), starter).run())  # nobody may be left to hear it
 
 
 if __name__ == "__main__":

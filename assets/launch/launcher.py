@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import psutil
 
@@ -53,6 +53,8 @@ class Exit:
     failed_rank: int | None
     peak_memory_bytes: int
     log: Path  # of the failed rank, else of rank 0
+    lost: str | None = None  # of a host that went with its ranks: a sentence
+    threads: int = 1  # of a rank
 
 
 def log_of(log: Path, rank: int) -> Path:
@@ -98,6 +100,31 @@ def module_command(python: str, module: str) -> list[str]:
     return [python, *([] if from_here else ["-P"]), "-m", module]
 
 
+class Launcher(Protocol):
+    """Runs a command as ranks, on this machine or on several (`hosts.py`)."""
+
+    def left_running(self, log: Path) -> bool:
+        """Whether an earlier start's ranks of the build with this log go on; `run` then waits for
+        them.
+        """
+        ...
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        ranks: int,
+        threads: int,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        keep_fds: Iterable[int] = (),
+    ) -> Exit:
+        """Blocks until every rank has ended. `threads`: of each. `env`: theirs, besides this
+        process's. `keep_fds`: stay open until the last process of the tree is gone.
+        """
+        ...
+
+
 class LocalLauncher:
     """Runs ranks on this machine. They are gone when `run` returns or raises, and soon after this
     process dies in any way.
@@ -107,6 +134,10 @@ class LocalLauncher:
         """`grace`: seconds between TERM and KILL."""
         self.device = device
         self.grace = grace
+
+    def left_running(self, log: Path) -> bool:
+        """Never: the guard ends them."""
+        return False
 
     def run(
         self,
@@ -137,7 +168,8 @@ class LocalLauncher:
             _guarded(command, environment, logs, self.grace, errors, keep_fds) as client,
         ):
             code, failed = client.until_the_end(on_poll)
-        return Exit(code, failed, client.peak_memory_bytes, logs[failed or 0])
+        log = logs[failed or 0]
+        return Exit(code, failed, client.peak_memory_bytes, log, threads=threads)
 
 
 def serve(command: Sequence[str], environment: Mapping[str, str], grace: float) -> int:

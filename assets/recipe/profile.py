@@ -12,12 +12,60 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from assets.recipe.yaml_file import here_and, load_strict
-from gpt_model.strict import BatchRows, Bounds, Strict
+from gpt_model.strict import BatchRows, Bounds, Each, Strict
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
+
+
+Nodes = Annotated[int, Bounds(1, 100_000, "the largest clusters have as many", unit="nodes")]
+
+
+class Hosts(Strict):
+    """Several machines that see the store, the code and Python at the same paths, and how they are
+    reached.
+    """
+
+    by: Literal["ssh", "slurm"] = Field(
+        description="ssh to each of `names`; or srun, on `nodes` of a Slurm cluster"
+    )
+    names: Annotated[list[str], Each] = Field(
+        default_factory=list,
+        description="ssh: each host, as ssh is given it; the ranks meet at the first",
+    )
+    nodes: Nodes | None = Field(default=None, description="slurm: how many")
+    options: list[str] = Field(
+        default_factory=list,
+        description="of ssh or srun, as they are: --partition=gpu, --gpus-per-node=8",
+    )
+    detached: bool = Field(
+        default=False,
+        description="slurm: the job goes on where the process that submitted it dies, and is found "
+        "again at the next start",
+    )
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="of the ranks: NCCL_SOCKET_IFNAME, NCCL_IB_HCA, …"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Hosts:
+        if self.by == "ssh" and (not self.names or self.nodes is not None):
+            raise ValueError("`by: ssh` needs `names`, the hosts, and has no `nodes`")
+        if self.by == "slurm" and (self.names or self.nodes is None):
+            raise ValueError("`by: slurm` needs `nodes`, how many, and has no `names`")
+        if self.detached and self.by != "slurm":
+            raise ValueError(
+                "`detached` is of `by: slurm` alone: ssh's ranks end with this process"
+            )
+        if dashed := [name for name in self.names if name.startswith("-") or not name.strip()]:
+            raise ValueError(f"{dashed[0]!r} is no name of a host")
+        return self
+
+    def count(self) -> int:
+        """How many machines."""
+        return self.nodes or len(self.names)
 
 
 class Profile(Strict):
@@ -28,10 +76,15 @@ class Profile(Strict):
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="of every process")
     processes: Annotated[
         int, Bounds(1, 100_000, "the largest clusters have as many", unit="processes")
-    ] = Field(default=1, description="ranks of a training, all on this machine; a GPU each")
+    ] = Field(default=1, description="ranks of a training, of all hosts together; a GPU each")
     threads: (
         Annotated[int, Bounds(1, 10_000, "no machine has more cores", unit="threads")] | None
     ) = Field(default=None, description="threads a process; default: the cores shared out evenly")
+    hosts: Hosts | None = Field(
+        default=None,
+        description="on which machines; default: this one",
+        exclude_if=lambda hosts: hosts is None,
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=1,
         description="of DeepSpeed: what the ranks share out among them (1: optimizer, 2: gradients "
@@ -73,25 +126,38 @@ class Profile(Strict):
         Annotated[float, Bounds(0, 10**6, "no device costs more", unit="an hour")] | None
     ) = Field(default=None, description="of one process's device, in whatever you pay in")
 
+    @model_validator(mode="after")
+    def _hosts_share_the_ranks(self) -> Profile:
+        if self.hosts and self.processes % self.hosts.count():
+            raise ValueError(
+                f"`processes: {self.processes}` cannot be shared evenly by {self.hosts.count()} "
+                "hosts: make it a multiple of their number"
+            )
+        return self
+
+    def processes_each_host(self) -> int:
+        """Ranks of a training on one machine."""
+        return self.processes // (self.hosts.count() if self.hosts else 1)
+
     def memory_each(self) -> float | None:
         """Bytes that one process may fill; None where it is not known."""
         if self.memory_gb is not None:
             return self.memory_gb * 1e9
         if self.device == "cuda" or not math.isfinite(_memory()):
             return None
-        return _memory() / self.processes
+        return _memory() / self.processes_each_host()
 
     def threads_each(self) -> int:
         """Threads for each of the processes, cores shared out evenly unless the file says
-        otherwise.
+        otherwise. A host is taken to have as many cores as this machine.
         """
-        return self.threads or max(1, _cores() // self.processes)
+        return self.threads or max(1, _cores() // self.processes_each_host())
 
     def stages_at_once(self) -> int:
         """How many stages of a run this machine has room for, by the threads and the memory of one.
         A stage has all of it, where the file does not state both, and every GPU.
         """
-        if self.device == "cuda" or self.threads is None or self.memory_gb is None:
+        if self.hosts or self.device == "cuda" or self.threads is None or self.memory_gb is None:
             return 1
         by_cores = _cores() // (self.processes * self.threads)
         by_memory = _memory() // (self.processes * self.memory_gb * 1e9)

@@ -75,6 +75,11 @@ class Building:
         return self.journal / "worker.log"
 
     @property
+    def detached(self) -> Path:
+        """What of a job that outlives its starter (`assets/launch/detached.py`)."""
+        return self.journal / "detached.json"
+
+    @property
     def manifest(self) -> Path:
         return self.folder / "artifact.json"
 
@@ -89,6 +94,11 @@ class Building:
     @property
     def result(self) -> Path:
         return self.folder / "result.json"
+
+    @property
+    def messages(self) -> Path:
+        """The worker's live messages to Dagster, by Pipes: in the store, which every host sees."""
+        return self.folder / "messages.jsonl"
 
     @property
     def published(self) -> Path:
@@ -356,9 +366,10 @@ class Store:
         with explain_full_disk(building.folder):
             for folder in (building.files, building.show, building.journal):
                 folder.mkdir(parents=True, exist_ok=True)
-        for path in building.folder.rglob(f"*{TEMPORARY}"):
-            if path.parent in (building.folder, building.journal):
-                path.unlink(missing_ok=True)
+        if not building.detached.exists():  # its job writes on
+            for path in building.folder.rglob(f"*{TEMPORARY}"):
+                if path.parent in (building.folder, building.journal):
+                    path.unlink(missing_ok=True)
         return building
 
     def publish(self, building: Building, facts: Facts, verdicts: Verdicts) -> Artifact:
@@ -404,7 +415,13 @@ class Store:
             self.discard(building)
             return
         shutil.rmtree(building.files / SCRATCH, ignore_errors=True)
-        for path in (building.job, building.result, building.failure, building.published):
+        for path in (
+            building.job,
+            building.result,
+            building.failure,
+            building.messages,
+            building.published,
+        ):
             path.unlink(missing_ok=True)
         self._refs.record(building.fingerprint, building.folder)
         building.folder.rename(target)

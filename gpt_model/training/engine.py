@@ -20,6 +20,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -32,11 +33,12 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gpt_model.errors import UserError
 from gpt_model.training.optimizer import TrainingSettings, parameter_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-LOOPBACK = "127.0.0.1"
-RENDEZVOUS = "one-host"  # a scheme of torch's `init_method`
+RENDEZVOUS = "lineage"  # a scheme of torch's `init_method`
+MEETING = timedelta(minutes=10)  # that ranks wait for each other when they start
 StepMetrics = Mapping[str, tuple[Any, Any]]  # name -> (sum, count)
 
 
@@ -90,37 +92,59 @@ def start(execution: Execution) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     deepspeed = _import_deepspeed(execution.compile)
     backend = "nccl" if execution.device == "cuda" else "gloo"
-    one_host = os.environ["MASTER_ADDR"] == LOOPBACK
     deepspeed.init_distributed(
         backend,
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=timedelta(hours=2),
-        init_method=f"{RENDEZVOUS}://" if one_host else None,
+        timeout=timedelta(hours=2),  # of an operation: one rank may evaluate while others wait
+        init_method=f"{RENDEZVOUS}://",
     )
 
 
-def _rendezvous_on_one_host(
+def _rendezvous(
     url: str, timeout: timedelta, **_: Any
 ) -> Iterator[tuple[torch.distributed.Store, int, int]]:
-    """torch's `env://` for ranks of one host: its store listens on every interface and has no
-    password. One rank needs none; several get one that listens on the loopback interface.
+    """torch's `env://`, whose store listens on every interface and has no password. One rank needs
+    none; several get one that listens on MASTER_ADDR alone: of one host the loopback interface's.
+
+    Raises UserError naming the hosts whose ranks did not come within `MEETING`.
     """
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if ranks == 1:
         yield torch.distributed.HashStore(), rank, ranks
         return
-    port, listening = int(os.environ["MASTER_PORT"]), None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    listening = None
     if rank == 0:
-        server = socket.create_server((LOOPBACK, port))
+        server = socket.create_server((address, port), backlog=ranks)
         listening = server.detach()  # the store closes it
     store = torch.distributed.TCPStore(
-        LOOPBACK, port, ranks, rank == 0, timeout, master_listen_fd=listening
+        address, port, ranks, rank == 0, MEETING, wait_for_workers=False, master_listen_fd=listening
     )
+    store.set(f"here/{rank}", "")
+    if rank == 0:
+        _require_all_here(store, ranks)
+    store.set_timeout(timeout)
     yield store, rank, ranks
 
 
-torch.distributed.register_rendezvous_handler(RENDEZVOUS, _rendezvous_on_one_host)
+def _require_all_here(store: torch.distributed.TCPStore, ranks: int) -> None:
+    deadline = time.monotonic() + MEETING.total_seconds()
+    while missing := [rank for rank in range(ranks) if not store.check([f"here/{rank}"])]:
+        if time.monotonic() > deadline:
+            hosts = os.environ.get("LINEAGE_HOSTS", "this machine").split(",")
+            absent = dict.fromkeys(hosts[rank * len(hosts) // ranks] for rank in missing)
+            raise UserError(
+                f"Ranks {', '.join(map(str, missing))} of {ranks} did not come within "
+                f"{MEETING.total_seconds() / 60:g} minutes. They are on {', '.join(absent)}: see "
+                "whether it reaches "
+                f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (a firewall?).",
+                field="hosts",
+            )
+        time.sleep(0.05)
+
+
+torch.distributed.register_rendezvous_handler(RENDEZVOUS, _rendezvous)
 
 
 def choose_product_library(precision: str) -> None:

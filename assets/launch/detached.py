@@ -1,0 +1,202 @@
+"""A Slurm job that outlives whoever submitted it: found again at the next start by what stands
+beside the build's log.
+
+The job's script runs this module on the first node, which runs the ranks with `HostsLauncher`
+inside the allocation and leaves how they ended in `detached.exit.json`. Whoever waits looks at that
+file and at Slurm's queue. A Terminate or Ctrl-C cancels the job; a kill -9 or a lost terminal does
+not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from assets.launch.hosts import HostsLauncher, Say, time_limit
+from assets.launch.launcher import Exit, module_command
+from assets.recipe.profile import Hosts
+from gpt_model.errors import UserError, shortened
+from gpt_model.io import write_json
+
+LOOK_SECONDS = 2.0  # between two looks at Slurm's queue
+LATE_SECONDS = 30.0  # that a network file system may show the job's last file late
+Tag = Callable[[str, str], None]
+
+
+class DetachedLauncher:
+    """Runs ranks as a Slurm job, and waits for it; or waits for the one an earlier start submitted.
+
+    `tag`: hears of the job's number.
+    """
+
+    def __init__(
+        self,
+        hosts: Hosts,
+        device: str,
+        threads: int | None,
+        say: Say = lambda message: None,
+        tag: Tag = lambda name, value: None,
+    ) -> None:
+        self.hosts, self.device, self.threads = hosts, device, threads
+        self.say, self.tag = say, tag
+
+    def left_running(self, log: Path) -> bool:
+        """Whether an earlier start's job runs, waits in the queue, or has ended since."""
+        return _job(log) is not None and (_exit_file(log).is_file() or bool(_state(_job(log))))
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        ranks: int,
+        threads: int,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        keep_fds: Iterable[int] = (),
+    ) -> Exit:
+        """As `HostsLauncher.run`."""
+        if self.left_running(log):
+            job = _job(log)
+            self.say(f"Slurm's job {job} goes on from an earlier start; waiting for it")
+        else:
+            job = self._submit(command, ranks, threads, log, env or {})
+            self.say(f"submitted Slurm's job {job}, which goes on where this process is killed")
+        self.tag("slurm_job", str(job))
+        try:
+            exit = self._wait(str(job), log)
+        except BaseException:
+            subprocess.run(["scancel", str(job)], check=False)
+            _forget(log)
+            raise
+        _forget(log)
+        return exit
+
+    def _submit(
+        self, command: Sequence[str], ranks: int, threads: int, log: Path, env: Mapping[str, str]
+    ) -> str:
+        nodes = 1 if ranks == 1 else self.hosts.count()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        _forget(log)
+        what = {
+            "command": list(command),
+            "ranks": ranks,
+            "threads": threads,
+            "log": str(log),
+            "hosts": self.hosts.model_dump(),
+            "device": self.device,
+            "threads_stated": self.threads,
+        }
+        write_json(_what(log), what)
+        here = [*module_command(sys.executable, "assets.launch.detached"), str(_what(log))]
+        script = f"#!/bin/sh\ncd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(here)}\n"
+        submit = [
+            *("sbatch", "--parsable", "--no-requeue", *time_limit(self.hosts.options)),
+            *self.hosts.options,
+            *(f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"),
+            *(f"--output={log.with_name('slurm.log')}", "--open-mode=append", "--job-name=lineage"),
+        ]
+        try:
+            # Its environment is the job's: what is secret in it is not written into the store.
+            done = subprocess.run(
+                submit,
+                input=script,
+                env=os.environ | dict(env),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise UserError(
+                "sbatch is not on this machine, and the profile's hosts are Slurm's. Build where "
+                "it is.",
+                field="hosts.by",
+            ) from None
+        if done.returncode:
+            raise UserError(
+                f"Slurm refused the job: {shortened(done.stderr.strip())} Mend the profile's "
+                "hosts.options.",
+                field="hosts.options",
+            )
+        job = done.stdout.strip().partition(";")[0]
+        write_json(_what(log), what | {"job": job})
+        return job
+
+    def _wait(self, job: str, log: Path) -> Exit:
+        gone_since: float | None = None
+        waiting = ""
+        while not _exit_file(log).is_file():
+            time.sleep(LOOK_SECONDS)
+            state = _state(job)
+            if state.startswith("PENDING") and state != waiting:
+                self.say(f"Slurm's job {job} waits: {state}")
+                waiting = state
+            gone_since = None if state else (gone_since or time.monotonic())
+            if gone_since and time.monotonic() - gone_since > LATE_SECONDS:
+                lost = f"Slurm's job {job} ended without a result: see {log.with_name('slurm.log')}"
+                return Exit(-signal.SIGKILL, None, 0, log, lost)
+        left = json.loads(_exit_file(log).read_text(encoding="utf-8"))
+        if "refused" in left:
+            raise UserError(left["refused"], field=left["field"])
+        return Exit(**left | {"log": Path(left["log"])})
+
+
+def _what(log: Path) -> Path:
+    return log.with_name("detached.json")
+
+
+def _exit_file(log: Path) -> Path:
+    return log.with_name("detached.exit.json")
+
+
+def _forget(log: Path) -> None:
+    for path in (_what(log), _exit_file(log)):
+        path.unlink(missing_ok=True)
+
+
+def _job(log: Path) -> str | None:
+    """The number of the job that stands beside `log`."""
+    if not _what(log).is_file():
+        return None
+    job: str | None = json.loads(_what(log).read_text(encoding="utf-8")).get("job")
+    return job
+
+
+def _state(job: str | None) -> str:
+    """The job's state in Slurm's queue, with the reason of a pending one; "" where it is in none.
+    Where Slurm does not answer: "unknown".
+    """
+    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T (%r)"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return "unknown"
+    state = done.stdout.strip()
+    return "" if state.startswith(("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")) else state
+
+
+def main() -> None:
+    """Inside the job, on its first node: runs the ranks and leaves how they ended."""
+    path = Path(sys.argv[1])
+    what = json.loads(path.read_text(encoding="utf-8"))
+    log = Path(what["log"])
+    launcher = HostsLauncher(Hosts(**what["hosts"]), what["device"], what["threads_stated"])
+    try:
+        exit = launcher.run(what["command"], ranks=what["ranks"], threads=what["threads"], log=log)
+    except UserError as error:
+        write_json(_exit_file(log), {"refused": str(error), "field": error.field})
+    else:
+        write_json(_exit_file(log), asdict(replace(exit)) | {"log": str(exit.log)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Several machines on one: each has namespaces of its own for network, name, processes and mounts
+(namespaces(7)), joined by a bridge, with a real sshd or a real Slurm. They share all files, as
+hosts with a network file system do.
+
+Needs root and Debian's openssh-server, slurm-wlm and munge; `missing()` says what is not there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAD = "head"
+PATIENCE_SECONDS = 60.0
+SLURM = """\
+ClusterName=lineage
+SlurmctldHost=head(10.77.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+MpiDefault=none
+ReturnToService=2
+SlurmdParameters=config_overrides
+SwitchType=switch/none
+KillWait=5
+SlurmctldTimeout=30
+SlurmdTimeout=30
+TmpFS={folder}
+{nodes}
+PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES
+"""
+SSHD = """\
+Port 22
+HostKey {folder}/hostkey
+AuthorizedKeysFile {folder}/key.pub
+PermitRootLogin prohibit-password
+StrictModes no
+PasswordAuthentication no
+UsePAM no
+PidFile none
+MaxStartups 100
+"""
+SSH = """\
+Host *
+  User root
+  IdentityFile {folder}/key
+  StrictHostKeyChecking no
+  UserKnownHostsFile /dev/null
+"""
+
+
+def missing() -> str | None:
+    """Why there can be no machines here; None where there can."""
+    if os.geteuid() != 0:
+        return "machines on one need root"
+    tools = ("ip", "nsenter", "unshare", "sshd", "slurmctld", "slurmd", "munged", "ssh-keygen")
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    if absent := [tool for tool in tools if not shutil.which(tool, path=path)]:
+        return f"{', '.join(absent)} not installed (openssh-server, slurm-wlm, munge, iproute2)"
+    probe = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], check=False)
+    return "namespaces cannot be made here" if probe.returncode else None
+
+
+class Machines:
+    """A head and `names`, up while the block runs. `folder`: for their settings and logs."""
+
+    def __init__(self, folder: Path, names: Sequence[str] = ("n1", "n2")) -> None:
+        self.folder, self.names = folder, list(names)
+        self._daemons: list[subprocess.Popen[bytes]] = []
+        self._tag = f"gl{os.getpid()}"
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        addresses = {HEAD: "10.77.0.1"}
+        addresses |= {name: f"10.77.0.{11 + n}" for n, name in enumerate(self.names)}
+        lines = ["127.0.0.1 localhost", *(f"{ip} {name}" for name, ip in addresses.items())]
+        (self.folder / "hosts").write_text("\n".join(lines) + "\n")
+        try:
+            for name in addresses:
+                _ip("netns", "add", self._namespace(name))
+                _ip("-n", self._namespace(name), "link", "set", "lo", "up")
+            head = self._namespace(HEAD)
+            _ip("-n", head, "link", "add", "br0", "type", "bridge")
+            _ip("-n", head, "addr", "add", "10.77.0.1/24", "dev", "br0")
+            _ip("-n", head, "link", "set", "br0", "up")
+            for name in self.names:
+                namespace, cable = self._namespace(name), f"v{name}"
+                peer = ["peer", "name", "eth0", "netns", namespace]
+                _ip("-n", head, "link", "add", cable, "type", "veth", *peer)
+                _ip("-n", head, "link", "set", cable, "master", "br0", "up")
+                _ip("-n", namespace, "addr", "add", f"{addresses[name]}/24", "dev", "eth0")
+                _ip("-n", namespace, "link", "set", "eth0", "up")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for daemon in reversed(self._daemons):
+            daemon.kill()  # and with `unshare` all that it forked
+            daemon.wait()
+        for name in (HEAD, *self.names):
+            subprocess.run(
+                ["ip", "netns", "del", self._namespace(name)], capture_output=True, check=False
+            )
+
+    def _namespace(self, name: str) -> str:
+        return f"{self._tag}-{name}"
+
+    def on(self, name: str, command: Sequence[str]) -> list[str]:
+        """The command that runs `command` on a machine; killed, it ends all that it began there.
+        What a killed `command` leaves has a few seconds to end by itself.
+        """
+        inside = (
+            f"mount --bind {self.folder}/hosts /etc/hosts; hostname {name}; "
+            '"$@"; code=$?; test $code -lt 128 || { exec >&- 2>&-; sleep 5; }; exit $code'
+        )
+        return [
+            *("nsenter", f"--net=/run/netns/{self._namespace(name)}"),
+            *("unshare", "--mount", "--uts", "--pid", "--mount-proc", "--fork"),
+            *("--kill-child=KILL", "sh", "-c", inside, "sh", *command),
+        ]
+
+    def start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """A daemon on a machine, which ends with the block."""
+        with (self.folder / f"{Path(command[0]).name}.{name}.out").open("ab") as output:
+            daemon = subprocess.Popen(
+                self.on(name, command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._daemons.append(daemon)
+        return daemon
+
+    def pull_cable(self, name: str) -> None:
+        _ip("-n", self._namespace(HEAD), "link", "set", f"v{name}", "down")
+
+    def plug_cable(self, name: str) -> None:
+        _ip("-n", self._namespace(HEAD), "link", "set", f"v{name}", "up")
+
+    def start_ssh(self) -> Path:
+        """An sshd on every machine. Returns the settings for ssh's -F."""
+        for key in ("hostkey", "key"):
+            path = str(self.folder / key)
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+        Path("/run/sshd").mkdir(exist_ok=True)
+        (self.folder / "sshd_config").write_text(SSHD.format(folder=self.folder))
+        settings = self.folder / "ssh_config"
+        settings.write_text(SSH.format(folder=self.folder))
+        for name in self.names:
+            self.start(name, ["/usr/sbin/sshd", "-D", "-e", "-f", f"{self.folder}/sshd_config"])
+        for name in self.names:
+            until(
+                lambda name=name: self._answers(["ssh", "-F", str(settings), name, "true"]),
+                f"no sshd on {name}",
+            )
+        return settings
+
+    def start_slurm(self) -> dict[str, str]:
+        """A Slurm cluster of the machines. Returns the environment of its commands."""
+        nodes = "\n".join(
+            f"NodeName={name} NodeAddr=10.77.0.{11 + n} CPUs=2 RealMemory=8000"
+            for n, name in enumerate(self.names)
+        )
+        settings = self.folder / "slurm.conf"
+        settings.write_text(
+            SLURM.format(folder=self.folder, nodes=nodes, names=",".join(self.names))
+        )
+        (self.folder / "state").mkdir(exist_ok=True)
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o600)
+        self.folder.chmod(0o755)
+        self.start(
+            HEAD,
+            [
+                *("/usr/sbin/munged", "--foreground", "--force", f"--key-file={key}"),
+                *(f"--socket={self.folder}/munge.socket", f"--pid-file={self.folder}/munge.pid"),
+                *(f"--log-file={self.folder}/munge.log", f"--seed-file={self.folder}/munge.seed"),
+            ],
+        )
+        until((self.folder / "munge.socket").exists, "munged did not start")
+        self.start(HEAD, ["/usr/sbin/slurmctld", "-D", "-f", str(settings)])
+        for name in self.names:
+            self.start(name, ["/usr/sbin/slurmd", "-D", "-N", name, "-f", str(settings)])
+        environment = {"SLURM_CONF": str(settings)}
+        ready = ["sh", "-c", f'test "$(sinfo -h -t idle -o %D)" = {len(self.names)}']
+        until(lambda: self._answers(ready, environment), "Slurm's nodes did not come up")
+        return environment
+
+    def _answers(self, command: Sequence[str], environment: dict[str, str] | None = None) -> bool:
+        done = subprocess.run(
+            self.on(HEAD, command),
+            env=os.environ | (environment or {}),
+            capture_output=True,
+            check=False,
+        )
+        return done.returncode == 0
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> float:
+    """Seconds until `condition` held."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, what
+        time.sleep(0.05)
+    return time.monotonic() - began

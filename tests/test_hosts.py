@@ -1,0 +1,349 @@
+"""Ranks on several machines, by ssh and by Slurm: the same bytes as on one, nothing left behind
+whatever is killed, and sentences about hosts that do not fit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from machines import HEAD, ROOT, Machines, missing, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
+WITHIN = 20.0  # seconds; the promise after a kill is 5
+SILENCE = 6.0  # seconds, in place of 45
+TRANSPORTS = ("ssh", "slurm")
+
+# As test_guard.py's: a rank with a child in a session of its own, neither of which ends by TERM.
+STUBBORN = """
+import os, pathlib, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+depth, folder = int(sys.argv[1]), pathlib.Path(sys.argv[2])
+if depth:
+    subprocess.Popen([sys.executable, "-S", __file__, "0", str(folder)], start_new_session=True)
+name = f"{os.environ['RANK']}-{depth}"
+(folder / name).write_text(" ".join(os.environ[k] for k in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "OMP_NUM_THREADS")))
+time.sleep(600)
+"""
+STARTER = """
+import dataclasses, json, sys
+from pathlib import Path
+from assets.launch.hosts import HostsLauncher
+from assets.recipe.profile import Hosts
+from gpt_model.errors import UserError
+folder, hosts, ranks, silence = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+command = [sys.executable, "-S", str(folder / "rank.py"), "1", str(folder / "up")]
+launcher = HostsLauncher(Hosts(**hosts), grace=1.0, silence=silence)
+try:
+    exit = launcher.run(command, ranks=ranks, threads=1, log=folder / "journal" / "worker.log")
+except UserError as error:
+    print(json.dumps({"refused": str(error), "field": error.field}))
+else:
+    print(json.dumps({"code": exit.code, "rank": exit.failed_rank, "lost": exit.lost}))
+"""
+RECIPE = """
+name: hosts
+corpus:
+  sources: [{name: mine, path: "texts.txt", documents: paragraphs, minimum: 20}]
+  held_out: 0.05
+tokenizer: {style: gpt2, vocab_size: 320}
+model: {family: gpt2, layers: 2, width: 32, heads: 2, context: 64}
+pretraining: {tokens: 60_000, batch_tokens: 1024, learning_rate: 2.0e-3, evaluations: 2, evaluation_tokens: 1_024}
+evaluation: {suites: [held_out], examples: {held_out: 10}}
+"""
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    with Machines(tmp_path_factory.mktemp("machines")) as running:
+        running.start_ssh()
+        os.environ |= running.start_slurm()
+        yield running
+        del os.environ["SLURM_CONF"]
+
+
+class Started:
+    """Ranks that a process on the head started, and what is left of them."""
+
+    def __init__(self, machines: Machines, folder: Path, by: str, ranks: int = 2) -> None:
+        self.machines, self.folder = machines, folder
+        (folder / "up").mkdir()
+        (folder / "rank.py").write_text(STUBBORN)
+        (folder / "starter.py").write_text(STARTER)
+        (folder / "journal").mkdir()
+        command = [sys.executable, str(folder / "starter.py"), str(folder)]
+        arguments = [json.dumps(hosts(machines, by)), str(ranks), str(SILENCE)]
+        self.process = subprocess.Popen(
+            machines.on(HEAD, [*command, *arguments]),
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.ranks = ranks
+
+    def up(self) -> None:
+        until(lambda: len(self.alive()) == 2 * self.ranks, "the ranks did not start")
+
+    def alive(self) -> list[psutil.Process]:
+        return processes(lambda words: str(self.folder / "rank.py") in words)
+
+    def outcome(self) -> dict[str, object]:
+        output, _ = self.process.communicate(timeout=60)
+        result: dict[str, object] = json.loads(output)
+        return result
+
+
+def processes(matches: Callable[[list[str]], bool]) -> list[psutil.Process]:
+    """Those whose command line matches, on every machine."""
+    running = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and matches(process.cmdline()):
+                running.append(process)
+        except psutil.Error:
+            continue
+    return running
+
+
+def hosts(machines: Machines, by: str) -> dict[str, object]:
+    if by == "ssh":
+        options = ["-F", str(machines.folder / "ssh_config")]
+        return {"by": "ssh", "names": machines.names, "options": options}
+    return {"by": "slurm", "nodes": len(machines.names), "options": ["--partition=main"]}
+
+
+@pytest.fixture
+def start(machines: Machines, tmp_path: Path) -> Iterator[Callable[[str, int], Started]]:
+    started: list[Started] = []
+
+    def begin(by: str, ranks: int = 2) -> Started:
+        started.append(Started(machines, tmp_path, by, ranks))
+        return started[-1]
+
+    yield begin
+    for each in started:  # only where a test failed
+        each.process.kill()
+        for process in each.alive():
+            process.kill()
+
+
+def allocations(machines: Machines) -> str:
+    """Slurm's queue."""
+    command = machines.on(HEAD, ["squeue", "--noheader"])
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def kill(started: Started, what: str, by: str) -> None:
+    """kill -9 of one process of those that carry the ranks."""
+    rank = next(process for process in started.alive() if process.cmdline()[-2] == "1")
+    if what == "rank":
+        rank.kill()
+    elif what in ("guard", "watcher"):
+        guards = [parent for parent in rank.parents() if "guard.py" in " ".join(parent.cmdline())]
+        guards[("guard", "watcher").index(what)].kill()
+    elif what == "carrier":
+        name = {"ssh": "ssh", "slurm": "srun"}[by]
+        carriers = psutil.Process(started.process.pid).children(recursive=True)
+        next(process for process in carriers if process.name() == name).kill()
+    elif what == "starter":
+        [starter] = processes(
+            lambda words: words[:2] == [sys.executable, str(started.folder / "starter.py")]
+        )
+        starter.kill()
+    else:
+        started.process.kill()  # the head, and with it all its processes
+
+
+@pytest.mark.parametrize("by", TRANSPORTS)
+@pytest.mark.parametrize("what", ["rank", "guard", "watcher", "carrier", "starter", "head"])
+def test_no_rank_outlives_a_kill_of_anything(
+    machines: Machines, start: Callable[..., Started], what: str, by: str
+) -> None:
+    started = start(by)
+    started.up()
+    kill(started, what, by)
+    seconds = until(lambda: not started.alive(), f"ranks outlived the {what}", WITHIN)
+    print(f"{by}, {what} killed: ranks gone after {seconds:.2f} s")
+    until(lambda: not allocations(machines), "an allocation was left", WITHIN)
+    if what not in ("starter", "head"):
+        outcome = started.outcome()
+        assert outcome["code"] == -signal.SIGKILL
+        assert (what == "rank") == (outcome["rank"] is not None)
+        assert what == "rank" or "lost" in str(outcome["lost"])
+
+
+@pytest.mark.parametrize("by", TRANSPORTS)
+def test_where_a_cable_is_pulled_both_halves_end(
+    machines: Machines, start: Callable[..., Started], by: str
+) -> None:
+    started = start(by)
+    started.up()
+    machines.pull_cable("n2")
+    try:
+        until(lambda: not started.alive(), "ranks outlived their cable", 6 * SILENCE)
+        assert "n2" in str(started.outcome()["lost"])
+    finally:
+        machines.plug_cable("n2")
+    until(lambda: not allocations(machines), "an allocation was left", 90)
+    if by == "slurm":
+        ready = machines.on(HEAD, ["sh", "-c", 'test "$(sinfo -h -t idle -o %D)" = 2'])
+        until(lambda: subprocess.run(ready, check=False).returncode == 0, "n2 stayed down", 90)
+
+
+def test_each_rank_has_its_number_on_its_host_and_one_place_to_meet(
+    start: Callable[..., Started],
+) -> None:
+    started = start("ssh", 4)
+    started.up()
+    ranks = [(started.folder / "up" / f"{rank}-1").read_text().split() for rank in range(4)]
+    assert [words[:2] for words in ranks] == [["0", "0"], ["1", "1"], ["2", "0"], ["3", "1"]]
+    assert {words[2] for words in ranks} == {"10.77.0.11"}
+    started.process.kill()
+    until(lambda: not started.alive(), "ranks outlived the head", WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("changed", "field", "sentence"),
+    [
+        ({"names": ["n1", "n9"]}, "hosts.names", "Host n9 does not answer by ssh"),
+        (
+            {"by": "slurm", "nodes": 2, "options": ["--partition=none"]},
+            "hosts.options",
+            "partition",
+        ),
+    ],
+)
+def test_hosts_that_cannot_be_had_are_named(
+    machines: Machines, tmp_path: Path, changed: dict[str, object], field: str, sentence: str
+) -> None:
+    by = str(changed.get("by", "ssh"))
+    settings = (hosts(machines, "ssh") if by == "ssh" else {}) | changed
+    (tmp_path / "starter.py").write_text(STARTER)
+    done = subprocess.run(
+        machines.on(
+            HEAD,
+            [
+                *(sys.executable, str(tmp_path / "starter.py"), str(tmp_path)),
+                *(json.dumps(settings), "2", str(SILENCE)),
+            ],
+        ),
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    outcome = json.loads(done.stdout)
+    assert outcome["field"] == field and sentence in outcome["refused"], outcome
+    assert not allocations(machines)
+
+
+class Recipe:
+    """One recipe, built by one profile or another in a store of its own."""
+
+    def __init__(self, machines: Machines, folder: Path) -> None:
+        self.machines, self.folder = machines, folder
+        words = ["river", "stone", "bread", "light", "north", "seven", "garden", "horse"]
+        texts = (" ".join(words[(i * j + i // 7) % 8] for j in range(1, 30)) for i in range(900))
+        (folder / "texts.txt").write_text(
+            "\n\n".join(f"{text} {i}." for i, text in enumerate(texts))
+        )
+        (folder / "hosts.yaml").write_text(RECIPE)
+
+    def run(self, by: str, **changes: object) -> subprocess.Popen[str]:
+        profile = {"name": by, "processes": 2, "threads": 1, "checkpoint_seconds": 1}
+        if by != "here":
+            profile["hosts"] = hosts(self.machines, by) | changes
+        (self.folder / f"{by}.yaml").write_text(yaml.safe_dump(profile))
+        run = [sys.executable, "-m", "pipelines.cli", "run", str(self.folder / "hosts.yaml")]
+        return subprocess.Popen(
+            self.machines.on(HEAD, [*run, "--profile", str(self.folder / f"{by}.yaml")]),
+            env=os.environ | {"PYTHONPATH": str(ROOT), "LINEAGE_HOME": str(self.folder / by)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def digests(self, by: str) -> dict[str, str]:
+        """Stage -> digest of what is in the store."""
+        manifests = (self.folder / by / "artifacts").glob("*/artifact.json")
+        facts = (json.loads(path.read_text()) for path in manifests)
+        return {fact["stage"]: fact["digest"] for fact in facts}
+
+
+@pytest.fixture(scope="module")
+def recipe(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Built on the head alone."""
+    built = Recipe(machines, tmp_path_factory.mktemp("recipe"))
+    finish(built.run("here"))
+    assert len(built.digests("here")) == 6
+    return built
+
+
+def finish(run: subprocess.Popen[str]) -> str:
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, output
+    return output
+
+
+@pytest.mark.parametrize("by", TRANSPORTS)
+def test_a_recipe_has_the_digests_of_one_machine_on_two(recipe: Recipe, by: str) -> None:
+    finish(recipe.run(by))
+    assert recipe.digests(by) == recipe.digests("here")
+
+
+def test_a_detached_job_is_found_again_when_its_starter_was_killed(
+    machines: Machines, recipe: Recipe
+) -> None:
+    home = recipe.folder / "slurm"
+    shutil.rmtree(home, ignore_errors=True)
+    first = recipe.run("slurm", detached=True)
+
+    def training() -> list[Path]:
+        events = home.glob("building/*/journal/events.jsonl")
+        return [path for path in events if '"loss"' in path.read_text()]
+
+    until(lambda: bool(training()), "nothing was trained", 120)
+    [starter] = processes(
+        lambda words: (
+            words[1:4] == ["-m", "pipelines.cli", "run"] and str(recipe.folder) in words[4]
+        )
+    )
+    job = allocations(machines).split()[0]
+    starter.kill()
+    output = finish(recipe.run("slurm", detached=True))
+    first.communicate()
+    assert f"Slurm's job {job} goes on from an earlier start" in output
+    assert recipe.digests("slurm") == recipe.digests("here")
+    assert not allocations(machines)
+    with closing(sqlite3.connect(home / "mlflow.db")) as database:
+        twice = "select key from metrics group by run_uuid, key, step having count(*) > 1"
+        assert database.execute("select count(*) from metrics").fetchone()[0] > 50
+        assert database.execute(twice).fetchall() == []
+
+
+def test_terminating_a_detached_run_cancels_its_job(machines: Machines, recipe: Recipe) -> None:
+    shutil.rmtree(recipe.folder / "slurm", ignore_errors=True)
+    run = recipe.run("slurm", detached=True)
+    until(lambda: bool(allocations(machines)), "no job was submitted", 120)
+    [starter] = processes(
+        lambda words: (
+            words[1:4] == ["-m", "pipelines.cli", "run"] and str(recipe.folder) in words[4]
+        )
+    )
+    starter.send_signal(signal.SIGINT)
+    run.communicate(timeout=60)
+    until(lambda: not allocations(machines), "the job was not cancelled", WITHIN)
