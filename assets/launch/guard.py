@@ -324,6 +324,7 @@ def hello(spec: dict[str, Any]) -> dict[str, Any]:
         "clock": time.time(),
         "free_bytes": shutil.disk_usage(tempfile.gettempdir()).free,
         "cores": len(os.sched_getaffinity(0)) if LINUX else os.cpu_count(),
+        "interface": None,
     }
     try:
         number = socket.gethostbyname(address)

@@ -4,7 +4,7 @@ standard input and output.
 What a guard promises on this machine holds there too: its input ends when this process, or what
 carries it, does, and its ranks with it. Where a cable is pulled nothing ends, so both sides send
 signs of life. Every host sees the store, the code and Python at the same paths; each says so before
-a rank runs (`_refuse_unfit`).
+a rank runs (`refuse_unfit`).
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class HostsLauncher:
             with self._carried(nodes, log, keep_fds) as carriers:
                 watch = Watch(carriers, self._names(nodes), self.hosts, self.silence)
                 watch.greet(spec, self.say)
-                _refuse_unfit(watch.nodes, Path(token.name), spec)
+                refuse_unfit(watch.nodes, Path(token.name), spec)
                 watch.go()
                 exit = watch.until_the_end(logs)
         if exit.code == 0:
@@ -417,7 +417,7 @@ class Watch:
             node.killed = True
 
 
-def _refuse_unfit(nodes: Sequence[Node], token: Path, spec: Mapping[str, Any]) -> None:
+def refuse_unfit(nodes: Sequence[Node], token: Path, spec: Mapping[str, Any]) -> None:
     """Raises UserError naming the host, and what of it does not fit this machine or the others."""
     here: dict[str, Any] = {"python": list(sys.version_info[:3]), "code": guard.code_digest(ROOT)}
     for node in nodes:

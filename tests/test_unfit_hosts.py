@@ -1,0 +1,109 @@
+"""What a host says of itself before a rank runs there, and the sentences about one that does not
+fit. Real hosts are test_hosts.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from assets.launch import guard
+from assets.launch.hosts import GUARD, Node, refuse_unfit
+from assets.recipe.profile import Hosts, Profile
+from assets.store.home import ROOT
+from gpt_model.errors import UserError
+
+
+def hello(folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The specification of a guard on this machine, and what it answers."""
+    token = folder / "token"
+    token.write_text("seen")
+    packages = sysconfig.get_path("purelib")
+    spec = {
+        "node": 0,
+        "addresses": ["localhost"],
+        "token": str(token),
+        "packages_folder": packages,
+        "packages": guard.packages(Path(packages)),
+        "root": str(ROOT),
+        "environment": {},
+        "folder": str(folder),
+        "silence": 5.0,
+    } | changes
+    process = subprocess.run(
+        GUARD, input=json.dumps(spec) + "\n", capture_output=True, text=True, check=False
+    )
+    ready, answer = process.stdout.splitlines()
+    assert json.loads(ready)["ready"] and len(answer) < 1000, "srun passes no longer line in one"
+    return spec, json.loads(answer)["hello"] | {"came": time.time()}
+
+
+def test_a_host_like_this_machine_fits(tmp_path: Path) -> None:
+    spec, facts = hello(tmp_path)
+    refuse_unfit([Node("n1", facts)], Path(spec["token"]), spec)
+    assert facts["number"] == "127.0.0.1" and 0 < facts["port"] < 65536
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"token": None}, "does not see the store's folder"),
+        ({"token": "another store's"}, "does not see the store's folder"),
+        ({"python": [3, 12, 1]}, "has Python 3.12.1"),
+        ({"code": "0" * 64}, "has other code than this machine"),
+        ({"different_packages": ["torch-2.12.0"]}, "other packages .*torch-2.12.0"),
+        ({"clock": 1.0}, "clock is"),
+        ({"free_bytes": 1 << 20}, "has 1 MB free"),
+    ],
+)
+def test_a_host_that_does_not_fit_is_named(
+    tmp_path: Path, changed: dict[str, Any], sentence: str
+) -> None:
+    spec, facts = hello(tmp_path)
+    with pytest.raises(UserError, match=f"Host n2.*{sentence}") as error:
+        refuse_unfit([Node("n2", facts | changed)], Path(spec["token"]), spec)
+    assert error.value.field == "hosts"
+
+
+def test_several_hosts_have_to_reach_each_other(tmp_path: Path) -> None:
+    spec, facts = hello(tmp_path)
+    with pytest.raises(UserError, match=r"Host n1 cannot be reached.*localhost is 127.0.0.1"):
+        refuse_unfit([Node("n1", facts), Node("n2", facts)], Path(spec["token"]), spec)
+    spec, facts = hello(tmp_path, addresses=["no-such-host.invalid"])
+    with pytest.raises(UserError, match=r"Host n1 cannot be reached.*no-such-host.invalid"):
+        refuse_unfit([Node("n1", facts), Node("n2", facts)], Path(spec["token"]), spec)
+
+
+def test_other_packages_on_a_host_are_listed(tmp_path: Path) -> None:
+    _, facts = hello(tmp_path, packages=["only-here-1.0"])
+    assert 0 < len(facts["different_packages"]) <= 5
+
+
+@pytest.mark.parametrize(
+    ("hosts", "mistake"),
+    [
+        ({"by": "ssh"}, "needs `names`"),
+        ({"by": "ssh", "names": ["a"], "nodes": 2}, "has no `nodes`"),
+        ({"by": "slurm", "names": ["a"]}, "needs `nodes`"),
+        ({"by": "ssh", "names": ["-oProxyCommand=x"]}, "is no name of a host"),
+        ({"by": "ssh", "names": ["a", "a"]}, "stands twice"),
+        ({"by": "ssh", "names": ["a"], "detached": True}, "of `by: slurm` alone"),
+    ],
+)
+def test_hosts_that_a_profile_cannot_have_are_refused(hosts: dict[str, Any], mistake: str) -> None:
+    with pytest.raises(ValidationError, match=mistake):
+        Hosts.model_validate(hosts)
+
+
+def test_ranks_that_hosts_cannot_share_are_refused() -> None:
+    hosts = {"by": "ssh", "names": ["a", "b"]}
+    assert Profile.model_validate({"name": "x", "processes": 4, "hosts": hosts})
+    with pytest.raises(ValidationError, match="cannot be shared evenly by 2 hosts"):
+        Profile.model_validate({"name": "x", "processes": 3, "hosts": hosts})
