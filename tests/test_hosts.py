@@ -99,6 +99,17 @@ class Started:
     def alive(self) -> list[psutil.Process]:
         return processes(lambda words: str(self.folder / "rank.py") in words)
 
+    def gone(self) -> bool:
+        return not self.alive()
+
+    def rank(self) -> psutil.Process:
+        return next(process for process in self.alive() if process.cmdline()[-2] == "1")
+
+    def starter(self) -> psutil.Process:
+        script = str(self.folder / "starter.py")
+        [starter] = processes(lambda words: words[:2] == [sys.executable, script])
+        return starter
+
     def outcome(self) -> dict[str, object]:
         output, _ = self.process.communicate(timeout=60)
         result: dict[str, object] = json.loads(output)
@@ -147,7 +158,7 @@ def allocations(machines: Machines) -> str:
 
 def kill(started: Started, what: str, by: str) -> None:
     """kill -9 of one process of those that carry the ranks."""
-    rank = next(process for process in started.alive() if process.cmdline()[-2] == "1")
+    rank = started.rank()
     if what == "rank":
         rank.kill()
     elif what in ("guard", "watcher"):
@@ -158,10 +169,7 @@ def kill(started: Started, what: str, by: str) -> None:
         carriers = psutil.Process(started.process.pid).children(recursive=True)
         next(process for process in carriers if process.name() == name).kill()
     elif what == "starter":
-        [starter] = processes(
-            lambda words: words[:2] == [sys.executable, str(started.folder / "starter.py")]
-        )
-        starter.kill()
+        started.starter().kill()
     else:
         started.process.kill()  # the head, and with it all its processes
 
@@ -261,8 +269,8 @@ class Recipe:
         )
         (folder / "hosts.yaml").write_text(RECIPE)
 
-    def run(self, by: str, **changes: object) -> subprocess.Popen[str]:
-        profile = {"name": by, "processes": 2, "threads": 1, "checkpoint_seconds": 1}
+    def run(self, by: str, processes: int = 2, **changes: object) -> subprocess.Popen[str]:
+        profile = {"name": by, "processes": processes, "threads": 1, "checkpoint_seconds": 1}
         if by != "here":
             profile["hosts"] = hosts(self.machines, by) | changes
         (self.folder / f"{by}.yaml").write_text(yaml.safe_dump(profile))
