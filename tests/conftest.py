@@ -297,6 +297,7 @@ LONGEST_FILES = (  # by the seconds of their tests in CI: the one that takes mos
     "test_twins",
     "test_alignment_pipeline",
     "test_cli",
+    "test_hosts",
     "test_resume",
     "test_imported",
     "test_ladder",
