@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from assets.launch import guard
-from assets.launch.launcher import POLL_SECONDS, Exit, log_of, worker_environment
+from assets.launch.launcher import POLL_SECONDS, Exit, log_of, watched, worker_environment
 from assets.recipe.profile import Hosts
 from assets.store.home import ROOT
 from gpt_model.errors import UserError, shortened
+from gpt_model.io import TEMPORARY
 
 SILENCE_SECONDS = 45.0  # without a sign of life a host, or its starter, counts as gone
 ANSWER_SECONDS = 60.0  # from ssh's start to a host's first word
@@ -46,7 +47,6 @@ CARRIED = (
     *("LC_", "LANG", "XDG_"),
 )
 LOCAL_TO_A_HOST = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "CUDA_VISIBLE_DEVICES")
-
 
 Say = Callable[[str], None]
 
@@ -135,7 +135,7 @@ class HostsLauncher:
         logs = [log_of(log, rank) for rank in range(ranks)]
         lock = log.with_name("ranks.lock")
         packages_folder = Path(sysconfig.get_path("purelib"))
-        with tempfile.NamedTemporaryFile(dir=log.parent, prefix="token-") as token:
+        with tempfile.NamedTemporaryFile(dir=log.parent, suffix=TEMPORARY) as token:
             token.write(secrets.token_hex().encode())
             token.flush()
             spec = {
@@ -163,7 +163,9 @@ class HostsLauncher:
                 watch.go()
                 exit = watch.until_the_end(logs)
         if exit.code == 0:
-            for path in log.parent.glob(f"{lock.name}.*"):
+            complaints = log.parent.glob("host.*.log")
+            empty = [path for path in complaints if path.stat().st_size == 0]
+            for path in (*log.parent.glob(f"{lock.name}.*"), *empty):
                 path.unlink()
         return exit
 
@@ -288,6 +290,7 @@ class Watch:
         self.carriers, self.hosts, self.silence = carriers, hosts, silence
         self.nodes = [Node(name) for name in names]
         self._next_life = 0.0
+        self._watched = watched()
 
     def greet(self, spec: Mapping[str, Any], say: Say) -> None:
         """Gives every host the specification once it listens, and waits for what it says of itself.
@@ -363,7 +366,9 @@ class Watch:
         return Exit(0, None, memory, logs[0], threads=threads)
 
     def _lost(self) -> str | None:
-        """Which host ended or fell silent without a report, as a sentence."""
+        """Which host ended or fell silent without a report, as a sentence; or that the run did."""
+        if any(guard.started(pid) != start for pid, start in self._watched):
+            return "The Dagster run that this step belongs to ended."
         now = time.monotonic()
         for carrier in self.carriers:
             for number in carrier.nodes:

@@ -207,7 +207,7 @@ def _guarded(
             "ranks": len(logs),
             "grace": grace,
             "logs": [str(log) if log else None for log in logs],
-            "watch": _watched(),
+            "watch": watched(),
         }
         client.send(spec)
         yield client
@@ -291,7 +291,7 @@ def _memory(pids: Iterable[int]) -> int:
     return private + shared
 
 
-def _watched() -> list[tuple[int, str]]:
+def watched() -> list[tuple[int, str]]:
     """This process and, where it is a step process of Dagster's multiprocess executor, the run
     process it belongs to.
     """
