@@ -19,7 +19,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from gpt_model import yaml_reader
-from gpt_model.data.location import Located
 from gpt_model.errors import UserError, dotted, naming_path
 from gpt_model.strict import (
     KINDS,
@@ -228,12 +227,8 @@ def _sentence(model: type[BaseModel], problem: Any, expected: str, nodes: Nodes)
     )
     value, section = problem.get("input"), _model_at(model, location)
     hint = ""
-    if (
-        kind.startswith("model")
-        and isinstance(value, str)
-        and section
-        and issubclass(section, Located)
-    ):
+    by_path = section is not None and "path" in _fields(section)
+    if kind.startswith("model") and isinstance(value, str) and by_path:
         hint = f" Did you mean {{path: {shown(value)}}}?"
     return f"{where}{sentence(problem, name, reason)}{hint}"
 

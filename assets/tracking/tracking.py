@@ -24,7 +24,7 @@ from assets.contract import Artifact, Config
 from assets.store.manifest import read_json
 from assets.store.provenance import git_state
 from assets.store.store import Building
-from assets.tracking import build_record, other_trackers, session, state
+from assets.tracking import build_record, session, state
 from assets.tracking.build_record import builds, runs_now
 from assets.tracking.outbox import (
     PAUSES,
@@ -82,6 +82,8 @@ class Tracking:
         `say` hears of the first problem.
         """
         self.outbox.serve(dagster_run, say)
+        from assets.tracking import other_trackers  # off by default, and no build needs it
+
         other_trackers.follow(self.home, say)
         if dagster_run:
             _served[dagster_run] = self
