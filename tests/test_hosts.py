@@ -184,7 +184,7 @@ def test_no_rank_outlives_a_kill_of_anything(
     kill(started, what, by)
     seconds = until(lambda: not started.alive(), f"ranks outlived the {what}", WITHIN)
     print(f"{by}, {what} killed: ranks gone after {seconds:.2f} s")
-    until(lambda: not allocations(machines), "an allocation was left", WITHIN)
+    until(lambda: not allocations(machines), "an allocation was left", 60)
     if what not in ("starter", "head"):
         outcome = started.outcome()
         assert outcome["code"] == -signal.SIGKILL
@@ -360,4 +360,4 @@ def test_terminating_a_detached_run_cancels_its_job(machines: Machines, recipe: 
     )
     starter.send_signal(signal.SIGINT)
     run.communicate(timeout=60)
-    until(lambda: not allocations(machines), "the job was not cancelled", WITHIN)
+    until(lambda: not allocations(machines), "the job was not cancelled", 60)

@@ -5,7 +5,10 @@ fit. Real hosts are test_hosts.py's.
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
+import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -43,6 +46,11 @@ def hello(folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]
     ready, answer = process.stdout.splitlines()
     assert json.loads(ready)["ready"] and len(answer) < 1000, "srun passes no longer line in one"
     return spec, json.loads(answer)["hello"] | {"came": time.time()}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def test_a_host_like_this_machine_fits(tmp_path: Path) -> None:
@@ -107,3 +115,29 @@ def test_ranks_that_hosts_cannot_share_are_refused() -> None:
     assert Profile.model_validate({"name": "x", "processes": 4, "hosts": hosts})
     with pytest.raises(ValidationError, match="cannot be shared evenly by 2 hosts"):
         Profile.model_validate({"name": "x", "processes": 3, "hosts": hosts})
+
+
+def test_a_rank_that_does_not_come_is_named_with_its_host() -> None:
+    code = (
+        "from datetime import timedelta\n"
+        "from gpt_model.training import engine\n"
+        "engine.MEETING = timedelta(seconds=1)\n"
+        "try:\n    next(engine._rendezvous('', timedelta(hours=2)))\n"
+        "except engine.UserError as error:\n    print(error)\n"
+    )
+    environment = {
+        "RANK": "0",
+        "WORLD_SIZE": "4",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "LINEAGE_HOSTS": "n1,n2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Ranks 1, 2, 3 of 4 did not come" in done.stdout, done.stdout + done.stderr
+    assert "They are on n1, n2: see whether" in done.stdout
