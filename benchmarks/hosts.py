@@ -1,7 +1,7 @@
 """Several machines, made of Linux namespaces: how long ranks outlive a kill of anything, whether a
 recipe ends with the same bytes after it, and tokens/s of four hosts against four ranks of one.
 
-    python benchmarks/hosts.py [kills|resumed|speed] [--times 5] [--json FILE]
+    python benchmarks/hosts.py [kills|cable|resumed|speed] [--times 5] [--json FILE]
 
 The machines, the ranks and what is killed are those of tests/test_hosts.py; needs root, sshd and
 Slurm. The network is this machine's memory: it says nothing about a real one. The tests' hosts give
@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import test_hosts as cases  # noqa: E402
 from machines import Machines, until  # noqa: E402
 
+from assets.launch.hosts import SILENCE_SECONDS  # noqa: E402
 from benchmarks.bars import at_least, at_most, verdict  # noqa: E402
 
 KINDS = ("rank", "guard", "watcher", "carrier", "starter", "head")
@@ -55,6 +56,26 @@ def kills(machines: Machines, folder: Path, times: int) -> dict[str, Any]:
                 until(lambda: not cases.allocations(machines), "an allocation was left", 120)
             print(f"{by}, {kind}: {seconds[f'{by}, {kind}']}", flush=True)
     return {"seconds": seconds, "longest": max(map(max, seconds.values())), "left": left}
+
+
+def cable(machines: Machines, folder: Path, times: int) -> dict[str, Any]:
+    """Seconds until both halves had ended, with a profile's silence; and the allocation after it."""
+    seconds: dict[str, list[float]] = {}
+    for by in cases.TRANSPORTS:
+        for _ in range(times):
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            (folder / "run").mkdir()
+            started = cases.Started(machines, folder / "run", by, silence=SILENCE_SECONDS)
+            started.up()
+            machines.pull_cable("n2")
+            seconds.setdefault(by, []).append(
+                round(until(started.gone, "ranks outlived a cable", 300), 1)
+            )
+            machines.plug_cable("n2")
+            started.process.communicate()
+            until(machines.slurm_is_idle, "an allocation was left", 300)
+        print(f"{by}, cable: {seconds[by]}", flush=True)
+    return {"seconds": seconds, "longest": max(map(max, seconds.values()))}
 
 
 def resumed(machines: Machines, folder: Path, times: int) -> dict[str, Any]:
@@ -141,14 +162,14 @@ def _rate(home: Path) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("what", nargs="*", choices=["kills", "resumed", "speed"])
+    parser.add_argument("what", nargs="*", choices=["kills", "cable", "resumed", "speed"])
     parser.add_argument("--times", type=int, default=5, help="of each kind, or rounds")
     parser.add_argument("--by", choices=cases.TRANSPORTS, help="this one alone")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.by:
         cases.TRANSPORTS = (arguments.by,)
-    what = arguments.what or ["kills", "resumed", "speed"]
+    what = arguments.what or ["kills", "cable", "resumed", "speed"]
     document: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -159,6 +180,10 @@ def main() -> int:
                 document["kills"] = kills(machines, folder, arguments.times)
                 longest = document["kills"]["longest"]
                 print(f"a rank outlived a kill by {longest} s", at_most("seconds", longest, 60))
+            if "cable" in what:
+                document["cable"] = cable(machines, folder, arguments.times)
+                longest = document["cable"]["longest"]
+                print(f"a cable's ranks ended after {longest} s", at_most("seconds", longest, 60))
             if "resumed" in what:
                 document["resumed"] = resumed(machines, folder, arguments.times)
                 share = document["resumed"]["equal"] / document["resumed"]["tried"]

@@ -89,6 +89,7 @@ class Machines:
         self.folder, self.names = folder, list(names)
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._tag = f"gl{os.getpid()}"
+        self._slurm: dict[str, str] = {}  # the environment of its commands
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -212,9 +213,14 @@ class Machines:
         for name in self.names:
             self.start(name, ["/usr/sbin/slurmd", "-D", "-N", name, "-f", str(settings)])
         environment = {"SLURM_CONF": str(settings)}
-        ready = ["sh", "-c", f'test "$(sinfo -h -t idle -o %D)" = {len(self.names)}']
-        until(lambda: self._answers(ready, environment), "Slurm's nodes did not come up")
+        self._slurm = environment
+        until(self.slurm_is_idle, "Slurm's nodes did not come up")
         return environment
+
+    def slurm_is_idle(self) -> bool:
+        """Whether every node is up and has no job."""
+        idle = ["sh", "-c", f'test "$(sinfo -h -t idle -o %D)" = {len(self.names)}']
+        return self._answers(idle, self._slurm)
 
     def _answers(self, command: Sequence[str], environment: dict[str, str] | None = None) -> bool:
         done = subprocess.run(

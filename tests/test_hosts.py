@@ -76,14 +76,16 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 class Started:
     """Ranks that a process on the head started, and what is left of them."""
 
-    def __init__(self, machines: Machines, folder: Path, by: str, ranks: int = 2) -> None:
+    def __init__(
+        self, machines: Machines, folder: Path, by: str, ranks: int = 2, silence: float = SILENCE
+    ) -> None:
         self.machines, self.folder = machines, folder
         (folder / "up").mkdir()
         (folder / "rank.py").write_text(STUBBORN)
         (folder / "starter.py").write_text(STARTER)
         (folder / "journal").mkdir()
         command = [sys.executable, str(folder / "starter.py"), str(folder)]
-        arguments = [json.dumps(hosts(machines, by)), str(ranks), str(SILENCE)]
+        arguments = [json.dumps(hosts(machines, by)), str(ranks), str(silence)]
         self.process = subprocess.Popen(
             machines.on(HEAD, [*command, *arguments]),
             env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -206,8 +208,7 @@ def test_where_a_cable_is_pulled_both_halves_end(
         machines.plug_cable("n2")
     until(lambda: not allocations(machines), "an allocation was left", 90)
     if by == "slurm":
-        ready = machines.on(HEAD, ["sh", "-c", 'test "$(sinfo -h -t idle -o %D)" = 2'])
-        until(lambda: subprocess.run(ready, check=False).returncode == 0, "n2 stayed down", 90)
+        until(machines.slurm_is_idle, "n2 stayed down", 90)
 
 
 def test_each_rank_has_its_number_on_its_host_and_one_place_to_meet(
