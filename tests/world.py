@@ -143,6 +143,7 @@ def write_corpus(folder: Path, texts: dict[str, list[str]], share: float) -> Non
             for text in source:
                 (held_out if bucket(text, 0) < share else training).add(text)
         index[name] = {
+            "weight": 1.0,
             "held_out_share": share,
             "training": training.counts(),
             "held_out": held_out.counts(),

@@ -6,8 +6,9 @@ shards, and what must hold before anything trains on them. The tokenizers are
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, V
 from assets.stages.base_model import require
 from assets.store.home import downloads_folder
 from gpt_model.data import documents, splits
-from gpt_model.data.shards import SourceTexts, TokenData, write
+from gpt_model.data.shards import SourceTexts, TokenData, join, write
 from gpt_model.data.vocabularies import released_tokenizer
+from gpt_model.io import fsync
 from gpt_model.tokenizer import END_OF_TEXT, Tokenizer
 
 # Merges hardly change after a gigabyte. A larger corpus gives each source its weight's share of
@@ -198,25 +200,33 @@ def vocabulary_size(built: Built) -> Verdict:
     )
 
 
+POLL_SECONDS = 0.05
 SAMPLED = 100  # documents of each source and split whose tokens are decoded and compared
 
 
 def tokenize(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Tokenize both splits of each source into shards, with the corpus's mixture weights. Bytes are
     of normalised text.
+
+    Several ranks tokenize equal parts of each split, which rank 0 joins: the bytes are those of one
+    rank. A part that an attempt has completed is there for the next.
     """
-    corpus = inputs["corpus"].path
     tokenizer = Tokenizer.load(require(inputs["tokenizer"]).path)
     started = time.monotonic()
-    sources = {
-        name: SourceTexts(
-            weight=described["weight"],
-            documents={split: documents.read(corpus, name, split) for split in documents.SPLITS},
-            bytes=sum(described[split]["bytes"] for split in documents.SPLITS),
-        )
-        for name, described in documents.index(corpus).items()
-    }
-    write(output, sources, tokenizer, progress)
+    rank, ranks = progress.rank, progress.world_size
+    texts = _texts_of_rank(inputs["corpus"].path, rank, ranks)
+    if ranks == 1:
+        write(output, texts, tokenizer, progress)
+    else:
+        parts = [output / SCRATCH / f"{number}-of-{ranks}" for number in range(ranks)]
+        _write_part(parts[rank], texts, tokenizer, progress)
+        if rank:
+            return {}
+        while not all(part.is_dir() for part in parts):  # a rank that fails ends all of them
+            time.sleep(POLL_SECONDS)
+        join(parts, output)
+        for part in parts:
+            shutil.rmtree(part)
     seconds = time.monotonic() - started
     metrics: Metrics = {}
     data = TokenData(output)
@@ -230,6 +240,32 @@ def tokenize(config: Config, inputs: Inputs, output: Path, progress: Progress) -
         len(data.tokens(name, split)) for name in data.sources for split in documents.SPLITS
     )
     return metrics | {"tokens": total, "tokens_per_second": total / seconds}
+
+
+def _texts_of_rank(corpus: Path, rank: int, ranks: int) -> dict[str, SourceTexts]:
+    """A rank's part of every split of every source."""
+    sources = {}
+    for name, described in documents.index(corpus).items():
+        sizes = {split: described[split]["bytes"] for split in documents.SPLITS}
+        texts: dict[str, Iterable[str]] = {
+            split: documents.part(documents.read(corpus, name, split), size, rank, ranks)
+            for split, size in sizes.items()
+        }
+        sources[name] = SourceTexts(described["weight"], texts, sum(sizes.values()) // ranks)
+    return sources
+
+
+def _write_part(
+    part: Path, texts: Mapping[str, SourceTexts], tokenizer: Tokenizer, progress: Progress
+) -> None:
+    """Write `part` if it is not there: whole, and on disk, once it has its name."""
+    if part.is_dir():
+        return
+    unfinished = part.with_suffix(".unfinished")
+    write(unfinished, texts, tokenizer, progress)
+    for path in unfinished.rglob("*"):
+        fsync(path)
+    unfinished.replace(part)
 
 
 def decodes_to_documents(built: Built) -> Verdict:

@@ -1,9 +1,9 @@
 """Runs the zero_shot stage: the model on the recipe's suites, by lm_eval, and the checks of its
 scores.
 
-A task's rows are `gpt_model.evaluation.tasks`', our model behind lm_eval `lm`'s, the scores
-`evaluate`'s. One process with every core: a suite's examples are few, and lm_eval's batching does
-not need ranks.
+A task's rows are `gpt_model.evaluation.tasks`', our model behind lm_eval `lm_eval_adapter`'s, the
+scores `evaluate`'s. Rank 0 prepares the tasks and runs lm_eval; the batches of the model's forward
+passes are shared out among the ranks.
 
 The check `reproduces_what_is_known` sets an imported model's scores beside the known scores of the
 same weights by the same protocol: an evaluator that gives known answers can be trusted with new
@@ -50,6 +50,7 @@ from gpt_model.evaluation.tasks import TaskRows, examples_of, in_each_setting, r
 from gpt_model.io import dump_json, write_json_lines
 from gpt_model.published import Reference, references
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.engine import join_without_training
 
 # Same weights, same examples: only rounding remains, of the printed number and of 16-bit arithmetic
 # in the old runs.
@@ -57,21 +58,40 @@ TOLERANCE = 0.005  # of the value
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
-    """Write tasks/ (every task's rows and lm_eval YAML), results.json and predictions.jsonl."""
-    if progress.rank:
-        return {}
+    """Write tasks/ (every task's rows and lm_eval YAML), results.json and predictions.jsonl. Every
+    rank runs it, rank 0 writes.
+    """
     if reason := inputs["pretrained"].not_run:
-        return _write_unavailable(config, output, reason)
+        return {} if progress.rank else _write_unavailable(config, output, reason)
     started = time.monotonic()
+    if progress.world_size > 1:
+        join_without_training(progress.profile.device)
     folder = inputs["pretrained"].path / "model"
     model = convert.load(folder).to(progress.profile.device)
-    tokenizer = Tokenizer.load(folder)
+    lm = GPTLM(
+        model,
+        Tokenizer.load(folder),
+        progress=progress,
+        rank=progress.rank,
+        ranks=progress.world_size,
+    )
+    if progress.rank:
+        lm.shared.follow()
+        return {}
+    with lm.shared.leading():
+        return _evaluate(lm, config, inputs, output, progress, started)
+
+
+def _evaluate(
+    lm: GPTLM, config: Config, inputs: Inputs, output: Path, progress: Progress, started: float
+) -> Metrics:
+    """`run` on rank 0. `started`: by the monotonic clock."""
     task_context = TaskContext(
         inputs["corpus"].path if "corpus" in inputs else None,
         config["split_seed"],
         downloads_folder(),
-        tokenizer.encode,
-        model.config.context,
+        lm.tokenizer.encode,
+        lm.model.config.context,
         progress,
     )
     prepared = _prepare(config, task_context, progress)
@@ -79,7 +99,6 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     prepared_at = time.monotonic()
     shutil.rmtree(output / EVALUATED, ignore_errors=True)
     write_tasks(output / EVALUATED, tasks)
-    lm = GPTLM(model, tokenizer, progress=progress)
     results = evaluate(lm, output / EVALUATED, [task.full_name for task in tasks])
     unavailable = prepared.unavailable
     tasks = list(_without_refused(tasks, results["refused"], unavailable))

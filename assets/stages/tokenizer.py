@@ -87,4 +87,5 @@ TOKENS = Stage(
         ),
     ),
     show=deferred("assets.report.data", "show_tokens"),
+    ranks="profile",
 )

@@ -276,5 +276,6 @@ ZERO_SHOT = Stage(
     ),
     show=deferred("assets.report.zero_shot", "show"),
     pin=pin,
+    ranks="profile",
     pool="training",
 )

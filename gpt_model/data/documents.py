@@ -129,3 +129,17 @@ def read(corpus: Path, source: str, split: Split) -> Iterator[str]:
         raise CorruptFile(
             f"{path} is damaged ({error}). Delete the artifact and build the corpus again."
         ) from None
+
+
+def part(texts: Iterable[str], size: int, number: int, parts: int) -> Iterator[str]:
+    """Those of `texts`, `size` bytes together, that begin in part `number` (from 0) of `parts` of
+    about equal bytes. All parts, one after another, are `texts`.
+    """
+    before = 0
+    for text in texts:
+        begins_in = min(before * parts // max(1, size), parts - 1)
+        if begins_in > number:
+            return
+        if begins_in == number:
+            yield text
+        before += len(text.encode())

@@ -17,7 +17,8 @@ each end-of-text with what it stands for: all that its tokens spell.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,7 +32,9 @@ from gpt_model.io import dump_json
 from gpt_model.progress import Progress, Silent
 from gpt_model.tokenizer import Encoded, Tokenizer
 
+INDEX, BYTE_LENGTHS = "index.json", "byte_lengths.npy"
 SHARD_TOKENS = 1 << 26  # tokens a file: 128 MiB of uint16
+ENDS = 1 << 20  # documents' ends in memory at once, where folders are joined
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     byte_lengths = tokenizer.byte_lengths()
-    np.save(folder / "byte_lengths.npy", byte_lengths)
+    np.save(folder / BYTE_LENGTHS, byte_lengths)
     end = tokenizer.end_of_text, int(byte_lengths[tokenizer.end_of_text])
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     done, total = 0, sum(source.bytes for source in sources.values())
@@ -80,8 +83,26 @@ def write(
         "end_of_text": tokenizer.end_of_text,
         "sources": described,
     }
-    dump_json(folder / "index.json", index, indent=2)
+    dump_json(folder / INDEX, index, indent=2)
     return index
+
+
+def join(parts: Sequence[Path], folder: Path, shard_tokens: int = SHARD_TOKENS) -> None:
+    """Write into `folder` what `write` would have written of all documents, where each of `parts`
+    is what it has written of some: those of a split, one part after another.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(parts[0] / BYTE_LENGTHS, folder / BYTE_LENGTHS)
+    index, data = _read_index(parts[0]), [TokenData(part) for part in parts]
+    for name, described in index["sources"].items():
+        for split in SPLITS:
+            with _SplitWriter(
+                folder, name, split, np.dtype(index["dtype"]), shard_tokens
+            ) as writer:
+                for part in data:
+                    writer.extend(part.tokens(name, split), part.bytes(name, split))
+            described["splits"][split] = writer.described()
+    dump_json(folder / INDEX, index, indent=2)
 
 
 class _SplitWriter:
@@ -123,6 +144,16 @@ class _SplitWriter:
                 ends.append(self.tokens)
         self._ends.write(np.array(ends, dtype="<u8").tobytes())
         self.documents += len(ends)
+
+    def extend(self, tokens: Shards, size: int) -> None:
+        """Append the documents of another folder's split, `size` bytes of text."""
+        for start in range(0, len(tokens.ends), ENDS):
+            ends = tokens.ends[start : start + ENDS] + np.uint64(self.tokens)
+            self._ends.write(ends.astype("<u8").tobytes())
+        self.documents += len(tokens.ends)
+        self.bytes += size
+        for ids in tokens.parts():
+            self._append(ids)
 
     def _append(self, ids: NDArray[Any]) -> None:
         while len(ids):
@@ -223,7 +254,7 @@ class TokenData:
         self.weights: dict[str, float] = {
             name: self._index["sources"][name]["weight"] for name in self.sources
         }
-        self.byte_lengths: NDArray[np.uint32] = np.load(self.folder / "byte_lengths.npy")
+        self.byte_lengths: NDArray[np.uint32] = np.load(self.folder / BYTE_LENGTHS)
         self._shards: dict[tuple[str, str], Shards] = {
             (name, split): Shards(self.folder, name, split)
             for name in self.sources
@@ -279,7 +310,7 @@ def held_out_windows(
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    path = Path(folder) / "index.json"
+    path = Path(folder) / INDEX
     try:
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -11,6 +11,7 @@ a text without a context. It computes less:
 - The first token of every answer is scored from that one pass, so answers of one token are free.
 - The output head runs at the scored positions only.
 - A batch is so many tokens of requests of like length, not so many requests.
+- Several ranks share the batches out, which are the same for any number of them.
 
 It counts what it cuts (`GPTLM.cuts`), and where a context's last token and an answer's first would
 be one token, it encodes the two apart rather than give the answer nothing.
@@ -18,7 +19,8 @@ be one token, it encodes the two apart rather than give the answer nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,7 @@ from torch import Tensor
 
 from gpt_model.errors import UserError
 from gpt_model.evaluation.few_shot import generation_limit
+from gpt_model.evaluation.shared_batches import SharedBatches
 from gpt_model.generation import generate
 from gpt_model.ops.conv1d import output_head, prepacked
 from gpt_model.progress import Progress, Silent
@@ -64,9 +67,18 @@ class _Context:
         return max(len(ids) for _, ids in self.answers) - 1
 
 
+@dataclass
+class _Batch:
+    """What one forward pass, or the writing of some texts, is of."""
+
+    compute: Callable[..., Any]  # a method of GPTLM
+    arguments: tuple[Any, ...]
+    requests: int
+
+
 class GPTLM(TemplateLM):
     """A GPT and its tokenizer as an lm_eval model. `batch_tokens`: tokens, padding included, in one
-    forward pass.
+    forward pass. lm_eval runs on rank 0 of `ranks`, within `shared.leading()`.
 
     `cuts`: task's name -> example's number -> tokens by which its context was cut to fit, of those
     that were.
@@ -78,8 +90,11 @@ class GPTLM(TemplateLM):
         tokenizer: Tokenizer,
         batch_tokens: int | None = None,
         progress: Progress | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         super().__init__()
+        self.shared: SharedBatches[_Batch, Any] = SharedBatches(self._computed, rank, ranks)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._device = model.wte.weight.device
@@ -142,24 +157,37 @@ class GPTLM(TemplateLM):
         return totals
 
     @torch.no_grad()
+    def _computed(self, batches: Sequence[_Batch]) -> Generator[Any, None, None]:
+        with prepacked(self.model, self.model.wte):
+            for batch in batches:
+                yield batch.compute(self, *batch.arguments)
+
+    def _results(self, batches: Sequence[_Batch], total: int, unit: str) -> list[Any]:
+        """The result of each batch, by the ranks together."""
+        done = 0
+
+        def advance(batch: _Batch) -> None:
+            nonlocal done
+            done += batch.requests
+            self.progress.advance(done, total, unit)
+
+        return self.shared.results(batches, advance)
+
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[Score]:
         context_length = self.model.config.context
         self._excess = [
             len(before) + len(answer) - context_length - 1 for _, before, answer in requests
         ]
         scores: list[Score | None] = [None] * len(requests)
-        done = 0
-        with prepacked(self.model, self.model.wte):
-            for scored in self._scored(_contexts(requests, context_length)):
-                for number, score in scored:
-                    scores[number] = score
-                done += len(scored)
-                self.progress.advance(done, len(requests), "answers")
+        batches = list(self._batches(_contexts(requests, context_length)))
+        for scored in self._results(batches, len(requests), "answers"):
+            for number, score in scored:
+                scores[number] = score
         return [score for score in scores if score is not None]
 
-    def _scored(self, contexts: list[_Context]) -> Iterator[list[tuple[int, Score]]]:
-        """Batches of (request number, score). A context with one answer is read together with it;
-        the others once for all their answers.
+    def _batches(self, contexts: list[_Context]) -> Iterator[_Batch]:
+        """Batches whose results are (request number, score) of each answer. A context with one
+        answer is read together with it; the others once for all their answers.
         """
         single = [context for context in contexts if len(context.answers) == 1]
         shared = sorted(
@@ -168,11 +196,12 @@ class GPTLM(TemplateLM):
         )
         lengths = [len(context.ids) + context.longest for context in single]
         for indices in token_batches(lengths, self.batch_tokens, order="given", padded=True):
-            yield self._score_single([single[index] for index in indices])
+            yield _Batch(GPTLM._score_single, ([single[index] for index in indices],), len(indices))
         for batch in consecutive_batches(
             shared, lambda batch: self._cost_shared(batch) <= self.batch_tokens
         ):
-            yield self._score_shared(batch)
+            answers = sum(len(context.answers) for context in batch)
+            yield _Batch(GPTLM._score_shared, (batch,), answers)
 
     @staticmethod
     def _cost_shared(batch: Sequence[_Context]) -> float:
@@ -263,8 +292,8 @@ class GPTLM(TemplateLM):
         by_settings: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             by_settings.setdefault(repr(sorted(request.args[1].items())), []).append(number)
-        texts = [""] * len(requests)
-        done = 0
+        batches: list[_Batch] = []
+        owners: list[int] = []  # the request of each text that the batches give
         for numbers in by_settings.values():
             given = requests[numbers[0]].args[1]
             settings = dict(normalize_gen_kwargs(dict(given)))
@@ -276,16 +305,15 @@ class GPTLM(TemplateLM):
             )
             contexts = {n: ids[-room:] for n, ids in zip(numbers, encoded, strict=True)}
             numbers = sorted(numbers, key=lambda number: (-len(contexts[number]), contexts[number]))
+            owners += numbers
             rows = max(1, self.batch_tokens // self.model.config.context)
-            with prepacked(self.model, self.model.wte):
-                for start in range(0, len(numbers), rows):
-                    batch = numbers[start : start + rows]
-                    for number, text in zip(
-                        batch, self._generated([contexts[n] for n in batch], settings), strict=True
-                    ):
-                        texts[number] = text
-                    done += len(batch)
-                    self.progress.advance(done, len(requests), "generated answers")
+            for start in range(0, len(numbers), rows):
+                prompts = [contexts[number] for number in numbers[start : start + rows]]
+                batches.append(_Batch(GPTLM._generated, (prompts, settings), len(prompts)))
+        texts = [""] * len(requests)
+        results = self._results(batches, len(requests), "generated answers")
+        for number, text in zip(owners, itertools.chain.from_iterable(results), strict=True):
+            texts[number] = text
         return texts
 
     def _context_ids(self, context: str) -> list[int]:

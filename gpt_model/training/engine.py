@@ -88,8 +88,7 @@ def start(execution: Execution) -> None:
     if torch.distributed.is_initialized():
         return
     os.environ["DS_ACCELERATOR"] = execution.device
-    if execution.device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    _choose_gpu(execution.device)
     deepspeed = _import_deepspeed(execution.compile)
     backend = "nccl" if execution.device == "cuda" else "gloo"
     deepspeed.init_distributed(
@@ -99,6 +98,23 @@ def start(execution: Execution) -> None:
         timeout=timedelta(hours=2),  # of an operation: one rank may evaluate while others wait
         init_method=f"{RENDEZVOUS}://",
     )
+
+
+def join_without_training(device: str) -> None:
+    """Join the other ranks over gloo, on any device, to share out work that trains nothing: without
+    DeepSpeed.
+    """
+    _choose_gpu(device)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"{RENDEZVOUS}://",
+        timeout=timedelta(days=7),  # ranks wait while rank 0 downloads and prepares
+    )
+
+
+def _choose_gpu(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _rendezvous(

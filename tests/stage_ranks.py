@@ -1,0 +1,94 @@
+"""One stage after the other on several ranks, forked off one process that has the imports behind it:
+`python tests/stage_ranks.py JOBS.json`. It ends with status 1 where a rank does not end well.
+
+A job: {"stage", "ranks", "config", "inputs": {name: folder}, "output": folder}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_in_ranks(jobs: Sequence[dict[str, Any]], folder: Path) -> str:
+    """What was printed. Each rank has one thread."""
+    path = folder / "jobs.json"
+    path.write_text(json.dumps(jobs, default=str), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        [sys.executable, __file__, str(path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout
+    return process.stdout
+
+
+def _run_rank(job: dict[str, Any], rank: int) -> None:
+    from training_ranks import RecordingProgress
+
+    from assets.contract import Artifact
+    from assets.stages import stage_named
+
+    inputs = {
+        name: Artifact(Path(path), name, "", "", {}, {}) for name, path in job["inputs"].items()
+    }
+    output = Path(job["output"])
+    output.mkdir(parents=True, exist_ok=True)
+    progress = RecordingProgress(output.name, rank, job["ranks"])
+    stage_named(job["stage"]).run(job["config"], inputs, output, progress)
+
+
+def _fork(job: dict[str, Any], rank: int) -> int:
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+        _run_rank(job, rank)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # gloo's threads may hang the interpreter's teardown
+
+
+def _main(path: Path) -> None:
+    import assets.execution.zero_shot  # noqa: F401
+
+    for job in json.loads(path.read_text(encoding="utf-8")):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(job["ranks"]),
+        }
+        pids = {_fork(job, rank) for rank in range(job["ranks"])}
+        while pids:  # as the guard does: where one fails, the others are ended
+            pid, status = os.wait()
+            pids.discard(pid)
+            if status:
+                for other in pids:
+                    os.kill(other, signal.SIGKILL)
+                sys.exit(1)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))
