@@ -275,10 +275,13 @@ def _require_present(node: Node, inputs: Inputs) -> None:
 
 def _failure(building: Building, exit: Exit) -> Exception:
     """The worker's failure.json where it left one; otherwise its exit status and the log's end."""
+    failure = {}
     if building.failure.exists():
         failure = json.loads(building.failure.read_text(encoding="utf-8"))
         if failure["user"]:
             return UserError(failure["message"], field=failure["field"])
+    # Where a rank is killed, another fails because it no longer hears from that one.
+    if failure and (exit.code > 0 or failure["rank"] == exit.failed_rank):
         sentence = f"The worker's rank {failure['rank']} failed: {failure['message'].rstrip('.')}."
         return WorkerFailed(sentence, log_of(building.log, failure["rank"]), failure["traceback"])
     if exit.code == errno.ENOSPC:  # too full for failure.json

@@ -5,6 +5,7 @@ is.
 from __future__ import annotations
 
 import errno
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -89,6 +90,15 @@ def test_a_disk_too_full_for_a_word_is_still_said(tmp_path: Path) -> None:
         and "disk is full" in str(failure)
         and "bytes free" in str(failure)
     )
+
+
+def test_a_killed_rank_is_named_though_another_no_longer_hears_from_it(tmp_path: Path) -> None:
+    building = Store(tmp_path).building("ab" * 32)
+    _write_failure(building, 1, RuntimeError("Connection closed by peer"))
+    killed = _failure(building, Exit(-signal.SIGKILL, 0, 0, building.log))
+    assert str(killed).startswith("The worker's rank 0 ended without a result, killed by SIGKILL")
+    failed = _failure(building, Exit(1, 1, 0, building.log))
+    assert str(failed).startswith("The worker's rank 1 failed: RuntimeError: Connection closed")
 
 
 def test_a_check_newer_than_the_artifact_found_is_said_not_to_have_judged_it(
