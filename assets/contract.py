@@ -7,8 +7,8 @@ Dagster, no MLflow, no torch.
 * **Description and execution are apart.** `assets/stages/` describes: section, checks, what a user
   reads. `assets/execution/` runs and judges, `assets/report/` shows; both are named by a
   `deferred` function, so that the orchestrator never imports torch.
-* On several ranks every rank calls `run` with the same arguments; only rank 0 writes. The wrapper
-  publishes (`build.py`).
+* On several ranks every rank calls `run` with the same arguments; only rank 0 writes, others into
+  `.scratch` alone. The wrapper publishes (`build.py`).
 * Everything left in `output` is hashed into the artifact's digest, so it holds no time, host or
   wall-clock figure. Exception: `output/.scratch/`, which outlives a killed attempt (checkpoints
   live there) and is dropped at publication.

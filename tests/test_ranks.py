@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import yaml
 from stage_ranks import run_in_ranks
+from training_ranks import RecordingProgress
 from world import World, make_world, story
 
+from assets.contract import SCRATCH, Artifact
+from assets.execution.tokenizer import tokenize
 from gpt_model.data import documents
 from gpt_model.data.shards import SourceTexts, join, write
 from gpt_model.tokenizer import Tokenizer
@@ -119,3 +122,23 @@ def test_joined_parts_are_the_bytes_of_the_whole(tmp_path: Path) -> None:
         folder = tmp_path / str(parts)
         join([written(folder / str(n), n, parts) for n in range(parts)], folder / "all", 100)
         assert contents(folder / "all") == whole
+
+
+def test_a_part_that_a_killed_attempt_has_completed_is_there_for_the_next(
+    world: World, tmp_path: Path
+) -> None:
+    model = Artifact(world.folder / "pretrained" / "model", "tokenizer", "", "", {}, {})
+    inputs = {"corpus": world.inputs["corpus"], "tokenizer": model}
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone.mkdir()
+    tokenize({}, inputs, alone, RecordingProgress("alone"))
+    assert tokenize({}, inputs, shared, RecordingProgress("second", 1, 2)) == {}
+    part = shared / SCRATCH / "1-of-2"
+    before = {path: path.stat().st_mtime_ns for path in part.rglob("*")}
+    killed = part.with_name("0-of-2.unfinished") / "first"
+    killed.mkdir(parents=True)
+    (killed / "training-00007.bin").write_bytes(b"half of it")
+    assert tokenize({}, inputs, shared, RecordingProgress("second again", 1, 2)) == {}
+    assert {path: path.stat().st_mtime_ns for path in part.rglob("*")} == before
+    tokenize({}, inputs, shared, RecordingProgress("first", 0, 2))
+    assert contents(shared) == contents(alone)
