@@ -2,7 +2,7 @@
 (`stage.py` adds it).
 
 inputs from refs ─► refuse failed gates ─► resolve local files ─► fingerprint ─► lock
-    ├─► found, its files verify: a cache hit
+    ├─► found, here or in the team's mirror, its files verify: a cache hit
     └─► launch the worker ─► verdicts ─► publish by one rename
 """
 
@@ -25,6 +25,7 @@ from assets.recipe.profile import Profile
 from assets.store.home import cache_environment
 from assets.store.manifest import BUILD_AGAIN, Facts, explain_full_disk, full_disk
 from assets.store.provenance import provenance
+from assets.store.remote import Remote
 from assets.store.store import Building, Recorded, Store
 from assets.tracking.event_log import attempts, seconds
 from assets.tracking.tracking import Build, Tracking
@@ -114,9 +115,15 @@ def _require_passed(store: Store, node: Node, name: str, artifact: Artifact) -> 
             )
 
 
-def build(request: Request, store: Store, launcher: Launcher, tracking: Tracking) -> Outcome:
-    """Find the artifact of `request`, or build it. Raises UserError or WorkerFailed, and leaves no
-    half of an artifact.
+def build(
+    request: Request,
+    store: Store,
+    launcher: Launcher,
+    tracking: Tracking,
+    remote: Remote | None = None,
+) -> Outcome:
+    """Find the artifact of `request`, here or in the `remote`, or build it. Raises UserError or
+    WorkerFailed, and leaves no half of an artifact.
     """
     node, fingerprint = request.node, request.fingerprint
     tracking.serve(request.dagster_run_id, request.say)
@@ -128,7 +135,7 @@ def build(request: Request, store: Store, launcher: Launcher, tracking: Tracking
         )
 
     with store.lock(fingerprint, waiting) as lock:
-        artifact = _verified(store, request)
+        artifact = _verified(store, request, remote)
         hit = artifact is not None
         if artifact is None:
             building = store.building(fingerprint)
@@ -138,25 +145,40 @@ def build(request: Request, store: Store, launcher: Launcher, tracking: Tracking
         tracking.found(node.recipe, node.name, fingerprint, request.dagster_run_id)
     else:
         tracking.finish(artifact.path.parent)
+    if remote:
+        remote.request(request.say)
     return Outcome(artifact, hit, store.gate(artifact))
 
 
-def _verified(store: Store, request: Request) -> Artifact | None:
-    """The published artifact, if it verifies and every blocking check has judged it. Else it is
-    moved aside, and all of it or its verdicts and pictures are to be made again.
+def _verified(store: Store, request: Request, remote: Remote | None) -> Artifact | None:
+    """The published artifact, if it verifies and every blocking check has judged it: the store's,
+    or else the remote's. A damaged one is moved aside, and all of it or its verdicts and pictures
+    are to be made again.
     """
     fingerprint = request.fingerprint
-    try:
-        if artifact := store.find(fingerprint):
-            store.check(artifact, again=True)
+    aside, problem = None, ""
+    for fetched in (False, True) if remote else (False,):
+        try:
+            if remote and fetched:
+                artifact = remote.pull(fingerprint, store.building(fingerprint), request.say)
+            else:
+                artifact = store.find(fingerprint)
+            if artifact is None:
+                continue
+            store.check(artifact, again=not fetched)
             store.record_sums(artifact)
             _require_judged(store, request, artifact)
+        except CorruptFile as error:
+            problem = str(error).removesuffix(BUILD_AGAIN)
+            aside = store.quarantine(fingerprint)
+            continue
+        if aside:
+            request.say(f"{problem}It is fetched again. What was there: {aside}")
         return artifact
-    except CorruptFile as error:
-        aside = store.quarantine(fingerprint)
+    if aside:
         whole = store.take_back(aside, store.building(fingerprint))
         what = "Its files are whole: it is judged and shown again" if whole else "It is built again"
-        request.say(f"{str(error).removesuffix(BUILD_AGAIN)}{what}. What was there: {aside}")
+        request.say(f"{problem}{what}. What was there: {aside}")
     return None
 
 

@@ -1,4 +1,5 @@
-"""Dagster's sqlite storage, with connections that stay open.
+"""Dagster's storage: the Postgres that LINEAGE_DAGSTER_DB names, else sqlite, with connections
+that stay open.
 
 Dagster's classes make an engine and a connection for each statement, so that SQLAlchemy compiles
 the statement and sqlite reads the schema anew: a third of the processor time of a run that finds
@@ -7,6 +8,8 @@ everything built. The files are the same, and Dagster's classes read them too.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +26,10 @@ from dagster._serdes import ConfigurableClassData
 from sqlalchemy import Connection, Engine, create_engine
 
 from assets.store.locks import migrating
+from assets.tracking.server import with_driver
+from gpt_model.errors import UserError
 
+DATABASE = "LINEAGE_DAGSTER_DB"  # the variable: postgresql://user:password@host/database
 BUSY_SECONDS = 30  # that a statement waits for another process's
 
 
@@ -99,10 +105,22 @@ def _engine(url: str) -> Engine:
 
 
 def instance_ref(home: Path) -> InstanceRef:
-    """Dagster's instance in `home`, with this storage unless its dagster.yaml names another."""
+    """Dagster's instance in `home`, with this storage unless its dagster.yaml names another. Raises
+    UserError where the database needs a package that is not installed.
+    """
     ref, defaults = InstanceRef.from_dir(str(home)), InstanceRef.config_defaults(str(home))
     if ref.storage_data != defaults["storage"]:
         return ref
+    if database := os.environ.get(DATABASE):
+        if importlib.util.find_spec("dagster_postgres") is None:
+            raise UserError(
+                f"{DATABASE} needs the package dagster-postgres, not installed here: "
+                "pip install 'gpt-lineage[postgres]' -c constraints.txt"
+            )
+        os.environ[DATABASE] = with_driver(database)  # for this process and those that it starts
+        # by the variable's name: no file of Dagster's has the password
+        postgres = {"postgres": {"postgres_url": {"env": DATABASE}}}
+        return InstanceRef.from_dir(str(home), overrides={"storage": postgres})
     overrides = {}
     storages = {"run_storage": OpenRunStorage, "event_log_storage": OpenEventLogStorage}
     for key, storage in storages.items():

@@ -16,7 +16,7 @@ from dagster_shared.check import CheckError
 from pydantic import Field, create_model
 from sqlalchemy.exc import DatabaseError
 
-from assets.dagster_storage import instance_ref
+from assets.dagster_storage import DATABASE, instance_ref
 from assets.launch.detached import Tag
 from assets.launch.hosts import Say
 from assets.launch.launcher import Launcher
@@ -25,6 +25,7 @@ from assets.recipe.profile import PROFILES, Profile, load_profile
 from assets.recipe.yaml_file import here_and, named_files
 from assets.store.locks import locked
 from assets.store.manifest import disk_is_full
+from assets.store.remote import Remote, remote_of
 from assets.store.store import Store
 from assets.tracking.tracking import Tracking
 from gpt_model.errors import UserError, shortened
@@ -84,13 +85,24 @@ def dagster_history() -> Iterator[dg.DagsterInstance]:
             ) from None
         with instance:
             yield instance
-    except DatabaseError as error:
-        if disk_is_full(error, home):
+    except Exception as error:
+        if os.environ.get(DATABASE) and _is_of_database(error):
+            raise UserError(
+                f"Dagster's database ({DATABASE}) cannot be used: "
+                f"{shortened(' '.join(str(error.__cause__ or error).split()))} Check that it "
+                "answers, and its user, password and name."
+            ) from None
+        if not isinstance(error, DatabaseError) or disk_is_full(error, home):
             raise
         raise UserError(
             f"Dagster's history under {home} cannot be used ({error.orig}). Move that folder away: "
             "a new one is made, and no artifact is in it."
         ) from None
+
+
+def _is_of_database(error: Exception) -> bool:
+    # the package is of an extra, and its exception the base of no other
+    return isinstance(error, DatabaseError) or type(error).__name__ == "DagsterPostgresException"
 
 
 class Lineage(dg.ConfigurableResource):
@@ -114,6 +126,9 @@ class Lineage(dg.ConfigurableResource):
 
     def tracking(self) -> Tracking:
         return Tracking(Path(self.home))
+
+    def remote(self) -> Remote | None:
+        return remote_of(Path(self.home))
 
     def execution(self) -> Profile:
         return load_profile(self.profile)

@@ -155,7 +155,11 @@ def _build(context: dg.AssetExecutionContext, node: Node, base: Path, lineage: L
             say=context.log.info,
         )
         return build(
-            with_estimate(request, store), store, lineage.launcher(context.log.info, tag), tracking
+            with_estimate(request, store),
+            store,
+            lineage.launcher(context.log.info, tag),
+            tracking,
+            lineage.remote(),
         )
 
 

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import dagster as dg
@@ -30,6 +30,7 @@ from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
 
 from assets.launch import guard
+from assets.store.remote import finish_pushes
 from assets.tracking.tracking import end_run
 from pipelines.side_by_side import room, steps_at_once
 
@@ -182,6 +183,9 @@ class OneProcessExecutor(InProcessExecutor):
             ):
                 succeeded = succeeded and not event.is_step_failure
                 yield event
+            # an interruption ends the wait, and the next run pushes the rest
+            with suppress(DagsterExecutionInterruptedError), raise_execution_interrupts():
+                finish_pushes()
         except BaseException as error:
             succeeded = False
             if isinstance(error, KeyboardInterrupt | DagsterExecutionInterruptedError):

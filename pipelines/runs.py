@@ -33,6 +33,7 @@ from assets.recipe.yaml_file import here_and, named_files
 from assets.stages.ladder import dagster_runs
 from assets.store.manifest import full_disk
 from assets.store.recipes import record
+from assets.store.remote import finish_pushes, remote_of
 from assets.store.store import SHORT
 from assets.tracking import other_trackers
 from pipelines.definitions import DISPLAY, RecipeFile, build_defs
@@ -66,6 +67,7 @@ def run_recipe(
     """Build the `chosen` assets of the recipe in this process through its Dagster job. SIGTERM and
     Ctrl-C end the run, with its workers.
     """
+    remote_of(home)  # what is wrong with its address is said before anything is built
     prepare_home(home)
     if file.path not in named_files(here_and(RECIPES)).values():
         record(home, file.recipe.name, file.path)
@@ -97,7 +99,7 @@ def run_recipe(
         for problem in dict.fromkeys(delivery.problem for delivery in deliveries):
             if problem:
                 display.say(f"  {problem}")
-        for problem in other_trackers.finish():
+        for problem in (*other_trackers.finish(), *finish_pushes()):
             display.say(f"  {problem}")
     return feed.report
 

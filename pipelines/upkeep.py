@@ -32,7 +32,7 @@ PINNED = "pinned"  # the first part of a pin's name, where a recipe's artifacts 
 NAMELESS = "(no name)"
 # What a store has beside artifacts and downloads: whose it is -> entries of its home.
 BESIDE = {
-    "unfinished builds": ("building",),
+    "unfinished builds": ("building", "pulling"),
     "set aside as damaged": ("corrupt", "removed"),
     "MLflow": (f"{LOCAL}*", MLFLOW_ARTIFACTS, SESSIONS),
     "Dagster": ("dagster",),

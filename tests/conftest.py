@@ -40,6 +40,8 @@ for name in (
     "MLFLOW_TRACKING_URI",
     "LINEAGE_WANDB",
     "LINEAGE_TENSORBOARD",
+    "LINEAGE_REMOTE",
+    "LINEAGE_DAGSTER_DB",
 ):
     os.environ.pop(name, None)
 signal.signal(

@@ -5,6 +5,7 @@ one rename.
                               the digest); show/ and journal/; sums.json (sha256 of what stands
                               beside files/); names/ (the refs that name it)
     removed/<fingerprint>     on its way out
+    pulling/<fingerprint>     on its way in, from the team's mirror (`remote.py`)
     building/<fingerprint>/   the same during a build, with job.json and result.json or
                               failure.json; it outlives an attempt
     refs/<recipe>/<stage>     {"fingerprint": …, "updated": …}
@@ -426,6 +427,24 @@ class Store:
         self._refs.record(building.fingerprint, building.folder)
         building.folder.rename(target)
         fsync(target.parent)
+
+    def admit(self, folder: Path, fingerprint: str) -> Artifact:
+        """Makes `folder`, which was fetched from elsewhere, the artifact by one rename, once it
+        verifies. Raises CorruptFile where it does not. Hold its lock.
+        """
+        if problems := manifest.problems(manifest.read_manifest(folder), folder / "files"):
+            raise CorruptFile(problems[0])
+        for path in (*folder.rglob("*"), folder):
+            fsync(path)
+        target = self._ready(ARTIFACTS) / fingerprint
+        self._refs.record(fingerprint, folder)
+        folder.rename(target)
+        fsync(target.parent)
+        self.discard(self._building(fingerprint))
+        artifact = self.find(fingerprint)
+        assert artifact is not None
+        _checked.add(artifact.path)
+        return artifact
 
     def buildings(self) -> list[Building]:
         """Every build that is under way, or was killed."""

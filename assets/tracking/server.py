@@ -67,6 +67,14 @@ def importing_mlflow() -> Iterator[None]:
             logging.getLogger(logger).setLevel(logging.CRITICAL)
 
 
+def with_driver(url: str) -> str:
+    """`url` of a Postgres with the driver that is installed with us: by itself SQLAlchemy takes
+    another, with which Dagster's pages close their connections.
+    """
+    scheme, _, rest = url.partition("://")
+    return f"postgresql+psycopg2://{rest}" if scheme in ("postgresql", "postgres") else url
+
+
 class Server:
     """Where MLflow is, and how to speak with it: by `MlflowClient` and explicit ids, never through
     global state.
@@ -82,7 +90,7 @@ class Server:
         self.say = say
         self.file = home / LOCAL
         local = f"sqlite:///{self.file}"
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or local
+        self.uri = with_driver(uri or os.environ.get("MLFLOW_TRACKING_URI") or local)
         self.is_local = self.uri == local
         self.address = redacted(self.uri).rstrip("/")  # as it may be shown
         self.name = LOCAL if self.is_local else self.address  # as delivery.json has it
@@ -109,7 +117,7 @@ class Server:
             if self.uri not in _clients:
                 if self.is_local:
                     prepare(self.file, self.say)
-                registry = os.environ.get("MLFLOW_REGISTRY_URI") or self.uri
+                registry = with_driver(os.environ.get("MLFLOW_REGISTRY_URI") or self.uri)
                 with migrating:  # a new database that is not the store's
                     _clients[self.uri] = MlflowClient(self.uri, registry)
             return _clients[self.uri]

@@ -37,6 +37,7 @@ from assets.recipe.recipe import PretrainingSection, Recipe
 from assets.stages import base_model
 from assets.stages.pretraining import batch_sizes, batches_of, check_shared_out, micro_batch
 from assets.stages.zero_shot import members
+from assets.store.remote import remote_of
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import Unreachable, UserError
@@ -55,7 +56,7 @@ def plan_of(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[
     """
     damage: list[str] = []
     artifacts = readable(store, damage.append)
-    stages, built = _stages(recipe, base, profile, store, artifacts)
+    stages, built = _stages(recipe, base, profile, store, artifacts, damage)
     model = model_of(recipe, built)
     seconds, size = (_total(stages, quantity) for quantity in ("seconds", "bytes"))
     threads = 1 if profile.device == "cuda" else profile.threads_each()
@@ -91,7 +92,7 @@ def dry_run_of(
     """
     damage: list[str] = []
     artifacts = readable(store, damage.append)
-    rows, _ = _stages(recipe, base, profile, store, artifacts)
+    rows, _ = _stages(recipe, base, profile, store, artifacts, damage)
     by_name = {row["asset"].partition("/")[2]: row for row in rows}
     refs = store.refs()
     read = {name for node in nodes(recipe) if node.name in chosen for name in node.upstream}
@@ -127,7 +128,10 @@ def too_large(recipe: Recipe, profile: Profile, store: Store) -> list[str]:
 
 def draw_dry_run(facts: Mapping[str, Any]) -> Group:
     states = [row["state"] for row in facts["stages"]]
-    counts = f"{states.count('found')} found, {states.count('build')} to build"
+    counts = f"{states.count('found')} found, "
+    if "remote" in states:
+        counts += f"{states.count('remote')} in the remote, "
+    counts += f"{states.count('build')} to build"
     if "build" in states:
         seconds, size = _range(facts["seconds"], duration), _range(facts["bytes"], _bytes)
         counts += f", in {seconds}, {size}, by profile {facts['profile']}"
@@ -270,12 +274,21 @@ def _epochs(
 
 
 def _stages(
-    recipe: Recipe, base: Path, profile: Profile, store: Store, artifacts: Sequence[Artifact]
+    recipe: Recipe,
+    base: Path,
+    profile: Profile,
+    store: Store,
+    artifacts: Sequence[Artifact],
+    damage: list[str],
 ) -> tuple[list[dict[str, Any]], dict[str, Artifact]]:
-    """A row for each stage: is it built, or what does building it take; and the built artifacts."""
+    """A row for each stage: is it built, or what does building it take; and the built artifacts.
+    `damage` gets a sentence where the remote does not answer.
+    """
+    remote = remote_of(store.home)
     published, refs = {artifact.fingerprint: artifact for artifact in artifacts}, store.refs()
     rows: list[dict[str, Any]] = []
     built: dict[str, Artifact] = {}
+    digests: dict[str, str] = {}  # of what is built, here or in the remote
     known: dict[str, Artifact] = {}  # built, or planned
     skipped: set[str] = set()  # of which nothing is run here
     for node in nodes(recipe):
@@ -289,28 +302,38 @@ def _stages(
             row["why"] = "the hub does not answer, so it is not known which commit it would be"
         if labels := _labels_of_local_rows(config):
             row["labels"] = labels
-        waiting = [name for name in node.upstream if name not in built]
+        waiting = [name for name in node.upstream if name not in digests]
         if waiting and not row["why"]:
             row["why"] = f"after {_listed(waiting, 'others')}"
         elif not row["why"]:
-            digests = {name: built[node.asset(name)].digest for name in node.needs}
-            fingerprint = store.fingerprint(node.stage.name, node.stage.version, config, digests)
+            of_inputs = {name: digests[node.asset(name)] for name in node.needs}
+            fingerprint = store.fingerprint(node.stage.name, node.stage.version, config, of_inputs)
             row["fingerprint"] = fingerprint
             if artifact := published.get(fingerprint):
                 built[node.name] = known[node.name] = artifact
+                digests[node.name] = artifact.digest
                 row["state"] = "found"
                 if failed := store.failed_checks(artifact, blocking=True):
                     row |= {"state": "blocked", "why": f"its check {failed[0]!r} failed"}
                 continue
             row["why"] = _why(node, config, published.get(refs.get(node.ref, "")))
+            try:
+                digest = remote.digest(fingerprint) if remote else None
+            except UserError as error:
+                damage.append(str(error))
+                remote = digest = None
+            if digest:
+                digests[node.name] = digest
+                row |= {"state": "remote", "why": ""}
         missing, entirely = _not_run(node, config, skipped)
         row["why"] = missing if entirely else "; ".join(filter(None, [missing, row["why"]]))
         inputs = {name: known[node.asset(name)] for name in node.needs}
         if entirely:
             skipped.add(node.name)
-        else:
-            row["forecast"] = estimate(node, config, inputs, profile, artifacts)
-        known[node.name] = planned(node, config, row["forecast"], inputs)
+        answer = {} if entirely else estimate(node, config, inputs, profile, artifacts)
+        if row["state"] == "build":
+            row["forecast"] = answer
+        known[node.name] = planned(node, config, answer, inputs)
     return rows, built
 
 
@@ -434,6 +457,7 @@ def _ramp(facts: Mapping[str, Any]) -> str:
 def _draw_stages(facts: Mapping[str, Any]) -> Table:
     table = Table("stage", "", "time", "size", "why", box=None, pad_edge=False)
     states = {"found": "[green]found", "build": "[yellow]build", "blocked": "[red]blocked"}
+    states["remote"] = "[green]in the remote"
     for row in facts["stages"]:
         seconds, size = row["forecast"].get("seconds"), row["forecast"].get("bytes")
         table.add_row(
