@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assets.contract import Artifact, Config, Inputs, Verdict
 from assets.launch.launcher import Exit, Launcher, log_of, module_command, name_of_signal
@@ -25,13 +25,15 @@ from assets.recipe.profile import Profile
 from assets.store.home import cache_environment
 from assets.store.manifest import BUILD_AGAIN, Facts, explain_full_disk, full_disk
 from assets.store.provenance import provenance
-from assets.store.remote import Remote
 from assets.store.store import Building, Recorded, Store
 from assets.tracking.event_log import attempts, seconds
 from assets.tracking.tracking import Build, Tracking
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import write_json
 from gpt_model.redaction import redacted
+
+if TYPE_CHECKING:
+    from assets.store.remote import Remote
 
 LOG_TAIL = 2000  # characters of the log to show of a worker that ended without a result
 
