@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.contract import Artifact, Config, Inputs, Verdict
-from assets.launch.launcher import Exit, Launcher, log_of, module_command, name_of_signal
+from assets.launch.launcher import Exit, Launcher, Ranks, log_of, module_command, name_of_signal
 from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.store.home import cache_environment
@@ -235,18 +235,13 @@ def _launch(
         _require_present(node, inputs)
         tracking.begin(building, description, request.dagster_run_id)
     with tracking.stream(building):  # an error in here fails the MLflow run too
-        exit = launcher.run(
-            [*module_command(request.python, "assets.worker"), str(building.folder)],
-            ranks=ranks,
-            threads=threads,
-            log=building.log,
-            env={
-                **request.environment(building),
-                **cache_environment(downloads),
-                "LINEAGE_DOWNLOADS": str(downloads),
-            },
-            keep_fds=(lock,),
-        )
+        environment = {
+            **request.environment(building),
+            **cache_environment(downloads),
+            "LINEAGE_DOWNLOADS": str(downloads),
+        }
+        command = [*module_command(request.python, "assets.worker"), str(building.folder)]
+        exit = launcher.run(Ranks(command, ranks, threads, building.log, environment, (lock,)))
         if exit.code:
             with node.naming():
                 raise _failure(building, exit)

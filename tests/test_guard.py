@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from assets.launch.launcher import Exit, LocalLauncher, worker_environment
+from assets.launch.launcher import Exit, LocalLauncher, Ranks, worker_environment
 from assets.store.store import Store
 
 GRACE = 1.0
@@ -37,12 +37,12 @@ time.sleep(600)
 STARTER = """
 import sys
 from pathlib import Path
-from assets.launch.launcher import LocalLauncher
+from assets.launch.launcher import LocalLauncher, Ranks
 from assets.store.store import Store
 folder = Path(sys.argv[1])
 with Store(folder / "home").lock("f" * 64) as fd:
     command = [sys.executable, "-S", str(folder / "stubborn.py"), "2", str(folder / "pids")]
-    LocalLauncher(grace=1.0).run(command, ranks=2, threads=1, log=folder / "worker.log", keep_fds=(fd,))
+    LocalLauncher(grace=1.0).run(Ranks(command, 2, 1, folder / "worker.log", keep_fds=(fd,)))
 """
 
 TREE = 6  # processes: two ranks, each with a child and a grandchild
@@ -93,7 +93,7 @@ def run(
 ) -> Exit:
     command = [sys.executable, "-c", code]
     return LocalLauncher(grace=GRACE).run(
-        command, ranks=ranks, threads=1, log=tmp_path / "worker.log", on_poll=on_poll
+        Ranks(command, ranks, 1, tmp_path / "worker.log"), on_poll
     )
 
 
@@ -160,7 +160,7 @@ def test_a_rank_killed_by_a_signal_is_reported_with_it(tmp_path: Path) -> None:
 
 
 def test_a_command_that_is_not_there_fails_and_says_so(tmp_path: Path) -> None:
-    exit = LocalLauncher().run(["/nowhere/python"], ranks=1, threads=1, log=tmp_path / "worker.log")
+    exit = LocalLauncher().run(Ranks(["/nowhere/python"], 1, 1, tmp_path / "worker.log"))
     assert exit.code != 0
     assert "/nowhere/python cannot be started" in exit.log.read_text()
 
@@ -217,9 +217,7 @@ def test_an_interrupted_run_ends_its_ranks_before_it_raises(folder: Path) -> Non
 
     command = [sys.executable, "-S", str(folder / "stubborn.py"), "2", str(folder / "pids")]
     with pytest.raises(Interruption):
-        LocalLauncher(grace=GRACE).run(
-            command, ranks=2, threads=1, log=folder / "worker.log", on_poll=interrupt
-        )
+        LocalLauncher(grace=GRACE).run(Ranks(command, 2, 1, folder / "worker.log"), interrupt)
     assert alive(folder) == []
 
 

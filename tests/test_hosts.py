@@ -40,13 +40,14 @@ STARTER = """
 import dataclasses, json, sys
 from pathlib import Path
 from assets.launch.hosts import HostsLauncher
+from assets.launch.launcher import Ranks
 from assets.recipe.profile import Hosts
 from gpt_model.errors import UserError
 folder, hosts, ranks, silence = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 command = [sys.executable, "-S", str(folder / "rank.py"), "1", str(folder / "up")]
 launcher = HostsLauncher(Hosts(**hosts), grace=1.0, silence=silence)
 try:
-    exit = launcher.run(command, ranks=ranks, threads=1, log=folder / "journal" / "worker.log")
+    exit = launcher.run(Ranks(command, ranks, 1, folder / "journal" / "worker.log"))
 except UserError as error:
     print(json.dumps({"refused": str(error), "field": error.field}))
 else:

@@ -23,7 +23,7 @@ from conftest import ROOT, free_port, write_local_recipe
 from dagster_graphql import DagsterGraphQLClient
 from planted_secrets import FAILURE, MARK, PRINTING, environment_with_secrets, files_with_secrets
 
-from assets.launch.launcher import LocalLauncher
+from assets.launch.launcher import LocalLauncher, Ranks
 from assets.tracking.tracking import Tracking
 from pipelines.local_only import HOST, NAMES
 
@@ -301,7 +301,7 @@ def test_no_page_serves_a_secret_of_the_environment(servers: Servers) -> None:
 def test_ranks_of_one_host_listen_on_the_loopback_interface_only(tmp_path: Path) -> None:
     for ranks in (1, 2):
         script = [sys.executable, str(Path(__file__).with_name("listening_rank.py")), str(tmp_path)]
-        launched = LocalLauncher().run(script, ranks=ranks, threads=1, log=tmp_path / "worker.log")
+        launched = LocalLauncher().run(Ranks(script, ranks, 1, tmp_path / "worker.log"))
         assert launched.code == 0, launched.log.read_text()
         for rank in range(ranks):
             outcome = json.loads((tmp_path / f"{rank}.json").read_text())

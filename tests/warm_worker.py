@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,24 +46,18 @@ class WarmLauncher:
             text=True,
         )
 
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        ranks: int,
-        threads: int,
-        log: Path,
-        env: Mapping[str, str],
-        keep_fds: Iterable[int] = (),
-    ) -> Any:
+    def left_running(self, log: Path) -> bool:
+        return False
+
+    def run(self, ranks: Any) -> Any:
         from assets.launch.launcher import Exit
 
-        assert ranks == 1
+        assert ranks.count == 1
         assert self._process.stdin and self._process.stdout
-        job = {"folder": command[-1], "log": str(log), "environment": dict(env)}
+        job = {"folder": ranks.command[-1], "log": str(ranks.log), "environment": dict(ranks.env)}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
-        return Exit(int(self._process.stdout.readline()), None, 0, log)
+        return Exit(int(self._process.stdout.readline()), None, 0, ranks.log)
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +81,7 @@ def build_recipe(path: Path, home: Path, launcher: WarmLauncher) -> dict[str, An
     artifacts = {}
     for node in nodes(load_recipe(str(path))):
         request = Request(node, gather_inputs(store, node), node.config(path.parent), profile)
-        artifacts[node.name] = build(request, store, launcher, tracking).artifact  # type: ignore[arg-type]
+        artifacts[node.name] = build(request, store, launcher, tracking).artifact
     return artifacts
 
 

@@ -16,12 +16,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from assets.launch.hosts import HostsLauncher, Say, time_limit
-from assets.launch.launcher import Exit, module_command
+from assets.launch.launcher import Exit, Ranks, module_command
 from assets.recipe.profile import Hosts
 from gpt_model.errors import UserError, shortened
 from gpt_model.io import write_json
@@ -52,22 +52,14 @@ class DetachedLauncher:
         """Whether an earlier start's job runs, waits in the queue, or has ended since."""
         return _job(log) is not None and (_exit_file(log).is_file() or bool(_state(_job(log))))
 
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        ranks: int,
-        threads: int,
-        log: Path,
-        env: Mapping[str, str] | None = None,
-        keep_fds: Iterable[int] = (),
-    ) -> Exit:
-        """As `HostsLauncher.run`."""
+    def run(self, ranks: Ranks) -> Exit:
+        """As `Launcher.run`: a Terminate or Ctrl-C cancels the job."""
+        log = ranks.log
         if self.left_running(log):
             job = _job(log)
             self.say(f"Slurm's job {job} goes on from an earlier start; waiting for it")
         else:
-            job = self._submit(command, ranks, threads, log, env or {})
+            job = self._submit(ranks)
             self.say(f"submitted Slurm's job {job}, which goes on where this process is killed")
         self.tag("slurm_job", str(job))
         try:
@@ -79,16 +71,15 @@ class DetachedLauncher:
         _forget(log)
         return exit
 
-    def _submit(
-        self, command: Sequence[str], ranks: int, threads: int, log: Path, env: Mapping[str, str]
-    ) -> str:
-        nodes = 1 if ranks == 1 else self.hosts.count()
+    def _submit(self, ranks: Ranks) -> str:
+        log = ranks.log
+        nodes = 1 if ranks.count == 1 else self.hosts.count()
         log.parent.mkdir(parents=True, exist_ok=True)
         _forget(log)
         what = {
-            "command": list(command),
-            "ranks": ranks,
-            "threads": threads,
+            "command": list(ranks.command),
+            "count": ranks.count,
+            "threads": ranks.threads,
             "log": str(log),
             "hosts": self.hosts.model_dump(),
             "device": self.device,
@@ -108,7 +99,7 @@ class DetachedLauncher:
             done = subprocess.run(
                 submit,
                 input=script,
-                env=os.environ | dict(env),
+                env=os.environ | dict(ranks.env),
                 capture_output=True,
                 text=True,
                 check=False,
@@ -191,7 +182,7 @@ def main() -> None:
     log = Path(what["log"])
     launcher = HostsLauncher(Hosts(**what["hosts"]), what["device"], what["threads_stated"])
     try:
-        exit = launcher.run(what["command"], ranks=what["ranks"], threads=what["threads"], log=log)
+        exit = launcher.run(Ranks(what["command"], what["count"], what["threads"], log))
     except UserError as error:
         write_json(_exit_file(log), {"refused": str(error), "field": error.field})
     else:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from assets.launch import guard
-from assets.launch.launcher import POLL_SECONDS, Exit, log_of, watched, worker_environment
+from assets.launch.launcher import POLL_SECONDS, Exit, Ranks, watched, worker_environment
 from assets.recipe.profile import Hosts
 from assets.store.home import ROOT
 from gpt_model.errors import UserError, shortened
@@ -115,39 +115,29 @@ class HostsLauncher:
         """Never: hosts end their ranks when this process ends."""
         return False
 
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        ranks: int,
-        threads: int,
-        log: Path,
-        env: Mapping[str, str] | None = None,
-        keep_fds: Iterable[int] = (),
-    ) -> Exit:
-        """As `LocalLauncher.run`. `log`: in the store, as are the lock of each host beside it, and
-        a token by which a host shows that it sees the same store.
+    def run(self, ranks: Ranks) -> Exit:
+        """As `Launcher.run`. The log is in the store, as are the lock of each host beside it, and a
+        token by which a host shows that it sees the same store.
 
         Raises UserError where a host does not answer or is unfit, before any rank runs.
         """
-        nodes = 1 if ranks == 1 else self.hosts.count()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        logs = [log_of(log, rank) for rank in range(ranks)]
+        log, logs = ranks.log, ranks.logs()
+        nodes = 1 if ranks.count == 1 else self.hosts.count()
         lock = log.with_name("ranks.lock")
         packages_folder = Path(sysconfig.get_path("purelib"))
         with tempfile.NamedTemporaryFile(dir=log.parent, suffix=TEMPORARY) as token:
             token.write(secrets.token_hex().encode())
             token.flush()
             spec = {
-                "command": list(command),
-                "ranks": ranks // nodes,
-                "threads": threads if self.threads else None,
+                "command": list(ranks.command),
+                "ranks": ranks.count // nodes,
+                "threads": ranks.threads if self.threads else None,
                 "logs": [str(path) for path in logs],
                 "grace": self.grace,
                 "watch": [],
                 "silence": self.silence,
                 "release": self.hosts.by == "slurm" and "SLURM_JOB_ID" not in os.environ,
-                "environment": self._environment(ranks, dict(env or {})),
+                "environment": self._environment(ranks),
                 "addresses": self._addresses(nodes),
                 "folder": str(Path.cwd()),
                 "root": str(ROOT),
@@ -156,7 +146,7 @@ class HostsLauncher:
                 "token": token.name,
                 "lock": str(lock),
             }
-            with self._carried(nodes, log, keep_fds) as carriers:
+            with self._carried(nodes, ranks) as carriers:
                 watch = Watch(carriers, self._names(nodes), self.hosts, self.silence)
                 watch.greet(spec, self.say)
                 refuse_unfit(watch.nodes, Path(token.name), spec)
@@ -169,16 +159,16 @@ class HostsLauncher:
                 path.unlink()
         return exit
 
-    def _environment(self, ranks: int, env: dict[str, str]) -> dict[str, str]:
+    def _environment(self, ranks: Ranks) -> dict[str, str]:
         environment = {
             key: value
-            for key, value in worker_environment(self.device, ranks, 1).items()
+            for key, value in worker_environment(self.device, ranks.count, 1).items()
             if key.startswith(CARRIED)
         }
         for key in LOCAL_TO_A_HOST:
             if self.device == "cuda" or key != "CUDA_VISIBLE_DEVICES":
                 environment.pop(key, None)
-        return environment | env | dict(self.hosts.environment)
+        return environment | dict(ranks.env) | dict(self.hosts.environment)
 
     def _names(self, nodes: int) -> list[str]:
         return self.hosts.names[:nodes] or [f"node {number}" for number in range(nodes)]
@@ -198,16 +188,15 @@ class HostsLauncher:
         return [(_srun(nodes, options), range(nodes))]
 
     @contextmanager
-    def _carried(self, nodes: int, log: Path, keep_fds: Iterable[int]) -> Iterator[list[Carrier]]:
+    def _carried(self, nodes: int, ranks: Ranks) -> Iterator[list[Carrier]]:
         """A carrier for each command, and their ends: when the block is over, none is left."""
         carriers: list[Carrier] = []
         try:
             for number, (command, range_) in enumerate(self._commands(nodes)):
-                errors = log.with_name(f"host.{number}.log")
+                errors = ranks.log.with_name(f"host.{number}.log")
                 with errors.open("wb") as file:
-                    carriers.append(
-                        Carrier(_started(command, file, keep_fds, self.hosts.by), range_, errors)
-                    )
+                    process = _started(command, file, ranks.keep_fds, self.hosts.by)
+                carriers.append(Carrier(process, range_, errors))
             yield carriers
         finally:
             _end(carriers, self.grace)

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -100,8 +100,29 @@ def module_command(python: str, module: str) -> list[str]:
     return [python, *([] if from_here else ["-P"]), "-m", module]
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """What a launcher runs: `count` processes of one command, with `threads` each.
+
+    `log`: rank 0's output, and beside it the others' (`log_of`). `env`: theirs, besides this
+    process's. `keep_fds` stay open until the last process of the tree is gone (the store's lock).
+    """
+
+    command: Sequence[str]
+    count: int
+    threads: int
+    log: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    keep_fds: Iterable[int] = ()
+
+    def logs(self) -> list[Path]:
+        """Each rank's, in a folder that is there."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        return [log_of(self.log, rank) for rank in range(self.count)]
+
+
 class Launcher(Protocol):
-    """Runs a command as ranks, on this machine or on several (`hosts.py`)."""
+    """Runs ranks, on this machine or on several (`hosts.py`)."""
 
     def left_running(self, log: Path) -> bool:
         """Whether an earlier start's ranks of the build with this log go on; `run` then waits for
@@ -109,18 +130,9 @@ class Launcher(Protocol):
         """
         ...
 
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        ranks: int,
-        threads: int,
-        log: Path,
-        env: Mapping[str, str] | None = None,
-        keep_fds: Iterable[int] = (),
-    ) -> Exit:
-        """Blocks until every rank has ended. `threads`: of each. `env`: theirs, besides this
-        process's. `keep_fds`: stay open until the last process of the tree is gone.
+    def run(self, ranks: Ranks) -> Exit:
+        """Blocks until every rank has ended. What is raised in here, an interruption included, ends
+        the ranks first and goes on.
         """
         ...
 
@@ -139,37 +151,23 @@ class LocalLauncher:
         """Never: the guard ends them."""
         return False
 
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        ranks: int,
-        threads: int,
-        log: Path,
-        env: Mapping[str, str] | None = None,
-        keep_fds: Iterable[int] = (),
-        on_poll: Callable[[], None] = lambda: None,
-    ) -> Exit:
-        """Blocks until every rank has ended, calling `on_poll` about ten times a second.
-
-        `keep_fds` stay open in the guard until the last process of the tree is gone (the store's
-        lock). Whatever is raised in here, an interruption included, ends the ranks first and goes
-        on.
-        """
+    def run(self, ranks: Ranks, on_poll: Callable[[], None] = lambda: None) -> Exit:
+        """As `Launcher.run`; calls `on_poll` about ten times a second."""
         environment = (
-            worker_environment(self.device, ranks, threads)
+            worker_environment(self.device, ranks.count, ranks.threads)
             | {"MASTER_PORT": str(_free_port())}
-            | dict(env or {})
+            | dict(ranks.env)
         )
-        log.parent.mkdir(parents=True, exist_ok=True)
-        logs = [log_of(log, rank) for rank in range(ranks)]
+        logs = ranks.logs()
         with (
-            log.open("ab") as errors,
-            _guarded(command, environment, logs, self.grace, errors, keep_fds) as client,
+            ranks.log.open("ab") as errors,
+            _guarded(
+                ranks.command, environment, logs, self.grace, errors, ranks.keep_fds
+            ) as client,
         ):
             code, failed = client.until_the_end(on_poll)
         log = logs[failed or 0]
-        return Exit(code, failed, client.peak_memory_bytes, log, threads=threads)
+        return Exit(code, failed, client.peak_memory_bytes, log, threads=ranks.threads)
 
 
 def serve(command: Sequence[str], environment: Mapping[str, str], grace: float) -> int:
