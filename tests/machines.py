@@ -1,6 +1,6 @@
 """Several machines on one: each has namespaces of its own for network, name, processes and mounts
-(namespaces(7)), joined by a bridge, with a real sshd or a real Slurm. They share all files, as
-hosts with a network file system do.
+(namespaces(7)), joined by a bridge, with a real sshd, a real Slurm or a real
+Ray. They share all files, as hosts with a network file system do.
 
 Needs root and Debian's openssh-server, slurm-wlm and munge; `missing()` says what is not there.
 """
@@ -10,11 +10,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = "head"
@@ -88,6 +92,8 @@ class Machines:
     def __init__(self, folder: Path, names: Sequence[str] = ("n1", "n2")) -> None:
         self.folder, self.names = folder, list(names)
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._ray_folder: Path | None = None
+        self.ray: dict[str, subprocess.Popen[bytes]] = {}  # each machine's
         self._tag = f"gl{os.getpid()}"
         self._slurm: dict[str, str] = {}  # the environment of its commands
 
@@ -126,6 +132,8 @@ class Machines:
         for daemon in reversed(self._daemons):
             daemon.kill()  # and with `unshare` all that it forked
             daemon.wait()
+        if self._ray_folder:
+            shutil.rmtree(self._ray_folder, ignore_errors=True)
         for name in (HEAD, *self.names):
             subprocess.run(
                 ["ip", "netns", "del", self._namespace(name)], capture_output=True, check=False
@@ -146,6 +154,16 @@ class Machines:
             *("nsenter", f"--net=/run/netns/{self._namespace(name)}"),
             *("unshare", "--mount", "--uts", "--pid", "--mount-proc", "--fork"),
             *("--kill-child=KILL", "sh", "-c", inside, "sh", *command),
+        ]
+
+    def beside(self, daemon: subprocess.Popen[bytes], command: Sequence[str]) -> list[str]:
+        """The command that runs `command` on the machine of a daemon, as a process that it sees;
+        killed, it ends `command` too.
+        """
+        [inside] = psutil.Process(daemon.pid).children()
+        return [
+            *("nsenter", f"--target={inside.pid}", "--net", "--uts", "--mount", "--pid"),
+            *("setpriv", "--pdeathsig", "KILL", *command),
         ]
 
     def start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -221,6 +239,25 @@ class Machines:
         """Whether every node is up and has no job."""
         idle = ["sh", "-c", f'test "$(sinfo -h -t idle -o %D)" = {len(self.names)}']
         return self._answers(idle, self._slurm)
+
+    def start_ray(self) -> str:
+        """A Ray cluster of the machines. Returns its address."""
+        self._ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # names of sockets
+        head, *others = self.names
+        ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=2"]
+        ray += ["--disable-usage-stats", "--object-store-memory=80000000"]
+        ray += [f"--temp-dir={self._ray_folder}"]
+        first = ["--head", "--port=6379", "--include-dashboard=false"]
+        self._start_ray(head, [*ray, *first, "--node-ip-address=10.77.0.11"])
+        for number, name in enumerate(others):
+            address = ["--address=10.77.0.11:6379", f"--node-ip-address=10.77.0.{12 + number}"]
+            self._start_ray(name, [*ray, *address])
+        return "10.77.0.11:6379"
+
+    def _start_ray(self, name: str, command: Sequence[str]) -> None:
+        self.ray[name] = self.start(name, command)
+        output = self.folder / f"ray.{name}.out"
+        until(lambda: "Ray runtime started" in output.read_text(), f"no Ray on {name}")
 
     def _answers(self, command: Sequence[str], environment: dict[str, str] | None = None) -> bool:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Ranks on several machines, by ssh and by Slurm: the same bytes as on one, nothing left behind
+"""Ranks on several machines, by ssh, Slurm and Ray: the same bytes as on one, nothing left behind
 whatever is killed, and sentences about hosts that do not fit.
 """
 
@@ -88,7 +88,7 @@ class Started:
         command = [sys.executable, str(folder / "starter.py"), str(folder)]
         arguments = [json.dumps(hosts(machines, by)), str(ranks), str(silence)]
         self.process = subprocess.Popen(
-            machines.on(HEAD, [*command, *arguments]),
+            starting(machines, by, [*command, *arguments]),
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             text=True,
@@ -135,7 +135,21 @@ def hosts(machines: Machines, by: str) -> dict[str, object]:
     if by == "ssh":
         options = ["-F", str(machines.folder / "ssh_config")]
         return {"by": "ssh", "names": machines.names, "options": options}
+    if by == "ray":
+        return {"by": "ray", "nodes": len(machines.names), "address": "10.77.0.11:6379"}
     return {"by": "slurm", "nodes": len(machines.names), "options": ["--partition=main"]}
+
+
+def starting(machines: Machines, by: str, command: list[str]) -> list[str]:
+    """The command that runs `command` where ranks are started from: the head, or a node of Ray's
+    cluster, which this starts.
+    """
+    if by != "ray":
+        return machines.on(HEAD, command)
+    pytest.importorskip("ray")
+    if not machines.ray:
+        machines.start_ray()
+    return machines.beside(machines.ray["n1"], command)
 
 
 @pytest.fixture
@@ -167,20 +181,32 @@ def kill(started: Started, what: str, by: str) -> None:
     elif what in ("guard", "watcher"):
         guards = [parent for parent in rank.parents() if "guard.py" in " ".join(parent.cmdline())]
         guards[("guard", "watcher").index(what)].kill()
+    elif what == "actor":
+        next(each for each in rank.parents() if each.name().startswith("ray::")).kill()
     elif what == "carrier":
-        name = {"ssh": "ssh", "slurm": "srun"}[by]
+        word = {"ssh": "ssh", "slurm": "srun", "ray": "assets.launch.ray_carrier"}[by]
         carriers = psutil.Process(started.process.pid).children(recursive=True)
-        next(process for process in carriers if process.name() == name).kill()
+        next(process for process in carriers if word in process.cmdline()).kill()
+    elif what == "head" and by == "ray":
+        started.machines.ray["n1"].kill()
     elif what == "starter":
         started.starter().kill()
     else:
         started.process.kill()  # the head, and with it all its processes
 
 
-@pytest.mark.parametrize("by", TRANSPORTS)
-@pytest.mark.parametrize("what", ["rank", "guard", "watcher", "carrier", "starter", "head"])
+KILLED = ("rank", "guard", "watcher", "carrier", "starter", "head")
+
+
+@pytest.mark.parametrize(
+    ("by", "what"),
+    [
+        *((by, what) for by in TRANSPORTS for what in KILLED),
+        *(("ray", what) for what in ("actor", "guard", "carrier")),
+    ],
+)
 def test_no_rank_outlives_a_kill_of_anything(
-    machines: Machines, start: Callable[..., Started], what: str, by: str
+    machines: Machines, start: Callable[..., Started], by: str, what: str
 ) -> None:
     started = start(by)
     started.up()
@@ -192,7 +218,7 @@ def test_no_rank_outlives_a_kill_of_anything(
         outcome = started.outcome()
         assert outcome["code"] == -signal.SIGKILL
         assert (what == "rank") == (outcome["rank"] is not None)
-        assert what == "rank" or "lost" in str(outcome["lost"])
+        assert what == "rank" or str(outcome["lost"]).startswith("Host n")
 
 
 @pytest.mark.parametrize("by", TRANSPORTS)
@@ -233,20 +259,32 @@ def test_each_rank_has_its_number_on_its_host_and_one_place_to_meet(
             "hosts.options",
             "partition",
         ),
+        (
+            {"by": "ray", "nodes": 2, "address": "10.77.0.12:6379"},
+            "hosts.address",
+            "No Ray cluster at 10.77.0.12:6379",
+        ),
+        ({"by": "ray", "nodes": 3}, "hosts.nodes", "The Ray cluster has 2 nodes"),
+        (
+            {"by": "ray", "nodes": 2, "resources": {"GPU": 2}},
+            "hosts.resources",
+            "No node of the Ray cluster has GPU 2: the most is 0",
+        ),
     ],
 )
 def test_hosts_that_cannot_be_had_are_named(
     machines: Machines, tmp_path: Path, changed: dict[str, object], field: str, sentence: str
 ) -> None:
     by = str(changed.get("by", "ssh"))
-    settings = (hosts(machines, "ssh") if by == "ssh" else {}) | changed
+    settings = hosts(machines, by) | changed
     (tmp_path / "starter.py").write_text(STARTER)
     done = subprocess.run(
-        machines.on(
-            HEAD,
+        starting(
+            machines,
+            by,
             [
                 *(sys.executable, str(tmp_path / "starter.py"), str(tmp_path)),
-                *(json.dumps(settings), "2", str(SILENCE)),
+                *(json.dumps(settings), "6", str(SILENCE)),
             ],
         ),
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -278,7 +316,7 @@ class Recipe:
         (self.folder / f"{by}.yaml").write_text(yaml.safe_dump(profile))
         run = [sys.executable, "-m", "pipelines.cli", "run", str(self.folder / "hosts.yaml")]
         return subprocess.Popen(
-            self.machines.on(HEAD, [*run, "--profile", str(self.folder / f"{by}.yaml")]),
+            starting(self.machines, by, [*run, "--profile", str(self.folder / f"{by}.yaml")]),
             env=os.environ | {"PYTHONPATH": str(ROOT), "LINEAGE_HOME": str(self.folder / by)},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -318,7 +356,7 @@ def finish(run: subprocess.Popen[str]) -> str:
     return output
 
 
-@pytest.mark.parametrize("by", TRANSPORTS)
+@pytest.mark.parametrize("by", [*TRANSPORTS, "ray"])
 def test_a_recipe_has_the_digests_of_one_machine_on_two(recipe: Recipe, by: str) -> None:
     finish(recipe.run(by))
     assert recipe.digests(by) == recipe.digests("here")

@@ -52,6 +52,8 @@ POLL_SECONDS = 0.2
 LIFE_SHARE = 1 / 9  # of the silence that means an end: the time between two signs of life
 OF_SEVERAL = "of-several"  # this program's argument on several hosts
 COULD_NOT_START = 127  # as a shell says it
+# What `ray_carrier.py` gives a guard; srun has SLURM_NODEID for the first.
+NODE_VARIABLE, ADDRESS_VARIABLE = "LINEAGE_NODE", "LINEAGE_ADDRESS"
 
 
 def processes() -> Iterator[tuple[int, int, str]]:
@@ -311,7 +313,9 @@ def packages(folder: Path) -> list[str]:
 def hello(spec: dict[str, Any]) -> dict[str, Any]:
     """What the starter compares with its own machine and the other hosts, before a rank runs."""
     token = Path(spec["token"])
-    address = spec["addresses"][spec["node"]] or socket.gethostname()
+    address = (
+        spec["addresses"][spec["node"]] or os.environ.get(ADDRESS_VARIABLE) or socket.gethostname()
+    )
     facts: dict[str, Any] = {
         "host": socket.gethostname(),
         "address": address,
@@ -396,11 +400,11 @@ def _alone(path: str, starter: Starter) -> Iterator[None]:
 
 
 def _guard_of_several(spec: dict[str, Any]) -> None:
-    """The guard of one of several hosts. A specification is for all of them where srun carries it
-    to each.
+    """The guard of one of several hosts. A specification is for all of them where srun or Ray
+    carries it to each.
     """
     node = spec.get("node")
-    spec["node"] = int(os.environ["SLURM_NODEID"]) if node is None else node
+    spec["node"] = _node_number() if node is None else node
     starter = Starter(spec["node"], spec["silence"])
     spec = _on_this_host(spec, starter)
     with _alone(spec["lock"], starter):
@@ -410,6 +414,11 @@ def _guard_of_several(spec: dict[str, Any]) -> None:
     if starter.gone and spec["release"] and spec["node"] == 0:
         # Slurm keeps the allocation of an srun that was killed for ever, by default.
         subprocess.run(["scancel", os.environ["SLURM_JOB_ID"]], check=False)
+
+
+def _node_number() -> int:
+    """Of this host, among those that one carrier reaches."""
+    return int(os.environ.get(NODE_VARIABLE, os.environ.get("SLURM_NODEID", "0")))
 
 
 def _become_watched() -> None:
@@ -435,8 +444,8 @@ def _become_watched() -> None:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         time.sleep(0.02)
-    if os.waitstatus_to_exitcode(status) < 0:  # ssh's end says so too; srun goes on with the others
-        Starter(int(os.environ.get("SLURM_NODEID", 0))).send({"killed": True})
+    if os.waitstatus_to_exitcode(status) < 0:  # ssh's end says so too; srun and Ray go on
+        Starter(_node_number()).send({"killed": True})
     os._exit(0)
 
 

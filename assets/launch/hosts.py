@@ -9,6 +9,7 @@ a rank runs (`refuse_unfit`).
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import secrets
@@ -27,7 +28,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from assets.launch import guard
-from assets.launch.launcher import POLL_SECONDS, Exit, Ranks, watched, worker_environment
+from assets.launch.launcher import (
+    POLL_SECONDS,
+    Exit,
+    Ranks,
+    module_command,
+    watched,
+    worker_environment,
+)
 from assets.recipe.profile import Hosts
 from assets.store.home import ROOT
 from gpt_model.errors import UserError, shortened
@@ -185,6 +193,8 @@ class HostsLauncher:
                 (_ssh(name, options), range(number, number + 1))
                 for number, name in enumerate(self.hosts.names[:nodes])
             ]
+        if self.hosts.by == "ray":
+            return [(_ray(nodes, self.hosts), range(nodes))]
         return [(_srun(nodes, options), range(nodes))]
 
     @contextmanager
@@ -249,6 +259,18 @@ def _srun(nodes: int, options: Sequence[str]) -> list[str]:
     ]
 
 
+def _ray(nodes: int, hosts: Hosts) -> list[str]:
+    if importlib.util.find_spec("ray") is None:
+        raise UserError(
+            "Ray is not installed here, and the profile's hosts are Ray's. Install it on every "
+            "node: `pip install 'gpt-lineage[ray]'`.",
+            field="hosts.by",
+        )
+    cluster = {"address": hosts.address or "auto", "resources": {"CPU": 1, **hosts.resources}}
+    wanted = {**cluster, "nodes": nodes, "command": GUARD}
+    return [*module_command(sys.executable, "assets.launch.ray_carrier"), json.dumps(wanted)]
+
+
 def _end(carriers: Sequence[Carrier], grace: float) -> None:
     """Ends the input of every carrier, and with it the guards; then the carriers."""
     for carrier in carriers:
@@ -280,6 +302,7 @@ class Watch:
         self.nodes = [Node(name) for name in names]
         self._next_life = 0.0
         self._watched = watched()
+        self._refused: UserError | None = None  # by a carrier, before there were guards
 
     def greet(self, spec: Mapping[str, Any], say: Say) -> None:
         """Gives every host the specification once it listens, and waits for what it says of itself.
@@ -289,10 +312,12 @@ class Watch:
         waiting = False
         while missing := [node for node in self.nodes if node.hello is None]:
             self._turn()
+            if self._refused:
+                raise self._refused
             for carrier in self.carriers:
                 if carrier.silent and carrier.ready == len(carrier.nodes):
                     carrier.silent = False
-                    node = carrier.nodes[0] if len(carrier.nodes) == 1 else None  # else Slurm's
+                    node = carrier.nodes[0] if len(carrier.nodes) == 1 else None  # else each knows
                     carrier.send(json.dumps({**spec, "node": node}).encode() + b"\n")
                 silent = [self.nodes[number].name for number in carrier.nodes]
                 if not carrier.open and any(self.nodes[n].hello is None for n in carrier.nodes):
@@ -302,7 +327,7 @@ class Watch:
             if self.hosts.by == "ssh":
                 carrier = self.carriers[self.nodes.index(missing[0])]
                 raise self._no_answer(missing[0].name, f"nothing within {ANSWER_SECONDS:g} s")
-            if not waiting:  # in Slurm's queue, which may take days
+            if not waiting:  # in Slurm's queue, or for Ray's nodes, which may take days
                 say(f"waiting for {len(self.nodes)} nodes: {self.carriers[0].complaint()}")
                 waiting = True
 
@@ -314,10 +339,11 @@ class Watch:
                 "hosts.names or hosts.options.",
                 field="hosts.names",
             )
+        field = "hosts.address" if self.hosts.by == "ray" else "hosts.options"
         return UserError(
             f"{self.hosts.by} gave no nodes: {reason or 'it said nothing'}. Mend the profile's "
-            "hosts.options.",
-            field="hosts.options",
+            f"{field}.",
+            field=field,
         )
 
     def go(self) -> None:
@@ -393,6 +419,9 @@ class Watch:
     def _hear(self, carrier: Carrier, line: bytes) -> None:
         try:
             message = json.loads(line)
+            if "refused" in message:
+                self._refused = UserError(message["refused"], field=message["field"])
+                return
             node = self.nodes[message["node"]]
         except (ValueError, TypeError, KeyError, IndexError):
             return  # a host's greeting, or Slurm's own words
@@ -407,7 +436,7 @@ class Watch:
                 node.name = node.hello["host"]
         elif "code" in message:
             node.report = message
-        elif "killed" in message and len(carrier.nodes) > 1:
+        elif "killed" in message and self.hosts.by != "ssh":
             node.killed = True
 
 

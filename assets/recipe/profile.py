@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,14 +29,26 @@ class Hosts(Strict):
     reached.
     """
 
-    by: Literal["ssh", "slurm"] = Field(
-        description="ssh to each of `names`; or srun, on `nodes` of a Slurm cluster"
+    by: Literal["ssh", "slurm", "ray"] = Field(
+        description="ssh to each of `names`; srun, on `nodes` of a Slurm cluster; or actors, on "
+        "`nodes` of a Ray cluster"
     )
     names: Annotated[list[str], Each] = Field(
         default_factory=list,
         description="ssh: each host, as ssh is given it; the ranks meet at the first",
     )
-    nodes: Nodes | None = Field(default=None, description="slurm: how many")
+    nodes: Nodes | None = Field(default=None, description="slurm, ray: how many")
+    address: str | None = Field(
+        default=None,
+        description="ray: the cluster's, host:port; default: auto, the cluster that this machine "
+        "is a node of",
+    )
+    resources: dict[
+        str, Annotated[float, Bounds(0, 10**6, "no node has more", above=True, unit="a node")]
+    ] = Field(
+        default_factory=dict,
+        description="ray: what the ranks take of each node, {CPU: 8, GPU: 8}; default: {CPU: 1}",
+    )
     options: list[str] = Field(
         default_factory=list,
         description="of ssh or srun, as they are: --partition=gpu, --gpus-per-node=8",
@@ -53,11 +66,20 @@ class Hosts(Strict):
     def _fits(self) -> Hosts:
         if self.by == "ssh" and (not self.names or self.nodes is not None):
             raise ValueError("`by: ssh` needs `names`, the hosts, and has no `nodes`")
-        if self.by == "slurm" and (self.names or self.nodes is None):
-            raise ValueError("`by: slurm` needs `nodes`, how many, and has no `names`")
+        if self.by != "ssh" and (self.names or self.nodes is None):
+            raise ValueError(f"`by: {self.by}` needs `nodes`, how many, and has no `names`")
+        if self.by != "ray" and (self.address or self.resources):
+            raise ValueError("`address` and `resources` are of `by: ray` alone")
+        if self.by == "ray" and self.options:
+            raise ValueError("`options` are of ssh or srun; Ray's are `address` and `resources`")
+        if self.address and not re.fullmatch(r"auto|[^\s:/]+:[0-9]{1,5}", self.address):
+            raise ValueError(
+                f"`address: {self.address}` is neither `auto` nor host:port of a Ray cluster; "
+                "Ray Client's ray://… does not do: build on a node of the cluster"
+            )
         if self.detached and self.by != "slurm":
             raise ValueError(
-                "`detached` is of `by: slurm` alone: ssh's ranks end with this process"
+                f"`detached` is of `by: slurm` alone: by {self.by}, ranks end with this process"
             )
         if dashed := [name for name in self.names if name.startswith("-") or not name.strip()]:
             raise ValueError(f"{dashed[0]!r} is no name of a host")
@@ -132,6 +154,17 @@ class Profile(Strict):
             raise ValueError(
                 f"`processes: {self.processes}` cannot be shared evenly by {self.hosts.count()} "
                 "hosts: make it a multiple of their number"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ray_gives_the_devices(self) -> Profile:
+        if not self.hosts or self.hosts.by != "ray" or self.device != "cuda":
+            return self
+        if self.hosts.resources.get("GPU", 0) < self.processes_each_host():
+            raise ValueError(
+                f"{self.processes_each_host()} ranks a node need as many GPUs of Ray: set "
+                f"`hosts.resources: {{GPU: {self.processes_each_host()}}}`"
             )
         return self
 
