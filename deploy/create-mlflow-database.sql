@@ -1,0 +1,1 @@
+CREATE DATABASE mlflow; -- beside Dagster's: both have a table named runs
