@@ -4,7 +4,7 @@ recipe ends with the same bytes after it, and tokens/s of four hosts against fou
     python benchmarks/hosts.py [kills|cable|resumed|speed] [--times 5] [--json FILE]
 
 The machines, the ranks and what is killed are those of tests/test_hosts.py; needs root, sshd and
-Slurm. The network is this machine's memory: it says nothing about a real one. The tests' hosts give
+Slurm; `--by ray` starts a Ray cluster. The network is this machine's memory: it says nothing about a real one. The tests' hosts give
 up after 6 seconds of silence, a profile's after 45.
 """
 
@@ -93,7 +93,7 @@ def resumed(machines: Machines, folder: Path, times: int) -> dict[str, Any]:
                 shutil.rmtree(folder / by, ignore_errors=True)
                 run = recipe.run(by)
                 until(partial(_training, folder / by), "nothing was trained", 120)
-                cases.kill(Ranks(run, folder / by), kind, by)
+                cases.kill(Ranks(run, folder / by, machines), kind, by)
                 run.communicate(timeout=300)
                 if run.returncode:
                     cases.finish(recipe.run(by))
@@ -107,8 +107,8 @@ def resumed(machines: Machines, folder: Path, times: int) -> dict[str, Any]:
 class Ranks:
     """The ranks of a recipe's run, for `cases.kill`."""
 
-    def __init__(self, process: Any, home: Path) -> None:
-        self.process, self.home = process, home
+    def __init__(self, process: Any, home: Path, machines: Machines) -> None:
+        self.process, self.home, self.machines = process, home, machines
 
     def rank(self) -> Any:
         return next(iter(self._with("assets.worker", str(self.home / "building"))))
@@ -164,7 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("what", nargs="*", choices=["kills", "cable", "resumed", "speed"])
     parser.add_argument("--times", type=int, default=5, help="of each kind, or rounds")
-    parser.add_argument("--by", choices=cases.TRANSPORTS, help="this one alone")
+    parser.add_argument("--by", choices=[*cases.TRANSPORTS, "ray"], help="this one alone")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.by:

@@ -132,8 +132,7 @@ class Machines:
         for daemon in reversed(self._daemons):
             daemon.kill()  # and with `unshare` all that it forked
             daemon.wait()
-        if self._ray_folder:
-            shutil.rmtree(self._ray_folder, ignore_errors=True)
+        self._end_ray()
         for name in (HEAD, *self.names):
             subprocess.run(
                 ["ip", "netns", "del", self._namespace(name)], capture_output=True, check=False
@@ -241,7 +240,8 @@ class Machines:
         return self._answers(idle, self._slurm)
 
     def start_ray(self) -> str:
-        """A Ray cluster of the machines. Returns its address."""
+        """A Ray cluster of the machines, in place of an earlier one. Returns its address."""
+        self._end_ray()
         self._ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # names of sockets
         head, *others = self.names
         ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=2"]
@@ -254,9 +254,17 @@ class Machines:
             self._start_ray(name, [*ray, *address])
         return "10.77.0.11:6379"
 
+    def _end_ray(self) -> None:
+        for daemon in self.ray.values():
+            daemon.kill()
+            daemon.wait()
+        if self._ray_folder:
+            shutil.rmtree(self._ray_folder, ignore_errors=True)
+
     def _start_ray(self, name: str, command: Sequence[str]) -> None:
-        self.ray[name] = self.start(name, command)
         output = self.folder / f"ray.{name}.out"
+        output.unlink(missing_ok=True)
+        self.ray[name] = self.start(name, command)
         until(lambda: "Ray runtime started" in output.read_text(), f"no Ray on {name}")
 
     def _answers(self, command: Sequence[str], environment: dict[str, str] | None = None) -> bool:

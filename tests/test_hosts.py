@@ -147,7 +147,7 @@ def starting(machines: Machines, by: str, command: list[str]) -> list[str]:
     if by != "ray":
         return machines.on(HEAD, command)
     pytest.importorskip("ray")
-    if not machines.ray:
+    if any(daemon.poll() is not None for daemon in machines.ray.values()) or not machines.ray:
         machines.start_ray()
     return machines.beside(machines.ray["n1"], command)
 
