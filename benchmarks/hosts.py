@@ -4,8 +4,8 @@ recipe ends with the same bytes after it, and tokens/s of four hosts against fou
     python benchmarks/hosts.py [kills|cable|resumed|speed] [--times 5] [--json FILE]
 
 The machines, the ranks and what is killed are those of tests/test_hosts.py; needs root, sshd and
-Slurm; `--by ray` starts a Ray cluster. The network is this machine's memory: it says nothing about a real one. The tests' hosts give
-up after 6 seconds of silence, a profile's after 45.
+Slurm; `--by ray` starts a Ray cluster. The network is this machine's memory: it says nothing about
+a real one. The tests' hosts give up after 6 seconds of silence, a profile's after 45.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def kills(machines: Machines, folder: Path, times: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {}
     left = 0
     for by in cases.TRANSPORTS:
-        for kind in KINDS:
+        for kind in KINDS + (("actor",) if by == "ray" else ()):
             for _ in range(times):
                 shutil.rmtree(folder / "run", ignore_errors=True)
                 (folder / "run").mkdir()
@@ -88,7 +88,7 @@ def resumed(machines: Machines, folder: Path, times: int) -> dict[str, Any]:
     cases.finish(recipe.run("here"))
     tried = equal = 0
     for by in cases.TRANSPORTS:
-        for kind in KINDS:
+        for kind in KINDS + (("actor",) if by == "ray" else ()):
             for _ in range(times):
                 shutil.rmtree(folder / by, ignore_errors=True)
                 run = recipe.run(by)

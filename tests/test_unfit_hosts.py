@@ -18,7 +18,8 @@ import pytest
 from pydantic import ValidationError
 
 from assets.launch import guard
-from assets.launch.hosts import GUARD, Node, refuse_unfit
+from assets.launch.hosts import GUARD, HostsLauncher, Node, refuse_unfit
+from assets.launch.launcher import Ranks
 from assets.recipe.profile import Hosts, Profile
 from assets.store.home import ROOT
 from gpt_model.errors import UserError
@@ -103,6 +104,11 @@ def test_other_packages_on_a_host_are_listed(tmp_path: Path) -> None:
         ({"by": "ssh", "names": ["-oProxyCommand=x"]}, "is no name of a host"),
         ({"by": "ssh", "names": ["a", "a"]}, "stands twice"),
         ({"by": "ssh", "names": ["a"], "detached": True}, "of `by: slurm` alone"),
+        ({"by": "ray", "names": ["a"]}, "needs `nodes`"),
+        ({"by": "ray", "nodes": 2, "address": "ray://head:10001"}, "neither `auto` nor host:port"),
+        ({"by": "ray", "nodes": 2, "options": ["--x"]}, "`options` are of ssh or srun"),
+        ({"by": "ray", "nodes": 2, "resources": {"GPU": 0}}, "resources"),
+        ({"by": "slurm", "nodes": 2, "resources": {"GPU": 8}}, "of `by: ray` alone"),
     ],
 )
 def test_hosts_that_a_profile_cannot_have_are_refused(hosts: dict[str, Any], mistake: str) -> None:
@@ -141,3 +147,21 @@ def test_a_rank_that_does_not_come_is_named_with_its_host() -> None:
     )
     assert "Ranks 1, 2, 3 of 4 did not come" in done.stdout, done.stdout + done.stderr
     assert "They are on n1, n2: see whether" in done.stdout
+
+
+def test_ray_gives_a_gpu_to_each_rank_of_a_node() -> None:
+    ray = {"by": "ray", "nodes": 2}
+    with pytest.raises(ValidationError, match="GPU: 8"):
+        Profile(name="p", device="cuda", processes=16, hosts=ray)
+    fits = ray | {"resources": {"GPU": 8}}
+    assert Profile(name="p", device="cuda", processes=16, hosts=fits).processes_each_host() == 8
+
+
+def test_where_ray_is_not_installed_a_sentence_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    launcher = HostsLauncher(Hosts(by="ray", nodes=1))
+    with pytest.raises(UserError, match="Ray is not installed here") as refused:
+        launcher.run(Ranks(["true"], 1, 1, tmp_path / "worker.log"))
+    assert refused.value.field == "hosts.by"
