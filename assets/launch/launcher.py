@@ -72,7 +72,7 @@ def worker_environment(device: str, ranks: int, threads: int) -> dict[str, str]:
     defaults = {
         "PYTHONUNBUFFERED": "1",  # what a killed rank said last is in its log
         "PYTHONFAULTHANDLER": "1",
-        "TOKENIZERS_PARALLELISM": "true" if ranks == 1 else "false",
+        "TOKENIZERS_PARALLELISM": "true",  # on as many threads as the next line says
         "RAYON_NUM_THREADS": str(threads),
         # what ranks of one host send each other passes through no other interface
         "GLOO_SOCKET_IFNAME": LOOPBACK_INTERFACE,
