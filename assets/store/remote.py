@@ -34,11 +34,14 @@ VARIABLE = "LINEAGE_REMOTE"
 PUSHED = "journal/remote.json"  # beside an artifact: {"address": where it is} or {"replace": true}
 PULLING = "pulling"  # in the store
 PAUSE_SECONDS = 300.0  # without a look at a remote that did not answer
-# Of the backends whose defaults do not do: by fsspec's own, no folder is made, and a wrong host
-# holds each request for minutes.
+# Of the backends whose defaults do not do: by fsspec's own, no folder is made, a wrong host holds
+# each request for minutes, and ten parts of 50 MB of a file are in memory at once.
 OPTIONS: dict[str, dict[str, Any]] = {
     "file": {"auto_mkdir": True},
-    "s3": {"config_kwargs": {"connect_timeout": 5, "retries": {"max_attempts": 1}}},
+    "s3": {
+        "max_concurrency": 2,
+        "config_kwargs": {"connect_timeout": 5, "retries": {"max_attempts": 1}},
+    },
 }
 
 Say = Callable[[str], None]
@@ -193,15 +196,11 @@ class Remote:
                 names = list(json.loads(sums))
                 names += [f"files/{entry['path']}" for entry in artifact.manifest["files"]]
                 target = self._folder(fingerprint, sums)
-                self._files.put(
-                    [str(folder / name) for name in names], [f"{target}/{name}" for name in names]
-                )
-                # a reader sees the old or the new
-                with (
-                    self._files.transaction,
-                    self._files.open(self._pointer(fingerprint), "wb") as file,
-                ):
-                    file.write(sums)
+                for name in names:
+                    self._files.put_file(str(folder / name), f"{target}/{name}")
+                pointer = self._pointer(fingerprint)
+                with self._files.transaction, self._files.open(pointer, "wb") as file:
+                    file.write(sums)  # a reader sees the old or the new
         with suppress(FileNotFoundError):  # removed from the store meanwhile
             write_json(folder / PUSHED, {"address": self.address})
 
