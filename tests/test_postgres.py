@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg2
 import pytest
 from conftest import ROOT, environment_of, free_port, write_local_recipe
 
@@ -21,6 +20,7 @@ from assets.lineage import prepare_home
 from assets.store.store import Store
 from gpt_model.errors import UserError
 
+psycopg2 = pytest.importorskip("psycopg2", reason="pip install -e .[postgres]")
 PASSWORD = "xyzzy-postgres-password"  # noqa: S105 # of nothing
 SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 ORCHESTRATORS = ("n1", "n2")

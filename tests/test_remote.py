@@ -28,6 +28,9 @@ from assets.store.store import Store
 from assets.tracking.tracking import Tracking
 from gpt_model.errors import UserError
 
+pytest.importorskip("s3fs", reason="pip install -e .[remote]")
+pytest.importorskip("moto", reason="pip install -e .[test]")
+
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
