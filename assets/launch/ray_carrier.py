@@ -115,7 +115,7 @@ def _holders(nodes: int, resources: Mapping[str, float], command: Sequence[str])
     starter goes meanwhile.
     """
     group = placement_group([dict(resources)] * nodes, strategy="STRICT_SPREAD")
-    if not group.wait(WAIT_SECONDS):
+    if not group.wait(CONNECT_SECONDS):
         print("all of Ray's nodes that fit are busy", file=sys.stderr, flush=True)
     while not group.wait(WAIT_SECONDS):
         if select.select([0], [], [], 0)[0]:  # it says nothing before the guards do
