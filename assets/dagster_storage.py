@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from dagster import DagsterInstance
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import (
     INDEX_SHARD_NAME,
@@ -24,6 +25,7 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import (
 from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
 from dagster._serdes import ConfigurableClassData
 from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import InternalError
 
 from assets.store.locks import migrating
 from assets.tracking.server import with_driver
@@ -102,6 +104,18 @@ class OpenEventLogStorage(SqliteEventLogStorage):
 def _engine(url: str) -> Engine:
     """Keeps one connection open, and makes more while threads need more at once."""
     return create_engine(url, pool_size=1, max_overflow=-1, connect_args={"timeout": BUSY_SECONDS})
+
+
+def make_pools(instance: DagsterInstance, pools: Iterable[str]) -> None:
+    """Make the limits of pools that a Postgres does not have yet. Two processes that begin there at
+    once make the same one, and Dagster 1.13 goes on in the transaction that this ends.
+    """
+    if DATABASE not in os.environ:
+        return
+    storage = instance.event_log_storage
+    for pool in sorted(set(pools) - storage.get_concurrency_keys()):
+        with suppress(InternalError):  # the other process has made it
+            storage.initialize_concurrency_limit_to_default(pool)
 
 
 def instance_ref(home: Path) -> InstanceRef:

@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -72,10 +73,9 @@ def serving(
     name: str, port: int, home: Path, seconds: float = 120, arguments: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`gpt-lineage ui`, `mlflow` or `chat`, by `name`, while it answers at `port`."""
-    log = home / f"server-{name}.log"
     command = [sys.executable, "-m", "pipelines.cli", name, *arguments, "--port", str(port)]
     url = f"http://{HOST}:{port}/{ANSWERING[name]}"
-    with log.open("wb") as out:
+    with tempfile.TemporaryFile() as out:
         server = subprocess.Popen(
             command,
             env={**os.environ, "LINEAGE_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")},
@@ -87,9 +87,9 @@ def serving(
             deadline = time.monotonic() + seconds
             while not _answers(url):
                 if server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(
-                        f"{' '.join(command)} does not answer at {url}:\n{log.read_text()[-3000:]}"
-                    )
+                    out.seek(0)
+                    said = out.read().decode(errors="replace")[-3000:]
+                    raise RuntimeError(f"{' '.join(command)} does not answer at {url}:\n{said}")
                 time.sleep(0.3)
             yield server
         finally:

@@ -26,6 +26,7 @@ from dagster._core.execution.api import execute_run
 from dagster._core.utils import make_new_run_id
 from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
 
+from assets.dagster_storage import make_pools
 from assets.lineage import Lineage, dagster_history, prepare_home
 from assets.node import Node
 from assets.recipe.recipe import RECIPES
@@ -84,6 +85,7 @@ def run_recipe(
     with dagster_history() as instance, capture_interrupts(), _quiet():
         for sentence in close_lost_runs(instance):
             display.say(sentence)
+        make_pools(instance, (node.stage.pool for node in graph if node.stage.pool))
         for part in dagster_runs(graph):
             if not (nodes := [node for node in part if node.name in names]):
                 continue

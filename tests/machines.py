@@ -78,7 +78,17 @@ def missing() -> str | None:
     """Why there can be no machines here; None where there can."""
     if os.geteuid() != 0:
         return "machines on one need root"
-    tools = ("ip", "nsenter", "unshare", "sshd", "slurmctld", "slurmd", "munged", "ssh-keygen")
+    tools = (
+        "ip",
+        "nsenter",
+        "unshare",
+        "setpriv",
+        "sshd",
+        "slurmctld",
+        "slurmd",
+        "munged",
+        "ssh-keygen",
+    )
     path = f"{os.environ['PATH']}:/usr/sbin"
     if absent := [tool for tool in tools if not shutil.which(tool, path=path)]:
         return f"{', '.join(absent)} not installed (openssh-server, slurm-wlm, munge, iproute2)"
@@ -169,7 +179,7 @@ class Machines:
         """A daemon on a machine, which ends with the block."""
         with (self.folder / f"{Path(command[0]).name}.{name}.out").open("ab") as output:
             daemon = subprocess.Popen(
-                self.on(name, command),
+                ["setpriv", "--pdeathsig", "KILL", *self.on(name, command)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -227,7 +227,8 @@ def _sentence(model: type[BaseModel], problem: Any, expected: str, nodes: Nodes)
     )
     value, section = problem.get("input"), _model_at(model, location)
     hint = ""
-    by_path = section is not None and "path" in _fields(section)
+    # `path` is a key of a source of text, and of a task's another name of `file`
+    by_path = section is not None and bool({"path", "file"} & _fields(section).keys())
     if kind.startswith("model") and isinstance(value, str) and by_path:
         hint = f" Did you mean {{path: {shown(value)}}}?"
     return f"{where}{sentence(problem, name, reason)}{hint}"
