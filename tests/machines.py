@@ -92,8 +92,13 @@ def missing() -> str | None:
     path = f"{os.environ['PATH']}:/usr/sbin"
     if absent := [tool for tool in tools if not shutil.which(tool, path=path)]:
         return f"{', '.join(absent)} not installed (openssh-server, slurm-wlm, munge, iproute2)"
-    probe = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], check=False)
-    return "namespaces cannot be made here" if probe.returncode else None
+    probes = (
+        ["unshare", "--net", "--mount", "--pid", "--fork", "true"],
+        ["ip", "netns", "add", f"probe{os.getpid()}"],
+        ["ip", "netns", "del", f"probe{os.getpid()}"],
+    )
+    done = [subprocess.run(probe, capture_output=True, check=False) for probe in probes]
+    return "namespaces cannot be made here" if any(each.returncode for each in done) else None
 
 
 class Machines:
