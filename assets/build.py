@@ -23,7 +23,7 @@ from assets.launch.launcher import Exit, Launcher, Ranks, log_of, module_command
 from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.store.home import cache_environment
-from assets.store.manifest import BUILD_AGAIN, Facts, explain_full_disk, full_disk
+from assets.store.manifest import BUILD_AGAIN, Facts, explain_full_disk, full_disk, read_json
 from assets.store.provenance import provenance
 from assets.store.store import Building, Recorded, Store
 from assets.tracking.event_log import attempts, seconds
@@ -54,6 +54,7 @@ class Request:
     environment: Callable[[Building], Mapping[str, str]] = lambda building: {}
     python: str = sys.executable
     say: Say = lambda message: None
+    tag: Callable[[str, str], None] = lambda name, value: None  # of the Dagster run
 
     @property
     def fingerprint(self) -> str:
@@ -205,9 +206,12 @@ def _launch(
     node, stage, profile = request.node, request.node.stage, request.profile
     config, inputs = request.config, request.inputs
     published = store.published(building)
+    left = _left_running(building, request)
+    if left:  # it has its own profile, and reads its own job
+        profile = Profile.model_validate(read_json(building.job)["profile"])
     ranks = profile.processes if stage.ranks == "profile" and not published else 1
     threads = profile.threads_each() * (1 if ranks > 1 else profile.processes_each_host())
-    if not launcher.left_running(building.log):
+    if not left:
         for leftover in (building.result, building.failure, building.messages):
             leftover.unlink(missing_ok=True)
     job: dict[str, Any] = {
@@ -231,7 +235,8 @@ def _launch(
         node.description or stage.description,
     )
     with explain_full_disk(building.folder):
-        write_json(building.job, job)
+        if not left:
+            write_json(building.job, job)
         _require_present(node, inputs)
         tracking.begin(building, description, request.dagster_run_id)
     with tracking.stream(building):  # an error in here fails the MLflow run too
@@ -241,7 +246,9 @@ def _launch(
             "LINEAGE_DOWNLOADS": str(downloads),
         }
         command = [*module_command(request.python, "assets.worker"), str(building.folder)]
-        exit = launcher.run(Ranks(command, ranks, threads, building.log, environment, (lock,)))
+        exit = (left or launcher).run(
+            Ranks(command, ranks, threads, building.log, environment, (lock,))
+        )
         if exit.code:
             with node.naming():
                 raise _failure(building, exit)
@@ -279,6 +286,17 @@ def _launch(
     except Exception as error:
         tracking.failed(building, str(error))
         raise
+
+
+def _left_running(building: Building, request: Request) -> Launcher | None:
+    """What waits for a job that outlived its starter, whatever the profile of this request is: two
+    would write the same files.
+    """
+    if not building.detached.exists():
+        return None
+    from assets.launch.detached import left_running  # no other build needs Slurm
+
+    return left_running(building.log, request.say, request.tag)
 
 
 def _require_present(node: Node, inputs: Inputs) -> None:

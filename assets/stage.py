@@ -123,8 +123,9 @@ class MessagesInStore(dg.PipesFileMessageReader):
         path = Path(self._path)
         earlier = path.read_text(encoding="utf-8") if path.exists() else ""
         with super().read_messages(handler) as params:
-            for line in earlier.splitlines():
-                handler.handle_message(json.loads(line))
+            for line in earlier.splitlines(keepends=True):
+                if line.endswith("\n"):  # the last may be half written
+                    handler.handle_message(json.loads(line))
             yield params
 
 
@@ -153,6 +154,7 @@ def _build(context: dg.AssetExecutionContext, node: Node, base: Path, lineage: L
             dagster_run_id=context.run.run_id,
             environment=pipes,
             say=context.log.info,
+            tag=tag,
         )
         return build(
             with_estimate(request, store),

@@ -88,8 +88,8 @@ def serving(
             while not _answers(url):
                 if server.poll() is not None or time.monotonic() > deadline:
                     out.seek(0)
-                    said = out.read().decode(errors="replace")[-3000:]
-                    raise RuntimeError(f"{' '.join(command)} does not answer at {url}:\n{said}")
+                    printed = out.read().decode(errors="replace")[-3000:]
+                    raise RuntimeError(f"{' '.join(command)} does not answer at {url}:\n{printed}")
                 time.sleep(0.3)
             yield server
         finally:

@@ -314,10 +314,15 @@ class Recipe:
         if by != "here":
             profile["hosts"] = hosts(self.machines, by) | changes
         (self.folder / f"{by}.yaml").write_text(yaml.safe_dump(profile))
+        return self.run_in(by, by)
+
+    def run_in(self, home: str, profile: str) -> subprocess.Popen[str]:
         run = [sys.executable, "-m", "pipelines.cli", "run", str(self.folder / "hosts.yaml")]
         return subprocess.Popen(
-            starting(self.machines, by, [*run, "--profile", str(self.folder / f"{by}.yaml")]),
-            env=os.environ | {"PYTHONPATH": str(ROOT), "LINEAGE_HOME": str(self.folder / by)},
+            starting(
+                self.machines, home, [*run, "--profile", str(self.folder / f"{profile}.yaml")]
+            ),
+            env=os.environ | {"PYTHONPATH": str(ROOT), "LINEAGE_HOME": str(self.folder / home)},
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -381,7 +386,8 @@ def test_a_detached_job_is_found_again_when_its_starter_was_killed(
     )
     job = allocations(machines).split()[0]
     starter.kill()
-    output = finish(recipe.run("slurm", detached=True))
+    shutil.copy(recipe.folder / "here.yaml", recipe.folder / "other.yaml")
+    output = finish(recipe.run_in("slurm", "other"))  # whatever the profile of the next start is
     first.communicate()
     assert f"Slurm's job {job} goes on from an earlier start" in output
     assert recipe.digests("slurm") == recipe.digests("here")

@@ -49,30 +49,32 @@ def as_in_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def pushed(home: Path, address: str) -> list[str]:
     """What a run of another process on the store `home` would push, and what it says."""
-    said: list[str] = []
+    sentences: list[str] = []
     remote = Remote(home, address)
-    remote.request(said.append)
+    remote.request(sentences.append)
     remote.finish()
-    return said
+    return sentences
 
 
 def pulled(home: Path, address: str, fingerprint: str) -> tuple[bool, list[str]]:
-    said: list[str] = []
+    sentences: list[str] = []
     store = Store(home)
     with store.lock(fingerprint):
-        artifact = Remote(home, address).pull(fingerprint, store.building(fingerprint), said.append)
-    return artifact is not None, said
+        artifact = Remote(home, address).pull(
+            fingerprint, store.building(fingerprint), sentences.append
+        )
+    return artifact is not None, sentences
 
 
 def contents(store: Path, fingerprint: str) -> dict[str, str]:
     """name -> sha256 of what an artifact is published with."""
     folder = store / "artifacts" / fingerprint
-    kept = [
+    present = [
         p for p in folder.rglob("*") if p.is_file() and p.parent.name not in ("journal", "names")
     ]
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in kept
+        for path in present
         if "names" not in path.relative_to(folder).parts
     }
 
@@ -125,14 +127,14 @@ def test_a_damaged_object_is_refused_by_its_sum_and_built_anew(
     bucket = fsspec.filesystem("s3")
     bucket.pipe_file(name, bucket.cat_file(name)[:-1])
 
-    said: list[str] = []
+    sentences: list[str] = []
 
     def corpus(home: Path) -> bool:
         monkeypatch.setenv("LINEAGE_HOME", str(home))
         recipe = small.parent / "local.yaml"
         node = node_named(nodes(load_recipe(str(recipe))), "corpus")
         asks = Request(
-            node, {}, node.config(recipe.parent), load_profile("single"), say=said.append
+            node, {}, node.config(recipe.parent), load_profile("single"), say=sentences.append
         )
         remote, store = Remote(home, address), Store(home)
         outcome = build(asks, store, LocalLauncher(), Tracking(home), remote)
@@ -141,11 +143,11 @@ def test_a_damaged_object_is_refused_by_its_sum_and_built_anew(
 
     home = tmp_path / "second"
     assert not corpus(home)
-    assert f"has of {fingerprint[:12]} is damaged" in said[1] and largest.name in said[1]
-    assert "sha256" in said[1] and not list((home / "pulling").iterdir())
-    said.clear()
+    assert f"has of {fingerprint[:12]} is damaged" in sentences[1] and largest.name in sentences[1]
+    assert "sha256" in sentences[1] and not list((home / "pulling").iterdir())
+    sentences.clear()
     assert corpus(tmp_path / "third")  # the one that was built anew is there now
-    assert len(said) == 1 and "fetched from there" in said[0]
+    assert len(sentences) == 1 and "fetched from there" in sentences[0]
     assert contents(tmp_path / "third", fingerprint) == contents(home, fingerprint)
 
 
@@ -158,9 +160,11 @@ def test_who_may_not_write_reads_a_sentence(
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         home = shutil.copytree(small, tmp_path / "home", symlinks=True)
-        said = pushed(home, "s3://team/lineage")
-    assert len(said) == 1 and said[0].startswith("LINEAGE_REMOTE s3://team/lineage cannot be"), said
-    assert "Give it credentials that may" in said[0] and SECRET not in said[0]
+        sentences = pushed(home, "s3://team/lineage")
+    assert len(sentences) == 1 and sentences[0].startswith(
+        "LINEAGE_REMOTE s3://team/lineage cannot be"
+    ), sentences
+    assert "Give it credentials that may" in sentences[0] and SECRET not in sentences[0]
 
 
 def test_a_remote_that_is_down_stops_no_build_and_the_next_run_pushes(
@@ -171,11 +175,11 @@ def test_a_remote_that_is_down_stops_no_build_and_the_next_run_pushes(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     home = shutil.copytree(small, tmp_path / "home", symlinks=True)
     fingerprint = Store(home).fingerprints()[0]
-    remote, said = Remote(tmp_path / "other", "s3://team/later"), list[str]()
+    remote, sentences = Remote(tmp_path / "other", "s3://team/later"), list[str]()
     store = Store(tmp_path / "other")
     for _ in range(3):  # three misses, one sentence
-        assert remote.pull(fingerprint, store.building(fingerprint), said.append) is None
-    assert len(said) == 1 and "cannot be read" in said[0] and "127.0.0.1" in said[0]
+        assert remote.pull(fingerprint, store.building(fingerprint), sentences.append) is None
+    assert len(sentences) == 1 and "cannot be read" in sentences[0] and "127.0.0.1" in sentences[0]
     sentences = pushed(home, "s3://team/later")
     assert len(sentences) == 1 and "the next run pushes what it lacks" in sentences[0]
     for name, value in s3.items():
@@ -263,7 +267,7 @@ def test_a_damaged_artifact_is_not_pushed_and_is_fetched_again(small: Path, tmp_
     home = shutil.copytree(home, tmp_path / "damaged", symlinks=True)
     recipe = small.parent / "local.yaml"
     node = node_named(nodes(load_recipe(str(recipe))), "tokenizer")
-    store, said = Store(home), list[str]()
+    store, sentences = Store(home), list[str]()
     fingerprint = store.get_ref("local", "tokenizer") or ""
     file = next(path for path in (home / "artifacts" / fingerprint / "files").rglob("*.json"))
     file.write_text("{}")
@@ -274,10 +278,10 @@ def test_a_damaged_artifact_is_not_pushed_and_is_fetched_again(small: Path, tmp_
         gather_inputs(store, node),
         node.config(recipe.parent),
         load_profile("single"),
-        say=said.append,
+        say=sentences.append,
     )
     assert build(asks, store, LocalLauncher(), Tracking(home), Remote(home, str(mirror))).hit
-    assert "It is fetched again. What was there:" in said[-1]
+    assert "It is fetched again. What was there:" in sentences[-1]
     assert store.verify(store.resolve("local/tokenizer")) == []
 
 
@@ -296,6 +300,6 @@ def test_a_manifest_that_names_a_file_outside_its_folder_is_refused(
     sums["artifact.json"] = hashlib.sha256((content / "artifact.json").read_bytes()).hexdigest()
     (folder / "sums.json").write_text(json.dumps(sums))
     content.rename(folder / hashlib.sha256((folder / "sums.json").read_bytes()).hexdigest())
-    whole, said = pulled(tmp_path / "other", str(mirror), fingerprint)
-    assert not whole and "names a file outside its folder" in said[-1]
+    whole, sentences = pulled(tmp_path / "other", str(mirror), fingerprint)
+    assert not whole and "names a file outside its folder" in sentences[-1]
     assert not list(tmp_path.rglob("escaped"))

@@ -46,9 +46,6 @@ class WarmLauncher:
             text=True,
         )
 
-    def left_running(self, log: Path) -> bool:
-        return False
-
     def run(self, ranks: Any) -> Any:
         from assets.launch.launcher import Exit
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from assets.launch.hosts import HostsLauncher, Say, time_limit
@@ -27,6 +27,8 @@ from gpt_model.errors import UserError, shortened
 from gpt_model.io import write_json
 
 LOOK_SECONDS = 2.0  # between two looks at Slurm's queue
+# States of a job that has not ended, squeue(1)
+GOING_ON = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING")
 LATE_SECONDS = 30.0  # that a network file system may show the job's last file late
 Tag = Callable[[str, str], None]
 
@@ -48,24 +50,19 @@ class DetachedLauncher:
         self.hosts, self.device, self.threads = hosts, device, threads
         self.say, self.tag = say, tag
 
-    def left_running(self, log: Path) -> bool:
-        """Whether an earlier start's job runs, waits in the queue, or has ended since."""
-        return _job(log) is not None and (_exit_file(log).is_file() or bool(_state(_job(log))))
-
     def run(self, ranks: Ranks) -> Exit:
         """As `Launcher.run`: a Terminate or Ctrl-C cancels the job."""
         log = ranks.log
-        if self.left_running(log):
-            job = _job(log)
+        if (job := _left(log)) is not None:
             self.say(f"Slurm's job {job} goes on from an earlier start; waiting for it")
         else:
             job = self._submit(ranks)
             self.say(f"submitted Slurm's job {job}, which goes on where this process is killed")
-        self.tag("slurm_job", str(job))
+        self.tag("slurm_job", job)
         try:
-            exit = self._wait(str(job), log)
+            exit = self._wait(job, log)
         except BaseException:
-            subprocess.run(["scancel", str(job)], check=False)
+            subprocess.run(["scancel", job], check=False)
             _forget(log)
             raise
         _forget(log)
@@ -105,11 +102,7 @@ class DetachedLauncher:
                 check=False,
             )
         except FileNotFoundError:
-            raise UserError(
-                "sbatch is not on this machine, and the profile's hosts are Slurm's. Build where "
-                "it is.",
-                field="hosts.by",
-            ) from None
+            raise _no_slurm("sbatch") from None
         if done.returncode:
             raise UserError(
                 f"Slurm refused the job: {shortened(done.stderr.strip())} Mend the profile's "
@@ -139,6 +132,31 @@ class DetachedLauncher:
         return Exit(**left | {"log": Path(left["log"])})
 
 
+def left_running(log: Path, say: Say, tag: Tag) -> DetachedLauncher | None:
+    """What waits for the job that an earlier start left to the build with this log: one that runs,
+    is in the queue, or has ended since. None where there is none.
+    """
+    if _left(log) is None:
+        _forget(log)
+        return None
+    what = json.loads(_what(log).read_text(encoding="utf-8"))
+    hosts = Hosts(**what["hosts"])
+    return DetachedLauncher(hosts, what["device"], what["threads_stated"], say, tag)
+
+
+def _left(log: Path) -> str | None:
+    """The number of that job."""
+    job = _job(log)
+    return job if job and (_exit_file(log).is_file() or _state(job)) else None
+
+
+def _no_slurm(command: str) -> UserError:
+    return UserError(
+        f"{command} is not on this machine, and this build is a job of Slurm's. Build where it is.",
+        field="hosts.by",
+    )
+
+
 def _what(log: Path) -> Path:
     return log.with_name("detached.json")
 
@@ -160,25 +178,26 @@ def _job(log: Path) -> str | None:
     return job
 
 
-def _state(job: str | None) -> str:
-    """The job's state in Slurm's queue, with the reason of a pending one; "" where it is in none.
-    Where Slurm does not answer: "unknown".
+def _state(job: str) -> str:
+    """The job's state, with the reason of a pending one; "" where it has ended, or no node of it is
+    left to say how. Where Slurm does not answer: "unknown".
     """
     command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T (%r)"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return "unknown"
+        raise _no_slurm("squeue") from None
     if done.returncode and "Invalid job id" not in done.stderr:
         return "unknown"
     state = done.stdout.strip()
-    return "" if state.startswith(("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")) else state
+    return state if state.startswith(GOING_ON) else ""
 
 
 def main() -> None:
     """Inside the job, on its first node: runs the ranks and leaves how they ended."""
     path = Path(sys.argv[1])
     what = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, what | {"job": os.environ["SLURM_JOB_ID"]})  # its submitter may be dead
     log = Path(what["log"])
     launcher = HostsLauncher(Hosts(**what["hosts"]), what["device"], what["threads_stated"])
     try:
@@ -186,7 +205,7 @@ def main() -> None:
     except UserError as error:
         write_json(_exit_file(log), {"refused": str(error), "field": error.field})
     else:
-        write_json(_exit_file(log), asdict(replace(exit)) | {"log": str(exit.log)})
+        write_json(_exit_file(log), asdict(exit) | {"log": str(exit.log)})
 
 
 if __name__ == "__main__":

@@ -119,10 +119,6 @@ class HostsLauncher:
         self.hosts, self.device, self.threads = hosts, device, threads
         self.say, self.grace, self.silence = say, grace, silence
 
-    def left_running(self, log: Path) -> bool:
-        """Never: hosts end their ranks when this process ends."""
-        return False
-
     def run(self, ranks: Ranks) -> Exit:
         """As `Launcher.run`. The log is in the store, as are the lock of each host beside it, and a
         token by which a host shows that it sees the same store.

@@ -124,12 +124,6 @@ class Ranks:
 class Launcher(Protocol):
     """Runs ranks, on this machine or on several (`hosts.py`)."""
 
-    def left_running(self, log: Path) -> bool:
-        """Whether an earlier start's ranks of the build with this log go on; `run` then waits for
-        them.
-        """
-        ...
-
     def run(self, ranks: Ranks) -> Exit:
         """Blocks until every rank has ended. What is raised in here, an interruption included, ends
         the ranks first and goes on.
@@ -146,10 +140,6 @@ class LocalLauncher:
         """`grace`: seconds between TERM and KILL."""
         self.device = device
         self.grace = grace
-
-    def left_running(self, log: Path) -> bool:
-        """Never: the guard ends them."""
-        return False
 
     def run(self, ranks: Ranks, on_poll: Callable[[], None] = lambda: None) -> Exit:
         """As `Launcher.run`; calls `on_poll` about ten times a second."""
