@@ -15,6 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+# Whole before any thread begins: MLflow's thread would import it while another asks Dagster's
+# database, and SQLAlchemy's statements break on a half imported sqlalchemy.orm.
+import sqlalchemy.orm  # noqa: F401
 import yaml
 from dagster import DagsterInstance
 from dagster._core.instance.ref import InstanceRef

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 import psutil
 import pytest
+from conftest import ROOT
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
@@ -101,3 +104,16 @@ def _job() -> dg.JobDefinition:
         nothing()
 
     return job
+
+
+def test_sqlalchemy_is_whole_before_a_thread_of_mlflow_could_import_it() -> None:
+    """A statement that another thread compiled meanwhile ended in "partially initialized module"."""
+    script = """
+import sys
+import assets.lineage
+print("sqlalchemy.orm" in sys.modules, "mlflow" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "False"]
