@@ -31,7 +31,7 @@ from machines import Machines, until  # noqa: E402
 from assets.launch.hosts import SILENCE_SECONDS  # noqa: E402
 from benchmarks.bars import at_least, at_most, verdict  # noqa: E402
 
-KINDS = ("rank", "guard", "watcher", "carrier", "starter", "head")
+KINDS = ("rank", "guard", "watcher", "carrier", "starter", "head", "node")
 LONGER = "tokens: 600_000"  # some ten seconds of training, for a kill in its middle
 WIDER = {"layers: 2, width: 32, heads: 2": "layers: 4, width: 192, heads: 3"}
 

@@ -106,7 +106,7 @@ class Machines:
 
     def __init__(self, folder: Path, names: Sequence[str] = ("n1", "n2")) -> None:
         self.folder, self.names = folder, list(names)
-        self._daemons: list[subprocess.Popen[bytes]] = []
+        self._daemons: dict[tuple[str, str], subprocess.Popen[bytes]] = {}  # machine, program
         self._ray_folder: Path | None = None
         self.ray: dict[str, subprocess.Popen[bytes]] = {}  # each machine's
         self._tag = f"gl{os.getpid()}"
@@ -144,7 +144,7 @@ class Machines:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for daemon in reversed(self._daemons):
+        for daemon in reversed(self._daemons.values()):
             daemon.kill()  # and with `unshare` all that it forked
             daemon.wait()
         self._end_ray()
@@ -190,8 +190,18 @@ class Machines:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._daemons.append(daemon)
+        self._daemons[name, Path(command[0]).name] = daemon
         return daemon
+
+    def lose(self, name: str, program: str) -> None:
+        """Kills a daemon of a machine and all that it began there, as a crash does, and starts the
+        daemon again.
+        """
+        daemon = self._daemons[name, program]
+        command = psutil.Process(daemon.pid).cmdline()
+        daemon.kill()
+        daemon.wait()
+        self.start(name, command[command.index("sh", command.index("-c") + 2) + 1 :])
 
     def pull_cable(self, name: str) -> None:
         _ip("-n", self._namespace(HEAD), "link", "set", f"v{name}", "down")

@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from machines import until
 from pydantic import ValidationError
 
 from assets.launch import guard
-from assets.launch.hosts import GUARD, HostsLauncher, Node, refuse_unfit
+from assets.launch.hosts import GUARD, HostsLauncher, Lifeline, Node, refuse_unfit
 from assets.launch.launcher import Ranks
 from assets.recipe.profile import Hosts, Profile
 from assets.store.home import ROOT
@@ -40,6 +42,7 @@ def hello(folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]
         "environment": {},
         "folder": str(folder),
         "silence": 5.0,
+        "lifeline": None,
     } | changes
     process = subprocess.run(
         GUARD, input=json.dumps(spec) + "\n", capture_output=True, text=True, check=False
@@ -165,3 +168,36 @@ def test_where_ray_is_not_installed_a_sentence_says_so(
     with pytest.raises(UserError, match="Ray is not installed here") as refused:
         launcher.run(Ranks(["true"], 1, 1, tmp_path / "worker.log"))
     assert refused.value.field == "hosts.by"
+
+
+def test_the_end_of_a_guards_lifeline_is_heard_and_a_strangers_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = [
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family == socket.AF_INET and not address.address.startswith("127.")
+    ]
+    if not numbers:
+        pytest.skip("this machine has no network but its loopback")
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: numbers[0])
+    with Lifeline() as lifeline:
+        assert lifeline.address is not None
+        guards = [guard.Starter(node) for node in range(3)]
+        for each in guards:
+            each.connect(lifeline.address, lifeline.token if each is not guards[2] else "another")
+        assert lifeline.ended() == set()
+        for each in guards[1:]:
+            assert each._lifeline is not None
+            each._lifeline.close()
+        until(lambda: lifeline.ended() == {1}, "the end was not heard")
+        assert lifeline.ended() == set()
+
+
+def test_a_host_whose_name_is_its_loopbacks_has_no_lifeline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")
+    with Lifeline() as lifeline:
+        assert lifeline.address is None and lifeline.ended() == set()

@@ -20,6 +20,8 @@ promises hold there. It then speaks first, as srun drops what it is given before
 it answers the specification with what the starter compares before any rank runs (`hello`), and
 waits for a line that says where the ranks meet. Each side sends a sign of life every few
 seconds: a guard that hears nothing for `silence` seconds stops, whatever became of the network.
+srun and Ray tell neither side that the other's whole host died; a connection of the guard's to the
+starter (`lifeline`) ends with either at once.
 
 Elsewhere than on Linux there is no subreaper: the tree is what `ps` shows below the guard.
 """
@@ -49,6 +51,7 @@ LINUX = sys.platform.startswith("linux")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 SIOCGIFADDR = 0x8915  # <linux/sockios.h>
 POLL_SECONDS = 0.2
+CONNECT_SECONDS = 2.0  # a firewall may swallow the lifeline; silence tells then
 LIFE_SHARE = 1 / 9  # of the silence that means an end: the time between two signs of life
 OF_SEVERAL = "of-several"  # this program's argument on several hosts
 COULD_NOT_START = 127  # as a shell says it
@@ -121,6 +124,7 @@ class Starter:
             0  # of the ranks; the starter looks itself where it is on this host
         )
         self._node, self._silence = node, silence
+        self._lifeline: socket.socket | None = None
         self._heard = self._spoke = time.monotonic()
 
     def line(self) -> dict[str, Any]:
@@ -136,6 +140,13 @@ class Starter:
                 message: dict[str, Any] = json.loads(line)
                 return message
 
+    def connect(self, address: tuple[str, int] | None, token: str | None) -> None:
+        """Connects to the starter's lifeline; does without where that fails."""
+        if address:
+            with contextlib.suppress(OSError):
+                self._lifeline = socket.create_connection(address, CONNECT_SECONDS)
+                self._lifeline.sendall(f"{token} {self._node}\n".encode())
+
     def send(self, message: dict[str, Any]) -> None:
         """A line of less than 1,000 bytes: srun passes no more of one host on in one piece."""
         try:
@@ -147,8 +158,13 @@ class Starter:
         """Waits a moment for a sign of life or of its end, and gives one. Returns whether `wake`, a
         file descriptor, has something to read.
         """
-        ready, _, _ = select.select([0] if wake is None else [0, wake], [], [], POLL_SECONDS)
+        descriptors = [0] if wake is None else [0, wake]
+        if self._lifeline:
+            descriptors.append(self._lifeline.fileno())
+        ready, _, _ = select.select(descriptors, [], [], POLL_SECONDS)
         now = time.monotonic()
+        if self._lifeline and self._lifeline.fileno() in ready:
+            self.gone = True  # the starter sends nothing over it, so this is its end
         if 0 in ready:
             self.gone = self.gone or not os.read(0, 4096)
             self._heard = now
@@ -360,6 +376,7 @@ def _on_this_host(spec: dict[str, Any], starter: Starter) -> dict[str, Any]:
     if Path(spec["folder"]).is_dir():
         os.chdir(spec["folder"])
     facts = hello(spec)
+    starter.connect(spec["lifeline"], facts["token"])
     starter.send({"hello": facts})
     meeting = starter.line()
     threads = spec["threads"] or max(1, facts["cores"] // spec["ranks"])

@@ -16,6 +16,7 @@ import secrets
 import select
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from assets.launch import guard
 from assets.launch.launcher import (
@@ -42,6 +43,7 @@ from gpt_model.errors import UserError, shortened
 from gpt_model.io import TEMPORARY
 
 SILENCE_SECONDS = 45.0  # without a sign of life a host, or its starter, counts as gone
+REPORT_SECONDS = 2.0  # that a guard's last line may need longer than its lifeline's end
 ANSWER_SECONDS = 60.0  # from ssh's start to a host's first word
 CLOCKS_APART_SECONDS = 60.0  # at most: events and checkpoints carry times
 LEAST_FREE_BYTES = 256 << 20  # of a host's temporary folder
@@ -95,8 +97,62 @@ class Node:
     hello: dict[str, Any] | None = None
     report: dict[str, Any] | None = None
     killed: bool = False  # its guard, there
+    ended: float | None = None  # when its guard's lifeline did
     memory: int = 0
     heard: float = field(default_factory=time.monotonic)
+
+
+class Lifeline:
+    """A connection of each guard's to this process, so that each side hears at once of the end of
+    the other's whole host, which srun and Ray do not tell.
+
+    `address`: where it listens, that of this host's name; None where others cannot reach that.
+    Silence alone tells then. `token`: what a guard shows, and its number, and no more.
+    """
+
+    def __init__(self) -> None:
+        self.token = secrets.token_hex()
+        self.address: tuple[str, int] | None = None
+        self._server: socket.socket | None = None
+        self._connections: dict[socket.socket, bytes] = {}  # what came through each
+
+    def __enter__(self) -> Self:
+        with suppress(OSError):
+            number = socket.gethostbyname(socket.gethostname())
+            if not number.startswith("127."):
+                self._server = socket.create_server((number, 0), backlog=1024)
+                self._server.setblocking(False)
+                self.address = self._server.getsockname()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in (self._server, *self._connections):
+            if connection:
+                connection.close()
+
+    def ended(self) -> set[int]:
+        """The numbers of the guards whose connection ended since the last call."""
+        with suppress(BlockingIOError):
+            while self._server:
+                connection, _ = self._server.accept()
+                connection.setblocking(False)
+                self._connections[connection] = b""
+        numbers = set()
+        for connection, shown in list(self._connections.items()):
+            try:
+                part = connection.recv(1024)
+            except BlockingIOError:
+                continue
+            except OSError:
+                part = b""
+            self._connections[connection] = shown + part
+            if not part:
+                del self._connections[connection]
+                connection.close()
+                token, _, number = shown.decode(errors="replace").strip().partition(" ")
+                if token == self.token:
+                    numbers.add(int(number))
+        return numbers
 
 
 class HostsLauncher:
@@ -129,8 +185,11 @@ class HostsLauncher:
         nodes = 1 if ranks.count == 1 else self.hosts.count()
         lock = log.with_name("ranks.lock")
         packages_folder = Path(sysconfig.get_path("purelib"))
-        with tempfile.NamedTemporaryFile(dir=log.parent, suffix=TEMPORARY) as token:
-            token.write(secrets.token_hex().encode())
+        with (
+            tempfile.NamedTemporaryFile(dir=log.parent, suffix=TEMPORARY) as token,
+            Lifeline() as lifeline,
+        ):
+            token.write(lifeline.token.encode())
             token.flush()
             spec = {
                 "command": list(ranks.command),
@@ -140,6 +199,7 @@ class HostsLauncher:
                 "grace": self.grace,
                 "watch": [],
                 "silence": self.silence,
+                "lifeline": lifeline.address,
                 "release": self.hosts.by == "slurm" and "SLURM_JOB_ID" not in os.environ,
                 "environment": self._environment(ranks),
                 "addresses": self._addresses(nodes),
@@ -151,7 +211,7 @@ class HostsLauncher:
                 "lock": str(lock),
             }
             with self._carried(nodes, ranks) as carriers:
-                watch = Watch(carriers, self._names(nodes), self.hosts, self.silence)
+                watch = Watch(carriers, self._names(nodes), self.hosts, self.silence, lifeline)
                 watch.greet(spec, self.say)
                 refuse_unfit(watch.nodes, Path(token.name), spec)
                 watch.go()
@@ -292,9 +352,15 @@ class Watch:
     """This machine's end of all guards."""
 
     def __init__(
-        self, carriers: Sequence[Carrier], names: Sequence[str], hosts: Hosts, silence: float
+        self,
+        carriers: Sequence[Carrier],
+        names: Sequence[str],
+        hosts: Hosts,
+        silence: float,
+        lifeline: Lifeline,
     ) -> None:
         self.carriers, self.hosts, self.silence = carriers, hosts, silence
+        self.lifeline = lifeline
         self.nodes = [Node(name) for name in names]
         self._next_life = 0.0
         self._watched = watched()
@@ -390,6 +456,8 @@ class Watch:
                     return f"Host {node.name} was lost: the guard of its ranks was ended there."
                 if not carrier.open:
                     return f"Host {node.name} was lost: {carrier.complaint() or 'no reason given'}."
+                if node.ended and now - node.ended > REPORT_SECONDS:
+                    return f"Host {node.name} was lost: nothing that was started there runs."
                 if now - node.heard > self.silence:
                     return f"Host {node.name} was silent for {self.silence:g} s."
         return None
@@ -406,6 +474,8 @@ class Watch:
             *lines, carrier.output = (carrier.output + part).split(b"\n")
             for line in lines:
                 self._hear(carrier, line)
+        for number in self.lifeline.ended():
+            self.nodes[number].ended = time.monotonic()
         if time.monotonic() >= self._next_life:  # to those who listen
             self._next_life = time.monotonic() + self.silence * guard.LIFE_SHARE
             for carrier in listening:
