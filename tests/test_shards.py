@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from gpt_model.data.sampler import Sampler, _permuted, _random_numbers
@@ -108,6 +110,24 @@ def test_shards_are_bounded_and_read_as_one_row(folder: Path, data: TokenData) -
         assert shards.read(start, count).tolist() == whole[start : start + count].tolist()
     assert shards[1990:].tolist() == whole[1990:].tolist()
     assert shards[:-5].tolist() == whole[:-5].tolist()
+
+
+def test_six_thousand_shards_are_read_with_a_hundred_descriptors(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """350 billion tokens are 5,300 shards, and many machines allow a process 1,024 open files."""
+    texts = {"training": sentences("plays", 2000), "held_out": []}
+    write(tmp_path, {"plays": SourceTexts(1.0, texts)}, tokenizer, shard_tokens=5)
+    assert len(list((tmp_path / "plays").glob("*.bin"))) > 6000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 100, hard))
+        tokens = TokenData(tmp_path).tokens("plays", "training")
+        backwards = [tokens.read(start, 7) for start in range(len(tokens) - 7, 0, -7)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    forwards = np.concatenate(backwards[::-1])
+    assert forwards.tolist() == np.asarray(tokens)[-len(forwards) :].tolist()
 
 
 def test_bytes_are_those_of_the_text_for_the_whole_and_for_any_beginning(
