@@ -8,8 +8,12 @@ everything built. The files are the same, and Dagster's classes read them too.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+import secrets
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,8 +31,8 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import (
 )
 from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
 from dagster._serdes import ConfigurableClassData
-from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import InternalError
+from sqlalchemy import Connection, Engine, NullPool, create_engine, text
+from sqlalchemy.exc import DBAPIError, InternalError
 
 from assets.store.locks import migrating
 from assets.tracking.server import with_driver
@@ -36,6 +40,15 @@ from gpt_model.errors import UserError
 
 DATABASE = "LINEAGE_DAGSTER_DB"  # the variable: postgresql://user:password@host/database
 BUSY_SECONDS = 30  # that a statement waits for another process's
+LOCK = "hashtextextended(:name, 0)"  # the number of a named advisory lock
+# By which Postgres closes the session of a host that went without a word, within a minute.
+KEEP_ALIVE = (
+    "tcp_keepalives_idle = 20",
+    "tcp_keepalives_interval = 10",
+    "tcp_keepalives_count = 3",
+)
+LOOK_SECONDS = 5.0  # between two looks whether the session is open
+RESTART_SECONDS = 30  # after its start Postgres has none of the locks that it had before
 
 
 class OpenRunStorage(SqliteRunStorage):
@@ -119,6 +132,54 @@ def make_pools(instance: DagsterInstance, pools: Iterable[str]) -> None:
     for pool in sorted(set(pools) - storage.get_concurrency_keys()):
         with suppress(InternalError):  # the other process has made it
             storage.initialize_concurrency_limit_to_default(pool)
+
+
+def process_lock(instance: DagsterInstance) -> str | None:
+    """The name of a lock that this process holds in Dagster's Postgres until it ends, however it
+    ends; None where Dagster has another database, which is one machine's.
+    """
+    url = getattr(instance.run_storage, "postgres_url", None)
+    return _held(url) if url else None
+
+
+def is_held(instance: DagsterInstance, lock: str) -> bool:
+    """Whether the process still runs, on whichever host, that has the lock in this Postgres."""
+    free = (
+        f"SELECT pg_try_advisory_xact_lock_shared({LOCK}) "
+        "AND now() - pg_postmaster_start_time() > make_interval(secs => :restart)"
+    )
+    with instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
+        values = {"name": lock, "restart": RESTART_SECONDS}
+        return not connection.execute(text(free), values).scalar()
+
+
+@functools.cache
+def _held(url: str) -> str:
+    name = secrets.token_hex(8)
+    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    session = [_locking_session(engine, name)]
+
+    def hold() -> None:
+        while True:
+            time.sleep(LOOK_SECONDS)
+            with suppress(DBAPIError):  # Postgres is down: Dagster's own statements say so
+                if session[0].closed:
+                    session[0] = _locking_session(engine, name)
+                try:
+                    session[0].execute(text("SELECT 1"))
+                except DBAPIError:
+                    session[0].close()
+
+    threading.Thread(target=hold, name="lock of this process", daemon=True).start()
+    return name
+
+
+def _locking_session(engine: Engine, name: str) -> Connection:
+    session = engine.connect()
+    for setting in KEEP_ALIVE:
+        session.execute(text(f"SET {setting}"))
+    session.execute(text(f"SELECT pg_advisory_lock({LOCK})"), {"name": name})
+    return session
 
 
 def instance_ref(home: Path) -> InstanceRef:

@@ -119,7 +119,11 @@ class Logs:
             return not self._run(built=True)[0]
         recipe, _, stage = self._text.partition("/")
         for _, record in session.sessions(self._store.home):
-            if stage and record["recipe"] == recipe and session.status(record) == "RUNNING":
+            if (
+                stage
+                and record["recipe"] == recipe
+                and session.status(self._store.home, record) == "RUNNING"
+            ):
                 begun = record["artifacts"].get(stage)
                 if not begun or session.state_of(self._store.home, begun["fingerprint"]) != "built":
                     return True
@@ -209,7 +213,7 @@ def _began(folder: Path) -> float:
 def _is_built_now(folder: Path) -> bool:
     if folder.parent.name != "building" or _record(folder).get("failure"):
         return False
-    return any(map(is_alive, _attempts(folder)[-1:]))
+    return any(is_alive(attempt, folder.parents[1]) for attempt in _attempts(folder)[-1:])
 
 
 def _dagster_runs(record: dict[str, Any]) -> list[str]:

@@ -4,7 +4,8 @@ is in the workers. One step after another, or several where there is room (`side
 Dagster's own in-process executor ignores an interruption while it waits for a pool, and nobody
 notices when the process of a run was killed with -9: the run stays STARTED and keeps its slot. So
 each run records its process (host, pid, start time) in its tags, and the next run, or one that
-waits for the slot, closes it.
+waits for the slot, closes it. Hosts that share a Postgres see by a lock in it whether a process of
+another one runs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
 
+from assets.dagster_storage import is_held, process_lock
 from assets.launch import guard
 from assets.store.remote import finish_pushes
 from assets.tracking.tracking import end_run
@@ -39,6 +41,7 @@ from pipelines.side_by_side import room, steps_at_once
 HIDDEN = ".dagster/"
 PROCESS = f"{HIDDEN}gpt-lineage/"
 HOST, PID, STARTED = f"{PROCESS}host", f"{PROCESS}pid", f"{PROCESS}process_started"
+LOCK = f"{PROCESS}lock"  # of the process, in a Postgres
 RUN = f"{PROCESS}run"
 UNFINISHED = [
     DagsterRunStatus.NOT_STARTED,
@@ -51,9 +54,11 @@ CLAIM_SECONDS = 0.5  # between two tries to get a slot of a pool
 LOST_SECONDS = 5.0  # between two looks, while waiting, whether the slot's holder still lives
 
 
-def process_tags(run_id: str) -> dict[str, str]:
+def process_tags(instance: dg.DagsterInstance, run_id: str) -> dict[str, str]:
     """Tags that say that this process executes the run."""
+    lock = process_lock(instance)
     return {
+        **({LOCK: lock} if lock else {}),
         HOST: socket.gethostname(),
         PID: str(os.getpid()),
         STARTED: str(guard.started(os.getpid())),
@@ -62,19 +67,12 @@ def process_tags(run_id: str) -> dict[str, str]:
 
 
 def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Close each unfinished run of this machine whose process is gone, and free its slots in pools.
-    Returns a sentence for each.
+    """Close each unfinished run whose process is gone, and free its slots in pools. Returns a
+    sentence for each.
     """
     sentences = []
-    records = [
-        record
-        for host in (HOST, HOST.removeprefix(HIDDEN))
-        for record in instance.get_run_records(
-            RunsFilter(statuses=UNFINISHED, tags={host: socket.gethostname()})
-        )
-    ]
-    for run in (record.dagster_run for record in records):
-        if not is_lost(run):
+    for run in instance.get_runs(RunsFilter(statuses=UNFINISHED)):
+        if not is_lost(instance, run):
             continue
         message = lost_message(run)
         if run.status == DagsterRunStatus.CANCELING:
@@ -105,19 +103,24 @@ def _free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
             storage.free_concurrency_slots_for_run(run_id)
 
 
-def is_lost(run: dg.DagsterRun) -> bool:
-    """Whether the run is unfinished, and the process of this machine that executed it is gone."""
+def is_lost(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether the run is unfinished, and the process that executed it is gone. Of another host's
+    that is known by its lock alone.
+    """
     tags = _process_tags(run)
-    if run.status not in UNFINISHED or tags.get(HOST) != socket.gethostname():
+    if run.status not in UNFINISHED or tags.get(RUN, run.run_id) != run.run_id:
         return False
-    started = guard.started(int(tags[PID]))
-    return tags.get(RUN, run.run_id) == run.run_id and started != tags[STARTED]
+    if LOCK in tags:
+        return not is_held(instance, tags[LOCK])
+    here = tags.get(HOST) == socket.gethostname()
+    return here and guard.started(int(tags[PID])) != tags[STARTED]
 
 
 def lost_message(run: dg.DagsterRun) -> str:
     """Of a run that `is_lost`."""
+    tags = _process_tags(run)
     return (
-        f"The process of this run (pid {_process_tags(run)[PID]}) ended without a word; it was "
+        f"The process of this run (pid {tags[PID]} on {tags[HOST]}) ended without a word; it was "
         "killed, or the machine went down."
     )
 
@@ -158,7 +161,7 @@ class OneProcessExecutor(InProcessExecutor):
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Iterator[DagsterEvent]:
         instance, run = plan_context.instance, plan_context.dagster_run
-        instance.add_run_tags(run.run_id, process_tags(run.run_id))
+        instance.add_run_tags(run.run_id, process_tags(instance, run.run_id))
         yield DagsterEvent.engine_event(
             plan_context,
             f"Executing steps in process (pid: {os.getpid()})",

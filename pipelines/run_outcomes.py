@@ -32,7 +32,7 @@ def outcome(dagster_home: Path, run_id: str) -> Outcome | None:
         run = instance.get_run_by_id(run_id)
         if run is None:
             return None
-        lost = is_lost(run)
+        lost = is_lost(instance, run)
         failures = [] if run.is_success else list(dict.fromkeys(_failures(instance, run_id)))
         return Outcome(
             run_id,
@@ -55,7 +55,8 @@ def _failures(instance: dg.DagsterInstance, run_id: str) -> list[str]:
             what = "interrupted" if is_interruption(error) else message_of(error)
             steps.append(f"{(event.step_key or '').replace('__', '/')}: {what}")
         elif event.event_type == DagsterEventType.RUN_FAILURE:
-            error = event.job_failure_data.error
+            data = event.event_specific_data  # none of a run that was closed for lost
+            error = event.job_failure_data.error if data else None
             of_run.append(message_of(error) if error else event.message or entry.user_message)
         elif event.event_type == DagsterEventType.RUN_CANCELED:
             of_run.append(event.message or entry.user_message)

@@ -119,7 +119,7 @@ def _created(
     return instance.create_run_for_job(
         job,
         run_id=run_id,
-        tags={**job.run_tags, **process_tags(run_id)},
+        tags={**job.run_tags, **process_tags(instance, run_id)},
         run_config=run_config(profile),
         asset_selection={dg.AssetKey(node.key) for node in part},
     )

@@ -189,7 +189,7 @@ def removable(store: Store, *, abandoned: bool) -> dict[str, list[dict[str, Any]
     sessions = [
         {"path": str(folder), "bytes": size(folder)}
         for folder, record in session.sessions(store.home)
-        if session.status(record) != "RUNNING" and not _is_in_store(store, record)
+        if session.status(store.home, record) != "RUNNING" and not _is_in_store(store, record)
     ]
     return {"artifacts": artifacts, "set_aside": aside, "unfinished": builds, "sessions": sessions}
 

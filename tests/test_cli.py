@@ -764,7 +764,7 @@ def test_run_whose_process_is_gone_is_closed(home: Path) -> None:
     with dg.DagsterInstance.get() as instance:
         names = ("mine", "gone", "older", "again", "elsewhere", "other")
         ids = {name: make_new_run_id() for name in names}
-        mine = process_tags(ids["mine"])
+        mine = process_tags(instance, ids["mine"])
         gone = {**mine, STARTED: "long ago", RUN: ids["gone"]}  # the same pid, another process
         older = {  # as earlier versions named them
             name.removeprefix(HIDDEN): tag for name, tag in {**gone, RUN: ids["older"]}.items()

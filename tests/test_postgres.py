@@ -12,13 +12,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from conftest import ROOT, environment_of, free_port, write_local_recipe
 
 from assets.dagster_storage import DATABASE
-from assets.lineage import prepare_home
+from assets.lineage import dagster_history, prepare_home
 from assets.store.store import Store
 from gpt_model.errors import UserError
+from pipelines.executor import close_lost_runs
+from pipelines.run_outcomes import outcome
 
 psycopg2 = pytest.importorskip("psycopg2", reason="pip install -e .[postgres]")
 PASSWORD = "xyzzy-postgres-password"  # noqa: S105 # of nothing
@@ -70,6 +73,22 @@ def _query(address: str, statement: str) -> list[tuple[object, ...]]:
         rows = cursor.fetchall() if cursor.description else []
     connection.close()
     return rows
+
+
+def elsewhere(host: str, command: list[str]) -> list[str]:
+    inside = f'hostname {host}; exec "$@"'
+    return [
+        "unshare",
+        "--uts",
+        "--pid",
+        "--fork",
+        "--kill-child=KILL",
+        "sh",
+        "-c",
+        inside,
+        "-",
+        *command,
+    ]
 
 
 @pytest.mark.slow
@@ -126,6 +145,58 @@ def test_two_orchestrators_on_one_store_and_one_postgres_build_nothing_twice(
     files = [path for path in home.rglob("*") if path.is_file()]
     assert not [path for path in files if PASSWORD.encode() in path.read_bytes()]
     assert not [text for pair in printed for text in pair if PASSWORD in text]
+
+
+HOLDS = """
+import os, sys
+from pathlib import Path
+import dagster as dg
+from dagster._core.utils import make_new_run_id
+from assets.dagster_storage import make_pools
+from assets.lineage import dagster_history, prepare_home
+from pipelines.executor import process_tags
+prepare_home(Path(os.environ["LINEAGE_HOME"]))
+with dagster_history() as instance:
+    make_pools(instance, ["training"])
+    job, run_id = dg.GraphDefinition(name="nothing").to_job(), make_new_run_id()
+    instance.create_run_for_job(
+        job, run_id=run_id, status=dg.DagsterRunStatus.STARTED, tags=process_tags(instance, run_id)
+    )
+    claim = instance.event_log_storage.claim_concurrency_slot("training", run_id, "step")
+    print(run_id, claim.is_claimed, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_of_a_killed_machine_is_closed_by_another_and_gives_its_slot_back(
+    postgres: str, home: Path, downloads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DATABASE, f"{postgres}dagster")
+    environment = environment_of(home, downloads) | {"PYTHONPATH": str(ROOT)}
+    command = elsewhere("n2", [sys.executable, "-c", HOLDS])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=environment, **pipes)
+    run_id, claimed = process.stdout.readline().split()
+    assert claimed == "True"
+    prepare_home(home)
+    with dagster_history() as instance:
+        monkeypatch.setattr("assets.dagster_storage.RESTART_SECONDS", 10_000)
+        assert close_lost_runs(instance) == []  # the server has just started: it may be alive
+        monkeypatch.setattr("assets.dagster_storage.RESTART_SECONDS", 0)
+        assert close_lost_runs(instance) == []
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 20
+        while not (sentences := close_lost_runs(instance)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert run_id[:8] in sentences[0]
+        run = instance.get_run_by_id(run_id)
+        assert run and run.status == dg.DagsterRunStatus.FAILURE
+        info = instance.event_log_storage.get_concurrency_info("training")
+        assert info.slot_count == 1 and not info.claimed_slots
+    state = outcome(home / "dagster", run_id)
+    assert state and "on n2) ended without a word" in state.failures[0]
 
 
 def test_a_database_that_does_not_answer_is_a_sentence_without_its_password(

@@ -24,6 +24,7 @@ from assets.store.provenance import provenance
 from assets.store.store import Building, Store
 from assets.tracking import event_log
 from assets.tracking.event_log import EventReader, EventWriter
+from assets.tracking.outbox import is_alive
 from gpt_model.errors import CorruptFile, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -457,3 +458,34 @@ def test_advancing_often_writes_seldom(tmp_path: Path) -> None:
     assert advances[0] == 0
     assert advances[-1] == 1000
     assert len(advances) < 10
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from assets.tracking.outbox import this_process
+print(this_process(Path(sys.argv[1]))["lock"], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_whether_a_process_of_another_host_runs_is_seen_by_its_lock(
+    tmp_path: Path, killed: bool
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin and process.stdout
+    attempt = {"host": "elsewhere", "pid": 1, "lock": process.stdout.readline().strip()}
+    for _ in range(2):  # looking takes nothing away
+        assert is_alive(attempt, tmp_path)
+    if killed:
+        process.kill()
+    process.communicate()
+    assert not is_alive(attempt, tmp_path)
+    assert not list((tmp_path / "locks").iterdir())

@@ -315,7 +315,7 @@ def test_logs_of_a_killed_build_are_shown_without_secrets(
 
 def test_logs_follow_a_build_to_its_publication(call: Run, copy: Path) -> None:
     building = Store(copy).building("ab" * 32)
-    attempt = {"dagster_run": None, "began": 0.0, **this_process()}
+    attempt = {"dagster_run": None, "began": 0.0, **this_process(copy)}
     record = {"recipe": "mine", "stage": "pretrained", "attempts": [attempt], "failure": None}
     (building.journal / "build.json").write_text(json.dumps(record))
     writer = EventWriter(building.events)
@@ -376,7 +376,7 @@ def test_logs_of_a_run_that_failed_before_a_worker_are_its_sentence(
         failed = local.execute_in_process(instance=instance, raise_on_error=False).run_id
         ok = dg.GraphDefinition(name="nothing").to_job().execute_in_process(instance=instance)
         killed = instance.create_run_for_job(local, status=dg.DagsterRunStatus.STARTED)
-        tags = process_tags(killed.run_id) | {PID: "1", STARTED: "0"}
+        tags = process_tags(instance, killed.run_id) | {PID: "1", STARTED: "0"}
         instance.add_run_tags(killed.run_id, tags)
         instance.report_engine_event("a process begins", killed)
     text = call("logs", failed[:12]).stdout

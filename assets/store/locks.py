@@ -4,8 +4,11 @@ too (flock(2)). And a lock on this process's use of Alembic.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
+import functools
 import os
+import secrets
 import socket
 import threading
 import time
@@ -50,6 +53,37 @@ def locked(
         yield handle
     finally:
         os.close(handle)  # not LOCK_UN, which would take it from whoever inherited it
+
+
+@functools.cache
+def process_lock(folder: Path) -> str:
+    """The name of a lock in `folder` that this process holds until it ends, however it ends. Hosts
+    that share the folder see by `is_held` whether it runs: a process's number is one host's.
+    """
+    path = folder / f"process.{secrets.token_hex(8)}.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    atexit.register(path.unlink, missing_ok=True)
+    return path.name
+
+
+def is_held(path: Path) -> bool:
+    """Whether the process still runs that made `path` by `process_lock`. Removes what a killed one
+    left.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    with suppress(OSError):  # who may only read the store leaves it
+        path.unlink(missing_ok=True)
+    return False
 
 
 def _try(handle: int) -> bool:

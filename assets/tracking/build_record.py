@@ -37,16 +37,16 @@ def runs_now(folder: Path, build: Mapping[str, Any]) -> bool:
     return (
         folder.parent.name == "building"
         and not build["failure"]
-        and is_alive(build["attempts"][-1])
+        and is_alive(build["attempts"][-1], folder.parents[1])
     )
 
 
-def status(build: Mapping[str, Any], *, published: bool) -> str:
-    """As MLflow names it. A build whose process died without a word was killed; the next attempt
-    sets it running again.
+def status(folder: Path, build: Mapping[str, Any], *, published: bool) -> str:
+    """As MLflow names it, of the build in `folder`. A build whose process died without a word was
+    killed; the next attempt sets it running again.
     """
     if published:
         return "FINISHED"
     if build["failure"]:
         return "FAILED"
-    return "RUNNING" if is_alive(build["attempts"][-1]) else "KILLED"
+    return "RUNNING" if is_alive(build["attempts"][-1], folder.parents[1]) else "KILLED"

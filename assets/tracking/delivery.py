@@ -87,7 +87,7 @@ class Delivery:
             return self._push()
 
     def _push(self) -> Delivered:
-        status = build_record.status(self.build, published=self.manifest is not None)
+        status = build_record.status(self.folder, self.build, published=self.manifest is not None)
         run_id = self.state.run_id or self._run()
         self._set_status(run_id, "RUNNING" if status == "FINISHED" else status)
         self._once("parameters", lambda: self._parameters(run_id))

@@ -12,6 +12,7 @@ once more, and then end.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -145,7 +146,7 @@ class Follower:
         if not (current := self._begin(folder, build)):
             return False
         current.catch_up(folder)
-        status = build_record.status(build, published=folder.parent.name == "artifacts")
+        status = build_record.status(folder, build, published=folder.parent.name == "artifacts")
         if status == "RUNNING":
             return False
         current.run.finish(_finished(folder, status, current))
@@ -158,7 +159,9 @@ class Follower:
 
     def _is_anothers(self, folder: Path, build: Mapping[str, Any]) -> bool:
         """Whether the process that builds it sees to it."""
-        return build_record.runs_now(folder, build) and build["attempts"][-1]["pid"] != self.starter
+        process = build["attempts"][-1]
+        mine = (process["host"], process["pid"]) == (socket.gethostname(), self.starter)
+        return not mine and build_record.runs_now(folder, build)
 
     def _begin(self, folder: Path, build: Mapping[str, Any]) -> OpenRun | None:
         """None where another process delivers it."""

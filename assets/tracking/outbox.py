@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from assets.launch import guard
+from assets.store.locks import is_held, process_lock
 
 PATIENCE_SECONDS = 20.0  # that a run waits for its server, all told
 # an answer within them costs no patience: a long chain of stages waits for a healthy server at each
@@ -25,6 +27,8 @@ PAUSES = (
     2.0,
     60.0,
 )  # seconds between two tries while a server does not answer: the first, and the longest
+
+LOCKS = "locks"  # in a store's home
 
 Say = Callable[[str], None]
 
@@ -40,23 +44,31 @@ class Delivered:
     problem: str | None = None
 
 
-def this_process() -> dict[str, Any]:
-    """Who builds: host, user and process, told apart from a later one of the same number."""
+def this_process(home: Path) -> dict[str, Any]:
+    """Who builds in the store `home`: host, user and process, told apart from a later one of the
+    same number, and the lock that it holds.
+    """
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's process without a name
         user = str(os.getuid())
-    pid = os.getpid()
+    pid, locks = os.getpid(), home / LOCKS
+    locks.mkdir(parents=True, exist_ok=True)
     return {
         "user": user,
         "host": socket.gethostname(),
         "pid": pid,
         "process_started": guard.started(pid),
+        "lock": process_lock(locks),
     }
 
 
-def is_alive(attempt: Mapping[str, Any]) -> bool:
-    """Whether the process of an attempt still runs. One on another host is taken to."""
+def is_alive(attempt: Mapping[str, Any], home: Path) -> bool:
+    """Whether the process of an attempt still runs, on whichever host: whether it holds its lock in
+    the store `home`. Without one, of an earlier version, it is taken to on another host.
+    """
+    if lock := attempt.get("lock"):
+        return is_held(home / LOCKS / lock)
     return (
         attempt["host"] != socket.gethostname()
         or guard.started(attempt["pid"]) == attempt["process_started"]

@@ -54,7 +54,11 @@ class ParentRun:
             return self._push()
 
     def _push(self) -> str:
-        client, status, tags = self.server.client(), session.status(self.session), self._tags()
+        client, status, tags = (
+            self.server.client(),
+            session.status(self.server.home, self.session),
+            self._tags(),
+        )
         run_id = self.state.run_id or self._run(tags)
         known = hashlib.sha256(canonical(tags)).hexdigest()
         if known != self.state.tags:

@@ -24,9 +24,9 @@ from gpt_model.io import write_json
 SESSIONS = "sessions"  # in a store's home
 
 
-def name_of(recipe: str, dagster_run: str | None) -> str:
+def name_of(home: Path, recipe: str, dagster_run: str | None) -> str:
     """The folder's name under sessions/."""
-    process = this_process()
+    process = this_process(home)
     run = dagster_run or f"{process['host']}-{process['pid']}-{process['process_started']}"
     return limits.file_name(f"{run}.{recipe}")
 
@@ -35,7 +35,7 @@ def record(
     home: Path, recipe: str, dagster_run: str | None, stage: str, fingerprint: str, *, built: bool
 ) -> str:
     """Adds an artifact that the session builds, or found. Returns the session's name."""
-    folder = home / SESSIONS / name_of(recipe, dagster_run)
+    folder = home / SESSIONS / name_of(home, recipe, dagster_run)
     (folder / "journal").mkdir(parents=True, exist_ok=True)
     with locked(folder / "journal" / "session.lock"):
         session = load(folder) or {
@@ -44,7 +44,7 @@ def record(
             "began": time.time(),
             "artifacts": {},
         }
-        session |= {"ended": None, "succeeded": None, "process": this_process()}
+        session |= {"ended": None, "succeeded": None, "process": this_process(home)}
         session["artifacts"][stage] = {"fingerprint": fingerprint, "built": built}
         write_json(folder / "journal" / "session.json", session)
     return folder.name
@@ -80,11 +80,11 @@ def any_built(session: dict[str, Any]) -> bool:
     return any(entry["built"] for entry in session["artifacts"].values())
 
 
-def status(session: dict[str, Any]) -> str:
+def status(home: Path, session: dict[str, Any]) -> str:
     """As MLflow names it."""
     if session["ended"] is not None:
         return "FINISHED" if session["succeeded"] else "FAILED"
-    return "RUNNING" if is_alive(session["process"]) else "KILLED"
+    return "RUNNING" if is_alive(session["process"], home) else "KILLED"
 
 
 def state_of(home: Path, fingerprint: str) -> str:

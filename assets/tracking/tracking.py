@@ -115,7 +115,7 @@ class Tracking:
                 self.home, build.recipe, dagster_run, build.stage, build.fingerprint, built=True
             ),
             "began": time.time(),
-            **this_process(),
+            **this_process(self.home),
         }
         facts = {
             "build": known["build"],
@@ -217,7 +217,7 @@ class Tracking:
                 break
             deliveries.append(self.deliver(folder, max(0.1, ends - time.monotonic())))
         for folder, record in session.sessions(self.home):
-            ended = session.status(record) != "RUNNING"
+            ended = session.status(self.home, record) != "RUNNING"
             if ended and not session.any_built(record):
                 session.end(folder, succeeded=False)  # it was killed before it could forget itself
             elif ended and not self._is_delivered_session(folder):
@@ -236,7 +236,7 @@ class Tracking:
         what MLflow had of it once. Patient with the server.
         """
         for folder, record in session.sessions(self.home):
-            if session.status(record) != "RUNNING":
+            if session.status(self.home, record) != "RUNNING":
                 with delivering(folder):
                     state.save(folder, self.server.name, State())
         for folder, build in builds(self.home):
