@@ -352,13 +352,12 @@ def memory_per_rank(
     return weights + gradients + optimizer + activation_bytes(model, micro_batch, checkpointing)
 
 
-def smallest_profile(model: ModelConfig, batches: Sequence[int], memory: float) -> dict[str, Any]:
+def smallest_profile(model: ModelConfig, batch: int, memory: float) -> dict[str, Any]:
     """The fields of a profile with the fewest ranks, and of those with the least sharding, on which
-    training takes at most `memory` bytes a rank and `batches`, sequences, are shared out evenly.
+    training takes at most `memory` bytes a rank and `batch`, sequences, are shared out evenly.
     Where no number of ranks will do, the most there are, on devices of more memory.
     """
-    most = math.gcd(*batches)
-    rank_numbers = [number for number in range(1, most + 1) if most % number == 0]
+    rank_numbers = [number for number in range(1, batch + 1) if batch % number == 0]
     for ranks, sparing, stage in itertools.product(rank_numbers, (False, True), ZERO_STAGES):
         fields = {"processes": ranks, "zero_stage": stage, "micro_batch": 1}
         fields |= {"activation_checkpointing": sparing}
@@ -407,7 +406,7 @@ def pretraining_demand(model: ModelConfig, section: Config, profile: Profile) ->
     """Of `section`, a recipe's pretraining, on `profile`, at the default rate: the store's earlier
     builds are not read.
     """
-    sequences = section["batch_tokens"] // model.context // profile.processes
+    sequences = -(-section["batch_tokens"] // model.context // profile.processes)
     rows = micro_batch(max(1, sequences), model.context, profile)
     each = memory_per_rank(
         model, profile.zero_stage, profile.processes, rows, profile.activation_checkpointing

@@ -191,9 +191,15 @@ def test_ppos_four_models_take_16_bytes_a_trained_parameter_and_4_a_frozen_one()
     assert ppo_bytes(model, shared_value=True) == 24 * model.parameters()
 
 
-def test_plan_refuses_a_batch_the_profile_cannot_share_out(store: Store, base: Path) -> None:
-    with pytest.raises(UserError, match="cannot share out evenly among its processes, 3"):
-        plan_of(RECIPE, base, Profile(name="three", processes=3), store)
+def test_plan_refuses_more_processes_than_sequences_and_counts_the_time_they_have_none(
+    store: Store, base: Path
+) -> None:
+    with pytest.raises(UserError, match="fewer than the processes of the profile 'many', 99"):
+        plan_of(RECIPE, base, Profile(name="many", processes=99), store)
+    facts = plan_of(RECIPE, base, Profile(name="three", processes=3), store)
+    share = facts["memory_per_rank"]["idle_share"]
+    assert 0 < share < 0.5
+    assert f"ZeRO 1; {share:.0%} of their time without a sequence" in _drawn(facts)
 
 
 @pytest.mark.slow
@@ -694,7 +700,7 @@ def test_what_does_not_fit_is_said_with_the_smallest_profile_that_would_do(
     assert "at the profile's price" in _drawn(facts)
 
     xl, large = (ModelConfig.published(name) for name in ("gpt2-xl", "gpt3-175b"))
-    fields = smallest_profile(xl, [512], 20e9)
+    fields = smallest_profile(xl, 512, 20e9)
     assert fields == {
         "processes": 2,
         "zero_stage": 2,
@@ -702,8 +708,10 @@ def test_what_does_not_fit_is_said_with_the_smallest_profile_that_would_do(
         "activation_checkpointing": True,
     }
     assert memory_per_rank(xl, 2, 2, 1, True) <= 20e9 < memory_per_rank(xl, 3, 1, 1, True)
-    # The ramp's first batch has 16 sequences, so no more ranks can share it out.
-    fields = smallest_profile(large, [1536, 16], 80e9)
+    fields = smallest_profile(large, 1536, 80e9)
+    assert (fields["processes"], fields["zero_stage"]) == (48, 3)
+    assert memory_per_rank(large, 3, 48, 1, True) <= 80e9 < memory_per_rank(large, 3, 32, 1, True)
+    fields = smallest_profile(large, 16, 80e9)  # no more than a rank for each sequence
     assert fields["processes"] == 16 and fields["zero_stage"] == 3
     assert fields["memory_gb"] * 1e9 >= memory_per_rank(large, 3, 16, 1, True) > 80e9
     tight = Profile.model_validate({**gpu, "memory_gb": 0.0005})

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_ranks import MODEL, SECTION, make_inputs, run
+from training_ranks import MODEL, SECTION, Ranks, make_inputs, read_record, run
 
 from assets.execution.pretraining import evaluation_steps, settings_of
 from assets.recipe.recipe import PretrainingSection
-from assets.stages.pretraining import batches_of
+from assets.stages.pretraining import batches_of, idle_share
 from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.data.sampler import Sampler
@@ -245,6 +245,44 @@ def test_the_stage_counts_the_tokens_of_a_ramp_as_they_are(inputs: Path, tmp_pat
         == (message["result"]["tokens"], message["result"]["steps"])
     )
     assert facts["epochs"]["plays"] == pytest.approx(message["result"]["epochs/plays"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_ranks_without_a_sequence_leave_every_loss_as_it_is(inputs: Path, tmp_path: Path) -> None:
+    """A ramp from one sequence, to eight, which three ranks cannot share evenly either."""
+    section = {"tokens": 2048, "batch_ramp": {"from_tokens": 32, "over_tokens": 1024}}
+    runs: list[dict[str, Any]] = [
+        {
+            "what": "loop",
+            "output": tmp_path / f"stage{stage}",
+            "section": section,
+            "model": {"dropout": 0.0},
+            "zero_stage": stage,
+        }
+        for stage in (1, 3)
+    ]
+    Ranks(inputs, runs, world_size=3).wait()
+    expected = run(inputs, {**runs[0], "output": tmp_path / "alone"}).record["metrics"]
+    for each in runs:
+        measured = read_record(each["output"])["metrics"]
+        assert measured.keys() == expected.keys() and len(measured) > 12
+        for step, values in measured.items():
+            for name in ("loss", "gradient_norm"):
+                assert values[name] == pytest.approx(expected[step][name], rel=1e-5), (step, name)
+
+
+def test_the_time_of_ranks_without_a_sequence_is_counted() -> None:
+    ramped = BatchSchedule(4 * 32, 32, 640)
+    steps = ramped.steps_within(2048)
+    rows = [ramped.tokens_of(step) // 32 for step in range(steps)]
+    assert list(ramped.stretches(steps)) == [
+        (size * 32, len(list(group))) for size, group in itertools.groupby(rows)
+    ]
+    for ranks in (1, 3, 4):
+        slots = sum(-(-count // ranks) * ranks for count in rows)
+        share = idle_share(ramped, steps, 32, ranks)
+        assert share == pytest.approx(1 - sum(rows) / slots) and (share == 0) == (ranks == 1)
+    assert idle_share(ramped, 0, 32, 4) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +36,11 @@ from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.schedules import BatchSchedule, by_step, warmup_cosine
 from gpt_model.transformer import GPT, Decoder
 
+# Of a rank's micro-batch: inputs and targets, each [sequences, context], and the number of its rows
+# over the mean number of all the step's micro-batches'
+MicroBatch = tuple[Tensor, Tensor, float]
+# What a rank without a row computes, to weigh nothing: every rank takes part in each exchange
+IDLE = np.zeros((1, 1), dtype=np.int64)
 PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
 SAMPLE_TOP_K = 40  # GPT-2's samples
 
@@ -159,24 +165,33 @@ class LanguageModelling:
     def units_before(self, step: int) -> int:
         return self.sampler.batches.tokens_before(step)
 
-    def micro_batches(self, step: int) -> Sequence[tuple[Tensor, Tensor]]:
-        """This rank's rows of a step: (inputs, targets), each [sequences, context]."""
-        inputs, targets, _ = self.sampler.batch(
-            step, self.execution.rank, self.execution.world_size
-        )
-        sequences = micro_batch(len(inputs), self.sampler.context, self.profile)
+    def micro_batches(self, step: int) -> Sequence[MicroBatch]:
+        """This rank's rows of a step, as many micro-batches as every rank has."""
+        ranks, context = self.execution.world_size, self.sampler.context
+        inputs, targets, _ = self.sampler.batch(step, self.execution.rank, ranks)
+        sequences = self.sampler.batches.tokens_of(step) // context
+        most = -(-sequences // ranks)  # rows of a rank; others may have one less, or none
+        rows = micro_batch(most, context, self.profile)
+        count = most // rows
         device = self.execution.device
-        parts = (
-            torch.from_numpy(rows).to(device).split(sequences)  # [sequences, context] each
-            for rows in (inputs, targets)
-        )
-        return list(zip(*parts, strict=True))
+        parts: list[MicroBatch] = []
+        for first in range(0, most, rows):
+            part = slice(first, first + rows)
+            share = len(inputs[part]) * ranks * count / sequences
+            here = (inputs[part], targets[part]) if share else (IDLE, IDLE)
+            read, predicted = (torch.from_numpy(each).to(device) for each in here)
+            parts.append((read, predicted, share))
+        return parts
 
     def loss(
-        self, model: nn.Module, micro_batch: tuple[Tensor, Tensor]
+        self, model: nn.Module, micro_batch: MicroBatch
     ) -> tuple[Tensor, Mapping[str, tuple[Any, Any]]]:
-        """`micro_batch`: (inputs, targets), each [sequences, context]. The loss is a scalar."""
-        return model(*micro_batch), {}
+        """The loss is a scalar. Times its share, its mean over micro-batches and ranks is the mean
+        over the step's rows.
+        """
+        inputs, targets, share = micro_batch
+        loss = model(inputs, targets)
+        return (loss if share == 1 else loss * share), {}
 
 
 class Evaluation:

@@ -58,24 +58,27 @@ def check_whole(section: Mapping[str, Any], context: int) -> None:
 def check_shared_out(
     section: Mapping[str, Any], context: int, profile: str, processes: int
 ) -> None:
-    """Raises UserError where a profile cannot share out each step's sequences evenly: the batch is
-    the recipe's, not the profile's.
+    """Raises UserError where a profile has more processes than the full batch has sequences: the
+    batch is the recipe's, not the profile's, and some would never have one.
     """
-    sizes = batch_sizes(section)
-    for field, tokens in sizes.items():
-        sequences = tokens // context
-        if sequences % processes:
-            fitting = max(
-                number
-                for number in range(1, processes)
-                if all(size // context % number == 0 for size in sizes.values())
-            )
-            raise UserError(
-                f"{field} {tokens} is {sequences} sequences of {context} tokens, which the profile "
-                f"{profile!r} cannot share out evenly among its processes, {processes}: set "
-                f"processes to {fitting} in profiles/{profile}.yaml, or change the recipe's batch.",
-                field=f"pretraining.{field}",
-            )
+    sequences = section["batch_tokens"] // context
+    if sequences < processes:
+        raise UserError(
+            f"batch_tokens {section['batch_tokens']} is {sequences} sequences of {context} tokens, "
+            f"fewer than the processes of the profile {profile!r}, {processes}: set processes to "
+            f"{sequences} at most in profiles/{profile}.yaml, or enlarge the recipe's batch.",
+            field="pretraining.batch_tokens",
+        )
+
+
+def idle_share(batches: BatchSchedule, steps: int, context: int, processes: int) -> float:
+    """The share of the processes' time in which they have no sequence: a batch that does not come
+    out even, or one of a ramp with fewer sequences than there are processes.
+    """
+    slots = 0
+    for tokens, count in batches.stretches(steps):
+        slots += count * -(-tokens // context // processes) * processes
+    return 1 - batches.tokens_before(steps) / context / slots if slots else 0.0
 
 
 def micro_batch(sequences: int, context: int, profile: Profile) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 Schedule = Callable[[int], float]  # of the step about to be taken, counted from 0
 
@@ -16,9 +16,9 @@ class BatchSchedule:
     (GPT-3, appendix B).
 
     On a ramp the batch lies on a straight line from `ramp_from` tokens before the first step to
-    `size` once `ramp_over` tokens are seen. It is rounded to a whole multiple of `ramp_from`: ranks
-    that can share out so many sequences can share out every batch, and the batches do not depend on
-    the number of ranks. The table below has a line for each such multiple, not for each step.
+    `size` once `ramp_over` tokens are seen. It is rounded to a whole multiple of `ramp_from`, and
+    does not depend on the number of ranks. The table below has a line for each such multiple, not
+    for each step.
     """
 
     def __init__(self, size: int, ramp_from: int | None = None, ramp_over: int = 0) -> None:
@@ -50,6 +50,13 @@ class BatchSchedule:
         """Tokens of all steps before a step."""
         stretch = bisect_right(self._steps, step) - 1
         return self._tokens[stretch] + (step - self._steps[stretch]) * self._sizes[stretch]
+
+    def stretches(self, steps: int) -> Iterator[tuple[int, int]]:
+        """(tokens of a step, how many such steps there are) within the first `steps`, in order."""
+        ends = [*self._steps[1:], steps]
+        for begin, end, size in zip(self._steps, ends, self._sizes, strict=True):
+            if (count := min(end, steps) - begin) > 0:
+                yield size, count
 
     def steps_within(self, tokens: int) -> int:
         """Steps that `tokens` tokens are enough for."""

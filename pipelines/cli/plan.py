@@ -35,7 +35,7 @@ from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.recipe.recipe import PretrainingSection, Recipe
 from assets.stages import base_model
-from assets.stages.pretraining import batch_sizes, batches_of, check_shared_out, micro_batch
+from assets.stages.pretraining import batches_of, check_shared_out, idle_share, micro_batch
 from assets.stages.zero_shot import members
 from assets.store.remote import remote_of
 from assets.store.store import SHORT, Store
@@ -47,12 +47,13 @@ from pipelines.progress import duration, human
 SNAPSHOT_BYTES = 4  # a parameter: float32
 CHECKPOINT_BYTES = 12  # a parameter: weight and two moments, float32
 CHECKPOINTS = 2  # that training keeps
+IDLE_SHOWN = 0.005  # of the ranks' time: less is not shown
 LISTED = 3  # names that a reason lists; more are counted
 
 
 def plan_of(recipe: Recipe, base: Path, profile: Profile, store: Store) -> dict[str, Any]:
     """The plan as JSON values; `base` is the recipe's folder. Raises UserError where a local source
-    cannot be read or the profile cannot share out the recipe's batch.
+    cannot be read or the profile has more processes than the recipe's batch has sequences.
     """
     damage: list[str] = []
     artifacts = readable(store, damage.append)
@@ -179,7 +180,7 @@ def _training(
 
 def memory_facts(recipe: Recipe, model: ModelConfig, profile: Profile) -> dict[str, Any]:
     """What pre-training and PPO take of each rank's memory, as JSON values. Raises UserError where
-    the profile cannot share out the recipe's batch.
+    the profile has more processes than the recipe's batch has sequences.
     """
     available, facts = profile.memory_each(), dict[str, Any]()
     if recipe.pretraining:
@@ -201,7 +202,7 @@ def _training_memory(
 ) -> dict[str, Any]:
     settings = section.model_dump(mode="json")
     check_shared_out(settings, model.context, profile.name, profile.processes)
-    sequences = section.batch_tokens // model.context // profile.processes
+    sequences = -(-section.batch_tokens // model.context // profile.processes)
     each = micro_batch(sequences, model.context, profile)
     checkpointing = profile.activation_checkpointing
     by_stage = {
@@ -209,16 +210,20 @@ def _training_memory(
         for stage in ZERO_STAGES
     }
     fits = available is None or by_stage[profile.zero_stage] <= available
-    batches = [tokens // model.context for tokens in batch_sizes(settings).values()]
+    batches = batches_of(settings)
+    steps = batches.steps_within(section.tokens)
     return {
         "ranks": profile.processes,
         "micro_batch": each,
+        "idle_share": idle_share(batches, steps, model.context, profile.processes),
         "profile_stage": profile.zero_stage,
         "bytes_by_zero_stage": {str(stage): size for stage, size in by_stage.items()},
         "available": available,
         "fits": fits,
         "smallest_profile": (
-            None if fits or not available else smallest_profile(model, batches, available)
+            None
+            if fits or not available
+            else smallest_profile(model, section.batch_tokens // model.context, available)
         ),
     }
 
@@ -444,7 +449,10 @@ def _draw_training(table: Table, facts: Mapping[str, Any]) -> None:
     table.add_row("[bold]memory a rank", f"{by_stage}; beside what Python and torch take")
     ranks = f"{memory['ranks']} rank{'s' if memory['ranks'] > 1 else ''}"
     ranks += f", {memory['micro_batch']} sequences each a forward pass"
-    table.add_row("[bold]profile", f"{facts['profile']}: {ranks}, ZeRO {memory['profile_stage']}")
+    ranks += f", ZeRO {memory['profile_stage']}"
+    if memory["idle_share"] > IDLE_SHOWN:
+        ranks += f"; {memory['idle_share']:.0%} of their time without a sequence"
+    table.add_row("[bold]profile", f"{facts['profile']}: {ranks}")
 
 
 def _ramp(facts: Mapping[str, Any]) -> str:
