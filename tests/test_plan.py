@@ -709,8 +709,8 @@ def test_what_does_not_fit_is_said_with_the_smallest_profile_that_would_do(
     }
     assert memory_per_rank(xl, 2, 2, 1, True) <= 20e9 < memory_per_rank(xl, 3, 1, 1, True)
     fields = smallest_profile(large, 1536, 80e9)
-    assert (fields["processes"], fields["zero_stage"]) == (48, 3)
-    assert memory_per_rank(large, 3, 48, 1, True) <= 80e9 < memory_per_rank(large, 3, 32, 1, True)
+    assert (fields["processes"], fields["zero_stage"]) == (64, 3)
+    assert memory_per_rank(large, 3, 64, 1, True) <= 80e9 < memory_per_rank(large, 3, 48, 1, True)
     fields = smallest_profile(large, 16, 80e9)  # no more than a rank for each sequence
     assert fields["processes"] == 16 and fields["zero_stage"] == 3
     assert fields["memory_gb"] * 1e9 >= memory_per_rank(large, 3, 16, 1, True) > 80e9
