@@ -209,7 +209,7 @@ def _launch(
     left = _left_running(building, request)
     if left:  # it has its own profile, and reads its own job
         profile = Profile.model_validate(read_json(building.job)["profile"])
-    ranks = profile.processes if stage.ranks == "profile" and not published else 1
+    ranks = profile.processes if stage.shared_out and not published else 1
     threads = profile.threads_each() * (1 if ranks > 1 else profile.processes_each_host())
     if not left:
         for leftover in (building.result, building.failure, building.messages):

@@ -25,7 +25,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gpt_model.io import dump_json
 from gpt_model.progress import Progress as TrainingProgress
@@ -169,7 +169,7 @@ class Stage:
     # Resolves the section to bytes outside the store before it is fingerprinted: a local file
     # becomes {path, sha256}. The path is relative to the recipe's folder.
     pin: Callable[[Config, Path], Config] = as_it_stands
-    ranks: Literal["one", "profile"] = "one"  # "profile": as many processes as the profile says
+    shared_out: str = ""  # what the profile's processes share; empty: the stage has one process
     pool: str | None = None
     table: Table | None = None
     model: bool = False  # the output's model/ is a model directory: logged and registered as one

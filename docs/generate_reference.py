@@ -28,6 +28,7 @@ from assets.recipe.depth import DepthSection
 from assets.recipe.profile import PROFILES, Profile, load_profile
 from assets.recipe.recipe import RECIPES, Recipe, load_recipe
 from assets.recipe.yaml_file import read_yaml
+from assets.stages import STAGES, stage_named
 from gpt_model.evaluation.suites import TaskMetadata
 from gpt_model.finetuning.entry import CATALOGUE, TaskEntry
 from gpt_model.sizing import Rules
@@ -223,6 +224,22 @@ def shipped() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def shared_out() -> str:
+    """What of each stage the profile's processes share."""
+    rows = [
+        f"| `{name}` | {stage_named(name).shared_out or 'nothing: one process, with every core'} |"
+        for name in STAGES
+    ]
+    return (
+        "\n## `processes`, stage by stage {#shared-out}\n\n"
+        "`gpt-lineage plan` says for each stage of a recipe how many ranks it has. "
+        "[Memory, equal bytes, and why some have one](../how-to/machines.md#which-stages-use-every-"
+        "process).\n\n"
+        + "\n".join(["| stage | what its processes share |", "|---|---|", *rows])
+        + "\n"
+    )
+
+
 def from_root(name: str) -> str:
     """A page that stands at the root of the repository, with links as seen from docs/."""
     return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
@@ -267,7 +284,8 @@ def pages() -> dict[str, str]:
             f"{STRICT} A profile is a YAML file under `profiles/`, or anywhere: "
             "`--profile PATH`. It is no part of a fingerprint.",
             "A profile",
-        ),
+        )
+        + shared_out(),
         "reference/task.md": page(
             "Task",
             TaskEntry,

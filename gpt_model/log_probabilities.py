@@ -16,6 +16,8 @@ from torch import Tensor
 from gpt_model.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_by_row
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.training.batching import token_batches
+from gpt_model.training.engine import ALONE, Execution
+from gpt_model.training.shared_batches import results_of_items
 from gpt_model.transformer import GPT
 
 
@@ -66,21 +68,22 @@ def continuation_log_probabilities(
     continuations: Sequence[int],
     temperature: float = 1.0,
     precision: str = "float32",
+    execution: Execution = ALONE,
 ) -> list[float]:
     """log π(continuation | prompt) in nats of each text of tokens, whose last `continuations`
-    tokens are the continuation. At a temperature: of what is sampled at it.
+    tokens are the continuation. At a temperature: of what is sampled at it. Collective where there
+    are several ranks.
     """
     device = model.wte.weight.device
-    sums = [0.0] * len(texts)
-    for indices in token_batches([len(text) for text in texts]):
+
+    def read(indices: Sequence[int]) -> list[float]:
         rows = PackedSequences.of([texts[index] for index in indices], device)
         lengths = torch.tensor([continuations[index] for index in indices], device=device)
         positions = continuation_positions(rows, lengths)
         by_token = token_log_probabilities(model, rows, positions, temperature, precision)
-        by_text = by_token.double().split(lengths.tolist())
-        for index, nats in zip(indices, by_text, strict=True):
-            sums[index] = float(nats.sum())
-    return sums
+        return [float(nats.sum()) for nats in by_token.double().split(lengths.tolist())]
+
+    return results_of_items(read, token_batches([len(text) for text in texts]), execution)
 
 
 def loss_of_log_probabilities(

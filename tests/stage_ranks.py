@@ -1,11 +1,13 @@
 """One stage after the other on several ranks, forked off one process that has the imports behind it:
 `python tests/stage_ranks.py JOBS.json`. It ends with status 1 where a rank does not end well.
 
-A job: {"stage", "ranks", "config", "inputs": {name: folder}, "output": folder}.
+A job: {"stage", "ranks", "config", "inputs": {name: folder, or [folder, config, metrics]},
+"output": folder}.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -43,9 +45,10 @@ def _run_rank(job: dict[str, Any], rank: int) -> None:
     from assets.contract import Artifact
     from assets.stages import stage_named
 
-    inputs = {
-        name: Artifact(Path(path), name, "", "", {}, {}) for name, path in job["inputs"].items()
-    }
+    inputs = {}
+    for name, given in job["inputs"].items():
+        path, config, metrics = given if isinstance(given, list) else (given, {}, {})
+        inputs[name] = Artifact(Path(path), name, "", "", config, metrics)
     output = Path(job["output"])
     output.mkdir(parents=True, exist_ok=True)
     progress = RecordingProgress(output.name, rank, job["ranks"])
@@ -69,7 +72,8 @@ def _fork(job: dict[str, Any], rank: int) -> int:
 
 
 def _main(path: Path) -> None:
-    import assets.execution.zero_shot  # noqa: F401
+    for stage in ("experiments", "preferences", "sft_selection", "zero_shot"):
+        importlib.import_module(f"assets.execution.{stage}")
 
     for job in json.loads(path.read_text(encoding="utf-8")):
         with socket.socket() as free:

@@ -39,7 +39,7 @@ from gpt_model.rlhf.episodes import SamplingParams
 from gpt_model.rlhf.records import read_comparisons
 from gpt_model.rlhf.reward_model import RewardModel, encode_rankings
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.engine import Execution
+from gpt_model.training.engine import ALONE, Execution
 
 CONTEXTS = {"": 64, "_short": 4}  # in the second no dialogue fits
 
@@ -110,7 +110,7 @@ def _stage(
 def _no_number(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
     model, compared = reward.load(given["scorer"].path), _compared(given)
     torch.nn.init.constant_(model.head.weight, math.nan)
-    reward_model.score_rankings(model, compared, "cpu")
+    reward_model.score_rankings(model, compared, ALONE)
 
 
 def _compared(given: dict[str, Artifact]) -> Any:

@@ -39,7 +39,7 @@ from gpt_model.rlhf.records import Prompt, Ranking, Response
 from gpt_model.statistics import bootstrap_mean, bootstrap_share
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure
-from gpt_model.training.engine import Execution
+from gpt_model.training.engine import ALONE, Execution
 from gpt_model.transformer import GPT
 
 INSTRUCTION = "Write a sentence."
@@ -567,7 +567,7 @@ def test_what_a_model_finds_likelier_is_asked_of_every_source_where_there_are_to
         records.write(chosen, tmp_path / name / "held_out.jsonl")
         result.append(
             preferences.agreement_with_people(
-                model, template, replace(built.inputs["comparisons"], path=tmp_path / name)
+                model, template, replace(built.inputs["comparisons"], path=tmp_path / name), ALONE
             )
         )
     assert result[0] == result[1] != result[2]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import human_world
 import pytest
 import yaml
 from stage_ranks import run_in_ranks
@@ -14,11 +15,28 @@ from world import World, make_world, story
 
 from assets.contract import SCRATCH, Artifact
 from assets.execution.tokenizer import tokenize
+from assets.stages import base_model
+from assets.stages.experiments import ZERO_SHOT_DYNAMICS
+from gpt_model import GPT, convert
 from gpt_model.data import documents
 from gpt_model.data.shards import SourceTexts, join, write
+from gpt_model.rlhf import reward_model
+from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.snapshots import save_snapshot, write_index
+from gpt_model.training.tuning import epoch_folder
 
 RANKS = (1, 2, 3)
+# What a stage writes, and of how many bytes at least: every rank has batches.
+WRITTEN = {
+    "tokens": ("index.json", 1000),
+    "zero_shot": ("predictions.jsonl", 1000),
+    "visible_context": ("experiment.json", 1000),
+    "depth": ("experiment.json", 1000),
+    "zero_shot_dynamics": ("experiment.json", 1000),
+    "instructed": ("answers.jsonl", 40_000),
+    "preferences": ("answers.jsonl", 150_000),
+}
 
 
 def write_suite(folder: Path) -> str:
@@ -63,41 +81,133 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-@pytest.fixture(scope="module")
-def outputs(world: World, downloads: Path) -> dict[tuple[str, int], Path]:
-    """Of the stages `zero_shot` and `tokens`, by their number of ranks."""
+def write_people(world: World) -> dict[str, Path]:
+    """Inputs of the stages that compare answers: models of random weights, by their names."""
+    template = ChatTemplate(chat_tokenizer(world.tokenizer))
+    folder, context = world.folder / "people", world.model.config.context
+    first, second, third = (human_world.tiny(template, seed, context) for seed in (1, 2, 3))
+    for name, model in (("policy_init", first), ("aligned", second), ("supervised", third)):
+        artifact = human_world.model(folder / name, model, template)
+        base_model.write_shape(model.config, artifact.path)
+    for epoch, model in ((1, first), (2, second)):
+        convert.save(model, epoch_folder(folder / "supervised", epoch), template.end_of_text)
+    (folder / "supervised" / "training.json").write_text("{}")
+    scorer = reward_model.RewardModel(human_world.tiny(template, 9))
+    reward_model.save(scorer, template.tokenizer, folder / "reward_model")
+    human_world.write(folder / "prompts", held_out=human_world.prompts(400))
+    human_world.write(folder / "comparisons", held_out=human_world.rankings(300, 1))
+    return {path.name: path for path in folder.iterdir()}
+
+
+def write_models(world: World) -> dict[str, Path]:
+    """Models of two depths, and one with snapshots, in folders of these names."""
+    for layers in (1, 2, 3):
+        shape = world.model.config.model_copy(update={"layers": layers})
+        folder = world.folder / f"layers_{layers}"
+        convert.save(GPT(shape, seed=layers), folder / "model", world.tokenizer.end_of_text)
+        for step in (1, 2, 3):
+            save_snapshot(GPT(shape, seed=step), folder, step)
+        write_index(folder, {step: 100 * step for step in (1, 2, 3, 4)})
+    return {f"depth/layers_{layers}": world.folder / f"layers_{layers}" for layers in (1, 2, 3)}
+
+
+def choices(world: World) -> dict[str, Any]:
+    """A task of 60 questions, by the heuristic that asks them."""
+    rows = [
+        {
+            "question": f"{story(n, 1)} Which?",
+            "options": ["the table", "the wagon"],
+            "answer": n % 2,
+        }
+        for n in range(60)
+    ]
+    (path := world.folder / "choices.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    columns = {"question": "question", "options": "options", "label": "answer"}
+    entry = {"licence": "CC0", "source": {"file": str(path)}, "form": "multiple_choice"}
+    task = {"name": "choices", "entry": entry | {"columns": columns}}
+    return ZERO_SHOT_DYNAMICS.pin({"tasks": {"questions": task}}, world.folder)["tasks"]
+
+
+def stages_of(world: World) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Config and inputs of each stage."""
     model, corpus = world.folder / "pretrained", world.folder / "corpus"
-    stages: dict[str, Any] = {
+    tokens, people, models = world.folder / "tokens-1", write_people(world), write_models(world)
+    tokenizer = [model / "model", {}, {"vocab_size": world.tokenizer.vocab_size}]
+    shape = {**world.model.config.model_dump(exclude={"vocab_size"})}
+    answers = {"max_new_tokens": 10, "temperature": 1.0, "seed": 1}
+    unavailable = {"name": "none", "not_run": "it is not here"}
+    dynamics = dict.fromkeys(("sentiment", "acceptability", "pronouns"), unavailable)
+    return {
         "tokens": ({}, {"corpus": corpus, "tokenizer": model / "model"}),
         "zero_shot": (
             world.config(["held_out", "cloze", write_suite(world.folder)], {"cloze": 60}),
             {"corpus": corpus, "pretrained": model},
         ),
+        "visible_context": (
+            {"contexts": [1, 9, 64], "positions": 900, "seed": 0},
+            {"tokens": tokens, "pretrained": model},
+        ),
+        "depth": (
+            {},
+            {"tokens": tokens, "tokenizer": tokenizer}
+            | {
+                name: [
+                    path,
+                    {"model": shape | {"layers": layers}, "pretraining": {"tokens": 9}},
+                    {},
+                ]
+                for layers, (name, path) in enumerate(models.items(), 1)
+            },
+        ),
+        "zero_shot_dynamics": (
+            {
+                "tasks": dynamics | {"acceptability": None} | choices(world),
+                "examples": 60,
+                "split_seed": 0,
+            },
+            {
+                "corpus": corpus,
+                "tokenizer": model / "model",
+                "pretrained": models["depth/layers_2"],
+                "experiments/lstm": models["depth/layers_1"],
+            },
+        ),
+        "instructed": ({"instructed": {"prompts": 200, **answers}}, people),
+        "preferences": (
+            {"preferences": {"prompts": 200, "best_of": 5, **answers}},
+            people | {"pretrained": model, "tokens": tokens},
+        ),
     }
-    jobs = [
-        {
-            "stage": stage,
-            "ranks": ranks,
-            "config": config,
-            "inputs": inputs,
-            "output": world.folder / f"{stage}-{ranks}",
-        }
-        for stage, (config, inputs) in stages.items()
-        for ranks in RANKS
-    ]
+
+
+@pytest.fixture(scope="module")
+def outputs(world: World, downloads: Path) -> dict[tuple[str, int], Path]:
+    """Of each stage, by its number of ranks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LINEAGE_DOWNLOADS", str(downloads))
+        jobs = [
+            {
+                "stage": stage,
+                "ranks": ranks,
+                "config": config,
+                "inputs": inputs,
+                "output": world.folder / f"{stage}-{ranks}",
+            }
+            for stage, (config, inputs) in stages_of(world).items()
+            for ranks in RANKS
+        ]
         run_in_ranks(jobs, world.folder)
     return {(job["stage"], job["ranks"]): job["output"] for job in jobs}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["tokens", "zero_shot"])
+@pytest.mark.parametrize("stage", WRITTEN)
 def test_any_number_of_ranks_gives_the_bytes_of_one(
     stage: str, outputs: dict[tuple[str, int], Path]
 ) -> None:
     alone, *others = (contents(outputs[stage, ranks]) for ranks in RANKS)
-    assert len(alone["index.json" if stage == "tokens" else "predictions.jsonl"]) > 1000
+    name, size = WRITTEN[stage]
+    assert len(alone[name]) > size
     for several in others:
         assert several == alone
 

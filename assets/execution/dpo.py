@@ -15,7 +15,7 @@ from gpt_model.rlhf import dpo, ranking_agreement
 from gpt_model.rlhf.dpo import LogProbabilities
 from gpt_model.rlhf.records import evenly
 from gpt_model.rlhf.reward_model import EncodedRanking
-from gpt_model.training.engine import start
+from gpt_model.training.engine import Execution, start
 from gpt_model.training.loop import Hook
 from gpt_model.training.tuning import cosine_settings, evaluation_steps
 
@@ -45,15 +45,15 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         [held_out[index] for index in evaluated],
         [held_out_reference[index] for index in evaluated],
         section,
-        progress.rank,
+        execution,
     )
     hooks = [Hook(evaluation_steps(batches.steps, rankings.EVALUATIONS), evaluate)]
     settings = cosine_settings(section, batches.steps)
     outcome = tuning.tune(gpt, objective, settings, execution, output, progress, hooks)
+    gpt.eval()
+    policy = dpo.ranking_log_probabilities(gpt, held_out, precision, execution)
     if progress.rank:
         return {}
-    gpt.eval()
-    policy = dpo.ranking_log_probabilities(gpt, held_out, precision)
     rewards = dpo.implicit_rewards(policy, held_out_reference, section["beta"])
     check_finite(rewards, held_out)
     metrics = rankings.held_out_metrics({"": rewards}, held_out)
@@ -90,14 +90,14 @@ def _evaluation(
     held_out: Sequence[EncodedRanking],
     reference: LogProbabilities,
     section: Mapping[str, Any],
-    rank: int,
+    execution: Execution,
 ) -> Callable[[int, Any], Mapping[str, float]]:
-    """A hook of the loop: accuracy, log loss and margin of the implicit reward."""
+    """A hook of the loop, collective: accuracy, log loss and margin of the implicit reward."""
 
     def evaluate(step: int, model: Any) -> Mapping[str, float]:
-        if rank or not held_out:
+        if not held_out:
             return {}
-        policy = dpo.ranking_log_probabilities(model, held_out, section["precision"])
+        policy = dpo.ranking_log_probabilities(model, held_out, section["precision"], execution)
         rewards = dpo.implicit_rewards(policy, reference, section["beta"])
         by_ranking = ranking_agreement.gaps(rewards, [ranking.pairs for ranking in held_out])
         gaps = [gap for ranking in by_ranking for gap in ranking]

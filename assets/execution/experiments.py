@@ -4,7 +4,9 @@ experiment.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from assets.contract import SCRATCH, Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
@@ -15,6 +17,7 @@ from assets.execution.finetuning import (
     prepare,
     settings_of,
 )
+from assets.execution.tuning import execution_of
 from assets.stages.experiments import LSTM_ASSET, TASK_FORMS
 from assets.store.home import downloads_folder
 from gpt_model import convert
@@ -43,8 +46,9 @@ from gpt_model.finetuning.entry import SPLITS
 from gpt_model.finetuning.objective import FineTuned, FineTuning
 from gpt_model.statistics import ConfidenceInterval
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.engine import Execution
+from gpt_model.training.engine import join_without_training
 from gpt_model.training.measure import HeldOut, held_out
+from gpt_model.training.shared_batches import SharedBatches
 from gpt_model.training.snapshots import snapshots
 from gpt_model.transformer import Decoder
 
@@ -170,22 +174,26 @@ def layers_help(built: Built) -> Verdict:
 # Runs the depth stage (GPT-1, figure 2 left, extended to layers trained).
 def run_depth(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Write experiment.json: every model among the inputs ("pretrained" and "depth/…") measured on
-    the same held-out windows.
+    the same held-out windows, which the ranks share.
     """
+    execution = execution_of(progress)
+    join_without_training(execution)
     models: dict[int, list[Artifact]] = {}
     for name, artifact in inputs.items():
         if name == "pretrained" or name.startswith("depth/"):
             models.setdefault(int(artifact.config["model"]["layers"]), []).append(artifact)
     models = dict(sorted(models.items()))
-    data, device = TokenData(inputs["tokens"].path), progress.profile.device
+    data = TokenData(inputs["tokens"].path)
     count, measured = sum(map(len, models.values())), 0
     results: dict[int, list[dict[str, HeldOut]]] = {layers: [] for layers in models}
     for layers, seeds in models.items():
         for artifact in seeds:
-            model = convert.load(artifact.path / "model").to(device).eval()
-            results[layers].append(held_out(model, data, Execution(device=device)))
+            model = convert.load(artifact.path / "model").to(execution.device).eval()
+            results[layers].append(held_out(model, data, execution))
             measured += 1
             progress.advance(measured, count, "models")
+    if progress.rank:
+        return {}
     vocab_size = int(inputs["tokenizer"].metrics["vocab_size"])
     shapes = {layers: seeds[0].config["model"] for layers, seeds in models.items()}
     parameters = {
@@ -218,13 +226,17 @@ def deeper_is_better(built: Built) -> Verdict:
 def run_visible_context(
     config: Config, inputs: Inputs, output: Path, progress: Progress
 ) -> Metrics:
-    """Write experiment.json: a curve a source."""
+    """Write experiment.json: a curve a source. The ranks share the batches."""
+    execution = execution_of(progress)
+    join_without_training(execution)
     data = TokenData(inputs["tokens"].path)
-    model = convert.load(inputs["pretrained"].path / "model").to(progress.profile.device).eval()
+    model = convert.load(inputs["pretrained"].path / "model").to(execution.device).eval()
     contexts = sorted(config["contexts"] or default_contexts(model.config.context))
     sources = []
     for number, name in enumerate(data.sources, 1):
-        source = measure_source(model, data, name, contexts, config["positions"], config["seed"])
+        source = measure_source(
+            model, data, name, contexts, config["positions"], config["seed"], execution
+        )
         if source is None:
             progress.log(
                 f"{name}: fewer than two held-out tokens have {contexts[-1]} before them; left out"
@@ -232,6 +244,8 @@ def run_visible_context(
             continue
         sources.append(source)
         progress.advance(number, len(data.sources), "sources")
+    if progress.rank:
+        return {}
     curves = VisibleContext(contexts, sources)
     write_document(output, curves.document())
     return curves.metrics()
@@ -260,8 +274,11 @@ def run_zero_shot_dynamics(
     config: Config, inputs: Inputs, output: Path, progress: Progress
 ) -> Metrics:
     """Write experiment.json: each heuristic's score at each snapshot, for "pretrained" and, where
-    there is one, the LSTM. Raises Unavailable where no heuristic has examples.
+    there is one, the LSTM. The ranks share the snapshots. Raises Unavailable where no heuristic
+    has examples.
     """
+    execution = execution_of(progress)
+    join_without_training(execution)
     probes, missing = build_probes(
         config["tasks"],
         inputs["corpus"].path,
@@ -281,12 +298,21 @@ def run_zero_shot_dynamics(
         for network, artifact in artifacts.items()
         for tokens, load in snapshots(artifact.path)
     ]
+    done = itertools.count(1)
+
+    def score(snapshot: tuple[str, float, Callable[[], Decoder]]) -> list[ConfidenceInterval]:
+        model = snapshot[2]().to(execution.device).eval()
+        return [probe.score(model) for probe in probes]
+
+    scores = SharedBatches(partial(map, score), execution).results(
+        models, lambda _: progress.advance(next(done), len(models), "snapshots")
+    )
+    if progress.rank:
+        return {}
     curves: dict[tuple[str, str], list[tuple[float, ConfidenceInterval]]] = {}
-    for number, (network, tokens, load) in enumerate(models, 1):
-        model = load().to(progress.profile.device).eval()
-        for probe in probes:
-            curves.setdefault((network, probe.task), []).append((tokens, probe.score(model)))
-        progress.advance(number, len(models), "snapshots")
+    for (network, tokens, _), of_snapshot in zip(models, scores, strict=True):
+        for probe, of_probe in zip(probes, of_snapshot, strict=True):
+            curves.setdefault((network, probe.task), []).append((tokens, of_probe))
     dynamics = ZeroShotDynamics(probes, missing, curves)
     write_document(output, dynamics.document())
     return dynamics.metrics()

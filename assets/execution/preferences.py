@@ -13,7 +13,7 @@ import numpy as np
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import judge as judge_stage
 from assets.execution.rankings import EVALUATED
-from assets.execution.tuning import HELD_OUT_TOKENS
+from assets.execution.tuning import HELD_OUT_TOKENS, execution_of
 from assets.stages import base_model
 from assets.stages.alignment import WIDEST_RISE
 from gpt_model import convert
@@ -47,7 +47,7 @@ from gpt_model.rlhf.sft_selection import PromptSubset, prompt_subset
 from gpt_model.statistics import ConfidenceInterval, Floats
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure
-from gpt_model.training.engine import Execution
+from gpt_model.training.engine import Execution, join_without_training
 from gpt_model.transformer import GPT
 
 # How much higher the reward model's win rate may be than the judge's, interval and all.
@@ -55,8 +55,9 @@ WIDEST_GAP = 0.1
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
-    if progress.rank:
-        return {}
+    """Every rank runs it, and takes a share of each model's batches; rank 0 writes."""
+    execution = execution_of(progress)
+    join_without_training(execution)
     section, names = config["preferences"], [name for name in MODELS if name in inputs]
     folders = {name: base_model.require(inputs[name]).path / "model" for name in names}
     reference = (
@@ -71,11 +72,13 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         "are left out"
     )
     comparison = Comparison(prompts)
-    _answer_all(comparison, folders, reference, template, section, inputs, progress)
+    _answer_all(comparison, folders, reference, template, section, inputs, execution, progress)
     if "reward_model" in inputs:
         _score_by_reward_model(
-            comparison, template, section, inputs["reward_model"].path, progress.profile.device
+            comparison, template, section, inputs["reward_model"].path, execution
         )
+    if progress.rank:
+        return {}
     if "judge" in inputs and not judge_stage.not_run(inputs["judge"].path):
         _score_by_judge(comparison, BagOfWords.load(inputs["judge"].path))
     choice = {"chosen_apart": subset.apart, "chosen_left": subset.left}
@@ -119,12 +122,12 @@ def _answer_all(
     template: ChatTemplate,
     section: Mapping[str, Any],
     inputs: Inputs,
+    execution: Execution,
     progress: Progress,
 ) -> None:
     """One model after the other: held-out text, answers and their KL, and how far its own
-    likelihood agrees with people's rankings.
+    likelihood agrees with people's rankings. Collective.
     """
-    execution = Execution(device=progress.profile.device)
     device, turns = execution.device, [prompt.turns for prompt in comparison.prompts]
     reference_model = convert.load(folders[reference]).to(device).eval()
     for number, (name, folder) in enumerate(folders.items()):
@@ -135,21 +138,21 @@ def _answer_all(
         if name == PRETRAINED:
             # It knows no role tokens: it continues plain text, and text with them means nothing.
             plain = PlainText(template.tokenizer)
-            comparison.answers[name] = _answer(model, plain, turns, section)
+            comparison.answers[name] = _answer(model, plain, turns, section, execution)
             continue
-        answers = comparison.answers[name] = _answer(model, template, turns, section)
+        answers = comparison.answers[name] = _answer(model, template, turns, section, execution)
         comparison.kl[name] = (
             np.zeros(len(answers))
             if name == reference
-            else _kl(answers, reference_model, template, turns, section["temperature"])
+            else _kl(answers, reference_model, template, turns, section["temperature"], execution)
         )
         if "comparisons" in inputs:
-            agreement = agreement_with_people(model, template, inputs["comparisons"])
+            agreement = agreement_with_people(model, template, inputs["comparisons"], execution)
             if agreement is not None:
                 comparison.agreement[name] = agreement
     if reference == REFERENCE and "reward_model" in inputs:
         comparison.answers[BEST_OF] = _answer(
-            reference_model, template, turns, section, copies=section["best_of"]
+            reference_model, template, turns, section, execution, copies=section["best_of"]
         )
     progress.advance(len(folders), len(folders), "models")
 
@@ -159,6 +162,7 @@ def _answer(
     encoder: PromptEncoder,
     turns: Sequence[Dialogue],
     section: Mapping[str, Any],
+    execution: Execution,
     copies: int = 1,
 ) -> list[Answer]:
     return sample_answers(
@@ -170,6 +174,7 @@ def _answer(
         seed=section["seed"] + (copies > 1),  # best of n samples answers of its own
         copies=copies,
         log_probabilities=copies == 1,
+        execution=execution,
     )
 
 
@@ -179,6 +184,7 @@ def _kl(
     template: ChatTemplate,
     turns: Sequence[Dialogue],
     temperature: float,
+    execution: Execution,
 ) -> Floats:
     """Nats of each answer from the reference: [prompts]. The model's own log-probability was
     recorded while it sampled.
@@ -188,7 +194,9 @@ def _kl(
         for prompt, answer in zip(turns, answers, strict=True)
     ]
     lengths = [len(answer.tokens) for answer in answers]
-    of_reference = continuation_log_probabilities(reference, texts, lengths, temperature)
+    of_reference = continuation_log_probabilities(
+        reference, texts, lengths, temperature, execution=execution
+    )
     return np.array([answer.log_probability for answer in answers]) - np.array(of_reference)
 
 
@@ -200,10 +208,10 @@ def _read_held_out(model: GPT, tokens: Artifact, execution: Execution) -> Floats
 
 
 def agreement_with_people(
-    model: GPT, template: ChatTemplate, comparisons: Artifact
+    model: GPT, template: ChatTemplate, comparisons: Artifact, execution: Execution
 ) -> ConfidenceInterval | None:
     """The share of held-out pairs whose better response has more log-probability a token by the
-    model itself; None where no ranking can be read.
+    model itself; None where no ranking can be read. Collective.
     """
     rankings = evenly(read_comparisons(comparisons.path, "held_out"), EVALUATED)
     encoded = encode_rankings(template, rankings, model.config.context).encoded
@@ -212,7 +220,7 @@ def agreement_with_people(
     scores = [
         [nats / length for nats, length in zip(responses, ranking.response_lengths, strict=True)]
         for responses, ranking in zip(
-            ranking_log_probabilities(model, encoded), encoded, strict=True
+            ranking_log_probabilities(model, encoded, execution=execution), encoded, strict=True
         )
     ]
     [share], _ = accuracies([scores], [ranking.pairs for ranking in encoded])
@@ -224,9 +232,9 @@ def _score_by_reward_model(
     template: ChatTemplate,
     section: Mapping[str, Any],
     folder: Path,
-    device: str,
+    execution: Execution,
 ) -> None:
-    """Also chooses the best of n, so that from here on it has one answer a prompt."""
+    """Also chooses the best of n, so that from here on it has one answer a prompt. Collective."""
     reward_model.check_vocabulary(Tokenizer.load(folder / "model"), template.tokenizer)
     scorer, n = reward_model.load(folder), section["best_of"]
     scores: dict[str, Floats] = {}
@@ -234,7 +242,7 @@ def _score_by_reward_model(
         copies = n if name == BEST_OF else 1
         prompts = [prompt.turns for prompt in comparison.prompts for _ in range(copies)]
         texts = [(turns, answer.text) for turns, answer in zip(prompts, answers, strict=True)]
-        scores[name] = np.asarray(reward_model.score(scorer, template, texts, device))
+        scores[name] = np.asarray(reward_model.score(scorer, template, texts, execution))
         if name == BEST_OF:
             best = win_rates.best(scores[name], n)
             comparison.answers[BEST_OF] = [answers[index] for index in best]

@@ -29,6 +29,7 @@ from gpt_model.rlhf.reward_model import (
     rewards_of,
 )
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.engine import Execution
 from gpt_model.training.loop import Hook
 from gpt_model.training.tuning import cosine_settings, evaluation_steps
 
@@ -54,15 +55,15 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     execution = execution_of(progress, fixed_shapes=False)
     model = RewardModel(gpt, section["seed"])
     objective = RewardObjective(training, batches, execution.device)
-    evaluate = _evaluation(evenly(held_out, rankings.EVALUATED), execution.device, progress.rank)
+    evaluate = _evaluation(evenly(held_out, rankings.EVALUATED), execution)
     hooks = [Hook(evaluation_steps(batches.steps, rankings.EVALUATIONS), evaluate)]
     settings = cosine_settings(section, batches.steps)
     outcome = tuning.tune(model, objective, settings, execution, output, progress, hooks)
+    model.eval()
+    metrics = _shift(model, template, inputs["demonstrations"], section["seed"], execution)
+    scores: dict[str, Scores] = {"": score_rankings(model, held_out, execution)}
     if progress.rank:
         return {}
-    model.eval()
-    metrics = _shift(model, template, inputs["demonstrations"], section["seed"], execution.device)
-    scores: dict[str, Scores] = {"": score_rankings(model, held_out, execution.device)}
     if (baseline := _baseline(splits)) is None:
         progress.log(f"A bag of words is not run: {NO_WORDS}.")
         metrics[f"{BAG_OF_WORDS}/not_run"] = 1.0
@@ -82,37 +83,45 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
 
 
 def score_rankings(
-    model: RewardModel, encoded: Sequence[EncodedRanking], device: str
+    model: RewardModel, encoded: Sequence[EncodedRanking], execution: Execution
 ) -> list[list[float]]:
-    """The reward of each response of each ranking. Raises UserError where one is not a number."""
+    """The reward of each response of each ranking. Raises UserError where one is not a number.
+    Collective.
+    """
     names = [
         f"{ranking.source}, {ranking.id}, response {number}"
         for ranking in encoded
         for number in range(1, len(ranking.texts) + 1)
     ]
-    rewards = rewards_of(model, [text for ranking in encoded for text in ranking.texts], device)
+    rewards = rewards_of(model, [text for ranking in encoded for text in ranking.texts], execution)
     check_finite(rewards, names.__getitem__, "held-out responses")
     flat = iter(rewards)
     return [[next(flat) for _ in ranking.texts] for ranking in encoded]
 
 
 def _evaluation(
-    held_out: Sequence[EncodedRanking], device: str, rank: int
+    held_out: Sequence[EncodedRanking], execution: Execution
 ) -> Callable[[int, Any], Mapping[str, float]]:
     """A hook of the loop."""
 
     def evaluate(step: int, model: Any) -> Mapping[str, float]:
-        if rank or not held_out:
+        if not held_out:
             return {}
-        return rankings.evaluation_metrics(score_rankings(model, held_out, device), held_out)
+        return rankings.evaluation_metrics(score_rankings(model, held_out, execution), held_out)
 
     return evaluate
 
 
 def _shift(
-    model: RewardModel, template: ChatTemplate, demonstrations: Artifact, seed: int, device: str
+    model: RewardModel,
+    template: ChatTemplate,
+    demonstrations: Artifact,
+    seed: int,
+    execution: Execution,
 ) -> Metrics:
-    """Give the training demonstrations, or a seeded subset, a mean reward of 0 (section 3.5)."""
+    """Give the training demonstrations, or a seeded subset, a mean reward of 0 (section 3.5).
+    Collective.
+    """
     available = read_demonstrations(demonstrations.path, "training")
     draw = random.Random(f"{seed} demonstrations")
     subset = draw.sample(available, min(DEMONSTRATIONS, len(available)))
@@ -129,10 +138,10 @@ def _shift(
             "mean is to be 0.",
             field="demonstrations",
         )
-    rewards = rewards_of(model, texts, device)
+    rewards = rewards_of(model, texts, execution)
     check_finite(rewards, names.__getitem__, "demonstrations")
     model.shift = sum(rewards) / len(rewards)
-    shifted = rewards_of(model, texts, device)
+    shifted = rewards_of(model, texts, execution)
     return {
         "demonstrations": len(texts),
         "demonstrations_mean": sum(shifted) / len(shifted),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import tuning
+from assets.execution.tuning import execution_of
 from assets.stages.alignment import EMPTY
 from assets.stages.base_model import require
 from gpt_model import convert
@@ -20,6 +21,7 @@ from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.records import Prompt
 from gpt_model.rlhf.sft_selection import Epoch, prompt_subset
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.engine import Execution, join_without_training
 from gpt_model.training.tuning import EPOCHS, best_epoch, epoch_folder
 
 ANSWERS_FILE = "answers.jsonl"
@@ -27,6 +29,9 @@ SHOWN_ANSWERS = 3  # answers of each epoch that are shown
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
+    """Every rank runs it, and answers and reads a share of each epoch's batches; rank 0 writes."""
+    execution = execution_of(progress)
+    join_without_training(execution)
     supervised, section = require(inputs["supervised"]), config["instructed"]
     tokenizer = Tokenizer.load(supervised.path / "model")
     reward_tokenizer = Tokenizer.load(inputs["reward_model"].path / "model")
@@ -43,7 +48,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     epochs: list[Epoch] = []
     for number, folder in folders:
         answers, rewards = _answer(
-            folder, ChatTemplate(tokenizer), prompts, inputs["reward_model"], section, progress
+            folder, ChatTemplate(tokenizer), prompts, inputs["reward_model"], section, execution
         )
         reward_model.check_finite(
             rewards,
@@ -56,6 +61,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         for index, answer in enumerate(answers[:SHOWN_ANSWERS]):
             progress.text(number, f"{index + 1} {prompts[index].source}", answer.text)
         progress.advance(len(epochs), len(folders), "epochs")
+    if progress.rank:
+        return {}
     best = epochs[best_epoch([epoch.reward for epoch in epochs]) - 1]
     metrics = best.metrics()
     facts = {
@@ -92,21 +99,21 @@ def _answer(
     prompts: Sequence[Prompt],
     scorer: Artifact,
     section: Config,
-    progress: Progress,
+    execution: Execution,
 ) -> tuple[list[Answer], list[float]]:
-    """An epoch's answers, and their rewards."""
-    device = progress.profile.device
+    """An epoch's answers, and their rewards. Collective."""
     dialogues = [prompt.turns for prompt in prompts]
     answers = sample_answers(
-        convert.load(folder).to(device).eval(),
+        convert.load(folder).to(execution.device).eval(),
         template,
         dialogues,
         max_new_tokens=section["max_new_tokens"],
         temperature=section["temperature"],
         seed=section["seed"],
+        execution=execution,
     )
     texts = [(turns, answer.text) for turns, answer in zip(dialogues, answers, strict=True)]
-    return answers, reward_model.score(reward_model.load(scorer.path), template, texts, device)
+    return answers, reward_model.score(reward_model.load(scorer.path), template, texts, execution)
 
 
 def epoch_folders(supervised: Artifact) -> list[tuple[int, Path]]:

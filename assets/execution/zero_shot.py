@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import EVALUATED, Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.execution.tuning import execution_of
 from assets.store.home import downloads_folder
 from gpt_model import convert
 from gpt_model.errors import CorruptFile, Unavailable, Unreachable, UserError, about_all_of
@@ -64,17 +65,11 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     if reason := inputs["pretrained"].not_run:
         return {} if progress.rank else _write_unavailable(config, output, reason)
     started = time.monotonic()
-    if progress.world_size > 1:
-        join_without_training(progress.profile.device)
+    execution = execution_of(progress)
+    join_without_training(execution)
     folder = inputs["pretrained"].path / "model"
-    model = convert.load(folder).to(progress.profile.device)
-    lm = GPTLM(
-        model,
-        Tokenizer.load(folder),
-        progress=progress,
-        rank=progress.rank,
-        ranks=progress.world_size,
-    )
+    model = convert.load(folder).to(execution.device)
+    lm = GPTLM(model, Tokenizer.load(folder), progress=progress, execution=execution)
     if progress.rank:
         lm.shared.follow()
         return {}

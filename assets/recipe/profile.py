@@ -98,7 +98,10 @@ class Profile(Strict):
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="of every process")
     processes: Annotated[
         int, Bounds(1, 100_000, "the largest clusters have as many", unit="processes")
-    ] = Field(default=1, description="ranks of a training, of all hosts together; a GPU each")
+    ] = Field(
+        default=1,
+        description="ranks of a stage that shares its work out, of all hosts together; a GPU each",
+    )
     threads: (
         Annotated[int, Bounds(1, 10_000, "no machine has more cores", unit="threads")] | None
     ) = Field(default=None, description="threads a process; default: the cores shared out evenly")

@@ -71,7 +71,7 @@ SUPERVISED = Stage(
         ),
     ),
     show=deferred("assets.report.rlhf", "show_sft"),
-    ranks="profile",
+    shared_out="each step's batch; held-out dialogues",
     pool="training",
     model=True,
 )
@@ -87,7 +87,7 @@ POLICY_INIT = Stage(
     kinds=("pytorch", "deepspeed"),
     checks=(LOSS_IS_FINITE, MODEL_LOADS, LOSS_FALLS, ALIKE),
     show=deferred("assets.report.rlhf", "show_sft"),
-    ranks="profile",
+    shared_out="each step's batch; held-out dialogues",
     pool="training",
     model=True,
 )
@@ -135,7 +135,7 @@ REWARD_MODEL = Stage(
         ),
     ),
     show=deferred("assets.report.rlhf", "show_reward_model"),
-    ranks="profile",
+    shared_out="each step's batch; rewards of held-out answers and of demonstrations",
     pool="training",
 )
 
@@ -207,6 +207,7 @@ INSTRUCTED = Stage(
         ),
     ),
     show=deferred("assets.report.rlhf", "show_sft_selection"),
+    shared_out="each epoch's answers, and their rewards",
     pool="training",
     model=True,
 )
@@ -255,7 +256,7 @@ ALIGNED = Stage(
         ),
     ),
     show=deferred("assets.report.rlhf", "show_ppo"),
-    ranks="profile",
+    shared_out="rollouts; each step's batch; answers to held-out prompts; held-out text",
     pool="training",
     model=True,
 )
@@ -286,7 +287,7 @@ DPO = Stage(
         ),
     ),
     show=deferred("assets.report.rlhf", "show_dpo"),
-    ranks="profile",
+    shared_out="each step's batch; the reference's pass over all rankings; held-out rankings",
     pool="training",
     model=True,
 )
@@ -339,5 +340,6 @@ PREFERENCES = Stage(
         ),
     ),
     show=deferred("assets.report.preferences", "show"),
+    shared_out="each model's answers, their log-probabilities and rewards; held-out text",
     pool="training",
 )

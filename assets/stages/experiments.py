@@ -101,7 +101,7 @@ ABLATIONS = Stage(
     ),
     show=SHOW,
     pin=pin_tasks,
-    ranks="profile",
+    shared_out="each step's batch; validation and test examples",
     pool="training",
 )
 
@@ -139,7 +139,7 @@ LAYERS_TRANSFERRED = Stage(
     ),
     show=SHOW,
     pin=pin_tasks,
-    ranks="profile",
+    shared_out="each step's batch; validation and test examples",
     pool="training",
 )
 
@@ -164,6 +164,7 @@ DEPTH = Stage(
         ),
     ),
     show=SHOW,
+    shared_out="held-out text, of one model after the other",
     pool="training",
 )
 
@@ -187,6 +188,7 @@ VISIBLE_CONTEXT = Stage(
         ),
     ),
     show=SHOW,
+    shared_out="the tokens that are predicted, for each context",
     pool="training",
 )
 
@@ -267,6 +269,7 @@ ZERO_SHOT_DYNAMICS = Stage(
     ),
     show=SHOW,
     pin=pin,
+    shared_out="the snapshots",
     pool="training",
 )
 

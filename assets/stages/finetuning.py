@@ -159,7 +159,7 @@ FINETUNED = Stage(
     ),
     show=deferred("assets.report.finetuned", "show"),
     pin=pin_task,
-    ranks="profile",
+    shared_out="each step's batch; validation and test examples",
     pool="training",
     model=True,
 )

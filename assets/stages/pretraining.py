@@ -125,7 +125,7 @@ PRETRAINED = Stage(
         ),
     ),
     show=deferred("assets.report.pretrained", "show_pretrained"),
-    ranks="profile",
+    shared_out="each step's batch; held-out text",
     pool="training",
     model=True,
 )

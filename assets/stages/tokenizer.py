@@ -87,5 +87,5 @@ TOKENS = Stage(
         ),
     ),
     show=deferred("assets.report.data", "show_tokens"),
-    ranks="profile",
+    shared_out="each split's documents, in parts of equal bytes, which the first process joins",
 )

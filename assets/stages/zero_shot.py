@@ -276,6 +276,6 @@ ZERO_SHOT = Stage(
     ),
     show=deferred("assets.report.zero_shot", "show"),
     pin=pin,
-    ranks="profile",
+    shared_out="the forward passes; the first process prepares the tasks and runs lm_eval",
     pool="training",
 )

@@ -38,12 +38,13 @@ from torch import Tensor
 
 from gpt_model.errors import UserError
 from gpt_model.evaluation.few_shot import generation_limit
-from gpt_model.evaluation.shared_batches import SharedBatches
 from gpt_model.generation import generate
 from gpt_model.ops.conv1d import output_head, prepacked
 from gpt_model.progress import Progress, Silent
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import LM_EVAL_TOKENS, consecutive_batches, token_batches
+from gpt_model.training.engine import ALONE, Execution
+from gpt_model.training.shared_batches import SharedBatches
 from gpt_model.transformer import GPT
 
 LOGITS = 1 << 22  # logits in memory at once
@@ -78,7 +79,7 @@ class _Batch:
 
 class GPTLM(TemplateLM):
     """A GPT and its tokenizer as an lm_eval model. `batch_tokens`: tokens, padding included, in one
-    forward pass. lm_eval runs on rank 0 of `ranks`, within `shared.leading()`.
+    forward pass. lm_eval runs on rank 0, of several within `shared.leading()`.
 
     `cuts`: task's name -> example's number -> tokens by which its context was cut to fit, of those
     that were.
@@ -90,11 +91,10 @@ class GPTLM(TemplateLM):
         tokenizer: Tokenizer,
         batch_tokens: int | None = None,
         progress: Progress | None = None,
-        rank: int = 0,
-        ranks: int = 1,
+        execution: Execution = ALONE,
     ) -> None:
         super().__init__()
-        self.shared: SharedBatches[_Batch, Any] = SharedBatches(self._computed, rank, ranks)
+        self.shared: SharedBatches[_Batch, Any] = SharedBatches(self._computed, execution)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._device = model.wte.weight.device

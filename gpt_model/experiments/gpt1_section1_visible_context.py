@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from gpt_model.data.shards import TokenData
 from gpt_model.experiments.document import series
 from gpt_model.statistics import ConfidenceInterval, Floats, bits_per_byte_interval, ratio_interval
 from gpt_model.training.batching import EVALUATION_TOKENS
+from gpt_model.training.engine import ALONE, Execution
+from gpt_model.training.shared_batches import SharedBatches
 from gpt_model.transformer import Decoder
 
 Positions = NDArray[np.int64]  # of tokens of a source's held-out text
@@ -40,20 +43,36 @@ def draw_positions(data: TokenData, source: str, longest: int, count: int, seed:
 
 @torch.no_grad()
 def nats_by_context(
-    model: Decoder, data: TokenData, source: str, positions: Positions, contexts: Sequence[int]
+    model: Decoder,
+    data: TokenData,
+    source: str,
+    positions: Positions,
+    contexts: Sequence[int],
+    execution: Execution = ALONE,
 ) -> Floats:
-    """Nats of the token at each position given exactly the last k tokens: [positions, contexts]."""
+    """Nats of the token at each position given exactly the last k tokens: [positions, contexts].
+    Collective where there are several ranks.
+    """
     tokens = np.asarray(data.tokens(source, "held_out"), dtype=np.int64)
     device = model.wte.weight.device
+
+    def read(batch: tuple[int, slice]) -> Floats:
+        k, part = contexts[batch[0]], positions[batch[1]]
+        rows = torch.from_numpy(tokens[part[:, None] + np.arange(-k, 0)]).to(device)
+        targets = torch.from_numpy(tokens[part])[:, None].to(device)
+        losses = model.losses_of(model.hidden(rows)[:, -1:], targets)  # [batch, 1]
+        return losses[:, 0].double().cpu().numpy()
+
+    batches = [
+        (column, slice(start, start + size))
+        for column, k in enumerate(contexts)
+        for size in [max(1, EVALUATION_TOKENS // k)]
+        for start in range(0, len(positions), size)
+    ]
     nats = np.zeros((len(positions), len(contexts)))
-    for column, k in enumerate(contexts):
-        batch = max(1, EVALUATION_TOKENS // k)
-        for start in range(0, len(positions), batch):
-            part = positions[start : start + batch]
-            rows = torch.from_numpy(tokens[part[:, None] + np.arange(-k, 0)]).to(device)
-            targets = torch.from_numpy(tokens[part])[:, None].to(device)
-            losses = model.losses_of(model.hidden(rows)[:, -1:], targets)  # [batch, 1]
-            nats[start : start + batch, column] = losses[:, 0].double().cpu().numpy()
+    shared = SharedBatches(partial(map, read), execution)
+    for (column, part), of_batch in zip(batches, shared.results(batches), strict=True):
+        nats[part, column] = of_batch
     return nats
 
 
@@ -83,16 +102,24 @@ class Source:
 
 
 def measure_source(
-    model: Decoder, data: TokenData, source: str, contexts: Sequence[int], count: int, seed: int
+    model: Decoder,
+    data: TokenData,
+    source: str,
+    contexts: Sequence[int],
+    count: int,
+    seed: int,
+    execution: Execution = ALONE,
 ) -> Source | None:
-    """None where fewer than two held-out tokens have the longest context before them."""
+    """None where fewer than two held-out tokens have the longest context before them. Collective
+    where there are several ranks.
+    """
     positions = draw_positions(data, source, contexts[-1], count, seed)
     if len(positions) < 2:
         return None
     tokens = data.tokens(source, "held_out")
     return Source(
         source,
-        nats_by_context(model, data, source, positions, contexts),
+        nats_by_context(model, data, source, positions, contexts, execution),
         data.byte_lengths[tokens[:][positions]].astype(int),
         len(tokens),
         data.documents(source, "held_out"),

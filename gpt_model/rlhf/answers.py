@@ -14,6 +14,8 @@ from gpt_model.generation import generate
 from gpt_model.rlhf.dialogue import Dialogue
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import consecutive_batches
+from gpt_model.training.engine import ALONE, Execution
+from gpt_model.training.shared_batches import results_of_items
 from gpt_model.transformer import GPT
 
 ROWS = 64  # answers decoded together: the fastest batch on a CPU
@@ -81,14 +83,15 @@ def sample_answers(
     seed: int,
     copies: int = 1,
     log_probabilities: bool = False,
+    execution: Execution = ALONE,
 ) -> list[Answer]:
     """`copies` answers to each prompt, those of a prompt side by side. They depend on seed and
-    prompt alone. `log_probabilities`: record them.
+    prompt alone. `log_probabilities`: record them. Collective where there are several ranks.
     """
     room = max(model.config.context // 2, model.config.context - max_new_tokens)
     encoded = [_encode(encoder, prompt, room) for prompt in prompts for _ in range(copies)]
-    answers: dict[int, Answer] = {}
-    for indices in _batches([tokens for tokens, _ in encoded]):
+
+    def write(indices: Sequence[int]) -> list[Answer]:
         rows = [encoded[index][0] for index in indices]
         recorder = _LogProbabilities(len(rows), temperature) if log_probabilities else None
         sampled = generate(
@@ -101,12 +104,15 @@ def sample_answers(
             on_choice=recorder,
         )
         nats = recorder.sums.tolist() if recorder else [math.nan] * len(rows)
+        answers = []
         for index, tokens, log_probability in zip(indices, sampled, nats, strict=True):
             ended = len(tokens) < max_new_tokens
             text = encoder.tokenizer.decode(tokens)
             tokens = [*tokens, encoder.end_of_text] if ended else tokens
-            answers[index] = Answer(text, tokens, ended, encoded[index][1], log_probability)
-    return [answers[index] for index in range(len(encoded))]
+            answers.append(Answer(text, tokens, ended, encoded[index][1], log_probability))
+        return answers
+
+    return results_of_items(write, list(_batches([tokens for tokens, _ in encoded])), execution)
 
 
 class _LogProbabilities:

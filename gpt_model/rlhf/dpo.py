@@ -31,19 +31,27 @@ from gpt_model.log_probabilities import (
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.reward_model import EncodedRanking, texts_and_pairs
 from gpt_model.training.batching import EpochBatches
-from gpt_model.training.engine import Execution
+from gpt_model.training.engine import ALONE, Execution
 from gpt_model.transformer import GPT
 
 LogProbabilities = list[list[float]]  # [rankings][responses], nats
 
 
 def ranking_log_probabilities(
-    model: GPT, rankings: Sequence[EncodedRanking], precision: str = "float32"
+    model: GPT,
+    rankings: Sequence[EncodedRanking],
+    precision: str = "float32",
+    execution: Execution = ALONE,
 ) -> LogProbabilities:
-    """log π(response | prompt) in nats of every response."""
+    """log π(response | prompt) in nats of every response. Collective where there are several
+    ranks.
+    """
     texts = [text for ranking in rankings for text in ranking.texts]
     lengths = [length for ranking in rankings for length in ranking.response_lengths]
-    flat = iter(continuation_log_probabilities(model, texts, lengths, precision=precision))
+    nats = continuation_log_probabilities(
+        model, texts, lengths, precision=precision, execution=execution
+    )
+    flat = iter(nats)
     return [[next(flat) for _ in ranking.texts] for ranking in rankings]
 
 

@@ -33,6 +33,8 @@ from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.dialogue import Dialogue
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import EpochBatches, token_batches
+from gpt_model.training.engine import ALONE, Execution
+from gpt_model.training.shared_batches import results_of_items
 from gpt_model.transformer import GPT
 
 if TYPE_CHECKING:
@@ -135,10 +137,10 @@ def score(
     model: RewardModel,
     template: ChatTemplate,
     texts: Sequence[tuple[Dialogue, str]],
-    device: str = "cpu",
+    execution: Execution = ALONE,
 ) -> list[float]:
     """The reward of each (prompt, response). A text that is too long however it is shortened is
-    read from its end.
+    read from its end. Collective where there are several ranks.
 
     A reward that is not a number is returned as it is: the caller counts those (`not_finite`).
     """
@@ -148,23 +150,25 @@ def score(
         or [*template.encode_prompt(prompt), *template.encode_response(prompt, text)][-context:]
         for prompt, text in texts
     ]
-    return rewards_of(model, rows, device)
+    return rewards_of(model, rows, execution)
 
 
 @torch.no_grad()
 def rewards_of(
-    model: RewardModel, rows: Sequence[Sequence[int]], device: str = "cpu"
+    model: RewardModel, rows: Sequence[Sequence[int]], execution: Execution = ALONE
 ) -> list[float]:
-    """The reward of each row of tokens. The model stays on `device`, in the mode it was in."""
+    """The reward of each row of tokens. The model stays on the device, in the mode it was in.
+    Collective where there are several ranks.
+    """
     training = model.training
-    model.to(device).eval()
-    rewards = [0.0] * len(rows)
-    for indices in token_batches([len(row) for row in rows]):
-        batch = model.rewards(
-            PackedSequences.of([rows[index] for index in indices], device)
-        ).tolist()
-        for index, reward in zip(indices, batch, strict=True):
-            rewards[index] = reward
+    model.to(execution.device).eval()
+
+    def read(indices: Sequence[int]) -> list[float]:
+        batch = PackedSequences.of([rows[index] for index in indices], execution.device)
+        rewards: list[float] = model.rewards(batch).tolist()
+        return rewards
+
+    rewards = results_of_items(read, token_batches([len(row) for row in rows]), execution)
     model.train(training)
     return rewards
 

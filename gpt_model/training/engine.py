@@ -59,6 +59,9 @@ class Execution:
     peak_flops: float | None = None
 
 
+ALONE = Execution()
+
+
 class Loss(Protocol):
     def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, StepMetrics]:
         """The micro-batch's mean loss [] and metrics (`loop.Objective.loss`)."""
@@ -100,11 +103,13 @@ def start(execution: Execution) -> None:
     )
 
 
-def join_without_training(device: str) -> None:
-    """Join the other ranks over gloo, on any device, to share out work that trains nothing: without
-    DeepSpeed.
+def join_without_training(execution: Execution) -> None:
+    """Join the other ranks, if there are any, over gloo, on any device, to share out work that
+    trains nothing: without DeepSpeed.
     """
-    _choose_gpu(device)
+    if execution.world_size == 1:
+        return
+    _choose_gpu(execution.device)
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"{RENDEZVOUS}://",

@@ -1,0 +1,103 @@
+"""Batches that the ranks share out: each rank computes some, and every rank gets every result.
+
+What a batch holds does not depend on the number of ranks, so neither do the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import torch.distributed
+
+from gpt_model.training.engine import Execution
+
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+
+
+class SharedBatches(Generic[Batch, Result]):
+    """Every rank calls `results`, with the same batches. Or rank 0 alone calls it, within
+    `leading`, and the others call `follow`.
+    """
+
+    def __init__(
+        self, compute: Callable[[Sequence[Batch]], Iterable[Result]], execution: Execution
+    ) -> None:
+        """`compute`: yields the result of each batch. Results travel as pickles, and so do batches
+        that rank 0 hands out.
+        """
+        self.compute, self.rank, self.ranks = compute, execution.rank, execution.world_size
+        self._leading = False
+        self._others_wait = False  # for what rank 0 hands out
+
+    def results(
+        self, batches: Sequence[Batch], on_batch: Callable[[Batch], None] = lambda batch: None
+    ) -> list[Result]:
+        """The result of each batch, in order. `on_batch` is called as each is computed, or would be
+        by a rank that is as fast as this one.
+        """
+        self._others_wait = False
+        if self._leading:
+            self._hand_out(batches)
+        share: list[Result] = []
+        rounds = range(0, len(batches) - self.rank, self.ranks)
+        computed = self.compute(batches[self.rank :: self.ranks])
+        for result, first in zip(computed, rounds, strict=True):
+            share.append(result)
+            for batch in batches[first : first + self.ranks]:
+                on_batch(batch)
+        results: list[Any] = [None] * len(batches)
+        for rank, of_rank in enumerate(self._gathered(share)):
+            results[rank :: self.ranks] = of_rank
+        self._others_wait = self._leading
+        return results
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """Within, the other ranks compute what `results` hands out. Then they end. A rank that
+        fails while all compute is not waited for: whoever started the ranks ends the others.
+        """
+        self._leading = self._others_wait = True
+        try:
+            yield
+        finally:
+            self._leading = False
+            if self._others_wait:
+                self._hand_out(None)
+
+    def follow(self) -> None:
+        """Compute what rank 0 hands out, until it has no more."""
+        while (batches := self._hand_out(None)) is not None:
+            self.results(batches)
+
+    def _hand_out(self, batches: Sequence[Batch] | None) -> Any:
+        """On every rank, rank 0's `batches`."""
+        received = [batches]
+        if self.ranks > 1:
+            torch.distributed.broadcast_object_list(received)
+        return received[0]
+
+    def _gathered(self, share: list[Result]) -> list[list[Result]]:
+        """Each rank's share of the results."""
+        shares: Any = [share] * self.ranks
+        if self.ranks > 1:
+            torch.distributed.all_gather_object(shares, share)
+        return shares
+
+
+def results_of_items(
+    compute: Callable[[Sequence[int]], list[Result]],
+    batches: Sequence[Sequence[int]],
+    execution: Execution,
+) -> list[Result]:
+    """The result of each item, in order. `batches` are of the items' numbers, from 0 on; `compute`
+    gives the results of a batch. Collective where there are several ranks.
+    """
+    shared = SharedBatches(partial(map, compute), execution)
+    by_item: dict[int, Result] = {}
+    for items, results in zip(batches, shared.results(batches), strict=True):
+        by_item.update(zip(items, results, strict=True))
+    return [by_item[item] for item in range(len(by_item))]
