@@ -20,7 +20,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -385,6 +385,22 @@ def ppo_bytes(model: ModelConfig, shared_value: bool) -> int:
     and reward model are not (4 each).
     """
     return model.parameters() * ((1 if shared_value else 2) * 16 + 2 * 4)
+
+
+# Models that a rank has whole at a time, in stages that only read them. Those that write answers or
+# score many lay one out a second time on a CPU (`gpt_model.ops.conv1d.prepacked`).
+WHOLE_MODELS = {"depth": 1, "visible_context": 1, "zero_shot_dynamics": 1}
+WHOLE_AND_LAID_OUT = {"zero_shot": 1, "instructed": 1, "preferences": 2}
+
+
+def whole_model_bytes(model: ModelConfig, stages: Collection[str], device: str) -> float:
+    """Bytes of whole models on each rank, in that of `stages` which has most; 0 where none only
+    reads models. Activations and caches come on top.
+    """
+    twice = {name: number + (device == "cpu") for name, number in WHOLE_AND_LAID_OUT.items()}
+    copies = {**WHOLE_MODELS, **twice}
+    most = max((copies.get(stage, 0) for stage in stages), default=0)
+    return 4.0 * model.parameters() * most
 
 
 # What a recipe's pre-training takes of a machine

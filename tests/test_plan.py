@@ -722,6 +722,25 @@ def test_what_does_not_fit_is_said_with_the_smallest_profile_that_would_do(
     assert "does not fit  " in _drawn(facts) and sentence in _drawn(facts)
 
 
+def test_plan_says_the_ranks_of_each_stage_and_that_memory_of_evaluation_rises_with_them(
+    store: Store, base: Path
+) -> None:
+    recipe, memory = small_recipe(evaluation={"suites": ["held_out"]}), []
+    for processes in (1, 4):
+        profile = Profile(name="cpus", processes=processes)
+        facts = plan_of(recipe, base, profile, store)
+        ranks = {row["asset"].rpartition("/")[2]: row["ranks"] for row in facts["stages"]}
+        assert (ranks["corpus"], ranks["tokens"], ranks["zero_shot"]) == (1, processes, processes)
+        memory.append(facts["evaluation_memory"])
+    parameters = facts["parameters"]["all"]
+    assert [each["bytes_per_rank"] for each in memory] == [2 * 4 * parameters] * 2  # laid out too
+    assert [each["bytes_per_host"] for each in memory] == [8 * parameters, 32 * parameters]
+    assert "ranks" in _drawn(facts) and "whole models" in _drawn(facts)
+    tight = Profile(name="cpus", processes=4, memory_gb=1e-5)
+    _, sentence = what_does_not_fit(plan_of(recipe, base, tight, store), "cpus")
+    assert sentence.startswith("Evaluation takes ") and "fewer processes on a host" in sentence
+
+
 @pytest.mark.slow
 def test_a_published_size_is_planned_where_the_hub_does_not_answer(
     cli: Any, monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,7 @@ from assets.estimate import (
     readable,
     smallest_profile,
     training_flops,
+    whole_model_bytes,
 )
 from assets.graph import nodes
 from assets.node import Node
@@ -179,8 +180,8 @@ def _training(
 
 
 def memory_facts(recipe: Recipe, model: ModelConfig, profile: Profile) -> dict[str, Any]:
-    """What pre-training and PPO take of each rank's memory, as JSON values. Raises UserError where
-    the profile has more processes than the recipe's batch has sequences.
+    """What pre-training, PPO and evaluation take of each rank's memory, as JSON values. Raises
+    UserError where the profile has more processes than the recipe's batch has sequences.
     """
     available, facts = profile.memory_each(), dict[str, Any]()
     if recipe.pretraining:
@@ -193,6 +194,14 @@ def memory_facts(recipe: Recipe, model: ModelConfig, profile: Profile) -> dict[s
             "bytes_per_rank_shared_out": shard,
             "fits": available is None or shard <= available,
             "ranks": math.ceil(total / available) if available else None,
+        }
+    stages = {node.stage.name for node in nodes(recipe)}
+    if size := whole_model_bytes(model, stages, profile.device):
+        facts["evaluation_memory"] = {
+            "bytes_per_rank": size,
+            "bytes_per_host": size * profile.processes_each_host(),
+            "available": available,
+            "fits": available is None or size <= available,
         }
     return facts
 
@@ -247,6 +256,12 @@ def what_does_not_fit(memory: Mapping[str, Any], profile: str) -> list[str]:
             f"PPO's models take {_bytes(ppo['bytes'])}: {ppo['ranks']} ranks of {profile}'s "
             "devices would hold them."
         )
+    if (evaluation := memory.get("evaluation_memory")) and not evaluation["fits"]:
+        sentences.append(
+            f"Evaluation takes {_bytes(evaluation['bytes_per_rank'])} a rank, whole models on "
+            f"each, and {profile} has {_bytes(evaluation['available'])}: it needs fewer processes "
+            "on a host, or devices of more memory."
+        )
     return sentences
 
 
@@ -299,6 +314,7 @@ def _stages(
     for node in nodes(recipe):
         row: dict[str, Any] = {"asset": node.ref, "state": "build", "fingerprint": None}
         row |= {"why": "", "forecast": {}}
+        row["ranks"] = profile.processes if node.stage.shared_out else 1
         rows.append(row)
         try:
             config = node.config(base)
@@ -429,6 +445,10 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
         table.add_row("[bold]PPO's models", f"{models}; {shard}")
     if "tokens" in facts:  # something is pre-trained
         _draw_training(table, facts)
+    if evaluation := facts.get("evaluation_memory"):
+        host = f"{_bytes(evaluation['bytes_per_host'])} on each host"
+        each = f"{_bytes(evaluation['bytes_per_rank'])} a rank, {host}"
+        table.add_row("[bold]evaluation", f"{each}: every rank has whole models")
     for sentence in what_does_not_fit(facts, facts["profile"]):
         table.add_row("[bold red]does not fit", sentence)
     return table
@@ -463,7 +483,9 @@ def _ramp(facts: Mapping[str, Any]) -> str:
 
 
 def _draw_stages(facts: Mapping[str, Any]) -> Table:
-    table = Table("stage", "", "time", "size", "why", box=None, pad_edge=False)
+    several = any(row["ranks"] > 1 for row in facts["stages"])
+    ranks = ["ranks"] if several else []
+    table = Table("stage", "", *ranks, "time", "size", "why", box=None, pad_edge=False)
     states = {"found": "[green]found", "build": "[yellow]build", "blocked": "[red]blocked"}
     states["remote"] = "[green]in the remote"
     for row in facts["stages"]:
@@ -471,6 +493,7 @@ def _draw_stages(facts: Mapping[str, Any]) -> Table:
         table.add_row(
             escape(row["asset"]),
             states[row["state"]],
+            *([str(row["ranks"]) if row["state"] == "build" else ""] if several else []),
             _range(seconds, duration) if seconds else "",
             _range(size, _bytes) if size else "",
             escape(row["why"] or row["fingerprint"][:SHORT]),
