@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import write_local_recipe
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from training_ranks import MODEL, SECTION, STEPS, Ranks, make_inputs, read_record, run
 
 from assets.contract import Artifact, Built
@@ -29,6 +30,7 @@ from assets.stages.pretraining import PRETRAINED, check_shared_out, micro_batch
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import CorruptFile, UserError
+from gpt_model.ops import cpu_kernels
 from gpt_model.progress import Silent
 from gpt_model.training.checkpoint import verify
 from gpt_model.training.engine import Execution, choose_product_library
@@ -64,6 +66,9 @@ def alone() -> Iterator[None]:
             patch.setenv(name, value)
         yield
     torch.set_num_threads(threads)
+
+
+COUNT = (torch.arange(16)[None], torch.arange(1, 17)[None])  # inputs and targets
 
 
 class Counting:
@@ -190,6 +195,49 @@ def test_saving_memory_does_not_change_what_is_learnt(option: str) -> None:
     tolerance = 1e-5 if option == "activation_checkpointing" else 0.05
     assert saving.seen[12]["loss"] == pytest.approx(plain.seen[12]["loss"], rel=tolerance)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+FAMILIES = {
+    "gpt1": {"family": "gpt1", "dropout": 0.1},
+    "gpt2": {"family": "gpt2"},
+    "gpt3": {"family": "gpt3", "layers": 4, "band": 4},  # dense and banded layers in turn
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "stage", "checkpointing"),
+    [
+        *(("gpt3", stage, on) for stage in (0, 3) for on in (False, True)),
+        *[("gpt3", 1, False), ("gpt3", 2, True), ("gpt1", 0, True), ("gpt1", 3, False)],
+        ("gpt2", 0, False),
+    ],
+)
+def test_compiled_blocks_train_as_plain_ones(
+    family: str, stage: Any, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_kernels, "usable", lambda *_: False)  # as on a GPU
+    torch._dynamo.reset()
+    counters.clear()
+    losses = {}
+    shape = SHAPE.model_copy(update=FAMILIES[family])
+    for compiled in (False, True):
+        progress, model = Remembers(), GPT(shape, seed=1)
+        execution = Execution(
+            zero_stage=stage,
+            activation_checkpointing=checkpointing,
+            compile=compiled,
+            compiler="aot_eager",
+        )
+        hook = Hook([2], lambda _, model: {"held_out": float(model(*COUNT))})
+        how = settings(steps=4)
+        train(model, Counting(), how, execution, checkpoints=None, progress=progress, hooks=[hook])
+        losses[compiled] = [progress.seen[2]["held_out"]]
+        losses[compiled] += [progress.seen[step]["loss"] for step in range(1, 5)]
+        assert all("forward" not in vars(block) for block in model.h)
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+    assert not counters["graph_break"], dict(counters["graph_break"])
+    # blocks of one kind share a graph, however many there are
+    assert 0 < counters["stats"]["unique_graphs"] <= 2
 
 
 def test_float32_products_are_float32s_whichever_library_makes_them() -> None:

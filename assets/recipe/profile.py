@@ -124,7 +124,8 @@ class Profile(Strict):
         description="compute activations again in the backward pass: less memory, more time",
     )
     compile: bool = Field(
-        default=False, description="torch.compile, where every micro-batch has the same shape"
+        default=False,
+        description="torch.compile of each block, in pre-training; needs a C compiler",
     )
     checkpoint_seconds: Annotated[
         float,

@@ -54,6 +54,7 @@ def usable(x: Tensor, dropout: float, band: int | None = None, longest: int | No
     """
     if (
         x.device.type != "cpu"
+        or torch.compiler.is_compiling()  # a compiler fuses the plain operators
         or dropout != 0.0
         or min(longest or x.shape[1], band or cpu_attention.MAX_KEYS + 1) > cpu_attention.MAX_KEYS
     ):

@@ -38,7 +38,8 @@ def sliding_window_attention(
         )
     if band >= query.shape[2]:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-    if query.device.type != "cpu" or dropout or band > cpu_attention.MAX_KEYS:
+    by_hand = query.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not by_hand or dropout or band > cpu_attention.MAX_KEYS:
         return _in_windows(query, key, value, band, dropout)
     kind = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast("cpu", enabled=False):

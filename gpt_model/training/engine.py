@@ -22,7 +22,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -54,6 +54,7 @@ class Execution:
     world_size: int = 1
     checkpoint_seconds: float = 30.0
     compile: bool = False
+    compiler: str = "inductor"  # torch.compile's backend; tests take one that needs no C compiler
     activation_checkpointing: bool = False
     # FLOP/s of all ranks together (`measure.py`); None: utilisation is not reported
     peak_flops: float | None = None
@@ -285,13 +286,9 @@ class Engine:
         if execution.device == "cpu":
             choose_product_library(settings.precision)
         self.model, self.settings, self.execution = model, settings, execution
-        self._checkpointed = (
-            _checkpoint_activations(model) if execution.activation_checkpointing else []
-        )
-        if execution.compile:
-            model.compile()
-        model.to(execution.device).train()
         self._skeleton = _skeleton(model) if execution.zero_stage == 3 else None
+        self._prepared_blocks = _prepare_blocks(model, execution)
+        model.to(execution.device).train()
         self._forward = _Forward(model, objective, settings, execution)
         self._base = FusedAdamW(model, settings)
         stage = execution.zero_stage
@@ -463,7 +460,7 @@ class Engine:
             module._parameters = {
                 name: p if p is None else new[id(p)] for name, p in module._parameters.items()
             }
-        for block in self._checkpointed:
+        for block in self._prepared_blocks:
             del block.forward
         del self._deepspeed, self._base, self._forward
 
@@ -479,13 +476,38 @@ def _skeleton(model: nn.Module) -> nn.Module:
     )
 
 
-def _checkpoint_activations(model: nn.Module) -> list[Any]:
-    """Keep only the inputs of each block (each member of a ModuleList), and compute the rest again
-    in the backward pass.
+def _prepare_blocks(model: nn.Module, execution: Execution) -> list[Any]:
+    """Compile each block (each member of a ModuleList) and have it keep its inputs alone, computing
+    the rest again in the backward pass, as the profile says. Returns the blocks changed.
+
+    Block by block, since ZeRO 3 gathers weights between blocks, in hooks that no compiler sees
+    through: a block is gathered whole, outside of what is compiled. Blocks of one shape share one
+    compiled graph.
     """
+    if not (execution.compile or execution.activation_checkpointing):
+        return []
     blocks: list[Any] = [
         block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module
     ]
     for block in blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        if execution.compile:
+            block.forward = _compiled_in_training(block, execution.compiler)
+            block._z3_leaf = execution.zero_stage == 3  # deepspeed.utils.set_z3_leaf_modules
+        if execution.activation_checkpointing:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     return blocks
+
+
+def _compiled_in_training(block: Any, compiler: str) -> Callable[..., Tensor]:
+    """The block's forward pass, compiled for training alone: in evaluation, shapes change with each
+    call and a cache is written.
+    """
+    plain = block.forward
+    compiled = torch.compile(plain, backend=compiler)
+
+    def forward(*args: Any, **keywords: Any) -> Tensor:
+        """The block's states [batch, time, width]."""
+        result: Tensor = (compiled if block.training else plain)(*args, **keywords)
+        return result
+
+    return forward
