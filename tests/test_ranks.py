@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ WRITTEN = {
 }
 
 
-def write_suite(folder: Path) -> str:
+def write_suite(folder: Path, name: str, **settings: Any) -> str:
     """A suite of 180 texts that the model writes, its rows beside it: its file's name."""
     rows = [
         {"text": f"On day {n} {story(n, 2)}", "label": "fine" if n % 3 else "grey"}
@@ -56,16 +58,16 @@ def write_suite(folder: Path) -> str:
     }
     data = {"builder": "labelled", "entry": entry, "splits": ["training", "validation", "test"]}
     suite = {
-        "task": "days",
+        "task": name,
         "output_type": "generate_until",
         "doc_to_text": "{{text}}",
         "doc_to_target": "{{label}}",
-        "generation_kwargs": {"do_sample": False, "max_gen_toks": 12, "until": ["."]},
+        "generation_kwargs": {"max_gen_toks": 12, "until": ["."], **settings},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0, "data": data},
     }
-    (folder / "days.yaml").write_text(yaml.safe_dump(suite))
-    return "days.yaml"
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(suite))
+    return f"{name}.yaml"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -140,7 +142,10 @@ def stages_of(world: World) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     return {
         "tokens": ({}, {"corpus": corpus, "tokenizer": model / "model"}),
         "zero_shot": (
-            world.config(["held_out", "cloze", write_suite(world.folder)], {"cloze": 60}),
+            world.config(
+                ["held_out", "cloze", write_suite(world.folder, "days", do_sample=False)],
+                {"cloze": 60},
+            ),
             {"corpus": corpus, "pretrained": model},
         ),
         "visible_context": (
@@ -180,36 +185,69 @@ def stages_of(world: World) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     }
 
 
+def failing(world: World, stages: Mapping[str, tuple[Any, Any]]) -> Iterator[dict[str, Any]]:
+    """Jobs of which the first batch fails, which is rank 0's, and of which the second does."""
+    settings = {"do_sample": True, "begin_suppress_tokens": "stop_words"}
+    suite = write_suite(world.folder, "sampled", **settings)
+    yield {
+        "stage": "zero_shot",
+        "config": world.config([suite], {"sampled": 20}),
+        "inputs": stages["zero_shot"][1],
+    }
+    config, inputs = stages["zero_shot_dynamics"]
+    broken = world.folder / "layers_3" / "snapshots" / "2" / "model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-1])
+    yield {
+        "stage": "zero_shot_dynamics",
+        "config": config,
+        "inputs": inputs | {"pretrained": world.folder / "layers_3"},
+    }
+
+
+@dataclass(frozen=True)
+class Done:
+    folder: Path
+    printed: str
+
+    def output(self, stage: str, ranks: int) -> Path:
+        return self.folder / f"{stage}-{ranks}"
+
+
 @pytest.fixture(scope="module")
-def outputs(world: World, downloads: Path) -> dict[tuple[str, int], Path]:
-    """Of each stage, by its number of ranks."""
+def done(world: World, downloads: Path) -> Done:
+    """Each stage on each number of ranks, and two in which a rank fails."""
+    done = Done(world.folder, "")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LINEAGE_DOWNLOADS", str(downloads))
-        jobs = [
-            {
-                "stage": stage,
-                "ranks": ranks,
-                "config": config,
-                "inputs": inputs,
-                "output": world.folder / f"{stage}-{ranks}",
-            }
-            for stage, (config, inputs) in stages_of(world).items()
+        stages = stages_of(world)
+        jobs: list[dict[str, Any]] = [
+            {"stage": stage, "ranks": ranks, "config": config, "inputs": inputs}
+            | {"output": done.output(stage, ranks)}
+            for stage, (config, inputs) in stages.items()
             for ranks in RANKS
         ]
-        run_in_ranks(jobs, world.folder)
-    return {(job["stage"], job["ranks"]): job["output"] for job in jobs}
+        jobs += [
+            {**job, "ranks": 2, "fails": True, "output": world.folder / f"{job['stage']}-failed"}
+            for job in failing(world, stages)
+        ]
+        return replace(done, printed=run_in_ranks(jobs, world.folder))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", WRITTEN)
-def test_any_number_of_ranks_gives_the_bytes_of_one(
-    stage: str, outputs: dict[tuple[str, int], Path]
-) -> None:
-    alone, *others = (contents(outputs[stage, ranks]) for ranks in RANKS)
+def test_any_number_of_ranks_gives_the_bytes_of_one(stage: str, done: Done) -> None:
+    alone, *others = (contents(done.output(stage, ranks)) for ranks in RANKS)
     name, size = WRITTEN[stage]
     assert len(alone[name]) > size
     for several in others:
         assert several == alone
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_in_its_batch_says_why_and_is_not_waited_for(done: Done) -> None:
+    """Rank 0, which hands the batches out, and rank 1, of ranks that all have them."""
+    assert done.printed.count("UserError: begin_suppress_tokens goes with greedy decoding") == 1
+    assert done.printed.count("snapshots/2/model.safetensors is not a whole") == 1
 
 
 def test_joined_parts_are_the_bytes_of_the_whole(tmp_path: Path) -> None:
