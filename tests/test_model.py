@@ -4,6 +4,9 @@ is in test_convert.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,11 @@ from torch import Tensor
 
 from gpt_model import GPT, ModelConfig
 from gpt_model.ops import cpu_kernels
-from gpt_model.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_by_row
+from gpt_model.ops.cross_entropy import (
+    compiled_passes,
+    linear_cross_entropy,
+    linear_cross_entropy_by_row,
+)
 
 SHAPE = {"layers": 3, "width": 48, "heads": 4, "context": 160, "vocab_size": 311}
 
@@ -129,10 +136,18 @@ def test_hand_written_halves_pass_gradcheck() -> None:
     )
 
 
-def test_chunked_loss_and_its_gradients_are_cross_entropys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "gpt_model.ops.cross_entropy.CHUNK_BYTES", 64 * 311 * 4
-    )  # several chunks, the last one short
+@pytest.fixture(params=["tiled for a CPU", "as on a GPU"])
+def _loss_passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Both passes over a chunk's logits; several chunks, the last one short."""
+    monkeypatch.setattr("gpt_model.ops.cross_entropy.CHUNK_BYTES", 64 * 311 * 4)
+    monkeypatch.setattr("gpt_model.ops.cross_entropy.GPU_CHUNK_BYTES", 128 * 384 * 4)
+    gpu = request.param == "as on a GPU"
+    with compiled_passes("aot_eager") if gpu else nullcontext():
+        yield
+
+
+@pytest.mark.usefixtures("_loss_passes")
+def test_chunked_loss_and_its_gradients_are_cross_entropys() -> None:
     generator = torch.Generator().manual_seed(0)
     states = (4 * torch.randn(200, 48, generator=generator)).requires_grad_()
     head = torch.randn(311, 48, generator=generator).requires_grad_()

@@ -236,8 +236,8 @@ def test_compiled_blocks_train_as_plain_ones(
         assert all("forward" not in vars(block) for block in model.h)
     assert losses[True] == pytest.approx(losses[False], rel=1e-5)
     assert not counters["graph_break"], dict(counters["graph_break"])
-    # blocks of one kind share a graph, however many there are
-    assert 0 < counters["stats"]["unique_graphs"] <= 2
+    # blocks of one kind share a graph, however many there are; the loss is another
+    assert 2 <= counters["stats"]["unique_graphs"] <= 3
 
 
 def test_float32_products_are_float32s_whichever_library_makes_them() -> None:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt_model.errors import UserError
+from gpt_model.ops.cross_entropy import compiled_passes
 from gpt_model.training.optimizer import TrainingSettings, parameter_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -264,10 +265,15 @@ class _Forward(nn.Module):
             enabled=settings.precision == "bfloat16",
             cache_enabled=True,
         )
+        self.passes = (
+            functools.partial(compiled_passes, execution.compiler)
+            if execution.compile
+            else nullcontext
+        )
 
     def forward(self, micro_batch: Any) -> Tensor:
         """The micro-batch's loss [], in the training precision."""
-        with self.autocast():
+        with self.autocast(), self.passes():
             loss, self.metrics = self.objective.loss(self.model, micro_batch)
         return loss
 
