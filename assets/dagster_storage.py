@@ -34,11 +34,11 @@ from dagster._serdes import ConfigurableClassData
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError, InternalError
 
+from assets.store.home import DATABASE
 from assets.store.locks import migrating
 from assets.tracking.server import with_driver
 from gpt_model.errors import UserError
 
-DATABASE = "LINEAGE_DAGSTER_DB"  # the variable: postgresql://user:password@host/database
 BUSY_SECONDS = 30  # that a statement waits for another process's
 LOCK = "hashtextextended(:name, 0)"  # the number of a named advisory lock
 # By which Postgres closes the session of a host that went without a word, within a minute.

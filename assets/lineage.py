@@ -16,13 +16,14 @@ from dagster_shared.check import CheckError
 from pydantic import Field, create_model
 from sqlalchemy.exc import DatabaseError
 
-from assets.dagster_storage import DATABASE, instance_ref
+from assets.dagster_storage import instance_ref
 from assets.launch.detached import Tag
 from assets.launch.hosts import Say
 from assets.launch.launcher import Launcher
 from assets.launch.transport import launcher_for
 from assets.recipe.profile import PROFILES, Profile, load_profile
 from assets.recipe.yaml_file import here_and, named_files
+from assets.store.home import DATABASE
 from assets.store.locks import locked
 from assets.store.manifest import disk_is_full
 from assets.store.remote import Remote, remote_of

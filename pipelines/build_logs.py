@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from assets.store.home import DATABASE
 from assets.store.manifest import read_json
 from assets.store.store import SHORT, Store
 from assets.tracking import session
@@ -134,6 +135,10 @@ class Logs:
         if not RUN_ID.fullmatch(self._text):
             return None
         runs = sorted(path.stem for path in _dagster(self._store).glob(f"{self._text}*.db"))
+        if not runs and DATABASE in os.environ:
+            from pipelines.run_outcomes import run_ids_of  # as in `_run`
+
+            runs = run_ids_of(_dagster(self._store).parents[1], self._text)
         if len(runs) > 1:
             raise UserError(f"Several Dagster runs begin with {self._text}: {', '.join(runs)}.")
         return runs[0] if runs else None
@@ -174,7 +179,7 @@ def _newest_run(store: Store, text: str) -> str:
 
 
 def _dagster(store: Store) -> Path:
-    """Where Dagster's history has a file for each run."""
+    """Where Dagster's history has a file for each run, unless it is in a Postgres."""
     home = Path(os.environ.get("DAGSTER_HOME") or store.home / "dagster")
     return home / "history" / "runs"
 

@@ -25,6 +25,13 @@ class Outcome:
     failures: list[str]
 
 
+def run_ids_of(dagster_home: Path, beginning: str) -> list[str]:
+    """The ids of the runs that begin so."""
+    os.environ.setdefault("DAGSTER_HOME", str(dagster_home))
+    with dagster_history() as instance:
+        return sorted(run_id for run_id in instance.get_run_ids() if run_id.startswith(beginning))
+
+
 def outcome(dagster_home: Path, run_id: str) -> Outcome | None:
     """How the run ended, or that it goes on; None where Dagster does not know it."""
     os.environ.setdefault("DAGSTER_HOME", str(dagster_home))

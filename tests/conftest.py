@@ -306,6 +306,7 @@ LONGEST_FILES = (  # by the seconds of their tests in CI: the one that takes mos
     "test_secrets",
     "test_kills",
     "test_ppo_resume",
+    "test_team",
 )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import requests
 from conftest import free_port
 
@@ -18,40 +20,48 @@ SERVE = "import sys; from moto.server import main; main(sys.argv[1:])"
 
 
 @contextmanager
-def s3_server(log: Path, **settings: str) -> Iterator[dict[str, str]]:
-    """Yields the environment in which a client finds it. `settings`: of moto, as variables."""
+def s3_server(
+    log: Path, host: str = "127.0.0.1", on: Callable[[list[str]], list[str]] = list, **settings: str
+) -> Iterator[dict[str, str]]:
+    """Yields the environment in which a client finds it. `on`: the command that runs a command on
+    the machine that has the address `host`. `settings`: of moto, as variables.
+    """
     port = free_port()
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, "-H", "127.0.0.1", "-p", str(port)],
+            on([sys.executable, "-c", SERVE, "-H", host, "-p", str(port)]),
             env=os.environ | settings,
             stdout=output,
             stderr=output,
         )
-        address = f"http://127.0.0.1:{port}"
         try:
-            _wait(f"{address}/moto-api/", process)
+            _wait(log, process)
             yield {
-                "AWS_ENDPOINT_URL": address,
+                "AWS_ENDPOINT_URL": f"http://{host}:{port}",
                 "AWS_ACCESS_KEY_ID": "team",
                 "AWS_SECRET_ACCESS_KEY": SECRET,
                 "AWS_DEFAULT_REGION": "us-east-1",
-                "NO_PROXY": "127.0.0.1",
+                "NO_PROXY": host,
             }
         finally:
-            process.terminate()
-            process.wait(30)
+            end(process, signal.SIGTERM)
 
 
-def _wait(address: str, process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Ends a server by a signal, on a machine of `machines.py` too, whose first process has none."""
+    for each in (*psutil.Process(process.pid).children(recursive=True), process):
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            each.send_signal(number)
+    process.wait(30)
+
+
+def _wait(log: Path, process: subprocess.Popen[bytes]) -> None:
     for _ in range(300):
         assert process.poll() is None
-        try:
-            requests.get(address, timeout=5)
+        if "Running on" in log.read_text(encoding="utf-8"):
             return
-        except requests.ConnectionError:
-            time.sleep(0.1)
-    raise AssertionError(f"{address} does not answer")
+        time.sleep(0.1)
+    raise AssertionError(f"the server does not answer: {log.read_text(encoding='utf-8')}")
 
 
 def make_bucket(environment: dict[str, str], name: str) -> None:

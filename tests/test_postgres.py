@@ -1,78 +1,32 @@
-"""Dagster's and MLflow's records in a real Postgres, which two orchestrators share."""
+"""Dagster's records in a real Postgres. test_team.py has two orchestrators that share one."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from conftest import ROOT, environment_of, free_port, write_local_recipe
+from conftest import ROOT, environment_of, free_port
+from postgres_server import PASSWORD, Postgres, postgres_server
 
-from assets.dagster_storage import DATABASE
 from assets.lineage import dagster_history, prepare_home
+from assets.store.home import DATABASE
 from assets.store.store import Store
 from gpt_model.errors import UserError
+from pipelines.build_logs import Logs
 from pipelines.executor import close_lost_runs
-from pipelines.run_outcomes import outcome
 
-psycopg2 = pytest.importorskip("psycopg2", reason="pip install -e .[postgres]")
-PASSWORD = "xyzzy-postgres-password"  # noqa: S105 # of nothing
-SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-ORCHESTRATORS = ("n1", "n2")
+pytest.importorskip("psycopg2", reason="pip install -e .[postgres]")
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """The address of a server with the databases `dagster` and `mlflow`, up to their names."""
-    if not SERVERS:
-        pytest.skip("no Postgres on this machine: apt-get install postgresql")
-    folder, port = Path(tempfile.mkdtemp(prefix="postgres-", dir="/tmp")), free_port()
-    is_root = os.getuid() == 0  # as which Postgres refuses to run
-    if is_root:
-        shutil.chown(folder, "postgres", "postgres")
-    account = {"user": "postgres", "group": "postgres", "extra_groups": []} if is_root else {}
-    (folder / "password").write_text(PASSWORD, encoding="utf-8")
-    data, tools = folder / "data", SERVERS[-1]
-    initdb = [str(tools / "initdb"), "--pgdata", str(data), "--username", "lineage"]
-    initdb += ["--auth", "scram-sha-256", "--pwfile", str(folder / "password"), "--no-sync"]
-    subprocess.run(initdb, cwd=folder, check=True, capture_output=True, **account)
-    command = [str(tools / "postgres"), "-D", str(data), "-p", str(port), "-k", str(folder)]
-    command += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-    server = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, **account)
-    address = f"postgresql://lineage:{PASSWORD}@127.0.0.1:{port}/"
-    try:
-        for name in ("dagster", "mlflow"):
-            _query(f"{address}postgres", f"CREATE DATABASE {name}")
-        yield address
-    finally:
-        server.terminate()
-        server.wait(30)
-        shutil.rmtree(folder)
-
-
-def _query(address: str, statement: str) -> list[tuple[object, ...]]:
-    ends = time.monotonic() + 30
-    while True:
-        try:
-            connection = psycopg2.connect(address)
-            break
-        except psycopg2.OperationalError:  # it starts
-            assert time.monotonic() < ends
-            time.sleep(0.1)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(statement)
-        rows = cursor.fetchall() if cursor.description else []
-    connection.close()
-    return rows
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    with postgres_server() as server:
+        yield server
 
 
 def elsewhere(host: str, command: list[str]) -> list[str]:
@@ -91,62 +45,6 @@ def elsewhere(host: str, command: list[str]) -> list[str]:
     ]
 
 
-@pytest.mark.slow
-def test_two_orchestrators_on_one_store_and_one_postgres_build_nothing_twice(
-    postgres: str, tmp_path: Path, downloads: Path
-) -> None:
-    if os.getuid():
-        pytest.skip("host names of their own need root")
-    home, recipe = tmp_path / "lineage", write_local_recipe(tmp_path, tokens=2048, paragraphs=200)
-    environment = environment_of(home, downloads) | {
-        "PYTHONPATH": str(ROOT),
-        DATABASE: f"{postgres}dagster",
-        "MLFLOW_TRACKING_URI": f"{postgres}mlflow",
-    }
-    command = [sys.executable, "-m", "pipelines.cli", "run", str(recipe), "--profile", "single"]
-    runs = [
-        subprocess.Popen(
-            [
-                "unshare",
-                "--uts",
-                "sh",
-                "-c",
-                f'hostname {name}; exec "$@"',
-                "-",
-                *command,
-                "--json",
-            ],
-            env=environment,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in ORCHESTRATORS
-    ]
-    printed = [run.communicate(timeout=300) for run in runs]
-    for run, (_, error) in zip(runs, printed, strict=True):
-        assert run.returncode == 0, error
-    outcomes = [json.loads(output) for output, _ in printed]
-    artifacts = Store(home).fingerprints()
-    assert sum(outcome["built"] for outcome in outcomes) == len(artifacts) > 3
-    assert {outcome["built"] + outcome["found"] for outcome in outcomes} == {len(artifacts)}
-    assert Store(home).misnamed() == [] and not list((home / "building").iterdir())
-
-    assert _query(f"{postgres}dagster", "SELECT status FROM runs") == [("SUCCESS",)] * 2
-    hosts = _query(f"{postgres}dagster", "SELECT value FROM run_tags WHERE key LIKE '%/host'")
-    assert {host for (host,) in hosts} == set(ORCHESTRATORS)
-    builds = (
-        "SELECT r.status FROM runs r JOIN tags t USING (run_uuid) WHERE t.key = 'lineage.build'"
-    )
-    assert _query(f"{postgres}mlflow", builds) == [("FINISHED",)] * len(artifacts)
-
-    assert not [path for path in home.rglob("*.db") if "downloads" not in path.parts]
-    files = [path for path in home.rglob("*") if path.is_file()]
-    assert not [path for path in files if PASSWORD.encode() in path.read_bytes()]
-    assert not [text for pair in printed for text in pair if PASSWORD in text]
-
-
 HOLDS = """
 import os, sys
 from pathlib import Path
@@ -154,6 +52,7 @@ import dagster as dg
 from dagster._core.utils import make_new_run_id
 from assets.dagster_storage import make_pools
 from assets.lineage import dagster_history, prepare_home
+from pipelines.build_logs import Logs
 from pipelines.executor import process_tags
 prepare_home(Path(os.environ["LINEAGE_HOME"]))
 with dagster_history() as instance:
@@ -168,10 +67,11 @@ with dagster_history() as instance:
 """
 
 
+@pytest.mark.slow
 def test_a_run_of_a_killed_machine_is_closed_by_another_and_gives_its_slot_back(
-    postgres: str, home: Path, downloads: Path, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, home: Path, downloads: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(DATABASE, f"{postgres}dagster")
+    monkeypatch.setenv(DATABASE, postgres.address("dagster"))
     environment = environment_of(home, downloads) | {"PYTHONPATH": str(ROOT)}
     command = elsewhere("n2", [sys.executable, "-c", HOLDS])
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -195,8 +95,10 @@ def test_a_run_of_a_killed_machine_is_closed_by_another_and_gives_its_slot_back(
         assert run and run.status == dg.DagsterRunStatus.FAILURE
         info = instance.event_log_storage.get_concurrency_info("training")
         assert info.slot_count == 1 and not info.claimed_slots
-    state = outcome(home / "dagster", run_id)
-    assert state and "on n2) ended without a word" in state.failures[0]
+    monkeypatch.delenv("DAGSTER_HOME")
+    lines = list(Logs(Store(home), run_id[:8]).lines())
+    assert lines[0] == f"== nothing, Dagster run {run_id[:8]}, failure"
+    assert "on n2) ended without a word" in lines[1]
 
 
 def test_a_database_that_does_not_answer_is_a_sentence_without_its_password(

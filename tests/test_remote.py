@@ -15,7 +15,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from conftest import ROOT, BuiltStore, free_port, run_cli
+from conftest import ROOT, free_port
 from s3_server import SECRET, make_bucket, s3_server
 
 from assets.build import Request, build, gather_inputs
@@ -81,32 +81,6 @@ def contents(store: Path, fingerprint: str) -> dict[str, str]:
 
 def objects(mirror: Path) -> list[Path]:
     return [path for path in mirror.rglob("*") if path.is_file()]
-
-
-@pytest.mark.slow
-def test_a_store_pulled_from_s3_alone_rebuilds_nothing(
-    built: BuiltStore, s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in (s3 | {VARIABLE: "s3://team/whole"}).items():
-        monkeypatch.setenv(name, value)
-    first, second = tmp_path / "first", tmp_path / "second"
-    first.mkdir()
-    for name in ("artifacts", "refs"):
-        shutil.copytree(built.home / name, first / name, copy_function=os.link)
-    shutil.copy(built.home / "store.json", first)
-    recipe = str(ROOT / "tests" / "recipes" / "ci.yaml")
-    assert pushed(first, "s3://team/whole") == []
-    dry = run_cli(second, built.downloads, "run", recipe, "--dry-run", "--json")
-    assert {row["state"] for row in json.loads(dry.stdout)["stages"]} == {"remote"}, dry.stderr
-    done = run_cli(second, built.downloads, "run", recipe, "--json")
-    assert done.returncode == 0, done.stderr[-3000:]
-    outcome = json.loads(done.stdout)
-    assert (outcome["built"], outcome["found"]) == (0, len(Store(second).fingerprints()))
-    for fingerprint in Store(second).fingerprints():
-        assert contents(second, fingerprint) == contents(first, fingerprint)
-    assert Store(second).misnamed() == []
-    secret = SECRET.encode()
-    assert not [p for p in second.rglob("*") if p.is_file() and secret in p.read_bytes()]
 
 
 def test_a_damaged_object_is_refused_by_its_sum_and_built_anew(

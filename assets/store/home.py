@@ -11,6 +11,8 @@ import platformdirs
 
 ROOT = Path(__file__).resolve().parents[2]  # of the clone, or of the installed package
 ARTIFACTS = "artifacts"  # in a store's home
+# The variable of Dagster's database: postgresql://user:password@host/database
+DATABASE = "LINEAGE_DAGSTER_DB"
 
 
 def store_home() -> Path:
