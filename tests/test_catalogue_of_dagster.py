@@ -86,7 +86,9 @@ def test_the_launchpad_offers_every_profile_and_begins_with_the_environment_s(
         return bool(dg.validate_run_config(job, config))
 
     names = {path.stem for path in (ROOT / "profiles").glob("*.yaml")}
-    assert names >= {"cpu", "gpu", "single"} and all(valid(name) for name in names)
+    assert names >= {"cpu", "gpu", "gpu8", "hopper8", "single", "slurm-2x8", "ssh-2x8"} and all(
+        valid(name) for name in names
+    )
     with pytest.raises(dg.DagsterInvalidConfigError, match="profile"):
         valid("cppu")
 

@@ -368,7 +368,7 @@ def test_estimate_is_frozen_by_whoever_starts_a_build(store: Store, base: Path) 
 
 
 @pytest.mark.parametrize("stage", [node.name for node in nodes(RECIPE)])
-@pytest.mark.parametrize("profile", ["cpu", "gpu", "single"])
+@pytest.mark.parametrize("profile", ["cpu", "gpu", "single", "slurm-2x8"])
 def test_every_stage_has_an_estimate_on_every_profile(
     stage: str, profile: str, store: Store, base: Path
 ) -> None:
@@ -746,8 +746,11 @@ def test_a_published_size_is_planned_where_the_hub_does_not_answer(
     cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
-    done = cli("plan", "gpt2-xl", "--json")
+    done = cli("plan", "gpt2-xl", "--json", "--profile", "gpu", "--strict")
     assert done.returncode == 0, done.stderr
+    too_large = cli("plan", "gpt3-175b", "--profile", "hopper8", "--strict")
+    assert too_large.returncode == 1 and "does not fit" in too_large.stdout
+    assert "a rank at ZeRO 3, and hopper8 has 80GB. The smallest profile" in too_large.stdout
     facts = json.loads(done.stdout)
     assert facts["parameters"]["all"] == 1_557_611_200
     assert (

@@ -261,6 +261,9 @@ def run(
     settings = settings_of(section)
     micro = progress.profile.model_copy(update={"micro_batch": job.get("micro_batch", 2)})
     objective = LanguageModelling(sampler, micro, shape, execution)
+    if "comms_logger" in progress.profile.deepspeed:
+        progress.record |= {"exchanged_bytes": [], "parameters": shape.parameters()}
+        objective.micro_batches = _counting(objective, progress.record)  # type: ignore[method-assign]
     outcome = train(
         model, objective, settings, execution, checkpoints=output / "checkpoints", progress=progress
     )
@@ -268,6 +271,25 @@ def run(
     if rank == 0:
         save_file(dict(model.named_parameters()), output / "model.safetensors")
     return progress
+
+
+def _counting(objective: Any, record: dict[str, Any]) -> Callable[[int], Any]:
+    """The objective's micro_batches, noting at the start of each step what DeepSpeed's collectives
+    have taken and given so far: {operation: bytes}.
+    """
+    from deepspeed.comm.comm import comms_logger
+
+    original = objective.micro_batches
+
+    def micro_batches(step: int) -> Any:
+        totals = {
+            operation: sum(size * entry[0] for size, entry in sizes.items())  # entry: how often, …
+            for operation, sizes in comms_logger.comms_dict.items()
+        }
+        record["exchanged_bytes"].append(totals)
+        return original(step)
+
+    return micro_batches
 
 
 def work(job_path: Path) -> None:

@@ -34,6 +34,7 @@ def execution_of(progress: Progress, *, fixed_shapes: bool = True) -> Execution:
     would be compiled anew.
     """
     profile = progress.profile
+    gpu = profile.device == "cuda"  # on one machine's CPUs float32 costs little: it is memory
     return Execution(
         device=profile.device,
         zero_stage=profile.zero_stage,
@@ -42,6 +43,8 @@ def execution_of(progress: Progress, *, fixed_shapes: bool = True) -> Execution:
         checkpoint_seconds=profile.checkpoint_seconds,
         compile=profile.compile and fixed_shapes,
         activation_checkpointing=profile.activation_checkpointing,
+        communication=profile.communication or ("bfloat16" if gpu else "float32"),
+        deepspeed=profile.deepspeed,
     )
 
 

@@ -11,10 +11,11 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from assets.recipe.deepspeed_settings import check_deepspeed
 from assets.recipe.yaml_file import here_and, load_strict
 from gpt_model.strict import BatchRows, Bounds, Each, Strict
 
@@ -115,6 +116,18 @@ class Profile(Strict):
         description="of DeepSpeed: what the ranks share out among them (1: optimizer, 2: gradients "
         "too, 3: weights too)",
     )
+    communication: Literal["float32", "bfloat16"] | None = Field(
+        default=None,
+        description="of a bfloat16 training's gradients between ranks, and of its weights at ZeRO "
+        "3; default: bfloat16 on GPUs, float32 on CPUs",
+        exclude_if=lambda value: value is None,
+    )
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict,
+        description="DeepSpeed's own configuration, for what no key here names: offload to the "
+        "CPU's memory, hpZ, buckets. What would change results is refused",
+        exclude_if=lambda settings: not settings,
+    )
     micro_batch: BatchRows | None = Field(
         default=None,
         description="sequences a process and forward pass; default: chosen from the shape",
@@ -160,6 +173,12 @@ class Profile(Strict):
                 "hosts: make it a multiple of their number"
             )
         return self
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _deepspeed_changes_no_result(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        check_deepspeed(settings)
+        return settings
 
     @model_validator(mode="after")
     def _ray_gives_the_devices(self) -> Profile:

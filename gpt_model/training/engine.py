@@ -24,12 +24,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -39,6 +40,8 @@ from gpt_model.training.optimizer import TrainingSettings, parameter_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 RENDEZVOUS = "lineage"  # a scheme of torch's `init_method`
+# Modules whose weights and gradients travel in bfloat16 where that is asked for
+BFLOAT16_MODULES = ("gpt_model.ops.conv1d.Conv1D", "torch.nn.Embedding")
 MEETING = timedelta(minutes=10)  # that ranks wait for each other when they start
 StepMetrics = Mapping[str, tuple[Any, Any]]  # name -> (sum, count)
 
@@ -57,6 +60,10 @@ class Execution:
     compile: bool = False
     compiler: str = "inductor"  # torch.compile's backend; tests take one that needs no C compiler
     activation_checkpointing: bool = False
+    # In which a bfloat16 training's gradients, and at stage 3 its weights, go from rank to rank
+    communication: Literal["float32", "bfloat16"] = "float32"
+    # DeepSpeed's own settings, over ours: a profile's, which lets none through that changes results
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
     # FLOP/s of all ranks together (`measure.py`); None: utilisation is not reported
     peak_flops: float | None = None
 
@@ -297,7 +304,7 @@ class Engine:
         model.to(execution.device).train()
         self._forward = _Forward(model, objective, settings, execution)
         self._base = FusedAdamW(model, settings)
-        stage = execution.zero_stage
+        trained = [p for p in model.parameters() if p.requires_grad]
         deepspeed.utils.logger.setLevel(
             logging.ERROR
         )  # it warns that AdamW is "untested"; it is elementwise, so it can be shared out
@@ -305,18 +312,7 @@ class Engine:
             model=self._forward,
             optimizer=self._base,
             dist_init_required=False,
-            config={
-                # counted nowhere: the objective's micro-batches are handed in as they are
-                "train_micro_batch_size_per_gpu": 1,
-                # accumulation is driven by hand in `step`, so that its count may differ by step
-                "gradient_accumulation_steps": 1,
-                "gradient_clipping": settings.gradient_clip
-                if stage
-                else 0.0,  # stage 0 in float32 is clipped in `step`
-                "zero_optimization": {"stage": stage, "overlap_comm": execution.device == "cuda"},
-                "zero_allow_untested_optimizer": True,
-                "steps_per_print": None,
-            },
+            config=_deepspeed_settings(settings, execution, sum(p.numel() for p in trained)),
         )
         deepspeed.utils.logger.setLevel(logging.WARNING)
 
@@ -469,6 +465,63 @@ class Engine:
         for block in self._prepared_blocks:
             del block.forward
         del self._deepspeed, self._base, self._forward
+
+
+def _deepspeed_settings(
+    settings: TrainingSettings, execution: Execution, parameters: int
+) -> dict[str, Any]:
+    """DeepSpeed's configuration of a training of so many parameters. Raises UserError where a
+    profile's `deepspeed` is none to DeepSpeed's schema.
+    """
+    cuda, stage = execution.device == "cuda", execution.zero_stage
+    # Gradients are exchanged by buckets, two of them in memory where that overlaps the backward
+    # pass: an eighth of the model at a time there, all at once elsewhere. At most 0.8 GB or 2 GB.
+    bucket = min(500_000_000, parameters)
+    if cuda:
+        bucket = min(200_000_000, max(25_000_000, parameters // 8))
+    zero = {
+        "stage": stage,
+        "overlap_comm": cuda,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        **execution.deepspeed.get("zero_optimization", {}),
+    }
+    _check_zero_settings(zero)
+    configuration: dict[str, Any] = {
+        # counted nowhere: the objective's micro-batches are handed in as they are
+        "train_micro_batch_size_per_gpu": 1,
+        # accumulation is driven by hand in `step`, so that its count may differ by step
+        "gradient_accumulation_steps": 1,
+        # stage 0 in float32 is clipped in `step`
+        "gradient_clipping": settings.gradient_clip if stage else 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # with offload too the optimizer is torch's
+        "steps_per_print": None,
+        **execution.deepspeed,
+        "zero_optimization": zero,
+    }
+    if settings.precision == execution.communication == "bfloat16":
+        configuration["torch_autocast"] = {
+            "enabled": True,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": list(BFLOAT16_MODULES),
+        }
+    return configuration
+
+
+def _check_zero_settings(zero: Mapping[str, Any]) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # as in `Engine`
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"DeepSpeed does not take deepspeed.zero_optimization.{key} "
+            f"{first.get('input')!r}: {first['msg']}. Mend the profile.",
+            field=f"deepspeed.zero_optimization.{key}",
+        ) from None
 
 
 def _skeleton(model: nn.Module) -> nn.Module:

@@ -203,11 +203,18 @@ def _announce(
 
 
 @app.command()
-def plan(recipe: RecipeName, profile: ProfileName = "cpu", as_json: AsJson = False) -> None:
+def plan(
+    recipe: RecipeName,
+    profile: ProfileName = "cpu",
+    as_json: AsJson = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with status 1 where it does not fit.")
+    ] = False,
+) -> None:
     """Parameters, tokens, FLOPs, memory, time, disk and cost of a recipe, and what of it is built
     already; runs nothing.
     """
-    from pipelines.cli.plan import draw_plan, plan_of
+    from pipelines.cli.plan import draw_plan, plan_of, what_does_not_fit
     from pipelines.cli.recipes import checked
 
     store = open_store()
@@ -217,3 +224,5 @@ def plan(recipe: RecipeName, profile: ProfileName = "cpu", as_json: AsJson = Fal
         print_json(facts)
     else:
         print_rich(draw_plan(facts))
+    if strict and what_does_not_fit(facts, execution.name):
+        raise typer.Exit(1)

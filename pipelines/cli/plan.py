@@ -249,7 +249,8 @@ def what_does_not_fit(memory: Mapping[str, Any], profile: str) -> list[str]:
         fields = ", ".join(f"{name}: {str(value).lower()}" for name, value in smallest)
         sentences.append(
             f"Pre-training takes {needed} a rank at ZeRO {stage}, and {profile} has "
-            f"{_bytes(training['available'])}. The smallest profile that would do: {fields}."
+            f"{_bytes(training['available'])}. The smallest profile that would do: {fields}. "
+            "Ranks share out state only: tensor, sequence and pipeline parallelism are missing."
         )
     if (ppo := memory.get("ppo_memory")) and not ppo["fits"]:
         sentences.append(
