@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import flash_reference
 import pytest
 import torch
 from torch import Tensor
@@ -18,13 +19,16 @@ from gpt_model import GPT, ModelConfig
 from gpt_model.ops import cpu_attention, cpu_kernels
 from gpt_model.ops.sliding_window import sliding_window_attention
 
-WAYS = pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "torch's attention"])
+ANY = ["by hand", "torch's attention"]
+WAYS = pytest.mark.parametrize("name", [*ANY, "flash"])
 
 
 @pytest.fixture
-def way(by_hand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not by_hand:  # as on a GPU
+def way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "torch's attention":  # as on a GPU in float32
         monkeypatch.setattr(cpu_attention, "MAX_KEYS", 0)
+    if name == "flash":  # as on a GPU in bfloat16
+        flash_reference.use(monkeypatch)
 
 
 def drawn(
@@ -76,7 +80,7 @@ def test_every_token_sees_what_gpt_neos_local_attention_shows_it(
 
 
 @pytest.mark.slow
-@WAYS
+@pytest.mark.parametrize("name", ANY)
 def test_gradients_pass_gradcheck(way: None) -> None:
     inputs = drawn(70, batch=2, heads=1, width=2, kind=torch.float64)
     assert torch.autograd.gradcheck(lambda *qkv: sliding_window_attention(*qkv, 20), inputs)
@@ -102,7 +106,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@WAYS
+@pytest.mark.parametrize("name", ANY)
 def test_no_buffer_grows_faster_than_the_context(way: None) -> None:
     largest = []
     for time in (1024, 2048, 4096):

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import flash_reference
 import pytest
 import torch
 from torch import Tensor
@@ -59,6 +60,20 @@ def test_each_text_is_read_as_if_it_stood_alone(family: str, texts: list[list[in
     torch.testing.assert_close(together, alone)
     for name in ours:
         torch.testing.assert_close(theirs[name], ours[name], msg=name)
+
+
+def test_on_a_gpu_each_text_is_read_by_the_flash_kernels(
+    texts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_kernels, "usable", lambda *_: False)
+    model, rows = model_of("gpt3").double(), PackedSequences.of(texts)
+    padded, theirs = gradients(model, lambda: model.states_of(rows))
+    calls = flash_reference.use(monkeypatch)
+    packed, ours = gradients(model, lambda: model.states_of(rows))
+    # a dense layer, and a banded one of 24 tokens
+    assert [call["window_size"] for call in calls] == [(-1, 0), (23, 0)]
+    torch.testing.assert_close(packed, padded)
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt3"])

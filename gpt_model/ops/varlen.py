@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt_model.ops import flash
 from gpt_model.ops.sliding_window import sliding_window_attention
 
 
@@ -51,6 +52,11 @@ class PackedSequences:
         return self.sizes.cumsum(0) - self.sizes
 
     @cached_property
+    def bounds(self) -> Tensor:
+        """Where each sequence begins and the last ends: int32 [sequences + 1]."""
+        return F.pad(self.sizes.cumsum(0), (1, 0)).int()
+
+    @cached_property
     def last(self) -> Tensor:
         """The index of each sequence's last token: [sequences]."""
         return self.starts + self.sizes - 1
@@ -81,6 +87,9 @@ def attention(
     """Causal self-attention within each sequence, of fused queries, keys and values [tokens,
     3 * width]: [tokens, width].
     """
+    rows = [part.unflatten(-1, (heads, -1)) for part in fused.chunk(3, dim=-1)]
+    if flash.usable(rows[0], dropout):
+        return flash.attention(*rows, packed.bounds, packed.longest, band).flatten(1)
     token_of_slot, slots = packed.padding_indices
     padded = fused.index_select(0, token_of_slot).view(len(packed.lengths), packed.longest, -1)
     query, key, value = (
