@@ -11,7 +11,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 from urllib.parse import unquote, urlsplit
 
@@ -33,8 +33,13 @@ def redacted(text: str) -> str:
     return USER_AND_PASSWORD.sub("", text)
 
 
-def _secrets() -> Iterator[str]:
-    for name, value in os.environ.items():
+def secret(name: str, value: str) -> bool:
+    """Whether an environment variable holds a secret."""
+    return any(_secrets({name: value}))
+
+
+def _secrets(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
+    for name, value in environment.items():
         if SECRET_NAME.search(name.upper()):
             yield from _spellings(value)
         if "://" in value:

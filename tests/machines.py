@@ -1,12 +1,13 @@
 """Several machines on one: each has namespaces of its own for network, name, processes and mounts
-(namespaces(7)), joined by a bridge, with a real sshd, a real Slurm or a real
-Ray. They share all files, as hosts with a network file system do.
+(namespaces(7)), joined by a bridge, with a real sshd, a real Slurm, a real Ray or the
+small Kubernetes of kube_server.py. They share all files, as hosts with a network file system do.
 
 Needs root and Debian's openssh-server, slurm-wlm and munge; `missing()` says what is not there.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,11 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
+from kube_server import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = "head"
@@ -291,6 +294,24 @@ class Machines:
         output.unlink(missing_ok=True)
         self.ray[name] = self.start(name, command)
         until(lambda: "Ray runtime started" in output.read_text(), f"no Ray on {name}")
+
+    def start_kubernetes(self) -> dict[str, str]:
+        """A cluster whose nodes are the machines, and whose claim is the folder of all tests.
+        Returns the environment of kubectl.
+        """
+        folder = self.folder / "kubernetes"
+        folder.mkdir()
+        nodes = [
+            (f"/run/netns/{self._namespace(name)}", f"10.77.0.{11 + number}")
+            for number, name in enumerate(self.names)
+        ]
+        settings = Settings("10.77.0.1", 6443, str(folder), str(self.folder.parent), nodes)
+        (folder / "settings.json").write_text(json.dumps(asdict(settings)))
+        server = [sys.executable, str(ROOT / "tests" / "kube_server.py")]
+        self.start(HEAD, [*server, str(folder / "settings.json")])
+        environment = {"KUBECONFIG": str(folder / "kubeconfig")}
+        until(lambda: self._answers(["kubectl", "get", "pods"], environment), "no Kubernetes")
+        return environment
 
     def _answers(self, command: Sequence[str], environment: dict[str, str] | None = None) -> bool:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Ranks on several machines, by ssh, Slurm and Ray: the same bytes as on one, nothing left behind
+"""Ranks on several machines, by ssh, Slurm, Ray and Kubernetes: the same bytes as on one, nothing left behind
 whatever is killed, and sentences about hosts that do not fit.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from kube_server import CLAIM, IMAGE
 from machines import HEAD, ROOT, Machines, missing, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
@@ -69,9 +70,13 @@ evaluation: {suites: [held_out], examples: {held_out: 10}}
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     with Machines(tmp_path_factory.mktemp("machines")) as running:
         running.start_ssh()
-        os.environ |= running.start_slurm()
+        environment = running.start_slurm()
+        if shutil.which("kubectl"):
+            environment |= running.start_kubernetes()
+        os.environ |= environment
         yield running
-        del os.environ["SLURM_CONF"]
+        for name in environment:
+            del os.environ[name]
 
 
 class Started:
@@ -137,6 +142,9 @@ def hosts(machines: Machines, by: str) -> dict[str, object]:
         return {"by": "ssh", "names": machines.names, "options": options}
     if by == "ray":
         return {"by": "ray", "nodes": len(machines.names), "address": "10.77.0.11:6379"}
+    if by == "kubernetes":
+        volume = {"image": IMAGE, "claim": CLAIM, "mount": str(machines.folder.parent)}
+        return {"by": "kubernetes", "nodes": len(machines.names), **volume}
     return {"by": "slurm", "nodes": len(machines.names), "options": ["--partition=main"]}
 
 
@@ -144,6 +152,8 @@ def starting(machines: Machines, by: str, command: list[str]) -> list[str]:
     """The command that runs `command` where ranks are started from: the head, or a node of Ray's
     cluster, which this starts.
     """
+    if by == "kubernetes" and not shutil.which("kubectl"):
+        pytest.skip("no kubectl here: Debian's kubernetes-client")
     if by != "ray":
         return machines.on(HEAD, command)
     pytest.importorskip("ray")
@@ -173,6 +183,11 @@ def allocations(machines: Machines) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def kubectl(machines: Machines, *arguments: str) -> str:
+    command = machines.on(HEAD, ["kubectl", *arguments])
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def kill(started: Started, what: str, by: str) -> None:
     """kill -9 of one process of those that carry the ranks."""
     rank = started.rank()
@@ -184,7 +199,7 @@ def kill(started: Started, what: str, by: str) -> None:
     elif what == "actor":
         next(each for each in rank.parents() if each.name().startswith("ray::")).kill()
     elif what == "carrier":
-        word = {"ssh": "ssh", "slurm": "srun", "ray": "assets.launch.ray_carrier"}[by]
+        word = {"ssh": "ssh", "slurm": "srun"}.get(by, f"assets.launch.{by}_carrier")
         carriers = psutil.Process(started.process.pid).children(recursive=True)
         next(process for process in carriers if word in process.cmdline()).kill()
     elif what in ("head", "node") and by == "ray":
@@ -205,6 +220,7 @@ KILLED = ("rank", "guard", "watcher", "carrier", "starter", "head", "node")
     [
         *((by, what) for by in TRANSPORTS for what in KILLED),
         *(("ray", what) for what in ("actor", "guard", "carrier")),
+        *(("kubernetes", what) for what in ("rank", "watcher", "carrier", "starter")),
     ],
 )
 def test_no_rank_outlives_a_kill_of_anything(
@@ -217,11 +233,17 @@ def test_no_rank_outlives_a_kill_of_anything(
     seconds = until(lambda: not started.alive(), f"ranks outlived the {what}", WITHIN)
     print(f"{by}, {what} killed: ranks gone after {seconds:.2f} s")
     until(lambda: not allocations(machines), "an allocation was left", 60)
+    if by == "kubernetes":
+        if what == "carrier":  # the next attempt removes it, or its time to live
+            assert "jobset" in kubectl(machines, "delete", "jobsets", "--all", "--wait=false")
+        left = ("get", "jobsets,pods", "--output=name")
+        until(lambda: not kubectl(machines, *left), "a JobSet was left", 60)
     if what not in ("starter", "head"):
         outcome = started.outcome()
         assert outcome["code"] == -signal.SIGKILL
         assert (what == "rank") == (outcome["rank"] is not None)
-        assert what == "rank" or str(outcome["lost"]).startswith("Host n")
+        host = "Host lineage-" if by == "kubernetes" else "Host n"
+        assert what == "rank" or str(outcome["lost"]).startswith(host)
 
 
 @pytest.mark.parametrize("by", TRANSPORTS)
@@ -368,6 +390,16 @@ def finish(run: subprocess.Popen[str]) -> str:
 def test_a_recipe_has_the_digests_of_one_machine_on_two(recipe: Recipe, by: str) -> None:
     finish(recipe.run(by))
     assert recipe.digests(by) == recipe.digests("here")
+
+
+def test_a_stage_in_pods_has_the_digest_of_one_machine(recipe: Recipe) -> None:
+    home = recipe.folder / "kubernetes"
+    shutil.copytree(recipe.folder / "here", home, symlinks=True)
+    for manifest in home.glob("artifacts/*/artifact.json"):
+        if json.loads(manifest.read_text())["stage"] == "pretrained":
+            shutil.rmtree(manifest.parent)
+    finish(recipe.run("kubernetes"))  # what is built on it is found again
+    assert recipe.digests("kubernetes") == recipe.digests("here")
 
 
 def test_a_detached_job_is_found_again_when_its_starter_was_killed(

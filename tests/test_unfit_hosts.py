@@ -109,9 +109,12 @@ def test_other_packages_on_a_host_are_listed(tmp_path: Path) -> None:
         ({"by": "ssh", "names": ["a"], "detached": True}, "of `by: slurm` alone"),
         ({"by": "ray", "names": ["a"]}, "needs `nodes`"),
         ({"by": "ray", "nodes": 2, "address": "ray://head:10001"}, "neither `auto` nor host:port"),
-        ({"by": "ray", "nodes": 2, "options": ["--x"]}, "`options` are of ssh or srun"),
+        (
+            {"by": "ray", "nodes": 2, "options": ["--x"]},
+            "`options` is of `by: ssh` and `by: slurm` alone",
+        ),
         ({"by": "ray", "nodes": 2, "resources": {"GPU": 0}}, "resources"),
-        ({"by": "slurm", "nodes": 2, "resources": {"GPU": 8}}, "of `by: ray` alone"),
+        ({"by": "slurm", "nodes": 2, "resources": {"GPU": 8}}, "of `by: ray` and `by: kubernetes`"),
     ],
 )
 def test_hosts_that_a_profile_cannot_have_are_refused(hosts: dict[str, Any], mistake: str) -> None:

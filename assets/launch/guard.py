@@ -23,6 +23,9 @@ seconds: a guard that hears nothing for `silence` seconds stops, whatever became
 srun and Ray tell neither side that the other's whole host died; a connection of the guard's to the
 starter (`lifeline`) ends with either at once.
 
+In a pod of Kubernetes (`kubernetes_carrier.py`) there is no standard input: the starter's lines and
+signs of life are a file that grows, in a folder of the store, and the guard's are another.
+
 Elsewhere than on Linux there is no subreaper: the tree is what `ps` shows below the guard.
 """
 
@@ -43,7 +46,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +58,13 @@ CONNECT_SECONDS = 2.0  # a firewall may swallow the lifeline; silence tells then
 LIFE_SHARE = 1 / 9  # of the silence that means an end: the time between two signs of life
 OF_SEVERAL = "of-several"  # this program's argument on several hosts
 COULD_NOT_START = 127  # as a shell says it
-# What `ray_carrier.py` gives a guard; srun has SLURM_NODEID for the first.
+KILLED = "the guard of its ranks was ended there"
+# What `ray_carrier.py` gives a guard; srun and an indexed Job of Kubernetes have their own for the
+# first.
 NODE_VARIABLE, ADDRESS_VARIABLE = "LINEAGE_NODE", "LINEAGE_ADDRESS"
+NODE_VARIABLES = (NODE_VARIABLE, "SLURM_NODEID", "JOB_COMPLETION_INDEX")
+INPUT, OUTPUT = "in", "out"  # files of a starter's folder; the latter has the node's number behind
+END_OF_INPUT = b"\x04"
 
 
 def processes() -> Iterator[tuple[int, int, str]]:
@@ -118,24 +126,27 @@ class Starter:
     this host, whose kernel says so. `node`: this host's number, for what is sent.
     """
 
-    def __init__(self, node: int = 0, silence: float | None = None) -> None:
+    def __init__(self, silence: float | None = None) -> None:
         self.gone = False
         self.peak_memory_bytes = (
             0  # of the ranks; the starter looks itself where it is on this host
         )
-        self._node, self._silence = node, silence
+        self.node, self.silence = 0, silence
+        self._unread = b""
         self._lifeline: socket.socket | None = None
         self._heard = self._spoke = time.monotonic()
 
     def line(self) -> dict[str, Any]:
         """The next line that is no sign of life. Ends this process where none comes."""
         while True:
-            line = b""
-            while not line.endswith(b"\n"):
-                ready, _, _ = select.select([0], [], [], self._silence)
-                if not ready or not (part := os.read(0, 1)):
-                    sys.exit("the guard's starter went before saying what to start")
-                line += part
+            line, end, rest = self._unread.partition(b"\n")
+            if end:
+                self._unread = rest
+            elif self.gone:
+                sys.exit(self._never_spoke())
+            else:
+                self._hear(None)
+                continue
             if line.strip():
                 message: dict[str, Any] = json.loads(line)
                 return message
@@ -145,12 +156,12 @@ class Starter:
         if address:
             with contextlib.suppress(OSError):
                 self._lifeline = socket.create_connection(address, CONNECT_SECONDS)
-                self._lifeline.sendall(f"{token} {self._node}\n".encode())
+                self._lifeline.sendall(f"{token} {self.node}\n".encode())
 
     def send(self, message: dict[str, Any]) -> None:
         """A line of less than 1,000 bytes: srun passes no more of one host on in one piece."""
         try:
-            os.write(1, json.dumps({"node": self._node, **message}).encode() + b"\n")
+            self._write(json.dumps({"node": self.node, **message}).encode() + b"\n")
         except OSError:
             self.gone = True
 
@@ -158,25 +169,76 @@ class Starter:
         """Waits a moment for a sign of life or of its end, and gives one. Returns whether `wake`, a
         file descriptor, has something to read.
         """
-        descriptors = [0] if wake is None else [0, wake]
-        if self._lifeline:
-            descriptors.append(self._lifeline.fileno())
-        ready, _, _ = select.select(descriptors, [], [], POLL_SECONDS)
+        woken = self._hear(wake)
+        self._unread = b""
         now = time.monotonic()
-        if self._lifeline and self._lifeline.fileno() in ready:
-            self.gone = True  # the starter sends nothing over it, so this is its end
-        if 0 in ready:
-            self.gone = self.gone or not os.read(0, 4096)
+        if self.silence is not None and now - self._spoke >= self.silence * LIFE_SHARE:
+            self._spoke = now
+            self.peak_memory_bytes = max(self.peak_memory_bytes, memory(descendants(os.getpid())))
+            self.send({"memory": self.peak_memory_bytes})
+        return woken
+
+    def _hear(self, wake: int | None) -> bool:
+        lifeline = self._lifeline.fileno() if self._lifeline else None
+        part, ready = self._receive([each for each in (wake, lifeline) if each is not None])
+        now = time.monotonic()
+        if part is not None:
+            self._unread += part
             self._heard = now
-        if self._silence is not None:
-            self.gone = self.gone or now - self._heard > self._silence
-            if now - self._spoke >= self._silence * LIFE_SHARE:
-                self._spoke = now
-                self.peak_memory_bytes = max(
-                    self.peak_memory_bytes, memory(descendants(os.getpid()))
-                )
-                self.send({"memory": self.peak_memory_bytes})
+        silent = self.silence is not None and now - self._heard > self.silence
+        # the starter sends nothing over the lifeline, so what is ready there is its end
+        self.gone = self.gone or silent or part == b"" or lifeline in ready
         return wake in ready
+
+    def _receive(self, others: Sequence[int]) -> tuple[bytes | None, list[int]]:
+        """What came within a moment (b"": the end of input), and which of `others` are ready."""
+        ready, _, _ = select.select([0, *others], [], [], POLL_SECONDS)
+        return (os.read(0, 4096) if 0 in ready else None), ready
+
+    def _write(self, line: bytes) -> None:
+        os.write(1, line)
+
+    def _never_spoke(self) -> str:
+        return "the guard's starter went before saying what to start"
+
+
+class StarterOfFolder(Starter):
+    """A starter that shares a folder with this process, and no pipe: each appends to a file that
+    the other reads. A file is opened anew for each reading, as only that asks a network file system
+    for its latest state.
+    """
+
+    def __init__(self, folder: Path, silence: float) -> None:
+        super().__init__(silence)
+        self.node = _node_number()
+        self._folder, self._offset = folder, 0
+
+    def _receive(self, others: Sequence[int]) -> tuple[bytes | None, list[int]]:
+        ready, _, _ = select.select(others, [], [], POLL_SECONDS)
+        part = b""
+        try:
+            with (self._folder / INPUT).open("rb") as file:
+                file.seek(self._offset)
+                part = file.read()
+        except FileNotFoundError:
+            if self._offset:  # it was there: the starter has cleared up
+                part = END_OF_INPUT
+        except OSError:
+            pass  # of a network file system, for a moment; silence has its limit
+        self._offset += len(part)
+        return (b"" if END_OF_INPUT in part else part or None), ready
+
+    def _write(self, line: bytes) -> None:
+        with (self._folder / f"{OUTPUT}.{self.node}").open("ab") as file:
+            file.write(line)
+
+    def _never_spoke(self) -> str:
+        if self._offset:
+            return super()._never_spoke()
+        return (
+            f"{self._folder} is not in this pod: the store has to be the same folder at the same "
+            "path there. Mend the profile's hosts.claim or hosts.mount"
+        )
 
 
 class Guard:
@@ -416,13 +478,13 @@ def _alone(path: str, starter: Starter) -> Iterator[None]:
         os.close(handle)
 
 
-def _guard_of_several(spec: dict[str, Any]) -> None:
-    """The guard of one of several hosts. A specification is for all of them where srun or Ray
-    carries it to each.
+def _guard_of_several(spec: dict[str, Any], starter: Starter) -> None:
+    """The guard of one of several hosts. A specification is for all of them where one carrier
+    reaches them all.
     """
     node = spec.get("node")
-    spec["node"] = _node_number() if node is None else node
-    starter = Starter(spec["node"], spec["silence"])
+    spec["node"] = starter.node = _node_number() if node is None else node
+    starter.silence = spec["silence"]
     spec = _on_this_host(spec, starter)
     with _alone(spec["lock"], starter):
         report = Guard(spec, starter).run()
@@ -435,13 +497,13 @@ def _guard_of_several(spec: dict[str, Any]) -> None:
 
 def _node_number() -> int:
     """Of this host, among those that one carrier reaches."""
-    return int(os.environ.get(NODE_VARIABLE, os.environ.get("SLURM_NODEID", "0")))
+    return next((int(os.environ[name]) for name in NODE_VARIABLES if name in os.environ), 0)
 
 
-def _become_watched() -> None:
+def _become_watched(starter: Starter) -> None:
     """Forks: the child goes on, and this process waits for it, adopts what a killed one leaves and
     ends it. On the starter's host that is the starter's part. Where this process is killed, the
-    child has a TERM.
+    child has a TERM; where this process has one, it passes it on, as a pod's first process has to.
     """
     watcher = os.getpid()
     if (child := os.fork()) == 0:
@@ -452,7 +514,9 @@ def _become_watched() -> None:
         if os.getppid() != watcher:
             os._exit(1)
         return
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
     _, status = os.waitpid(child, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while tree := descendants(watcher):
         for pid in tree:
             with contextlib.suppress(ProcessLookupError):
@@ -462,18 +526,20 @@ def _become_watched() -> None:
                 pass
         time.sleep(0.02)
     if os.waitstatus_to_exitcode(status) < 0:  # ssh's end says so too; srun and Ray go on
-        Starter(_node_number()).send({"killed": True})
-    os._exit(0)
+        starter.node = _node_number()
+        starter.send({"killed": KILLED})
+    os._exit(max(os.waitstatus_to_exitcode(status), 0))
 
 
 def main() -> None:
     if LINUX:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    starter = Starter()
-    if sys.argv[1:] == [OF_SEVERAL]:
-        _become_watched()
+    several, folder = sys.argv[1:2] == [OF_SEVERAL], sys.argv[2:]
+    starter = StarterOfFolder(Path(folder[0]), float(folder[1])) if folder else Starter()
+    if several:
+        _become_watched(starter)
         starter.send({"ready": True})
-        _guard_of_several(starter.line())
+        _guard_of_several(starter.line(), starter)
     else:
         starter.send(Guard(starter.line(), starter).run())  # nobody may be left to hear it
 

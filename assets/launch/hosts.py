@@ -1,5 +1,5 @@
-"""The launcher on several machines: a guard on each, reached by ssh, srun or Ray, which carry its
-standard input and output.
+"""The launcher on several machines: a guard on each, reached by ssh, srun, Ray or Kubernetes, which
+carry its standard input and output.
 
 What a guard promises on this machine holds there too: its input ends when this process, or what
 carries it, does, and its ranks with it. Where a cable is pulled nothing ends, so both sides send
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from assets.launch import guard
+from assets.launch.jobset import BUILD_LABEL, jobset
 from assets.launch.launcher import (
     POLL_SECONDS,
     Exit,
@@ -41,9 +42,11 @@ from assets.recipe.profile import Hosts
 from assets.store.home import ROOT
 from gpt_model.errors import UserError, shortened
 from gpt_model.io import TEMPORARY
+from gpt_model.redaction import secret
 
 SILENCE_SECONDS = 45.0  # without a sign of life a host, or its starter, counts as gone
 REPORT_SECONDS = 2.0  # that a guard's last line may need longer than its lifeline's end
+POD_SECONDS = 10.0  # that Kubernetes may need to say how a pod ended
 ANSWER_SECONDS = 60.0  # from ssh's start to a host's first word
 CLOCKS_APART_SECONDS = 60.0  # at most: events and checkpoints carry times
 LEAST_FREE_BYTES = 256 << 20  # of a host's temporary folder
@@ -96,7 +99,7 @@ class Node:
     name: str
     hello: dict[str, Any] | None = None
     report: dict[str, Any] | None = None
-    killed: bool = False  # its guard, there
+    killed: str = ""  # how its guard ended there, where it gave no report
     ended: float | None = None  # when its guard's lifeline did
     memory: int = 0
     heard: float = field(default_factory=time.monotonic)
@@ -224,10 +227,11 @@ class HostsLauncher:
         return exit
 
     def _environment(self, ranks: Ranks) -> dict[str, str]:
+        in_a_file = self.hosts.by == "kubernetes"  # of the store, which holds no secret
         environment = {
             key: value
             for key, value in worker_environment(self.device, ranks.count, 1).items()
-            if key.startswith(CARRIED)
+            if key.startswith(CARRIED) and not (in_a_file and secret(key, value))
         }
         for key in LOCAL_TO_A_HOST:
             if self.device == "cuda" or key != "CUDA_VISIBLE_DEVICES":
@@ -242,7 +246,7 @@ class HostsLauncher:
         names = [name.rpartition("@")[2] for name in self.hosts.names[:nodes]]
         return [*names] or [None] * nodes
 
-    def _commands(self, nodes: int) -> list[tuple[list[str], range]]:
+    def _commands(self, nodes: int, log: Path) -> list[tuple[list[str], range]]:
         options = self.hosts.options
         if self.hosts.by == "ssh":
             return [
@@ -251,14 +255,37 @@ class HostsLauncher:
             ]
         if self.hosts.by == "ray":
             return [(_ray(nodes, self.hosts), range(nodes))]
+        if self.hosts.by == "kubernetes":
+            return [(self._kubernetes(nodes, log), range(nodes))]
         return [(_srun(nodes, options), range(nodes))]
+
+    def _kubernetes(self, nodes: int, log: Path) -> list[str]:
+        folder = log.with_name(f"{secrets.token_hex(4)}.pods")
+        command = [*GUARD, str(folder), str(self.silence)]
+        manifest = jobset(self.hosts, nodes, log, command, self.grace)
+        wanted = {
+            "manifest": manifest,
+            "selector": f"{BUILD_LABEL}={manifest['metadata']['labels'][BUILD_LABEL]}",
+            "nodes": nodes,
+            "folder": str(folder),
+            "silence": self.silence,
+            "kubectl": [
+                f"--{name}={value}"
+                for name in ("context", "namespace")
+                if (value := getattr(self.hosts, name))
+            ],
+        }
+        return [
+            *module_command(sys.executable, "assets.launch.kubernetes_carrier"),
+            json.dumps(wanted),
+        ]
 
     @contextmanager
     def _carried(self, nodes: int, ranks: Ranks) -> Iterator[list[Carrier]]:
         """A carrier for each command, and their ends: when the block is over, none is left."""
         carriers: list[Carrier] = []
         try:
-            for number, (command, range_) in enumerate(self._commands(nodes)):
+            for number, (command, range_) in enumerate(self._commands(nodes, ranks.log)):
                 errors = ranks.log.with_name(f"host.{number}.log")
                 with errors.open("wb") as file:
                     process = _started(command, file, ranks.keep_fds, self.hosts.by)
@@ -389,7 +416,7 @@ class Watch:
             if self.hosts.by == "ssh":
                 carrier = self.carriers[self.nodes.index(missing[0])]
                 raise self._no_answer(missing[0].name, f"nothing within {ANSWER_SECONDS:g} s")
-            if not waiting:  # in Slurm's queue, or for Ray's nodes, which may take days
+            if not waiting:  # in a queue, for nodes: it may take days
                 say(f"waiting for {len(self.nodes)} nodes: {self.carriers[0].complaint()}")
                 waiting = True
 
@@ -401,7 +428,7 @@ class Watch:
                 "hosts.names or hosts.options.",
                 field="hosts.names",
             )
-        field = "hosts.address" if self.hosts.by == "ray" else "hosts.options"
+        field = {"ray": "hosts.address", "slurm": "hosts.options"}.get(self.hosts.by, "hosts")
         return UserError(
             f"{self.hosts.by} gave no nodes: {reason or 'it said nothing'}. Mend the profile's "
             f"{field}.",
@@ -447,16 +474,17 @@ class Watch:
         if any(guard.started(pid) != start for pid, start in self._watched):
             return "The Dagster run that this step belongs to ended."
         now = time.monotonic()
+        report = POD_SECONDS if self.hosts.by == "kubernetes" else REPORT_SECONDS
         for carrier in self.carriers:
             for number in carrier.nodes:
                 node = self.nodes[number]
                 if node.report is not None and node.report["code"] == 0:
                     continue
                 if node.killed or node.report is not None:
-                    return f"Host {node.name} was lost: the guard of its ranks was ended there."
+                    return f"Host {node.name} was lost: {node.killed or guard.KILLED}."
                 if not carrier.open:
                     return f"Host {node.name} was lost: {carrier.complaint() or 'no reason given'}."
-                if node.ended and now - node.ended > REPORT_SECONDS:
+                if node.ended and now - node.ended > report:
                     return f"Host {node.name} was lost: nothing that was started there runs."
                 if now - node.heard > self.silence:
                     return f"Host {node.name} was silent for {self.silence:g} s."
@@ -503,7 +531,7 @@ class Watch:
         elif "code" in message:
             node.report = message
         elif "killed" in message and self.hosts.by != "ssh":
-            node.killed = True
+            node.killed = message["killed"]
 
 
 def refuse_unfit(nodes: Sequence[Node], token: Path, spec: Mapping[str, Any]) -> None:

@@ -24,18 +24,11 @@ import ray
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from assets.launch.guard import ADDRESS_VARIABLE, NODE_VARIABLE
+from assets.launch.carrier import Refused, pass_on, send
+from assets.launch.guard import ADDRESS_VARIABLE, KILLED, NODE_VARIABLE
 
 CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 1.0  # for nodes, between two looks at whether the starter is there
-
-
-class Refused(Exception):
-    """A sentence, and the field of the profile that it is about."""
-
-    def __init__(self, sentence: str, field: str) -> None:
-        super().__init__(sentence)
-        self.field = field
 
 
 class Holder:
@@ -142,19 +135,10 @@ def _pass_on(holder: Any, number: int) -> None:
     """The guard's lines, until it ends. Where its actor or node is lost, a line says so."""
     try:
         for line in holder.lines.options(num_returns="streaming").remote():
-            _say(ray.get(line))
+            pass_on(ray.get(line))
     except ray.exceptions.RayError as error:
         print(error, file=sys.stderr, flush=True)
-        _say(_line({"node": number, "killed": True}))
-
-
-def _say(line: bytes) -> None:
-    with suppress(OSError):
-        os.write(1, line)
-
-
-def _line(message: Mapping[str, Any]) -> bytes:
-    return json.dumps(message).encode() + b"\n"
+        send({"node": number, "killed": KILLED})
 
 
 def main() -> None:
@@ -163,7 +147,7 @@ def main() -> None:
         _connect(wanted["address"])
         _refuse_too_small(wanted["nodes"], wanted["resources"])
     except Refused as error:
-        _say(_line({"refused": str(error), "field": error.field}))
+        error.send()
         sys.exit(1)
     holders = _holders(wanted["nodes"], wanted["resources"], wanted["command"])
     readers = [

@@ -22,6 +22,17 @@ from gpt_model.strict import BatchRows, Bounds, Each, Strict
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 
 
+# Keys of `hosts` that not every transport has.
+OF_SOME = {
+    "options": ("ssh", "slurm"),
+    "detached": ("slurm",),
+    "address": ("ray",),
+    "resources": ("ray", "kubernetes"),
+    **dict.fromkeys(
+        ("context", "namespace", "image", "claim", "mount", "labels", "pod", "container"),
+        ("kubernetes",),
+    ),
+}
 Nodes = Annotated[int, Bounds(1, 100_000, "the largest clusters have as many", unit="nodes")]
 
 
@@ -30,25 +41,59 @@ class Hosts(Strict):
     reached.
     """
 
-    by: Literal["ssh", "slurm", "ray"] = Field(
-        description="ssh to each of `names`; srun, on `nodes` of a Slurm cluster; or actors, on "
-        "`nodes` of a Ray cluster"
+    by: Literal["ssh", "slurm", "ray", "kubernetes"] = Field(
+        description="ssh to each of `names`; srun, on `nodes` of a Slurm cluster; actors, on "
+        "`nodes` of a Ray cluster; or a JobSet of `nodes` pods on a Kubernetes cluster"
     )
     names: Annotated[list[str], Each] = Field(
         default_factory=list,
         description="ssh: each host, as ssh is given it; the ranks meet at the first",
     )
-    nodes: Nodes | None = Field(default=None, description="slurm, ray: how many")
+    nodes: Nodes | None = Field(
+        default=None, description="slurm, ray, kubernetes: how many; of kubernetes a pod is one"
+    )
     address: str | None = Field(
         default=None,
         description="ray: the cluster's, host:port; default: auto, the cluster that this machine "
         "is a node of",
     )
     resources: dict[
-        str, Annotated[float, Bounds(0, 10**6, "no node has more", above=True, unit="a node")]
+        str, Annotated[float, Bounds(0, 10**6, "no node has more", above=True, unit="a node")] | str
     ] = Field(
         default_factory=dict,
-        description="ray: what the ranks take of each node, {CPU: 8, GPU: 8}; default: {CPU: 1}",
+        description="ray: what the ranks take of each node, {CPU: 8, GPU: 8}; default: {CPU: 1}; "
+        "kubernetes: limits of each pod, {nvidia.com/gpu: 8, memory: 200Gi}",
+    )
+    context: str | None = Field(
+        default=None, description="kubernetes: of kubectl's settings; default: the current one"
+    )
+    namespace: str | None = Field(
+        default=None, description="kubernetes: of the pods; default: kubectl's current one"
+    )
+    image: str | None = Field(
+        default=None,
+        description="kubernetes: of the pods; it has code and Python at this machine's paths",
+    )
+    claim: str | None = Field(
+        default=None,
+        description="kubernetes: the persistent volume claim that holds the store, ReadWriteMany",
+    )
+    mount: str | None = Field(
+        default=None, description="kubernetes: where the claim is mounted, here and in the pods"
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="kubernetes: of the JobSet, {kueue.x-k8s.io/queue-name: gpus}",
+    )
+    pod: dict[str, Any] = Field(
+        default_factory=dict,
+        description="kubernetes: merged into the pods' specification, {nodeSelector: {…}, "
+        "tolerations: […], serviceAccountName: …}",
+    )
+    container: dict[str, Any] = Field(
+        default_factory=dict,
+        description="kubernetes: merged into the pods' container, {envFrom: […], securityContext: "
+        "{…}}",
     )
     options: list[str] = Field(
         default_factory=list,
@@ -69,19 +114,26 @@ class Hosts(Strict):
             raise ValueError("`by: ssh` needs `names`, the hosts, and has no `nodes`")
         if self.by != "ssh" and (self.names or self.nodes is None):
             raise ValueError(f"`by: {self.by}` needs `nodes`, how many, and has no `names`")
-        if self.by != "ray" and (self.address or self.resources):
-            raise ValueError("`address` and `resources` are of `by: ray` alone")
-        if self.by == "ray" and self.options:
-            raise ValueError("`options` are of ssh or srun; Ray's are `address` and `resources`")
+        for name, transports in OF_SOME.items():
+            if getattr(self, name) and self.by not in transports:
+                raise ValueError(
+                    f"`{name}` is of `by: {'` and `by: '.join(transports)}` alone"
+                    + (": ranks end with this process" if name == "detached" else "")
+                )
         if self.address and not re.fullmatch(r"auto|[^\s:/]+:[0-9]{1,5}", self.address):
             raise ValueError(
                 f"`address: {self.address}` is neither `auto` nor host:port of a Ray cluster; "
                 "Ray Client's ray://… does not do: build on a node of the cluster"
             )
-        if self.detached and self.by != "slurm":
+        if self.by == "kubernetes" and not (self.image and self.claim and self.mount):
             raise ValueError(
-                f"`detached` is of `by: slurm` alone: by {self.by}, ranks end with this process"
+                "`by: kubernetes` needs `image`, `claim` (of the volume that holds the store) and "
+                "`mount` (the path where that stands)"
             )
+        if self.mount and not Path(self.mount).is_absolute():
+            raise ValueError(f"`mount: {self.mount}` should be an absolute path")
+        if self.by == "ray" and any(isinstance(value, str) for value in self.resources.values()):
+            raise ValueError("`resources` of Ray are numbers")
         if dashed := [name for name in self.names if name.startswith("-") or not name.strip()]:
             raise ValueError(f"{dashed[0]!r} is no name of a host")
         return self
@@ -181,13 +233,24 @@ class Profile(Strict):
         return settings
 
     @model_validator(mode="after")
-    def _ray_gives_the_devices(self) -> Profile:
-        if not self.hosts or self.hosts.by != "ray" or self.device != "cuda":
+    def _cluster_gives_the_devices(self) -> Profile:
+        if not self.hosts or self.device != "cuda":
             return self
-        if self.hosts.resources.get("GPU", 0) < self.processes_each_host():
+        each, resources = self.processes_each_host(), self.hosts.resources
+        if self.hosts.by == "ray" and float(resources.get("GPU", 0)) < each:
             raise ValueError(
-                f"{self.processes_each_host()} ranks a node need as many GPUs of Ray: set "
-                f"`hosts.resources: {{GPU: {self.processes_each_host()}}}`"
+                f"{each} ranks a node need as many GPUs of Ray: set `hosts.resources: "
+                f"{{GPU: {each}}}`"
+            )
+        # a vendor's device has a name with a slash; a claim of DRA stands in `pod`
+        if (
+            self.hosts.by == "kubernetes"
+            and not any("/" in name for name in resources)
+            and "resourceClaims" not in self.hosts.pod
+        ):
+            raise ValueError(
+                f"{each} ranks a pod need as many GPUs of Kubernetes: set `hosts.resources: "
+                f"{{nvidia.com/gpu: {each}}}`"
             )
         return self
 
