@@ -126,12 +126,12 @@ class Starter:
     this host, whose kernel says so. `node`: this host's number, for what is sent.
     """
 
-    def __init__(self, silence: float | None = None) -> None:
+    def __init__(self, node: int = 0, silence: float | None = None) -> None:
         self.gone = False
         self.peak_memory_bytes = (
             0  # of the ranks; the starter looks itself where it is on this host
         )
-        self.node, self.silence = 0, silence
+        self.node, self.silence = node, silence
         self._unread = b""
         self._lifeline: socket.socket | None = None
         self._heard = self._spoke = time.monotonic()
@@ -209,8 +209,7 @@ class StarterOfFolder(Starter):
     """
 
     def __init__(self, folder: Path, silence: float) -> None:
-        super().__init__(silence)
-        self.node = _node_number()
+        super().__init__(_node_number(), silence)
         self._folder, self._offset = folder, 0
 
     def _receive(self, others: Sequence[int]) -> tuple[bytes | None, list[int]]:
