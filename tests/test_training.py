@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_local_recipe
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from training_ranks import MODEL, SECTION, STEPS, Ranks, make_inputs, read_record, run
+from training_ranks import (
+    MODEL,
+    SECTION,
+    STEPS,
+    Ranks,
+    change_half_way,
+    make_inputs,
+    read_record,
+    run,
+)
 
 from assets.contract import Artifact, Built
 from assets.execution.pretraining import evaluation_steps
@@ -32,8 +44,8 @@ from gpt_model.data.shards import TokenData
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.ops import cpu_kernels
 from gpt_model.progress import Silent
-from gpt_model.training.checkpoint import verify
-from gpt_model.training.engine import Execution, choose_product_library
+from gpt_model.training.checkpoint import Checkpoints, verify
+from gpt_model.training.engine import Execution, Fragment, choose_product_library
 from gpt_model.training.loop import Hook, train
 from gpt_model.training.measure import held_out, held_out_intervals, held_out_metrics
 from gpt_model.training.optimizer import TrainingSettings
@@ -335,6 +347,61 @@ def test_with_no_sound_checkpoint_training_starts_again_and_says_so(tmp_path: Pa
     assert all(
         torch.equal(a, b) for a, b in zip(expected.parameters(), result.parameters(), strict=True)
     )
+
+
+def test_a_rank_reads_the_elements_that_it_keeps_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of one rank, read as the second of three would."""
+    model, _ = checkpointed(tmp_path)
+    newest = max(tmp_path.glob("step-*"))
+    execution = Execution(zero_stage=3, rank=1, world_size=3)
+    keeps = []
+    for name, parameter in model.named_parameters():
+        length = -(-parameter.numel() // 3)
+        values = torch.full((min(length, parameter.numel() - length),), math.nan)
+        keeps.append(Fragment(name, length, {"exp_avg": values}, owned=True))
+    bytes_read = 0
+
+    class Counted:
+        def __init__(self, tensors: Any) -> None:
+            self.keys, self.get_slice = tensors.keys, lambda key: Slice(tensors.get_slice(key))
+
+    class Slice:
+        def __init__(self, stored: Any) -> None:
+            self.stored, self.get_shape = stored, stored.get_shape
+
+        def __getitem__(self, part: slice) -> Tensor:
+            nonlocal bytes_read
+            values: Tensor = self.stored[part]
+            bytes_read += values.nbytes
+            return values
+
+    @contextmanager
+    def counted(path: Path, framework: str) -> Iterator[Counted]:
+        with safe_open(path, framework) as tensors:
+            yield Counted(tensors)
+
+    monkeypatch.setattr("gpt_model.training.checkpoint.safe_open", counted)
+    Checkpoints(tmp_path, execution, print)._read(verify(newest), keeps, ["exp_avg"])
+    assert bytes_read == sum(fragment.values["exp_avg"].nbytes for fragment in keeps)
+    stored = load_file(newest / "rank-00000.safetensors")
+    for fragment in keeps:
+        expected = stored[f"exp_avg/{fragment.name}/0"][fragment.start :]
+        values = fragment.values["exp_avg"]
+        assert torch.equal(values, expected[: len(values)]), fragment.name
+
+
+def test_other_ranks_and_zero_stages_go_on_to_the_same_loss(inputs: Path, tmp_path: Path) -> None:
+    """Three changes half-way; `benchmarks/elastic.py` makes nine."""
+    changes = [((1, 0), (2, 3)), ((2, 3), (1, 0)), ((2, 3), (1, 1))]
+    expected, records = change_half_way(inputs, tmp_path, changes)
+    for (before, after), record in records.items():
+        assert 0 < record["result"]["resumed_from"] < 10, (before, after)
+        layouts = [{"world_size": ranks, "zero_stage": stage} for ranks, stage in (before, after)]
+        layout = f"was written under {layouts[0]} and is read under {layouts[1]}: same weights"
+        assert any(layout in line for line in record["log"])
+        assert record["result"]["loss"] == pytest.approx(expected, abs=1e-5), (before, after)
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_checkpoint(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,13 @@ def read_record(output: Path) -> dict[str, Any]:
     return document
 
 
+def write_record(output: Path, progress: RecordingProgress) -> None:
+    """In one step: another run may wait for it."""
+    written = output / "record.tmp"
+    written.write_text(json.dumps({**progress.record, "modules": sorted(sys.modules)}))
+    written.rename(output / "record.json")
+
+
 class RecordingProgress:
     """A `Progress` that keeps what is reported in `record`."""
 
@@ -206,7 +214,8 @@ def run(
     OUTPUT/model/ (a stage).
 
     Of the loop and `pretrained`, {"section": {…}, "model": {…}} are laid over SECTION and MODEL,
-    and the loop takes a "micro_batch"; The other stages and experiments take their "config", the
+    and the loop takes a "micro_batch" and "resume", the output of a run whose checkpoints it goes on
+    from, once that has ended. The other stages and experiments take their "config", the
     config "given" to their inputs, and which these are ("needs"). Of any, "hold" is (done, folder
     of checkpoints below the output).
     """
@@ -226,6 +235,10 @@ def run(
 
     output = Path(job["output"])
     output.mkdir(parents=True, exist_ok=True)
+    if "resume" in job and rank == 0:
+        while not (Path(job["resume"]) / "record.json").exists():
+            time.sleep(0.05)
+        shutil.copytree(Path(job["resume"]) / "checkpoints", output / "checkpoints")
     done, checkpoints = job.get("hold", (0, None))
     progress = RecordingProgress(
         output.name,
@@ -292,6 +305,37 @@ def _counting(objective: Any, record: dict[str, Any]) -> Callable[[int], Any]:
     return micro_batches
 
 
+Layout = tuple[int, int]  # (ranks, ZeRO stage)
+
+
+def change_half_way(
+    inputs: Path, folder: Path, changes: Sequence[tuple[Layout, Layout]]
+) -> tuple[float, dict[tuple[Layout, Layout], dict[str, Any]]]:
+    """The last loss of 20 undisturbed steps of one rank; and the records of runs that change their
+    layout after half of them. What one rank does is done in this process.
+    """
+
+    def job(output: str, stage: int, tokens: int, **more: Any) -> dict[str, Any]:
+        section = {"batch_tokens": 384, "warmup_tokens": 512, "decay_tokens": 7680}
+        how = {"what": "loop", "model": {"dropout": 0.0}, "zero_stage": stage, **more}
+        return {"output": folder / output, "section": {**section, "tokens": tokens}, **how}
+
+    jobs: dict[int, list[dict[str, Any]]] = {1: [job("undisturbed", 0, 7680)]}
+    for ranks, stage in dict.fromkeys(before for before, _ in changes):
+        jobs.setdefault(ranks, []).append(job(f"half-{ranks}-{stage}", stage, 3840))
+    for before, after in changes:
+        half = folder / f"half-{before[0]}-{before[1]}"
+        resumed = job(f"{before}-{after}", after[1], 7680, resume=half)
+        jobs.setdefault(after[0], []).append(resumed)
+    several = [Ranks(inputs, items, ranks) for ranks, items in jobs.items() if ranks > 1]
+    for item in jobs[1]:
+        write_record(item["output"], run(inputs, item))
+    for group in several:
+        group.wait()
+    records = {change: read_record(folder / f"{change[0]}-{change[1]}") for change in changes}
+    return read_record(folder / "undisturbed")["result"]["loss"], records
+
+
 def work(job_path: Path) -> None:
     """Every run of a job that is not done yet."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -301,9 +345,7 @@ def work(job_path: Path) -> None:
             continue
         progress = run(Path(job["inputs"]), item, rank, world_size)
         if rank == 0:
-            (Path(item["output"]) / "record.json").write_text(
-                json.dumps({**progress.record, "modules": sorted(sys.modules)})
-            )
+            write_record(Path(item["output"]), progress)
 
 
 def main(job_path: Path) -> None:

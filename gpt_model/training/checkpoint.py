@@ -7,8 +7,9 @@ goes on.
 
 A rank copies its fragments in memory, which is all that training waits for; a thread writes them.
 They are named by parameter and first element, so a checkpoint loads under any world size and ZeRO
-stage; under the ones it was written with, training goes on bit for bit. All ranks must see the
-folder. Nothing is pickled. Random state is not kept: the loop's is a function of the step.
+stage; under the ones it was written with, training goes on bit for bit. Each rank hashes its share
+of the files, and reads the elements that it keeps, no others. All ranks must see the folder.
+Nothing is pickled. Random state is not kept: the loop's is a function of the step.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import fsync, sha256_of, write_json
-from gpt_model.training.engine import Engine, Execution
+from gpt_model.training.engine import MOMENTS, Engine, Execution, Fragment
 
 RETAINED = 2
 VERSION = 1
@@ -55,35 +56,18 @@ class Checkpoints:
 
     def latest(self) -> dict[str, Any] | None:
         """The manifest of the newest checkpoint whose every byte is right, or None. Damaged ones
-        are named, and removed. Collective.
+        are named, and removed. Each rank hashes its share of the files. Collective.
         """
-        manifest: list[dict[str, Any] | None] = [None]
-        if self.execution.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for unfinished in self.folder.glob("*.partial"):
-                shutil.rmtree(unfinished)
-            manifest[0] = self._newest_undamaged()
-        torch.distributed.broadcast_object_list(manifest, src=0)
-        return manifest[0]
-
-    def _newest_undamaged(self) -> dict[str, Any] | None:
-        paths = sorted(self.folder.glob("step-*"), reverse=True)
-        for index, path in enumerate(paths):
+        for path, older in self._newest_first():
             try:
-                manifest = verify(path)
+                manifest = self._verified(path)
             except CorruptFile as error:
-                then = (
-                    "the one before it is used"
-                    if index + 1 < len(paths)
-                    else "training starts again from step 0"
-                )
+                then = "the one before it is used" if older else "training starts again from step 0"
                 self.log(f"{error} It is left out: {then}.")
-                shutil.rmtree(path)
+                if self.execution.rank == 0:
+                    shutil.rmtree(path)
                 continue
-            layout = {
-                "world_size": self.execution.world_size,
-                "zero_stage": self.execution.zero_stage,
-            }
+            layout = self._layout()
             if manifest["layout"] != layout:
                 self.log(
                     f"{path} was written under {manifest['layout']} and is read under {layout}: "
@@ -92,45 +76,73 @@ class Checkpoints:
             return manifest
         return None
 
+    def _newest_first(self) -> list[tuple[Path, bool]]:
+        """Each checkpoint as rank 0 sees them, and whether there is one before it. Collective."""
+        names: list[Any] = [None]
+        if self.execution.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.folder.glob("*.partial"):
+                shutil.rmtree(unfinished)
+            names[0] = sorted((path.name for path in self.folder.glob("step-*")), reverse=True)
+        torch.distributed.broadcast_object_list(names, src=0)
+        return [
+            (self.folder / name, index + 1 < len(names[0])) for index, name in enumerate(names[0])
+        ]
+
+    def _verified(self, path: Path) -> dict[str, Any]:
+        """`verify`, its hashing shared out among the ranks; raises on all of them. Collective."""
+        rank, ranks = self.execution.rank, self.execution.world_size
+        manifest, problem = None, None
+        try:
+            manifest = verify(path, rank, ranks)
+        except CorruptFile as error:
+            problem = str(error)
+        problems: list[Any] = [None] * ranks
+        torch.distributed.all_gather_object(problems, problem)
+        if message := next(filter(None, problems), None):
+            raise CorruptFile(message)
+        assert manifest is not None
+        return manifest
+
     def load_weights(self, manifest: dict[str, Any], model: nn.Module) -> None:
         """Fill a model that no engine has taken hold of yet: an engine makes its own copies of the
         weights as it starts.
         """
-        parameters = dict(model.named_parameters())
-        for (kind, name, start), values in self._read(manifest, lambda kind, _: kind == "weight"):
-            assert kind == "weight"
-            parameters[name].data.view(-1).narrow(0, start, len(values)).copy_(values)
+        whole = [
+            Fragment(name, 0, {"weight": parameter.data.view(-1)}, owned=True)
+            for name, parameter in model.named_parameters()
+        ]
+        self._read(manifest, whole, ["weight"])
 
     def load_moments(self, manifest: dict[str, Any], engine: Engine) -> None:
         """Fill the fragments of the moments that this rank's engine keeps."""
-        fragments = {fragment.name: fragment for fragment in engine.fragments()}
-        for (kind, name, start), values in self._read(
-            manifest, lambda kind, name: kind != "weight" and name in fragments
-        ):
-            fragment = fragments[name]
-            target = fragment.values[kind]
-            first, last = (
-                max(start, fragment.start),
-                min(start + len(values), fragment.start + len(target)),
-            )
-            if first < last:
-                target[first - fragment.start : last - fragment.start].copy_(
-                    values[first - start : last - start]
-                )
+        self._read(manifest, engine.fragments(), MOMENTS)
         engine.set_steps_taken(manifest["step"])
 
     def _read(
-        self, manifest: dict[str, Any], wanted: Callable[[str, str], bool]
-    ) -> Iterator[tuple[tuple[str, str, int], Tensor]]:
-        """(kind, parameter, first element) and values [elements] of each fragment that `wanted`
-        (kind, parameter) selects.
+        self, manifest: dict[str, Any], fragments: Iterable[Fragment], kinds: Sequence[str]
+    ) -> None:
+        """Fill these kinds of values of the fragments, at most one of each parameter. Of the files,
+        only what overlaps with them is read.
         """
+        targets = {
+            (kind, fragment.name): (fragment.start, fragment.values[kind])
+            for fragment in fragments
+            for kind in kinds
+        }
         for file in manifest["files"]:
             with safe_open(self.folder / _name(manifest["step"]) / file, framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 - not a mapping
                     kind, name, start = key.split("/")
-                    if wanted(kind, name):
-                        yield (kind, name, int(start)), tensors.get_tensor(key)
+                    if (kind, name) not in targets:
+                        continue
+                    first_kept, target = targets[kind, name]
+                    stored = tensors.get_slice(key)
+                    offset = int(start) - first_kept  # of the file's first element in the target
+                    first = max(0, offset)
+                    last = min(len(target), offset + stored.get_shape()[0])
+                    if first < last:
+                        target[first:last].copy_(stored[first - offset : last - offset])
 
     # Writing
 
@@ -162,14 +174,16 @@ class Checkpoints:
                 self._snapshot[key].copy_(values, non_blocking=values.is_cuda)
         if self.execution.device == "cuda":
             torch.cuda.synchronize()
-        layout = {"world_size": self.execution.world_size, "zero_stage": self.execution.zero_stage}
-        manifest = {"version": VERSION, "step": step, "layout": layout, **facts}
+        manifest = {"version": VERSION, "step": step, "layout": self._layout(), **facts}
         self._writer = threading.Thread(
             target=self._write, args=(manifest,), name="checkpoint", daemon=True
         )
         self._writer.start()
         self._last = time.monotonic()
         self.longest_stall = max(self.longest_stall, self._last - began)
+
+    def _layout(self) -> dict[str, int]:
+        return {"world_size": self.execution.world_size, "zero_stage": self.execution.zero_stage}
 
     def finish(self) -> None:
         """Wait for what is being written. Raises UserError (full disk)."""
@@ -230,9 +244,9 @@ class Checkpoints:
             shutil.rmtree(old)
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint in `path`, once every byte of it is right. Raises CorruptFile
-    naming the damaged file.
+def verify(path: Path, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
+    """The manifest of the checkpoint in `path`, once every byte of it is right, or of this rank's
+    share of its files. Raises CorruptFile naming the damaged file.
     """
     try:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -243,7 +257,7 @@ def verify(path: Path) -> dict[str, Any]:
         raise CorruptFile(
             f"{path / MANIFEST} is damaged: its checksum is not the one written in it."
         )
-    for name, expected in manifest["files"].items():
+    for name, expected in list(manifest["files"].items())[rank::ranks]:
         file = path / name
         if not file.is_file() or sha256_of(file) != expected:
             raise CorruptFile(f"{file} is damaged: its sha256 is not the one its manifest has.")
