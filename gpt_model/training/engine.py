@@ -479,6 +479,7 @@ def _deepspeed_settings(
     bucket = min(500_000_000, parameters)
     if cuda:
         bucket = min(200_000_000, max(25_000_000, parameters // 8))
+    bucket += bucket % 2  # DeepSpeed cuts it in pieces of two
     zero = {
         "stage": stage,
         "overlap_comm": cuda,
