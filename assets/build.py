@@ -149,7 +149,7 @@ def build(
     else:
         tracking.finish(artifact.path.parent)
     if remote:
-        remote.request(request.say)
+        remote.request(request.say, node.ref)
     return Outcome(artifact, hit, store.gate(artifact))
 
 

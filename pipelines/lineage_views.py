@@ -54,6 +54,7 @@ def listed(store: Store, damaged: Callable[[str], None]) -> list[dict[str, Any]]
                     "fingerprint": artifact.fingerprint,
                     "digest": artifact.digest,
                     "bytes": artifact.size,
+                    "here": artifact.path.is_dir(),
                     "seconds": record["seconds"],
                     "built": record["ended"],
                     "failed_checks": failed,
@@ -69,8 +70,9 @@ def _names(store: Store, artifact: Artifact) -> list[str]:
 
 
 def draw_list(rows: list[dict[str, Any]]) -> Table:
-    columns = ("artifact", "fingerprint", "built", "took", "size", "checks")
-    table = Table(*columns, box=None, pad_edge=False)
+    columns = ["artifact", "fingerprint", "built", "took", "size", "checks"]
+    where = not all(row["here"] for row in rows)
+    table = Table(*columns, *["files"] * where, box=None, pad_edge=False)
     for row in rows:
         failed, warnings = ", ".join(row["failed_checks"]), ", ".join(row["warnings"])
         checks = f"[red]failed: {failed}" if failed else "passed"
@@ -78,7 +80,8 @@ def draw_list(rows: list[dict[str, Any]]) -> Table:
         name = row["ref"] or f"({row['stage']}, no name)"
         built = str(row["built"])[:16].replace("T", " ")
         took, size = duration(row["seconds"]), f"{human(row['bytes'])}B"
-        table.add_row(escape(name), row["fingerprint"][:SHORT], built, took, size, checks)
+        files = ["here" if row["here"] else "in the remote"] * where
+        table.add_row(escape(name), row["fingerprint"][:SHORT], built, took, size, checks, *files)
     return table
 
 
@@ -91,7 +94,7 @@ def shown(store: Store, artifact: Artifact) -> dict[str, Any]:
         name: vars(verdict) | {"figures": dict(verdict.figures)}
         for name, verdict in store.gate(artifact).items()
     }
-    path = str(artifact.path)
+    path = str(artifact.path) if artifact.path.is_dir() else None
     return {"refs": _names(store, artifact), "path": path, **artifact.manifest, "checks": checks}
 
 
@@ -110,7 +113,7 @@ def draw_artifact(facts: Mapping[str, Any]) -> Group:
         f", {execution(record)}"
         f", peak memory {human(record['peak_memory_bytes'])}B",
         "code": f"{commit[:SHORT]}{changes}" if commit else "not from a clone",
-        "path": facts["path"],
+        "path": facts["path"] or "in the remote alone: a command that reads files fetches them",
     }
     grid = Table.grid(padding=(0, 2))
     for name, value in head.items():

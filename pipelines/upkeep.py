@@ -17,7 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from assets.contract import Artifact
+from assets.store.catalogue import FOLDER as CATALOGUE
 from assets.store.home import ARTIFACTS, downloads_folder
+from assets.store.refs import PINNED
+from assets.store.remote import address_of
 from assets.store.removal import Needed, built_from, remove, size, unfinished
 from assets.store.store import LAYOUT, SHORT, Store
 from assets.tracking import session
@@ -28,7 +31,6 @@ from assets.tracking.state import LOCAL
 from gpt_model.errors import UserError
 from pipelines.progress import human
 
-PINNED = "pinned"  # the first part of a pin's name, where a recipe's artifacts have the recipe's
 NAMELESS = "(no name)"
 # What a store has beside artifacts and downloads: whose it is -> entries of its home.
 BESIDE = {
@@ -37,7 +39,10 @@ BESIDE = {
     "MLflow": (f"{LOCAL}*", MLFLOW_ARTIFACTS, SESSIONS),
     "Dagster": ("dagster",),
     "conversations, votes": ("chat", "votes"),
-    "names, locks, notes": ("refs", "recipes", "locks", LAYOUT, f"{PAGES}*", "reproduction.*"),
+    "names, locks, notes": (
+        *("refs", "recipes", "locks", CATALOGUE, LAYOUT),
+        *(f"{PAGES}*", "reproduction.*"),
+    ),
 }
 LISTED = 6  # names that a sentence lists; more are counted
 
@@ -314,7 +319,9 @@ def remove_artifacts(
         raise UserError("\n".join([*sentences, f"{hint}a gap in its lineage."]))
     removed = []
     for fingerprint, text in artifacts.items():
-        names, taken = names_of(store).get(fingerprint, []), size(store.folder_of(fingerprint))
+        folder = store.folder_of(fingerprint)
+        names, taken = names_of(store).get(fingerprint, []), size(folder)
+        remote = address_of(folder)
         store.unset_refs(names)
 
         def wanted(mine: str = fingerprint) -> bool:
@@ -323,7 +330,7 @@ def remove_artifacts(
 
         if remove(store, fingerprint, wanted, say):
             row = {"artifact": text, "fingerprint": fingerprint, "refs": names, "bytes": taken}
-            removed.append(row)
+            removed.append(row | {"remote": remote})
         else:
             raise UserError(f"{text} stays: a run has come to need it just now.")
     return removed

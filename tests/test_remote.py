@@ -12,21 +12,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
-from conftest import ROOT, free_port
+from conftest import ROOT, STAGES, free_port
 from s3_server import SECRET, make_bucket, s3_server
+from typer.testing import CliRunner
 
 from assets.build import Request, build, gather_inputs
 from assets.graph import node_named, nodes
 from assets.launch.launcher import LocalLauncher
 from assets.recipe.profile import load_profile
 from assets.recipe.recipe import load_recipe
+from assets.store.catalogue import fetched, team_store
 from assets.store.remote import PUSHED, VARIABLE, Remote, remote_of
 from assets.store.store import Store
 from assets.tracking.tracking import Tracking
 from gpt_model.errors import UserError
+from pipelines.cli.main import app
+from pipelines.upkeep import pin
 
 pytest.importorskip("s3fs", reason="pip install -e .[remote]")
 pytest.importorskip("moto", reason="pip install -e .[test]")
@@ -180,10 +185,73 @@ def test_a_bucket_that_is_not_there_and_an_address_that_is_none(
         remote_of(tmp_path)
 
 
+def test_an_empty_machine_shows_what_the_team_built_and_fetches_what_it_reads(
+    small: Path, s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, empty = "s3://team/names", tmp_path / "empty"
+    for name, value in (s3 | {VARIABLE: address, "LINEAGE_HOME": str(empty)}).items():
+        monkeypatch.setenv(name, value)
+    first = shutil.copytree(small, tmp_path / "first", symlinks=True)
+    pin(Store(first), Store(first).resolve("local/tokens"), "mine")
+    assert pushed(first, address) == []
+    bucket = fsspec.filesystem("s3")
+    bucket.pipe_file("team/names/refs/local/torn", b'{"fingerp')
+    bucket.pipe_file("team/names/refs/local/../../escaped", b"{}")
+
+    def call(*arguments: str) -> Any:
+        done = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    rows = {row["ref"]: row for row in call("show", "local")}
+    assert set(rows) == {f"local/{stage}" for stage in STAGES}
+    assert {row["fingerprint"] for row in rows.values()} < set(Store(first).fingerprints())
+    assert not any(row["here"] for row in rows.values()) and not (empty / "artifacts").exists()
+    assert len(call("list")) == 2 * len(STAGES)
+    tokens = call("show", "local/tokens")
+    assert tokens["path"] is None and all(check["passed"] for check in tokens["checks"].values())
+    lineage = call("trace", "local/tokens")
+    assert lineage["inputs"] and not lineage["missing"]
+    assert call("where")["remote"] == address
+
+    store = team_store(empty, pytest.fail)
+    tokenizer = fetched(store, store.resolve("local/tokenizer"), print)
+    assert Store(empty).verify(tokenizer) == [] and Store(empty).misnamed() == []
+    assert contents(empty, tokenizer.fingerprint) == contents(first, tokenizer.fingerprint)
+    assert [row["ref"] for row in call("list") if row["here"]] == ["local/tokenizer"]
+    (removed,) = call("rm", "local/tokenizer")
+    assert removed["remote"] == address and not Store(empty).names()
+    assert len(call("list")) == 2 * len(STAGES), "the remote keeps it"
+
+
+def test_who_sets_a_name_last_has_it_in_the_remote(small: Path, tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    first = shutil.copytree(small, tmp_path / "first", symlinks=True)
+    second = shutil.copytree(small, tmp_path / "second", symlinks=True)
+    names = ("local/tokenizer", "other/tokenizer")
+    mine, other = (Store(first).resolve(name).fingerprint for name in names)
+
+    def tokenizer(home: Path, name: str | None = None) -> str:
+        """Of the remote, after a process on the store `home` that set `name`, or nothing."""
+        remote = Remote(home, str(mirror))
+        remote.request(print, name)
+        assert remote.finish() == ""
+        return remote.refs()["local/tokenizer"]["fingerprint"]
+
+    assert tokenizer(first) == mine
+    Store(second).set_ref("local", "tokenizer", other)
+    assert tokenizer(second, names[0]) == other
+    assert tokenizer(first) == other, "the first has set nothing since"
+    assert tokenizer(first, names[0]) == mine, "a run that finds its artifact sets the name"
+    assert tokenizer(second) == mine
+
+
 KILLED = """
 import os, sys, threading
 from pathlib import Path
+from typing import Any
 from fsspec.implementations.local import LocalFileSystem
+from assets.store.catalogue import fetched, team_store
 from assets.store.remote import Remote
 whole, copied = LocalFileSystem.put_file, 0
 def dies(*arguments, **options):

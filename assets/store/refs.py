@@ -18,6 +18,7 @@ from assets.store.manifest import SUMS, explain_full_disk, read_json
 from gpt_model.errors import CorruptFile
 from gpt_model.io import TEMPORARY, write_json
 
+PINNED = "pinned"  # the first part of a person's own name, where a recipe's have the recipe's
 NAMES = "names"  # an artifact's folder of the refs that name it
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 RUN_AGAIN = "Run its recipe again: that sets it right."
@@ -88,6 +89,12 @@ class Refs:
         if copy.is_file() and copy.read_bytes() != path.read_bytes():
             raise CorruptFile(f"{path} and {copy} are not the same any more. {RUN_AGAIN}")
         return fingerprint
+
+    def time(self, name: str) -> str:
+        """When the name was set, in ISO's form; "" where that cannot be read."""
+        with suppress(OSError, CorruptFile, LookupError, TypeError):
+            return str(read_json(self.folder / name)["updated"])
+        return ""
 
     def _stated(self, name: str) -> str:
         """What the ref says, whether or not it was set so."""

@@ -2,10 +2,12 @@
 
     artifacts/<fingerprint>/sums.json    written last: its sha256 names the folder of all else
     artifacts/<fingerprint>/<sha256>/    artifact.json, gate.json, files/, show/, journal/
+    refs/<recipe>/<stage>                as in the store; who sets a name last has it
 
 What is built is pushed in the background, and a run waits for that at its end. What was not pushed,
 whatever died, the next run pushes: an artifact without `PUSHED` is on its list. What is pulled is
-verified before it is an artifact. Names are not mirrored: a run sets those of its recipe.
+verified before it is an artifact. Names follow their artifacts; `catalogue.py` reads them. Pins and
+the paths of recipes stay a store's own.
 """
 
 from __future__ import annotations
@@ -17,14 +19,16 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from assets.contract import Artifact
 from assets.store.locks import locked
-from assets.store.manifest import MANIFEST, SUMS, read_json, read_manifest, read_sums
+from assets.store.manifest import GATE, MANIFEST, SUMS, read_json, read_manifest, read_sums
+from assets.store.refs import FINGERPRINT, PINNED
 from assets.store.store import Building, Store
 from gpt_model.errors import CorruptFile, UserError, shortened
 from gpt_model.io import write_json
@@ -33,6 +37,7 @@ from gpt_model.redaction import redacted
 VARIABLE = "LINEAGE_REMOTE"
 PUSHED = "journal/remote.json"  # beside an artifact: {"address": where it is} or {"replace": true}
 PULLING = "pulling"  # in the store
+MANIFESTS = (SUMS, MANIFEST, GATE)  # what is read of an artifact without its files
 PAUSE_SECONDS = 300.0  # without a look at a remote that did not answer
 # Of the backends whose defaults do not do: by fsspec's own, no folder is made, a wrong host holds
 # each request for minutes, and ten parts of 50 MB of a file are in memory at once.
@@ -74,6 +79,8 @@ class Remote:
         self._say: Say = lambda sentence: None
         self._lock = threading.Lock()
         self._requested = False
+        self._just_set: set[str] = set()  # names, by this process, which the remote lacks
+        self._compared = False  # all names with the remote's
         self._thread: threading.Thread | None = None
 
     # Pulling
@@ -89,6 +96,44 @@ class Remote:
             if hashlib.sha256(content).hexdigest() != json.loads(sums).get(MANIFEST):
                 return None
             return str(json.loads(content)["digest"])
+
+    def refs(self) -> dict[str, dict[str, str]]:
+        """Every name, and what the store that set it last says of it. Damaged ones are left out.
+        Raises UserError where the remote does not answer.
+        """
+        folder = f"{self._root}/refs"
+        with self._explained("read"):
+            self._files.invalidate_cache(folder)
+            try:
+                contents = self._files.cat(self._files.find(folder), on_error="omit")
+            except FileNotFoundError:
+                contents = {}
+        refs = {}
+        for path, content in contents.items():
+            name = str(path).removeprefix(f"{folder}/")
+            document: Any = None
+            with suppress(ValueError):
+                document = json.loads(content)
+            if _is_name(name) and _is_ref(document):
+                refs[name] = document
+        return refs
+
+    def manifests(self, fingerprints: Iterable[str]) -> dict[str, dict[str, bytes]]:
+        """Of each artifact that is there artifact.json, gate.json and sums.json, all at once."""
+        pointers = {self._pointer(each): each for each in fingerprints}
+        with self._explained("read"):
+            if not pointers or not (sums := self._files.cat([*pointers], on_error="omit")):
+                return {}
+            files = {pointers[path]: {SUMS: content} for path, content in sums.items()}
+            paths = {
+                f"{self._folder(fingerprint, entry[SUMS])}/{name}": (fingerprint, name)
+                for fingerprint, entry in files.items()
+                for name in (MANIFEST, GATE)
+            }
+            for path, content in self._files.cat([*paths], on_error="omit").items():
+                fingerprint, name = paths[path]
+                files[fingerprint][name] = content
+        return {each: entry for each, entry in files.items() if len(entry) == len(MANIFESTS)}
 
     def pull(self, fingerprint: str, building: Building, say: Say) -> Artifact | None:
         """The artifact, fetched and verified; None where the remote has none that is whole, or does
@@ -141,10 +186,13 @@ class Remote:
 
     # Pushing
 
-    def request(self, say: Say) -> None:
-        """There may be something to push; `say` hears once of what keeps it from that."""
+    def request(self, say: Say, name: str | None = None) -> None:
+        """There may be something to push, and `name` was set just now; `say` hears once of what
+        keeps it from that.
+        """
         self._say = say
         with self._lock:
+            self._just_set |= {name} if name else set()
             self._requested = True
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="remote", daemon=True)
@@ -183,6 +231,7 @@ class Remote:
                     self._push(fingerprint, folder, replace=bool(mark.get("replace")))
                 except CorruptFile as error:
                     self._say(f"{error} It is not pushed.")
+            self._push_refs()
 
     def _push(self, fingerprint: str, folder: Path, *, replace: bool) -> None:
         """The first of two builds of one artifact stays, unless it is damaged."""
@@ -198,13 +247,38 @@ class Remote:
                 target = self._folder(fingerprint, sums)
                 for name in names:
                     self._files.put_file(str(folder / name), f"{target}/{name}")
-                pointer = self._pointer(fingerprint)
-                with self._files.transaction, self._files.open(pointer, "wb") as file:
-                    file.write(sums)  # a reader sees the old or the new
+                self._write(self._pointer(fingerprint), sums)
         with suppress(FileNotFoundError):  # removed from the store meanwhile
             write_json(folder / PUSHED, {"address": self.address})
 
+    def _push_refs(self) -> None:
+        """Those set just now; of all others, once a process, those that the remote lacks or has
+        from an earlier time.
+        """
+        with self._lock:
+            just_set = set(self._just_set)
+        mine = self._store.refs() if not self._compared else {}
+        mine |= {name: ref for name, ref in self._store.refs().items() if name in just_set}
+        theirs = self.refs() if mine else {}
+        for name, fingerprint in mine.items():
+            known = theirs.get(name, {"fingerprint": "", "updated": ""})
+            time = _now() if name in just_set else self._store.ref_time(name)
+            pushed = _mark(self._store.folder_of(fingerprint)).get("address") == self.address
+            is_later = name in just_set or time > known["updated"]
+            if pushed and is_later and known["fingerprint"] != fingerprint and _is_name(name):
+                with self._explained("write"):
+                    document = {"fingerprint": fingerprint, "updated": time}
+                    self._write(f"{self._root}/refs/{name}", json.dumps(document).encode())
+        self._compared = True
+        with self._lock:
+            self._just_set -= just_set
+
     # What both do
+
+    def _write(self, path: str, content: bytes) -> None:
+        """At once: a reader sees the old or the new."""
+        with self._files.transaction, self._files.open(path, "wb") as file:
+            file.write(content)
 
     def _pointer(self, fingerprint: str) -> str:
         return f"{self._root}/artifacts/{fingerprint}/{SUMS}"
@@ -249,6 +323,29 @@ class Remote:
                 f"({type(error).__name__}: {reason}). {cure} Builds go on without it, and the next "
                 "run pushes what it lacks."
             ) from error
+
+
+def address_of(folder: Path) -> str | None:
+    """Where the artifact in `folder` was pushed to, or pulled from."""
+    return _mark(folder).get("address")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_name(name: str) -> bool:
+    """Whether it is recipe/stage, and may be a path below refs/."""
+    parts = name.split("/")
+    return len(parts) > 1 and parts[0] != PINNED and not {"", ".", ".."} & set(parts)
+
+
+def _is_ref(document: Any) -> bool:
+    return (
+        isinstance(document, dict)
+        and all(isinstance(document.get(key), str) for key in ("fingerprint", "updated"))
+        and bool(FINGERPRINT.fullmatch(document["fingerprint"]))
+    )
 
 
 def _mark(folder: Path) -> dict[str, Any]:

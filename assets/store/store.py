@@ -6,6 +6,7 @@ one rename.
                               beside files/); names/ (the refs that name it)
     removed/<fingerprint>     on its way out
     pulling/<fingerprint>     on its way in, from the team's mirror (`remote.py`)
+    catalogue/                what that has besides (`catalogue.py`)
     building/<fingerprint>/   the same during a build, with job.json and result.json or
                               failure.json; it outlives an attempt
     refs/<recipe>/<stage>     {"fingerprint": …, "updated": …}
@@ -528,7 +529,14 @@ class Store:
         """The fingerprint that `recipe/stage` names. Raises CorruptFile where the ref cannot be
         read.
         """
-        return self._refs.get(f"{recipe}/{stage}")
+        return self._ref(f"{recipe}/{stage}")
+
+    def _ref(self, name: str) -> str | None:
+        return self._refs.get(name)
+
+    def ref_time(self, name: str) -> str:
+        """When the name was set, in ISO's form."""
+        return self._refs.time(name)
 
     def names(self) -> list[str]:
         """Every name, damaged ones too."""
@@ -543,8 +551,8 @@ class Store:
         UserError with what there is.
         """
         text = text.strip().strip("/")
-        if text in self._refs.names():
-            fingerprint = self._refs.get(text) or ""
+        if text in self.names():
+            fingerprint = self._ref(text) or ""
             artifact = self.find(fingerprint)
             if artifact is None:
                 raise UserError(

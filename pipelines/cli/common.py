@@ -17,8 +17,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from assets.contract import Artifact
 from assets.recipe.profile import PROFILES
 from assets.recipe.yaml_file import RECIPES, SUFFIXES, find_file, here_and, named_files, read_yaml
+from assets.store.catalogue import fetched, team_store
 from assets.store.store import SHORT, Store
 from assets.tracking.relocation import relocate
 from gpt_model.errors import UserError
@@ -122,6 +124,20 @@ def open_store() -> Store:
     store = Store(Store.default_home())
     relocate(store.home)
     return store
+
+
+def open_team_store() -> Store:
+    """The store, with what its team's mirror has besides, to be read."""
+    return team_store(open_store().home, _say)
+
+
+def with_files(store: Store, text: str) -> Artifact:
+    """The artifact that a person means, fetched where only the mirror has its files."""
+    return fetched(store, store.resolve(text), _say)
+
+
+def _say(sentence: str) -> None:
+    typer.echo(sentence, err=True)
 
 
 def stderr_console() -> Console:

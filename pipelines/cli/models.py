@@ -22,8 +22,10 @@ from pipelines.cli.common import (
     artifact_names,
     command_group,
     open_store,
+    open_team_store,
     print_json,
     stderr_console,
+    with_files,
 )
 from pipelines.progress import BuildDisplay, human
 
@@ -70,8 +72,8 @@ def generate(
 
     if top_p == 0.0:
         raise typer.BadParameter("top-p is above 0", param_hint="--top-p")
-    store = open_store()
-    folder = models.model_folder(store, store.resolve(model))
+    store = open_team_store()
+    folder = models.model_folder(store, with_files(store, model))
     most, counter = samples * max_new_tokens, itertools.count(1)
     with stderr_console().status("writing") as status:
         texts = models.generate(
@@ -134,7 +136,7 @@ def chat(
     """Talk with a model that was tuned to answer, in the terminal or (--browser) on a page."""
     from pipelines.chat import session
 
-    store = open_store()
+    store = open_team_store()
     if votes:
         typer.echo(session.votes_summary(store.home))
         return
@@ -143,7 +145,10 @@ def chat(
             "which model? Give an artifact, e.g. chat_tiny/supervised", param_hint="MODEL"
         )
     sampling = session.Sampling(temperature, top_p, top_k, max_new_tokens, seed)
-    partners = session.find_partners(store, [name for name in (model, model2) if name])
+    names = [name for name in (model, model2) if name]
+    for name in names:
+        with_files(store, name)
+    partners = session.find_partners(store, names)
     # torch takes seconds to import, which the other commands of this module need not wait for
     if browser:
         try:
@@ -218,10 +223,10 @@ def export(
     """Copy a model to a folder that `transformers` loads, with a card, licences and its lineage."""
     from pipelines import models
 
-    store = open_store()
+    store = open_team_store()
     target, task = models.export(
         store,
-        store.resolve(model),
+        with_files(store, model),
         folder.expanduser(),
         name=model,
         replace=force,
@@ -261,8 +266,8 @@ def push(
 
     if "/" not in hub_id or not models.HUB_ID.fullmatch(hub_id):
         raise UserError(f"{hub_id!r} is no repository of the hub: give OWNER/NAME.")
-    store = open_store()
-    artifact = store.resolve(model)
+    store = open_team_store()
+    artifact = with_files(store, model)
     with tempfile.TemporaryDirectory(prefix="gpt-lineage-") as scratch:
         folder, _ = models.export(
             store,

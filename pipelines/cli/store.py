@@ -23,6 +23,7 @@ from pipelines.cli.common import (
     command_group,
     is_recipe,
     open_store,
+    open_team_store,
     print_json,
     print_rich,
     recipe_in_store,
@@ -46,7 +47,7 @@ def list_(
     """Every artifact in the store, or of a recipe, by name. Exit status 1 where a name is damaged
     or gone.
     """
-    store = open_store()
+    store = open_team_store()
     _list(store, recipe_in_store(store, recipe) if recipe else None, as_json)
 
 
@@ -84,7 +85,7 @@ def show(
     """One artifact: its inputs, configuration, checks, metrics, files and where it was built. Of a
     recipe: its artifacts.
     """
-    store = open_store()
+    store = open_team_store()
     if is_recipe(store, artifact):
         _list(store, recipe_in_store(store, artifact), as_json)
         return
@@ -112,7 +113,7 @@ def trace(
     """
     from assets.report import lineage_tree  # imports the stages, for which `list` does not wait
 
-    store = open_store()
+    store = open_team_store()
     recipe, _, stage = artifact.strip().strip("/").partition("/")
     lineage = lineage_tree.traced(
         store, _artifact_or_run(store, artifact), recipe=recipe if stage else None
@@ -180,7 +181,7 @@ def diff(
     """Where the lineages of two artifacts part, and how they differ: scores first, then inputs.
     Fields, other metrics and files are counted; --all lists them.
     """
-    store = open_store()
+    store = open_team_store()
     differences = lineage_views.differences(store, store.resolve(a), store.resolve(b))
     if as_json:
         print_json(differences)

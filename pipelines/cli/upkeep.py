@@ -13,7 +13,9 @@ from assets.recipe.profile import PROFILES
 from assets.recipe.yaml_file import RECIPES
 from assets.store.home import downloads_folder
 from assets.store.provenance import git_state
+from assets.store.remote import VARIABLE as REMOTE
 from assets.tracking.state import LOCAL
+from gpt_model.redaction import redacted
 from pipelines import upkeep
 from pipelines.cli.common import (
     ArtifactName,
@@ -27,6 +29,8 @@ from pipelines.cli.common import (
     recipe_in_store,
 )
 from pipelines.progress import human
+
+ABSENT = {"remote": f"none: {REMOTE} is not set"}
 
 app = command_group()
 
@@ -48,6 +52,7 @@ def where(as_json: AsJson = False) -> None:
     commit = git_state()["commit"]
     paths = {
         "store": str(home),
+        "remote": redacted(os.environ.get(REMOTE, "")) or None,
         "artifacts": str(home / "artifacts"),
         "downloads": str(downloads_folder()),
         "mlflow": os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / LOCAL}",
@@ -63,7 +68,7 @@ def where(as_json: AsJson = False) -> None:
         print_json({**paths, "exists": home.is_dir()})
         return
     for name, value in paths.items():
-        typer.echo(f"{name:<10} {value or 'not a clone'}")
+        typer.echo(f"{name:<10} {value or ABSENT.get(name, 'not a clone')}")
     if not home.is_dir():
         _say("The store does not exist yet: the first run makes it. LINEAGE_HOME sets its folder.")
 
@@ -195,4 +200,5 @@ def rm(
     else:
         for row in removed:
             name = f"{row['artifact']} {row['fingerprint'][:12]}"
-            typer.echo(f"{name} is removed, {human(row['bytes'])}B.")
+            stays = f" {row['remote']} keeps its copy." if row["remote"] else ""
+            typer.echo(f"{name} is removed, {human(row['bytes'])}B.{stays}")
