@@ -27,12 +27,12 @@ from assets.store.home import ROOT
 from gpt_model.errors import UserError
 
 
-def hello(folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The specification of a guard on this machine, and what it answers."""
+def specification(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Of a guard on this machine."""
     token = folder / "token"
     token.write_text("seen")
     packages = sysconfig.get_path("purelib")
-    spec = {
+    return {
         "node": 0,
         "addresses": ["localhost"],
         "token": str(token),
@@ -44,6 +44,11 @@ def hello(folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]
         "silence": 5.0,
         "lifeline": None,
     } | changes
+
+
+def hello(folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The specification of a guard on this machine, and what it answers."""
+    spec = specification(folder, **changes)
     process = subprocess.run(
         GUARD, input=json.dumps(spec) + "\n", capture_output=True, text=True, check=False
     )
