@@ -54,8 +54,9 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, band: int) -> Tensor:
     """`sliding_window_attention` of [batch, heads, time, d] each, its rows as packed sequences."""
     batch, _, time, _ = query.shape
     bounds = torch.arange(0, batch * time + 1, time, dtype=torch.int32, device=query.device)
-    rows = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
-    return flash.attention(*rows, bounds, time, band).unflatten(0, (batch, time)).transpose(1, 2)
+    rows = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
+    out = flash.attention(rows[0], rows[1], rows[2], bounds, time, band)
+    return out.unflatten(0, (batch, time)).transpose(1, 2)
 
 
 class _Banded(torch.autograd.Function):

@@ -87,9 +87,9 @@ def attention(
     """Causal self-attention within each sequence, of fused queries, keys and values [tokens,
     3 * width]: [tokens, width].
     """
-    rows = [part.unflatten(-1, (heads, -1)) for part in fused.chunk(3, dim=-1)]
-    if flash.usable(rows[0], dropout):
-        return flash.attention(*rows, packed.bounds, packed.longest, band).flatten(1)
+    query, key, value = (part.unflatten(-1, (heads, -1)) for part in fused.chunk(3, dim=-1))
+    if flash.usable(query, dropout):
+        return flash.attention(query, key, value, packed.bounds, packed.longest, band).flatten(1)
     token_of_slot, slots = packed.padding_indices
     padded = fused.index_select(0, token_of_slot).view(len(packed.lengths), packed.longest, -1)
     query, key, value = (
