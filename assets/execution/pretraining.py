@@ -62,7 +62,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     # Before the peak is measured, which training is compared with
     choose_product_library(section["precision"])
     peak = measure.peak_flops(execution, section["precision"])
-    execution = replace(execution, peak_flops=peak)
+    sheet = measure.data_sheet_flops(execution, section["precision"])
+    execution = replace(execution, peak_flops=peak, data_sheet_flops=sheet)
     settings = settings_of(section)
 
     model = initial_model(config, inputs, shape, section["seed"])
@@ -77,6 +78,9 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     # At both ends: a machine's speed changes meanwhile
     peak = (peak + measure.peak_flops(execution, section["precision"])) / 2
     metrics = evaluation.final | _training_metrics(outcome, objective, peak, data)
+    if sheet:
+        flops = outcome.units_per_second * objective.flops_per_unit
+        metrics |= {"data_sheet_flops": sheet, "data_sheet_utilisation": flops / sheet}
     metrics["peak_memory_bytes"] = measure.peak_memory_bytes(execution)
     if progress.rank == 0:
         metrics |= merge_adapters(model, config, inputs, output)

@@ -43,6 +43,8 @@ def execution_of(progress: Progress, *, fixed_shapes: bool = True) -> Execution:
         checkpoint_seconds=profile.checkpoint_seconds,
         compile=profile.compile and fixed_shapes,
         activation_checkpointing=profile.activation_checkpointing,
+        tf32=profile.tf32,
+        memory_bytes=profile.memory_gb and profile.memory_gb * 1e9,
         communication=profile.communication or ("bfloat16" if gpu else "float32"),
         deepspeed=profile.deepspeed,
     )

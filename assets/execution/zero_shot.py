@@ -22,6 +22,7 @@ from typing import Any
 
 from assets.contract import EVALUATED, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution.tuning import execution_of
+from assets.stages import base_model
 from assets.store.home import downloads_folder
 from gpt_model import convert
 from gpt_model.errors import CorruptFile, Unavailable, Unreachable, UserError, about_all_of
@@ -51,7 +52,7 @@ from gpt_model.evaluation.tasks import TaskRows, examples_of, in_each_setting, r
 from gpt_model.io import dump_json, write_json_lines
 from gpt_model.published import Reference, references
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.engine import join_without_training
+from gpt_model.training.engine import evaluation_precision, join_without_training
 
 # Same weights, same examples: only rounding remains, of the printed number and of 16-bit arithmetic
 # in the old runs.
@@ -70,11 +71,12 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     folder = inputs["pretrained"].path / "model"
     model = convert.load(folder).to(execution.device)
     lm = GPTLM(model, Tokenizer.load(folder), progress=progress, execution=execution)
-    if progress.rank:
-        lm.shared.follow()
-        return {}
-    with lm.shared.leading():
-        return _evaluate(lm, config, inputs, output, progress, started)
+    with evaluation_precision(execution, base_model.precision(inputs["pretrained"])):
+        if progress.rank:
+            lm.shared.follow()
+            return {}
+        with lm.shared.leading():
+            return _evaluate(lm, config, inputs, output, progress, started)
 
 
 def _evaluate(

@@ -192,6 +192,12 @@ class Profile(Strict):
         default=False,
         description="torch.compile of each block, in pre-training; needs a C compiler",
     )
+    tf32: bool = Field(
+        default=False,
+        description="of a GPU, where the recipe's precision is float32: products in TF32, several "
+        "times faster, their factors rounded to 10 bits of fraction",
+        exclude_if=lambda tf32: not tf32,
+    )
     checkpoint_seconds: Annotated[
         float,
         Bounds(0, 10**6, "more than a week of work would be lost", above=True, unit="seconds"),

@@ -101,6 +101,11 @@ def metrics_table(metrics: Metrics) -> Table:
         "peak memory of a rank": f"{metrics['peak_memory_bytes'] / 1e6:,.0f} MB",
         "longest wait for a checkpoint": f"{metrics['checkpoint_stall_seconds']:.3f} s",
     }
+    if "data_sheet_flops" in metrics:  # of a GPU whose peak is known
+        values["the same ÷ the GPUs' peak by their data sheet (MFU)"] = (
+            f"{metrics['data_sheet_utilisation']:.0%} of {metrics['data_sheet_flops'] / 1e12:,.0f} "
+            "TFLOP/s"
+        )
     note = (
         f"Held-out text: {base_model.READ_ON}. In brackets: 95 % interval, with windows taken as "
         "independent."

@@ -36,6 +36,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt_model.errors import UserError
 from gpt_model.ops.cross_entropy import compiled_passes
+from gpt_model.training import gpu
 from gpt_model.training.optimizer import TrainingSettings, parameter_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -60,12 +61,15 @@ class Execution:
     compile: bool = False
     compiler: str = "inductor"  # torch.compile's backend; tests take one that needs no C compiler
     activation_checkpointing: bool = False
+    tf32: bool = False  # of a GPU's float32 products, factors are rounded to 10 bits of fraction
     # In which a bfloat16 training's gradients, and at stage 3 its weights, go from rank to rank
     communication: Literal["float32", "bfloat16"] = "float32"
     # DeepSpeed's own settings, over ours: a profile's, which lets none through that changes results
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    memory_bytes: float | None = None  # what the profile says that a rank's GPU has
     # FLOP/s of all ranks together (`measure.py`); None: utilisation is not reported
     peak_flops: float | None = None
+    data_sheet_flops: float | None = None  # the same by the GPU's data sheet, where it is known
 
 
 ALONE = Execution()
@@ -100,7 +104,7 @@ def start(execution: Execution) -> None:
     if torch.distributed.is_initialized():
         return
     os.environ["DS_ACCELERATOR"] = execution.device
-    _choose_gpu(execution.device)
+    _choose_gpu(execution)
     deepspeed = _import_deepspeed(execution.compile)
     backend = "nccl" if execution.device == "cuda" else "gloo"
     deepspeed.init_distributed(
@@ -118,7 +122,7 @@ def join_without_training(execution: Execution) -> None:
     """
     if execution.world_size == 1:
         return
-    _choose_gpu(execution.device)
+    _choose_gpu(execution)
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"{RENDEZVOUS}://",
@@ -126,9 +130,9 @@ def join_without_training(execution: Execution) -> None:
     )
 
 
-def _choose_gpu(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+def _choose_gpu(execution: Execution) -> None:
+    if execution.device == "cuda":
+        gpu.choose(execution.memory_bytes, execution.tf32)
 
 
 def _rendezvous(
@@ -175,6 +179,14 @@ def _require_all_here(store: torch.distributed.TCPStore, ranks: int) -> None:
 
 
 torch.distributed.register_rendezvous_handler(RENDEZVOUS, _rendezvous)
+
+
+def evaluation_precision(execution: Execution, precision: str) -> torch.autocast:
+    """Within, a model on a GPU is evaluated in the precision that it was trained in. On a CPU
+    always in float32.
+    """
+    gpu_in_bfloat16 = execution.device == "cuda" and precision == "bfloat16"
+    return torch.autocast(execution.device, torch.bfloat16, enabled=gpu_in_bfloat16)
 
 
 def choose_product_library(precision: str) -> None:
@@ -298,6 +310,8 @@ class Engine:
 
         if execution.device == "cpu":
             choose_product_library(settings.precision)
+        else:
+            gpu.require_precision(settings.precision, execution.tf32)
         self.model, self.settings, self.execution = model, settings, execution
         self._skeleton = _skeleton(model) if execution.zero_stage == 3 else None
         self._prepared_blocks = _prepare_blocks(model, execution)

@@ -231,10 +231,13 @@ class _Run:
     def _rates(self, units: int, seconds: float) -> dict[str, float]:
         rate = units / seconds
         rates = {f"{self.objective.unit}_per_second": rate}
-        if self.execution.peak_flops:
-            rates["model_flops_utilisation"] = (
-                rate * self.objective.flops_per_unit / self.execution.peak_flops
-            )
+        flops = rate * self.objective.flops_per_unit
+        for name, peak in (
+            ("model_flops_utilisation", self.execution.peak_flops),
+            ("data_sheet_utilisation", self.execution.data_sheet_flops),
+        ):
+            if peak:
+                rates[name] = flops / peak
         return rates
 
     def _hooks(self, done: int) -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from gpt_model.data.shards import TokenData, held_out_windows
 from gpt_model.io import peak_resident_bytes
 from gpt_model.statistics import ConfidenceInterval, bits_per_byte_interval
+from gpt_model.training import gpu
 from gpt_model.training.batching import EVALUATION_TOKENS
 from gpt_model.training.engine import Execution
 from gpt_model.transformer import Decoder
@@ -170,6 +171,16 @@ def peak_flops(execution: Execution, precision: str) -> float:
     rate = torch.tensor([best], dtype=torch.float64, device=execution.device)
     torch.distributed.all_reduce(rate)
     return float(rate.item())
+
+
+def data_sheet_flops(execution: Execution, precision: str) -> float | None:
+    """FLOP/s of all ranks' GPUs by their data sheet, the field's measure of utilisation; None on a
+    CPU, of another GPU, and in float32.
+    """
+    if execution.device != "cuda" or precision != "bfloat16":
+        return None
+    each = gpu.data_sheet_flops(torch.cuda.get_device_name())
+    return each and each * execution.world_size
 
 
 def _rate(a: Tensor, b: Tensor, out: Tensor) -> float:

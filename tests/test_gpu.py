@@ -1,0 +1,112 @@
+"""What only a GPU does, at the seams that a CPU has: torch's own answers and exceptions."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from gpt_model.errors import UserError
+from gpt_model.training import gpu, measure
+from gpt_model.training.engine import Execution, start
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """One GPU, as torch describes it."""
+    answer = SimpleNamespace(
+        name="NVIDIA A100-SXM4-80GB", total_memory=85_097_971_712, major=8, minor=0
+    )
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: answer)
+    return answer
+
+
+def test_a_gpu_as_the_profile_says_is_taken(device: SimpleNamespace) -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        gpu.choose(80e9, tf32=True)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        gpu.choose(None, tf32=False)
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        gpu.require_precision("bfloat16", tf32=True)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_a_profile_of_a_gpu_without_one_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"can use no GPU of .*not compiled with CUDA.*Install tor"):
+        start(Execution(device="cuda"))
+
+    def refuse(reason: str) -> None:
+        def init() -> None:
+            raise RuntimeError(reason)
+
+        monkeypatch.setattr(torch.cuda, "init", init)
+
+    refuse("The NVIDIA driver on your system is too old (found version 11040). Please update …")
+    with pytest.raises(UserError, match=r"11040.*Update the driver, or install a torch for an old"):
+        gpu.choose(None, tf32=False)
+    refuse("Found no NVIDIA driver on your system. Please check …")
+    with pytest.raises(UserError, match=r"Found no NVIDIA driver.*Install NVIDIA's driver, or cho"):
+        gpu.choose(None, tf32=False)
+
+
+def test_a_gpu_that_is_not_as_the_profile_says_is_refused(
+    device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        UserError, match=r"A100-SXM4-80GB, has 85 GB; the profile says memory_gb: 1"
+    ):
+        gpu.choose(141e9, tf32=False)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(UserError, match=r"needs GPU 3 of .*, which shows 1 GPUs.*CUDA_VISIBLE_DEV"):
+        gpu.choose(None, tf32=False)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tf32", "message"),
+    [
+        ("bfloat16", False, r"T4 has compute capability 7\.5; `precision: bfloat16` of the recipe"),
+        ("float32", True, r"T4 has compute capability 7\.5; `tf32: true` of the profile"),
+    ],
+)
+def test_a_precision_that_the_gpu_lacks_is_refused(
+    device: SimpleNamespace, precision: str, tf32: bool, message: str
+) -> None:
+    device.name, device.major, device.minor = "Tesla T4", 7, 5
+    with pytest.raises(UserError, match=message):
+        gpu.require_precision(precision, tf32)
+    gpu.require_precision("float32", tf32=False)
+
+
+def test_utilisation_is_of_the_data_sheets_peak_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    eight = Execution(device="cuda", world_size=8)
+    assert measure.data_sheet_flops(eight, "bfloat16") == 8 * 989e12
+    assert measure.data_sheet_flops(eight, "float32") is None
+    assert measure.data_sheet_flops(Execution(), "bfloat16") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA H200", 989),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", None),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_the_data_sheets_peak_is_by_the_devices_name(name: str, tflops: Any) -> None:
+    assert gpu.data_sheet_flops(name) == (tflops and tflops * 1e12)
