@@ -249,8 +249,7 @@ def what_does_not_fit(memory: Mapping[str, Any], profile: str) -> list[str]:
         fields = ", ".join(f"{name}: {str(value).lower()}" for name, value in smallest)
         sentences.append(
             f"Pre-training takes {needed} a rank at ZeRO {stage}, and {profile} has "
-            f"{_bytes(training['available'])}. The smallest profile that would do: {fields}. "
-            "Ranks share out state only: tensor, sequence and pipeline parallelism are missing."
+            f"{_bytes(training['available'])}. The smallest profile that would do: {fields}."
         )
     if (ppo := memory.get("ppo_memory")) and not ppo["fits"]:
         sentences.append(
@@ -452,6 +451,7 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
         table.add_row("[bold]evaluation", f"{each}: every rank has whole models")
     for sentence in what_does_not_fit(facts, facts["profile"]):
         table.add_row("[bold red]does not fit", sentence)
+        table.add_row("", "Missing: tensor, sequence and pipeline parallelism.")
     return table
 
 
