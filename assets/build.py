@@ -68,6 +68,7 @@ class Outcome:
     artifact: Artifact
     hit: bool
     verdicts: Mapping[str, Recorded]
+    read_whole_at: float | None  # of a large artifact, seconds since 1970
 
 
 class WorkerFailed(Exception):
@@ -150,7 +151,7 @@ def build(
         tracking.finish(artifact.path.parent)
     if remote:
         remote.request(request.say, node.ref)
-    return Outcome(artifact, hit, store.gate(artifact))
+    return Outcome(artifact, hit, store.gate(artifact), store.read_whole_at(artifact))
 
 
 def _verified(store: Store, request: Request, remote: Remote | None) -> Artifact | None:

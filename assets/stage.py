@@ -38,6 +38,7 @@ warnings.filterwarnings("ignore", message=".*CodeReference.*", category=dg.BetaW
 # The fault that killed a worker may have passed; the retry resumes from the last checkpoint.
 RETRY = dg.RetryPolicy(max_retries=1, delay=5)
 # Metadata that Dagster's pages show in a form of its own.
+VERIFIED = "files verified"  # when, of a large artifact that was found
 COLUMNS, ROWS, CODE = "dagster/column_schema", "dagster/row_count", "dagster/code_references"
 PICTURE_LIMIT_BYTES = 1_000_000  # inline in one metadata entry; larger ones are in MLflow
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+\.png)\)")  # as Markdown links to one
@@ -246,6 +247,8 @@ def _metadata(outcome: Outcome, lineage: Lineage, node: Node) -> dict[str, Any]:
         "path": dg.MetadataValue.path(str(artifact.path)),
         "trace": f"gpt-lineage trace {artifact.fingerprint[:SHORT]}",
     }
+    if outcome.hit and outcome.read_whole_at is not None:
+        shown[VERIFIED] = dg.MetadataValue.timestamp(outcome.read_whole_at)
     if (table := node.stage.table) and not artifact.not_run:
         shown |= {COLUMNS: _schema(table), ROWS: table.count(artifact.metrics)}
     tracking = lineage.tracking()

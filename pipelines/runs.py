@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from assets.lineage import Lineage, dagster_history, prepare_home
 from assets.node import Node
 from assets.recipe.recipe import RECIPES
 from assets.recipe.yaml_file import here_and, named_files
+from assets.stage import VERIFIED
 from assets.stages.ladder import dagster_runs
 from assets.store.manifest import full_disk
 from assets.store.recipes import record
@@ -237,6 +239,8 @@ class _EventFeed(logging.Handler):
         if metadata.get("found"):
             self.report.reused += 1
             sign, how = "=", "found, files verified"
+            if at := metadata.get(VERIFIED):  # a large artifact's: once a week
+                how += f" on {datetime.fromtimestamp(at):%Y-%m-%d %H:%M} and not changed since"
         else:
             self.report.built += 1
             sign, how = "+", f"built in {duration(metadata['duration (s)'])}"

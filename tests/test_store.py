@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from assets.contract import SCRATCH, Artifact, Check, Verdict
+from assets.store import manifest
 from assets.store.manifest import Facts, explain_full_disk, record_sums
 from assets.store.provenance import provenance
 from assets.store.store import Building, Store
@@ -99,6 +100,48 @@ def test_a_digest_is_of_the_files_alone(store: Store) -> None:
     assert artifact.digest == same.digest == expected
     assert artifact.fingerprint != same.fingerprint
     assert moved.digest != artifact.digest
+
+
+def test_a_large_artifact_is_read_whole_where_a_file_changed_and_once_a_week(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def sha256_of(path: Path) -> str:
+        read.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr("assets.store.manifest.sha256_of", sha256_of)
+
+    def files_read() -> list[str]:
+        read.clear()
+        store.check(artifact, again=True)
+        return [path.name for path in read if path.parent == artifact.path]
+
+    artifact = publish(store, "corpus", {"a": "x", "b": "y"}, seed=1)
+    assert files_read() == files_read() == ["a", "b"]  # a small one each time
+    assert store.read_whole_at(artifact) is None
+    monkeypatch.setattr(manifest, "LARGE_BYTES", 1)
+    assert (files_read(), files_read()) == (["a", "b"], [])
+    at = store.read_whole_at(artifact)
+    assert at is not None and abs(time.time() - at) < 60
+
+    file = artifact.path / "a"
+    stat = file.stat()
+    file.write_text("x")  # the same bytes, but that is known only by reading them
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (files_read(), files_read()) == (["a", "b"], [])
+    monkeypatch.setattr(time, "time", lambda: at + 8 * 24 * 3600)
+    assert (files_read(), files_read()) == (["a", "b"], [])
+    file.write_text("z")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(CorruptFile, match=r"is not what was published: .*/files/a has sha256"):
+        files_read()
+    file.write_text("x")
+    assert files_read() == ["a", "b"]
+    (artifact.path.parent / manifest.READ_WHOLE).write_text('{"at": "damaged"')
+    assert files_read() == ["a", "b"]
+    assert store.verify(artifact) == [] and read.count(file) == 2  # whole, whatever is noted
 
 
 def test_what_is_published_is_found_as_it_was_built(store: Store) -> None:

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from assets.recipe.deepspeed_settings import check_deepspeed
 from assets.recipe.yaml_file import here_and, load_strict
 from gpt_model.strict import BatchRows, Bounds, Each, Strict
 
@@ -235,7 +234,11 @@ class Profile(Strict):
     @field_validator("deepspeed")
     @classmethod
     def _deepspeed_changes_no_result(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        check_deepspeed(settings)
+        if settings:
+            # for the few profiles that have it; others need not load it
+            from assets.recipe.deepspeed_settings import check_deepspeed
+
+            check_deepspeed(settings)
         return settings
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,8 +35,13 @@ MANIFEST, GATE, SUMS = "artifact.json", "gate.json", "sums.json"
 EVENTS = "journal/events.jsonl"
 SUMMED = (MANIFEST, GATE, EVENTS, "journal/build.json")
 BUILD_AGAIN = "Run its recipe again: it is then set aside, and built anew."
+FileStates = dict[str, list[int]]
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left on the disk, or none of the user's share
 SQLITE_ROOM_BYTES = 1 << 20  # with less, an I/O error of SQLite is a full disk
+# When an artifact was last hashed whole: {"at": seconds since 1970, "files": `file_states`}. One of
+# LARGE_BYTES and more is not hashed again where these are the same, for a week.
+READ_WHOLE = "journal/verified.json"
+LARGE_BYTES, WEEK_SECONDS = 1 << 30, 7 * 24 * 3600.0
 
 Verdicts = Mapping[str, tuple[Check, Verdict]]
 
@@ -344,3 +350,35 @@ def read_json(path: Path, cure: str = "") -> Any:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{path} is damaged: it is not JSON ({error}). {cure}".strip()) from None
+
+
+def file_states(files: Path) -> FileStates:
+    """Of every file below `files`, what changes with its bytes: size, times in ns and inode. The
+    second time is the inode's change, which nobody can set.
+    """
+    states = {}
+    for path in payload(files, links=True):
+        stat = path.lstat()
+        states[path.relative_to(files).as_posix()] = [
+            *(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        ]
+    return states
+
+
+def record_reading(folder: Path, states: FileStates) -> None:
+    """Notes that the artifact in `folder` was read whole, when its files were as in `states`."""
+    (folder / READ_WHOLE).parent.mkdir(exist_ok=True)
+    write_json(folder / READ_WHOLE, {"at": time.time(), "files": states})
+
+
+def read_whole_at(folder: Path) -> float | None:
+    """When the artifact in `folder` was last read whole, in seconds since 1970, if its files are as
+    they were then and it is less than a week ago.
+    """
+    try:
+        noted: Any = read_json(folder / READ_WHOLE, BUILD_AGAIN)
+        at = float(noted["at"])
+        fresh = 0 <= time.time() - at < WEEK_SECONDS
+        return at if fresh and noted["files"] == file_states(folder / "files") else None
+    except (OSError, CorruptFile, KeyError, TypeError, ValueError):  # read it whole, then
+        return None

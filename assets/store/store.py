@@ -252,17 +252,40 @@ class Store:
         return problems
 
     def check(self, artifact: Artifact, *, again: bool = False) -> Artifact:
-        """`artifact`, verified before anything is read of it: once a process, unless `again`.
-        Raises CorruptFile where it is not what was published.
+        """`artifact`, verified before anything is read of it: once a process, unless `again`. A
+        large one is read whole once a week (`manifest.LARGE_BYTES`). Raises CorruptFile where it is
+        not what was published.
         """
         if again or artifact.path not in _checked:
-            if problems := self.verify(artifact):
+            if problems := self._problems(artifact):
                 raise CorruptFile(
                     f"{artifact.stage} {artifact.fingerprint[:SHORT]} is not what was published: "
                     f"{problems[0]} {manifest.BUILD_AGAIN}"
                 )
             _checked.add(artifact.path)
         return artifact
+
+    def _problems(self, artifact: Artifact) -> list[str]:
+        folder = artifact.path.parent
+        if artifact.size < manifest.LARGE_BYTES:
+            return self.verify(artifact)
+        if manifest.read_whole_at(folder) is not None:
+            self.gate(artifact)
+            return manifest.sum_problems(folder)
+        states = manifest.file_states(artifact.path)
+        problems = self.verify(artifact)
+        if not problems:
+            with suppress(OSError):  # of a store that is only read: each time, then
+                manifest.record_reading(folder, states)
+        return problems
+
+    def read_whole_at(self, artifact: Artifact) -> float | None:
+        """When a large artifact's bytes were last read whole, in seconds since 1970; None for one
+        that is read whole each time.
+        """
+        if artifact.size < manifest.LARGE_BYTES:
+            return None
+        return manifest.read_whole_at(artifact.path.parent)
 
     def is_summed(self, artifact: Artifact) -> bool:
         """Whether there are sums of what stands beside its files. An earlier version wrote none;
