@@ -379,7 +379,7 @@ def test_where_there_is_no_kubectl_a_sentence_says_so(
             {"pod": {"nodeSelector": {"gpu": "h100"}}},
             True,
             "hosts.resources",
-            "Unschedulable: 0/2 nodes are available: .* It does not run after",
+            "Unschedulable: 0/2 nodes are available: .* Its guard does not answer after",
         ),
     ],
 )

@@ -99,7 +99,16 @@ class Cluster:
         """Its output. Raises Refused where it fails."""
         command = ["kubectl", *self.options, f"--request-timeout={REQUEST_SECONDS}s", *arguments]
         try:
-            done = subprocess.run(command, input=input, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command,
+                input=input,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=3 * REQUEST_SECONDS,  # it may ask a person to log in
+            )
+        except subprocess.TimeoutExpired:
+            raise _refused(f"no end of {' '.join(command)}") from None
         except FileNotFoundError:
             raise Refused(
                 "kubectl is not on this machine, and the profile's hosts are reached by it "
@@ -109,13 +118,17 @@ class Cluster:
         if done.returncode == 0:
             return done.stdout
         lines = [line for line in done.stderr.splitlines() if not LOGGED.match(line)]
-        complaint = " ".join(" ".join(lines).split())
-        sentence, name = next(
-            (sentence, name)
-            for parts, sentence, name in COMPLAINTS
-            if any(part in complaint for part in parts)
-        )
-        raise Refused(f"{sentence} kubectl: {shortened(complaint)}", name)
+        raise _refused(" ".join(" ".join(lines).split()))
+
+
+def _refused(complaint: str) -> Refused:
+    """What kubectl complains of, for a person."""
+    sentence, name = next(
+        (sentence, name)
+        for parts, sentence, name in COMPLAINTS
+        if any(part in complaint for part in parts)
+    )
+    return Refused(f"{sentence} kubectl: {shortened(complaint)}", name)
 
 
 class Pod:
@@ -138,7 +151,7 @@ class Pod:
         ]
         conditions = [each for each in status.get("conditions", ()) if each["status"] == "False"]
         # the first that gives a reason says the most
-        causes = [*ended, status] if self.phase == "Failed" else [*waiting, *conditions]
+        causes = [status, *ended] if self.phase == "Failed" else [*waiting, *conditions]
         cause = next((each for each in causes if each.get("reason")), {"reason": self.phase})
         self.reason: str = cause["reason"]
         self.message = shortened(" ".join(str(cause.get("message", "")).split()).rstrip("."))
@@ -186,6 +199,7 @@ class Looks:
     faulty: dict[str, float] = field(default_factory=dict)  # pod -> since when
     absent: set[int] = field(default_factory=set)  # nodes without a pod that runs, at the last look
     shown: set[str] = field(default_factory=set)
+    all_run: bool = False
 
     def look(self) -> None:
         """Says which guard was lost with its pod. Raises Refused where one will not answer."""
@@ -214,6 +228,9 @@ class Looks:
                 since = now
             if pod.ended or now - since >= FAULTY_SECONDS:
                 raise _unfit(pod)
+        if not self.all_run and len(pods) == len(self.lines):
+            self.all_run = all(pod.phase == "Running" for pod in pods.values())
+            self.began = now if self.all_run else self.began  # their guards have as long again
         if now - self.began >= PENDING_SECONDS:
             late = [pod for pod in pods.values() if not self.lines[pod.node].answered]
             if late:
@@ -258,8 +275,8 @@ def _unfit(pod: Pod) -> Refused:
         name = "hosts.container" if secret else "hosts.image"
         return Refused(f"The ranks' {pod}. Mend the profile's {name}.", name)
     return Refused(
-        f"The ranks' {pod}. It does not run after {PENDING_SECONDS / 60:g} minutes. Mend the "
-        "profile's hosts.resources, hosts.nodes, hosts.claim or hosts.pod (tolerations, "
+        f"The ranks' {pod}. Its guard does not answer after {PENDING_SECONDS / 60:g} minutes. Mend "
+        "the profile's hosts.resources, hosts.nodes, hosts.claim or hosts.pod (tolerations, "
         f"nodeSelector), or wait for room in the cluster: `kubectl describe pod {pod.name}`.",
         "hosts.resources",
     )
