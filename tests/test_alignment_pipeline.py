@@ -10,8 +10,16 @@ from pathlib import Path
 import pytest
 from conftest import SUBJECTS, VERBS, run_cli, write_local_recipe
 
+from assets.execution.reward_model import score_rankings
 from assets.report.model_card import scores_of
+from assets.stages.alignment import HELD_OUT_FILE
 from assets.store.store import Store
+from gpt_model.io import read_json_lines
+from gpt_model.rlhf import reward_model
+from gpt_model.rlhf.chat_template import ChatTemplate
+from gpt_model.rlhf.records import read_comparisons
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.engine import ALONE
 
 pytestmark = pytest.mark.slow
 
@@ -109,6 +117,20 @@ def test_every_step_is_built_and_none_of_its_blocking_checks_failed(aligned: Ali
         gate = aligned.store.gate(aligned.artifact(name))
         assert gate, name
         assert all(verdict.passed for verdict in gate.values() if verdict.blocking), (name, gate)
+
+
+def test_held_out_rankings_that_two_ranks_measured_are_as_one_rank_measures_them(
+    aligned: Aligned,
+) -> None:
+    artifact, comparisons = (aligned.artifact(name) for name in ("reward_model", "comparisons"))
+    assert artifact.manifest["provenance"]["ranks"] == 2
+    model = reward_model.load(artifact.path)
+    template = ChatTemplate(Tokenizer.load(artifact.path / "model"))
+    rankings = read_comparisons(comparisons.path, "held_out")
+    encoded = reward_model.encode_rankings(template, rankings, model.gpt.config.context).encoded
+    measured = [row["rewards"] for row in read_json_lines(artifact.path / HELD_OUT_FILE)]
+    alone = score_rankings(model, encoded, ALONE)
+    assert len(measured) > 10 and alone == [pytest.approx(row, abs=1e-6) for row in measured]
 
 
 def test_the_scorecard_says_who_wins_and_what_that_shows(aligned: Aligned) -> None:

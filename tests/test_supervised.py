@@ -29,6 +29,7 @@ from gpt_model.rlhf.dialogue import Turn
 from gpt_model.rlhf.sft import SFTObjective, encode_dialogues
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import EpochBatches
+from gpt_model.training.engine import Execution
 
 ALONE = {
     "RANK": "0",
@@ -278,7 +279,7 @@ def test_held_out_dialogues_are_of_every_source_where_there_are_too_many(
         tmp_path / "many", [talk(1)], [talk(n) for n in range(3 * sft.HELD_OUT_DIALOGUES)]
     )
     template = ChatTemplate(chat_tokenizer(Tokenizer.load(inputs / "tokenizer")))
-    result = sft.read(tmp_path / "many", template, 48, RecordingProgress("many"))
+    result = sft.read(tmp_path / "many", template, 48, Execution(), RecordingProgress("many"))
     whole, _ = encode_dialogues(
         [
             tuple(Turn(entry["role"], entry["content"]) for entry in talk(3 * n))

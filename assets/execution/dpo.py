@@ -9,7 +9,7 @@ from typing import Any
 
 from assets.contract import SCRATCH, Config, Inputs, Metrics, Progress
 from assets.execution import rankings, tuning
-from assets.execution.tuning import execution_of
+from assets.execution.tuning import joined
 from gpt_model.errors import UserError, about
 from gpt_model.rlhf import dpo, ranking_agreement
 from gpt_model.rlhf.dpo import LogProbabilities
@@ -26,14 +26,13 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     """
     section, precision = config["dpo"], config["dpo"]["precision"]
     gpt, template = tuning.start(inputs["policy_init"], None, section)
-    context = gpt.config.context
-    splits = rankings.encode(inputs["comparisons"], template, context, progress)
+    context, execution = gpt.config.context, joined(progress)
+    splits = rankings.encode(inputs["comparisons"], template, context, execution, progress)
     training, held_out = splits["training"].encoded, splits["held_out"].encoded
     prompts = dpo.prompts_per_step(section["batch"], training)
     with about("dpo"):
         lengths = [ranking.tokens for ranking in training]
         batches = tuning.epoch_batches(lengths, prompts, section, progress, context)
-    execution = execution_of(progress, fixed_shapes=False)
     start(execution)
     reference = dpo.reference_log_probabilities(
         gpt, [*training, *held_out], output / SCRATCH / "reference", execution, precision

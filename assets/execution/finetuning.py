@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from assets.contract import SCRATCH, Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.execution.tuning import execution_of
+from assets.execution.tuning import execution_of, joined
 from assets.stages import base_model
 from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
 from assets.stages.finetuning import ARMS, CONSTANT
@@ -43,6 +43,8 @@ from gpt_model.finetuning.objective import FineTuned, FineTuning, fine_tune
 from gpt_model.io import dump_json, read_json_lines, rounded, write_json_lines
 from gpt_model.progress import Progress as TrainingProgress
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.batching import ENCODED_ROWS, chunks
+from gpt_model.training.shared_batches import results_of_items
 from gpt_model.transformer import GPT, Decoder
 
 SHOWN_EXAMPLES, SAMPLE_CHARACTERS = 8, 400
@@ -110,7 +112,10 @@ class TaskData:
 def prepare(
     config: Config, pretrained: Artifact, tokenizer: Tokenizer, progress: Progress
 ) -> TaskData:
-    """The task of `config`, read, split and encoded for the pre-trained model's context."""
+    """The task of `config`, read, split and encoded for the pre-trained model's context.
+    Collective.
+    """
+    execution = joined(progress)
     entry, shape = TaskEntry.model_validate(config["source"]), base_model.shape(pretrained)
     with about_all_of(""):
         examples = read_examples(
@@ -125,7 +130,16 @@ def prepare(
     input_format = InputFormat(
         entry.form, tokenizer.vocab_size, shape["context"], truncation_of(shape["family"])
     )
-    encoded = {split: input_format.encode(tokenizer, examples.splits[split]) for split in SPLITS}
+
+    def encode(split: SplitName) -> list[EncodedExample]:
+        rows = examples.splits[split]
+        return results_of_items(
+            lambda items: input_format.encode(tokenizer, [rows[item] for item in items]),
+            chunks(len(rows), ENCODED_ROWS),
+            execution,
+        )
+
+    encoded = {split: encode(split) for split in SPLITS}
     scoring = Scoring.of_task(entry)
     return TaskData(config["task"], entry, examples, input_format, encoded, scoring)
 

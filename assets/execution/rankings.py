@@ -16,6 +16,7 @@ from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.ranking_agreement import Scores
 from gpt_model.rlhf.records import read_comparisons
 from gpt_model.rlhf.reward_model import EncodedRanking, EncodedRankings, encode_rankings
+from gpt_model.training.engine import Execution
 
 SPLITS = ("training", "held_out")
 EVALUATIONS = 5  # times that held-out rankings are measured during training
@@ -23,13 +24,17 @@ EVALUATED = 256  # of them at most
 
 
 def encode(
-    comparisons: Artifact, template: ChatTemplate, context: int, progress: Progress
+    comparisons: Artifact,
+    template: ChatTemplate,
+    context: int,
+    execution: Execution,
+    progress: Progress,
 ) -> dict[str, EncodedRankings]:
-    """Both splits as tokens. Raises UserError where there is nothing to train on."""
+    """Both splits as tokens. Raises UserError where there is nothing to train on. Collective."""
     splits = {}
     for split in SPLITS:
         rankings = read_comparisons(comparisons.path, split)
-        splits[split] = encode_rankings(template, rankings, context)
+        splits[split] = encode_rankings(template, rankings, context, execution)
         progress.log(splits[split].summary(split))
     if not splits["training"].encoded:
         raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import rankings, tuning
-from assets.execution.tuning import execution_of
+from assets.execution.tuning import joined
 from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
 from gpt_model.bag_of_words import BagOfWords
 from gpt_model.errors import UserError, about
@@ -46,13 +46,12 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     # A model tuned here has its tokenizer beside it; an imported one may have none.
     has_tokenizer = (start.path / "model" / "tokenizer.json").is_file()
     gpt, template = tuning.start(start, None if has_tokenizer else inputs["tokenizer"], section)
-    context = gpt.config.context
-    splits = rankings.encode(inputs["comparisons"], template, context, progress)
+    context, execution = gpt.config.context, joined(progress)
+    splits = rankings.encode(inputs["comparisons"], template, context, execution, progress)
     training, held_out = splits["training"].encoded, splits["held_out"].encoded
     with about("reward_model"):
         lengths = [ranking.tokens for ranking in training]
         batches = tuning.epoch_batches(lengths, section["batch"], section, progress, context)
-    execution = execution_of(progress, fixed_shapes=False)
     model = RewardModel(gpt, section["seed"])
     objective = RewardObjective(training, batches, execution.device)
     evaluate = _evaluation(evenly(held_out, rankings.EVALUATED), execution)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import tuning
-from assets.execution.tuning import execution_of
+from assets.execution.tuning import joined
 from gpt_model import convert
 from gpt_model.data.sampler import Sampler
 from gpt_model.data.shards import TokenData
@@ -32,7 +32,7 @@ from gpt_model.rlhf.records import (
 )
 from gpt_model.rlhf.sft import SFTObjective, encode_dialogues, held_out_loss
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.engine import Execution, start
+from gpt_model.training.engine import Execution
 from gpt_model.training.loop import Hook, Outcome
 from gpt_model.training.schedules import BatchSchedule
 from gpt_model.training.tuning import (
@@ -65,14 +65,16 @@ class Demonstrations:
         return [len(dialogue.tokens) for dialogue in self.training]
 
 
-def read(folder: Path, template: ChatTemplate, context: int, progress: Progress) -> Demonstrations:
-    """Raises UserError where no demonstration fits the context."""
+def read(
+    folder: Path, template: ChatTemplate, context: int, execution: Execution, progress: Progress
+) -> Demonstrations:
+    """Raises UserError where no demonstration fits the context. Collective."""
     held_out = read_demonstrations(folder, "held_out")
     training, counts = encode_dialogues(
-        _dialogues(read_demonstrations(folder, "training")), template, context
+        _dialogues(read_demonstrations(folder, "training")), template, context, execution
     )
     measured, _ = encode_dialogues(
-        _dialogues(evenly(held_out, HELD_OUT_DIALOGUES)), template, context
+        _dialogues(evenly(held_out, HELD_OUT_DIALOGUES)), template, context, execution
     )
     if not training or not measured:
         raise UserError(
@@ -99,13 +101,13 @@ def run_supervised(config: Config, inputs: Inputs, output: Path, progress: Progr
     """Train, and save every epoch's weights; resumes from output/.scratch."""
     section = config["supervised"]
     gpt, template = tuning.start(inputs["pretrained"], inputs["tokenizer"], section)
-    context = gpt.config.context
-    data = read(inputs["demonstrations"].path, template, context, progress)
+    context, execution = gpt.config.context, joined(progress)
+    data = read(inputs["demonstrations"].path, template, context, execution, progress)
     with about("supervised"):
         batches = tuning.epoch_batches(data.lengths, section["batch"], section, progress, context)
     objective = SFTObjective(data.training, batches, gpt.config.flops_per_token())
     outcome, losses = _tune(
-        gpt, template, data, objective, section, output, progress, save_epochs=True
+        gpt, template, data, objective, section, output, execution, progress, save_epochs=True
     )
     if progress.rank == 0:
         epochs = [
@@ -124,7 +126,8 @@ def run_policy_init(config: Config, inputs: Inputs, output: Path, progress: Prog
     section = config["policy_init"]
     gpt, template = tuning.start(inputs["pretrained"], inputs["tokenizer"], section)
     context, share = gpt.config.context, section["pretraining_share"]
-    data = read(inputs["demonstrations"].path, template, context, progress)
+    execution = joined(progress)
+    data = read(inputs["demonstrations"].path, template, context, execution, progress)
     # `batch` counts dialogues and windows together.
     mixed = max(1, round(section["batch"] * share)) if share else 0
     with about("policy_init"):
@@ -136,7 +139,7 @@ def run_policy_init(config: Config, inputs: Inputs, output: Path, progress: Prog
     flops = gpt.config.flops_per_token()
     objective = SFTObjective(data.training, batches, flops, mixed, windows, share)
     outcome, losses = _tune(
-        gpt, template, data, objective, section, output, progress, save_epochs=False
+        gpt, template, data, objective, section, output, execution, progress, save_epochs=False
     )
     if progress.rank == 0:
         facts = {**_facts(data, outcome), "mixed": mixed, "held_out_loss": round(losses[-1], 6)}
@@ -171,6 +174,7 @@ def _tune(
     objective: SFTObjective,
     section: Mapping[str, Any],
     output: Path,
+    execution: Execution,
     progress: Progress,
     *,
     save_epochs: bool,
@@ -178,8 +182,6 @@ def _tune(
     """Train in place. Returns the held-out losses, of every epoch with `save_epochs`, else of the
     last.
     """
-    execution = execution_of(progress, fixed_shapes=False)
-    start(execution)
     batches = objective.batches
 
     def after_epoch(step: int, model: Any) -> dict[str, float]:

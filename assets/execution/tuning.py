@@ -20,6 +20,7 @@ from gpt_model.errors import UserError
 from gpt_model.io import dump_json
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training import engine
 from gpt_model.training.batching import TRAINING_TOKENS, EpochBatches
 from gpt_model.training.engine import Execution
 from gpt_model.training.loop import Hook, Objective, Outcome, train
@@ -48,6 +49,14 @@ def execution_of(progress: Progress, *, fixed_shapes: bool = True) -> Execution:
         communication=profile.communication or ("bfloat16" if gpu else "float32"),
         deepspeed=profile.deepspeed,
     )
+
+
+def joined(progress: Progress) -> Execution:
+    """The profile, for rows of many lengths, once the other ranks are here, if there are any."""
+    execution = execution_of(progress, fixed_shapes=False)
+    if execution.world_size > 1:
+        engine.start(execution)
+    return execution
 
 
 def loss_is_finite(built: Built) -> Verdict:

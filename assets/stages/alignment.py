@@ -71,7 +71,7 @@ SUPERVISED = Stage(
         ),
     ),
     show=deferred("assets.report.rlhf", "show_sft"),
-    shared_out="each step's batch; held-out dialogues",
+    shared_out="tokens of the rows; each step's batch; held-out dialogues",
     pool="training",
     model=True,
 )
@@ -87,7 +87,7 @@ POLICY_INIT = Stage(
     kinds=("pytorch", "deepspeed"),
     checks=(LOSS_IS_FINITE, MODEL_LOADS, LOSS_FALLS, ALIKE),
     show=deferred("assets.report.rlhf", "show_sft"),
-    shared_out="each step's batch; held-out dialogues",
+    shared_out="tokens of the rows; each step's batch; held-out dialogues",
     pool="training",
     model=True,
 )
@@ -135,7 +135,7 @@ REWARD_MODEL = Stage(
         ),
     ),
     show=deferred("assets.report.rlhf", "show_reward_model"),
-    shared_out="each step's batch; rewards of held-out answers and of demonstrations",
+    shared_out="tokens of the rows; each step's batch; rewards of held-out rankings",
     pool="training",
 )
 
@@ -287,7 +287,7 @@ DPO = Stage(
         ),
     ),
     show=deferred("assets.report.rlhf", "show_dpo"),
-    shared_out="each step's batch; the reference's pass over all rankings; held-out rankings",
+    shared_out="tokens of the rows; each step's batch; the reference's pass; held-out rankings",
     pool="training",
     model=True,
 )

@@ -101,7 +101,7 @@ ABLATIONS = Stage(
     ),
     show=SHOW,
     pin=pin_tasks,
-    shared_out="each step's batch; validation and test examples",
+    shared_out="tokens of the rows; each step's batch; validation and test examples",
     pool="training",
 )
 
@@ -139,7 +139,7 @@ LAYERS_TRANSFERRED = Stage(
     ),
     show=SHOW,
     pin=pin_tasks,
-    shared_out="each step's batch; validation and test examples",
+    shared_out="tokens of the rows; each step's batch; validation and test examples",
     pool="training",
 )
 

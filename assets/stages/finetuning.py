@@ -159,7 +159,7 @@ FINETUNED = Stage(
     ),
     show=deferred("assets.report.finetuned", "show"),
     pin=pin_task,
-    shared_out="each step's batch; validation and test examples",
+    shared_out="tokens of the rows; each step's batch; validation and test examples",
     pool="training",
     model=True,
 )

@@ -32,7 +32,7 @@ from gpt_model.rlhf.answers import encode_shortened
 from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.dialogue import Dialogue
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.batching import EpochBatches, token_batches
+from gpt_model.training.batching import ENCODED_ROWS, EpochBatches, chunks, token_batches
 from gpt_model.training.engine import ALONE, Execution
 from gpt_model.training.shared_batches import results_of_items
 from gpt_model.transformer import GPT
@@ -235,18 +235,28 @@ class EncodedRankings:
 
 
 def encode_rankings(
-    template: ChatTemplate, rankings: Sequence[Ranking], context: int
+    template: ChatTemplate, rankings: Sequence[Ranking], context: int, execution: Execution = ALONE
 ) -> EncodedRankings:
-    result = EncodedRankings([], [], 0, [], 0)
-    without_pairs, lost = 0, 0
-    for whole in rankings:
-        if not whole.pairs():
-            without_pairs += 1
-            continue
-        texts = [
-            encode_text(template, whole.prompt, response.text, context)
-            for response in whole.responses
+    """Each ranking that compares something, as tokens. Collective where there are several ranks."""
+    compared = [ranking for ranking in rankings if ranking.pairs()]
+
+    def encode(items: Sequence[int]) -> list[tuple[list[list[int] | None], list[int]]]:
+        """Each response after its prompt, and the tokens of its own."""
+        return [
+            (
+                [encode_text(template, prompt, text, context) for text in texts],
+                [len(template.encode_response(prompt, text)) for text in texts],
+            )
+            for item in items
+            for prompt in [compared[item].prompt]
+            for texts in [[response.text for response in compared[item].responses]]
         ]
+
+    result, lost = EncodedRankings([], [], 0, [], 0), 0
+    rows = chunks(len(compared), ENCODED_ROWS)
+    for whole, (texts, lengths) in zip(
+        compared, results_of_items(encode, rows, execution), strict=True
+    ):
         fitting = {index: text for index, text in enumerate(texts) if text is not None}
         result.too_long.extend(
             f"{whole.source}, {whole.id}, response {index + 1}"
@@ -257,15 +267,17 @@ def encode_rankings(
         if not (pairs := ranking.pairs()):
             lost += 1
             continue
-        lengths = [
-            len(template.encode_response(ranking.prompt, response.text))
-            for response in ranking.responses
-        ]
         result.encoded.append(
-            EncodedRanking(ranking.source, ranking.id, list(fitting.values()), lengths, pairs)
+            EncodedRanking(
+                ranking.source,
+                ranking.id,
+                list(fitting.values()),
+                [lengths[index] for index in fitting],
+                pairs,
+            )
         )
         result.rankings.append(ranking)
-    return replace(result, without_pairs=without_pairs, lost=lost)
+    return replace(result, without_pairs=len(rankings) - len(compared), lost=lost)
 
 
 def texts_and_pairs(

@@ -20,8 +20,15 @@ from gpt_model.ops.cross_entropy import linear_cross_entropy, linear_cross_entro
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.chat_template import ChatTemplate, EncodedDialogue
 from gpt_model.rlhf.dialogue import Dialogue
-from gpt_model.training.batching import EpochBatches, micro_batch_count, token_batches
-from gpt_model.training.engine import Execution
+from gpt_model.training.batching import (
+    ENCODED_ROWS,
+    EpochBatches,
+    chunks,
+    micro_batch_count,
+    token_batches,
+)
+from gpt_model.training.engine import ALONE, Execution
+from gpt_model.training.shared_batches import results_of_items
 from gpt_model.transformer import GPT, IGNORED
 
 # (step, count) -> windows of pre-training text, each as long as the context
@@ -29,26 +36,39 @@ Windows = Callable[[int, int], Sequence[Sequence[int]]]
 
 
 def encode_dialogues(
-    dialogues: Sequence[Dialogue], template: ChatTemplate, context: int
+    dialogues: Sequence[Dialogue],
+    template: ChatTemplate,
+    context: int,
+    execution: Execution = ALONE,
 ) -> tuple[list[EncodedDialogue], dict[str, int]]:
-    """Each dialogue as tokens; and how many were shortened, or left out as too long.
+    """Each dialogue as tokens; and how many were shortened, or left out as too long. Collective
+    where there are several ranks.
 
     A dialogue longer than the context loses its oldest exchanges, while one is left; the system
     turn stays.
     """
+
+    def encode(items: Sequence[int]) -> list[tuple[EncodedDialogue, bool]]:
+        return [_encode(dialogues[item], template, context) for item in items]
+
     result, counts = [], {"shortened": 0, "too_long": 0}
-    for turns in dialogues:
-        encoded = template.encode(turns)
-        shorter = turns
-        while len(encoded.tokens) > context and (rest := _without_oldest_exchange(shorter)):
-            shorter = rest
-            encoded = template.encode(shorter)
+    rows = chunks(len(dialogues), ENCODED_ROWS)
+    for encoded, shortened in results_of_items(encode, rows, execution):
         if len(encoded.tokens) > context:
             counts["too_long"] += 1
             continue
-        counts["shortened"] += shorter is not turns
+        counts["shortened"] += shortened
         result.append(encoded)
     return result, counts
+
+
+def _encode(turns: Dialogue, template: ChatTemplate, context: int) -> tuple[EncodedDialogue, bool]:
+    """A dialogue in at most `context` tokens, if it can be; and whether it was shortened."""
+    encoded, shorter = template.encode(turns), turns
+    while len(encoded.tokens) > context and (rest := _without_oldest_exchange(shorter)):
+        shorter = rest
+        encoded = template.encode(shorter)
+    return encoded, shorter is not turns
 
 
 def _without_oldest_exchange(turns: Dialogue) -> Dialogue | None:

@@ -27,6 +27,8 @@ ROLLOUT_TOKENS = 2048
 TASK_TOKENS = 4096  # GPT-1's tasks, padding included: activations that fit in a CPU's cache
 LM_EVAL_TOKENS = {"cpu": 4096, "cuda": 65536}  # `lm_eval`'s requests, padding included
 
+ENCODED_ROWS = 256  # that a rank makes tokens of at a time
+
 T = TypeVar("T")
 
 
@@ -68,6 +70,11 @@ def token_batches(
         return sum(lengths[index] for index in batch) <= budget
 
     return list(consecutive_batches(indices, fits))
+
+
+def chunks(count: int, size: int) -> list[range]:
+    """The numbers below `count` in order, so many together."""
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def micro_batch_count(size: int, budget: int, items: int, world_size: int) -> int:
