@@ -30,6 +30,9 @@ from gpt_model.kv_cache import Cache
 from gpt_model.ops.conv1d import output_head, prepacked
 from gpt_model.transformer import GPT
 
+# Tokens of a row that are chosen before the host looks at any: a GPU would wait for it. Those past
+# a row's end are thrown away.
+AHEAD = {"cpu": 1, "cuda": 16}
 LONG = 32  # new tokens from which on laying out the weights costs less than it saves
 # tokens among which a nucleus is looked for first: to sort a whole vocabulary takes as long as the
 # decoder
@@ -92,16 +95,25 @@ def generate(
                 model, reading, min(model.config.context, longest + max_new_tokens)
             )
         while reading:
-            logits = _logits(states, model.wte.weight)
-            tokens = _choose(logits, reading, temperature, top_k, top_p)
+            watched = on_choice is not None or on_token is not None
+            count = 1 if watched else _tokens_ahead(reading, states, model, max_new_tokens)
+            draws = _draws(reading, count, states.device) if temperature else None
+            chosen: list[Tensor] = []
+            for number in range(count):
+                if number:
+                    states = model.hidden(chosen[-1][:, None], cache)[:, -1]
+                logits = _logits(states, model.wte.weight)
+                draw = None if draws is None else draws[:, number, None]
+                chosen.append(_choose(logits, draw, temperature, top_k, top_p))
             if on_choice is not None:
-                on_choice(*_of_living(reading, states, logits, tokens))
-            for row, token in zip(reading, tokens, strict=True):
-                if not row.ended:
-                    row.ended = (
-                        _ended(row, token, ids, strings, decode, on_token)
-                        or len(row.written) == max_new_tokens
-                    )
+                on_choice(*_of_living(reading, states, logits, chosen[0]))
+            for tokens in torch.stack(chosen).tolist():
+                for row, token in zip(reading, tokens, strict=True):
+                    if not row.ended:
+                        row.ended = (
+                            _ended(row, token, ids, strings, decode, on_token)
+                            or len(row.written) == max_new_tokens
+                        )
             alive = [index for index, row in enumerate(reading) if not row.ended]
             if len(alive) <= len(reading) // 2:
                 reading = [reading[index] for index in alive]
@@ -194,16 +206,27 @@ def _advance(model: GPT, rows: list[_Row], cache: Cache) -> Tensor:
     return states
 
 
+def _tokens_ahead(rows: list[_Row], states: Tensor, model: GPT, max_new_tokens: int) -> int:
+    """How many tokens of each row are chosen at once: none beyond its context or the last."""
+    alive = [row for row in rows if not row.ended]
+    room = model.config.context + 1 - max(len(row.window) for row in alive)
+    left = max_new_tokens - max(len(row.written) for row in alive)
+    return max(1, min(AHEAD[states.device.type], room, left))
+
+
+def _draws(rows: list[_Row], count: int, device: torch.device) -> Tensor:
+    """The next `count` uniform random numbers of each row: [rows, count]."""
+    numbers = [[row.draw.random() for _ in range(count)] for row in rows]
+    return torch.tensor(numbers, dtype=torch.float64, device=device)
+
+
 def _of_living(
-    rows: list[_Row], states: Tensor, logits: Tensor, tokens: list[int]
+    rows: list[_Row], states: Tensor, logits: Tensor, chosen: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The arguments of `on_choice` for the rows that have not ended, of states [rows, width] and
-    logits [rows, vocabulary].
+    """The arguments of `on_choice` for the rows that have not ended, of states [rows, width],
+    logits [rows, vocabulary] and chosen tokens [rows].
     """
-    numbers, chosen = (
-        torch.tensor(column, device=states.device)
-        for column in ([row.number for row in rows], tokens)
-    )
+    numbers = torch.tensor([row.number for row in rows], device=states.device)
     if not any(row.ended for row in rows):
         return numbers, states, logits, chosen
     index = torch.tensor(
@@ -213,20 +236,19 @@ def _of_living(
 
 
 def _choose(
-    logits: Tensor, rows: list[_Row], temperature: float, top_k: int | None, top_p: float | None
-) -> list[int]:
-    """One token a row from logits [rows, vocabulary]."""
-    if temperature == 0:
-        return logits.argmax(-1).tolist()
+    logits: Tensor, draw: Tensor | None, temperature: float, top_k: int | None, top_p: float | None
+) -> Tensor:
+    """One token a row [rows] from logits [rows, vocabulary], by uniform random numbers [rows, 1];
+    the most probable without.
+    """
+    if draw is None:
+        return logits.argmax(-1)
     mass, tokens = _cumulated(logits.double() / temperature, top_k, top_p)
     last = torch.full_like(tokens[:, :1], mass.shape[1] - 1)
     if top_p is not None:  # the smallest set whose mass reaches top_p
         last = last.minimum((mass < top_p).sum(-1, keepdim=True))
-    uniform = torch.tensor(
-        [[row.draw.random()] for row in rows], dtype=mass.dtype, device=mass.device
-    )
-    index = torch.searchsorted(mass, uniform * mass.gather(1, last), right=True).minimum(last)
-    return tokens.gather(1, index)[:, 0].tolist()
+    index = torch.searchsorted(mass, draw * mass.gather(1, last), right=True).minimum(last)
+    return tokens.gather(1, index)[:, 0]
 
 
 def _cumulated(logits: Tensor, top_k: int | None, top_p: float | None) -> tuple[Tensor, Tensor]:
@@ -243,10 +265,11 @@ def _cumulated(logits: Tensor, top_k: int | None, top_p: float | None) -> tuple[
         return ranked.softmax(-1).cumsum(-1), tokens
     assert top_p is not None
     whole = logits.logsumexp(-1, keepdim=True)
-    for size in (min(LIKELY, vocabulary), vocabulary):
+    # A GPU would wait for whether the likely ones suffice.
+    for size in (vocabulary,) if logits.is_cuda else (min(LIKELY, vocabulary), vocabulary):
         ranked, tokens = _most_probable(logits, size)
         mass = (ranked - whole).exp().cumsum(-1)
-        if bool((mass[:, -1] >= top_p).all()):
+        if size == vocabulary or bool((mass[:, -1] >= top_p).all()):
             break
     return mass, tokens
 

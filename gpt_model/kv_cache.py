@@ -17,7 +17,7 @@ class Cache:
     """Rows of different lengths side by side. Memory is allocated once, and what lies in it carries
     no gradient.
 
-    `lengths`: [rows], tokens read so far by each row. `keys_and_values`: [layers, 2 · heads, rows,
+    `keys_and_values`: [layers, 2 · heads, rows,
     capacity, head width], keys and then values: each of the two is a plain stack of matrices, as
     torch's batched products take it without a copy.
     """
@@ -32,8 +32,19 @@ class Cache:
     ) -> None:
         shape = (config.layers, 2 * config.heads, rows, capacity, config.width // config.heads)
         self.keys_and_values = torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self._lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        # tokens of the shortest and of the longest row, where they are known without asking a GPU
+        self.extent: tuple[int, int] | None = (0, 0)
         self.context = config.context
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens read so far by each row: [rows]."""
+        return self._lengths
+
+    @lengths.setter
+    def lengths(self, lengths: Tensor) -> None:
+        self._lengths, self.extent = lengths, None
 
     @property
     def capacity(self) -> int:
@@ -59,14 +70,16 @@ class Cache:
             other.keys_and_values,
             other.lengths,
         )
+        self.extent = None
 
     def begin(self, time: int) -> Tensor:
         """The positions in the context [rows, time] of the next tokens, which `write` and `attend`
         are then about.
         """
-        self.least, self.most = (
-            int(length) for length in torch.stack(self.lengths.aminmax()).tolist()
-        )
+        if self.extent is None:
+            shortest, longest = torch.stack(self.lengths.aminmax()).tolist()
+            self.extent = int(shortest), int(longest)
+        self.least, self.most = self.extent
         positions = self.lengths[:, None] + torch.arange(time, device=self.lengths.device)
         self.positions = positions.clamp_(max=self.capacity - 1)  # only padding lies beyond
         heads, rows = self.keys_and_values.shape[1:3]
@@ -135,7 +148,10 @@ class Cache:
         """How many of the tokens count, of all rows or of each ([rows]); the rest was padding on
         the right.
         """
-        self.lengths += lengths
+        self._lengths += lengths
+        self.extent = None
+        if isinstance(lengths, int):
+            self.extent = self.least + lengths, self.most + lengths
 
 
 def _attend_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

@@ -325,11 +325,13 @@ class GPT(Decoder):
         return states
 
     def new_cache(self, rows: int, capacity: int | None = None) -> Cache:
-        """An empty cache for `rows` rows of at most `capacity` tokens (the context by default)."""
+        """An empty cache for `rows` rows of at most `capacity` tokens (the context by default): on
+        a GPU in the precision of autocast, else in that of the weights.
+        """
         weight = self.wte.weight
-        return Cache(
-            self.config, rows, capacity or self.config.context, weight.device, weight.dtype
-        )
+        reduced = weight.is_cuda and torch.is_autocast_enabled("cuda")
+        kind = torch.get_autocast_dtype("cuda") if reduced else weight.dtype
+        return Cache(self.config, rows, capacity or self.config.context, weight.device, kind)
 
 
 def with_rows(model: D, rows: int, dropout: float, seed: int) -> D:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from gpt_model import GPT, ModelConfig
+from gpt_model import GPT, ModelConfig, generation
 from gpt_model.convert import to_transformers
 from gpt_model.generation import LIKELY, LONG, generate
+from gpt_model.kv_cache import Cache
 from gpt_model.ops.conv1d import output_head, prepacked
 
 PROMPTS = [[1, 2, 3], [4, 5], [9, 8, 7, 6, 5, 4, 3], [1, 2, 3]]
@@ -118,6 +119,39 @@ def test_rows_that_end_early_change_nothing_for_the_others(model: GPT) -> None:
         text[: min(text.index(stop) for stop in stops if stop in text)] for text in whole
     ]
     assert len({len(text) for text in result}) > 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 0}, {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": [1, 2, 3, 4]}],
+    ids=["greedy", "drawn"],
+)
+def test_tokens_chosen_ahead_as_on_a_gpu_are_those_chosen_one_by_one(
+    model: GPT, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = generate(model, PROMPTS, 40, **options)  # 40 tokens: the window slides
+    options = options | {"stop": (first[0][9],)}  # where rows end at different tokens
+    one_by_one = generate(model, PROMPTS, 40, **options)
+    monkeypatch.setitem(generation.AHEAD, "cpu", 7)
+    waits: list[int] = []
+    choose = generation._tokens_ahead
+    monkeypatch.setattr(
+        generation, "_tokens_ahead", lambda *args: waits.append(choose(*args)) or waits[-1]
+    )
+    assert generate(model, PROMPTS, 40, **options) == one_by_one
+    assert max(waits) == 7 and min(map(len, one_by_one)) < 40
+    assert generate(model, PROMPTS, 40, **options, on_token=lambda *_: None) == one_by_one
+
+
+def test_a_cache_in_bfloat16_reads_nearly_the_same(model: GPT) -> None:
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    cache = Cache(model.config, 1, 32, torch.device("cpu"), torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole = model.eval().hidden(tokens).float()
+        model.hidden(tokens[:, :5], cache)
+        last = model.hidden(tokens[:, 5:], cache)[:, -1].float()
+    assert cache.extent == (6, 6)
+    assert (last - whole[:, -1]).norm() < 0.05 * whole[:, -1].norm()
 
 
 def test_every_token_is_told_as_it_is_written(model: GPT) -> None:
