@@ -44,12 +44,14 @@ from gpt_model.data.shards import TokenData
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.ops import cpu_kernels
 from gpt_model.progress import Silent
+from gpt_model.training.ahead import Ahead
 from gpt_model.training.checkpoint import Checkpoints, verify
-from gpt_model.training.engine import Execution, Fragment, choose_product_library
+from gpt_model.training.engine import Engine, Execution, Fragment, choose_product_library
 from gpt_model.training.loop import Hook, train
 from gpt_model.training.measure import held_out, held_out_intervals, held_out_metrics
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.schedules import BatchSchedule, by_step, warmup_cosine, warmup_linear
+from gpt_model.training.trial import largest_micro_batch
 from gpt_model.transformer import GPT
 
 pytestmark = pytest.mark.slow
@@ -207,6 +209,59 @@ def test_saving_memory_does_not_change_what_is_learnt(option: str) -> None:
     tolerance = 1e-5 if option == "activation_checkpointing" else 0.05
     assert saving.seen[12]["loss"] == pytest.approx(plain.seen[12]["loss"], rel=tolerance)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_micro_batches_are_tried_without_a_trace(stage: Any) -> None:
+    results, tried, rows_tried = {}, [], []
+
+    def of_rows(rows: int) -> Tensor:
+        rows_tried.append(rows)
+        return torch.zeros(rows, 17, dtype=torch.long)
+
+    def peak(call: Any) -> float:  # 40 of state, and 3 for each row
+        before = len(rows_tried)
+        call()
+        return 40.0 + (3.0 * rows_tried[-1] if before else 0.0)
+
+    def trial(engine: Engine) -> None:
+        tried.append(largest_micro_batch(engine, of_rows, 64, lambda: 100.0, peak))
+
+    for prepare in (None, trial):
+        progress, model = Remembers(), GPT(SHAPE, seed=1)
+        train(
+            model,
+            Counting(),
+            settings(steps=2),
+            Execution(zero_stage=stage),
+            checkpoints=None,
+            progress=progress,
+            prepare=prepare,
+        )
+        results[prepare] = [progress.seen[2]["loss"], *model.state_dict().values()]
+    assert all(
+        torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+        for a, b in zip(*results.values(), strict=True)
+    )
+    assert rows_tried == [1, 1, 2, 4, 8, 16]
+    assert tried == [(16, 88.0, 136.0)]
+
+
+def test_the_next_batch_is_made_while_this_one_is_computed() -> None:
+    made: list[int] = []
+
+    def make(step: int) -> int:
+        made.append(step)
+        if step == 3:
+            raise UserError("no such batch")
+        return 10 * step
+
+    ahead = Ahead(make, steps=5)
+    assert [ahead(step) for step in (0, 1, 2)] == [0, 10, 20]
+    with pytest.raises(UserError, match="no such batch"):
+        ahead(3)
+    assert ahead(4) == 40 and made == [0, 1, 2, 3, 4]
+    assert Ahead(make, steps=2)(1) == 10 and made[-1] == 1  # nothing behind the last step
 
 
 FAMILIES = {

@@ -273,7 +273,7 @@ def run(
     model = GPT(shape, seed=section["seed"])
     settings = settings_of(section)
     micro = progress.profile.model_copy(update={"micro_batch": job.get("micro_batch", 2)})
-    objective = LanguageModelling(sampler, micro, shape, execution)
+    objective = LanguageModelling(sampler, micro, shape, execution, STEPS)
     if "comms_logger" in progress.profile.deepspeed:
         progress.record |= {"exchanged_bytes": [], "parameters": shape.parameters()}
         objective.micro_batches = _counting(objective, progress.record)  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import engine
 from gpt_model.training.batching import TRAINING_TOKENS, EpochBatches
-from gpt_model.training.engine import Execution
+from gpt_model.training.engine import Engine, Execution
 from gpt_model.training.loop import Hook, Objective, Outcome, train
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.transformer import GPT, with_rows
@@ -125,11 +125,20 @@ def tune(
     output: Path,
     progress: Progress,
     hooks: Sequence[Hook],
+    prepare: Callable[[Engine], None] | None = None,
 ) -> Outcome:
-    """Train in place; resumes from the checkpoints in output/.scratch. Every rank calls it."""
-    folder = output / SCRATCH / "checkpoints"
+    """Train in place; resumes from the checkpoints in output/.scratch. Every rank calls it.
+    `prepare`: as `loop.train` has it.
+    """
     return train(
-        model, objective, settings, execution, checkpoints=folder, progress=progress, hooks=hooks
+        model,
+        objective,
+        settings,
+        execution,
+        checkpoints=output / SCRATCH / "checkpoints",
+        progress=progress,
+        hooks=hooks,
+        prepare=prepare,
     )
 
 

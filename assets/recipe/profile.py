@@ -181,7 +181,8 @@ class Profile(Strict):
     )
     micro_batch: BatchRows | None = Field(
         default=None,
-        description="sequences a process and forward pass; default: chosen from the shape",
+        description="sequences a process and forward pass; default: of 2,048 tokens, and in "
+        "pre-training on a GPU as many as fit, by trial",
     )
     activation_checkpointing: bool = Field(
         default=False,

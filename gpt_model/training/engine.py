@@ -379,6 +379,13 @@ class Engine:
         for _, _, flat, _, _ in self._layout():
             self._moments(flat)["step"].fill_(steps)
 
+    def forget_steps(self) -> None:
+        """Give AdamW the moments that it has before its first step."""
+        for fragment in self.fragments():
+            for moment in MOMENTS:
+                fragment.values[moment].zero_()
+        self.set_steps_taken(0)
+
     def _moments(self, flat: Tensor) -> dict[str, Tensor]:
         """AdamW's state of a tensor [elements] that it steps: moments [elements] and step [].
 

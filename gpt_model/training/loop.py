@@ -92,14 +92,17 @@ def train(
     checkpoints: Path | None,
     progress: Progress,
     hooks: Sequence[Hook] = (),
+    prepare: Callable[[Engine], None] | None = None,
 ) -> Outcome:
     """Train `model` in place. Every rank calls it with the same arguments, its own `execution.rank`
     apart.
 
     `checkpoints`: a folder for this run alone, or None for a run short enough to start again.
+    `prepare`: called before the first step, and before moments are read from a checkpoint.
     Raises UserError where the loss is no longer a number or the disk is full.
     """
-    return _Run(model, objective, settings, execution, checkpoints, progress, hooks).train()
+    run = _Run(model, objective, settings, execution, checkpoints, progress, hooks, prepare)
+    return run.train()
 
 
 class _Run:
@@ -114,6 +117,7 @@ class _Run:
         checkpoints: Path | None,
         progress: Progress,
         hooks: Sequence[Hook],
+        prepare: Callable[[Engine], None] | None,
     ) -> None:
         self.objective, self.settings, self.execution, self.progress, self.hooks = (
             objective,
@@ -132,6 +136,8 @@ class _Run:
         if self.checkpoints and manifest:
             self.checkpoints.load_weights(manifest, model)
         self.engine = Engine(model, objective, settings, execution)
+        if prepare:
+            prepare(self.engine)
         self.first, self.resumed_from = 0, None
         if self.checkpoints and manifest:
             self.checkpoints.load_moments(manifest, self.engine)
