@@ -742,15 +742,16 @@ def _on_card(kind: str, source: Mapping[str, Any]) -> Any:
 
 def _text_bytes(source: Mapping[str, Any]) -> Amount:
     """Bytes of a corpus's source: of its files, by its data set's card, or assumed."""
+    most = 1e9 * (source.get("limit_gb") or math.inf)
     files = [file for file in source.get("pinned") or () if isinstance(file, Mapping)]
     if size := sum(float(file.get("bytes") or 0) for file in files):
-        return Amount(size)
+        return Amount(min(most, size))
     if (card := _on_card("texts", source)) is None:
-        return Amount(TEXT_BYTES, TEXT_ASSUMED)
+        return Amount(min(most, TEXT_BYTES), TEXT_ASSUMED)
     size, rows = card
     group = source.get("group")  # rows a document
     documents = rows / (group if isinstance(group, int) else 1)
-    return Amount(size * min(1.0, (source.get("limit") or documents) / documents))
+    return Amount(min(most, size * min(1.0, (source.get("limit") or documents) / documents)))
 
 
 def _corpus_bytes(corpus: Artifact) -> Amount:

@@ -139,6 +139,12 @@ class TestFormats:
         assert read(tmp_path, path=name, group=2, text="text", limit=1) == [
             "In the beginning\nthere was naïve light"
         ]
+        sizes = [
+            len("In the beginning"),
+            len("In the beginning") + len("there was naïve light") + 1,
+        ]
+        for limit, count in ((1, 1), (sizes[0], 1), (sizes[1] - 1, 1), (sizes[1], 2), (1000, 3)):
+            assert len(read(tmp_path, path=name, limit_gb=limit / 1e9)) == count
         with pytest.raises(UserError, match=rf"{name}.*no column 'body'.*book, n, text"):
             read(tmp_path, path=name, text="body")
 

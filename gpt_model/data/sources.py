@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,7 +31,7 @@ from gpt_model.data.location import Location, SourceEntry, hub_rows, open_files,
 from gpt_model.data.skipped_rows import LeftOut
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
-from gpt_model.strict import Count, HeldOut, Strict, Weight, Whole
+from gpt_model.strict import Bounds, Count, HeldOut, Strict, Weight, Whole
 
 MALFORMED = 0.001  # share of a source's rows
 SYSTEMATIC = 1000  # rows from the first on that cannot be read: then the mistake is not in a row
@@ -130,6 +130,14 @@ class Source(SourceEntry):
     )
     minimum: Count = Field(default=1, description="characters; shorter documents are left out")
     limit: Count | None = Field(default=None, description="documents; the first so many")
+    limit_gb: (
+        Annotated[float, Bounds(0, 10**6, "no collection is larger", above=True, unit="GB")] | None
+    ) = Field(
+        default=None,
+        description="10^9 bytes of text (UTF-8): the first documents of at most so many, so that a "
+        "mixture need not store what it never draws",
+        exclude_if=lambda limit: limit is None,
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -223,8 +231,19 @@ def open_source(
                 f"Source {source.name!r} holds no document of {source.minimum} characters or more: "
                 "check its files and `minimum`."
             )
-        yield from islice(chain([first], long_enough), source.limit)
+        read = islice(chain([first], long_enough), source.limit)
+        yield from read if source.limit_gb is None else _within(read, source.limit_gb * 1e9)
         report.check(MALFORMED if source.malformed is None else source.malformed)
+
+
+def _within(documents: Iterable[str], limit: float) -> Iterator[str]:
+    """The first documents of at most `limit` bytes together, and at least one."""
+    size = 0
+    for document in documents:
+        if size and size + len(document.encode()) > limit:
+            return
+        size += len(document.encode())
+        yield document
 
 
 # one text as its lines, each with its "\n", so that a file is never held whole unless it is one
