@@ -26,7 +26,7 @@ from test_unfit_hosts import specification
 
 from assets.launch import kubernetes_carrier as carrier
 from assets.launch.carrier import Refused
-from assets.launch.guard import END_OF_INPUT, INPUT, OUTPUT
+from assets.launch.guard import END_OF_INPUT, INPUT, OUTPUT, SharedFile
 from assets.launch.hosts import GUARD, HostsLauncher
 from assets.launch.jobset import BUILD_LABEL, jobset
 from assets.launch.launcher import Exit, Ranks
@@ -217,18 +217,19 @@ def guarded(tmp_path: Path) -> Iterator[Callable[[float], Guarded]]:
         each.process.communicate()
 
 
+@pytest.mark.slow
 def test_a_guard_ends_its_ranks_when_its_starters_file_stops_growing(
     tmp_path: Path, guarded: Callable[[float], Guarded]
 ) -> None:
-    guard = guarded(1.5)
+    guard = guarded(1.0)
     guard.start(tmp_path)
-    for _ in range(8):  # longer than the silence, with signs of life
+    for _ in range(6):  # longer than the silence, with signs of life
         time.sleep(0.25)
         guard.write(b"\n")
     assert guard.process.poll() is None
     began = time.monotonic()
     assert guard.ended()["code"] == -15 and guard.messages()[-1]["node"] == 1
-    assert time.monotonic() - began > 1.0
+    assert time.monotonic() - began > 0.6
 
 
 @pytest.mark.parametrize("how", ["mark", "folder", "TERM"])
@@ -296,6 +297,7 @@ def test_kubectl_takes_the_manifest(cluster: Path, changes: Change) -> None:
 
 
 @needs_kubectl
+@pytest.mark.slow
 def test_ranks_in_a_pod_end_as_they_do_here_and_see_no_secret(
     cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,7 +345,7 @@ def test_ranks_in_a_pod_end_as_they_do_here_and_see_no_secret(
 def test_a_cluster_that_does_not_fit_is_a_sentence(
     cluster: Path, tmp_path: Path, changes: Change, field: str, sentence: str
 ) -> None:
-    launcher = HostsLauncher(hosts(cluster, **changes), silence=2.0)
+    launcher = HostsLauncher(hosts(cluster, **changes), silence=1.0)
     with pytest.raises(UserError, match=sentence) as error:
         launcher.run(Ranks(["true"], 1, 1, tmp_path / "journal" / "worker.log"))
     assert error.value.field == field
@@ -393,16 +395,14 @@ def test_a_pod_that_does_not_start_is_a_sentence_with_its_reason(
 ) -> None:
     document = manifest(cluster, **changes)
     of_build = carrier.Cluster([], f"{BUILD_LABEL}={document['metadata']['labels'][BUILD_LABEL]}")
-    folder = cluster / "x.pods"
-    folder.mkdir()
     of_build.create(document)
     try:
-        looks = carrier.Looks(of_build, [carrier.Lines(folder / f"{OUTPUT}.0")])
+        looks = carrier.Looks(of_build, [carrier.Lines(SharedFile(cluster / f"{OUTPUT}.0"))])
         looks.look()  # it waits at first
         monkeypatch.setattr(carrier, "PENDING_SECONDS" if late else "FAULTY_SECONDS", 0.0)
         with pytest.raises(Refused, match=sentence) as refused:
             looks.look()
         assert refused.value.field == field
     finally:
-        carrier.end(of_build, folder)
+        carrier.remove(of_build)
     assert nothing_is_left(cluster)

@@ -22,6 +22,13 @@ class Refused(Exception):
         send({"refused": str(self), "field": self.field})
 
 
+def not_here(command: str, by: str) -> str:
+    return (
+        f"{command} is not on this machine, and the profile's hosts are reached by it "
+        f"(`by: {by}`). Install it, or build where it is."
+    )
+
+
 def send(message: Mapping[str, Any]) -> None:
     pass_on(json.dumps(message).encode() + b"\n")
 

@@ -202,41 +202,56 @@ class Starter:
         return "the guard's starter went before saying what to start"
 
 
+class SharedFile:
+    """A file that one host appends to and another reads. It is opened anew each time, as only that
+    asks a network file system for its latest state.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.offset = path, 0
+
+    def append(self, data: bytes) -> None:
+        with self.path.open("ab") as file:
+            file.write(data)
+
+    def read(self) -> bytes:
+        """What came since the last time. A file that is gone again has ended."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read()
+        except FileNotFoundError:
+            return END_OF_INPUT if self.offset else b""
+        except OSError:
+            return b""  # the file system is away for a moment; silence has its limit
+        self.offset += len(data)
+        return data
+
+
 class StarterOfFolder(Starter):
     """A starter that shares a folder with this process, and no pipe: each appends to a file that
-    the other reads. A file is opened anew for each reading, as only that asks a network file system
-    for its latest state.
+    the other reads.
     """
 
     def __init__(self, folder: Path, silence: float) -> None:
         super().__init__(_node_number(), silence)
-        self._folder, self._offset = folder, 0
+        self._input = SharedFile(folder / INPUT)
+        self._output = SharedFile(folder / f"{OUTPUT}.{self.node}")
 
     def _receive(self, others: Sequence[int]) -> tuple[bytes | None, list[int]]:
         ready, _, _ = select.select(others, [], [], POLL_SECONDS)
-        part = b""
-        try:
-            with (self._folder / INPUT).open("rb") as file:
-                file.seek(self._offset)
-                part = file.read()
-        except FileNotFoundError:
-            if self._offset:  # it was there: the starter has cleared up
-                part = END_OF_INPUT
-        except OSError:
-            pass  # of a network file system, for a moment; silence has its limit
-        self._offset += len(part)
+        part = self._input.read()
         return (b"" if END_OF_INPUT in part else part or None), ready
 
     def _write(self, line: bytes) -> None:
-        with (self._folder / f"{OUTPUT}.{self.node}").open("ab") as file:
-            file.write(line)
+        self._output.append(line)
 
     def _never_spoke(self) -> str:
-        if self._offset:
+        if self._input.offset:
             return super()._never_spoke()
         return (
-            f"{self._folder} is not in this pod: the store has to be the same folder at the same "
-            "path there. Mend the profile's hosts.claim or hosts.mount"
+            f"{self._input.path.parent} is not in this pod: the store has to be the same folder at "
+            "the same path there. Mend the profile's hosts.claim or hosts.mount"
         )
 
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from assets.launch import guard
+from assets.launch.carrier import not_here
 from assets.launch.jobset import BUILD_LABEL, jobset
 from assets.launch.launcher import (
     POLL_SECONDS,
@@ -308,11 +309,7 @@ def _started(
             start_new_session=True,
         )
     except FileNotFoundError:
-        raise UserError(
-            f"{command[0]} is not on this machine, and the profile's hosts are reached by it "
-            f"(`by: {by}`). Install it, or build where it is.",
-            field="hosts.by",
-        ) from None
+        raise UserError(not_here(command[0], by), field="hosts.by") from None
 
 
 def _ssh(host: str, options: Sequence[str]) -> list[str]:

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from assets.launch.carrier import Refused, pass_on, send
-from assets.launch.guard import END_OF_INPUT, INPUT, LIFE_SHARE, OUTPUT, POLL_SECONDS
+from assets.launch.carrier import Refused, not_here, pass_on, send
+from assets.launch.guard import END_OF_INPUT, INPUT, LIFE_SHARE, OUTPUT, POLL_SECONDS, SharedFile
 from gpt_model.errors import shortened
 
 JOBSETS = "jobsets.jobset.x-k8s.io"
@@ -110,11 +110,7 @@ class Cluster:
         except subprocess.TimeoutExpired:
             raise _refused(f"no end of {' '.join(command)}") from None
         except FileNotFoundError:
-            raise Refused(
-                "kubectl is not on this machine, and the profile's hosts are reached by it "
-                "(`by: kubernetes`). Install it, or build where it is.",
-                "hosts.by",
-            ) from None
+            raise Refused(not_here("kubectl", "kubernetes"), "hosts.by") from None
         if done.returncode == 0:
             return done.stdout
         lines = [line for line in done.stderr.splitlines() if not LOGGED.match(line)]
@@ -166,23 +162,15 @@ class Pod:
 
 @dataclass
 class Lines:
-    """What the guard of one node has written to its file."""
+    """What the guard of one node writes."""
 
-    path: Path
-    offset: int = 0
+    file: SharedFile
     unread: bytes = b""
     answered: bool = False  # said hello
     reported: bool = False  # said how it ended
 
     def pass_on(self) -> None:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                part = file.read()
-        except OSError:  # it has written nothing yet, or the file system is away for a moment
-            return
-        self.offset += len(part)
-        *lines, self.unread = (self.unread + part).split(b"\n")
+        *lines, self.unread = (self.unread + self.file.read()).split(b"\n")
         for line in lines:
             self.answered = self.answered or b'"hello"' in line
             self.reported = self.reported or b'"code"' in line or b'"killed"' in line
@@ -312,9 +300,9 @@ def end_earlier_attempts(cluster: Cluster) -> None:
         )
 
 
-def carry(cluster: Cluster, folder: Path, nodes: int, silence: float) -> None:
+def carry(cluster: Cluster, folder: Path, guards: SharedFile, nodes: int, silence: float) -> None:
     """Until standard input ends. Raises Refused where no guard will answer."""
-    lines = [Lines(folder / f"{OUTPUT}.{node}") for node in range(nodes)]
+    lines = [Lines(SharedFile(folder / f"{OUTPUT}.{node}")) for node in range(nodes)]
     looks = Looks(cluster, lines)
     refused: list[Refused] = []
 
@@ -332,32 +320,23 @@ def carry(cluster: Cluster, folder: Path, nodes: int, silence: float) -> None:
         if select.select([0], [], [], POLL_SECONDS)[0]:
             if not (data := os.read(0, 65536)):
                 return
-            append(folder, data)
+            guards.append(data)
             starter_spoke = True
         elif not starter_spoke and time.monotonic() >= next_life:  # for guards that wait for others
-            append(folder, b"\n")
+            guards.append(b"\n")
             next_life = time.monotonic() + silence * LIFE_SHARE
         for each in lines:
             each.pass_on()
     raise refused[0]
 
 
-def append(folder: Path, data: bytes) -> None:
-    with (folder / INPUT).open("ab") as file:
-        file.write(data)
-
-
-def end(cluster: Cluster, folder: Path) -> None:
-    """Ends the guards, and removes the JobSet. Where the cluster does not answer, the guards end by
-    the mark, and the JobSet by its time to live.
-    """
-    append(folder, END_OF_INPUT)
+def remove(cluster: Cluster) -> None:
+    """Removes the JobSet. Where the cluster does not answer, its time to live does."""
     try:
         cluster.delete_all()
         wait_until_gone(cluster, GONE_SECONDS, pause)
     except Refused as error:
         print(error, file=sys.stderr, flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:
@@ -368,12 +347,15 @@ def main() -> None:
         for left in folder.parent.glob(f"*{folder.suffix}"):
             shutil.rmtree(left, ignore_errors=True)
         folder.mkdir()
-        append(folder, b"\n")
+        guards = SharedFile(folder / INPUT)
+        guards.append(b"\n")
         try:
             cluster.create(wanted["manifest"])
-            carry(cluster, folder, wanted["nodes"], wanted["silence"])
+            carry(cluster, folder, guards, wanted["nodes"], wanted["silence"])
         finally:
-            end(cluster, folder)
+            guards.append(END_OF_INPUT)
+            remove(cluster)
+            shutil.rmtree(folder, ignore_errors=True)
     except Refused as error:
         error.send()
         sys.exit(1)
