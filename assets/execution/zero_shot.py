@@ -105,7 +105,9 @@ def _evaluate(
     overlaps = None
     if "corpus" in inputs:  # an imported model's training text is not known
         progress.log("looking for the examples in the training text")
-        overlaps = overlap_with_training(examples_of(tasks), inputs["corpus"].path)
+        overlaps = overlap_with_training(
+            examples_of(tasks), inputs["corpus"].path, lm.call_all, progress.world_size
+        )
     add_metrics(tasks, results)
     add_toxicity(tasks, results, prepared.classifiers)
     scores: list[ScoreRow] = []

@@ -276,6 +276,6 @@ ZERO_SHOT = Stage(
     ),
     show=deferred("assets.report.zero_shot", "show"),
     pin=pin,
-    shared_out="the forward passes; the first process prepares the tasks and runs lm_eval",
+    shared_out="the forward passes; the search of the training text. The first runs lm_eval",
     pool="training",
 )

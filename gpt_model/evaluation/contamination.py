@@ -16,10 +16,11 @@ same, less the false positives.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -195,16 +196,34 @@ def _score(metric: str, aggregation: str, values: Sequence[Any]) -> SubsetScore 
     return SubsetScore(rounded(value), rounded(low), rounded(high), len(values))
 
 
-def overlap_with_training(tasks: Mapping[str, Examples], corpus: Path) -> dict[str, TaskOverlap]:
+# A look into a part of the training text: the runs that stand there, by their length.
+Look = Callable[[], dict[int, Hashes]]
+
+
+def _in_turn(looks: Sequence[Look]) -> list[dict[int, Hashes]]:
+    return [look() for look in looks]
+
+
+def overlap_with_training(
+    tasks: Mapping[str, Examples],
+    corpus: Path,
+    call_all: Callable[[Sequence[Look]], list[dict[int, Hashes]]] = _in_turn,
+    parts: int = 1,
+) -> dict[str, TaskOverlap]:
     """By a task's name, what of its examples stands in the corpus's training documents.
 
-    The documents of sources that are trained on are read once, as a stream. Tasks with the same
-    examples are looked up once.
+    The documents of sources that are trained on are read as a stream, once by each of `parts`,
+    which look at every `parts`-th document; `call_all` may call them on several ranks. Tasks with
+    the same examples are looked up once.
     """
     different = {
         (examples.synthetic, tuple(examples.texts)): examples for examples in tasks.values()
     }
-    seen = runs_in(_training_documents(corpus), runs_of(different.values()))
+    runs = runs_of(different.values())
+    by_part = call_all([partial(_runs_in_part, corpus, runs, part, parts) for part in range(parts)])
+    seen = {
+        length: np.unique(np.concatenate([part[length] for part in by_part])) for length in runs
+    }
     overlaps = {
         key: TaskOverlap(
             ngram_overlap(seen[NGRAM], examples.texts), examples.run, dirty_examples(examples, seen)
@@ -215,6 +234,12 @@ def overlap_with_training(tasks: Mapping[str, Examples], corpus: Path) -> dict[s
         name: overlaps[examples.synthetic, tuple(examples.texts)]
         for name, examples in tasks.items()
     }
+
+
+def _runs_in_part(
+    corpus: Path, runs: Mapping[int, Hashes], part: int, parts: int
+) -> dict[int, Hashes]:
+    return runs_in(itertools.islice(_training_documents(corpus), part, None, parts), runs)
 
 
 def _training_documents(corpus: Path) -> Iterator[str]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,7 @@ from gpt_model.transformer import GPT
 LOGITS = 1 << 22  # logits in memory at once
 PASS_TOKENS = 64  # tokens that take about as long as a pass's fixed cost
 
+Result = TypeVar("Result")
 Score = tuple[float, bool]  # log-probability in nats; whether greedy decoding gives exactly this
 _Answer = tuple[int, int, list[int]]  # row of its context, request number, ids
 Request = tuple[Any, list[int], list[int]]  # (both as text, ids of context, ids of continuation)
@@ -72,7 +73,7 @@ class _Context:
 class _Batch:
     """What one forward pass, or the writing of some texts, is of."""
 
-    compute: Callable[..., Any]  # a method of GPTLM
+    compute: Callable[..., Any]  # a method of GPTLM, or called as one
     arguments: tuple[Any, ...]
     requests: int
 
@@ -161,6 +162,10 @@ class GPTLM(TemplateLM):
         with prepacked(self.model, self.model.wte):
             for batch in batches:
                 yield batch.compute(self, *batch.arguments)
+
+    def call_all(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
+        """What each of `calls` returns, by the ranks together: work beside the model's."""
+        return self._results([_Batch(_call, (call,), 1) for call in calls], len(calls), "parts")
 
     def _results(self, batches: Sequence[_Batch], total: int, unit: str) -> list[Any]:
         """The result of each batch, by the ranks together."""
@@ -380,6 +385,10 @@ class GPTLM(TemplateLM):
             else self.tokenizer.decode([context[-1], *continuation])
             for context, continuation in zip(begun_contexts, rest, strict=True)
         ]
+
+
+def _call(lm: GPTLM, call: Callable[[], Result]) -> Result:
+    return call()
 
 
 def _longest(batch: Sequence[_Context]) -> tuple[int, int]:
