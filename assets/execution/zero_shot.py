@@ -2,8 +2,9 @@
 scores.
 
 A task's rows are `gpt_model.evaluation.tasks`', our model behind lm_eval `lm_eval_adapter`'s, the
-scores `evaluate`'s. Rank 0 prepares the tasks and runs lm_eval; the batches of the model's forward
-passes are shared out among the ranks.
+scores `evaluate`'s. Rank 0 prepares the tasks and runs lm_eval. Shared out among the ranks are the
+questions to make tokens of, the batches of the model's forward passes, and the training text in
+which the examples are looked for.
 
 The check `reproduces_what_is_known` sets an imported model's scores beside the known scores of the
 same weights by the same protocol: an evaluator that gives known answers can be trusted with new

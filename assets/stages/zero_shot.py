@@ -276,6 +276,6 @@ ZERO_SHOT = Stage(
     ),
     show=deferred("assets.report.zero_shot", "show"),
     pin=pin,
-    shared_out="the forward passes; the search of the training text. The first runs lm_eval",
+    shared_out="tokens of the questions; forward passes; the search of the training text",
     pool="training",
 )

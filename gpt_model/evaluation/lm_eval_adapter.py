@@ -11,7 +11,8 @@ a text without a context. It computes less:
 - The first token of every answer is scored from that one pass, so answers of one token are free.
 - The output head runs at the scored positions only.
 - A batch is so many tokens of requests of like length, not so many requests.
-- Several ranks share the batches out, which are the same for any number of them.
+- Several ranks share the batches out, and the requests to encode; a batch is the same for any
+  number of them.
 
 It counts what it cuts (`GPTLM.cuts`), and where a context's last token and an answer's first would
 be one token, it encodes the two apart rather than give the answer nothing.
@@ -42,7 +43,13 @@ from gpt_model.generation import generate
 from gpt_model.ops.conv1d import output_head, prepacked
 from gpt_model.progress import Progress, Silent
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.batching import LM_EVAL_TOKENS, consecutive_batches, token_batches
+from gpt_model.training.batching import (
+    ENCODED_ROWS,
+    LM_EVAL_TOKENS,
+    chunks,
+    consecutive_batches,
+    token_batches,
+)
 from gpt_model.training.engine import ALONE, Execution
 from gpt_model.training.shared_batches import SharedBatches
 from gpt_model.transformer import GPT
@@ -120,9 +127,23 @@ class GPTLM(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:
         """(log-probability, is greedy) of each request's continuation after its context."""
-        scores: list[Score] = super().loglikelihood(requests, disable_tqdm=True)
+        pairs = [request.args for request in requests]
+        encoded = self._by_row(GPTLM._encode_request, pairs)
+        scores = self._loglikelihood_tokens(
+            [(pair, *ids) for pair, ids in zip(pairs, encoded, strict=True)]
+        )
         self._count_cuts(requests, self._excess)
         return scores
+
+    def _encode_request(self, pair: tuple[str, str]) -> tuple[list[int], list[int]]:
+        """As lm_eval's `TemplateLM.loglikelihood` encodes context and continuation."""
+        context, continuation = pair
+        if context:
+            return self._encode_pair(context, continuation)
+        ids = self.tok_encode(continuation)
+        if ids[:1] == [self.prefix_token_id]:
+            return ids[:1], ids[1:]
+        return [self.prefix_token_id], ids
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         before, answer = super()._encode_pair(context, continuation)
@@ -145,8 +166,8 @@ class GPTLM(TemplateLM):
         """
         windows: list[Request] = []
         owners: list[int] = []
-        for number, request in enumerate(requests):
-            ids = self.tok_encode(request.args[0])
+        texts = [request.args[0] for request in requests]
+        for number, ids in enumerate(self._by_row(GPTLM.tok_encode, texts)):
             for window in get_rolling_token_windows(
                 ids, self.prefix_token_id, self.model.config.context, context_len=1
             ):
@@ -165,7 +186,20 @@ class GPTLM(TemplateLM):
 
     def call_all(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
         """What each of `calls` returns, by the ranks together: work beside the model's."""
-        return self._results([_Batch(_call, (call,), 1) for call in calls], len(calls), "parts")
+        return self._by_row(_call, calls, together=1)
+
+    def _by_row(
+        self,
+        compute: Callable[[GPTLM, Any], Result],
+        rows: Sequence[Any],
+        together: int = ENCODED_ROWS,
+    ) -> list[Result]:
+        """`compute` of each row, by the ranks together, so many rows at a time."""
+        batches = [
+            _Batch(_each, (compute, rows[chunk.start : chunk.stop]), len(chunk))
+            for chunk in chunks(len(rows), together)
+        ]
+        return list(itertools.chain.from_iterable(self.shared.results(batches)))
 
     def _results(self, batches: Sequence[_Batch], total: int, unit: str) -> list[Any]:
         """The result of each batch, by the ranks together."""
@@ -304,7 +338,9 @@ class GPTLM(TemplateLM):
             settings = dict(normalize_gen_kwargs(dict(given)))
             _, settings["max_gen_toks"] = generation_limit(given, self.model.config.context)
             room = self.model.config.context - settings["max_gen_toks"]
-            encoded = [self._context_ids(requests[number].args[0]) for number in numbers]
+            encoded = self._by_row(
+                GPTLM._context_ids, [requests[number].args[0] for number in numbers]
+            )
             self._count_cuts(
                 [requests[number] for number in numbers], [len(ids) - room for ids in encoded]
             )
@@ -385,6 +421,10 @@ class GPTLM(TemplateLM):
             else self.tokenizer.decode([context[-1], *continuation])
             for context, continuation in zip(begun_contexts, rest, strict=True)
         ]
+
+
+def _each(lm: GPTLM, compute: Callable[[GPTLM, Any], Result], rows: Sequence[Any]) -> list[Result]:
+    return [compute(lm, row) for row in rows]
 
 
 def _call(lm: GPTLM, call: Callable[[], Result]) -> Result:

@@ -1,4 +1,5 @@
-"""Batches that the ranks share out: each rank computes some, and every rank gets every result.
+"""Batches that the ranks share out: each computes some, and every rank, or rank 0 alone, gets every
+result.
 
 What a batch holds does not depend on the number of ranks, so neither do the results.
 """
@@ -41,7 +42,7 @@ class SharedBatches(Generic[Batch, Result]):
         """
         self._others_wait = False
         if self._leading:
-            self._hand_out(batches)
+            self._hand_out([batches[rank :: self.ranks] for rank in range(self.ranks)])
         share: list[Result] = []
         rounds = range(0, len(batches) - self.rank, self.ranks)
         computed = self.compute(batches[self.rank :: self.ranks])
@@ -50,7 +51,7 @@ class SharedBatches(Generic[Batch, Result]):
             for batch in batches[first : first + self.ranks]:
                 on_batch(batch)
         results: list[Any] = [None] * len(batches)
-        for rank, of_rank in enumerate(self._gathered(share)):
+        for rank, of_rank in enumerate(self._gathered(share, on_every_rank=not self._leading)):
             results[rank :: self.ranks] = of_rank
         self._others_wait = self._leading
         return results
@@ -66,26 +67,31 @@ class SharedBatches(Generic[Batch, Result]):
         finally:
             self._leading = False
             if self._others_wait:
-                self._hand_out(None)
+                self._hand_out([None] * self.ranks)
 
     def follow(self) -> None:
         """Compute what rank 0 hands out, until it has no more."""
-        while (batches := self._hand_out(None)) is not None:
-            self.results(batches)
+        while (share := self._hand_out(None)) is not None:
+            self._gathered(list(self.compute(share)), on_every_rank=False)
 
-    def _hand_out(self, batches: Sequence[Batch] | None) -> Any:
-        """On every rank, rank 0's `batches`."""
-        received = [batches]
-        if self.ranks > 1:
-            torch.distributed.broadcast_object_list(received)
+    def _hand_out(self, shares: list[Any] | None) -> Any:
+        """This rank's of rank 0's `shares`, one a rank."""
+        if self.ranks == 1:
+            return shares and shares[0]
+        received = [None]
+        torch.distributed.scatter_object_list(received, shares)
         return received[0]
 
-    def _gathered(self, share: list[Result]) -> list[list[Result]]:
-        """Each rank's share of the results."""
-        shares: Any = [share] * self.ranks
-        if self.ranks > 1:
+    def _gathered(self, share: list[Result], on_every_rank: bool) -> list[list[Result]]:
+        """Each rank's share of the results; nothing on ranks that need none."""
+        if self.ranks == 1:
+            return [share]
+        shares: Any = [None] * self.ranks if on_every_rank or self.rank == 0 else None
+        if on_every_rank:
             torch.distributed.all_gather_object(shares, share)
-        return shares
+        else:
+            torch.distributed.gather_object(share, shares)
+        return shares or []
 
 
 def results_of_items(
