@@ -4,7 +4,7 @@ recipe ends with the same bytes after it, and tokens/s of four hosts against fou
     python benchmarks/hosts.py [kills|cable|resumed|speed] [--times 5] [--json FILE]
 
 The machines, the ranks and what is killed are those of tests/test_hosts.py; needs root, sshd and
-Slurm; `--by ray` starts a Ray cluster. The network is this machine's memory: it says nothing about
+Slurm; `--by ray` starts a Ray cluster, and `--by kubernetes` the tests' own. The network is this machine's memory: it says nothing about
 a real one. The tests' hosts give up after 6 seconds of silence, a profile's after 45.
 """
 
@@ -32,6 +32,8 @@ from assets.launch.hosts import SILENCE_SECONDS  # noqa: E402
 from benchmarks.bars import at_least, at_most, verdict  # noqa: E402
 
 KINDS = ("rank", "guard", "watcher", "carrier", "starter", "head", "node")
+# The tests' Kubernetes is on the head, and has no daemon on the nodes.
+KINDS_OF = {"ray": (*KINDS, "actor"), "kubernetes": KINDS[:5]}
 LONGER = "tokens: 600_000"  # some ten seconds of training, for a kill in its middle
 WIDER = {"layers: 2, width: 32, heads: 2": "layers: 4, width: 192, heads: 3"}
 
@@ -41,7 +43,7 @@ def kills(machines: Machines, folder: Path, times: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {}
     left = 0
     for by in cases.TRANSPORTS:
-        for kind in KINDS + (("actor",) if by == "ray" else ()):
+        for kind in KINDS_OF.get(by, KINDS):
             for _ in range(times):
                 shutil.rmtree(folder / "run", ignore_errors=True)
                 (folder / "run").mkdir()
@@ -88,7 +90,7 @@ def resumed(machines: Machines, folder: Path, times: int) -> dict[str, Any]:
     cases.finish(recipe.run("here"))
     tried = equal = 0
     for by in cases.TRANSPORTS:
-        for kind in KINDS + (("actor",) if by == "ray" else ()):
+        for kind in KINDS_OF.get(by, KINDS):
             for _ in range(times):
                 shutil.rmtree(folder / by, ignore_errors=True)
                 run = recipe.run(by)
@@ -164,7 +166,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("what", nargs="*", choices=["kills", "cable", "resumed", "speed"])
     parser.add_argument("--times", type=int, default=5, help="of each kind, or rounds")
-    parser.add_argument("--by", choices=[*cases.TRANSPORTS, "ray"], help="this one alone")
+    parser.add_argument("--by", choices=[*cases.TRANSPORTS, *KINDS_OF], help="this one alone")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.by:
@@ -176,6 +178,8 @@ def main() -> int:
         with Machines(folder / "machines") as machines:
             machines.start_ssh()
             os.environ |= machines.start_slurm() | {"RAY_AUTH_MODE": "disabled"}
+            if arguments.by == "kubernetes":
+                os.environ |= machines.start_kubernetes()
             if "kills" in what:
                 document["kills"] = kills(machines, folder, arguments.times)
                 longest = document["kills"]["longest"]

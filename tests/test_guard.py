@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from assets.launch import guard
 from assets.launch.launcher import Exit, LocalLauncher, Ranks, worker_environment
 from assets.store.store import Store
 
@@ -136,6 +137,19 @@ def test_workers_compile_their_bytecode_and_keep_what_a_person_has_set(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit", "cores"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", 99)]
+)
+def test_a_containers_cpu_limit_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(99)))
+    path = tmp_path / "cpu.max"
+    assert guard.cores(path) == 99
+    path.write_text(limit)
+    assert guard.cores(path) == cores
+
+
 def test_peak_memory_is_that_of_the_whole_tree(tmp_path: Path) -> None:
     exit = run(tmp_path, "import time; held = bytearray(b'x') * 60_000_000; time.sleep(1.5)")
     assert 120e6 < exit.peak_memory_bytes < 200e6

@@ -53,6 +53,7 @@ from typing import Any
 LINUX = sys.platform.startswith("linux")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 SIOCGIFADDR = 0x8915  # <linux/sockios.h>
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container, cgroups(7)
 POLL_SECONDS = 0.2
 CONNECT_SECONDS = 2.0  # a firewall may swallow the lifeline; silence tells then
 LIFE_SHARE = 1 / 9  # of the silence that means an end: the time between two signs of life
@@ -402,6 +403,15 @@ def packages(folder: Path) -> list[str]:
     return sorted(path.name.removesuffix(".dist-info") for path in folder.glob("*.dist-info"))
 
 
+def cores(limit: Path = CPU_LIMIT) -> int:
+    """That this process may use, those of a container's limit rounded down."""
+    count = len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+        quota, period = map(int, limit.read_bytes().split())
+        count = min(count, max(1, quota // period))
+    return count
+
+
 def hello(spec: dict[str, Any]) -> dict[str, Any]:
     """What the starter compares with its own machine and the other hosts, before a rank runs."""
     token = Path(spec["token"])
@@ -419,7 +429,7 @@ def hello(spec: dict[str, Any]) -> dict[str, Any]:
         "token": token.read_bytes().decode() if token.is_file() else None,
         "clock": time.time(),
         "free_bytes": shutil.disk_usage(tempfile.gettempdir()).free,
-        "cores": len(os.sched_getaffinity(0)) if LINUX else os.cpu_count(),
+        "cores": cores(),
         "interface": None,
     }
     try:
