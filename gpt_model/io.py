@@ -4,24 +4,58 @@ folder as `transformers` has it, and this process's memory. No torch: `convert` 
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import json
 import os
 import resource
+import socket
 import sys
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
 from gpt_model.errors import CorruptFile, UserError
 
 TEMPORARY = ".tmp"  # what a file that is being written ends in
+STALE_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0)  # before each further look
+
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+def looking_again(read: Callable[P, T]) -> Callable[P, T]:
+    """`read`, once more where a network file system reports ESTALE: another host has replaced a
+    file after this one looked up its name.
+    """
+
+    @functools.wraps(read)
+    def reads(*arguments: P.args, **options: P.kwargs) -> T:
+        for pause in STALE_SECONDS:
+            try:
+                return read(*arguments, **options)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+            time.sleep(pause)
+        return read(*arguments, **options)
+
+    return reads
 
 
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def temporary_name(path: Path) -> Path:
+    """What this thread writes before it takes the place of `path`. Hosts that share the folder have
+    processes of the same number.
+    """
+    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    return path.with_name(f"{path.name}.{writer}{TEMPORARY}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -31,7 +65,7 @@ def write_json(path: Path, value: Any) -> None:
     A reader may take the new file, and rename or remove its folder, before this returns: a
     checkpoint's rank 0 does.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}")
+    temporary = temporary_name(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             json.dump(value, file, indent=1, ensure_ascii=False)

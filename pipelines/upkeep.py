@@ -227,7 +227,7 @@ def prune(store: Store, what: dict[str, list[dict[str, Any]]], say: Say) -> int:
     for row in what["unfinished"]:
         with store.idle(row["fingerprint"]) as idle:
             if idle:
-                shutil.rmtree(store.home / "building" / row["fingerprint"], ignore_errors=True)
+                store.throw_away(store.home / "building" / row["fingerprint"])
                 freed += row["bytes"]
     for row in what["artifacts"]:
         fingerprint = row["fingerprint"]

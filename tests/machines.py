@@ -1,6 +1,6 @@
 """Several machines on one: each has namespaces of its own for network, name, processes and mounts
 (namespaces(7)), joined by a bridge, with a real sshd, a real Slurm, a real Ray or the
-small Kubernetes of kube_server.py. They share all files, as hosts with a network file system do.
+small Kubernetes of kube_server.py. They share all files, as hosts with a network file system do; or they have one, GlusterFS.
 
 Needs root and Debian's openssh-server, slurm-wlm and munge; `missing()` says what is not there.
 """
@@ -26,6 +26,7 @@ from kube_server import Settings
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = "head"
 PATIENCE_SECONDS = 60.0
+GLUSTER = ("/var/lib/glusterd", "/var/log/glusterfs", "/run/gluster")  # where it writes
 SLURM = """\
 ClusterName=lineage
 SlurmctldHost=head(10.77.0.1)
@@ -177,7 +178,9 @@ class Machines:
         """The command that runs `command` on the machine of a daemon, as a process that it sees;
         killed, it ends `command` too.
         """
-        [inside] = psutil.Process(daemon.pid).children()
+        first = psutil.Process(daemon.pid)
+        until(lambda: bool(first.children()), "the machine did not start")
+        [inside] = first.children()
         return [
             *("nsenter", f"--target={inside.pid}", "--net", "--uts", "--mount", "--pid"),
             *("setpriv", "--pdeathsig", "KILL", *command),
@@ -205,6 +208,26 @@ class Machines:
         daemon.kill()
         daemon.wait()
         self.start(name, command[command.index("sh", command.index("-c") + 2) + 1 :])
+
+    def start_gluster(self, brick: Path) -> None:
+        """A volume of GlusterFS on the head, whose files lie in `brick`."""
+        daemon = self.start(HEAD, _hiding(GLUSTER, ["glusterd", "--no-daemon"]))
+
+        def gluster(*arguments: str) -> bool:
+            command = self.beside(daemon, ["gluster", "--mode=script", "volume", *arguments])
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+        until(lambda: gluster("list"), "glusterd did not start")
+        assert gluster("create", "team", f"{HEAD}:{brick}", "force")
+        assert gluster("start", "team")
+        # the volume is started before its brick's server answers
+        probe = self.mounting(self.folder, ["true"])
+        until(lambda: self._answers(probe), "the volume cannot be mounted")
+
+    def mounting(self, folder: Path, command: Sequence[str]) -> list[str]:
+        """The command that runs `command` with the volume at `folder`, by a client of its own."""
+        mount = f'mount -t glusterfs {HEAD}:/team "{folder}" && exec "$@"'
+        return _hiding(GLUSTER, ["sh", "-c", mount, "sh", *command])
 
     def pull_cable(self, name: str) -> None:
         _ip("-n", self._namespace(HEAD), "link", "set", f"v{name}", "down")
@@ -321,6 +344,12 @@ class Machines:
             check=False,
         )
         return done.returncode == 0
+
+
+def _hiding(folders: Sequence[str], command: Sequence[str]) -> list[str]:
+    """The command that runs `command` with empty folders in place of `folders`."""
+    each = "; ".join(f"mkdir -p {folder} && mount -t tmpfs none {folder}" for folder in folders)
+    return ["sh", "-c", f'{each}; exec "$@"', "sh", *command]
 
 
 def _ip(*arguments: str) -> None:

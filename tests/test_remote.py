@@ -213,6 +213,8 @@ def test_an_empty_machine_shows_what_the_team_built_and_fetches_what_it_reads(
     lineage = call("trace", "local/tokens")
     assert lineage["inputs"] and not lineage["missing"]
     assert call("where")["remote"] == address
+    dry = call("run", str(small.parent / "local.yaml"), "--profile", "single", "--dry-run")
+    assert [row["state"] for row in dry["stages"]].count("remote") == len(STAGES)
 
     store = team_store(empty, pytest.fail)
     tokenizer = fetched(store, store.resolve("local/tokenizer"), print)

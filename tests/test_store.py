@@ -27,6 +27,7 @@ from assets.tracking import event_log
 from assets.tracking.event_log import EventReader, EventWriter
 from assets.tracking.outbox import is_alive
 from gpt_model.errors import CorruptFile, UserError
+from gpt_model.io import temporary_name
 
 ROOT = Path(__file__).resolve().parent.parent
 FINITE = Check(
@@ -320,7 +321,7 @@ needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev
 def disk_full_at(path: Path) -> None:
     """The next atomic write of `path` finds the disk full."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp").symlink_to("/dev/full")
+    temporary_name(path).symlink_to("/dev/full")
 
 
 @needs_dev_full

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from assets.contract import SCRATCH, Check, Config, Inputs, Metrics, Verdict
 from gpt_model.errors import CorruptFile, UserError
-from gpt_model.io import sha256_of, write_json
+from gpt_model.io import looking_again, sha256_of, write_json
 from gpt_model.strict import dotted_location, explanation
 
 FORMAT = 2  # of artifact.json; 1 had no sums beside it
@@ -342,6 +342,7 @@ def _differences(published: Mapping[str, str], folder: Path, present: set[str]) 
     return sentences
 
 
+@looking_again
 def read_json(path: Path, cure: str = "") -> Any:
     """A JSON file of ours. Raises CorruptFile naming it, and `cure`, where it is not JSON;
     FileNotFoundError where it is not there.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from assets.store.manifest import SUMS, explain_full_disk, read_json
 from gpt_model.errors import CorruptFile
-from gpt_model.io import TEMPORARY, write_json
+from gpt_model.io import TEMPORARY, looking_again, write_json
 
 PINNED = "pinned"  # the first part of a person's own name, where a recipe's have the recipe's
 NAMES = "names"  # an artifact's folder of the refs that name it
@@ -30,6 +30,7 @@ class Refs:
     def __init__(self, folder: Path, artifacts: Path) -> None:
         self.folder, self._artifacts = folder, artifacts
 
+    @looking_again
     def set(self, name: str, fingerprint: str) -> None:
         """`name` (recipe/stage) now stands for this artifact, and for no other."""
         ref, artifact = self.folder / name, self._artifacts / fingerprint
@@ -71,6 +72,7 @@ class Refs:
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self.folder / name, copy)
 
+    @looking_again
     def get(self, name: str) -> str | None:
         """The fingerprint that `name` stands for. Raises CorruptFile where its ref is damaged, or
         is not the one that was set.

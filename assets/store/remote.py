@@ -16,7 +16,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -151,7 +150,7 @@ class Remote:
             write_json(folder / PUSHED, {"address": self.address})
             return self._store.admit(folder, fingerprint)
         except CorruptFile as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._store.throw_away(folder)
             write_json(building.folder / PUSHED, {"replace": True})
             say(f"What {self.address} has of {Store.short(fingerprint)} is damaged: {error}")
         except UserError as error:
@@ -162,7 +161,7 @@ class Remote:
         """Into `folder`, which may have files of an earlier try: those are whole."""
         source = self._folder(fingerprint, sums)
         if folder.exists() and sums != (folder / SUMS).read_bytes():  # of another build
-            shutil.rmtree(folder)
+            self._store.throw_away(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMS).write_bytes(sums)
         self._get(source, folder, list(read_sums(folder) or ()))

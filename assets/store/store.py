@@ -4,7 +4,7 @@ one rename.
     artifacts/<fingerprint>/  artifact.json (manifest), gate.json (verdicts), files/ (hashed into
                               the digest); show/ and journal/; sums.json (sha256 of what stands
                               beside files/); names/ (the refs that name it)
-    removed/<fingerprint>     on its way out
+    removed/<name>.<hex>      on its way out
     pulling/<fingerprint>     on its way in, from the team's mirror (`remote.py`)
     catalogue/                what that has besides (`catalogue.py`)
     building/<fingerprint>/   the same during a build, with job.json and result.json or
@@ -20,7 +20,9 @@ one rename.
 from __future__ import annotations
 
 import difflib
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -36,7 +38,7 @@ from assets.store.locks import locked
 from assets.store.manifest import MANIFEST, Facts, Verdicts, explain_full_disk, read_json
 from assets.store.refs import Refs
 from gpt_model.errors import CorruptFile, UserError
-from gpt_model.io import TEMPORARY, fsync, write_json
+from gpt_model.io import TEMPORARY, fsync, looking_again, write_json
 from gpt_model.strict import dotted_location
 
 LAYOUT = "store.json"
@@ -44,6 +46,7 @@ VERSION = 1  # of the layout; a store with a higher one was written by a newer g
 LAYOUT_CURE = "Remove it: the next build writes it again."
 SHORT = 12
 LISTED = 12  # names that an error lists
+SEE_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)  # between looks at what another host did
 _checked: set[Path] = set()  # artifacts that this process has verified
 
 
@@ -365,6 +368,7 @@ class Store:
         `find` once inside: the other may have built it.
         """
         with locked(self._lock_file(fingerprint), waiting=waiting) as handle:
+            self._see(fingerprint)
             building = self._building(fingerprint)
             if building.sums.is_file():  # killed between its last write and its rename
                 self._rename(building)
@@ -379,7 +383,20 @@ class Store:
             except TimeoutError:
                 yield False
                 return
+            self._see(fingerprint)
             yield True
+
+    def _see(self, fingerprint: str) -> None:
+        """Waits until this host sees what another did while it had the lock. A network file system
+        may answer from memory whether a name is there; it lists a folder anew.
+        """
+        for pause in SEE_SECONDS:
+            if all(
+                _is_listed(folder, fingerprint) == _is_there(folder / fingerprint)
+                for folder in (self._buildings, self.artifacts_folder)
+            ):
+                return
+            time.sleep(pause)
 
     def _lock_file(self, fingerprint: str) -> Path:
         return self._ready("locks") / f"{fingerprint}.lock"
@@ -477,7 +494,17 @@ class Store:
 
     def discard(self, building: Building) -> None:
         """Throws away what was built so far."""
-        shutil.rmtree(building.folder, ignore_errors=True)
+        self.throw_away(building.folder)
+
+    def throw_away(self, folder: Path) -> None:
+        """Removes a folder of the store, where it is there, by another name: a network file system
+        may still have this one for the folder that another host has just published from it.
+        """
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._moved_aside(folder), ignore_errors=True)
+
+    def _moved_aside(self, folder: Path) -> Path:
+        return folder.rename(self._ready("removed") / f"{folder.name}.{secrets.token_hex(4)}")
 
     def quarantine(self, fingerprint: str) -> Path:
         """Moves an artifact that does not verify to corrupt/, so that it can be built again.
@@ -490,10 +517,8 @@ class Store:
 
     def set_aside(self, fingerprint: str) -> Path:
         """Moves an artifact to removed/, by one rename. Returns where it now is. Hold its lock."""
-        aside = self._ready("removed") / fingerprint
-        shutil.rmtree(aside, ignore_errors=True)
         _checked.discard(self.artifacts_folder / fingerprint / "files")
-        return (self.artifacts_folder / fingerprint).rename(aside)
+        return self._moved_aside(self.artifacts_folder / fingerprint)
 
     def put_back(self, aside: Path, fingerprint: str) -> None:
         """The opposite of `set_aside`."""
@@ -616,3 +641,12 @@ class Store:
             if not (self.home / LAYOUT).exists():
                 write_json(self.home / LAYOUT, {"version": VERSION})
         return path
+
+
+@looking_again
+def _is_there(path: Path) -> bool:
+    return path.exists()
+
+
+def _is_listed(folder: Path, name: str) -> bool:
+    return folder.is_dir() and any(entry.name == name for entry in folder.iterdir())
