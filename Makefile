@@ -1,4 +1,4 @@
-# make demo | demo-chat | papers | test | fuzz | quick | format | ui | mlflow | bench | docs: each sets up .venv first if needed. Needs Python 3.11 or newer with venv, nothing else.
+# make demo | demo-chat | papers | test | fuzz | quick | format | ui | mlflow | bench | gpu-check | docs: each sets up .venv first if needed. Needs Python 3.11 or newer with venv, nothing else.
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
@@ -8,7 +8,7 @@ export LINEAGE_HOME ?= $(CURDIR)/lineage
 export DAGSTER_HOME ?= $(LINEAGE_HOME)/dagster
 RECIPE ?= tiny
 
-.PHONY: demo demo-chat papers test fuzz quick lint format ui mlflow bench docs pictures clean
+.PHONY: demo demo-chat papers test fuzz quick lint format ui mlflow bench gpu-check docs pictures clean
 
 demo: $(VENV)/ready  ## build recipes/tiny.yaml, print its scorecard and where to look next
 	$(BIN)/gpt-lineage run $(RECIPE)
@@ -49,6 +49,9 @@ mlflow: $(VENV)/ready  ## MLflow at http://127.0.0.1:5000
 bench: $(VENV)/ready  ## the figures of docs/performance.md, measured again
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
+
+gpu-check: $(VENV)/ready  ## what a GPU does with this code, in 8 minutes; the table is written to gpu-check.md
+	$(BIN)/python benchmarks/gpu_check.py
 
 docs: $(VENV)/ready  ## the documentation site, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

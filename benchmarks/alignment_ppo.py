@@ -24,8 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -40,7 +41,7 @@ SIDES = ("value model", "shared trunk", "trl")
 BAR = 1.5
 
 
-def make_inputs(folder: Path) -> None:
+def make_inputs(folder: Path, shape: Mapping[str, Any] = SHAPE) -> None:
     """policy/ (a folder that transformers loads, tokenizer and all) and prompts.json (text of
     exactly PROMPT tokens each).
     """
@@ -57,7 +58,7 @@ def make_inputs(folder: Path) -> None:
     tokenizer = Tokenizer.train(
         [" ".join(draw.choices(words, k=500)) for _ in range(300)], vocab_size=VOCABULARY
     )
-    model = GPT(ModelConfig.model_validate({**SHAPE, "vocab_size": tokenizer.vocab_size}), seed=1)
+    model = GPT(ModelConfig.model_validate({**shape, "vocab_size": tokenizer.vocab_size}), seed=1)
     # the end's logit is -50 wherever it is asked for: one of the states is 1 there, and only the
     # end looks at it
     with torch.no_grad():
@@ -80,7 +81,9 @@ def liked(tokens: list[int]) -> float:
     return sum(token < VOCABULARY // 3 for token in tokens) / len(tokens)
 
 
-def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
+def run_ours(
+    folder: Path, side: str, batches: int, device: Literal["cpu", "cuda"] = "cpu"
+) -> dict[str, float]:
     """Seconds a batch, and the mean length of an answer."""
     import torch
     from torch import Tensor
@@ -131,10 +134,11 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
         limits=Limits(math.inf, 1e9, math.inf),
     )
     marks: list[float] = []
+    execution = Execution(device=device)
     with tempfile.TemporaryDirectory() as scratch:
-        rollouts = Rollouts(Path(scratch), None, config, Execution())
+        rollouts = Rollouts(Path(scratch), None, config, execution)
         objective = PPOObjective(
-            rollouts, MINIBATCH, 1.0, LossConfig(0.2, 0.2, 0.1, 0.0), None, Execution(), 1
+            rollouts, MINIBATCH, 1.0, LossConfig(0.2, 0.2, 0.1, 0.0), None, execution, 1
         )
 
         def between(step: int, model: Any) -> dict[str, float]:
@@ -155,13 +159,7 @@ def run_ours(folder: Path, side: str, batches: int) -> dict[str, float]:
         )
         hooks = [Hook(rollouts.steps, between)]
         train(
-            model,
-            objective,
-            settings,
-            Execution(),
-            checkpoints=None,
-            progress=Silent(),
-            hooks=hooks,
+            model, objective, settings, execution, checkpoints=None, progress=Silent(), hooks=hooks
         )
         metrics = rollouts.batch(batches).metrics
     return {

@@ -80,7 +80,7 @@ def cases(steps: dict[str, int]) -> dict[str, dict[str, Any]]:
     }
 
 
-def make_inputs(folder: Path, vocab_size: int) -> None:
+def make_inputs(folder: Path, vocab_size: int, words_known: int = 20_000) -> None:
     """A tokenizer of `vocab_size` and tokens, from made-up words: enough to have that many merges."""
     from gpt_model.data.shards import SourceTexts, write
     from gpt_model.tokenizer import Tokenizer
@@ -88,7 +88,7 @@ def make_inputs(folder: Path, vocab_size: int) -> None:
     draw = random.Random(0)
     words = [
         "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9)))
-        for _ in range(20_000)
+        for _ in range(words_known)
     ]
     documents = [" ".join(draw.choices(words, k=500)) for _ in range(300)]
     tokenizer = Tokenizer.train(documents, vocab_size=vocab_size)
@@ -120,9 +120,9 @@ def run_pipeline(inputs: Path, case: dict[str, Any], profile: Profile) -> dict[s
                 }
             )
         )
-        environment = worker_environment("cpu", profile.processes, profile.threads_each()) | {
-            "MASTER_PORT": str(port)
-        }
+        environment = worker_environment(
+            profile.device, profile.processes, profile.threads_each()
+        ) | {"MASTER_PORT": str(port)}
         ranks = [
             subprocess.Popen(
                 [sys.executable, __file__, "--rank", str(job)],
@@ -188,6 +188,11 @@ def pipeline_rank(job_path: Path) -> NoReturn:
             {
                 "tokens_per_second": rate,
                 "utilisation": utilisation,
+                "data_sheet_utilisation": (
+                    rate / result["tokens_per_second"] * result.get("data_sheet_utilisation", 0.0)
+                ),
+                "bits_per_byte": result["held_out/total_bpb"],
+                "peak_memory_bytes": result["peak_memory_bytes"],
                 "peak_flops": result["peak_flops"],
                 "stall": result["checkpoint_stall_seconds"],
             }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import gpu_check
 from gpt_model.errors import UserError
 from gpt_model.training import gpu, measure
 from gpt_model.training.engine import Execution, start
@@ -110,3 +114,40 @@ def test_utilisation_is_of_the_data_sheets_peak_too(monkeypatch: pytest.MonkeyPa
 )
 def test_the_data_sheets_peak_is_by_the_devices_name(name: str, tflops: Any) -> None:
     assert gpu.data_sheet_flops(name) == (tflops and tflops * 1e12)
+
+
+@pytest.mark.slow
+def test_gpu_checks_parts_run_on_a_cpu_and_hold_their_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in gpu_check.ALONE.items():
+        monkeypatch.setenv(name, value)
+    setting, threads = gpu_check.Setting("cpu", small=True), torch.get_num_threads()
+    torch.set_num_threads(1)
+    rows = [*gpu_check.kernels(setting), *gpu_check.zero(setting), *gpu_check.resume(setting)]
+    torch.set_num_threads(threads)
+    held = [row.what for row in rows if row.bar]
+    assert len(held) == 14 and all(row.met for row in rows if row.bar), rows
+    assert "| ≤ 0.0001: met |" in rows[-3].markdown()
+
+
+def test_a_part_of_gpu_check_that_fails_or_takes_too_long_does_not_stop_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    parts = {"slow": "import time; time.sleep(60)", "broken": "raise SystemExit(3)"}
+    parts["sound"] = (
+        'import sys; open(sys.argv[-1], \'w\').write(\'[{"what": "speed", "result": "9"}]\')'
+    )
+    popen = subprocess.Popen
+
+    def stand_in(command: list[str], **options: Any) -> Any:
+        return popen([sys.executable, "-c", parts[command[4]], command[6]], **options)
+
+    monkeypatch.setattr(gpu_check.subprocess, "Popen", stand_in)
+    limits = {name: gpu_check.Part(gpu_check.zero, 1.0) for name in parts}
+    monkeypatch.setattr(gpu_check, "PARTS", limits)
+    output = tmp_path / "table.md"
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--device", "cpu", "--output", str(output)])
+    assert gpu_check.main() == 1
+    table = output.read_text()
+    assert "| slow | took more than 1 s | runs: **missed** |" in table
+    assert "| broken | ended with status 3 | runs: **missed** |" in table
+    assert "| speed | 9 |  |" in table and table in capfd.readouterr().out
