@@ -64,7 +64,7 @@ def train_as_rank(model_shape: ModelConfig, stage: int, checkpointing: bool) -> 
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     settings = TrainingSettings(steps=STEPS, learning_rate=lambda step: 1e-3, precision="bfloat16")
     engine = Engine(GPT(model_shape, 0), NextToken(), settings, execution)
-    for step in range(STEPS):
+    for _ in range(STEPS):
         rows = torch.randint(
             model_shape.vocab_size, (MICRO_BATCHES, 2, SEQUENCES, model_shape.context)
         )
