@@ -23,7 +23,8 @@ from gpt_model.errors import CorruptFile, UserError
 TEMPORARY = ".tmp"  # what a file that is being written ends in
 STALE_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0)  # before each further look
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def looking_again(read: Callable[P, T]) -> Callable[P, T]:
