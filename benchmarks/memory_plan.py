@@ -61,7 +61,8 @@ def train_as_rank(model_shape: ModelConfig, stage: int, checkpointing: bool) -> 
         activation_checkpointing=checkpointing,
     )
     start(execution)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
+    before = int(pages) * resource.getpagesize()
     settings = TrainingSettings(steps=STEPS, learning_rate=lambda step: 1e-3, precision="bfloat16")
     engine = Engine(GPT(model_shape, 0), NextToken(), settings, execution)
     for _ in range(STEPS):
