@@ -81,16 +81,20 @@ class Decoder(nn.Module, ABC):
     def initialise(self, seed: int) -> None:
         """Fresh weights: matrices from a normal distribution, gains 1, biases 0."""
         for name, parameter in self.named_parameters():
-            if parameter.is_meta:  # shapes only, e.g. while a checkpoint is being loaded
-                continue
-            if parameter.dim() == 1:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-                continue
-            parameter.copy_(
-                torch.normal(
-                    0.0, self.init_std(name), parameter.shape, generator=generator_of(name, seed)
-                )
-            )
+            if not parameter.is_meta:  # shapes only, e.g. while a checkpoint is being loaded
+                parameter.copy_(self.fresh(name, parameter.shape, seed))
+
+    def fresh(self, name: str, shape: torch.Size, seed: int) -> Tensor:
+        """The fresh values of the parameter `name`, of this shape [...]."""
+        if len(shape) == 1:
+            return torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
+        return torch.normal(0.0, self.init_std(name), shape, generator=generator_of(name, seed))
+
+    def weight(self, name: str) -> Tensor:
+        """The parameter `name`, whole [...]. An engine that shares out the parameters among ranks
+        puts its own in place of this.
+        """
+        return self.get_parameter(name).detach()
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """tokens [batch, time] -> logits [batch, time, vocabulary]; with targets [batch, time], the

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.generation import generate
+from gpt_model.lstm import build
 from gpt_model.tokenizer import Tokenizer
 
 # Head width 16, whose root is a power of two: GPT-Neo's missing scale is folded in and out again
@@ -148,6 +149,28 @@ def test_a_head_width_without_a_whole_root_is_rounded_once_each_way_and_kept_exa
     assert ((before - after) / before).abs().max() < 2**-22 and torch.equal(
         before[:, 48:], after[:, 48:]
     )
+
+
+@pytest.mark.parametrize("family", ["gpt1", "gpt2", "gpt3", "lstm"])
+def test_a_model_is_written_and_read_a_parameter_at_a_time(tmp_path: Path, family: Any) -> None:
+    model = build(ModelConfig(family=family, layers=2, width=24, heads=2, context=8, vocab_size=77))
+    convert.save(model, tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file), tmp_path / "at_once.safetensors", metadata={"format": "pt"})
+    assert file.read_bytes() == (tmp_path / "at_once.safetensors").read_bytes()
+    for name, weight in convert.weights(tmp_path):
+        assert torch.equal(weight, model.weight(name)), name
+    parts = {
+        name: (3, torch.zeros(weight.numel() - 5)) for name, weight in convert.weights(tmp_path)
+    }
+    convert.load_elements(tmp_path, parts)
+    for name, (_, part) in parts.items():
+        assert torch.equal(part, model.weight(name).flatten()[3:-2]), name
+    flipped = bytearray(file.read_bytes())
+    flipped[9] ^= 1
+    file.write_bytes(flipped)
+    with pytest.raises(CorruptFile, match="not a whole safetensors file"):
+        list(convert.weights(tmp_path))
 
 
 def test_a_gpt3_with_attention_biases_is_kept_by_the_store_and_refused_by_name_to_transformers(

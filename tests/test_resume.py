@@ -17,7 +17,13 @@ from safetensors.torch import load_file
 from training_ranks import SECTION, STEPS, Ranks, make_inputs, read_record
 
 from assets.contract import SCRATCH
+from assets.execution.pretraining import samples
+from gpt_model import convert
+from gpt_model.data.shards import TokenData
 from gpt_model.io import write_json
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.engine import Execution
+from gpt_model.training.measure import held_out
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +31,7 @@ STAGES = (0, 1, 2, 3)
 RAMP = {
     "batch_ramp": {"from_tokens": 64, "over_tokens": 6400},
     "snapshots": 5,
-}  # the whole stage, on a growing batch
+}  # the whole stage, on a growing batch and sharded weights
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +44,23 @@ def runs(folder: Path) -> list[dict[str, Any]]:
     plain = [
         {"what": "loop", "output": folder / f"zero{stage}", "zero_stage": stage} for stage in STAGES
     ]
-    return [*plain, {"what": "pretrained", "output": folder / "ramp", "section": RAMP}]
+    stage = {"what": "pretrained", "zero_stage": 3}
+    return [*plain, {**stage, "output": folder / "ramp", "section": RAMP}]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    Ranks(inputs, runs(folder)).wait()
+    # Built sharded, as zero3 is not, and then a base: with zero3's micro-batches
+    stage = {"what": "pretrained", "profile": {"micro_batch": 2}}
+    short = {"tokens": 512, "warmup_tokens": 0}
+    further = {**stage, "base": folder / "sharded", "section": short}
+    more = [
+        {**stage, "output": folder / "sharded", "zero_stage": 3},
+        {**further, "output": folder / "from_slices", "zero_stage": 3},
+        {**further, "output": folder / "from_whole", "zero_stage": 0},
+    ]
+    Ranks(inputs, runs(folder) + more).wait()
     return folder
 
 
@@ -189,3 +205,42 @@ def test_training_loads_neither_mlflow_nor_a_compiler(undisturbed: Path) -> None
     modules = read_record(undisturbed / "zero2")["modules"]
     heavy = {"mlflow", "dagster", "transformers", "torch._dynamo", "torch._inductor"}
     assert not heavy.intersection(modules)
+
+
+def test_a_model_built_sharded_is_the_one_built_whole(undisturbed: Path) -> None:
+    whole, sharded = (read_record(undisturbed / name)["metrics"] for name in ("zero3", "sharded"))
+    for step in range(1, STEPS + 1):
+        for name in ("loss", "gradient_norm"):
+            assert sharded[step][name] == whole[step][name], (step, name)
+    expected = load_file(undisturbed / "zero3" / "model.safetensors")
+    saved = load_file(undisturbed / "sharded" / "model" / "model.safetensors")
+    assert saved.keys() == {f"transformer.{name}" for name in expected}
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, saved[f"transformer.{name}"]), name
+
+
+def test_sharded_weights_are_measured_and_sampled_as_whole_ones(
+    inputs: Path, undisturbed: Path
+) -> None:
+    model = convert.load(undisturbed / "sharded" / "model").eval()
+    data, tokenizer = TokenData(inputs / "tokens"), Tokenizer.load(inputs / "tokenizer")
+    record = read_record(undisturbed / "sharded")
+    for source, text in held_out(model, data, Execution()).items():
+        bpb = record["result"][f"held_out/{source}/bpb"]
+        assert bpb == pytest.approx(text.bpb, rel=1e-6), source
+    [(name, text)] = samples(model, data, tokenizer, 1, SECTION["seed"])  # type: ignore[arg-type]
+    assert record["texts"][-1] == [STEPS, name, text]
+
+
+def test_training_goes_on_from_slices_of_a_base_as_from_the_whole(undisturbed: Path) -> None:
+    slices, whole = (
+        read_record(undisturbed / name)["metrics"] for name in ("from_slices", "from_whole")
+    )
+    for name in ("loss", "gradient_norm"):
+        assert slices[1][name] == pytest.approx(whole[1][name], rel=1e-6), name
+        assert slices[2][name] == pytest.approx(whole[2][name], rel=1e-4), name
+    last = read_record(undisturbed / "sharded")["metrics"][STEPS]["loss"]
+    assert slices[1]["loss"] < last + 0.3
+    for name in ("config.json", "tokenizer.json"):
+        files = [undisturbed / run / "model" / name for run in ("from_slices", "sharded")]
+        assert files[0].read_bytes() == files[1].read_bytes()

@@ -39,6 +39,7 @@ from assets.recipe.profile import Profile
 from assets.recipe.recipe import load_recipe
 from assets.report import pretrained
 from assets.stages.pretraining import PRETRAINED, check_shared_out, micro_batch
+from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import CorruptFile, UserError
@@ -46,11 +47,12 @@ from gpt_model.ops import cpu_kernels
 from gpt_model.progress import Silent
 from gpt_model.training.ahead import Ahead
 from gpt_model.training.checkpoint import Checkpoints, verify
-from gpt_model.training.engine import Engine, Execution, Fragment, choose_product_library
+from gpt_model.training.engine import Engine, Execution, choose_product_library, shard
 from gpt_model.training.loop import Hook, train
 from gpt_model.training.measure import held_out, held_out_intervals, held_out_metrics
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.schedules import BatchSchedule, by_step, warmup_cosine, warmup_linear
+from gpt_model.training.sharded import Fragment, shares
 from gpt_model.training.trial import largest_micro_batch
 from gpt_model.transformer import GPT
 
@@ -337,6 +339,43 @@ def test_hooks_see_the_model_in_evaluation_mode_and_report_with_their_step() -> 
     assert "loss" in progress.seen[5]
 
 
+def test_no_hook_needs_a_model_that_was_built_sharded_to_be_whole(tmp_path: Path) -> None:
+    execution, how = Execution(zero_stage=3), settings(steps=2)
+    with torch.device("meta"):
+        model = GPT(SHAPE)
+    shard(model, how, execution)
+    plain = GPT(SHAPE, seed=1)
+    for fragment in shares(model):
+        fragment.values["weight"].copy_(plain.weight(fragment.name).view(-1))
+    seen: dict[str, Any] = {}
+
+    def call(step: int, view: nn.Module) -> dict[str, float]:
+        assert isinstance(view, GPT) and not view.training
+        most = 0
+
+        def count(block: nn.Module, inputs: Any) -> None:
+            nonlocal most
+            most = max(most, sum(not p.is_meta for other in view.h for p in other.parameters()))
+
+        for block in view.h:
+            block.register_forward_pre_hook(count)
+        seen["losses"] = view.loss_by_token(*torch.arange(32).view(2, 2, 8))
+        assert most == len(list(view.h[0].parameters()))
+        assert all(p.is_meta for block in view.h for p in block.parameters())
+        convert.save(view, tmp_path / str(step))
+        return {}
+
+    hooks = [Hook({0}, call, "together"), Hook({2}, call, "first")]
+    train(model, Counting(), how, execution, checkpoints=None, progress=Silent(), hooks=hooks)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    initial, trained = (convert.load(tmp_path / step).eval() for step in ("0", "2"))
+    for (name, a), b in zip(plain.named_parameters(), initial.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert not torch.equal(initial.wte.weight, trained.wte.weight)
+    expected = trained.loss_by_token(*torch.arange(32).view(2, 2, 8))
+    assert torch.equal(seen["losses"], expected)
+
+
 def test_a_diverging_run_stops_and_says_what_to_do() -> None:
     class Diverges(Counting):
         def loss(
@@ -596,8 +635,6 @@ def test_checks_fail_where_they_should(built: tuple[Built, dict[str, Any]], tmp_
 def test_held_out_bits_per_byte_is_that_of_every_token_predicted_once(
     built: tuple[Built, dict[str, Any]], inputs: Path
 ) -> None:
-    from gpt_model import convert
-
     model, data = convert.load(built[0].output / "model").eval(), TokenData(inputs / "tokens")
     result = held_out(model, data, Execution())
     metrics = held_out_metrics(result, data.weights)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.execution.tuning import execution_of, tune, weights_are_numbers
+from assets.execution.tuning import are_numbers, execution_of, tune
 from assets.recipe.profile import Profile
 from assets.stages import base_model
 from assets.stages.base_model import BASE
@@ -33,10 +33,11 @@ from gpt_model.lstm import build
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure, snapshots
 from gpt_model.training.ahead import Ahead
-from gpt_model.training.engine import Engine, Execution, choose_product_library, start
+from gpt_model.training.engine import Engine, Execution, choose_product_library, shard, start
 from gpt_model.training.loop import Hook, Outcome
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.schedules import BatchSchedule, by_step, warmup_cosine
+from gpt_model.training.sharded import shares, whole_shape
 from gpt_model.training.trial import (
     MOST_TOKENS,
     gpu_peak_bytes,
@@ -75,14 +76,18 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     execution = replace(execution, peak_flops=peak, data_sheet_flops=sheet)
     settings = settings_of(section)
 
-    model = initial_model(config, inputs, shape, section["seed"])
+    model = initial_model(config, inputs, shape, settings, execution)
     objective = LanguageModelling(sampler, progress.profile, shape, execution, settings.steps)
-    evaluation = Evaluation(data, tokenizer, section, settings.steps, execution, progress)
+    evaluation = Evaluation(data, section, settings.steps, execution)
+    evaluations = evaluation_steps(batches, settings.steps, section["evaluations"])
     snapshot_steps = snapshots.snapshot_steps(settings.steps, section.get("snapshots", 0))
-    hooks = [
-        Hook(evaluation_steps(batches, settings.steps, section["evaluations"]), evaluation),
-        Hook(snapshot_steps[:-1], _save_snapshots(output, progress.rank)),  # the last is model/
-    ]
+    hooks = [Hook(evaluations, evaluation, ranks="together")]
+    # An LSTM, which is only compared by its loss, writes no samples.
+    if section["samples"] and shape.family != "lstm":
+        hooks.append(Hook(evaluations, _write_samples(data, tokenizer, section, progress), "first"))
+    if not merges_adapters(config, inputs):
+        saved = {*snapshot_steps, settings.steps}
+        hooks.append(Hook(saved, _save(output, settings.steps, tokenizer.end_of_text), "first"))
     prepare = None
     if execution.device == "cuda" and progress.profile.micro_batch is None:
         prepare = functools.partial(objective.try_micro_batches, output, progress)
@@ -95,8 +100,13 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         metrics |= {"data_sheet_flops": sheet, "data_sheet_utilisation": flops / sheet}
     metrics["peak_memory_bytes"] = measure.peak_memory_bytes(execution)
     if progress.rank == 0:
-        metrics |= merge_adapters(model, config, inputs, output)
-        _write(model, tokenizer, output, section, metrics)
+        if merges_adapters(config, inputs):
+            metrics |= merge_adapters(model, lora.LoRA(**config["lora"]), output)
+            convert.save(model, output / "model", tokenizer.end_of_text)
+        if BASE in inputs:  # no section gives its shape
+            base_model.write_shape(shape, output)
+        tokenizer.save(output / "model")
+        write_facts(shape, output, section, metrics)
         if snapshot_steps:
             tokens = {step: batches.tokens_before(step) for step in snapshot_steps}
             snapshots.write_index(output, tokens)
@@ -138,31 +148,56 @@ def model_shape(config: Config, inputs: Inputs, vocab_size: int) -> ModelConfig:
     return ModelConfig(**shape, vocab_size=vocab_size)
 
 
-def initial_model(config: Config, inputs: Inputs, shape: ModelConfig, seed: int) -> Decoder:
+def initial_model(
+    config: Config,
+    inputs: Inputs,
+    shape: ModelConfig,
+    settings: TrainingSettings,
+    execution: Execution,
+) -> Decoder:
     """Fresh weights, or the model that training goes on from; where the recipe has `lora`, with
-    adapters beside its weights.
+    adapters beside its weights. At ZeRO 3 no rank has more of them than its share and a parameter,
+    but for adapters: they stand beside a whole model until the engine starts.
     """
+    if execution.zero_stage == 3 and not merges_adapters(config, inputs):
+        return _sharded_model(inputs, shape, settings, execution)
     if BASE not in inputs:
-        return build(shape, seed)
+        return build(shape, settings.seed)
     gpt = convert.load(inputs[BASE].path / "model")
     if "lora" in config:
-        lora.adapt(gpt, lora.LoRA(**config["lora"]), seed)
+        lora.adapt(gpt, lora.LoRA(**config["lora"]), settings.seed)
     return gpt
 
 
-def merge_adapters(model: Decoder, config: Config, inputs: Inputs, output: Path) -> Metrics:
-    """Of a model that training went on from: its shape is written, as no section gives it; adapters
-    are written, merged into the weights and counted.
-    """
-    if BASE not in inputs:
-        return {}
-    base_model.write_shape(model.config, output)
-    if "lora" not in config:
-        return {}
+def _sharded_model(
+    inputs: Inputs, shape: ModelConfig, settings: TrainingSettings, execution: Execution
+) -> Decoder:
+    """The same weights, of which this rank draws or reads its share."""
+    with torch.device("meta"):
+        model = build(shape)
+    shard(model, settings, execution)
+    fragments = {fragment.name: fragment for fragment in shares(model)}
+    if BASE in inputs:
+        targets = {name: (each.start, each.values["weight"]) for name, each in fragments.items()}
+        convert.load_elements(inputs[BASE].path / "model", targets)
+        return model
+    for name, parameter in model.named_parameters():
+        if fragment := fragments.get(name):
+            whole = model.fresh(name, whole_shape(parameter), settings.seed).view(-1)
+            share = fragment.values["weight"]
+            share.copy_(whole[fragment.start :][: len(share)])
+    return model
+
+
+def merges_adapters(config: Config, inputs: Inputs) -> bool:
+    """Whether adapters are trained beside the model that training goes on from."""
+    return BASE in inputs and "lora" in config
+
+
+def merge_adapters(model: Decoder, how: lora.LoRA, output: Path) -> Metrics:
+    """Adapters are written, merged into the weights and counted."""
     assert isinstance(model, GPT)
-    return lora.keep_and_merge(
-        model, model, lora.LoRA(**config["lora"]), output / base_model.ADAPTERS
-    )
+    return lora.keep_and_merge(model, model, how, output / base_model.ADAPTERS)
 
 
 class LanguageModelling:
@@ -258,21 +293,14 @@ class LanguageModelling:
 
 
 class Evaluation:
-    """A hook: measures the same beginning of the held-out text each time, and writes samples. After
-    the last step all held-out text is measured, into `final`.
+    """A hook: measures the same beginning of the held-out text each time. After the last step all
+    held-out text is measured, into `final`.
     """
 
     def __init__(
-        self,
-        data: TokenData,
-        tokenizer: Tokenizer,
-        section: Mapping[str, Any],
-        steps: int,
-        execution: Execution,
-        progress: Progress,
+        self, data: TokenData, section: Mapping[str, Any], steps: int, execution: Execution
     ) -> None:
-        self.data, self.tokenizer, self.section, self.steps = data, tokenizer, section, steps
-        self.execution, self.progress = execution, progress
+        self.data, self.section, self.steps, self.execution = data, section, steps, execution
         self.final: Metrics = {}
 
     def __call__(self, step: int, model: nn.Module) -> Metrics:
@@ -285,22 +313,30 @@ class Evaluation:
             self.final = measure.held_out_metrics(held_out, self.data.weights)
             self.final |= measure.held_out_intervals(held_out)
         sample = {source: text.first(limit) for source, text in held_out.items()}
-        metrics = measure.held_out_metrics(sample, self.data.weights, SAMPLE)
-        # An LSTM, which is only compared by its loss, writes no samples.
-        if self.execution.rank == 0 and self.section["samples"] and isinstance(model, GPT):
-            for name, text in samples(
-                model, self.data, self.tokenizer, self.section["samples"], self.section["seed"]
-            ):
-                self.progress.text(step, name, text)
-        return metrics
+        return measure.held_out_metrics(sample, self.data.weights, SAMPLE)
 
 
-def _save_snapshots(output: Path, rank: int) -> Callable[[int, Any], Metrics]:
-    """A hook that saves a snapshot."""
+def _write_samples(
+    data: TokenData, tokenizer: Tokenizer, section: Mapping[str, Any], progress: Progress
+) -> Callable[[int, Any], Metrics]:
+    """A hook that writes samples."""
+
+    def write(step: int, model: GPT) -> Metrics:
+        for name, text in samples(model, data, tokenizer, section["samples"], section["seed"]):
+            progress.text(step, name, text)
+        return {}
+
+    return write
+
+
+def _save(output: Path, steps: int, end_of_text: int) -> Callable[[int, Any], Metrics]:
+    """A hook that saves a snapshot, and after the last step the model."""
 
     def save(step: int, model: Decoder) -> Metrics:
-        if rank == 0:
+        if step < steps:
             snapshots.save_snapshot(model, output, step)
+        else:
+            snapshots.save_model(model, output / snapshots.MODEL, end_of_text)
         return {}
 
     return save
@@ -358,13 +394,12 @@ def _training_metrics(
     }
 
 
-def _write(
-    model: Decoder, tokenizer: Tokenizer, output: Path, section: Mapping[str, Any], metrics: Metrics
+def write_facts(
+    shape: ModelConfig, output: Path, section: Mapping[str, Any], metrics: Metrics
 ) -> None:
-    convert.save(model, output / "model", tokenizer.end_of_text)
-    tokenizer.save(output / "model")
+    """training.json: what is the same on every run."""
     facts = {
-        "parameters": model.config.parameters(),
+        "parameters": shape.parameters(),
         "steps": int(metrics["steps"]),
         "batch_tokens": section["batch_tokens"],
         "batch_ramp": section.get("batch_ramp"),
@@ -397,8 +432,8 @@ def loss_falls(built: Built) -> Verdict:
 def model_loads(built: Built) -> Verdict:
     folder = built.output / "model"
     expected = model_shape(built.config, built.inputs, Tokenizer.load(folder).vocab_size)
-    model = convert.load_decoder(folder)
-    (finite, broken), config = weights_are_numbers(model), model.config
+    config = convert.shape(folder)
+    finite, broken = are_numbers(weight for _, weight in convert.weights(folder))
     return Verdict(
         config == expected and finite,
         f"model/ loads as {config.layers} layers of width {config.width}, "

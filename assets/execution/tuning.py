@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from assets.contract import SCRATCH, Artifact, Built, Progress, Verdict
 from assets.stages import base_model
@@ -200,6 +200,13 @@ def usable(
 
 
 def weights_are_numbers(model: nn.Module) -> tuple[bool, str]:
-    """Whether they are, and what a summary that ends with their count goes on with if not."""
-    finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    """`are_numbers` of its parameters."""
+    return are_numbers(model.parameters())
+
+
+def are_numbers(weights: Iterable[Tensor]) -> tuple[bool, str]:
+    """Whether weights [...] are, and what a summary that ends with their count goes on with if
+    not.
+    """
+    finite = all(bool(weight.isfinite().all()) for weight in weights)
     return finite, "" if finite else ", some of which are not numbers"

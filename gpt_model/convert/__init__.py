@@ -10,7 +10,8 @@
 
 - `save` and `load`: the store's own folder. For gpt1 and gpt2 it is a folder that `transformers`
   loads; for gpt3 it is native, since one with those biases fits no class of theirs, as is an LSTM's
-  (`load_decoder`). `load` reads theirs too, sharded ones among them.
+  (`load_decoder`). `load` reads theirs too, sharded ones among them. `load_elements` and `weights`
+  read the store's own folder in parts.
 - `export` (a model) and `export_folder` (a stored folder, tokenizer and all): what `transformers`
   loads with nothing of ours.
 
@@ -24,8 +25,10 @@ from gpt_model.convert.folder import (
     export_folder,
     load,
     load_decoder,
+    load_elements,
     save,
     shape,
+    weights,
 )
 from gpt_model.convert.network import from_transformers, to_transformers, with_vocabulary
 
@@ -36,8 +39,10 @@ __all__ = [
     "from_transformers",
     "load",
     "load_decoder",
+    "load_elements",
     "save",
     "shape",
     "to_transformers",
+    "weights",
     "with_vocabulary",
 ]

@@ -146,15 +146,15 @@ def _same(weights: Weights, config: ModelConfig) -> Weights:
     return dict(weights)
 
 
-_GPT1_NAMES = {"wte.weight": "tokens_embed.weight", "wpe.weight": "positions_embed.weight"}
+GPT1_NAMES = {"wte.weight": "tokens_embed.weight", "wpe.weight": "positions_embed.weight"}
 
 
 def _to_gpt1(weights: Weights, config: ModelConfig) -> Weights:
-    return {_GPT1_NAMES.get(name, name): tensor for name, tensor in weights.items()}
+    return {GPT1_NAMES.get(name, name): tensor for name, tensor in weights.items()}
 
 
 def _from_gpt1(weights: Weights, config: ModelConfig) -> Weights:
-    ours = {theirs: name for name, theirs in _GPT1_NAMES.items()}
+    ours = {theirs: name for name, theirs in GPT1_NAMES.items()}
     return {ours.get(name, name): tensor for name, tensor in weights.items()}
 
 

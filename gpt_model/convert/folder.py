@@ -4,19 +4,25 @@ tokenizer's files are the caller's to add.
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from gpt_model.config import ModelConfig
-from gpt_model.convert.dialects import PREFIX, Weights, of_config, of_family, shape_of
-from gpt_model.convert.network import filled, generation, theirs
+from gpt_model.convert.dialects import GPT1_NAMES, PREFIX, Weights, of_config, of_family, shape_of
+from gpt_model.convert.network import filled, generation, require_shapes, theirs
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import CONFIG, INDEX, WEIGHTS, described, dump_json, weight_files
+from gpt_model.lstm import build
 from gpt_model.tokenizer.exported import CONFIG_FILE, complete
 from gpt_model.transformer import GPT, Decoder
 
@@ -31,20 +37,39 @@ def save(model: Decoder, folder: Path | str, end_of_text: int | None = None) -> 
     writes, for others a native one.
 
     The same model gives the same bytes, and `transformers`, which takes seconds to import, is not
-    needed.
+    needed. One parameter is asked for at a time, so that no rank needs the whole model.
     """
-    if model.config.family not in NATIVE:
-        return export(model, folder, end_of_text)
-    described = {
-        "model_type": NATIVE[model.config.family],
-        "end_of_text": end_of_text,
-        "model": model.config.model_dump(),
-    }
-    write(
+    names = {_stored_name(model, name): name for name, _ in model.named_parameters()}
+    _write_one_by_one(
         Path(folder),
-        {CONFIG: described},
-        {name: tensor.detach() for name, tensor in model.state_dict().items()},
+        _described(model.config, end_of_text),
+        {stored: model.get_parameter(name).shape for stored, name in names.items()},
+        lambda stored: model.weight(names[stored]),
     )
+
+
+def _stored_name(model: Decoder, name: str) -> str:
+    """What the store's own folder calls the parameter `name`."""
+    if model.config.family in NATIVE:
+        return name
+    return PREFIX + (GPT1_NAMES.get(name, name) if model.config.family == "gpt1" else name)
+
+
+def _described(config: ModelConfig, end_of_text: int | None) -> dict[str, dict[str, Any]]:
+    """The JSON files of the store's own folder."""
+    if config.family not in NATIVE:
+        return _exported(config, end_of_text)
+    model_type = NATIVE[config.family]
+    native = {"model_type": model_type, "end_of_text": end_of_text, "model": config.model_dump()}
+    return {CONFIG: native}
+
+
+def _exported(config: ModelConfig, end_of_text: int | None) -> dict[str, dict[str, Any]]:
+    """The JSON files that `transformers` reads. Raises UserError where no class is this decoder."""
+    return {
+        CONFIG: of_family(config.family).config(config, end_of_text),
+        "generation_config.json": generation(config, end_of_text),
+    }
 
 
 def export(model: Decoder, folder: Path | str, end_of_text: int | None = None) -> None:
@@ -53,16 +78,9 @@ def export(model: Decoder, folder: Path | str, end_of_text: int | None = None) -
 
     Raises UserError where no class of `transformers` is this decoder.
     """
-    dialect = of_family(model.config.family)
-    described = {
-        CONFIG: dialect.config(model.config, end_of_text),
-        "generation_config.json": generation(model.config, end_of_text),
-    }
-    write(
-        Path(folder),
-        described,
-        {f"{PREFIX}{name}": tensor for name, tensor in theirs(model, dialect).items()},
-    )
+    described = _exported(model.config, end_of_text)
+    weights = theirs(model, of_family(model.config.family))
+    write(Path(folder), described, {f"{PREFIX}{name}": tensor for name, tensor in weights.items()})
 
 
 def export_folder(source: Path, target: Path) -> None:
@@ -100,16 +118,44 @@ def check_exportable(folder: Path) -> None:
 
 def write(folder: Path, described: Mapping[str, Mapping[str, Any]], weights: Weights) -> None:
     """JSON files by name, and the weights, which whoever reads those may read too."""
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    _write_one_by_one(folder, described, shapes, weights.__getitem__)
+
+
+def _write_one_by_one(
+    folder: Path,
+    described: Mapping[str, Mapping[str, Any]],
+    shapes: Mapping[str, torch.Size],
+    weight: Callable[[str], Tensor],
+) -> None:
+    """`write`, with weights of these shapes that `weight` gives as they are written."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, contents in described.items():
         dump_json(folder / name, contents, indent=2, sort_keys=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in weights.items()},
-        folder / WEIGHTS,
-        metadata={"format": "pt"},
-    )
-    # safetensors makes a file for its owner alone
+    _write_tensors(folder / WEIGHTS, shapes, weight)
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
+
+
+def _write_tensors(
+    path: Path, shapes: Mapping[str, torch.Size], tensor: Callable[[str], Tensor]
+) -> None:
+    """A file of float32 tensors, byte for byte what `safetensors.torch.save_file` writes, which
+    takes them all at once: the length of the header, the header, the tensors in the names' order.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in sorted(shapes):
+        start, end = end, end + 4 * shapes[name].numel()
+        header[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in sorted(shapes):
+            values = tensor(name).cpu().contiguous()
+            if values.dtype != torch.float32 or values.shape != shapes[name]:
+                raise ValueError(f"{name} is {values.dtype} {list(values.shape)}")
+            file.write(values.numpy().data)
 
 
 def load(folder: Path | str) -> GPT:
@@ -151,6 +197,65 @@ def _native(stored: Mapping[str, Any], where: str) -> ModelConfig:
     return shape_of(fields if isinstance(fields, dict) else {}, where)
 
 
+def load_elements(folder: Path | str, targets: Mapping[str, tuple[int, Tensor]]) -> None:
+    """Fill targets [n], by parameter, with its elements from a first one on, flat: of a folder that
+    `save` wrote. Only the rows that they lie in are read. Raises UserError as `load` does.
+    """
+    for name, file, stored_name in _stored(Path(folder)):
+        if name in targets:
+            first, target = targets[name]
+            with _opened(file) as tensors:
+                stored = tensors.get_slice(stored_name)
+                row = math.prod(stored.get_shape()[1:])  # elements of one
+                top, end = first // row, -(-(first + len(target)) // row)
+                target.copy_(stored[top:end].flatten()[first - top * row :][: len(target)])
+
+
+def weights(folder: Path | str) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter of a folder that `save` wrote, read when it is asked for: nobody needs the
+    whole model. Raises UserError as `load` does, before the first.
+    """
+    for name, file, stored_name in _stored(Path(folder)):
+        with _opened(file) as tensors:  # anew for each, so that no memory of its mapping adds up
+            yield name, tensors.get_tensor(stored_name)
+
+
+def _stored(folder: Path) -> list[tuple[str, Path, str]]:
+    """(parameter, file, name in it) of all in a folder that `save` wrote, once they are what its
+    config says. Raises UserError.
+    """
+    files: dict[str, Path] = {}
+    shapes: dict[str, list[int]] = {}
+    for file in weight_files(folder):
+        with _opened(file) as tensors:
+            for stored_name in tensors.keys():  # noqa: SIM118 - not a mapping
+                files[stored_name] = file
+                shapes[stored_name] = tensors.get_slice(stored_name).get_shape()
+    with torch.device("meta"):
+        model = build(shape(folder))
+    expected = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    names = {_stored_name(model, name): name for name in expected}
+    where = str(next(iter(files.values()), folder))
+    require_shapes({stored: expected[name] for stored, name in names.items()}, shapes, where)
+    return [(name, files[stored], stored) for stored, name in names.items()]
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """The tensors of a file. Raises CorruptFile."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise _not_whole(file, error) from error
+
+
+def _not_whole(file: Path, error: Exception) -> CorruptFile:
+    return CorruptFile(
+        f"{file} is not a whole safetensors file: {error}. Fetch or export it again."
+    )
+
+
 def _weights(folder: Path) -> tuple[Weights, str]:
     """Every tensor of a folder, and the file to name where one does not fit."""
     weights: Weights = {}
@@ -159,7 +264,5 @@ def _weights(folder: Path) -> tuple[Weights, str]:
         try:
             weights |= load_file(file)
         except (SafetensorError, ValueError) as error:
-            raise CorruptFile(
-                f"{file} is not a whole safetensors file: {error}. Fetch or export it again."
-            ) from error
+            raise _not_whole(file, error) from error
     return weights, str(files[0] if len(files) == 1 else folder / INDEX)

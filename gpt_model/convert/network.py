@@ -4,6 +4,7 @@ class from a decoder.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -115,8 +116,22 @@ def filled(
             "its embedding."
         )
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(MASKS)}
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors:
+    require_shapes(
+        {name: list(tensor.shape) for name, tensor in expected.items()},
+        {name: list(tensor.shape) for name, tensor in tensors.items()},
+        where,
+    )
+    tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    model.load_state_dict(dialect.to_ours(tensors, config) if dialect else tensors, assign=True)
+    return model.requires_grad_(True)
+
+
+def require_shapes(
+    expected: Mapping[str, list[int]], shapes: Mapping[str, list[int]], where: str
+) -> None:
+    """Raises UserError naming the first tensor that is missing, surplus or of another shape."""
+    for name in sorted(expected.keys() | shapes.keys()):
+        if name not in shapes:
             raise UserError(
                 f"{where} has no tensor {name}, which its config's shape needs. Export the model "
                 "again."
@@ -126,11 +141,7 @@ def filled(
                 f"{where} has a tensor {name} that its config's shape has no place for. Give "
                 "another model."
             )
-        if tensors[name].shape != expected[name].shape:
+        if shapes[name] != expected[name]:
             raise UserError(
-                f"{where}: {name} has shape {list(tensors[name].shape)}, its config needs "
-                f"{list(expected[name].shape)}."
+                f"{where}: {name} has shape {shapes[name]}, its config needs {expected[name]}."
             )
-    tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
-    model.load_state_dict(dialect.to_ours(tensors, config) if dialect else tensors, assign=True)
-    return model.requires_grad_(True)

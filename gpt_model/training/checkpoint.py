@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import fsync, sha256_of, write_json
-from gpt_model.training.engine import MOMENTS, Engine, Execution, Fragment
+from gpt_model.training.engine import MOMENTS, Engine, Execution
+from gpt_model.training.sharded import Fragment, shares
 
 RETAINED = 2
 VERSION = 1
@@ -105,14 +106,10 @@ class Checkpoints:
         return manifest
 
     def load_weights(self, manifest: dict[str, Any], model: nn.Module) -> None:
-        """Fill a model that no engine has taken hold of yet: an engine makes its own copies of the
-        weights as it starts.
+        """Fill what this rank has of a model that no engine has taken hold of yet: an engine makes
+        its own copies of the weights as it starts.
         """
-        whole = [
-            Fragment(name, 0, {"weight": parameter.data.view(-1)}, owned=True)
-            for name, parameter in model.named_parameters()
-        ]
-        self._read(manifest, whole, ["weight"])
+        self._read(manifest, shares(model), ["weight"])
 
     def load_moments(self, manifest: dict[str, Any], engine: Engine) -> None:
         """Fill the fragments of the moments that this rank's engine keeps."""

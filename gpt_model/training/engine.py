@@ -38,6 +38,15 @@ from gpt_model.errors import UserError
 from gpt_model.ops.cross_entropy import compiled_passes
 from gpt_model.training import gpu
 from gpt_model.training.optimizer import TrainingSettings, parameter_groups
+from gpt_model.training.sharded import (
+    Fragment,
+    ShardedModel,
+    cut,
+    gather,
+    is_sharded,
+    whole_shape,
+    without_memory,
+)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 RENDEZVOUS = "lineage"  # a scheme of torch's `init_method`
@@ -78,20 +87,6 @@ ALONE = Execution()
 class Loss(Protocol):
     def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, StepMetrics]:
         """The micro-batch's mean loss [] and metrics (`loop.Objective.loss`)."""
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """A run of one parameter's elements that this rank keeps, flat: `name[start : start + len]`,
-    and its moments, as live views.
-    """
-
-    name: str
-    start: int
-    values: Mapping[str, Tensor]  # "weight", "exp_avg", "exp_avg_sq": [length] each
-    # by this rank: of all ranks' owned fragments, each element is in exactly one (stage 0 keeps
-    # everything everywhere)
-    owned: bool
 
 
 def start(execution: Execution) -> None:
@@ -297,9 +292,14 @@ class _Forward(nn.Module):
         return loss
 
 
+# Which ranks call something with the model, and how: "freely", each whatever it wants with a whole
+# model; "together", each the same forward passes in the same order; "first", rank 0 alone.
+Ranks = Literal["freely", "together", "first"]
+
+
 class Engine:
     """One model under training. `close` gives the model back as a plain one, its weights whole on
-    every rank.
+    every rank; one that was built sharded (`shard`) is never whole.
     """
 
     def __init__(
@@ -313,12 +313,12 @@ class Engine:
         else:
             gpu.require_precision(settings.precision, execution.tf32)
         self.model, self.settings, self.execution = model, settings, execution
-        self._skeleton = _skeleton(model) if execution.zero_stage == 3 else None
+        self._built_sharded = is_sharded(model)
+        self._skeleton = without_memory(model) if execution.zero_stage == 3 else None
         self._prepared_blocks = _prepare_blocks(model, execution)
         model.to(execution.device).train()
         self._forward = _Forward(model, objective, settings, execution)
         self._base = FusedAdamW(model, settings)
-        trained = [p for p in model.parameters() if p.requires_grad]
         deepspeed.utils.logger.setLevel(
             logging.ERROR
         )  # it warns that AdamW is "untested"; it is elementwise, so it can be shared out
@@ -326,9 +326,14 @@ class Engine:
             model=self._forward,
             optimizer=self._base,
             dist_init_required=False,
-            config=_deepspeed_settings(settings, execution, sum(p.numel() for p in trained)),
+            config=_deepspeed_settings(settings, execution, _trained(model)),
         )
         deepspeed.utils.logger.setLevel(logging.WARNING)
+        self._sharded = (
+            ShardedModel(self._skeleton, dict(model.named_parameters()), execution.device)
+            if self._skeleton is not None
+            else None
+        )
 
     def step(
         self, micro_batches: Sequence[Any], learning_rate: float, seeds: Sequence[int]
@@ -441,39 +446,44 @@ class Engine:
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy of every parameter on every rank, each in its whole shape [...]."""
-        parameters = dict(self.model.named_parameters())
-        gathered: Any = nullcontext()
-        if self.execution.zero_stage == 3:
-            import deepspeed  # as in __init__
-
-            gathered = deepspeed.zero.GatheredParameters(list(parameters.values()))
-        with gathered:
-            return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        sharded = self._sharded is not None
+        return {
+            name: gather(p, self.execution.device) if sharded else p.detach().clone()
+            for name, p in self.model.named_parameters()
+        }
 
     @contextmanager
-    def evaluating(self) -> Iterator[nn.Module]:
-        """The model in evaluation mode, whole, without gradients, in the training precision; ranks
-        may do different things with it.
+    def evaluating(self, ranks: Ranks) -> Iterator[nn.Module | None]:
+        """The model in evaluation mode, without gradients, in the training precision; None on a
+        rank that has nothing to do with it. Collective.
 
-        At stage 3 it is a plain copy, which costs the memory of the weights meanwhile: the trained
-        one's every forward pass is collective.
+        At stage 3 "freely" takes the memory of a whole copy on every rank; otherwise a rank has a
+        block of it at a time.
         """
-        model = self.model
-        if self._skeleton is not None:
-            model = copy.deepcopy(self._skeleton)
-            model.load_state_dict(self._weights(), strict=False, assign=True)
         with torch.no_grad(), self._forward.autocast():
-            yield model.eval()
-        self.model.train()
+            if self._sharded is None or self._skeleton is None:
+                idle = ranks == "first" and self.execution.rank
+                yield None if idle else self.model.eval()
+                self.model.train()
+            elif ranks == "freely":
+                model = copy.deepcopy(self._skeleton)
+                model.load_state_dict(self._weights(), strict=False, assign=True)
+                yield model.eval()
+            else:
+                with self._sharded.reading(leading=ranks == "first") as sharded:
+                    yield sharded
 
     def close(self) -> None:
         """Free gradients, moments and DeepSpeed's hooks; leave the model whole and plain on every
-        rank.
+        rank, or with shapes alone where it was built sharded.
 
         Its parameters are new ones: DeepSpeed's hooks and flat buffers hang on the old ones and, at
         stage 3, on the modules' dictionaries.
         """
-        weights = self._weights()
+        if self._built_sharded and self._skeleton is not None:
+            weights = {name: p.data for name, p in self._skeleton.named_parameters()}
+        else:
+            weights = self._weights()
         new = {
             id(p): nn.Parameter(weights[name], p.requires_grad)
             for name, p in self.model.named_parameters()
@@ -485,7 +495,20 @@ class Engine:
             }
         for block in self._prepared_blocks:
             del block.forward
-        del self._deepspeed, self._base, self._forward
+        del self._deepspeed, self._base, self._forward, self._sharded
+
+
+def shard(model: nn.Module, settings: TrainingSettings, execution: Execution) -> None:
+    """Give each parameter of a model that has shapes and no memory this rank's share of its
+    elements, for an engine at stage 3. They are to be filled: `sharded.shares`. Collective.
+    """
+    start(execution)
+    cut(model, _deepspeed_settings(settings, execution, _trained(model)), execution.device)
+
+
+def _trained(model: nn.Module) -> int:
+    """How many parameters are trained."""
+    return sum(whole_shape(p).numel() for p in model.parameters() if p.requires_grad)
 
 
 def _deepspeed_settings(
@@ -544,17 +567,6 @@ def _check_zero_settings(zero: Mapping[str, Any]) -> None:
             f"{first.get('input')!r}: {first['msg']}. Mend the profile.",
             field=f"deepspeed.zero_optimization.{key}",
         ) from None
-
-
-def _skeleton(model: nn.Module) -> nn.Module:
-    """A copy of the model whose parameters have shapes and no memory."""
-    return copy.deepcopy(
-        model,
-        {
-            id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
-            for p in model.parameters()
-        },
-    )
 
 
 def _prepare_blocks(model: nn.Module, execution: Execution) -> list[Any]:

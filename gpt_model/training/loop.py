@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
 from gpt_model.training.checkpoint import Checkpoints
-from gpt_model.training.engine import Engine, Execution, StepMetrics, start
+from gpt_model.training.engine import Engine, Execution, Ranks, StepMetrics, start
 from gpt_model.training.optimizer import TrainingSettings
 
 REPORTS = 1000  # metrics are reported at most about so many times a run, and at every evaluation
@@ -58,21 +58,25 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Hook:
-    """Something done after given steps (0: before the first), on every rank, with the whole model,
-    in evaluation mode, no gradients.
+    """Something done after given steps (0: before the first), with the model in evaluation mode, no
+    gradients.
 
     `call(step, model)` returns numbers that are reported with that step's; all ranks must return,
-    only rank 0's are heard.
+    only rank 0's are heard. `ranks` says which ranks call it. "freely": each, doing what it wants;
+    at ZeRO 3 that takes a whole copy of the model on every rank. "together": each, making as many
+    forward passes as the others. "first": rank 0 alone. The latter two have a block of the model at
+    a time there, and `Decoder.weight` for a parameter.
     """
 
     steps: Collection[int]
     call: Callable[[int, nn.Module], Mapping[str, float]]
+    ranks: Ranks = "freely"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a run came to. The trained weights are in the model that was handed in, whole, on every
-    rank.
+    rank. One that was built sharded has none left: a hook has saved them.
     """
 
     steps: int
@@ -250,8 +254,9 @@ class _Run:
         values: dict[str, float] = {}
         for hook in self.hooks:
             if done in hook.steps:
-                with self.engine.evaluating() as model:
-                    values.update(hook.call(done, model))
+                with self.engine.evaluating(hook.ranks) as model:
+                    if model is not None:
+                        values.update(hook.call(done, model))
         return values
 
     def _outcome(self) -> Outcome:

@@ -77,7 +77,7 @@ def held_out(
     model: Decoder, data: TokenData, execution: Execution, limit_tokens: int | None = None
 ) -> dict[str, HeldOut]:
     """Every source's held-out text, or the first `limit_tokens` of each. Split over ranks.
-    Collective where there are several.
+    Collective where there are several; at ZeRO 3 all make as many forward passes.
 
     Each token is predicted once, from at least half a context of text before it: windows overlap by
     half, as is usual where a model is set beside one that has read everything before (it costs two
@@ -112,6 +112,10 @@ def held_out(
                         1,
                     )
                 )
+        last_turn = -(-tokens // (stride * sequences)) % execution.world_size  # its batches
+        if execution.zero_stage == 3 and 0 < last_turn <= execution.rank:
+            batch = (torch.from_numpy(array).to(execution.device) for array in (inputs, targets))
+            model.loss_by_token(*batch)  # counts nothing: gives the others this rank's weights
         if execution.world_size > 1:
             torch.distributed.all_reduce(
                 windows

@@ -1,7 +1,7 @@
 """How to optimise: settings, and the parameter groups that say what weight decay applies to.
 
 AdamW itself and everything that runs are `engine.py`'s, learning rates and the batch ramp
-`schedules.py`'s. No torch here.
+`schedules.py`'s.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from gpt_model.training.schedules import Schedule
+from gpt_model.training.sharded import whole_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,8 +70,8 @@ def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[
     for value in sorted({multiplier(name) for name, _ in trained}):
         group = [p for name, p in trained if multiplier(name) == value]
         for decay, parameters in (
-            (settings.weight_decay, [p for p in group if p.dim() >= 2]),
-            (0.0, [p for p in group if p.dim() < 2]),
+            (settings.weight_decay, [p for p in group if len(whole_shape(p)) >= 2]),
+            (0.0, [p for p in group if len(whole_shape(p)) < 2]),
         ):
             if parameters:
                 groups.append(

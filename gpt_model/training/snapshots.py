@@ -41,14 +41,14 @@ def save_snapshot(model: Decoder, output: Path, step: int) -> None:
     save_model(model, output / FOLDER / str(step))
 
 
-def save_model(model: Decoder, folder: Path) -> None:
+def save_model(model: Decoder, folder: Path, end_of_text: int | None = None) -> None:
     """The model in `folder`, whole or not at all; in place of one that a killed attempt may have
     left.
     """
     partial_ = folder.with_name(f"{folder.name}.partial")
     for leftover in (folder, partial_):
         shutil.rmtree(leftover, ignore_errors=True)
-    convert.save(model, partial_)
+    convert.save(model, partial_, end_of_text)
     fsync(partial_ / "model.safetensors")
     partial_.rename(folder)
 
