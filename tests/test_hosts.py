@@ -11,9 +11,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -40,6 +41,7 @@ time.sleep(600)
 STARTER = """
 import dataclasses, json, sys
 from pathlib import Path
+from typing import Any
 from assets.launch.hosts import HostsLauncher
 from assets.launch.launcher import Ranks
 from assets.recipe.profile import Hosts
@@ -84,15 +86,25 @@ class Started:
     """Ranks that a process on the head started, and what is left of them."""
 
     def __init__(
-        self, machines: Machines, folder: Path, by: str, ranks: int = 2, silence: float = SILENCE
+        self,
+        machines: Machines,
+        folder: Path,
+        by: str,
+        ranks: int = 2,
+        silence: float = SILENCE,
+        dead: Sequence[str] = (),
     ) -> None:
+        """`dead`: names of hosts that do not answer, before those that do."""
         self.machines, self.folder = machines, folder
         (folder / "up").mkdir()
         (folder / "rank.py").write_text(STUBBORN)
         (folder / "starter.py").write_text(STARTER)
         (folder / "journal").mkdir()
         command = [sys.executable, str(folder / "starter.py"), str(folder)]
-        arguments = [json.dumps(hosts(machines, by)), str(ranks), str(silence)]
+        settings = hosts(machines, by)
+        if dead:
+            settings |= {"names": [*dead, *machines.names], "nodes": len(machines.names)}
+        arguments = [json.dumps(settings), str(ranks), str(silence)]
         self.process = subprocess.Popen(
             starting(machines, by, [*command, *arguments]),
             env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -167,8 +179,8 @@ def starting(machines: Machines, by: str, command: list[str]) -> list[str]:
 def start(machines: Machines, tmp_path: Path) -> Iterator[Callable[..., Started]]:
     started: list[Started] = []
 
-    def begin(by: str, ranks: int = 2, silence: float = SILENCE) -> Started:
-        started.append(Started(machines, tmp_path, by, ranks, silence))
+    def begin(by: str, *arguments: Any, **options: Any) -> Started:
+        started.append(Started(machines, tmp_path, by, *arguments, **options))
         return started[-1]
 
     yield begin
@@ -264,10 +276,10 @@ def test_where_a_cable_is_pulled_both_halves_end(
         until(machines.slurm_is_idle, "n2 stayed down", 90)
 
 
-def test_each_rank_has_its_number_on_its_host_and_one_place_to_meet(
+def test_each_rank_has_its_number_on_its_host_and_a_spare_host_stands_in_for_a_dead_one(
     start: Callable[..., Started],
 ) -> None:
-    started = start("ssh", 4)
+    started = start("ssh", 4, dead=["n9"])
     started.up()
     ranks = [(started.folder / "up" / f"{rank}-1").read_text().split() for rank in range(4)]
     assert [words[:2] for words in ranks] == [["0", "0"], ["1", "1"], ["2", "0"], ["3", "1"]]

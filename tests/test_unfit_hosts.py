@@ -107,7 +107,7 @@ def test_other_packages_on_a_host_are_listed(tmp_path: Path) -> None:
     ("hosts", "mistake"),
     [
         ({"by": "ssh"}, "needs `names`"),
-        ({"by": "ssh", "names": ["a"], "nodes": 2}, "has no `nodes`"),
+        ({"by": "ssh", "names": ["a"], "nodes": 2}, "`nodes: 2` are more than `names`, 1"),
         ({"by": "slurm", "names": ["a"]}, "needs `nodes`"),
         ({"by": "ssh", "names": ["-oProxyCommand=x"]}, "is no name of a host"),
         ({"by": "ssh", "names": ["a", "a"]}, "stands twice"),

@@ -187,7 +187,9 @@ class HostsLauncher:
         """
         log, logs = ranks.log, ranks.logs()
         nodes = 1 if ranks.count == 1 else self.hosts.count()
+        names = self._names(nodes)
         lock = log.with_name("ranks.lock")
+        addresses: list[str | None] = [name.rpartition("@")[2] for name in names]
         packages_folder = Path(sysconfig.get_path("purelib"))
         with (
             tempfile.NamedTemporaryFile(dir=log.parent, suffix=TEMPORARY) as token,
@@ -206,7 +208,7 @@ class HostsLauncher:
                 "lifeline": lifeline.address,
                 "release": self.hosts.by == "slurm" and "SLURM_JOB_ID" not in os.environ,
                 "environment": self._environment(ranks),
-                "addresses": self._addresses(nodes),
+                "addresses": addresses or [None] * nodes,  # None: by its own name
                 "folder": str(Path.cwd()),
                 "root": str(ROOT),
                 "packages_folder": str(packages_folder),
@@ -214,8 +216,9 @@ class HostsLauncher:
                 "token": token.name,
                 "lock": str(lock),
             }
-            with self._carried(nodes, ranks) as carriers:
-                watch = Watch(carriers, self._names(nodes), self.hosts, self.silence, lifeline)
+            with self._carried(self._commands(names, nodes, log), ranks) as carriers:
+                labels = names or [f"node {number}" for number in range(nodes)]
+                watch = Watch(carriers, labels, self.hosts, self.silence, lifeline)
                 watch.greet(spec, self.say)
                 refuse_unfit(watch.nodes, Path(token.name), spec)
                 watch.go()
@@ -240,19 +243,34 @@ class HostsLauncher:
         return environment | dict(ranks.env) | dict(self.hosts.environment)
 
     def _names(self, nodes: int) -> list[str]:
-        return self.hosts.names[:nodes] or [f"node {number}" for number in range(nodes)]
+        """The hosts that ssh is to reach: with spares the first that answer, in the file's order.
+        Where too few do, the first of all, so that the one that does not answer is named.
+        """
+        names = list(self.hosts.names)
+        if len(names) <= nodes or self.hosts.nodes is None:
+            return names[:nodes]
+        probes = [
+            subprocess.Popen(
+                _ssh(name, self.hosts.options, ["true"]),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for name in names
+        ]
+        up = [name for name, probe in zip(names, probes, strict=True) if probe.wait() == 0]
+        if silent := [name for name in names[:nodes] if name not in up]:
+            self.say(f"{', '.join(silent)} does not answer; spares: {', '.join(names[nodes:])}")
+        return up[:nodes] if len(up) >= nodes else names[:nodes]
 
-    def _addresses(self, nodes: int) -> list[str | None]:
-        """Where each host can be reached by the others; None: by its own name."""
-        names = [name.rpartition("@")[2] for name in self.hosts.names[:nodes]]
-        return [*names] or [None] * nodes
-
-    def _commands(self, nodes: int, log: Path) -> list[tuple[list[str], range]]:
+    def _commands(
+        self, names: Sequence[str], nodes: int, log: Path
+    ) -> list[tuple[list[str], range]]:
         options = self.hosts.options
         if self.hosts.by == "ssh":
             return [
-                (_ssh(name, options), range(number, number + 1))
-                for number, name in enumerate(self.hosts.names[:nodes])
+                (_ssh(name, options, GUARD), range(number, number + 1))
+                for number, name in enumerate(names)
             ]
         if self.hosts.by == "ray":
             return [(_ray(nodes, self.hosts), range(nodes))]
@@ -282,11 +300,13 @@ class HostsLauncher:
         ]
 
     @contextmanager
-    def _carried(self, nodes: int, ranks: Ranks) -> Iterator[list[Carrier]]:
+    def _carried(
+        self, commands: Sequence[tuple[list[str], range]], ranks: Ranks
+    ) -> Iterator[list[Carrier]]:
         """A carrier for each command, and their ends: when the block is over, none is left."""
         carriers: list[Carrier] = []
         try:
-            for number, (command, range_) in enumerate(self._commands(nodes, ranks.log)):
+            for number, (command, range_) in enumerate(commands):
                 errors = ranks.log.with_name(f"host.{number}.log")
                 with errors.open("wb") as file:
                     process = _started(command, file, ranks.keep_fds, self.hosts.by)
@@ -312,10 +332,10 @@ def _started(
         raise UserError(not_here(command[0], by), field="hosts.by") from None
 
 
-def _ssh(host: str, options: Sequence[str]) -> list[str]:
+def _ssh(host: str, options: Sequence[str], command: Sequence[str]) -> list[str]:
     quiet = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "LogLevel=ERROR"]
     alive = ["-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3"]
-    return ["ssh", "-T", *options, *quiet, *alive, host, shlex.join(GUARD)]
+    return ["ssh", "-T", *options, *quiet, *alive, host, shlex.join(command)]
 
 
 def time_limit(options: Sequence[str]) -> list[str]:

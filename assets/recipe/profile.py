@@ -49,7 +49,9 @@ class Hosts(Strict):
         description="ssh: each host, as ssh is given it; the ranks meet at the first",
     )
     nodes: Nodes | None = Field(
-        default=None, description="slurm, ray, kubernetes: how many; of kubernetes a pod is one"
+        default=None,
+        description="slurm, ray, kubernetes: how many; of kubernetes a pod is one; ssh: of `names` "
+        "the first so many that answer, the others are spares; default: all",
     )
     address: str | None = Field(
         default=None,
@@ -109,8 +111,12 @@ class Hosts(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Hosts:
-        if self.by == "ssh" and (not self.names or self.nodes is not None):
-            raise ValueError("`by: ssh` needs `names`, the hosts, and has no `nodes`")
+        if self.by == "ssh" and not self.names:
+            raise ValueError("`by: ssh` needs `names`, the hosts")
+        if self.by == "ssh" and self.count() > len(self.names):
+            raise ValueError(
+                f"`nodes: {self.nodes}` are more than `names`, {len(self.names)}: they are of them"
+            )
         if self.by != "ssh" and (self.names or self.nodes is None):
             raise ValueError(f"`by: {self.by}` needs `nodes`, how many, and has no `names`")
         for name, transports in OF_SOME.items():
