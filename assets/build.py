@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import signal
 import sys
 import time
@@ -332,6 +333,10 @@ def _failure(building: Building, exit: Exit) -> Exception:
         else ""
     )
     hint = " (often: out of memory)" if exit.code == -signal.SIGKILL else ""
+    if waiting := re.search(r"Rank (\d+)\] Watchdog caught collective operation timeout", tail):
+        hint = (
+            f" (nccl: rank {waiting[1]} waited in vain for the others; see the ranks' other logs)"
+        )
     rank = "The worker" if exit.failed_rank is None else f"The worker's rank {exit.failed_rank}"
     sentence = f"{rank} ended without a result, {name_of_signal(exit.code)}{hint}."
     return WorkerFailed(sentence, exit.log, tail)

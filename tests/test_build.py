@@ -101,6 +101,18 @@ def test_a_killed_rank_is_named_though_another_no_longer_hears_from_it(tmp_path:
     assert str(failed).startswith("The worker's rank 1 failed: RuntimeError: Connection closed")
 
 
+def test_a_watchdog_of_nccl_is_said_with_the_rank_that_waited(tmp_path: Path) -> None:
+    building = Building(tmp_path, "f" * 64)
+    building.log.parent.mkdir(parents=True, exist_ok=True)
+    building.log.write_text(
+        "[rank3]:[E ProcessGroupNCCL.cpp:683] [Rank 3] Watchdog caught collective operation "
+        "timeout: WorkNCCL(SeqNum=42, OpType=ALLREDUCE, Timeout(ms)=7200000)\n"
+    )
+    failure = _failure(building, Exit(-signal.SIGABRT, 3, 0, building.log))
+    assert "rank 3 ended without a result" in str(failure)
+    assert "nccl: rank 3 waited in vain for the others" in str(failure)
+
+
 def test_a_check_newer_than_the_artifact_found_is_said_not_to_have_judged_it(
     home: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,16 @@ from typing import Any
 import pytest
 import torch
 
+from assets.execution.tuning import tune
+from assets.recipe.profile import Profile
 from benchmarks import gpu_check
+from benchmarks.gpu_check import _Random
+from gpt_model import GPT, ModelConfig
 from gpt_model.errors import UserError
-from gpt_model.training import gpu, measure
+from gpt_model.progress import Silent
+from gpt_model.training import failures, gpu, measure
 from gpt_model.training.engine import Execution, start
+from gpt_model.training.optimizer import TrainingSettings
 
 
 @pytest.fixture
@@ -114,6 +121,82 @@ def test_utilisation_is_of_the_data_sheets_peak_too(monkeypatch: pytest.MonkeyPa
 )
 def test_the_data_sheets_peak_is_by_the_devices_name(name: str, tflops: Any) -> None:
     assert gpu.data_sheet_flops(name) == (tflops and tflops * 1e12)
+
+
+class _Runs(_Random):
+    """Runs out of memory, as torch says it, in the second step."""
+
+    def micro_batches(self, step: int) -> list[torch.Tensor]:
+        if step == 1:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …"
+            )
+        return super().micro_batches(step)
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        (
+            {"zero_stage": 1, "micro_batch": 8},
+            r"ZeRO 1 and activation_checkpointing false.*profiles/eight.yaml, these would help: "
+            r"`zero_stage: 3` \([\d.e-]+ GB less\), `zero_stage: 2` .*`micro_batch: 4`.*resumes",
+        ),
+        (
+            {"zero_stage": 3, "micro_batch": 1, "activation_checkpointing": True},
+            "only more `processes` would help",
+        ),
+    ],
+)
+def test_memory_that_runs_out_names_what_would_help(
+    changes: dict[str, Any], advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in gpu_check.ALONE.items():
+        monkeypatch.setenv(name, value)
+    config = ModelConfig(**gpu_check.SMALLEST, vocab_size=5000)
+    profile = Profile(name="eight", device="cuda", processes=8, **changes)
+    settings = TrainingSettings(steps=3, learning_rate=lambda _: 1e-3)
+    progress: Any = Silent()
+    progress.profile, progress.rank = profile, 0
+    with pytest.raises(
+        UserError, match=r"Rank 0 on .* ran out of its GPU's memory \(Tried to"
+    ) as out:
+        tune(
+            GPT(config),
+            _Runs(config, "cpu"),
+            settings,
+            Execution(zero_stage=0),
+            tmp_path,
+            progress,
+            [],
+        )
+    assert re.search(advice, str(out.value)), str(out.value)
+
+
+def test_an_exchange_that_fails_names_the_rank_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = torch.distributed.HashStore()
+    monkeypatch.setenv("LINEAGE_HOSTS", "gpu-a,gpu-b")
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    monkeypatch.setattr(failures, "_get_default_store", lambda: store)
+    monkeypatch.setattr(failures, "PATIENCE", 0.1)
+    error = torch.distributed.DistBackendError("NCCL error: remote process exited\nLast error: …")
+    for rank in (0, 2):
+        store.set(f"waited/{rank}", "")
+    assert (
+        "Rank 1 of 4, on gpu-a, waited in vain: NCCL error: remote process exited. Not heard of: "
+        "rank 3 on gpu-b." in str(failures.exchange_failed(error))
+    )
+    store.set("waited/3", "")
+    assert "So did every other rank" in str(failures.exchange_failed(error))
+
+    def gone() -> None:
+        raise torch.distributed.DistNetworkError("connection reset by peer")
+
+    monkeypatch.setattr(failures, "_get_default_store", gone)
+    assert "Rank 0's process, on gpu-a, is not there either" in str(failures.exchange_failed(error))
 
 
 @pytest.mark.slow

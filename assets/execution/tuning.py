@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed
 from torch import Tensor, nn
 
 from assets.contract import SCRATCH, Artifact, Built, Progress, Verdict
+from assets.execution.memory import out_of_memory
 from assets.stages import base_model
 from assets.stages.alignment import TRAINING_FILE
 from gpt_model import convert
@@ -23,6 +26,7 @@ from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import engine
 from gpt_model.training.batching import TRAINING_TOKENS, EpochBatches
 from gpt_model.training.engine import Engine, Execution
+from gpt_model.training.failures import exchange_failed
 from gpt_model.training.loop import Hook, Objective, Outcome, train
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.transformer import GPT, with_rows
@@ -129,17 +133,25 @@ def tune(
 ) -> Outcome:
     """Train in place; resumes from the checkpoints in output/.scratch. Every rank calls it.
     `prepare`: as `loop.train` has it.
+
+    Raises UserError where a GPU's memory runs out, or ranks no longer reach each other.
     """
-    return train(
-        model,
-        objective,
-        settings,
-        execution,
-        checkpoints=output / SCRATCH / "checkpoints",
-        progress=progress,
-        hooks=hooks,
-        prepare=prepare,
-    )
+    try:
+        return train(
+            model,
+            objective,
+            settings,
+            execution,
+            checkpoints=output / SCRATCH / "checkpoints",
+            progress=progress,
+            hooks=hooks,
+            prepare=prepare,
+        )
+    except torch.OutOfMemoryError as error:
+        profile = getattr(objective, "profile", progress.profile)  # with the micro-batch found
+        raise out_of_memory(error, model, profile, progress.rank) from error
+    except torch.distributed.DistBackendError as error:
+        raise exchange_failed(error) from error
 
 
 def write_model(output: Path, model: GPT, tokenizer: Tokenizer, facts: Mapping[str, Any]) -> None:

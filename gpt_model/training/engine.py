@@ -37,6 +37,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt_model.errors import UserError
 from gpt_model.ops.cross_entropy import compiled_passes
 from gpt_model.training import gpu
+from gpt_model.training.failures import host_of
 from gpt_model.training.optimizer import TrainingSettings, parameter_groups
 from gpt_model.training.sharded import (
     Fragment,
@@ -161,8 +162,7 @@ def _require_all_here(store: torch.distributed.TCPStore, ranks: int) -> None:
     deadline = time.monotonic() + MEETING.total_seconds()
     while missing := [rank for rank in range(ranks) if not store.check([f"here/{rank}"])]:
         if time.monotonic() > deadline:
-            hosts = os.environ.get("LINEAGE_HOSTS", "this machine").split(",")
-            absent = dict.fromkeys(hosts[rank * len(hosts) // ranks] for rank in missing)
+            absent = dict.fromkeys(host_of(rank, ranks) for rank in missing)
             raise UserError(
                 f"Ranks {', '.join(map(str, missing))} of {ranks} did not come within "
                 f"{MEETING.total_seconds() / 60:g} minutes. They are on {', '.join(absent)}: see "

@@ -1,0 +1,54 @@
+"""A GPU whose memory ran out, as a sentence: which of the profile's settings would help, and by how
+much.
+"""
+
+from __future__ import annotations
+
+import socket
+
+import torch
+from torch import nn
+
+from assets.estimate import memory_per_rank
+from assets.recipe.profile import Profile
+from gpt_model.errors import UserError
+from gpt_model.training.batching import TRAINING_TOKENS
+from gpt_model.transformer import Decoder
+
+GB = 1e9
+TELLING = 0.01  # of the memory: what saves less is not named
+
+
+def out_of_memory(
+    error: torch.OutOfMemoryError, model: nn.Module, profile: Profile, rank: int
+) -> UserError:
+    """What to tell people of torch's error while `model` was trained."""
+    reason = str(error).removeprefix("CUDA out of memory.").strip().split(". ")[0].rstrip(".")
+    sentence = f"Rank {rank} on {socket.gethostname()} ran out of its GPU's memory ({reason})."
+    decoder = next((part for part in model.modules() if isinstance(part, Decoder)), None)
+    if decoder is None:
+        return UserError(sentence)
+    config = decoder.config
+    rows = profile.micro_batch or max(1, TRAINING_TOKENS // config.context)
+
+    def needed(zero_stage: int, micro_batch: int, sparing: bool) -> float:
+        return memory_per_rank(config, zero_stage, profile.processes, micro_batch, sparing)
+
+    stage, sparing = profile.zero_stage, profile.activation_checkpointing
+    now = needed(stage, rows, sparing)
+    changes = {
+        f"micro_batch: {rows // 2}": needed(stage, max(1, rows // 2), sparing),
+        "activation_checkpointing: true": needed(stage, rows, True),
+    }
+    for higher in range(stage + 1, 4):
+        changes[f"zero_stage: {higher}"] = needed(higher, rows, sparing)
+    saved = {change: now - then for change, then in changes.items() if now - then > TELLING * now}
+    best_first = sorted(saved, key=lambda change: -saved[change])
+    advice = ", ".join(f"`{change}` ({saved[change] / GB:.2g} GB less)" for change in best_first)
+    return UserError(
+        f"{sentence} By plan's arithmetic training takes {now / GB:.2g} GB a rank with micro_batch "
+        f"{rows}, ZeRO {stage} and activation_checkpointing {str(sparing).lower()}. In "
+        f"profiles/{profile.name}.yaml, "
+        + (f"these would help: {advice}." if advice else "only more `processes` would help.")
+        + " Training then resumes from its last checkpoint."
+    )

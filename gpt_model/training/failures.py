@@ -1,0 +1,55 @@
+"""An exchange between ranks that failed, as a sentence that names who did not come to it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import torch.distributed
+from torch.distributed.distributed_c10d import _get_default_store
+
+from gpt_model.errors import UserError
+
+PATIENCE = 20.0  # seconds in which the other ranks fail in the same exchange
+
+
+def host_of(rank: int, ranks: int) -> str:
+    """Of LINEAGE_HOSTS, by the launcher."""
+    hosts = os.environ.get("LINEAGE_HOSTS", "this machine").split(",")
+    return hosts[rank * len(hosts) // ranks]
+
+
+def exchange_failed(error: torch.distributed.DistBackendError) -> UserError:
+    """What to tell people of nccl's error on this rank. Waits for the others' word."""
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    reason = str(error).strip().split("\n")[0][:300].rstrip(".")
+    said = f"Rank {rank} of {ranks}, on {host_of(rank, ranks)}, waited in vain: {reason}."
+    try:
+        silent = _silent_ranks(rank, ranks)
+    except (torch.distributed.DistError, RuntimeError):
+        return UserError(
+            f"{said} Rank 0's process, on {host_of(0, ranks)}, is not there either: see its part "
+            "of the log first."
+        )
+    if not silent:
+        return UserError(
+            f"{said} So did every other rank: no process is lost, the network between them is. "
+            "See NCCL_SOCKET_IFNAME and NCCL_IB_HCA, and run again with NCCL_DEBUG=INFO."
+        )
+    absent = ", ".join(f"{each} on {host_of(each, ranks)}" for each in silent)
+    return UserError(
+        f"{said} Not heard of: rank {absent}. It hangs or is gone: see its part of the log, and "
+        "`dmesg` and `nvidia-smi` there. Training resumes from its last checkpoint."
+    )
+
+
+def _silent_ranks(rank: int, ranks: int) -> list[int]:
+    """Those that did not fail in the same exchange within PATIENCE."""
+    store = _get_default_store()
+    store.set(f"waited/{rank}", "")
+    deadline = time.monotonic() + PATIENCE
+    while silent := [each for each in range(ranks) if not store.check([f"waited/{each}"])]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    return silent
