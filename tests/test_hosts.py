@@ -335,6 +335,57 @@ def test_hosts_that_cannot_be_had_are_named(
     assert not allocations(machines)
 
 
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+LATE = f"LD_PRELOAD={FAKETIME} FAKETIME=+5m"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("mount -t tmpfs none {folder}/journal", "does not see the store's folder"),
+        ("mount -t tmpfs -o size=9m none {folder}/small", "has 9 MB free in its temporary folder"),
+        pytest.param(
+            f'set -- "$@" -o SetEnv="{LATE}"',
+            "'s clock is 300 s from this machine's",
+            marks=pytest.mark.skipif(not FAKETIME.exists(), reason="apt-get install libfaketime"),
+        ),
+    ],
+)
+def test_a_host_that_does_not_fit_is_named_and_nothing_runs(
+    machines: Machines, tmp_path: Path, change: str, sentence: str
+) -> None:
+    """n2 by another sshd, for which `change` has changed the machine."""
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "small").mkdir()
+    (tmp_path / "starter.py").write_text(STARTER)
+    settings = tmp_path / "ssh_config"
+    settings.write_text(f"Host n2\n  Port 2222\n{(machines.folder / 'ssh_config').read_text()}")
+    sshd = f'{change.format(folder=tmp_path)}; exec /usr/sbin/sshd "$@"'
+    log = tmp_path / "sshd.log"
+    arguments = ["-D", "-E", str(log), "-p", "2222", "-f", str(machines.folder / "sshd_config")]
+    daemon = machines.start("n2", ["sh", "-c", sshd, "sh", *arguments])
+    try:
+        until(lambda: log.exists() and "listening" in log.read_text(), "no sshd on n2")
+        profile = hosts(machines, "ssh") | {"options": ["-F", str(settings)]}
+        profile["environment"] = {"TMPDIR": str(tmp_path / "small")}
+        command = [sys.executable, str(tmp_path / "starter.py"), str(tmp_path)]
+        done = subprocess.run(
+            machines.on(HEAD, [*command, json.dumps(profile), "2", str(SILENCE)]),
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        outcome = json.loads(done.stdout)
+        assert outcome["field"] == "hosts", outcome
+        assert outcome["refused"].startswith("Host n2") and sentence in outcome["refused"], outcome
+        below = set(psutil.Process(daemon.pid).children(recursive=True))
+        guards = below & set(processes(lambda words: "of-several" in words))
+        assert not psutil.wait_procs(guards, timeout=WITHIN)[1], "a guard was left"
+    finally:
+        daemon.kill()
+
+
 class Recipe:
     """One recipe, built by one profile or another in a store of its own."""
 
