@@ -40,15 +40,15 @@ def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_a_gpu_as_the_profile_says_is_taken(device: SimpleNamespace) -> None:
-    before = torch.backends.cuda.matmul.fp32_precision
     try:
         gpu.choose(80e9, tf32=True)
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        assert torch.backends.cuda.matmul.allow_tf32  # which inductor asks in the older way
         gpu.choose(None, tf32=False)
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
         gpu.require_precision("bfloat16", tf32=True)
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_a_profile_of_a_gpu_without_one_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

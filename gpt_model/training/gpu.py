@@ -61,7 +61,7 @@ def choose(memory_bytes: float | None, tf32: bool) -> None:
             field="memory_gb",
         )
     torch.cuda.set_device(index)
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 
 def _require_driver(host: str) -> None:
