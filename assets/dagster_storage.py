@@ -46,7 +46,7 @@ KEEP_ALIVE = (
     "tcp_keepalives_idle = 20",
     "tcp_keepalives_interval = 10",
     "tcp_keepalives_count = 3",
-    "tcp_user_timeout = '50s'",  # in place of keep-alives, where an answer was on its way
+    "tcp_user_timeout = '50s'",  # in place of signs of life, where an answer was on its way
 )
 LOOK_SECONDS = 5.0  # between two looks whether the session is open
 RESTART_SECONDS = 30  # after its start Postgres has none of the locks that it had before
