@@ -110,10 +110,10 @@ SAID_AT_ONCE: dict[str, tuple[Mutation, str, tuple[str, ...]]] = {
         "pretraining.betas[0]",
         ("-0.9",),
     ),
-    "a batch the processes cannot share": (
-        lambda r: r["pretraining"].update(batch_tokens=480),
+    "a batch of fewer sequences than processes": (
+        lambda r: r["pretraining"].update(batch_tokens=32),
         "pretraining.batch_tokens",
-        ("15 sequences", "'cpu'", "processes to 1"),
+        ("32 is 1 sequence of 32", "'cpu'", "processes to 1 at most"),
     ),
     "a missing source": (
         lambda r: source(r).update(path="nowhere/*.txt"),

@@ -162,7 +162,7 @@ def test_shell_completes_recipes_artifacts_profiles_and_experiments(
     Store(home).set_ref("local", "experiments/depth", tokens)
     assert set(complete("")) == set(MODULES)
     assert complete("run gpt2-x") == ["gpt2-xl"]
-    assert complete("run tiny --profile s") == ["single"]
+    assert complete("run tiny --profile si") == ["single"]
     assert complete("run tiny --select +fi") == [f"+{name}" for name in TASKS]
     assert complete("show local/tok") == ["local/tokenizer", "local/tokens"]
     assert complete("trace local/exp") == ["local/experiments/depth"]

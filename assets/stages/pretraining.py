@@ -64,7 +64,8 @@ def check_shared_out(
     sequences = section["batch_tokens"] // context
     if sequences < processes:
         raise UserError(
-            f"batch_tokens {section['batch_tokens']} is {sequences} sequences of {context} tokens, "
+            f"batch_tokens {section['batch_tokens']} is {sequences} "
+            f"sequence{'s' if sequences != 1 else ''} of {context} tokens, "
             f"fewer than the processes of the profile {profile!r}, {processes}: set processes to "
             f"{sequences} at most in profiles/{profile}.yaml, or enlarge the recipe's batch.",
             field="pretraining.batch_tokens",
