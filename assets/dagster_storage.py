@@ -158,18 +158,19 @@ def is_held(instance: DagsterInstance, lock: str) -> bool:
 def _held(url: str) -> str:
     name = secrets.token_hex(8)
     engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    session = [_locking_session(engine, name)]
+    session = _locking_session(engine, name)
 
     def hold() -> None:
+        nonlocal session
         while True:
             time.sleep(LOOK_SECONDS)
             with suppress(DBAPIError):  # Postgres is down: Dagster's own statements say so
-                if session[0].closed:
-                    session[0] = _locking_session(engine, name)
+                if session.closed:
+                    session = _locking_session(engine, name)
                 try:
-                    session[0].execute(text("SELECT 1"))
+                    session.execute(text("SELECT 1"))
                 except DBAPIError:
-                    session[0].close()
+                    session.close()
 
     threading.Thread(target=hold, name="lock of this process", daemon=True).start()
     return name

@@ -368,10 +368,10 @@ def resume(setting: Setting) -> list[Row]:
         raise KeyboardInterrupt
 
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-        kept = Path(folder) / "checkpoints"
+        checkpoints = Path(folder) / "checkpoints"
         with suppress(KeyboardInterrupt):
-            _train(config, execution, 8, checkpoints=kept, hooks=[Hook([5], stop)])
-        resumed = _train(config, execution, 8, checkpoints=kept)
+            _train(config, execution, 8, checkpoints=checkpoints, hooks=[Hook([5], stop)])
+        resumed = _train(config, execution, 8, checkpoints=checkpoints)
     error = abs(resumed[-1] - whole[-1]) / whole[-1]
     steps = len(resumed)
     return [

@@ -4,8 +4,9 @@ recipe ends with the same bytes after it, and tokens/s of four hosts against fou
     python benchmarks/hosts.py [kills|cable|resumed|speed] [--times 5] [--json FILE]
 
 The machines, the ranks and what is killed are those of tests/test_hosts.py; needs root, sshd and
-Slurm; `--by ray` starts a Ray cluster, and `--by kubernetes` the tests' own. The network is this machine's memory: it says nothing about
-a real one. The tests' hosts give up after 6 seconds of silence, a profile's after 45.
+Slurm; `--by ray` starts a Ray cluster, and `--by kubernetes` the tests' own. The network is this
+machine's memory: it says nothing about a real one. The tests' hosts give up after 6 seconds of
+silence, a profile's after 45.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ def rank_main(job: dict[str, Any]) -> None:
             convert.save(view, output / "model")  # type: ignore[arg-type]
     engine.close()
     peaks.append(peak_resident_bytes() - before)
-    found = {"peaks": peaks, "parameters": shape.parameters()}
-    (output / f"rank-{rank}.json").write_text(json.dumps(found))
+    record = {"peaks": peaks, "parameters": shape.parameters()}
+    (output / f"rank-{rank}.json").write_text(json.dumps(record))
     sys.stdout.flush()
     os._exit(0)  # gloo's threads may hang the interpreter's teardown
 

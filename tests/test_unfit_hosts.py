@@ -196,6 +196,18 @@ def test_the_end_of_a_guards_lifeline_is_heard_and_a_strangers_is_not(
         for each in guards:
             each.connect(lifeline.address, lifeline.token if each is not guards[2] else "another")
         assert lifeline.ended() == set()
+        stranger = guards[2]._lifeline
+        assert stranger is not None
+        stranger.setblocking(False)
+
+        def is_cut_off() -> bool:
+            assert lifeline.ended() == set()
+            try:
+                return stranger.recv(1) == b""
+            except BlockingIOError:
+                return False
+
+        until(is_cut_off, "the stranger was not cut off")
         for each in guards[1:]:
             assert each._lifeline is not None
             each._lifeline.close()

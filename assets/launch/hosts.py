@@ -149,8 +149,9 @@ class Lifeline:
                 continue
             except OSError:
                 part = b""
-            self._connections[connection] = shown + part
-            if not part:
+            shown = self._connections[connection] = shown + part
+            stranger = not shown.startswith(self.token.encode()[: len(shown)])
+            if stranger or not part:
                 del self._connections[connection]
                 connection.close()
                 token, _, number = shown.decode(errors="replace").strip().partition(" ")
@@ -249,16 +250,14 @@ class HostsLauncher:
         names = list(self.hosts.names)
         if len(names) <= nodes or self.hosts.nodes is None:
             return names[:nodes]
-        probes = [
-            subprocess.Popen(
-                _ssh(name, self.hosts.options, ["true"]),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            for name in names
-        ]
-        up = [name for name, probe in zip(names, probes, strict=True) if probe.wait() == 0]
+        with Path(os.devnull).open("wb") as nowhere:
+            probes = [
+                _started(_ssh(name, self.hosts.options, ["true"]), nowhere, (), self.hosts.by)
+                for name in names
+            ]
+        for probe in probes:
+            probe.communicate()
+        up = [name for name, probe in zip(names, probes, strict=True) if probe.returncode == 0]
         if silent := [name for name in names[:nodes] if name not in up]:
             self.say(f"{', '.join(silent)} does not answer; spares: {', '.join(names[nodes:])}")
         return up[:nodes] if len(up) >= nodes else names[:nodes]

@@ -256,17 +256,20 @@ class Remote:
         """
         with self._lock:
             just_set = set(self._just_set)
-        mine = self._store.refs() if not self._compared else {}
-        mine |= {name: ref for name, ref in self._store.refs().items() if name in just_set}
+        mine = {
+            name: fingerprint
+            for name, fingerprint in self._store.refs().items()
+            if name in just_set or not self._compared
+        }
         theirs = self.refs() if mine else {}
         for name, fingerprint in mine.items():
             known = theirs.get(name, {"fingerprint": "", "updated": ""})
-            time = _now() if name in just_set else self._store.ref_time(name)
+            set_at = _now() if name in just_set else self._store.ref_time(name)
             pushed = _mark(self._store.folder_of(fingerprint)).get("address") == self.address
-            is_later = name in just_set or time > known["updated"]
+            is_later = name in just_set or set_at > known["updated"]
             if pushed and is_later and known["fingerprint"] != fingerprint and _is_name(name):
                 with self._explained("write"):
-                    document = {"fingerprint": fingerprint, "updated": time}
+                    document = {"fingerprint": fingerprint, "updated": set_at}
                     self._write(f"{self._root}/refs/{name}", json.dumps(document).encode())
         self._compared = True
         with self._lock:

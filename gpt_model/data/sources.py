@@ -240,9 +240,10 @@ def _within(documents: Iterable[str], limit: float) -> Iterator[str]:
     """The first documents of at most `limit` bytes together, and at least one."""
     size = 0
     for document in documents:
-        if size and size + len(document.encode()) > limit:
+        more = len(document.encode())
+        if size and size + more > limit:
             return
-        size += len(document.encode())
+        size += more
         yield document
 
 

@@ -23,22 +23,22 @@ def exchange_failed(error: torch.distributed.DistBackendError) -> UserError:
     """What to tell people of nccl's error on this rank. Waits for the others' word."""
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     reason = str(error).strip().split("\n")[0][:300].rstrip(".")
-    said = f"Rank {rank} of {ranks}, on {host_of(rank, ranks)}, waited in vain: {reason}."
+    waited = f"Rank {rank} of {ranks}, on {host_of(rank, ranks)}, waited in vain: {reason}."
     try:
         silent = _silent_ranks(rank, ranks)
     except (torch.distributed.DistError, RuntimeError):
         return UserError(
-            f"{said} Rank 0's process, on {host_of(0, ranks)}, is not there either: see its part "
+            f"{waited} Rank 0's process, on {host_of(0, ranks)}, is not there either: see its part "
             "of the log first."
         )
     if not silent:
         return UserError(
-            f"{said} So did every other rank: no process is lost, the network between them is. "
+            f"{waited} So did every other rank: no process is lost, the network between them is. "
             "See NCCL_SOCKET_IFNAME and NCCL_IB_HCA, and run again with NCCL_DEBUG=INFO."
         )
     absent = ", ".join(f"{each} on {host_of(each, ranks)}" for each in silent)
     return UserError(
-        f"{said} Not heard of: rank {absent}. It hangs or is gone: see its part of the log, and "
+        f"{waited} Not heard of: rank {absent}. It hangs or is gone: see its part of the log, and "
         "`dmesg` and `nvidia-smi` there. Training resumes from its last checkpoint."
     )
 

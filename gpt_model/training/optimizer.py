@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from torch import nn
 
 from gpt_model.training.schedules import Schedule
 from gpt_model.training.sharded import whole_shape
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ def largest_micro_batch(
     def peak(rows: int) -> float:
         # Two, so that the second is computed beside the first one's gradients
         batch = of_rows(rows)
-        own = peak_bytes(lambda: engine.step([batch, batch], 0.0, [0, 0]))
-        return _most_of_ranks(own, engine)
+        on_this_rank = peak_bytes(lambda: engine.step([batch, batch], 0.0, [0, 0]))
+        return _most_of_ranks(on_this_rank, engine)
 
     peak(1)  # makes the moments
     before = _most_of_ranks(peak_bytes(lambda: None), engine)  # of no sequence

@@ -451,6 +451,7 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
         table.add_row("[bold]evaluation", f"{each}: every rank has whole models")
     for sentence in what_does_not_fit(facts, facts["profile"]):
         table.add_row("[bold red]does not fit", sentence)
+    if not facts.get("memory_per_rank", {"fits": True})["fits"]:
         table.add_row("", "Missing: tensor, sequence and pipeline parallelism.")
     return table
 
@@ -469,7 +470,8 @@ def _draw_training(table: Table, facts: Mapping[str, Any]) -> None:
     )
     table.add_row("[bold]memory a rank", f"{by_stage}; beside what Python and torch take")
     ranks = f"{memory['ranks']} rank{'s' if memory['ranks'] > 1 else ''}"
-    ranks += f", {memory['micro_batch']} sequences each a forward pass"
+    sequences = "sequence" if memory["micro_batch"] == 1 else "sequences"
+    ranks += f", {memory['micro_batch']} {sequences} each a forward pass"
     ranks += f", ZeRO {memory['profile_stage']}"
     if memory["idle_share"] > IDLE_SHOWN:
         ranks += f"; {memory['idle_share']:.0%} of their time without a sequence"
