@@ -53,6 +53,7 @@ def test_a_gpu_as_the_profile_says_is_taken(device: SimpleNamespace) -> None:
 
 def test_a_profile_of_a_gpu_without_one_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)  # by a test before
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # `start` sets it
     with pytest.raises(UserError, match=r"can use no GPU of .*not compiled with CUDA.*Install tor"):
         start(Execution(device="cuda"))
 
