@@ -1,87 +1,249 @@
-"""How fast two commits train, generate and evaluate, measured in turn in one run.
+"""How fast two commits are, step by step in turns: training with DeepSpeed on two ranks and without
+it, supervised tuning, reward model, DPO, PPO, generation and evaluation.
 
-    python benchmarks/compare_speed.py BEFORE AFTER [--rounds 5]
+    python benchmarks/compare_speed.py BEFORE AFTER [--parts pretrained dpo …] [--steps 40]
 
-BEFORE and AFTER are commits, or "." for the working tree. Each round runs both, in a process of its
-own each, in alternating order. The figure is the median over rounds of AFTER's rate over BEFORE's;
-the status is 1 where one is below the bar of 0.98.
+BEFORE and AFTER are commits, or "." for the working tree. Both sides of a part run at the same time,
+each in processes of its own, but only one of them computes: the other waits before its next step.
+Both take equal steps, so a minute in which the machine is slow slows both. The figure is the median
+over steps of BEFORE's seconds over AFTER's; the status is 1 where one is below the bar of 0.98.
+The interval is a bootstrap's over steps.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import random
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from assets.launch.launcher import worker_environment
+from assets.recipe.profile import load_profile
+from benchmarks import throughput
+from benchmarks.bars import at_least, verdict
 from benchmarks.compare_commits import checkout, python
 
 BAR = 0.98
+SKIPPED_STEPS = 3
+STEP = "step seconds "
 
-# Runs inside each commit, so it names only what both have. Rates are tokens a second.
-MEASURE = """
-import json, time
+# The code of each part runs inside each commit, so it names only what both have. `turn()` ends a
+# step: it prints its seconds and waits until the other side has taken its own.
+TURNS = f"""
+import json, os, sys, time
+from pathlib import Path
+began = None
+def turn(*_):
+    global began
+    if began is not None:
+        print("\\n{STEP}" + str(time.perf_counter() - began), flush=True)
+    if not sys.stdin.readline():
+        os._exit(0)
+    began = time.perf_counter()
+def turns_of_training():
+    from gpt_model.training.engine import Engine
+    step = Engine.step
+    def in_turn(*values, **named):
+        turn()
+        return step(*values, **named)
+    Engine.step = in_turn
+def repeat(act):
+    while True:
+        turn()
+        act()
+folder, steps, shared = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+"""
+
+MODEL = """
 import torch
 from gpt_model import GPT, ModelConfig
-from gpt_model.generation import generate
-
 torch.manual_seed(0)
 model = GPT(ModelConfig(layers=4, width=192, heads=3, context=256, vocab_size=8192))
 tokens = torch.randint(8192, (8, 257))
 inputs, targets = tokens[:, :-1], tokens[:, 1:]
+"""
+PARTS = {
+    "pretrained": """
+if os.environ["RANK"] == "0":
+    turns_of_training()
+from benchmarks.throughput import pipeline_rank
+pipeline_rank(folder / "job.json")
+""",
+    "plain training": MODEL
+    + """
 optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-
-def train():
+def step():
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(inputs, targets)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-
-def rate(act, tokens, repeats):
-    act()
-    began = time.perf_counter()
-    for _ in range(repeats):
-        act()
-    return tokens * repeats / (time.perf_counter() - began)
-
+repeat(step)
+""",
+    "generation": MODEL
+    + """
+from gpt_model.generation import generate
 prompts = [list(range(1, 17))] * 8
-rates = {
-    "training": rate(train, inputs.numel(), 15),
-    "generation": rate(lambda: generate(model, prompts, 96, seed=1), 8 * 96, 3),
-    "evaluation": rate(lambda: model.loss_by_token(inputs, targets), inputs.numel(), 20),
+repeat(lambda: generate(model, prompts, 96, seed=1))
+""",
+    "evaluation": MODEL + "repeat(lambda: model.loss_by_token(inputs, targets))",
+    "sft": """
+turns_of_training()
+from benchmarks.alignment_sft import run_ours
+run_ours(shared, steps + 9)
+""",
+    "reward": """
+turns_of_training()
+from benchmarks.alignment_reward import run_ours
+run_ours(shared, steps + 9)
+""",
+    "dpo": """
+turns_of_training()
+from benchmarks.alignment_dpo import run_ours
+run_ours(shared, steps + 9)
+""",
+    "ppo": """
+turns_of_training()
+from benchmarks.alignment_ppo import run_ours
+run_ours(shared, "shared trunk", steps)
+""",
 }
-print(json.dumps(rates))
-"""
+PREFERENCES = "from benchmarks.alignment_reward import make_inputs; make_inputs(shared, steps + 9)"
+INPUTS = {
+    "sft": "from benchmarks.alignment_sft import make_inputs; make_inputs(shared, steps + 9)",
+    "reward": PREFERENCES,
+    "dpo": PREFERENCES,
+    "ppo": "from benchmarks.alignment_ppo import make_inputs; make_inputs(shared)",
+}
+
+
+class Side:
+    """One commit's processes of a part. They compute only while `step` runs."""
+
+    def __init__(self, tree: Path, part: str, folder: Path, steps: int, shared: Path) -> None:
+        folder.mkdir()
+        self.log = (folder / "log").open("w+")
+        command = [sys.executable, "-c", TURNS + PARTS[part], str(folder), str(steps), str(shared)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(tree)}
+        ranks = 1
+        if part == "pretrained":
+            profile = load_profile("cpu")
+            ranks = profile.processes
+            environment |= worker_environment("cpu", ranks, profile.threads_each())
+            environment |= {"MASTER_PORT": str(_free_port()), "PYTHONPATH": str(tree)}
+            job = {**json.loads((shared / "job.json").read_text()), "output": str(folder)}
+            (folder / "job.json").write_text(json.dumps(job))
+        self.processes = [
+            subprocess.Popen(
+                command,
+                cwd=tree,
+                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE if rank == 0 else self.log,
+                stderr=self.log,
+                text=True,
+            )
+            for rank in range(ranks)
+        ]
+
+    def step(self) -> float:
+        """Lets it take one step; the step's seconds."""
+        process = self.processes[0]
+        assert process.stdin and process.stdout
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            if line.startswith(STEP):
+                return float(line.removeprefix(STEP))
+        self.log.seek(0)
+        raise SystemExit(f"a side ended before its last step: {self.log.read()[-3000:]}")
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.log.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def make_inputs(part: str, tree: Path, steps: int, shared: Path) -> None:
+    """What both sides of a part read, made by one of them."""
+    shared.mkdir()
+    if part == "pretrained":
+        case = throughput.cases({"tiny": steps + 9, "6x384": steps})["tiny"]
+        throughput.make_inputs(shared, case["vocab_size"])
+        profile = load_profile("cpu").model_dump(mode="json", exclude_unset=True)
+        job = {"inputs": str(shared), "case": case, "profile": profile}
+        (shared / "job.json").write_text(json.dumps(job))
+    elif part in INPUTS:
+        python(tree, "-c", TURNS + INPUTS[part], str(shared), str(steps), str(shared))
+
+
+def compare(part: str, trees: Sequence[Path], steps: int, folder: Path) -> list[float]:
+    """BEFORE's seconds over AFTER's, step by step."""
+    folder.mkdir()
+    make_inputs(part, trees[1], steps, folder / "inputs")
+    ratios: list[float] = []
+    with ExitStack() as stack:
+        sides = [
+            stack.enter_context(closing(Side(tree, part, folder / name, steps, folder / "inputs")))
+            for name, tree in zip(("before", "after"), trees, strict=True)
+        ]
+        for step in range(SKIPPED_STEPS + steps):
+            seconds = [0.0, 0.0]
+            for side in (0, 1) if step % 2 else (1, 0):
+                seconds[side] = sides[side].step()
+            if step >= SKIPPED_STEPS:
+                ratios.append(seconds[0] / seconds[1])
+    return ratios
+
+
+def interval(ratios: Sequence[float], resamples: int = 2000) -> tuple[float, float]:
+    """95 % of the medians of as many steps drawn from these."""
+    draw = random.Random(0)
+    medians = sorted(
+        statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(resamples)
+    )
+    return medians[resamples // 40], medians[-resamples // 40]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("before")
     parser.add_argument("after")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--steps", type=int, default=40)
     given = parser.parse_args()
-    ratios: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="compare-speed-") as folder:
+    with tempfile.TemporaryDirectory(prefix="compare-speed-") as scratch:
+        folder = Path(scratch)
         trees = [
-            checkout(commit, Path(folder) / name)
+            checkout(commit, folder / name)
             for commit, name in ((given.before, "before"), (given.after, "after"))
         ]
-        for number in range(given.rounds):
-            rates: list[dict[str, float]] = [{}, {}]
-            for side in (0, 1) if number % 2 else (1, 0):
-                rates[side] = json.loads(python(trees[side], "-c", MEASURE).stdout)
-            for name, before in rates[0].items():
-                ratios.setdefault(name, []).append(rates[1][name] / before)
-    medians = {name: statistics.median(values) for name, values in ratios.items()}
-    for name, median in medians.items():
-        rounds = ", ".join(f"{ratio:.3f}" for ratio in ratios[name])
-        print(f"{name}: {median:.3f} of before, bar {BAR} (rounds: {rounds})")
-    return 1 if min(medians.values()) < BAR else 0
+        for part in given.parts:
+            ratios = compare(part, trees, given.steps, folder / part)
+            median, (low, high) = statistics.median(ratios), interval(ratios)
+            print(
+                f"{part}: {median:.3f} ({low:.3f} to {high:.3f}) of before, {len(ratios)} steps "
+                f"{at_least(part, median, BAR)}",
+                flush=True,
+            )
+    return verdict()
 
 
 if __name__ == "__main__":
