@@ -25,7 +25,7 @@ from assets.store.store import SHORT, Store
 from assets.tracking.tracking import Tracking
 from gpt_model.data.hub import silent
 from gpt_model.errors import CorruptFile, UserError, shortened
-from gpt_model.io import sha256_of, write_json
+from gpt_model.io import sha256_of, temporary_name, write_json
 from pipelines.progress import BuildDisplay
 
 WEIGHTS = "model.safetensors"
@@ -118,7 +118,7 @@ def export(
     convert.check_exportable(folder)
     _require_replaceable(target, store.home, replace)
     part, aside = (
-        target.with_name(f".{target.name}.{os.getpid()}.{name}") for name in ("new", "old")
+        temporary_name(target.with_name(f".{target.name}.{name}")) for name in ("new", "old")
     )
     with explain_full_disk(target):
         try:

@@ -5,11 +5,15 @@ others.
 from __future__ import annotations
 
 import ast
+import os
 import re
+import socket
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from gpt_model.io import temporary_name
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("gpt_model", "assets", "pipelines")
@@ -57,3 +61,19 @@ def test_no_module_defines_a_constant_twice() -> None:
         if count > 1
     }
     assert twice == set()
+
+
+def test_no_temporary_file_is_named_by_a_process_number_alone() -> None:
+    """Hosts that share a folder have processes of the same number: `gpt_model.io.temporary_name` is
+    for all.
+    """
+    alone = {
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for floor in FLOORS
+        for path in (ROOT / floor).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.JoinedStr) and "os.getpid()}." in ast.unparse(node)
+    }
+    assert alone == set()
+    here = temporary_name(Path("folder") / "file.json")
+    assert here.name.startswith(f"file.json.{socket.gethostname()}-{os.getpid()}-")

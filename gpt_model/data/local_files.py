@@ -20,7 +20,7 @@ from typing import Annotated, BinaryIO, Self
 
 from gpt_model.data.globs import require_few_wildcards
 from gpt_model.errors import UserError, naming_path
-from gpt_model.io import sha256_of
+from gpt_model.io import sha256_of, temporary_name
 from gpt_model.strict import Bounds, Strict
 
 CHUNK = 1 << 20  # bytes
@@ -308,6 +308,6 @@ def _write(path: Path, text: str) -> None:
     lost is made again, so none waits for the disk, as `write_json` does: a corpus has thousands.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(os.fsencode(text))
-    part.replace(path)
+    temporary = temporary_name(path)
+    temporary.write_bytes(os.fsencode(text))
+    temporary.replace(path)

@@ -38,7 +38,7 @@ from requests.adapters import BaseAdapter
 
 from gpt_model.data.requirement import Kind, name_and_version
 from gpt_model.errors import UserError
-from gpt_model.io import sha256_of
+from gpt_model.io import sha256_of, temporary_name
 from gpt_model.progress import Progress
 from gpt_model.redaction import redacted
 
@@ -67,7 +67,7 @@ def fetch_package(
     reasons: list[str] = []
     field = "package"
     for where, fetch in _locations(wanted, progress):
-        part = folder / f".{sha256[:16]}.{os.getpid()}.part"
+        part = temporary_name(folder / f".{sha256[:16]}")
         try:
             filename = _with_retries(partial(fetch, part), progress)
             if filename is None:

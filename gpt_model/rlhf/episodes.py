@@ -9,7 +9,6 @@ token, and the reward model reads it with an end-of-text added, as it never saw 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpt_model.generation import generate
-from gpt_model.io import TEMPORARY, fsync
+from gpt_model.io import fsync, temporary_name
 from gpt_model.log_probabilities import predicting_positions, token_log_probabilities
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.reward_model import RewardModel
@@ -228,7 +227,7 @@ def log_probs_and_entropy(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tenso
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Replaces `path` in one step, on disk before it returns. Tensors [...] of any shape."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = temporary_name(path)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     fsync(temporary)
     temporary.replace(path)
