@@ -39,6 +39,7 @@ from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.sizing import counted
+from gpt_model.training.batching import ROLLOUT_EPISODES, TRAINING_TOKENS
 
 if TYPE_CHECKING:
     from assets.build import Request
@@ -385,6 +386,32 @@ def ppo_bytes(model: ModelConfig, shared_value: bool) -> int:
     and reward model are not (4 each).
     """
     return model.parameters() * ((1 if shared_value else 2) * 16 + 2 * 4)
+
+
+def ppo_bytes_per_rank(
+    model: ModelConfig, section: Config, profile: Profile, zero_stage: int, ranks: int
+) -> float:
+    """Bytes that PPO by `section` takes on each rank, as `memory_per_rank` counts them for policy
+    and critic; of reference and reward model the weights alone.
+
+    On top comes the larger of two: the activations of a step; or, while answers are sampled, keys
+    and values of a chunk of episodes, and at ZeRO 3 one model's embeddings and a block of it.
+    """
+    models = 1 if section["value"] == "shared" else 2
+    whole, shard = 4 * model.parameters(), 1 / ranks
+    weights = (models + 2) * whole * (shard if zero_stage == 3 else 1)
+    gradients = models * whole * (shard if zero_stage >= 2 else 1)
+    optimizer = models * whole * (3 * shard if zero_stage >= 1 else 2)
+    rows = profile.micro_batch or max(1, TRAINING_TOKENS // model.context)
+    step = models * activation_bytes(model, rows, profile.activation_checkpointing)
+    episodes = min(profile.micro_batch or ROLLOUT_EPISODES, -(-section["batch"] // ranks))
+    tokens = episodes * min(model.context, PROMPT + section["max_new_tokens"])
+    reduced = profile.device == "cuda" and section["precision"] == "bfloat16"
+    sampling: float = (2 if reduced else 4) * tokens * 2 * model.layers * model.width
+    if zero_stage == 3:
+        embeddings = (model.vocab_size + model.context) * model.width
+        sampling += 4 * (embeddings + 12 * model.width**2)
+    return weights + gradients + optimizer + max(step, sampling)
 
 
 # Models that a rank has whole at a time, in stages that only read them. Those that write answers or

@@ -31,6 +31,7 @@ from assets.estimate import (
     memory_per_rank,
     planned,
     ppo_bytes,
+    ppo_bytes_per_rank,
     readable,
     smallest_profile,
     training_flops,
@@ -40,13 +41,20 @@ from assets.graph import node_named, nodes
 from assets.node import Node
 from assets.recipe.profile import Profile, load_profile
 from assets.recipe.recipe import BatchRamp, load_recipe
+from assets.recipe.sections import PPOSection
 from assets.store.manifest import Facts
 from assets.store.store import Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.scaling_laws import fit_compute
 from gpt_model.training.schedules import BatchSchedule
-from pipelines.cli.plan import draw_plan, parameters_by_part, plan_of, what_does_not_fit
+from pipelines.cli.plan import (
+    draw_plan,
+    memory_facts,
+    parameters_by_part,
+    plan_of,
+    what_does_not_fit,
+)
 
 RECIPE = small_recipe()
 CPU = Profile(name="two", processes=2, threads=1)
@@ -189,6 +197,34 @@ def test_ppos_four_models_take_16_bytes_a_trained_parameter_and_4_a_frozen_one()
     model = ModelConfig.published("gpt3-xl")
     assert ppo_bytes(model, shared_value=False) == 40 * model.parameters()
     assert ppo_bytes(model, shared_value=True) == 24 * model.parameters()
+
+
+def test_at_zero_3_every_rank_has_a_share_of_ppos_models_one_block_and_its_answers_cache() -> None:
+    model = ModelConfig.published("gpt3-xl")
+    section = PPOSection(learning_rate=1e-5, max_new_tokens=256).model_dump(mode="json")
+    profile = Profile(name="gpus", device="cuda", processes=8)
+
+    def each(zero_stage: int, ranks: int, **changes: object) -> float:
+        changed = {**section, **changes}
+        return ppo_bytes_per_rank(model, changed, profile, zero_stage, ranks)
+
+    # Policy and critic: weight, gradient, two moments, DeepSpeed's flat copy; two frozen weights
+    state = (2 * 20 + 2 * 4) * model.parameters()
+    assert each(3, 8) - each(3, 16) == pytest.approx(state / 16)
+    weights_of_frozen = 8 * model.parameters()
+    assert each(2, 8) - each(3, 8) > weights_of_frozen * 7 / 8
+    assert each(3, 64) > each(3, 64, value="shared") > state / 2 / 64
+
+
+def test_plan_says_on_how_many_ranks_ppo_fits() -> None:
+    recipe, hopper = load_recipe("instructgpt-6b"), load_profile("hopper8")
+    model = ModelConfig.published("gpt3-6.7b")
+    needed = memory_facts(recipe, model, hopper)["ppo_memory"]
+    assert not needed["fits"] and needed["ranks"] == 9
+    [sentence] = what_does_not_fit({"ppo_memory": needed}, "hopper8")
+    assert "a rank at ZeRO 3, and hopper8 has 80GB. At ZeRO 3, 9 of its ranks would do." in sentence
+    more = hopper.model_copy(update={"processes": 9})
+    assert memory_facts(recipe, model, more)["ppo_memory"]["fits"]
 
 
 def test_plan_refuses_more_processes_than_sequences_and_counts_the_time_they_have_none(

@@ -24,6 +24,7 @@ EVALUATION_TOKENS = 8192  # without a gradient, nothing is kept for a backward p
 # Of a rollout, which reference, reward and value model read in turn: at 6 × 384 on two cores a
 # quarter faster than 8192
 ROLLOUT_TOKENS = 2048
+ROLLOUT_EPISODES = 64  # that a rank samples together, unless the profile sets `micro_batch`
 TASK_TOKENS = 4096  # GPT-1's tasks, padding included: activations that fit in a CPU's cache
 LM_EVAL_TOKENS = {"cpu": 4096, "cuda": 65536}  # `lm_eval`'s requests, padding included
 

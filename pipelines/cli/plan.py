@@ -7,7 +7,6 @@ artifact. Imports no torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from assets.estimate import (
     memory_per_rank,
     planned,
     ppo_bytes,
+    ppo_bytes_per_rank,
     readable,
     smallest_profile,
     training_flops,
@@ -35,6 +35,7 @@ from assets.graph import nodes
 from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.recipe.recipe import PretrainingSection, Recipe
+from assets.recipe.sections import PPOSection
 from assets.stages import base_model
 from assets.stages.pretraining import batches_of, check_shared_out, idle_share, micro_batch
 from assets.stages.zero_shot import members
@@ -187,14 +188,7 @@ def memory_facts(recipe: Recipe, model: ModelConfig, profile: Profile) -> dict[s
     if recipe.pretraining:
         facts["memory_per_rank"] = _training_memory(recipe.pretraining, model, profile, available)
     if recipe.alignment and recipe.alignment.ppo:
-        total = ppo_bytes(model, recipe.alignment.ppo.value == "shared")
-        shard = total // profile.processes
-        facts["ppo_memory"] = {
-            "bytes": total,
-            "bytes_per_rank_shared_out": shard,
-            "fits": available is None or shard <= available,
-            "ranks": math.ceil(total / available) if available else None,
-        }
+        facts["ppo_memory"] = _ppo_memory(recipe.alignment.ppo, model, profile, available)
     stages = {node.stage.name for node in nodes(recipe)}
     if size := whole_model_bytes(model, stages, profile.device):
         facts["evaluation_memory"] = {
@@ -204,6 +198,31 @@ def memory_facts(recipe: Recipe, model: ModelConfig, profile: Profile) -> dict[s
             "fits": available is None or size <= available,
         }
     return facts
+
+
+def _ppo_memory(
+    section: PPOSection, model: ModelConfig, profile: Profile, available: float | None
+) -> dict[str, Any]:
+    settings = section.model_dump(mode="json")
+
+    def each(zero_stage: int, ranks: int) -> float:
+        return ppo_bytes_per_rank(model, settings, profile, zero_stage, ranks)
+
+    by_stage = {stage: each(stage, profile.processes) for stage in ZERO_STAGES}
+    fits = available is None or by_stage[profile.zero_stage] <= available
+    enough = None
+    if not fits and available:
+        # A rank has an episode of each minibatch at least
+        rank_numbers = range(1, section.minibatch + 1)
+        enough = next((ranks for ranks in rank_numbers if each(3, ranks) <= available), None)
+    return {
+        "bytes": ppo_bytes(model, section.value == "shared"),
+        "profile_stage": profile.zero_stage,
+        "bytes_by_zero_stage": {str(stage): size for stage, size in by_stage.items()},
+        "available": available,
+        "fits": fits,
+        "ranks": enough,  # with which it fits at ZeRO 3
+    }
 
 
 def _training_memory(
@@ -252,9 +271,16 @@ def what_does_not_fit(memory: Mapping[str, Any], profile: str) -> list[str]:
             f"{_bytes(training['available'])}. The smallest profile that would do: {fields}."
         )
     if (ppo := memory.get("ppo_memory")) and not ppo["fits"]:
+        stage = ppo["profile_stage"]
+        remedy = (
+            f"At ZeRO 3, {ppo['ranks']} of its ranks would do"
+            if ppo["ranks"]
+            else "No number of its ranks would do: take devices of more memory, or a smaller "
+            "micro_batch"
+        )
         sentences.append(
-            f"PPO's models take {_bytes(ppo['bytes'])}: {ppo['ranks']} ranks of {profile}'s "
-            "devices would hold them."
+            f"PPO takes {_bytes(ppo['bytes_by_zero_stage'][str(stage)])} a rank at ZeRO {stage}, "
+            f"and {profile} has {_bytes(ppo['available'])}. {remedy}."
         )
     if (evaluation := memory.get("evaluation_memory")) and not evaluation["fits"]:
         sentences.append(
@@ -441,8 +467,10 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
     table.add_row("[bold]parameters", f"{total}: {parts}")
     if ppo := facts.get("ppo_memory"):
         models = f"{_bytes(ppo['bytes'])}: policy, value, reference, reward"
-        shard = f"{_bytes(ppo['bytes_per_rank_shared_out'])} a rank where all is shared out"
-        table.add_row("[bold]PPO's models", f"{models}; {shard}")
+        by_stage = ", ".join(
+            f"{_bytes(size)} at ZeRO {stage}" for stage, size in ppo["bytes_by_zero_stage"].items()
+        )
+        table.add_row("[bold]PPO's models", f"{models}; a rank {by_stage}")
     if "tokens" in facts:  # something is pre-trained
         _draw_training(table, facts)
     if evaluation := facts.get("evaluation_memory"):
