@@ -91,9 +91,9 @@ def run_ours(
     from gpt_model import convert
     from gpt_model.ops.varlen import PackedSequences
     from gpt_model.progress import Silent
-    from gpt_model.rlhf.episodes import SamplingParams
     from gpt_model.rlhf.ppo import ActorCritic, LossConfig, PPOObjective
     from gpt_model.rlhf.reward_model import RewardModel
+    from gpt_model.rlhf.rollout_engine import SamplingParams
     from gpt_model.rlhf.rollouts import Limits, RolloutConfig, Rollouts
     from gpt_model.tokenizer import Tokenizer
     from gpt_model.training.engine import Execution
@@ -147,8 +147,12 @@ def run_ours(
             )  # a batch begins as it is made, and ends where the next begins
             return rollouts.between(step, model.rollout_models())
 
+        critic, reward = (Liking(convert.load(folder / "policy")) for _ in range(2))
         model = ActorCritic(
-            start, Liking(convert.load(folder / "policy")), shared=side == "shared trunk", seed=1
+            start,
+            None if side == "shared trunk" else critic,
+            convert.load(folder / "policy"),
+            reward,
         )
         steps = (batches + 1) * config.steps_per_batch
         settings = TrainingSettings(

@@ -102,7 +102,7 @@ def generate(
             for number in range(count):
                 if number:
                     states = model.hidden(chosen[-1][:, None], cache)[:, -1]
-                logits = _logits(states, model.wte.weight)
+                logits = logits_of(states, model.wte.weight)
                 draw = None if draws is None else draws[:, number, None]
                 chosen.append(_choose(logits, draw, temperature, top_k, top_p))
             if on_choice is not None:
@@ -148,7 +148,7 @@ def _check(
         raise ValueError(f"stop strings {strings} need decode=, the tokenizer's")
 
 
-def _logits(states: Tensor, weight: Tensor) -> Tensor:
+def logits_of(states: Tensor, weight: Tensor) -> Tensor:
     """Logits [rows, vocabulary] of states [rows, width] by weight [vocabulary, width]."""
     with torch.autocast(states.device.type, enabled=False):
         return output_head(states.to(weight.dtype), weight)

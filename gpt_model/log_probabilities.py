@@ -74,16 +74,16 @@ def continuation_log_probabilities(
     tokens are the continuation. At a temperature: of what is sampled at it. Collective where there
     are several ranks.
     """
-    device = model.wte.weight.device
 
     def read(indices: Sequence[int]) -> list[float]:
+        device = model.wte.weight.device
         rows = PackedSequences.of([texts[index] for index in indices], device)
         lengths = torch.tensor([continuations[index] for index in indices], device=device)
         positions = continuation_positions(rows, lengths)
         by_token = token_log_probabilities(model, rows, positions, temperature, precision)
         return [float(nats.sum()) for nats in by_token.double().split(lengths.tolist())]
 
-    return results_of_items(read, token_batches([len(text) for text in texts]), execution)
+    return results_of_items(read, token_batches([len(text) for text in texts]), execution, model)
 
 
 def loss_of_log_probabilities(

@@ -4,20 +4,32 @@ tests of it.
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
 from training_ranks import make_inputs
 
 from assets.recipe.sections import PPOSection
 from gpt_model import convert
 from gpt_model.config import ModelConfig
-from gpt_model.rlhf import reward_model
+from gpt_model.rlhf import reward_model, rollouts
 from gpt_model.rlhf.chat_template import chat_tokenizer
+from gpt_model.rlhf.ppo import ActorCritic
 from gpt_model.rlhf.reward_model import RewardModel
+from gpt_model.rlhf.rollout_engine import Chunk, SamplingParams, answers_of
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.transformer import GPT
+from gpt_model.training.engine import Execution
+from gpt_model.training.sharded import ShardedModel
+from gpt_model.transformer import GPT, with_rows
 
 BATCHES, EACH = 8, 2  # batches, and optimizer steps each
 PPO: dict[str, Any] = {
@@ -63,7 +75,73 @@ def make_ppo_inputs(folder: Path) -> Path:
     return folder
 
 
-def one_run(output: Path, zero_stage: int = 1, **section: Any) -> dict[str, Any]:
+def actors_of(start: GPT, reward: RewardModel, shared: bool = False) -> ActorCritic:
+    """Copies of `start` and `reward`, without dropout."""
+    critic = None if shared else copy.deepcopy(reward)
+    if critic is not None:
+        critic.gpt = with_rows(reward.gpt, 0, 0.0, 1)
+    return ActorCritic(with_rows(start, 0, 0.0, 1), critic, start, reward)
+
+
+def most_gathered(model: Path) -> int:
+    """Elements of a stored model's embeddings, last norm and one block: all that a rank has of it
+    at a time at ZeRO 3.
+    """
+    weights = load_file(model / "model.safetensors")
+    names = {name.removeprefix("transformer."): name for name in weights}
+    return sum(
+        weights[stored].numel()
+        for name, stored in names.items()
+        if not name.startswith("h.") or name.startswith("h.0.")
+    )
+
+
+class CopyEngine:
+    """Stands where an inference engine would: rank 0 takes the weights one by one into a model
+    apart, answers every chunk with it, and writes tokens alone.
+    """
+
+    @torch.no_grad()
+    def answer(
+        self,
+        policy: GPT,
+        value_head: nn.Module | None,
+        chunks: Sequence[Chunk],
+        sampling: SamplingParams,
+        execution: Execution,
+    ) -> None:
+        weights = {name: policy.weight(name).clone() for name, _ in policy.named_parameters()}
+        if execution.rank == 0:
+            apart = GPT(policy.config).eval()
+            apart.load_state_dict(weights)
+            for chunk in chunks:
+                answers = answers_of(apart, None, chunk, sampling)
+                replace(answers, log_probs=None, entropy=None, values=None).save(chunk.path)
+
+
+@contextmanager
+def watched(record: dict[str, Any], engine: str | None = None) -> Iterator[None]:
+    """Within, `record` gets the most elements of gathered parameters that a rank had at once while
+    it evaluated ("held"), and rollouts are answered by the class of this module named `engine`.
+    """
+    record["held"] = 0
+    put = ShardedModel._put
+
+    def counted(self: ShardedModel, name: str, parameter: nn.Parameter) -> None:
+        put(self, name, parameter)
+        there = sum(p.numel() for p in self.model.parameters() if not p.is_meta)
+        record["held"] = max(record["held"], there)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardedModel, "_put", counted)
+        if engine:
+            patch.setattr(rollouts, "DecoderEngine", globals()[engine])
+        yield
+
+
+def one_run(
+    output: Path, zero_stage: int = 1, engine: str | None = None, **section: Any
+) -> dict[str, Any]:
     config = {"ppo": PPOSection.model_validate({**PPO, **section}).model_dump(mode="json")}
     how = {
         "zero_stage": zero_stage,
@@ -75,5 +153,6 @@ def one_run(output: Path, zero_stage: int = 1, **section: Any) -> dict[str, Any]
         "config": config,
         "given": {},
         "needs": NEEDS,
+        "engine": engine,
         **how,
     }

@@ -2,7 +2,8 @@
 `python tests/stage_ranks.py JOBS.json`. It ends with status 1 where a job does not end as it is to.
 
 A job: {"stage", "ranks", "config", "inputs": {name: folder, or [folder, config, metrics]},
-"output": folder}, and "fails": true where one of its ranks is to fail.
+"output": folder}, and "fails": true where one of its ranks is to fail. With a "zero_stage" rank 0
+leaves its reports and its result in OUTPUT/record.json.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def run_in_ranks(jobs: Sequence[dict[str, Any]], folder: Path) -> str:
 
 
 def _run_rank(job: dict[str, Any], rank: int) -> None:
-    from training_ranks import RecordingProgress
+    from ppo_world import watched
+    from training_ranks import RecordingProgress, write_record
 
     from assets.contract import Artifact
     from assets.stages import stage_named
@@ -52,8 +54,14 @@ def _run_rank(job: dict[str, Any], rank: int) -> None:
         inputs[name] = Artifact(Path(path), name, "", "", config, metrics)
     output = Path(job["output"])
     output.mkdir(parents=True, exist_ok=True)
-    progress = RecordingProgress(output.name, rank, job["ranks"])
-    stage_named(job["stage"]).run(job["config"], inputs, output, progress)
+    profile = {"zero_stage": job["zero_stage"]} if "zero_stage" in job else {}
+    progress = RecordingProgress(output.name, rank, job["ranks"], **profile)
+    with watched(progress.record):
+        progress.record["result"] = stage_named(job["stage"]).run(
+            job["config"], inputs, output, progress
+        )
+    if profile and rank == 0:
+        write_record(output, progress)
 
 
 def _fork(job: dict[str, Any], rank: int) -> int:
@@ -76,7 +84,15 @@ def _main(path: Path) -> None:
     for stage in ("experiments", "preferences", "sft_selection", "zero_shot"):
         importlib.import_module(f"assets.execution.{stage}")
 
-    for job in json.loads(path.read_text(encoding="utf-8")):
+    jobs = json.loads(path.read_text(encoding="utf-8"))
+    if any("zero_stage" in job for job in jobs):
+        from gpt_model.training.engine import _import_deepspeed
+
+        for stage in ("dpo", "reward_model", "sft"):
+            importlib.import_module(f"assets.execution.{stage}")
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        _import_deepspeed(compiling=False)
+    for job in jobs:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -5,13 +5,15 @@ it. Kills: test_ppo_resume.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ppo_world import CopyEngine, actors_of
+from safetensors.torch import load_file
 from torch import Tensor
 from training_ranks import RecordingProgress, make_inputs
 
@@ -20,14 +22,15 @@ from assets.execution.ppo import objective_of, settings_of
 from assets.recipe.sections import PPOSection
 from gpt_model.config import ModelConfig
 from gpt_model.data.shards import TokenData
-from gpt_model.errors import UserError
+from gpt_model.errors import CorruptFile, UserError
 from gpt_model.log_probabilities import loss_of_log_probabilities
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf import ema
 from gpt_model.rlhf.advantages import compute_advantages, gae, next_kl_coefficient, whiten
-from gpt_model.rlhf.episodes import Episodes, SamplingParams, sample_episodes, sample_in_chunks
+from gpt_model.rlhf.episodes import Episodes, RolloutModels, completed, roll_out
 from gpt_model.rlhf.ppo import ActorCritic, EpisodeMicroBatch, PPOObjective, clipped_value_loss
 from gpt_model.rlhf.reward_model import RewardModel
+from gpt_model.rlhf.rollout_engine import Chunk, DecoderEngine, SamplingParams, answers_of
 from gpt_model.rlhf.rollouts import Limits, divergence
 from gpt_model.training.engine import Execution, start
 from gpt_model.training.loop import Hook, train
@@ -93,7 +96,7 @@ def actors(shared: bool = False, broken: int = 0, vocabulary: int = VOCABULARY) 
     shape = SHAPE.model_copy(update={"vocab_size": vocabulary})
     reward = Likes(GPT(shape, seed=2))
     reward.broken = broken
-    return ActorCritic(GPT(shape, seed=1), reward, shared=shared, seed=1)
+    return actors_of(GPT(shape, seed=1), reward, shared)
 
 
 def objective(
@@ -129,6 +132,19 @@ def trained(
         hooks=hooks,
     )
     return ppo, progress.record["metrics"]
+
+
+def sampled(
+    models: RolloutModels,
+    prompts: Sequence[Sequence[int]],
+    ids: Sequence[int],
+    how: SamplingParams,
+    seed: int,
+) -> Episodes:
+    """All of them as one chunk."""
+    chunk = Chunk(Path(), ids, prompts, range(seed, seed + len(ids)))
+    answers = answers_of(models.policy, models.value_head, chunk, how)
+    return completed(models, [answers], how, "cpu")[0]
 
 
 def episodes_of(
@@ -251,9 +267,7 @@ def test_an_episode_has_what_each_model_says_of_each_token() -> None:
         model.policy.wte.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
         model.policy.ln_f.weight[0], model.policy.ln_f.bias[0] = 0.0, 1.0  # type: ignore[index,operator]
         model.policy.wte.weight[END] = torch.eye(32)[0] * 7  # so that some end
-    result = sample_episodes(
-        model.rollout_models(), PROMPTS, range(10), SamplingParams(END, 6, 0.7), range(10)
-    )
+    result = sampled(model.rollout_models(), PROMPTS, range(10), SamplingParams(END, 6, 0.7), 0)
     row = 0
     for number, text in enumerate(result.texts()):
         assert text[:3] == PROMPTS[number] and (text[-1] == END) == bool(result.ended[number])
@@ -307,11 +321,41 @@ def test_what_is_drawn_depends_on_neither_chunks_nor_ranks(
 ) -> None:
     models = actors().eval().rollout_models()
     order, how = [entry % 10 for entry in range(32)], SamplingParams(END, 6, 1.0)
-    alone = sample_episodes(models, [PROMPTS[entry] for entry in order], order, how, range(5, 37))
+    alone = sampled(models, [PROMPTS[entry] for entry in order], order, how, 5)
     for rank in reversed(range(ranks)):  # the first one finds the others' chunks
-        paths = list(sample_in_chunks(models, PROMPTS, order, how, 5, tmp_path, size, rank, ranks))
+        paths = roll_out(
+            DecoderEngine(),
+            models,
+            PROMPTS,
+            order,
+            how,
+            5,
+            tmp_path,
+            size,
+            Execution(rank=rank, world_size=ranks),
+        )
     result = Episodes.load(paths)
     assert result.texts() == alone.texts() and len({tuple(text) for text in result.texts()}) > 25
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["value model", "shared trunk"])
+def test_what_an_engine_leaves_out_is_computed(tmp_path: Path, shared: bool) -> None:
+    models = actors(shared).eval().rollout_models()
+    if shared:
+        torch.nn.init.normal_(models.critic.weight)  # type: ignore[union-attr,arg-type]
+    how, order = SamplingParams(END, 6, 0.7), [entry % 10 for entry in range(32)]
+    whole, completed_later = (
+        Episodes.load(
+            roll_out(engine, models, PROMPTS, order, how, 5, tmp_path / name, 7, Execution())
+        )
+        for name, engine in (("whole", DecoderEngine()), ("tokens", CopyEngine()))
+    )
+    files = sorted((tmp_path / "tokens").glob("answers-*"))
+    assert len(files) == 5 and all("log_probs" not in load_file(file) for file in files)
+    assert whole.texts() == completed_later.texts()
+    for name, values in whole.tensors().items():
+        assert torch.allclose(completed_later.tensors()[name], values, atol=1e-5), name
+    assert whole.log_probs.std() > 1e-3 and whole.values.std() > 1e-3
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -416,6 +460,28 @@ def test_what_is_kept_is_the_moving_average(tmp_path: Path) -> None:
         )
 
 
+def test_the_average_goes_on_to_the_bit_under_another_number_of_ranks(tmp_path: Path) -> None:
+    start, first, second = (GPT(SHAPE, seed=seed) for seed in (1, 2, 3))
+
+    def advance(batch: int, policy: GPT, ranks: int) -> None:
+        for rank in reversed(range(ranks)):
+            ema.advance(tmp_path, batch, policy, start, 0.7, Execution(rank=rank, world_size=ranks))
+
+    advance(1, first, 3)
+    advance(1, first, 2)  # a run that was killed goes on with fewer
+    advance(2, second, 1)
+    average = GPT(SHAPE, seed=9)
+    ema.load_into(average, tmp_path, 2)
+    for name, result in average.named_parameters():
+        a, b, c = (model.weight(name) for model in (start, first, second))
+        assert torch.equal(result, (a * 0.7 + b * (1 - 0.7)) * 0.7 + c * (1 - 0.7)), name
+    files = sorted(path.name for path in ema.folder_of(tmp_path, 1).iterdir())
+    assert files == ["00000-of-00002.safetensors", "00001-of-00002.safetensors"]
+    (ema.folder_of(tmp_path, 1) / files[0]).unlink()
+    with pytest.raises(CorruptFile, match="has 1 files of the moving average"):
+        ema.load_into(average, tmp_path, 1)
+
+
 @pytest.mark.slow
 def test_pre_training_text_is_forgotten_without_ptx_and_kept_with_it(tmp_path: Path) -> None:
     inputs = make_inputs(tmp_path)
@@ -438,7 +504,7 @@ def test_pre_training_text_is_forgotten_without_ptx_and_kept_with_it(tmp_path: P
     )  # hardly more than pre-training
     result = {}
     for weight in (0.0, 27.8):
-        model = ActorCritic(begun.policy, begun.reward, shared=False, seed=1)
+        model = actors_of(begun.policy, begun.reward)
         _, reported = trained(
             model, tmp_path / str(weight), inputs / "tokens", **{**settings, "ptx_weight": weight}
         )
@@ -484,7 +550,7 @@ def test_a_token_that_the_reward_model_has_no_number_for_costs_its_episodes_alon
     reward = RewardModel(GPT(SHAPE, seed=2))
     with torch.no_grad():
         reward.gpt.wte.weight[200:210] = math.nan
-    model = ActorCritic(GPT(SHAPE, seed=1), reward, shared=shared, seed=1)
+    model = actors_of(GPT(SHAPE, seed=1), reward, shared)
     ppo, reported = trained(
         model, tmp_path, episodes=64, max_new_tokens=6, value_learning_rate=1e-4
     )

@@ -220,6 +220,7 @@ def run(
     config "given" to their inputs, and which these are ("needs"). Of any, "hold" is (done, folder
     of checkpoints below the output).
     """
+    from ppo_world import watched
     from safetensors.torch import save_file
 
     from assets.contract import Artifact
@@ -256,7 +257,8 @@ def run(
             name: Artifact(inputs / name, name, name, name, job["given"], {})
             for name in job.get("needs", NEEDS)
         }
-        progress.record["result"] = stage.run(job["config"], given, output, progress)
+        with watched(progress.record, job.get("engine")):
+            progress.record["result"] = stage.run(job["config"], given, output, progress)
         return progress
     config = {
         "model": {**MODEL, **job.get("model", {})},

@@ -17,7 +17,9 @@ from gpt_model.rlhf.records import evenly
 from gpt_model.rlhf.reward_model import EncodedRanking
 from gpt_model.training.engine import Execution, start
 from gpt_model.training.loop import Hook
+from gpt_model.training.sharded import reading
 from gpt_model.training.tuning import cosine_settings, evaluation_steps
+from gpt_model.transformer import GPT
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
@@ -25,8 +27,9 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     it, rank 0 writes.
     """
     section, precision = config["dpo"], config["dpo"]["precision"]
-    gpt, template = tuning.start(inputs["policy_init"], None, section)
-    context, execution = gpt.config.context, joined(progress)
+    execution = joined(progress)
+    gpt, template = tuning.start(inputs["policy_init"], None, section, execution)
+    context = gpt.config.context
     splits = rankings.encode(inputs["comparisons"], template, context, execution, progress)
     training, held_out = splits["training"].encoded, splits["held_out"].encoded
     prompts = dpo.prompts_per_step(section["batch"], training)
@@ -46,11 +49,20 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         section,
         execution,
     )
-    hooks = [Hook(evaluation_steps(batches.steps, rankings.EVALUATIONS), evaluate)]
+    policy: LogProbabilities = []
+
+    def finish(model: GPT) -> None:
+        policy.extend(dpo.ranking_log_probabilities(model, held_out, precision, execution))
+        with reading(model):
+            if execution.rank == 0:
+                tuning.save_model(output, model, template.tokenizer)
+
+    steps = evaluation_steps(batches.steps, rankings.EVALUATIONS)
+    hooks = [Hook(steps, evaluate, "by part")]
     settings = cosine_settings(section, batches.steps)
-    outcome = tuning.tune(gpt, objective, settings, execution, output, progress, hooks)
-    gpt.eval()
-    policy = dpo.ranking_log_probabilities(gpt, held_out, precision, execution)
+    outcome = tuning.tune(
+        gpt, objective, settings, execution, output, progress, hooks, finish=finish
+    )
     if progress.rank:
         return {}
     rewards = dpo.implicit_rewards(policy, held_out_reference, section["beta"])
@@ -63,8 +75,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         "prompts_a_step": len(training) / batches.steps_per_epoch,
     }
     facts = {name: round(value, 6) for name, value in metrics.items()}
-    gpt.to("cpu")
-    tuning.write_model(output, gpt, template.tokenizer, facts)
+    tuning.write_facts(output, gpt, facts)
     rankings.write_held_out(output, held_out, {"rewards": rewards})
     return {**metrics, "seconds": outcome.seconds, "pairs_per_second": outcome.units_per_second}
 

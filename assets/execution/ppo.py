@@ -4,45 +4,47 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
-
 from assets.contract import SCRATCH, Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import tuning
 from assets.execution.tuning import execution_of
 from assets.stages.alignment import WIDEST_RISE
 from assets.stages.base_model import require
-from gpt_model import convert
 from gpt_model.data.sampler import Sampler
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError, about_all_of
 from gpt_model.generation import generate
 from gpt_model.rlhf import ema, reward_model
 from gpt_model.rlhf.chat_template import ChatTemplate
-from gpt_model.rlhf.episodes import Episodes, RolloutModels, SamplingParams, sample_in_chunks
+from gpt_model.rlhf.episodes import Episodes, RolloutModels, roll_out
 from gpt_model.rlhf.ppo import ActorCritic, LossConfig, PPOObjective
 from gpt_model.rlhf.records import evenly, excerpt, read_prompts, unlicensed_sources
-from gpt_model.rlhf.rollouts import CHUNK, Limits, RolloutConfig, Rollouts, divergence
+from gpt_model.rlhf.rollout_engine import SamplingParams
+from gpt_model.rlhf.rollouts import Limits, RolloutConfig, Rollouts, divergence
 from gpt_model.statistics import mean_interval
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure
+from gpt_model.training.batching import ROLLOUT_EPISODES
 from gpt_model.training.engine import Execution
 from gpt_model.training.loop import Hook
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.schedules import BatchSchedule, warmup_constant
+from gpt_model.training.sharded import reading
 from gpt_model.training.tuning import evaluation_steps
+from gpt_model.transformer import GPT
 
 MEASURED = 256  # held-out prompts that the policies before and after answer
 SHOWN_PROMPTS = 4  # held-out prompts whose answers are shown on the way
 TIMINGS = ("seconds_in_steps", "checkpoint_stall_seconds", "peak_memory_bytes")
 
 # Raised when tensors in scratch are renamed: an unfinished build of an earlier commit starts anew.
-SCRATCH_FORMAT = "ppo-2"
+SCRATCH_FORMAT = "ppo-3"
 
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
@@ -50,21 +52,19 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     a rollout too. Every rank runs it, rank 0 writes.
     """
     section, scratch = config["ppo"], output / SCRATCH / SCRATCH_FORMAT
-    folder = require(inputs["policy_init"]).path / "model"
-    tokenizer, start = Tokenizer.load(folder), convert.load(folder)
-    scorer = reward_model.load(inputs["reward_model"].path)
-    reward_model.check_vocabulary(Tokenizer.load(inputs["reward_model"].path / "model"), tokenizer)
+    folder, scorer = require(inputs["policy_init"]).path / "model", inputs["reward_model"].path
+    tokenizer = Tokenizer.load(folder)
+    reward_model.check_vocabulary(Tokenizer.load(scorer / "model"), tokenizer)
     template = ChatTemplate(tokenizer)
     sampling = SamplingParams(
         tokenizer.end_of_text, section["max_new_tokens"], section["temperature"]
     )
-    context = start.config.context
-    shortest = min(context, scorer.gpt.config.context)
+    execution = execution_of(progress, fixed_shapes=False)
+    model = actors_of(folder, scorer, section, execution)
+    context = model.policy.config.context
+    shortest = min(context, model.reward.gpt.config.context)
     prompts = EncodedPrompts.read(inputs["prompts"], template, shortest, sampling)
     progress.log(prompts.summary())
-    execution = execution_of(progress, fixed_shapes=False)
-    chunk = progress.profile.micro_batch or CHUNK
-    model = ActorCritic(start, scorer, shared=section["value"] == "shared", seed=section["seed"])
     objective = objective_of(
         section,
         prompts.training,
@@ -73,34 +73,37 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         context,
         scratch,
         execution,
-        chunk,
+        progress.profile.micro_batch or ROLLOUT_EPISODES,
     )
     rollouts, batches = objective.rollouts, objective.rollouts.config.batches
+    settings = settings_of(section)
     # The sample prompts are answered at the start, and `evaluations` times more.
     sampled = evaluation_steps(batches, section["evaluations"], at_start=True)
 
     def between(step: int, actors: Any) -> dict[str, float]:
         return rollouts.between(step, actors.rollout_models())
 
+    finish = Finish(
+        rollouts,
+        evenly(prompts.held_out, MEASURED),
+        inputs.get("tokens"),
+        scratch / "held_out",
+        functools.partial(tuning.save_model, output, tokenizer=tokenizer),
+    )
     hooks = [
-        Hook(rollouts.steps, between),
+        Hook(rollouts.steps, between, "by part"),
         Hook(
             [batch * rollouts.config.steps_per_batch for batch in sampled],
             _sampler(prompts.samples, template, sampling, progress),
+            "by part",
         ),
     ]
     outcome = tuning.tune(
-        model, objective, settings_of(section), execution, output, progress, hooks
+        model, objective, settings, execution, output, progress, hooks, finish=finish
     )
-    ema.load_into(model.policy, rollouts.folder, batches)
-    model.eval()
     last = rollouts.batch(batches - 1).metrics
-    measured = evenly(prompts.held_out, MEASURED)
     metrics: Metrics = {
-        **_held_out_prompts(
-            model, measured, sampling, scratch / "held_out", section["seed"], execution, chunk
-        ),
-        **_held_out_text(model, inputs.get("tokens"), execution),
+        **finish.metrics,
         **{f"{name}_answers": last[f"{name}_so_far"] for name in ("empty", "not_a_number")},
         **{f"prompts_{name}": float(count) for name, count in prompts.counts().items()},
         "batches": batches,
@@ -113,8 +116,50 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     }
     if progress.rank == 0:
         facts = {name: round(value, 4) for name, value in metrics.items() if name not in TIMINGS}
-        tuning.write_model(output, model.policy, tokenizer, facts)
+        tuning.write_facts(output, model.policy, facts)
     return metrics
+
+
+def actors_of(
+    policy: Path, reward: Path, section: Mapping[str, Any], execution: Execution
+) -> ActorCritic:
+    """Policy and reference of the folder `policy`, reward model and critic of the folder `reward`.
+    Collective at ZeRO 3, where each rank has a share of each.
+    """
+
+    def read(folder: Path) -> GPT:
+        return tuning.read_gpt(folder, section, execution)
+
+    critic = None if section["value"] == "shared" else reward_model.load(reward, read)
+    return ActorCritic(read(policy), critic, read(policy), reward_model.load(reward, read))
+
+
+class Finish:
+    """Gives the trained policy the weights of the moving average, measures and saves it."""
+
+    def __init__(
+        self,
+        rollouts: Rollouts,
+        prompts: Sequence[list[int]],
+        tokens: Artifact | None,
+        folder: Path,
+        save: Callable[[GPT], None],
+    ) -> None:
+        """`prompts`: held-out ones. `folder`: their answers'. `save`: rank 0 calls it."""
+        self.rollouts, self.prompts, self.tokens = rollouts, prompts, tokens
+        self.folder, self.save = folder, save
+        self.metrics: Metrics = {}
+
+    def __call__(self, model: ActorCritic) -> None:
+        execution = self.rollouts.execution
+        ema.load_into(model.policy, self.rollouts.folder, self.rollouts.config.batches)
+        self.metrics = {
+            **_held_out_prompts(model, self.prompts, self.folder, self.rollouts),
+            **_held_out_text(model, self.tokens, execution),
+        }
+        with reading(model.policy):
+            if execution.rank == 0:
+                self.save(model.policy)
 
 
 def settings_of(section: Mapping[str, Any]) -> TrainingSettings:
@@ -260,19 +305,20 @@ def _sampler(
     """A hook of the loop: the policy answers the same held-out prompts."""
     decode = template.tokenizer.decode
 
-    def sample(step: int, model: ActorCritic) -> dict[str, float]:
-        if progress.rank:
-            return {}
-        answers = generate(
-            model.policy,
-            [tokens for tokens, _ in prompts],
-            sampling.max_new_tokens,
-            sampling.temperature,
-            seed=0,
-            stop=(sampling.end_of_text,),
-        )
+    def sample(step: int, model: Any) -> dict[str, float]:
+        answers: list[list[int]] = []
+        with reading(model.policy):
+            if progress.rank == 0:
+                answers = generate(
+                    model.policy,
+                    [tokens for tokens, _ in prompts],
+                    sampling.max_new_tokens,
+                    sampling.temperature,
+                    seed=0,
+                    stop=(sampling.end_of_text,),
+                )
         for number, ((tokens, licensed), answer) in enumerate(
-            zip(prompts, answers, strict=True), start=1
+            zip(prompts, answers, strict=False), start=1
         ):
             text = decode(tokens) if licensed else excerpt(decode(tokens))
             progress.text(step, f"prompt {number}", f"[{text}]{decode(answer)}")
@@ -282,26 +328,26 @@ def _sampler(
 
 
 def _held_out_prompts(
-    model: ActorCritic,
-    prompts: Sequence[list[int]],
-    sampling: SamplingParams,
-    folder: Path,
-    seed: int,
-    execution: Execution,
-    chunk: int,
+    model: ActorCritic, prompts: Sequence[list[int]], folder: Path, rollouts: Rollouts
 ) -> dict[str, float]:
     """Reward, length and KL of answers to held-out prompts, before and after, with their 95 %
     intervals. Collective: the ranks share the prompts.
     """
-    size = max(1, min(chunk, -(-len(prompts) // execution.world_size)))
+    config, execution = rollouts.config, rollouts.execution
+    size = max(1, min(config.chunk, -(-len(prompts) // execution.world_size)))
 
-    def answer(policy: Any, name: str) -> Episodes:
-        models = RolloutModels(policy, model.reference, model.reward, None)
-        ids, rank, ranks = range(len(prompts)), execution.rank, execution.world_size
-        paths = list(
-            sample_in_chunks(models, prompts, ids, sampling, seed, folder / name, size, rank, ranks)
+    def answer(policy: GPT, name: str) -> Episodes:
+        paths = roll_out(
+            rollouts.engine,
+            RolloutModels(policy, model.reference, model.reward, None),
+            prompts,
+            range(len(prompts)),
+            config.sampling,
+            config.seed,
+            folder / name,
+            size,
+            execution,
         )
-        torch.distributed.barrier()
         return Episodes.load(paths)
 
     before, after = answer(model.reference, "before"), answer(model.policy, "after")
@@ -341,9 +387,11 @@ def _held_out_text(
     if tokens is None:
         return {}
     data = TokenData(tokens.path)
-    reference = measure.held_out(model.reference, data, execution, tuning.HELD_OUT_TOKENS)
+    with reading(model.reference):
+        reference = measure.held_out(model.reference, data, execution, tuning.HELD_OUT_TOKENS)
     before = measure.held_out_metrics(reference, data.weights)["held_out/total_bpb"]
-    policy = measure.held_out(model.policy, data, execution, tuning.HELD_OUT_TOKENS)
+    with reading(model.policy):
+        policy = measure.held_out(model.policy, data, execution, tuning.HELD_OUT_TOKENS)
     after = measure.held_out_metrics(policy, data.weights)
     return {
         **after,

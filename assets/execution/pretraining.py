@@ -33,11 +33,11 @@ from gpt_model.lstm import build
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure, snapshots
 from gpt_model.training.ahead import Ahead
-from gpt_model.training.engine import Engine, Execution, choose_product_library, shard, start
+from gpt_model.training.engine import Engine, Execution, choose_product_library, start
 from gpt_model.training.loop import Hook, Outcome
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.schedules import BatchSchedule, by_step, warmup_cosine
-from gpt_model.training.sharded import shares, whole_shape
+from gpt_model.training.sharded_build import build_sharded
 from gpt_model.training.trial import (
     MOST_TOKENS,
     gpu_peak_bytes,
@@ -160,33 +160,14 @@ def initial_model(
     but for adapters: they stand beside a whole model until the engine starts.
     """
     if execution.zero_stage == 3 and not merges_adapters(config, inputs):
-        return _sharded_model(inputs, shape, settings, execution)
+        base = inputs[BASE].path / "model" if BASE in inputs else None
+        return build_sharded(shape, settings, execution, settings.seed, base)
     if BASE not in inputs:
         return build(shape, settings.seed)
     gpt = convert.load(inputs[BASE].path / "model")
     if "lora" in config:
         lora.adapt(gpt, lora.LoRA(**config["lora"]), settings.seed)
     return gpt
-
-
-def _sharded_model(
-    inputs: Inputs, shape: ModelConfig, settings: TrainingSettings, execution: Execution
-) -> Decoder:
-    """The same weights, of which this rank draws or reads its share."""
-    with torch.device("meta"):
-        model = build(shape)
-    shard(model, settings, execution)
-    fragments = {fragment.name: fragment for fragment in shares(model)}
-    if BASE in inputs:
-        targets = {name: (each.start, each.values["weight"]) for name, each in fragments.items()}
-        convert.load_elements(inputs[BASE].path / "model", targets)
-        return model
-    for name, parameter in model.named_parameters():
-        if fragment := fragments.get(name):
-            whole = model.fresh(name, whole_shape(parameter), settings.seed).view(-1)
-            share = fragment.values["weight"]
-            share.copy_(whole[fragment.start :][: len(share)])
-    return model
 
 
 def merges_adapters(config: Config, inputs: Inputs) -> bool:

@@ -31,6 +31,7 @@ from gpt_model.rlhf.reward_model import (
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.engine import Execution
 from gpt_model.training.loop import Hook
+from gpt_model.training.sharded import reading
 from gpt_model.training.tuning import cosine_settings, evaluation_steps
 
 DEMONSTRATIONS = 512  # whose mean reward is 0
@@ -45,8 +46,9 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     section, start = config["reward_model"], inputs["start"]
     # A model tuned here has its tokenizer beside it; an imported one may have none.
     has_tokenizer = (start.path / "model" / "tokenizer.json").is_file()
-    gpt, template = tuning.start(start, None if has_tokenizer else inputs["tokenizer"], section)
-    context, execution = gpt.config.context, joined(progress)
+    tokenizer, execution = None if has_tokenizer else inputs["tokenizer"], joined(progress)
+    gpt, template = tuning.start(start, tokenizer, section, execution)
+    context = gpt.config.context
     splits = rankings.encode(inputs["comparisons"], template, context, execution, progress)
     training, held_out = splits["training"].encoded, splits["held_out"].encoded
     with about("reward_model"):
@@ -55,12 +57,24 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     model = RewardModel(gpt, section["seed"])
     objective = RewardObjective(training, batches, execution.device)
     evaluate = _evaluation(evenly(held_out, rankings.EVALUATED), execution)
-    hooks = [Hook(evaluation_steps(batches.steps, rankings.EVALUATIONS), evaluate)]
+    metrics: Metrics = {}
+    scores: dict[str, Scores] = {}
+
+    def finish(trained: RewardModel) -> None:
+        seed = section["seed"]
+        metrics.update(_shift(trained, template, inputs["demonstrations"], seed, execution))
+        scores[""] = score_rankings(trained, held_out, execution)
+        with reading(trained):
+            if execution.rank == 0:
+                trained.gpt.config = trained.gpt.config.model_copy(update={"dropout": 0.0})
+                reward_model.save(trained, template.tokenizer, output)
+
+    steps = evaluation_steps(batches.steps, rankings.EVALUATIONS)
+    hooks = [Hook(steps, evaluate, "by part")]
     settings = cosine_settings(section, batches.steps)
-    outcome = tuning.tune(model, objective, settings, execution, output, progress, hooks)
-    model.eval()
-    metrics = _shift(model, template, inputs["demonstrations"], section["seed"], execution)
-    scores: dict[str, Scores] = {"": score_rankings(model, held_out, execution)}
+    outcome = tuning.tune(
+        model, objective, settings, execution, output, progress, hooks, finish=finish
+    )
     if progress.rank:
         return {}
     if (baseline := _baseline(splits)) is None:
@@ -71,7 +85,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     metrics |= rankings.held_out_metrics(scores, held_out) | rankings.counts(splits)
     metrics |= {"loss": outcome.loss, "steps": outcome.steps, "seconds": outcome.seconds}
     metrics["comparisons_per_second"] = outcome.units_per_second
-    _write(model, template, output, metrics)
+    facts = {name: round(value, 6) for name, value in metrics.items() if name not in TIMINGS}
+    tuning.write_facts(output, model.gpt, facts)
     ratings = [
         [response.rating for response in ranking.responses]
         for ranking in splits["held_out"].rankings
@@ -157,14 +172,6 @@ def _baseline(splits: Mapping[str, EncodedRankings]) -> Scores | None:
     except UserError:
         return None
     return judge.scores(splits["held_out"].rankings)
-
-
-def _write(model: RewardModel, template: ChatTemplate, output: Path, metrics: Metrics) -> None:
-    model.to("cpu")
-    model.gpt.config = model.gpt.config.model_copy(update={"dropout": 0.0})
-    reward_model.save(model, template.tokenizer, output)
-    facts = {name: round(value, 6) for name, value in metrics.items() if name not in TIMINGS}
-    tuning.write_facts(output, model.gpt, facts)
 
 
 def demonstrations_mean_zero(built: Built) -> Verdict:

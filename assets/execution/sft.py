@@ -35,6 +35,8 @@ from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.engine import Execution
 from gpt_model.training.loop import Hook, Outcome
 from gpt_model.training.schedules import BatchSchedule
+from gpt_model.training.sharded import is_sharded, reading
+from gpt_model.training.sharded_build import fill_shares
 from gpt_model.training.tuning import (
     best_epoch,
     cosine_settings,
@@ -99,9 +101,9 @@ def _dialogues(demonstrations: Sequence[Demonstration]) -> list[Dialogue]:
 
 def run_supervised(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Train, and save every epoch's weights; resumes from output/.scratch."""
-    section = config["supervised"]
-    gpt, template = tuning.start(inputs["pretrained"], inputs["tokenizer"], section)
-    context, execution = gpt.config.context, joined(progress)
+    section, execution = config["supervised"], joined(progress)
+    gpt, template = tuning.start(inputs["pretrained"], inputs["tokenizer"], section, execution)
+    context = gpt.config.context
     data = read(inputs["demonstrations"].path, template, context, execution, progress)
     with about("supervised"):
         batches = tuning.epoch_batches(data.lengths, section["batch"], section, progress, context)
@@ -114,7 +116,7 @@ def run_supervised(config: Config, inputs: Inputs, output: Path, progress: Progr
             {"epoch": n, "held_out_loss": round(loss, 6)} for n, loss in enumerate(losses, start=1)
         ]
         facts = {**_facts(data, outcome), "epochs": epochs}
-        tuning.write_model(output, gpt, template.tokenizer, facts)
+        tuning.write_facts(output, gpt, facts)
     return _metrics(data, outcome) | {
         "held_out_loss": losses[-1],
         "best_epoch_by_loss": float(best_epoch([-loss for loss in losses])),
@@ -123,10 +125,9 @@ def run_supervised(config: Config, inputs: Inputs, output: Path, progress: Progr
 
 def run_policy_init(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Train with pre-training text mixed in; resumes from output/.scratch."""
-    section = config["policy_init"]
-    gpt, template = tuning.start(inputs["pretrained"], inputs["tokenizer"], section)
+    section, execution = config["policy_init"], joined(progress)
+    gpt, template = tuning.start(inputs["pretrained"], inputs["tokenizer"], section, execution)
     context, share = gpt.config.context, section["pretraining_share"]
-    execution = joined(progress)
     data = read(inputs["demonstrations"].path, template, context, execution, progress)
     # `batch` counts dialogues and windows together.
     mixed = max(1, round(section["batch"] * share)) if share else 0
@@ -143,7 +144,7 @@ def run_policy_init(config: Config, inputs: Inputs, output: Path, progress: Prog
     )
     if progress.rank == 0:
         facts = {**_facts(data, outcome), "mixed": mixed, "held_out_loss": round(losses[-1], 6)}
-        tuning.write_model(output, gpt, template.tokenizer, facts)
+        tuning.write_facts(output, gpt, facts)
     return _metrics(data, outcome) | {
         "held_out_loss": losses[-1],
         "pretraining_sequences_a_batch": float(mixed),
@@ -179,40 +180,56 @@ def _tune(
     *,
     save_epochs: bool,
 ) -> tuple[Outcome, list[float]]:
-    """Train in place. Returns the held-out losses, of every epoch with `save_epochs`, else of the
-    last.
+    """Train in place, and save the model. Returns the held-out losses, of every epoch with
+    `save_epochs`, else of the last.
     """
-    batches = objective.batches
+    batches, losses = objective.batches, list[float]()
 
     def after_epoch(step: int, model: Any) -> dict[str, float]:
         epoch = step // batches.steps_per_epoch
         loss = held_out_loss(model, data.held_out, execution)
-        if execution.rank == 0:
-            if save_epochs:
-                save_epoch(model, output, epoch)
-            for name, text in _samples(model, template, data, section["seed"]):
-                progress.text(step, name, text)
+        with reading(model):
+            if execution.rank == 0:
+                if save_epochs:
+                    save_epoch(model, output, epoch)
+                for name, text in _samples(model, template, data, section["seed"]):
+                    progress.text(step, name, text)
         return {"held_out/loss": loss, "epoch": float(epoch)}
 
-    hooks = [Hook(epoch_ends(batches.steps_per_epoch, batches.epochs), after_epoch)]
+    def finish(model: GPT) -> None:
+        if save_epochs:
+            losses.extend(_epoch_losses(model, data, execution, output, section["epochs"]))
+        else:
+            losses.append(held_out_loss(model, data.held_out, execution))
+        with reading(model):
+            if execution.rank == 0:
+                tuning.save_model(output, model, template.tokenizer)
+
+    hooks = [Hook(epoch_ends(batches.steps_per_epoch, batches.epochs), after_epoch, "by part")]
     settings = cosine_settings(section, batches.steps)
-    outcome = tuning.tune(gpt, objective, settings, execution, output, progress, hooks)
-    if not save_epochs:
-        return outcome, [held_out_loss(gpt.eval(), data.held_out, execution)]
-    return outcome, _epoch_losses(data, execution, output, section["epochs"])
+    outcome = tuning.tune(
+        gpt, objective, settings, execution, output, progress, hooks, finish=finish
+    )
+    return outcome, losses
 
 
 def _epoch_losses(
-    data: Demonstrations, execution: Execution, output: Path, epochs: int
+    model: GPT, data: Demonstrations, execution: Execution, output: Path, epochs: int
 ) -> list[float]:
-    """The held-out loss of every saved epoch, measured anew: a killed attempt's losses are gone."""
+    """The held-out loss of every saved epoch, measured anew: a killed attempt's losses are gone.
+    `model` is the last one's, and is so again afterwards.
+    """
     if execution.world_size > 1:
         torch.distributed.barrier()  # rank 0 has written the last epoch
-    folders = [epoch_folder(output, epoch) for epoch in range(1, epochs + 1)]
-    return [
-        held_out_loss(convert.load(folder).to(execution.device).eval(), data.held_out, execution)
-        for folder in folders
-    ]
+    losses = []
+    for epoch in range(1, epochs + 1):
+        folder, measured = epoch_folder(output, epoch), model
+        if is_sharded(model):
+            fill_shares(model, folder)
+        else:
+            measured = convert.load(folder).to(execution.device).eval()
+        losses.append(held_out_loss(measured, data.held_out, execution))
+    return losses
 
 
 def _samples(

@@ -79,7 +79,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         ],
     }
     model = convert.load(dict(folders)[best.number])
-    tuning.write_model(output, model, tokenizer, facts)
+    tuning.save_model(output, model, tokenizer)
+    tuning.write_facts(output, model, facts)
     _write_answers(output, prompts, epochs)
     lowest = {"epoch_of_lowest_loss": min(losses, key=lambda n: (losses[n], n))} if losses else {}
     return {

@@ -29,6 +29,8 @@ from gpt_model.training.engine import Engine, Execution
 from gpt_model.training.failures import exchange_failed
 from gpt_model.training.loop import Hook, Objective, Outcome, train
 from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.training.sharded import is_sharded
+from gpt_model.training.sharded_build import build_sharded
 from gpt_model.transformer import GPT, with_rows
 
 
@@ -78,22 +80,42 @@ HELD_OUT_TOKENS = 16_384
 
 
 def start(
-    artifact: Artifact, tokenizer: Artifact | None, section: Mapping[str, Any]
+    artifact: Artifact, tokenizer: Artifact | None, section: Mapping[str, Any], execution: Execution
 ) -> tuple[GPT, ChatTemplate]:
     """The artifact's model with embeddings for the role tokens and the section's dropout; and its
     chat template. `tokenizer`: of a model whose own does not know the role tokens.
     """
     folder = base_model.require(artifact).path / "model"
     chat = chat_tokenizer(Tokenizer.load(tokenizer.path if tokenizer else folder))
-    gpt = convert.load(folder)
-    missing = chat.vocab_size - gpt.config.vocab_size
-    if missing < 0:
+    known = convert.shape(folder).vocab_size
+    if chat.vocab_size < known:
         raise UserError(
-            f"The model has {gpt.config.vocab_size:,} rows for tokens and its tokenizer "
-            f"{chat.vocab_size:,} tokens: they are not a pair.",
+            f"The model has {known:,} rows for tokens and its tokenizer {chat.vocab_size:,} "
+            "tokens: they are not a pair.",
             field=".imported",
         )
-    return with_rows(gpt, missing, section["dropout"], section["seed"]), ChatTemplate(chat)
+    gpt = read_gpt(folder, section, execution, chat.vocab_size - known, section["dropout"])
+    return gpt, ChatTemplate(chat)
+
+
+def read_gpt(
+    folder: Path,
+    section: Mapping[str, Any],
+    execution: Execution,
+    rows: int = 0,
+    dropout: float = 0.0,
+) -> GPT:
+    """The stored model with so many rows more in its vocabulary, to be trained as the section says.
+    At ZeRO 3 no rank has more of it than its share and a parameter. Collective there.
+    """
+    if execution.zero_stage < 3:
+        return with_rows(convert.load(folder), rows, dropout, section["seed"])
+    shape = convert.shape(folder)
+    shape = shape.model_copy(update={"vocab_size": shape.vocab_size + rows, "dropout": dropout})
+    settings = TrainingSettings.of(section, 1, lambda step: 0.0)  # its precision is what counts
+    gpt = build_sharded(shape, settings, execution, section["seed"], folder)
+    assert isinstance(gpt, GPT)
+    return gpt
 
 
 def epoch_batches(
@@ -130,14 +152,26 @@ def tune(
     progress: Progress,
     hooks: Sequence[Hook],
     prepare: Callable[[Engine], None] | None = None,
+    finish: Callable[[Any], None] | None = None,
 ) -> Outcome:
     """Train in place; resumes from the checkpoints in output/.scratch. Every rank calls it.
-    `prepare`: as `loop.train` has it.
+    `prepare`: as `loop.train` has it. `finish` gets the trained model, in evaluation mode and in
+    float32: whole, or where it was built sharded as a hook "by part" does.
 
     Raises UserError where a GPU's memory runs out, or ranks no longer reach each other.
     """
+
+    def after_last_step(step: int, trained: nn.Module) -> Mapping[str, float]:
+        if finish:
+            with torch.autocast(execution.device, enabled=False):
+                finish(trained)
+        return {}
+
+    sharded = is_sharded(model)
+    if sharded:
+        hooks = [*hooks, Hook([settings.steps], after_last_step, "by part")]
     try:
-        return train(
+        outcome = train(
             model,
             objective,
             settings,
@@ -152,19 +186,21 @@ def tune(
         raise out_of_memory(error, model, profile, progress.rank) from error
     except torch.distributed.DistBackendError as error:
         raise exchange_failed(error) from error
+    if finish and not sharded:
+        finish(model.eval())
+    return outcome
 
 
-def write_model(output: Path, model: GPT, tokenizer: Tokenizer, facts: Mapping[str, Any]) -> None:
-    """The finished model, without dropout, and its facts."""
+def save_model(output: Path, model: GPT, tokenizer: Tokenizer) -> None:
+    """The finished model, without dropout."""
     model.config = model.config.model_copy(update={"dropout": 0.0})
     convert.save(model, output / "model", tokenizer.end_of_text)
     tokenizer.save(output / "model")
-    write_facts(output, model, facts)
 
 
 def write_facts(output: Path, model: GPT, facts: Mapping[str, Any]) -> None:
-    """The model's shape, and training.json: what is the same on every run."""
-    base_model.write_shape(model.config, output)
+    """The finished model's shape, and training.json: what is the same on every run."""
+    base_model.write_shape(model.config.model_copy(update={"dropout": 0.0}), output)
     dump_json(output / TRAINING_FILE, facts, indent=2, sort_keys=True)
 
 

@@ -32,6 +32,7 @@ from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.reward_model import EncodedRanking, texts_and_pairs
 from gpt_model.training.batching import EpochBatches
 from gpt_model.training.engine import ALONE, Execution
+from gpt_model.training.sharded import for_evaluation, is_sharded
 from gpt_model.transformer import GPT
 
 LogProbabilities = list[list[float]]  # [rankings][responses], nats
@@ -71,9 +72,9 @@ def reference_log_probabilities(
     rank, ranks = execution.rank, execution.world_size
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number}-of-{ranks}.safetensors" for number in range(ranks)]
-    if not paths[rank].is_file():
-        model.to(execution.device).eval()
-        share = ranking_log_probabilities(model, rankings[rank::ranks], precision)
+    if is_sharded(model) or not paths[rank].is_file():  # one rank cannot read without the others
+        read = for_evaluation(model, execution.device)
+        share = ranking_log_probabilities(read, rankings[rank::ranks], precision)
         flat = [nats for ranking in share for nats in ranking]
         partial = paths[rank].with_suffix(".part")
         save_file({"nats": torch.tensor(flat, dtype=torch.float64)}, partial)

@@ -5,25 +5,43 @@ are `advantages.py`'s.
 An action is a token of the answer, or the end-of-text with which the policy ended it: an empty
 answer is that end alone. An answer that reached max_new_tokens is cut: its last action is its last
 token, and the reward model reads it with an end-of-text added, as it never saw a text without one.
+
+    answers-00003.safetensors    what an engine sampled (`rollout_engine.py`)
+    chunk-00003.safetensors      the same as whole episodes
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gpt_model.generation import generate
-from gpt_model.io import fsync, temporary_name
+from gpt_model.generation import logits_of
 from gpt_model.log_probabilities import predicting_positions, token_log_probabilities
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.reward_model import RewardModel
-from gpt_model.training.batching import ROLLOUT_TOKENS, token_batches
+from gpt_model.rlhf.rollout_engine import (
+    Answers,
+    Chunk,
+    RolloutEngine,
+    SamplingParams,
+    head_values,
+    holds,
+    log_probs_and_entropy,
+    write_tensors,
+)
+from gpt_model.training.batching import ROLLOUT_TOKENS, chunks, token_batches
+from gpt_model.training.engine import Execution
+from gpt_model.training.sharded import reading
 from gpt_model.transformer import GPT
+
+LOGIT_ROWS = 256  # of which the vocabulary's logits exist at a time
 
 
 @dataclass(frozen=True)
@@ -93,113 +111,116 @@ class RolloutModels:
     reward: RewardModel
     critic: nn.Module | None
 
+    @property
+    def value_head(self) -> nn.Module | None:
+        """The critic, where it is a head on the policy's states."""
+        return None if isinstance(self.critic, RewardModel) else self.critic
+
 
 @dataclass(frozen=True)
-class SamplingParams:
-    """How answers are sampled."""
+class _Reading:
+    """Some answers as the models read them, each with its end-of-text."""
 
-    end_of_text: int
-    max_new_tokens: int
-    temperature: float
+    rows: PackedSequences
+    positions: Tensor  # [actions], of the states before them
+
+    @staticmethod
+    def batches_of(answers: Answers, end: int, device: str) -> list[_Reading]:
+        texts, result = answers.texts, []
+        for items in token_batches([len(text) for text in texts], ROLLOUT_TOKENS, order="given"):
+            some = [texts[item] for item in items]
+            rows = PackedSequences.of(
+                [text if text[-1] == end else [*text, end] for text in some], device
+            )
+            prompts, actions = (
+                lengths[items].to(device)
+                for lengths in (answers.prompt_lengths, answers.action_counts)
+            )
+            result.append(_Reading(rows, predicting_positions(rows, prompts, actions)))
+        return result
 
 
 @torch.no_grad()
-def sample_episodes(
-    models: RolloutModels,
-    prompts: Sequence[Sequence[int]],
-    prompt_ids: Sequence[int],
-    sampling: SamplingParams,
-    seeds: Sequence[int],
-) -> Episodes:
-    """An episode for each of `prompts`, each with its own seed. The policy's log-probabilities are
-    recorded while it samples, so it does not read its answers again.
+def completed(
+    models: RolloutModels, answered: Sequence[Answers], sampling: SamplingParams, device: str
+) -> list[Episodes]:
+    """Each chunk with what the models say of its answers, one model after the other; the policy, of
+    those whose engine left it out. Collective at ZeRO 3, where ranks may have different chunks.
     """
-    recorder = _ActionRecorder(models.critic, sampling.temperature)
-    sampled = generate(
-        models.policy,
-        prompts,
-        sampling.max_new_tokens,
-        sampling.temperature,
-        seed=seeds,
-        stop=(sampling.end_of_text,),
-        on_choice=recorder,
+    batches = [_Reading.batches_of(answers, sampling.end_of_text, device) for answers in answered]
+
+    def read(model: nn.Module, values: Callable[[_Reading], Tensor]) -> list[Tensor]:
+        """Values by `model`, in the order of each chunk."""
+        with reading(model):
+            return [torch.cat([values(part) for part in parts]).float().cpu() for parts in batches]
+
+    policy = _by_policy(models, answered, batches, sampling)
+    reference = read(
+        models.reference,
+        lambda part: token_log_probabilities(
+            models.reference, part.rows, part.positions, sampling.temperature
+        ),
     )
-    ended = [len(tokens) < sampling.max_new_tokens for tokens in sampled]
-    actions = [
-        [*tokens, sampling.end_of_text] if done else tokens
-        for tokens, done in zip(sampled, ended, strict=True)
-    ]
-    texts = [[*prompt, *answer] for prompt, answer in zip(prompts, actions, strict=True)]
-    scores = [
-        _score(models, [texts[n] for n in batch], [len(actions[n]) for n in batch], sampling)
-        for batch in token_batches([len(text) for text in texts], ROLLOUT_TOKENS, order="given")
-    ]
-    log_probs, entropy, head_values = recorder.by_prompt()
-    reference_log_probs, model_values, rewards = (
-        torch.cat(column).float().cpu() for column in zip(*scores, strict=True)
-    )
-    return Episodes(
-        prompt_ids=torch.tensor(prompt_ids),
-        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
-        action_counts=torch.tensor([len(answer) for answer in actions]),
-        ended=torch.tensor(ended),
-        rewards=rewards,
-        tokens=torch.tensor([token for text in texts for token in text]),
-        log_probs=log_probs,
-        reference_log_probs=reference_log_probs,
-        entropy=entropy,
-        values=model_values if isinstance(models.critic, RewardModel) else head_values,
-    )
-
-
-class _ActionRecorder:
-    """Log-probability, entropy and the head's value of each action as it is sampled."""
-
-    def __init__(self, critic: nn.Module | None, temperature: float) -> None:
-        self.head = None if isinstance(critic, RewardModel) else critic
-        self.temperature = temperature
-        self.prompts: list[Tensor] = []  # a step each: [active], index of the prompt
-        self.records: list[Tensor] = []  # a step each: [3, active]
-
-    def __call__(self, prompts: Tensor, states: Tensor, logits: Tensor, tokens: Tensor) -> None:
-        """`prompts`, `tokens` [active], `states` [active, width], `logits` [active, vocabulary]."""
-        log_probs, entropy = log_probs_and_entropy(logits / self.temperature, tokens)
-        values = (
-            torch.zeros_like(log_probs) if self.head is None else head_values(self.head, states)
+    critic = models.critic
+    values = [of_head for _, _, of_head in policy]
+    if isinstance(critic, RewardModel):
+        values = read(critic, lambda part: critic.values(part.rows)[part.positions])
+    rewards = read(models.reward, lambda part: models.reward.rewards(part.rows))
+    return [
+        Episodes(
+            answers.prompt_ids,
+            answers.prompt_lengths,
+            answers.action_counts,
+            answers.ended,
+            rewards[number],
+            answers.tokens,
+            policy[number][0],
+            reference[number],
+            policy[number][1],
+            values[number],
         )
-        self.prompts.append(prompts)
-        self.records.append(torch.stack([log_probs, entropy, values]))
-
-    def by_prompt(self) -> Tensor:
-        """Log-probabilities, entropies, values, a prompt's actions side by side: [3, actions]."""
-        order = torch.cat(self.prompts).argsort(stable=True)
-        return torch.cat(self.records, 1)[:, order].cpu()
+        for number, answers in enumerate(answered)
+    ]
 
 
-def _score(
+def _by_policy(
     models: RolloutModels,
-    texts: list[list[int]],
-    action_counts: list[int],
+    answered: Sequence[Answers],
+    batches: Sequence[Sequence[_Reading]],
     sampling: SamplingParams,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The reference's log-probabilities [actions], the critic's values [actions] and the rewards
-    [texts]. Each text goes through each model once.
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each chunk log-probabilities, entropies and the head's values, each [actions]: the
+    engine's where it has left them, else computed here.
     """
-    device, end = models.policy.wte.weight.device, sampling.end_of_text
-    rows = PackedSequences.of([text if text[-1] == end else [*text, end] for text in texts], device)
-    prompt_lengths = [len(text) - n for text, n in zip(texts, action_counts, strict=True)]
-    positions = predicting_positions(
-        rows,
-        torch.tensor(prompt_lengths, device=device),
-        torch.tensor(action_counts, device=device),
+    result = []
+    head = models.value_head
+    with reading(models.policy), nullcontext() if head is None else reading(head):
+        for answers, parts in zip(answered, batches, strict=True):
+            if answers.log_probs is None or answers.entropy is None or answers.values is None:
+                columns = [_recomputed(models, part, sampling.temperature) for part in parts]
+                log_probs, entropy, values = (
+                    torch.cat(column).cpu() for column in zip(*columns, strict=True)
+                )
+                result.append((log_probs, entropy, values))
+            else:
+                result.append((answers.log_probs, answers.entropy, answers.values))
+    return result
+
+
+def _recomputed(
+    models: RolloutModels, part: _Reading, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The policy's log-probabilities and entropies and the head's values, each [actions]."""
+    states = models.policy.states_of(part.rows)[part.positions]
+    tokens, weight = part.rows.tokens[part.positions + 1], models.policy.wte.weight
+    log_probs, entropy = zip(
+        *(
+            log_probs_and_entropy(logits_of(some, weight) / temperature, chosen)
+            for some, chosen in zip(states.split(LOGIT_ROWS), tokens.split(LOGIT_ROWS), strict=True)
+        ),
+        strict=True,
     )
-    reference = token_log_probabilities(models.reference, rows, positions, sampling.temperature)
-    values = (
-        models.critic.values(rows)[positions]
-        if isinstance(models.critic, RewardModel)
-        else torch.zeros_like(reference)
-    )
-    return reference, values, models.reward.rewards(rows)
+    return torch.cat(log_probs), torch.cat(entropy), head_values(models.value_head, states)
 
 
 def critic_values(critic: nn.Module, rows: PackedSequences, states: Tensor) -> Tensor:
@@ -209,56 +230,38 @@ def critic_values(critic: nn.Module, rows: PackedSequences, states: Tensor) -> T
     return critic.values(rows) if isinstance(critic, RewardModel) else head_values(critic, states)
 
 
-def head_values(head: nn.Module, states: Tensor) -> Tensor:
-    """[states, width] -> [states], in float32 like a reward model's."""
-    with torch.autocast(states.device.type, enabled=False):
-        values: Tensor = head(states.float())[:, 0]
-    return values
-
-
-def log_probs_and_entropy(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The log-probability of `tokens` [rows] by `logits` [rows, vocabulary], and the distribution's
-    entropy, both in nats: [rows].
-    """
-    log_probs = logits.float().log_softmax(1)
-    return log_probs.gather(1, tokens[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(1)
-
-
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Replaces `path` in one step, on disk before it returns. Tensors [...] of any shape."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    fsync(temporary)
-    temporary.replace(path)
-    fsync(path.parent)
-
-
-def sample_in_chunks(
+def roll_out(
+    engine: RolloutEngine,
     models: RolloutModels,
     prompts: Sequence[Sequence[int]],
     prompt_ids: Sequence[int],
     sampling: SamplingParams,
     seed: int,
     folder: Path,
-    chunk: int,
-    rank: int,
-    ranks: int,
-) -> Iterator[Path]:
-    """Answer the prompts `prompt_ids` in chunks of `chunk`, each written to `folder` when it is
-    complete and not sampled again. Every rank samples its own chunks; the answers depend on neither
-    chunk nor rank. Yields every chunk's path, all ranks'.
+    size: int,
+    execution: Execution,
+) -> list[Path]:
+    """Answer the prompts `prompt_ids` in chunks of `size`, each written to `folder` when it is
+    complete and not sampled again. The ranks share the chunks; the answers depend on neither chunk
+    nor rank. Returns every chunk's path, all ranks'. Collective.
     """
-    for number, first in enumerate(range(0, len(prompt_ids), chunk)):
-        path = folder / f"chunk-{number:05d}.safetensors"
-        ids = list(prompt_ids[first : first + chunk])
-        if number % ranks == rank and not _holds(path, ids):
-            seeds = range(seed + first, seed + first + len(ids))
-            episodes = sample_episodes(models, [prompts[n] for n in ids], ids, sampling, seeds)
-            write_tensors(episodes.tensors(), path)
-        yield path
-
-
-def _holds(path: Path, prompt_ids: list[int]) -> bool:
-    """Whether the chunk is there and of these prompts: another number of ranks left others."""
-    return path.is_file() and load_file(path)["prompt_ids"].tolist() == prompt_ids
+    asked = []
+    for number, items in enumerate(chunks(len(prompt_ids), size)):
+        ids = [prompt_ids[item] for item in items]
+        path = folder / f"answers-{number:05d}.safetensors"
+        asked.append(Chunk(path, ids, [prompts[n] for n in ids], [seed + item for item in items]))
+    engine.answer(models.policy, models.value_head, asked, sampling, execution)
+    torch.distributed.barrier()  # an engine may have left them to another rank
+    paths = [folder / f"chunk-{number:05d}.safetensors" for number in range(len(asked))]
+    share = slice(execution.rank, None, execution.world_size)
+    mine = [
+        (chunk, path)
+        for chunk, path in zip(asked[share], paths[share], strict=True)
+        if not holds(path, chunk.prompt_ids)
+    ]
+    answers = [Answers.load(chunk.path) for chunk, _ in mine]
+    episodes = completed(models, answers, sampling, execution.device)
+    for (_, path), complete in zip(mine, episodes, strict=True):
+        write_tensors(complete.tensors(), path)
+    torch.distributed.barrier()
+    return paths

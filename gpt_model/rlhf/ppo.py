@@ -8,7 +8,6 @@ samples episodes and advances the moving average between batches.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +29,7 @@ from gpt_model.training.batching import (
     micro_batch_count,
 )
 from gpt_model.training.engine import Execution
-from gpt_model.transformer import GPT, with_rows
+from gpt_model.transformer import GPT
 
 METRICS = ("policy_loss", "value_error", "clip_fraction", "moved", "ptx_loss")
 
@@ -40,22 +39,23 @@ class ActorCritic(nn.Module):
     reference and reward model are not.
     """
 
-    def __init__(self, start: GPT, reward: RewardModel, *, shared: bool, seed: int) -> None:
-        """The policy is a copy of `start`, which becomes the reference; the critic a copy of
-        `reward`, or with `shared` a fresh head on the policy's trunk. Dropout is off: the ratio
+    def __init__(
+        self, policy: GPT, critic: RewardModel | None, reference: GPT, reward: RewardModel
+    ) -> None:
+        """Policy and reference begin alike, and so do critic and reward model. Without a critic the
+        value is a fresh head on the policy's trunk. Policy and critic have no dropout: the ratio
         compares with the probability that an action was sampled with.
         """
         super().__init__()
-        self.policy = with_rows(start, 0, 0.0, seed)
-        if shared:
-            self.critic: nn.Module = nn.Linear(start.config.width, 1)
+        self.policy = policy
+        if critic is None:
+            self.critic: nn.Module = nn.Linear(policy.config.width, 1)
             nn.init.zeros_(self.critic.weight)
             nn.init.zeros_(self.critic.bias)
         else:
-            self.critic = copy.deepcopy(reward)
-            self.critic.gpt = with_rows(reward.gpt, 0, 0.0, seed)
-            self.critic.requires_grad_(True)
-        self.reference, self.reward = start.requires_grad_(False), reward.requires_grad_(False)
+            self.critic = critic.requires_grad_(True)
+        self.reference = reference.requires_grad_(False)
+        self.reward = reward.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> ActorCritic:

@@ -34,6 +34,7 @@ from gpt_model.rlhf.dialogue import Dialogue
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import ENCODED_ROWS, EpochBatches, chunks, token_batches
 from gpt_model.training.engine import ALONE, Execution
+from gpt_model.training.sharded import is_sharded
 from gpt_model.training.shared_batches import results_of_items
 from gpt_model.transformer import GPT
 
@@ -87,16 +88,16 @@ def save(model: RewardModel, tokenizer: Tokenizer, folder: Path) -> None:
     dump_json(folder / FACTS, {"shift": model.shift})
 
 
-def load(folder: Path) -> RewardModel:
-    """A reward model that `save` wrote, in evaluation mode. Raises UserError where the folder is no
-    reward model's.
+def load(folder: Path, read: Callable[[Path], GPT] = convert.load) -> RewardModel:
+    """A reward model that `save` wrote, in evaluation mode; `read` reads the decoder. Raises
+    UserError where the folder is no reward model's.
     """
     if not (folder / FACTS).is_file():
         raise UserError(
             f"{folder} is not a reward model: it has no {FACTS}. Give the folder of a reward_model "
             "artifact."
         )
-    model = RewardModel(convert.load(folder / "model"))
+    model = RewardModel(read(folder / "model"))
     model.head.load_state_dict(load_file(folder / HEAD))
     model.shift = float(json.loads((folder / FACTS).read_text(encoding="utf-8"))["shift"])
     return model.eval()
@@ -161,14 +162,16 @@ def rewards_of(
     Collective where there are several ranks.
     """
     training = model.training
-    model.to(execution.device).eval()
+    if not is_sharded(model):
+        model.to(execution.device)
+    model.eval()
 
     def read(indices: Sequence[int]) -> list[float]:
         batch = PackedSequences.of([rows[index] for index in indices], execution.device)
         rewards: list[float] = model.rewards(batch).tolist()
         return rewards
 
-    rewards = results_of_items(read, token_batches([len(row) for row in rows]), execution)
+    rewards = results_of_items(read, token_batches([len(row) for row in rows]), execution, model)
     model.train(training)
     return rewards
 

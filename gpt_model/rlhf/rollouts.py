@@ -2,8 +2,8 @@
 they are, and advance the moving average of the weights.
 
     rollouts/batch-000007.safetensors        episodes, advantages, KL coefficient, metrics
-    rollouts/batch-000007/chunk-00003…       episodes of a batch in progress: what a kill leaves
-    rollouts/average-000007.safetensors      the moving average (`ema.py`)
+    rollouts/batch-000007/                   a batch in progress: what a kill leaves (`episodes.py`)
+    rollouts/average-000007/                 the moving average, each rank's share (`ema.py`)
 
 The training loop checkpoints only after its hooks. A step is a function of (settings, step, these
 files), and these are a function of the weights at their own step. So a killed run, in the middle of
@@ -33,17 +33,16 @@ from gpt_model.rlhf.advantages import (
     final_rewards,
     next_kl_coefficient,
 )
-from gpt_model.rlhf.episodes import (
-    Episodes,
-    RolloutModels,
+from gpt_model.rlhf.episodes import Episodes, RolloutModels, roll_out
+from gpt_model.rlhf.rollout_engine import (
+    DecoderEngine,
+    RolloutEngine,
     SamplingParams,
-    sample_in_chunks,
     write_tensors,
 )
-from gpt_model.training.batching import epoch_order
+from gpt_model.training.batching import ROLLOUT_EPISODES, epoch_order
 from gpt_model.training.engine import Execution
 
-CHUNK = 64  # episodes that a rank samples together, unless the profile says otherwise
 COUNTS = ("empty", "not_a_number")  # metrics that are also summed over batches
 # Share of the first answers that end. Below it, later answers that do not end are no divergence.
 ENDING = 0.2
@@ -76,7 +75,7 @@ class RolloutConfig:
     ema_decay: float
     seed: int
     limits: Limits
-    chunk: int = CHUNK
+    chunk: int = ROLLOUT_EPISODES
 
     def prompt_ids(self, batch: int) -> list[int]:
         """The prompts of a batch's episodes: all prompts in turn, in another order each epoch."""
@@ -103,10 +102,17 @@ class Rollouts:
     """Samples batches and reads them. `between` is the loop's hook; a step reads its own batch."""
 
     def __init__(
-        self, folder: Path, checkpoints: Path | None, config: RolloutConfig, execution: Execution
+        self,
+        folder: Path,
+        checkpoints: Path | None,
+        config: RolloutConfig,
+        execution: Execution,
+        engine: RolloutEngine | None = None,
     ) -> None:
+        """`engine`: what answers the prompts; by default our decoder."""
         self.folder, self.checkpoints = folder, checkpoints
         self.config, self.execution = config, execution
+        self.engine: RolloutEngine = engine or DecoderEngine()
         self._read: tuple[int, RolloutBatch] | None = None
         self._last_call: float | None = None
 
@@ -116,11 +122,13 @@ class Rollouts:
         return [batch * self.config.steps_per_batch for batch in range(self.config.batches + 1)]
 
     def between(self, step: int, models: RolloutModels) -> dict[str, float]:
-        """Advance the average, and sample the next batch. Returns its metrics. Collective."""
+        """Advance the average, and sample the next batch. Returns its metrics. Collective: a hook
+        "by part".
+        """
         batch = step // self.config.steps_per_batch
-        if batch and self.execution.rank == 0:
+        if batch:
             decay = self.config.ema_decay
-            ema.advance(self.folder, batch, models.policy, models.reference, decay)
+            ema.advance(self.folder, batch, models.policy, models.reference, decay, self.execution)
         metrics: dict[str, float] = {}
         if batch < self.config.batches:
             if not self._path(batch).is_file():
@@ -145,20 +153,17 @@ class Rollouts:
         config, ranks = self.config, self.execution.world_size
         chunks = self.folder / f"batch-{batch:06d}"
         digest = hashlib.sha256(f"{config.seed} rollouts {batch}".encode()).digest()
-        paths = list(
-            sample_in_chunks(
-                models,
-                config.prompts,
-                config.prompt_ids(batch),
-                config.sampling,
-                int.from_bytes(digest[:7], "big"),
-                chunks,
-                min(config.chunk, -(-config.batch_size // ranks)),
-                self.execution.rank,
-                ranks,
-            )
+        paths = roll_out(
+            self.engine,
+            models,
+            config.prompts,
+            config.prompt_ids(batch),
+            config.sampling,
+            int.from_bytes(digest[:7], "big"),
+            chunks,
+            min(config.chunk, -(-config.batch_size // ranks)),
+            self.execution,
         )
-        torch.distributed.barrier()  # every rank's chunks are there
         if self.execution.rank == 0:
             previous = self.batch(batch - 1) if batch else None
             sampled = self._batch_of(Episodes.load(paths), previous)

@@ -28,6 +28,7 @@ from gpt_model.training.batching import (
     token_batches,
 )
 from gpt_model.training.engine import ALONE, Execution
+from gpt_model.training.sharded import reading
 from gpt_model.training.shared_batches import results_of_items
 from gpt_model.transformer import GPT, IGNORED
 
@@ -204,13 +205,14 @@ def held_out_loss(model: GPT, dialogues: Sequence[EncodedDialogue], execution: E
     """Nats a token of the assistant's. The ranks share the work. Collective."""
     batches = token_batches([len(dialogue.tokens) for dialogue in dialogues])
     sums = torch.zeros(2, dtype=torch.float64, device=execution.device)  # nats, tokens
-    for indices in batches[execution.rank :: execution.world_size]:
-        batch = collate([dialogues[index] for index in indices]).to(model.wte.weight.device)
-        losses = linear_cross_entropy_by_row(
-            model.states_of(batch.rows)[batch.positions], model.wte.weight, batch.targets
-        )
-        tokens = torch.tensor(float(len(losses)), dtype=torch.float64, device=losses.device)
-        sums += torch.stack([losses.double().sum(), tokens]).to(sums.device)
+    with reading(model):
+        for indices in batches[execution.rank :: execution.world_size]:
+            batch = collate([dialogues[index] for index in indices]).to(model.wte.weight.device)
+            losses = linear_cross_entropy_by_row(
+                model.states_of(batch.rows)[batch.positions], model.wte.weight, batch.targets
+            )
+            tokens = torch.tensor(float(len(losses)), dtype=torch.float64, device=losses.device)
+            sums += torch.stack([losses.double().sum(), tokens]).to(sums.device)
     if execution.world_size > 1:
         torch.distributed.all_reduce(sums)
     return float(sums[0] / max(1.0, float(sums[1])))

@@ -19,7 +19,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,23 +123,12 @@ class Checkpoints:
         only what overlaps with them is read.
         """
         targets = {
-            (kind, fragment.name): (fragment.start, fragment.values[kind])
+            f"{kind}/{fragment.name}": (fragment.start, fragment.values[kind])
             for fragment in fragments
             for kind in kinds
         }
-        for file in manifest["files"]:
-            with safe_open(self.folder / _name(manifest["step"]) / file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                    kind, name, start = key.split("/")
-                    if (kind, name) not in targets:
-                        continue
-                    first_kept, target = targets[kind, name]
-                    stored = tensors.get_slice(key)
-                    offset = int(start) - first_kept  # of the file's first element in the target
-                    first = max(0, offset)
-                    last = min(len(target), offset + stored.get_shape()[0])
-                    if first < last:
-                        target[first:last].copy_(stored[first - offset : last - offset])
+        folder = self.folder / _name(manifest["step"])
+        read_overlaps([folder / file for file in manifest["files"]], targets)
 
     # Writing
 
@@ -239,6 +228,25 @@ class Checkpoints:
         fsync(self.folder)
         for old in sorted(self.folder.glob("step-*"))[:-RETAINED]:
             shutil.rmtree(old)
+
+
+def read_overlaps(files: Iterable[Path], targets: Mapping[str, tuple[int, Tensor]]) -> None:
+    """Fill targets [n], by name, with elements from a first one on, out of files whose tensors are
+    named NAME/START: the flat elements of NAME from START on. Only what overlaps is read.
+    """
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                name, _, start = key.rpartition("/")
+                if name not in targets:
+                    continue
+                first_kept, target = targets[name]
+                stored = tensors.get_slice(key)
+                offset = int(start) - first_kept  # of the file's first element in the target
+                first = max(0, offset)
+                last = min(len(target), offset + stored.get_shape()[0])
+                if first < last:
+                    target[first:last].copy_(stored[first - offset : last - offset])
 
 
 def verify(path: Path, rank: int = 0, ranks: int = 1) -> dict[str, Any]:

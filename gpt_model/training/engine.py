@@ -293,8 +293,9 @@ class _Forward(nn.Module):
 
 
 # Which ranks call something with the model, and how: "freely", each whatever it wants with a whole
-# model; "together", each the same forward passes in the same order; "first", rank 0 alone.
-Ranks = Literal["freely", "together", "first"]
+# model; "by part", the same with a part of it at a time, within `sharded.reading`; "together", each
+# the same forward passes in the same order; "first", rank 0 alone.
+Ranks = Literal["freely", "by part", "together", "first"]
 
 
 class Engine:
@@ -469,9 +470,14 @@ class Engine:
                 model = copy.deepcopy(self._skeleton)
                 model.load_state_dict(self._weights(), strict=False, assign=True)
                 yield model.eval()
+            elif ranks == "by part":
+                yield self._sharded.model
+            elif ranks == "first" and self.execution.rank:
+                self._sharded.follow()
+                yield None
             else:
-                with self._sharded.reading(leading=ranks == "first") as sharded:
-                    yield sharded
+                with self._sharded.reading(apart=ranks == "first"):
+                    yield self._sharded.model
 
     def close(self) -> None:
         """Free gradients, moments and DeepSpeed's hooks; leave the model whole and plain on every

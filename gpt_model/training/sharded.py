@@ -6,7 +6,7 @@ every parameter, as DeepSpeed cuts them, and no rank ever has the whole model.
   checkpoint.
 - `ShardedModel`: the same model for evaluation, samples and saving. A block's parameters are
   gathered when it is called and freed when it returns; the others (embeddings, the last norm) stay
-  while the model is in use.
+  while the model, or the part of it that they are of, is in use (`reading`).
 
 Gathered are the shares themselves, in float32: DeepSpeed's own gathering may round to bfloat16 on
 the way, and follows the order of the training passes.
@@ -15,8 +15,9 @@ the way, and follows the order of the training passes.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,9 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-END = -1  # what rank 0 sends to those that follow it, in place of a group's number
+from gpt_model.transformer import D, Decoder
+
+END = -1  # what a rank that has read what it wanted says, in place of a group's number
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Fragment:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the model was built by `cut`, or an engine has cut it."""
-    return any(hasattr(parameter, "ds_tensor") for parameter in model.parameters())
+    """Whether the model was built by `cut`, an engine has cut it, or a `ShardedModel` shows it."""
+    return hasattr(model, "part_of") or any(hasattr(p, "ds_tensor") for p in model.parameters())
 
 
 def whole_shape(parameter: Tensor) -> torch.Size:
@@ -71,11 +74,12 @@ def cut(model: nn.Module, configuration: Mapping[str, Any], device: str) -> None
 
 
 def shares(model: nn.Module) -> Iterator[Fragment]:
-    """What this rank has of each parameter's elements, before an engine takes hold of the model: of
-    a plain model all of them.
+    """What this rank has of each parameter's elements: of a plain model all of them. `model` is one
+    that no engine has taken hold of, or what a `ShardedModel` shows, or a part of that.
     """
     parameter: Any
-    for name, parameter in model.named_parameters():
+    for name, shown in model.named_parameters():
+        parameter = getattr(shown, "shared_out", shown)
         start, weight = 0, parameter.data.view(-1)
         if hasattr(parameter, "ds_tensor"):
             weight = parameter.ds_tensor.data.view(-1)
@@ -85,18 +89,18 @@ def shares(model: nn.Module) -> Iterator[Fragment]:
             yield Fragment(name, start, {"weight": weight}, owned=True)
 
 
-def gather(parameter: Any, device: torch.device | str, *, onto_rank_0: bool = False) -> Tensor:
-    """The whole parameter [...] on every rank, or on rank 0 alone; nothing [0] on the others.
+def gather(parameter: Any, device: torch.device | str, onto: int | None = None) -> Tensor:
+    """The whole parameter [...] on every rank, or on rank `onto` alone; nothing [0] on the others.
     Collective.
     """
     share = parameter.ds_tensor.detach().to(device).view(-1)
     ranks, rank = parameter.ds_zero_partition_world_size, parameter.ds_zero_partition_rank
-    receives = not onto_rank_0 or rank == 0
+    receives = onto is None or rank == onto
     whole = share.new_empty(ranks * len(share) if receives else 0)
-    if onto_rank_0:
-        torch.distributed.gather(share, list(whole.chunk(ranks)) if receives else None, dst=0)
-    else:
+    if onto is None:
         torch.distributed.all_gather_into_tensor(whole, share)
+    else:
+        torch.distributed.gather(share, list(whole.chunk(ranks)) if receives else None, dst=onto)
     return whole[: parameter.ds_numel].view(parameter.ds_shape) if receives else whole
 
 
@@ -111,9 +115,31 @@ def without_memory(model: nn.Module) -> nn.Module:
     )
 
 
+def reading(model: nn.Module) -> AbstractContextManager[None]:
+    """Within, this rank makes whatever forward passes it wants with `model`, which is what a
+    `ShardedModel` shows or a part of that. As it leaves it gives the other ranks its shares until
+    they leave too. Ranks exchange nothing else within, unless all make the same passes. Collective;
+    a plain model needs nothing of it.
+    """
+    sharded, path = getattr(model, "part_of", (None, ""))
+    return sharded.reading(path, apart=True) if sharded else nullcontext()
+
+
+def for_evaluation(model: D, device: str) -> D:
+    """A model that no engine has taken hold of, on the device in evaluation mode: itself, or where
+    it was built sharded what a `ShardedModel` shows of it.
+    """
+    if not is_sharded(model):
+        return model.to(device).eval()
+    shown = ShardedModel(without_memory(model), dict(model.named_parameters()), device).model
+    assert isinstance(shown, type(model))
+    return shown
+
+
 class ShardedModel:
-    """A model in evaluation mode over shared-out weights. Either every rank makes the same forward
-    passes in the same order, or rank 0 alone does, and the others give it their shares.
+    """A model in evaluation mode over shared-out weights, `model`. It can be used within `reading`:
+    by all ranks together, each making the same forward passes in the same order; or apart, each
+    making its own, where the others give it their shares.
     """
 
     def __init__(
@@ -122,16 +148,21 @@ class ShardedModel:
         """`skeleton`: the model `without_memory`. `parameters`: the shared-out ones."""
         self.model = copy.deepcopy(skeleton).eval().requires_grad_(False)
         self.parameters, self.device = parameters, device
-        self._leading = False
-        self._shapes = dict(self.model.named_parameters())
+        self._apart = False
+        self._shapes: dict[str, Any] = dict(self.model.named_parameters())
         self._held: dict[str, Tensor] = {}
         blocks = self._prepare_blocks()
-        in_blocks = {name for block in blocks for name in block}
-        self._others = [name for name in parameters if name not in in_blocks]
-        # What is gathered at a time: rank 0 sends the number of one to those that follow it
-        self._groups = [*blocks, self._others, *([name] for name in parameters)]
-        model: Any = self.model
-        model.weight = self.weight  # `Decoder.weight`
+        self._in_blocks = {name for block in blocks for name in block}
+        # What is gathered at a time: ranks that read apart say its number
+        self._groups = [*blocks, *([name] for name in parameters)]
+        self._numbers = {name: len(blocks) + number for number, name in enumerate(parameters)}
+        for name, shape in self._shapes.items():
+            shape.shared_out = parameters[name]  # for `shares`
+        module: Any
+        for path, module in self.model.named_modules():
+            module.part_of = self, path
+            if isinstance(module, Decoder):
+                module.weight = functools.partial(self._weight, path)  # type: ignore[method-assign]
 
     def _prepare_blocks(self) -> list[list[str]]:
         """Have each block (each member of a ModuleList) gather its parameters as it is called.
@@ -158,28 +189,38 @@ class ShardedModel:
         return groups
 
     @contextmanager
-    def reading(self, *, leading: bool) -> Iterator[nn.Module | None]:
-        """The model within. With `leading` for rank 0 alone: on the others nothing, once they have
-        given what rank 0 wanted. Collective.
-        """
-        if leading and torch.distributed.get_rank():
-            self._follow()
-            yield None
-            return
-        self._leading = leading
+    def reading(self, path: str = "", *, apart: bool) -> Iterator[None]:
+        """Within, the model, or the part of it at `path`, has what is in no block. Collective."""
+        prefix = f"{path}." if path else ""
+        names = [
+            name
+            for name in self.parameters
+            if name.startswith(prefix) and name not in self._in_blocks
+        ]
+        before, self._apart = self._apart, apart
         try:
-            self._fill(self._groups.index(self._others))
-            yield self.model
+            for name in names:
+                self._fill(self._numbers[name])
+            yield
         finally:
-            self._empty(self._others)
-            if leading:
-                self._sent(END)
+            self._empty(names)
+        if apart:
+            self.follow()
+        self._apart = before
 
-    def weight(self, name: str) -> Tensor:
-        """The whole parameter [...] `name`, gathered for the caller."""
+    def follow(self) -> None:
+        """Give the other ranks this rank's shares of what they gather, until all have read what
+        they wanted. Collective.
+        """
+        while self._round(END) is not None:
+            pass
+
+    def _weight(self, path: str, name: str) -> Tensor:
+        """The whole parameter [...] `name` of the part at `path`, gathered for the caller."""
+        name = f"{path}.{name}" if path else name
         if (held := self._held.get(name)) is not None:
             return held
-        [weight] = self._gathered(self._groups.index([name]))
+        [weight] = self._gathered(self._numbers[name])
         return weight
 
     def _fill(self, group: int) -> None:
@@ -197,23 +238,27 @@ class ShardedModel:
         setattr(self.model.get_submodule(path), leaf, parameter)
 
     def _gathered(self, group: int) -> list[Tensor]:
-        if self._leading:
-            self._sent(group)
-        return self._exchanged(group, onto_rank_0=self._leading)
+        if not self._apart:
+            return self._exchanged(group)
+        weights = self._round(group)
+        assert weights is not None
+        return weights
 
-    def _follow(self) -> None:
-        """Give rank 0 this rank's shares of what it gathers, until it has no more to read."""
-        while (group := self._sent(END)) != END:
-            self._exchanged(group, onto_rank_0=True)
+    def _round(self, wanted: int) -> list[Tensor] | None:
+        """Every rank says the number of the group it wants, or END, and gets that group. None once
+        all have said END. Collective.
+        """
+        said = torch.tensor([wanted], device=self.device)
+        by_rank = said.new_empty(torch.distributed.get_world_size())
+        torch.distributed.all_gather_into_tensor(by_rank, said)
+        numbers: list[int] = by_rank.tolist()
+        weights: list[Tensor] | None = None
+        for group in sorted({*numbers} - {END}):
+            readers = [rank for rank, number in enumerate(numbers) if number == group]
+            exchanged = self._exchanged(group, readers[0] if len(readers) == 1 else None)
+            # Of the others' a rank keeps nothing, but it goes on
+            weights = exchanged if group == wanted else weights or []
+        return weights
 
-    def _exchanged(self, group: int, *, onto_rank_0: bool) -> list[Tensor]:
-        return [
-            gather(self.parameters[name], self.device, onto_rank_0=onto_rank_0)
-            for name in self._groups[group]
-        ]
-
-    def _sent(self, group: int) -> int:
-        """On every rank, the number that rank 0 sends."""
-        number = torch.tensor([group], device=self.device)
-        torch.distributed.broadcast(number, src=0)
-        return int(number.item())
+    def _exchanged(self, group: int, onto: int | None = None) -> list[Tensor]:
+        return [gather(self.parameters[name], self.device, onto) for name in self._groups[group]]

@@ -7,13 +7,14 @@ What a batch holds does not depend on the number of ranks, so neither do the res
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
 import torch.distributed
+from torch import nn
 
 from gpt_model.training.engine import Execution
+from gpt_model.training.sharded import reading
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
@@ -98,11 +99,19 @@ def results_of_items(
     compute: Callable[[Sequence[int]], list[Result]],
     batches: Sequence[Sequence[int]],
     execution: Execution,
+    model: nn.Module | None = None,
 ) -> list[Result]:
     """The result of each item, in order. `batches` are of the items' numbers, from 0 on; `compute`
-    gives the results of a batch. Collective where there are several ranks.
+    gives the results of a batch, by forward passes of `model` if of any. Collective where there are
+    several ranks.
     """
-    shared = SharedBatches(partial(map, compute), execution)
+
+    def computed(share: Sequence[Sequence[int]]) -> Iterator[list[Result]]:
+        # Left with the last batch, before the ranks exchange results
+        with reading(model) if model else nullcontext():
+            yield from map(compute, share)
+
+    shared = SharedBatches(computed, execution)
     by_item: dict[int, Result] = {}
     for items, results in zip(batches, shared.results(batches), strict=True):
         by_item.update(zip(items, results, strict=True))

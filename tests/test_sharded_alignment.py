@@ -1,0 +1,98 @@
+"""SFT, reward model and DPO at ZeRO 3, where no rank has the whole model, on two real ranks: they
+train and measure as at ZeRO 1. PPO: test_ppo_resume.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import human_world as world
+import pytest
+import torch
+from ppo_world import most_gathered
+from safetensors.torch import load_file
+from stage_ranks import run_in_ranks
+from training_ranks import make_inputs, read_record
+
+from assets.recipe.sections import DPOSection, RewardModelSection, SupervisedSection
+from gpt_model import convert
+from gpt_model.config import ModelConfig
+from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
+from gpt_model.tokenizer import Tokenizer
+from gpt_model.transformer import GPT
+
+pytestmark = pytest.mark.slow
+SECTION: dict[str, Any] = {"learning_rate": 3e-3, "epochs": 2, "batch": 10, "precision": "float32"}
+STAGES: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
+    "supervised": (SupervisedSection, {}, ("pretrained", "tokenizer", "demonstrations")),
+    "reward_model": (
+        RewardModelSection,
+        {"start": "supervised"},
+        ("start", "tokenizer", "demonstrations", "comparisons"),
+    ),
+    "dpo": (DPOSection, {"beta": 0.1}, ("policy_init", "comparisons")),
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each stage at ZeRO 1 and 3."""
+    folder = make_inputs(tmp_path_factory.mktemp("built"))
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    template = ChatTemplate(chat_tokenizer(tokenizer))
+    shape = ModelConfig(
+        layers=2, width=32, heads=2, context=96, vocab_size=tokenizer.vocab_size, dropout=0.0
+    )
+    convert.save(GPT(shape, seed=1), folder / "pretrained" / "model", tokenizer.end_of_text)
+    tokenizer.save(folder / "pretrained" / "model")
+    for name in ("policy_init", "start"):
+        world.model(folder / name, world.tiny(template, context=96), template)
+    world.write(
+        folder / "demonstrations",
+        training=world.demonstrations(40),
+        held_out=world.demonstrations(9),
+    )
+    world.write(
+        folder / "comparisons", training=world.rankings(40, 1), held_out=world.rankings(150, 2)
+    )
+    jobs = [
+        {
+            "stage": stage,
+            "ranks": 2,
+            "zero_stage": zero_stage,
+            "config": {stage: section.model_validate({**SECTION, **more}).model_dump(mode="json")},
+            "inputs": {name: folder / name for name in inputs},
+            "output": folder / f"{stage}-{zero_stage}",
+        }
+        for stage, (section, more, inputs) in STAGES.items()
+        for zero_stage in (1, 3)
+    ]
+    run_in_ranks(jobs, folder)
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_model_that_is_shared_out_trains_and_measures_as_one_that_is_whole(
+    built: Path, stage: str
+) -> None:
+    whole, sharded = (built / f"{stage}-{zero_stage}" for zero_stage in (1, 3))
+    first, second = read_record(whole), read_record(sharded)
+    assert len(first["metrics"]) > 3 and first["texts"] == second["texts"]
+    for step, values in first["metrics"].items():
+        for name in {name for name in values if not name.endswith("_per_second")}:
+            near = pytest.approx(values[name], rel=1e-4, abs=1e-4)
+            assert second["metrics"][step][name] == near, (step, name)
+    for name, value in first["result"].items():
+        if "second" not in name:
+            assert second["result"][name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+    files = {str(path.relative_to(whole)) for path in whole.rglob("*.safetensors")}
+    files = {file for file in files if not file.startswith(".scratch")}
+    assert "model/model.safetensors" in files
+    for file in files:
+        a, b = load_file(whole / file), load_file(sharded / file)
+        assert a.keys() == b.keys()
+        assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a), file
+    head = 33 if stage == "reward_model" else 0
+    assert second["held"] == most_gathered(whole / "model") + head and first["held"] == 0
+    assert (whole / "shape.json").read_bytes() == (sharded / "shape.json").read_bytes()
