@@ -33,7 +33,7 @@ from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.stages import base_model
 from assets.stages.experiments import FIT, LSTM_ASSET
-from assets.stages.pretraining import micro_batch
+from assets.stages.pretraining import batches_of, micro_batch
 from assets.store.manifest import BUILD_AGAIN, MANIFEST
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
@@ -332,14 +332,23 @@ def _beyond(compute: float, span: Sequence[float]) -> float:
 
 # Memory
 
+# Of the largest matrix: momentum brought together, step, and the two sides of an iteration
+MUON_COPIES = 4
+
 
 def memory_per_rank(
-    model: ModelConfig, zero_stage: int, ranks: int, micro_batch: int, checkpointing: bool = False
+    model: ModelConfig,
+    zero_stage: int,
+    ranks: int,
+    micro_batch: int,
+    checkpointing: bool = False,
+    muon: bool = False,
 ) -> float:
     """Bytes that training takes on each rank, by ZeRO stage 0 to 3.
 
     State: Rajbhandari et al. 2020, section 3.1, with float32 weights, gradients and two moments,
-    and from stage 1 on the flat copy of a rank's share that DeepSpeed's optimizer has.
+    and from stage 1 on the flat copy of a rank's share that DeepSpeed's optimizer has. Muon has one
+    moment of a block's matrices, and between the passes some copies of the largest of them.
     `micro_batch`: sequences a rank and forward pass. Raises UserError for another stage.
     """
     if zero_stage not in ZERO_STAGES:
@@ -350,10 +359,22 @@ def memory_per_rank(
     weights = parameters * (shard if zero_stage == 3 else 1)
     gradients = parameters * (shard if zero_stage >= 2 else 1)
     optimizer = parameters * (3 * shard if zero_stage >= 1 else 2)
-    return weights + gradients + optimizer + activation_bytes(model, micro_batch, checkpointing)
+    passes = activation_bytes(model, micro_batch, checkpointing)
+    if muon:
+        optimizer -= 4 * matrix_parameters(model) * (shard if zero_stage >= 1 else 1)
+        largest = 4 * 4 * model.width**2  # the MLP's
+        passes = max(passes, MUON_COPIES * largest)
+    return weights + gradients + optimizer + passes
 
 
-def smallest_profile(model: ModelConfig, batch: int, memory: float) -> dict[str, Any]:
+def matrix_parameters(model: ModelConfig) -> int:
+    """How many parameters Muon steps: the matrices of blocks, of which an LSTM has none."""
+    return 0 if model.family == "lstm" else 12 * model.layers * model.width**2
+
+
+def smallest_profile(
+    model: ModelConfig, batch: int, memory: float, muon: bool = False
+) -> dict[str, Any]:
     """The fields of a profile with the fewest ranks, and of those with the least sharding, on which
     training takes at most `memory` bytes a rank and `batch`, sequences, are shared out evenly.
     Where no number of ranks will do, the most there are, on devices of more memory.
@@ -362,7 +383,7 @@ def smallest_profile(model: ModelConfig, batch: int, memory: float) -> dict[str,
     for ranks, sparing, stage in itertools.product(rank_numbers, (False, True), ZERO_STAGES):
         fields = {"processes": ranks, "zero_stage": stage, "micro_batch": 1}
         fields |= {"activation_checkpointing": sparing}
-        if (needed := memory_per_rank(model, stage, ranks, 1, sparing)) <= memory:
+        if (needed := memory_per_rank(model, stage, ranks, 1, sparing, muon)) <= memory:
             return fields
     return {**fields, "memory_gb": math.ceil(needed / 1e9)}
 
@@ -452,10 +473,16 @@ def pretraining_demand(model: ModelConfig, section: Config, profile: Profile) ->
     sequences = -(-section["batch_tokens"] // model.context // profile.processes)
     rows = micro_batch(max(1, sequences), model.context, profile)
     each = memory_per_rank(
-        model, profile.zero_stage, profile.processes, rows, profile.activation_checkpointing
+        model,
+        profile.zero_stage,
+        profile.processes,
+        rows,
+        profile.activation_checkpointing,
+        bool(section.get("muon")),
     )
     rate, _ = default_rate(profile)
-    return Demand(each, profile.memory_each(), training_flops(model, section["tokens"]) / rate)
+    flops = training_flops(model, section["tokens"]) + muon_flops(model, section)
+    return Demand(each, profile.memory_each(), flops / rate)
 
 
 # FLOPs
@@ -475,6 +502,18 @@ def default_rate(profile: Profile) -> tuple[float, str]:
 def training_flops(model: ModelConfig, tokens: float) -> float:
     """Model FLOPs of training on `tokens` tokens, forward and backward."""
     return model.flops_per_token() * float(tokens)
+
+
+def muon_flops(model: ModelConfig, section: Config) -> float:
+    """FLOPs of making matrices orthogonal, in all steps of `section`, a recipe's pretraining.
+
+    An iteration of a matrix [rows, columns], rows the fewer, takes 4 rows² columns + 2 rows³: of a
+    block's four [width, width] and two [width, 4 width], 60 width³.
+    """
+    if not (muon := section.get("muon")) or model.family == "lstm":
+        return 0.0
+    steps = batches_of(section).steps_within(section["tokens"])
+    return 60.0 * model.width**3 * model.layers * muon["ns_steps"] * steps
 
 
 def reading_flops(model: ModelConfig, tokens: float) -> float:
@@ -527,7 +566,8 @@ def _pretrained(config: Config, inputs: Inputs, flops: float) -> Work:
     model, section = _trained(config, inputs), config["pretraining"]
     copies = max(1, section.get("snapshots", 0))  # the last snapshot is the model
     size = WEIGHT_BYTES * model.parameters() * copies
-    return Work(training_flops(model, section["tokens"]), TRAINING_FLOPS, flops, size, 5.0)
+    amount = training_flops(model, section["tokens"]) + muon_flops(model, section)
+    return Work(amount, TRAINING_FLOPS, flops, size, 5.0)
 
 
 def _training(model: ModelConfig, tokens: Amount, flops: float, size: float) -> Work:

@@ -69,7 +69,10 @@ def _bytes_each_step(record: dict[str, Any]) -> float:
 @pytest.mark.parametrize(
     ("settings", "mistake"),
     [
-        ({"optimizer": {"type": "Adam"}}, r"`deepspeed.optimizer` is the recipe's \(AdamW\)"),
+        (
+            {"optimizer": {"type": "Adam"}},
+            r"`deepspeed.optimizer` is the recipe's `pretraining.optimizer`",
+        ),
         ({"bf16": {"enabled": True}}, "is the recipe's `precision`: leave it out"),
         ({"zero_optimization": {"stage": 3}}, "is the profile's `zero_stage`: leave it out"),
         (

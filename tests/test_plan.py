@@ -179,6 +179,20 @@ def test_zero_shares_out_what_the_paper_says() -> None:
     assert activation_bytes(model, 1, checkpointing=True) == 4 * 1024 * 1600 * (48 + 17)
 
 
+def test_muon_takes_one_moment_less_and_some_flops_more(store: Store, base: Path) -> None:
+    model = ModelConfig.published("gpt2-xl")
+    matrices = 48 * 12 * 1600**2
+    for stage in range(4):
+        adamw, muon = (memory_per_rank(model, stage, 64, 1, muon=each) for each in (False, True))
+        assert adamw - muon == pytest.approx(4 * matrices / (64 if stage else 1))
+    section = RECIPE.model_and_training[1].model_dump(mode="json")
+    recipe = small_recipe(pretraining={**section, "optimizer": "muon"})
+    plain, muon = (plan_of(each, base, CPU, store) for each in (RECIPE, recipe))
+    assert plain["flops"] == muon["flops"]  # the model's
+    assert plain["seconds"]["expected"] < muon["seconds"]["expected"]
+    assert plain["checkpoint_bytes"] > muon["checkpoint_bytes"]
+
+
 def test_memory_of_a_zero_stage_that_is_none_is_refused() -> None:
     model = ModelConfig.published("gpt2-small")
     with pytest.raises(UserError, match="zero_stage is 4: ZeRO has the stages 0 to 3") as error:

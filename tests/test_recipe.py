@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -399,6 +400,21 @@ def test_the_recipe_that_is_explained_line_by_line_is_tiny(tmp_path: Path) -> No
         ),
         ("finetuning: null\nlora: {}", "line 4: `lora`: it adapts weights that are there already"),
         (
+            "pretraining: {muon: {}}",
+            "line 3: `pretraining.muon`: they are Muon's settings, and optimizer is adamw: write "
+            "optimizer: muon",
+        ),
+        (
+            "pretraining: {optimizer: muon}\nmodel: {family: lstm}\nfinetuning: null\n"
+            "evaluation: null",
+            "line 3: `pretraining.optimizer`: it steps the matrices of a Transformer's blocks",
+        ),
+        (
+            "lora: {}\nimported: {hub: a/b}\npretraining: {tokens: 9_000, batch_tokens: 100, "
+            "learning_rate: 1e-4, optimizer: muon}",
+            "line 5: `pretraining.optimizer`: it steps whole matrices, and lora trains thin",
+        ),
+        (
             "scaling: {rungs: [1, 2], seeds: [1, 2, 3, 4]}",
             "line 3: `scaling.rungs`: a law takes three sizes,",
         ),
@@ -416,6 +432,19 @@ def test_sections_that_contradict_each_other_are_said_with_file_line_and_field(
     with pytest.raises(UserError) as error:
         load_recipe(str(path))
     assert str(error.value).startswith(f"{path}, {said}"), str(error.value)
+
+
+def test_the_optimizer_is_of_a_section_s_identity_where_it_is_not_adamw(tmp_path: Path) -> None:
+    def dumped(pretraining: str) -> dict[str, Any]:
+        recipe = load_recipe(str(extending(tmp_path, f"pretraining: {pretraining}")))
+        return recipe.model_and_training[1].model_dump(mode="json")
+
+    plain = dumped("{}")
+    assert not {"optimizer", "muon"} & plain.keys()
+    assert dumped("{optimizer: adamw}") == plain
+    muon = dumped("{optimizer: muon}")
+    assert muon == dumped("{optimizer: muon, muon: {momentum: 0.95}}")
+    assert {name: muon[name] for name in plain} == plain
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_ranks import SECTION, STEPS, Ranks, make_inputs, read_record
+from training_ranks import MUON, SECTION, STEPS, Ranks, make_inputs, read_record
 
 from assets.contract import SCRATCH
 from assets.execution.pretraining import samples
@@ -40,10 +40,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:
-    """One run a ZeRO stage, done one after the other by the same two ranks."""
-    plain = [
+    """One run a ZeRO stage, done one after the other by the same two ranks; and one with Muon, of
+    whose matrices both ranks have parts.
+    """
+    plain: list[dict[str, Any]] = [
         {"what": "loop", "output": folder / f"zero{stage}", "zero_stage": stage} for stage in STAGES
     ]
+    plain.append({"what": "loop", "output": folder / "muon", "zero_stage": 1, "section": MUON})
     stage = {"what": "pretrained", "zero_stage": 3}
     return [*plain, {**stage, "output": folder / "ramp", "section": RAMP}]
 
@@ -75,8 +78,7 @@ def killed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     *plain, ramp = runs(folder)
     held = [job | {"hold": (7 * batch, "checkpoints")} for job in plain]
     ranks = Ranks(inputs, [*held, ramp | {"hold": (900, f"{SCRATCH}/checkpoints")}])
-    for stage in STAGES:
-        output = folder / f"zero{stage}"
+    for output in (job["output"] for job in plain):
         ranks.kill_at(output, moments.randrange(8, STEPS - 10) * batch)
         leave_half_a_checkpoint(output / "checkpoints")
         ranks.start()
@@ -99,14 +101,12 @@ def leave_half_a_checkpoint(checkpoints: Path) -> None:
     (half / "rank-00001.json").write_text(json.dumps({"sha256": "0"}))
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_run_resumes_to_the_same_weights(
-    undisturbed: Path, killed: Path, stage: int
-) -> None:
+@pytest.mark.parametrize("run", [*(f"zero{stage}" for stage in STAGES), "muon"])
+def test_killed_run_resumes_to_the_same_weights(undisturbed: Path, killed: Path, run: str) -> None:
     expected, result = (
-        load_file(folder / f"zero{stage}" / "model.safetensors") for folder in (undisturbed, killed)
+        load_file(folder / run / "model.safetensors") for folder in (undisturbed, killed)
     )
-    record = read_record(killed / f"zero{stage}")
+    record = read_record(killed / run)
     assert 0 < record["result"]["resumed_from"] < STEPS, record["log"]
     assert (
         f"Goes on from the checkpoint of step {record['result']['resumed_from']} of {STEPS}."
@@ -115,7 +115,7 @@ def test_killed_run_resumes_to_the_same_weights(
     assert expected.keys() == result.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, result[name]), name
-    before, after = read_record(undisturbed / f"zero{stage}")["metrics"], record["metrics"]
+    before, after = read_record(undisturbed / run)["metrics"], record["metrics"]
     for step in range(record["result"]["resumed_from"] + 1, STEPS + 1):
         for name in ("loss", "gradient_norm", "learning_rate", "tokens"):
             assert after[step][name] == before[step][name], (step, name)

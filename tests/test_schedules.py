@@ -25,6 +25,7 @@ from gpt_model.config import ModelConfig
 from gpt_model.data.sampler import Sampler
 from gpt_model.data.shards import TokenData
 from gpt_model.lstm import LSTM
+from gpt_model.training.optimizer import MuonSettings
 from gpt_model.training.schedules import BatchSchedule
 from gpt_model.training.snapshots import snapshot_steps, snapshots
 from gpt_model.transformer import GPT
@@ -206,6 +207,18 @@ def test_gpt1s_two_thousand_updates_are_tokens_and_the_cosine_ends_at_zero() -> 
         )
         assert settings.learning_rate(update) == pytest.approx(expected, rel=1e-9, abs=1e-18)
     assert settings.steps == updates
+
+
+def test_muon_has_adamws_rate_and_decay_where_it_has_none_of_its_own() -> None:
+    def muon_of(**muon: Any) -> MuonSettings | None:
+        section = GPT3_SMALL | {"optimizer": "muon", "muon": muon}
+        return settings_of(PretrainingSection.model_validate(section).model_dump(mode="json")).muon
+
+    rate, decay = GPT3_SMALL["learning_rate"], GPT3_SMALL["weight_decay"]
+    assert settings_of(GPT3_SMALL).muon is None
+    assert muon_of() == MuonSettings(rate_multiplier=1.0, weight_decay=decay)
+    given = muon_of(learning_rate=3 * rate, weight_decay=0.0, nesterov=False)
+    assert given == MuonSettings(pytest.approx(3), weight_decay=0.0, nesterov=False)
 
 
 # --- what the stage makes of them ---

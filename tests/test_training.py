@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from training_ranks import (
     MODEL,
+    MUON,
     SECTION,
     STEPS,
     Ranks,
@@ -47,10 +48,11 @@ from gpt_model.ops import cpu_kernels
 from gpt_model.progress import Silent
 from gpt_model.training.ahead import Ahead
 from gpt_model.training.checkpoint import Checkpoints, verify
-from gpt_model.training.engine import Engine, Execution, choose_product_library, shard
+from gpt_model.training.engine import Engine, Execution, choose_product_library, shard, start
 from gpt_model.training.loop import Hook, train
 from gpt_model.training.measure import held_out, held_out_intervals, held_out_metrics
-from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.training.muon import Muon, orthogonal
+from gpt_model.training.optimizer import MuonSettings, Run, TrainingSettings
 from gpt_model.training.schedules import BatchSchedule, by_step, warmup_cosine, warmup_linear
 from gpt_model.training.sharded import Fragment, shares
 from gpt_model.training.trial import largest_micro_batch
@@ -178,6 +180,86 @@ def test_the_engine_takes_the_steps_of_a_plain_loop(stage: Any) -> None:
     )
     assert progress.seen[12]["double"] == pytest.approx(2 * progress.seen[12]["loss"], rel=1e-5)
     assert progress.seen[12]["tokens"] == 12 * 8 * 16
+
+
+def test_muon_steps_as_torchs_does() -> None:
+    """torch's takes queries, keys and values for one matrix; given them apart, it does as ours."""
+    start(Execution())
+    model, plain = GPT(SHAPE, seed=1), GPT(SHAPE, seed=1)
+    muon = MuonSettings(rate_multiplier=2.0, weight_decay=0.05, momentum=0.9)
+    how = settings(muon=muon, precision="bfloat16")  # as torch's makes orthogonal
+    ours = Muon(model, how)
+    whole = [Run(name, 0, p, 0, p.numel()) for name, p in model.named_parameters()]
+    ours.connect(whole, {run.name: run.flat.shape for run in whole}, "cpu")
+    matrices = {
+        name: [nn.Parameter(part.clone()) for part in p.chunk(3 if "c_attn" in name else 1, dim=1)]
+        for name, p in plain.named_parameters()
+        if p.dim() == 2 and name.startswith("h.")
+    }
+    theirs = torch.optim.Muon(
+        [part for parts in matrices.values() for part in parts],
+        weight_decay=0.05,
+        momentum=0.9,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    others = {name: p for name, p in plain.named_parameters() if name not in matrices}
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in others.values() if p.dim() > 1], "weight_decay": 0.1},
+            {"params": [p for p in others.values() if p.dim() == 1], "weight_decay": 0.0},
+        ],
+        betas=how.betas,
+        eps=how.eps,
+    )
+    generator = torch.Generator().manual_seed(1)
+    for step in range(3):
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            if name in others:
+                others[name].grad = parameter.grad
+            else:
+                gradients = parameter.grad.chunk(len(matrices[name]), dim=1)
+                for part, gradient in zip(matrices[name], gradients, strict=True):
+                    part.grad = gradient
+        for optimizer, multiple in ((ours, None), (theirs, 2.0), (adamw, 1.0)):
+            for group in optimizer.param_groups:
+                group["lr"] = how.learning_rate(step) * (multiple or group["rate_multiplier"])
+            optimizer.step()
+    for name, parameter in model.named_parameters():
+        expected = others[name] if name in others else torch.cat(matrices[name], dim=1)
+        assert torch.allclose(parameter, expected, rtol=0, atol=1e-6), name
+
+
+def test_a_matrix_becomes_orthogonal() -> None:
+    """Long or tall; singular values become 1, as roughly as Jordan's quintic makes them."""
+    for shape in ((32, 96), (96, 32), (32, 32)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        values = torch.linalg.svdvals(orthogonal(matrix, 5, torch.float32))
+        assert values.min() > 0.5 and values.max() < 1.3, shape
+    assert not orthogonal(torch.zeros(4, 8), 5, torch.float32).any()
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_muon_steps_alike_at_each_zero_stage(stage: Any) -> None:
+    """With a clip that is seen; at stage 2 with moments in the CPU's memory, as a GPU's may be, at
+    stage 3 a part of the parameters at a time.
+    """
+    weights, norms = [], []
+    how = settings(muon=MuonSettings(rate_multiplier=0.5, weight_decay=0.05))
+    zero: dict[int, Any] = {
+        2: {"offload_optimizer": {"device": "cpu"}},
+        3: {"sub_group_size": 4000},
+    }
+    deepspeed = {"zero_optimization": zero.get(stage, {})}
+    for execution in (Execution(zero_stage=0), Execution(zero_stage=stage, deepspeed=deepspeed)):
+        model, progress = GPT(SHAPE, seed=1), Remembers()
+        train(model, Counting(), how, execution, checkpoints=None, progress=progress)
+        weights.append(model.state_dict())
+        norms.append([progress.seen[step]["gradient_norm"] for step in range(1, 13)])
+    assert max(norms[0]) > how.gradient_clip
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    for name, expected in weights[0].items():
+        assert torch.allclose(weights[1][name], expected, rtol=0, atol=1e-5), name
 
 
 def test_the_trained_model_is_a_plain_one_again() -> None:
@@ -477,7 +559,7 @@ def test_a_rank_reads_the_elements_that_it_keeps_and_no_others(
             yield Counted(tensors)
 
     monkeypatch.setattr("gpt_model.training.checkpoint.safe_open", counted)
-    Checkpoints(tmp_path, execution, print)._read(verify(newest), keeps, ["exp_avg"])
+    Checkpoints(tmp_path, execution, print)._read(verify(newest), keeps)
     assert bytes_read == sum(fragment.values["exp_avg"].nbytes for fragment in keeps)
     stored = load_file(newest / "rank-00000.safetensors")
     for fragment in keeps:
@@ -486,10 +568,19 @@ def test_a_rank_reads_the_elements_that_it_keeps_and_no_others(
         assert torch.equal(values, expected[: len(values)]), fragment.name
 
 
-def test_other_ranks_and_zero_stages_go_on_to_the_same_loss(inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "changes"),
+    [
+        ({}, [((1, 0), (2, 3)), ((2, 3), (1, 0)), ((2, 3), (1, 1))]),
+        (MUON, [((1, 0), (2, 3)), ((2, 1), (2, 0)), ((2, 1), (1, 2))]),
+    ],
+    ids=["adamw", "muon"],
+)
+def test_other_ranks_and_zero_stages_go_on_to_the_same_loss(
+    optimizer: dict[str, Any], changes: Any, inputs: Path, tmp_path: Path
+) -> None:
     """Three changes half-way; `benchmarks/elastic.py` makes nine."""
-    changes = [((1, 0), (2, 3)), ((2, 3), (1, 0)), ((2, 3), (1, 1))]
-    expected, records = change_half_way(inputs, tmp_path, changes)
+    expected, records = change_half_way(inputs, tmp_path, changes, optimizer)
     for (before, after), record in records.items():
         assert 0 < record["result"]["resumed_from"] < 10, (before, after)
         layouts = [{"world_size": ranks, "zero_stage": stage} for ranks, stage in (before, after)]
@@ -640,15 +731,15 @@ def test_held_out_bits_per_byte_is_that_of_every_token_predicted_once(
     metrics = held_out_metrics(result, data.weights)
     ids = torch.tensor([data.end_of_text, *map(int, data.tokens("plays", "held_out")[:])])
     nats, context = 0.0, int(MODEL["context"])  # type: ignore[call-overload]
-    for start in range(
+    for first in range(
         0, len(ids) - 1, context // 2
     ):  # half a window is predicted from the half before it
-        begin, end = max(0, start - context // 2), min(start + context // 2, len(ids) - 1)
+        begin, end = max(0, first - context // 2), min(first + context // 2, len(ids) - 1)
         with torch.no_grad():
             losses = nn.functional.cross_entropy(
                 model(ids[None, begin:end])[0], ids[begin + 1 : end + 1], reduction="none"
             )
-        nats += float(losses[start - begin :].sum())
+        nats += float(losses[first - begin :].sum())
     assert (
         result["plays"].nats == pytest.approx(nats, rel=1e-5)
         and result["plays"].tokens == len(ids) - 1

@@ -37,6 +37,17 @@ SECTION = {
     "evaluation_tokens": 512,
     "samples": 1,
 }
+# Laid over it, as a recipe's section is dumped
+MUON = {
+    "optimizer": "muon",
+    "muon": {
+        "learning_rate": 5e-3,
+        "weight_decay": None,
+        "momentum": 0.9,
+        "nesterov": True,
+        "ns_steps": 5,
+    },
+}
 MODEL = {"family": "gpt2", "layers": 2, "width": 32, "heads": 2, "context": 32, "dropout": 0.1}
 STEPS = 40
 NEEDS = ("pretrained", "tokenizer", "corpus")  # of a fine-tuning
@@ -314,14 +325,19 @@ Layout = tuple[int, int]  # (ranks, ZeRO stage)
 
 
 def change_half_way(
-    inputs: Path, folder: Path, changes: Sequence[tuple[Layout, Layout]]
+    inputs: Path,
+    folder: Path,
+    changes: Sequence[tuple[Layout, Layout]],
+    optimizer: Mapping[str, Any] | None = None,
 ) -> tuple[float, dict[tuple[Layout, Layout], dict[str, Any]]]:
     """The last loss of 20 undisturbed steps of one rank; and the records of runs that change their
-    layout after half of them. What one rank does is done in this process.
+    layout after half of them. What one rank does is done in this process. `optimizer` is laid over
+    the section.
     """
 
     def job(output: str, stage: int, tokens: int, **more: Any) -> dict[str, Any]:
         section = {"batch_tokens": 384, "warmup_tokens": 512, "decay_tokens": 7680}
+        section |= optimizer or {}
         how = {"what": "loop", "model": {"dropout": 0.0}, "zero_stage": stage, **more}
         return {"output": folder / output, "section": {**section, "tokens": tokens}, **how}
 

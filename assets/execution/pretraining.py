@@ -35,7 +35,7 @@ from gpt_model.training import measure, snapshots
 from gpt_model.training.ahead import Ahead
 from gpt_model.training.engine import Engine, Execution, choose_product_library, start
 from gpt_model.training.loop import Hook, Outcome
-from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.training.optimizer import MuonSettings, TrainingSettings
 from gpt_model.training.schedules import BatchSchedule, by_step, warmup_cosine
 from gpt_model.training.sharded_build import build_sharded
 from gpt_model.training.trial import (
@@ -125,7 +125,21 @@ def settings_of(section: Mapping[str, Any]) -> TrainingSettings:
         decay=section.get("decay_tokens") or batches.tokens_before(steps),
         final=section["final_learning_rate"],
     )
-    return TrainingSettings.of(section, steps, by_step(rate, batches))
+    return TrainingSettings.of(section, steps, by_step(rate, batches), muon=_muon_of(section))
+
+
+def _muon_of(section: Mapping[str, Any]) -> MuonSettings | None:
+    """Muon's settings, AdamW's where it has none itself; None where AdamW steps everything."""
+    if (muon := section.get("muon")) is None:
+        return None
+    rate, decay = muon["learning_rate"], muon["weight_decay"]
+    return MuonSettings(
+        rate_multiplier=1.0 if rate is None else rate / section["learning_rate"],
+        weight_decay=section["weight_decay"] if decay is None else decay,
+        momentum=muon["momentum"],
+        nesterov=muon["nesterov"],
+        ns_steps=muon["ns_steps"],
+    )
 
 
 def evaluation_steps(batches: BatchSchedule, steps: int, evaluations: int) -> list[int]:

@@ -25,7 +25,7 @@ ZERO_KEYS = (
 )
 # Key -> whose it is
 OTHERS = {
-    "optimizer": "the recipe's (AdamW)",
+    "optimizer": "the recipe's `pretraining.optimizer`",
     "scheduler": "the recipe's (`learning_rate`, `warmup_tokens`)",
     "gradient_clipping": "the recipe's `gradient_clip`",
     "train_batch_size": "the recipe's `batch_tokens`",

@@ -49,6 +49,7 @@ from gpt_model.strict import (
     HeldOut,
     Layers,
     LearningRate,
+    Memory,
     Misfit,
     Part,
     Precision,
@@ -186,6 +187,25 @@ class BatchRamp(Section):
     over_tokens: Tokens = Field(description="tokens after which the batch is batch_tokens")
 
 
+class MuonSection(Section):
+    """How Muon steps the matrices of blocks. Its steps are about as large as AdamW's (Liu et al.
+    2025), so the rate and decay that are left out are AdamW's too.
+    """
+
+    learning_rate: LearningRate | None = Field(
+        default=None,
+        description="of those matrices, once the warm-up is over; default: that of pretraining",
+    )
+    weight_decay: WeightDecay | None = Field(
+        default=None, description="of those matrices; default: that of pretraining"
+    )
+    momentum: Memory = 0.95
+    nesterov: bool = Field(default=True, description="a step looks ahead by another gradient")
+    ns_steps: Annotated[
+        int, Bounds(1, 20, "published ones are 5 or 6, and each takes its time", unit="iterations")
+    ] = Field(default=5, description="Newton-Schulz iterations that make a matrix orthogonal")
+
+
 STRETCHES = 10_000  # of equal batches on a ramp; GPT-3's longest has 96
 
 
@@ -207,6 +227,14 @@ class PretrainingSection(Section):
         "with the training",
     )
     batch_ramp: BatchRamp | None = None
+    # Added later: a default changes no fingerprint made before
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="muon: for the matrices of blocks (Jordan et al. 2024); embeddings and vectors "
+        "are AdamW's",
+        exclude_if=lambda optimizer: optimizer == "adamw",
+    )
+    muon: MuonSection | None = Field(default=None, exclude_if=lambda muon: muon is None)
     weight_decay: WeightDecay = 0.1
     betas: Betas = (0.9, 0.95)
     gradient_clip: Clip = 1.0
@@ -231,6 +259,24 @@ class PretrainingSection(Section):
             "step 1; the last is the model",
         )
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _muon_has_its_defaults(cls, section: Any) -> Any:
+        """Written out or not, they are the same training."""
+        if isinstance(section, dict) and section.get("optimizer") == "muon":
+            return {**section, "muon": section.get("muon") or {}}
+        return section
+
+    @model_validator(mode="after")
+    def _optimizer_has_its_settings(self) -> PretrainingSection:
+        if self.muon and self.optimizer != "muon":
+            raise Misfit(
+                f"they are Muon's settings, and optimizer is {self.optimizer}: write optimizer: "
+                "muon, or leave them out",
+                "muon",
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> PretrainingSection:
@@ -558,6 +604,8 @@ class Recipe(Section):
                 "whole weights: make it smaller, or leave lora out",
                 "lora.rank",
             )
+        if self.pretraining and self.pretraining.muon:
+            self._check_muon(goes_on)
         band = self.model.band if self.model else None
         if self.model and band not in (None, DEFAULT_BAND) and band > self.model.context:
             raise Misfit(
@@ -571,6 +619,20 @@ class Recipe(Section):
                     f"it is about models that are trained here: leave {name} out, or imported", name
                 )
         return self
+
+    def _check_muon(self, goes_on: bool) -> None:
+        if self.lora and goes_on:
+            raise Misfit(
+                "it steps whole matrices, and lora trains thin factors beside them: leave lora "
+                "out, or write optimizer: adamw",
+                "pretraining.optimizer",
+            )
+        if self.model and self.model.family == "lstm":
+            raise Misfit(
+                "it steps the matrices of a Transformer's blocks, and an LSTM has none: write "
+                "optimizer: adamw",
+                "pretraining.optimizer",
+            )
 
     @property
     def split_seed(self) -> int:

@@ -151,12 +151,15 @@ def _sections(
     """Of the pre-training stage: the recipe's own at this size, measured once, at the end."""
     settings = pretraining.model_dump(mode="json")
     scaled = scaled_with_tokens(settings, size.tokens, size.batch_tokens, size.model.context)
-    by_size = {
+    by_size: dict[str, Any] = {
         "tokens": size.tokens,
         "batch_tokens": size.batch_tokens,
         "learning_rate": size.learning_rate,
         "seed": seed,
     }
+    if (muon := settings.get("muon")) and muon["learning_rate"]:
+        ratio = size.learning_rate / pretraining.learning_rate
+        by_size["muon"] = {**muon, "learning_rate": muon["learning_rate"] * ratio}
     measured = {"evaluations": 1, "samples": 0, "snapshots": 0}
     checked = PretrainingSection.model_validate({**settings, **scaled, **by_size, **measured})
     return size.model.model_dump(mode="json", exclude={"vocab_size"}), checked.model_dump(

@@ -19,7 +19,8 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import fsync, sha256_of, write_json
-from gpt_model.training.engine import MOMENTS, Engine, Execution
+from gpt_model.training.engine import Engine, Execution
 from gpt_model.training.sharded import Fragment, shares
 
 RETAINED = 2
@@ -109,23 +110,22 @@ class Checkpoints:
         """Fill what this rank has of a model that no engine has taken hold of yet: an engine makes
         its own copies of the weights as it starts.
         """
-        self._read(manifest, shares(model), ["weight"])
+        self._read(manifest, shares(model))
 
     def load_moments(self, manifest: dict[str, Any], engine: Engine) -> None:
         """Fill the fragments of the moments that this rank's engine keeps."""
-        self._read(manifest, engine.fragments(), MOMENTS)
+        moments = (replace(each, values=each.moments()) for each in engine.fragments())
+        self._read(manifest, moments)
         engine.set_steps_taken(manifest["step"])
 
-    def _read(
-        self, manifest: dict[str, Any], fragments: Iterable[Fragment], kinds: Sequence[str]
-    ) -> None:
-        """Fill these kinds of values of the fragments, at most one of each parameter. Of the files,
-        only what overlaps with them is read.
+    def _read(self, manifest: dict[str, Any], fragments: Iterable[Fragment]) -> None:
+        """Fill the values of the fragments, at most one of each parameter. Of the files, only what
+        overlaps with them is read.
         """
         targets = {
-            f"{kind}/{fragment.name}": (fragment.start, fragment.values[kind])
+            f"{kind}/{fragment.name}": (fragment.start, values)
             for fragment in fragments
-            for kind in kinds
+            for kind, values in fragment.values.items()
         }
         folder = self.folder / _name(manifest["step"])
         read_overlaps([folder / file for file in manifest["files"]], targets)

@@ -3,7 +3,7 @@ where its state lies in memory.
 
 - ZeRO: Rajbhandari et al. 2020. Stage 0 keeps everything on every rank, 1 shares out the
   optimizer's state, 2 also the gradients, 3 also the weights. The optimizer is torch's fused AdamW,
-  so nothing is compiled on the user's machine.
+  or `muon.py`'s, so nothing is compiled on the user's machine.
 - bfloat16 is torch's autocast round the loss: weights, gradients and moments stay float32. That is
   16 bytes a parameter, as many as DeepSpeed's own bf16 mode with its float32 master copy takes, and
   the weights that are saved are the weights that were trained.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import logging
 import os
 import socket
@@ -38,7 +37,8 @@ from gpt_model.errors import UserError
 from gpt_model.ops.cross_entropy import compiled_passes
 from gpt_model.training import gpu
 from gpt_model.training.failures import host_of
-from gpt_model.training.optimizer import TrainingSettings, parameter_groups
+from gpt_model.training.muon import Muon
+from gpt_model.training.optimizer import FusedAdamW, Run, TrainingSettings
 from gpt_model.training.sharded import (
     Fragment,
     ShardedModel,
@@ -49,7 +49,6 @@ from gpt_model.training.sharded import (
     without_memory,
 )
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 RENDEZVOUS = "lineage"  # a scheme of torch's `init_method`
 # Modules whose weights and gradients travel in bfloat16 where that is asked for
 BFLOAT16_MODULES = ("gpt_model.ops.conv1d.Conv1D", "torch.nn.Embedding")
@@ -239,28 +238,6 @@ def _import_deepspeed(compiling: bool) -> Any:
     return deepspeed
 
 
-class FusedAdamW(torch.optim.AdamW):
-    """torch's fused AdamW, its two methods without the wrappers that import torch._dynamo (1 s).
-    The arithmetic is torch's own.
-    """
-
-    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
-    _step = inspect.unwrap(torch.optim.AdamW.step)
-
-    def __init__(self, model: nn.Module, settings: TrainingSettings) -> None:
-        super().__init__(
-            parameter_groups(model, settings),
-            lr=settings.learning_rate(0),
-            betas=settings.betas,
-            eps=settings.eps,
-            fused=True,
-        )
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        return self._step(closure)
-
-
 class _Forward(nn.Module):
     """What the engine calls: the objective's loss over the model, so that ZeRO-3 gathers whatever
     weights the loss touches.
@@ -319,7 +296,7 @@ class Engine:
         self._prepared_blocks = _prepare_blocks(model, execution)
         model.to(execution.device).train()
         self._forward = _Forward(model, objective, settings, execution)
-        self._base = FusedAdamW(model, settings)
+        self._base = (Muon if settings.muon else FusedAdamW)(model, settings)
         deepspeed.utils.logger.setLevel(
             logging.ERROR
         )  # it warns that AdamW is "untested"; it is elementwise, so it can be shared out
@@ -330,6 +307,8 @@ class Engine:
             config=_deepspeed_settings(settings, execution, _trained(model)),
         )
         deepspeed.utils.logger.setLevel(logging.WARNING)
+        shapes = {name: whole_shape(p) for name, p in model.named_parameters()}
+        self._base.connect(list(self._layout()), shapes, execution.device)
         self._sharded = (
             ShardedModel(self._skeleton, dict(model.named_parameters()), execution.device)
             if self._skeleton is not None
@@ -367,50 +346,33 @@ class Engine:
     def fragments(self) -> list[Fragment]:
         """The weights and moments that this rank keeps."""
         fragments = []
-        for index, (name, first, flat, offset, length) in enumerate(self._layout()):
-            state = self._moments(flat)
-            flats = {"weight": flat.data, **{moment: state[moment] for moment in MOMENTS}}
-            values = {
-                key: tensor.view(-1).narrow(0, offset, length) for key, tensor in flats.items()
-            }
+        for index, run in enumerate(filter(lambda run: run.length, self._layout())):
+            values = {"weight": run.of(run.flat.data)}
+            for key, moment in self._base.moments(run.flat).items():
+                if key != "step":
+                    values[key] = run.of(moment)
             owned = (
                 self.execution.zero_stage > 0
                 or index % self.execution.world_size == self.execution.rank
             )
-            fragments.append(Fragment(name, first, values, owned))
+            fragments.append(Fragment(run.name, run.start, values, owned))
         return fragments
 
     def set_steps_taken(self, steps: int) -> None:
         """Tell AdamW how many steps its moments have seen (for the bias correction)."""
-        for _, _, flat, _, _ in self._layout():
-            self._moments(flat)["step"].fill_(steps)
+        for run in self._layout():
+            if "step" in (state := self._base.moments(run.flat)):
+                state["step"].fill_(steps)
 
     def forget_steps(self) -> None:
-        """Give AdamW the moments that it has before its first step."""
+        """Give the optimizer the moments that it has before its first step."""
         for fragment in self.fragments():
-            for moment in MOMENTS:
-                fragment.values[moment].zero_()
+            for values in fragment.moments().values():
+                values.zero_()
         self.set_steps_taken(0)
 
-    def _moments(self, flat: Tensor) -> dict[str, Tensor]:
-        """AdamW's state of a tensor [elements] that it steps: moments [elements] and step [].
-
-        Before its first step they are zeros, as AdamW itself would make them.
-        """
-        state: dict[str, Tensor] = self._base.state[flat]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
-            state.update(
-                {
-                    moment: torch.zeros_like(flat, memory_format=torch.preserve_format)
-                    for moment in MOMENTS
-                }
-            )
-        return state
-
-    def _layout(self) -> Iterator[tuple[str, int, Tensor, int, int]]:
-        """Of each fragment on this rank: (parameter, first element, the flat tensor [elements] that
-        AdamW steps, offset in it, length).
+    def _layout(self) -> Iterator[Run]:
+        """The runs of elements that this rank steps.
 
         Stages 1 and 2 cut one flat tensor a group of parameters into world-size parts; stage 3 cuts
         every parameter. Their own tables say where: `_hp_mapping` (also behind
@@ -422,28 +384,19 @@ class Engine:
         ]
         for name, parameter in trainable:
             if stage == 0:
-                yield name, 0, parameter, 0, parameter.numel()
+                yield Run(name, 0, parameter, 0, parameter.numel())
             elif stage < 3:
                 if (mapping := parameter._hp_mapping) is not None:
                     flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-                    yield (
-                        name,
-                        mapping.lp_fragment_address.start,
-                        flat,
-                        mapping.hp_fragment_address.start,
-                        mapping.hp_fragment_address.numel,
-                    )
+                    kept = mapping.hp_fragment_address
+                    first = mapping.lp_fragment_address.start
+                    yield Run(name, first, flat, kept.start, kept.numel)
             else:
                 group, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
-                first = self.execution.rank * length
-                if first < parameter.ds_numel:
-                    yield (
-                        name,
-                        first,
-                        optimizer.fp32_partitioned_groups_flat[group],
-                        offset,
-                        min(length, parameter.ds_numel - first),
-                    )
+                first, size = self.execution.rank * length, parameter.ds_numel
+                length = max(0, min(length, size - first))
+                flat = optimizer.fp32_partitioned_groups_flat[group]
+                yield Run(name, min(first, size), flat, offset, length)
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy of every parameter on every rank, each in its whole shape [...]."""

@@ -1,19 +1,32 @@
-"""How to optimise: settings, and the parameter groups that say what weight decay applies to.
+"""How to optimise: settings, the parameter groups that say what weight decay applies to, and AdamW.
 
-AdamW itself and everything that runs are `engine.py`'s, learning rates and the batch ramp
+Muon is `muon.py`'s, everything that runs `engine.py`'s, learning rates and the batch ramp
 `schedules.py`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gpt_model.training.schedules import Schedule
 from gpt_model.training.sharded import whole_shape
+
+
+@dataclass(frozen=True)
+class MuonSettings:
+    """How Muon (Jordan et al. 2024) steps the matrices of blocks; AdamW takes the rest."""
+
+    rate_multiplier: float  # its learning rate, as a multiple of AdamW's
+    weight_decay: float
+    momentum: float = 0.95
+    nesterov: bool = True
+    ns_steps: int = 5  # of Newton and Schulz
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,7 @@ class TrainingSettings:
     # Prefix of a parameter's name -> its learning rate, as a multiple of the others'. The first
     # match counts.
     rate_multipliers: Mapping[str, float] = field(default_factory=dict)
+    muon: MuonSettings | None = None  # for the matrices of blocks
 
     @staticmethod
     def of(
@@ -41,6 +55,7 @@ class TrainingSettings:
         steps: int,
         learning_rate: Schedule,
         rate_multipliers: Mapping[str, float] | None = None,
+        muon: MuonSettings | None = None,
     ) -> TrainingSettings:
         """The optimizer's keys of a recipe section, which are the same in every one that trains."""
         return TrainingSettings(
@@ -52,14 +67,17 @@ class TrainingSettings:
             precision=section["precision"],
             seed=section["seed"],
             rate_multipliers=rate_multipliers or {},
+            muon=muon,
         )
 
 
 def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
-    """AdamW's groups of the parameters that require a gradient: for each rate multiplier the
-    matrices, which decay, and the vectors, which do not.
+    """The groups of the parameters that require a gradient: for each rate multiplier the matrices,
+    which decay, and the vectors, which do not. With Muon, the matrices of blocks are a group of
+    their own, which has their names ("muon").
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    in_blocks = _matrices_of_blocks(model) if settings.muon else []
 
     def multiplier(name: str) -> float:
         prefixes = settings.rate_multipliers.items()
@@ -67,13 +85,88 @@ def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[
 
     groups = []
     for value in sorted({multiplier(name) for name, _ in trained}):
-        group = [p for name, p in trained if multiplier(name) == value]
+        group = {name: p for name, p in trained if multiplier(name) == value}
+        if settings.muon and (names := [name for name in in_blocks if name in group]):
+            groups.append(
+                {
+                    "params": [group.pop(name) for name in names],
+                    "weight_decay": settings.muon.weight_decay,
+                    "rate_multiplier": value * settings.muon.rate_multiplier,
+                    "muon": names,
+                }
+            )
         for decay, parameters in (
-            (settings.weight_decay, [p for p in group if len(whole_shape(p)) >= 2]),
-            (0.0, [p for p in group if len(whole_shape(p)) < 2]),
+            (settings.weight_decay, [p for p in group.values() if len(whole_shape(p)) >= 2]),
+            (0.0, [p for p in group.values() if len(whole_shape(p)) < 2]),
         ):
             if parameters:
                 groups.append(
                     {"params": parameters, "weight_decay": decay, "rate_multiplier": value}
                 )
     return groups
+
+
+def _matrices_of_blocks(model: nn.Module) -> list[str]:
+    """The names of the matrices of each block (each member of a ModuleList), not of embeddings."""
+    blocks = [f"{path}." for path, module in model.named_modules() if type(module) is nn.ModuleList]
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if len(whole_shape(parameter)) == 2 and name.startswith(tuple(blocks))
+    ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of one parameter's elements that a rank steps: `name[start : start + length]`, which is
+    `flat[offset : offset + length]`. Of no length where the rank has nothing of it.
+    """
+
+    name: str
+    start: int
+    flat: Tensor  # [elements] of one parameter or more, or at stage 0 the parameter [...]
+    offset: int
+    length: int
+
+    def of(self, flat: Tensor) -> Tensor:
+        """The run [length] of a tensor that lies as `flat` does, as a view."""
+        return flat.view(-1).narrow(0, self.offset, self.length)
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """torch's fused AdamW, its two methods without the wrappers that import torch._dynamo (1 s).
+    The arithmetic is torch's own.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    _step = inspect.unwrap(torch.optim.AdamW.step)
+
+    def __init__(self, model: nn.Module, settings: TrainingSettings) -> None:
+        super().__init__(
+            parameter_groups(model, settings),
+            lr=settings.learning_rate(0),
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=True,
+        )
+
+    def connect(self, runs: Sequence[Run], shapes: Mapping[str, torch.Size], device: str) -> None:
+        """Take note of what this rank steps, of each parameter's whole shape, and of the device on
+        which ranks exchange. Collective.
+        """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        return self._step(closure)
+
+    def moments(self, flat: Tensor) -> dict[str, Tensor]:
+        """The state of a tensor [elements] that is stepped: moments [elements] and step [].
+
+        Before the first step they are zeros, as AdamW itself would make them.
+        """
+        state: dict[str, Tensor] = self.state[flat]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = torch.zeros_like(flat, memory_format=torch.preserve_format)
+        return state

@@ -38,10 +38,15 @@ class Fragment:
 
     name: str
     start: int
-    values: Mapping[str, Tensor]  # "weight", "exp_avg", "exp_avg_sq": [length] each
+    # "weight", and "exp_avg" and "exp_avg_sq" or "momentum_buffer": [length] each
+    values: Mapping[str, Tensor]
     # by this rank: of all ranks' owned fragments, each element is in exactly one (stage 0 keeps
     # everything everywhere)
     owned: bool
+
+    def moments(self) -> dict[str, Tensor]:
+        """The values that the optimizer has beside the weight."""
+        return {kind: values for kind, values in self.values.items() if kind != "weight"}
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from assets.estimate import (
     ZERO_STAGES,
     estimate,
     loss_text,
+    matrix_parameters,
     memory_per_rank,
     planned,
     ppo_bytes,
@@ -166,6 +167,9 @@ def _training(
 ) -> dict[str, Any]:
     """What pre-training takes: tokens, steps, FLOPs, disk."""
     settings = section.model_dump(mode="json")
+    state = CHECKPOINT_BYTES * model.parameters()
+    if section.muon:
+        state -= 4 * matrix_parameters(model)  # one moment, not two
     return {
         "tokens": section.tokens,
         "batch_tokens": section.batch_tokens,
@@ -176,7 +180,7 @@ def _training(
         "epochs": _epochs(recipe, section, built.get("tokens")),
         "flops": training_flops(model, section.tokens),
         "flops_per_token": model.flops_per_token(),
-        "checkpoint_bytes": CHECKPOINTS * CHECKPOINT_BYTES * model.parameters(),
+        "checkpoint_bytes": CHECKPOINTS * state,
     }
 
 
@@ -232,9 +236,9 @@ def _training_memory(
     check_shared_out(settings, model.context, profile.name, profile.processes)
     sequences = -(-section.batch_tokens // model.context // profile.processes)
     each = micro_batch(sequences, model.context, profile)
-    checkpointing = profile.activation_checkpointing
+    checkpointing, muon = profile.activation_checkpointing, section.muon is not None
     by_stage = {
-        stage: memory_per_rank(model, stage, profile.processes, each, checkpointing)
+        stage: memory_per_rank(model, stage, profile.processes, each, checkpointing, muon)
         for stage in ZERO_STAGES
     }
     fits = available is None or by_stage[profile.zero_stage] <= available
@@ -251,7 +255,7 @@ def _training_memory(
         "smallest_profile": (
             None
             if fits or not available
-            else smallest_profile(model, section.batch_tokens // model.context, available)
+            else smallest_profile(model, section.batch_tokens // model.context, available, muon)
         ),
     }
 

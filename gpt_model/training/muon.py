@@ -1,0 +1,185 @@
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): a matrix's momentum is made nearly
+orthogonal, and that is its step. For the matrices of a decoder's blocks; embeddings (one of them is
+the output head) and vectors are AdamW's.
+
+- A step's size is 0.2 √max(rows, columns) times the learning rate (Liu et al. 2025, section 2.2,
+  "Moonlight"), so that its mean square is about that of AdamW's: rates and decay chosen for AdamW
+  do for Muon.
+- Momentum is element by element, so it stays wherever ZeRO puts the element. Only to be made
+  orthogonal is a matrix brought together, on one rank each, and its step goes back in pieces. So
+  every ZeRO stage and number of ranks takes the same steps, up to rounding.
+- DeepSpeed 0.19 has its own Muon. It clips the steps, of whatever norm, in place of the gradients
+  at ZeRO 1 to 3, and takes our embeddings for matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from gpt_model.training.optimizer import FusedAdamW, Run, TrainingSettings
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic
+UPDATE_RMS = 0.2  # of AdamW's steps, as Liu et al. measured them
+# Matrices that stand side by side in a parameter [in, out], each made orthogonal by itself:
+# queries, keys and values
+SIDE_BY_SIDE = {"attn.c_attn.weight": 3}
+
+
+def orthogonal(matrix: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:
+    """U Vᵀ of the matrix [rows, columns] U S Vᵀ, roughly, in `dtype`: after five iterations of
+    Newton and Schulz singular values are 0.7 to 1.2, but for those that were next to nothing.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix).to(dtype)
+    x = x / x.norm().clamp(min=1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
+class Muon(FusedAdamW):
+    """Muon for the groups of parameters that have a "muon", their names; AdamW for the others.
+    `step` is collective.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainingSettings) -> None:
+        super().__init__(model, settings)
+        assert settings.muon is not None
+        self.how = settings.muon
+        # The precision of products, as in the forward pass
+        self.dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+        self._runs: dict[str, Run] = {}  # of the matrices
+        self._flats: set[int] = set()  # ids of the tensors that they lie in
+        self._shapes: Mapping[str, torch.Size] = {}
+        self._pieces: list[dict[str, tuple[int, int]]] = []  # of each rank: name -> start, length
+        self._device = "cpu"
+
+    def connect(self, runs: Sequence[Run], shapes: Mapping[str, torch.Size], device: str) -> None:
+        names = {name for group in self.param_groups for name in group.get("muon", ())}
+        self._runs = {run.name: run for run in runs if run.name in names}
+        self._flats = {id(run.flat) for run in self._runs.values()}
+        self._shapes, self._device = shapes, device
+        here = {name: (run.start, run.length) for name, run in self._runs.items()}
+        self._pieces = [here] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(self._pieces, here)
+
+    def moments(self, flat: Tensor) -> dict[str, Tensor]:
+        if id(flat) not in self._flats:
+            return super().moments(flat)
+        state: dict[str, Tensor] = self.state[flat]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(flat)
+        return state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        groups, ranks = self.param_groups, len(self._pieces)
+        for group in (group for group in groups if "muon" in group):
+            names = self._stepped(group)
+            for first in range(0, len(names), ranks):
+                self._step_matrices(names[first : first + ranks], group)
+        self.param_groups = [group for group in groups if "muon" not in group]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
+
+    def _stepped(self, group: Mapping[str, Any]) -> list[str]:
+        """Those of the group's matrices that DeepSpeed steps now: at stage 3 it takes a part of the
+        group at a time. The same on every rank; those of a size follow each other.
+        """
+        flats = {id(flat) for flat in group["params"]}
+        # At stages 1 and 2, which take all at once, a rank has no run of some
+        names = [
+            name
+            for name in group["muon"]
+            if name not in self._runs or id(self._runs[name].flat) in flats
+        ]
+        return sorted(names, key=lambda name: -self._shapes[name].numel())
+
+    def _step_matrices(self, names: Sequence[str], group: Mapping[str, Any]) -> None:
+        """Step this rank's runs of matrices, at most as many as there are ranks: the first is made
+        orthogonal on rank 0, and so on.
+        """
+        rank, ranks = torch.distributed.get_rank(), range(len(self._pieces))
+        nothing = torch.empty(0, device=self._device)
+        outgoing = [nothing] * len(ranks)
+        for maker, name in enumerate(names):
+            momentum = self._momentum(name) if name in self._runs else nothing
+            if self._given(name, rank, maker):
+                outgoing[maker] = momentum.to(self._device)
+        steps = [nothing] * len(ranks)
+        if rank < len(names):
+            name = names[rank]
+            parts = self._exchange(outgoing, [self._given(name, giver, rank) for giver in ranks])
+            whole = torch.cat(parts)
+            for giver, part in enumerate(parts):
+                start = self._piece(giver, name)[0]
+                whole[start : start + len(part)] = part
+            step = self._orthogonal_step(whole, name)
+            for taker in ranks:
+                start, length = self._piece(taker, name)
+                steps[taker] = step[start : start + length]
+        else:
+            self._exchange(outgoing, [0] * len(ranks))
+        lengths = [self._piece(rank, name)[1] for name in names]
+        lengths += [0] * (len(ranks) - len(names))
+        rate = group["lr"]
+        for name, step in zip(names, self._exchange(steps, lengths), strict=False):
+            if run := self._runs.get(name):
+                weight = run.of(run.flat.data)
+                weight.mul_(1 - rate * group["weight_decay"])
+                weight.add_(step.to(weight.device), alpha=-rate)
+
+    def _piece(self, rank: int, name: str) -> tuple[int, int]:
+        """Start and length of what a rank has of a matrix's elements."""
+        return self._pieces[rank].get(name, (0, 0))
+
+    def _given(self, name: str, giver: int, maker: int) -> int:
+        """How many elements of its momentum a rank gives to the one that makes it orthogonal. At
+        stage 0 that has all of them.
+        """
+        if self._piece(maker, name)[1] == self._shapes[name].numel() and giver != maker:
+            return 0
+        return self._piece(giver, name)[1]
+
+    def _momentum(self, name: str) -> Tensor:
+        """This rank's part [length] of a matrix's momentum, the new gradient in it; with Nesterov,
+        of where that leads.
+        """
+        run, share = self._runs[name], self.how.momentum
+        assert run.flat.grad is not None
+        gradient = run.of(run.flat.grad)
+        momentum = run.of(self.moments(run.flat)["momentum_buffer"])
+        momentum.lerp_(gradient, 1 - share)
+        return gradient.lerp(momentum, share) if self.how.nesterov else momentum
+
+    def _orthogonal_step(self, momentum: Tensor, name: str) -> Tensor:
+        """The step [elements] of a whole matrix's momentum [elements], at a learning rate of 1."""
+        matrix = momentum.view(self._shapes[name])
+        count = next((SIDE_BY_SIDE[end] for end in SIDE_BY_SIDE if name.endswith(end)), 1)
+        steps = [
+            orthogonal(part, self.how.ns_steps, self.dtype).float()
+            * (UPDATE_RMS * math.sqrt(max(part.shape)))
+            for part in matrix.chunk(count, dim=1)
+        ]
+        return torch.cat(steps, dim=1).flatten()
+
+    def _exchange(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
+        """Give each rank its part [elements]; get so many elements of each. Collective."""
+        if len(parts) == 1:
+            return list(parts)
+        outgoing = torch.cat(list(parts))
+        incoming = outgoing.new_empty(sum(lengths))
+        torch.distributed.all_to_all_single(
+            incoming, outgoing, list(lengths), [len(part) for part in parts]
+        )
+        return list(incoming.split(list(lengths)))
