@@ -147,7 +147,7 @@ def build(
             artifact = _launch(request, building, lock, store, launcher, tracking)
         store.set_ref(node.recipe, node.name, fingerprint)
     if hit:
-        tracking.found(node.recipe, node.name, fingerprint, request.dagster_run_id)
+        tracking.cache_hit(node.recipe, node.name, fingerprint, request.dagster_run_id)
     else:
         tracking.finish(artifact.path.parent)
     if remote:

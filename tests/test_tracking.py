@@ -101,7 +101,7 @@ def test_the_builds_of_a_session_have_one_parent_and_what_it_found_is_linked(
     workshop.tracking.end("dagster-1", succeeded=True)
     [first] = workshop.parents()
     assert (first.info.run_name, first.info.status) == ("tiny", "FINISHED")
-    workshop.tracking.found("tiny", "corpus", corpus.fingerprint, "dagster-2")
+    workshop.tracking.cache_hit("tiny", "corpus", corpus.fingerprint, "dagster-2")
     building = workshop.begin("tokens", {}, {"corpus": corpus}, run="dagster-2")
     workshop.work(building)
     workshop.tracking.deliver(building.folder, 60.0)
@@ -121,7 +121,7 @@ def test_the_builds_of_a_session_have_one_parent_and_what_it_found_is_linked(
         in note
     )
     assert len(workshop.runs()) == 2
-    workshop.tracking.found("tiny", "corpus", corpus.fingerprint, "dagster-3")
+    workshop.tracking.cache_hit("tiny", "corpus", corpus.fingerprint, "dagster-3")
     workshop.tracking.end("dagster-3", succeeded=True)
     assert len(workshop.parents()) == 2  # nothing was built
     workshop.client.delete_run(second.info.run_id)

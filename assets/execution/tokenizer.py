@@ -71,7 +71,7 @@ def train(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
         tokenizer = released_tokenizer(config, downloads_folder(), output / SCRATCH, progress)
         read = 0
     else:
-        tokenizer, read = _learnt(config, corpus, progress)
+        tokenizer, read = _trained_tokenizer(config, corpus, progress)
     tokenizer.save(output)
     return {
         "vocab_size": tokenizer.vocab_size,
@@ -80,7 +80,7 @@ def train(config: Config, inputs: Inputs, output: Path, progress: Progress) -> M
     }
 
 
-def _learnt(config: Config, corpus: Path, progress: Progress) -> tuple[Tokenizer, int]:
+def _trained_tokenizer(config: Config, corpus: Path, progress: Progress) -> tuple[Tokenizer, int]:
     """The tokenizer, and how many bytes it is learnt from."""
     shares = training_shares(corpus)
     total = sum(

@@ -88,7 +88,7 @@ class Tracking:
         if dagster_run:
             _served[dagster_run] = self
 
-    def found(self, recipe: str, stage: str, fingerprint: str, dagster_run: str | None) -> None:
+    def cache_hit(self, recipe: str, stage: str, fingerprint: str, dagster_run: str | None) -> None:
         """Says that an artifact was there already: the session's run links to it."""
         with suppress(OSError):  # on a full disk what is there is found all the same
             session.record(self.home, recipe, dagster_run, stage, fingerprint, built=False)

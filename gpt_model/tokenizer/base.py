@@ -201,15 +201,15 @@ class Tokenizer(ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         model = json.loads(self._rust.to_str())["model"]
-        said = self._for_transformers()
+        settings = self._for_transformers()
         special = {
             name: token
-            for name, token in said.items()
+            for name, token in settings.items()
             if name in ("bos_token", "eos_token", "unk_token")
         }
         files = {
             TOKENIZER: self._saved_with_markers().to_str(pretty=True),
-            "tokenizer_config.json": json.dumps(said, indent=2, sort_keys=True) + "\n",
+            "tokenizer_config.json": json.dumps(settings, indent=2, sort_keys=True) + "\n",
             "special_tokens_map.json": json.dumps(special, indent=2, sort_keys=True) + "\n",
             "vocab.json": json.dumps(model["vocab"], ensure_ascii=False, separators=(",", ":")),
             "merges.txt": "\n".join(

@@ -67,7 +67,10 @@ def words_in_rust(model: models.BPE) -> tokenizers.Tokenizer:
         [
             normalizers.Replace(Regex(_LINE_ENDS), "\n"),
             normalizers.Replace(Regex(_CONTROL), ""),
-            *(normalizers.Replace(Regex(found), wanted) for found, wanted in _MAPPED.items()),
+            *(
+                normalizers.Replace(Regex(pattern), replacement)
+                for pattern, replacement in _MAPPED.items()
+            ),
             normalizers.NFC(),
             normalizers.Replace(Regex(r"\s*\n\s*"), "\n"),
             normalizers.Replace(Regex(r"[^\S\n]+"), " "),
