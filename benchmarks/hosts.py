@@ -93,7 +93,7 @@ def resumed(machines: Machines, folder: Path, times: int) -> dict[str, Any]:
     for by in cases.TRANSPORTS:
         for kind in KINDS_OF.get(by, KINDS):
             for _ in range(times):
-                shutil.rmtree(folder / by, ignore_errors=True)
+                recipe.copy_up_to_tokens(by)
                 run = recipe.run(by)
                 until(partial(_training, folder / by), "nothing was trained", 120)
                 cases.kill(Ranks(run, folder / by, machines), kind, by)
