@@ -16,6 +16,7 @@ docs/performance.md; the status is 1 where a bar is missed or a part failed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -48,7 +49,7 @@ from gpt_model.ops.sliding_window import sliding_window_attention  # noqa: E402
 from gpt_model.progress import Silent  # noqa: E402
 from gpt_model.training.engine import Execution  # noqa: E402
 from gpt_model.training.loop import Hook, train  # noqa: E402
-from gpt_model.training.optimizer import TrainingSettings  # noqa: E402
+from gpt_model.training.optimizer import MuonSettings, TrainingSettings  # noqa: E402
 
 SECONDS = 480.0  # of all parts
 TINY = {"family": "gpt2", "layers": 4, "width": 192, "heads": 4, "context": 256, "dropout": 0.0}
@@ -267,9 +268,16 @@ class _Losses(Silent):
             self.losses.append(values["loss"])
 
 
-def _train(config: ModelConfig, execution: Execution, steps: int, **options: Any) -> list[float]:
+def _train(
+    config: ModelConfig,
+    execution: Execution,
+    steps: int,
+    muon: MuonSettings | None = None,
+    **options: Any,
+) -> list[float]:
     """The losses of so many steps."""
-    progress, settings = _Losses(), TrainingSettings(steps=steps, learning_rate=lambda _: 1e-3)
+    settings = TrainingSettings(steps=steps, learning_rate=lambda _: 1e-3, muon=muon)
+    progress = _Losses()
     objective = _Random(config, execution.device)
     options = {"checkpoints": None} | options
     train(GPT(config, seed=1), objective, settings, execution, progress=progress, **options)
@@ -336,25 +344,27 @@ def _sized(name: str, bar: float, batch: int, *compiling: bool) -> Callable[[Set
 
 
 def zero(setting: Setting) -> list[Row]:
-    """ZeRO 1 to 3 on one rank: the losses of stage 0, and their memory."""
+    """ZeRO 1 to 3 on one rank, also with Muon: the losses of stage 0, and their memory."""
     config = ModelConfig(
         **setting.published("gpt2-small"), vocab_size=311 if setting.small else 50_257
     )
     losses, results = {}, []
-    for stage in (0, 1, 2, 3):
+    muon = MuonSettings(rate_multiplier=1.0, weight_decay=0.1)
+    for how, stage in itertools.product((None, muon), (0, 1, 2, 3)):
         if setting.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         execution = Execution(device=setting.device, zero_stage=stage)  # type: ignore[arg-type]
-        losses[stage] = _train(config, execution, 4)
+        losses[how, stage] = _train(config, execution, 4, how)
+        name = f"ZeRO {stage}" + (" with Muon" if how else "")
         if setting.device == "cuda":
             memory = torch.cuda.max_memory_allocated() / 1e9
-            results.append(Row(f"ZeRO {stage} on one rank: memory", f"{memory:.1f} GB"))
+            results.append(Row(f"{name} on one rank: memory", f"{memory:.1f} GB"))
         if stage:
             error = max(
                 abs(mine - plain) / plain
-                for mine, plain in zip(losses[stage], losses[0], strict=True)
+                for mine, plain in zip(losses[how, stage], losses[how, 0], strict=True)
             )
-            results.append(below(f"ZeRO {stage}: error of four losses", error, 1e-4))
+            results.append(below(f"{name}: error of four losses", error, 1e-4))
     return results
 
 

@@ -572,7 +572,7 @@ def test_a_rank_reads_the_elements_that_it_keeps_and_no_others(
     ("optimizer", "changes"),
     [
         ({}, [((1, 0), (2, 3)), ((2, 3), (1, 0)), ((2, 3), (1, 1))]),
-        (MUON, [((1, 0), (2, 3)), ((2, 1), (2, 0)), ((2, 1), (1, 2))]),
+        (MUON, [((1, 0), (3, 3)), ((3, 1), (3, 0)), ((3, 1), (1, 2))]),
     ],
     ids=["adamw", "muon"],
 )

@@ -110,68 +110,67 @@ class Muon(FusedAdamW):
         orthogonal on rank 0, and so on.
         """
         rank, ranks = torch.distributed.get_rank(), range(len(self._pieces))
-        nothing = torch.empty(0, device=self._device)
-        outgoing = [nothing] * len(ranks)
-        for maker, name in enumerate(names):
-            momentum = self._momentum(name) if name in self._runs else nothing
-            if self._given(name, rank, maker):
-                outgoing[maker] = momentum.to(self._device)
-        steps = [nothing] * len(ranks)
-        if rank < len(names):
-            name = names[rank]
-            parts = self._exchange(outgoing, [self._given(name, giver, rank) for giver in ranks])
-            whole = torch.cat(parts)
-            for giver, part in enumerate(parts):
-                start = self._piece(giver, name)[0]
-                whole[start : start + len(part)] = part
-            step = self._orthogonal_step(whole, name)
-            for taker in ranks:
-                start, length = self._piece(taker, name)
-                steps[taker] = step[start : start + length]
-        else:
-            self._exchange(outgoing, [0] * len(ranks))
-        lengths = [self._piece(rank, name)[1] for name in names]
-        lengths += [0] * (len(ranks) - len(names))
+        matrices = [*names, *[None] * (len(ranks) - len(names))]  # of each rank
+        momenta = [
+            self._momentum(name)[: self._given(name, rank, maker)]
+            for maker, name in enumerate(matrices)
+        ]
+        mine = matrices[rank]
+        parts = self._exchange(momenta, [self._given(mine, giver, rank) for giver in ranks])
+        steps = self._exchange(
+            self._steps(mine, parts), [self._piece(rank, name)[1] for name in matrices]
+        )
         rate = group["lr"]
-        for name, step in zip(names, self._exchange(steps, lengths), strict=False):
+        for name, step in zip(names, steps, strict=False):
             if run := self._runs.get(name):
                 weight = run.of(run.flat.data)
                 weight.mul_(1 - rate * group["weight_decay"])
                 weight.add_(step.to(weight.device), alpha=-rate)
 
-    def _piece(self, rank: int, name: str) -> tuple[int, int]:
+    def _piece(self, rank: int, name: str | None) -> tuple[int, int]:
         """Start and length of what a rank has of a matrix's elements."""
-        return self._pieces[rank].get(name, (0, 0))
+        return self._pieces[rank].get(name or "", (0, 0))
 
-    def _given(self, name: str, giver: int, maker: int) -> int:
+    def _given(self, name: str | None, giver: int, maker: int) -> int:
         """How many elements of its momentum a rank gives to the one that makes it orthogonal. At
         stage 0 that has all of them.
         """
-        if self._piece(maker, name)[1] == self._shapes[name].numel() and giver != maker:
-            return 0
-        return self._piece(giver, name)[1]
+        whole = name and self._piece(maker, name)[1] == self._shapes[name].numel()
+        return 0 if whole and giver != maker else self._piece(giver, name)[1]
 
-    def _momentum(self, name: str) -> Tensor:
+    def _momentum(self, name: str | None) -> Tensor:
         """This rank's part [length] of a matrix's momentum, the new gradient in it; with Nesterov,
         of where that leads.
         """
-        run, share = self._runs[name], self.how.momentum
+        if (run := self._runs.get(name or "")) is None:
+            return torch.empty(0, device=self._device)
         assert run.flat.grad is not None
         gradient = run.of(run.flat.grad)
         momentum = run.of(self.moments(run.flat)["momentum_buffer"])
-        momentum.lerp_(gradient, 1 - share)
-        return gradient.lerp(momentum, share) if self.how.nesterov else momentum
+        momentum.lerp_(gradient, 1 - self.how.momentum)
+        if self.how.nesterov:
+            momentum = gradient.lerp(momentum, self.how.momentum)
+        return momentum.to(self._device)
 
-    def _orthogonal_step(self, momentum: Tensor, name: str) -> Tensor:
-        """The step [elements] of a whole matrix's momentum [elements], at a learning rate of 1."""
-        matrix = momentum.view(self._shapes[name])
+    def _steps(self, name: str | None, parts: Sequence[Tensor]) -> list[Tensor]:
+        """What each rank's run [length] of a matrix is stepped by, at a learning rate of 1.
+        `parts`: each rank's of its momentum.
+        """
+        pieces = [self._piece(rank, name) for rank in range(len(parts))]
+        whole = torch.cat(list(parts))
+        if name is None:
+            return [whole for _ in pieces]  # empty
+        for part, (start, _) in zip(parts, pieces, strict=True):
+            whole[start : start + len(part)] = part
+        matrix = whole.view(self._shapes[name])
         count = next((SIDE_BY_SIDE[end] for end in SIDE_BY_SIDE if name.endswith(end)), 1)
         steps = [
             orthogonal(part, self.how.ns_steps, self.dtype).float()
             * (UPDATE_RMS * math.sqrt(max(part.shape)))
             for part in matrix.chunk(count, dim=1)
         ]
-        return torch.cat(steps, dim=1).flatten()
+        step = torch.cat(steps, dim=1).flatten()
+        return [step[start : start + length] for start, length in pieces]
 
     def _exchange(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
         """Give each rank its part [elements]; get so many elements of each. Collective."""
