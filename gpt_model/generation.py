@@ -8,7 +8,9 @@
 - Logits are in full precision under autocast, too: a token is drawn from the probabilities that are
   later asked for.
 - A long text is worth laying the weights out for (`gpt_model.ops.conv1d.prepacked`). Whoever
-  generates often with the same weights holds that open round all of it.
+  generates often with the same weights holds that open round all of it. On a GPU it is worth a step
+  of fixed shapes, captured as a graph (`gpt_model.decoding`), and the host looks at the tokens
+  every AHEAD steps: a stop string needs the tokenizer, so ends are looked for there.
 - GPT-2's positions are learned and end at the context. A row that reaches it goes on from the later
   half of its own tokens, read anew: a window that slides by half a context, the cost of one reading
   for every half context written.
@@ -26,17 +28,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt_model.decoding import (
+    Choices,
+    FixedStep,
+    Prepare,
+    Sampler,
+    captured,
+    choose_ahead,
+    repeatable,
+)
 from gpt_model.kv_cache import Cache
-from gpt_model.ops.conv1d import output_head, prepacked
+from gpt_model.ops.conv1d import prepacked
 from gpt_model.transformer import GPT
 
 # Tokens of a row that are chosen before the host looks at any: a GPU would wait for it. Those past
 # a row's end are thrown away.
 AHEAD = {"cpu": 1, "cuda": 16}
-LONG = 32  # new tokens from which on laying out the weights costs less than it saves
-# tokens among which a nucleus is looked for first: to sort a whole vocabulary takes as long as the
-# decoder
-LIKELY = 1024
+WAITING_LOGITS = 1 << 26  # that wait for `on_choice`, at most: 256 MB in float32
+# How a step of fixed shapes is made ready, on devices where it is faster
+PREPARE: dict[str, Prepare] = {"cuda": captured}
+# new tokens from which on laying out the weights, or capturing a step, costs less than it saves
+LONG = 32
 
 
 @dataclass
@@ -72,7 +84,7 @@ def generate(
     inside a token ends the row before that token. A prompt longer than the context is read from its
     end. `on_token(prompt number, token)` is called as each token is written. `on_choice` is called
     before it, for all rows at once and for stop tokens too: (prompt numbers [rows], states [rows,
-    width], logits [rows, vocabulary], chosen tokens [rows]).
+    width], logits [rows, vocabulary], chosen tokens [rows]), which the next tokens may overwrite.
 
     Raises ValueError for an empty prompt, a temperature below 0, a top_k below 1, a top_p outside
     (0, 1], stop strings without `decode`.
@@ -94,33 +106,39 @@ def generate(
             states, cache = _read(
                 model, reading, min(model.config.context, longest + max_new_tokens)
             )
+        sampler, watched = Sampler(temperature, top_k, top_p), on_choice is not None
+        prepare = PREPARE.get(model.wte.weight.device.type) if repeatable(model) else None
+        step: FixedStep | None = None
         while reading:
-            watched = on_choice is not None or on_token is not None
-            count = 1 if watched else _tokens_ahead(reading, states, model, max_new_tokens)
+            alive = [row for row in reading if not row.ended]
+            # A fixed step reads each token that it chooses, the last one too.
+            room = model.config.context - max(len(row.window) for row in alive)
+            left = max_new_tokens - len(alive[0].written)
+            most = _most_ahead(len(reading), model, watched)
+            if step is None and prepare is not None and room and left >= LONG:
+                step = FixedStep(model, cache, states, sampler, most, watched, prepare)
+            fixed = step if room else None
+            count = min(most, left, room if fixed else room + 1)
             draws = _draws(reading, count, states.device) if temperature else None
-            chosen: list[Tensor] = []
-            for number in range(count):
-                if number:
-                    states = model.hidden(chosen[-1][:, None], cache)[:, -1]
-                logits = logits_of(states, model.wte.weight)
-                draw = None if draws is None else draws[:, number, None]
-                chosen.append(_choose(logits, draw, temperature, top_k, top_p))
-            if on_choice is not None:
-                on_choice(*_of_living(reading, states, logits, chosen[0]))
-            for tokens in torch.stack(chosen).tolist():
+            if fixed is not None:
+                choices, states = fixed.choose_ahead(states, draws, count)
+            else:
+                choices = choose_ahead(model, cache, states, sampler, draws, count, watched)
+            for number, tokens in enumerate(choices.tokens.tolist()):
+                if on_choice is not None and not all(row.ended for row in reading):
+                    on_choice(*_of_living(reading, choices, number))
                 for row, token in zip(reading, tokens, strict=True):
                     if not row.ended:
                         row.ended = (
                             _ended(row, token, ids, strings, decode, on_token)
                             or len(row.written) == max_new_tokens
                         )
-            alive = [index for index, row in enumerate(reading) if not row.ended]
-            if len(alive) <= len(reading) // 2:
-                reading = [reading[index] for index in alive]
-                cache = cache.rows(
-                    torch.tensor(alive, dtype=torch.long, device=cache.lengths.device)
-                )
-            if reading:
+            living = [index for index, row in enumerate(reading) if not row.ended]
+            if len(living) <= len(reading) // 2:
+                reading = [reading[index] for index in living]
+                index = torch.tensor(living, dtype=torch.long, device=cache.lengths.device)
+                cache, states, step = cache.rows(index), states[index], None
+            if reading and fixed is None:
                 states = _advance(model, reading, cache)
     return [row.written for row in rows]
 
@@ -146,12 +164,6 @@ def _check(
         raise ValueError(f"top_p {top_p} is not in (0, 1]")
     if strings and decode is None:
         raise ValueError(f"stop strings {strings} need decode=, the tokenizer's")
-
-
-def logits_of(states: Tensor, weight: Tensor) -> Tensor:
-    """Logits [rows, vocabulary] of states [rows, width] by weight [vocabulary, width]."""
-    with torch.autocast(states.device.type, enabled=False):
-        return output_head(states.to(weight.dtype), weight)
 
 
 def _rows(prompts: Sequence[Sequence[int]], seed: int | Sequence[int], context: int) -> list[_Row]:
@@ -206,12 +218,12 @@ def _advance(model: GPT, rows: list[_Row], cache: Cache) -> Tensor:
     return states
 
 
-def _tokens_ahead(rows: list[_Row], states: Tensor, model: GPT, max_new_tokens: int) -> int:
-    """How many tokens of each row are chosen at once: none beyond its context or the last."""
-    alive = [row for row in rows if not row.ended]
-    room = model.config.context + 1 - max(len(row.window) for row in alive)
-    left = max_new_tokens - max(len(row.written) for row in alive)
-    return max(1, min(AHEAD[states.device.type], room, left))
+def _most_ahead(rows: int, model: GPT, watched: bool) -> int:
+    """How many tokens of each row may be chosen before the host looks at any."""
+    most = AHEAD[model.wte.weight.device.type]
+    if watched:
+        most = min(most, WAITING_LOGITS // (rows * model.config.vocab_size))
+    return max(1, most)
 
 
 def _draws(rows: list[_Row], count: int, device: torch.device) -> Tensor:
@@ -221,11 +233,12 @@ def _draws(rows: list[_Row], count: int, device: torch.device) -> Tensor:
 
 
 def _of_living(
-    rows: list[_Row], states: Tensor, logits: Tensor, chosen: Tensor
+    rows: list[_Row], choices: Choices, step: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The arguments of `on_choice` for the rows that have not ended, of states [rows, width],
-    logits [rows, vocabulary] and chosen tokens [rows].
+    """The arguments of `on_choice` for the rows that have not ended before the step: their numbers
+    [rows], states [rows, width], logits [rows, vocabulary] and chosen tokens [rows].
     """
+    states, logits, chosen = choices.states[step], choices.logits[step], choices.tokens[step]
     numbers = torch.tensor([row.number for row in rows], device=states.device)
     if not any(row.ended for row in rows):
         return numbers, states, logits, chosen
@@ -233,54 +246,6 @@ def _of_living(
         [index for index, row in enumerate(rows) if not row.ended], device=states.device
     )
     return numbers[index], states[index], logits[index], chosen[index]
-
-
-def _choose(
-    logits: Tensor, draw: Tensor | None, temperature: float, top_k: int | None, top_p: float | None
-) -> Tensor:
-    """One token a row [rows] from logits [rows, vocabulary], by uniform random numbers [rows, 1];
-    the most probable without.
-    """
-    if draw is None:
-        return logits.argmax(-1)
-    mass, tokens = _cumulated(logits.double() / temperature, top_k, top_p)
-    last = torch.full_like(tokens[:, :1], mass.shape[1] - 1)
-    if top_p is not None:  # the smallest set whose mass reaches top_p
-        last = last.minimum((mass < top_p).sum(-1, keepdim=True))
-    index = torch.searchsorted(mass, draw * mass.gather(1, last), right=True).minimum(last)
-    return tokens.gather(1, index)[:, 0]
-
-
-def _cumulated(logits: Tensor, top_k: int | None, top_p: float | None) -> tuple[Tensor, Tensor]:
-    """Probabilities summed up token by token, and the tokens, each [rows, n]: of all, or from the
-    most probable on as many as matter.
-    """
-    vocabulary = logits.shape[1]
-    if top_k is None and top_p is None:
-        return logits.softmax(-1).cumsum(-1), torch.arange(
-            vocabulary, device=logits.device
-        ).expand_as(logits)
-    if top_k is not None:
-        ranked, tokens = _most_probable(logits, min(top_k, vocabulary))
-        return ranked.softmax(-1).cumsum(-1), tokens
-    assert top_p is not None
-    whole = logits.logsumexp(-1, keepdim=True)
-    # A GPU would wait for whether the likely ones suffice.
-    for size in (vocabulary,) if logits.is_cuda else (min(LIKELY, vocabulary), vocabulary):
-        ranked, tokens = _most_probable(logits, size)
-        mass = (ranked - whole).exp().cumsum(-1)
-        if size == vocabulary or bool((mass[:, -1] >= top_p).all()):
-            break
-    return mass, tokens
-
-
-def _most_probable(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The `size` highest of logits [rows, vocabulary] and their tokens, each [rows, size], highest
-    first; among equal ones the lower token.
-    """
-    tokens = logits.topk(size, dim=-1).indices.sort(dim=-1).values
-    ranked, order = logits.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
-    return ranked, tokens.gather(1, order)
 
 
 def _ended(

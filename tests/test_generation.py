@@ -4,14 +4,18 @@ anew.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from gpt_model import GPT, ModelConfig, generation
 from gpt_model.convert import to_transformers
-from gpt_model.generation import LIKELY, LONG, generate
+from gpt_model.decoding import LIKELY, FixedStep, Prepare
+from gpt_model.generation import LONG, generate
 from gpt_model.kv_cache import Cache
 from gpt_model.ops.conv1d import output_head, prepacked
 
@@ -121,26 +125,100 @@ def test_rows_that_end_early_change_nothing_for_the_others(model: GPT) -> None:
     assert len({len(text) for text in result}) > 2
 
 
+@pytest.mark.parametrize("prepare", [None, lambda step: step], ids=["growing", "fixed"])
 @pytest.mark.parametrize(
     "options",
-    [{"temperature": 0}, {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": [1, 2, 3, 4]}],
-    ids=["greedy", "drawn"],
+    [
+        {"temperature": 0},
+        {"temperature": 0.9, "top_k": 40, "seed": [1, 2, 3, 4]},
+        {"temperature": 0.9, "top_p": 0.95, "seed": 5},
+    ],
+    ids=["greedy", "top_k", "nucleus"],
 )
 def test_tokens_chosen_ahead_as_on_a_gpu_are_those_chosen_one_by_one(
-    model: GPT, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], prepare: Prepare | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = made(family="gpt3", band=7)
+    monkeypatch.setattr(generation, "LONG", 3)
+    monkeypatch.setattr(generation, "prepacked", lambda *_: nullcontext())  # for a CPU alone
     first = generate(model, PROMPTS, 40, **options)  # 40 tokens: the window slides
     options = options | {"stop": (first[0][9],)}  # where rows end at different tokens
-    one_by_one = generate(model, PROMPTS, 40, **options)
+
+    def choices(**more: Any) -> tuple[list[list[int]], dict[int, list[Tensor]]]:
+        """The texts, and of each row what `on_choice` was given."""
+        watched: dict[int, list[Tensor]] = {}
+
+        def watch(numbers: Tensor, states: Tensor, logits: Tensor, chosen: Tensor) -> None:
+            for index, row in enumerate(numbers.tolist()):
+                parts = [states[index], logits[index], chosen[index, None]]
+                watched.setdefault(row, []).append(torch.cat([part.float() for part in parts]))
+
+        return generate(model, PROMPTS, 40, **options, **more, on_choice=watch), watched
+
+    one_by_one, expected = choices()
     monkeypatch.setitem(generation.AHEAD, "cpu", 7)
-    waits: list[int] = []
-    choose = generation._tokens_ahead
-    monkeypatch.setattr(
-        generation, "_tokens_ahead", lambda *args: waits.append(choose(*args)) or waits[-1]
-    )
+    if prepare:
+        monkeypatch.setitem(generation.PREPARE, "cpu", prepare)
+    counts: list[int] = []
+    growing, fixed = generation.choose_ahead, FixedStep.choose_ahead
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            counts.extend(arg for arg in args if type(arg) is int)
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(generation, "choose_ahead", counted(growing))
+    if prepare:
+        monkeypatch.setattr(FixedStep, "choose_ahead", counted(fixed))
     assert generate(model, PROMPTS, 40, **options) == one_by_one
-    assert max(waits) == 7 and min(map(len, one_by_one)) < 40
-    assert generate(model, PROMPTS, 40, **options, on_token=lambda *_: None) == one_by_one
+    assert max(counts) == 7 and min(map(len, one_by_one)) < 40
+    texts, watched = choices(on_token=lambda *_: None)
+    assert texts == one_by_one and watched.keys() == expected.keys()
+    for row, records in watched.items():
+        assert torch.allclose(torch.stack(records), torch.stack(expected[row]), atol=1e-3), row
+
+
+@pytest.mark.slow
+def test_a_step_is_one_graph_without_a_break(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU could not capture, such as a wait for a number, does not compile."""
+    options = {"temperature": 0.9, "top_p": 0.95, "seed": 5}
+    expected = generate(model, PROMPTS, 40, **options)  # 40 tokens: the window slides
+    steps: list[Any] = []
+
+    def compiled(step: Callable[[], None]) -> Callable[[], None]:
+        steps.append(step)
+        return torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=False)
+
+    monkeypatch.setattr(generation, "prepacked", lambda *_: nullcontext())  # for a CPU alone
+    monkeypatch.setitem(generation.AHEAD, "cpu", 7)
+    monkeypatch.setitem(generation.PREPARE, "cpu", compiled)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert generate(model, PROMPTS, 40, **options) == expected
+    assert len(steps) == 1
+
+
+def test_no_step_is_captured_of_a_model_whose_weights_a_hook_gathers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, prepared = made(), []
+    monkeypatch.setattr(generation, "LONG", 3)
+    monkeypatch.setitem(generation.PREPARE, "cpu", lambda step: prepared.append(step) or step)
+    expected = generate(model, PROMPTS, 5, temperature=0)
+    assert len(prepared) == 1
+    model.h[1].register_forward_pre_hook(lambda *_: None)
+    assert generate(model, PROMPTS, 5, temperature=0) == expected and len(prepared) == 1
+
+
+def test_logits_that_wait_to_be_watched_are_bounded(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(generation.AHEAD, "cpu", 16)
+    monkeypatch.setattr(generation, "WAITING_LOGITS", 2 * 4 * 101)
+    assert generation._most_ahead(4, model, watched=True) == 2
+    assert generation._most_ahead(1000, model, watched=True) == 1
+    assert generation._most_ahead(1000, model, watched=False) == 16
 
 
 def test_a_cache_in_bfloat16_reads_nearly_the_same(model: GPT) -> None:

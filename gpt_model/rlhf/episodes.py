@@ -22,7 +22,7 @@ import torch.distributed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gpt_model.generation import logits_of
+from gpt_model.decoding import logits_of
 from gpt_model.log_probabilities import predicting_positions, token_log_probabilities
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.reward_model import RewardModel

@@ -103,7 +103,7 @@ def gather(parameter: Any, device: torch.device | str, onto: int | None = None) 
     receives = onto is None or rank == onto
     whole = share.new_empty(ranks * len(share) if receives else 0)
     if onto is None:
-        torch.distributed.all_gather_into_tensor(whole, share)
+        torch.distributed.all_gather_single(whole, share)
     else:
         torch.distributed.gather(share, list(whole.chunk(ranks)) if receives else None, dst=onto)
     return whole[: parameter.ds_numel].view(parameter.ds_shape) if receives else whole
@@ -255,7 +255,7 @@ class ShardedModel:
         """
         said = torch.tensor([wanted], device=self.device)
         by_rank = said.new_empty(torch.distributed.get_world_size())
-        torch.distributed.all_gather_into_tensor(by_rank, said)
+        torch.distributed.all_gather_single(by_rank, said)
         numbers: list[int] = by_rank.tolist()
         weights: list[Tensor] | None = None
         for group in sorted({*numbers} - {END}):
