@@ -22,7 +22,17 @@ from pathlib import Path
 
 from dagster_pipes import PipesContext, open_dagster_pipes
 
-from assets.contract import Artifact, Built, Metrics, Verdict, not_run_reason, write_not_run
+from assets.contract import (
+    Artifact,
+    Built,
+    Config,
+    Inputs,
+    Metrics,
+    Stage,
+    Verdict,
+    not_run_reason,
+    write_not_run,
+)
 from assets.launch.system_metrics import sampled
 from assets.recipe.profile import Profile
 from assets.stages import stage_named
@@ -93,7 +103,7 @@ def run_job(building: Building, store: Store, rank: int, world_size: int) -> Non
     if rank:
         progress = LoggedProgress(None, None, rank, world_size, profile)
         with suppress(Unavailable):  # rank 0 says so
-            stage.run(job["config"], inputs, building.files, progress)
+            run_stage(stage, job["config"], inputs, building.files, progress)
         return
     with ExitStack() as stack:
         in_dagster = "DAGSTER_PIPES_CONTEXT" in os.environ
@@ -105,7 +115,7 @@ def run_job(building: Building, store: Store, rank: int, world_size: int) -> Non
         sampling.enter_context(sampled(writer.system, profile.device))
         try:
             if job.get("metrics") is None:
-                metrics = stage.run(job["config"], inputs, building.files, progress)
+                metrics = run_stage(stage, job["config"], inputs, building.files, progress)
                 unavailable = None
             else:  # the files are those that were published
                 metrics, unavailable = job["metrics"], not_run_reason(building.files)
@@ -133,6 +143,24 @@ def run_job(building: Building, store: Store, rank: int, world_size: int) -> Non
         "stage_seconds": stage_seconds,
     }
     write_json(building.result, result)
+
+
+def run_stage(
+    stage: Stage, config: Config, inputs: Inputs, output: Path, progress: LoggedProgress
+) -> Metrics:
+    """`stage.run`. Raises UserError where a GPU's memory runs out, or ranks no longer reach each
+    other.
+    """
+    try:
+        return stage.run(config, inputs, output, progress)
+    except Exception as error:
+        if "torch" not in sys.modules:
+            raise
+        from assets.execution.device_failures import sentence_of_device  # imports torch
+
+        if (refusal := sentence_of_device(error, progress.profile, progress.rank)) is None:
+            raise
+        raise refusal from error
 
 
 def leave_not_run(output: Path, reason: str, progress: LoggedProgress) -> Metrics:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +14,20 @@ from typing import Any
 import pytest
 import torch
 
+from assets import worker
+from assets.contract import Stage
+from assets.execution import device_failures
 from assets.execution.tuning import tune
 from assets.recipe.profile import Profile
+from assets.stages import stage_named
+from assets.store.store import Store
 from benchmarks import gpu_check
 from benchmarks.gpu_check import _Random
 from gpt_model import GPT, ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.progress import Silent
 from gpt_model.training import failures, gpu, measure
-from gpt_model.training.engine import Execution, start
+from gpt_model.training.engine import Execution, join_without_training, start
 from gpt_model.training.optimizer import TrainingSettings
 
 
@@ -173,6 +180,55 @@ def test_memory_that_runs_out_names_what_would_help(
             [],
         )
     assert re.search(advice, str(out.value)), str(out.value)
+
+
+def refused(error: Exception, stage: Stage, home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """failure.json of a worker whose stage raises the error."""
+
+    def run(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(worker, "stage_named", lambda _: replace(stage, run=run))
+    building = Store(home).building("ab" * 32)
+    profile = {"name": "eight", "device": "cpu", "processes": 8}
+    job = {"stage": stage.name, "config": {}, "profile": profile, "inputs": {}}
+    building.job.write_text(json.dumps(job))
+    monkeypatch.setattr(sys, "argv", ["worker", str(building.folder)])
+    assert worker.main() == 1
+    failure = json.loads(building.failure.read_text())
+    building.failure.unlink()
+    return failure
+
+
+@pytest.mark.parametrize("rank", ["0", "3"])
+@pytest.mark.parametrize("name", ["zero_shot", "supervised", "reward_model", "aligned"])
+def test_every_stage_says_what_its_gpu_refuses(
+    name: str, rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU")
+    failure = refused(error, stage_named(name), tmp_path, monkeypatch)
+    assert failure["user"] and failure["rank"] == int(rank)
+    assert re.match(
+        rf"Rank {rank} on .* ran out of its GPU's memory \(Tried to allocate 2.00 GiB\)\. No model "
+        r"was being trained then\. .*`nvidia-smi`",
+        failure["message"],
+    ), failure["message"]
+
+    monkeypatch.setattr(device_failures, "exchange_failed", lambda error: UserError(f"no {error}"))
+    error = torch.distributed.DistBackendError("NCCL")
+    assert refused(error, stage_named(name), tmp_path, monkeypatch)["message"] == "no NCCL"
+    defect = refused(RuntimeError("a defect"), stage_named(name), tmp_path, monkeypatch)
+    assert not defect["user"] and defect["message"] == "RuntimeError: a defect"
+
+
+def test_evaluation_on_one_rank_looks_at_its_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Any] = []
+    monkeypatch.setattr(gpu, "choose", lambda *given: chosen.append(given))
+    join_without_training(Execution(device="cuda", memory_bytes=80e9))
+    join_without_training(Execution(device="cpu"))
+    assert chosen == [(80e9, False)]
 
 
 def test_an_exchange_that_fails_names_the_rank_that_is_missing(

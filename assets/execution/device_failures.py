@@ -1,5 +1,6 @@
-"""A GPU whose memory ran out, as a sentence: which of the profile's settings would help, and by how
-much.
+"""What a GPU or the exchange between ranks refuses, as sentences. `sentence_of_device` is for every
+stage (`assets.worker`). While a model is trained (`tuning.tune`), memory that ran out names which
+of the profile's settings would help, and by how much.
 """
 
 from __future__ import annotations
@@ -7,25 +8,43 @@ from __future__ import annotations
 import socket
 
 import torch
+import torch.distributed
 from torch import nn
 
 from assets.estimate import memory_per_rank
 from assets.recipe.profile import Profile
 from gpt_model.errors import UserError
 from gpt_model.training.batching import TRAINING_TOKENS
+from gpt_model.training.failures import exchange_failed
 from gpt_model.transformer import Decoder
 
 GB = 1e9
 TELLING = 0.01  # of the memory: what saves less is not named
 
 
+def sentence_of_device(error: Exception, profile: Profile, rank: int) -> UserError | None:
+    """What to tell people of torch's error in a stage; None: it is about neither a GPU's memory nor
+    an exchange.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return out_of_memory(error, profile, rank)
+    if isinstance(error, torch.distributed.DistBackendError):
+        return exchange_failed(error)
+    return None
+
+
 def out_of_memory(
-    error: torch.OutOfMemoryError, model: nn.Module, profile: Profile, rank: int
+    error: torch.OutOfMemoryError, profile: Profile, rank: int, trained: nn.Module | None = None
 ) -> UserError:
-    """What to tell people of torch's error while `model` was trained."""
+    """What to tell people of torch's error. `trained`: the model whose training it stopped."""
     reason = str(error).removeprefix("CUDA out of memory.").strip().split(". ")[0].rstrip(".")
     sentence = f"Rank {rank} on {socket.gethostname()} ran out of its GPU's memory ({reason})."
-    decoder = next((part for part in model.modules() if isinstance(part, Decoder)), None)
+    if trained is None:
+        return UserError(
+            f"{sentence} No model was being trained then. See by `nvidia-smi` what else holds "
+            "memory of that GPU, or choose a profile with a larger one."
+        )
+    decoder = next((part for part in trained.modules() if isinstance(part, Decoder)), None)
     if decoder is None:
         return UserError(sentence)
     config = decoder.config

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
 from assets.contract import SCRATCH, Artifact, Built, Progress, Verdict
-from assets.execution.memory import out_of_memory
+from assets.execution.device_failures import out_of_memory
 from assets.stages import base_model
 from assets.stages.alignment import TRAINING_FILE
 from gpt_model import convert
@@ -26,7 +25,6 @@ from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import engine
 from gpt_model.training.batching import TRAINING_TOKENS, EpochBatches
 from gpt_model.training.engine import Engine, Execution
-from gpt_model.training.failures import exchange_failed
 from gpt_model.training.loop import Hook, Objective, Outcome, train
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.sharded import is_sharded
@@ -58,8 +56,11 @@ def execution_of(progress: Progress, *, fixed_shapes: bool = True) -> Execution:
 
 
 def joined(progress: Progress) -> Execution:
-    """The profile, for rows of many lengths, once the other ranks are here, if there are any."""
+    """The profile, for rows of many lengths, once this rank has its GPU and the other ranks are
+    here, if there are any.
+    """
     execution = execution_of(progress, fixed_shapes=False)
+    engine.choose_gpu(execution)
     if execution.world_size > 1:
         engine.start(execution)
     return execution
@@ -158,7 +159,7 @@ def tune(
     `prepare`: as `loop.train` has it. `finish` gets the trained model, in evaluation mode and in
     float32: whole, or where it was built sharded as a hook "by part" does.
 
-    Raises UserError where a GPU's memory runs out, or ranks no longer reach each other.
+    Raises UserError where a GPU's memory runs out.
     """
 
     def after_last_step(step: int, trained: nn.Module) -> Mapping[str, float]:
@@ -183,9 +184,7 @@ def tune(
         )
     except torch.OutOfMemoryError as error:
         profile = getattr(objective, "profile", progress.profile)  # with the micro-batch found
-        raise out_of_memory(error, model, profile, progress.rank) from error
-    except torch.distributed.DistBackendError as error:
-        raise exchange_failed(error) from error
+        raise out_of_memory(error, profile, progress.rank, model) from error
     if finish and not sharded:
         finish(model.eval())
     return outcome

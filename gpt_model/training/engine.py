@@ -99,7 +99,7 @@ def start(execution: Execution) -> None:
     if torch.distributed.is_initialized():
         return
     os.environ["DS_ACCELERATOR"] = execution.device
-    _choose_gpu(execution)
+    choose_gpu(execution)
     deepspeed = _import_deepspeed(execution.compile)
     backend = "nccl" if execution.device == "cuda" else "gloo"
     deepspeed.init_distributed(
@@ -112,12 +112,12 @@ def start(execution: Execution) -> None:
 
 
 def join_without_training(execution: Execution) -> None:
-    """Join the other ranks, if there are any, over gloo, on any device, to share out work that
-    trains nothing: without DeepSpeed.
+    """Take this rank's GPU, where there are any, and join the other ranks, if there are any, over
+    gloo, on any device, to share out work that trains nothing: without DeepSpeed.
     """
+    choose_gpu(execution)
     if execution.world_size == 1:
         return
-    _choose_gpu(execution)
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"{RENDEZVOUS}://",
@@ -125,7 +125,10 @@ def join_without_training(execution: Execution) -> None:
     )
 
 
-def _choose_gpu(execution: Execution) -> None:
+def choose_gpu(execution: Execution) -> None:
+    """Take this rank's GPU, where the profile has any. Raises UserError where it cannot be used or
+    is not as the profile says.
+    """
     if execution.device == "cuda":
         gpu.choose(execution.memory_bytes, execution.tf32)
 
