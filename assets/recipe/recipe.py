@@ -199,7 +199,7 @@ class MuonSection(Section):
     weight_decay: WeightDecay | None = Field(
         default=None, description="of those matrices; default: that of pretraining"
     )
-    momentum: Memory = 0.95
+    momentum: Memory = Field(default=0.95, description="the share of it that a step keeps")
     nesterov: bool = Field(default=True, description="a step looks ahead by another gradient")
     ns_steps: Annotated[
         int, Bounds(1, 20, "published ones are 5 or 6, and each takes its time", unit="iterations")
