@@ -332,8 +332,8 @@ def _beyond(compute: float, span: Sequence[float]) -> float:
 
 # Memory
 
-# Of the largest matrix: momentum brought together, step, and the two sides of an iteration
-MUON_COPIES = 4
+# Of the largest matrix: momentum, brought together and by parts, and both sides of an iteration
+MUON_COPIES = 6
 
 
 def memory_per_rank(

@@ -111,18 +111,22 @@ class Muon(FusedAdamW):
         """
         rank, ranks = torch.distributed.get_rank(), range(len(self._pieces))
         matrices = [*names, *[None] * (len(ranks) - len(names))]  # of each rank
-        momenta = [
-            self._momentum(name)[: self._given(name, rank, maker)]
-            for maker, name in enumerate(matrices)
-        ]
         mine = matrices[rank]
-        parts = self._exchange(momenta, [self._given(mine, giver, rank) for giver in ranks])
-        steps = self._exchange(
-            self._steps(mine, parts), [self._piece(rank, name)[1] for name in matrices]
+        whole = self._exchange(
+            [
+                self._momentum(name)[: self._given(name, rank, maker)]
+                for maker, name in enumerate(matrices)
+            ],
+            [self._given(mine, giver, rank) for giver in ranks],
         )
+        if mine:
+            self._make_step(whole.view(self._shapes[mine]), mine)
+        pieces = [self._piece(taker, mine) for taker in ranks]
+        lengths = [self._piece(rank, name)[1] for name in matrices]
+        steps = self._exchange([whole[start : start + length] for start, length in pieces], lengths)
         rate = group["lr"]
-        for name, step in zip(names, steps, strict=False):
-            if run := self._runs.get(name):
+        for name, step in zip(matrices, steps.split(lengths), strict=True):
+            if run := self._runs.get(name or ""):
                 weight = run.of(run.flat.data)
                 weight.mul_(1 - rate * group["weight_decay"])
                 weight.add_(step.to(weight.device), alpha=-rate)
@@ -139,8 +143,8 @@ class Muon(FusedAdamW):
         return 0 if whole and giver != maker else self._piece(giver, name)[1]
 
     def _momentum(self, name: str | None) -> Tensor:
-        """This rank's part [length] of a matrix's momentum, the new gradient in it; with Nesterov,
-        of where that leads.
+        """A copy of this rank's part [length] of a matrix's momentum, the new gradient in it; with
+        Nesterov, of where that leads.
         """
         if (run := self._runs.get(name or "")) is None:
             return torch.empty(0, device=self._device)
@@ -148,37 +152,27 @@ class Muon(FusedAdamW):
         gradient = run.of(run.flat.grad)
         momentum = run.of(self.moments(run.flat)["momentum_buffer"])
         momentum.lerp_(gradient, 1 - self.how.momentum)
-        if self.how.nesterov:
-            momentum = gradient.lerp(momentum, self.how.momentum)
-        return momentum.to(self._device)
+        look_ahead = self.how.momentum if self.how.nesterov else 1.0
+        return gradient.lerp(momentum, look_ahead).to(self._device)
 
-    def _steps(self, name: str | None, parts: Sequence[Tensor]) -> list[Tensor]:
-        """What each rank's run [length] of a matrix is stepped by, at a learning rate of 1.
-        `parts`: each rank's of its momentum.
+    def _make_step(self, matrix: Tensor, name: str) -> None:
+        """Turn a whole momentum [in, out] into what the weight is stepped by, at a learning rate of
+        1.
         """
-        pieces = [self._piece(rank, name) for rank in range(len(parts))]
-        whole = torch.cat(list(parts))
-        if name is None:
-            return [whole for _ in pieces]  # empty
-        for part, (start, _) in zip(parts, pieces, strict=True):
-            whole[start : start + len(part)] = part
-        matrix = whole.view(self._shapes[name])
         count = next((SIDE_BY_SIDE[end] for end in SIDE_BY_SIDE if name.endswith(end)), 1)
-        steps = [
-            orthogonal(part, self.how.ns_steps, self.dtype).float()
-            * (UPDATE_RMS * math.sqrt(max(part.shape)))
-            for part in matrix.chunk(count, dim=1)
-        ]
-        step = torch.cat(steps, dim=1).flatten()
-        return [step[start : start + length] for start, length in pieces]
+        for part in matrix.chunk(count, dim=1):
+            part.copy_(orthogonal(part, self.how.ns_steps, self.dtype))
+            part.mul_(UPDATE_RMS * math.sqrt(max(part.shape)))
 
-    def _exchange(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
-        """Give each rank its part [elements]; get so many elements of each. Collective."""
+    def _exchange(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+        """Give each rank its part [elements]; get so many elements of each, in their order. A
+        matrix's pieces are whole in it, as ZeRO cuts them in the order of ranks. Collective.
+        """
         if len(parts) == 1:
-            return list(parts)
+            return parts[0]
         outgoing = torch.cat(list(parts))
         incoming = outgoing.new_empty(sum(lengths))
         torch.distributed.all_to_all_single(
             incoming, outgoing, list(lengths), [len(part) for part in parts]
         )
-        return list(incoming.split(list(lengths)))
+        return incoming
