@@ -6,7 +6,7 @@ thing to run on a new machine.
 Kernels against plain operators; tiny's shape trained on the GPU and on the CPU to the same bits per
 byte; GPT-2 small and a shape of 1.5 billion parameters, 60 steps each, with and without
 torch.compile; ZeRO 1 to 3 on one rank; a resumed training; generation and evaluation against
-`transformers`; a batch of PPO. Every part is a process of its own with a time limit, and what fails
+`transformers`, the captured step of generation against a plain one; a batch of PPO. Every part is a process of its own with a time limit, and what fails
 does not stop the next. A Markdown table with the device's name is printed and written, for
 docs/performance.md; the status is 1 where a bar is missed or a part failed.
 
@@ -31,6 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ sys.path.insert(0, str(ROOT))
 from assets.recipe.profile import Profile  # noqa: E402
 from benchmarks import alignment_ppo  # noqa: E402
 from benchmarks.throughput import make_inputs, run_pipeline  # noqa: E402
-from gpt_model import GPT, ModelConfig, convert  # noqa: E402
+from gpt_model import GPT, ModelConfig, convert, generation  # noqa: E402
 from gpt_model.config import PUBLISHED  # noqa: E402
 from gpt_model.generation import generate  # noqa: E402
 from gpt_model.ops import cross_entropy, varlen  # noqa: E402
@@ -433,7 +434,41 @@ def reading(setting: Setting) -> list[Row]:
             f"{tokens.numel() / ours:,.0f}, {theirs / ours:.2f}",
         )
     )
-    return results
+    return [*results, *_captured(setting, model)]
+
+
+def _captured(setting: Setting, model: GPT) -> list[Row]:
+    """The step of generation that is captured as a graph, against one that is not: in float32, by
+    a nucleus, with a watcher, and over a window that slides.
+    """
+    new, room = (40, 16) if setting.small else (160, 100)
+    length = model.config.context - room
+    prompts = [[number + 1] * length for number in range(8)]
+    # a CPU captures nothing: there the step of fixed shapes stands for it
+    prepare = generation.PREPARE.get(setting.device, lambda step: step)
+
+    def written(prepares: dict[str, Any]) -> tuple[list[list[int]], float]:
+        """The texts and their seconds."""
+
+        def write() -> list[list[int]]:
+            options: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "seed": 1}
+            return generate(model, prompts, new, **options, on_choice=lambda *_: None)
+
+        with (
+            mock.patch.dict(generation.PREPARE, prepares, clear=True),
+            mock.patch.dict(generation.AHEAD, {setting.device: 16}),
+        ):
+            return write(), _seconds(setting, write, 3)
+
+    plain, plain_seconds = written({})
+    ours, seconds = written({setting.device: prepare})
+    same = sum(mine == other for mine, other in zip(ours, plain, strict=True))
+    return [
+        Row(
+            "captured step: texts as without", f"{same} of {len(plain)}", "all", same == len(plain)
+        ),
+        Row("captured step: times as fast as without", f"{plain_seconds / seconds:.2f}"),
+    ]
 
 
 def ppo(setting: Setting) -> list[Row]:
@@ -465,7 +500,7 @@ PARTS = {
     "gpt2-xl": Part(_sized("gpt2-xl", 0.5, 16, True, False), 180),
     "zero": Part(zero, 60),
     "resume": Part(resume, 40),
-    "reading": Part(reading, 60),
+    "reading": Part(reading, 90),
     "ppo": Part(ppo, 60),
 }
 

@@ -106,7 +106,9 @@ def choose_ahead(
     """The next `count` tokens of each row: the first from states [rows, width], by uniform random
     numbers [rows, count]. All but the last are read into the cache.
     """
-    tokens, seen, scores = [], [], []
+    tokens: list[Tensor] = []
+    seen: list[Tensor] = []
+    scores: list[Tensor] = []
     for number in range(count):
         if number:
             states = model.hidden(tokens[-1][:, None], cache)[:, -1]

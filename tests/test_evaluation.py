@@ -7,18 +7,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from world import CONTEXT, LIMIT, World, make_world, story
+import torch
+from world import CONTEXT, LIMIT, Alone, World, make_world, story
 
 from assets.contract import Built
+from assets.execution import zero_shot as stage
 from assets.stages import zero_shot
 from gpt_model.evaluation import metrics
 from gpt_model.evaluation.results import Demonstrations, Results, UnavailableRow
+from gpt_model.training import engine
+from gpt_model.training.engine import Execution
 
 SUITES = ["held_out", "last_word", "cloze", "multiple_choice", "boolq"]
 
@@ -139,6 +145,55 @@ def test_answers_of_a_shared_context_score_as_each_alone_and_as_lm_evals_own(
             [logprob for logprob, _ in other], abs=1e-4
         )
         assert [greedy for _, greedy in together] == [greedy for _, greedy in other]
+
+
+def test_bfloat16_is_a_gpus_evaluation_alone_and_scores_nearly_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpt_model.evaluation.lm_eval_adapter import GPTLM
+
+    requests: Any = [
+        SimpleNamespace(args=(context, answer), task_name="t")
+        for context, answers in QUESTIONS
+        for answer in answers
+    ]
+
+    def scores() -> list[float]:
+        with engine.evaluation_precision(Execution(), "bfloat16"):
+            return [
+                score for score, _ in GPTLM(world.model, world.tokenizer).loglikelihood(requests)
+            ]
+
+    plain = [score for score, _ in GPTLM(world.model, world.tokenizer).loglikelihood(requests)]
+    assert scores() == plain  # on a CPU
+    monkeypatch.setattr(engine, "EVALUATED_IN_BFLOAT16", {"cuda", "cpu"})
+    assert scores() != plain
+    assert scores() == pytest.approx(plain, rel=0.01)
+    with engine.evaluation_precision(Execution(), "float32"):
+        assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_evaluates_in_the_precision_that_the_model_was_trained_in(
+    rank: int, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precisions: list[bool] = []
+
+    def seen(*_: Any) -> Any:
+        precisions.append(torch.is_autocast_enabled("cpu"))
+        return {}
+
+    shared = SimpleNamespace(follow=seen, leading=nullcontext)
+    monkeypatch.setattr(stage, "GPTLM", lambda *_, **__: SimpleNamespace(shared=shared))
+    monkeypatch.setattr(stage, "_evaluate", seen)
+    monkeypatch.setattr(engine, "EVALUATED_IN_BFLOAT16", {"cpu"})
+    for precision in ("bfloat16", "float32"):
+        trained = {"pretraining": {"precision": precision}}
+        inputs = world.inputs | {"pretrained": replace(world.inputs["pretrained"], config=trained)}
+        progress = Alone()
+        progress.rank = rank
+        stage.run({}, inputs, tmp_path, progress)
+    assert precisions == [True, False]
 
 
 def test_a_context_is_read_once_for_all_its_answers(

@@ -52,6 +52,7 @@ from gpt_model.training.sharded import (
 RENDEZVOUS = "lineage"  # a scheme of torch's `init_method`
 # Modules whose weights and gradients travel in bfloat16 where that is asked for
 BFLOAT16_MODULES = ("gpt_model.ops.conv1d.Conv1D", "torch.nn.Embedding")
+EVALUATED_IN_BFLOAT16 = {"cuda"}  # devices on which a model trained in bfloat16 is
 MEETING = timedelta(minutes=10)  # that ranks wait for each other when they start
 StepMetrics = Mapping[str, tuple[Any, Any]]  # name -> (sum, count)
 
@@ -182,8 +183,8 @@ def evaluation_precision(execution: Execution, precision: str) -> torch.autocast
     """Within, a model on a GPU is evaluated in the precision that it was trained in. On a CPU
     always in float32.
     """
-    gpu_in_bfloat16 = execution.device == "cuda" and precision == "bfloat16"
-    return torch.autocast(execution.device, torch.bfloat16, enabled=gpu_in_bfloat16)
+    reduced = execution.device in EVALUATED_IN_BFLOAT16 and precision == "bfloat16"
+    return torch.autocast(execution.device, torch.bfloat16, enabled=reduced)
 
 
 def choose_product_library(precision: str) -> None:
