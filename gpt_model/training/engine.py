@@ -546,24 +546,26 @@ def _prepare_blocks(model: nn.Module, execution: Execution) -> list[Any]:
         block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module
     ]
     for block in blocks:
+        prepared = block.forward
         if execution.compile:
-            block.forward = _compiled_in_training(block, execution.compiler)
+            prepared = torch.compile(prepared, backend=execution.compiler)
             block._z3_leaf = execution.zero_stage == 3  # deepspeed.utils.set_z3_leaf_modules
         if execution.activation_checkpointing:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            prepared = functools.partial(checkpoint, prepared, use_reentrant=False)
+        block.forward = _in_training(block, prepared)
     return blocks
 
 
-def _compiled_in_training(block: Any, compiler: str) -> Callable[..., Tensor]:
-    """The block's forward pass, compiled for training alone: in evaluation, shapes change with each
-    call and a cache is written.
+def _in_training(block: Any, prepared: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`prepared` as the block's forward pass in training, its own in evaluation: there shapes
+    change with each call, a cache is written, and no random state may be asked for while a step is
+    captured.
     """
     plain = block.forward
-    compiled = torch.compile(plain, backend=compiler)
 
     def forward(*args: Any, **keywords: Any) -> Tensor:
         """The block's states [batch, time, width]."""
-        result: Tensor = (compiled if block.training else plain)(*args, **keywords)
+        result: Tensor = (prepared if block.training else plain)(*args, **keywords)
         return result
 
     return forward
