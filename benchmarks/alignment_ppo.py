@@ -82,7 +82,11 @@ def liked(tokens: list[int]) -> float:
 
 
 def run_ours(
-    folder: Path, side: str, batches: int, device: Literal["cpu", "cuda"] = "cpu"
+    folder: Path,
+    side: str,
+    batches: int,
+    device: Literal["cpu", "cuda"] = "cpu",
+    zero_stage: Literal[1, 3] = 1,
 ) -> dict[str, float]:
     """Seconds a batch, and the mean length of an answer."""
     import torch
@@ -134,7 +138,7 @@ def run_ours(
         limits=Limits(math.inf, 1e9, math.inf),
     )
     marks: list[float] = []
-    execution = Execution(device=device)
+    execution = Execution(device=device, zero_stage=zero_stage)
     with tempfile.TemporaryDirectory() as scratch:
         rollouts = Rollouts(Path(scratch), None, config, execution)
         objective = PPOObjective(
@@ -161,7 +165,7 @@ def run_ours(
             betas=(0.9, 0.95),
             weight_decay=0.0,
         )
-        hooks = [Hook(rollouts.steps, between)]
+        hooks = [Hook(rollouts.steps, between, "by part")]
         train(
             model, objective, settings, execution, checkpoints=None, progress=Silent(), hooks=hooks
         )

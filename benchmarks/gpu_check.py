@@ -472,17 +472,24 @@ def _captured(setting: Setting, model: GPT) -> list[Row]:
 
 
 def ppo(setting: Setting) -> list[Row]:
-    """A batch of PPO: answers, rewards, updates."""
+    """A batch of PPO: answers, rewards, updates; also where the models are shared out."""
+    results = []
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         shape = alignment_ppo.SHAPE | (
             {"layers": 2, "width": 32, "heads": 2} if setting.small else {}
         )
         alignment_ppo.make_inputs(Path(folder), shape)
         batches = 1 if setting.small else 2
-        result = alignment_ppo.run_ours(Path(folder), "value model", batches, setting.device)
-    rate = alignment_ppo.BATCH / result["seconds"]
-    finite = math.isfinite(result["reward"])
-    return [Row("PPO, 6 × 384: episodes/s", f"{rate:.1f}", "finite rewards", finite)]
+        stages: tuple[Literal[1, 3], ...] = (1, 3)
+        for stage in stages:
+            result = alignment_ppo.run_ours(
+                Path(folder), "value model", batches, setting.device, stage
+            )
+            rate = alignment_ppo.BATCH / result["seconds"]
+            finite = math.isfinite(result["reward"])
+            name = f"PPO, 6 × 384, ZeRO {stage}: episodes/s"
+            results.append(Row(name, f"{rate:.1f}", "finite rewards", finite))
+    return results
 
 
 @dataclass(frozen=True)
