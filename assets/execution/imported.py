@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.execution.tuning import weights_are_numbers
+from assets.execution.tuning import are_numbers
 from assets.stages.base_model import write_shape
 from assets.stages.imported import OTHER_FILES, SOURCE_FILE, WEIGHT_FILES
 from assets.store.home import downloads_folder
@@ -123,7 +123,7 @@ def padded(padding: int, vocab_size: int) -> str:
 
 def model_loads(built: Built) -> Verdict:
     model = convert.load(built.output / "model")
-    (finite, broken), shape = weights_are_numbers(model), model.config
+    (finite, broken), shape = are_numbers(model.parameters()), model.config
     padding = json.loads((built.output / SOURCE_FILE).read_text(encoding="utf-8")).get(PADDING)
     return Verdict(
         finite,

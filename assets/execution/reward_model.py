@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import rankings, tuning
 from assets.execution.tuning import joined
 from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
+from gpt_model import convert
 from gpt_model.bag_of_words import BagOfWords
 from gpt_model.errors import UserError, about
 from gpt_model.rlhf import reward_model
@@ -28,7 +31,6 @@ from gpt_model.rlhf.reward_model import (
     encode_text,
     rewards_of,
 )
-from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.engine import Execution
 from gpt_model.training.loop import Hook
 from gpt_model.training.sharded import reading
@@ -181,6 +183,7 @@ def demonstrations_mean_zero(built: Built) -> Verdict:
 
 
 def model_loads(built: Built) -> Verdict:
-    model = reward_model.load(built.output)
-    loads = f"It loads with {model.gpt.config.parameters():,} parameters and a head"
-    return tuning.usable(model, model.gpt, Tokenizer.load(built.output / "model"), loads, {})
+    folder = built.output / "model"
+    loads = f"It loads with {convert.shape(folder).parameters():,} parameters and a head"
+    head = load_file(built.output / reward_model.HEAD)
+    return tuning.usable(folder, head.values(), loads, {})

@@ -4,6 +4,7 @@ the training run, the files they write, and the verdicts on them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -224,31 +225,23 @@ def loss_falls(built: Built) -> Verdict:
 
 def model_loads(built: Built) -> Verdict:
     folder = built.output / "model"
-    model = convert.load(folder)
-    parameters = model.config.parameters()
+    parameters = convert.shape(folder).parameters()
     loads = f"model/ loads with {parameters:,} parameters"
-    return usable(model, model, Tokenizer.load(folder), loads, {"parameters": parameters})
+    return usable(folder, [], loads, {"parameters": parameters})
 
 
 def usable(
-    whole: nn.Module,
-    gpt: GPT,
-    tokenizer: Tokenizer,
-    loads: str,
-    values: Mapping[str, float | int | str],
+    folder: Path, others: Iterable[Tensor], loads: str, values: Mapping[str, float | int | str]
 ) -> Verdict:
-    """Whether all weights of a loaded model are numbers, and its tokenizer is a chat tokenizer of
-    its size.
+    """Whether all weights of the stored model, read one by one, and `others`, each [...], are
+    numbers, and its tokenizer is a chat tokenizer of its size.
     """
-    finite, broken = weights_are_numbers(whole)
-    fits = gpt.config.vocab_size == tokenizer.vocab_size and bool(tokenizer.markers)
+    tokenizer = Tokenizer.load(folder)
+    stored = (weight for _, weight in convert.weights(folder))
+    finite, broken = are_numbers(itertools.chain(stored, others))
+    fits = convert.shape(folder).vocab_size == tokenizer.vocab_size and bool(tokenizer.markers)
     summary = loads + broken + ("." if fits else "; its tokenizer does not fit it.")
     return Verdict(finite and fits, summary, values)
-
-
-def weights_are_numbers(model: nn.Module) -> tuple[bool, str]:
-    """`are_numbers` of its parameters."""
-    return are_numbers(model.parameters())
 
 
 def are_numbers(weights: Iterable[Tensor]) -> tuple[bool, str]:
