@@ -129,8 +129,8 @@ def watched(record: dict[str, Any], engine: str | None = None) -> Iterator[None]
 
     def counted(self: ShardedModel, name: str, parameter: nn.Parameter) -> None:
         put(self, name, parameter)
-        there = sum(p.numel() for p in self.model.parameters() if not p.is_meta)
-        record["held"] = max(record["held"], there)
+        gathered = sum(p.numel() for p in self.model.parameters() if not p.is_meta)
+        record["held"] = max(record["held"], gathered)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ShardedModel, "_put", counted)

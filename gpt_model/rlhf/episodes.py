@@ -245,18 +245,19 @@ def roll_out(
     complete and not sampled again. The ranks share the chunks; the answers depend on neither chunk
     nor rank. Returns every chunk's path, all ranks'. Collective.
     """
-    asked = []
+    requests = []
     for number, items in enumerate(chunks(len(prompt_ids), size)):
         ids = [prompt_ids[item] for item in items]
         path = folder / f"answers-{number:05d}.safetensors"
-        asked.append(Chunk(path, ids, [prompts[n] for n in ids], [seed + item for item in items]))
-    engine.answer(models.policy, models.value_head, asked, sampling, execution)
+        seeds = [seed + item for item in items]
+        requests.append(Chunk(path, ids, [prompts[n] for n in ids], seeds))
+    engine.answer(models.policy, models.value_head, requests, sampling, execution)
     torch.distributed.barrier()  # an engine may have left them to another rank
-    paths = [folder / f"chunk-{number:05d}.safetensors" for number in range(len(asked))]
+    paths = [folder / f"chunk-{number:05d}.safetensors" for number in range(len(requests))]
     share = slice(execution.rank, None, execution.world_size)
     mine = [
         (chunk, path)
-        for chunk, path in zip(asked[share], paths[share], strict=True)
+        for chunk, path in zip(requests[share], paths[share], strict=True)
         if not holds(path, chunk.prompt_ids)
     ]
     answers = [Answers.load(chunk.path) for chunk, _ in mine]

@@ -253,9 +253,9 @@ class ShardedModel:
         """Every rank says the number of the group it wants, or END, and gets that group. None once
         all have said END. Collective.
         """
-        said = torch.tensor([wanted], device=self.device)
-        by_rank = said.new_empty(torch.distributed.get_world_size())
-        torch.distributed.all_gather_single(by_rank, said)
+        posted = torch.tensor([wanted], device=self.device)
+        by_rank = posted.new_empty(torch.distributed.get_world_size())
+        torch.distributed.all_gather_single(by_rank, posted)
         numbers: list[int] = by_rank.tolist()
         weights: list[Tensor] | None = None
         for group in sorted({*numbers} - {END}):
