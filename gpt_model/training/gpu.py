@@ -15,13 +15,15 @@ import torch
 from gpt_model.errors import UserError
 
 # Pattern of a device's name -> 10^12 FLOP/s of dense bfloat16 products that add up in float32:
-# NVIDIA's data sheets, half of what they give "with sparsity"; of the RTX 4090 the white paper on
-# the Ada architecture. The first pattern that matches counts.
+# NVIDIA's data sheets, half of what they give "with sparsity" (of the L40S they print both, 362.05
+# and 733); of the B200 that of HGX B200, at 1,000 W; of the RTX 4090 the white paper on the Ada
+# architecture. The first pattern that matches counts. A variant that is slower than its namesake
+# and has no line (H200 NVL) is not known.
 DATA_SHEET_TFLOPS = {
     r"\bB200\b": 2250.0,
     r"\bH100 NVL\b": 835.0,
     r"\bH100 PCIe\b": 756.0,
-    r"\b(H100|H200|GH200)\b": 989.0,
+    r"\b(H100|H200(?! NVL)|GH200)\b": 989.0,
     r"\bA100\b": 312.0,
     r"\bL40S\b": 362.0,
     r"\bA10\b": 125.0,
