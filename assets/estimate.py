@@ -6,7 +6,7 @@ so that the scorecard can set estimated beside actual. Nothing here runs a stage
 * Work and disk are closed forms of the recipe's section and of the inputs, built or only planned.
 * Seconds are work at the median rate of earlier builds of the same stage on the same profile. Where
   the store has none, they are work at a default rate, and the basis says so.
-* Memory by ZeRO stage is Rajbhandari et al. 2020 and Korthikanti et al. 2022.
+* Memory of training by ZeRO stage is `gpt_model.training.memory`'s.
 * Loss is the law that a scaling ladder of the same text fitted, of models within a factor of 30 in
   compute. Else it cannot be said from here, and the published law stands in for it, labelled.
 
@@ -37,9 +37,10 @@ from assets.stages.pretraining import batches_of, micro_batch
 from assets.store.manifest import BUILD_AGAIN, MANIFEST
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
-from gpt_model.errors import CorruptFile, UserError
+from gpt_model.errors import CorruptFile
 from gpt_model.sizing import counted
 from gpt_model.training.batching import ROLLOUT_EPISODES, TRAINING_TOKENS
+from gpt_model.training.memory import Setting, memory_per_rank, stored_bytes
 
 if TYPE_CHECKING:
     from assets.build import Request
@@ -332,72 +333,44 @@ def _beyond(compute: float, span: Sequence[float]) -> float:
 
 # Memory
 
-# Of the largest matrix: momentum, brought together and by parts, and both sides of an iteration
-MUON_COPIES = 6
 
-
-def memory_per_rank(
-    model: ModelConfig,
-    zero_stage: int,
-    ranks: int,
-    micro_batch: int,
-    checkpointing: bool = False,
-    muon: bool = False,
-) -> float:
-    """Bytes that training takes on each rank, by ZeRO stage 0 to 3.
-
-    State: Rajbhandari et al. 2020, section 3.1, with float32 weights, gradients and two moments,
-    and from stage 1 on the flat copy of a rank's share that DeepSpeed's optimizer has. Muon has one
-    moment of a block's matrices, and between the passes some copies of the largest of them.
-    `micro_batch`: sequences a rank and forward pass. Raises UserError for another stage.
+def training_setting(
+    profile: Profile, precision: str, micro_batch: int, muon: bool = False
+) -> Setting:
+    """A training in `precision` on the profile, as far as it bears on memory. What `deepspeed`
+    moves to a host's memory is counted on the device.
     """
-    if zero_stage not in ZERO_STAGES:
-        raise UserError(
-            f"zero_stage is {zero_stage}: ZeRO has the stages 0 to 3.", field="zero_stage"
-        )
-    parameters, shard = 4 * model.parameters(), 1 / ranks
-    weights = parameters * (shard if zero_stage == 3 else 1)
-    gradients = parameters * (shard if zero_stage >= 2 else 1)
-    optimizer = parameters * (3 * shard if zero_stage >= 1 else 2)
-    passes = activation_bytes(model, micro_batch, checkpointing)
-    if muon:
-        optimizer -= 4 * matrix_parameters(model) * (shard if zero_stage >= 1 else 1)
-        largest = 4 * 4 * model.width**2  # the MLP's
-        passes = max(passes, MUON_COPIES * largest)
-    return weights + gradients + optimizer + passes
-
-
-def matrix_parameters(model: ModelConfig) -> int:
-    """How many parameters Muon steps: the matrices of blocks, of which an LSTM has none."""
-    return 0 if model.family == "lstm" else 12 * model.layers * model.width**2
+    return Setting(
+        zero_stage=profile.zero_stage,
+        ranks=profile.processes,
+        micro_batch=micro_batch,
+        checkpointing=profile.activation_checkpointing,
+        precision=precision,  # type: ignore[arg-type]
+        communication=profile.sent(),
+        device=profile.device,
+        compile=profile.compile,
+        muon=muon,
+    )
 
 
 def smallest_profile(
-    model: ModelConfig, batch: int, memory: float, muon: bool = False
+    model: ModelConfig, setting: Setting, batch: int, memory: float
 ) -> dict[str, Any]:
     """The fields of a profile with the fewest ranks, and of those with the least sharding, on which
     training takes at most `memory` bytes a rank and `batch`, sequences, are shared out evenly.
-    Where no number of ranks will do, the most there are, on devices of more memory.
+    Where no number of ranks will do, the most there are, on devices of more memory. `setting`: what
+    else the profile says.
     """
     rank_numbers = [number for number in range(1, batch + 1) if batch % number == 0]
     for ranks, sparing, stage in itertools.product(rank_numbers, (False, True), ZERO_STAGES):
+        smaller = replace(
+            setting, ranks=ranks, checkpointing=sparing, zero_stage=stage, micro_batch=1
+        )
         fields = {"processes": ranks, "zero_stage": stage, "micro_batch": 1}
         fields |= {"activation_checkpointing": sparing}
-        if (needed := memory_per_rank(model, stage, ranks, 1, sparing, muon)) <= memory:
+        if (needed := memory_per_rank(model, smaller)) <= memory:
             return fields
     return {**fields, "memory_gb": math.ceil(needed / 1e9)}
-
-
-def activation_bytes(model: ModelConfig, micro_batch: int, checkpointing: bool = False) -> float:
-    """Bytes stored between forward and backward pass: of every layer, or with checkpointing of each
-    layer's input and one layer.
-
-    Korthikanti et al. 2022, equation 2, without attention scores, which fused attention does not
-    store: 17 values a token, layer and unit of width. The loss is computed in chunks and stores no
-    logits.
-    """
-    layer_input = 4 * micro_batch * model.context * model.width
-    return layer_input * (model.layers + 17 if checkpointing else 17 * model.layers + 2)
 
 
 def ppo_bytes(model: ModelConfig, shared_value: bool) -> int:
@@ -412,8 +385,8 @@ def ppo_bytes(model: ModelConfig, shared_value: bool) -> int:
 def ppo_bytes_per_rank(
     model: ModelConfig, section: Config, profile: Profile, zero_stage: int, ranks: int
 ) -> float:
-    """Bytes that PPO by `section` takes on each rank, as `memory_per_rank` counts them for policy
-    and critic; of reference and reward model the weights alone.
+    """Bytes that PPO by `section` takes on each rank: the state that `memory_per_rank` counts, of
+    policy and critic; of reference and reward model the weights alone.
 
     On top comes the larger of two: the activations of a step; or, while answers are sampled, keys
     and values of a chunk of episodes, and at ZeRO 3 one model's embeddings and a block of it.
@@ -424,7 +397,8 @@ def ppo_bytes_per_rank(
     gradients = models * whole * (shard if zero_stage >= 2 else 1)
     optimizer = models * whole * (3 * shard if zero_stage >= 1 else 2)
     rows = profile.micro_batch or max(1, TRAINING_TOKENS // model.context)
-    step = models * activation_bytes(model, rows, profile.activation_checkpointing)
+    setting = training_setting(profile, section["precision"], rows)
+    step = models * stored_bytes(model, setting)
     episodes = min(profile.micro_batch or ROLLOUT_EPISODES, -(-section["batch"] // ranks))
     tokens = episodes * min(model.context, PROMPT + section["max_new_tokens"])
     reduced = profile.device == "cuda" and section["precision"] == "bfloat16"
@@ -473,12 +447,7 @@ def pretraining_demand(model: ModelConfig, section: Config, profile: Profile) ->
     sequences = -(-section["batch_tokens"] // model.context // profile.processes)
     rows = micro_batch(max(1, sequences), model.context, profile)
     each = memory_per_rank(
-        model,
-        profile.zero_stage,
-        profile.processes,
-        rows,
-        profile.activation_checkpointing,
-        bool(section.get("muon")),
+        model, training_setting(profile, section["precision"], rows, muon=bool(section.get("muon")))
     )
     rate, _ = default_rate(profile)
     flops = training_flops(model, section["tokens"]) + muon_flops(model, section)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from assets.launch.launcher import MALLOC, worker_environment  # noqa: E402
+from assets.launch.launcher import worker_environment  # noqa: E402
 from benchmarks.bars import at_most, verdict  # noqa: E402
 
 if TYPE_CHECKING:
@@ -173,9 +173,7 @@ def measured(job: dict[str, Any], ranks: int) -> list[list[float]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MASTER_PORT": str(port)}
-    common = {k: v for k, v in worker_environment("cpu", ranks, 1).items() if k not in MALLOC}
-    common |= returning
+    common = worker_environment("cpu", ranks, 1) | {"MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, "--rank", json.dumps(job)],

@@ -16,7 +16,7 @@ from transformers import GPTNeoConfig
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 from gpt_model import GPT, ModelConfig
-from gpt_model.ops import cpu_attention, cpu_kernels
+from gpt_model.ops import cpu_kernels, sizes
 from gpt_model.ops.sliding_window import sliding_window_attention
 
 ANY = ["by hand", "torch's attention"]
@@ -26,7 +26,7 @@ WAYS = pytest.mark.parametrize("name", [*ANY, "flash"])
 @pytest.fixture
 def way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "torch's attention":  # as on a GPU in float32
-        monkeypatch.setattr(cpu_attention, "MAX_KEYS", 0)
+        monkeypatch.setattr(sizes, "MAX_KEYS", 0)
     if name == "flash":  # as on a GPU in bfloat16
         flash_reference.use(monkeypatch)
 
@@ -180,6 +180,6 @@ def test_hand_written_gradients_of_a_gpt3_are_autograds(
 
     by_hand = found()
     monkeypatch.setattr(cpu_kernels, "usable", lambda *_: False)
-    monkeypatch.setattr(cpu_attention, "MAX_KEYS", 0)
+    monkeypatch.setattr(sizes, "MAX_KEYS", 0)
     for mine, plain in zip(by_hand, found(), strict=True):
         assert (mine - plain).norm() <= 1e-6 * plain.norm() + 1e-12

@@ -17,6 +17,7 @@ import torch
 from assets import worker
 from assets.contract import Stage
 from assets.execution import device_failures
+from assets.execution.device_failures import out_of_memory
 from assets.execution.tuning import tune
 from assets.recipe.profile import Profile
 from assets.stages import stage_named
@@ -26,7 +27,7 @@ from benchmarks.gpu_check import _Random
 from gpt_model import GPT, ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.progress import Silent
-from gpt_model.training import failures, gpu, measure
+from gpt_model.training import failures, gpu, measure, memory
 from gpt_model.training.engine import Execution, join_without_training, start
 from gpt_model.training.optimizer import TrainingSettings
 
@@ -153,7 +154,7 @@ class _Runs(_Random):
         (
             {"zero_stage": 1, "micro_batch": 8},
             r"ZeRO 1 and activation_checkpointing false.*profiles/eight.yaml, these would help: "
-            r"`zero_stage: 3` \([\d.e-]+ GB less\), `zero_stage: 2` .*`micro_batch: 4`.*resumes",
+            r"`micro_batch: 4` \([\d.e-]+ GB less\), `activation_checkpointing: true` .*resumes",
         ),
         (
             {"zero_stage": 3, "micro_batch": 1, "activation_checkpointing": True},
@@ -166,6 +167,9 @@ def test_memory_that_runs_out_names_what_would_help(
 ) -> None:
     for name, value in gpu_check.ALONE.items():
         monkeypatch.setenv(name, value)
+    # So small a model that what CUDA itself takes would hide all that helps
+    monkeypatch.setattr(memory, "CUDA_BYTES", 0)
+    monkeypatch.setattr(memory, "bucket_elements", lambda parameters, cuda: parameters // 8)
     config = ModelConfig(**gpu_check.SMALLEST, vocab_size=5000)
     profile = Profile(name="eight", device="cuda", processes=8, **changes)
     settings = TrainingSettings(steps=3, learning_rate=lambda _: 1e-3)
@@ -233,6 +237,22 @@ def test_evaluation_on_one_rank_looks_at_its_gpu_too(monkeypatch: pytest.MonkeyP
     join_without_training(Execution(device="cuda", memory_bytes=80e9))
     join_without_training(Execution(device="cpu"))
     assert chosen == [(80e9, False)]
+
+
+def test_the_largest_saving_is_named_first() -> None:
+    with torch.device("meta"):
+        model = GPT(ModelConfig.published("gpt2-xl"))
+    profile = Profile(name="eight", device="cuda", processes=8, zero_stage=1, micro_batch=8)
+    text = str(out_of_memory(torch.OutOfMemoryError("no"), profile, 3, model, "bfloat16"))
+    advice = re.findall(r"`([a-z_]+: \w+)` \(([\d.]+) GB less", text)
+    assert [change for change, _ in advice] == [
+        "activation_checkpointing: true",
+        "micro_batch: 4",
+        "zero_stage: 2",
+        "zero_stage: 3",
+    ]
+    saved = [float(size) for _, size in advice]
+    assert saved == sorted(saved, reverse=True) and saved[-1] > 1
 
 
 def test_an_exchange_that_fails_names_the_rank_that_is_missing(

@@ -6,16 +6,18 @@ of the profile's settings would help, and by how much.
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 import torch
 import torch.distributed
 from torch import nn
 
-from assets.estimate import memory_per_rank
+from assets.estimate import training_setting
 from assets.recipe.profile import Profile
 from gpt_model.errors import UserError
 from gpt_model.training.batching import TRAINING_TOKENS
 from gpt_model.training.failures import exchange_failed
+from gpt_model.training.memory import memory_per_rank
 from gpt_model.transformer import Decoder
 
 GB = 1e9
@@ -34,9 +36,15 @@ def sentence_of_device(error: Exception, profile: Profile, rank: int) -> UserErr
 
 
 def out_of_memory(
-    error: torch.OutOfMemoryError, profile: Profile, rank: int, trained: nn.Module | None = None
+    error: torch.OutOfMemoryError,
+    profile: Profile,
+    rank: int,
+    trained: nn.Module | None = None,
+    precision: str = "float32",
 ) -> UserError:
-    """What to tell people of torch's error. `trained`: the model whose training it stopped."""
+    """What to tell people of torch's error. `trained`: the model whose training it stopped, which
+    was in `precision`.
+    """
     reason = str(error).removeprefix("CUDA out of memory.").strip().split(". ")[0].rstrip(".")
     sentence = f"Rank {rank} on {socket.gethostname()} ran out of its GPU's memory ({reason})."
     if trained is None:
@@ -50,18 +58,17 @@ def out_of_memory(
     config = decoder.config
     rows = profile.micro_batch or max(1, TRAINING_TOKENS // config.context)
 
-    def needed(zero_stage: int, micro_batch: int, sparing: bool) -> float:
-        return memory_per_rank(config, zero_stage, profile.processes, micro_batch, sparing)
-
+    setting = training_setting(profile, precision, rows)
     stage, sparing = profile.zero_stage, profile.activation_checkpointing
-    now = needed(stage, rows, sparing)
     changes = {
-        f"micro_batch: {rows // 2}": needed(stage, max(1, rows // 2), sparing),
-        "activation_checkpointing: true": needed(stage, rows, True),
+        f"micro_batch: {rows // 2}": replace(setting, micro_batch=max(1, rows // 2)),
+        "activation_checkpointing: true": replace(setting, checkpointing=True),
     }
     for higher in range(stage + 1, 4):
-        changes[f"zero_stage: {higher}"] = needed(higher, rows, sparing)
-    saved = {change: now - then for change, then in changes.items() if now - then > TELLING * now}
+        changes[f"zero_stage: {higher}"] = replace(setting, zero_stage=higher)
+    now = memory_per_rank(config, setting)
+    less = {change: now - memory_per_rank(config, then) for change, then in changes.items()}
+    saved = {change: size for change, size in less.items() if size > TELLING * now}
     best_first = sorted(saved, key=lambda change: -saved[change])
     advice = ", ".join(f"`{change}` ({saved[change] / GB:.2g} GB less)" for change in best_first)
     return UserError(

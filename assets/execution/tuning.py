@@ -40,7 +40,6 @@ def execution_of(progress: Progress, *, fixed_shapes: bool = True) -> Execution:
     would be compiled anew.
     """
     profile = progress.profile
-    gpu = profile.device == "cuda"  # on one machine's CPUs float32 costs little: it is memory
     return Execution(
         device=profile.device,
         zero_stage=profile.zero_stage,
@@ -51,7 +50,7 @@ def execution_of(progress: Progress, *, fixed_shapes: bool = True) -> Execution:
         activation_checkpointing=profile.activation_checkpointing,
         tf32=profile.tf32,
         memory_bytes=profile.memory_gb and profile.memory_gb * 1e9,
-        communication=profile.communication or ("bfloat16" if gpu else "float32"),
+        communication=profile.sent(),
         deepspeed=profile.deepspeed,
     )
 
@@ -185,7 +184,7 @@ def tune(
         )
     except torch.OutOfMemoryError as error:
         profile = getattr(objective, "profile", progress.profile)  # with the micro-batch found
-        raise out_of_memory(error, profile, progress.rank, model) from error
+        raise out_of_memory(error, profile, progress.rank, model, settings.precision) from error
     if finish and not sharded:
         finish(model.eval())
     return outcome

@@ -274,6 +274,11 @@ class Profile(Strict):
         """Ranks of a training on one machine."""
         return self.processes // (self.hosts.count() if self.hosts else 1)
 
+    def sent(self) -> Literal["float32", "bfloat16"]:
+        """In what a bfloat16 training's gradients go from rank to rank."""
+        # On one machine's CPUs float32 costs little: it is memory
+        return self.communication or ("bfloat16" if self.device == "cuda" else "float32")
+
     def memory_each(self) -> float | None:
         """Bytes that one process may fill; None where it is not known."""
         if self.memory_gb is not None:

@@ -17,10 +17,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-QUERIES = 64  # queries in a block: what lies beyond the diagonal block is never computed
-# Tokens that a query sees. Beyond it the saved attention weights take more memory than they save
-# time.
-MAX_KEYS = 512
+from gpt_model.ops.sizes import QUERIES
+
 # of a group: its queries, keys, values and their products stay in a core's cache
 GROUP_TOKENS = 512
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gpt_model.ops import cpu_attention
+from gpt_model.ops import sizes
 from gpt_model.ops.cpu_attention import (
     attend,
     attend_backward,
@@ -56,7 +56,7 @@ def usable(x: Tensor, dropout: float, band: int | None = None, longest: int | No
         x.device.type != "cpu"
         or torch.compiler.is_compiling()  # a compiler fuses the plain operators
         or dropout != 0.0
-        or min(longest or x.shape[1], band or cpu_attention.MAX_KEYS + 1) > cpu_attention.MAX_KEYS
+        or min(longest or x.shape[1], band or sizes.MAX_KEYS + 1) > sizes.MAX_KEYS
     ):
         return False
     if torch.is_autocast_enabled("cpu"):

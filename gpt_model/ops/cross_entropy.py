@@ -28,12 +28,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gpt_model.ops.cpu_kernels import padded, product
+from gpt_model.ops.sizes import CHUNK_BYTES, GPU_CHUNK_BYTES, GPU_VOCABULARY
 
-# Of logits in a chunk: enough rows for an efficient matrix product, few enough for a CPU's last
-# cache.
-CHUNK_BYTES = 1 << 24
-GPU_CHUNK_BYTES = 1 << 28
-GPU_VOCABULARY = 128  # a GPU's head has a multiple of so many rows
 # Logits in one elementwise pass: on a CPU they stay in cache between the passes.
 TILE_ELEMENTS = 1 << 17
 # exp(x) = exp2(LOG2_E * x): on an AMD core torch's exp2 takes 0.34 ns an element, its exp, which is

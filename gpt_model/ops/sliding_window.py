@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gpt_model.ops import cpu_attention, flash
+from gpt_model.ops import cpu_attention, flash, sizes
 
 # a block, where torch's attention does it: copies of keys are (band + QUERIES) / QUERIES as large
 # as the keys
@@ -41,7 +41,7 @@ def sliding_window_attention(
     if flash.usable(query, dropout):
         return _flash(query, key, value, band)
     by_hand = query.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not by_hand or dropout or band > cpu_attention.MAX_KEYS:
+    if not by_hand or dropout or band > sizes.MAX_KEYS:
         return _in_windows(query, key, value, band, dropout)
     kind = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast("cpu", enabled=False):

@@ -36,7 +36,9 @@ from torch.utils.checkpoint import checkpoint
 from gpt_model.errors import UserError
 from gpt_model.ops.cross_entropy import compiled_passes
 from gpt_model.training import gpu
+from gpt_model.training.allocator import freed_memory_returned
 from gpt_model.training.failures import host_of
+from gpt_model.training.memory import bucket_elements
 from gpt_model.training.muon import Muon
 from gpt_model.training.optimizer import FusedAdamW, Run, TrainingSettings
 from gpt_model.training.sharded import (
@@ -258,7 +260,9 @@ class _Forward(nn.Module):
             execution.device,
             torch.bfloat16,
             enabled=settings.precision == "bfloat16",
-            cache_enabled=True,
+            # Its copies of the weights last to the end of a forward pass: at ZeRO 3 that would be
+            # the whole model on each rank
+            cache_enabled=execution.zero_stage != 3,
         )
         self.passes = (
             functools.partial(compiled_passes, execution.compiler)
@@ -304,12 +308,13 @@ class Engine:
         deepspeed.utils.logger.setLevel(
             logging.ERROR
         )  # it warns that AdamW is "untested"; it is elementwise, so it can be shared out
-        self._deepspeed, *_ = deepspeed.initialize(
-            model=self._forward,
-            optimizer=self._base,
-            dist_init_required=False,
-            config=_deepspeed_settings(settings, execution, _trained(model)),
-        )
+        with freed_memory_returned(wanted=self._built_sharded):
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=self._forward,
+                optimizer=self._base,
+                dist_init_required=False,
+                config=_deepspeed_settings(settings, execution, _trained(model)),
+            )
         deepspeed.utils.logger.setLevel(logging.WARNING)
         shapes = {name: whole_shape(p) for name, p in model.named_parameters()}
         self._base.connect(list(self._layout()), shapes, execution.device)
@@ -433,7 +438,10 @@ class Engine:
                 self._sharded.follow()
                 yield None
             else:
-                with self._sharded.reading(apart=ranks == "first"):
+                with (
+                    freed_memory_returned(wanted=self._built_sharded),
+                    self._sharded.reading(apart=ranks == "first"),
+                ):
                     yield self._sharded.model
 
     def close(self) -> None:
@@ -481,12 +489,7 @@ def _deepspeed_settings(
     profile's `deepspeed` is none to DeepSpeed's schema.
     """
     cuda, stage = execution.device == "cuda", execution.zero_stage
-    # Gradients are exchanged by buckets, two of them in memory where that overlaps the backward
-    # pass: an eighth of the model at a time there, all at once elsewhere. At most 0.8 GB or 2 GB.
-    bucket = min(500_000_000, parameters)
-    if cuda:
-        bucket = min(200_000_000, max(25_000_000, parameters // 8))
-    bucket += bucket % 2  # DeepSpeed cuts it in pieces of two
+    bucket = bucket_elements(parameters, cuda)
     zero = {
         "stage": stage,
         "overlap_comm": cuda,

@@ -13,6 +13,7 @@ from torch import Tensor
 from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.lstm import build
+from gpt_model.training.allocator import freed_memory_returned
 from gpt_model.training.engine import Execution, shard
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.sharded import shares, whole_shape
@@ -29,26 +30,27 @@ def build_sharded(
     """Fresh weights; or with `folder`, one that `convert.save` wrote, its weights. What `shape` has
     more than those, rows of the vocabulary, is drawn as `with_rows` does. Collective.
     """
-    with torch.device("meta"):
-        model = build(shape)
-    shard(model, settings, execution)
-    targets: dict[str, tuple[int, Tensor]] = {}
-    stored = shape.vocab_size if folder is None else convert.shape(folder).vocab_size
-    whole_shapes = {name: whole_shape(each) for name, each in model.named_parameters()}
-    for fragment in shares(model):
-        share, whole = fragment.values["weight"], whole_shapes[fragment.name]
-        available = 0 if folder is None else math.prod(whole)
-        if folder is not None and fragment.name == "wte.weight":
-            available = stored * whole[1]
-        read = min(len(share), max(0, available - fragment.start))
-        if read:
-            targets[fragment.name] = fragment.start, share[:read]
-        if read < len(share):
-            fresh = model.fresh(fragment.name, whole, seed).view(-1)
-            share[read:] = fresh[fragment.start + read :][: len(share) - read]
-    if folder is not None:
-        convert.load_elements(folder, targets)
-    return model
+    with freed_memory_returned():
+        with torch.device("meta"):
+            model = build(shape)
+        shard(model, settings, execution)
+        targets: dict[str, tuple[int, Tensor]] = {}
+        stored = shape.vocab_size if folder is None else convert.shape(folder).vocab_size
+        whole_shapes = {name: whole_shape(each) for name, each in model.named_parameters()}
+        for fragment in shares(model):
+            share, whole = fragment.values["weight"], whole_shapes[fragment.name]
+            available = 0 if folder is None else math.prod(whole)
+            if folder is not None and fragment.name == "wte.weight":
+                available = stored * whole[1]
+            read = min(len(share), max(0, available - fragment.start))
+            if read:
+                targets[fragment.name] = fragment.start, share[:read]
+            if read < len(share):
+                fresh = model.fresh(fragment.name, whole, seed).view(-1)
+                share[read:] = fresh[fragment.start + read :][: len(share) - read]
+        if folder is not None:
+            convert.load_elements(folder, targets)
+        return model
 
 
 def fill_shares(model: Decoder, folder: Path) -> None:

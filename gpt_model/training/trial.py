@@ -15,9 +15,8 @@ import torch
 import torch.distributed
 
 from gpt_model.training.engine import Engine
+from gpt_model.training.memory import USABLE
 
-# Of the memory: the rest is for what lies between torch's blocks
-USABLE = 0.9
 # More tokens a micro-batch make no step faster
 MOST_TOKENS = 1 << 16
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,13 @@ from assets.estimate import (
     ZERO_STAGES,
     estimate,
     loss_text,
-    matrix_parameters,
-    memory_per_rank,
     planned,
     ppo_bytes,
     ppo_bytes_per_rank,
     readable,
     smallest_profile,
     training_flops,
+    training_setting,
     whole_model_bytes,
 )
 from assets.graph import nodes
@@ -44,6 +43,7 @@ from assets.store.remote import remote_of
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import Unreachable, UserError
+from gpt_model.training.memory import matrix_parameters, memory_per_rank
 from pipelines.lineage_views import changed_fields, flat
 from pipelines.progress import duration, human
 
@@ -236,10 +236,9 @@ def _training_memory(
     check_shared_out(settings, model.context, profile.name, profile.processes)
     sequences = -(-section.batch_tokens // model.context // profile.processes)
     each = micro_batch(sequences, model.context, profile)
-    checkpointing, muon = profile.activation_checkpointing, section.muon is not None
+    setting = training_setting(profile, section.precision, each, section.muon is not None)
     by_stage = {
-        stage: memory_per_rank(model, stage, profile.processes, each, checkpointing, muon)
-        for stage in ZERO_STAGES
+        stage: memory_per_rank(model, replace(setting, zero_stage=stage)) for stage in ZERO_STAGES
     }
     fits = available is None or by_stage[profile.zero_stage] <= available
     batches = batches_of(settings)
@@ -255,7 +254,7 @@ def _training_memory(
         "smallest_profile": (
             None
             if fits or not available
-            else smallest_profile(model, section.batch_tokens // model.context, available, muon)
+            else smallest_profile(model, setting, section.batch_tokens // model.context, available)
         ),
     }
 

@@ -1,0 +1,13 @@
+"""Sizes of what the kernels hold, for those that count memory too. No torch."""
+
+from __future__ import annotations
+
+# Of logits in a chunk: enough rows for an efficient matrix product, few enough for a CPU's last
+# cache.
+CHUNK_BYTES = 1 << 24
+GPU_CHUNK_BYTES = 1 << 28
+GPU_VOCABULARY = 128  # a GPU's head has a multiple of so many rows
+QUERIES = 64  # queries in a block: what lies beyond the diagonal block is never computed
+# Tokens that a query sees. Beyond it the saved attention weights take more memory than they save
+# time.
+MAX_KEYS = 512
