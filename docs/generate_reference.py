@@ -9,7 +9,7 @@ import inspect
 import json
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -34,6 +34,7 @@ from gpt_model.finetuning.entry import CATALOGUE, TaskEntry
 from gpt_model.sizing import Rules
 from gpt_model.strict import Bounds
 from pipelines.cli.main import app
+from pipelines.cli.plan import memory_facts
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = {int: "integer", float: "number", str: "text", bool: "true or false"}
@@ -200,6 +201,18 @@ def command_line() -> str:
     return text.replace("```console", "```text").replace("\n\n", f"\n\n{COMMANDS}\n\n", 1)
 
 
+# Sizes of the papers; others are of a size that any machine has room for
+PUBLISHED = ("gpt1", "gpt2-", "gpt3-", "instructgpt-")
+CPU_MEMORY_GB = 16  # of a process, where a profile leaves it to the machine
+FITS = (
+    "Memory of a rank while each size is pre-trained, and for InstructGPT also by PPO, as "
+    "`gpt-lineage plan` says it: [how it is counted](../how-to/machines.md#memory-of-a-training). "
+    f'"No" stands where that is more than the profile\'s `memory_gb`, or {CPU_MEMORY_GB} GB a '
+    "process where a CPU profile states none. `plan RECIPE --profile NAME` then names the smallest "
+    "profile that would do."
+)
+
+
 def shipped() -> str:
     """What comes with the project and is called by name: recipes, profiles and tasks."""
     recipes = [load_recipe(str(path)) for path in sorted(RECIPES.glob("*.yaml"))]
@@ -221,7 +234,35 @@ def shipped() -> str:
     for title, entries in rows.items():
         lines = [f"| `{name}` | {text} |" for name, text in entries]
         parts += [f"## {title}", "\n".join(["| name | what it is |", "|---|---|", *lines])]
+    published = [
+        recipe
+        for recipe in recipes
+        if (name := recipe.files[0].stem).startswith(PUBLISHED) and not name.endswith("-tiny")
+    ]
+    published.sort(key=lambda recipe: recipe.model_config_for().parameters())
+    parts += ["## What fits {#what-fits}", FITS, what_fits(published, profiles)]
     return "\n\n".join(parts) + "\n"
+
+
+def what_fits(recipes: Sequence[Recipe], profiles: Sequence[Profile]) -> str:
+    """A row for each training of a published size: what it takes of a rank on each profile."""
+    profiles = [
+        each.model_copy(update={"memory_gb": each.memory_gb or CPU_MEMORY_GB}) for each in profiles
+    ]
+    header = f"| recipe | {' | '.join(f'`{profile.name}`' for profile in profiles)} |"
+    lines = [header, "|---" * (len(profiles) + 1) + "|"]
+    for recipe in recipes:
+        facts = [memory_facts(recipe, recipe.model_config_for(), each) for each in profiles]
+        for training, words in {"memory_per_rank": "", "ppo_memory": ", PPO"}.items():
+            if training in facts[0]:
+                cells = " | ".join(_fits(each[training]) for each in facts)
+                lines.append(f"| `{recipe.files[0].stem}`{words} | {cells} |")
+    return "\n".join(lines)
+
+
+def _fits(memory: Mapping[str, Any]) -> str:
+    size = memory["bytes_by_zero_stage"][str(memory["profile_stage"])]
+    return f"{size / 1e9:,.1f} GB" + ("" if memory["fits"] else ", no")
 
 
 def shared_out() -> str:

@@ -33,6 +33,14 @@ FILES = (Recipe, Profile, DepthSection, Rules, TaskEntry, TaskMetadata)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_what_fits_stands_beside_the_shipped_profiles() -> None:
+    text = pages()["reference/shipped.md"].partition("## What fits")[2]
+    rows = re.findall(r"^\| `((?:gpt|instructgpt-)[\w.-]+)`(, PPO)? \|(.*)\|$", text, re.M)
+    assert len(rows) == 13 + 2 * 3, rows
+    for _, _, cells in rows:
+        assert all(re.fullmatch(r" [\d,]+\.\d GB(, no)? ", cell) for cell in cells.split("|"))
+
+
 def test_readme_is_short_and_in_a_newcomers_order() -> None:
     assert len(README.split()) <= 1_400
     assert re.findall(r"^## (.*)", README, re.M) == [

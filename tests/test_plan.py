@@ -37,11 +37,12 @@ from assets.estimate import (
 )
 from assets.graph import node_named, nodes
 from assets.node import Node
-from assets.recipe.profile import Profile, load_profile
-from assets.recipe.recipe import BatchRamp, load_recipe
+from assets.recipe.profile import PROFILES, Profile, load_profile
+from assets.recipe.recipe import RECIPES, BatchRamp, load_recipe
 from assets.recipe.sections import PPOSection
 from assets.store.manifest import Facts
 from assets.store.store import Store
+from docs.generate_reference import CPU_MEMORY_GB, PUBLISHED
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.scaling_laws import fit_compute
@@ -256,6 +257,40 @@ def test_plan_says_on_how_many_ranks_ppo_fits() -> None:
     assert "a rank at ZeRO 3, and hopper8 has 80GB. At ZeRO 3, 9 of its ranks would do." in sentence
     more = hopper.model_copy(update={"processes": 9})
     assert memory_facts(recipe, model, more)["ppo_memory"]["fits"]
+
+
+SIZES = [path.stem for path in sorted(RECIPES.glob("*.yaml")) if path.stem.startswith(PUBLISHED)]
+SIZES = [name for name in SIZES if not name.endswith("-tiny")]
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))
+def test_every_published_size_fits_each_shipped_profile_or_does_not(profile: str) -> None:
+    assert len(SIZES) == 13 + 3
+    loaded, needed = load_profile(profile), {}
+    loaded = loaded.model_copy(update={"memory_gb": loaded.memory_gb or CPU_MEMORY_GB})
+    for name in SIZES:
+        recipe = load_recipe(name)
+        facts = memory_facts(recipe, recipe.model_config_for(), loaded)
+        trainings = [facts[each] for each in ("memory_per_rank", "ppo_memory") if each in facts]
+        assert len(trainings) == 1 + name.startswith("instructgpt")
+        for training in trainings:
+            size = training["bytes_by_zero_stage"][str(loaded.zero_stage)]
+            assert 0 < size < 1e13 and training["available"] == loaded.memory_gb * 1e9
+            assert training["fits"] == (size <= training["available"])
+        needed[name] = trainings[0]
+        sentences = " ".join(what_does_not_fit(facts, profile))
+        assert ("Pre-training takes " in sentences) == (not trainings[0]["fits"])
+        assert ("smallest profile that would do: processes: " in sentences) == (
+            not trainings[0]["fits"]
+        )
+    order = ["gpt3-small", "gpt3-medium", "gpt3-large", "gpt3-xl", "gpt3-2.7b", "gpt3-6.7b"]
+    order += ["gpt3-13b", "gpt3-175b"]
+    stage = str(loaded.zero_stage)
+    sizes = [needed[name]["bytes_by_zero_stage"][stage] for name in order]
+    assert sizes == sorted(sizes) and not needed["gpt3-175b"]["fits"]
+    assert needed["gpt2-small"]["fits"]
+    if profile == "hopper8":
+        assert needed["gpt3-13b"]["fits"]
 
 
 def test_plan_refuses_more_processes_than_sequences_and_counts_the_time_they_have_none(
@@ -762,6 +797,13 @@ def test_what_does_not_fit_is_said_with_the_smallest_profile_that_would_do(
     assert default_rate(Profile(name="gpu", device="cuda"))[0] == 1e14
     facts = plan_of(RECIPE, base, one, store)
     assert facts["memory_per_rank"]["fits"] and "does not fit" not in _drawn(facts)
+    assert facts["memory_per_rank"]["host_bytes"] == 4 * facts["parameters"]["all"]
+    assert "while its ranks build the model" in _drawn(facts) and "offloads" not in _drawn(facts)
+    offload = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    offloading = Profile.model_validate({**gpu, "deepspeed": offload})
+    assert "offloads to it is counted on the device" in _drawn(
+        plan_of(RECIPE, base, offloading, store)
+    )
     hours = facts["seconds"]["expected"] / 3600
     assert facts["cost"]["price"] == {"expected": pytest.approx(2 * hours)}
     assert "at the profile's price" in _drawn(facts)

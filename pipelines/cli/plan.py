@@ -51,6 +51,7 @@ SNAPSHOT_BYTES = 4  # a parameter: float32
 CHECKPOINT_BYTES = 12  # a parameter: weight and two moments, float32
 CHECKPOINTS = 2  # that training keeps
 IDLE_SHOWN = 0.005  # of the ranks' time: less is not shown
+OFFLOADS = {"offload_optimizer", "offload_param"}
 LISTED = 3  # names that a reason lists; more are counted
 
 
@@ -251,12 +252,25 @@ def _training_memory(
         "bytes_by_zero_stage": {str(stage): size for stage, size in by_stage.items()},
         "available": available,
         "fits": fits,
+        "host_bytes": _host_bytes(model, profile),
+        "offloaded": bool(OFFLOADS & set(profile.deepspeed.get("zero_optimization", {}))),
         "smallest_profile": (
             None
             if fits or not available
             else smallest_profile(model, setting, section.batch_tokens // model.context, available)
         ),
     }
+
+
+def _host_bytes(model: ModelConfig, profile: Profile) -> float:
+    """What the ranks of a host take of its memory while they make the model for their GPUs: the
+    whole model each, or at ZeRO 3 a parameter at a time.
+    """
+    if profile.device == "cpu":
+        return 0.0
+    largest = max(model.vocab_size * model.width, 4 * model.width**2)
+    each = largest if profile.zero_stage == 3 else model.parameters()
+    return 4.0 * each * profile.processes_each_host()
 
 
 def what_does_not_fit(memory: Mapping[str, Any], profile: str) -> list[str]:
@@ -500,6 +514,11 @@ def _draw_training(table: Table, facts: Mapping[str, Any]) -> None:
         f"{_bytes(size)} at ZeRO {stage}" for stage, size in memory["bytes_by_zero_stage"].items()
     )
     table.add_row("[bold]memory a rank", f"{by_stage}; beside what Python and torch take")
+    if memory["host_bytes"]:
+        note = f"{_bytes(memory['host_bytes'])} while its ranks build the model"
+        if memory["offloaded"]:
+            note += "; what `deepspeed` offloads to it is counted on the device above"
+        table.add_row("[bold]memory a host", note)
     ranks = f"{memory['ranks']} rank{'s' if memory['ranks'] > 1 else ''}"
     sequences = "sequence" if memory["micro_batch"] == 1 else "sequences"
     ranks += f", {memory['micro_batch']} {sequences} each a forward pass"
