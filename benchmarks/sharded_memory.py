@@ -7,10 +7,10 @@ policy measured and saved.
 
 The highest peak of a rank's resident memory is set beside its share: of the weights as they are
 built; from then on of weights, and of those that are trained also gradients and two moments. What a
-process takes that has only imported everything is left out. Ranks have the worker's environment,
-but for the allocator's settings: those keep what is freed, to save page faults, so that holes would
-count. Training is left out: a step takes whole layers and their gradients on top, as DeepSpeed's
-`stage3_max_live_parameters` and buckets say.
+process takes that has only imported everything is left out. Ranks have the worker's environment
+with its allocator's settings, which keep what is freed but where shares are built and read
+(`gpt_model.training.allocator`). Training is left out: a step takes whole layers and their
+gradients on top, as DeepSpeed's `stage3_max_live_parameters` and buckets say.
 """
 
 from __future__ import annotations

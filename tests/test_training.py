@@ -264,6 +264,22 @@ def test_muon_steps_alike_at_each_zero_stage(stage: Any) -> None:
         assert torch.allclose(weights[1][name], expected, rtol=0, atol=1e-5), name
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_autocast_keeps_copies_of_weights_but_of_gathered_ones(stage: Any) -> None:
+    """At ZeRO 3 they would be the whole model on each rank, to the end of a forward pass."""
+    kept = []
+
+    class Watching(Counting):
+        def loss(self, *arguments: Any) -> Any:
+            kept.append(torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled())
+            return super().loss(*arguments)
+
+    model, how = GPT(SHAPE, seed=1), settings(steps=1, precision="bfloat16")
+    execution = Execution(zero_stage=stage)
+    train(model, Watching(), how, execution, checkpoints=None, progress=Silent())
+    assert set(kept) == {stage == 2}
+
+
 def test_the_trained_model_is_a_plain_one_again() -> None:
     model = GPT(SHAPE, seed=1)
     train(

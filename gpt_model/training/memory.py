@@ -37,6 +37,9 @@ Where they are sent in bfloat16, a copy is made in that.
 gradient in double precision, of which the norm is taken, beside all; and after it, over gloo, a
 copy of the weights that are gathered.
 
+`benchmarks/memory_plan.py` measures it on CPUs, with an allocator that gives back what is freed. A
+worker's keeps it (`assets.launch.launcher.MALLOC`), and holes between blocks come on top.
+
 On CUDA these are assumptions, as no GPU was at hand: two buckets, as their exchange overlaps the
 backward pass; collectives without copies (NCCL); `CUDA_BYTES` for CUDA's context, NCCL's and
 cuBLAS's buffers and what the compiler's kernels take; and torch's allocator to use `USABLE` of
