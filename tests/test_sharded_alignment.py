@@ -34,6 +34,10 @@ STAGES: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
     "dpo": (DPOSection, {"beta": 0.1}, ("policy_init", "comparisons")),
 }
 
+# The reward model's loss compares rewards: what adds the same to all of them is free, has rounding
+# for a gradient, and AdamW makes steps of that.
+FREE = {"shift", "bias", "transformer.ln_f.bias"}
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -84,7 +88,7 @@ def test_a_model_that_is_shared_out_trains_and_measures_as_one_that_is_whole(
             near = pytest.approx(values[name], rel=1e-4, abs=1e-4)
             assert second["metrics"][step][name] == near, (step, name)
     for name, value in first["result"].items():
-        if "second" not in name:
+        if "second" not in name and name not in FREE:
             assert second["result"][name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
     files = {str(path.relative_to(whole)) for path in whole.rglob("*.safetensors")}
     files = {file for file in files if not file.startswith(".scratch")}
@@ -92,7 +96,8 @@ def test_a_model_that_is_shared_out_trains_and_measures_as_one_that_is_whole(
     for file in files:
         a, b = load_file(whole / file), load_file(sharded / file)
         assert a.keys() == b.keys()
-        assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a), file
+        for name in a.keys() - (FREE if stage == "reward_model" else set()):
+            assert torch.allclose(a[name], b[name], atol=1e-4), (file, name)
     head = 33 if stage == "reward_model" else 0
     assert second["held"] == most_gathered(whole / "model") + head and first["held"] == 0
     assert (whole / "shape.json").read_bytes() == (sharded / "shape.json").read_bytes()
