@@ -1,16 +1,19 @@
-"""Training tokens a second inside the pipeline, against a plain `transformers` GPT-2 loop on the
-same cores: `make bench`.
+"""Training tokens a second inside the pipeline, against nanoGPT's loop on the same cores:
+`make bench`.
 
 - pipeline: the stage `pretrained` itself, in ranks with the worker's own environment: DeepSpeed at
   the profile's ZeRO stage, sampler, metrics into the journal, checkpoints. Held-out evaluation is
   left out of the time, as the stage itself leaves it out.
-- plain: one process with every core, `GPT2LMHeadModel` with SDPA, fused AdamW, gradient clipping,
-  the same batch, dropout, shape and precision; of several micro-batches the fastest. Once as a user
-  would run it, once with the pipeline's allocator settings.
+- plain: one process with every core, `plain_gpt.py`, with the same batch, dropout, shape and
+  precision; of several micro-batches the fastest. Once as a user would run it, once with the
+  pipeline's allocator settings.
+- plain on one core: the same with one thread. Its processor seconds a step, over those of all our
+  ranks, are the ratio that an idle machine would show if the plain loop's threads shared its work
+  out without loss. It hardly depends on what else the machine does, and favours the plain loop.
 
-All run in turn, several rounds, and ratios are of medians. The first steps of each are left out.
-Utilisation is model FLOP/s ÷ matrix-product peak, model FLOPs being 6N + 12·L·d·T a token (PaLM,
-appendix B), the peak measured by the same ranks at once.
+All take turns step by step, so that a busy moment meets each of them, and ratios are of medians.
+The first steps of each are left out. Utilisation is model FLOP/s ÷ matrix-product peak, model FLOPs
+being 6N + 12·L·d·T a token (PaLM, appendix B), the peak measured by the same ranks at once.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,8 +41,13 @@ from assets.recipe.recipe import load_recipe  # noqa: E402
 from benchmarks.bars import at_least, at_most, verdict  # noqa: E402
 
 SKIPPED_STEPS = 2
-PLAIN_MICRO_BATCHES = (4, 8, 16, 32)  # sequences of 256 tokens
-BARS = {"as a user would run it": 1.25, "with our allocator settings": 1.10}
+STEP = "step "  # begins the line that a contestant prints after each of its steps
+PLAIN_MICRO_BATCHES = (2, 4, 8, 16, 32)  # sequences of 256 tokens
+TRIED_STEPS = 4
+AS_USER, OUR_ALLOCATOR = "as a user would run it", "with our allocator settings"
+ONE_CORE = "on one core, by processor time"
+BARS = {AS_USER: 1.25, OUR_ALLOCATOR: 1.10}
+CASE_BARS = {"tiny": {OUR_ALLOCATOR: 1.25}, "4x192": {OUR_ALLOCATOR: 1.35}}
 UTILISATION_BAR = 0.85
 
 
@@ -64,6 +73,7 @@ def cases(steps: dict[str, int]) -> dict[str, dict[str, Any]]:
     }
     return {
         "tiny": values,
+        "4x192": {**values, "vocab_size": 2048},
         "tiny, float32": {
             **values,
             "steps": steps["6x384"],
@@ -100,42 +110,105 @@ def make_inputs(folder: Path, vocab_size: int, words_known: int = 20_000) -> Non
     )
 
 
-# --- the two contestants, each in processes of its own ---
+# --- the contestants, each in processes of its own ---
+
+
+class InTurns:
+    """Processes that train together, and take each step when they are let."""
+
+    def __init__(self, arguments: Sequence[str], environments: Sequence[Mapping[str, str]]) -> None:
+        """One process for each of `environments`. The first step is taken at once."""
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, __file__, *arguments],
+                env=dict(environment),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for environment in environments
+        ]
+        self.steps: list[tuple[float, float]] = []  # seconds, and processor seconds of all
+        self._spent = self._wait()
+
+    def step(self) -> None:
+        began = time.perf_counter()
+        self._let()
+        spent = self._wait()
+        self.steps.append((time.perf_counter() - began, spent - self._spent))
+        self._spent = spent
+
+    def end(self) -> str:
+        """Let all of them end; returns the first's last line."""
+        self._let()
+        printed = [process.communicate()[0] for process in self.processes]
+        if any(process.returncode for process in self.processes):
+            raise SystemExit(f"a process failed: {printed}")
+        return (printed[0].splitlines() or [""])[-1]
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+    def seconds(self) -> float:
+        """The median of a step."""
+        return statistics.median(wall for wall, _ in self.steps[SKIPPED_STEPS - 1 :])
+
+    def processor_seconds(self) -> float:
+        """The median of a step, of all processes together."""
+        return statistics.median(spent for _, spent in self.steps[SKIPPED_STEPS - 1 :])
+
+    def _let(self) -> None:
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+
+    def _wait(self) -> float:
+        """The processor seconds that all have used, once each has done its step."""
+        return sum(self._seconds_used(process) for process in self.processes)
+
+    @staticmethod
+    def _seconds_used(process: subprocess.Popen[str]) -> float:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(STEP):
+                return float(line.removeprefix(STEP))
+        raise SystemExit("a process ended before its last step")
+
+
+def wait_for_turn() -> None:
+    """Called after each step in a process of `InTurns`."""
+    print(f"{STEP}{time.process_time()}", flush=True)
+    sys.stdin.readline()
+
+
+def pipeline(inputs: Path, case: dict[str, Any], profile: Profile, folder: str) -> InTurns:
+    """The stage's ranks; they work in `folder`. `end` returns the stage's own metrics as JSON."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = Path(folder) / "job.json"
+    shown = profile.model_dump(mode="json")
+    job.write_text(
+        json.dumps({"inputs": str(inputs), "case": case, "profile": shown, "output": folder})
+    )
+    environment = worker_environment(profile.device, profile.processes, profile.threads_each())
+    ranks = [
+        {**environment, "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        for rank in range(profile.processes)
+    ]
+    return InTurns(["--rank", str(job)], ranks)
 
 
 def run_pipeline(inputs: Path, case: dict[str, Any], profile: Profile) -> dict[str, float]:
     """The stage's own metrics, and tokens a second without the first steps."""
-    with tempfile.TemporaryDirectory(prefix="throughput-") as folder, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        job = Path(folder) / "job.json"
-        job.write_text(
-            json.dumps(
-                {
-                    "inputs": str(inputs),
-                    "case": case,
-                    "profile": profile.model_dump(mode="json"),
-                    "output": folder,
-                }
-            )
-        )
-        environment = worker_environment(
-            profile.device, profile.processes, profile.threads_each()
-        ) | {"MASTER_PORT": str(port)}
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, __file__, "--rank", str(job)],
-                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-                text=True,
-            )
-            for rank in range(profile.processes)
-        ]
-        printed = ranks[0].communicate()[0]
-        if any(rank.wait() for rank in ranks):
-            raise SystemExit(f"a rank failed: {printed}")
-    return dict(json.loads(printed.splitlines()[-1]))
+    with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
+        ranks = pipeline(inputs, case, profile, folder)
+        for _ in range(case["steps"] - 1):
+            ranks.step()
+        return dict(json.loads(ranks.end()))
 
 
 def pipeline_rank(job_path: Path) -> NoReturn:
@@ -158,6 +231,7 @@ def pipeline_rank(job_path: Path) -> NoReturn:
         say(step, values)
 
     progress.metrics = metrics  # type: ignore[method-assign, assignment]
+    progress.advance = lambda *_: wait_for_turn()  # type: ignore[method-assign]
     section = {
         "tokens": case["steps"] * case["batch_tokens"],
         "batch_tokens": case["batch_tokens"],
@@ -202,71 +276,50 @@ def pipeline_rank(job_path: Path) -> NoReturn:
     os._exit(0)
 
 
-def run_plain(
-    case: dict[str, Any], micro_batch: int, steps: int, environment: dict[str, str]
-) -> float:
-    """Tokens a second of the plain loop in a process with these variables."""
-    job = json.dumps({"case": case, "micro_batch": micro_batch, "steps": steps})
-    done = subprocess.run(
-        [sys.executable, __file__, "--plain", job],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return float(done.stdout.splitlines()[-1])
+def plain(case: dict[str, Any], micro_batch: int, environment: Mapping[str, str]) -> InTurns:
+    """The plain loop in a process with these variables."""
+    job = json.dumps({"case": case, "micro_batch": micro_batch})
+    return InTurns(["--plain", job], [environment])
 
 
 def plain_process(job: dict[str, Any]) -> NoReturn:
-    """What anyone would write."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model_shape, vocabulary = job["case"]["model"], job["case"]["vocab_size"]
-    dropout = model_shape["dropout"]
-    config = GPT2Config(
-        n_layer=model_shape["layers"],
-        n_embd=model_shape["width"],
-        n_head=model_shape["heads"],
-        n_positions=model_shape["context"],
-        vocab_size=vocabulary,
-        resid_pdrop=dropout,
-        embd_pdrop=dropout,
-        attn_pdrop=dropout,
-        attn_implementation="sdpa",
-        use_cache=False,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model = GPT2LMHeadModel(config).train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-    )
-    rows = job["case"]["batch_tokens"] // model_shape["context"]
-    began = 0.0
-    for step in range(SKIPPED_STEPS + job["steps"]):
-        if step == SKIPPED_STEPS:
-            began = time.perf_counter()
-        tokens = torch.randint(0, vocabulary, (rows, model_shape["context"]))
-        parts = tokens.split(job["micro_batch"])
-        for part in parts:
-            with torch.autocast(
-                "cpu", torch.bfloat16, enabled=job["case"]["precision"] == "bfloat16"
-            ):
-                loss = model(input_ids=part, labels=part).loss
-            (loss / len(parts)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    print(job["steps"] * job["case"]["batch_tokens"] / (time.perf_counter() - began), flush=True)
-    os._exit(0)
+    from benchmarks.plain_gpt import PlainGPT, PlainLoop
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
+    case = job["case"]
+    context, vocabulary = case["model"]["context"], case["vocab_size"]
+    model = PlainGPT(case["model"], vocabulary)
+    loop = PlainLoop(model, job["micro_batch"], case["precision"])
+    while True:
+        loop.step(torch.randint(0, vocabulary, (case["batch_tokens"] // context, context + 1)))
+        wait_for_turn()
 
 
 # --- in turn ---
 
 
-def measure(case: dict[str, Any], profile: Profile, rounds: int, work: Path) -> dict[str, Any]:
+def best_micro_batch(
+    case: dict[str, Any], environment: Mapping[str, str], *, processor: bool
+) -> tuple[int, dict[int, float]]:
+    """The plain loop's fastest micro-batch, and the tokens a second of each that was tried."""
+    tokens = case["batch_tokens"]
+    sizes = [n for n in PLAIN_MICRO_BATCHES if n * case["model"]["context"] <= tokens]
+    tried = {size: plain(case, size, environment) for size in sizes}
+    for _ in range(TRIED_STEPS):
+        for loop in tried.values():
+            loop.step()
+    rates = {
+        size: tokens / (loop.processor_seconds() if processor else loop.seconds())
+        for size, loop in tried.items()
+    }
+    for loop in tried.values():
+        loop.stop()
+    return max(rates, key=lambda size: rates[size]), rates
+
+
+def measure(case: dict[str, Any], profile: Profile, work: Path) -> dict[str, Any]:
     """All figures of one case."""
     make_inputs(work, case["vocab_size"])
     as_user = {
@@ -274,37 +327,42 @@ def measure(case: dict[str, Any], profile: Profile, rounds: int, work: Path) -> 
         for key, value in os.environ.items()
         if key not in MALLOC and key != "OMP_NUM_THREADS"
     }
-    environments = {
-        "as a user would run it": as_user,
-        "with our allocator settings": as_user | MALLOC,
-    }
-    sizes = [
-        size
-        for size in PLAIN_MICRO_BATCHES
-        if size * case["model"]["context"] <= case["batch_tokens"]
-    ]
-    tried = {size: run_plain(case, size, 2, as_user) for size in sizes}
-    best = max(tried, key=lambda size: tried[size])
-    ours: list[dict[str, float]] = []
-    plain: dict[str, list[float]] = {name: [] for name in environments}
-    for _ in range(rounds):
-        ours.append(run_pipeline(work, case, profile))
-        for name, environment in environments.items():
-            plain[name].append(run_plain(case, best, case["steps"] - SKIPPED_STEPS, environment))
-    speed = statistics.median(run["tokens_per_second"] for run in ours)
+    with_ours = as_user | MALLOC
+    one_core = with_ours | {"OMP_NUM_THREADS": "1"}
+    best, tried = best_micro_batch(case, with_ours, processor=False)
+    best_on_one, tried_on_one = best_micro_batch(case, one_core, processor=True)
+    with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
+        ours = pipeline(work, case, profile, folder)
+        loops = {
+            AS_USER: plain(case, best, as_user),
+            OUR_ALLOCATOR: plain(case, best, with_ours),
+            ONE_CORE: plain(case, best_on_one, one_core),
+        }
+        for _ in range(case["steps"] - 1):
+            for contestant in (ours, *loops.values()):
+                contestant.step()
+        for loop in loops.values():
+            loop.stop()
+        stage = json.loads(ours.end())
+    tokens = case["batch_tokens"]
+    speed = tokens / ours.seconds()
+    ratio = {name: loop.seconds() / ours.seconds() for name, loop in loops.items()}
+    ratio[ONE_CORE] = loops[ONE_CORE].processor_seconds() / ours.processor_seconds()
     return {
         "shape": {**case["model"], "vocab_size": case["vocab_size"]},
         "pipeline_tokens_per_second": speed,
         "plain_tokens_per_second": {
-            name: statistics.median(rates) for name, rates in plain.items()
+            AS_USER: tokens / loops[AS_USER].seconds(),
+            OUR_ALLOCATOR: tokens / loops[OUR_ALLOCATOR].seconds(),
+            ONE_CORE: tokens / loops[ONE_CORE].processor_seconds(),
         },
-        "ratio": {name: speed / statistics.median(rates) for name, rates in plain.items()},
-        "model_flops_utilisation": statistics.median(run["utilisation"] for run in ours),
-        "matrix_product_peak_flops": statistics.median(run["peak_flops"] for run in ours),
-        "checkpoint_stall_seconds": max(run["stall"] for run in ours),
-        "plain_micro_batch": best,
-        "plain_tried": tried,
-        "rounds": {"pipeline": ours, "plain": plain},
+        "ratio": ratio,
+        "model_flops_utilisation": stage["utilisation"] * speed / stage["tokens_per_second"],
+        "matrix_product_peak_flops": stage["peak_flops"],
+        "checkpoint_stall_seconds": stage["stall"],
+        "plain_micro_batch": {AS_USER: best, OUR_ALLOCATOR: best, ONE_CORE: best_on_one},
+        "plain_tried": {OUR_ALLOCATOR: tried, ONE_CORE: tried_on_one},
+        "steps": {"pipeline": ours.steps, **{name: loop.steps for name, loop in loops.items()}},
     }
 
 
@@ -314,14 +372,12 @@ def report(results: dict[str, Any]) -> str:
         lines.append(
             f"{name}: {result['pipeline_tokens_per_second']:,.0f} tokens/s in the pipeline"
         )
-        for how, bar in BARS.items():
-            rate, ratio = result["plain_tokens_per_second"][how], result["ratio"][how]
-            plain = (
-                f"{rate:,.0f} plain transformers loop {how} (micro-batch "
-                f"{result['plain_micro_batch']})"
-            )
+        bars = BARS | CASE_BARS.get(name, {})
+        for how, ratio in result["ratio"].items():
+            rate, size = result["plain_tokens_per_second"][how], result["plain_micro_batch"][how]
+            held = at_least(f"{name} {how}: ratio", ratio, bars[how]) if how in bars else ""
             lines.append(
-                f"  / {plain} = {ratio:.2f} {at_least(f'{name} {how}: ratio', ratio, bar)}"
+                f"  / {rate:,.0f} plain loop {how} (micro-batch {size}) = {ratio:.2f} {held}"
             )
         peak, used = result["matrix_product_peak_flops"] / 1e9, result["model_flops_utilisation"]
         held = at_least(f"{name}: utilisation", used, UTILISATION_BAR) if name == "6x384" else ""
@@ -339,10 +395,11 @@ def report(results: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny-steps", type=int, default=30)
     parser.add_argument("--large-steps", type=int, default=8)
-    parser.add_argument("--case", choices=["tiny", "tiny, float32", "6x384"], help="only this one")
+    parser.add_argument(
+        "--case", choices=list(cases({"tiny": 1, "6x384": 1})), help="only this one"
+    )
     parser.add_argument("--profile", default="cpu")
     parser.add_argument(
         "--micro-batch", type=int, help="sequences a rank, instead of the profile's"
@@ -362,7 +419,7 @@ def main() -> int:
     for name, case in cases({"tiny": given.tiny_steps, "6x384": given.large_steps}).items():
         if given.case in (None, name):
             with tempfile.TemporaryDirectory(prefix="throughput-inputs-") as work:
-                results[name] = measure(case, profile, given.rounds, Path(work))
+                results[name] = measure(case, profile, Path(work))
             print(report({name: results[name]}), flush=True)
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")

@@ -50,6 +50,7 @@ from gpt_model.training.sharded import (
     whole_shape,
     without_memory,
 )
+from gpt_model.training.shared_memory import share_memory
 
 RENDEZVOUS = "lineage"  # a scheme of torch's `init_method`
 # Modules whose weights and gradients travel in bfloat16 where that is asked for
@@ -112,6 +113,8 @@ def start(execution: Execution) -> None:
         timeout=timedelta(hours=2),  # of an operation: one rank may evaluate while others wait
         init_method=f"{RENDEZVOUS}://",
     )
+    if execution.device == "cpu" and execution.world_size > 1:
+        share_memory(deepspeed.comm.comm.cdb)
 
 
 def join_without_training(execution: Execution) -> None:
@@ -495,6 +498,7 @@ def _deepspeed_settings(
         "overlap_comm": cuda,
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
+        **({"reduce_scatter": False} if not cuda and stage == 1 else {}),
         **execution.deepspeed.get("zero_optimization", {}),
     }
     _check_zero_settings(zero)
@@ -505,6 +509,7 @@ def _deepspeed_settings(
         "gradient_accumulation_steps": 1,
         # stage 0 in float32 is clipped in `step`
         "gradient_clipping": settings.gradient_clip if stage else 0.0,
+        "prescale_gradients": True,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # with offload too the optimizer is torch's
         "steps_per_print": None,
