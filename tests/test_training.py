@@ -421,7 +421,7 @@ def test_compiled_blocks_train_as_plain_ones(
 
 
 def test_float32_products_are_float32s_whichever_library_makes_them() -> None:
-    choose_product_library("float32")
+    choose_product_library()
     a, b = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(0))
     exact = a.double() @ b.double()
     assert ((a @ b).double() - exact).norm() / exact.norm() < 1e-6  # with bfloat16 factors: 2e-3

@@ -70,7 +70,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     execution = execution_of(progress)
     start(execution)
     # Before the peak is measured, which training is compared with
-    choose_product_library(section["precision"])
+    choose_product_library()
     peak = measure.peak_flops(execution, section["precision"])
     sheet = measure.data_sheet_flops(execution, section["precision"])
     execution = replace(execution, peak_flops=peak, data_sheet_flops=sheet)

@@ -1,8 +1,8 @@
 """Causal attention on a CPU, forward and backward by hand, in blocks of queries.
 
 `attend` takes sequences of one length. `attend_packed` takes texts of different lengths one after
-another in one row (`gpt_model.ops.varlen`), none of which sees another: a text longer than a block
-is attended as any sequence is, shorter ones are copied into padded groups of similar length, since
+another in one row (`gpt_model.ops.varlen`), none of which sees another: a long text is attended as
+any sequence is, shorter ones are copied into padded groups of similar length, since
 starting a product for each would take longer than the product.
 """
 
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from gpt_model.ops.sizes import QUERIES
 
+HEADS_AT_ONCE = 16  # of one product: rows of few heads are attended together
+SHORT = 64  # tokens of a packed text that is attended in a group
 # of a group: its queries, keys, values and their products stay in a core's cache
 GROUP_TOKENS = 512
 
@@ -68,27 +70,52 @@ def causal_masks(
 def attend(
     query: Tensor, key: Tensor, value: Tensor, out: Tensor, band: int | None, keep: bool
 ) -> Tensor:
-    """softmax(q kᵀ / sqrt(d), causal, banded) v into `out`, each [batch, heads, time, d]; and the
-    weights, if they are to be kept.
+    """softmax(q kᵀ / sqrt(d), causal, banded) v into `out`, each [batch, heads, time, d] and, of
+    more than one row, contiguous; and the weights, if they are to be kept.
 
-    One sequence at a time, so that its queries, keys and values stay in cache for all its blocks.
+    A few rows at a time, so that their queries, keys and values stay in cache for all blocks.
     """
     batch, heads, time, width = query.shape
-    blocks = _blocks(time, heads, band)
-    store = query.new_empty((batch, blocks[-1][2].stop) if keep else (1, _largest_block(blocks)))
+    blocks, rows = _blocks(time, heads, band), _rows_at_once(heads)
+    kept = batch * blocks[-1][2].stop if keep else min(rows, batch) * _largest_block(blocks)
+    store = query.new_empty(kept)
     masks = causal_masks(blocks, band, query)
-    for row in range(batch):
-        q, k, v, y = query[row], key[row], value[row], out[row]
+    for first in range(0, batch, rows):
+        q, k, v, y = _some_rows(first, rows, query, key, value, out)
         for (queries, keys, stored_at), mask in zip(blocks, masks, strict=True):
-            weights = (
-                store[row, stored_at] if keep else store[0, : stored_at.stop - stored_at.start]
-            ).view(heads, *mask.shape)
+            stored = _stored(store, blocks, stored_at, first if keep else None, len(q) // heads)
+            weights = stored.view(len(q), *mask.shape)
             torch.baddbmm(
                 mask, q[:, queries], k[:, keys].transpose(1, 2), alpha=width**-0.5, out=weights
             )
             torch.softmax(weights, -1, out=weights)
             torch.bmm(weights, v[:, keys], out=y[:, queries])
     return store
+
+
+def _rows_at_once(heads: int) -> int:
+    return max(1, HEADS_AT_ONCE // heads)
+
+
+def _some_rows(first: int, rows: int, *parts: Tensor) -> list[Tensor]:
+    """Views of some rows of each part [batch, heads, time, d]: [rows * heads, time, d]."""
+    return [part[first : first + rows].flatten(0, 1) for part in parts]
+
+
+def _stored(
+    store: Tensor,
+    blocks: list[tuple[slice, slice, slice]],
+    stored_at: slice,
+    first: int | None,
+    rows: int,
+) -> Tensor:
+    """Where the weights of a block of some rows lie, flat. `first`: of these rows, where the
+    weights of all are kept.
+    """
+    size = rows * (stored_at.stop - stored_at.start)
+    if first is None:
+        return store[:size]
+    return store[first * blocks[-1][2].stop + rows * stored_at.start :][:size]
 
 
 def attend_backward(
@@ -103,22 +130,22 @@ def attend_backward(
     d_value: Tensor,
 ) -> None:
     """Writes the gradients of `attend`'s query, key and value into the last three, from d_out; each
-    is [batch, heads, time, d].
+    is as they are.
     """
     batch, heads, time, width = query.shape
-    blocks = _blocks(time, heads, band)
-    scratch = query.new_empty(_largest_block(blocks))
+    blocks, rows = _blocks(time, heads, band), _rows_at_once(heads)
+    scratch = query.new_empty(min(rows, batch) * _largest_block(blocks))
     # With every key visible, the last block writes where the others add.
     whole = blocks[-1][1].start == 0
     if not whole:
         d_key.zero_(), d_value.zero_()
-    for row in range(batch):
-        q, k, v, d_q, d_k, d_v, d_y = (
-            part[row] for part in (query, key, value, d_query, d_key, d_value, d_out)
+    for first in range(0, batch, rows):
+        q, k, v, d_q, d_k, d_v, d_y = _some_rows(
+            first, rows, query, key, value, d_query, d_key, d_value, d_out
         )
         for queries, keys, stored_at in reversed(blocks):
-            weights = saved_weights[row, stored_at].view(
-                heads, queries.stop - queries.start, keys.stop - keys.start
+            weights = _stored(saved_weights, blocks, stored_at, first, len(q) // heads).view(
+                len(q), queries.stop - queries.start, keys.stop - keys.start
             )
             d_scores = scratch[: weights.numel()].view_as(weights)
             torch.bmm(d_y[:, queries], v[:, keys].transpose(1, 2), out=d_scores)
@@ -172,7 +199,7 @@ def _groups(lengths: tuple[int, ...]) -> tuple[list[_Group], list[slice]]:
     starts = list(accumulate(lengths, initial=0))
     groups: list[list[int]] = [[]]
     for text in sorted(
-        (text for text, length in enumerate(lengths) if length <= QUERIES), key=lengths.__getitem__
+        (text for text, length in enumerate(lengths) if length <= SHORT), key=lengths.__getitem__
     ):
         if groups[-1] and (len(groups[-1]) + 1) * lengths[text] > GROUP_TOKENS:
             groups.append([])
@@ -180,7 +207,7 @@ def _groups(lengths: tuple[int, ...]) -> tuple[list[_Group], list[slice]]:
     longer = [
         slice(start, start + length)
         for start, length in zip(starts, lengths, strict=False)
-        if length > QUERIES
+        if length > SHORT
     ]
     return [
         _group([(starts[text], lengths[text]) for text in group]) for group in groups if group

@@ -27,7 +27,6 @@ from gpt_model.ops.cpu_attention import (
     attend_backward,
     attend_packed,
     attend_packed_backward,
-    split_heads,
 )
 
 # Of an elementwise tile: with its temporaries it stays in a core's cache of 2 MB.
@@ -155,14 +154,16 @@ class _AttentionHalf(torch.autograd.Function):
         normed, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], gain, shift, eps)
         normed = normed.flatten(0, 1).to(kind)
         qkv = product(normed, w_in)
-        qkv = (qkv.to(x.dtype) if b_in is None else _biased(qkv, b_in)).unflatten(0, x.shape[:2])
-        mixed = padded(qkv, len(normed), x.shape[-1])
         if lengths is None:
-            out = mixed.unflatten(0, x.shape[:2]).unflatten(-1, (heads, -1)).transpose(1, 2)
-            weights = [attend(*split_heads(qkv, heads), out, band, keep)]
+            qkv = _to_heads(qkv, x, 3, heads, b_in)
+            out = x.new_empty(qkv.shape[1:])
+            weights = [attend(*qkv, out, band, keep)]
+            mixed = _to_rows(out[None], normed)
         else:
-            weights = attend_packed(qkv[0], mixed, heads, band, keep, lengths)
-        mixed = mixed.to(kind)
+            qkv = qkv.to(x.dtype) if b_in is None else _biased(qkv, b_in)
+            mixed = padded(qkv, len(normed), x.shape[-1])
+            weights = attend_packed(qkv, mixed, heads, band, keep, lengths)
+            mixed = mixed.to(kind)
         ctx.save_for_backward(x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, *weights)
         ctx.heads, ctx.band, ctx.lengths, ctx.biased = heads, band, lengths, b_in is not None
         return _plus_product(x + b_out, mixed, w_out)
@@ -173,23 +174,17 @@ class _AttentionHalf(torch.autograd.Function):
         """upstream [batch, time, width] -> the gradient of each argument of `forward`."""
         x, gain, shift, w_in, w_out, normed, mean, rstd, qkv, mixed, *weights = ctx.saved_tensors
         slope = upstream.flatten(0, 1).to(w_out.dtype)
-        d_mixed = _whole(slope, w_out.t(), x.dtype)
         d_w_out, d_b_out = _whole(mixed.t(), slope, x.dtype), upstream.sum((0, 1))
-        d_qkv = padded(qkv, len(slope), qkv.shape[-1])
         if ctx.lengths is None:
-            d_heads = d_mixed.view_as(x).unflatten(-1, (ctx.heads, -1)).transpose(1, 2)
-            attend_backward(
-                d_heads,
-                *split_heads(qkv, ctx.heads),
-                weights[0],
-                ctx.band,
-                *split_heads(d_qkv.view_as(qkv), ctx.heads),
-            )
+            [d_out] = _to_heads(product(slope, w_out.t()), x, 1, ctx.heads)
+            d_heads = torch.empty_like(qkv)
+            attend_backward(d_out, *qkv, weights[0], ctx.band, *d_heads)
+            d_b_in = d_heads.sum((1, 3)).flatten() if ctx.biased else None
+            d_qkv = _to_rows(d_heads, slope)
         else:
-            attend_packed_backward(
-                d_mixed, qkv[0], weights, ctx.band, d_qkv, ctx.heads, ctx.lengths
-            )
-        d_b_in, d_qkv = d_qkv.sum(0) if ctx.biased else None, d_qkv.to(w_in.dtype)
+            d_mixed, d_qkv = _whole(slope, w_out.t(), x.dtype), padded(qkv, *qkv.shape)
+            attend_packed_backward(d_mixed, qkv, weights, ctx.band, d_qkv, ctx.heads, ctx.lengths)
+            d_b_in, d_qkv = d_qkv.sum(0) if ctx.biased else None, d_qkv.to(w_in.dtype)
         d_w_in = _whole(normed.t(), d_qkv, x.dtype)
         d_normed = _whole(d_qkv, w_in.t(), x.dtype).view_as(x)
         d_x, d_gain, d_shift = torch.ops.aten.native_layer_norm_backward(
@@ -286,6 +281,28 @@ def _plus_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """x += a @ b for x [batch, time, b's columns], in x's precision."""
     rows = x.flatten(0, 1)
     return (rows.addmm_(a, b) if a.dtype == x.dtype else rows.add_(product(a, b))).view_as(x)
+
+
+def _to_heads(
+    rows: Tensor, like: Tensor, parts: int, heads: int, bias: Tensor | None = None
+) -> Tensor:
+    """rows [batch · time, parts · width] + bias as [parts, batch, heads, time, width / heads], in
+    the precision of `like` [batch, time, width]: a head's queries, keys and values lie together.
+    """
+    batch, time, width = like.shape
+    result = like.new_empty(parts, batch, heads, time, width // heads)
+    source = rows.view(batch, time, parts, heads, -1).permute(2, 0, 3, 1, 4)
+    if bias is None:
+        return result.copy_(source)
+    return torch.add(source, bias.view(parts, 1, heads, 1, -1), out=result)
+
+
+def _to_rows(by_head: Tensor, like: Tensor) -> Tensor:
+    """The reverse of `_to_heads`, padded, in the precision of `like`."""
+    parts, batch, heads, time, each = by_head.shape
+    rows = padded(like, batch * time, parts * heads * each)
+    rows.view(batch, time, parts, heads, each).copy_(by_head.permute(1, 3, 0, 2, 4))
+    return rows
 
 
 def _biased(x: Tensor, bias: Tensor) -> Tensor:

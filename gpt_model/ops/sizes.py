@@ -7,7 +7,7 @@ from __future__ import annotations
 CHUNK_BYTES = 1 << 24
 GPU_CHUNK_BYTES = 1 << 28
 GPU_VOCABULARY = 128  # a GPU's head has a multiple of so many rows
-QUERIES = 64  # queries in a block: what lies beyond the diagonal block is never computed
+QUERIES = 128  # queries in a block: what lies beyond the diagonal block is never computed
 # Tokens that a query sees. Beyond it the saved attention weights take more memory than they save
 # time.
 MAX_KEYS = 512

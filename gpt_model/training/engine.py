@@ -192,13 +192,12 @@ def evaluation_precision(execution: Execution, precision: str) -> torch.autocast
     return torch.autocast(execution.device, torch.bfloat16, enabled=reduced)
 
 
-def choose_product_library(precision: str) -> None:
-    """Have oneDNN make a float32 training's products on CPUs with AVX-512 that are not Intel's:
-    MKL's take up to 10 % longer there.
+def choose_product_library() -> None:
+    """Have oneDNN make float32 products on CPUs with AVX-512 that are not Intel's: there MKL's take
+    up to twice as long. In a bfloat16 training these are attention's.
 
     torch asks oneDNN only where bfloat16 factors are allowed, which oneDNN makes use of on CPUs
-    with AMX alone. Those are Intel's, so what it gives here is float32's (a test holds that). Not
-    in bfloat16 training: there only attention's small products are float32.
+    with AMX alone. Those are Intel's, so what it gives here is float32's (a test holds that).
     """
     cpu = torch.cpu.get_capabilities()
     unaccelerated = (
@@ -206,7 +205,7 @@ def choose_product_library(precision: str) -> None:
         and not cpu.get("amx_tile")
         and "intel" not in str(cpu.get("cpu_name", "intel")).lower()
     )
-    factors = "bf16" if unaccelerated and precision == "float32" else "none"
+    factors = "bf16" if unaccelerated else "none"
     torch.backends.mkldnn.matmul.fp32_precision = factors  # type: ignore[attr-defined]
 
 
@@ -298,10 +297,13 @@ class Engine:
         import deepspeed  # at first by `start`, which keeps MLflow and inductor out
 
         if execution.device == "cpu":
-            choose_product_library(settings.precision)
+            choose_product_library()
         else:
             gpu.require_precision(settings.precision, execution.tf32)
         self.model, self.settings, self.execution = model, settings, execution
+        # On CPUs alone, torch.manual_seed would look for every other device, in each micro-batch
+        gpu_too = execution.device != "cpu"
+        self._seed = torch.manual_seed if gpu_too else torch.default_generator.manual_seed
         self._built_sharded = is_sharded(model)
         self._skeleton = without_memory(model) if execution.zero_stage == 3 else None
         self._prepared_blocks = _prepare_blocks(model, execution)
@@ -341,7 +343,7 @@ class Engine:
             group["lr"] = learning_rate * group["rate_multiplier"]
         total = torch.zeros((), device=self.execution.device)
         for index, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
-            torch.manual_seed(seed)
+            self._seed(seed)
             engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             loss = engine(micro_batch)
             total += loss.detach()
