@@ -68,15 +68,22 @@ def causal_masks(
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, band: int | None, keep: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    band: int | None,
+    keep: bool,
+    rows: int = 1,
 ) -> Tensor:
-    """softmax(q kᵀ / sqrt(d), causal, banded) v into `out`, each [batch, heads, time, d] and, of
-    more than one row, contiguous; and the weights, if they are to be kept.
+    """softmax(q kᵀ / sqrt(d), causal, banded) v into `out`, each [batch, heads, time, d]; and the
+    weights, if they are to be kept.
 
-    A few rows at a time, so that their queries, keys and values stay in cache for all blocks.
+    `rows` of the batch at a time, so that their queries, keys and values stay in cache for all
+    blocks; more than one where every tensor is contiguous.
     """
     batch, heads, time, width = query.shape
-    blocks, rows = _blocks(time, heads, band), _rows_at_once(heads)
+    blocks = _blocks(time, heads, band)
     kept = batch * blocks[-1][2].stop if keep else min(rows, batch) * _largest_block(blocks)
     store = query.new_empty(kept)
     masks = causal_masks(blocks, band, query)
@@ -93,13 +100,14 @@ def attend(
     return store
 
 
-def _rows_at_once(heads: int) -> int:
+def rows_at_once(heads: int) -> int:
+    """Rows that `attend` takes together, if they are contiguous."""
     return max(1, HEADS_AT_ONCE // heads)
 
 
 def _some_rows(first: int, rows: int, *parts: Tensor) -> list[Tensor]:
     """Views of some rows of each part [batch, heads, time, d]: [rows * heads, time, d]."""
-    return [part[first : first + rows].flatten(0, 1) for part in parts]
+    return [part[first : first + rows].view(-1, *part.shape[2:]) for part in parts]
 
 
 def _stored(
@@ -128,12 +136,13 @@ def attend_backward(
     d_query: Tensor,
     d_key: Tensor,
     d_value: Tensor,
+    rows: int = 1,
 ) -> None:
-    """Writes the gradients of `attend`'s query, key and value into the last three, from d_out; each
-    is as they are.
+    """Writes the gradients of `attend`'s query, key and value into d_query, d_key and d_value, from
+    d_out; each is [batch, heads, time, d]. `rows`: as `attend` had it.
     """
     batch, heads, time, width = query.shape
-    blocks, rows = _blocks(time, heads, band), _rows_at_once(heads)
+    blocks = _blocks(time, heads, band)
     scratch = query.new_empty(min(rows, batch) * _largest_block(blocks))
     # With every key visible, the last block writes where the others add.
     whole = blocks[-1][1].start == 0

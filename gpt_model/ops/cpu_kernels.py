@@ -27,6 +27,7 @@ from gpt_model.ops.cpu_attention import (
     attend_backward,
     attend_packed,
     attend_packed_backward,
+    rows_at_once,
 )
 
 # Of an elementwise tile: with its temporaries it stays in a core's cache of 2 MB.
@@ -157,7 +158,8 @@ class _AttentionHalf(torch.autograd.Function):
         if lengths is None:
             qkv = _to_heads(qkv, x, 3, heads, b_in)
             out = x.new_empty(qkv.shape[1:])
-            weights = [attend(*qkv, out, band, keep)]
+            query, key, value = qkv
+            weights = [attend(query, key, value, out, band, keep, rows_at_once(heads))]
             mixed = _to_rows(out[None], normed)
         else:
             qkv = qkv.to(x.dtype) if b_in is None else _biased(qkv, b_in)
@@ -177,8 +179,20 @@ class _AttentionHalf(torch.autograd.Function):
         d_w_out, d_b_out = _whole(mixed.t(), slope, x.dtype), upstream.sum((0, 1))
         if ctx.lengths is None:
             [d_out] = _to_heads(product(slope, w_out.t()), x, 1, ctx.heads)
-            d_heads = torch.empty_like(qkv)
-            attend_backward(d_out, *qkv, weights[0], ctx.band, *d_heads)
+            d_heads, (query, key, value) = torch.empty_like(qkv), qkv
+            d_query, d_key, d_value = d_heads
+            attend_backward(
+                d_out,
+                query,
+                key,
+                value,
+                weights[0],
+                ctx.band,
+                d_query,
+                d_key,
+                d_value,
+                rows_at_once(ctx.heads),
+            )
             d_b_in = d_heads.sum((1, 3)).flatten() if ctx.biased else None
             d_qkv = _to_rows(d_heads, slope)
         else:

@@ -495,13 +495,16 @@ def _deepspeed_settings(
     """
     cuda, stage = execution.device == "cuda", execution.zero_stage
     bucket = bucket_elements(parameters, cuda)
+    profiles = execution.deepspeed.get("zero_optimization", {})
+    # On CPUs gradients are summed where they are, not first copied together by the rank they go to
+    in_place = not cuda and stage == 1 and "reduce_scatter" not in profiles
     zero = {
         "stage": stage,
         "overlap_comm": cuda,
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
-        **({"reduce_scatter": False} if not cuda and stage == 1 else {}),
-        **execution.deepspeed.get("zero_optimization", {}),
+        **({"reduce_scatter": False} if in_place else {}),
+        **profiles,
     }
     _check_zero_settings(zero)
     configuration: dict[str, Any] = {
@@ -511,7 +514,7 @@ def _deepspeed_settings(
         "gradient_accumulation_steps": 1,
         # stage 0 in float32 is clipped in `step`
         "gradient_clipping": settings.gradient_clip if stage else 0.0,
-        "prescale_gradients": True,
+        "prescale_gradients": in_place,  # divided before they are summed, as otherwise
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # with offload too the optimizer is torch's
         "steps_per_print": None,
