@@ -79,7 +79,7 @@ def ablations_config(recipe: Recipe, base: Path) -> Config:
 
 ABLATIONS = Stage(
     name="ablations",
-    version="7",
+    version="8",
     run=deferred("assets.execution.experiments", "run_ablations"),
     description="Tasks without the auxiliary objective, without pre-training, and with an LSTM "
     "(GPT-1, table 5).",
@@ -123,7 +123,7 @@ def layers_transferred_config(recipe: Recipe, base: Path) -> Config:
 
 LAYERS_TRANSFERRED = Stage(
     name="layers_transferred",
-    version="5",
+    version="6",
     run=deferred("assets.execution.experiments", "run_layers_transferred"),
     description="A task's score against how many of the pre-trained layers are kept (GPT-1, "
     "figure 2 left).",
@@ -149,7 +149,7 @@ LAYERS_TRANSFERRED = Stage(
 # many there are. The models are assets of the pre-training stage, `depth/layers_<number>`.
 DEPTH = Stage(
     name="depth",
-    version="3",
+    version="4",
     run=deferred("assets.execution.experiments", "run_depth"),
     description="Held-out bits per byte of models of fewer and more layers, trained alike.",
     kinds=("pytorch",),
@@ -173,7 +173,7 @@ DEPTH = Stage(
 # GPT-1's case for a Transformer is that it uses them.
 VISIBLE_CONTEXT = Stage(
     name="visible_context",
-    version="3",
+    version="4",
     run=deferred("assets.execution.experiments", "run_visible_context"),
     description="Held-out bits per byte of the pre-trained model against how many tokens before it "
     "a prediction sees.",
@@ -253,7 +253,7 @@ def pin(config: Config, base: Path) -> Config:
 
 ZERO_SHOT_DYNAMICS = Stage(
     name="zero_shot_dynamics",
-    version="5",
+    version="6",
     run=deferred("assets.execution.experiments", "run_zero_shot_dynamics"),
     description="GPT-1's zero-shot heuristics at each snapshot of pre-training, Transformer and "
     "LSTM (figure 2, right).",
