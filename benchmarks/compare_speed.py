@@ -76,8 +76,9 @@ PARTS = {
     "pretrained": """
 if os.environ["RANK"] == "0":
     turns_of_training()
-from benchmarks.throughput import pipeline_rank
-pipeline_rank(folder / "job.json")
+from benchmarks import throughput
+throughput.wait_for_turn = lambda: None  # the turns are this benchmark's
+throughput.pipeline_rank(folder / "job.json")
 """,
     "plain training": MODEL
     + """
