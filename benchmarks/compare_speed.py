@@ -3,8 +3,8 @@ it, supervised tuning, reward model, DPO, PPO, generation and evaluation.
 
     python benchmarks/compare_speed.py BEFORE AFTER [--parts pretrained dpo …] [--steps 40]
 
-BEFORE and AFTER are commits, or "." for the working tree. Both sides of a part run at the same time,
-each in processes of its own, but only one of them computes: the other waits before its next step.
+BEFORE and AFTER are commits, or "." for the working tree. Both sides of a part run at the same
+time, in different processes, but only one of them computes: the other waits before its next step.
 Both take equal steps, so a minute in which the machine is slow slows both. The figure is the median
 over steps of BEFORE's seconds over AFTER's; the status is 1 where one is below the bar of 0.98.
 The interval is a bootstrap's over steps.
@@ -16,18 +16,16 @@ import argparse
 import json
 import os
 import random
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from assets.launch.launcher import worker_environment
+from assets.launch.launcher import free_port, worker_environment
 from assets.recipe.profile import load_profile
 from benchmarks import throughput
 from benchmarks.bars import at_least, verdict
@@ -35,21 +33,16 @@ from benchmarks.compare_commits import checkout, python
 
 BAR = 0.98
 SKIPPED_STEPS = 3
-STEP = "step seconds "
 
-# The code of each part runs inside each commit, so it names only what both have. `turn()` ends a
-# step: it prints its seconds and waits until the other side has taken its own.
+# The code of each part runs inside each commit, so it names only what both have. `turn()` stands
+# before each step: it does what throughput's `wait_for_turn` does, which one of them may lack.
 TURNS = f"""
-import json, os, sys, time
+import os, sys, time
 from pathlib import Path
-began = None
-def turn(*_):
-    global began
-    if began is not None:
-        print("\\n{STEP}" + str(time.perf_counter() - began), flush=True)
+def turn():
+    print("\\n{throughput.STEP}" + str(time.process_time()), flush=True)
     if not sys.stdin.readline():
         os._exit(0)
-    began = time.perf_counter()
 def turns_of_training():
     from gpt_model.training.engine import Engine
     step = Engine.step
@@ -74,8 +67,7 @@ inputs, targets = tokens[:, :-1], tokens[:, 1:]
 """
 PARTS = {
     "pretrained": """
-if os.environ["RANK"] == "0":
-    turns_of_training()
+turns_of_training()
 from benchmarks import throughput
 throughput.wait_for_turn = lambda: None  # the turns are this benchmark's
 throughput.pipeline_rank(folder / "job.json")
@@ -128,58 +120,24 @@ INPUTS = {
 }
 
 
-class Side:
-    """One commit's processes of a part. They compute only while `step` runs."""
-
-    def __init__(self, tree: Path, part: str, folder: Path, steps: int, shared: Path) -> None:
-        folder.mkdir()
-        self.log = (folder / "log").open("w+")
-        command = [sys.executable, "-c", TURNS + PARTS[part], str(folder), str(steps), str(shared)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(tree)}
-        ranks = 1
-        if part == "pretrained":
-            profile = load_profile("cpu")
-            ranks = profile.processes
-            environment |= worker_environment("cpu", ranks, profile.threads_each())
-            environment |= {"MASTER_PORT": str(_free_port()), "PYTHONPATH": str(tree)}
-            job = {**json.loads((shared / "job.json").read_text()), "output": str(folder)}
-            (folder / "job.json").write_text(json.dumps(job))
-        self.processes = [
-            subprocess.Popen(
-                command,
-                cwd=tree,
-                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE if rank == 0 else self.log,
-                stderr=self.log,
-                text=True,
-            )
-            for rank in range(ranks)
-        ]
-
-    def step(self) -> float:
-        """Lets it take one step; the step's seconds."""
-        process = self.processes[0]
-        assert process.stdin and process.stdout
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        for line in process.stdout:
-            if line.startswith(STEP):
-                return float(line.removeprefix(STEP))
-        self.log.seek(0)
-        raise SystemExit(f"a side ended before its last step: {self.log.read()[-3000:]}")
-
-    def close(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
-        self.log.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+def started(tree: Path, part: str, folder: Path, steps: int, shared: Path) -> throughput.InTurns:
+    """One commit's processes of a part."""
+    folder.mkdir()
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+    environments = [environment]
+    if part == "pretrained":
+        profile = load_profile("cpu")
+        environment |= worker_environment("cpu", profile.processes, profile.threads_each())
+        environment["MASTER_PORT"] = str(free_port())
+        ranks = map(str, range(profile.processes))
+        environments = [environment | {"RANK": rank, "LOCAL_RANK": rank} for rank in ranks]
+        job = {**json.loads((shared / "job.json").read_text()), "output": str(folder)}
+        (folder / "job.json").write_text(json.dumps(job))
+    return throughput.InTurns(
+        ["-c", TURNS + PARTS[part], str(folder), str(steps), str(shared)],
+        [each | {"PYTHONPATH": str(tree)} for each in environments],
+        tree,
+    )
 
 
 def make_inputs(part: str, tree: Path, steps: int, shared: Path) -> None:
@@ -199,19 +157,16 @@ def compare(part: str, trees: Sequence[Path], steps: int, folder: Path) -> list[
     """BEFORE's seconds over AFTER's, step by step."""
     folder.mkdir()
     make_inputs(part, trees[1], steps, folder / "inputs")
-    ratios: list[float] = []
     with ExitStack() as stack:
-        sides = [
-            stack.enter_context(closing(Side(tree, part, folder / name, steps, folder / "inputs")))
-            for name, tree in zip(("before", "after"), trees, strict=True)
-        ]
+        sides = []
+        for name, tree in zip(("before", "after"), trees, strict=True):
+            sides.append(started(tree, part, folder / name, steps, folder / "inputs"))
+            stack.callback(sides[-1].stop)
         for step in range(SKIPPED_STEPS + steps):
-            seconds = [0.0, 0.0]
-            for side in (0, 1) if step % 2 else (1, 0):
-                seconds[side] = sides[side].step()
-            if step >= SKIPPED_STEPS:
-                ratios.append(seconds[0] / seconds[1])
-    return ratios
+            for side in sides if step % 2 else sides[::-1]:
+                side.step()
+        before, after = ([wall for wall, _ in side.steps[SKIPPED_STEPS:]] for side in sides)
+    return [seconds / fewer for seconds, fewer in zip(before, after, strict=True)]
 
 
 def interval(ratios: Sequence[float], resamples: int = 2000) -> tuple[float, float]:

@@ -14,7 +14,6 @@ import argparse
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from assets.estimate import ZERO_STAGES  # noqa: E402
-from assets.launch.launcher import MALLOC, worker_environment  # noqa: E402
+from assets.launch.launcher import MALLOC, free_port, worker_environment  # noqa: E402
 from benchmarks.bars import at_most, verdict  # noqa: E402
 from gpt_model.config import ModelConfig  # noqa: E402
 from gpt_model.io import peak_resident_bytes  # noqa: E402
@@ -149,14 +148,11 @@ def measured(case: Case, *, worker: bool) -> dict[str, float]:
     """Bytes of rank 0, by phase. `worker`: with the allocator set as a build's workers have it;
     else what is freed goes back at once.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     common = worker_environment("cpu", case.ranks, 1)
     if not worker:
         common = {name: value for name, value in common.items() if name not in MALLOC}
         common["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    common |= {"MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    common |= {"MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, "--case", json.dumps(asdict(case))],

@@ -2,8 +2,9 @@
 
     python benchmarks/muon.py --json FILE
 
-- The learning rate of Muon's matrices (`RATES`) is chosen under `corpus.seed` 0. The result is under
-  3, another split of the documents, which chooses nothing; 1 and 2 say whether it is the split's.
+- The learning rate of Muon's matrices (`RATES`) is chosen under `corpus.seed` 0. The result is
+  under 3, another split of the documents, which chooses nothing; 1 and 2 say whether it is the
+  split's.
   AdamW has tiny's settings, which were chosen under seeds 0 to 2, and Muon has them for the rest.
 - Seconds are the processor's, of one process with one thread, since the machine may be busy. A step
   of Muon takes longer, so that it has fewer: the ratio is that of the medians of steps by turns.

@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import io
 import os
-import socket
 import sys
 import tempfile
 import traceback
@@ -33,6 +32,7 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from training_ranks import make_inputs, read_record, run, write_record  # noqa: E402
 
+from assets.launch.launcher import free_port  # noqa: E402
 from assets.recipe.recipe import load_recipe  # noqa: E402
 from benchmarks import throughput  # noqa: E402
 from benchmarks.bars import at_most, verdict  # noqa: E402
@@ -127,10 +127,11 @@ def _digest(weights: Any) -> str:
 
 def _run_on(ranks: int, inputs: Path, job: dict[str, Any]) -> None:
     """The job of `training_ranks` on so many ranks, which all end well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     _wait([_forked(rank, ranks, inputs, job) for rank in range(ranks)])
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from assets.launch.launcher import worker_environment  # noqa: E402
+from assets.launch.launcher import free_port, worker_environment  # noqa: E402
 from benchmarks.bars import at_most, verdict  # noqa: E402
 
 if TYPE_CHECKING:
@@ -170,10 +169,7 @@ def make_ppo_models(folder: Path, shape: dict[str, Any]) -> None:
 
 def measured(job: dict[str, Any], ranks: int) -> list[list[float]]:
     """What each rank wrote."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = worker_environment("cpu", ranks, 1) | {"MASTER_PORT": str(port)}
+    common = worker_environment("cpu", ranks, 1) | {"MASTER_PORT": str(free_port())}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, "--rank", json.dumps(job)],

@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -35,7 +34,7 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from assets.launch.launcher import MALLOC, worker_environment  # noqa: E402
+from assets.launch.launcher import MALLOC, free_port, worker_environment  # noqa: E402
 from assets.recipe.profile import Profile, load_profile  # noqa: E402
 from assets.recipe.recipe import load_recipe  # noqa: E402
 from benchmarks.bars import at_least, at_most, verdict  # noqa: E402
@@ -116,12 +115,20 @@ def make_inputs(folder: Path, vocab_size: int, words_known: int = 20_000) -> Non
 class InTurns:
     """Processes that train together, and take each step when they are let."""
 
-    def __init__(self, arguments: Sequence[str], environments: Sequence[Mapping[str, str]]) -> None:
-        """One process for each of `environments`. The first step is taken at once."""
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environments: Sequence[Mapping[str, str]],
+        folder: Path = ROOT,
+    ) -> None:
+        """Python with `arguments` in `folder`, a process for each of `environments`. The first step
+        is taken at once.
+        """
         self.processes = [
             subprocess.Popen(
-                [sys.executable, __file__, *arguments],
+                [sys.executable, *arguments],
                 env=dict(environment),
+                cwd=folder,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -186,9 +193,6 @@ def wait_for_turn() -> None:
 
 def pipeline(inputs: Path, case: dict[str, Any], profile: Profile, folder: str) -> InTurns:
     """The stage's ranks; they work in `folder`. `end` returns the stage's own metrics as JSON."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     job = Path(folder) / "job.json"
     shown = profile.model_dump(mode="json")
     job.write_text(
@@ -196,10 +200,10 @@ def pipeline(inputs: Path, case: dict[str, Any], profile: Profile, folder: str) 
     )
     environment = worker_environment(profile.device, profile.processes, profile.threads_each())
     ranks = [
-        {**environment, "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        {**environment, "MASTER_PORT": str(free_port()), "RANK": str(rank), "LOCAL_RANK": str(rank)}
         for rank in range(profile.processes)
     ]
-    return InTurns(["--rank", str(job)], ranks)
+    return InTurns([__file__, "--rank", str(job)], ranks)
 
 
 def run_pipeline(inputs: Path, case: dict[str, Any], profile: Profile) -> dict[str, float]:
@@ -279,7 +283,7 @@ def pipeline_rank(job_path: Path) -> NoReturn:
 def plain(case: dict[str, Any], micro_batch: int, environment: Mapping[str, str]) -> InTurns:
     """The plain loop in a process with these variables."""
     job = json.dumps({"case": case, "micro_batch": micro_batch})
-    return InTurns(["--plain", job], [environment])
+    return InTurns([__file__, "--plain", job], [environment])
 
 
 def plain_process(job: dict[str, Any]) -> NoReturn:

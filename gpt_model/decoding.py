@@ -160,9 +160,9 @@ class FixedStep:
         self.number = torch.zeros(1, dtype=torch.long, device=device)  # of the step
         self.draws = torch.zeros(rows, most, dtype=torch.float64, device=device)
         self.tokens = torch.zeros(most, rows, dtype=torch.long, device=device)
-        self.watched, kept = watched, most if watched else 0
-        self.seen = states.new_zeros(kept, *states.shape)
-        self.logits = model.wte.weight.new_zeros(kept, rows, model.config.vocab_size)
+        self.watched, recorded = watched, most if watched else 0
+        self.seen = states.new_zeros(recorded, *states.shape)
+        self.logits = model.wte.weight.new_zeros(recorded, rows, model.config.vocab_size)
         before = cache.lengths.clone()
         self._repeat = prepare(self._step)
         cache.lengths.copy_(before)

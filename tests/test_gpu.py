@@ -243,7 +243,8 @@ def test_the_largest_saving_is_named_first() -> None:
     with torch.device("meta"):
         model = GPT(ModelConfig.published("gpt2-xl"))
     profile = Profile(name="eight", device="cuda", processes=8, zero_stage=1, micro_batch=8)
-    text = str(out_of_memory(torch.OutOfMemoryError("no"), profile, 3, model, "bfloat16"))
+    settings = TrainingSettings(1, lambda step: 0.0, precision="bfloat16")
+    text = str(out_of_memory(torch.OutOfMemoryError("no"), profile, 3, model, settings))
     advice = re.findall(r"`([a-z_]+: \w+)` \(([\d.]+) GB less", text)
     assert [change for change, _ in advice] == [
         "activation_checkpointing: true",

@@ -465,7 +465,7 @@ def finish(run: subprocess.Popen[str]) -> str:
 
 @pytest.fixture(scope="module")
 def runs(recipe: Recipe) -> dict[str, subprocess.Popen[str]]:
-    """The recipe built by each transport, all at the same time: each waits for its hosts most of it."""
+    """The recipe built by each transport, all at the same time: each waits for its hosts."""
     transports = [*TRANSPORTS, *(["ray"] if find_spec("ray") else [])]
     return {by: recipe.run(by) for by in transports}
 

@@ -171,12 +171,18 @@ def test_zero_shares_out_what_the_paper_says() -> None:
     of them. What a step takes besides is the same on any number of ranks.
     """
     model = ModelConfig.published("gpt2-xl")
-    on = {ranks: [moments(model, Setting(s, ranks, 1)) for s in range(4)] for ranks in (4, 8)}
+    gpu = Setting(0, 8, 1, device="cuda")  # CPUs' ranks share memory besides
+    on = {
+        ranks: [moments(model, replace(gpu, zero_stage=s, ranks=ranks)) for s in range(4)]
+        for ranks in (4, 8)
+    }
     n = model.parameters()
     saved = [few["forward"] - many["forward"] for few, many in zip(*on.values(), strict=True)]
     assert saved == pytest.approx([n * shared / 8 for shared in (0, 12, 16, 20)], rel=0.01)
     step = on[8][0]
     assert step["optimizer"] == 16 * n and step["exchange"] == 16 * n + min(4 * n, 2e9)
+    few, many = (moments(model, Setting(1, ranks, 1))["forward"] for ranks in (4, 8))
+    assert few - many == pytest.approx(n * 12 / 8 - 4 * 2**26, rel=0.01)
 
 
 def test_muon_takes_one_moment_less_and_some_flops_more(store: Store, base: Path) -> None:

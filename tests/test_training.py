@@ -52,7 +52,7 @@ from gpt_model.training.engine import Engine, Execution, choose_product_library,
 from gpt_model.training.loop import Hook, train
 from gpt_model.training.measure import held_out, held_out_intervals, held_out_metrics
 from gpt_model.training.muon import Muon, orthogonal
-from gpt_model.training.optimizer import MuonSettings, Run, TrainingSettings
+from gpt_model.training.optimizer import MuonSettings, ParameterSlice, TrainingSettings
 from gpt_model.training.schedules import BatchSchedule, by_step, warmup_cosine, warmup_linear
 from gpt_model.training.sharded import Fragment, shares
 from gpt_model.training.trial import largest_micro_batch
@@ -190,7 +190,7 @@ def test_muon_steps_as_torchs_does(nesterov: bool) -> None:
     muon = MuonSettings(rate_multiplier=2.0, weight_decay=0.05, momentum=0.9, nesterov=nesterov)
     how = settings(muon=muon, precision="bfloat16")  # as torch's makes orthogonal
     ours = Muon(model, how)
-    whole = [Run(name, 0, p, 0, p.numel()) for name, p in model.named_parameters()]
+    whole = [ParameterSlice(name, 0, p, 0, p.numel()) for name, p in model.named_parameters()]
     ours.connect(whole, {run.name: run.flat.shape for run in whole}, "cpu")
     matrices = {
         name: [nn.Parameter(part.clone()) for part in p.chunk(3 if "c_attn" in name else 1, dim=1)]
@@ -267,17 +267,17 @@ def test_muon_steps_alike_at_each_zero_stage(stage: Any) -> None:
 @pytest.mark.parametrize("stage", [2, 3])
 def test_autocast_keeps_copies_of_weights_but_of_gathered_ones(stage: Any) -> None:
     """At ZeRO 3 they would be the whole model on each rank, to the end of a forward pass."""
-    kept = []
+    caches = []
 
     class Watching(Counting):
         def loss(self, *arguments: Any) -> Any:
-            kept.append(torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled())
+            caches.append(torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled())
             return super().loss(*arguments)
 
     model, how = GPT(SHAPE, seed=1), settings(steps=1, precision="bfloat16")
     execution = Execution(zero_stage=stage)
     train(model, Watching(), how, execution, checkpoints=None, progress=Silent())
-    assert set(kept) == {stage == 2}
+    assert set(caches) == {stage == 2}
 
 
 def test_the_trained_model_is_a_plain_one_again() -> None:

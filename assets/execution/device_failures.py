@@ -18,6 +18,7 @@ from gpt_model.errors import UserError
 from gpt_model.training.batching import TRAINING_TOKENS
 from gpt_model.training.failures import exchange_failed
 from gpt_model.training.memory import memory_per_rank
+from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.transformer import Decoder
 
 GB = 1e9
@@ -40,14 +41,14 @@ def out_of_memory(
     profile: Profile,
     rank: int,
     trained: nn.Module | None = None,
-    precision: str = "float32",
+    settings: TrainingSettings | None = None,
 ) -> UserError:
-    """What to tell people of torch's error. `trained`: the model whose training it stopped, which
-    was in `precision`.
+    """What to tell people of torch's error. `trained`: the model whose training, by
+    `settings`, it stopped.
     """
     reason = str(error).removeprefix("CUDA out of memory.").strip().split(". ")[0].rstrip(".")
     sentence = f"Rank {rank} on {socket.gethostname()} ran out of its GPU's memory ({reason})."
-    if trained is None:
+    if trained is None or settings is None:
         return UserError(
             f"{sentence} No model was being trained then. See by `nvidia-smi` what else holds "
             "memory of that GPU, or choose a profile with a larger one."
@@ -57,8 +58,7 @@ def out_of_memory(
         return UserError(sentence)
     config = decoder.config
     rows = profile.micro_batch or max(1, TRAINING_TOKENS // config.context)
-
-    setting = training_setting(profile, precision, rows)
+    setting = training_setting(profile, settings.precision, rows, settings.muon is not None)
     stage, sparing = profile.zero_stage, profile.activation_checkpointing
     changes = {
         f"micro_batch: {rows // 2}": replace(setting, micro_batch=max(1, rows // 2)),

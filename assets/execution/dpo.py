@@ -17,7 +17,6 @@ from gpt_model.rlhf.records import evenly
 from gpt_model.rlhf.reward_model import EncodedRanking
 from gpt_model.training.engine import Execution, start
 from gpt_model.training.loop import Hook
-from gpt_model.training.sharded import reading
 from gpt_model.training.tuning import cosine_settings, evaluation_steps
 from gpt_model.transformer import GPT
 
@@ -53,9 +52,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
 
     def finish(model: GPT) -> None:
         policy.extend(dpo.ranking_log_probabilities(model, held_out, precision, execution))
-        with reading(model):
-            if execution.rank == 0:
-                tuning.save_model(output, model, template.tokenizer)
+        tuning.save_model(output, model, template.tokenizer, execution.rank)
 
     steps = evaluation_steps(batches.steps, rankings.EVALUATIONS)
     hooks = [Hook(steps, evaluate, "by part")]

@@ -88,7 +88,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         evenly(prompts.held_out, MEASURED),
         inputs.get("tokens"),
         scratch / "held_out",
-        functools.partial(tuning.save_model, output, tokenizer=tokenizer),
+        functools.partial(tuning.save_model, output, tokenizer=tokenizer, rank=execution.rank),
     )
     hooks = [
         Hook(rollouts.steps, between, "by part"),
@@ -145,7 +145,7 @@ class Finish:
         folder: Path,
         save: Callable[[GPT], None],
     ) -> None:
-        """`prompts`: held-out ones. `folder`: their answers'. `save`: rank 0 calls it."""
+        """`prompts`: held-out ones. `folder`: their answers'. `save`: all ranks call it."""
         self.rollouts, self.prompts, self.tokens = rollouts, prompts, tokens
         self.folder, self.save = folder, save
         self.metrics: Metrics = {}
@@ -157,9 +157,7 @@ class Finish:
             **_held_out_prompts(model, self.prompts, self.folder, self.rollouts),
             **_held_out_text(model, self.tokens, execution),
         }
-        with reading(model.policy):
-            if execution.rank == 0:
-                self.save(model.policy)
+        self.save(model.policy)
 
 
 def settings_of(section: Mapping[str, Any]) -> TrainingSettings:

@@ -201,9 +201,7 @@ def _tune(
             losses.extend(_epoch_losses(model, data, execution, output, section["epochs"]))
         else:
             losses.append(held_out_loss(model, data.held_out, execution))
-        with reading(model):
-            if execution.rank == 0:
-                tuning.save_model(output, model, template.tokenizer)
+        tuning.save_model(output, model, template.tokenizer, execution.rank)
 
     hooks = [Hook(epoch_ends(batches.steps_per_epoch, batches.epochs), after_epoch, "by part")]
     settings = cosine_settings(section, batches.steps)

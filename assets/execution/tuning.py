@@ -28,7 +28,7 @@ from gpt_model.training.batching import TRAINING_TOKENS, EpochBatches
 from gpt_model.training.engine import Engine, Execution
 from gpt_model.training.loop import Hook, Objective, Outcome, train
 from gpt_model.training.optimizer import TrainingSettings
-from gpt_model.training.sharded import is_sharded
+from gpt_model.training.sharded import is_sharded, reading
 from gpt_model.training.sharded_build import build_sharded
 from gpt_model.transformer import GPT, with_rows
 
@@ -184,17 +184,19 @@ def tune(
         )
     except torch.OutOfMemoryError as error:
         profile = getattr(objective, "profile", progress.profile)  # with the micro-batch found
-        raise out_of_memory(error, profile, progress.rank, model, settings.precision) from error
+        raise out_of_memory(error, profile, progress.rank, model, settings) from error
     if finish and not sharded:
         finish(model.eval())
     return outcome
 
 
-def save_model(output: Path, model: GPT, tokenizer: Tokenizer) -> None:
-    """The finished model, without dropout."""
+def save_model(output: Path, model: GPT, tokenizer: Tokenizer, rank: int = 0) -> None:
+    """The finished model, without dropout; rank 0 writes. Collective."""
     model.config = model.config.model_copy(update={"dropout": 0.0})
-    convert.save(model, output / "model", tokenizer.end_of_text)
-    tokenizer.save(output / "model")
+    with reading(model):
+        if rank == 0:
+            convert.save(model, output / "model", tokenizer.end_of_text)
+            tokenizer.save(output / "model")
 
 
 def write_facts(output: Path, model: GPT, facts: Mapping[str, Any]) -> None:

@@ -145,7 +145,7 @@ class LocalLauncher:
         """As `Launcher.run`; calls `on_poll` about ten times a second."""
         environment = (
             worker_environment(self.device, ranks.count, ranks.threads)
-            | {"MASTER_PORT": str(_free_port())}
+            | {"MASTER_PORT": str(free_port())}
             | dict(ranks.env)
         )
         logs = ranks.logs()
@@ -288,7 +288,7 @@ def watched() -> list[tuple[int, str]]:
     return [(pid, start) for pid in pids if (start := guard.started(pid))]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

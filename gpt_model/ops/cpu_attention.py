@@ -84,8 +84,8 @@ def attend(
     """
     batch, heads, time, width = query.shape
     blocks = _blocks(time, heads, band)
-    kept = batch * blocks[-1][2].stop if keep else min(rows, batch) * _largest_block(blocks)
-    store = query.new_empty(kept)
+    elements = batch * blocks[-1][2].stop if keep else min(rows, batch) * _largest_block(blocks)
+    store = query.new_empty(elements)
     masks = causal_masks(blocks, band, query)
     for first in range(0, batch, rows):
         q, k, v, y = _some_rows(first, rows, query, key, value, out)

@@ -8,6 +8,7 @@ CHUNK_BYTES = 1 << 24
 GPU_CHUNK_BYTES = 1 << 28
 GPU_VOCABULARY = 128  # a GPU's head has a multiple of so many rows
 QUERIES = 128  # queries in a block: what lies beyond the diagonal block is never computed
+SHARED_ELEMENTS = 1 << 24  # of what a rank shares with those of its host; more go in parts
 # Tokens that a query sees. Beyond it the saved attention weights take more memory than they save
 # time.
 MAX_KEYS = 512

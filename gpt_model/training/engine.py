@@ -40,7 +40,7 @@ from gpt_model.training.allocator import freed_memory_returned
 from gpt_model.training.failures import host_of
 from gpt_model.training.memory import bucket_elements
 from gpt_model.training.muon import Muon
-from gpt_model.training.optimizer import FusedAdamW, Run, TrainingSettings
+from gpt_model.training.optimizer import FusedAdamW, ParameterSlice, TrainingSettings
 from gpt_model.training.sharded import (
     Fragment,
     ShardedModel,
@@ -113,7 +113,8 @@ def start(execution: Execution) -> None:
         timeout=timedelta(hours=2),  # of an operation: one rank may evaluate while others wait
         init_method=f"{RENDEZVOUS}://",
     )
-    if execution.device == "cpu" and execution.world_size > 1:
+    # At ZeRO 3 memory is what is short
+    if execution.device == "cpu" and execution.world_size > 1 and execution.zero_stage < 3:
         share_memory(deepspeed.comm.comm.cdb)
 
 
@@ -360,22 +361,22 @@ class Engine:
     def fragments(self) -> list[Fragment]:
         """The weights and moments that this rank keeps."""
         fragments = []
-        for index, run in enumerate(filter(lambda run: run.length, self._layout())):
-            values = {"weight": run.of(run.flat.data)}
-            for key, moment in self._base.moments(run.flat).items():
+        for index, part in enumerate(filter(lambda part: part.length, self._layout())):
+            values = {"weight": part.of(part.flat.data)}
+            for key, moment in self._base.moments(part.flat).items():
                 if key != "step":
-                    values[key] = run.of(moment)
+                    values[key] = part.of(moment)
             owned = (
                 self.execution.zero_stage > 0
                 or index % self.execution.world_size == self.execution.rank
             )
-            fragments.append(Fragment(run.name, run.start, values, owned))
+            fragments.append(Fragment(part.name, part.start, values, owned))
         return fragments
 
     def set_steps_taken(self, steps: int) -> None:
         """Tell AdamW how many steps its moments have seen (for the bias correction)."""
-        for run in self._layout():
-            if "step" in (state := self._base.moments(run.flat)):
+        for part in self._layout():
+            if "step" in (state := self._base.moments(part.flat)):
                 state["step"].fill_(steps)
 
     def forget_steps(self) -> None:
@@ -385,8 +386,8 @@ class Engine:
                 values.zero_()
         self.set_steps_taken(0)
 
-    def _layout(self) -> Iterator[Run]:
-        """The runs of elements that this rank steps.
+    def _layout(self) -> Iterator[ParameterSlice]:
+        """The slices of parameters that this rank steps.
 
         Stages 1 and 2 cut one flat tensor a group of parameters into world-size parts; stage 3 cuts
         every parameter. Their own tables say where: `_hp_mapping` (also behind
@@ -398,19 +399,19 @@ class Engine:
         ]
         for name, parameter in trainable:
             if stage == 0:
-                yield Run(name, 0, parameter, 0, parameter.numel())
+                yield ParameterSlice(name, 0, parameter, 0, parameter.numel())
             elif stage < 3:
                 if (mapping := parameter._hp_mapping) is not None:
                     flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-                    kept = mapping.hp_fragment_address
+                    high = mapping.hp_fragment_address
                     first = mapping.lp_fragment_address.start
-                    yield Run(name, first, flat, kept.start, kept.numel)
+                    yield ParameterSlice(name, first, flat, high.start, high.numel)
             else:
                 group, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
                 first, size = self.execution.rank * length, parameter.ds_numel
                 length = max(0, min(length, size - first))
                 flat = optimizer.fp32_partitioned_groups_flat[group]
-                yield Run(name, min(first, size), flat, offset, length)
+                yield ParameterSlice(name, min(first, size), flat, offset, length)
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy of every parameter on every rank, each in its whole shape [...]."""

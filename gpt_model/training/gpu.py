@@ -16,9 +16,9 @@ from gpt_model.errors import UserError
 
 # Pattern of a device's name -> 10^12 FLOP/s of dense bfloat16 products that add up in float32:
 # NVIDIA's data sheets, half of what they give "with sparsity" (of the L40S they print both, 362.05
-# and 733); of the B200 that of HGX B200, at 1,000 W; of the RTX 4090 the white paper on the Ada
-# architecture. The first pattern that matches counts. A variant that is slower than its namesake
-# and has no line (H200 NVL) is not known.
+# and 733). The B200's was read where others quote NVIDIA, the RTX 4090's in the white paper on the
+# Ada architecture. The first pattern that matches counts. A variant that is slower than its
+# namesake and has no line (H200 NVL) is not known.
 DATA_SHEET_TFLOPS = {
     r"\bB200\b": 2250.0,
     r"\bH100 NVL\b": 835.0,

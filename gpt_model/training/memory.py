@@ -29,7 +29,7 @@ gathered ahead, up to `PREFETCHED_PARAMETERS`, lie once more in the buffer that 
 matrices and, with checkpointing, its activations and copies. At the end come both gradients of
 the embedding, as table and as head, before they are added.
 
-**Exchange.** Activations are gone. A bucket is there, and a copy of it as it is sent; at ZeRO 3
+**Exchange.** Activations are gone. Ranks of one host have mapped what they share, below ZeRO 3. A bucket is there, and a copy of it as it is sent; at ZeRO 3
 another, in which shares lie by rank. Gradients that are not shared out lie in the bucket already.
 Where they are sent in bfloat16, a copy is made in that.
 
@@ -52,7 +52,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt_model.config import ModelConfig
-from gpt_model.ops.sizes import CHUNK_BYTES, GPU_CHUNK_BYTES, MAX_KEYS, QUERIES
+from gpt_model.ops.sizes import CHUNK_BYTES, GPU_CHUNK_BYTES, MAX_KEYS, QUERIES, SHARED_ELEMENTS
 
 FLOAT32 = 4
 # DeepSpeed's defaults of `stage3_max_live_parameters` and `stage3_prefetch_bucket_size`
@@ -113,6 +113,8 @@ def moments(model: ModelConfig, setting: Setting) -> dict[str, float]:
     standing = weights + gradients + optimizer
     if setting.zero_stage == 3:
         standing += _buckets(model, setting)
+    else:
+        standing += _shared(model, setting)
     return {
         "forward": standing + _forward(model, setting),
         "backward": standing + _backward(model, setting),
@@ -206,6 +208,18 @@ def _sent(model: ModelConfig, setting: Setting) -> float:
     """Bytes of a bucket as it is sent."""
     elements = bucket_elements(model.parameters(), setting.device == "cuda")
     return elements * (2 if _sends_bfloat16(setting) else FLOAT32)
+
+
+def _shared(model: ModelConfig, setting: Setting) -> float:
+    """What ranks of one host map of each other's memory (`gpt_model.training.shared_memory`): two
+    sum all gradients there, and any gather the shares of the weights.
+    """
+    if setting.device == "cuda" or setting.ranks == 1:
+        return 0.0
+    shares = 1 if setting.ranks == 2 else setting.ranks
+    if shares > 1 and setting.zero_stage == 0:
+        return 0.0
+    return setting.ranks * FLOAT32 * min(SHARED_ELEMENTS, model.parameters() / shares)
 
 
 def _buckets(model: ModelConfig, setting: Setting) -> float:

@@ -22,7 +22,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from gpt_model.training.optimizer import FusedAdamW, Run, TrainingSettings
+from gpt_model.training.optimizer import FusedAdamW, ParameterSlice, TrainingSettings
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic
 UPDATE_RMS = 0.2  # of AdamW's steps, as Liu et al. measured them
@@ -53,21 +53,23 @@ class Muon(FusedAdamW):
     def __init__(self, model: nn.Module, settings: TrainingSettings) -> None:
         super().__init__(model, settings)
         assert settings.muon is not None
-        self.how = settings.muon
+        self.settings = settings.muon
         # The precision of products, as in the forward pass
         self.dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
-        self._runs: dict[str, Run] = {}  # of the matrices
+        self._slices: dict[str, ParameterSlice] = {}  # of the matrices
         self._flats: set[int] = set()  # ids of the tensors that they lie in
         self._shapes: Mapping[str, torch.Size] = {}
         self._pieces: list[dict[str, tuple[int, int]]] = []  # of each rank: name -> start, length
         self._device = "cpu"
 
-    def connect(self, runs: Sequence[Run], shapes: Mapping[str, torch.Size], device: str) -> None:
+    def connect(
+        self, slices: Sequence[ParameterSlice], shapes: Mapping[str, torch.Size], device: str
+    ) -> None:
         names = {name for group in self.param_groups for name in group.get("muon", ())}
-        self._runs = {run.name: run for run in runs if run.name in names}
-        self._flats = {id(run.flat) for run in self._runs.values()}
+        self._slices = {piece.name: piece for piece in slices if piece.name in names}
+        self._flats = {id(piece.flat) for piece in self._slices.values()}
         self._shapes, self._device = shapes, device
-        here = {name: (run.start, run.length) for name, run in self._runs.items()}
+        here = {name: (piece.start, piece.length) for name, piece in self._slices.items()}
         self._pieces = [here] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(self._pieces, here)
 
@@ -97,17 +99,17 @@ class Muon(FusedAdamW):
         group at a time. The same on every rank; those of a size follow each other.
         """
         flats = {id(flat) for flat in group["params"]}
-        # At stages 1 and 2, which take all at once, a rank has no run of some
+        # At stages 1 and 2, which take all at once, a rank has no slice of some
         names = [
             name
             for name in group["muon"]
-            if name not in self._runs or id(self._runs[name].flat) in flats
+            if name not in self._slices or id(self._slices[name].flat) in flats
         ]
         return sorted(names, key=lambda name: -self._shapes[name].numel())
 
     def _step_matrices(self, names: Sequence[str], group: Mapping[str, Any]) -> None:
-        """Step this rank's runs of matrices, at most as many as there are ranks: the first is made
-        orthogonal on rank 0, and so on.
+        """Step this rank's slices of matrices, at most as many as there are ranks: the first is
+        made orthogonal on rank 0, and so on.
         """
         rank, ranks = torch.distributed.get_rank(), range(len(self._pieces))
         matrices = [*names, *[None] * (len(ranks) - len(names))]  # of each rank
@@ -126,8 +128,8 @@ class Muon(FusedAdamW):
         steps = self._exchange([whole[start : start + length] for start, length in pieces], lengths)
         rate = group["lr"]
         for name, step in zip(matrices, steps.split(lengths), strict=True):
-            if run := self._runs.get(name or ""):
-                weight = run.of(run.flat.data)
+            if piece := self._slices.get(name or ""):
+                weight = piece.of(piece.flat.data)
                 weight.mul_(1 - rate * group["weight_decay"])
                 weight.add_(step.to(weight.device), alpha=-rate)
 
@@ -146,13 +148,13 @@ class Muon(FusedAdamW):
         """A copy of this rank's part [length] of a matrix's momentum, the new gradient in it; with
         Nesterov, of where that leads.
         """
-        if (run := self._runs.get(name or "")) is None:
+        if (piece := self._slices.get(name or "")) is None:
             return torch.empty(0, device=self._device)
-        assert run.flat.grad is not None
-        gradient = run.of(run.flat.grad)
-        momentum = run.of(self.moments(run.flat)["momentum_buffer"])
-        momentum.lerp_(gradient, 1 - self.how.momentum)
-        look_ahead = self.how.momentum if self.how.nesterov else 1.0
+        assert piece.flat.grad is not None
+        gradient = piece.of(piece.flat.grad)
+        momentum = piece.of(self.moments(piece.flat)["momentum_buffer"])
+        momentum.lerp_(gradient, 1 - self.settings.momentum)
+        look_ahead = self.settings.momentum if self.settings.nesterov else 1.0
         return gradient.lerp(momentum, look_ahead).to(self._device)
 
     def _make_step(self, matrix: Tensor, name: str) -> None:
@@ -161,7 +163,7 @@ class Muon(FusedAdamW):
         """
         count = next((SIDE_BY_SIDE[end] for end in SIDE_BY_SIDE if name.endswith(end)), 1)
         for part in matrix.chunk(count, dim=1):
-            part.copy_(orthogonal(part, self.how.ns_steps, self.dtype))
+            part.copy_(orthogonal(part, self.settings.ns_steps, self.dtype))
             part.mul_(UPDATE_RMS * math.sqrt(max(part.shape)))
 
     def _exchange(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:

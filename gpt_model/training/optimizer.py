@@ -117,8 +117,8 @@ def _matrices_of_blocks(model: nn.Module) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run of one parameter's elements that a rank steps: `name[start : start + length]`, which is
+class ParameterSlice:
+    """Elements of one parameter that a rank steps: `name[start : start + length]`, which is
     `flat[offset : offset + length]`. Of no length where the rank has nothing of it.
     """
 
@@ -129,7 +129,7 @@ class Run:
     length: int
 
     def of(self, flat: Tensor) -> Tensor:
-        """The run [length] of a tensor that lies as `flat` does, as a view."""
+        """The slice [length] of a tensor that lies as `flat` does, as a view."""
         return flat.view(-1).narrow(0, self.offset, self.length)
 
 
@@ -150,7 +150,9 @@ class FusedAdamW(torch.optim.AdamW):
             fused=True,
         )
 
-    def connect(self, runs: Sequence[Run], shapes: Mapping[str, torch.Size], device: str) -> None:
+    def connect(
+        self, slices: Sequence[ParameterSlice], shapes: Mapping[str, torch.Size], device: str
+    ) -> None:
         """Take note of what this rank steps, of each parameter's whole shape, and of the device on
         which ranks exchange. Collective.
         """

@@ -21,8 +21,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from gpt_model.ops.sizes import SHARED_ELEMENTS as ELEMENTS
+
 SMALLEST = 1 << 14  # elements; smaller tensors are sent by gloo, which then takes no longer
-ELEMENTS = 1 << 24  # of each rank's memory; larger tensors go in parts
 
 
 class SharedMemory:
