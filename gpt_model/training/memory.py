@@ -29,9 +29,10 @@ gathered ahead, up to `PREFETCHED_PARAMETERS`, lie once more in the buffer that 
 matrices and, with checkpointing, its activations and copies. At the end come both gradients of
 the embedding, as table and as head, before they are added.
 
-**Exchange.** Activations are gone. Ranks of one host have mapped what they share, below ZeRO 3. A bucket is there, and a copy of it as it is sent; at ZeRO 3
-another, in which shares lie by rank. Gradients that are not shared out lie in the bucket already.
-Where they are sent in bfloat16, a copy is made in that.
+**Exchange.** Activations are gone. Ranks of one host have mapped what they share, below ZeRO 3. A
+bucket is there, and a copy of it as it is sent; at ZeRO 3 another, in which shares lie by rank.
+Gradients that are not shared out lie in the bucket already. Where they are sent in bfloat16, a copy
+is made in that.
 
 **Optimizer.** The share's gradient as one tensor, beside its parts. At 1 and 2 before that a
 gradient in double precision, of which the norm is taken, beside all; and after it, over gloo, a
