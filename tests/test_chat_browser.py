@@ -328,8 +328,9 @@ def test_every_state_of_the_page_can_be_read(
         assert stacked == (view.width == 400)
         if view.width == 400:  # where there is room they are open
             page.get_by_role("button", name="Settings").click()
+            drawer = page.get_by_role("complementary", name="Settings")
+            expect(drawer).to_be_in_viewport(ratio=1, timeout=30_000)  # it slides in
             expect(page.get_by_text("How it answers")).to_be_visible()
-            page.wait_for_timeout(500)  # it slides in
             assert page_checks.faults(opened) == []
 
 
