@@ -7,6 +7,7 @@ fused AdamW, clipped; matrices decay, vectors do not.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -46,21 +47,34 @@ class PlainGPT(nn.Module):
             PlainBlock(width, shape["heads"], shape["dropout"]) for _ in range(shape["layers"])
         )
         self.norm = nn.LayerNorm(width)
-        for parameter in self.parameters():
+        residual = ("attention_out.weight", "narrow.weight")
+        for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=0.02)
+                depth = 2 * shape["layers"] if name.endswith(residual) else 1
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(depth))
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The mean loss [] of tokens and targets [batch, time]."""
+        return F.cross_entropy(self.logits(tokens).flatten(0, 1), targets.flatten())
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """tokens [batch, time] -> [batch, time, vocabulary]."""
         x = self.dropout(self.tokens(tokens) + self.positions.weight[: tokens.shape[1]])
         for block in self.blocks:
             x = block(x)
-        logits = F.linear(self.norm(x), self.tokens.weight)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return F.linear(self.norm(x), self.tokens.weight)
 
 
 class PlainLoop:
-    def __init__(self, model: PlainGPT, micro_batch: int, precision: str) -> None:
+    def __init__(
+        self,
+        model: PlainGPT,
+        micro_batch: int,
+        precision: str,
+        betas: tuple[float, float] = (0.9, 0.95),
+    ) -> None:
         """`micro_batch`: sequences. `precision`: of the factors of products."""
         self.model, self.micro_batch = model.train(), micro_batch
         self.bfloat16 = precision == "bfloat16"
@@ -70,12 +84,14 @@ class PlainLoop:
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
             lr=1e-3,
-            betas=(0.9, 0.95),
+            betas=betas,
             fused=True,
         )
 
-    def step(self, tokens: Tensor) -> None:
+    def step(self, tokens: Tensor, rate: float = 1e-3) -> None:
         """One optimizer step on tokens [sequences, context + 1]."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         parts = tokens.split(self.micro_batch)
         for part in parts:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
