@@ -350,6 +350,7 @@ def training_setting(
         device=profile.device,
         compile=profile.compile,
         muon=muon,
+        hosts=profile.hosts.count() if profile.hosts else 1,
     )
 
 

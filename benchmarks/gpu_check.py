@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from assets.recipe.profile import Profile  # noqa: E402
+from assets.recipe.recipe import load_recipe  # noqa: E402
 from benchmarks import alignment_ppo  # noqa: E402
 from benchmarks.throughput import make_inputs, run_pipeline  # noqa: E402
 from gpt_model import GPT, ModelConfig, convert, generation  # noqa: E402
@@ -53,7 +54,7 @@ from gpt_model.training.loop import Hook, train  # noqa: E402
 from gpt_model.training.optimizer import MuonSettings, TrainingSettings  # noqa: E402
 
 SECONDS = 480.0  # of all parts
-TINY = {"family": "gpt2", "layers": 4, "width": 192, "heads": 4, "context": 256, "dropout": 0.0}
+TINY = load_recipe("tiny")
 SMALLEST = {"family": "gpt2", "layers": 2, "width": 32, "heads": 2, "context": 32, "dropout": 0.0}
 ALONE = {
     "RANK": "0",
@@ -274,10 +275,13 @@ def _train(
     execution: Execution,
     steps: int,
     muon: MuonSettings | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
     **options: Any,
 ) -> list[float]:
     """The losses of so many steps."""
-    settings = TrainingSettings(steps=steps, learning_rate=lambda _: 1e-3, muon=muon)
+    settings = TrainingSettings(
+        steps=steps, learning_rate=lambda _: 1e-3, muon=muon, precision=precision
+    )
     progress = _Losses()
     objective = _Random(config, execution.device)
     options = {"checkpoints": None} | options
@@ -294,7 +298,10 @@ def _pipeline(setting: Setting, inputs: Path, case: dict[str, Any], **profile: A
 
 def tiny(setting: Setting) -> list[Row]:
     """tiny's shape on the CPU and on the device: the same bits per byte."""
-    shape, vocabulary = (SMALLEST, 400) if setting.small else (TINY, 2048)
+    assert TINY.model and TINY.tokenizer
+    shape, vocabulary = TINY.model.model_dump(mode="json"), TINY.tokenizer.vocab_size
+    if setting.small:
+        shape, vocabulary = SMALLEST, 400
     case = {"model": shape, "batch_tokens": 64 * shape["context"], "precision": setting.precision}
     case |= {"vocab_size": vocabulary, "steps": 4 if setting.small else 100}
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
@@ -326,7 +333,7 @@ def _sized(name: str, bar: float, batch: int, *compiling: bool) -> Callable[[Set
                 # `aot_eager` is no profile's: without a GPU nothing is compiled here
                 on = compiled and setting.device == "cuda"
                 result = _pipeline(setting, Path(folder), case, compile=on)
-                what = f"{name}, {'compiled' if compiled else 'plain'}"
+                what = f"{name}, {'compiled' if on else 'plain'}"
                 results.append(
                     Row(
                         f"{what}: tokens/s, of the measured peak, memory",
@@ -361,12 +368,18 @@ def zero(setting: Setting) -> list[Row]:
             memory = torch.cuda.max_memory_allocated() / 1e9
             results.append(Row(f"{name} on one rank: memory", f"{memory:.1f} GB"))
         if stage:
-            error = max(
-                abs(mine - plain) / plain
-                for mine, plain in zip(losses[how, stage], losses[how, 0], strict=True)
-            )
+            error = _largest_error(losses[how, stage], losses[how, 0])
             results.append(below(f"{name}: error of four losses", error, 1e-4))
-    return results
+    one, plain = (
+        _train(config, Execution(device=setting.device, zero_stage=stage), 4, muon, "bfloat16")
+        for stage in (1, 0)
+    )
+    name = "ZeRO 1 with Muon in bfloat16: error of four losses"
+    return [*results, below(name, _largest_error(one, plain), 1e-2)]
+
+
+def _largest_error(losses: Sequence[float], exact: Sequence[float]) -> float:
+    return max(abs(loss - other) / other for loss, other in zip(losses, exact, strict=True))
 
 
 def resume(setting: Setting) -> list[Row]:
@@ -487,7 +500,7 @@ def ppo(setting: Setting) -> list[Row]:
             )
             rate = alignment_ppo.BATCH / result["seconds"]
             finite = math.isfinite(result["reward"])
-            name = f"PPO, 6 × 384, ZeRO {stage}: episodes/s"
+            name = f"PPO, {shape['layers']} × {shape['width']}, ZeRO {stage}: episodes/s"
             results.append(Row(name, f"{rate:.1f}", "finite rewards", finite))
     return results
 
@@ -530,8 +543,11 @@ def main() -> int:
         return 0
     ends, rows = time.monotonic() + SECONDS, []
     for name in given.part:
-        limit = min(PARTS[name].seconds, ends - time.monotonic())
         began = time.monotonic()
+        limit = min(PARTS[name].seconds, ends - began)
+        if limit <= 0:
+            rows.append(Row(name, f"no time left of {SECONDS:.0f} s", "runs", False))
+            continue
         rows += _in_a_process(name, setting, limit)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
     table = "\n".join(

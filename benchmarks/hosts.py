@@ -97,6 +97,8 @@ def resumed(machines: Machines, folder: Path, times: int) -> dict[str, Any]:
                 run = recipe.run(by)
                 until(partial(_training, folder / by), "nothing was trained", 120)
                 cases.kill(Ranks(run, folder / by, machines), kind, by)
+                if (by, kind) == ("ray", "node"):  # back after its restart, as ssh's and Slurm's
+                    machines.join_ray("n2")
                 run.communicate(timeout=300)
                 if run.returncode:
                     cases.finish(recipe.run(by))

@@ -29,7 +29,7 @@ from assets.launch.launcher import MALLOC, free_port, worker_environment  # noqa
 from benchmarks.bars import at_most, verdict  # noqa: E402
 from gpt_model.config import ModelConfig  # noqa: E402
 from gpt_model.io import peak_resident_bytes  # noqa: E402
-from gpt_model.training.memory import Setting, memory_per_rank  # noqa: E402
+from gpt_model.training.memory import Setting, memory_per_rank, shared_bytes  # noqa: E402
 
 BAR = 0.15
 STEPS, MICRO_BATCHES = 2, 2
@@ -181,7 +181,9 @@ def planned(case: Case) -> float:
         case.precision,  # type: ignore[arg-type]
         case.communication,  # type: ignore[arg-type]
     )
-    return memory_per_rank(shape, setting)
+    # Resident memory has what the other ranks share, too
+    mapped = (setting.ranks - 1) * shared_bytes(shape, setting)
+    return memory_per_rank(shape, setting) + mapped
 
 
 def main() -> int:

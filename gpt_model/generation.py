@@ -134,11 +134,13 @@ def generate(
                             or len(row.written) == max_new_tokens
                         )
             living = [index for index, row in enumerate(reading) if not row.ended]
+            unread = fixed is None  # the last tokens chosen
             if len(living) <= len(reading) // 2:
                 reading = [reading[index] for index in living]
                 index = torch.tensor(living, dtype=torch.long, device=cache.lengths.device)
                 cache, states, step = cache.rows(index), states[index], None
-            if reading and fixed is None:
+                del fixed, choices  # and the memory of their graph, before the next is captured
+            if reading and unread:
                 states = _advance(model, reading, cache)
     return [row.written for row in rows]
 

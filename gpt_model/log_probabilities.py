@@ -29,10 +29,12 @@ def predicting_positions(
     `prompt_lengths` [texts], tokens before the continuation; `continuations` [texts], its tokens.
     Returns [continuation tokens]; the token at `position + 1` is the one predicted.
     """
-    first = (rows.starts + prompt_lengths - 1).repeat_interleave(continuations)
     ends = continuations.cumsum(0)
-    within = torch.arange(int(ends[-1]), device=rows.starts.device)
-    return first + within - (ends - continuations).repeat_interleave(continuations)
+    total = int(ends[-1])
+    # Of each text: the state that predicts its first token, less the tokens of texts before it
+    first = rows.starts + prompt_lengths - 1 - (ends - continuations)
+    by_token = first.repeat_interleave(continuations, output_size=total)
+    return by_token + torch.arange(total, device=rows.starts.device)
 
 
 def continuation_positions(rows: PackedSequences, continuations: Tensor) -> Tensor:

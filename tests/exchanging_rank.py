@@ -1,9 +1,12 @@
 """One rank that sums and gathers tensors through shared memory and through gloo, for
 `test_shared_memory.py`: prints, as JSON, whether memory is shared and whether the bytes are equal.
+
+`--zero STAGE`: it joins the others as a training of that stage does, and prints whether they share.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -13,18 +16,25 @@ import torch
 import torch.distributed as dist
 
 from gpt_model.training import shared_memory
-from gpt_model.training.engine import Execution, join_without_training
+from gpt_model.training.engine import Execution, join_without_training, start
 
 PART = 20_000  # of the shared memory here: the tensor goes in three parts
 
 
-def main(rank: int, ranks: int, apart: bool) -> None:
-    """`apart`: the last rank is on a system that does not share memory."""
+def refuse(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def main(rank: int, ranks: int, fault: str = "") -> None:
+    """`fault` of the last rank's system: it has no memfd ("apart"), or forbids it ("refused")."""
     torch.set_num_threads(1)
     shared_memory.ELEMENTS = PART
     join_without_training(Execution(rank=rank, world_size=ranks))
-    if apart and rank == ranks - 1:
-        del os.memfd_create
+    if fault and rank == ranks - 1:
+        if fault == "apart":
+            del os.memfd_create
+        else:
+            os.truncate = refuse
     through_gloo: list[int] = []
 
     def all_reduce(tensor: torch.Tensor, op: object, group: object, async_op: bool) -> None:
@@ -52,5 +62,17 @@ def main(rank: int, ranks: int, apart: bool) -> None:
     print(json.dumps({"shared": shared, "equal": equal, "gloo": through_gloo}))
 
 
+def started(rank: int, ranks: int, zero_stage: int) -> None:
+    """Print whether the ranks of a training of that stage exchange through shared memory."""
+    start(Execution(rank=rank, world_size=ranks, zero_stage=zero_stage))
+    import deepspeed
+
+    reduce = deepspeed.comm.comm.cdb.all_reduce
+    print(json.dumps({"shared": isinstance(reduce.__self__, shared_memory.SharedMemory)}))
+
+
 if __name__ == "__main__":
-    main(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), sys.argv[1:] == ["apart"])
+    if "--zero" in sys.argv:
+        started(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(sys.argv[2]))
+        sys.exit()
+    main(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), *sys.argv[1:])

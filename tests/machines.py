@@ -26,6 +26,7 @@ from kube_server import Settings
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = "head"
 PATIENCE_SECONDS = 60.0
+RAY_ADDRESS = "10.77.0.11:6379"  # the first machine's
 GLUSTER = ("/var/lib/glusterd", "/var/log/glusterfs", "/run/gluster")  # where it writes
 SLURM = """\
 ClusterName=lineage
@@ -294,16 +295,9 @@ class Machines:
         """A Ray cluster of the machines, in place of an earlier one. Returns its address."""
         self._end_ray()
         self._ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # names of sockets
-        head, *others = self.names
-        ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=2"]
-        ray += ["--disable-usage-stats", "--object-store-memory=80000000"]
-        ray += [f"--temp-dir={self._ray_folder}"]
-        first = ["--head", "--port=6379", "--include-dashboard=false"]
-        self._start_ray(head, [*ray, *first, "--node-ip-address=10.77.0.11"])
-        for number, name in enumerate(others):
-            address = ["--address=10.77.0.11:6379", f"--node-ip-address=10.77.0.{12 + number}"]
-            self._start_ray(name, [*ray, *address])
-        return "10.77.0.11:6379"
+        for name in self.names:
+            self.join_ray(name)
+        return RAY_ADDRESS
 
     def _end_ray(self) -> None:
         for daemon in self.ray.values():
@@ -312,8 +306,16 @@ class Machines:
         if self._ray_folder:
             shutil.rmtree(self._ray_folder, ignore_errors=True)
 
-    def _start_ray(self, name: str, command: Sequence[str]) -> None:
-        output = self.folder / f"ray.{name}.out"
+    def join_ray(self, name: str) -> None:
+        """Start a machine's Ray, as after its restart: the first one's is the cluster's head."""
+        number, output = self.names.index(name), self.folder / f"ray.{name}.out"
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=2"]
+        command += ["--disable-usage-stats", "--object-store-memory=80000000"]
+        command += [f"--temp-dir={self._ray_folder}", f"--node-ip-address=10.77.0.{11 + number}"]
+        if number == 0:
+            command += ["--head", "--port=6379", "--include-dashboard=false"]
+        else:
+            command += [f"--address={RAY_ADDRESS}"]
         output.unlink(missing_ok=True)
         self.ray[name] = self.start(name, command)
         until(lambda: "Ray runtime started" in output.read_text(), f"no Ray on {name}")

@@ -46,7 +46,7 @@ from docs.generate_reference import CPU_MEMORY_GB, PUBLISHED
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.scaling_laws import fit_compute
-from gpt_model.training.memory import Setting, memory_per_rank, moments
+from gpt_model.training.memory import Setting, memory_per_rank, moments, shared_bytes
 from gpt_model.training.schedules import BatchSchedule
 from pipelines.cli.plan import (
     draw_plan,
@@ -171,7 +171,7 @@ def test_zero_shares_out_what_the_paper_says() -> None:
     of them. What a step takes besides is the same on any number of ranks.
     """
     model = ModelConfig.published("gpt2-xl")
-    gpu = Setting(0, 8, 1, device="cuda")  # CPUs' ranks share memory besides
+    gpu = Setting(0, 8, 1, device="cuda")
     on = {
         ranks: [moments(model, replace(gpu, zero_stage=s, ranks=ranks)) for s in range(4)]
         for ranks in (4, 8)
@@ -182,7 +182,15 @@ def test_zero_shares_out_what_the_paper_says() -> None:
     step = on[8][0]
     assert step["optimizer"] == 16 * n and step["exchange"] == 16 * n + min(4 * n, 2e9)
     few, many = (moments(model, Setting(1, ranks, 1))["forward"] for ranks in (4, 8))
-    assert few - many == pytest.approx(n * 12 / 8 - 4 * 2**26, rel=0.01)
+    assert few - many == pytest.approx(n * 12 / 8, rel=0.01)
+
+
+def test_a_rank_of_cpus_is_charged_its_own_part_of_shared_memory() -> None:
+    model = ModelConfig.published("gpt2-xl")
+    on = {ranks: shared_bytes(model, Setting(1, ranks, 1)) for ranks in (1, 2, 24)}
+    assert on == {1: 0, 2: 2**26, 24: 2**26}
+    for apart in ({"hosts": 2}, {"device": "cuda"}, {"zero_stage": 3}):
+        assert shared_bytes(model, replace(Setting(1, 2, 1), **apart)) == 0
 
 
 def test_muon_takes_one_moment_less_and_some_flops_more(store: Store, base: Path) -> None:

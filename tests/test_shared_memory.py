@@ -47,6 +47,7 @@ def exchanged(ranks: int, *arguments: str) -> list[dict[str, Any]]:
         (2, [], [SMALL, SMALL]),
         (3, [], [LARGE, SMALL, SMALL]),  # sums of three: gloo's order of additions
         (2, ["apart"], [LARGE, LARGE, SMALL, SMALL]),
+        (2, ["refused"], [LARGE, LARGE, SMALL, SMALL]),
     ],
 )
 def test_ranks_that_share_memory_get_gloos_bytes(
@@ -54,3 +55,12 @@ def test_ranks_that_share_memory_get_gloos_bytes(
 ) -> None:
     for rank in exchanged(ranks, *arguments):
         assert rank == {"shared": not arguments, "equal": [True, True], "gloo": gloo}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
+@pytest.mark.parametrize(("zero_stage", "shared"), [(1, True), (3, False)])
+def test_a_training_below_zero_3_exchanges_through_shared_memory(
+    zero_stage: int, shared: bool
+) -> None:
+    assert exchanged(2, "--zero", str(zero_stage)) == [{"shared": shared}] * 2

@@ -9,6 +9,7 @@ import math
 import resource
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,13 +36,14 @@ from training_ranks import (
 )
 
 from assets.contract import Artifact, Built
-from assets.execution.pretraining import evaluation_steps
+from assets.execution.pretraining import LanguageModelling, evaluation_steps
 from assets.recipe.profile import Profile
 from assets.recipe.recipe import load_recipe
 from assets.report import pretrained
 from assets.stages.pretraining import PRETRAINED, check_shared_out, micro_batch
 from gpt_model import convert
 from gpt_model.config import ModelConfig
+from gpt_model.data.sampler import Sampler
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.ops import cpu_kernels
@@ -375,6 +377,27 @@ def test_the_next_batch_is_made_while_this_one_is_computed() -> None:
         ahead(3)
     assert ahead(4) == 40 and made == [0, 1, 2, 3, 4]
     assert Ahead(make, steps=2)(1) == 10 and made[-1] == 1  # nothing behind the last step
+
+
+def test_the_thread_that_makes_batches_has_its_ranks_gpu(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new thread has the first GPU, whatever its process has."""
+    chosen: list[tuple[int, str]] = []
+
+    def set_device(index: int) -> None:
+        chosen.append((index, threading.current_thread().name))
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    sampler = Sampler(TokenData(inputs / "tokens"), 16, BatchSchedule(64), seed=1)
+    objective = LanguageModelling(
+        sampler, Profile(name="gpus", processes=4), SHAPE, Execution(device="cuda"), steps=10
+    )
+    monkeypatch.setattr(objective, "_on_device", lambda part: part)
+    objective.micro_batches(0)
+    objective.micro_batches(1)
+    assert chosen == [(3, "ahead_0")]
 
 
 FAMILIES = {

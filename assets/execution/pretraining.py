@@ -31,7 +31,7 @@ from gpt_model.generation import generate
 from gpt_model.io import dump_json
 from gpt_model.lstm import build
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training import measure, snapshots
+from gpt_model.training import gpu, measure, snapshots
 from gpt_model.training.ahead import Ahead
 from gpt_model.training.engine import Engine, Execution, choose_product_library, start
 from gpt_model.training.loop import Hook, Outcome
@@ -213,8 +213,8 @@ class LanguageModelling:
         self.sampler, self.profile, self.execution = sampler, profile, execution
         self.flops_per_unit, self.vocab_size = shape.flops_per_token(), shape.vocab_size
         # On CPUs the thread would take its time from the step.
-        gpu = execution.device == "cuda"
-        self._ahead = Ahead(self._micro_batches, steps) if gpu else self._micro_batches
+        on_gpu = execution.device == "cuda"
+        self._ahead = Ahead(self._micro_batches, steps, gpu.use) if on_gpu else self._micro_batches
 
     def units_before(self, step: int) -> int:
         return self.sampler.batches.tokens_before(step)

@@ -65,7 +65,11 @@ class PackedSequences:
     def positions(self) -> Tensor:
         """Each token's position in its sequence: [tokens]."""
         index = torch.arange(len(self.tokens), device=self.tokens.device)
-        return index - self.starts.repeat_interleave(self.sizes)
+        return index - self._by_token(self.starts)
+
+    def _by_token(self, values: Tensor) -> Tensor:
+        """Values [sequences] of each token's sequence: [tokens], without waiting for the GPU."""
+        return values.repeat_interleave(self.sizes, output_size=len(self.tokens))
 
     @cached_property
     def padding_indices(self) -> tuple[Tensor, Tensor]:
@@ -73,7 +77,7 @@ class PackedSequences:
         each slot (any token, where the slot is padding), and the slot of each token [tokens].
         """
         number = torch.arange(len(self.lengths), device=self.tokens.device)
-        slots = self.positions + number.repeat_interleave(self.sizes) * self.longest
+        slots = self.positions + self._by_token(number) * self.longest
         token_of_slot = torch.zeros(
             len(self.lengths) * self.longest, dtype=torch.long, device=self.tokens.device
         )

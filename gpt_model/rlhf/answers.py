@@ -128,7 +128,8 @@ class _LogProbabilities:
         if self.temperature:
             by_token = (logits.float() / self.temperature).log_softmax(1)
             sampled = by_token.gather(1, tokens[:, None])[:, 0]
-            self.sums.index_add_(0, rows.cpu(), sampled.double().cpu())
+            self.sums = self.sums.to(logits.device)  # where nothing waits for them
+            self.sums.index_add_(0, rows, sampled.double())
 
 
 def _encode(encoder: PromptEncoder, prompt: Dialogue, room: int) -> tuple[list[int], bool]:

@@ -12,9 +12,12 @@ T = TypeVar("T")
 class Ahead(Generic[T]):
     """`ahead(step)` is `function(step)`, a pure function; that of the next of `steps` is begun."""
 
-    def __init__(self, function: Callable[[int], T], steps: int) -> None:
+    def __init__(
+        self, function: Callable[[int], T], steps: int, prepare: Callable[[], None] | None = None
+    ) -> None:
+        """`prepare` is called in the thread, once, before anything else there."""
         self._function, self._steps = function, steps
-        self._thread = ThreadPoolExecutor(1, "ahead")
+        self._thread = ThreadPoolExecutor(1, "ahead", prepare)
         self._next: tuple[int, Future[T]] | None = None
 
     def __call__(self, step: int) -> T:

@@ -45,7 +45,7 @@ def choose(memory_bytes: float | None, tf32: bool) -> None:
 
     Raises UserError where there is none, or less memory than 95 % of that.
     """
-    index, host = int(os.environ.get("LOCAL_RANK", "0")), socket.gethostname()
+    index, host = _index(), socket.gethostname()
     _require_driver(host)
     if (count := torch.cuda.device_count()) <= index:
         raise UserError(
@@ -62,8 +62,17 @@ def choose(memory_bytes: float | None, tf32: bool) -> None:
             "what fits.",
             field="memory_gb",
         )
-    torch.cuda.set_device(index)
+    use()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
+def use() -> None:
+    """Make this rank's GPU the current one of the calling thread: a new thread has the first."""
+    torch.cuda.set_device(_index())
+
+
+def _index() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _require_driver(host: str) -> None:

@@ -93,6 +93,7 @@ class Setting:
     device: Literal["cpu", "cuda"] = "cpu"
     compile: bool = False
     muon: bool = False
+    hosts: int = 1
 
     @property
     def factor_bytes(self) -> int:
@@ -111,11 +112,9 @@ def memory_per_rank(model: ModelConfig, setting: Setting) -> float:
 def moments(model: ModelConfig, setting: Setting) -> dict[str, float]:
     """Bytes of a rank at each moment of a step: "forward", "backward", "exchange", "optimizer"."""
     weights, gradients, optimizer = _state(model, setting)
-    standing = weights + gradients + optimizer
+    standing = weights + gradients + optimizer + shared_bytes(model, setting)
     if setting.zero_stage == 3:
         standing += _buckets(model, setting)
-    else:
-        standing += _shared(model, setting)
     return {
         "forward": standing + _forward(model, setting),
         "backward": standing + _backward(model, setting),
@@ -211,16 +210,18 @@ def _sent(model: ModelConfig, setting: Setting) -> float:
     return elements * (2 if _sends_bfloat16(setting) else FLOAT32)
 
 
-def _shared(model: ModelConfig, setting: Setting) -> float:
-    """What ranks of one host map of each other's memory (`gpt_model.training.shared_memory`): two
-    sum all gradients there, and any gather the shares of the weights.
+def shared_bytes(model: ModelConfig, setting: Setting) -> float:
+    """A rank's part of the memory through which ranks of one host exchange
+    (`gpt_model.training.shared_memory`): two sum all gradients there, and any gather the shares of
+    the weights. The others map it as well, which takes no more of the host's memory.
     """
-    if setting.device == "cuda" or setting.ranks == 1:
+    alone = setting.device == "cuda" or setting.ranks == 1 or setting.hosts > 1
+    if alone or setting.zero_stage == 3:
         return 0.0
     shares = 1 if setting.ranks == 2 else setting.ranks
     if shares > 1 and setting.zero_stage == 0:
         return 0.0
-    return setting.ranks * FLOAT32 * min(SHARED_ELEMENTS, model.parameters() / shares)
+    return FLOAT32 * min(SHARED_ELEMENTS, model.parameters() / shares)
 
 
 def _buckets(model: ModelConfig, setting: Setting) -> float:

@@ -167,8 +167,8 @@ class Muon(FusedAdamW):
             part.mul_(UPDATE_RMS * math.sqrt(max(part.shape)))
 
     def _exchange(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
-        """Give each rank its part [elements]; get so many elements of each, in their order. A
-        matrix's pieces are whole in it, as ZeRO cuts them in the order of ranks. Collective.
+        """Give each rank its part [elements]; get so many elements of each, in the order of ranks:
+        joined, the pieces that ranks hold of a matrix are the matrix. Collective.
         """
         if len(parts) == 1:
             return parts[0]

@@ -4,9 +4,9 @@ gloo sends what ranks exchange through the loopback interface, which takes a sma
 its step. Here each rank writes into memory of its process (`memfd`) that the others map, and reads
 theirs. gloo's barrier orders the accesses, so it still says, as before, where a rank is gone.
 
-Sums are taken of two ranks alone: there the order of additions is gloo's, whatever it is, and the
-bytes of a training are the same on one host and on two. Ranks on several hosts, tensors of other
-precisions and systems without `memfd` stay with gloo.
+Sums are made here where there are two ranks, and their order is then gloo's, so that a training has
+the same bytes on one host and on two. The sums of more ranks, ranks on several hosts, tensors of
+other precisions and systems without `memfd` stay with gloo.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ def _memories() -> list[Tensor] | None:
     """Every rank's memory [ELEMENTS]; None on all ranks where one cannot map another's."""
     ranks = torch.distributed.get_world_size()
     descriptor, secret = -1, secrets.randbits(62)  # that the memory is that rank's, not another's
-    if hasattr(os, "memfd_create"):
+    # No memfd, a system that forbids it, or a limit on the size of files: gloo does
+    with suppress(AttributeError, OSError):
         descriptor = os.memfd_create("lineage-exchange")
         os.truncate(descriptor, ELEMENTS * 4)
         os.pwrite(descriptor, secret.to_bytes(8, "little"), 0)
