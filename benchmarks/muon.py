@@ -53,8 +53,8 @@ def section_of(tokens: int, rate: float | None) -> dict[str, Any]:
     section = TINY[1].model_dump(mode="json")
     warmup = section["warmup_tokens"] * tokens // section["tokens"]
     section |= {"tokens": tokens, "warmup_tokens": warmup}
-    if rate is not None:
-        section |= {"optimizer": "muon", "muon": {"learning_rate": rate}}
+    adamw, muon = ("adamw", None), ("muon", {"learning_rate": rate})
+    section["optimizer"], section["muon"] = adamw if rate is None else muon
     return PretrainingSection.model_validate(section).model_dump(mode="json")
 
 

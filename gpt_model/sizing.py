@@ -104,11 +104,15 @@ def sized(rules: Rules, layers: int, fixed: Mapping[str, Any]) -> Size:
     return Size(model, float(f"{rate:.{DIGITS}g}"), batch, tokens)
 
 
-def scaled_with_tokens(
-    pretraining: Mapping[str, Any], tokens: int, batch_tokens: int, context: int
+def scaled_settings(
+    pretraining: Mapping[str, Any],
+    tokens: int,
+    batch_tokens: int,
+    context: int,
+    learning_rate: float,
 ) -> dict[str, Any]:
-    """What of a training's section is counted in tokens, for a training of other length: the same
-    shares of it.
+    """What follows the length and the learning rate of a training's section, for others of them:
+    numbers of tokens are the same shares of it, and Muon's own rate is the same multiple.
     """
     share = tokens / pretraining["tokens"]
     scaled: dict[str, Any] = {"warmup_tokens": round(pretraining.get("warmup_tokens", 0) * share)}
@@ -125,6 +129,9 @@ def scaled_with_tokens(
             "from_tokens": first,
             "over_tokens": max(1, round(ramp["over_tokens"] * share)),
         }
+    if (muon := pretraining.get("muon")) and (rate := muon.get("learning_rate")):
+        ratio = learning_rate / pretraining["learning_rate"]
+        scaled["muon"] = {**muon, "learning_rate": rate * ratio}
     return scaled
 
 

@@ -112,7 +112,7 @@ def test_the_opponent_is_tried_as_often_as_ours_and_the_best_stands() -> None:
         return 2.0 + rate + abs(settings.batch - best.batch) / 10 + other / 10
 
     outcomes = list(bits_per_byte.tries(score))
-    assert len(outcomes) == bits_per_byte.TRIES == 18
+    assert len(outcomes) == bits_per_byte.TRIES == 21
     assert outcomes[0][0] == bits_per_byte.Settings(32, 1e-3)  # nanoGPT's own
     chosen = min(outcomes, key=lambda outcome: outcome[1])[0]
     assert chosen == dataclasses.replace(best, rate=4e-3 / 1.5 * 1.25)

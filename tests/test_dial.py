@@ -89,6 +89,21 @@ def test_a_dial_leads_from_the_recipe_it_extends_and_at_its_depth_changes_nothin
     )
 
 
+def test_muons_rate_follows_the_learning_rate(tmp_path: Path) -> None:
+    write_local_recipe(tmp_path)
+    muon = "extends: local\npretraining: {optimizer: muon, muon: {learning_rate: 8.0e-3}}\n"
+    _, trained = load_recipe(written(tmp_path, muon, "muon")).model_and_training
+    for name, sections in {
+        "dialled": "depth: 4\n",
+        "beside": "depth: 4\npretraining: {learning_rate: 1.0e-3}\n",
+    }.items():
+        recipe = load_recipe(written(tmp_path, f"extends: muon\n{sections}", name))
+        _, training = recipe.model_and_training
+        assert training.muon and training.learning_rate != trained.learning_rate
+        ratio = training.muon.learning_rate / training.learning_rate
+        assert ratio == pytest.approx(8e-3 / trained.learning_rate)
+
+
 def test_what_is_written_beside_the_dial_stands_and_the_rest_follows(tmp_path: Path) -> None:
     write_local_recipe(tmp_path)
     free = load_recipe(written(tmp_path, "extends: local\ndepth: 4\n"))

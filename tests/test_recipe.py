@@ -18,7 +18,7 @@ from dagster._core.events import DagsterEvent
 from assets.graph import check, node_named, nodes
 from assets.lineage import Lineage
 from assets.node import Node
-from assets.recipe.recipe import RECIPES, load_recipe
+from assets.recipe.recipe import RECIPES, MuonSection, load_recipe
 from assets.recipe.yaml_file import read_yaml, yaml_files
 from assets.stage import RETRY
 from assets.store.store import Store
@@ -400,7 +400,7 @@ def test_the_recipe_that_is_explained_line_by_line_is_tiny(tmp_path: Path) -> No
         ),
         ("finetuning: null\nlora: {}", "line 4: `lora`: it adapts weights that are there already"),
         (
-            "pretraining: {muon: {}}",
+            "pretraining: {optimizer: adamw, muon: {}}",
             "line 3: `pretraining.muon`: they are Muon's settings, and optimizer is adamw: write "
             "optimizer: muon",
         ),
@@ -436,7 +436,7 @@ def test_sections_that_contradict_each_other_are_said_with_file_line_and_field(
 
 def test_the_optimizer_is_of_a_section_s_identity_where_it_is_not_adamw(tmp_path: Path) -> None:
     def dumped(pretraining: str) -> dict[str, Any]:
-        recipe = load_recipe(str(extending(tmp_path, f"pretraining: {pretraining}")))
+        recipe = load_recipe(str(extending(tmp_path, f"pretraining: {pretraining}", "gpt3-tiny")))
         return recipe.model_and_training[1].model_dump(mode="json")
 
     plain = dumped("{}")
@@ -445,6 +445,15 @@ def test_the_optimizer_is_of_a_section_s_identity_where_it_is_not_adamw(tmp_path
     muon = dumped("{optimizer: muon}")
     assert muon == dumped("{optimizer: muon, muon: {momentum: 0.95}}")
     assert {name: muon[name] for name in plain} == plain
+
+
+def test_an_optimizer_that_replaces_muon_leaves_its_settings_out(tmp_path: Path) -> None:
+    def muon(pretraining: str) -> MuonSection | None:
+        recipe = load_recipe(str(extending(tmp_path, f"pretraining: {pretraining}")))
+        return recipe.model_and_training[1].muon
+
+    assert muon("{optimizer: adamw}") is None
+    assert muon("{seed: 2}") == muon("{optimizer: muon}") == MuonSection(learning_rate=4e-3)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 from assets.recipe.yaml_file import load_strict, naming, validate
 from gpt_model.config import PUBLISHED, ModelConfig
 from gpt_model.errors import UserError, about
-from gpt_model.sizing import Rules, counted, scaled_with_tokens, sized
+from gpt_model.sizing import Rules, counted, scaled_settings, sized
 from gpt_model.strict import Layers, Strict, explanation
 
 WARMUP = 0.01  # share of the tokens, where no recipe gives one: ours, no paper's
@@ -154,8 +154,9 @@ def _numbers(
     batch, tokens = trained.get("batch_tokens", size.batch_tokens), trained.get("tokens")
     if tokens is None:
         tokens = max(1, round(rules.tokens_per_parameter * counted(size.model) / batch)) * batch
-    schedule = (
-        scaled_with_tokens(base["pretraining"], tokens, batch, size.model.context)
+    rate = trained.get("learning_rate", size.learning_rate)
+    scaled = (
+        scaled_settings(base["pretraining"], tokens, batch, size.model.context, rate)
         if {"tokens", "batch_tokens"} <= _part(base, "pretraining").keys()
         else {"warmup_tokens": round(WARMUP * tokens)}
     )
@@ -171,6 +172,6 @@ def _numbers(
             "tokens": tokens,
             "batch_tokens": batch,
             "learning_rate": size.learning_rate,
-            **schedule,
+            **scaled,
         },
     }

@@ -134,9 +134,13 @@ def _without_what_imports_replace(files: dict[Path, Contents]) -> dict[Path, Con
 
 def merged(base: Contents, over: Contents) -> Contents:
     """`over` over `base`, without the limits and experiments that `base` has for tasks and suites
-    that `over` no longer names.
+    that `over` no longer names, and without settings of an optimizer that it replaces.
     """
     contents = _merge(base, over)
+    training = over.get("pretraining")
+    replaces_muon = isinstance(training, dict) and training.get("optimizer", "muon") != "muon"
+    if replaces_muon and "muon" not in training:
+        contents["pretraining"].pop("muon", None)
     before, changed = base.get("alignment"), over.get("alignment")
     if isinstance(before, dict) and isinstance(changed, dict):
         # a step that is left out, though without a section it would have the default's

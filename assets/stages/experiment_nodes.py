@@ -32,7 +32,7 @@ from assets.stages.experiments import (
 from assets.stages.pretraining import PRETRAINED
 from gpt_model.config import ModelShape
 from gpt_model.errors import UserError
-from gpt_model.sizing import scaled_with_tokens
+from gpt_model.sizing import scaled_settings
 
 
 def experiment_nodes(recipe: Recipe) -> list[Node]:
@@ -125,7 +125,8 @@ def _depth(recipe: Recipe, section: Depth) -> list[Node]:
             )
         settings = pretraining.model_dump(mode="json")
         changes |= {"tokens": section.tokens}
-        changes |= scaled_with_tokens(settings, section.tokens, batch, model.context)
+        rate = pretraining.learning_rate
+        changes |= scaled_settings(settings, section.tokens, batch, model.context, rate)
     # The recipe's pre-trained model is one of them where it is trained just so.
     shares_pretrained = section.tokens is None and section.seeds == 1
     models = [

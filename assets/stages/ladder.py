@@ -26,7 +26,7 @@ from assets.stages.experiments import PREDICTION, SCALING
 from assets.stages.experiments import SCALING_LEVEL as LEVEL
 from assets.stages.pretraining import PRETRAINED
 from gpt_model.errors import UserError
-from gpt_model.sizing import Rules, Size, scaled_with_tokens, sized
+from gpt_model.sizing import Rules, Size, scaled_settings, sized
 from gpt_model.strict import explanation
 
 FOLDER = "scaling/"  # what the ladder's assets are called
@@ -150,16 +150,15 @@ def _sections(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of the pre-training stage: the recipe's own at this size, measured once, at the end."""
     settings = pretraining.model_dump(mode="json")
-    scaled = scaled_with_tokens(settings, size.tokens, size.batch_tokens, size.model.context)
+    scaled = scaled_settings(
+        settings, size.tokens, size.batch_tokens, size.model.context, size.learning_rate
+    )
     by_size: dict[str, Any] = {
         "tokens": size.tokens,
         "batch_tokens": size.batch_tokens,
         "learning_rate": size.learning_rate,
         "seed": seed,
     }
-    if (muon := settings.get("muon")) and muon["learning_rate"]:
-        ratio = size.learning_rate / pretraining.learning_rate
-        by_size["muon"] = {**muon, "learning_rate": muon["learning_rate"] * ratio}
     measured = {"evaluations": 1, "samples": 0, "snapshots": 0}
     checked = PretrainingSection.model_validate({**settings, **scaled, **by_size, **measured})
     return size.model.model_dump(mode="json", exclude={"vocab_size"}), checked.model_dump(
