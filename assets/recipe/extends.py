@@ -137,10 +137,10 @@ def merged(base: Contents, over: Contents) -> Contents:
     that `over` no longer names, and without settings of an optimizer that it replaces.
     """
     contents = _merge(base, over)
-    training = over.get("pretraining")
-    replaces_muon = isinstance(training, dict) and training.get("optimizer", "muon") != "muon"
-    if replaces_muon and "muon" not in training:
-        contents["pretraining"].pop("muon", None)
+    if isinstance(training := over.get("pretraining"), dict):
+        replaces_muon = training.get("optimizer", "muon") != "muon"
+        if replaces_muon and "muon" not in training:
+            contents["pretraining"].pop("muon", None)
     before, changed = base.get("alignment"), over.get("alignment")
     if isinstance(before, dict) and isinstance(changed, dict):
         # a step that is left out, though without a section it would have the default's
