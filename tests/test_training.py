@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_ranks import (
     MODEL,
     MUON,
@@ -48,6 +49,7 @@ from gpt_model.data.shards import TokenData
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.ops import cpu_kernels
 from gpt_model.progress import Silent
+from gpt_model.training import engine
 from gpt_model.training.ahead import Ahead
 from gpt_model.training.checkpoint import Checkpoints, verify
 from gpt_model.training.engine import Engine, Execution, choose_product_library, shard, start
@@ -398,6 +400,46 @@ def test_the_thread_that_makes_batches_has_its_ranks_gpu(
     objective.micro_batches(0)
     objective.micro_batches(1)
     assert chosen == [(3, "ahead_0")]
+
+
+class CountCasts(TorchDispatchMode):
+    """Counts casts of a block's matrix to bfloat16."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        kwargs = kwargs or {}
+        if function is torch.ops.aten._to_copy.default and args[0].shape == self.shape:
+            self.count += kwargs.get("dtype") is torch.bfloat16
+        return function(*args, **kwargs)
+
+
+def test_a_steps_micro_batches_share_the_casts_of_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape = SHAPE.model_copy(update={"dropout": 0.1})  # so that torch's operators are used
+    wide = (shape.width, 4 * shape.width)
+
+    def trained() -> tuple[int, dict[int, float]]:
+        progress, how = Remembers(), settings(steps=3, precision="bfloat16")
+        with CountCasts(wide) as casts:
+            train(
+                GPT(shape, seed=1),
+                Counting(),
+                how,
+                Execution(zero_stage=1),
+                checkpoints=None,
+                progress=progress,
+            )
+        return casts.count, {step: values["loss"] for step, values in progress.seen.items()}
+
+    shared, losses = trained()
+    monkeypatch.setattr(engine, "casts_kept", nullcontext)
+    by_micro_batch, same = trained()
+    assert (shared, by_micro_batch) == (3 * shape.layers, 3 * 4 * shape.layers)
+    assert losses == same
 
 
 FAMILIES = {

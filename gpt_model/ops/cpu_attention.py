@@ -17,7 +17,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from gpt_model.ops.sizes import QUERIES
+from gpt_model.ops.sizes import BANDED_QUERIES, QUERIES
 
 HEADS_AT_ONCE = 16  # of one product: rows of few heads are attended together
 SHORT = 64  # tokens of a packed text that is attended in a group
@@ -29,9 +29,9 @@ def _blocks(time: int, heads: int, band: int | None) -> list[tuple[slice, slice,
     """Blocks of queries: the queries, the keys that any of them sees, and where the block's weights
     lie in a sequence's store.
     """
-    blocks, used = [], 0
-    for start in range(0, time, QUERIES):
-        end, first = min(start + QUERIES, time), 0 if band is None else max(0, start - band + 1)
+    blocks, used, most = [], 0, QUERIES if band is None else BANDED_QUERIES
+    for start in range(0, time, most):
+        end, first = min(start + most, time), 0 if band is None else max(0, start - band + 1)
         size = heads * (end - start) * (end - first)
         blocks.append((slice(start, end), slice(first, end), slice(used, used + size)))
         used += size

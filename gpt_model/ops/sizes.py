@@ -7,7 +7,9 @@ from __future__ import annotations
 CHUNK_BYTES = 1 << 24
 GPU_CHUNK_BYTES = 1 << 28
 GPU_VOCABULARY = 128  # a GPU's head has a multiple of so many rows
-QUERIES = 128  # queries in a block: what lies beyond the diagonal block is never computed
+# Queries in a block: what lies beyond the diagonal block is never computed. With a band each block
+# has keys beside it that few of its queries see, so blocks are smaller.
+QUERIES, BANDED_QUERIES = 128, 64
 SHARED_ELEMENTS = 1 << 24  # of what a rank shares with those of its host; more go in parts
 # Tokens that a query sees. Beyond it the saved attention weights take more memory than they save
 # time.

@@ -247,6 +247,19 @@ def _import_deepspeed(compiling: bool) -> Any:
     return deepspeed
 
 
+@contextmanager
+def casts_kept() -> Iterator[None]:
+    """Autocast's copies of the weights, which last to the end of the outermost autocast, last to the
+    end of this: a step's micro-batches share them.
+    """
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+
+
 class _Forward(nn.Module):
     """What the engine calls: the objective's loss over the model, so that ZeRO-3 gathers whatever
     weights the loss touches.
@@ -343,13 +356,19 @@ class Engine:
         for group in self._base.param_groups:
             group["lr"] = learning_rate * group["rate_multiplier"]
         total = torch.zeros((), device=self.execution.device)
-        for index, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
-            self._seed(seed)
-            engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            loss = engine(micro_batch)
-            total += loss.detach()
-            engine.backward(loss / len(micro_batches))
-            metrics.append(self._forward.metrics)
+        # Kept, copies stand beside the blocks that checkpointing recomputes; at ZeRO 3 there are none
+        kept = casts_kept() if not self.execution.activation_checkpointing else nullcontext()
+        with kept:
+            for index, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
+                self._seed(seed)
+                is_last = index == len(micro_batches) - 1
+                engine.set_gradient_accumulation_boundary(is_last)
+                loss = engine(micro_batch)
+                if is_last:
+                    torch.clear_autocast_cache()  # the backward pass gives each copy back
+                total += loss.detach()
+                engine.backward(loss / len(micro_batches))
+                metrics.append(self._forward.metrics)
         if self.execution.zero_stage == 0:
             norm = nn.utils.clip_grad_norm_(self._forward.parameters(), self.settings.gradient_clip)
             engine.step()

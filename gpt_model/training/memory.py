@@ -53,7 +53,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt_model.config import ModelConfig
-from gpt_model.ops.sizes import CHUNK_BYTES, GPU_CHUNK_BYTES, MAX_KEYS, QUERIES, SHARED_ELEMENTS
+from gpt_model.ops.sizes import (
+    BANDED_QUERIES,
+    CHUNK_BYTES,
+    GPU_CHUNK_BYTES,
+    MAX_KEYS,
+    QUERIES,
+    SHARED_ELEMENTS,
+)
 
 FLOAT32 = 4
 # DeepSpeed's defaults of `stage3_max_live_parameters` and `stage3_prefetch_bucket_size`
@@ -273,7 +280,7 @@ def _block_bytes(model: ModelConfig, setting: Setting, layer: int) -> float:
     each += 3 * (FLOAT32 if by_hand else factor) * width
     if by_hand:
         # Half of the keys are later than the query, but a block's queries have the same
-        seen = keys / 2 + QUERIES / 2 if band is None else keys + QUERIES / 2
+        seen = keys / 2 + QUERIES / 2 if band is None else keys + BANDED_QUERIES / 2
         each += FLOAT32 * heads * min(seen, keys)
     elif model.dropout:
         each += 2 * factor * width
