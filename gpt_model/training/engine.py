@@ -249,8 +249,8 @@ def _import_deepspeed(compiling: bool) -> Any:
 
 @contextmanager
 def casts_kept() -> Iterator[None]:
-    """Autocast's copies of the weights, which last to the end of the outermost autocast, last to the
-    end of this: a step's micro-batches share them.
+    """Autocast's copies of the weights, which last to the end of the outermost autocast, last to
+    the end of this: a step's micro-batches share them.
     """
     torch.autocast_increment_nesting()
     try:
@@ -356,7 +356,7 @@ class Engine:
         for group in self._base.param_groups:
             group["lr"] = learning_rate * group["rate_multiplier"]
         total = torch.zeros((), device=self.execution.device)
-        # Kept, copies stand beside the blocks that checkpointing recomputes; at ZeRO 3 there are none
+        # Checkpointing does without the copies, and at ZeRO 3 there are none
         kept = casts_kept() if not self.execution.activation_checkpointing else nullcontext()
         with kept:
             for index, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
