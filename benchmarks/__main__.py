@@ -1,5 +1,5 @@
-"""`make bench`: every figure of docs/performance.md, measured one after the other. About 80 minutes
-on two cores, nothing beside it.
+"""`make bench`: every figure of docs/performance.md, measured one after the other. About two
+hours on two cores, nothing beside it: one of them for `bits`.
 
 python -m benchmarks [PART …]     all by default: demo bits speed banded generation evaluation
 memory sft reward dpo ppo; figures go to benchmarks/results/

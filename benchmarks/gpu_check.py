@@ -7,8 +7,9 @@ Kernels against plain operators; tiny's shape trained on the GPU and on the CPU 
 byte; GPT-2 small and a shape of 1.5 billion parameters, 60 steps each, with and without
 torch.compile; ZeRO 1 to 3 on one rank; a resumed training; generation and evaluation against
 `transformers`, the captured step of generation against a plain one; a batch of PPO. Every part is a
-separate process with a time limit, and what fails does not stop the next. A Markdown table with the device's name is printed and written, for
-docs/performance.md; the status is 1 where a bar is missed or a part failed.
+separate process with a time limit, and what fails does not stop the next. A Markdown table with the
+device's name is printed and written, for docs/performance.md; the status is 1 where a bar is missed
+or a part failed.
 
 `--device cpu --small` runs the same code on small shapes in some two minutes, without a GPU.
 """

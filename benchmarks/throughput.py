@@ -199,8 +199,9 @@ def pipeline(inputs: Path, case: dict[str, Any], profile: Profile, folder: str) 
         json.dumps({"inputs": str(inputs), "case": case, "profile": shown, "output": folder})
     )
     environment = worker_environment(profile.device, profile.processes, profile.threads_each())
+    port = str(free_port())  # of all ranks
     ranks = [
-        {**environment, "MASTER_PORT": str(free_port()), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        {**environment, "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         for rank in range(profile.processes)
     ]
     return InTurns([__file__, "--rank", str(job)], ranks)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from benchmarks import bars, bits_per_byte, peers
+from assets.recipe.profile import Profile
+from benchmarks import bars, bits_per_byte, peers, throughput
 from benchmarks.__main__ import PARTS, run
 
 MAKES_A_FIGURE = """
@@ -116,6 +117,16 @@ def test_the_opponent_is_tried_as_often_as_ours_and_the_best_stands() -> None:
     assert outcomes[0][0] == bits_per_byte.Settings(32, 1e-3)  # nanoGPT's own
     chosen = min(outcomes, key=lambda outcome: outcome[1])[0]
     assert chosen == dataclasses.replace(best, rate=4e-3 / 1.5 * 1.25)
+
+
+@pytest.mark.slow
+def test_the_ranks_of_the_measured_pipeline_meet(tmp_path: Path) -> None:
+    shape = {"family": "gpt2", "layers": 1, "width": 32, "heads": 2, "context": 32, "dropout": 0.0}
+    case = {"model": shape, "vocab_size": 400, "steps": 4, "batch_tokens": 128}
+    throughput.make_inputs(tmp_path, 400, words_known=200)
+    profile = Profile(name="two", processes=2, threads=1, zero_stage=1)
+    measured = throughput.run_pipeline(tmp_path, {**case, "precision": "float32"}, profile)
+    assert measured["tokens_per_second"] > 0 and math.isfinite(measured["bits_per_byte"])
 
 
 def test_a_peer_runs_with_the_fastest_of_its_settings(capsys: pytest.CaptureFixture[str]) -> None:

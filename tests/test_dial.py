@@ -104,6 +104,14 @@ def test_muons_rate_follows_the_learning_rate(tmp_path: Path) -> None:
         assert ratio == pytest.approx(8e-3 / trained.learning_rate)
 
 
+@pytest.mark.parametrize("muon", ["3", "{learning_rate: fast}"])
+def test_a_mistake_in_muons_settings_is_named_below_a_dial_too(tmp_path: Path, muon: str) -> None:
+    write_local_recipe(tmp_path)
+    written(tmp_path, f"extends: local\npretraining: {{optimizer: muon, muon: {muon}}}\n", "muon")
+    with pytest.raises(UserError, match=r"pretraining\.muon"):
+        load_recipe(written(tmp_path, "extends: muon\ndepth: 4\n"))
+
+
 def test_what_is_written_beside_the_dial_stands_and_the_rest_follows(tmp_path: Path) -> None:
     write_local_recipe(tmp_path)
     free = load_recipe(written(tmp_path, "extends: local\ndepth: 4\n"))

@@ -84,8 +84,8 @@ def merged(files: Mapping[Path, Contents], merge: Merge) -> tuple[Contents, Dial
         rules, origin = _rules(depth, base, paths[dialled].parent)
         try:
             numbers = _numbers(depth.layers, rules, base, beside, _all(over, merge, base))
-        except (TypeError, ValueError):
-            # something it reads is of a wrong kind; that is said when the whole is read
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            # something it reads is of a wrong kind or missing; that is said when the whole is read
             numbers = {}
     defaults = {
         section: {k: v for k, v in fields.items() if k not in _part(beside, section)}

@@ -357,8 +357,8 @@ class Engine:
             group["lr"] = learning_rate * group["rate_multiplier"]
         total = torch.zeros((), device=self.execution.device)
         # Checkpointing does without the copies, and at ZeRO 3 there are none
-        kept = casts_kept() if not self.execution.activation_checkpointing else nullcontext()
-        with kept:
+        checkpointing = self.execution.activation_checkpointing
+        with nullcontext() if checkpointing else casts_kept():
             for index, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
                 self._seed(seed)
                 is_last = index == len(micro_batches) - 1
