@@ -25,11 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from assets.estimate import ZERO_STAGES  # noqa: E402
-from assets.launch.launcher import MALLOC, free_port, worker_environment  # noqa: E402
+from assets.launch.launcher import HUGE_PAGES, MALLOC, free_port, worker_environment  # noqa: E402
 from benchmarks.bars import at_most, verdict  # noqa: E402
 from gpt_model.config import ModelConfig  # noqa: E402
 from gpt_model.io import peak_resident_bytes  # noqa: E402
-from gpt_model.training.memory import Setting, memory_per_rank, shared_bytes  # noqa: E402
+from gpt_model.training.memory import Setting, mapped_bytes, memory_per_rank  # noqa: E402
 
 BAR = 0.15
 STEPS, MICRO_BATCHES = 2, 2
@@ -150,7 +150,7 @@ def measured(case: Case, *, worker: bool) -> dict[str, float]:
     """
     common = worker_environment("cpu", case.ranks, 1)
     if not worker:
-        common = {name: value for name, value in common.items() if name not in MALLOC}
+        common = {name: value for name, value in common.items() if name not in MALLOC | HUGE_PAGES}
         common["MALLOC_MMAP_THRESHOLD_"] = "65536"
     common |= {"MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
     processes = [
@@ -182,8 +182,7 @@ def planned(case: Case) -> float:
         case.communication,  # type: ignore[arg-type]
     )
     # Resident memory has what the other ranks share, too
-    mapped = (setting.ranks - 1) * shared_bytes(shape, setting)
-    return memory_per_rank(shape, setting) + mapped
+    return memory_per_rank(shape, setting) + mapped_bytes(shape, setting)
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt_model.config import ModelConfig
-from gpt_model.transformer import GPT, Decoder
+from gpt_model.transformer import GPT, Decoder, look_up
 
 
 class LSTM(Decoder):
@@ -56,7 +56,7 @@ class LSTM(Decoder):
                 f"{tokens.shape[1]} tokens are more than the context of {self.config.context}"
             )
         rows, _ = embeddings or self.embeddings()
-        states, _ = self.cells(F.embedding(tokens, rows))
+        states, _ = self.cells(look_up(tokens, rows, is_head=embeddings is not None))
         return F.dropout(states, self.config.dropout, self.training)
 
 

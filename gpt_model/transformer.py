@@ -49,6 +49,15 @@ def generator_of(name: str, seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
+def look_up(tokens: Tensor, table: Tensor, *, is_head: bool) -> Tensor:
+    """Rows of table [vocabulary, width] for tokens [...]: [..., width].
+
+    `is_head`: the same pass multiplies by the table too, whose gradient is whole then. On a CPU the
+    few rows looked up are added to it where it lies, not as a second whole one.
+    """
+    return F.embedding(tokens, table, sparse=is_head and tokens.device.type == "cpu")
+
+
 class Decoder(nn.Module, ABC):
     """Any next-token model: a GPT, or the LSTM that GPT-1 compares it with (`lstm.py`).
 
@@ -64,7 +73,7 @@ class Decoder(nn.Module, ABC):
     def hidden(self, tokens: Tensor, *, embeddings: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """States [batch, time, width] for the output head, of tokens [batch, time].
 
-        `embeddings`: those of this pass, where the caller needs the head too.
+        `embeddings`: those of this pass, where the caller needs the head too (`look_up`).
         """
 
     @abstractmethod
@@ -289,7 +298,7 @@ class GPT(Decoder):
 
         With a cache the tokens continue each row and are written into it: `lengths` [batch] says
         how many tokens of each row count (the rest is padding on the right), by default all.
-        `embeddings`: those of this pass, where the caller needs the head too.
+        `embeddings`: those of this pass, where the caller needs the head too (`look_up`).
         """
         time = tokens.shape[1]
         token_rows, position_rows = embeddings or self.embeddings()
@@ -301,7 +310,7 @@ class GPT(Decoder):
             position = position_rows[:time]
         else:
             position = F.embedding(cache.begin(time), position_rows)
-        x = F.embedding(tokens, token_rows) + position
+        x = look_up(tokens, token_rows, is_head=embeddings is not None) + position
         if self.config.family != "gpt1":
             x = F.dropout(x, self.config.dropout, self.training)
         for block in self.h:
@@ -313,13 +322,16 @@ class GPT(Decoder):
     def states_of(
         self, packed: PackedSequences, embeddings: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """States [tokens, width] of packed sequences, each as if it stood alone."""
+        """States [tokens, width] of packed sequences, each as if it stood alone. `embeddings`: as
+        `hidden` takes them.
+        """
         if packed.longest > self.config.context:
             raise ValueError(
                 f"{packed.longest} tokens are more than the context of {self.config.context}"
             )
         token_rows, position_rows = embeddings or self.embeddings()
-        x = F.embedding(packed.tokens, token_rows) + F.embedding(packed.positions, position_rows)
+        x = look_up(packed.tokens, token_rows, is_head=embeddings is not None)
+        x = x + F.embedding(packed.positions, position_rows)
         x = x[None]
         if self.config.family != "gpt1":
             x = F.dropout(x, self.config.dropout, self.training)

@@ -2,11 +2,13 @@
 `test_shared_memory.py`: prints, as JSON, whether memory is shared and whether the bytes are equal.
 
 `--zero STAGE`: it joins the others as a training of that stage does, and prints whether they share.
+`--train STAGE`: it trains a small GPT so, and prints what ranks share and the weights' digest.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import sys
@@ -15,8 +17,10 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
+from gpt_model import GPT, ModelConfig
 from gpt_model.training import shared_memory
-from gpt_model.training.engine import Execution, join_without_training, start
+from gpt_model.training.engine import Engine, Execution, join_without_training, start
+from gpt_model.training.optimizer import MuonSettings, TrainingSettings
 
 PART = 20_000  # of the shared memory here: the tensor goes in three parts
 
@@ -62,6 +66,48 @@ def main(rank: int, ranks: int, fault: str = "") -> None:
     print(json.dumps({"shared": shared, "equal": equal, "gloo": through_gloo}))
 
 
+class NextToken:
+    """The loss of a language model, without metrics."""
+
+    def loss(self, model: torch.nn.Module, micro_batch: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        return model(micro_batch[:, :-1], micro_batch[:, 1:]), {}
+
+
+def trained(
+    rank: int, ranks: int, zero_stage: int, optimizer: str, bucket: int, apart: str
+) -> None:
+    """Train for three steps of two micro-batches. `bucket`: of how many gradients, 0 for all.
+    `apart`: the last rank's system has no memfd.
+    """
+    torch.set_num_threads(1)
+    if apart and rank == ranks - 1:
+        del os.memfd_create
+    shape = {"layers": 2, "width": 32, "heads": 2, "context": 16, "vocab_size": 1000}
+    model = GPT(ModelConfig(family="gpt2", dropout=0.0, **shape), seed=1)
+    muon = MuonSettings(rate_multiplier=2.0, weight_decay=0.1) if optimizer == "muon" else None
+    settings = TrainingSettings(3, lambda step: 1e-3, muon=muon)  # type: ignore[arg-type]
+    buckets = {"zero_optimization": {"reduce_bucket_size": bucket}} if bucket else {}
+    execution = Execution("cpu", zero_stage, rank, ranks, deepspeed=buckets)  # type: ignore[arg-type]
+    engine = Engine(model, NextToken(), settings, execution)
+    draw, norms = torch.Generator().manual_seed(rank), []
+    for step in range(3):
+        rows = torch.randint(0, 1000, (2, 2, 17), generator=draw)
+        norms.append(engine.step(list(rows), 1e-3, [step, step])[2])
+    optimizer_of_zero = engine._deepspeed.optimizer
+    shared = [
+        hasattr(optimizer_of_zero.bit16_groups_flat[0], shared_memory.HELD_ONCE),
+        isinstance(
+            getattr(optimizer_of_zero.average_tensor, "__self__", None),
+            shared_memory.SharedGradients,
+        ),
+        bool(getattr(engine._base, "_through_memory", None)),
+    ]
+    engine.close()
+    weights = b"".join(bytes(p.detach().numpy()) for p in model.parameters())
+    digest = hashlib.sha256(weights).hexdigest()
+    print(json.dumps({"shared": shared, "digest": digest, "norms": norms}))
+
+
 def started(rank: int, ranks: int, zero_stage: int) -> None:
     """Print whether the ranks of a training of that stage exchange through shared memory."""
     start(Execution(rank=rank, world_size=ranks, zero_stage=zero_stage))
@@ -74,5 +120,16 @@ def started(rank: int, ranks: int, zero_stage: int) -> None:
 if __name__ == "__main__":
     if "--zero" in sys.argv:
         started(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(sys.argv[2]))
+        sys.exit()
+    if "--train" in sys.argv:
+        stage, muon_or_adamw, elements, *fault = sys.argv[2:]
+        trained(
+            int(os.environ["RANK"]),
+            int(os.environ["WORLD_SIZE"]),
+            int(stage),
+            muon_or_adamw,
+            int(elements),
+            "".join(fault),
+        )
         sys.exit()
     main(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), *sys.argv[1:])

@@ -37,7 +37,7 @@ def test_bfloat16_in_communication_halves_the_bytes_and_leaves_the_loss(tmp_path
     offload = {"deepspeed": {"zero_optimization": SHARED_OUT | OFFLOADED}}
     runs["offloaded"] = {"zero_stage": 3, "profile": offload}
     for name, run in runs.items():
-        run |= {"what": "loop", "output": tmp_path / name, "micro_batch": 1}
+        run |= {"what": "loop", "output": tmp_path / name, "micro_batch": 1, "through_gloo": True}
         run |= {"section": SECTION, "model": MODEL}
     Ranks(inputs, list(runs.values())).wait()
 

@@ -46,7 +46,7 @@ from docs.generate_reference import CPU_MEMORY_GB, PUBLISHED
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.scaling_laws import fit_compute
-from gpt_model.training.memory import Setting, memory_per_rank, moments, shared_bytes
+from gpt_model.training.memory import Setting, mapped_bytes, memory_per_rank, moments, shared_bytes
 from gpt_model.training.schedules import BatchSchedule
 from pipelines.cli.plan import (
     draw_plan,
@@ -181,14 +181,22 @@ def test_zero_shares_out_what_the_paper_says() -> None:
     assert saved == pytest.approx([n * shared / 8 for shared in (0, 12, 16, 20)], rel=0.01)
     step = on[8][0]
     assert step["optimizer"] == 16 * n and step["exchange"] == 16 * n + min(4 * n, 2e9)
-    few, many = (moments(model, Setting(1, ranks, 1))["forward"] for ranks in (4, 8))
+    apart = Setting(1, 4, 1, hosts=2)
+    few, many = (moments(model, replace(apart, ranks=r))["forward"] for r in (4, 8))
     assert few - many == pytest.approx(n * 12 / 8, rel=0.01)
+    # On one host CPUs have the weights once between them
+    few, many = (moments(model, Setting(1, ranks, 1))["forward"] for ranks in (4, 8))
+    assert few - many == pytest.approx(n * 16 / 8, rel=0.01)
 
 
 def test_a_rank_of_cpus_is_charged_its_own_part_of_shared_memory() -> None:
     model = ModelConfig.published("gpt2-xl")
     on = {ranks: shared_bytes(model, Setting(1, ranks, 1)) for ranks in (1, 2, 24)}
-    assert on == {1: 0, 2: 2**26, 24: 2**26}
+    assert on == {1: 0, 2: 2**26, 24: 0}  # two sum gradients there
+    weights = 4 * model.parameters()
+    assert mapped_bytes(model, Setting(1, 2, 1)) == 2**26 + weights / 2
+    assert mapped_bytes(model, Setting(1, 24, 1)) == weights * 23 / 24
+    assert mapped_bytes(model, Setting(0, 24, 1)) == 0
     for apart in ({"hosts": 2}, {"device": "cuda"}, {"zero_stage": 3}):
         assert shared_bytes(model, replace(Setting(1, 2, 1), **apart)) == 0
 

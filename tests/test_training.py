@@ -195,7 +195,7 @@ def test_muon_steps_as_torchs_does(nesterov: bool) -> None:
     how = settings(muon=muon, precision="bfloat16")  # as torch's makes orthogonal
     ours = Muon(model, how)
     whole = [ParameterSlice(name, 0, p, 0, p.numel()) for name, p in model.named_parameters()]
-    ours.connect(whole, {run.name: run.flat.shape for run in whole}, "cpu")
+    ours.connect(whole, {run.name: run.flat.shape for run in whole}, "cpu", None)
     matrices = {
         name: [nn.Parameter(part.clone()) for part in p.chunk(3 if "c_attn" in name else 1, dim=1)]
         for name, p in plain.named_parameters()

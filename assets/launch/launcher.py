@@ -41,6 +41,8 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
+# A step reads and writes more memory than a processor has addresses of pages of 4 KiB at hand.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def worker_environment(device: str, ranks: int, threads: int) -> dict[str, str]:
     if device == "cpu":
         defaults |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         if sys.platform.startswith("linux"):
-            defaults |= MALLOC
+            defaults |= MALLOC | HUGE_PAGES
     return (
         defaults
         | environment

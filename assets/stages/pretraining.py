@@ -92,7 +92,7 @@ def micro_batch(sequences: int, context: int, profile: Profile) -> int:
 
 PRETRAINED = Stage(
     name="pretrained",
-    version="5",
+    version="6",
     run=deferred(EXECUTION, "run"),
     description=(
         "A GPT trained from random weights on the corpus's tokens, by DeepSpeed; model/ loads in "

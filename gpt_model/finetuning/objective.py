@@ -100,14 +100,14 @@ class TaskObjective:
         """The micro-batch's part of L3 [], and metrics as (sum, count)."""
         assert isinstance(model, TaskModel)
         batch = micro_batch.to(model.head.weight.device)
-        embeddings = model.gpt.embeddings()
+        embeddings = model.gpt.embeddings() if self.auxiliary_weight else None
         logits, states = model(batch, embeddings)
         loss = F.cross_entropy(logits.float(), batch.labels)
         count = len(batch.labels)
         metrics: dict[str, tuple[object, object]] = {"label_loss": (loss.detach() * count, count)}
         if batch.labels.dim() == 1:
             metrics["accuracy"] = ((logits.argmax(1) == batch.labels).sum(), count)
-        if self.auxiliary_weight:
+        if embeddings is not None:
             text_loss = self._text_loss(model, batch, states, embeddings)
             metrics["text_loss"] = (text_loss.detach() * len(batch.lengths), len(batch.lengths))
             loss = loss + self.auxiliary_weight * text_loss

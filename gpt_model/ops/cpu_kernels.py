@@ -193,7 +193,8 @@ class _AttentionHalf(torch.autograd.Function):
                 d_value,
                 rows_at_once(ctx.heads),
             )
-            d_b_in = d_heads.sum((1, 3)).flatten() if ctx.biased else None
+            # One after the other: torch's sum over both takes ten times as long
+            d_b_in = d_heads.sum(3).sum(1).flatten() if ctx.biased else None
             d_qkv = _to_rows(d_heads, slope)
         else:
             d_mixed, d_qkv = _whole(slope, w_out.t(), x.dtype), padded(qkv, *qkv.shape)
@@ -253,8 +254,8 @@ class _MLPHalf(torch.autograd.Function):
         slope = upstream.flatten(0, 1).to(w_out.dtype)
         d_wide = product(slope, w_out.t())
         d_w_out, d_b_out = _whole(wide.t(), slope, x.dtype), upstream.sum((0, 1))
-        d_wide.mul_(derivative)
-        d_w_in, d_b_in = _whole(normed.t(), d_wide, x.dtype), d_wide.sum(0, dtype=x.dtype)
+        d_b_in = _times_(d_wide, derivative, x.dtype)
+        d_w_in = _whole(normed.t(), d_wide, x.dtype)
         d_normed = _whole(d_wide, w_in.t(), x.dtype).view_as(x)
         d_x, d_gain, d_shift = torch.ops.aten.native_layer_norm_backward(
             d_normed, x, [x.shape[-1]], mean, rstd, gain, shift, [True, True, True]
@@ -348,3 +349,16 @@ def _gelu_(x: Tensor, bias: Tensor, keep: bool) -> Tensor:
         else:
             y_part.copy_(t.mul_(s))
     return y
+
+
+def _times_(slope: Tensor, derivative: Tensor, kind: torch.dtype) -> Tensor:
+    """slope *= derivative, each [rows, wide]; returns the sum of the products over rows [wide], in
+    precision `kind`. In tiles, which are still in cache when they are summed.
+    """
+    rows = max(1, TILE_ELEMENTS // slope.shape[1])
+    total = slope.new_zeros(slope.shape[1], dtype=kind)
+    wide = slope.new_empty(min(rows, len(slope)), slope.shape[1], dtype=kind)
+    for part, factor in zip(slope.split(rows), derivative.split(rows), strict=True):
+        part.mul_(factor)
+        total += (part if part.dtype == kind else wide[: len(part)].copy_(part)).sum(0)
+    return total

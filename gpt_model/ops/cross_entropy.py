@@ -80,6 +80,8 @@ def _tiled_passes(
     kind = torch.promote_types(states.dtype, torch.float32)
     total = torch.zeros((), dtype=kind)
     head = weight.to(states.dtype)
+    if weight_gradient is not None and not len(states):
+        weight_gradient.zero_()
     for part, logits in _chunks_of_logits(states, head):
         at_target = logits.gather(1, target[part]).to(kind)
         # From here on softmax = logits / mass; the division waits for a smaller tensor.
@@ -92,11 +94,24 @@ def _tiled_passes(
         if states_gradient is not None:
             product(logits, head, states_gradient[part]).mul_(scale)
         if weight_gradient is not None:
+            scaled = states[part] * scale
             if weight.dtype == states.dtype:
-                weight_gradient.addmm_(logits.t(), states[part] * scale)
-            else:  # reduced precision: many chunks are added up in full precision
-                weight_gradient.add_(product(logits.t(), states[part] * scale))
+                weight_gradient.addmm_(logits.t(), scaled, beta=1 if part.start else 0)
+            elif part.start:  # reduced precision: many chunks are added up in full precision
+                _add_(weight_gradient, product(logits.t(), scaled))
+            else:
+                weight_gradient.copy_(product(logits.t(), scaled))
     return total
+
+
+def _add_(total: Tensor, more: Tensor) -> None:
+    """total += more, each [rows, width], where `more` is of lower precision. torch would first copy
+    all of it in the higher.
+    """
+    rows = max(1, TILE_ELEMENTS // total.shape[1])
+    tile = total.new_empty(min(rows, len(total)), total.shape[1])
+    for part, added in zip(total.split(rows), more.split(rows), strict=True):
+        part.add_(tile[: len(part)].copy_(added))
 
 
 def _plain_passes(
@@ -110,6 +125,8 @@ def _plain_passes(
     """`_tiled_passes` by plain operators on contiguous logits."""
     vocabulary = len(weight)
     head, loss_and_slopes = _padded_head(weight, states.dtype), _passes.get()
+    if weight_gradient is not None:
+        weight_gradient.zero_()
     total = torch.zeros((), dtype=share.dtype, device=states.device)
     for part in _parts(states, head):
         logits = states[part] @ head.t()
@@ -202,7 +219,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         share = share / valid.sum().clamp(min=1) if shares is None else share * shares[:, None]
         target = torch.where(valid[:, 0], targets, 0)[:, None]
         states_gradient = torch.empty_like(states) if need_states else None
-        weight_gradient = torch.zeros_like(weight) if need_weight else None
+        weight_gradient = torch.empty_like(weight) if need_weight else None
         passes = _tiled_passes if _by_hand(states) else _plain_passes
         total = passes(states, weight, target, share, states_gradient, weight_gradient)
         ctx.save_for_backward(states_gradient, weight_gradient)
@@ -212,12 +229,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """upstream [] -> gradients of states [rows, width] and weight [vocabulary, width]."""
-        # In place: a second pass through a retained graph is then refused by autograd, not answered
-        # wrongly.
         states_gradient, weight_gradient = (
-            None if g is None else g.mul_(upstream.to(g.dtype)) for g in ctx.saved_tensors
+            None if g is None else _times_(g, upstream) for g in ctx.saved_tensors
         )
         return states_gradient, weight_gradient, None, None, None, None
+
+
+def _times_(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """gradient [...] *= upstream []. In place: a second pass through a retained graph is then
+    refused by autograd, not answered wrongly.
+    """
+    # A whole pass over the head's gradient for nothing, where a step has one micro-batch
+    one = upstream.device.type == "cpu" and float(upstream) == 1
+    (gradient[:0] if one else gradient).mul_(upstream.to(gradient.dtype))
+    return gradient
 
 
 def linear_cross_entropy(

@@ -50,12 +50,13 @@ from gpt_model.training.sharded import (
     whole_shape,
     without_memory,
 )
-from gpt_model.training.shared_memory import share_memory
+from gpt_model.training.shared_memory import share_memory, share_state
 
 RENDEZVOUS = "lineage"  # a scheme of torch's `init_method`
 # Modules whose weights and gradients travel in bfloat16 where that is asked for
 BFLOAT16_MODULES = ("gpt_model.ops.conv1d.Conv1D", "torch.nn.Embedding")
 EVALUATED_IN_BFLOAT16 = {"cuda"}  # devices on which a model trained in bfloat16 is
+NORM_TILE = 1 << 15  # elements, which stay in cache in double precision
 MEETING = timedelta(minutes=10)  # that ranks wait for each other when they start
 StepMetrics = Mapping[str, tuple[Any, Any]]  # name -> (sum, count)
 
@@ -335,8 +336,12 @@ class Engine:
                 config=_deepspeed_settings(settings, execution, _trained(model)),
             )
         deepspeed.utils.logger.setLevel(logging.WARNING)
+        backend = deepspeed.comm.comm.cdb
+        if execution.zero_stage in (1, 2) and execution.device == "cpu":
+            share_state(backend, self._deepspeed.optimizer)
+            self._deepspeed.optimizer.get_grad_norm_direct = _norm_of_shares
         shapes = {name: whole_shape(p) for name, p in model.named_parameters()}
-        self._base.connect(list(self._layout()), shapes, execution.device)
+        self._base.connect(list(self._layout()), shapes, execution.device, backend)
         self._sharded = (
             ShardedModel(self._skeleton, dict(model.named_parameters()), execution.device)
             if self._skeleton is not None
@@ -492,6 +497,23 @@ class Engine:
         for block in self._prepared_blocks:
             del block.forward
         del self._deepspeed, self._base, self._forward, self._sharded
+
+
+def _norm_of_shares(gradients: Sequence[Tensor], *_: Any) -> Tensor:
+    """The norm [] of what all ranks have of a group's gradients; -1 where it is not a number.
+
+    As DeepSpeed's own in double precision, which first copies each gradient whole in that.
+    """
+    import deepspeed  # as in `Engine`
+
+    squares = torch.zeros((), dtype=torch.float64)
+    for gradient in gradients:
+        for part in gradient.view(-1).split(NORM_TILE):
+            wide = part.double()
+            squares += wide.dot(wide)
+    total = squares.float()
+    deepspeed.comm.all_reduce(total)
+    return total.sqrt().nan_to_num(-1.0, -1.0)
 
 
 def shard(model: nn.Module, settings: TrainingSettings, execution: Execution) -> None:

@@ -13,6 +13,9 @@ parameters, w = 4·N bytes of float32, r ranks:
 | 2 | w | w/r | 3·w/r | |
 | 3 | w/r | w/r | 3·w/r | B |
 
+Ranks of CPUs on one host have one copy of the weights between them at 1 and 2: w/r each, and what
+two of them collect gradients in stands all the time (`gpt_model.training.shared_memory`).
+
 Of a parameter that shares cut through, ZeRO 2 has the whole gradient: at least the embedding's.
 A bucket has the gradients that are sent at a time, B bytes (`bucket_elements`). DeepSpeed gives it
 back after the exchange at stages 1 and 2, and never at 3.
@@ -26,17 +29,17 @@ chunk of logits, and in bfloat16 copies of the head and of a chunk's part of its
 gathered ahead, up to `PREFETCHED_PARAMETERS`, lie once more in the buffer that they came in.
 
 **Backward pass.** What the forward pass left, less a chunk; and of one block the gradients of its
-matrices and, with checkpointing, its activations and copies. At the end come both gradients of
-the embedding, as table and as head, before they are added.
+matrices and, with checkpointing, its activations and copies. On a GPU at the end come both
+gradients of the embedding, as table and as head, before they are added.
 
-**Exchange.** Activations are gone. Ranks of one host have mapped what they share, below ZeRO 3. A
-bucket is there, and a copy of it as it is sent; at ZeRO 3 another, in which shares lie by rank.
+**Exchange.** Activations are gone. A bucket is there, unless it is in what two ranks share, and a
+copy of it as it is sent; at ZeRO 3 another, in which shares lie by rank.
 Gradients that are not shared out lie in the bucket already. Where they are sent in bfloat16, a copy
 is made in that.
 
-**Optimizer.** The share's gradient as one tensor, beside its parts. At 1 and 2 before that a
-gradient in double precision, of which the norm is taken, beside all; and after it, over gloo, a
-copy of the weights that are gathered.
+**Optimizer.** The share's gradient as one tensor, beside its parts. At 1 and 2 before that, on a
+GPU, a gradient in double precision, of which the norm is taken, beside all; and after it, over gloo
+between hosts, a copy of the weights that are gathered.
 
 `benchmarks/memory_plan.py` measures it on CPUs, with an allocator that gives back what is freed. A
 worker's keeps it (`assets.launch.launcher.MALLOC`), and holes between blocks come on top.
@@ -134,7 +137,7 @@ def _state(model: ModelConfig, setting: Setting) -> tuple[float, float, float]:
     """Weights, gradients and the optimizer's state."""
     whole, stage = float(FLOAT32 * model.parameters()), setting.zero_stage
     share = whole / setting.ranks
-    weights = share if stage == 3 else whole
+    weights = share if stage == 3 or _holds_weights_once(setting) else whole
     gradients = {2: max(share, _table(model)), 3: share}.get(stage, whole)
     optimizer = 3 * share if stage else 2 * whole
     if setting.muon:  # one moment of the blocks' matrices, not two
@@ -164,9 +167,9 @@ def _backward(model: ModelConfig, setting: Setting) -> float:
     stored += copies / model.layers if setting.checkpointing else copies
     # A CPU takes a bucket's memory as it is filled: by the end with all but the embedding's
     filled = _buckets(model, setting) if _flat(setting) else 0
-    first, last = head + stored + block, 2 * _table(model)
+    first, last = head + stored + block, _table(model)
     if setting.device == "cuda":
-        return live + filled + max(first, last)
+        return live + filled + max(first, 2 * last)
     if setting.zero_stage == 2:
         last += min(filled, FLOAT32 * model.parameters() - _table(model))
     return live + max(first, last)
@@ -178,7 +181,7 @@ def _exchange(model: ModelConfig, setting: Setting) -> float:
     bucket = FLOAT32 * bucket_elements(model.parameters(), setting.device == "cuda")
     copies = bucket / 2 if _sends_bfloat16(setting) else 0.0
     if setting.zero_stage == 1:
-        return copies + bucket
+        return copies + (0 if _collects_in_shared(model, setting) else bucket)
     if setting.zero_stage == 2:
         return copies + bucket + _buckets(model, setting)
     return copies + (1 if setting.device == "cuda" else 2) * _sent(model, setting)
@@ -191,8 +194,11 @@ def _step(model: ModelConfig, setting: Setting) -> float:
     if not _flat(setting):
         return muon + (share if setting.zero_stage == 3 else 0)
     _, gradients, _ = _state(model, setting)
-    squares = 2 * min(_table(model), share)
-    over_gloo = setting.device == "cpu" and setting.ranks > 1
+    if _collects_in_shared(model, setting):
+        return share + muon
+    cuda = setting.device == "cuda"
+    squares = 2 * min(_table(model), share) if cuda else 0
+    over_gloo = not cuda and setting.ranks > 1 and not _holds_weights_once(setting)
     gathered = setting.ranks * share if over_gloo else 0
     return max(gradients + squares, 2 * share + muon, gathered)
 
@@ -217,18 +223,36 @@ def _sent(model: ModelConfig, setting: Setting) -> float:
     return elements * (2 if _sends_bfloat16(setting) else FLOAT32)
 
 
+def _on_one_host(setting: Setting) -> bool:
+    """Whether ranks exchange through memory (`gpt_model.training.shared_memory`)."""
+    several = setting.ranks > 1 and setting.hosts == 1
+    return several and setting.device == "cpu" and setting.zero_stage < 3
+
+
+def _holds_weights_once(setting: Setting) -> bool:
+    return _on_one_host(setting) and _flat(setting)
+
+
+def _collects_in_shared(model: ModelConfig, setting: Setting) -> bool:
+    """Whether gradients are collected where both ranks read them."""
+    two = _on_one_host(setting) and setting.ranks == 2 and not _sends_bfloat16(setting)
+    return two and setting.zero_stage == 1 and model.parameters() <= SHARED_ELEMENTS
+
+
 def shared_bytes(model: ModelConfig, setting: Setting) -> float:
-    """A rank's part of the memory through which ranks of one host exchange
-    (`gpt_model.training.shared_memory`): two sum all gradients there, and any gather the shares of
-    the weights. The others map it as well, which takes no more of the host's memory.
+    """A rank's part of the memory through which two ranks of one host sum gradients. The other maps
+    it as well, which takes no more of the host's memory.
     """
-    alone = setting.device == "cuda" or setting.ranks == 1 or setting.hosts > 1
-    if alone or setting.zero_stage == 3:
+    if not _on_one_host(setting) or setting.ranks != 2:
         return 0.0
-    shares = 1 if setting.ranks == 2 else setting.ranks
-    if shares > 1 and setting.zero_stage == 0:
-        return 0.0
-    return FLOAT32 * min(SHARED_ELEMENTS, model.parameters() / shares)
+    return FLOAT32 * min(SHARED_ELEMENTS, model.parameters())
+
+
+def mapped_bytes(model: ModelConfig, setting: Setting) -> float:
+    """What the other ranks' parts of shared memory add to a rank's resident memory."""
+    others = setting.ranks - 1
+    weights = FLOAT32 * model.parameters() / setting.ranks if _holds_weights_once(setting) else 0.0
+    return others * (shared_bytes(model, setting) + weights)
 
 
 def _buckets(model: ModelConfig, setting: Setting) -> float:
@@ -319,10 +343,9 @@ def _loss(model: ModelConfig, setting: Setting) -> tuple[float, float]:
     table = model.vocab_size * model.width
     # The last norm's input and output in float32; states and their gradient as factors
     states = tokens * model.width * (2 * FLOAT32 + 2 * factor)
-    # Of the head, and a chunk's part of its gradient, which a CPU adds up from a copy in float32
+    # Of the head, and a chunk's part of its gradient
     copies = 2 * factor * table if factor < FLOAT32 else 0
     if setting.device == "cpu":
-        copies += FLOAT32 * table if copies else 0
         rows = min(tokens, max(64, CHUNK_BYTES // (model.vocab_size * factor)))
         return FLOAT32 * table + states, copies + rows * model.vocab_size * factor
     rows = min(tokens, max(128, GPU_CHUNK_BYTES // (model.vocab_size * factor)))

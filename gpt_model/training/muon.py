@@ -15,7 +15,7 @@ the output head) and vectors are AdamW's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from gpt_model.training.optimizer import FusedAdamW, ParameterSlice, TrainingSettings
+from gpt_model.training.shared_memory import exchange_between
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic
 UPDATE_RMS = 0.2  # of AdamW's steps, as Liu et al. measured them
@@ -61,9 +62,14 @@ class Muon(FusedAdamW):
         self._shapes: Mapping[str, torch.Size] = {}
         self._pieces: list[dict[str, tuple[int, int]]] = []  # of each rank: name -> start, length
         self._device = "cpu"
+        self._through_memory: Callable[..., Tensor] | None = None
 
     def connect(
-        self, slices: Sequence[ParameterSlice], shapes: Mapping[str, torch.Size], device: str
+        self,
+        slices: Sequence[ParameterSlice],
+        shapes: Mapping[str, torch.Size],
+        device: str,
+        backend: Any,
     ) -> None:
         names = {name for group in self.param_groups for name in group.get("muon", ())}
         self._slices = {piece.name: piece for piece in slices if piece.name in names}
@@ -72,6 +78,8 @@ class Muon(FusedAdamW):
         here = {name: (piece.start, piece.length) for name, piece in self._slices.items()}
         self._pieces = [here] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(self._pieces, here)
+        largest = max((shapes[name].numel() for name in names), default=0)
+        self._through_memory = exchange_between(backend, largest)
 
     def moments(self, flat: Tensor) -> dict[str, Tensor]:
         if id(flat) not in self._flats:
@@ -172,6 +180,8 @@ class Muon(FusedAdamW):
         """
         if len(parts) == 1:
             return parts[0]
+        if self._through_memory:
+            return self._through_memory(parts, lengths)
         outgoing = torch.cat(list(parts))
         incoming = outgoing.new_empty(sum(lengths))
         torch.distributed.all_to_all_single(

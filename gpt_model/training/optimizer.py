@@ -151,10 +151,14 @@ class FusedAdamW(torch.optim.AdamW):
         )
 
     def connect(
-        self, slices: Sequence[ParameterSlice], shapes: Mapping[str, torch.Size], device: str
+        self,
+        slices: Sequence[ParameterSlice],
+        shapes: Mapping[str, torch.Size],
+        device: str,
+        backend: Any,
     ) -> None:
-        """Take note of what this rank steps, of each parameter's whole shape, and of the device on
-        which ranks exchange. Collective.
+        """Take note of what this rank steps, of each parameter's whole shape, of the device on
+        which ranks exchange, and of DeepSpeed's backend that does. Collective.
         """
 
     @torch.no_grad()
