@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import fsync, sha256_of, write_json
-from gpt_model.training.engine import Engine, Execution
+from gpt_model.training.engine import Engine, Execution, sum_over_ranks
 from gpt_model.training.sharded import Fragment, shares
 
 RETAINED = 2
@@ -139,8 +139,9 @@ class Checkpoints:
         self._raise_failure()
         idle = self._writer is None or not self._writer.is_alive()
         late = time.monotonic() - self._last >= self.execution.checkpoint_seconds
-        decision = torch.tensor([int(idle and late)], device=self.execution.device)
-        torch.distributed.broadcast(decision, src=0)
+        of_rank_0 = self.execution.rank == 0 and idle and late
+        decision = torch.tensor([float(of_rank_0)], device=self.execution.device)
+        sum_over_ranks(decision)
         return bool(decision.item())
 
     def save(self, engine: Engine, step: int, facts: dict[str, Any]) -> None:

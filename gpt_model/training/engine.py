@@ -119,6 +119,15 @@ def start(execution: Execution) -> None:
         share_memory(deepspeed.comm.comm.cdb)
 
 
+def sum_over_ranks(values: Tensor) -> None:
+    """Replace values [...] by their sum over ranks, as gradients are exchanged. Collective, after
+    `start`.
+    """
+    import deepspeed  # as in `Engine`
+
+    deepspeed.comm.all_reduce(values)
+
+
 def join_without_training(execution: Execution) -> None:
     """Take this rank's GPU, where there are any, and join the other ranks, if there are any, over
     gloo, on any device, to share out work that trains nothing: without DeepSpeed.
@@ -504,15 +513,13 @@ def _norm_of_shares(gradients: Sequence[Tensor], *_: Any) -> Tensor:
 
     As DeepSpeed's own in double precision, which first copies each gradient whole in that.
     """
-    import deepspeed  # as in `Engine`
-
     squares = torch.zeros((), dtype=torch.float64)
     for gradient in gradients:
         for part in gradient.view(-1).split(NORM_TILE):
             wide = part.double()
             squares += wide.dot(wide)
     total = squares.float()
-    deepspeed.comm.all_reduce(total)
+    sum_over_ranks(total)
     return total.sqrt().nan_to_num(-1.0, -1.0)
 
 

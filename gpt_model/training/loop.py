@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
 from gpt_model.training.checkpoint import Checkpoints
-from gpt_model.training.engine import Engine, Execution, Ranks, StepMetrics, start
+from gpt_model.training.engine import Engine, Execution, Ranks, StepMetrics, start, sum_over_ranks
 from gpt_model.training.optimizer import TrainingSettings
 
 REPORTS = 1000  # metrics are reported at most about so many times a run, and at every evaluation
@@ -223,7 +222,7 @@ class _Run:
                 sums[2 * index] += part[name][0]
                 sums[2 * index + 1] += part[name][1]
         sums[-1] = loss
-        torch.distributed.all_reduce(sums)
+        sum_over_ranks(sums)
         *pairs, total = sums.tolist()
         self.loss = total / self.execution.world_size
         means = {

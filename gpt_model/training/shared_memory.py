@@ -35,6 +35,7 @@ from gpt_model.ops.sizes import SHARED_ELEMENTS as ELEMENTS
 # Elements; where gloo's barrier orders the accesses, it sends smaller tensors itself
 SMALLEST = 1 << 14
 FLOAT32, SECRET = 4, 8  # bytes
+PRECISIONS = {torch.float32, torch.float64}
 HELD_ONCE = "held_once"  # attribute of a tensor that all ranks have in the same memory
 
 
@@ -89,7 +90,7 @@ def _is_gone(process: int) -> bool:
 
 
 class SharedMemory:
-    """Takes the place of a DeepSpeed backend's sums and gathers of float32 on CPUs."""
+    """Takes the place of a DeepSpeed backend's sums and gathers on CPUs."""
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class SharedMemory:
         summed = op.name == "SUM" and self.ranks == 2
         if async_op or not summed or not self._takes(tensor, group):
             return self._sum(tensor, op, group, async_op)
-        for part in tensor.view(-1).split(ELEMENTS):
+        for part in tensor.view(-1).split(self._at_once(tensor)):
             first, second = self._exchanged(part)
             torch.add(first, second, out=part)
             self.barrier()  # all have read
@@ -124,8 +125,9 @@ class SharedMemory:
             return None
         if async_op or not self._takes(input_tensor, group) or not output_tensor.is_contiguous():
             return self._gather(output_tensor, input_tensor, group, async_op)
-        shares = output_tensor.view(self.ranks, -1).split(ELEMENTS, dim=1)
-        for columns, part in zip(shares, input_tensor.view(-1).split(ELEMENTS), strict=True):
+        elements = self._at_once(input_tensor)
+        shares = output_tensor.view(self.ranks, -1).split(elements, dim=1)
+        for columns, part in zip(shares, input_tensor.view(-1).split(elements), strict=True):
             for share, read in zip(columns, self._exchanged(part), strict=True):
                 if share.data_ptr() != part.data_ptr():
                     share.copy_(read)
@@ -135,15 +137,21 @@ class SharedMemory:
     def _takes(self, tensor: Tensor, group: Any) -> bool:
         """Whether `tensor` [...] goes through shared memory."""
         return (
-            tensor.dtype == torch.float32
+            tensor.dtype in PRECISIONS
             and tensor.is_contiguous()
             and tensor.numel() >= self._smallest
             and torch.distributed.get_world_size(group) == self.ranks
         )
 
+    @staticmethod
+    def _at_once(tensor: Tensor) -> int:
+        """Elements of `tensor` [...] that fit into the memory."""
+        return ELEMENTS * FLOAT32 // tensor.itemsize
+
     def _exchanged(self, part: Tensor) -> list[Tensor]:
         """Every rank's part [elements] in shared memory, of which this rank's is `part`."""
-        read = [memory[: len(part)] for memory in self.memories]
+        elements = part.nbytes // FLOAT32
+        read = [memory[:elements].view(part.dtype) for memory in self.memories]
         read[self.rank].copy_(part)
         self.barrier()  # all have written
         return read
