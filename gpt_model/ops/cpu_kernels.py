@@ -332,14 +332,13 @@ def _gelu_(x: Tensor, bias: Tensor, keep: bool) -> Tensor:
     takes 0.35 ns. With z = SCALE * (x + CUBIC * x³) and s = sigmoid(z): gelu = x * s and
     gelu' = s + s * (1 - s) * (3z - 2 * SCALE * x).
     """
-    y = padded(x, *x.shape)
-    rows = max(1, TILE_ELEMENTS // x.shape[1])
-    x_tile, z_tile, s_tile = bias.new_empty(3, min(rows, x.shape[0]), x.shape[1])
+    y, rows = padded(x, *x.shape), _rows_at_once(x)
+    x_tile, z_tile, s_tile = bias.new_empty(3, rows, x.shape[1])
+    scale = bias.new_tensor(SCALE)
     for x_part, y_part in zip(x.split(rows), y.split(rows), strict=True):
         t, z, s = x_tile[: len(x_part)], z_tile[: len(x_part)], s_tile[: len(x_part)]
         torch.add(x_part, bias, out=t)
-        torch.mul(t, t, out=z)
-        torch.addcmul(t, t, z, value=CUBIC, out=z).mul_(SCALE)
+        torch.addcmul(scale, t, t, value=SCALE * CUBIC, out=z).mul_(t)
         torch.sigmoid(z, out=s)
         if keep:
             torch.mul(t, s, out=y_part) if y_part.dtype == t.dtype else y_part.copy_(t * s)
@@ -355,10 +354,16 @@ def _times_(slope: Tensor, derivative: Tensor, kind: torch.dtype) -> Tensor:
     """slope *= derivative, each [rows, wide]; returns the sum of the products over rows [wide], in
     precision `kind`. In tiles, which are still in cache when they are summed.
     """
-    rows = max(1, TILE_ELEMENTS // slope.shape[1])
+    rows = _rows_at_once(slope)
     total = slope.new_zeros(slope.shape[1], dtype=kind)
-    wide = slope.new_empty(min(rows, len(slope)), slope.shape[1], dtype=kind)
+    wide = slope.new_empty(rows, slope.shape[1], dtype=kind)
     for part, factor in zip(slope.split(rows), derivative.split(rows), strict=True):
         part.mul_(factor)
         total += (part if part.dtype == kind else wide[: len(part)].copy_(part)).sum(0)
     return total
+
+
+def _rows_at_once(x: Tensor) -> int:
+    """Rows of a tile of x [rows, columns], such that all tiles are about as large."""
+    tiles = max(1, round(x.numel() / TILE_ELEMENTS))
+    return max(1, -(-len(x) // tiles))
