@@ -10,7 +10,7 @@ from typing import Any
 from assets.contract import SCRATCH, Config, Inputs, Metrics, Progress
 from assets.execution import rankings, tuning
 from assets.execution.tuning import joined
-from gpt_model.errors import UserError, about
+from gpt_model.errors import UserError
 from gpt_model.rlhf import dpo, ranking_agreement
 from gpt_model.rlhf.dpo import LogProbabilities
 from gpt_model.rlhf.records import evenly
@@ -32,9 +32,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     splits = rankings.encode(inputs["comparisons"], template, context, execution, progress)
     training, held_out = splits["training"].encoded, splits["held_out"].encoded
     prompts = dpo.prompts_per_step(section["batch"], training)
-    with about("dpo"):
-        lengths = [ranking.tokens for ranking in training]
-        batches = tuning.epoch_batches(lengths, prompts, section, progress, context)
+    lengths = [ranking.tokens for ranking in training]
+    batches = tuning.epoch_batches(lengths, prompts, section, progress, context)
     start(execution)
     reference = dpo.reference_log_probabilities(
         gpt, [*training, *held_out], output / SCRATCH / "reference", execution, precision

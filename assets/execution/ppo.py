@@ -185,12 +185,6 @@ def objective_of(
     chunk: int,
 ) -> PPOObjective:
     """The recipe's section as an objective, with its rollouts in scratch."""
-    if section["minibatch"] < execution.world_size:
-        raise UserError(
-            f"{section['minibatch']} episodes cannot be shared out to the profile's "
-            f"{execution.world_size} processes: give it fewer, or make minibatch larger.",
-            field="ppo.minibatch",
-        )
     adaptive, stop = section["adaptive_kl"], section["stop"]
     config = RolloutConfig(
         prompts=prompts,

@@ -17,7 +17,7 @@ from assets.execution.tuning import joined
 from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
 from gpt_model import convert
 from gpt_model.bag_of_words import BagOfWords
-from gpt_model.errors import UserError, about
+from gpt_model.errors import UserError
 from gpt_model.rlhf import reward_model
 from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.ranking_agreement import Scores
@@ -53,9 +53,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     context = gpt.config.context
     splits = rankings.encode(inputs["comparisons"], template, context, execution, progress)
     training, held_out = splits["training"].encoded, splits["held_out"].encoded
-    with about("reward_model"):
-        lengths = [ranking.tokens for ranking in training]
-        batches = tuning.epoch_batches(lengths, section["batch"], section, progress, context)
+    lengths = [ranking.tokens for ranking in training]
+    batches = tuning.epoch_batches(lengths, section["batch"], section, progress, context)
     model = RewardModel(gpt, section["seed"])
     objective = RewardObjective(training, batches, execution.device)
     evaluate = _evaluation(evenly(held_out, rankings.EVALUATED), execution)

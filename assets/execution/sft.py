@@ -19,7 +19,7 @@ from assets.execution.tuning import joined
 from gpt_model import convert
 from gpt_model.data.sampler import Sampler
 from gpt_model.data.shards import TokenData
-from gpt_model.errors import UserError, about, about_all_of
+from gpt_model.errors import UserError, about_all_of
 from gpt_model.rlhf.answers import sample_answers
 from gpt_model.rlhf.chat_template import ChatTemplate, EncodedDialogue
 from gpt_model.rlhf.dialogue import Dialogue, messages
@@ -105,8 +105,7 @@ def run_supervised(config: Config, inputs: Inputs, output: Path, progress: Progr
     gpt, template = tuning.start(inputs["pretrained"], inputs["tokenizer"], section, execution)
     context = gpt.config.context
     data = read(inputs["demonstrations"].path, template, context, execution, progress)
-    with about("supervised"):
-        batches = tuning.epoch_batches(data.lengths, section["batch"], section, progress, context)
+    batches = tuning.epoch_batches(data.lengths, section["batch"], section, progress, context)
     objective = SFTObjective(data.training, batches, gpt.config.flops_per_token())
     outcome, losses = _tune(
         gpt, template, data, objective, section, output, execution, progress, save_epochs=True
@@ -131,9 +130,8 @@ def run_policy_init(config: Config, inputs: Inputs, output: Path, progress: Prog
     data = read(inputs["demonstrations"].path, template, context, execution, progress)
     # `batch` counts dialogues and windows together.
     mixed = max(1, round(section["batch"] * share)) if share else 0
-    with about("policy_init"):
-        dialogues = max(1, section["batch"] - mixed)
-        batches = tuning.epoch_batches(data.lengths, dialogues, section, progress, context)
+    dialogues = max(1, section["batch"] - mixed)
+    batches = tuning.epoch_batches(data.lengths, dialogues, section, progress, context)
     # An imported model's context cannot be changed, so an error points at the text.
     with about_all_of(".corpus"):
         windows = windows_of(inputs["tokens"], context, mixed, section["seed"]) if mixed else None

@@ -122,26 +122,17 @@ def read_gpt(
 def epoch_batches(
     lengths: Sequence[int], batch: int, section: Mapping[str, Any], progress: Progress, context: int
 ) -> EpochBatches:
-    """Batches of items of `lengths` tokens. Raises UserError where a batch has fewer items than
-    there are processes.
-    """
+    """Batches of items of `lengths` tokens."""
     sequences = progress.profile.micro_batch  # the profile bounds sequences, not tokens
-    try:
-        return EpochBatches(
-            lengths,
-            batch,
-            section["epochs"],
-            section["seed"],
-            progress.rank,
-            progress.world_size,
-            sequences * context if sequences else TRAINING_TOKENS,
-        )
-    except ValueError as error:
-        raise UserError(
-            f"Batches cannot be shared out: {error}. Give more data, raise batch, or set fewer "
-            f"processes in profiles/{progress.profile.name}.yaml.",
-            field="batch",
-        ) from None
+    return EpochBatches(
+        lengths,
+        batch,
+        section["epochs"],
+        section["seed"],
+        progress.rank,
+        progress.world_size,
+        sequences * context if sequences else TRAINING_TOKENS,
+    )
 
 
 def tune(

@@ -52,18 +52,13 @@ class TrainingBatches:
     ) -> None:
         """`batch`: examples an optimizer step, all ranks together. `micro_rows`: rows of a
         micro-batch; by default as many as TASK_TOKENS hold. Raises UserError where there is less
-        than a batch, or less than an example a rank.
+        than a batch.
         """
         if len(examples) < batch:
             raise UserError(
                 f"There are {len(examples)} training examples, fewer than the {batch} of one "
                 "batch. Lower `finetuning.batch`, raise the task's `finetuning.examples`, or give "
                 "the task more rows."
-            )
-        if batch < world_size:
-            raise UserError(
-                f"`finetuning.batch` is {batch}, fewer examples than the {world_size} processes: "
-                "use fewer, or raise it."
             )
         self.examples, self.batch, self.seed = examples, batch, seed
         self.rank, self.world_size, self.micro_rows = rank, world_size, micro_rows
@@ -85,14 +80,15 @@ class TrainingBatches:
 
     def micro_batches(self, step: int) -> list[list[EncodedExample]]:
         """This rank's part of the batch of `step` (from 0). Each micro-batch has examples of all
-        the batch's lengths, and none is empty.
+        the batch's lengths; the last are empty where it has fewer examples than there are ranks.
         """
+        batch = self.batch_of(step)
+        return [batch[part :: self.parts] for part in range(self.rank, self.parts, self.world_size)]
+
+    def batch_of(self, step: int) -> list[EncodedExample]:
+        """The examples of `step` (from 0), all ranks together."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        batch = self.epoch(epoch)[index]
-        return [
-            [self.examples[example] for example in batch[part :: self.parts]]
-            for part in range(self.rank, self.parts, self.world_size)
-        ]
+        return [self.examples[example] for example in self.epoch(epoch)[index]]
 
 
 @torch.no_grad()

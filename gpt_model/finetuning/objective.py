@@ -28,6 +28,7 @@ from gpt_model.finetuning.metrics import Scoring
 from gpt_model.io import write_json
 from gpt_model.ops.cross_entropy import linear_cross_entropy
 from gpt_model.progress import Progress
+from gpt_model.training.batching import Idle, collated
 from gpt_model.training.engine import Execution
 from gpt_model.training.loop import Hook, train
 from gpt_model.training.optimizer import TrainingSettings
@@ -91,8 +92,9 @@ class TaskObjective:
     def units_before(self, step: int) -> int:
         return step * self.batches.batch
 
-    def micro_batches(self, step: int) -> list[Batch]:
-        return [collate(part) for part in self.batches.micro_batches(step)]
+    def micro_batches(self, step: int) -> list[Batch | Idle[Batch]]:
+        parts, examples = self.batches.micro_batches(step), self.batches.batch_of(step)
+        return collated(parts, collate, stand_in=examples[:1])
 
     def loss(
         self, model: nn.Module, micro_batch: Batch

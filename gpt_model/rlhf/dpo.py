@@ -30,7 +30,7 @@ from gpt_model.log_probabilities import (
 )
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.reward_model import EncodedRanking, texts_and_pairs
-from gpt_model.training.batching import EpochBatches
+from gpt_model.training.batching import EpochBatches, Idle, collated
 from gpt_model.training.engine import ALONE, Execution
 from gpt_model.training.sharded import for_evaluation, is_sharded
 from gpt_model.transformer import GPT
@@ -135,10 +135,14 @@ class DPOObjective:
     def units_before(self, step: int) -> int:
         return self._pairs_before[step]
 
-    def micro_batches(self, step: int) -> list[PreferenceMicroBatch]:
+    def micro_batches(self, step: int) -> list[PreferenceMicroBatch | Idle[PreferenceMicroBatch]]:
         # The loop takes the mean over micro-batches and ranks; the loss is their sum.
         weight = len(self.batches.partition(step)) / self._pairs(step)
-        return [self._micro_batch(items, weight) for items in self.batches.micro_batches(step)]
+        return collated(
+            self.batches.micro_batches(step),
+            lambda items: self._micro_batch(items, weight),
+            stand_in=self.batches.items(step)[:1],
+        )
 
     def _micro_batch(self, items: Sequence[int], weight: float) -> PreferenceMicroBatch:
         rankings = [self.rankings[item] for item in items]

@@ -8,7 +8,7 @@ samples episodes and advances the moving average between batches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,9 @@ from gpt_model.rlhf.reward_model import RewardModel
 from gpt_model.rlhf.rollouts import Rollouts
 from gpt_model.training.batching import (
     TRAINING_TOKENS,
+    Idle,
     balanced_micro_batches,
+    collated,
     epoch_order,
     micro_batch_count,
 )
@@ -117,14 +119,7 @@ class PPOObjective:
         execution: Execution,
         seed: int,
     ) -> None:
-        """`ptx`: a step's pre-training text, or None. Raises ValueError where a minibatch is
-        smaller than the number of ranks.
-        """
-        if minibatch < execution.world_size:
-            raise ValueError(
-                f"a minibatch of {minibatch} episodes cannot be shared out to "
-                f"{execution.world_size} processes"
-            )
+        """`ptx`: a step's pre-training text, or None."""
         self.rollouts, self.minibatch, self.temperature = rollouts, minibatch, temperature
         self.losses, self.ptx, self.execution, self.seed = losses, ptx, execution, seed
 
@@ -132,7 +127,7 @@ class PPOObjective:
         config = self.rollouts.config
         return step * config.batch_size // config.steps_per_batch
 
-    def micro_batches(self, step: int) -> list[TextMicroBatch | EpisodeMicroBatch]:
+    def micro_batches(self, step: int) -> list[Any]:
         """This rank's: the episodes, then the pre-training text; their gradients add up (appendix
         C.4). Raises UserError where the policy has diverged, before the batch is trained on and
         after its metrics were reported.
@@ -140,22 +135,28 @@ class PPOObjective:
         if step % self.rollouts.config.steps_per_batch == 0:
             self.rollouts.check(step // self.rollouts.config.steps_per_batch)
         rank, ranks = self.execution.rank, self.execution.world_size
-        parts = self._parts(step)
-        texts = self._texts(step)
+        parts, texts = self._parts(step), self._texts(step)
         # The loop takes the mean over micro-batches and ranks; the loss is their sum.
-        count = len(texts) + len(parts) // ranks
+        count = len(texts) * ranks + len(parts)
         return [
-            *(self._episodes(step, part, count * ranks) for part in parts[rank::ranks]),
-            *(replace(text, weight=text.weight * count * ranks) for text in texts),
+            *collated(
+                parts[rank::ranks],
+                lambda part: self._episodes(step, part, count),
+                stand_in=self._items(step)[:1],
+            ),
+            *(
+                text if isinstance(text, Idle) else replace(text, weight=text.weight * count)
+                for text in texts
+            ),
         ]
 
     def _items(self, step: int) -> list[int]:
         """The episodes of a step's minibatch; each inner epoch visits the batch in another order.
 
         Episodes whose reward is not a number are in none: the critic's values of such a text may
-        not be numbers either. Some stand twice where fewer are left than ranks.
+        not be numbers either.
         """
-        config, ranks = self.rollouts.config, self.execution.world_size
+        config = self.rollouts.config
         batch, within = divmod(step, config.steps_per_batch)
         epoch, minibatch = divmod(within, config.batch_size // self.minibatch)
         finite = self.rollouts.batch(batch).episodes.rewards.isfinite()
@@ -165,12 +166,11 @@ class PPOObjective:
             index * len(order) * self.minibatch // config.batch_size
             for index in (minibatch, minibatch + 1)
         )
-        items = order[first:end] or order[:1]
-        return items if len(items) >= ranks else (items * ranks)[:ranks]
+        return order[first:end] or order[:1]
 
     def _parts(self, step: int) -> list[list[int]]:
         """The minibatch in micro-batches over all ranks, equally many for each, of similar size in
-        tokens, none empty.
+        tokens. The last are empty where there are fewer episodes than ranks.
         """
         batch = self.rollouts.batch(step // self.rollouts.config.steps_per_batch)
         return balanced_micro_batches(
@@ -181,7 +181,7 @@ class PPOObjective:
             snake=False,
         )
 
-    def _episodes(self, step: int, part: list[int], scale: int) -> EpisodeMicroBatch:
+    def _episodes(self, step: int, part: Sequence[int], scale: int) -> EpisodeMicroBatch:
         batch = self.rollouts.batch(step // self.rollouts.config.steps_per_batch)
         episodes, device = batch.episodes, self.execution.device
         counts = episodes.action_counts.tolist()
@@ -205,7 +205,7 @@ class PPOObjective:
             of_part(episodes.values),
         )
 
-    def _texts(self, step: int) -> list[TextMicroBatch]:
+    def _texts(self, step: int) -> list[TextMicroBatch | Idle[TextMicroBatch]]:
         """This rank's pre-training text of a step, equally many micro-batches on every rank."""
         if self.ptx is None:
             return []
@@ -215,12 +215,15 @@ class PPOObjective:
         tokens = -(-sequences // ranks) * ranks * self.ptx.context
         count = micro_batch_count(tokens, TRAINING_TOKENS, sequences, ranks) // ranks
         parts = zip(np.array_split(inputs, count), np.array_split(targets, count), strict=True)
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.execution.device)
         return [
             TextMicroBatch(
                 torch.from_numpy(rows).to(self.execution.device),
                 torch.from_numpy(next_tokens).to(self.execution.device),
                 self.losses.ptx_weight * len(rows) / sequences,
             )
+            if len(rows)
+            else Idle(TextMicroBatch(token, token, 0.0))
             for rows, next_tokens in parts
         ]
 

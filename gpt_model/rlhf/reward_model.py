@@ -32,7 +32,14 @@ from gpt_model.rlhf.answers import encode_shortened
 from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.dialogue import Dialogue
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.batching import ENCODED_ROWS, EpochBatches, chunks, token_batches
+from gpt_model.training.batching import (
+    ENCODED_ROWS,
+    EpochBatches,
+    Idle,
+    chunks,
+    collated,
+    token_batches,
+)
 from gpt_model.training.engine import ALONE, Execution
 from gpt_model.training.sharded import is_sharded
 from gpt_model.training.shared_batches import results_of_items
@@ -330,10 +337,14 @@ class RewardObjective:
     def units_before(self, step: int) -> int:
         return self._pairs_before[step]
 
-    def micro_batches(self, step: int) -> list[RankingMicroBatch]:
+    def micro_batches(self, step: int) -> list[RankingMicroBatch | Idle[RankingMicroBatch]]:
         # The loop takes the mean over micro-batches and ranks; the loss is their sum.
         scale = len(self.batches.partition(step)) / len(self.batches.items(step))
-        return [self._micro_batch(items, scale) for items in self.batches.micro_batches(step)]
+        return collated(
+            self.batches.micro_batches(step),
+            lambda items: self._micro_batch(items, scale),
+            stand_in=self.batches.items(step)[:1],
+        )
 
     def _micro_batch(self, items: Sequence[int], scale: float) -> RankingMicroBatch:
         rankings = [self.rankings[item] for item in items]

@@ -23,6 +23,7 @@ from gpt_model.rlhf.dialogue import Dialogue
 from gpt_model.training.batching import (
     ENCODED_ROWS,
     EpochBatches,
+    Idle,
     chunks,
     micro_batch_count,
     token_batches,
@@ -140,7 +141,7 @@ class SFTObjective:
     def units_before(self, step: int) -> int:
         return self.batches.items_before(step)
 
-    def micro_batches(self, step: int) -> list[SFTMicroBatch]:
+    def micro_batches(self, step: int) -> list[SFTMicroBatch | Idle[SFTMicroBatch]]:
         parts: list[Part] = [
             ([self.dialogues[item] for item in part], []) for part in self.batches.partition(step)
         ]
@@ -157,22 +158,26 @@ class SFTObjective:
         )
         weights = ((1 - self.share) * len(parts) / assistant, self.share * len(parts) / text)
         rank, ranks = self.batches.rank, self.batches.world_size
-        return [collate(*part, weights) for part in parts[rank::ranks]]
+        stand_in = parts[0][0][:1]
+        return [
+            collate(*part, weights) if any(part) else Idle(collate(stand_in))
+            for part in parts[rank::ranks]
+        ]
 
     def _with_windows(self, parts: list[Part], windows: Sequence[EncodedDialogue]) -> list[Part]:
         """The windows in micro-batches of their own, equally many for every rank; beside the
-        dialogues where there are fewer windows than ranks.
+        dialogues, or alone on a rank that has none, where there are fewer windows than ranks.
         """
         ranks = self.batches.world_size
         per_part = max(1, self.batches.micro_tokens // len(windows[0].tokens))
-        count = micro_batch_count(len(windows), per_part, len(windows), ranks)
-        if count == 0:
+        if len(windows) < ranks:
             for window in windows:
                 shortest = min(
                     parts, key=lambda part: sum(len(text.tokens) for kind in part for text in kind)
                 )
                 shortest[1].append(window)
             return parts
+        count = micro_batch_count(len(windows), per_part, len(windows), ranks)
         return parts + [([], list(windows[start::count])) for start in range(count)]
 
     def loss(

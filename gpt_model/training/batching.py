@@ -2,7 +2,7 @@
 
 - **Token budget**: `token_batches` cuts examples that are only read into forward passes of at most
   so many tokens. `EpochBatches.partition` cuts a training batch into micro-batches the same way, as
-  many for each rank.
+  many for each rank. A rank that is left without an item has an `Idle` one.
 - **Epoch order**: `epoch_order` and `pooled_epoch`, pure functions of the seed and the epoch, so
   that a step's batch is a pure function of (seed, step) and nothing about it needs a checkpoint.
 
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 # Token budgets of one forward pass on one rank
 # Of a training micro-batch, unless the profile sets `micro_batch`: of 512 to 4,096 the fastest at
@@ -31,6 +32,23 @@ LM_EVAL_TOKENS = {"cpu": 4096, "cuda": 65536}  # `lm_eval`'s requests, padding i
 ENCODED_ROWS = 256  # that a rank makes tokens of at a time
 
 T = TypeVar("T")
+M = TypeVar("M")  # a micro-batch
+
+
+@dataclass(frozen=True)
+class Idle(Generic[M]):
+    """The micro-batch of a rank that has no item of a step. The engine computes `stand_in`, because
+    the ranks' passes are collective, and counts nothing of it.
+    """
+
+    stand_in: M
+
+
+def collated(
+    parts: Iterable[Sequence[T]], collate: Callable[[Sequence[T]], M], stand_in: Sequence[T]
+) -> list[M | Idle[M]]:
+    """The micro-batch of each part; of an empty one, the idle one of `stand_in`."""
+    return [collate(part) if part else Idle(collate(stand_in)) for part in parts]
 
 
 def consecutive_batches(
@@ -82,9 +100,9 @@ def micro_batch_count(size: int, budget: int, items: int, world_size: int) -> in
     """In how many micro-batches, over all ranks, a batch of `items` is computed.
 
     As few as keep the `size` of each near `budget` (both in tokens, or both in rows), as many for
-    each rank, and no more than there are items.
+    each rank, and no more than there are items, but for one a rank.
     """
-    return world_size * min(-(-size // (budget * world_size)), items // world_size)
+    return world_size * max(1, min(-(-size // (budget * world_size)), items // world_size))
 
 
 def balanced_micro_batches(
@@ -99,6 +117,7 @@ def balanced_micro_batches(
 
     `lengths`: tokens of each item, by its number. `snake`: every other round is dealt backwards, so
     that no micro-batch has the longer item each time; otherwise each round starts at the first.
+    Some are empty where there are fewer items than ranks.
     """
     by_length = sorted(items, key=lambda item: (-lengths[item], item))
     tokens = sum(lengths[item] for item in by_length)
@@ -147,8 +166,8 @@ def _generator(seed: int, *key: object) -> random.Random:
 class EpochBatches:
     """Batches over a fixed set of items: each epoch meets all of them once, in another order.
 
-    An epoch has as few batches as `batch` allows, of sizes that differ by one at most: `batch`, or
-    one more where a step would have fewer items than there are ranks.
+    An epoch has as few batches as `batch` allows, of sizes that differ by one at most, whatever the
+    number of ranks.
     """
 
     def __init__(
@@ -163,16 +182,10 @@ class EpochBatches:
     ) -> None:
         """`lengths`: tokens of each item. `batch`: items an optimizer step, all ranks together.
         `micro_tokens`: of a micro-batch.
-
-        Raises ValueError where a step has fewer items than there are ranks.
         """
         self.lengths, self.epochs, self.seed = lengths, epochs, seed
         self.rank, self.world_size, self.micro_tokens = rank, world_size, micro_tokens
-        if (most := min(batch, len(lengths))) < world_size:
-            raise ValueError(
-                f"{most} of {len(lengths)} items a step are fewer than {world_size} processes"
-            )
-        self.steps_per_epoch = min(-(-len(lengths) // batch), len(lengths) // world_size)
+        self.steps_per_epoch = -(-len(lengths) // batch)
         self.steps = epochs * self.steps_per_epoch
 
     def items_before(self, step: int) -> int:
@@ -189,7 +202,7 @@ class EpochBatches:
 
     def partition(self, step: int) -> list[list[int]]:
         """The items of a step in micro-batches, all ranks': as many for each, of like size in
-        tokens, none empty.
+        tokens. The last are empty where a step has fewer items than there are ranks.
         """
         return balanced_micro_batches(
             self.items(step), self.lengths, self.micro_tokens, self.world_size

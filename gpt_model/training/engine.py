@@ -37,6 +37,7 @@ from gpt_model.errors import UserError
 from gpt_model.ops.cross_entropy import compiled_passes
 from gpt_model.training import gpu
 from gpt_model.training.allocator import freed_memory_returned
+from gpt_model.training.batching import Idle
 from gpt_model.training.failures import host_of
 from gpt_model.training.memory import bucket_elements
 from gpt_model.training.muon import Muon
@@ -297,9 +298,13 @@ class _Forward(nn.Module):
         )
 
     def forward(self, micro_batch: Any) -> Tensor:
-        """The micro-batch's loss [], in the training precision."""
+        """The micro-batch's loss [], in the training precision; of an idle one zero."""
+        idle = isinstance(micro_batch, Idle)
+        computed = micro_batch.stand_in if idle else micro_batch
         with self.autocast(), self.passes():
-            loss, self.metrics = self.objective.loss(self.model, micro_batch)
+            loss, self.metrics = self.objective.loss(self.model, computed)
+        if idle:
+            loss, self.metrics = loss * 0, dict.fromkeys(self.metrics, (0.0, 0))
         return loss
 
 

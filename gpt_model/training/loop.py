@@ -43,7 +43,7 @@ class Objective(Protocol):
 
     def micro_batches(self, step: int) -> Sequence[Any]:
         """This rank's micro-batches of a step (counted from 0): a pure function of it, as many on
-        every rank.
+        every rank: `batching.Idle` ones where a rank has no share of it.
         """
 
     def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, StepMetrics]:
