@@ -42,7 +42,10 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(one_run(folder / f"shared{stage}", stage, **SOME, value="shared") for stage in (0, 3)),
         one_run(folder / "copied3", 3, "CopyEngine", **SOME),
     ]
+    few = {"episodes": 4, "batch": 4, "minibatch": 1}
+    runs += [one_run(folder / f"several{stage}", stage, **few) for stage in (1, 3)]
     Ranks(inputs, runs).wait()
+    Ranks(inputs, [one_run(folder / "alone", 1, **few)], 1).wait()
     return folder
 
 
@@ -197,6 +200,21 @@ def test_models_that_are_shared_out_and_another_engines_answers_make_no_differen
 ) -> None:
     """The other engine writes tokens alone: log-probabilities are the trainer's."""
     assert_equal_runs(undisturbed, expected, other)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_more_ranks_than_episodes_of_a_minibatch_take_the_same_steps(
+    inputs: Path, undisturbed: Path, zero_stage: int
+) -> None:
+    """A minibatch is an episode and a row of text: one rank has both, or each rank has one or
+    none.
+    """
+    alone = read_record(undisturbed / "alone")["metrics"]
+    several = read_record(undisturbed / f"several{zero_stage}")["metrics"]
+    for name in ("loss", "gradient_norm", "value_error", "ptx_loss", "policy_loss"):
+        for step in range(1, 5):
+            near = pytest.approx(alone[step][name], rel=1e-4, abs=1e-5)
+            assert several[step][name] == near, (step, name)
 
 
 def test_every_zero_stage_takes_the_same_first_steps(undisturbed: Path) -> None:

@@ -1,5 +1,5 @@
 """SFT, reward model and DPO at ZeRO 3, where no rank has the whole model, on two real ranks: they
-train and measure as at ZeRO 1. PPO: test_ppo_resume.py.
+train and measure as at ZeRO 1. And on more ranks than a batch has rows. PPO: test_ppo_resume.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from safetensors.torch import load_file
 from stage_ranks import run_in_ranks
 from training_ranks import make_inputs, read_record
 
-from assets.recipe.sections import DPOSection, RewardModelSection, SupervisedSection
+from assets.recipe.sections import (
+    DPOSection,
+    PolicyInitSection,
+    RewardModelSection,
+    SupervisedSection,
+)
 from gpt_model import convert
 from gpt_model.config import ModelConfig
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
@@ -34,6 +39,17 @@ STAGES: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
     "dpo": (DPOSection, {"beta": 0.1}, ("policy_init", "comparisons")),
 }
 
+# Of a batch of one row, or of a dialogue and a window of text, whose second rank then has the window
+FEW: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
+    **STAGES,
+    "policy_init": (
+        PolicyInitSection,
+        {"batch": 2},
+        ("pretrained", "tokenizer", "tokens", "demonstrations"),
+    ),
+}
+RANKS = ((1, 1), (2, 1), (3, 1), (2, 3))  # and ZeRO stage
+
 # The reward model's loss compares rewards: what adds the same to all of them is free, has rounding
 # for a gradient, and AdamW makes steps of that.
 FREE = {"shift", "bias", "transformer.ln_f.bias"}
@@ -41,7 +57,7 @@ FREE = {"shift", "bias", "transformer.ln_f.bias"}
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each stage at ZeRO 1 and 3."""
+    """Each stage at ZeRO 1 and 3; and with few rows."""
     folder = make_inputs(tmp_path_factory.mktemp("built"))
     tokenizer = Tokenizer.load(folder / "tokenizer")
     template = ChatTemplate(chat_tokenizer(tokenizer))
@@ -72,6 +88,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stage, (section, more, inputs) in STAGES.items()
         for zero_stage in (1, 3)
     ]
+    few = {**SECTION, "batch": 1, "epochs": 1, "learning_rate": 1e-4}
+    jobs += [
+        {
+            "stage": stage,
+            "ranks": ranks,
+            "zero_stage": zero_stage,
+            "config": {stage: section.model_validate({**few, **more}).model_dump(mode="json")},
+            "inputs": {name: folder / name for name in inputs},
+            "output": folder / f"{stage}-{ranks}-{zero_stage}",
+        }
+        for stage, (section, more, inputs) in FEW.items()
+        for ranks, zero_stage in RANKS
+    ]
     run_in_ranks(jobs, folder)
     return folder
 
@@ -101,3 +130,16 @@ def test_a_model_that_is_shared_out_trains_and_measures_as_one_that_is_whole(
     head = 33 if stage == "reward_model" else 0
     assert second["held"] == most_gathered(whole / "model") + head and first["held"] == 0
     assert (whole / "shape.json").read_bytes() == (sharded / "shape.json").read_bytes()
+
+
+@pytest.mark.parametrize("stage", FEW)
+def test_ranks_without_a_row_of_a_batch_leave_loss_and_gradient_as_they_are(
+    built: Path, stage: str
+) -> None:
+    alone, *others = (read_record(built / f"{stage}-{n}-{zero}")["metrics"] for n, zero in RANKS)
+    assert len(alone) >= 40
+    for other in others:
+        for step, values in alone.items():
+            for name in {name for name in values if not name.endswith("_per_second")}:
+                near = pytest.approx(values[name], rel=1e-5, abs=1e-5)
+                assert other[step][name] == near, (step, name)
