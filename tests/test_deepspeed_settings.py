@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 from training_ranks import Ranks, make_inputs, read_record
 
+from assets.recipe import deepspeed_settings
 from assets.recipe.profile import Profile
 from gpt_model.errors import UserError
 from gpt_model.training.engine import Execution, _deepspeed_settings
@@ -80,7 +83,8 @@ def _bytes_each_step(record: dict[str, Any]) -> float:
             "quantized gradients change what is learnt",
         ),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "Set `cpu`"),
-        ({"zero_optimization": 3}, "is a mapping of DeepSpeed's keys"),
+        ({"zero_optimization": 3}, "3 is not what DeepSpeed takes: it should be a mapping"),
+        ({"aio": {"block_size": 1}}, "is of offload to NVMe, which is not passed on: leave it out"),
         ({"zero": {}}, "`deepspeed.zero` is none that a profile passes on, which are: zero_opti"),
         ({"zero_optimization": {"bucket": 3}}, "which are: overlap_comm"),
     ],
@@ -90,6 +94,65 @@ def test_what_would_change_results_or_is_unknown_is_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=mistake):
         Profile(name="p", deepspeed=settings)
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_value_that_deepspeed_does_not_take_is_refused_before_anything_is_built(
+    command: str, cli: Any, tmp_path: Path
+) -> None:
+    profile = tmp_path / "nonsense.yaml"
+    for line, expected in (
+        ("zero_optimization: {reduce_bucket_size: many}", "'many' is not what DeepSpeed takes"),
+        ("zero_optimization: {offload_param: {pin_memory: 3}}", "offload_param.pin_memory`: 3 is"),
+        ("comms_logger: {enable: true}", "takes: it is no key of DeepSpeed's"),
+        ("flops_profiler: {top_modules: few}", "'few' is not what DeepSpeed takes"),
+    ):
+        profile.write_text(f"name: nonsense\ndeepspeed:\n  {line}\n")
+        refused = cli(command, "tiny", "--profile", str(profile))
+        assert refused.returncode == 1 and expected in refused.stderr, refused.stderr
+        assert f"{profile}, line 3: `deepspeed." in refused.stderr
+
+
+VALUES: tuple[Any, ...] = (True, 0, 1, 3, -1, 0.5, 1.5, 5e8, "5e8", "no", "many", None, [], {})
+VALUES += ("cpu", "none", "disk", {"device": "cpu"}, {"device": "disk"}, {"devices": "cpu"})
+
+
+def test_a_profile_takes_the_values_that_deepspeeds_own_schema_takes() -> None:
+    # Seconds, in each process that collects this file
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.runtime.zero import config, offload_config
+
+    # A share of an offload and the parameters' are of stage 3
+    zero = functools.partial(config.DeepSpeedZeroConfig, stage=3)
+    optimizer = offload_config.DeepSpeedZeroOffloadOptimizerConfig
+    sections: dict[str, tuple[Callable[..., object], Mapping[Any, tuple[str, ...]]]] = {
+        "zero_optimization": (zero, deepspeed_settings.ZERO_KEYS),
+        "zero_optimization.offload_optimizer": (optimizer, deepspeed_settings.OFFLOAD_OPTIMIZER),
+        "zero_optimization.offload_param": (
+            offload_config.DeepSpeedZeroOffloadParamConfig,
+            deepspeed_settings.OFFLOAD_PARAM,
+        ),
+        "comms_logger": (CommsLoggerConfig, deepspeed_settings.COMMS_LOGGER),
+    }
+    for section, (schema, keys) in sections.items():
+        for key in (key for names in keys.values() for key in names):
+            taken = [value for value in VALUES if _takes(schema, **{key: value})]
+            passed_on = [value for value in VALUES if _takes(_profile, section, {key: value})]
+            assert taken == passed_on and 0 < len(taken) < len(VALUES), (section, key)
+
+
+def _profile(section: str, values: dict[str, Any]) -> None:
+    for name in reversed(section.split(".")):
+        values = {name: values}
+    deepspeed_settings.check_deepspeed(values)
+
+
+def _takes(check: Callable[..., object], *arguments: Any, **keywords: Any) -> bool:
+    try:
+        check(*arguments, **keywords)
+    except ValueError:
+        return False
+    return True
 
 
 def test_a_value_that_deepspeed_does_not_take_is_named() -> None:

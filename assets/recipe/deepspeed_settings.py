@@ -1,27 +1,81 @@
-"""Which of DeepSpeed's settings a profile may pass on: those that say where and when something lies
-or travels, not what is learnt. Their values are DeepSpeed's to check, when ranks start.
+"""Which of DeepSpeed's settings a profile may pass on, and the values they take: those that say
+where and when something lies or travels, not what is learnt.
+
+DeepSpeed's own schema imports torch, so it is written out here: a wrong value is then reported when
+the profile is read. A test compares the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from gpt_model.strict import Misfit, explanation, shown
 
 ZERO = "zero_optimization"
-SECTIONS = (
-    *(ZERO, "aio", "comms_logger", "flops_profiler"),
-    *("wall_clock_breakdown", "memory_breakdown", "dump_state"),
-)
+Elements = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _section(keys_by_kind: Mapping[Any, tuple[str, ...]]) -> type[BaseModel]:
+    """What a mapping of DeepSpeed's may hold. Not strict: 5e8 is an integer to it."""
+    fields = {key: (kind, None) for kind, keys in keys_by_kind.items() for key in keys}
+    return create_model("Section", __config__=ConfigDict(extra="forbid"), **fields)  # type: ignore[call-overload]
+
+
+OFFLOAD: dict[Any, tuple[str, ...]] = {
+    Literal["none", "cpu"]: ("device",),
+    Path | None: ("nvme_path",),
+}
+OFFLOAD_PARAM = OFFLOAD | {
+    bool: ("pin_memory",),
+    Elements: ("buffer_count", "buffer_size", "max_in_cpu"),
+}
+OFFLOAD_OPTIMIZER = OFFLOAD | {
+    bool: ("pin_memory", "pipeline_read", "pipeline_write", "fast_init", "super_offload"),
+    Elements: ("buffer_count",),
+    Share: ("ratio", "cpuadam_cores_perc"),
+}
 # DeepSpeed 0.19, runtime/zero/config.py
-ZERO_KEYS = (
-    *("overlap_comm", "contiguous_gradients", "reduce_scatter", "allgather_partitions"),
-    *("reduce_bucket_size", "allgather_bucket_size", "use_multi_rank_bucket_allreduce"),
-    *("round_robin_gradients", "offload_optimizer", "offload_param", "sub_group_size"),
-    *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
-    *("stage3_model_persistence_threshold", "stage3_max_live_parameters"),
-    *("stage3_max_reuse_distance", "stage3_module_granularity_threshold"),
-    *("stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential"),
-    *("zero_hpz_partition_size", "memory_efficient_linear"),
+ZERO_KEYS: dict[Any, tuple[str, ...]] = {
+    bool | None: ("overlap_comm",),
+    bool: (
+        *("contiguous_gradients", "reduce_scatter", "allgather_partitions"),
+        *("use_multi_rank_bucket_allreduce", "round_robin_gradients", "memory_efficient_linear"),
+        *("stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential"),
+    ),
+    Annotated[int, Field(gt=0)]: ("reduce_bucket_size",),
+    Elements: (
+        *("allgather_bucket_size", "sub_group_size", "zero_hpz_partition_size"),
+        *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
+        *("stage3_model_persistence_threshold", "stage3_max_live_parameters"),
+        "stage3_max_reuse_distance",
+    ),
+    int: ("stage3_module_granularity_threshold",),
+    _section(OFFLOAD_OPTIMIZER) | None: ("offload_optimizer",),
+    _section(OFFLOAD_PARAM) | None: ("offload_param",),
+}
+COMMS_LOGGER: dict[Any, tuple[str, ...]] = {
+    bool: ("enabled", "prof_all", "verbose", "debug"),
+    list[Any]: ("prof_ops",),
+}
+FLOPS_PROFILER: dict[Any, tuple[str, ...]] = {
+    bool: ("enabled", "detailed"),
+    int: ("profile_step", "module_depth", "top_modules"),
+    float: ("recompute_fwd_factor",),
+    str | None: ("output_file",),
+}
+Zero = _section(ZERO_KEYS)
+Settings = _section(
+    {
+        Zero: (ZERO,),
+        _section(COMMS_LOGGER): ("comms_logger",),
+        _section(FLOPS_PROFILER): ("flops_profiler",),
+        bool: ("wall_clock_breakdown", "memory_breakdown", "dump_state"),
+    }
 )
 # Key -> whose it is
 OTHERS = {
@@ -36,6 +90,7 @@ OTHERS = {
     "torch_autocast": "the recipe's `precision` and the profile's `communication`",
     "communication_data_type": "the profile's `communication`",
     "activation_checkpointing": "the profile's key of that name, beside `deepspeed`",
+    "aio": "of offload to NVMe, which is not passed on",
     f"{ZERO}.stage": "the profile's `zero_stage`",
     f"{ZERO}.zero_quantized_weights": "none to set: quantized weights change what is learnt",
     f"{ZERO}.zero_quantized_nontrainable_weights": "none to set: they change what is learnt",
@@ -45,26 +100,37 @@ OTHERS = {
 
 
 def check_deepspeed(settings: Mapping[str, Any]) -> None:
-    """Raises ValueError naming the first key that a profile does not pass on."""
+    """Raises ValueError naming the first key that a profile does not pass on, or else the first
+    value that DeepSpeed does not take.
+    """
     for key, value in settings.items():
-        _check_key(key, SECTIONS)
-        if key == ZERO:
-            if not isinstance(value, Mapping):
-                raise ValueError(f"`deepspeed.{ZERO}` is a mapping of DeepSpeed's keys")
+        _check_key(key, Settings)
+        if key == ZERO and isinstance(value, Mapping):
             for inner in value:
-                _check_key(f"{ZERO}.{inner}", tuple(f"{ZERO}.{each}" for each in ZERO_KEYS))
+                _check_key(inner, Zero, f"{ZERO}.")
             for offload in ("offload_optimizer", "offload_param"):
-                if (value.get(offload) or {}).get("device") == "nvme":
+                where = value.get(offload)
+                if isinstance(where, Mapping) and where.get("device") == "nvme":
                     raise ValueError(
                         f"`deepspeed.{ZERO}.{offload}.device: nvme`: checkpoints are written out "
                         "of memory, so that what lies on a disk would be lost. Set `cpu`"
                     )
+    try:
+        Settings.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        unknown = first["type"] == "extra_forbidden"
+        problem = "it is no key of DeepSpeed's" if unknown else explanation(first)
+        raise Misfit(
+            f"{shown(first['input'])} is not what DeepSpeed takes: {problem}",
+            ".".join(map(str, first["loc"])),
+        ) from None
 
 
-def _check_key(key: str, passed_on: tuple[str, ...]) -> None:
-    if key in passed_on:
+def _check_key(key: str, section: type[BaseModel], within: str = "") -> None:
+    if key in section.model_fields:
         return
-    if key in OTHERS:
-        raise ValueError(f"`deepspeed.{key}` is {OTHERS[key]}: leave it out")
-    known = ", ".join(each.rpartition(".")[2] for each in passed_on)
-    raise ValueError(f"`deepspeed.{key}` is none that a profile passes on, which are: {known}")
+    if (name := f"{within}{key}") in OTHERS:
+        raise ValueError(f"`deepspeed.{name}` is {OTHERS[name]}: leave it out")
+    known = ", ".join(section.model_fields)
+    raise ValueError(f"`deepspeed.{name}` is none that a profile passes on, which are: {known}")
