@@ -157,7 +157,8 @@ def estimate(
     byte. `artifacts`: the store's. An input may be a stand-in (`planned`).
     """
     flops, rate = default_rate(profile)
-    work = work_of(node.stage.name, config, inputs, flops)
+    idle = idle_ranks(config, profile.processes)
+    work = work_of(node.stage.name, config, inputs, flops * (1 - idle / profile.processes))
     earlier = list(_earlier_builds(node.stage.name, work.unit, profile, artifacts))
     answer: Estimate = {
         "seconds": _seconds(work, earlier),
@@ -166,6 +167,8 @@ def estimate(
         "assumption": work.assumption,
         "basis": _basis(work, earlier, rate),
     }
+    if idle:
+        answer["basis"] += f" {idle} of {profile.processes} ranks have no row of a step."
     if node.stage.name == "pretrained" and base_model.BASE not in inputs:
         answer |= _loss(config, inputs, artifacts)
     return answer
@@ -629,6 +632,15 @@ TUNED = {  # section: the input it starts from, the data, answers a row
     "reward_model": ("start", "comparisons", 2.0),
     "dpo": ("policy_init", "comparisons", 2 * 4 / 3),  # the reference reads both: a third more
 }
+
+
+def idle_ranks(config: Config, ranks: int) -> int:
+    """Of so many, those without a row of an alignment stage's step."""
+    section = next((config[name] for name in (*TUNED, "ppo") if name in config), None)
+    if section is None:
+        return 0
+    rows: int = section.get("minibatch") or section["batch"]
+    return max(0, ranks - rows)
 
 
 def _tuned(config: Config, inputs: Inputs, flops: float) -> Work:

@@ -49,6 +49,7 @@ from gpt_model.scaling_laws import fit_compute
 from gpt_model.training.memory import Setting, mapped_bytes, memory_per_rank, moments, shared_bytes
 from gpt_model.training.schedules import BatchSchedule
 from pipelines.cli.plan import (
+    MISSING,
     draw_plan,
     memory_facts,
     parameters_by_part,
@@ -270,13 +271,15 @@ def test_at_zero_3_every_rank_has_a_share_of_ppos_models_one_block_and_its_answe
     assert each(3, 64) > each(3, 64, value="shared") > state / 2 / 64
 
 
-def test_plan_says_on_how_many_ranks_ppo_fits() -> None:
+def test_plan_says_on_how_many_ranks_ppo_fits(store: Store, base: Path) -> None:
     recipe, hopper = load_recipe("instructgpt-6b"), load_profile("hopper8")
     model = ModelConfig.published("gpt3-6.7b")
     needed = memory_facts(recipe, model, hopper)["ppo_memory"]
     assert not needed["fits"] and needed["ranks"] == 9
     [sentence] = what_does_not_fit({"ppo_memory": needed}, "hopper8")
     assert "a rank at ZeRO 3, and hopper8 has 80GB. At ZeRO 3, 9 of its ranks would do." in sentence
+    small = plan_of(RECIPE, base, CPU, store)
+    assert MISSING not in _drawn(small) and MISSING in _drawn(small | {"ppo_memory": needed})
     more = hopper.model_copy(update={"processes": 9})
     assert memory_facts(recipe, model, more)["ppo_memory"]["fits"]
 
@@ -594,13 +597,15 @@ def gpt1_tiny() -> dict[str, Node]:
     return {node.name: node for node in nodes(load_recipe("gpt1-tiny"))}
 
 
-def before_any_build(graph: dict[str, Node]) -> dict[str, tuple[dict[str, Any], Artifact]]:
+def before_any_build(
+    graph: dict[str, Node], profile: Profile = CPU
+) -> dict[str, tuple[dict[str, Any], Artifact]]:
     """(estimate, stand-in) of each node, as a plan makes them of an empty store."""
     results: dict[str, tuple[dict[str, Any], Artifact]] = {}
     for name, node in graph.items():
         inputs = {need: results[node.asset(need)][1] for need in node.needs}
         section = node.settings(Path())
-        answer = estimate(node, section, inputs, CPU, [])
+        answer = estimate(node, section, inputs, profile, [])
         results[name] = answer, planned(node, section, answer, inputs)
     return results
 
@@ -636,6 +641,23 @@ def test_experiments_that_read_are_planned_by_what_their_models_read(
     inputs["tokens"] = replace(results["tokens"][1], metrics=metrics)
     once_built = estimate(node, {}, inputs, CPU, [])
     assert once_built["work"]["amount"] == pytest.approx(2 * 1000 * 2 * sum(reading.values()))
+
+
+def test_ranks_without_a_row_of_an_alignment_stages_batch_save_no_time() -> None:
+    graph = {node.name: node for node in nodes(load_recipe("instructgpt-175b"))}
+    profiles = [Profile(name="gpus", device="cuda", processes=n) for n in (8, 128)]
+    eight, many = (before_any_build(graph, profile) for profile in profiles)
+    for name, rows in {
+        "supervised": 8,
+        "policy_init": 8,
+        "reward_model": 64,
+        "aligned": 64,
+    }.items():
+        speed = [results[name][0]["seconds"]["expected"] - 8 for results in (eight, many)]
+        idle = f"{128 - rows} of 128 ranks have no row of a step."
+        assert idle in many[name][0]["basis"] and "no row" not in eight[name][0]["basis"]
+        assert speed[0] / speed[1] == pytest.approx(rows / 8, rel=0.01), name
+    assert "no row" not in many["pretrained"][0]["basis"] + many["zero_shot"][0]["basis"]
 
 
 IMPORTING = small_recipe(
@@ -855,6 +877,7 @@ def test_what_does_not_fit_is_said_with_the_smallest_profile_that_would_do(
     [sentence] = what_does_not_fit(facts, "gpu")
     assert "a rank at ZeRO 1, and gpu has 500kB. The smallest profile that would do: " in sentence
     assert "does not fit  " in _drawn(facts) and sentence in _drawn(facts)
+    assert MISSING in _drawn(facts)
 
 
 def test_plan_says_the_ranks_of_each_stage_and_that_memory_of_evaluation_rises_with_them(

@@ -182,7 +182,8 @@ class Profile(Strict):
     deepspeed: dict[str, Any] = Field(
         default_factory=dict,
         description="DeepSpeed's own configuration, for what no key here names: offload to the "
-        "CPU's memory, hpZ, buckets. What would change results is refused",
+        "CPU's memory, hpZ, buckets. What would change results is refused, and a "
+        "value that DeepSpeed does not take",
         exclude_if=lambda settings: not settings,
     )
     micro_batch: BatchRows | None = Field(

@@ -52,6 +52,10 @@ CHECKPOINT_BYTES = 12  # a parameter: weight and two moments, float32
 CHECKPOINTS = 2  # that training keeps
 IDLE_SHOWN = 0.005  # of the ranks' time: less is not shown
 OFFLOADS = {"offload_optimizer", "offload_param"}
+MISSING = (
+    "Missing: tensor, sequence and pipeline parallelism. ZeRO is what shares a training out among "
+    "ranks (docs/how-to/machines.md)."
+)
 LISTED = 3  # names that a reason lists; more are counted
 
 
@@ -217,8 +221,8 @@ def _ppo_memory(
     fits = available is None or by_stage[profile.zero_stage] <= available
     enough = None
     if not fits and available:
-        # A rank has an episode of each minibatch at least
-        rank_numbers = range(1, section.minibatch + 1)
+        # A rank samples an episode of each batch at least
+        rank_numbers = range(1, section.batch + 1)
         enough = next((ranks for ranks in rank_numbers if each(3, ranks) <= available), None)
     return {
         "bytes": ppo_bytes(model, section.value == "shared"),
@@ -496,8 +500,9 @@ def _draw_model(facts: Mapping[str, Any]) -> Table:
         table.add_row("[bold]evaluation", f"{each}: every rank has whole models")
     for sentence in what_does_not_fit(facts, facts["profile"]):
         table.add_row("[bold red]does not fit", sentence)
-    if not facts.get("memory_per_rank", {"fits": True})["fits"]:
-        table.add_row("", "Missing: tensor, sequence and pipeline parallelism.")
+    trainings = (facts.get(part) for part in ("memory_per_rank", "ppo_memory"))
+    if any(training and not training["fits"] for training in trainings):
+        table.add_row("", MISSING)
     return table
 
 
