@@ -25,7 +25,7 @@ COUNTED = {"comms_logger": {"enabled": True, "verbose": False, "prof_all": True}
 SHARED_OUT = {"stage3_param_persistence_threshold": 0}
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
 # Bytes a parameter and step of four micro-batches, with bfloat16 in communication and without
-EXCHANGED = {1: (6, 8), 2: (12, 20), 3: (16, 31)}
+EXCHANGED = {0: (2, 4), 1: (6, 8), 2: (12, 20), 3: (16, 31)}
 
 
 @pytest.mark.slow

@@ -581,6 +581,8 @@ def _deepspeed_settings(
             "dtype": "bfloat16",
             "lower_precision_safe_modules": list(BFLOAT16_MODULES),
         }
+        if stage == 0:  # whose exchange does not look at that
+            configuration["communication_data_type"] = "bf16"
     return configuration
 
 
