@@ -2,6 +2,7 @@
 `test_shared_memory.py`: prints, as JSON, whether memory is shared and whether the bytes are equal.
 
 `--zero STAGE`: it joins the others as a training of that stage does, and prints whether they share.
+`--dead`: rank 1 ends, and rank 0 prints what becomes of a sum that waits for it.
 `--train STAGE`: it trains a small GPT so, and prints what ranks share and the weights' digest.
 """
 
@@ -66,6 +67,21 @@ def main(rank: int, ranks: int, fault: str = "") -> None:
     print(json.dumps({"shared": shared, "equal": equal, "gloo": through_gloo}))
 
 
+def left_alone(rank: int, ranks: int) -> None:
+    """Rank 1 is gone without having summed."""
+    start(Execution(rank=rank, world_size=ranks))
+    import deepspeed
+
+    said = "gone"
+    if rank == 0:
+        try:
+            deepspeed.comm.all_reduce(torch.zeros(PART))
+        except RuntimeError as error:
+            said = type(error).__name__
+    print(json.dumps({"said": said}), flush=True)
+    os._exit(0)
+
+
 class NextToken:
     """The loss of a language model, without metrics."""
 
@@ -121,6 +137,8 @@ if __name__ == "__main__":
     if "--zero" in sys.argv:
         started(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(sys.argv[2]))
         sys.exit()
+    if "--dead" in sys.argv:
+        left_alone(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     if "--train" in sys.argv:
         stage, muon_or_adamw, elements, *fault = sys.argv[2:]
         trained(

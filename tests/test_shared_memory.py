@@ -97,3 +97,9 @@ def test_a_training_whose_ranks_share_weights_and_gradients_has_gloos_bytes(
         assert rank["shared"] == [False, False, False]
     results = [(rank["digest"], rank["norms"]) for rank in [*through_memory, *through_gloo]]
     assert results == results[:1] * (2 * ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
+def test_a_rank_whose_other_is_gone_fails_as_gloo_does() -> None:
+    assert exchanged(2, "--dead") == [{"said": "RuntimeError"}, {"said": "gone"}]

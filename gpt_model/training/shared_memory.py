@@ -42,7 +42,8 @@ HELD_ONCE = "held_once"  # attribute of a tensor that all ranks have in the same
 # Processors on which others see a rank's writes in the order in which it made them
 ORDERED_WRITES = {"x86_64", "AMD64"}
 CACHE_LINE = 64  # bytes
-SPINS, ASLEEP = 2_000, 2e-4  # looks at a counter at once, some 1 ms; then seconds between looks
+SPINS = 2_000  # looks at a counter without sleep, some 1 ms
+SHORTEST, LONGEST = 5e-5, 5e-3  # seconds of sleep between later looks: each is twice the last
 LOOK_FOR_DEAD = 1.0  # seconds that a rank waits before it looks whether the other is still there
 
 
@@ -71,9 +72,10 @@ class Barrier:
             if counter.value >= self._count:
                 return
             os.sched_yield()
-        looked = time.monotonic()
+        looked, asleep = time.monotonic(), SHORTEST
         while counter.value < self._count:
-            time.sleep(ASLEEP)
+            time.sleep(asleep)
+            asleep = min(2 * asleep, LONGEST)
             if time.monotonic() - looked > LOOK_FOR_DEAD:
                 looked = time.monotonic()
                 if _is_gone(process) and counter.value < self._count:
