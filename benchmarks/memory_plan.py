@@ -60,6 +60,7 @@ class Case:
     checkpointing: bool
     precision: str = "bfloat16"
     communication: str = "float32"
+    memory_bytes: float | None = None  # that a rank may fill
 
     @property
     def name(self) -> str:
@@ -89,6 +90,7 @@ def train_as_rank(case: Case) -> None:
         world_size=case.ranks,
         activation_checkpointing=case.checkpointing,
         communication=case.communication,  # type: ignore[arg-type]
+        memory_bytes=case.memory_bytes,
     )
     settings = TrainingSettings(
         steps=STEPS,
@@ -194,8 +196,11 @@ def main() -> int:
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--communication", default="float32")
     parser.add_argument(
-        "--keeping", action="store_true", help="the allocator keeps what is freed, as a worker's"
+        "--worker",
+        action="store_true",
+        help="the allocator as a build's workers have it: it keeps what a small model frees",
     )
+    parser.add_argument("--memory-gb", type=float, help="that a rank may fill; default: any")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -205,8 +210,16 @@ def main() -> int:
     for shape, ranks, stage, checkpointing in itertools.product(
         options.shapes, options.ranks, options.stages, (False, True)
     ):
-        case = Case(shape, ranks, stage, checkpointing, options.precision, options.communication)
-        phases, plan = measured(case, worker=options.keeping), planned(case)
+        case = Case(
+            shape,
+            ranks,
+            stage,
+            checkpointing,
+            options.precision,
+            options.communication,
+            options.memory_gb and options.memory_gb * 1e9,
+        )
+        phases, plan = measured(case, worker=options.worker), planned(case)
         document[case.name] = {"planned": plan, "measured": phases}
         peak = max(phases.values())
         bar = at_most(f"{case.name}, off by", abs(peak / plan - 1), BAR)

@@ -49,7 +49,7 @@ def execution_of(progress: Progress, *, fixed_shapes: bool = True) -> Execution:
         compile=profile.compile and fixed_shapes,
         activation_checkpointing=profile.activation_checkpointing,
         tf32=profile.tf32,
-        memory_bytes=profile.memory_gb and profile.memory_gb * 1e9,
+        memory_bytes=profile.memory_each(),
         communication=profile.sent(),
         deepspeed=profile.deepspeed,
     )

@@ -1,8 +1,10 @@
 """glibc's allocator, for work that needs little memory more than speed.
 
 The launcher has workers keep what they free (`assets.launch.launcher.MALLOC`), which saves a
-training step its page faults. What is built and measured in shares (ZeRO 3) frees whole parameters
-and blocks of other sizes than a step's: kept, they would be half as much again as the shares.
+training step its page faults, and leaves holes: up to as much again as is in use. So a model that
+is large for the memory there is gives back what it frees; beside its products the page faults are
+few. What is built and measured in shares (ZeRO 3) frees whole parameters and blocks of other sizes
+than a step's: kept, they would be half as much again as the shares.
 """
 
 from __future__ import annotations
@@ -14,8 +16,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-M_MMAP_MAX = -4  # malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # malloc.h
 MAPPED_BY_DEFAULT = 65_536  # blocks
+MAPPED_BYTES, TRIMMED_BYTES = 1 << 16, 1 << 17  # of a block; of what the heap has free at its end
+# Of a rank's memory: below it, twice a training's state and as much in activations are a quarter
+SMALL = 1 / 8
+
+
+def return_freed_memory() -> None:
+    """From now on what is freed goes back to the system. Without glibc nothing happens."""
+    if (libc := _glibc()) is not None:
+        # which `freed_memory_returned` goes back to
+        os.environ["MALLOC_MMAP_MAX_"] = str(MAPPED_BY_DEFAULT)
+        libc.mallopt(M_MMAP_MAX, MAPPED_BY_DEFAULT)
+        libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, TRIMMED_BYTES)
+        libc.mallopt(M_TOP_PAD, 0)
+        libc.malloc_trim(0)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import math
 import os
 import socket
 import sys
@@ -36,7 +37,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt_model.errors import UserError
 from gpt_model.ops.cross_entropy import compiled_passes
 from gpt_model.training import gpu
-from gpt_model.training.allocator import freed_memory_returned
+from gpt_model.training.allocator import SMALL, freed_memory_returned, return_freed_memory
 from gpt_model.training.batching import Idle
 from gpt_model.training.failures import host_of
 from gpt_model.training.memory import bucket_elements
@@ -58,6 +59,7 @@ RENDEZVOUS = "lineage"  # a scheme of torch's `init_method`
 BFLOAT16_MODULES = ("gpt_model.ops.conv1d.Conv1D", "torch.nn.Embedding")
 EVALUATED_IN_BFLOAT16 = {"cuda"}  # devices on which a model trained in bfloat16 is
 NORM_TILE = 1 << 15  # elements, which stay in cache in double precision
+STATE_BYTES = 16  # of a parameter: weight, gradient and two moments in float32
 MEETING = timedelta(minutes=10)  # that ranks wait for each other when they start
 StepMetrics = Mapping[str, tuple[Any, Any]]  # name -> (sum, count)
 
@@ -81,7 +83,7 @@ class Execution:
     communication: Literal["float32", "bfloat16"] = "float32"
     # DeepSpeed's own settings, over ours: a profile's, which lets none through that changes results
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
-    memory_bytes: float | None = None  # what the profile says that a rank's GPU has
+    memory_bytes: float | None = None  # that a rank may fill, of its GPU's where it has one
     # FLOP/s of all ranks together (`measure.py`); None: utilisation is not reported
     peak_flops: float | None = None
     data_sheet_flops: float | None = None  # the same by the GPU's data sheet, where it is known
@@ -327,6 +329,8 @@ class Engine:
 
         if execution.device == "cpu":
             choose_product_library()
+            if STATE_BYTES * _trained(model) > SMALL * (execution.memory_bytes or math.inf):
+                return_freed_memory()
         else:
             gpu.require_precision(settings.precision, execution.tf32)
         self.model, self.settings, self.execution = model, settings, execution
