@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -102,8 +103,11 @@ def trained(
     model = GPT(ModelConfig(family="gpt2", dropout=0.0, **shape), seed=1)
     muon = MuonSettings(rate_multiplier=2.0, weight_decay=0.1) if optimizer == "muon" else None
     settings = TrainingSettings(3, lambda step: 1e-3, muon=muon)  # type: ignore[arg-type]
-    buckets = {"zero_optimization": {"reduce_bucket_size": bucket}} if bucket else {}
-    execution = Execution("cpu", zero_stage, rank, ranks, deepspeed=buckets)  # type: ignore[arg-type]
+    zero: dict[str, Any] = {"reduce_bucket_size": bucket} if bucket else {}
+    if "offloaded" in optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    profile = {"zero_optimization": zero}
+    execution = Execution("cpu", zero_stage, rank, ranks, deepspeed=profile)  # type: ignore[arg-type]
     engine = Engine(model, NextToken(), settings, execution)
     draw, norms = torch.Generator().manual_seed(rank), []
     for step in range(3):

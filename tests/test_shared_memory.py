@@ -81,6 +81,7 @@ def test_a_training_below_zero_3_exchanges_through_shared_memory(
         (2, 1, "muon", 0, [True, True, True]),
         (2, 2, "muon", 0, [True, False, True]),
         (3, 1, "adamw", 0, [True, False, False]),
+        (2, 1, "adamw offloaded", 0, [False, False, False]),
     ],
 )
 def test_a_training_whose_ranks_share_weights_and_gradients_has_gloos_bytes(

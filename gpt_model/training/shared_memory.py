@@ -224,22 +224,24 @@ def share_state(backend: Any, optimizer: Any) -> None:
     in, where `backend` exchanges through shared memory. Collective.
     """
     shared = _in_use(backend)
-    if shared is None:
+    in_float32 = all(flat.dtype == torch.float32 for flat in optimizer.bit16_groups_flat)
+    # Before ranks write weights, the norm's exchange says that no other reads them any more
+    if shared is None or not in_float32 or optimizer.cpu_offload or not optimizer.compute_grad_norm:
         return
-    if all(flat.dtype == torch.float32 for flat in optimizer.bit16_groups_flat):
-        _share_weights(optimizer)
-        float32_alone = set(optimizer.ipg_buckets) == {torch.float32}
-        small = optimizer.reduce_bucket_size <= ELEMENTS
-        two = torch.distributed.get_world_size() == 2
-        if two and small and float32_alone and not optimizer.partition_gradients:
-            _share_gradients(optimizer, shared)
+    _share_weights(optimizer)
+    in_one_bucket = (
+        optimizer.contiguous_gradients
+        and not optimizer.overlap_comm
+        and set(optimizer.ipg_buckets) == {torch.float32}
+        and optimizer.reduce_bucket_size <= ELEMENTS
+    )
+    if shared.ranks == 2 and in_one_bucket and not optimizer.partition_gradients:
+        _share_gradients(optimizer, shared)
 
 
 def _share_weights(optimizer: Any) -> None:
-    """Move the flat weights of DeepSpeed's optimizer into rank 0's memory, on all ranks: each then
-    writes its share where the others read it. They have the same values before.
-
-    A rank writes only after gradients have been exchanged, when no other reads weights any more.
+    """Move the flat weights of DeepSpeed's optimizer, the same on all ranks, into rank 0's memory:
+    each rank then writes its share where the others read it.
     """
     flats = optimizer.bit16_groups_flat
     memories = _memories(sum(len(flat) for flat in flats))
