@@ -152,6 +152,18 @@ def test_an_empty_band_is_refused() -> None:
 
 
 @pytest.mark.slow
+def test_one_compiled_graph_computes_any_number_of_tokens() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(sliding_window_attention, backend="aot_eager", fullgraph=True)
+    for time in (256, 384):  # whole blocks: nothing is added
+        inputs = drawn(time)
+        for part in inputs:
+            torch._dynamo.mark_dynamic(part, 2)
+        result, plain = (attention(*inputs, 8) for attention in (compiled, sliding_window_attention))
+        torch.testing.assert_close(result, plain)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("time", [20, 100, 200])
 def test_hand_written_gradients_of_a_gpt3_are_autograds(

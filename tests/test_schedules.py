@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_ranks import MODEL, SECTION, Ranks, make_inputs, read_record, run
+from training_ranks import GPT3, MODEL, SECTION, Ranks, make_inputs, read_record, run
 
 from assets.execution.pretraining import evaluation_steps, settings_of
 from assets.recipe.recipe import PretrainingSection
@@ -262,26 +262,30 @@ def test_the_stage_counts_the_tokens_of_a_ramp_as_they_are(inputs: Path, tmp_pat
 
 @pytest.mark.slow
 def test_ranks_without_a_sequence_leave_every_loss_as_it_is(inputs: Path, tmp_path: Path) -> None:
-    """A ramp from one sequence, to eight, which three ranks cannot share evenly either."""
+    """A ramp from one sequence, to eight, which three ranks cannot share evenly either: rank 0,
+    which writes the records, has none at first, then one row a micro-batch, then two.
+    """
     section = {"tokens": 2048, "batch_ramp": {"from_tokens": 32, "over_tokens": 1024}}
-    runs: list[dict[str, Any]] = [
-        {
-            "what": "loop",
-            "output": tmp_path / f"stage{stage}",
-            "section": section,
-            "model": {"dropout": 0.0},
-            "zero_stage": stage,
-        }
-        for stage in (1, 3)
+    common: dict[str, Any] = {"what": "loop", "section": section}
+    gpt2, gpt3 = ({**common, "model": model} for model in ({"dropout": 0.0}, GPT3))
+    runs = [
+        {**gpt2, "output": tmp_path / "gpt2-sharded", "zero_stage": 3},
+        {**gpt3, "output": tmp_path / "gpt3", "zero_stage": 1},
+        {**gpt3, "output": tmp_path / "gpt3-compiled", "profile": {"compile": True}},
     ]
     Ranks(inputs, runs, world_size=3).wait()
-    expected = run(inputs, {**runs[0], "output": tmp_path / "alone"}).record["metrics"]
-    for each in runs:
-        measured = read_record(each["output"])["metrics"]
-        assert measured.keys() == expected.keys() and len(measured) > 12
-        for step, values in measured.items():
-            for name in ("loss", "gradient_norm"):
-                assert values[name] == pytest.approx(expected[step][name], rel=1e-5), (step, name)
+    for alone, several in ((gpt2, runs[:1]), (gpt3, runs[1:])):
+        output = tmp_path / "alone" / alone["model"].get("family", "gpt2")
+        expected = run(inputs, {**alone, "output": output}).record["metrics"]
+        for each in several:
+            measured = read_record(each["output"])["metrics"]
+            assert measured.keys() == expected.keys() and len(measured) > 12
+            for step, values in measured.items():
+                for name in ("loss", "gradient_norm"):
+                    assert values[name] == pytest.approx(expected[step][name], rel=1e-5), step
+    compiled = read_record(tmp_path / "gpt3-compiled")
+    # Dense blocks, banded blocks and the loss, each of one row and of several: of one length
+    assert compiled["graphs"] == 6 and not compiled["graph_breaks"]
 
 
 def test_the_time_of_ranks_without_a_sequence_is_counted() -> None:

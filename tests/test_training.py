@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_ranks import (
+    GPT3,
     MODEL,
     MUON,
     SECTION,
@@ -483,6 +484,32 @@ def test_compiled_blocks_train_as_plain_ones(
     assert not counters["graph_break"], dict(counters["graph_break"])
     # blocks of one kind share a graph, however many there are; the loss is another
     assert 2 <= counters["stats"]["unique_graphs"] <= 3
+
+
+def test_what_a_gpus_profile_ships_trains_as_plain_blocks_do(inputs: Path, tmp_path: Path) -> None:
+    """Compiled and recomputed blocks, in bfloat16, which is also what ranks exchange."""
+    section = {"precision": "bfloat16", "tokens": 2048, "learning_rate": 3e-3}
+    common = {"what": "loop", "model": GPT3, "section": section}
+    ways = {
+        "plain": {"communication": "bfloat16"},
+        "shipped": {
+            "communication": "bfloat16",
+            "activation_checkpointing": True,
+            "compile": True,
+        },
+    }
+    jobs: list[dict[str, Any]] = [
+        {**common, "output": tmp_path / f"{way}{stage}", "zero_stage": stage, "profile": profile}
+        for stage in (1, 3)
+        for way, profile in ways.items()
+    ]
+    Ranks(inputs, jobs).wait()
+    for stage in (1, 3):
+        plain, shipped = (read_record(tmp_path / f"{way}{stage}") for way in ways)
+        assert shipped["graphs"] >= 2 and not shipped["graph_breaks"]
+        assert plain["metrics"].keys() == shipped["metrics"].keys() == set(range(1, 9))
+        for step, values in shipped["metrics"].items():
+            assert values["loss"] == pytest.approx(plain["metrics"][step]["loss"], rel=2e-4), step
 
 
 def test_float32_products_are_float32s_whichever_library_makes_them() -> None:

@@ -17,7 +17,9 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ MUON = {
         "ns_steps": 5,
     },
 }
+GPT3 = {"family": "gpt3", "layers": 4, "band": 8, "attention_bias": False, "dropout": 0.0}
 MODEL = {"family": "gpt2", "layers": 2, "width": 32, "heads": 2, "context": 32, "dropout": 0.1}
 STEPS = 40
 NEEDS = ("pretrained", "tokenizer", "corpus")  # of a fine-tuning
@@ -284,7 +287,8 @@ def run(
         progress.record["result"] = PRETRAINED.run(config, given, output, progress)
         return progress
     data, section = TokenData(inputs / "tokens"), config["pretraining"]
-    shape, execution = (model_shape(config, {}, data.vocab_size), execution_of(progress))
+    shape = model_shape(config, {}, data.vocab_size)
+    execution = replace(execution_of(progress), compiler="aot_eager")  # needs no C compiler
     sampler = Sampler(data, shape.context, batches_of(section), section["seed"])
     model = GPT(shape, seed=section["seed"])
     settings = settings_of(section)
@@ -293,13 +297,32 @@ def run(
     if "comms_logger" in progress.profile.deepspeed:
         progress.record |= {"exchanged_bytes": [], "parameters": shape.parameters()}
         objective.micro_batches = _counting(objective, progress.record)  # type: ignore[method-assign]
-    outcome = train(
-        model, objective, settings, execution, checkpoints=output / "checkpoints", progress=progress
-    )
+    with _counting_graphs(progress.record) if execution.compile else nullcontext():
+        outcome = train(
+            model,
+            objective,
+            settings,
+            execution,
+            checkpoints=output / "checkpoints",
+            progress=progress,
+        )
     progress.record["result"] = vars(outcome)
     if rank == 0:
         save_file(dict(model.named_parameters()), output / "model.safetensors")
     return progress
+
+
+@contextmanager
+def _counting_graphs(record: dict[str, Any]) -> Iterator[None]:
+    """Notes how many graphs are compiled within, and where one breaks."""
+    import torch._dynamo  # which no other run loads
+
+    counters = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    record["graphs"] = counters["stats"]["unique_graphs"]
+    record["graph_breaks"] = dict(counters["graph_break"])
 
 
 def _counting(objective: Any, record: dict[str, Any]) -> Callable[[int], Any]:

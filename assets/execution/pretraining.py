@@ -49,8 +49,6 @@ from gpt_model.transformer import GPT, Decoder
 # Of a rank's micro-batch: inputs and targets, each [sequences, context], and the number of its rows
 # over the mean number of all the step's micro-batches'
 MicroBatch = tuple[Tensor, Tensor, float]
-# What a rank without a row computes, to weigh nothing: every rank takes part in each exchange
-IDLE = np.zeros((1, 1), dtype=np.int64)
 PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
 SAMPLE_TOP_K = 40  # GPT-2's samples
 
@@ -267,11 +265,14 @@ class LanguageModelling:
         most = -(-sequences // ranks)  # rows of a rank; others may have one less, or none
         rows = micro_batch(most, context, self.profile)
         count = most // rows
+        # What a rank without a row computes, to weigh nothing: every rank takes part in each
+        # exchange. It is as long as any other, so that compiled blocks keep their shapes.
+        idle = np.zeros((1, context), dtype=np.int64)
         parts: list[MicroBatch] = []
         for first in range(0, most, rows):
             part = slice(first, first + rows)
             share = len(inputs[part]) * ranks * count / sequences
-            here = (inputs[part], targets[part]) if share else (IDLE, IDLE)
+            here = (inputs[part], targets[part]) if share else (idle, idle)
             read, predicted = (self._on_device(torch.from_numpy(each)) for each in here)
             parts.append((read, predicted, share))
         return parts

@@ -98,9 +98,9 @@ def _in_windows(query: Tensor, key: Tensor, value: Tensor, band: int, dropout: f
     size = min(QUERIES, time)
     blocks = -(-time // size)
     beyond = blocks * size - time
-    queries = (
-        F.pad(query, (0, 0, 0, beyond)).reshape(batch * heads, blocks, size, width).transpose(0, 1)
-    )
+    if beyond:  # torch.compile with symbolic shapes mistakes the strides of what is not padded
+        query = F.pad(query, (0, 0, 0, beyond))
+    queries = query.reshape(batch * heads, blocks, size, width).transpose(0, 1)
     # from `band` tokens before the block's first to its last: [blocks, batch · heads, band + size,
     # d]
     windows = [
