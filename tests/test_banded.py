@@ -159,7 +159,9 @@ def test_one_compiled_graph_computes_any_number_of_tokens() -> None:
         inputs = drawn(time)
         for part in inputs:
             torch._dynamo.mark_dynamic(part, 2)
-        result, plain = (attention(*inputs, 8) for attention in (compiled, sliding_window_attention))
+        result, plain = (
+            attention(*inputs, 8) for attention in (compiled, sliding_window_attention)
+        )
         torch.testing.assert_close(result, plain)
 
 

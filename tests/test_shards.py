@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from gpt_model.data.documents import SPLITS
 from gpt_model.data.sampler import Sampler, _permuted, _random_numbers
-from gpt_model.data.shards import Shards, SourceTexts, TokenData, held_out_windows, write
+from gpt_model.data.shards import Shards, SourceTexts, TokenData, held_out_windows, join, write
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.tokenizer import END_OF_TEXT, ByteLevelTokenizer, Tokenizer
 from gpt_model.training.schedules import BatchSchedule
@@ -112,22 +116,83 @@ def test_shards_are_bounded_and_read_as_one_row(folder: Path, data: TokenData) -
     assert shards[:-5].tolist() == whole[:-5].tolist()
 
 
-def test_six_thousand_shards_are_read_with_a_hundred_descriptors(
+@contextmanager
+def descriptors(count: int) -> Iterator[None]:
+    """Within, this process may open so many files more than it has open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_six_thousand_shards_are_read_with_150_descriptors(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     """350 billion tokens are 5,300 shards, and many machines allow a process 1,024 open files."""
     texts = {"training": sentences("plays", 2000), "held_out": []}
     write(tmp_path, {"plays": SourceTexts(1.0, texts)}, tokenizer, shard_tokens=5)
     assert len(list((tmp_path / "plays").glob("*.bin"))) > 6000
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 100, hard))
+    with descriptors(150):
         tokens = TokenData(tmp_path).tokens("plays", "training")
         backwards = [tokens.read(start, 7) for start in range(len(tokens) - 7, 0, -7)]
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     forwards = np.concatenate(backwards[::-1])
     assert forwards.tolist() == np.asarray(tokens)[-len(forwards) :].tolist()
+
+
+def test_a_mixture_of_twenty_sources_is_sampled_with_150_descriptors(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    sources = {
+        f"source{n}": SourceTexts(1.0, {split: sentences(f"{n} {split}", 40) for split in SPLITS})
+        for n in range(20)
+    }
+    batches = BatchSchedule(400 * CONTEXT)
+    for folder, shard_tokens in ((tmp_path / "few", 10_000), (tmp_path / "many", 50)):
+        write(folder, sources, tokenizer, shard_tokens=shard_tokens)
+    assert len(list((tmp_path / "many").glob("*/training-*.bin"))) > 200
+    with descriptors(150):
+        data = TokenData(tmp_path / "many")
+        many = Sampler(data, CONTEXT, batches, seed=1).batch(0)
+        documents = [data.tokens(name, "held_out").document(3).tolist() for name in sources]
+    assert len(np.unique(many[2])) == 20
+    few = Sampler(TokenData(tmp_path / "few"), CONTEXT, batches, seed=1).batch(0)
+    assert all(np.array_equal(*parts) for parts in zip(many, few, strict=True))
+    assert documents == [
+        tokenizer.encode(source.documents["held_out"][3]) for source in sources.values()
+    ]
+
+
+def test_sixteen_parts_are_joined_with_150_descriptors(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    for rank in range(16):
+        sources = {
+            name: SourceTexts(1.0, {split: sentences(f"{rank} {split}", 8) for split in SPLITS})
+            for name in ("plays", "verses")
+        }
+        write(tmp_path / str(rank), sources, tokenizer, shard_tokens=10)
+    parts = [tmp_path / str(rank) for rank in range(16)]
+    assert len(list(tmp_path.glob("*/plays/*.bin"))) > 256
+    with descriptors(150):
+        join(parts, tmp_path / "whole", shard_tokens=1000)
+    whole = TokenData(tmp_path / "whole")
+    for name, split in itertools.product(("plays", "verses"), SPLITS):
+        ids = [np.asarray(Shards(part, name, split)) for part in parts]
+        assert whole.tokens(name, split)[:].tolist() == np.concatenate(ids).tolist()
+        assert whole.documents(name, split) == 16 * 8
+
+
+def test_maps_end_with_the_tokens_that_they_are_of(folder: Path) -> None:
+    """The folder of a part may be removed, and its room on the disk be free."""
+    before = psutil.Process().num_fds()
+    data = TokenData(folder)
+    assert (
+        len(data.tokens("plays", "training").document(200)) and psutil.Process().num_fds() > before
+    )
+    del data
+    assert psutil.Process().num_fds() == before
 
 
 def test_bytes_are_those_of_the_text_for_the_whole_and_for_any_beginning(

@@ -492,11 +492,7 @@ def test_what_a_gpus_profile_ships_trains_as_plain_blocks_do(inputs: Path, tmp_p
     common = {"what": "loop", "model": GPT3, "section": section}
     ways = {
         "plain": {"communication": "bfloat16"},
-        "shipped": {
-            "communication": "bfloat16",
-            "activation_checkpointing": True,
-            "compile": True,
-        },
+        "shipped": {"communication": "bfloat16", "activation_checkpointing": True, "compile": True},
     }
     jobs: list[dict[str, Any]] = [
         {**common, "output": tmp_path / f"{way}{stage}", "zero_stage": stage, "profile": profile}

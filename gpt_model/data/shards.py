@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +37,7 @@ from gpt_model.tokenizer import Encoded, Tokenizer
 
 INDEX, BYTE_LENGTHS = "index.json", "byte_lengths.npy"
 SHARD_TOKENS = 1 << 26  # tokens a file: 128 MiB of uint16
-MAPPED = 64  # shards of a split that are mapped at once: each map holds a file descriptor
+MAPPED = 128  # files that a process maps at once: each map holds a descriptor; macOS allows 256
 ENDS = 1 << 20  # documents' ends in memory at once, where folders are joined
 
 
@@ -95,14 +97,14 @@ def join(parts: Sequence[Path], folder: Path, shard_tokens: int = SHARD_TOKENS) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(parts[0] / BYTE_LENGTHS, folder / BYTE_LENGTHS)
-    index, data = _read_index(parts[0]), [TokenData(part) for part in parts]
+    index = _read_index(parts[0])
     for name, described in index["sources"].items():
         for split in SPLITS:
             with _SplitWriter(
                 folder, name, split, np.dtype(index["dtype"]), shard_tokens
             ) as writer:
-                for part in data:
-                    writer.extend(part.tokens(name, split), part.bytes(name, split))
+                for part in parts:
+                    writer.extend(Shards(part, name, split))
             described["splits"][split] = writer.described()
     dump_json(folder / INDEX, index, indent=2)
 
@@ -147,13 +149,13 @@ class _SplitWriter:
         self._ends.write(np.array(ends, dtype="<u8").tobytes())
         self.documents += len(ends)
 
-    def extend(self, tokens: Shards, size: int) -> None:
-        """Append the documents of another folder's split, `size` bytes of text."""
-        for start in range(0, len(tokens.ends), ENDS):
+    def extend(self, tokens: Shards) -> None:
+        """Append the documents of another folder's split."""
+        for start in range(0, tokens.documents, ENDS):
             ends = tokens.ends[start : start + ENDS] + np.uint64(self.tokens)
             self._ends.write(ends.astype("<u8").tobytes())
-        self.documents += len(tokens.ends)
-        self.bytes += size
+        self.documents += tokens.documents
+        self.bytes += tokens.bytes
         for ids in tokens.parts():
             self._append(ids)
 
@@ -187,20 +189,48 @@ class _SplitWriter:
 
 class Shards:
     """One split of a source as one long row of ids, [tokens], whatever number of files it lies in.
-    Slices come back as arrays. At most `MAPPED` files are mapped at once, those read last.
+    Slices come back as arrays. A process maps at most `MAPPED` files at once, those read last,
+    whatever number of splits it has open. `bytes`: as `TokenData.bytes`.
     """
+
+    # Which files are mapped, the one read last at the end: (id of its `Shards`, its number there)
+    _order: ClassVar[OrderedDict[tuple[int, int], weakref.ref[Shards]]] = OrderedDict()
+    _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, folder: Path, source: str, split: str) -> None:
         index = _read_index(folder)
         described = index["sources"][source]["splits"][split]
         dtype = self.dtype = np.dtype(index["dtype"])
-        files = [folder / shard["file"] for shard in described["shards"]]
+        self.documents: int = described["documents"]
+        self.bytes: int = described["bytes"]
         counts = [shard["tokens"] for shard in described["shards"]]
-        for file, count in zip(files, counts, strict=True):
-            _require_size(file, count * dtype.itemsize)
         self._starts = np.cumsum([0, *counts])
-        self._map = lru_cache(MAPPED)(lambda number: _map(files[number], dtype, counts[number]))
-        self.ends = _map(folder / source / f"{split}.idx", np.dtype("<u8"), described["documents"])
+        self._files = [
+            (folder / shard["file"], dtype, shard["tokens"]) for shard in described["shards"]
+        ]
+        ends = folder / source / f"{split}.idx", np.dtype("<u8"), self.documents
+        self._files.append(ends)
+        for file, kind, count in self._files:
+            _require_size(file, count * kind.itemsize)
+        self._maps: dict[int, NDArray[Any]] = {}  # by their number in `_files`
+
+    @property
+    def ends(self) -> NDArray[np.uint64]:
+        """Where each document ends, in tokens from the start of the split: [documents]."""
+        return self._map(len(self._files) - 1)
+
+    def _map(self, number: int) -> NDArray[Any]:
+        """What is in a file. The map read longest ago is given up for it, whosever it is."""
+        with self._lock:
+            if number not in self._maps:
+                self._maps[number] = _map(*self._files[number])
+                self._order[id(self), number] = weakref.ref(self)
+            self._order.move_to_end((id(self), number))
+            while len(self._order) > MAPPED:
+                (_, oldest), owner = self._order.popitem(last=False)
+                if (shards := owner()) is not None:
+                    shards._maps.pop(oldest, None)
+            return self._maps[number]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
