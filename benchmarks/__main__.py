@@ -1,8 +1,8 @@
-"""`make bench`: every figure of docs/performance.md, measured one after the other. About two
-hours on two cores, nothing beside it: one of them for `bits`.
+"""`make bench`: the figures of docs/performance.md, measured one after the other. About two and a
+quarter hours on two cores, nothing beside it: one of them for `bits`.
 
 python -m benchmarks [PART …]     all by default: demo bits speed banded generation evaluation
-memory sft reward dpo ppo; figures go to benchmarks/results/
+memory steps elastic sharded sharded-ppo plan sft reward dpo ppo; figures go to benchmarks/results/
 
 Every part is run, whatever came of those before; the status is 1 where one failed or missed a bar,
 and the last lines say which.
@@ -31,6 +31,11 @@ PARTS = {
     "generation": ["generation_speed.py", "--json", str(RESULTS / "generation_speed.json")],
     "evaluation": ["evaluation_speed.py"],
     "memory": ["tokenize_memory.py"],
+    "steps": ["same_steps.py"],
+    "elastic": ["elastic.py"],
+    "sharded": ["sharded_memory.py"],
+    "sharded-ppo": ["sharded_memory.py", "--ppo", "--layers", "8", "--width", "512"],
+    "plan": ["memory_plan.py", "--json", str(RESULTS / "memory_plan.json")],
     "sft": ["alignment_sft.py", "--json", str(RESULTS / "alignment_sft.json")],
     "reward": ["alignment_reward.py", "--json", str(RESULTS / "alignment_reward.json")],
     "dpo": ["alignment_dpo.py", "--json", str(RESULTS / "alignment_dpo.json")],
