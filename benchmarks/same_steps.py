@@ -13,6 +13,7 @@ measured.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import io
@@ -53,10 +54,15 @@ CUT_STEPS = 8
 
 def main() -> int:
     """Print each comparison and its bar."""
+    parts = {"ramp": ramp, "sharded": sharded}
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}")
+    chosen = parser.parse_args().parts
+    if unknown := set(chosen) - set(parts):
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(parts)}")
     torch.set_num_threads(1)
     _import_deepspeed(compiling=False)
-    parts = {"ramp": ramp, "sharded": sharded}
-    for name in sys.argv[1:] or parts:
+    for name in chosen or parts:
         with tempfile.TemporaryDirectory(prefix="same-steps-") as folder:
             parts[name](Path(folder))
     return verdict()

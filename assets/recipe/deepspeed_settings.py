@@ -22,8 +22,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 def _section(keys_by_kind: Mapping[Any, tuple[str, ...]]) -> type[BaseModel]:
     """What a mapping of DeepSpeed's may hold. Not strict: 5e8 is an integer to it."""
-    fields = {key: (kind, None) for kind, keys in keys_by_kind.items() for key in keys}
-    return create_model("Section", __config__=ConfigDict(extra="forbid"), **fields)  # type: ignore[call-overload]
+    fields: dict[str, Any] = {
+        key: (kind, None) for kind, keys in keys_by_kind.items() for key in keys
+    }
+    return create_model("Section", __config__=ConfigDict(extra="forbid"), **fields)
 
 
 OFFLOAD: dict[Any, tuple[str, ...]] = {
