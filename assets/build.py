@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     from assets.store.remote import Remote
 
 LOG_TAIL = 2000  # characters of the log to show of a worker that ended without a result
+
+# What nccl's watchdog writes before it aborts the process that waited: Python hears nothing of it
+WATCHDOG = re.compile(
+    rb"Watchdog caught collective operation timeout: WorkNCCL\(SeqNum=\d+, OpType=(\w+),.*\) "
+    rb"ran for (\d+) milliseconds"
+)
 
 Say = Callable[[str], None]
 
@@ -223,6 +230,8 @@ def _launch(
         "profile": profile.model_dump(mode="json"),
         "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
         "metrics": published["metrics"] if published else None,  # only judge and show
+        # of each rank's log: earlier attempts'
+        "logged_bytes": [_size(log_of(building.log, rank)) for rank in range(ranks)],
     }
     downloads = store.home / "downloads"
     started = time.time()
@@ -332,11 +341,49 @@ def _failure(building: Building, exit: Exit) -> Exception:
         if exit.log.exists()
         else ""
     )
+    if exit.code == -signal.SIGABRT and (timeout := _nccl_timeout(building, exit)):
+        return WorkerFailed(*timeout, tail)
     hint = " (often: out of memory)" if exit.code == -signal.SIGKILL else ""
-    if waiting := re.search(r"Rank (\d+)\] Watchdog caught collective operation timeout", tail):
-        hint = (
-            f" (nccl: rank {waiting[1]} waited in vain for the others; see the ranks' other logs)"
-        )
     rank = "The worker" if exit.failed_rank is None else f"The worker's rank {exit.failed_rank}"
     sentence = f"{rank} ended without a result, {name_of_signal(exit.code)}{hint}."
     return WorkerFailed(sentence, exit.log, tail)
+
+
+def _nccl_timeout(building: Building, exit: Exit) -> tuple[str, Path] | None:
+    """Which ranks the others waited for in vain, as a sentence, and the log to read first. None
+    where no watchdog of nccl's ended the failed rank.
+    """
+    logged = read_json(building.job).get("logged_bytes", [])
+    waits: dict[int, tuple[str, float]] = {}  # by rank: the operation and its minutes
+    for rank, start in enumerate(logged):
+        with suppress(FileNotFoundError), log_of(building.log, rank).open("rb") as log:
+            log.seek(start)
+            if wait := WATCHDOG.search(log.read()):
+                waits[rank] = wait[1].decode(), int(wait[2]) / 60_000
+    failed, ranks = exit.failed_rank, len(logged)
+    if failed is None or failed not in waits:
+        return None
+    hosts = [exit.hosts[rank * len(exit.hosts) // ranks] for rank in range(ranks)]
+    operation, minutes = waits[failed]
+    waited = (
+        f"Rank {failed} of {ranks}, on {hosts[failed]}, waited in vain for {minutes:.3g} minutes "
+        f"in nccl's {operation}" + (f", as did {len(waits) - 1} more." if len(waits) > 1 else ".")
+    )
+    resumes = "Training resumes from its last checkpoint."
+    if absent := [rank for rank in range(ranks) if rank not in waits]:
+        named = ", ".join(f"{rank} on {hosts[rank]}" for rank in absent)
+        return (
+            f"{waited} By the logs, these did not come to it: rank {named}. Such a rank hangs or "
+            f"is gone: see its log, and `dmesg` and `nvidia-smi` there. {resumes}"
+        ), log_of(building.log, absent[0])
+    if len({operation for operation, _ in waits.values()}) > 1:
+        each = ", ".join(f"rank {rank} in {waits[rank][0]}" for rank in waits)
+        return f"{waited} They were in different operations, a defect of ours: {each}.", exit.log
+    return (
+        f"{waited} These are all ranks: no process is lost, the network between them is. See "
+        f"NCCL_SOCKET_IFNAME and NCCL_IB_HCA, and run again with NCCL_DEBUG=INFO. {resumes}"
+    ), exit.log
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

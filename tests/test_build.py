@@ -5,6 +5,7 @@ is.
 from __future__ import annotations
 
 import errno
+import json
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from conftest import ROOT, write_local_recipe
 from assets.build import Request, WorkerFailed, _failure, build, gather_inputs
 from assets.contract import Check, Verdict
 from assets.graph import node_named, nodes
-from assets.launch.launcher import Exit, LocalLauncher
+from assets.launch.launcher import Exit, LocalLauncher, log_of
 from assets.recipe.profile import load_profile
 from assets.recipe.recipe import load_recipe
 from assets.stage import _check_results
@@ -101,16 +102,71 @@ def test_a_killed_rank_is_named_though_another_no_longer_hears_from_it(tmp_path:
     assert str(failed).startswith("The worker's rank 1 failed: RuntimeError: Connection closed")
 
 
-def test_a_watchdog_of_nccl_is_said_with_the_rank_that_waited(tmp_path: Path) -> None:
-    building = Building(tmp_path, "f" * 64)
-    building.log.parent.mkdir(parents=True, exist_ok=True)
-    building.log.write_text(
-        "[rank3]:[E ProcessGroupNCCL.cpp:683] [Rank 3] Watchdog caught collective operation "
-        "timeout: WorkNCCL(SeqNum=42, OpType=ALLREDUCE, Timeout(ms)=7200000)\n"
-    )
-    failure = _failure(building, Exit(-signal.SIGABRT, 3, 0, building.log))
-    assert "rank 3 ended without a result" in str(failure)
-    assert "nccl: rank 3 waited in vain for the others" in str(failure)
+WAITED = (  # as torch 2.10 writes it; its handler of faults then writes every thread's stack
+    "[rank{rank}]:[E710 18:00:32.427417358 ProcessGroupNCCL.cpp:697] [Rank {rank}] Watchdog caught "
+    "collective operation timeout: WorkNCCL(SeqNum=42, OpType={operation}, NumelIn=1, NumelOut=1, "
+    "Timeout(ms)=7200000) ran for 7200013 milliseconds before timing out.\n"
+    "[rank{rank}]:[E710 18:00:32.427460012 ProcessGroupNCCL.cpp:2333] [PG ID 0 PG GUID "
+    "0(default_pg) Rank {rank}] failure detected by watchdog at work sequence id: 42 PG status: "
+    "last enqueued work: 45, last completed work: 41\n" + "frame #7: clone + 0x44 (0x7f)\n" * 100
+)
+DUMPED = (
+    "[rank2]:[E710 18:00:32.603241927 ProcessGroupNCCL.cpp:1987] [PG ID 0 PG GUID 0(default_pg) "
+    "Rank 2] Received a dump signal due to a collective timeout from  rank 0 and we will try our "
+    "best to dump the debug info. Last enqueued NCCL work: 41, last completed NCCL work: 41.\n"
+)
+TWO_HOURS = "waited in vain for 120 minutes in nccl's ALLREDUCE"
+
+
+@pytest.mark.parametrize(
+    ("logs", "sentence", "read_first"),
+    [
+        (
+            {0: "ALLREDUCE", 1: "ALLREDUCE", 3: "ALLREDUCE"},
+            f"Rank 1 of 4, on gpu-a, {TWO_HOURS}, as did 2 more. By the logs, these did not "
+            "come to it: rank 2 on gpu-b. ",
+            2,
+        ),
+        (
+            {1: "ALLREDUCE"},
+            f"Rank 1 of 4, on gpu-a, {TWO_HOURS}. By the logs, these did not "
+            "come to it: rank 0 on gpu-a, 2 on gpu-b, 3 on gpu-b. ",
+            0,
+        ),
+        (
+            dict.fromkeys(range(4), "ALLREDUCE"),
+            f"{TWO_HOURS}, as did 3 more. These are all ranks: no process is lost, the network",
+            1,
+        ),
+        (
+            {0: "_ALLGATHER_BASE"} | dict.fromkeys((1, 2, 3), "ALLREDUCE"),
+            "different operations, a defect of ours: rank 0 in _ALLGATHER_BASE, rank 1 in ALLREDUCE, ",
+            1,
+        ),
+    ],
+)
+def test_a_watchdog_of_nccl_is_said_with_the_ranks_that_did_not_come(
+    logs: dict[int, str], sentence: str, read_first: int, tmp_path: Path
+) -> None:
+    building = Store(tmp_path).building("ab" * 32)
+    earlier = WAITED.format(rank=2, operation="BROADCAST")  # in an attempt before this one
+    for rank in range(4):
+        text = WAITED.format(rank=rank, operation=logs[rank]) if rank in logs else DUMPED
+        log_of(building.log, rank).write_text(earlier + "Loading\n" + text)
+    building.job.write_text(json.dumps({"logged_bytes": [len(earlier)] * 4}))
+    hosts = ["gpu-a", "gpu-b"]
+    exit = Exit(-signal.SIGABRT, 1, 0, log_of(building.log, 1), hosts=hosts)
+    failure = _failure(building, exit)
+    assert sentence in str(failure)
+    assert str(failure).endswith(f"Its log: {log_of(building.log, read_first)}")
+
+
+def test_an_abort_that_no_watchdog_made_is_said_as_it_is(tmp_path: Path) -> None:
+    building = Store(tmp_path).building("ab" * 32)
+    building.log.write_text(WAITED.format(rank=0, operation="BROADCAST") + "double free\n")
+    building.job.write_text(json.dumps({"logged_bytes": [building.log.stat().st_size - 12, 0]}))
+    failure = _failure(building, Exit(-signal.SIGABRT, 0, 0, building.log))
+    assert "rank 0 ended without a result, killed by SIGABRT." in str(failure)
 
 
 def test_a_check_newer_than_the_artifact_found_is_said_not_to_have_judged_it(

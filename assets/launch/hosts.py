@@ -480,7 +480,8 @@ class Watch:
         memory = sum(node.memory for node in self.nodes)
         threads = max((node.report or {}).get("threads", 1) for node in self.nodes)
         if failed:
-            return Exit(failed["code"], failed["rank"], memory, logs[failed["rank"]])
+            hosts = [node.name for node in self.nodes]
+            return Exit(failed["code"], failed["rank"], memory, logs[failed["rank"]], hosts=hosts)
         if lost:
             return Exit(-signal.SIGKILL, None, memory, logs[0], lost)
         return Exit(0, None, memory, logs[0], threads=threads)

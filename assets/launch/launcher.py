@@ -57,6 +57,7 @@ class Exit:
     log: Path  # of the failed rank, else of rank 0
     lost: str | None = None  # of a host that went with its ranks: a sentence
     threads: int = 1  # of a rank
+    hosts: Sequence[str] = ("this machine",)  # each with as many ranks as the others, in order
 
 
 def log_of(log: Path, rank: int) -> Path:
