@@ -256,30 +256,84 @@ def test_the_largest_saving_is_named_first() -> None:
     assert saved == sorted(saved, reverse=True) and saved[-1] > 1
 
 
-def test_an_exchange_that_fails_names_the_rank_that_is_missing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def nccl_error(result: str, detail: str, cause: str) -> torch.distributed.DistBackendError:
+    """As torch's C10D_NCCL_CHECK words it."""
+    where = "/pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:93"
+    return torch.distributed.DistBackendError(
+        f"NCCL error in: {where}, {result}, NCCL version 2.29.7\n{detail}\nLast error:\n{cause}"
+    )
+
+
+REMOTE = nccl_error(
+    "remote process exited or there was a network error",
+    "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting "
+    "prematurely.",
+    "socketProgress: Connection closed by remote peer gpu-b<37002>\n",
+)
+SYSTEM = nccl_error(
+    "unhandled system error (run with NCCL_DEBUG=INFO for details)",
+    "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device "
+    "error. ",
+    "Error while creating shared memory segment /dev/shm/nccl-8ZbhhW (size 9637888), error: No "
+    "space left on device (28)",
+)
+USAGE = "invalid usage (run with NCCL_DEBUG=WARN for details)"
+USAGE_DETAIL = "ncclInvalidUsage: This usually reflects invalid usage of NCCL library."
+DUPLICATE = "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 53000"
+
+
+@pytest.fixture
+def four_ranks(monkeypatch: pytest.MonkeyPatch) -> torch.distributed.Store:
+    """This process is rank 1 of two hosts' four. Returns their store."""
     store = torch.distributed.HashStore()
     monkeypatch.setenv("LINEAGE_HOSTS", "gpu-a,gpu-b")
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
     monkeypatch.setattr(failures, "_get_default_store", lambda: store)
     monkeypatch.setattr(failures, "PATIENCE", 0.1)
-    error = torch.distributed.DistBackendError("NCCL error: remote process exited\nLast error: …")
+    return store
+
+
+def test_an_exchange_that_fails_names_the_rank_that_is_missing(
+    four_ranks: torch.distributed.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for rank in (0, 2):
-        store.set(f"waited/{rank}", "")
+        four_ranks.set(f"waited/{rank}", "")
+    text = str(failures.exchange_failed(REMOTE))
+    assert text.startswith("Rank 1 of 4, on gpu-a, waited in vain: NCCL error in: ")
     assert (
-        "Rank 1 of 4, on gpu-a, waited in vain: NCCL error: remote process exited. Not heard of: "
-        "rank 3 on gpu-b." in str(failures.exchange_failed(error))
+        "NCCL version 2.29.7: socketProgress: Connection closed by remote peer gpu-b<37002>. "
+        "Not heard of: rank 3 on gpu-b." in text
     )
-    store.set("waited/3", "")
-    assert "So did every other rank" in str(failures.exchange_failed(error))
+    four_ranks.set("waited/3", "")
+    for error in (REMOTE, torch.distributed.DistBackendError("NCCL timeout in: NCCLUtils.cpp:76")):
+        assert "So did every other rank: no process is lost, the network between them is." in str(
+            failures.exchange_failed(error)
+        )
+    text = str(failures.exchange_failed(SYSTEM))
+    assert "No space left on device (28). So did every other rank" in text
+    assert "network" not in text
 
     def gone() -> None:
         raise torch.distributed.DistNetworkError("connection reset by peer")
 
     monkeypatch.setattr(failures, "_get_default_store", gone)
-    assert "Rank 0's process, on gpu-a, is not there either" in str(failures.exchange_failed(error))
+    assert "Rank 0's process, on gpu-a, is not there either" in str(
+        failures.exchange_failed(REMOTE)
+    )
+
+
+@pytest.mark.parametrize(
+    ("cause", "advice"),
+    [(DUPLICATE, "Each rank needs a GPU of its own: see `processes`"), ("", "See `nvidia-smi`")],
+)
+def test_an_exchange_that_nccl_refuses_says_nccls_own_cause_and_blames_no_other_rank(
+    cause: str, advice: str, four_ranks: torch.distributed.Store
+) -> None:
+    text = str(failures.exchange_failed(nccl_error(USAGE, USAGE_DETAIL, cause)))
+    assert text.startswith("Rank 1 of 4, on gpu-a, cannot exchange anything with the others: NCCL")
+    assert f"NCCL version 2.29.7{': ' + cause if cause else ''}. {advice}" in text
+    assert "network" not in text and "waited" not in text and "Not heard of" not in text
 
 
 @pytest.mark.slow

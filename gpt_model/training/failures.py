@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 
 import torch.distributed
@@ -11,6 +12,8 @@ from torch.distributed.distributed_c10d import _get_default_store
 from gpt_model.errors import UserError
 
 PATIENCE = 20.0  # seconds in which the other ranks fail in the same exchange
+# nccl's results that may be of another rank's making; a time-out has none
+OF_OTHERS = {"", "ncclRemoteError", "ncclSystemError"}
 
 
 def host_of(rank: int, ranks: int) -> str:
@@ -22,8 +25,21 @@ def host_of(rank: int, ranks: int) -> str:
 def exchange_failed(error: torch.distributed.DistBackendError) -> UserError:
     """What to tell people of nccl's error on this rank. Waits for the others' word."""
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    reason = str(error).strip().split("\n")[0][:300].rstrip(".")
-    waited = f"Rank {rank} of {ranks}, on {host_of(rank, ranks)}, waited in vain: {reason}."
+    message, _, cause = str(error).strip().partition("\nLast error:")
+    lines = (message.split("\n")[0], cause.strip().split("\n")[0])
+    reason = ": ".join(line[:300].rstrip(".") for line in lines if line)
+    result = re.search(r"^(nccl[A-Z]\w+):", message, re.MULTILINE)
+    kind = result[1] if result else ""
+    here = f"Rank {rank} of {ranks}, on {host_of(rank, ranks)},"
+    if kind not in OF_OTHERS:
+        own_gpu = (
+            "Each rank needs a GPU of its own: see `processes` in the profile and "
+            "CUDA_VISIBLE_DEVICES there."
+        )
+        other = "See `nvidia-smi` there, and run again with NCCL_DEBUG=INFO."
+        advice = own_gpu if cause.strip().startswith("Duplicate GPU") else other
+        return UserError(f"{here} cannot exchange anything with the others: {reason}. {advice}")
+    waited = f"{here} waited in vain: {reason}."
     try:
         silent = _silent_ranks(rank, ranks)
     except (torch.distributed.DistError, RuntimeError):
@@ -32,9 +48,14 @@ def exchange_failed(error: torch.distributed.DistBackendError) -> UserError:
             "of the log first."
         )
     if not silent:
+        network = (
+            ", the network between them is. See NCCL_SOCKET_IFNAME and NCCL_IB_HCA, and run"
+            if kind != "ncclSystemError"
+            else ". See to what nccl names, or run"
+        )
         return UserError(
-            f"{waited} So did every other rank: no process is lost, the network between them is. "
-            "See NCCL_SOCKET_IFNAME and NCCL_IB_HCA, and run again with NCCL_DEBUG=INFO."
+            f"{waited} So did every other rank: no process is lost{network} again with "
+            "NCCL_DEBUG=INFO."
         )
     absent = ", ".join(f"{each} on {host_of(each, ranks)}" for each in silent)
     return UserError(
