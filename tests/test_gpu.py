@@ -17,17 +17,19 @@ import torch
 from assets import worker
 from assets.contract import Stage
 from assets.execution import device_failures
-from assets.execution.device_failures import out_of_memory
-from assets.execution.tuning import tune
+from assets.execution.device_failures import out_of_memory, sentence_of_device
+from assets.execution.ppo import actors_of
+from assets.execution.pretraining import initial_model
+from assets.execution.tuning import read_gpt, tune
 from assets.recipe.profile import Profile
 from assets.stages import stage_named
 from assets.store.store import Store
 from benchmarks import gpu_check
 from benchmarks.gpu_check import _Random
-from gpt_model import GPT, ModelConfig
+from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import UserError
 from gpt_model.progress import Silent
-from gpt_model.training import failures, gpu, measure, memory
+from gpt_model.training import failures, gpu, measure, memory, sharded_build
 from gpt_model.training.engine import Execution, join_without_training, start
 from gpt_model.training.optimizer import TrainingSettings
 
@@ -190,6 +192,47 @@ def test_memory_that_runs_out_names_what_would_help(
     assert re.search(advice, str(out.value)), str(out.value)
 
 
+@pytest.mark.parametrize("builder", ["pretraining", "tuning", "ppo"])
+def test_memory_that_runs_out_while_a_model_is_built_sharded_names_what_would_help(
+    builder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = ModelConfig(**gpu_check.SMALLEST, vocab_size=5000)
+    convert.save(GPT(shape), tmp_path, end_of_text=0)
+    execution = Execution(zero_stage=3, rank=2, world_size=8)
+    section = {"precision": "bfloat16", "seed": 1, "value": "shared"}
+    section |= {"betas": (0.9, 0.95), "weight_decay": 0.1, "gradient_clip": 1.0}
+    settings = TrainingSettings.of(section, 1, lambda _: 1e-3)
+    builders = {
+        "pretraining": lambda: initial_model({}, {}, shape, settings, execution),
+        "tuning": lambda: read_gpt(tmp_path, section, execution),
+        "ppo": lambda: actors_of(tmp_path, tmp_path, section, execution),
+    }
+
+    def allocate(*_: Any) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 300.00 MiB. GPU 2 has a total capacity of …"
+        )
+
+    # As above: what CUDA itself takes would hide all that helps
+    monkeypatch.setattr(memory, "CUDA_BYTES", 0)
+    monkeypatch.setattr(memory, "bucket_elements", lambda parameters, cuda: parameters // 8)
+    monkeypatch.setattr(sharded_build, "shard", allocate)  # where `cut` takes the device's memory
+    profile = Profile(name="eight", device="cuda", processes=8, zero_stage=3, micro_batch=8)
+    with pytest.raises(torch.OutOfMemoryError) as out:
+        builders[builder]()
+    text = str(sentence_of_device(out.value, profile, 2))
+    assert re.match(
+        r"Rank 2 on .* ran out of its GPU's memory \(Tried to allocate 300.00 MiB\)\. A model was "
+        rf"being built, of whose weights each rank has {shape.parameters() * 4 / 8 / 1e9:.2g} GB; ",
+        text,
+    )
+    assert re.search(
+        r"training takes [\d.e-]+ GB a rank with micro_batch 8, ZeRO 3 .*these would help: "
+        r"`micro_batch: 4` \([\d.e-]+ GB less\)",
+        text,
+    )
+
+
 def refused(error: Exception, stage: Stage, home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """failure.json of a worker whose stage raises the error."""
 
@@ -240,11 +283,10 @@ def test_evaluation_on_one_rank_looks_at_its_gpu_too(monkeypatch: pytest.MonkeyP
 
 
 def test_the_largest_saving_is_named_first() -> None:
-    with torch.device("meta"):
-        model = GPT(ModelConfig.published("gpt2-xl"))
+    config = ModelConfig.published("gpt2-xl")
     profile = Profile(name="eight", device="cuda", processes=8, zero_stage=1, micro_batch=8)
     settings = TrainingSettings(1, lambda step: 0.0, precision="bfloat16")
-    text = str(out_of_memory(torch.OutOfMemoryError("no"), profile, 3, model, settings))
+    text = str(out_of_memory(torch.OutOfMemoryError("no"), profile, 3, config, settings))
     advice = re.findall(r"`([a-z_]+: \w+)` \(([\d.]+) GB less", text)
     assert [change for change, _ in advice] == [
         "activation_checkpointing: true",

@@ -30,7 +30,7 @@ from gpt_model.training.loop import Hook, Objective, Outcome, train
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.sharded import is_sharded, reading
 from gpt_model.training.sharded_build import build_sharded
-from gpt_model.transformer import GPT, with_rows
+from gpt_model.transformer import GPT, Decoder, with_rows
 
 
 def execution_of(progress: Progress, *, fixed_shapes: bool = True) -> Execution:
@@ -175,7 +175,9 @@ def tune(
         )
     except torch.OutOfMemoryError as error:
         profile = getattr(objective, "profile", progress.profile)  # with the micro-batch found
-        raise out_of_memory(error, profile, progress.rank, model, settings) from error
+        parts = model.modules()
+        config = next((part.config for part in parts if isinstance(part, Decoder)), None)
+        raise out_of_memory(error, profile, progress.rank, config, settings) from error
     if finish and not sharded:
         finish(model.eval())
     return outcome

@@ -5,6 +5,8 @@ parameter at a time. The weights are those of a decoder built whole.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +22,24 @@ from gpt_model.training.sharded import shares, whole_shape
 from gpt_model.transformer import Decoder
 
 
+class OutOfMemoryBuilding(torch.OutOfMemoryError):
+    """torch's, while a model of `shape` was built for a training by `settings`."""
+
+    def __init__(
+        self, error: torch.OutOfMemoryError, shape: ModelConfig, settings: TrainingSettings
+    ) -> None:
+        super().__init__(str(error))
+        self.shape, self.settings = shape, settings
+
+
+@contextmanager
+def _explained(shape: ModelConfig, settings: TrainingSettings) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryBuilding(error, shape, settings) from error
+
+
 def build_sharded(
     shape: ModelConfig,
     settings: TrainingSettings,
@@ -29,8 +49,10 @@ def build_sharded(
 ) -> Decoder:
     """Fresh weights; or with `folder`, one that `convert.save` wrote, its weights. What `shape` has
     more than those, rows of the vocabulary, is drawn as `with_rows` does. Collective.
+
+    Raises OutOfMemoryBuilding where a GPU's memory does not hold the shares.
     """
-    with freed_memory_returned():
+    with _explained(shape, settings), freed_memory_returned():
         with torch.device("meta"):
             model = build(shape)
         shard(model, settings, execution)
