@@ -53,14 +53,15 @@ def token_log_probabilities(
 ) -> Tensor:
     """Nats of the tokens after `positions` [tokens]: float32 [tokens].
 
-    `precision`: "float32" or "bfloat16" of the decoder; None for the caller's autocast. The model
-    is used in the mode it is in.
+    `precision`: "float32" or "bfloat16" of the decoder, with the head in float32; None for the
+    caller's autocast. The model is used in the mode it is in.
     """
     device = model.wte.weight.device.type
     autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
     with autocast if precision else nullcontext():
         states = model.states_of(rows)[positions].float() / temperature
-    return -linear_cross_entropy_by_row(states, model.wte.weight, rows.tokens[positions + 1])
+    with torch.autocast(device, enabled=False) if precision else nullcontext():
+        return -linear_cross_entropy_by_row(states, model.wte.weight, rows.tokens[positions + 1])
 
 
 @torch.no_grad()
@@ -69,13 +70,17 @@ def continuation_log_probabilities(
     texts: Sequence[Sequence[int]],
     continuations: Sequence[int],
     temperature: float = 1.0,
-    precision: str = "float32",
+    precision: str | None = None,
     execution: Execution = ALONE,
 ) -> list[float]:
     """log π(continuation | prompt) in nats of each text of tokens, whose last `continuations`
     tokens are the continuation. At a temperature: of what is sampled at it. Collective where there
     are several ranks.
+
+    `precision`: of the decoder, None for that of the caller's autocast; the head's is float32.
     """
+    reduced = torch.is_autocast_enabled(model.wte.weight.device.type)
+    precision = precision or ("bfloat16" if reduced else "float32")
 
     def read(indices: Sequence[int]) -> list[float]:
         device = model.wte.weight.device

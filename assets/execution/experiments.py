@@ -18,6 +18,7 @@ from assets.execution.finetuning import (
     settings_of,
 )
 from assets.execution.tuning import execution_of
+from assets.stages import base_model
 from assets.stages.experiments import LSTM_ASSET, TASK_FORMS
 from assets.store.home import downloads_folder
 from gpt_model import convert
@@ -46,7 +47,7 @@ from gpt_model.finetuning.entry import SPLITS
 from gpt_model.finetuning.objective import FineTuned, FineTuning
 from gpt_model.statistics import ConfidenceInterval
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.engine import join_without_training
+from gpt_model.training.engine import evaluation_precision, join_without_training
 from gpt_model.training.measure import HeldOut, held_out
 from gpt_model.training.shared_batches import SharedBatches
 from gpt_model.training.snapshots import snapshots
@@ -189,7 +190,8 @@ def run_depth(config: Config, inputs: Inputs, output: Path, progress: Progress) 
     for layers, seeds in models.items():
         for artifact in seeds:
             model = convert.load(artifact.path / "model").to(execution.device).eval()
-            results[layers].append(held_out(model, data, execution))
+            with evaluation_precision(execution, base_model.precision(artifact)):
+                results[layers].append(held_out(model, data, execution))
             measured += 1
             progress.advance(measured, count, "models")
     if progress.rank:
@@ -234,9 +236,10 @@ def run_visible_context(
     contexts = sorted(config["contexts"] or default_contexts(model.config.context))
     sources = []
     for number, name in enumerate(data.sources, 1):
-        source = measure_source(
-            model, data, name, contexts, config["positions"], config["seed"], execution
-        )
+        with evaluation_precision(execution, base_model.precision(inputs["pretrained"])):
+            source = measure_source(
+                model, data, name, contexts, config["positions"], config["seed"], execution
+            )
         if source is None:
             progress.log(
                 f"{name}: fewer than two held-out tokens have {contexts[-1]} before them; left out"
@@ -302,7 +305,8 @@ def run_zero_shot_dynamics(
 
     def score(snapshot: tuple[str, float, Callable[[], Decoder]]) -> list[ConfidenceInterval]:
         model = snapshot[2]().to(execution.device).eval()
-        return [probe.score(model) for probe in probes]
+        with evaluation_precision(execution, base_model.precision(artifacts[snapshot[0]])):
+            return [probe.score(model) for probe in probes]
 
     scores = SharedBatches(partial(map, score), execution).results(
         models, lambda _: progress.advance(next(done), len(models), "snapshots")

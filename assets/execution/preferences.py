@@ -5,6 +5,7 @@ are `gpt_model.rlhf.model_comparison`'s.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from gpt_model.rlhf.sft_selection import PromptSubset, prompt_subset
 from gpt_model.statistics import ConfidenceInterval, Floats
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure
-from gpt_model.training.engine import Execution, join_without_training
+from gpt_model.training.engine import Execution, evaluation_precision, join_without_training
 from gpt_model.transformer import GPT
 
 # How much higher the reward model's win rate may be than the judge's, interval and all.
@@ -74,9 +75,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     comparison = Comparison(prompts)
     _answer_all(comparison, folders, reference, template, section, inputs, execution, progress)
     if "reward_model" in inputs:
-        _score_by_reward_model(
-            comparison, template, section, inputs["reward_model"].path, execution
-        )
+        _score_by_reward_model(comparison, template, section, inputs["reward_model"], execution)
     if progress.rank:
         return {}
     if "judge" in inputs and not judge_stage.not_run(inputs["judge"].path):
@@ -128,32 +127,41 @@ def _answer_all(
     """One model after the other: held-out text, answers and their KL, and how far its own
     likelihood agrees with people's rankings. Collective.
     """
+
+    def within(name: str) -> AbstractContextManager[Any]:
+        return evaluation_precision(execution, base_model.precision(inputs[name]))
+
     device, turns = execution.device, [prompt.turns for prompt in comparison.prompts]
     reference_model = convert.load(folders[reference]).to(device).eval()
     for number, (name, folder) in enumerate(folders.items()):
         progress.advance(number, len(folders), "models")
         model = reference_model if name == reference else convert.load(folder).to(device).eval()
-        if "tokens" in inputs:
-            comparison.windows[name] = _read_held_out(model, inputs["tokens"], execution)
-        if name == PRETRAINED:
-            # It knows no role tokens: it continues plain text, and text with them means nothing.
-            plain = PlainText(template.tokenizer)
-            comparison.answers[name] = _answer(model, plain, turns, section, execution)
-            continue
-        answers = comparison.answers[name] = _answer(model, template, turns, section, execution)
-        comparison.kl[name] = (
-            np.zeros(len(answers))
-            if name == reference
-            else _kl(answers, reference_model, template, turns, section["temperature"], execution)
-        )
-        if "comparisons" in inputs:
-            agreement = agreement_with_people(model, template, inputs["comparisons"], execution)
-            if agreement is not None:
-                comparison.agreement[name] = agreement
+        with within(name):
+            if "tokens" in inputs:
+                comparison.windows[name] = _read_held_out(model, inputs["tokens"], execution)
+            if name == PRETRAINED:
+                # It knows no role tokens: it continues plain text, and text with them means nothing
+                plain = PlainText(template.tokenizer)
+                comparison.answers[name] = _answer(model, plain, turns, section, execution)
+                continue
+            answers = comparison.answers[name] = _answer(model, template, turns, section, execution)
+            if "comparisons" in inputs:
+                agreement = agreement_with_people(model, template, inputs["comparisons"], execution)
+                if agreement is not None:
+                    comparison.agreement[name] = agreement
+        with within(reference):
+            comparison.kl[name] = (
+                np.zeros(len(answers))
+                if name == reference
+                else _kl(
+                    answers, reference_model, template, turns, section["temperature"], execution
+                )
+            )
     if reference == REFERENCE and "reward_model" in inputs:
-        comparison.answers[BEST_OF] = _answer(
-            reference_model, template, turns, section, execution, copies=section["best_of"]
-        )
+        with within(reference):
+            comparison.answers[BEST_OF] = _answer(
+                reference_model, template, turns, section, execution, copies=section["best_of"]
+            )
     progress.advance(len(folders), len(folders), "models")
 
 
@@ -231,18 +239,19 @@ def _score_by_reward_model(
     comparison: Comparison,
     template: ChatTemplate,
     section: Mapping[str, Any],
-    folder: Path,
+    artifact: Artifact,
     execution: Execution,
 ) -> None:
     """Also chooses the best of n, so that from here on it has one answer a prompt. Collective."""
-    reward_model.check_vocabulary(Tokenizer.load(folder / "model"), template.tokenizer)
-    scorer, n = reward_model.load(folder), section["best_of"]
+    reward_model.check_vocabulary(Tokenizer.load(artifact.path / "model"), template.tokenizer)
+    scorer, n = reward_model.load(artifact.path), section["best_of"]
     scores: dict[str, Floats] = {}
     for name, answers in list(comparison.answers.items()):
         copies = n if name == BEST_OF else 1
         prompts = [prompt.turns for prompt in comparison.prompts for _ in range(copies)]
         texts = [(turns, answer.text) for turns, answer in zip(prompts, answers, strict=True)]
-        scores[name] = np.asarray(reward_model.score(scorer, template, texts, execution))
+        with evaluation_precision(execution, base_model.precision(artifact)):
+            scores[name] = np.asarray(reward_model.score(scorer, template, texts, execution))
         if name == BEST_OF:
             best = win_rates.best(scores[name], n)
             comparison.answers[BEST_OF] = [answers[index] for index in best]

@@ -225,6 +225,7 @@ def _epoch_losses(
         else:
             measured = convert.load(folder).to(execution.device).eval()
         losses.append(held_out_loss(measured, data.held_out, execution))
+        torch.clear_autocast_cache()  # of this epoch's weights
     return losses
 
 

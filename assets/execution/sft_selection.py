@@ -10,6 +10,7 @@ from pathlib import Path
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import tuning
 from assets.execution.tuning import execution_of
+from assets.stages import base_model
 from assets.stages.alignment import EMPTY
 from assets.stages.base_model import require
 from gpt_model import convert
@@ -21,7 +22,7 @@ from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.records import Prompt
 from gpt_model.rlhf.sft_selection import Epoch, prompt_subset
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.engine import Execution, join_without_training
+from gpt_model.training.engine import Execution, evaluation_precision, join_without_training
 from gpt_model.training.tuning import EPOCHS, best_epoch, epoch_folder
 
 ANSWERS_FILE = "answers.jsonl"
@@ -48,7 +49,13 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     epochs: list[Epoch] = []
     for number, folder in folders:
         answers, rewards = _answer(
-            folder, ChatTemplate(tokenizer), prompts, inputs["reward_model"], section, execution
+            supervised,
+            folder,
+            ChatTemplate(tokenizer),
+            prompts,
+            inputs["reward_model"],
+            section,
+            execution,
         )
         reward_model.check_finite(
             rewards,
@@ -95,6 +102,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
 
 
 def _answer(
+    supervised: Artifact,
     folder: Path,
     template: ChatTemplate,
     prompts: Sequence[Prompt],
@@ -104,17 +112,20 @@ def _answer(
 ) -> tuple[list[Answer], list[float]]:
     """An epoch's answers, and their rewards. Collective."""
     dialogues = [prompt.turns for prompt in prompts]
-    answers = sample_answers(
-        convert.load(folder).to(execution.device).eval(),
-        template,
-        dialogues,
-        max_new_tokens=section["max_new_tokens"],
-        temperature=section["temperature"],
-        seed=section["seed"],
-        execution=execution,
-    )
+    with evaluation_precision(execution, base_model.precision(supervised)):
+        answers = sample_answers(
+            convert.load(folder).to(execution.device).eval(),
+            template,
+            dialogues,
+            max_new_tokens=section["max_new_tokens"],
+            temperature=section["temperature"],
+            seed=section["seed"],
+            execution=execution,
+        )
     texts = [(turns, answer.text) for turns, answer in zip(dialogues, answers, strict=True)]
-    return answers, reward_model.score(reward_model.load(scorer.path), template, texts, execution)
+    with evaluation_precision(execution, base_model.precision(scorer)):
+        model = reward_model.load(scorer.path)
+        return answers, reward_model.score(model, template, texts, execution)
 
 
 def epoch_folders(supervised: Artifact) -> list[tuple[int, Path]]:

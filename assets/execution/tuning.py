@@ -25,7 +25,7 @@ from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import engine
 from gpt_model.training.batching import TRAINING_TOKENS, EpochBatches
-from gpt_model.training.engine import Engine, Execution
+from gpt_model.training.engine import Engine, Execution, evaluation_precision
 from gpt_model.training.loop import Hook, Objective, Outcome, train
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.sharded import is_sharded, reading
@@ -147,15 +147,15 @@ def tune(
     finish: Callable[[Any], None] | None = None,
 ) -> Outcome:
     """Train in place; resumes from the checkpoints in output/.scratch. Every rank calls it.
-    `prepare`: as `loop.train` has it. `finish` gets the trained model, in evaluation mode and in
-    float32: whole, or where it was built sharded as a hook "by part" does.
+    `prepare`: as `loop.train` has it. `finish` gets the trained model, in evaluation mode and
+    within `evaluation_precision`: whole, or where it was built sharded as a hook "by part" does.
 
     Raises UserError where a GPU's memory runs out.
     """
 
     def after_last_step(step: int, trained: nn.Module) -> Mapping[str, float]:
         if finish:
-            with torch.autocast(execution.device, enabled=False):
+            with evaluation_precision(execution, settings.precision):
                 finish(trained)
         return {}
 
@@ -178,8 +178,8 @@ def tune(
         parts = model.modules()
         config = next((part.config for part in parts if isinstance(part, Decoder)), None)
         raise out_of_memory(error, profile, progress.rank, config, settings) from error
-    if finish and not sharded:
-        finish(model.eval())
+    if not sharded:
+        after_last_step(settings.steps, model.eval())
     return outcome
 
 

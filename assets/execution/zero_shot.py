@@ -69,10 +69,11 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     started = time.monotonic()
     execution = execution_of(progress)
     join_without_training(execution)
+    precision = evaluation_precision(execution, base_model.precision(inputs["pretrained"]))
     folder = inputs["pretrained"].path / "model"
     model = convert.load(folder).to(execution.device)
     lm = GPTLM(model, Tokenizer.load(folder), progress=progress, execution=execution)
-    with evaluation_precision(execution, base_model.precision(inputs["pretrained"])):
+    with precision:
         if progress.rank:
             lm.shared.follow()
             return {}

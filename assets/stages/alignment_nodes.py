@@ -145,6 +145,7 @@ class _Nodes:
             sampling = (self.section.preferences or PreferencesSection()).model_dump(
                 mode="json", include={"prompts", "max_new_tokens", "temperature", "seed"}
             )
+            sampling["precision"] = self.section.supervised.precision  # its epochs'
             inputs = ("supervised", "reward_model", "prompts")
             yield self._node(INSTRUCTED, {"instructed": sampling}, *inputs)
 

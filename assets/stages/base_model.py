@@ -41,8 +41,10 @@ def precision(artifact: Artifact) -> Any:
     """The precision that the model was trained in, and is trained further in: float32 where it was
     imported.
     """
-    section: Mapping[str, Any] = artifact.config.get("pretraining", {})
-    return section.get("precision", "float32")
+    for section in artifact.config.values():
+        if isinstance(section, Mapping) and "precision" in section:
+            return section["precision"]
+    return "float32"
 
 
 def require(artifact: Artifact) -> Artifact:

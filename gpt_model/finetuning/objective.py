@@ -29,7 +29,7 @@ from gpt_model.io import write_json
 from gpt_model.ops.cross_entropy import linear_cross_entropy
 from gpt_model.progress import Progress
 from gpt_model.training.batching import Idle, collated
-from gpt_model.training.engine import Execution
+from gpt_model.training.engine import Execution, evaluation_precision
 from gpt_model.training.loop import Hook, train
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.schedules import warmup_linear
@@ -208,7 +208,8 @@ def fine_tune(
         dist.barrier()  # rank 0 has written the best epoch's weights
     load_best(model, folder)
     model.to(execution.device).eval()
-    logits = class_logits(model, splits["test"], rank, world_size)
+    with evaluation_precision(execution, settings.precision):
+        logits = class_logits(model, splits["test"], rank, world_size)
     scores = best.scores(settings.epochs)
     result = FineTuned(scores, best_epoch(scores), outcome.loss, outcome.seconds, logits.tolist())
     if rank == 0:

@@ -41,11 +41,11 @@ LogProbabilities = list[list[float]]  # [rankings][responses], nats
 def ranking_log_probabilities(
     model: GPT,
     rankings: Sequence[EncodedRanking],
-    precision: str = "float32",
+    precision: str | None = None,
     execution: Execution = ALONE,
 ) -> LogProbabilities:
-    """log π(response | prompt) in nats of every response. Collective where there are several
-    ranks.
+    """log π(response | prompt) in nats of every response; `precision` as
+    `continuation_log_probabilities` has it. Collective where there are several ranks.
     """
     texts = [text for ranking in rankings for text in ranking.texts]
     lengths = [length for ranking in rankings for length in ranking.response_lengths]

@@ -200,8 +200,12 @@ torch.distributed.register_rendezvous_handler(RENDEZVOUS, _rendezvous)
 
 def evaluation_precision(execution: Execution, precision: str) -> torch.autocast:
     """Within, a model on a GPU is evaluated in the precision that it was trained in. On a CPU
-    always in float32.
+    always in float32. Raises UserError where the GPU lacks that precision.
+
+    One model each: copies of its weights in bfloat16 last to the end.
     """
+    if execution.device == "cuda":
+        gpu.require_precision(precision, execution.tf32)
     reduced = execution.device in EVALUATED_IN_BFLOAT16 and precision == "bfloat16"
     return torch.autocast(execution.device, torch.bfloat16, enabled=reduced)
 

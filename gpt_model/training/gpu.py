@@ -43,7 +43,7 @@ def data_sheet_flops(device: str) -> float | None:
 def choose(memory_bytes: float | None, tf32: bool) -> None:
     """Take this rank's GPU, by LOCAL_RANK. `memory_bytes`: what the profile says that it has.
 
-    Raises UserError where there is none, or less memory than 95 % of that.
+    Raises UserError where there is none, or less memory than 95 % of that, or no TF32 as asked for.
     """
     index, host = _index(), socket.gethostname()
     _require_driver(host)
@@ -63,6 +63,7 @@ def choose(memory_bytes: float | None, tf32: bool) -> None:
             field="memory_gb",
         )
     use()
+    require_precision("float32", tf32)
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 
