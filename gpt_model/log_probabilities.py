@@ -79,15 +79,16 @@ def continuation_log_probabilities(
 
     `precision`: of the decoder, None for that of the caller's autocast; the head's is float32.
     """
-    reduced = torch.is_autocast_enabled(model.wte.weight.device.type)
-    precision = precision or ("bfloat16" if reduced else "float32")
 
     def read(indices: Sequence[int]) -> list[float]:
         device = model.wte.weight.device
+        callers = "bfloat16" if torch.is_autocast_enabled(device.type) else "float32"
         rows = PackedSequences.of([texts[index] for index in indices], device)
         lengths = torch.tensor([continuations[index] for index in indices], device=device)
         positions = continuation_positions(rows, lengths)
-        by_token = token_log_probabilities(model, rows, positions, temperature, precision)
+        by_token = token_log_probabilities(
+            model, rows, positions, temperature, precision or callers
+        )
         return [float(nats.sum()) for nats in by_token.double().split(lengths.tolist())]
 
     return results_of_items(read, token_batches([len(text) for text in texts]), execution, model)

@@ -189,6 +189,28 @@ def workshop(workshop_home: Path) -> Workshop:
     return Workshop(workshop_home)
 
 
+@pytest.fixture
+def bfloat16_passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """This CPU evaluates as a GPU does. Of each forward pass of a block: whether in bfloat16."""
+    # torch loads in seconds, and many tests need none
+    from torch import bfloat16, get_autocast_dtype, is_autocast_enabled, nn
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    from gpt_model.training import engine
+    from gpt_model.transformer import Block
+
+    passes: list[bool] = []
+
+    def record(module: nn.Module, _: object) -> None:
+        if isinstance(module, Block):
+            passes.append(is_autocast_enabled("cpu") and get_autocast_dtype("cpu") == bfloat16)
+
+    monkeypatch.setattr(engine, "EVALUATED_IN_BFLOAT16", {"cpu"})
+    hook = register_module_forward_pre_hook(record)
+    yield passes
+    hook.remove()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -29,9 +30,10 @@ from benchmarks.gpu_check import _Random
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import UserError
 from gpt_model.progress import Silent
-from gpt_model.training import failures, gpu, measure, memory, sharded_build
-from gpt_model.training.engine import Execution, join_without_training, start
+from gpt_model.training import engine, failures, gpu, measure, memory, sharded_build
+from gpt_model.training.engine import Execution, evaluation_precision, join_without_training, start
 from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.training.sharded import reading
 
 
 @pytest.fixture
@@ -107,6 +109,9 @@ def test_a_precision_that_the_gpu_lacks_is_refused(
     with pytest.raises(UserError, match=message):
         gpu.require_precision(precision, tf32)
     gpu.require_precision("float32", tf32=False)
+    with pytest.raises(UserError, match=message):  # and so is a stage that trains nothing
+        join_without_training(execution := Execution(device="cuda", tf32=tf32))
+        evaluation_precision(execution, precision)
 
 
 def test_utilisation_is_of_the_data_sheets_peak_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +195,48 @@ def test_memory_that_runs_out_names_what_would_help(
             [],
         )
     assert re.search(advice, str(out.value)), str(out.value)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_finishes_a_tuning_is_evaluated_in_its_precision_on_a_gpu_alone(
+    precision: str,
+    zero_stage: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bfloat16_passes: list[bool],
+) -> None:
+    for name, value in gpu_check.ALONE.items():
+        monkeypatch.setenv(name, value)
+    config, execution = (
+        ModelConfig(**gpu_check.SMALLEST, vocab_size=300),
+        Execution(zero_stage=zero_stage),
+    )
+    settings = TrainingSettings(1, lambda _: 1e-3, precision=precision)  # type: ignore[arg-type]
+    progress: Any = Silent()
+    progress.profile, progress.rank = Profile(name="one"), 0
+
+    def tuned() -> list[bool]:
+        if zero_stage == 3:
+            model: Any = sharded_build.build_sharded(config, settings, execution, 1)
+        else:
+            model = GPT(config, seed=1)
+        passes: list[bool] = []
+
+        def finish(trained: Any) -> None:
+            bfloat16_passes.clear()
+            with torch.no_grad(), reading(trained):
+                trained(torch.arange(8)[None])
+            passes.extend(bfloat16_passes)
+
+        objective = _Random(config, "cpu")
+        tune(model, objective, settings, execution, tmp_path, progress, [], finish=finish)
+        return passes
+
+    assert tuned() == [precision == "bfloat16"] * config.layers
+    shutil.rmtree(tmp_path / ".scratch")
+    monkeypatch.setattr(engine, "EVALUATED_IN_BFLOAT16", {"cuda"})
+    assert tuned() == [False] * config.layers
 
 
 @pytest.mark.parametrize("builder", ["pretraining", "tuning", "ppo"])

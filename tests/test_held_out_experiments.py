@@ -5,6 +5,7 @@ and the samples both pages say.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,22 @@ def test_the_visible_context_says_its_sample_and_that_it_is_of_one_model(
         "each a window of its own" in caption
         and "One model: what another seed of pre-training would give is not in them." in caption
     )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_models_are_read_in_the_precision_that_each_was_trained_in(
+    precision: str, inputs: dict[str, Artifact], tmp_path: Path, bfloat16_passes: list[bool]
+) -> None:
+    trained = {**SECTION, "precision": precision}
+    models = {
+        name: replace(artifact, config={**artifact.config, "pretraining": trained})
+        if name.endswith("seed_1")
+        else artifact
+        for name, artifact in inputs.items()
+    }
+    built(DEPTH, {}, models, tmp_path)
+    assert set(bfloat16_passes) == {False, precision == "bfloat16"}
+    bfloat16_passes.clear()
+    given = {"tokens": inputs["tokens"], "pretrained": models["depth/layers_1_seed_1"]}
+    built(VISIBLE_CONTEXT, {"contexts": [1, 8], "positions": 50, "seed": 0}, given, tmp_path)
+    assert set(bfloat16_passes) == {precision == "bfloat16"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,19 @@ def test_without_held_out_prompts_it_says_what_to_change(inputs: Inputs, tmp_pat
         INSTRUCTED.run(
             CONFIG, {**inputs, "prompts": none}, tmp_path / "out", RecordingProgress("instructed")
         )
+
+
+def test_epochs_answer_and_are_scored_in_the_precision_that_each_model_was_trained_in(
+    inputs: Inputs, tmp_path: Path, bfloat16_passes: list[bool]
+) -> None:
+    for number, (supervised, scorer) in enumerate(
+        [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "float32")]
+    ):
+        trained = {
+            name: replace(inputs[name], config={name: {"precision": precision}})
+            for name, precision in (("supervised", supervised), ("reward_model", scorer))
+        }
+        bfloat16_passes.clear()
+        (output := tmp_path / str(number)).mkdir()
+        INSTRUCTED.run(CONFIG, {**inputs, **trained}, output, RecordingProgress("instructed"))
+        assert set(bfloat16_passes) == {supervised == "bfloat16", scorer == "bfloat16"}

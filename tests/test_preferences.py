@@ -494,6 +494,25 @@ def test_the_same_again_gives_the_same_bytes(built: Built, tmp_path: Path) -> No
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
+def test_each_model_is_read_in_the_precision_that_it_was_trained_in(
+    built: Built, tmp_path: Path, bfloat16_passes: list[bool]
+) -> None:
+    models = ("pretrained", "supervised", "policy_init", "aligned", "reward_model")
+    sections = {"pretrained": "pretraining", "aligned": "ppo"}
+    for reduced in (models, ("reward_model", "aligned"), ()):
+        trained = {}
+        for name in models:
+            precision = "bfloat16" if name in reduced else "float32"
+            config = {sections.get(name, name): {"precision": precision}}
+            trained[name] = replace(built.inputs[name], config=config)
+        bfloat16_passes.clear()
+        (output := tmp_path / str(len(reduced))).mkdir()
+        section = {**SECTION, "prompts": 8}
+        inputs = {**built.inputs, **trained}
+        PREFERENCES.run({"preferences": section}, inputs, output, RecordingProgress("precision"))
+        assert set(bfloat16_passes) == {name in reduced for name in models}
+
+
 def test_the_figures_of_all_that_is_watched_are_said(built: Built) -> None:
     held, result = (
         read_results(built.output)["within_reference"],

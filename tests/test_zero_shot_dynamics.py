@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def pinned(folder: Path, **dynamics: Any) -> Config:
     return node_named(graph, "experiments/zero_shot_dynamics").config(folder)
 
 
-def run(config: Config, folder: Path) -> Built:
+def run(config: Config, folder: Path, precision: str = "float32") -> Built:
     """With two snapshots of a model of random weights, and a corpus whose held-out sentences are
     short.
     """
@@ -102,6 +103,8 @@ def run(config: Config, folder: Path) -> Built:
         name: Artifact(folder / name, name, name, name, {}, {})
         for name in ("pretrained", "tokenizer", "corpus")
     }
+    trained = {"pretraining": {"precision": precision}}
+    inputs["pretrained"] = replace(inputs["pretrained"], config=trained)
     (tokenizer := Tokenizer.train(PASSAGES, vocab_size=300)).save(folder / "tokenizer")
     model = GPT(
         ModelConfig(layers=1, width=16, heads=1, context=32, vocab_size=tokenizer.vocab_size),
@@ -263,3 +266,11 @@ def test_every_point_is_on_the_scale_with_its_interval(folder: Path) -> None:
     assert json.loads((folder / "out" / "experiment.json").read_text())["summary"][0].startswith(
         "sentiment, Transformer: "
     )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_snapshots_are_read_in_the_precision_of_their_training(
+    precision: str, folder: Path, bfloat16_passes: list[bool]
+) -> None:
+    run(pinned(folder), folder, precision)
+    assert set(bfloat16_passes) == {precision == "bfloat16"}
