@@ -419,6 +419,14 @@ WHOLE_MODELS = {"depth": 1, "visible_context": 1, "zero_shot_dynamics": 1}
 WHOLE_AND_LAID_OUT = {"zero_shot": 1, "instructed": 1, "preferences": 2}
 
 
+def zero_shot_has_whole_model(model: ModelConfig, profile: Profile) -> bool:
+    """Whether each rank of zero_shot has: at ZeRO 3 only where the profile says that it fits."""
+    if profile.zero_stage < 3 or profile.processes == 1:
+        return True
+    size = whole_model_bytes(model, ["zero_shot"], profile.device)
+    return profile.memory_gb is not None and size <= profile.memory_gb * 1e9
+
+
 def whole_model_bytes(model: ModelConfig, stages: Collection[str], device: str) -> float:
     """Bytes of whole models on each rank, in that of `stages` which has most; 0 where none only
     reads models. Activations and caches come on top.

@@ -22,6 +22,7 @@ from assets.stages.experiments import ZERO_SHOT_DYNAMICS
 from gpt_model import GPT, convert
 from gpt_model.data import documents
 from gpt_model.data.shards import SourceTexts, join, write
+from gpt_model.evaluation.results import Results
 from gpt_model.rlhf import reward_model
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.tokenizer import Tokenizer
@@ -226,6 +227,11 @@ def done(world: World, downloads: Path) -> Done:
             for stage, (config, inputs) in stages.items()
             for ranks in RANKS
         ]
+        config, inputs = stages["zero_shot"]
+        jobs.append(
+            {"stage": "zero_shot", "ranks": 2, "config": config, "inputs": inputs}
+            | {"zero_stage": 3, "output": world.folder / "zero_shot-shared_out"}
+        )
         jobs += [
             {**job, "ranks": 2, "fails": True, "output": world.folder / f"{job['stage']}-failed"}
             for job in failing(world, stages)
@@ -241,6 +247,20 @@ def test_any_number_of_ranks_gives_the_bytes_of_one(stage: str, done: Done) -> N
     assert len(alone[name]) > size
     for several in others:
         assert several == alone
+
+
+@pytest.mark.slow
+def test_a_model_that_is_shared_out_has_the_scores_of_one_that_is_whole(
+    done: Done, world: World
+) -> None:
+    whole, shared_out = done.output("zero_shot", 1), world.folder / "zero_shot-shared_out"
+    scores, others = (
+        {row.name: row.value for row in Results.read(folder).scores}
+        for folder in (whole, shared_out)
+    )
+    assert len(scores) > 5 and others == pytest.approx(scores, rel=1e-5)
+    held = json.loads((shared_out / "record.json").read_text())["held"]
+    assert 0 < held < world.model.config.parameters()
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import EVALUATED, Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.estimate import zero_shot_has_whole_model
 from assets.execution.tuning import execution_of
 from assets.stages import base_model
 from assets.store.home import downloads_folder
@@ -53,7 +54,17 @@ from gpt_model.evaluation.tasks import TaskRows, examples_of, in_each_setting, r
 from gpt_model.io import dump_json, write_json_lines
 from gpt_model.published import Reference, references
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.engine import evaluation_precision, join_without_training
+from gpt_model.training.engine import (
+    PREPARATION,
+    Execution,
+    evaluation_precision,
+    join_without_training,
+    start,
+)
+from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.training.sharded import for_evaluation
+from gpt_model.training.sharded_build import build_sharded
+from gpt_model.transformer import GPT
 
 # Same weights, same examples: only rounding remains, of the printed number and of 16-bit arithmetic
 # in the old runs.
@@ -68,10 +79,14 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         return {} if progress.rank else _write_unavailable(config, output, reason)
     started = time.monotonic()
     execution = execution_of(progress)
-    join_without_training(execution)
-    precision = evaluation_precision(execution, base_model.precision(inputs["pretrained"]))
     folder = inputs["pretrained"].path / "model"
-    model = convert.load(folder).to(execution.device)
+    whole = zero_shot_has_whole_model(convert.shape(folder), progress.profile)
+    if whole:
+        join_without_training(execution)
+    else:
+        start(execution, PREPARATION)
+    precision = evaluation_precision(execution, base_model.precision(inputs["pretrained"]))
+    model = convert.load(folder).to(execution.device) if whole else _shared_out(folder, execution)
     lm = GPTLM(model, Tokenizer.load(folder), progress=progress, execution=execution)
     with precision:
         if progress.rank:
@@ -79,6 +94,14 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
             return {}
         with lm.shared.leading():
             return _evaluate(lm, config, inputs, output, progress, started)
+
+
+def _shared_out(folder: Path, execution: Execution) -> GPT:
+    """The stored model, of which each rank has a share. Collective."""
+    settings = TrainingSettings(steps=0, learning_rate=lambda step: 0.0)  # nothing is trained
+    model = build_sharded(convert.shape(folder), settings, execution, settings.seed, folder)
+    assert isinstance(model, GPT)
+    return for_evaluation(model, execution.device)
 
 
 def _evaluate(

@@ -51,6 +51,7 @@ from gpt_model.training.batching import (
     token_batches,
 )
 from gpt_model.training.engine import ALONE, Execution
+from gpt_model.training.sharded import is_sharded, reading
 from gpt_model.training.shared_batches import SharedBatches
 from gpt_model.transformer import GPT
 
@@ -105,7 +106,8 @@ class GPTLM(TemplateLM):
         self.shared: SharedBatches[_Batch, Any] = SharedBatches(self._computed, execution)
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self._device = model.wte.weight.device
+        sharded = is_sharded(model)
+        self._device = torch.device(execution.device) if sharded else model.wte.weight.device
         self.batch_tokens = batch_tokens or LM_EVAL_TOKENS.get(
             self._device.type, LM_EVAL_TOKENS["cpu"]
         )
@@ -180,7 +182,8 @@ class GPTLM(TemplateLM):
 
     @torch.no_grad()
     def _computed(self, batches: Sequence[_Batch]) -> Generator[Any, None, None]:
-        with prepacked(self.model, self.model.wte):
+        # Left with the last batch, before the ranks exchange results
+        with reading(self.model), prepacked(self.model, self.model.wte):
             for batch in batches:
                 yield batch.compute(self, *batch.arguments)
 

@@ -60,6 +60,7 @@ BFLOAT16_MODULES = ("gpt_model.ops.conv1d.Conv1D", "torch.nn.Embedding")
 EVALUATED_IN_BFLOAT16 = {"cuda"}  # devices on which a model trained in bfloat16 is
 NORM_TILE = 1 << 15  # elements, which stay in cache in double precision
 STATE_BYTES = 16  # of a parameter: weight, gradient and two moments in float32
+PREPARATION = timedelta(days=7)  # that ranks may wait while rank 0 downloads and prepares
 MEETING = timedelta(minutes=10)  # that ranks wait for each other when they start
 StepMetrics = Mapping[str, tuple[Any, Any]]  # name -> (sum, count)
 
@@ -97,9 +98,10 @@ class Loss(Protocol):
         """The micro-batch's mean loss [] and metrics (`loop.Objective.loss`)."""
 
 
-def start(execution: Execution) -> None:
+def start(execution: Execution, timeout: timedelta = timedelta(hours=2)) -> None:
     """Import DeepSpeed and join the other ranks, from RANK, WORLD_SIZE, MASTER_ADDR and
-    MASTER_PORT. Again: does nothing.
+    MASTER_PORT. Again: does nothing. `timeout`: of an operation: one rank may evaluate while others
+    wait.
 
     Every rank's threads must be set up before (OMP_NUM_THREADS), as gloo and torch start theirs
     here.
@@ -114,7 +116,7 @@ def start(execution: Execution) -> None:
         backend,
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=timedelta(hours=2),  # of an operation: one rank may evaluate while others wait
+        timeout=timeout,
         init_method=f"{RENDEZVOUS}://",
     )
     # At ZeRO 3 memory is what is short
@@ -139,9 +141,7 @@ def join_without_training(execution: Execution) -> None:
     if execution.world_size == 1:
         return
     torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"{RENDEZVOUS}://",
-        timeout=timedelta(days=7),  # ranks wait while rank 0 downloads and prepares
+        "gloo", init_method=f"{RENDEZVOUS}://", timeout=PREPARATION
     )
 
 

@@ -30,6 +30,7 @@ from assets.estimate import (
     training_flops,
     training_setting,
     whole_model_bytes,
+    zero_shot_has_whole_model,
 )
 from assets.graph import nodes
 from assets.node import Node
@@ -199,6 +200,8 @@ def memory_facts(recipe: Recipe, model: ModelConfig, profile: Profile) -> dict[s
     if recipe.alignment and recipe.alignment.ppo:
         facts["ppo_memory"] = _ppo_memory(recipe.alignment.ppo, model, profile, available)
     stages = {node.stage.name for node in nodes(recipe)}
+    if not zero_shot_has_whole_model(model, profile):
+        stages -= {"zero_shot"}
     if size := whole_model_bytes(model, stages, profile.device):
         facts["evaluation_memory"] = {
             "bytes_per_rank": size,
