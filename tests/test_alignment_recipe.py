@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from small_recipes import TALK
 
+from assets.contract import Artifact
 from assets.graph import nodes
 from assets.recipe.recipe import Recipe, load_recipe
 from assets.recipe.sections import AlignmentSection
 from assets.report.lineage_tree import origin
+from assets.stages import base_model
 from gpt_model.errors import UserError
 
 DEMONSTRATIONS = """\
@@ -62,6 +64,20 @@ def test_every_step_is_fed_by_the_one_before_and_nothing_goes_round(tmp_path: Pa
     for name, needs in names.items():  # each after what it needs
         assert set(needs) <= seen, name
         seen.add(name)
+
+
+def test_the_precision_of_each_tuned_model_is_that_of_its_section(tmp_path: Path) -> None:
+    names = ("supervised", "reward_model", "policy_init", "ppo", "dpo")
+    given = EVERYTHING.replace("dpo: {}", "dpo: {precision: bfloat16}")
+    given = given.replace("ppo: {", "ppo: {precision: bfloat16, ")
+    given += "".join(f"  {name}: {{precision: bfloat16}}\n" for name in names[:3])
+    for text, expected in ((EVERYTHING, "float32"), (given, "bfloat16")):
+        tuned = {node.name: node for node in nodes(recipe(tmp_path, text))}
+        for name in (*names[:3], "instructed", "aligned", "aligned_without_ptx", "dpo"):
+            config = tuned[name].config(tmp_path)
+            assert base_model.precision(Artifact(tmp_path, name, "", "", config, {})) == expected
+        untuned = Artifact(tmp_path, "imported", "", "", {"source": {"model": "gpt2"}}, {})
+        assert base_model.precision(untuned) == "float32"
 
 
 EVERYTHING = DEMONSTRATIONS + COMPARISONS + PROMPTS + PPO + "  dpo: {}\n"

@@ -897,6 +897,9 @@ def test_plan_says_the_ranks_of_each_stage_and_that_memory_of_evaluation_rises_w
     tight = Profile(name="cpus", processes=4, memory_gb=1e-5)
     _, sentence = what_does_not_fit(plan_of(recipe, base, tight, store), "cpus")
     assert sentence.startswith("Evaluation takes ") and "fewer processes on a host" in sentence
+    for room, whole in ((None, False), (1e-5, False), (1.0, True)):  # zero_shot alone
+        sharing = Profile(name="cpus", processes=4, zero_stage=3, memory_gb=room)
+        assert ("evaluation_memory" in plan_of(recipe, base, sharing, store)) == whole
 
 
 @pytest.mark.slow
