@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.gpu_check import ALONE
 from gpt_model import GPT, ModelConfig
 from gpt_model.finetuning.batches import TrainingBatches, class_logits, collate
 from gpt_model.finetuning.entry import Form
@@ -20,8 +21,11 @@ from gpt_model.finetuning.examples import Example, rating_target
 from gpt_model.finetuning.heads import Batch, TaskModel, with_special_tokens
 from gpt_model.finetuning.input_forms import EncodedExample, InputFormat, truncation_of
 from gpt_model.finetuning.metrics import Scoring
-from gpt_model.finetuning.objective import TaskObjective, next_tokens
+from gpt_model.finetuning.objective import FineTuning, TaskObjective, fine_tune, next_tokens
+from gpt_model.progress import Silent
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training import engine
+from gpt_model.training.engine import Execution
 from gpt_model.training.tuning import BestEpoch, best_epoch
 
 VOCABULARY, CONTEXT = 290, 40
@@ -237,3 +241,35 @@ def test_a_tasks_own_metric_chooses_the_epoch(tmp_path: Path) -> None:
             best[metric] - 1.0,
         ]
     assert best == {"accuracy": 1, "f1": 2}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_test_split_is_answered_in_the_training_s_precision_on_a_gpu_alone(
+    precision: Any,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    bfloat16_passes: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
+    rows = some("classification", tokenizer)
+    splits: Any = dict.fromkeys(("training", "validation", "test"), rows)
+    settings = FineTuning(1, 2, 1e-3, 0.0, 0.5, 0.0, 0.0, 1.0, 1, precision)
+
+    def last_passes(folder: Path) -> list[bool]:
+        """The blocks', of the test split's one batch."""
+        fine_tune(
+            task_model("classification", 0.0),
+            splits,
+            settings,
+            Scoring("accuracy", 2),
+            Execution(zero_stage=0),
+            folder=folder,
+            progress=Silent(),
+        )
+        return bfloat16_passes[-2:]
+
+    assert last_passes(tmp_path / "gpu") == [precision == "bfloat16"] * 2
+    monkeypatch.setattr(engine, "EVALUATED_IN_BFLOAT16", {"cuda"})
+    assert last_passes(tmp_path / "cpu") == [False] * 2

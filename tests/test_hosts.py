@@ -55,7 +55,7 @@ try:
 except UserError as error:
     print(json.dumps({"refused": str(error), "field": error.field}))
 else:
-    print(json.dumps({"code": exit.code, "rank": exit.failed_rank, "lost": exit.lost}))
+    print(json.dumps(dataclasses.asdict(exit) | {"rank": exit.failed_rank, "log": str(exit.log)}))
 """
 RECIPE = """
 name: hosts
@@ -258,6 +258,9 @@ def test_no_rank_outlives_a_kill_of_anything(
         assert (what == "rank") == (outcome["rank"] is not None)
         host = "Host lineage-" if by == "kubernetes" else "Host n"
         assert what == "rank" or str(outcome["lost"]).startswith(host)
+        if what == "rank":
+            assert all(f"Host {name}".startswith(host) for name in outcome["hosts"])
+            assert len(set(outcome["hosts"])) == 2
 
 
 @pytest.mark.parametrize("by", TRANSPORTS)
