@@ -369,12 +369,13 @@ def _nccl_timeout(building: Building, exit: Exit) -> tuple[str, Path] | None:
         f"Rank {failed} of {ranks}, on {hosts[failed]}, waited in vain for {minutes:.3g} minutes "
         f"in nccl's {operation}" + (f", as did {len(waits) - 1} more." if len(waits) > 1 else ".")
     )
-    resumes = "Training resumes from its last checkpoint."
+    resumes = "What trains resumes from its last checkpoint."
     if absent := [rank for rank in range(ranks) if rank not in waits]:
         named = ", ".join(f"{rank} on {hosts[rank]}" for rank in absent)
         return (
-            f"{waited} By the logs, these did not come to it: rank {named}. Such a rank hangs or "
-            f"is gone: see its log, and `dmesg` and `nvidia-smi` there. {resumes}"
+            f"{waited} By the logs, these did not come to it: rank {named}. Such a rank hangs, is "
+            "gone, or was ended before its own time-out: see its log, and `dmesg` and "
+            f"`nvidia-smi` there. {resumes}"
         ), log_of(building.log, absent[0])
     if len({operation for operation, _ in waits.values()}) > 1:
         each = ", ".join(f"rank {rank} in {waits[rank][0]}" for rank in waits)

@@ -430,11 +430,13 @@ def zero_shot_has_whole_model(model: ModelConfig, profile: Profile) -> bool:
 def whole_model_bytes(model: ModelConfig, stages: Collection[str], device: str) -> float:
     """Bytes of whole models on each rank, in that of `stages` which has most; 0 where none only
     reads models. Activations and caches come on top.
+
+    On a GPU with the copies that are made where a model is read in bfloat16, half as large again.
     """
     twice = {name: number + (device == "cpu") for name, number in WHOLE_AND_LAID_OUT.items()}
     copies = {**WHOLE_MODELS, **twice}
     most = max((copies.get(stage, 0) for stage in stages), default=0)
-    return 4.0 * model.parameters() * most
+    return (6.0 if device == "cuda" else 4.0) * model.parameters() * most
 
 
 # What a recipe's pre-training takes of a machine
@@ -643,7 +645,9 @@ TUNED = {  # section: the input it starts from, the data, answers a row
 
 
 def idle_ranks(config: Config, ranks: int) -> int:
-    """Of so many, those without a row of an alignment stage's step."""
+    """Of so many, at least those without a row of an alignment stage's step. DPO's rows are
+    counted as pairs: ranks share out rankings, whose pairs nobody knows before.
+    """
     section = next((config[name] for name in (*TUNED, "ppo") if name in config), None)
     if section is None:
         return 0

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import sys
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,7 +53,7 @@ def main(rank: int, ranks: int, fault: str = "") -> None:
         dist.all_gather_into_tensor(whole, part)
 
     backend = SimpleNamespace(all_reduce=all_reduce, all_gather_into_tensor=all_gather)
-    shared = shared_memory.share_memory(backend)
+    shared = shared_memory.share_memory(backend, timedelta(minutes=5))
     mine = torch.randn(2 * PART + 7, generator=torch.Generator().manual_seed(rank))
     equal = []
     for tensor in (mine, mine[:100]):  # the second is too small to share

@@ -7,13 +7,16 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed
 
 from assets.launch.launcher import worker_environment
-from gpt_model.training.shared_memory import ORDERED_WRITES
+from gpt_model.training.shared_memory import ORDERED_WRITES, Barrier
 
 # Elsewhere gloo's barrier orders the accesses, and small tensors are gloo's
 COUNTERS = os.uname().machine in ORDERED_WRITES
@@ -104,3 +107,10 @@ def test_a_training_whose_ranks_share_weights_and_gradients_has_gloos_bytes(
 @pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
 def test_a_rank_whose_other_is_gone_fails_as_gloo_does() -> None:
     assert exchanged(2, "--dead") == [{"said": "RuntimeError"}, {"said": "gone"}]
+
+
+def test_a_wait_for_a_rank_that_hangs_ends() -> None:
+    memories = [torch.zeros(32), torch.zeros(32)]
+    barrier = Barrier(memories, 0, [os.getpid()] * 2, timedelta(seconds=0.2))
+    with pytest.raises(torch.distributed.DistBackendError, match="did not come"):
+        barrier()

@@ -243,7 +243,7 @@ def _resolved_classifier(
 
 ZERO_SHOT = Stage(
     name="zero_shot",
-    version="8",
+    version="9",
     run=deferred(EXECUTION, "run"),
     description="The model on the recipe's suites, by lm_eval: held-out text, cloze, the papers' "
     "tasks with and without demonstrations.",

@@ -121,7 +121,7 @@ def start(execution: Execution, timeout: timedelta = timedelta(hours=2)) -> None
     )
     # At ZeRO 3 memory is what is short
     if execution.device == "cpu" and execution.world_size > 1 and execution.zero_stage < 3:
-        share_memory(deepspeed.comm.comm.cdb)
+        share_memory(deepspeed.comm.comm.cdb, timeout)
 
 
 def sum_over_ranks(values: Tensor) -> None:

@@ -23,6 +23,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,12 @@ LOOK_FOR_DEAD = 1.0  # seconds that a rank waits before it looks whether the oth
 class Barrier:
     """Waits until all ranks have come here, by counters in memory that they share."""
 
-    def __init__(self, memories: Sequence[Tensor], rank: int, processes: Sequence[int]) -> None:
+    def __init__(
+        self, memories: Sequence[Tensor], rank: int, processes: Sequence[int], timeout: timedelta
+    ) -> None:
         """`memories`: each rank's, of which this takes the second cache line; `processes`: ids."""
         counters = [ctypes.c_int64.from_address(each.data_ptr() + CACHE_LINE) for each in memories]
-        self._memories = memories  # which the counters lie in
+        self._memories, self._timeout = memories, timeout  # which the counters lie in
         self._count, self._mine = 0, counters[rank]
         self._others = [
             (counter, process)
@@ -72,14 +75,19 @@ class Barrier:
             if counter.value >= self._count:
                 return
             os.sched_yield()
-        looked, asleep = time.monotonic(), SHORTEST
+        began = looked = time.monotonic()
+        asleep = SHORTEST
         while counter.value < self._count:
             time.sleep(asleep)
-            asleep = min(2 * asleep, LONGEST)
-            if time.monotonic() - looked > LOOK_FOR_DEAD:
-                looked = time.monotonic()
+            asleep, now = min(2 * asleep, LONGEST), time.monotonic()
+            if now - looked > LOOK_FOR_DEAD:
+                looked = now
                 if _is_gone(process) and counter.value < self._count:
                     torch.distributed.barrier()  # raises, as the connection to it is closed
+            if now - began > self._timeout.total_seconds():
+                raise torch.distributed.DistBackendError(
+                    f"Timed out after {self._timeout}: process {process} did not come"
+                )
 
 
 def _is_gone(process: int) -> bool:
@@ -159,13 +167,13 @@ class SharedMemory:
         return read
 
 
-def share_memory(backend: Any) -> bool:
+def share_memory(backend: Any, timeout: timedelta) -> bool:
     """Let DeepSpeed's backend exchange through shared memory, where every rank can map every
-    other's. Returns whether they can. Collective.
+    other's. Returns whether they can. Collective. `timeout`: of an exchange.
     """
     memories, rank = _memories(ELEMENTS), torch.distributed.get_rank()
     if memories is not None:
-        shared = SharedMemory(backend, memories, rank, _barrier(rank))
+        shared = SharedMemory(backend, memories, rank, _barrier(rank, timeout))
         backend.all_reduce = shared.all_reduce
         backend.all_gather_into_tensor = shared.all_gather_into_tensor
     return memories is not None
@@ -201,7 +209,7 @@ def exchange_between(
     return exchange
 
 
-def _barrier(rank: int) -> Callable[[], Any]:
+def _barrier(rank: int, timeout: timedelta) -> Callable[[], Any]:
     """One of counters, where the processor allows it; else gloo's. Collective."""
     ordered = os.uname().machine in ORDERED_WRITES
     counters = _memories(2 * CACHE_LINE // FLOAT32) if ordered else None
@@ -210,7 +218,7 @@ def _barrier(rank: int) -> Callable[[], Any]:
     process = torch.tensor(os.getpid())
     processes = [torch.empty_like(process) for _ in counters]
     torch.distributed.all_gather(processes, process)
-    return Barrier(counters, rank, [int(each) for each in processes])
+    return Barrier(counters, rank, [int(each) for each in processes], timeout)
 
 
 def _in_use(backend: Any) -> SharedMemory | None:
