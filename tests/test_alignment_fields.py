@@ -8,7 +8,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from test_alignment_recipe import COMPARISONS, DEMONSTRATIONS, PPO, PROMPTS, rec
 from training_ranks import RecordingProgress
 
 from assets.contract import Artifact, Stage
-from assets.execution import dpo, ppo, reward_model, tuning
+from assets.execution import dpo, ppo, reward_model
 from assets.graph import node_named, nodes
 from assets.stages.alignment import (
     ALIGNED,
@@ -95,18 +94,12 @@ class Case:
         self.asset, self.field, self.wrong = asset, field, wrong
 
 
-def _stage(
-    stage: Stage, ranks: int = 1, **inputs: str
-) -> Callable[[Any, dict[str, Artifact], Path], Any]:
+def _stage(stage: Stage, **inputs: str) -> Callable[[Any, dict[str, Artifact], Path], Any]:
     """The stage itself, with inputs of other names in `given` than their own."""
 
     def run(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
         artifacts = {**given, **{name: given[other] for name, other in inputs.items()}}
-        with pytest.MonkeyPatch.context() as patch:
-            if ranks > 1:  # the others are not here, so that this one reads all rows
-                patch.setattr(tuning, "execution_of", lambda *_, **__: ALONE)
-            progress = RecordingProgress("wrong", world_size=ranks)
-            return stage.run(section, artifacts, folder, progress)
+        return stage.run(section, artifacts, folder, RecordingProgress("wrong"))
 
     return run
 
@@ -121,11 +114,6 @@ def _compared(given: dict[str, Artifact]) -> Any:
     return encode_rankings(
         world.template(), read_comparisons(given["comparisons"].path, "held_out"), 64
     ).encoded
-
-
-def _minibatch(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
-    many = replace(Execution(), world_size=64)
-    ppo.objective_of(section["ppo"], [[1]], SamplingParams(0, 4, 1.0), None, 64, folder, many, 16)
 
 
 def _no_text(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
@@ -151,20 +139,15 @@ def _stopped(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
 
 CASES = [
     Case("supervised", "demonstrations", _stage(SUPERVISED, pretrained="model_short")),
-    Case("supervised", "supervised.batch", _stage(SUPERVISED, 64, pretrained="model")),
     Case("policy_init", "demonstrations", _stage(POLICY_INIT, pretrained="model_short")),
-    Case("policy_init", "policy_init.batch", _stage(POLICY_INIT, 64, pretrained="model")),
     Case("reward_model", "comparisons", _stage(REWARD_MODEL, start="model_short")),
-    Case("reward_model", "reward_model.batch", _stage(REWARD_MODEL, 64, start="model")),
     Case("reward_model", "reward_model.learning_rate", _no_number),
     Case("dpo", "comparisons", _stage(DPO, policy_init="model_short")),
-    Case("dpo", "dpo.batch", _stage(DPO, 64, policy_init="model")),
     Case(
         "dpo",
         "dpo.learning_rate",
         lambda section, given, folder: dpo.check_finite([[math.nan] * 3] * 8, _compared(given)),
     ),
-    Case("aligned", "ppo.minibatch", _minibatch),
     Case("aligned", "ppo.ptx_weight", _no_text),
     Case("aligned", "ppo.max_new_tokens", _no_room),
     Case("aligned", "ppo", _stopped),

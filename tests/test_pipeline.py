@@ -386,12 +386,12 @@ def wait_for_training(home: Path, run: subprocess.Popen[Any] | None = None) -> N
     """Until the pre-training worker has reported steps."""
 
     def has_begun(building: Path) -> bool:
-        journal = building / "journal" / "events.jsonl"
-        return (
-            journal.exists()
-            and json.loads((building / "job.json").read_text())["asset"].endswith("/pretrained")
-            and journal.read_text().count('"metrics"') >= 3
-        )
+        try:
+            journal = (building / "journal" / "events.jsonl").read_text()
+            asset = json.loads((building / "job.json").read_text())["asset"]
+        except FileNotFoundError:  # not begun, or published meanwhile
+            return False
+        return asset.endswith("/pretrained") and journal.count('"metrics"') >= 3
 
     wait_for(
         lambda: any(has_begun(building) for building in home.glob("building/*")), run, "training"
