@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gpt_model.ops.cpu_kernels import padded, product
-from gpt_model.ops.sizes import CHUNK_BYTES, GPU_CHUNK_BYTES, GPU_VOCABULARY
+from gpt_model.ops.sizes import BFLOAT16_CHUNK_BYTES, CHUNK_BYTES, GPU_CHUNK_BYTES, GPU_VOCABULARY
 
 # Logits in one elementwise pass: on a CPU they stay in cache between the passes.
 TILE_ELEMENTS = 1 << 17
@@ -37,12 +37,14 @@ TILE_ELEMENTS = 1 << 17
 LOG2_E = math.log2(math.e)
 
 
-def _chunks_of_logits(states: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _chunks_of_logits(
+    states: Tensor, weight: Tensor, chunk_bytes: int
+) -> Iterator[tuple[slice, Tensor]]:
     """Rows of states [rows, width] and their logits [chunk, vocabulary] by weight [vocabulary,
     width], in the states' precision. The next chunk reuses the memory.
     """
     vocabulary = weight.shape[0]
-    rows = max(64, CHUNK_BYTES // (vocabulary * states.element_size()))
+    rows = max(64, chunk_bytes // (vocabulary * states.element_size()))
     store = padded(states, min(rows, states.shape[0]), vocabulary)
     for start in range(0, states.shape[0], rows):
         part = slice(start, min(start + rows, states.shape[0]))
@@ -82,7 +84,9 @@ def _tiled_passes(
     head = weight.to(states.dtype)
     if weight_gradient is not None and not len(states):
         weight_gradient.zero_()
-    for part, logits in _chunks_of_logits(states, head):
+    added_up = weight_gradient is not None and weight.dtype != states.dtype
+    chunk_bytes = BFLOAT16_CHUNK_BYTES if added_up else CHUNK_BYTES
+    for part, logits in _chunks_of_logits(states, head, chunk_bytes):
         at_target = logits.gather(1, target[part]).to(kind)
         # From here on softmax = logits / mass; the division waits for a smaller tensor.
         top, mass = _exponentials_(logits, kind)
@@ -277,7 +281,7 @@ def linear_cross_entropy_by_row(states: Tensor, weight: Tensor, targets: Tensor)
             wide = (states[part] @ head.t())[:, : len(weight)].float()
             losses[part] = F.cross_entropy(wide, targets[part], reduction="none")
         return losses
-    for part, logits in _chunks_of_logits(states, weight.to(states.dtype)):
+    for part, logits in _chunks_of_logits(states, weight.to(states.dtype), CHUNK_BYTES):
         at_target = logits.gather(1, targets[part, None])
         top, mass = _exponentials_(logits, torch.promote_types(logits.dtype, torch.float32))
         losses[part] = (mass.log() + top - at_target)[:, 0]

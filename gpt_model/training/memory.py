@@ -58,6 +58,7 @@ from typing import Literal
 from gpt_model.config import ModelConfig
 from gpt_model.ops.sizes import (
     BANDED_QUERIES,
+    BFLOAT16_CHUNK_BYTES,
     CHUNK_BYTES,
     GPU_CHUNK_BYTES,
     MAX_KEYS,
@@ -346,7 +347,8 @@ def _loss(model: ModelConfig, setting: Setting) -> tuple[float, float]:
     # Of the head, and a chunk's part of its gradient
     copies = 2 * factor * table if factor < FLOAT32 else 0
     if setting.device == "cpu":
-        rows = min(tokens, max(64, CHUNK_BYTES // (model.vocab_size * factor)))
+        chunk = BFLOAT16_CHUNK_BYTES if copies else CHUNK_BYTES
+        rows = min(tokens, max(64, chunk // (model.vocab_size * factor)))
         return FLOAT32 * table + states, copies + rows * model.vocab_size * factor
     rows = min(tokens, max(128, GPU_CHUNK_BYTES // (model.vocab_size * factor)))
     # logits and their gradient; where no compiler fuses them, four passes in float32
