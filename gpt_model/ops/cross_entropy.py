@@ -16,6 +16,7 @@ adds up the head's gradient in bfloat16.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gpt_model.ops.cpu_kernels import padded, product
+from gpt_model.ops.cpu_kernels import PAD, padded, product
 from gpt_model.ops.sizes import BFLOAT16_CHUNK_BYTES, CHUNK_BYTES, GPU_CHUNK_BYTES, GPU_VOCABULARY
 
 # Logits in one elementwise pass: on a CPU they stay in cache between the passes.
@@ -45,10 +46,31 @@ def _chunks_of_logits(
     """
     vocabulary = weight.shape[0]
     rows = max(64, chunk_bytes // (vocabulary * states.element_size()))
-    store = padded(states, min(rows, states.shape[0]), vocabulary)
+    store = _store(states, min(rows, states.shape[0]), vocabulary)
     for start in range(0, states.shape[0], rows):
         part = slice(start, min(start + rows, states.shape[0]))
         yield part, product(states[part], weight.t(), store[: part.stop - start])
+
+
+class _Kept(threading.local):
+    """The memory of a thread's last chunk of BFLOAT16_CHUNK_BYTES, which glibc would map anew each
+    time: a block of over 32 MiB.
+    """
+
+    store: Tensor | None = None
+
+
+_kept = _Kept()
+
+
+def _store(like: Tensor, rows: int, vocabulary: int) -> Tensor:
+    """Memory for logits [rows, vocabulary] in the precision of `like`."""
+    if rows * vocabulary * like.itemsize <= CHUNK_BYTES:
+        return padded(like, rows, vocabulary)
+    kept, elements = _kept.store, rows * (vocabulary + PAD)
+    if kept is None or len(kept) < elements or kept.dtype != like.dtype:
+        kept = _kept.store = like.new_empty(elements)
+    return kept[:elements].view(rows, -1)[:, :vocabulary]
 
 
 def _exponentials_(logits: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:

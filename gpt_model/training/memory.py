@@ -29,7 +29,8 @@ chunk of logits, and in bfloat16 copies of the head and of a chunk's part of its
 gathered ahead, up to `PREFETCHED_PARAMETERS`, lie once more in the buffer that they came in.
 
 **Backward pass.** What the forward pass left, less a chunk; and of one block the gradients of its
-matrices and, with checkpointing, its activations and copies. On a GPU at the end come both
+matrices and, with checkpointing, its activations and copies; on a CPU a large chunk too, which it
+keeps for the next pass. On a GPU at the end come both
 gradients of the embedding, as table and as head, before they are added.
 
 **Exchange.** Activations are gone. A bucket is there, unless it is in what two ranks share, and a
@@ -126,11 +127,12 @@ def moments(model: ModelConfig, setting: Setting) -> dict[str, float]:
     standing = weights + gradients + optimizer + shared_bytes(model, setting)
     if setting.zero_stage == 3:
         standing += _buckets(model, setting)
+    kept = _kept_chunk(model, setting)
     return {
         "forward": standing + _forward(model, setting),
-        "backward": standing + _backward(model, setting),
-        "exchange": standing + _exchange(model, setting),
-        "optimizer": standing + _step(model, setting) - (gradients if _flat(setting) else 0),
+        "backward": standing + kept + _backward(model, setting),
+        "exchange": standing + kept + _exchange(model, setting),
+        "optimizer": standing + kept + _step(model, setting) - (gradients if _flat(setting) else 0),
     }
 
 
@@ -347,13 +349,24 @@ def _loss(model: ModelConfig, setting: Setting) -> tuple[float, float]:
     # Of the head, and a chunk's part of its gradient
     copies = 2 * factor * table if factor < FLOAT32 else 0
     if setting.device == "cpu":
-        chunk = BFLOAT16_CHUNK_BYTES if copies else CHUNK_BYTES
-        rows = min(tokens, max(64, chunk // (model.vocab_size * factor)))
-        return FLOAT32 * table + states, copies + rows * model.vocab_size * factor
+        return FLOAT32 * table + states, copies + _chunk(model, setting)
     rows = min(tokens, max(128, GPU_CHUNK_BYTES // (model.vocab_size * factor)))
     # logits and their gradient; where no compiler fuses them, four passes in float32
     passes = 2 * factor + (0 if setting.compile else 4 * FLOAT32)
     return FLOAT32 * table + states, 2 * factor * table + rows * model.vocab_size * passes
+
+
+def _chunk(model: ModelConfig, setting: Setting) -> float:
+    """Of a CPU's chunk of logits."""
+    row = model.vocab_size * setting.factor_bytes
+    most = BFLOAT16_CHUNK_BYTES if setting.precision == "bfloat16" else CHUNK_BYTES
+    return row * min(setting.micro_batch * model.context, max(64, most // row))
+
+
+def _kept_chunk(model: ModelConfig, setting: Setting) -> float:
+    """What a CPU keeps of it from pass to pass (`gpt_model.ops.cross_entropy`)."""
+    size = _chunk(model, setting) if setting.device == "cpu" else 0.0
+    return size if size > CHUNK_BYTES else 0.0
 
 
 def _gathered(model: ModelConfig, setting: Setting) -> tuple[float, float]:
