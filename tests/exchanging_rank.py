@@ -74,13 +74,13 @@ def left_alone(rank: int, ranks: int) -> None:
     start(Execution(rank=rank, world_size=ranks))
     import deepspeed
 
-    said = "gone"
+    outcome = "gone"
     if rank == 0:
         try:
             deepspeed.comm.all_reduce(torch.zeros(PART))
         except RuntimeError as error:
-            said = type(error).__name__
-    print(json.dumps({"said": said}), flush=True)
+            outcome = type(error).__name__
+    print(json.dumps({"outcome": outcome}), flush=True)
     os._exit(0)
 
 

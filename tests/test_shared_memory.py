@@ -106,7 +106,7 @@ def test_a_training_whose_ranks_share_weights_and_gradients_has_gloos_bytes(
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
 def test_a_rank_whose_other_is_gone_fails_as_gloo_does() -> None:
-    assert exchanged(2, "--dead") == [{"said": "RuntimeError"}, {"said": "gone"}]
+    assert exchanged(2, "--dead") == [{"outcome": "RuntimeError"}, {"outcome": "gone"}]
 
 
 def test_a_wait_for_a_rank_that_hangs_ends() -> None:

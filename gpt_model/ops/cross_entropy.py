@@ -52,25 +52,25 @@ def _chunks_of_logits(
         yield part, product(states[part], weight.t(), store[: part.stop - start])
 
 
-class _Kept(threading.local):
+class _LogitsBuffer(threading.local):
     """The memory of a thread's last chunk of BFLOAT16_CHUNK_BYTES, which glibc would map anew each
     time: a block of over 32 MiB.
     """
 
-    store: Tensor | None = None
+    memory: Tensor | None = None
 
 
-_kept = _Kept()
+_logits_buffer = _LogitsBuffer()
 
 
 def _store(like: Tensor, rows: int, vocabulary: int) -> Tensor:
     """Memory for logits [rows, vocabulary] in the precision of `like`."""
     if rows * vocabulary * like.itemsize <= CHUNK_BYTES:
         return padded(like, rows, vocabulary)
-    kept, elements = _kept.store, rows * (vocabulary + PAD)
-    if kept is None or len(kept) < elements or kept.dtype != like.dtype:
-        kept = _kept.store = like.new_empty(elements)
-    return kept[:elements].view(rows, -1)[:, :vocabulary]
+    memory, elements = _logits_buffer.memory, rows * (vocabulary + PAD)
+    if memory is None or len(memory) < elements or memory.dtype != like.dtype:
+        memory = _logits_buffer.memory = like.new_empty(elements)
+    return memory[:elements].view(rows, -1)[:, :vocabulary]
 
 
 def _exponentials_(logits: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -266,8 +266,8 @@ def _times_(gradient: Tensor, upstream: Tensor) -> Tensor:
     refused by autograd, not answered wrongly.
     """
     # A whole pass over the head's gradient for nothing, where a step has one micro-batch
-    one = upstream.device.type == "cpu" and float(upstream) == 1
-    (gradient[:0] if one else gradient).mul_(upstream.to(gradient.dtype))
+    is_one = upstream.device.type == "cpu" and float(upstream) == 1
+    (gradient[:0] if is_one else gradient).mul_(upstream.to(gradient.dtype))
     return gradient
 
 

@@ -127,12 +127,12 @@ def moments(model: ModelConfig, setting: Setting) -> dict[str, float]:
     standing = weights + gradients + optimizer + shared_bytes(model, setting)
     if setting.zero_stage == 3:
         standing += _buckets(model, setting)
-    kept = _kept_chunk(model, setting)
+    retained = _retained_chunk(model, setting)
     return {
         "forward": standing + _forward(model, setting),
-        "backward": standing + kept + _backward(model, setting),
-        "exchange": standing + kept + _exchange(model, setting),
-        "optimizer": standing + kept + _step(model, setting) - (gradients if _flat(setting) else 0),
+        "backward": standing + retained + _backward(model, setting),
+        "exchange": standing + retained + _exchange(model, setting),
+        "optimizer": standing + retained + _step(model, setting) - (gradients if _flat(setting) else 0),
     }
 
 
@@ -363,7 +363,7 @@ def _chunk(model: ModelConfig, setting: Setting) -> float:
     return row * min(setting.micro_batch * model.context, max(64, most // row))
 
 
-def _kept_chunk(model: ModelConfig, setting: Setting) -> float:
+def _retained_chunk(model: ModelConfig, setting: Setting) -> float:
     """What a CPU keeps of it from pass to pass (`gpt_model.ops.cross_entropy`)."""
     size = _chunk(model, setting) if setting.device == "cpu" else 0.0
     return size if size > CHUNK_BYTES else 0.0
