@@ -132,7 +132,10 @@ def moments(model: ModelConfig, setting: Setting) -> dict[str, float]:
         "forward": standing + _forward(model, setting),
         "backward": standing + retained + _backward(model, setting),
         "exchange": standing + retained + _exchange(model, setting),
-        "optimizer": standing + retained + _step(model, setting) - (gradients if _flat(setting) else 0),
+        "optimizer": standing
+        + retained
+        + _step(model, setting)
+        - (gradients if _flat(setting) else 0),
     }
 
 
