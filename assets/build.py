@@ -374,7 +374,7 @@ def _nccl_timeout(building: Building, exit: Exit) -> tuple[str, Path] | None:
         named = ", ".join(f"{rank} on {hosts[rank]}" for rank in absent)
         return (
             f"{waited} By the logs, these did not come to it: rank {named}. Such a rank hangs, is "
-            "gone, or was ended before its own time-out: see its log, and `dmesg` and "
+            "gone, or was ended before its time-out: see its log, and `dmesg` and "
             f"`nvidia-smi` there. {resumes}"
         ), log_of(building.log, absent[0])
     if len({operation for operation, _ in waits.values()}) > 1:

@@ -1,7 +1,7 @@
 """Which of DeepSpeed's settings a profile may pass on, and the values they take: those that say
 where and when something lies or travels, not what is learnt.
 
-DeepSpeed's own schema imports torch, so it is written out here: a wrong value is then reported when
+DeepSpeed's schema imports torch, so it is written out here: a wrong value is then reported when
 the profile is read. A test compares the two.
 """
 

@@ -332,7 +332,7 @@ def _gelu_(x: Tensor, bias: Tensor, keep: bool) -> Tensor:
     takes 0.35 ns. With z = SCALE * (x + CUBIC * x³) and s = sigmoid(z): gelu = x * s and
     gelu' = s + s * (1 - s) * (3z - 2 * SCALE * x).
     """
-    y, rows = padded(x, *x.shape), _rows_at_once(x)
+    y, rows = padded(x, *x.shape), rows_of_tile(x)
     x_tile, z_tile, s_tile = bias.new_empty(3, rows, x.shape[1])
     scale = bias.new_tensor(SCALE)
     for x_part, y_part in zip(x.split(rows), y.split(rows), strict=True):
@@ -354,7 +354,7 @@ def _times_(slope: Tensor, derivative: Tensor, kind: torch.dtype) -> Tensor:
     """slope *= derivative, each [rows, wide]; returns the sum of the products over rows [wide], in
     precision `kind`. In tiles, which are still in cache when they are summed.
     """
-    rows = _rows_at_once(slope)
+    rows = rows_of_tile(slope)
     total = slope.new_zeros(slope.shape[1], dtype=kind)
     wide = slope.new_empty(rows, slope.shape[1], dtype=kind)
     for part, factor in zip(slope.split(rows), derivative.split(rows), strict=True):
@@ -363,7 +363,7 @@ def _times_(slope: Tensor, derivative: Tensor, kind: torch.dtype) -> Tensor:
     return total
 
 
-def _rows_at_once(x: Tensor) -> int:
+def rows_of_tile(x: Tensor) -> int:
     """Rows of a tile of x [rows, columns], such that all tiles are about as large."""
     tiles = max(1, round(x.numel() / TILE_ELEMENTS))
     return max(1, -(-len(x) // tiles))

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gpt_model.ops.cpu_kernels import PAD, padded, product
+from gpt_model.ops.cpu_kernels import PAD, padded, product, rows_of_tile
 from gpt_model.ops.sizes import BFLOAT16_CHUNK_BYTES, CHUNK_BYTES, GPU_CHUNK_BYTES, GPU_VOCABULARY
 
 # Logits in one elementwise pass: on a CPU they stay in cache between the passes.
@@ -134,8 +134,8 @@ def _add_(total: Tensor, more: Tensor) -> None:
     """total += more, each [rows, width], where `more` is of lower precision. torch would first copy
     all of it in the higher.
     """
-    rows = max(1, TILE_ELEMENTS // total.shape[1])
-    tile = total.new_empty(min(rows, len(total)), total.shape[1])
+    rows = rows_of_tile(total)
+    tile = total.new_empty(rows, total.shape[1])
     for part, added in zip(total.split(rows), more.split(rows), strict=True):
         part.add_(tile[: len(part)].copy_(added))
 
@@ -256,12 +256,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """upstream [] -> gradients of states [rows, width] and weight [vocabulary, width]."""
         states_gradient, weight_gradient = (
-            None if g is None else _times_(g, upstream) for g in ctx.saved_tensors
+            None if g is None else _scale_(g, upstream) for g in ctx.saved_tensors
         )
         return states_gradient, weight_gradient, None, None, None, None
 
 
-def _times_(gradient: Tensor, upstream: Tensor) -> Tensor:
+def _scale_(gradient: Tensor, upstream: Tensor) -> Tensor:
     """gradient [...] *= upstream []. In place: a second pass through a retained graph is then
     refused by autograd, not answered wrongly.
     """

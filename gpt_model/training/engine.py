@@ -524,7 +524,7 @@ class Engine:
 def _norm_of_shares(gradients: Sequence[Tensor], *_: Any) -> Tensor:
     """The norm [] of what all ranks have of a group's gradients; -1 where it is not a number.
 
-    As DeepSpeed's own in double precision, which first copies each gradient whole in that.
+    In double precision, as DeepSpeed computes it, but without a copy of each gradient in that.
     """
     squares = torch.zeros((), dtype=torch.float64)
     for gradient in gradients:
