@@ -39,7 +39,7 @@ from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
 from gpt_model.errors import CorruptFile
 from gpt_model.sizing import counted
-from gpt_model.training.batching import ROLLOUT_EPISODES, TRAINING_TOKENS
+from gpt_model.training.batching import ROLLOUT_EPISODES
 from gpt_model.training.memory import Setting, memory_per_rank, stored_bytes
 
 if TYPE_CHECKING:
@@ -400,7 +400,7 @@ def ppo_bytes_per_rank(
     weights = (models + 2) * whole * (shard if zero_stage == 3 else 1)
     gradients = models * whole * (shard if zero_stage >= 2 else 1)
     optimizer = models * whole * (3 * shard if zero_stage >= 1 else 2)
-    rows = profile.micro_batch or max(1, TRAINING_TOKENS // model.context)
+    rows = profile.sequences_each(model.context)
     setting = training_setting(profile, section["precision"], rows)
     step = models * stored_bytes(model, setting)
     episodes = min(profile.micro_batch or ROLLOUT_EPISODES, -(-section["batch"] // ranks))
@@ -459,7 +459,7 @@ def pretraining_demand(model: ModelConfig, section: Config, profile: Profile) ->
     builds are not read.
     """
     sequences = -(-section["batch_tokens"] // model.context // profile.processes)
-    rows = micro_batch(max(1, sequences), model.context, profile)
+    rows = micro_batch(max(1, sequences), profile.sequences_each(model.context))
     each = memory_per_rank(
         model, training_setting(profile, section["precision"], rows, muon=bool(section.get("muon")))
     )

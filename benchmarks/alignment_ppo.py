@@ -142,7 +142,14 @@ def run_ours(
     with tempfile.TemporaryDirectory() as scratch:
         rollouts = Rollouts(Path(scratch), None, config, execution)
         objective = PPOObjective(
-            rollouts, MINIBATCH, 1.0, LossConfig(0.2, 0.2, 0.1, 0.0), None, execution, 1
+            rollouts,
+            MINIBATCH,
+            1.0,
+            LossConfig(0.2, 0.2, 0.1, 0.0),
+            None,
+            execution,
+            1,
+            start.config.context,
         )
 
         def between(step: int, model: Any) -> dict[str, float]:

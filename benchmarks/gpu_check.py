@@ -50,6 +50,7 @@ from gpt_model.generation import generate  # noqa: E402
 from gpt_model.ops import cross_entropy, varlen  # noqa: E402
 from gpt_model.ops.sliding_window import sliding_window_attention  # noqa: E402
 from gpt_model.progress import Silent  # noqa: E402
+from gpt_model.training.batching import MicroBatchSize  # noqa: E402
 from gpt_model.training.engine import Execution  # noqa: E402
 from gpt_model.training.loop import Hook, train  # noqa: E402
 from gpt_model.training.optimizer import MuonSettings, TrainingSettings  # noqa: E402
@@ -245,8 +246,9 @@ class _Random:
 
     unit, flops_per_unit = "tokens", 0.0
 
-    def __init__(self, config: ModelConfig, device: str) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.size = MicroBatchSize(2 * config.context, config.context, 4 * config.context)
 
     def units_before(self, step: int) -> int:
         return step
@@ -255,7 +257,11 @@ class _Random:
         draw = torch.Generator().manual_seed(step)
         shape = (4, self.config.context + 1)
         tokens = torch.randint(0, self.config.vocab_size, shape, generator=draw)
-        return list(tokens.to(self.device).split(2))
+        return list(tokens.split(self.size.sequences))
+
+    def full_micro_batch(self, sequences: int) -> torch.Tensor:
+        """Tokens [sequences, context + 1]."""
+        return torch.zeros(sequences, self.config.context + 1, dtype=torch.long)
 
     def loss(self, model: Any, micro_batch: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
         """The mean loss [] of tokens [rows, context + 1]."""
@@ -284,7 +290,7 @@ def _train(
         steps=steps, learning_rate=lambda _: 1e-3, muon=muon, precision=precision
     )
     progress = _Losses()
-    objective = _Random(config, execution.device)
+    objective = _Random(config)
     options = {"checkpoints": None} | options
     train(GPT(config, seed=1), objective, settings, execution, progress=progress, **options)
     return progress.losses

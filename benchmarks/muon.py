@@ -64,7 +64,6 @@ def trained(
     """The model after the section's steps, or fewer, and the processor's seconds of each."""
     # torch, once `main` has set the environment; so below
     from assets.execution.pretraining import LanguageModelling, settings_of
-    from assets.recipe.profile import Profile
     from assets.stages.pretraining import batches_of
     from gpt_model.config import ModelConfig
     from gpt_model.data.sampler import Sampler
@@ -81,7 +80,6 @@ def trained(
     settings = settings_of(section)
     if steps:
         settings = replace(settings, steps=steps)
-    profile = Profile(name="one", processes=1)
     clock: list[float] = []
 
     class Timed(LanguageModelling):
@@ -89,7 +87,7 @@ def trained(
             clock.append(time.process_time())
             return super().micro_batches(step)
 
-    objective = Timed(sampler, profile, shape, execution, settings.steps)
+    objective = Timed(sampler, shape, execution, settings.steps, None)
     train(model, objective, settings, execution, checkpoints=None, progress=Silent())
     clock.append(time.process_time())
     return model.eval(), [after - before for before, after in itertools.pairwise(clock)]

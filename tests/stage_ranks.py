@@ -3,7 +3,8 @@
 
 A job: {"stage", "ranks", "config", "inputs": {name: folder, or [folder, config, metrics]},
 "output": folder}, and "fails": true where one of its ranks is to fail. With a "zero_stage" rank 0
-leaves its reports and its result in OUTPUT/record.json.
+leaves its reports and its result in OUTPUT/record.json. With "memory" its micro-batches are found by
+trial, as on a GPU of so many bytes, one for each token.
 """
 
 from __future__ import annotations
@@ -56,12 +57,35 @@ def _run_rank(job: dict[str, Any], rank: int) -> None:
     output.mkdir(parents=True, exist_ok=True)
     profile = {"zero_stage": job["zero_stage"]} if "zero_stage" in job else {}
     progress = RecordingProgress(output.name, rank, job["ranks"], **profile)
+    if "memory" in job:
+        _try_micro_batches(job["memory"])
     with watched(progress.record):
         progress.record["result"] = stage_named(job["stage"]).run(
             job["config"], inputs, output, progress
         )
     if profile and rank == 0:
         write_record(output, progress)
+
+
+def _try_micro_batches(memory: float) -> None:
+    from assets.execution import tuning
+    from gpt_model.training import trial
+    from gpt_model.training.engine import Execution
+
+    tried = [0]
+
+    def sent(batch: Any, device: str) -> Any:
+        tried.append(len(batch.rows.tokens))
+        return batch
+
+    def peak(call: Any) -> float:
+        before = len(tried)
+        call()
+        return float(tried[-1] if before > 1 else 0)
+
+    by_trial = {"micro_batch_by_trial": True}
+    tuning.Execution = lambda **given: Execution(**(given | by_trial))  # type: ignore[assignment,misc]
+    trial.on_device, trial.peak_bytes, trial.usable_bytes = sent, peak, lambda: memory  # type: ignore[assignment]
 
 
 def _fork(job: dict[str, Any], rank: int) -> int:

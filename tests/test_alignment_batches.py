@@ -31,7 +31,8 @@ def test_every_epoch_meets_every_item_once_in_batches_of_nearly_one_size(
 ) -> None:
     sizes = [random.Random(item).randint(3, 90) for item in range(count)]
     by_rank = [
-        EpochBatches(sizes, batch, 3, 1, rank, ranks, micro_tokens=200) for rank in range(ranks)
+        EpochBatches(sizes, batch, 3, 1, rank, ranks, sequences=1, context=200)
+        for rank in range(ranks)
     ]
     each, orders = by_rank[0].steps_per_epoch, []
     for epoch in range(3):

@@ -67,7 +67,9 @@ def test_the_loss_and_its_gradient_are_the_published_equation_over_all_pairs() -
     template = world.template()
     model, before = world.tiny(template, seed=1), world.tiny(template, seed=2)
     compared = reward_model.encode_rankings(template, RANKINGS, 64).encoded
-    batches = EpochBatches([ranking.tokens for ranking in compared], 3, 1, seed=0, micro_tokens=50)
+    batches = EpochBatches(
+        [ranking.tokens for ranking in compared], 3, 1, seed=0, sequences=1, context=50
+    )
     objective = dpo.DPOObjective(
         compared, dpo.ranking_log_probabilities(before.eval(), compared), 0.5, batches
     )

@@ -180,20 +180,14 @@ def test_memory_that_runs_out_names_what_would_help(
     config = ModelConfig(**gpu_check.SMALLEST, vocab_size=5000)
     profile = Profile(name="eight", device="cuda", processes=8, **changes)
     settings = TrainingSettings(steps=3, learning_rate=lambda _: 1e-3)
+    objective = _Runs(config)
+    objective.size.fit(profile.sequences_each(config.context))
     progress: Any = Silent()
     progress.profile, progress.rank = profile, 0
     with pytest.raises(
         UserError, match=r"Rank 0 on .* ran out of its GPU's memory \(Tried to"
     ) as out:
-        tune(
-            GPT(config),
-            _Runs(config, "cpu"),
-            settings,
-            Execution(zero_stage=0),
-            tmp_path,
-            progress,
-            [],
-        )
+        tune(GPT(config), objective, settings, Execution(zero_stage=0), tmp_path, progress, [])
     assert re.search(advice, str(out.value)), str(out.value)
 
 
@@ -229,7 +223,7 @@ def test_what_finishes_a_tuning_is_evaluated_in_its_precision_on_a_gpu_alone(
                 trained(torch.arange(8)[None])
             passes.extend(bfloat16_passes)
 
-        objective = _Random(config, "cpu")
+        objective = _Random(config)
         tune(model, objective, settings, execution, tmp_path, progress, [], finish=finish)
         return passes
 

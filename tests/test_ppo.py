@@ -390,7 +390,7 @@ def test_a_minibatch_is_a_mean_over_its_actions_however_it_is_cut(tmp_path: Path
     ppo.rollouts.between(0, model.eval().rollout_models())
     shares = {}
     for ranks in (1, 4, 40):
-        entry = PPOObjective(ppo.rollouts, 16, 1.0, ppo.losses, None, Execution(), 1)
+        entry = PPOObjective(ppo.rollouts, 16, 1.0, ppo.losses, None, Execution(), 1, SHAPE.context)
         parts = []
         for rank in range(ranks):
             entry.execution = Execution(rank=rank, world_size=ranks)

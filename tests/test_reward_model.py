@@ -129,7 +129,9 @@ def test_the_loss_is_the_mean_over_prompts_of_the_mean_over_their_pairs() -> Non
         ranked(("good", 1), ("bad", 1), ("best", 0)),
     ]
     compared = reward_model.encode_rankings(template, rankings, 64).encoded
-    batches = EpochBatches([item.tokens for item in compared], 3, 1, seed=0, micro_tokens=40)
+    batches = EpochBatches(
+        [item.tokens for item in compared], 3, 1, seed=0, sequences=1, context=40
+    )
     parts = RewardObjective(compared, batches).micro_batches(0)
     assert len(parts) > 1
     result = torch.stack(
@@ -164,7 +166,7 @@ def test_two_ranks_together_have_the_loss_of_one() -> None:
 
     def loss(rank: int, ranks: int) -> float:
         batches = EpochBatches(
-            [item.tokens for item in compared], 5, 1, 0, rank, ranks, micro_tokens=64
+            [item.tokens for item in compared], 5, 1, 0, rank, ranks, sequences=1, context=64
         )
         objective = RewardObjective(compared, batches)
         return float(

@@ -4,13 +4,14 @@ train and measure as at ZeRO 1. And on more ranks than a batch has rows. PPO: te
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import human_world as world
 import pytest
 import torch
-from ppo_world import most_gathered
+from ppo_world import NEEDS, PPO, make_ppo_inputs, most_gathered
 from safetensors.torch import load_file
 from stage_ranks import run_in_ranks
 from training_ranks import make_inputs, read_record
@@ -18,6 +19,7 @@ from training_ranks import make_inputs, read_record
 from assets.recipe.sections import (
     DPOSection,
     PolicyInitSection,
+    PPOSection,
     RewardModelSection,
     SupervisedSection,
 )
@@ -48,6 +50,9 @@ FEW: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
         ("pretrained", "tokenizer", "tokens", "demonstrations"),
     ),
 }
+TRIED = {**FEW, "aligned": (PPOSection, {}, NEEDS)}
+SECTIONS = {"aligned": "ppo"}
+MEMORIES = (0, 10**6)  # bytes, one for each token
 RANKS = ((1, 1), (2, 1), (3, 1), (2, 3))  # and ZeRO stage
 
 # The reward model's loss compares rewards: what adds the same to all of them is free, has rounding
@@ -101,6 +106,26 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stage, (section, more, inputs) in FEW.items()
         for ranks, zero_stage in RANKS
     ]
+    make_ppo_inputs(folder / "ppo")
+    jobs += [
+        {
+            "stage": stage,
+            "ranks": 2,
+            "zero_stage": 1,
+            "config": {
+                SECTIONS.get(stage, stage): section.model_validate(
+                    {**SECTION, **more, "epochs": 1, "dropout": 0.0, "batch": 20}
+                    if stage in FEW
+                    else {**PPO, "episodes": 32, "learning_rate": 1e-4}
+                ).model_dump(mode="json")
+            },
+            "inputs": {name: folder / SECTIONS.get(stage, "") / name for name in inputs},
+            "output": folder / f"{stage}-of-{memory}",
+            "memory": memory,
+        }
+        for stage, (section, more, inputs) in TRIED.items()
+        for memory in MEMORIES
+    ]
     run_in_ranks(jobs, folder)
     return folder
 
@@ -143,3 +168,21 @@ def test_ranks_without_a_row_of_a_batch_leave_loss_and_gradient_as_they_are(
             for name in {name for name in values if not name.endswith("_per_second")}:
                 near = pytest.approx(values[name], rel=1e-5, abs=1e-5)
                 assert other[step][name] == near, (step, name)
+
+
+@pytest.mark.parametrize("stage", TRIED)
+def test_every_training_finds_its_micro_batch_by_trial_and_learns_the_same(
+    built: Path, stage: str
+) -> None:
+    small, large = (read_record(built / f"{stage}-of-{memory}") for memory in MEMORIES)
+    found = [
+        int(sequences)
+        for record in (small, large)
+        for line in record["log"]
+        for sequences in re.findall(r"Micro-batches have up to (\d+) sequences", line)
+    ]
+    assert len(found) == 2 and found[0] == 1 < found[1]
+    for step, values in small["metrics"].items():
+        for name in {name for name in values if not name.endswith("_per_second")}:
+            near = pytest.approx(values[name], rel=1e-3, abs=1e-3)
+            assert large["metrics"][step][name] == near, (step, name)

@@ -143,7 +143,7 @@ def test_the_loss_is_of_what_the_assistant_says_a_mean_over_the_batchs_tokens(in
         ]
     objective = SFTObjective(
         encoded,
-        EpochBatches([len(entry.tokens) for entry in encoded], 4, 1, 0, micro_tokens=40),
+        EpochBatches([len(entry.tokens) for entry in encoded], 4, 1, 0, sequences=1, context=40),
         0.0,
     )
     parts = objective.micro_batches(0)
@@ -185,7 +185,7 @@ def test_pre_training_text_has_its_share_of_the_loss_however_long_its_windows_ar
     result, sums = [], {name: [0.0, 0] for name in means}
     for rank in range(ranks):
         batches = EpochBatches(
-            [len(entry.tokens) for entry in encoded], 4, 1, 0, rank, ranks, micro_tokens=60
+            [len(entry.tokens) for entry in encoded], 4, 1, 0, rank, ranks, sequences=1, context=60
         )
         objective = SFTObjective(encoded, batches, 0.0, 1, lambda step, count: [window], share=0.1)
         for part in objective.micro_batches(0):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import resource
 import shutil
 import signal
@@ -38,29 +39,29 @@ from training_ranks import (
 )
 
 from assets.contract import Artifact, Built
-from assets.execution.pretraining import LanguageModelling, evaluation_steps
-from assets.recipe.profile import Profile
+from assets.execution.pretraining import evaluation_steps
 from assets.recipe.recipe import load_recipe
 from assets.report import pretrained
 from assets.stages.pretraining import PRETRAINED, check_shared_out, micro_batch
 from gpt_model import convert
 from gpt_model.config import ModelConfig
-from gpt_model.data.sampler import Sampler
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.ops import cpu_kernels
+from gpt_model.ops.varlen import PackedSequences
 from gpt_model.progress import Silent
-from gpt_model.training import engine
-from gpt_model.training.ahead import Ahead
+from gpt_model.rlhf.reward_model import RankingMicroBatch
+from gpt_model.training import engine, loop, trial
+from gpt_model.training.ahead import Ahead, on_device
+from gpt_model.training.batching import EpochBatches, Idle, MicroBatchSize
 from gpt_model.training.checkpoint import Checkpoints, verify
-from gpt_model.training.engine import Engine, Execution, choose_product_library, shard, start
+from gpt_model.training.engine import ALONE, Execution, choose_product_library, shard, start
 from gpt_model.training.loop import Hook, train
 from gpt_model.training.measure import held_out, held_out_intervals, held_out_metrics
 from gpt_model.training.muon import Muon, orthogonal
 from gpt_model.training.optimizer import MuonSettings, ParameterSlice, TrainingSettings
 from gpt_model.training.schedules import BatchSchedule, by_step, warmup_cosine, warmup_linear
 from gpt_model.training.sharded import Fragment, shares
-from gpt_model.training.trial import largest_micro_batch
 from gpt_model.transformer import GPT
 
 pytestmark = pytest.mark.slow
@@ -329,40 +330,74 @@ def test_saving_memory_does_not_change_what_is_learnt(
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+class SizedCounting(Counting):
+    """In micro-batches that a trial may enlarge."""
+
+    def __init__(self) -> None:
+        self.size = MicroBatchSize(16, 16, 8 * 16)
+        self.tried: list[int] = []
+
+    def full_micro_batch(self, sequences: int) -> Tensor:
+        self.tried.append(sequences)
+        return torch.zeros(sequences, 17, dtype=torch.long)
+
+    def micro_batches(self, step: int) -> list[Tensor]:
+        return list(torch.cat(super().micro_batches(step)).split(self.size.sequences))
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_micro_batches_are_tried_without_a_trace(stage: Any) -> None:
-    results, tried, rows_tried = {}, [], []
+@pytest.mark.parametrize(("memory", "largest"), [(100.0, 8), (58.0, 4)])
+def test_micro_batches_are_tried_without_a_trace(
+    stage: Any, memory: float, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "usable_bytes", lambda: memory)
+    results, said = [], []
+    for number, by_trial in enumerate((False, True, True)):
+        model, objective = GPT(SHAPE, seed=1), SizedCounting()
 
-    def of_rows(rows: int) -> Tensor:
-        rows_tried.append(rows)
-        return torch.zeros(rows, 17, dtype=torch.long)
+        def peak(call: Any, objective: SizedCounting = objective) -> float:
+            """40 of state, and 3 for each row."""
+            before = len(objective.tried)
+            call()
+            return 40.0 + (3.0 * objective.tried[-1] if before else 0.0)
 
-    def peak(call: Any) -> float:  # 40 of state, and 3 for each row
-        before = len(rows_tried)
-        call()
-        return 40.0 + (3.0 * rows_tried[-1] if before else 0.0)
-
-    def trial(engine: Engine) -> None:
-        tried.append(largest_micro_batch(engine, of_rows, 64, lambda: 100.0, peak))
-
-    for prepare in (None, trial):
-        progress, model = Remembers(), GPT(SHAPE, seed=1)
+        monkeypatch.setattr(trial, "peak_bytes", peak)
+        if not by_trial:
+            objective.size.fit(largest)
+        progress = Remembers()
+        progress.log = said.append  # type: ignore[method-assign]
         train(
             model,
-            Counting(),
+            objective,
             settings(steps=2),
-            Execution(zero_stage=stage),
-            checkpoints=None,
+            Execution(zero_stage=stage, micro_batch_by_trial=by_trial),
+            checkpoints=tmp_path / "checkpoints",
             progress=progress,
-            prepare=prepare,
         )
-        results[prepare] = [progress.seen[2]["loss"], *model.state_dict().values()]
-    assert all(
-        torch.equal(torch.as_tensor(a), torch.as_tensor(b))
-        for a, b in zip(*results.values(), strict=True)
-    )
-    assert rows_tried == [1, 1, 2, 4, 8, 16]
-    assert tried == [(16, 88.0, 136.0)]
+        results.append([progress.seen[2]["loss"], *model.state_dict().values()])
+        assert objective.size.sequences == largest
+        # The second build reads what the first one chose
+        assert objective.tried == ([1, *(1, 2, 4, 8)[: 2 + largest // 4]] if number == 1 else [])
+    for others in results[1:]:
+        assert all(
+            torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+            for a, b in zip(results[0], others, strict=True)
+        )
+    [sentence] = said
+    assert f"up to {largest} sequences of 16 tokens" in sentence
+    assert ("larger ones are not faster" in sentence) == (largest == 8)
+
+
+def test_a_micro_batch_is_never_larger_than_what_was_tried() -> None:
+    """Items are not cut: what is dealt out evenly may exceed the mean by the longest of them."""
+    lengths = [random.Random(1).randint(1, 64) for _ in range(400)]
+    batches = EpochBatches(lengths, batch=100, epochs=1, seed=1, context=64)
+    assert batches.size.step_tokens == sum(sorted(lengths)[-100:])
+    for sequences in (2, 4, 8):
+        batches.size.fit(sequences)
+        for step in range(batches.steps):
+            for part in batches.partition(step):
+                assert sum(lengths[item] for item in part) <= sequences * 64
 
 
 def test_the_next_batch_is_made_while_this_one_is_computed() -> None:
@@ -374,18 +409,18 @@ def test_the_next_batch_is_made_while_this_one_is_computed() -> None:
             raise UserError("no such batch")
         return 10 * step
 
-    ahead = Ahead(make, steps=5)
+    ahead = Ahead(make, may_begin=lambda step: step < 5)
     assert [ahead(step) for step in (0, 1, 2)] == [0, 10, 20]
     with pytest.raises(UserError, match="no such batch"):
         ahead(3)
     assert ahead(4) == 40 and made == [0, 1, 2, 3, 4]
-    assert Ahead(make, steps=2)(1) == 10 and made[-1] == 1  # nothing behind the last step
+    assert Ahead(make, lambda step: step < 2)(1) == 10 and made[-1] == 1  # nothing behind the last
 
 
-def test_the_thread_that_makes_batches_has_its_ranks_gpu(
-    inputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A new thread has the first GPU, whatever its process has."""
+def test_batches_are_made_ahead_but_not_across_a_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's steps in a thread that has the rank's GPU: a new one has the first, whatever its
+    process has. What a hook does counts in the batch after it.
+    """
     chosen: list[tuple[int, str]] = []
 
     def set_device(index: int) -> None:
@@ -393,14 +428,55 @@ def test_the_thread_that_makes_batches_has_its_ranks_gpu(
 
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    sampler = Sampler(TokenData(inputs / "tokens"), 16, BatchSchedule(64), seed=1)
-    objective = LanguageModelling(
-        sampler, Profile(name="gpus", processes=4), SHAPE, Execution(device="cuda"), steps=10
-    )
-    monkeypatch.setattr(objective, "_on_device", lambda part: part)
-    objective.micro_batches(0)
-    objective.micro_batches(1)
-    assert chosen == [(3, "ahead_0")]
+    made: list[tuple[int, int, str]] = []  # step, hooks before it, thread
+    hooked: list[int] = []
+
+    def hook(step: int, model: nn.Module) -> dict[str, float]:
+        hooked.append(step)
+        return {}
+
+    class Recorded(Counting):
+        def micro_batches(self, step: int) -> list[Tensor]:
+            made.append((step, len(hooked), threading.current_thread().name))
+            return super().micro_batches(step)
+
+    losses = []
+    for ahead in (False, True):
+        run = loop._Run(
+            GPT(SHAPE, seed=1),
+            Recorded(),
+            settings(steps=8),
+            ALONE,
+            None,
+            Remembers(),
+            [Hook([4, 5], hook)],
+        )
+        if ahead:
+            run.micro_batches = run._ahead()
+        made.clear()
+        hooked.clear()
+        losses.append(run.train().loss)
+    assert losses[0] == losses[1] and chosen == [(3, "ahead_0")]
+    main = threading.current_thread().name
+    assert made == [
+        (step, sum(step >= at for at in (4, 5)), main if step in (0, 4, 5) else "ahead_0")
+        for step in range(8)
+    ]
+
+
+def test_a_gpu_gets_every_tensor_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`meta` stands for the GPU: it too is no CPU."""
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    rows = PackedSequences.of([[1, 2, 3], [4]])
+    batch = RankingMicroBatch(rows, *torch.ones(3, 1, dtype=torch.long).unbind())
+    sent: Any = on_device([Idle(batch), (torch.ones(2, 3).T, 0.5)], "meta")
+    idle, (inputs, share) = sent
+    assert idle.stand_in.rows.lengths == (3, 1) and share == 0.5
+    assert inputs.shape == (3, 2) and inputs.is_contiguous()
+    tensors = [inputs, *(vars(idle.stand_in)[name] for name in ("better", "worse", "weights"))]
+    tensors += [vars(idle.stand_in.rows)[name] for name in ("tokens", "sizes")]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert batch.rows.tokens.device.type == "cpu" and on_device(batch, "cpu") is batch
 
 
 class CountCasts(TorchDispatchMode):
@@ -913,9 +989,7 @@ def test_a_batch_that_does_not_come_out_even_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_batch_is_the_recipes_whatever_the_micro_batch(inputs: Path, tmp_path: Path) -> None:
-    assert [
-        micro_batch(12, 256, Profile(name="p", micro_batch=bound)) for bound in (1, 5, 12, 64)
-    ] == [1, 4, 12, 12]
+    assert [micro_batch(12, bound) for bound in (1, 5, 12, 64)] == [1, 4, 12, 12]
     job = {"what": "loop", "section": {"tokens": 2560}, "model": {"dropout": 0.0}}
     runs = [
         run(inputs, {**job, "output": tmp_path / str(size), "micro_batch": size}).record["metrics"]

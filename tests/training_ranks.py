@@ -292,8 +292,7 @@ def run(
     sampler = Sampler(data, shape.context, batches_of(section), section["seed"])
     model = GPT(shape, seed=section["seed"])
     settings = settings_of(section)
-    micro = progress.profile.model_copy(update={"micro_batch": job.get("micro_batch", 2)})
-    objective = LanguageModelling(sampler, micro, shape, execution, STEPS)
+    objective = LanguageModelling(sampler, shape, execution, STEPS, job.get("micro_batch", 2))
     if "comms_logger" in progress.profile.deepspeed:
         progress.record |= {"exchanged_bytes": [], "parameters": shape.parameters()}
         objective.micro_batches = _counting(objective, progress.record)  # type: ignore[method-assign]

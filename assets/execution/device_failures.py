@@ -15,7 +15,6 @@ from assets.estimate import training_setting
 from assets.recipe.profile import Profile
 from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
-from gpt_model.training.batching import TRAINING_TOKENS
 from gpt_model.training.failures import exchange_failed
 from gpt_model.training.memory import FLOAT32, memory_per_rank
 from gpt_model.training.optimizer import TrainingSettings
@@ -61,7 +60,7 @@ def out_of_memory(
             f" A model was being built, of whose weights each rank has {share / GB:.2g} GB; more "
             "`processes` make that less."
         )
-    rows = profile.micro_batch or max(1, TRAINING_TOKENS // config.context)
+    rows = profile.sequences_each(config.context)
     setting = training_setting(profile, settings.precision, rows, settings.muon is not None)
     stage, sparing = profile.zero_stage, profile.activation_checkpointing
     changes = {

@@ -39,7 +39,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         gpt, [*training, *held_out], output / SCRATCH / "reference", execution, precision
     )
     reference, held_out_reference = reference[: len(training)], reference[len(training) :]
-    objective = dpo.DPOObjective(training, reference, section["beta"], batches, execution.device)
+    objective = dpo.DPOObjective(training, reference, section["beta"], batches)
     evaluated = evenly(range(len(held_out)), rankings.EVALUATED)
     evaluate = _evaluation(
         [held_out[index] for index in evaluated],

@@ -73,7 +73,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         context,
         scratch,
         execution,
-        progress.profile.micro_batch or ROLLOUT_EPISODES,
+        progress.profile.micro_batch,
     )
     rollouts, batches = objective.rollouts, objective.rollouts.config.batches
     settings = settings_of(section)
@@ -182,9 +182,11 @@ def objective_of(
     context: int,
     scratch: Path,
     execution: Execution,
-    chunk: int,
+    sequences: int | None,
 ) -> PPOObjective:
-    """The recipe's section as an objective, with its rollouts in scratch."""
+    """The recipe's section as an objective, with its rollouts in scratch. `sequences` of a
+    micro-batch, and of what a rank samples together, as the profile has it.
+    """
     adaptive, stop = section["adaptive_kl"], section["stop"]
     config = RolloutConfig(
         prompts=prompts,
@@ -199,7 +201,7 @@ def objective_of(
         ema_decay=section["ema"],
         seed=section["seed"],
         limits=Limits(**stop),
-        chunk=chunk,
+        chunk=sequences or ROLLOUT_EPISODES,
     )
     return PPOObjective(
         Rollouts(scratch / "rollouts", scratch / "checkpoints", config, execution),
@@ -211,6 +213,8 @@ def objective_of(
         _pretraining_text(section, tokens, context),
         execution,
         section["seed"],
+        context,
+        sequences,
     )
 
 

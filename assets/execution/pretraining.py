@@ -4,10 +4,8 @@ judges the finished model.
 
 from __future__ import annotations
 
-import functools
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from assets.contract import SCRATCH, Built, Config, Inputs, Metrics, Progress, Verdict
+from assets.contract import Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution.tuning import are_numbers, execution_of, tune
-from assets.recipe.profile import Profile
 from assets.stages import base_model
 from assets.stages.base_model import BASE
 from assets.stages.pretraining import SAMPLE, batches_of, check_shared_out, check_whole, micro_batch
@@ -31,19 +28,13 @@ from gpt_model.generation import generate
 from gpt_model.io import dump_json
 from gpt_model.lstm import build
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training import gpu, measure, snapshots
-from gpt_model.training.ahead import Ahead
-from gpt_model.training.engine import Engine, Execution, choose_product_library, start
+from gpt_model.training import measure, snapshots
+from gpt_model.training.batching import MicroBatchSize
+from gpt_model.training.engine import Execution, choose_product_library, start
 from gpt_model.training.loop import Hook, Outcome
 from gpt_model.training.optimizer import MuonSettings, TrainingSettings
 from gpt_model.training.schedules import BatchSchedule, by_step, warmup_cosine
 from gpt_model.training.sharded_build import build_sharded
-from gpt_model.training.trial import (
-    MOST_TOKENS,
-    gpu_peak_bytes,
-    gpu_usable_bytes,
-    largest_micro_batch,
-)
 from gpt_model.transformer import GPT, Decoder
 
 # Of a rank's micro-batch: inputs and targets, each [sequences, context], and the number of its rows
@@ -75,7 +66,9 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     settings = settings_of(section)
 
     model = initial_model(config, inputs, shape, settings, execution)
-    objective = LanguageModelling(sampler, progress.profile, shape, execution, settings.steps)
+    objective = LanguageModelling(
+        sampler, shape, execution, settings.steps, progress.profile.micro_batch
+    )
     evaluation = Evaluation(data, section, settings.steps, execution)
     evaluations = evaluation_steps(batches, settings.steps, section["evaluations"])
     snapshot_steps = snapshots.snapshot_steps(settings.steps, section.get("snapshots", 0))
@@ -86,10 +79,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     if not merges_adapters(config, inputs):
         saved = {*snapshot_steps, settings.steps}
         hooks.append(Hook(saved, _save(output, settings.steps, tokenizer.end_of_text), "first"))
-    prepare = None
-    if execution.device == "cuda" and progress.profile.micro_batch is None:
-        prepare = functools.partial(objective.try_micro_batches, output, progress)
-    outcome = tune(model, objective, settings, execution, output, progress, hooks, prepare)
+    outcome = tune(model, objective, settings, execution, output, progress, hooks)
     # At both ends: a machine's speed changes meanwhile
     peak = (peak + measure.peak_flops(execution, section["precision"])) / 2
     metrics = evaluation.final | _training_metrics(outcome, objective, peak, data)
@@ -203,67 +193,32 @@ class LanguageModelling:
     def __init__(
         self,
         sampler: Sampler,
-        profile: Profile,
         shape: ModelConfig,
         execution: Execution,
         steps: int,
+        sequences: int | None,
     ) -> None:
-        self.sampler, self.profile, self.execution = sampler, profile, execution
+        """`sequences` of a micro-batch, as the profile has it."""
+        self.sampler, self.execution = sampler, execution
+        step_tokens = sampler.batches.tokens_of(steps - 1)
+        self.size = MicroBatchSize.of(sequences, sampler.context, step_tokens)
         self.flops_per_unit, self.vocab_size = shape.flops_per_token(), shape.vocab_size
-        # On CPUs the thread would take its time from the step.
-        on_gpu = execution.device == "cuda"
-        self._ahead = Ahead(self._micro_batches, steps, gpu.use) if on_gpu else self._micro_batches
 
     def units_before(self, step: int) -> int:
         return self.sampler.batches.tokens_before(step)
 
-    def micro_batches(self, step: int) -> Sequence[MicroBatch]:
+    def full_micro_batch(self, sequences: int) -> MicroBatch:
+        """Of tokens at random."""
+        tokens = torch.randint(0, self.vocab_size, (sequences, self.size.context + 1))
+        return tokens[:, :-1], tokens[:, 1:], 1.0
+
+    def micro_batches(self, step: int) -> list[MicroBatch]:
         """This rank's rows of a step, as many micro-batches as every rank has."""
-        return self._ahead(step)
-
-    def try_micro_batches(self, output: Path, progress: Progress, engine: Engine) -> None:
-        """Choose a GPU's micro-batch by trial, once a build: what resumes has the same."""
-        record, context = output / SCRATCH / "micro_batch.json", self.sampler.context
-        if record.is_file():
-            rows = int(json.loads(record.read_text(encoding="utf-8"))["sequences"])
-        else:
-            most = max(1, self.sampler.batches.tokens_of(engine.settings.steps - 1) // context)
-            most = min(-(-most // self.execution.world_size), max(1, MOST_TOKENS // context))
-            tried = largest_micro_batch(
-                engine, self._random_rows, most, gpu_usable_bytes, gpu_peak_bytes
-            )
-            rows = tried.rows
-            progress.log(
-                f"Micro-batches have up to {rows} sequences of {context} tokens, "
-                f"{tried.peak / 1e9:.1f} GB; "
-                + (
-                    f"{2 * rows} would take {tried.next_peak / 1e9:.1f} GB."
-                    if tried.next_peak
-                    else "larger ones are not faster."
-                )
-            )
-            if progress.rank == 0:
-                record.parent.mkdir(parents=True, exist_ok=True)
-                dump_json(record, {"sequences": rows})
-        self.profile = self.profile.model_copy(update={"micro_batch": rows})
-
-    def _random_rows(self, rows: int) -> MicroBatch:
-        tokens = torch.randint(0, self.vocab_size, (rows, self.sampler.context + 1))
-        read, predicted = (self._on_device(part) for part in (tokens[:, :-1], tokens[:, 1:]))
-        return read, predicted, 1.0
-
-    def _on_device(self, part: Tensor) -> Tensor:
-        """A part of the batch, on its way: a GPU goes on computing meanwhile."""
-        if self.execution.device == "cpu":
-            return part
-        return part.contiguous().pin_memory().to(self.execution.device, non_blocking=True)
-
-    def _micro_batches(self, step: int) -> list[MicroBatch]:
         ranks, context = self.execution.world_size, self.sampler.context
         inputs, targets, _ = self.sampler.batch(step, self.execution.rank, ranks)
         sequences = self.sampler.batches.tokens_of(step) // context
         most = -(-sequences // ranks)  # rows of a rank; others may have one less, or none
-        rows = micro_batch(most, context, self.profile)
+        rows = micro_batch(most, self.size.sequences)
         count = most // rows
         # What a rank without a row computes, to weigh nothing: every rank takes part in each
         # exchange. It is as long as any other, so that compiled blocks keep their shapes.
@@ -273,7 +228,7 @@ class LanguageModelling:
             part = slice(first, first + rows)
             share = len(inputs[part]) * ranks * count / sequences
             here = (inputs[part], targets[part]) if share else (idle, idle)
-            read, predicted = (self._on_device(torch.from_numpy(each)) for each in here)
+            read, predicted = map(torch.from_numpy, here)
             parts.append((read, predicted, share))
         return parts
 

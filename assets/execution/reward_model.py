@@ -56,7 +56,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     lengths = [ranking.tokens for ranking in training]
     batches = tuning.epoch_batches(lengths, section["batch"], section, progress, context)
     model = RewardModel(gpt, section["seed"])
-    objective = RewardObjective(training, batches, execution.device)
+    objective = RewardObjective(training, batches)
     evaluate = _evaluation(evenly(held_out, rankings.EVALUATED), execution)
     metrics: Metrics = {}
     scores: dict[str, Scores] = {}

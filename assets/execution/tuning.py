@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,13 @@ from gpt_model.io import dump_json
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import engine
-from gpt_model.training.batching import TRAINING_TOKENS, EpochBatches
-from gpt_model.training.engine import Engine, Execution, evaluation_precision
+from gpt_model.training.batching import EpochBatches
+from gpt_model.training.engine import Execution, evaluation_precision
 from gpt_model.training.loop import Hook, Objective, Outcome, train
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.sharded import is_sharded, reading
 from gpt_model.training.sharded_build import build_sharded
+from gpt_model.training.trial import SizedObjective
 from gpt_model.transformer import GPT, Decoder, with_rows
 
 
@@ -49,6 +50,7 @@ def execution_of(progress: Progress, *, fixed_shapes: bool = True) -> Execution:
         compile=profile.compile and fixed_shapes,
         activation_checkpointing=profile.activation_checkpointing,
         tf32=profile.tf32,
+        micro_batch_by_trial=profile.device == "cuda" and profile.micro_batch is None,
         memory_bytes=profile.memory_each(),
         communication=profile.sent(),
         deepspeed=profile.deepspeed,
@@ -123,7 +125,6 @@ def epoch_batches(
     lengths: Sequence[int], batch: int, section: Mapping[str, Any], progress: Progress, context: int
 ) -> EpochBatches:
     """Batches of items of `lengths` tokens."""
-    sequences = progress.profile.micro_batch  # the profile bounds sequences, not tokens
     return EpochBatches(
         lengths,
         batch,
@@ -131,24 +132,28 @@ def epoch_batches(
         section["seed"],
         progress.rank,
         progress.world_size,
-        sequences * context if sequences else TRAINING_TOKENS,
+        progress.profile.micro_batch,
+        context,
     )
+
+
+class TunedObjective(Objective, SizedObjective, Protocol):
+    """One of pre-training, SFT, the reward model, DPO or PPO."""
 
 
 def tune(
     model: nn.Module,
-    objective: Objective,
+    objective: TunedObjective,
     settings: TrainingSettings,
     execution: Execution,
     output: Path,
     progress: Progress,
     hooks: Sequence[Hook],
-    prepare: Callable[[Engine], None] | None = None,
     finish: Callable[[Any], None] | None = None,
 ) -> Outcome:
     """Train in place; resumes from the checkpoints in output/.scratch. Every rank calls it.
-    `prepare`: as `loop.train` has it. `finish` gets the trained model, in evaluation mode and
-    within `evaluation_precision`: whole, or where it was built sharded as a hook "by part" does.
+    `finish` gets the trained model, in evaluation mode and within `evaluation_precision`: whole, or
+    where it was built sharded as a hook "by part" does.
 
     Raises UserError where a GPU's memory runs out.
     """
@@ -171,10 +176,10 @@ def tune(
             checkpoints=output / SCRATCH / "checkpoints",
             progress=progress,
             hooks=hooks,
-            prepare=prepare,
         )
     except torch.OutOfMemoryError as error:
-        profile = getattr(objective, "profile", progress.profile)  # with the micro-batch found
+        rows = {"micro_batch": objective.size.sequences}  # maybe found by trial
+        profile = progress.profile.model_copy(update=rows)
         parts = model.modules()
         config = next((part.config for part in parts if isinstance(part, Decoder)), None)
         raise out_of_memory(error, profile, progress.rank, config, settings) from error

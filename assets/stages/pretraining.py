@@ -17,10 +17,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from assets.contract import Check, Stage, deferred
-from assets.recipe.profile import Profile
 from assets.recipe.recipe import whole_sequences
 from gpt_model.errors import UserError
-from gpt_model.training.batching import TRAINING_TOKENS
 from gpt_model.training.schedules import BatchSchedule
 
 EXECUTION = "assets.execution.pretraining"
@@ -82,11 +80,10 @@ def idle_share(batches: BatchSchedule, steps: int, context: int, processes: int)
     return 1 - batches.tokens_before(steps) / context / slots if slots else 0.0
 
 
-def micro_batch(sequences: int, context: int, profile: Profile) -> int:
-    """Sequences of a micro-batch: the most that divide a rank's `sequences` of a step and are
-    within the profile's bound (or the default).
+def micro_batch(sequences: int, bound: int) -> int:
+    """Sequences of a micro-batch: the most that divide a rank's `sequences` of a step, and are no
+    more than `bound`.
     """
-    bound = profile.micro_batch or max(1, TRAINING_TOKENS // context)
     return max(number for number in range(1, min(bound, sequences) + 1) if sequences % number == 0)
 
 

@@ -34,9 +34,6 @@ class PackedSequences:
         lengths = tuple(len(sequence) for sequence in sequences)
         return PackedSequences(torch.tensor(tokens, dtype=torch.long, device=device), lengths)
 
-    def to(self, device: torch.device | str) -> PackedSequences:
-        return PackedSequences(self.tokens.to(device), self.lengths)
-
     @property
     def longest(self) -> int:
         return max(self.lengths)

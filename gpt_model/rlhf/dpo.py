@@ -29,7 +29,7 @@ from gpt_model.log_probabilities import (
     loss_of_log_probabilities,
 )
 from gpt_model.ops.varlen import PackedSequences
-from gpt_model.rlhf.reward_model import EncodedRanking, texts_and_pairs
+from gpt_model.rlhf.reward_model import EncodedRanking, full_ranking, texts_and_pairs
 from gpt_model.training.batching import EpochBatches, Idle, collated
 from gpt_model.training.engine import ALONE, Execution
 from gpt_model.training.sharded import for_evaluation, is_sharded
@@ -110,6 +110,23 @@ class PreferenceMicroBatch:
     weight: float  # of each pair in the loss
 
 
+def _collate(
+    rankings: Sequence[EncodedRanking], reference: LogProbabilities, weight: float
+) -> PreferenceMicroBatch:
+    """`reference`: of the rankings' responses. `weight`: of each pair in the loss."""
+    texts, better, worse = texts_and_pairs(rankings)
+    return PreferenceMicroBatch(
+        PackedSequences.of(texts),
+        response_lengths=torch.tensor(
+            [length for ranking in rankings for length in ranking.response_lengths]
+        ),
+        reference=torch.tensor([nats for ranking in reference for nats in ranking]),
+        better=torch.tensor(better),
+        worse=torch.tensor(worse),
+        weight=weight,
+    )
+
+
 class DPOObjective:
     """What an optimizer step minimises. `batches` are of prompts, each with all its pairs
     (`prompts_per_step`).
@@ -123,10 +140,9 @@ class DPOObjective:
         reference: LogProbabilities,
         beta: float,
         batches: EpochBatches,
-        device: str = "cpu",
     ) -> None:
         self.rankings, self.reference, self.beta = rankings, reference, beta
-        self.batches, self.device = batches, device
+        self.batches, self.size = batches, batches.size
         self._pairs_before = [0, *accumulate(self._pairs(step) for step in range(batches.steps))]
 
     def _pairs(self, step: int) -> int:
@@ -135,27 +151,22 @@ class DPOObjective:
     def units_before(self, step: int) -> int:
         return self._pairs_before[step]
 
+    def full_micro_batch(self, sequences: int) -> PreferenceMicroBatch:
+        """One ranking of so many responses."""
+        ranking = full_ranking(sequences, self.size.context)
+        return _collate([ranking], [[0.0] * sequences], 1.0)
+
     def micro_batches(self, step: int) -> list[PreferenceMicroBatch | Idle[PreferenceMicroBatch]]:
         # The loop takes the mean over micro-batches and ranks; the loss is their sum.
         weight = len(self.batches.partition(step)) / self._pairs(step)
         return collated(
             self.batches.micro_batches(step),
-            lambda items: self._micro_batch(items, weight),
+            lambda items: _collate(
+                [self.rankings[item] for item in items],
+                [self.reference[item] for item in items],
+                weight,
+            ),
             stand_in=self.batches.items(step)[:1],
-        )
-
-    def _micro_batch(self, items: Sequence[int], weight: float) -> PreferenceMicroBatch:
-        rankings = [self.rankings[item] for item in items]
-        texts, better, worse = texts_and_pairs(rankings)
-        lengths = [length for ranking in rankings for length in ranking.response_lengths]
-        reference = [nats for item in items for nats in self.reference[item]]
-        return PreferenceMicroBatch(
-            PackedSequences.of(texts, self.device),
-            response_lengths=torch.tensor(lengths, device=self.device),
-            reference=torch.tensor(reference, device=self.device),
-            better=torch.tensor(better, device=self.device),
-            worse=torch.tensor(worse, device=self.device),
-            weight=weight,
         )
 
     def loss(

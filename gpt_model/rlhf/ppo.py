@@ -23,8 +23,8 @@ from gpt_model.rlhf.episodes import RolloutModels, critic_values
 from gpt_model.rlhf.reward_model import RewardModel
 from gpt_model.rlhf.rollouts import Rollouts
 from gpt_model.training.batching import (
-    TRAINING_TOKENS,
     Idle,
+    MicroBatchSize,
     balanced_micro_batches,
     collated,
     epoch_order,
@@ -118,14 +118,27 @@ class PPOObjective:
         ptx: Sampler | None,
         execution: Execution,
         seed: int,
+        context: int,
+        sequences: int | None = None,
     ) -> None:
-        """`ptx`: a step's pre-training text, or None."""
+        """`ptx`: a step's pre-training text, or None. `sequences` of a micro-batch, of `context`
+        tokens each.
+        """
+        step_tokens = minibatch * context + (ptx.batches.tokens_of(0) if ptx else 0)
+        self.size = MicroBatchSize.of(sequences, context, step_tokens, longest_item=context)
         self.rollouts, self.minibatch, self.temperature = rollouts, minibatch, temperature
         self.losses, self.ptx, self.execution, self.seed = losses, ptx, execution, seed
 
     def units_before(self, step: int) -> int:
         config = self.rollouts.config
         return step * config.batch_size // config.steps_per_batch
+
+    def full_micro_batch(self, sequences: int) -> EpisodeMicroBatch:
+        """Of answers without a prompt."""
+        rows = PackedSequences.of([[0] * self.size.context] * sequences)
+        actions = torch.full((sequences,), self.size.context - 1)
+        positions = continuation_positions(rows, actions)
+        return EpisodeMicroBatch(rows, positions, *torch.zeros(5, len(positions)).unbind())
 
     def micro_batches(self, step: int) -> list[Any]:
         """This rank's: the episodes, then the pre-training text; their gradients add up (appendix
@@ -176,29 +189,29 @@ class PPOObjective:
         return balanced_micro_batches(
             self._items(step),
             batch.episodes.lengths.tolist(),
-            TRAINING_TOKENS,
+            self.size.tokens,
             self.execution.world_size,
             snake=False,
         )
 
     def _episodes(self, step: int, part: Sequence[int], scale: int) -> EpisodeMicroBatch:
         batch = self.rollouts.batch(step // self.rollouts.config.steps_per_batch)
-        episodes, device = batch.episodes, self.execution.device
+        episodes = batch.episodes
         counts = episodes.action_counts.tolist()
         total = sum(counts[item] for item in self._items(step))
         texts = episodes.texts()
-        rows = PackedSequences.of([texts[item] for item in part], device)
-        actions = episodes.action_counts[part].to(device)
+        rows = PackedSequences.of([texts[item] for item in part])
+        actions = episodes.action_counts[part]
 
         def of_part(values: Tensor) -> Tensor:
             """[actions of the batch] -> [actions of the part]."""
             by_episode = values.split(counts)
-            return torch.cat([by_episode[item] for item in part]).to(device)
+            return torch.cat([by_episode[item] for item in part])
 
         return EpisodeMicroBatch(
             rows,
             continuation_positions(rows, actions),
-            torch.full((int(actions.sum()),), scale / total, device=device),
+            torch.full((int(actions.sum()),), scale / total),
             of_part(episodes.log_probs),
             of_part(batch.advantages.advantages),
             of_part(batch.advantages.returns),
@@ -213,13 +226,13 @@ class PPOObjective:
         inputs, targets, _ = self.ptx.batch(step, rank, ranks)
         sequences = self.ptx.batches.tokens_of(step) // self.ptx.context
         tokens = -(-sequences // ranks) * ranks * self.ptx.context
-        count = micro_batch_count(tokens, TRAINING_TOKENS, sequences, ranks) // ranks
+        count = micro_batch_count(tokens, self.size.tokens, sequences, ranks) // ranks
         parts = zip(np.array_split(inputs, count), np.array_split(targets, count), strict=True)
-        token = torch.zeros(1, 1, dtype=torch.long, device=self.execution.device)
+        token = torch.zeros(1, 1, dtype=torch.long)
         return [
             TextMicroBatch(
-                torch.from_numpy(rows).to(self.execution.device),
-                torch.from_numpy(next_tokens).to(self.execution.device),
+                torch.from_numpy(rows),
+                torch.from_numpy(next_tokens),
                 self.losses.ptx_weight * len(rows) / sequences,
             )
             if len(rows)

@@ -220,6 +220,12 @@ class EncodedRanking:
         return sum(map(len, self.texts))
 
 
+def full_ranking(responses: int, context: int) -> EncodedRanking:
+    """One as large as can be, for a trial of memory."""
+    texts, lengths = [[0] * context] * responses, [context - 1] * responses
+    return EncodedRanking("", "", texts, lengths, [(0, responses - 1)])
+
+
 @dataclass(frozen=True)
 class EncodedRankings:
     """The rankings that a model can train or be measured on, and what was left out."""
@@ -313,6 +319,15 @@ class RankingMicroBatch:
     weights: Tensor  # [pairs], in the loss
 
 
+def _collate(rankings: Sequence[EncodedRanking], scale: float) -> RankingMicroBatch:
+    """`scale`: of a prompt in the loss."""
+    texts, better, worse = texts_and_pairs(rankings)
+    weights = [scale / len(ranking.pairs) for ranking in rankings for _ in ranking.pairs]
+    return RankingMicroBatch(
+        PackedSequences.of(texts), *map(torch.tensor, (better, worse, weights))
+    )
+
+
 class RewardObjective:
     """−1/(K choose 2) · Σ log σ(r_better − r_worse) of a prompt, a mean over the prompts of a step
     (equation 1).
@@ -324,10 +339,8 @@ class RewardObjective:
 
     unit, flops_per_unit = "comparisons", 0.0  # lengths differ too much for one figure
 
-    def __init__(
-        self, rankings: Sequence[EncodedRanking], batches: EpochBatches, device: str = "cpu"
-    ) -> None:
-        self.rankings, self.batches, self.device = rankings, batches, device
+    def __init__(self, rankings: Sequence[EncodedRanking], batches: EpochBatches) -> None:
+        self.rankings, self.batches, self.size = rankings, batches, batches.size
         pairs = (
             sum(len(rankings[item].pairs) for item in batches.items(step))
             for step in range(batches.steps)
@@ -337,22 +350,17 @@ class RewardObjective:
     def units_before(self, step: int) -> int:
         return self._pairs_before[step]
 
+    def full_micro_batch(self, sequences: int) -> RankingMicroBatch:
+        """One ranking of so many responses."""
+        return _collate([full_ranking(sequences, self.size.context)], 1.0)
+
     def micro_batches(self, step: int) -> list[RankingMicroBatch | Idle[RankingMicroBatch]]:
         # The loop takes the mean over micro-batches and ranks; the loss is their sum.
         scale = len(self.batches.partition(step)) / len(self.batches.items(step))
         return collated(
             self.batches.micro_batches(step),
-            lambda items: self._micro_batch(items, scale),
+            lambda items: _collate([self.rankings[item] for item in items], scale),
             stand_in=self.batches.items(step)[:1],
-        )
-
-    def _micro_batch(self, items: Sequence[int], scale: float) -> RankingMicroBatch:
-        rankings = [self.rankings[item] for item in items]
-        texts, better, worse = texts_and_pairs(rankings)
-        weights = [scale / len(ranking.pairs) for ranking in rankings for _ in ranking.pairs]
-        tensors = (torch.tensor(column) for column in (better, worse, weights))
-        return RankingMicroBatch(
-            PackedSequences.of(texts, self.device), *(tensor.to(self.device) for tensor in tensors)
         )
 
     def loss(

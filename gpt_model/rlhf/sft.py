@@ -10,7 +10,7 @@ windows are much longer than answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from gpt_model.ops.cross_entropy import linear_cross_entropy, linear_cross_entro
 from gpt_model.ops.varlen import PackedSequences
 from gpt_model.rlhf.chat_template import ChatTemplate, EncodedDialogue
 from gpt_model.rlhf.dialogue import Dialogue
+from gpt_model.training.ahead import on_device
 from gpt_model.training.batching import (
     ENCODED_ROWS,
     EpochBatches,
@@ -90,14 +91,6 @@ class SFTMicroBatch:
     assistant_tokens: int
     weights: tuple[float, float] = (1.0, 1.0)  # in the loss, of a token of either kind
 
-    def to(self, device: torch.device | str) -> SFTMicroBatch:
-        return replace(
-            self,
-            rows=self.rows.to(device),
-            positions=self.positions.to(device),
-            targets=self.targets.to(device),
-        )
-
 
 def collate(
     dialogues: Sequence[EncodedDialogue],
@@ -134,12 +127,18 @@ class SFTObjective:
         windows: Windows | None = None,
         share: float = 0.0,
     ) -> None:
-        self.dialogues, self.batches = dialogues, batches
+        self.dialogues, self.batches, self.size = dialogues, batches, batches.size
         self.mixed, self.windows, self.share = mixed, windows, share
+        self.size.step_tokens += mixed * self.size.context
         self.flops_per_unit = flops_per_token * sum(batches.lengths) / max(1, len(batches.lengths))
 
     def units_before(self, step: int) -> int:
         return self.batches.items_before(step)
+
+    def full_micro_batch(self, sequences: int) -> SFTMicroBatch:
+        """Of answers without a prompt."""
+        text = EncodedDialogue([0] * self.size.context, [False, *[True] * (self.size.context - 1)])
+        return collate([text] * sequences)
 
     def micro_batches(self, step: int) -> list[SFTMicroBatch | Idle[SFTMicroBatch]]:
         parts: list[Part] = [
@@ -169,7 +168,7 @@ class SFTObjective:
         dialogues, or alone on a rank that has none, where there are fewer windows than ranks.
         """
         ranks = self.batches.world_size
-        per_part = max(1, self.batches.micro_tokens // len(windows[0].tokens))
+        per_part = max(1, self.size.tokens // len(windows[0].tokens))
         if len(windows) < ranks:
             for window in windows:
                 shortest = min(
@@ -187,16 +186,17 @@ class SFTObjective:
         (`nats`), and of the text's where there is some (`text_nats`).
         """
         assert isinstance(model, GPT)
-        batch = micro_batch.to(model.wte.weight.device)
         embeddings = model.embeddings()
-        states = model.states_of(batch.rows, embeddings)[batch.positions]  # [targets, width]
+        states = model.states_of(micro_batch.rows, embeddings)[
+            micro_batch.positions
+        ]  # [targets, width]
         losses: list[Tensor] = []
         metrics: dict[str, tuple[Any, Any]] = {}
-        kinds = {"nats": slice(batch.assistant_tokens)}
+        kinds = {"nats": slice(micro_batch.assistant_tokens)}
         if self.mixed:
-            kinds["text_nats"] = slice(batch.assistant_tokens, None)
-        for (name, part), weight in zip(kinds.items(), batch.weights, strict=False):
-            targets = batch.targets[part]
+            kinds["text_nats"] = slice(micro_batch.assistant_tokens, None)
+        for (name, part), weight in zip(kinds.items(), micro_batch.weights, strict=False):
+            targets = micro_batch.targets[part]
             metrics[name] = (0.0, len(targets))
             if len(targets):
                 mean = linear_cross_entropy(states[part], embeddings[0], targets, IGNORED)
@@ -212,7 +212,9 @@ def held_out_loss(model: GPT, dialogues: Sequence[EncodedDialogue], execution: E
     sums = torch.zeros(2, dtype=torch.float64, device=execution.device)  # nats, tokens
     with reading(model):
         for indices in batches[execution.rank :: execution.world_size]:
-            batch = collate([dialogues[index] for index in indices]).to(model.wte.weight.device)
+            batch = on_device(
+                collate([dialogues[index] for index in indices]), model.wte.weight.device
+            )
             losses = linear_cross_entropy_by_row(
                 model.states_of(batch.rows)[batch.positions], model.wte.weight, batch.targets
             )

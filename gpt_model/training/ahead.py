@@ -1,22 +1,34 @@
-"""What the next step needs, prepared in a thread while a GPU computes this one."""
+"""What the next step needs, prepared in a thread and sent while a GPU computes this one."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from gpt_model.ops.varlen import PackedSequences
 
 T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """`ahead(step)` is `function(step)`, a pure function; that of the next of `steps` is begun."""
+    """`ahead(step)` is `function(step)`, a pure function; that of the next step is begun."""
 
     def __init__(
-        self, function: Callable[[int], T], steps: int, prepare: Callable[[], None] | None = None
+        self,
+        function: Callable[[int], T],
+        may_begin: Callable[[int], bool],
+        prepare: Callable[[], None] | None = None,
     ) -> None:
-        """`prepare` is called in the thread, once, before anything else there."""
-        self._function, self._steps = function, steps
+        """`may_begin`: whether a step's is known while the one before it is computed. `prepare` is
+        called in the thread, once, before anything else there.
+        """
+        self._function, self._may_begin = function, may_begin
         self._thread = ThreadPoolExecutor(1, "ahead", prepare)
         self._next: tuple[int, Future[T]] | None = None
 
@@ -27,6 +39,25 @@ class Ahead(Generic[T]):
         else:
             value = self._function(step)
         self._next = None
-        if step + 1 < self._steps:
+        if self._may_begin(step + 1):
             self._next = step + 1, self._thread.submit(self._function, step + 1)
         return value
+
+
+def on_device(batch: T, device: torch.device | str) -> T:
+    """The batch with every tensor in it on the device. To a GPU they go from pinned memory: it goes
+    on computing meanwhile.
+    """
+    sent: Any = batch
+    if torch.device(device).type == "cpu":
+        return batch
+    if isinstance(batch, Tensor):
+        sent = batch.contiguous().pin_memory().to(device, non_blocking=True)
+    elif isinstance(batch, (list, tuple)):
+        sent = type(batch)(on_device(part, device) for part in batch)
+    elif dataclasses.is_dataclass(batch):
+        if isinstance(batch, PackedSequences):
+            batch.sizes  # noqa: B018 - of what it works out, all that a GPU would have to ask for
+        sent = copy.copy(batch)
+        vars(sent).update({name: on_device(part, device) for name, part in vars(batch).items()})
+    return sent

@@ -11,6 +11,7 @@ What pre-training reads, windows of a mixture of sources, is `data/sampler.py`'s
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,38 @@ LM_EVAL_TOKENS = {"cpu": 4096, "cuda": 65536}  # `lm_eval`'s requests, padding i
 ENCODED_ROWS = 256  # that a rank makes tokens of at a time
 
 T = TypeVar("T")
+
+
+@dataclass
+class MicroBatchSize:
+    """How much of a step goes through the model together on a rank. A trial may change it."""
+
+    tokens: int
+    context: int  # tokens of a sequence at most
+    step_tokens: int  # of a step at most, all ranks together
+    # By which a micro-batch may exceed `tokens`, as items are not cut
+    longest_item: int = 0
+
+    @staticmethod
+    def of(
+        sequences: int | None, context: int, step_tokens: int, longest_item: int = 0
+    ) -> MicroBatchSize:
+        """Of so many sequences, a profile's bound, or of `TRAINING_TOKENS`."""
+        tokens = sequences * context if sequences else TRAINING_TOKENS
+        return MicroBatchSize(tokens, context, step_tokens, longest_item)
+
+    @property
+    def sequences(self) -> int:
+        """Of `context` tokens, at least one."""
+        return max(1, self.tokens // self.context)
+
+    def fit(self, sequences: int) -> None:
+        """Have no micro-batch be larger than so many sequences of `context` tokens, but for an item
+        that is larger itself.
+        """
+        self.tokens = max(sequences * self.context - self.longest_item, self.context)
+
+
 M = TypeVar("M")  # a micro-batch
 
 
@@ -178,13 +211,17 @@ class EpochBatches:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        micro_tokens: int = TRAINING_TOKENS,
+        sequences: int | None = None,
+        context: int | None = None,
     ) -> None:
         """`lengths`: tokens of each item. `batch`: items an optimizer step, all ranks together.
-        `micro_tokens`: of a micro-batch.
+        `sequences` of a micro-batch, of `context` tokens each, by default as many as an item.
         """
         self.lengths, self.epochs, self.seed = lengths, epochs, seed
-        self.rank, self.world_size, self.micro_tokens = rank, world_size, micro_tokens
+        self.rank, self.world_size = rank, world_size
+        longest = max(lengths)
+        step_tokens = sum(heapq.nlargest(batch, lengths))
+        self.size = MicroBatchSize.of(sequences, context or longest, step_tokens, longest)
         self.steps_per_epoch = -(-len(lengths) // batch)
         self.steps = epochs * self.steps_per_epoch
 
@@ -205,7 +242,7 @@ class EpochBatches:
         tokens. The last are empty where a step has fewer items than there are ranks.
         """
         return balanced_micro_batches(
-            self.items(step), self.lengths, self.micro_tokens, self.world_size
+            self.items(step), self.lengths, self.size.tokens, self.world_size
         )
 
     def micro_batches(self, step: int) -> list[list[int]]:

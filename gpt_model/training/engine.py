@@ -84,6 +84,7 @@ class Execution:
     communication: Literal["float32", "bfloat16"] = "float32"
     # DeepSpeed's own settings, over ours: a profile's, which lets none through that changes results
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    micro_batch_by_trial: bool = False  # as large as memory allows, instead of the objective's
     memory_bytes: float | None = None  # that a rank may fill, of its GPU's where it has one
     # FLOP/s of all ranks together (`measure.py`); None: utilisation is not reported
     peak_flops: float | None = None

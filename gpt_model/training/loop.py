@@ -25,9 +25,12 @@ from torch import Tensor, nn
 
 from gpt_model.errors import UserError
 from gpt_model.progress import Progress
+from gpt_model.training import gpu
+from gpt_model.training.ahead import Ahead, on_device
 from gpt_model.training.checkpoint import Checkpoints
 from gpt_model.training.engine import Engine, Execution, Ranks, StepMetrics, start, sum_over_ranks
 from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.training.trial import SizedObjective, choose_micro_batch
 
 REPORTS = 1000  # metrics are reported at most about so many times a run, and at every evaluation
 
@@ -42,12 +45,14 @@ class Objective(Protocol):
         """Units of all steps before a step, over all ranks."""
 
     def micro_batches(self, step: int) -> Sequence[Any]:
-        """This rank's micro-batches of a step (counted from 0): a pure function of it, as many on
-        every rank: `batching.Idle` ones where a rank has no share of it.
+        """This rank's micro-batches of a step (counted from 0), in the CPU's memory: a pure
+        function of it and of what hooks did before it. As many on every rank: `batching.Idle` ones
+        where a rank has no share of it. With a GPU it is called in a thread.
         """
 
     def loss(self, model: nn.Module, micro_batch: Any) -> tuple[Tensor, StepMetrics]:
-        """The mean loss [] over a micro-batch, to be minimised, and metrics as (sum, count).
+        """The mean loss [] over a micro-batch, to be minimised, and metrics as (sum, count). The
+        micro-batch's tensors are on the model's device.
 
         The loop averages the loss over micro-batches and ranks, and reports sum(sums) / sum(counts)
         of a metric over both; the names must be the same in every micro-batch and rank. Runs inside
@@ -96,17 +101,14 @@ def train(
     checkpoints: Path | None,
     progress: Progress,
     hooks: Sequence[Hook] = (),
-    prepare: Callable[[Engine], None] | None = None,
 ) -> Outcome:
     """Train `model` in place. Every rank calls it with the same arguments, its own `execution.rank`
     apart.
 
     `checkpoints`: a folder for this run alone, or None for a run short enough to start again.
-    `prepare`: called before the first step, and before moments are read from a checkpoint.
     Raises UserError where the loss is no longer a number or the disk is full.
     """
-    run = _Run(model, objective, settings, execution, checkpoints, progress, hooks, prepare)
-    return run.train()
+    return _Run(model, objective, settings, execution, checkpoints, progress, hooks).train()
 
 
 class _Run:
@@ -121,7 +123,6 @@ class _Run:
         checkpoints: Path | None,
         progress: Progress,
         hooks: Sequence[Hook],
-        prepare: Callable[[Engine], None] | None,
     ) -> None:
         self.objective, self.settings, self.execution, self.progress, self.hooks = (
             objective,
@@ -140,14 +141,29 @@ class _Run:
         if self.checkpoints and manifest:
             self.checkpoints.load_weights(manifest, model)
         self.engine = Engine(model, objective, settings, execution)
-        if prepare:
-            prepare(self.engine)
+        if execution.micro_batch_by_trial and isinstance(objective, SizedObjective):
+            record = checkpoints.with_name("micro_batch.json") if checkpoints else None
+            choose_micro_batch(objective, self.engine, record, progress.log)
         self.first, self.resumed_from = 0, None
         if self.checkpoints and manifest:
             self.checkpoints.load_moments(manifest, self.engine)
             self.first = self.resumed_from = int(manifest["step"])
             self.seconds, self.loss = float(manifest["seconds"]), float(manifest["loss"])
             progress.log(f"Goes on from the checkpoint of step {self.first} of {settings.steps}.")
+        self.micro_batches = self._ahead() if execution.device == "cuda" else self._now
+
+    def _now(self, step: int) -> Sequence[Any]:
+        return on_device(self.objective.micro_batches(step), self.execution.device)
+
+    def _ahead(self) -> Callable[[int], Sequence[Any]]:
+        """The next step's micro-batches are made during this one, but where a hook comes between:
+        PPO's samples the episodes. On CPUs the thread would take its time from the step.
+        """
+
+        def known(step: int) -> bool:
+            return step < self.settings.steps and not any(step in hook.steps for hook in self.hooks)
+
+        return Ahead(self._now, known, gpu.use)
 
     def train(self) -> Outcome:
         settings, objective = self.settings, self.objective
@@ -194,7 +210,7 @@ class _Run:
         """`Engine.step` of this step: loss [], metrics, gradient norm. Raises UserError where the
         training has diverged.
         """
-        batch = self.objective.micro_batches(step)
+        batch = self.micro_batches(step)
         seeds = [
             _seed(self.settings.seed, step, self.execution.rank, index)
             for index in range(len(batch))

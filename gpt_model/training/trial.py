@@ -8,17 +8,34 @@ others waiting.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.distributed
 
+from gpt_model.io import write_json
+from gpt_model.training.ahead import on_device
+from gpt_model.training.batching import MicroBatchSize
 from gpt_model.training.engine import Engine
 from gpt_model.training.memory import USABLE
 
 # More tokens a micro-batch make no step faster
 MOST_TOKENS = 1 << 16
+
+
+@runtime_checkable
+class SizedObjective(Protocol):
+    """An objective (`loop.Objective`) whose micro-batches may have another size."""
+
+    size: MicroBatchSize
+
+    def full_micro_batch(self, sequences: int) -> Any:
+        """A micro-batch of so many sequences of `size.context` tokens, of which none takes more
+        memory. Its loss counts nothing.
+        """
 
 
 class Trial(NamedTuple):
@@ -31,22 +48,41 @@ class Trial(NamedTuple):
     next_peak: float | None
 
 
-def largest_micro_batch(
-    engine: Engine,
-    of_rows: Callable[[int], Any],
-    most: int,
-    usable_bytes: Callable[[], float],
-    peak_bytes: Callable[[Callable[[], Any]], float],
-) -> Trial:
+def choose_micro_batch(
+    objective: SizedObjective, engine: Engine, record: Path | None, log: Callable[[str], None]
+) -> None:
+    """Give the objective the largest micro-batch that fits, once a build: what resumes has the same
+    one, from `record`. Collective.
+    """
+    size, ranks = objective.size, engine.execution.world_size
+    if record and record.is_file():
+        size.fit(int(json.loads(record.read_text(encoding="utf-8"))["sequences"]))
+        return
+    each = -(-size.step_tokens // (size.context * ranks))
+    most = max(1, min(each, MOST_TOKENS // size.context))
+    tried = largest_micro_batch(engine, objective.full_micro_batch, most)
+    size.fit(tried.rows)
+    log(
+        f"Micro-batches have up to {tried.rows} sequences of {size.context} tokens, "
+        f"{tried.peak / 1e9:.1f} GB; "
+        + (
+            f"{2 * tried.rows} would take {tried.next_peak / 1e9:.1f} GB."
+            if tried.next_peak
+            else "larger ones are not faster."
+        )
+    )
+    if record and engine.execution.rank == 0:
+        write_json(record, {"sequences": tried.rows})
+
+
+def largest_micro_batch(engine: Engine, of_rows: Callable[[int], Any], most: int) -> Trial:
     """Of 1, 2, 4, … `most` sequences, `of_rows` each. Leaves weights and moments as they were
     before the first step. Collective.
-
-    `usable_bytes`, `peak_bytes`: what a GPU has, and the most that a call takes, as measured below.
     """
 
     def peak(rows: int) -> float:
         # Two, so that the second is computed beside the first one's gradients
-        batch = of_rows(rows)
+        batch = on_device(of_rows(rows), engine.execution.device)
         on_this_rank = peak_bytes(lambda: engine.step([batch, batch], 0.0, [0, 0]))
         return _most_of_ranks(on_this_rank, engine)
 
@@ -72,13 +108,13 @@ def _most_of_ranks(value: float, engine: Engine) -> float:
     return float(most.item())
 
 
-def gpu_usable_bytes() -> float:
+def usable_bytes() -> float:
     """Of this rank's GPU, what torch holds already among it."""
     free, _ = torch.cuda.mem_get_info()
     return USABLE * (free + torch.cuda.memory_reserved())
 
 
-def gpu_peak_bytes(call: Callable[[], Any]) -> float:
+def peak_bytes(call: Callable[[], Any]) -> float:
     """The most memory that torch has allocated on this rank's GPU during the call."""
     torch.cuda.reset_peak_memory_stats()
     call()

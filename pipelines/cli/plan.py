@@ -243,7 +243,7 @@ def _training_memory(
     settings = section.model_dump(mode="json")
     check_shared_out(settings, model.context, profile.name, profile.processes)
     sequences = -(-section.batch_tokens // model.context // profile.processes)
-    each = micro_batch(sequences, model.context, profile)
+    each = micro_batch(sequences, profile.sequences_each(model.context))
     setting = training_setting(profile, section.precision, each, section.muon is not None)
     by_stage = {
         stage: memory_per_rank(model, replace(setting, zero_stage=stage)) for stage in ZERO_STAGES
