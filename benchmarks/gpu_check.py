@@ -395,11 +395,14 @@ def resume(setting: Setting) -> list[Row]:
     execution = Execution(device=setting.device, zero_stage=1, checkpoint_seconds=1e-9)
     whole = _train(config, execution, 8)
 
-    def stop(step: int, model: Any) -> dict[str, float]:
-        raise KeyboardInterrupt
-
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         checkpoints = Path(folder) / "checkpoints"
+
+        def stop(step: int, model: Any) -> dict[str, float]:
+            while not any(checkpoints.glob("step-*[0-9]")):  # it is written meanwhile
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
         with suppress(KeyboardInterrupt):
             _train(config, execution, 8, checkpoints=checkpoints, hooks=[Hook([5], stop)])
         resumed = _train(config, execution, 8, checkpoints=checkpoints)
