@@ -20,14 +20,14 @@ from gpt_model.ops import cpu_kernels, sizes
 from gpt_model.ops.sliding_window import sliding_window_attention
 
 ANY = ["by hand", "torch's attention"]
-WAYS = pytest.mark.parametrize("name", [*ANY, "flash"])
+WAYS = pytest.mark.parametrize("name", [*ANY, "flash", "flash with dropout"])
 
 
 @pytest.fixture
 def way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "torch's attention":  # as on a GPU in float32
         monkeypatch.setattr(sizes, "MAX_KEYS", 0)
-    if name == "flash":  # as on a GPU in bfloat16
+    if name.startswith("flash"):  # as on a GPU in bfloat16
         flash_reference.use(monkeypatch)
 
 
@@ -63,10 +63,10 @@ def gpt_neo(query: Tensor, key: Tensor, value: Tensor, band: int) -> Tensor:
     [(1, 1), (40, 1), (64, 7), (130, 64), (200, 63), (300, 150), (300, 299), (50, 50), (50, 90)],
 )
 def test_every_token_sees_what_gpt_neos_local_attention_shows_it(
-    way: None, time: int, band: int
+    way: None, name: str, time: int, band: int
 ) -> None:
-    inputs = drawn(time)
-    ours, theirs = sliding_window_attention(*inputs, band), gpt_neo(*inputs, band)
+    inputs, dropout = drawn(time), 0.1 if name == "flash with dropout" and band < time else 0.0
+    ours, theirs = sliding_window_attention(*inputs, band, dropout), gpt_neo(*inputs, band)
     assert (ours - theirs).abs().max() < 1e-5
     upstream = torch.randn(ours.shape, generator=torch.Generator().manual_seed(0))
     for mine, its in zip(
@@ -76,7 +76,7 @@ def test_every_token_sees_what_gpt_neos_local_attention_shows_it(
     ):
         assert (mine - its).norm() <= 1e-5 * its.norm() + 1e-5
     with torch.no_grad():  # no weights are kept then
-        assert torch.equal(sliding_window_attention(*inputs, band), ours)
+        assert torch.equal(sliding_window_attention(*inputs, band, dropout), ours)
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@ These are GPT-3's "locally banded" layers (Brown et al. 2020, section 2.1, after
 the band is GPT-Neo's `window_size`, and `ModelConfig.band_of` says which layers have one. Queries
 are taken in blocks, and a block is multiplied with only the keys that its queries attend to, so
 time and memory grow linearly with the context. On a CPU `cpu_attention` computes the blocks and
-their gradient, on a GPU in half precision `flash`; otherwise, as with dropout, they are one call of
-torch's attention. A decoding step with a cache is one query: `gpt_model.kv_cache`.
+their gradient, on a GPU in half precision `flash`; otherwise (on a CPU with dropout, on a GPU in
+float32) they are one call of torch's attention. A decoding step with a cache is one query:
+`gpt_model.kv_cache`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def sliding_window_attention(
         )
     if band >= query.shape[2]:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-    if flash.usable(query, dropout):
-        return _flash(query, key, value, band)
+    if flash.usable(query):
+        return _flash(query, key, value, band, dropout)
     by_hand = query.device.type == "cpu" and not torch.compiler.is_compiling()
     if not by_hand or dropout or band > sizes.MAX_KEYS:
         return _in_windows(query, key, value, band, dropout)
@@ -50,12 +51,12 @@ def sliding_window_attention(
         ).to(query.dtype)
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, band: int) -> Tensor:
+def _flash(query: Tensor, key: Tensor, value: Tensor, band: int, dropout: float) -> Tensor:
     """`sliding_window_attention` of [batch, heads, time, d] each, its rows as packed sequences."""
     batch, _, time, _ = query.shape
     bounds = torch.arange(0, batch * time + 1, time, dtype=torch.int32, device=query.device)
     rows = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
-    out = flash.attention(rows[0], rows[1], rows[2], bounds, time, band)
+    out = flash.attention(rows[0], rows[1], rows[2], bounds, time, band, dropout)
     return out.unflatten(0, (batch, time)).transpose(1, 2)
 
 

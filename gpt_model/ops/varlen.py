@@ -89,8 +89,9 @@ def attention(
     3 * width]: [tokens, width].
     """
     query, key, value = (part.unflatten(-1, (heads, -1)) for part in fused.chunk(3, dim=-1))
-    if flash.usable(query, dropout):
-        return flash.attention(query, key, value, packed.bounds, packed.longest, band).flatten(1)
+    if flash.usable(query):
+        out = flash.attention(query, key, value, packed.bounds, packed.longest, band, dropout)
+        return out.flatten(1)
     token_of_slot, slots = packed.padding_indices
     padded = fused.index_select(0, token_of_slot).view(len(packed.lengths), packed.longest, -1)
     query, key, value = (
