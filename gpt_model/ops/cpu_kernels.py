@@ -29,6 +29,7 @@ from gpt_model.ops.cpu_attention import (
     attend_packed_backward,
     rows_at_once,
 )
+from gpt_model.ops.weight_copies import copy_of
 
 # Of an elementwise tile: with its temporaries it stays in a core's cache of 2 MB.
 TILE_ELEMENTS = 1 << 17
@@ -151,7 +152,7 @@ class _AttentionHalf(torch.autograd.Function):
         keep: bool,
     ) -> Tensor:
         """x [batch, time, width], w_in [width, 3 * width], w_out [width, width] -> as x."""
-        w_in, w_out = w_in.to(kind), w_out.to(kind)
+        w_in, w_out = (copy_of(weight, Tensor.to, kind) for weight in (w_in, w_out))
         normed, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], gain, shift, eps)
         normed = normed.flatten(0, 1).to(kind)
         qkv = product(normed, w_in)
@@ -238,7 +239,7 @@ class _MLPHalf(torch.autograd.Function):
         keep: bool,
     ) -> Tensor:
         """x [batch, time, width], w_in [width, 4 * width], w_out [4 * width, width] -> as x."""
-        w_in, w_out = w_in.to(kind), w_out.to(kind)
+        w_in, w_out = (copy_of(weight, Tensor.to, kind) for weight in (w_in, w_out))
         normed, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], gain, shift, eps)
         normed = normed.flatten(0, 1).to(kind)
         before = product(normed, w_in)  # [rows, 4 · width], its bias still to come

@@ -30,6 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from gpt_model.ops.cpu_kernels import PAD, padded, product, rows_of_tile
 from gpt_model.ops.sizes import BFLOAT16_CHUNK_BYTES, CHUNK_BYTES, GPU_CHUNK_BYTES, GPU_VOCABULARY
+from gpt_model.ops.weight_copies import copy_of
 
 # Logits in one elementwise pass: on a CPU they stay in cache between the passes.
 TILE_ELEMENTS = 1 << 17
@@ -103,7 +104,7 @@ def _tiled_passes(
     """
     kind = torch.promote_types(states.dtype, torch.float32)
     total = torch.zeros((), dtype=kind)
-    head = weight.to(states.dtype)
+    head = copy_of(weight, Tensor.to, states.dtype)
     if weight_gradient is not None and not len(states):
         weight_gradient.zero_()
     added_up = weight_gradient is not None and weight.dtype != states.dtype
@@ -150,7 +151,7 @@ def _plain_passes(
 ) -> Tensor:
     """`_tiled_passes` by plain operators on contiguous logits."""
     vocabulary = len(weight)
-    head, loss_and_slopes = _padded_head(weight, states.dtype), _passes.get()
+    head, loss_and_slopes = copy_of(weight, _padded_head, states.dtype), _passes.get()
     if weight_gradient is not None:
         weight_gradient.zero_()
     total = torch.zeros((), dtype=share.dtype, device=states.device)

@@ -22,7 +22,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -32,13 +32,14 @@ import torch
 import torch.distributed
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from gpt_model.errors import UserError
 from gpt_model.ops.cross_entropy import compiled_passes
+from gpt_model.ops.weight_copies import copies_kept, forget_copies
 from gpt_model.training import gpu
 from gpt_model.training.allocator import SMALL, freed_memory_returned, return_freed_memory
 from gpt_model.training.batching import Idle
+from gpt_model.training.blocks import prepare_blocks
 from gpt_model.training.failures import host_of
 from gpt_model.training.memory import bucket_elements
 from gpt_model.training.muon import Muon
@@ -265,19 +266,6 @@ def _import_deepspeed(compiling: bool) -> Any:
     return deepspeed
 
 
-@contextmanager
-def casts_kept() -> Iterator[None]:
-    """Autocast's copies of the weights, which last to the end of the outermost autocast, last to
-    the end of this: a step's micro-batches share them.
-    """
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        if torch.autocast_decrement_nesting() == 0:
-            torch.clear_autocast_cache()
-
-
 class _Forward(nn.Module):
     """What the engine calls: the objective's loss over the model, so that ZeRO-3 gathers whatever
     weights the loss touches.
@@ -344,7 +332,12 @@ class Engine:
         self._seed = torch.manual_seed if gpu_too else torch.default_generator.manual_seed
         self._built_sharded = is_sharded(model)
         self._skeleton = without_memory(model) if execution.zero_stage == 3 else None
-        self._prepared_blocks = _prepare_blocks(model, execution)
+        self._prepared_blocks = prepare_blocks(
+            model,
+            compiler=execution.compiler if execution.compile else None,
+            checkpointing=execution.activation_checkpointing,
+            zero_stage=execution.zero_stage,
+        )
         model.to(execution.device).train()
         self._forward = _Forward(model, objective, settings, execution)
         self._base = (Muon if settings.muon else FusedAdamW)(model, settings)
@@ -384,16 +377,16 @@ class Engine:
         for group in self._base.param_groups:
             group["lr"] = learning_rate * group["rate_multiplier"]
         total = torch.zeros((), device=self.execution.device)
-        # Checkpointing does without the copies, and at ZeRO 3 there are none
-        checkpointing = self.execution.activation_checkpointing
-        with nullcontext() if checkpointing else casts_kept():
+        # Where memory is what is short, copies of weights are made anew in each pass
+        sparing = self.execution.activation_checkpointing or self.execution.zero_stage == 3
+        with nullcontext() if sparing else copies_kept():
             for index, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
                 self._seed(seed)
                 is_last = index == len(micro_batches) - 1
                 engine.set_gradient_accumulation_boundary(is_last)
                 loss = engine(micro_batch)
                 if is_last:
-                    torch.clear_autocast_cache()  # the backward pass gives each copy back
+                    forget_copies()
                 total += loss.detach()
                 engine.backward(loss / len(micro_batches))
                 metrics.append(self._forward.metrics)
@@ -608,42 +601,3 @@ def _check_zero_settings(zero: Mapping[str, Any]) -> None:
             f"{first.get('input')!r}: {first['msg']}. Mend the profile.",
             field=f"deepspeed.zero_optimization.{key}",
         ) from None
-
-
-def _prepare_blocks(model: nn.Module, execution: Execution) -> list[Any]:
-    """Compile each block (each member of a ModuleList) and have it keep its inputs alone, computing
-    the rest again in the backward pass, as the profile says. Returns the blocks changed.
-
-    Block by block, since ZeRO 3 gathers weights between blocks, in hooks that no compiler sees
-    through: a block is gathered whole, outside of what is compiled. Blocks of one shape share one
-    compiled graph.
-    """
-    if not (execution.compile or execution.activation_checkpointing):
-        return []
-    blocks: list[Any] = [
-        block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module
-    ]
-    for block in blocks:
-        prepared = block.forward
-        if execution.compile:
-            prepared = torch.compile(prepared, backend=execution.compiler)
-            block._z3_leaf = execution.zero_stage == 3  # deepspeed.utils.set_z3_leaf_modules
-        if execution.activation_checkpointing:
-            prepared = functools.partial(checkpoint, prepared, use_reentrant=False)
-        block.forward = _in_training(block, prepared)
-    return blocks
-
-
-def _in_training(block: Any, prepared: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`prepared` as the block's forward pass in training, its own in evaluation: there shapes
-    change with each call, a cache is written, and no random state may be asked for while a step is
-    captured.
-    """
-    plain = block.forward
-
-    def forward(*args: Any, **keywords: Any) -> Tensor:
-        """The block's states [batch, time, width]."""
-        result: Tensor = (prepared if block.training else plain)(*args, **keywords)
-        return result
-
-    return forward

@@ -1,0 +1,47 @@
+"""Copies of weights in the precision of a product's factors, made once a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+Make = Callable[[Tensor, torch.dtype], Tensor]
+_copies: ContextVar[dict[tuple[int, Make, torch.dtype], tuple[Tensor, Tensor]] | None] = ContextVar(
+    "_copies", default=None
+)
+
+
+@contextmanager
+def copies_kept() -> Iterator[None]:
+    """Within, weights do not change, and a copy of one serves all of a step's micro-batches:
+    autocast's, which last to the end of the outermost autocast, and those of `copy_of`.
+    """
+    token = _copies.set({})
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        _copies.reset(token)
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+
+
+def forget_copies() -> None:
+    """Before the step's last backward pass, which then gives each copy back."""
+    torch.clear_autocast_cache()
+    if (copies := _copies.get()) is not None:
+        copies.clear()
+
+
+def copy_of(weight: Tensor, make: Make, kind: torch.dtype) -> Tensor:
+    """`make(weight, kind)`, within `copies_kept` once for each parameter."""
+    copies, key = _copies.get(), (id(weight), make, kind)
+    if copies is None or not isinstance(weight, nn.Parameter):
+        return make(weight, kind)
+    if key not in copies:
+        copies[key] = weight, make(weight, kind)  # the weight too, so that its id stays its own
+    return copies[key][1]
