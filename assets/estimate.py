@@ -413,17 +413,19 @@ def ppo_bytes_per_rank(
     return weights + gradients + optimizer + max(step, sampling)
 
 
-# Models that a rank has whole at a time, in stages that only read them. Those that write answers or
-# score many lay one out a second time on a CPU (`gpt_model.ops.conv1d.prepacked`).
+# Models that a rank has whole at a time, in stages that only read them, unless they are shared out
+# (`has_whole_models`). Those that write answers or score many lay one out a second time on a CPU (`gpt_model.ops.conv1d.prepacked`).
 WHOLE_MODELS = {"depth": 1, "visible_context": 1, "zero_shot_dynamics": 1}
 WHOLE_AND_LAID_OUT = {"zero_shot": 1, "instructed": 1, "preferences": 2}
 
 
-def zero_shot_has_whole_model(model: ModelConfig, profile: Profile) -> bool:
-    """Whether each rank of zero_shot has: at ZeRO 3 only where the profile says that it fits."""
+def has_whole_models(stage: str, model: ModelConfig, profile: Profile) -> bool:
+    """Whether each rank of a stage that only reads models of at most this size has them whole: at
+    ZeRO 3 only where the profile says that they fit.
+    """
     if profile.zero_stage < 3 or profile.processes == 1:
         return True
-    size = whole_model_bytes(model, ["zero_shot"], profile.device)
+    size = whole_model_bytes(model, [stage], profile.device)
     return profile.memory_gb is not None and size <= profile.memory_gb * 1e9
 
 

@@ -210,7 +210,7 @@ class Done:
     folder: Path
     printed: str
 
-    def output(self, stage: str, ranks: int) -> Path:
+    def output(self, stage: str, ranks: int | str) -> Path:
         return self.folder / f"{stage}-{ranks}"
 
 
@@ -227,11 +227,12 @@ def done(world: World, downloads: Path) -> Done:
             for stage, (config, inputs) in stages.items()
             for ranks in RANKS
         ]
-        config, inputs = stages["zero_shot"]
-        jobs.append(
-            {"stage": "zero_shot", "ranks": 2, "config": config, "inputs": inputs}
-            | {"zero_stage": 3, "output": world.folder / "zero_shot-shared_out"}
-        )
+        jobs += [
+            {"stage": stage, "ranks": 2, "config": config, "inputs": inputs}
+            | {"zero_stage": 3, "output": done.output(stage, "shared_out")}
+            for stage, (config, inputs) in stages.items()
+            if stage != "tokens"
+        ]
         jobs += [
             {**job, "ranks": 2, "fails": True, "output": world.folder / f"{job['stage']}-failed"}
             for job in failing(world, stages)

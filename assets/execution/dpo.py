@@ -71,7 +71,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         "prompts_a_step": len(training) / batches.steps_per_epoch,
     }
     facts = {name: round(value, 6) for name, value in metrics.items()}
-    tuning.write_facts(output, gpt, facts)
+    tuning.write_facts(output, gpt.config, facts)
     rankings.write_held_out(output, held_out, {"rewards": rewards})
     return {**metrics, "seconds": outcome.seconds, "pairs_per_second": outcome.units_per_second}
 

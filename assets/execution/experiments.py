@@ -5,7 +5,7 @@ experiment.json.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from assets.execution.finetuning import (
     prepare,
     settings_of,
 )
-from assets.execution.tuning import execution_of
+from assets.execution.stored_models import join_to_evaluate
 from assets.stages import base_model
 from assets.stages.experiments import LSTM_ASSET, TASK_FORMS
 from assets.store.home import downloads_folder
@@ -47,8 +47,9 @@ from gpt_model.finetuning.entry import SPLITS
 from gpt_model.finetuning.objective import FineTuned, FineTuning
 from gpt_model.statistics import ConfidenceInterval
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.engine import evaluation_precision, join_without_training
+from gpt_model.training.engine import ALONE, evaluation_precision
 from gpt_model.training.measure import HeldOut, held_out
+from gpt_model.training.sharded import reading
 from gpt_model.training.shared_batches import SharedBatches
 from gpt_model.training.snapshots import snapshots
 from gpt_model.transformer import Decoder
@@ -177,32 +178,34 @@ def run_depth(config: Config, inputs: Inputs, output: Path, progress: Progress) 
     """Write experiment.json: every model among the inputs ("pretrained" and "depth/…") measured on
     the same held-out windows, which the ranks share.
     """
-    execution = execution_of(progress)
-    join_without_training(execution)
-    models: dict[int, list[Artifact]] = {}
+    by_depth: dict[int, list[Artifact]] = {}
     for name, artifact in inputs.items():
         if name == "pretrained" or name.startswith("depth/"):
-            models.setdefault(int(artifact.config["model"]["layers"]), []).append(artifact)
-    models = dict(sorted(models.items()))
-    data = TokenData(inputs["tokens"].path)
-    count, measured = sum(map(len, models.values())), 0
-    results: dict[int, list[dict[str, HeldOut]]] = {layers: [] for layers in models}
-    for layers, seeds in models.items():
+            by_depth.setdefault(int(artifact.config["model"]["layers"]), []).append(artifact)
+    by_depth = dict(sorted(by_depth.items()))
+    folders = [artifact.path / "model" for seeds in by_depth.values() for artifact in seeds]
+    models, data = join_to_evaluate("depth", folders, progress), TokenData(inputs["tokens"].path)
+
+    def measure(artifact: Artifact) -> dict[str, HeldOut]:
+        model = models.gpt(artifact.path / "model")
+        with evaluation_precision(models.execution, base_model.precision(artifact)), reading(model):
+            return held_out(model, data, models.execution)
+
+    results: dict[int, list[dict[str, HeldOut]]] = {layers: [] for layers in by_depth}
+    measured = itertools.count(1)
+    for layers, seeds in by_depth.items():
         for artifact in seeds:
-            model = convert.load(artifact.path / "model").to(execution.device).eval()
-            with evaluation_precision(execution, base_model.precision(artifact)):
-                results[layers].append(held_out(model, data, execution))
-            measured += 1
-            progress.advance(measured, count, "models")
+            results[layers].append(measure(artifact))
+            progress.advance(next(measured), len(folders), "models")
     if progress.rank:
         return {}
     vocab_size = int(inputs["tokenizer"].metrics["vocab_size"])
-    shapes = {layers: seeds[0].config["model"] for layers, seeds in models.items()}
+    shapes = {layers: seeds[0].config["model"] for layers, seeds in by_depth.items()}
     parameters = {
         layers: ModelConfig(**shape, vocab_size=vocab_size).parameters()
         for layers, shape in shapes.items()
     }
-    first = next(iter(models.values()))[0]
+    first = next(iter(by_depth.values()))[0]
     depths = Depths(results, parameters, first.config["pretraining"]["tokens"])
     write_document(output, depths.document())
     return depths.metrics()
@@ -229,10 +232,9 @@ def run_visible_context(
     config: Config, inputs: Inputs, output: Path, progress: Progress
 ) -> Metrics:
     """Write experiment.json: a curve a source. The ranks share the batches."""
-    execution = execution_of(progress)
-    join_without_training(execution)
-    data = TokenData(inputs["tokens"].path)
-    model = convert.load(inputs["pretrained"].path / "model").to(execution.device).eval()
+    folder, data = inputs["pretrained"].path / "model", TokenData(inputs["tokens"].path)
+    models = join_to_evaluate("visible_context", [folder], progress)
+    execution, model = models.execution, models.gpt(folder)
     contexts = sorted(config["contexts"] or default_contexts(model.config.context))
     sources = []
     for number, name in enumerate(data.sources, 1):
@@ -277,11 +279,14 @@ def run_zero_shot_dynamics(
     config: Config, inputs: Inputs, output: Path, progress: Progress
 ) -> Metrics:
     """Write experiment.json: each heuristic's score at each snapshot, for "pretrained" and, where
-    there is one, the LSTM. The ranks share the snapshots. Raises Unavailable where no heuristic
-    has examples.
+    there is one, the LSTM. The ranks share the snapshots, or where models are shared out the
+    examples. Raises Unavailable where no heuristic has examples.
     """
-    execution = execution_of(progress)
-    join_without_training(execution)
+    artifacts = {TRANSFORMER: inputs["pretrained"]}
+    if LSTM_ASSET in inputs:
+        artifacts[LSTM] = inputs[LSTM_ASSET]
+    folders = [artifact.path / "model" for artifact in artifacts.values()]
+    models = join_to_evaluate("zero_shot_dynamics", folders, progress)
     probes, missing = build_probes(
         config["tasks"],
         inputs["corpus"].path,
@@ -293,28 +298,29 @@ def run_zero_shot_dynamics(
     )
     if not probes:
         raise Unavailable("; ".join(f"{task}: {reason}" for task, reason in missing.items()))
-    artifacts = {TRANSFORMER: inputs["pretrained"]}
-    if LSTM_ASSET in inputs:
-        artifacts[LSTM] = inputs[LSTM_ASSET]
-    models = [
-        (network, tokens, load)
+    measured = [
+        (network, tokens, folder)
         for network, artifact in artifacts.items()
-        for tokens, load in snapshots(artifact.path)
+        for tokens, folder in snapshots(artifact.path)
     ]
+    # The ranks share the snapshots; or of a model that is shared out each snapshot's examples
+    whole, execution = models.whole, models.execution
+    of_all, of_each = (execution, ALONE) if whole else (ALONE, execution)
     done = itertools.count(1)
 
-    def score(snapshot: tuple[str, float, Callable[[], Decoder]]) -> list[ConfidenceInterval]:
-        model = snapshot[2]().to(execution.device).eval()
-        with evaluation_precision(execution, base_model.precision(artifacts[snapshot[0]])):
-            return [probe.score(model) for probe in probes]
+    def score(snapshot: tuple[str, float, Path]) -> list[ConfidenceInterval]:
+        network, _, folder = snapshot
+        model, precision = models.decoder(folder), base_model.precision(artifacts[network])
+        with evaluation_precision(execution, precision):
+            return [probe.score(model, of_each) for probe in probes]
 
-    scores = SharedBatches(partial(map, score), execution).results(
-        models, lambda _: progress.advance(next(done), len(models), "snapshots")
+    scores = SharedBatches(partial(map, score), of_all).results(
+        measured, lambda _: progress.advance(next(done), len(measured), "snapshots")
     )
     if progress.rank:
         return {}
     curves: dict[tuple[str, str], list[tuple[float, ConfidenceInterval]]] = {}
-    for (network, tokens, _), of_snapshot in zip(models, scores, strict=True):
+    for (network, tokens, _), of_snapshot in zip(measured, scores, strict=True):
         for probe, of_probe in zip(probes, of_snapshot, strict=True):
             curves.setdefault((network, probe.task), []).append((tokens, of_probe))
     dynamics = ZeroShotDynamics(probes, missing, curves)

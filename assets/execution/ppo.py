@@ -116,7 +116,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     }
     if progress.rank == 0:
         facts = {name: round(value, 4) for name, value in metrics.items() if name not in TIMINGS}
-        tuning.write_facts(output, model.policy, facts)
+        tuning.write_facts(output, model.policy.config, facts)
     return metrics
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import judge as judge_stage
 from assets.execution.rankings import EVALUATED
-from assets.execution.tuning import HELD_OUT_TOKENS, execution_of
+from assets.execution.stored_models import StoredModels, join_to_evaluate
+from assets.execution.tuning import HELD_OUT_TOKENS
 from assets.stages import base_model
 from assets.stages.alignment import WIDEST_RISE
-from gpt_model import convert
 from gpt_model.bag_of_words import BagOfWords
 from gpt_model.data.shards import TokenData
 from gpt_model.errors import UserError
@@ -48,7 +48,8 @@ from gpt_model.rlhf.sft_selection import PromptSubset, prompt_subset
 from gpt_model.statistics import ConfidenceInterval, Floats
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import measure
-from gpt_model.training.engine import Execution, evaluation_precision, join_without_training
+from gpt_model.training.engine import Execution, evaluation_precision
+from gpt_model.training.sharded import reading
 from gpt_model.transformer import GPT
 
 # How much higher the reward model's win rate may be than the judge's, interval and all.
@@ -57,10 +58,11 @@ WIDEST_GAP = 0.1
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Every rank runs it, and takes a share of each model's batches; rank 0 writes."""
-    execution = execution_of(progress)
-    join_without_training(execution)
     section, names = config["preferences"], [name for name in MODELS if name in inputs]
     folders = {name: base_model.require(inputs[name]).path / "model" for name in names}
+    scorer = inputs.get("reward_model")
+    stored = [*folders.values(), *([scorer.path / "model"] if scorer else [])]
+    models = join_to_evaluate("preferences", stored, progress)
     reference = (
         REFERENCE if REFERENCE in inputs else next(name for name in names if name != PRETRAINED)
     )
@@ -73,9 +75,9 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         "are left out"
     )
     comparison = Comparison(prompts)
-    _answer_all(comparison, folders, reference, template, section, inputs, execution, progress)
-    if "reward_model" in inputs:
-        _score_by_reward_model(comparison, template, section, inputs["reward_model"], execution)
+    _answer_all(comparison, models, folders, reference, template, section, inputs, progress)
+    if scorer:
+        _score_by_reward_model(comparison, models, template, section, scorer)
     if progress.rank:
         return {}
     if "judge" in inputs and not judge_stage.not_run(inputs["judge"].path):
@@ -116,47 +118,47 @@ def _with_room(
 
 def _answer_all(
     comparison: Comparison,
+    models: StoredModels,
     folders: Mapping[str, Path],
     reference: str,
     template: ChatTemplate,
     section: Mapping[str, Any],
     inputs: Inputs,
-    execution: Execution,
     progress: Progress,
 ) -> None:
     """One model after the other: held-out text, answers and their KL, and how far its own
     likelihood agrees with people's rankings. Collective.
     """
+    execution = models.execution
 
     def within(name: str) -> AbstractContextManager[Any]:
         return evaluation_precision(execution, base_model.precision(inputs[name]))
 
-    device, turns = execution.device, [prompt.turns for prompt in comparison.prompts]
-    reference_model = convert.load(folders[reference]).to(device).eval()
+    turns = [prompt.turns for prompt in comparison.prompts]
+    reference_model = models.gpt(folders[reference])
     for number, (name, folder) in enumerate(folders.items()):
         progress.advance(number, len(folders), "models")
-        model = reference_model if name == reference else convert.load(folder).to(device).eval()
+        model = reference_model if name == reference else models.gpt(folder)
+        # Before alignment it knows no role tokens: it continues plain text, and text with them means
+        # nothing
+        encoder = PlainText(template.tokenizer) if name == PRETRAINED else template
         with within(name):
             if "tokens" in inputs:
                 comparison.windows[name] = _read_held_out(model, inputs["tokens"], execution)
-            if name == PRETRAINED:
-                # It knows no role tokens: it continues plain text, and text with them means nothing
-                plain = PlainText(template.tokenizer)
-                comparison.answers[name] = _answer(model, plain, turns, section, execution)
-                continue
-            answers = comparison.answers[name] = _answer(model, template, turns, section, execution)
-            if "comparisons" in inputs:
+            answers = comparison.answers[name] = _answer(model, encoder, turns, section, execution)
+            if name != PRETRAINED and "comparisons" in inputs:
                 agreement = agreement_with_people(model, template, inputs["comparisons"], execution)
                 if agreement is not None:
                     comparison.agreement[name] = agreement
-        with within(reference):
-            comparison.kl[name] = (
-                np.zeros(len(answers))
-                if name == reference
-                else _kl(
-                    answers, reference_model, template, turns, section["temperature"], execution
+        del model  # before the next one is read
+        if name == reference:
+            comparison.kl[name] = np.zeros(len(answers))
+        elif name != PRETRAINED:
+            temperature = section["temperature"]
+            with within(reference):
+                comparison.kl[name] = _kl(
+                    answers, reference_model, template, turns, temperature, execution
                 )
-            )
     if reference == REFERENCE and "reward_model" in inputs:
         with within(reference):
             comparison.answers[BEST_OF] = _answer(
@@ -210,7 +212,8 @@ def _kl(
 
 def _read_held_out(model: GPT, tokens: Artifact, execution: Execution) -> Floats:
     """Windows of held-out text: [windows, (nats, tokens, bytes)]."""
-    held_out = measure.held_out(model, TokenData(tokens.path), execution, HELD_OUT_TOKENS)
+    with reading(model):
+        held_out = measure.held_out(model, TokenData(tokens.path), execution, HELD_OUT_TOKENS)
     windows = np.concatenate([source.windows for source in held_out.values()])
     return np.asarray(windows[windows[:, 2] > 0])
 
@@ -237,14 +240,15 @@ def agreement_with_people(
 
 def _score_by_reward_model(
     comparison: Comparison,
+    models: StoredModels,
     template: ChatTemplate,
     section: Mapping[str, Any],
     artifact: Artifact,
-    execution: Execution,
 ) -> None:
     """Also chooses the best of n, so that from here on it has one answer a prompt. Collective."""
     reward_model.check_vocabulary(Tokenizer.load(artifact.path / "model"), template.tokenizer)
-    scorer, n = reward_model.load(artifact.path), section["best_of"]
+    execution, n = models.execution, section["best_of"]
+    scorer = models.reward_model(artifact.path)
     scores: dict[str, Floats] = {}
     for name, answers in list(comparison.answers.items()):
         copies = n if name == BEST_OF else 1

@@ -87,7 +87,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     metrics |= {"loss": outcome.loss, "steps": outcome.steps, "seconds": outcome.seconds}
     metrics["comparisons_per_second"] = outcome.units_per_second
     facts = {name: round(value, 6) for name, value in metrics.items() if name not in TIMINGS}
-    tuning.write_facts(output, model.gpt, facts)
+    tuning.write_facts(output, model.gpt.config, facts)
     ratings = [
         [response.rating for response in ranking.responses]
         for ranking in splits["held_out"].rankings

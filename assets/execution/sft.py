@@ -115,7 +115,7 @@ def run_supervised(config: Config, inputs: Inputs, output: Path, progress: Progr
             {"epoch": n, "held_out_loss": round(loss, 6)} for n, loss in enumerate(losses, start=1)
         ]
         facts = {**_facts(data, outcome), "epochs": epochs}
-        tuning.write_facts(output, gpt, facts)
+        tuning.write_facts(output, gpt.config, facts)
     return _metrics(data, outcome) | {
         "held_out_loss": losses[-1],
         "best_epoch_by_loss": float(best_epoch([-loss for loss in losses])),
@@ -142,7 +142,7 @@ def run_policy_init(config: Config, inputs: Inputs, output: Path, progress: Prog
     )
     if progress.rank == 0:
         facts = {**_facts(data, outcome), "mixed": mixed, "held_out_loss": round(losses[-1], 6)}
-        tuning.write_facts(output, gpt, facts)
+        tuning.write_facts(output, gpt.config, facts)
     return _metrics(data, outcome) | {
         "held_out_loss": losses[-1],
         "pretraining_sequences_a_batch": float(mixed),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from assets.contract import Artifact, Built, Config, Inputs, Metrics, Progress, Verdict
 from assets.execution import tuning
-from assets.execution.tuning import execution_of
+from assets.execution.stored_models import StoredModels, join_to_evaluate
 from assets.stages import base_model
 from assets.stages.alignment import EMPTY
 from assets.stages.base_model import require
@@ -22,7 +22,7 @@ from gpt_model.rlhf.chat_template import ChatTemplate
 from gpt_model.rlhf.records import Prompt
 from gpt_model.rlhf.sft_selection import Epoch, prompt_subset
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.engine import Execution, evaluation_precision, join_without_training
+from gpt_model.training.engine import evaluation_precision
 from gpt_model.training.tuning import EPOCHS, best_epoch, epoch_folder
 
 ANSWERS_FILE = "answers.jsonl"
@@ -31,11 +31,12 @@ SHOWN_ANSWERS = 3  # answers of each epoch that are shown
 
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Every rank runs it, and answers and reads a share of each epoch's batches; rank 0 writes."""
-    execution = execution_of(progress)
-    join_without_training(execution)
     supervised, section = require(inputs["supervised"]), config["instructed"]
+    scorer, folders = inputs["reward_model"], epoch_folders(supervised)
+    stored = [folder for _, folder in folders]
+    models = join_to_evaluate("instructed", [*stored, scorer.path / "model"], progress)
     tokenizer = Tokenizer.load(supervised.path / "model")
-    reward_tokenizer = Tokenizer.load(inputs["reward_model"].path / "model")
+    reward_tokenizer = Tokenizer.load(scorer.path / "model")
     reward_model.check_vocabulary(reward_tokenizer, tokenizer)
     subset = prompt_subset(inputs["prompts"].path, section)
     prompts = subset.choosing
@@ -45,17 +46,16 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
             field="prompts.held_out",
         )
     losses = losses_by_epoch(supervised)
-    folders = epoch_folders(supervised)
     epochs: list[Epoch] = []
     for number, folder in folders:
         answers, rewards = _answer(
+            models,
             supervised,
             folder,
             ChatTemplate(tokenizer),
             prompts,
-            inputs["reward_model"],
+            scorer,
             section,
-            execution,
         )
         reward_model.check_finite(
             rewards,
@@ -85,9 +85,9 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
             for epoch in epochs
         ],
     }
-    model = convert.load(dict(folders)[best.number])
-    tuning.save_model(output, model, tokenizer)
-    tuning.write_facts(output, model, facts)
+    folder = dict(folders)[best.number]
+    tuning.copy_model(folder, output, tokenizer)
+    tuning.write_facts(output, convert.shape(folder), facts)
     _write_answers(output, prompts, epochs)
     lowest = {"epoch_of_lowest_loss": min(losses, key=lambda n: (losses[n], n))} if losses else {}
     return {
@@ -102,19 +102,19 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
 
 
 def _answer(
+    models: StoredModels,
     supervised: Artifact,
     folder: Path,
     template: ChatTemplate,
     prompts: Sequence[Prompt],
     scorer: Artifact,
     section: Config,
-    execution: Execution,
 ) -> tuple[list[Answer], list[float]]:
     """An epoch's answers, and their rewards. Collective."""
-    dialogues = [prompt.turns for prompt in prompts]
+    execution, dialogues = models.execution, [prompt.turns for prompt in prompts]
     with evaluation_precision(execution, base_model.precision(supervised)):
         answers = sample_answers(
-            convert.load(folder).to(execution.device).eval(),
+            models.gpt(folder),
             template,
             dialogues,
             max_new_tokens=section["max_new_tokens"],
@@ -124,7 +124,7 @@ def _answer(
         )
     texts = [(turns, answer.text) for turns, answer in zip(dialogues, answers, strict=True)]
     with evaluation_precision(execution, base_model.precision(scorer)):
-        model = reward_model.load(scorer.path)
+        model = models.reward_model(scorer.path)
         return answers, reward_model.score(model, template, texts, execution)
 
 

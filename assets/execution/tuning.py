@@ -19,6 +19,7 @@ from assets.execution.device_failures import out_of_memory
 from assets.stages import base_model
 from assets.stages.alignment import TRAINING_FILE
 from gpt_model import convert
+from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
 from gpt_model.io import dump_json
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
@@ -197,9 +198,16 @@ def save_model(output: Path, model: GPT, tokenizer: Tokenizer, rank: int = 0) ->
             tokenizer.save(output / "model")
 
 
-def write_facts(output: Path, model: GPT, facts: Mapping[str, Any]) -> None:
+def copy_model(stored: Path, output: Path, tokenizer: Tokenizer) -> None:
+    """What `save_model` writes of a stored model that nobody has to read for it."""
+    config = convert.shape(stored).model_copy(update={"dropout": 0.0})
+    convert.save_again(stored, output / "model", config, tokenizer.end_of_text)
+    tokenizer.save(output / "model")
+
+
+def write_facts(output: Path, config: ModelConfig, facts: Mapping[str, Any]) -> None:
     """The finished model's shape, and training.json: what is the same on every run."""
-    base_model.write_shape(model.config.model_copy(update={"dropout": 0.0}), output)
+    base_model.write_shape(config.model_copy(update={"dropout": 0.0}), output)
     dump_json(output / TRAINING_FILE, facts, indent=2, sort_keys=True)
 
 

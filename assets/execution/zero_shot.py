@@ -22,11 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from assets.contract import EVALUATED, Built, Config, Inputs, Metrics, Progress, Verdict
-from assets.estimate import zero_shot_has_whole_model
-from assets.execution.tuning import execution_of
+from assets.execution.stored_models import join_to_evaluate
 from assets.stages import base_model
 from assets.store.home import downloads_folder
-from gpt_model import convert
 from gpt_model.errors import CorruptFile, Unavailable, Unreachable, UserError, about_all_of
 from gpt_model.evaluation import toxicity
 from gpt_model.evaluation.adapters.registry import TaskContext
@@ -54,17 +52,7 @@ from gpt_model.evaluation.tasks import TaskRows, examples_of, in_each_setting, r
 from gpt_model.io import dump_json, write_json_lines
 from gpt_model.published import Reference, references
 from gpt_model.tokenizer import Tokenizer
-from gpt_model.training.engine import (
-    PREPARATION,
-    Execution,
-    evaluation_precision,
-    join_without_training,
-    start,
-)
-from gpt_model.training.optimizer import TrainingSettings
-from gpt_model.training.sharded import for_evaluation
-from gpt_model.training.sharded_build import build_sharded
-from gpt_model.transformer import GPT
+from gpt_model.training.engine import evaluation_precision
 
 # Same weights, same examples: only rounding remains, of the printed number and of 16-bit arithmetic
 # in the old runs.
@@ -78,15 +66,10 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     if reason := inputs["pretrained"].not_run:
         return {} if progress.rank else _write_unavailable(config, output, reason)
     started = time.monotonic()
-    execution = execution_of(progress)
     folder = inputs["pretrained"].path / "model"
-    whole = zero_shot_has_whole_model(convert.shape(folder), progress.profile)
-    if whole:
-        join_without_training(execution)
-    else:
-        start(execution, PREPARATION)
+    models = join_to_evaluate("zero_shot", [folder], progress)
+    execution, model = models.execution, models.gpt(folder)
     precision = evaluation_precision(execution, base_model.precision(inputs["pretrained"]))
-    model = convert.load(folder).to(execution.device) if whole else _shared_out(folder, execution)
     lm = GPTLM(model, Tokenizer.load(folder), progress=progress, execution=execution)
     with precision:
         if progress.rank:
@@ -94,14 +77,6 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
             return {}
         with lm.shared.leading():
             return _evaluate(lm, config, inputs, output, progress, started)
-
-
-def _shared_out(folder: Path, execution: Execution) -> GPT:
-    """The stored model, of which each rank has a share. Collective."""
-    settings = TrainingSettings(steps=0, learning_rate=lambda step: 0.0)  # nothing is trained
-    model = build_sharded(convert.shape(folder), settings, execution, settings.seed, folder)
-    assert isinstance(model, GPT)
-    return for_evaluation(model, execution.device)
 
 
 def _evaluate(

@@ -48,6 +48,17 @@ def save(model: Decoder, folder: Path | str, end_of_text: int | None = None) -> 
     )
 
 
+def save_again(
+    source: Path, folder: Path, config: ModelConfig, end_of_text: int | None = None
+) -> None:
+    """What `save` writes of the model that it wrote to `source`, described by `config`, which has
+    its weights. They are copied as they lie there: nobody needs them in memory.
+    """
+    _write_described(folder, _described(config, end_of_text))
+    shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
+    _let_read(folder)
+
+
 def _stored_name(model: Decoder, name: str) -> str:
     """What the store's own folder calls the parameter `name`."""
     if model.config.family in NATIVE:
@@ -129,10 +140,19 @@ def _write_one_by_one(
     weight: Callable[[str], Tensor],
 ) -> None:
     """`write`, with weights of these shapes that `weight` gives as they are written."""
+    _write_described(folder, described)
+    _write_tensors(folder / WEIGHTS, shapes, weight)
+    _let_read(folder)
+
+
+def _write_described(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, contents in described.items():
         dump_json(folder / name, contents, indent=2, sort_keys=True)
-    _write_tensors(folder / WEIGHTS, shapes, weight)
+
+
+def _let_read(folder: Path) -> None:
+    """Whoever may read the JSON files may read the weights."""
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
 
 
@@ -162,7 +182,11 @@ def load(folder: Path | str) -> GPT:
     """A GPT from a folder that `save`, `export` or `transformers` wrote. Raises UserError naming
     the file and field that do not fit.
     """
-    model = load_decoder(folder)
+    return require_gpt(load_decoder(folder), folder)
+
+
+def require_gpt(model: Decoder, folder: Path | str) -> GPT:
+    """The model that `folder` has, if it is a GPT. Raises UserError where it is not."""
     if not isinstance(model, GPT):
         raise UserError(
             f"{folder} is an {model.config.family.upper()}, and a GPT is wanted here. Give another "

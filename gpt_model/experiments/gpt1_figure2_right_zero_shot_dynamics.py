@@ -27,6 +27,7 @@ from gpt_model.progress import Progress
 from gpt_model.published import references
 from gpt_model.statistics import ConfidenceInterval, wilson
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.engine import Execution
 from gpt_model.transformer import Decoder
 
 TRANSFORMER, LSTM = "Transformer", "LSTM"
@@ -63,12 +64,14 @@ class Probe:
     best: float
     best_source: str
     labels: Sequence[int]
-    answer: Callable[[Decoder], list[int]]
+    answer: Callable[[Decoder, Execution], list[int]]
     matthews: bool = False
 
-    def score(self, model: Decoder) -> ConfidenceInterval:
-        """The model's accuracy, or its Matthews correlation."""
-        answers = self.answer(model)
+    def score(self, model: Decoder, execution: Execution) -> ConfidenceInterval:
+        """The model's accuracy, or its Matthews correlation. Collective where there are several
+        ranks.
+        """
+        answers = self.answer(model, execution)
         if self.matthews:
             groups = [str(number) for number in range(len(answers))]
             scores = metrics.scores(list(self.labels), list(answers), 2, groups)
@@ -143,7 +146,11 @@ def _sentiment(
 ) -> Probe:
     texts, labels = _texts(examples), _labels(examples)
     return _probe(
-        "sentiment", task, 0.5, labels, lambda model: heuristics.sentiments(model, tokenizer, texts)
+        "sentiment",
+        task,
+        0.5,
+        labels,
+        lambda model, execution: heuristics.sentiments(model, tokenizer, texts, execution),
     )
 
 
@@ -153,9 +160,9 @@ def _acceptability(
     """The threshold is chosen on every second example, and the others are tested."""
     validation, test = examples[::2], examples[1::2]
 
-    def answer(model: Decoder) -> list[int]:
+    def answer(model: Decoder, execution: Execution) -> list[int]:
         texts = _texts([*validation, *test])
-        scores = heuristics.acceptability(model, tokenizer, texts)
+        scores = heuristics.acceptability(model, tokenizer, texts, execution)
         threshold = heuristics.threshold(scores[: len(validation)], _labels(validation))
         return [int(score > threshold) for score in scores[len(validation) :]]
 
@@ -173,7 +180,7 @@ def _pronouns(
         task,
         0.5,
         [sentence.label for sentence in resolved],
-        lambda model: heuristics.referents(model, tokenizer, resolved),
+        lambda model, execution: heuristics.referents(model, tokenizer, resolved, execution),
     )
 
 
@@ -186,7 +193,7 @@ def _questions(
         task,
         chance,
         _labels(examples),
-        lambda model: heuristics.answers(model, tokenizer, examples),
+        lambda model, execution: heuristics.answers(model, tokenizer, examples, execution),
     )
 
 
@@ -203,7 +210,7 @@ def _probe(
     task: Mapping[str, Any] | None,
     chance: float,
     labels: list[int],
-    answer: Callable[[Decoder], list[int]],
+    answer: Callable[[Decoder, Execution], list[int]],
     matthews: bool = False,
 ) -> Probe:
     best, source = 1.0, "a perfect score, as the paper's tables have none"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from gpt_model.experiments.document import series
 from gpt_model.statistics import ConfidenceInterval, Floats, bits_per_byte_interval, ratio_interval
 from gpt_model.training.batching import EVALUATION_TOKENS
 from gpt_model.training.engine import ALONE, Execution
-from gpt_model.training.shared_batches import SharedBatches
+from gpt_model.training.shared_batches import SharedBatches, while_reading
 from gpt_model.transformer import Decoder
 
 Positions = NDArray[np.int64]  # of tokens of a source's held-out text
@@ -54,9 +53,9 @@ def nats_by_context(
     Collective where there are several ranks.
     """
     tokens = np.asarray(data.tokens(source, "held_out"), dtype=np.int64)
-    device = model.wte.weight.device
 
     def read(batch: tuple[int, slice]) -> Floats:
+        device = model.wte.weight.device
         k, part = contexts[batch[0]], positions[batch[1]]
         rows = torch.from_numpy(tokens[part[:, None] + np.arange(-k, 0)]).to(device)
         targets = torch.from_numpy(tokens[part])[:, None].to(device)
@@ -70,7 +69,7 @@ def nats_by_context(
         for start in range(0, len(positions), size)
     ]
     nats = np.zeros((len(positions), len(contexts)))
-    shared = SharedBatches(partial(map, read), execution)
+    shared = SharedBatches(while_reading(read, model), execution)
     for (column, part), of_batch in zip(batches, shared.results(batches), strict=True):
         nats[part, column] = of_batch
     return nats

@@ -24,6 +24,8 @@ import torch
 from gpt_model.finetuning.examples import Example
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import token_batches
+from gpt_model.training.engine import ALONE, Execution
+from gpt_model.training.shared_batches import results_of_items
 from gpt_model.transformer import IGNORED, Decoder
 
 PRONOUN = re.compile(r"\b(he|she|they|him|her|them|his|hers|their|theirs)\b", re.IGNORECASE)
@@ -41,17 +43,20 @@ class Scored:
 
 
 @torch.no_grad()
-def log_probabilities(model: Decoder, rows: Sequence[Scored]) -> list[tuple[float, int]]:
+def log_probabilities(
+    model: Decoder, rows: Sequence[Scored], execution: Execution = ALONE
+) -> list[tuple[float, int]]:
     """Of each row, the log-probability in nats of its scored tokens together, and their number.
+    Collective where there are several ranks.
 
     A row longer than the context loses its beginning; of scored tokens alone longer than that, the
     later ones count.
     """
-    device, context = model.wte.weight.device, model.config.context
-    cut = [_cut(row, context) for row in rows]
-    totals: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    cut = [_cut(row, model.config.context) for row in rows]
     lengths = [len(row.ids) - 1 for row in cut]  # the last token is only predicted
-    for chosen in token_batches(lengths, order="longest", padded=True):
+
+    def read(chosen: Sequence[int]) -> list[tuple[float, int]]:
+        device = model.wte.weight.device
         longest = max(1, lengths[chosen[0]])
         tokens = torch.zeros(len(chosen), longest, dtype=torch.long)  # [batch, time]
         targets = torch.full((len(chosen), longest), IGNORED)
@@ -64,9 +69,13 @@ def log_probabilities(model: Decoder, rows: Sequence[Scored]) -> list[tuple[floa
             .sum(1, dtype=torch.float64)
             .tolist()
         )
-        for row, i in enumerate(chosen):
-            totals[i] = (-losses[row], len(cut[i].ids) - cut[i].start)
-    return totals
+        return [
+            (-loss, len(cut[i].ids) - cut[i].start)
+            for loss, i in zip(losses, chosen, strict=True)
+        ]
+
+    batches = token_batches(lengths, order="longest", padded=True)
+    return results_of_items(read, batches, execution, model)
 
 
 def _cut(row: Scored, context: int) -> Scored:
@@ -74,29 +83,36 @@ def _cut(row: Scored, context: int) -> Scored:
     return row if over <= 0 else Scored(row.ids[over:], max(1, row.start - over))
 
 
-def mean_log_probabilities(model: Decoder, rows: Sequence[Scored]) -> list[float]:
+def mean_log_probabilities(
+    model: Decoder, rows: Sequence[Scored], execution: Execution = ALONE
+) -> list[float]:
     """Nats a scored token of each row."""
-    return [total / max(1, count) for total, count in log_probabilities(model, rows)]
+    return [total / max(1, count) for total, count in log_probabilities(model, rows, execution)]
 
 
-# The four heuristics: each answers every example.
+# The four heuristics: each answers every example. Collective where there are several ranks.
 
 
-def sentiments(model: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+def sentiments(
+    model: Decoder, tokenizer: Tokenizer, texts: Sequence[str], execution: Execution = ALONE
+) -> list[int]:
     """1 where " positive" is likelier than " negative" after the text and "very", else 0."""
     sentiments = [tokenizer.encode(sentiment) for sentiment in SENTIMENTS]
     rows = []
     for text in texts:
         before = (tokenizer.end_of_text, *tokenizer.encode(f"{text} very"))
         rows += [Scored((*before, *sentiment), len(before)) for sentiment in sentiments]
-    return _likelier([total for total, _ in log_probabilities(model, rows)], 2)
+    return _likelier([total for total, _ in log_probabilities(model, rows, execution)], 2)
 
 
-def acceptability(model: Decoder, tokenizer: Tokenizer, sentences: Sequence[str]) -> list[float]:
+def acceptability(
+    model: Decoder, tokenizer: Tokenizer, sentences: Sequence[str], execution: Execution = ALONE
+) -> list[float]:
     """Nats a token of each sentence; `threshold` makes answers of them."""
     return mean_log_probabilities(
         model,
         [Scored((tokenizer.end_of_text, *tokenizer.encode(sentence)), 1) for sentence in sentences],
+        execution,
     )
 
 
@@ -114,7 +130,12 @@ def threshold(scores: Sequence[float], labels: Sequence[int]) -> float:
     return at
 
 
-def referents(model: Decoder, tokenizer: Tokenizer, sentences: Sequence[Substitution]) -> list[int]:
+def referents(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    sentences: Sequence[Substitution],
+    execution: Execution = ALONE,
+) -> list[int]:
     """Which referent is likelier in the pronoun's place, by the mean log-probability of the rest of
     the sentence.
     """
@@ -123,10 +144,12 @@ def referents(model: Decoder, tokenizer: Tokenizer, sentences: Sequence[Substitu
         for referent in sentence.referents:
             before = (tokenizer.end_of_text, *tokenizer.encode(sentence.before + referent))
             rows.append(Scored((*before, *tokenizer.encode(sentence.after)), len(before)))
-    return _likelier(mean_log_probabilities(model, rows), 2)
+    return _likelier(mean_log_probabilities(model, rows, execution), 2)
 
 
-def answers(model: Decoder, tokenizer: Tokenizer, questions: Sequence[Example]) -> list[int]:
+def answers(
+    model: Decoder, tokenizer: Tokenizer, questions: Sequence[Example], execution: Execution = ALONE
+) -> list[int]:
     """The option of each question with the highest mean log-probability after its text."""
     rows = []
     for question in questions:
@@ -135,7 +158,7 @@ def answers(model: Decoder, tokenizer: Tokenizer, questions: Sequence[Example]) 
             Scored((*before, *tokenizer.encode(f" {option}")), len(before))
             for option in question.options
         ]
-    means = iter(mean_log_probabilities(model, rows))
+    means = iter(mean_log_probabilities(model, rows, execution))
     chosen = []
     for question in questions:
         scores = [next(means) for _ in question.options]

@@ -112,7 +112,8 @@ def sample_answers(
             answers.append(Answer(text, tokens, ended, encoded[index][1], log_probability))
         return answers
 
-    return results_of_items(write, list(_batches([tokens for tokens, _ in encoded])), execution)
+    batches = list(_batches([tokens for tokens, _ in encoded]))
+    return results_of_items(write, batches, execution, model)
 
 
 class _LogProbabilities:

@@ -19,14 +19,15 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from gpt_model.transformer import D, Decoder
+from gpt_model.transformer import Decoder
 
+M = TypeVar("M", bound=nn.Module)
 END = -1  # what a rank that has read what it wanted says, in place of a group's number
 
 
@@ -96,8 +97,11 @@ def shares(model: nn.Module) -> Iterator[Fragment]:
 
 def gather(parameter: Any, device: torch.device | str, onto: int | None = None) -> Tensor:
     """The whole parameter [...] on every rank, or on rank `onto` alone; nothing [0] on the others.
-    Collective.
+    Collective. One that is not shared out, such as a head's, every rank has.
     """
+    if not hasattr(parameter, "ds_tensor"):
+        held: Tensor = parameter.detach().to(device)
+        return held
     share = parameter.ds_tensor.detach().to(device).view(-1)
     ranks, rank = parameter.ds_zero_partition_world_size, parameter.ds_zero_partition_rank
     receives = onto is None or rank == onto
@@ -130,7 +134,7 @@ def reading(model: nn.Module) -> AbstractContextManager[None]:
     return sharded.reading(path, apart=True) if sharded else nullcontext()
 
 
-def for_evaluation(model: D, device: str) -> D:
+def for_evaluation(model: M, device: str) -> M:
     """A model that no engine has taken hold of, on the device in evaluation mode: itself, or where
     it was built sharded what a `ShardedModel` shows of it.
     """

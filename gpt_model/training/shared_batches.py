@@ -95,6 +95,21 @@ class SharedBatches(Generic[Batch, Result]):
         return shares or []
 
 
+def while_reading(
+    compute: Callable[[Batch], Result], model: nn.Module | None
+) -> Callable[[Sequence[Batch]], Iterator[Result]]:
+    """For `SharedBatches`: `compute` of each batch, which makes forward passes of `model`, if it
+    makes any.
+    """
+
+    def computed(share: Sequence[Batch]) -> Iterator[Result]:
+        # Left with the last batch, before the ranks exchange results
+        with reading(model) if model else nullcontext():
+            yield from map(compute, share)
+
+    return computed
+
+
 def results_of_items(
     compute: Callable[[Sequence[int]], list[Result]],
     batches: Sequence[Sequence[int]],
@@ -105,13 +120,7 @@ def results_of_items(
     gives the results of a batch, by forward passes of `model` if of any. Collective where there are
     several ranks.
     """
-
-    def computed(share: Sequence[Sequence[int]]) -> Iterator[list[Result]]:
-        # Left with the last batch, before the ranks exchange results
-        with reading(model) if model else nullcontext():
-            yield from map(compute, share)
-
-    shared = SharedBatches(computed, execution)
+    shared = SharedBatches(while_reading(compute, model), execution)
     by_item: dict[int, Result] = {}
     for items, results in zip(batches, shared.results(batches), strict=True):
         by_item.update(zip(items, results, strict=True))

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 from gpt_model import convert
@@ -59,13 +58,12 @@ def write_index(output: Path, tokens: dict[int, int]) -> None:
     write_json(output / FOLDER / INDEX, {"precision": "float32", "snapshots": known})
 
 
-def snapshots(artifact: Path) -> Iterator[tuple[float, Callable[[], Decoder]]]:
-    """(tokens trained on, loader) of each snapshot in a pre-trained artifact's folder, in order;
-    nothing where none were kept.
+def snapshots(artifact: Path) -> Iterator[tuple[float, Path]]:
+    """(tokens trained on, the model's folder) of each snapshot in a pre-trained artifact's folder,
+    in order; nothing where none were kept.
     """
     index = artifact / FOLDER / INDEX
     known = json.loads(index.read_text(encoding="utf-8"))["snapshots"] if index.is_file() else []
     for snapshot in known:
         folder = artifact / FOLDER / str(snapshot["step"])
-        load = partial(convert.load_decoder, folder if folder.is_dir() else artifact / MODEL)
-        yield float(snapshot["tokens"]), load
+        yield float(snapshot["tokens"]), folder if folder.is_dir() else artifact / MODEL

@@ -21,6 +21,7 @@ from assets.contract import Artifact
 from assets.estimate import (
     ZERO_STAGES,
     estimate,
+    has_whole_models,
     loss_text,
     planned,
     ppo_bytes,
@@ -30,7 +31,6 @@ from assets.estimate import (
     training_flops,
     training_setting,
     whole_model_bytes,
-    zero_shot_has_whole_model,
 )
 from assets.graph import nodes
 from assets.node import Node
@@ -200,8 +200,7 @@ def memory_facts(recipe: Recipe, model: ModelConfig, profile: Profile) -> dict[s
     if recipe.alignment and recipe.alignment.ppo:
         facts["ppo_memory"] = _ppo_memory(recipe.alignment.ppo, model, profile, available)
     stages = {node.stage.name for node in nodes(recipe)}
-    if not zero_shot_has_whole_model(model, profile):
-        stages -= {"zero_shot"}
+    stages = {stage for stage in stages if has_whole_models(stage, model, profile)}
     if size := whole_model_bytes(model, stages, profile.device):
         facts["evaluation_memory"] = {
             "bytes_per_rank": size,
