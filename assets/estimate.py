@@ -414,7 +414,8 @@ def ppo_bytes_per_rank(
 
 
 # Models that a rank has whole at a time, in stages that only read them, unless they are shared out
-# (`has_whole_models`). Those that write answers or score many lay one out a second time on a CPU (`gpt_model.ops.conv1d.prepacked`).
+# (`has_whole_models`). Those that write answers or score many lay one out a second time on a CPU
+# (`gpt_model.ops.conv1d.prepacked`).
 WHOLE_MODELS = {"depth": 1, "visible_context": 1, "zero_shot_dynamics": 1}
 WHOLE_AND_LAID_OUT = {"zero_shot": 1, "instructed": 1, "preferences": 2}
 

@@ -21,6 +21,7 @@ from training_ranks import make_inputs
 from assets.recipe.sections import PPOSection
 from gpt_model import convert
 from gpt_model.config import ModelConfig
+from gpt_model.convert import folder
 from gpt_model.rlhf import reward_model, rollouts
 from gpt_model.rlhf.chat_template import chat_tokenizer
 from gpt_model.rlhf.ppo import ActorCritic
@@ -122,18 +123,25 @@ class CopyEngine:
 @contextmanager
 def watched(record: dict[str, Any], engine: str | None = None) -> Iterator[None]:
     """Within, `record` gets the most elements of gathered parameters that a rank had at once while
-    it evaluated ("held"), and rollouts are answered by the class of this module named `engine`.
+    it evaluated ("held"), and how many elements it read as parts of whole models ("whole"); and
+    rollouts are answered by the class of this module named `engine`.
     """
-    record["held"] = 0
-    put = ShardedModel._put
+    record["held"] = record["whole"] = 0
+    put, whole = ShardedModel._put, folder._weights
 
     def counted(self: ShardedModel, name: str, parameter: nn.Parameter) -> None:
         put(self, name, parameter)
         gathered = sum(p.numel() for p in self.model.parameters() if not p.is_meta)
         record["held"] = max(record["held"], gathered)
 
+    def counted_whole(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+        weights, file = whole(path)
+        record["whole"] += sum(weight.numel() for weight in weights.values())
+        return weights, file
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ShardedModel, "_put", counted)
+        patch.setattr(folder, "_weights", counted_whole)
         if engine:
             patch.setattr(rollouts, "DecoderEngine", globals()[engine])
         yield

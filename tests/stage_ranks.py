@@ -2,8 +2,9 @@
 `python tests/stage_ranks.py JOBS.json`. It ends with status 1 where a job does not end as it is to.
 
 A job: {"stage", "ranks", "config", "inputs": {name: folder, or [folder, config, metrics]},
-"output": folder}, and "fails": true where one of its ranks is to fail. With a "zero_stage" rank 0
-leaves its reports and its result in OUTPUT/record.json. With "memory" its micro-batches are found by
+"output": folder}, and "fails": true where one of its ranks is to fail. With a "zero_stage" (and a
+"memory_gb") of the profile rank 0 leaves its reports and its result in OUTPUT/record.json, and the
+others theirs in OUTPUT/.scratch/RANK/record.json. With "trial_bytes" micro-batches are found by
 trial, as on a GPU of so many bytes, one for each token.
 """
 
@@ -46,7 +47,7 @@ def _run_rank(job: dict[str, Any], rank: int) -> None:
     from ppo_world import watched
     from training_ranks import RecordingProgress, write_record
 
-    from assets.contract import Artifact
+    from assets.contract import SCRATCH, Artifact
     from assets.stages import stage_named
 
     inputs = {}
@@ -55,16 +56,18 @@ def _run_rank(job: dict[str, Any], rank: int) -> None:
         inputs[name] = Artifact(Path(path), name, "", "", config, metrics)
     output = Path(job["output"])
     output.mkdir(parents=True, exist_ok=True)
-    profile = {"zero_stage": job["zero_stage"]} if "zero_stage" in job else {}
+    profile = {name: job[name] for name in ("zero_stage", "memory_gb") if name in job}
     progress = RecordingProgress(output.name, rank, job["ranks"], **profile)
-    if "memory" in job:
-        _try_micro_batches(job["memory"])
+    if "trial_bytes" in job:
+        _try_micro_batches(job["trial_bytes"])
     with watched(progress.record):
         progress.record["result"] = stage_named(job["stage"]).run(
             job["config"], inputs, output, progress
         )
-    if profile and rank == 0:
-        write_record(output, progress)
+    if profile:
+        folder = output / SCRATCH / str(rank) if rank else output
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(folder, progress)
 
 
 def _try_micro_batches(memory: float) -> None:

@@ -26,6 +26,7 @@ from assets.estimate import (
     TEXT_ASSUMED,
     default_rate,
     estimate,
+    has_whole_models,
     loss_text,
     planned,
     ppo_bytes,
@@ -900,6 +901,12 @@ def test_plan_says_the_ranks_of_each_stage_and_that_memory_of_evaluation_rises_w
     for room, whole in ((None, False), (1e-5, False), (1.0, True)):  # zero_shot alone
         sharing = Profile(name="cpus", processes=4, zero_stage=3, memory_gb=room)
         assert ("evaluation_memory" in plan_of(recipe, base, sharing, store)) == whole
+    model = recipe.model_config_for()
+    room = 2.5 * 4 * model.parameters() / 1e9  # for a model and its layout; preferences has two
+    sharing = Profile(name="cpus", processes=4, zero_stage=3, memory_gb=room)
+    stages = ("depth", "zero_shot", "instructed", "preferences")
+    whole = [has_whole_models(stage, model, sharing) for stage in stages]
+    assert whole == [True, True, True, False]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 
 import human_world
 import pytest
+import torch
 import yaml
+from ppo_world import most_gathered
 from stage_ranks import run_in_ranks
 from training_ranks import RecordingProgress
 from world import World, make_world, story
 
 from assets.contract import SCRATCH, Artifact
+from assets.execution.stored_models import StoredModels
 from assets.execution.tokenizer import tokenize
 from assets.stages import base_model
 from assets.stages.experiments import ZERO_SHOT_DYNAMICS
@@ -23,13 +27,17 @@ from gpt_model import GPT, convert
 from gpt_model.data import documents
 from gpt_model.data.shards import SourceTexts, join, write
 from gpt_model.evaluation.results import Results
+from gpt_model.lstm import build
 from gpt_model.rlhf import reward_model
 from gpt_model.rlhf.chat_template import ChatTemplate, chat_tokenizer
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.engine import Execution
+from gpt_model.training.sharded import reading
 from gpt_model.training.snapshots import save_snapshot, write_index
 from gpt_model.training.tuning import epoch_folder
 
 RANKS = (1, 2, 3)
+HEAD = 32 + 1  # elements of a reward model's
 # What a stage writes, and of how many bytes at least: every rank has batches.
 WRITTEN = {
     "tokens": ("index.json", 1000),
@@ -40,6 +48,7 @@ WRITTEN = {
     "instructed": ("answers.jsonl", 40_000),
     "preferences": ("answers.jsonl", 150_000),
 }
+READING = [stage for stage in WRITTEN if stage != "tokens"]  # those that read models
 
 
 def write_suite(folder: Path, name: str, **settings: Any) -> str:
@@ -103,7 +112,7 @@ def write_people(world: World) -> dict[str, Path]:
 
 
 def write_models(world: World) -> dict[str, Path]:
-    """Models of two depths, and one with snapshots, in folders of these names."""
+    """Models of three depths with snapshots, in folders of these names; and an LSTM beside them."""
     for layers in (1, 2, 3):
         shape = world.model.config.model_copy(update={"layers": layers})
         folder = world.folder / f"layers_{layers}"
@@ -111,6 +120,11 @@ def write_models(world: World) -> dict[str, Path]:
         for step in (1, 2, 3):
             save_snapshot(GPT(shape, seed=step), folder, step)
         write_index(folder, {step: 100 * step for step in (1, 2, 3, 4)})
+    lstm = shape.model_copy(update={"family": "lstm", "layers": 1, "heads": 1})
+    for step in (1, 2):
+        save_snapshot(build(lstm, step), world.folder / "lstm", step)
+    convert.save(build(lstm, 3), world.folder / "lstm" / "model")
+    write_index(world.folder / "lstm", {step: 100 * step for step in (1, 2, 3)})
     return {f"depth/layers_{layers}": world.folder / f"layers_{layers}" for layers in (1, 2, 3)}
 
 
@@ -175,7 +189,7 @@ def stages_of(world: World) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
                 "corpus": corpus,
                 "tokenizer": model / "model",
                 "pretrained": models["depth/layers_2"],
-                "experiments/lstm": models["depth/layers_1"],
+                "experiments/lstm": world.folder / "lstm",
             },
         ),
         "instructed": ({"instructed": {"prompts": 200, **answers}}, people),
@@ -205,10 +219,24 @@ def failing(world: World, stages: Mapping[str, tuple[Any, Any]]) -> Iterator[dic
     }
 
 
+def most_of(inputs: Mapping[str, Any]) -> int:
+    """Elements that a rank gathers at once of the models among the inputs, of that of which it
+    gathers most.
+    """
+    return max(
+        most_gathered(file.parent) + (HEAD if name == "reward_model" else 0)
+        for name, given in inputs.items()
+        for file in Path(given[0] if isinstance(given, list) else given).rglob("model.safetensors")
+    )
+
+
 @dataclass(frozen=True)
 class Done:
     folder: Path
     printed: str
+    # Elements that a rank of each stage gathers at once at ZeRO 3: of one model, a block and what
+    # is in none, and a reward model's head
+    most: Mapping[str, int]
 
     def output(self, stage: str, ranks: int | str) -> Path:
         return self.folder / f"{stage}-{ranks}"
@@ -217,10 +245,11 @@ class Done:
 @pytest.fixture(scope="module")
 def done(world: World, downloads: Path) -> Done:
     """Each stage on each number of ranks, and two in which a rank fails."""
-    done = Done(world.folder, "")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LINEAGE_DOWNLOADS", str(downloads))
         stages = stages_of(world)
+        most = {stage: most_of(inputs) for stage, (_, inputs) in stages.items() if stage in READING}
+        done = Done(world.folder, "", most)
         jobs: list[dict[str, Any]] = [
             {"stage": stage, "ranks": ranks, "config": config, "inputs": inputs}
             | {"output": done.output(stage, ranks)}
@@ -231,8 +260,13 @@ def done(world: World, downloads: Path) -> Done:
             {"stage": stage, "ranks": 2, "config": config, "inputs": inputs}
             | {"zero_stage": 3, "output": done.output(stage, "shared_out")}
             for stage, (config, inputs) in stages.items()
-            if stage != "tokens"
+            if stage in READING
         ]
+        config, inputs = stages["preferences"]
+        jobs.append(
+            {"stage": "preferences", "ranks": 2, "config": config, "inputs": inputs}
+            | {"zero_stage": 3, "memory_gb": 1, "output": done.output("preferences", "fits")}
+        )
         jobs += [
             {**job, "ranks": 2, "fails": True, "output": world.folder / f"{job['stage']}-failed"}
             for job in failing(world, stages)
@@ -250,18 +284,64 @@ def test_any_number_of_ranks_gives_the_bytes_of_one(stage: str, done: Done) -> N
         assert several == alone
 
 
+def records(output: Path) -> list[dict[str, Any]]:
+    """Of both ranks."""
+    folders = (output, output / SCRATCH / "1")
+    return [json.loads((folder / "record.json").read_text()) for folder in folders]
+
+
+def files_of(output: Path) -> dict[str, bytes]:
+    """What the stage wrote: all but the ranks' records."""
+    files = contents(output)
+    return {name: file for name, file in files.items() if not name.endswith("record.json")}
+
+
 @pytest.mark.slow
-def test_a_model_that_is_shared_out_has_the_scores_of_one_that_is_whole(
-    done: Done, world: World
+@pytest.mark.parametrize("stage", READING)
+def test_no_rank_has_a_whole_model_at_zero_3_and_the_bytes_are_the_same(
+    stage: str, done: Done
 ) -> None:
-    whole, shared_out = done.output("zero_shot", 1), world.folder / "zero_shot-shared_out"
+    output = done.output(stage, "shared_out")
+    of_ranks = records(output)
+    assert [record["whole"] for record in of_ranks] == [0, 0]
+    assert max(record["held"] for record in of_ranks) == done.most[stage]
+    if stage != "zero_shot":  # which lays out whole weights in blocks, and adds in their order
+        assert files_of(output) == contents(done.output(stage, 1))
+        return
     scores, others = (
-        {row.name: row.value for row in Results.read(folder).scores}
-        for folder in (whole, shared_out)
+        {row.name: row.value for row in Results.read(done.output(stage, ranks)).scores}
+        for ranks in (1, "shared_out")
     )
     assert len(scores) > 5 and others == pytest.approx(scores, rel=1e-5)
-    held = json.loads((shared_out / "record.json").read_text())["held"]
-    assert 0 < held < world.model.config.parameters()
+
+
+@pytest.mark.slow
+def test_models_that_fit_are_whole_at_zero_3(done: Done) -> None:
+    output = done.output("preferences", "fits")
+    for record in records(output):
+        assert record["held"] == 0 < record["whole"]
+    assert files_of(output) == contents(done.output("preferences", 1))
+
+
+def test_a_model_that_is_shared_out_is_gone_when_the_next_is_read(tmp_path: Path) -> None:
+    template = human_world.template()
+    human_world.model(tmp_path, human_world.tiny(template), template)
+    with human_world.one_rank():
+        models = StoredModels(Execution(zero_stage=3), whole=False)
+        first = models.gpt(tmp_path / "model")
+        assert all(parameter.is_meta for parameter in first.parameters())
+        shares = [
+            weakref.ref(parameter.shared_out.ds_tensor)  # type: ignore[attr-defined]
+            for parameter in first.parameters()
+        ]
+        del first
+        second = models.gpt(tmp_path / "model")
+        assert sum(share() is not None for share in shares) == 0
+        tokens = torch.arange(40).view(2, 20)
+        with reading(second):
+            losses = second.loss_by_token(tokens, tokens)
+        whole = convert.load(tmp_path / "model").eval()
+        assert torch.equal(losses, whole.loss_by_token(tokens, tokens))
 
 
 @pytest.mark.slow

@@ -343,7 +343,8 @@ def test_a_snapshot_is_the_model_that_training_so_long_gives(
     ):
         expected = convert.load_decoder(folder / "model").state_dict()
         assert all(
-            torch.equal(tensor, expected[name]) for name, tensor in convert.load_decoder(stored).state_dict().items()
+            torch.equal(tensor, expected[name])
+            for name, tensor in convert.load_decoder(stored).state_dict().items()
         )
     assert isinstance(convert.load_decoder(retained[0][1]), LSTM if family == "lstm" else GPT)
     assert sorted(path.name for path in (tmp_path / "whole" / "snapshots").iterdir()) == [

@@ -121,7 +121,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
             },
             "inputs": {name: folder / SECTIONS.get(stage, "") / name for name in inputs},
             "output": folder / f"{stage}-of-{memory}",
-            "memory": memory,
+            "trial_bytes": memory,
         }
         for stage, (section, more, inputs) in TRIED.items()
         for memory in MEMORIES
@@ -154,6 +154,7 @@ def test_a_model_that_is_shared_out_trains_and_measures_as_one_that_is_whole(
             assert torch.allclose(a[name], b[name], atol=1e-4), (file, name)
     head = 33 if stage == "reward_model" else 0
     assert second["held"] == most_gathered(whole / "model") + head and first["held"] == 0
+    assert second["whole"] == 0 < first["whole"]
     assert (whole / "shape.json").read_bytes() == (sharded / "shape.json").read_bytes()
 
 

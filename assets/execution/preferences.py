@@ -139,8 +139,7 @@ def _answer_all(
     for number, (name, folder) in enumerate(folders.items()):
         progress.advance(number, len(folders), "models")
         model = reference_model if name == reference else models.gpt(folder)
-        # Before alignment it knows no role tokens: it continues plain text, and text with them means
-        # nothing
+        # It knows no role tokens: it continues plain text, and text with them means nothing
         encoder = PlainText(template.tokenizer) if name == PRETRAINED else template
         with within(name):
             if "tokens" in inputs:

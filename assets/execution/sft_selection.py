@@ -49,13 +49,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     epochs: list[Epoch] = []
     for number, folder in folders:
         answers, rewards = _answer(
-            models,
-            supervised,
-            folder,
-            ChatTemplate(tokenizer),
-            prompts,
-            scorer,
-            section,
+            models, supervised, folder, ChatTemplate(tokenizer), prompts, scorer, section
         )
         reward_model.check_finite(
             rewards,

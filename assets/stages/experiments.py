@@ -269,7 +269,7 @@ ZERO_SHOT_DYNAMICS = Stage(
     ),
     show=SHOW,
     pin=pin,
-    shared_out="the snapshots",
+    shared_out="the snapshots; of models that are shared out at ZeRO 3 each snapshot's examples",
     pool="training",
 )
 

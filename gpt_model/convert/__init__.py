@@ -11,7 +11,7 @@
 - `save` and `load`: the store's own folder. For gpt1 and gpt2 it is a folder that `transformers`
   loads; for gpt3 it is native, since one with those biases fits no class of theirs, as is an LSTM's
   (`load_decoder`). `load` reads theirs too, sharded ones among them. `load_elements` and `weights`
-  read the store's own folder in parts.
+  read the store's own folder in parts, `save_again` copies it.
 - `export` (a model) and `export_folder` (a stored folder, tokenizer and all): what `transformers`
   loads with nothing of ours.
 

@@ -70,8 +70,7 @@ def log_probabilities(
             .tolist()
         )
         return [
-            (-loss, len(cut[i].ids) - cut[i].start)
-            for loss, i in zip(losses, chosen, strict=True)
+            (-loss, len(cut[i].ids) - cut[i].start) for loss, i in zip(losses, chosen, strict=True)
         ]
 
     batches = token_batches(lengths, order="longest", padded=True)

@@ -128,7 +128,7 @@ def reading(model: nn.Module) -> AbstractContextManager[None]:
     """Within, this rank makes whatever forward passes it wants with `model`, which is what a
     `ShardedModel` shows or a part of that. As it leaves it gives the other ranks its shares until
     they leave too. Ranks exchange nothing else within, unless all make the same passes. Collective;
-    a plain model needs nothing of it.
+    a plain model needs nothing of it, nor does one that is being read so.
     """
     sharded, path = getattr(model, "part_of", (None, ""))
     return sharded.reading(path, apart=True) if sharded else nullcontext()
@@ -206,6 +206,9 @@ class ShardedModel:
             for name in self.parameters
             if name.startswith(prefix) and name not in self._in_blocks
         ]
+        if apart and self._apart and self._held.keys() >= set(names):
+            yield  # a rank within, alone, reads it again
+            return
         before, self._apart = self._apart, apart
         try:
             for name in names:

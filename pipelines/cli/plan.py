@@ -308,8 +308,8 @@ def what_does_not_fit(memory: Mapping[str, Any], profile: str) -> list[str]:
     if (evaluation := memory.get("evaluation_memory")) and not evaluation["fits"]:
         sentences.append(
             f"Evaluation takes {_bytes(evaluation['bytes_per_rank'])} a rank, whole models on "
-            f"each, and {profile} has {_bytes(evaluation['available'])}: it needs fewer processes "
-            "on a host, or devices of more memory."
+            f"each, and {profile} has {_bytes(evaluation['available'])}: it needs ZeRO 3, fewer "
+            "processes on a host, or devices of more memory."
         )
     return sentences
 
