@@ -285,7 +285,12 @@ def run_zero_shot_dynamics(
     artifacts = {TRANSFORMER: inputs["pretrained"]}
     if LSTM_ASSET in inputs:
         artifacts[LSTM] = inputs[LSTM_ASSET]
-    folders = [artifact.path / "model" for artifact in artifacts.values()]
+    measured = [
+        (network, tokens, folder)
+        for network, artifact in artifacts.items()
+        for tokens, folder in snapshots(artifact.path)
+    ]
+    folders = [folder for _, _, folder in measured]
     models = join_to_evaluate("zero_shot_dynamics", folders, progress)
     probes, missing = build_probes(
         config["tasks"],
@@ -298,11 +303,6 @@ def run_zero_shot_dynamics(
     )
     if not probes:
         raise Unavailable("; ".join(f"{task}: {reason}" for task, reason in missing.items()))
-    measured = [
-        (network, tokens, folder)
-        for network, artifact in artifacts.items()
-        for tokens, folder in snapshots(artifact.path)
-    ]
     # The ranks share the snapshots; or of a model that is shared out each snapshot's examples
     whole, execution = models.whole, models.execution
     of_all, of_each = (execution, ALONE) if whole else (ALONE, execution)
