@@ -173,6 +173,23 @@ def test_a_model_is_written_and_read_a_parameter_at_a_time(tmp_path: Path, famil
         list(convert.weights(tmp_path))
 
 
+@pytest.mark.parametrize("family", ["gpt1", "gpt2", "gpt3", "lstm"])
+def test_a_model_saved_again_has_the_bytes_of_one_that_was_read_for_it(
+    tmp_path: Path, family: Any
+) -> None:
+    shape = ModelConfig(family=family, layers=2, width=24, heads=2, context=8, vocab_size=77)
+    model = build(shape.model_copy(update={"dropout": 0.1}))
+    convert.save(model, tmp_path / "stored")
+    model.config = shape.model_copy(update={"dropout": 0.0})
+    convert.save(model, tmp_path / "read", 5)
+    convert.save_again(tmp_path / "stored", tmp_path / "again", model.config, 5)
+    read, again = ({p.name: p for p in (tmp_path / name).iterdir()} for name in ("read", "again"))
+    assert read.keys() == again.keys() and "model.safetensors" in read
+    for name, path in read.items():
+        assert path.read_bytes() == again[name].read_bytes()
+        assert path.stat().st_mode == again[name].stat().st_mode
+
+
 def test_a_gpt3_with_attention_biases_is_kept_by_the_store_and_refused_by_name_to_transformers(
     tmp_path: Path,
 ) -> None:
