@@ -11,9 +11,10 @@ for a gradient.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from gpt_model.errors import UserError
 from gpt_model.io import dump_json
 from gpt_model.ops.conv1d import Conv1D
-from gpt_model.transformer import GPT, generator_of
+from gpt_model.transformer import GPT, D, Decoder, generator_of
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 ADAPTER = "default"  # peft's name for the only one
 EMBEDDING = "wte"
 ROWS = f"{EMBEDDING}.token_adapter.trainable_tokens_delta"  # peft's name for the rows themselves
+TRAINED_ROWS = f"{ROWS}.{ADAPTER}"  # and for the parameter
 # The factor that is drawn; the other begins at 0, so that nothing is added at first.
 FACTOR = "lora_A"
 
@@ -55,6 +57,17 @@ def adapt(gpt: GPT, how: LoRA, seed: int, new_rows: int = 0) -> None:
     of their own, which is laid over the frozen matrix, so that no optimizer, decay or precision can
     move another row, and none keeps moments for them all.
     """
+    inject(gpt, how, new_rows)
+    with torch.no_grad():
+        for name, parameter in gpt.named_parameters():
+            if FACTOR in name:
+                parameter.copy_(fresh(gpt, name, parameter.shape, seed))
+
+
+def inject(gpt: GPT, how: LoRA, new_rows: int = 0) -> None:
+    """`adapt`, with adapters that are not drawn yet (`fresh`). `gpt` may have shapes and no
+    memory.
+    """
     # peft takes seconds to import, and most fine-tunings adapt nothing; so below.
     from peft import inject_adapter_in_model
     from peft.utils.other import TrainableTokensWrapper
@@ -69,18 +82,35 @@ def adapt(gpt: GPT, how: LoRA, seed: int, new_rows: int = 0) -> None:
         # peft says so of every class that it does not know, such as our Conv1D.
         warnings.filterwarnings("ignore", "Unsupported layer type")
         inject_adapter_in_model(_config(how), gpt)
-    with torch.no_grad():
-        for name, parameter in gpt.named_parameters():
-            if FACTOR in name:
-                # as torch's Linear, and LoRA's released code
-                bound = 1 / math.sqrt(parameter.shape[1])
-                uniform = torch.rand(parameter.shape, generator=generator_of(name, seed))
-                parameter.copy_(uniform * 2 * bound - bound)
     if new_rows:
         rows = list(range(gpt.config.vocab_size - new_rows, gpt.config.vocab_size))
         # Not by the config: peft would ask the model's config for its `to_dict`.
         embedding: Any = TrainableTokensWrapper(gpt.wte, ADAPTER, rows)
+        # The rows as they were, for peft's `unmerge`: they have no memory where `gpt` has none
+        embedding.token_adapter.trainable_tokens_original.clear()
         gpt.wte = embedding
+
+
+def fresh(gpt: Decoder, name: str, shape: torch.Size, seed: int) -> Tensor:
+    """The values of the adapters' parameter `name`, of this shape [...], before training; of
+    trained rows, those of a fresh embedding of the decoder's size.
+    """
+    if name == TRAINED_ROWS:
+        embedding = torch.Size((gpt.config.vocab_size, gpt.config.width))
+        return gpt.fresh(f"{EMBEDDING}.weight", embedding, seed)[-shape[0] :]
+    if FACTOR not in name:
+        return torch.zeros(shape)
+    bound = 1 / math.sqrt(shape[1])  # as torch's Linear, and LoRA's released code
+    return torch.rand(shape, generator=generator_of(name, seed)) * 2 * bound - bound
+
+
+def plain_name(name: str) -> str:
+    """What a frozen parameter of an adapted decoder is called in a plain one; "" of an adapter's
+    own.
+    """
+    if "lora_" in name or name == TRAINED_ROWS:
+        return ""
+    return name.replace(".token_adapter", "").replace(".base_layer", "")
 
 
 def _config(how: LoRA) -> LoraConfig:
@@ -109,71 +139,68 @@ def _config(how: LoRA) -> LoraConfig:
     return config
 
 
-def adapters(model: nn.Module) -> dict[str, Tensor]:
+def adapters(gpt: GPT) -> dict[str, Tensor]:
     """The adapters' weights by name: A [rank, in], B [out, rank]."""
-    return {
-        name: parameter.detach() for name, parameter in model.named_parameters() if "lora_" in name
-    }
+    return {name: gpt.weight(name) for name, _ in gpt.named_parameters() if "lora_" in name}
 
 
-def new_rows(gpt: GPT) -> Tensor | None:
+def new_rows(gpt: Decoder) -> Tensor | None:
     """The trained rows of the embedding [rows, width], where there are any."""
-    return next(
-        (
-            parameter.detach()
-            for name, parameter in gpt.named_parameters()
-            if name == f"{ROWS}.{ADAPTER}"
-        ),
-        None,
-    )
+    trained = any(name == TRAINED_ROWS for name, _ in gpt.named_parameters())
+    return gpt.weight(TRAINED_ROWS) if trained else None
 
 
-def merge(gpt: GPT) -> None:
-    """Add each adapter to the weight it stands beside, in place: a plain decoder that answers
-    alike, all of it to be trained again.
+def merged(model: D) -> D:
+    """A decoder that answers as `model` with its adapters: `model` itself where it has none, else
+    shapes without memory whose `weight` gives each parameter, merged as it is asked for. So
+    `convert.save` writes it, and nobody needs two models, or one that is whole.
     """
-    if new_rows(gpt) is not None:
-        embedding: Any = gpt.wte
-        embedding.token_adapter.merge()
-        gpt.wte = embedding.original_module
-    for parent, name, adapted in list(_adapted(gpt)):
-        adapted.merge()
-        setattr(parent, name, adapted.get_base_layer())
-    gpt.requires_grad_(True)
+    if all(plain_name(name) for name, _ in model.named_parameters()):
+        return model
+    with torch.device("meta"):
+        plain = type(model)(model.config)
+    plain.weight = functools.partial(_merged_weight, model)  # type: ignore[method-assign]
+    return plain
 
 
-def _adapted(gpt: GPT) -> Iterator[tuple[nn.Module, str, Any]]:
-    """(module, name in it, peft's layer)"""
-    # As in `adapt`.
+@torch.no_grad()
+def _merged_weight(gpt: Decoder, name: str) -> Tensor:
+    """The plain decoder's parameter `name` [...]."""
+    # As in `inject`.
     from peft.tuners.lora import LoraLayer
 
-    for parent in gpt.modules():
-        if not isinstance(parent, LoraLayer):
-            for name, child in parent.named_children():
-                if isinstance(child, LoraLayer):
-                    yield parent, name, child
+    path, _, leaf = name.rpartition(".")
+    module: Any = gpt.get_submodule(path)
+    if path == EMBEDDING and (rows := new_rows(gpt)) is not None:
+        embedding = gpt.weight(f"{EMBEDDING}.token_adapter.base_layer.{leaf}")
+        return torch.cat([embedding[: -len(rows)], rows])
+    if not isinstance(module, LoraLayer):
+        return gpt.weight(name)
+    weight = gpt.weight(f"{path}.base_layer.{leaf}")
+    if leaf != "weight":
+        return weight
+    a, b = (gpt.weight(f"{path}.lora_{factor}.{ADAPTER}.weight") for factor in "AB")
+    with torch.autocast(weight.device.type, enabled=False):
+        return weight + (b @ a).T * module.scaling[ADAPTER]
 
 
-def keep_and_merge(model: nn.Module, gpt: GPT, how: LoRA, folder: Path) -> dict[str, float]:
-    """After training: save the adapters in `folder`, merge them into `gpt`, and count what was
-    trained of `model`, the decoder or more.
+def counted(model: nn.Module) -> dict[str, float]:
+    """How many parameters are trained of `model`, a decoder or more, and of what. They have their
+    whole shapes, with memory or without.
     """
-    rows = new_rows(gpt)
-    counted = {
-        "adapter_parameters": float(sum(weight.numel() for weight in adapters(gpt).values())),
-        **({"new_row_parameters": float(rows.numel())} if rows is not None else {}),
-        "trained_parameters": float(
-            sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        ),
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    of_adapters = sum(number for name, number in trained.items() if "lora_" in name)
+    of_rows = sum(number for name, number in trained.items() if name.endswith(TRAINED_ROWS))
+    return {
+        "adapter_parameters": float(of_adapters),
+        **({"new_row_parameters": float(of_rows)} if of_rows else {}),
+        "trained_parameters": float(sum(trained.values())),
     }
-    save(gpt, how, folder)
-    merge(gpt)
-    return counted
 
 
 def save(model: GPT, how: LoRA, folder: Path) -> None:
     """Write the adapters as `peft` does: `PeftModel.from_pretrained` puts them on the exported
-    decoder they were trained beside.
+    decoder they were trained beside. `model`: adapted, or what a `ShardedModel` shows of it.
 
     Those of a gpt3 carry our names: the class of `transformers` it fits has other projections.
     Trained rows need a decoder with as many rows (`resize_token_embeddings`), whatever is in the

@@ -282,6 +282,8 @@ def run(
         given = {
             name: Artifact(inputs / name, name, "", "", {}, {}) for name in ("tokens", "tokenizer")
         }
+        if "lora" in job:
+            config["lora"] = job["lora"]
         if "base" in job:
             given["base"] = Artifact(Path(job["base"]), "pretrained", "", "", config, {})
         progress.record["result"] = PRETRAINED.run(config, given, output, progress)

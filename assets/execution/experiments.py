@@ -106,8 +106,9 @@ def run_ablations(config: Config, inputs: Inputs, output: Path, progress: Progre
     missing = {task["task"]: task["not_run"] for task in config["tasks"] if "not_run" in task}
     if not tasks:
         raise Unavailable("; ".join(f"{task}: {reason}" for task, reason in missing.items()))
-    lstm = convert.load_decoder(inputs[LSTM_ASSET].path / "model") if LSTM_ASSET in inputs else None
-    starts = ablation_variants(convert.load(pretrained.path / "model"), lstm)
+    lstm = inputs[LSTM_ASSET].path / "model" if LSTM_ASSET in inputs else None
+    execution = execution_of(progress, fixed_shapes=False)
+    starts = ablation_variants(pretrained.path / "model", lstm, execution)
     tokenizer = Tokenizer.load(inputs["tokenizer"].path)
     scores = [
         fine_tune_variants(
@@ -152,10 +153,11 @@ def run_layers_transferred(
     [task], pretrained = config["tasks"], inputs["pretrained"]
     if reason := pretrained.not_run or task.get("not_run"):
         raise Unavailable(f"{task['task']}: {reason}")
-    gpt = convert.load(pretrained.path / "model")
-    layers = config["layers"] or list(range(gpt.config.layers + 1))
+    folder = pretrained.path / "model"
+    of = convert.shape(folder).layers
+    layers = config["layers"] or list(range(of + 1))
     tokenizer = Tokenizer.load(inputs["tokenizer"].path)
-    starts = transfer_variants(gpt, layers)
+    starts = transfer_variants(folder, layers, of, execution_of(progress, fixed_shapes=False))
     scores = fine_tune_variants(task, starts, pretrained, tokenizer, output, progress)
     if progress.rank:
         return {}

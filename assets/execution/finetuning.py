@@ -22,7 +22,7 @@ from assets.stages import base_model
 from assets.stages.alignment import BAG_OF_WORDS, NO_WORDS
 from assets.stages.finetuning import ARMS, CONSTANT
 from assets.store.home import downloads_folder
-from gpt_model import convert, lora
+from gpt_model import lora
 from gpt_model.bag_of_words import task_logits
 from gpt_model.data import documents
 from gpt_model.data.splits import identity
@@ -31,19 +31,17 @@ from gpt_model.evaluation.results import cut_text
 from gpt_model.finetuning import metrics
 from gpt_model.finetuning.entry import SCORE_NAMES, SPLITS, SplitName, TaskEntry
 from gpt_model.finetuning.examples import Example, Examples, groups_crossing, read_examples
-from gpt_model.finetuning.heads import TaskModel, save, with_special_tokens
-from gpt_model.finetuning.input_forms import (
-    SPECIAL_TOKENS,
-    EncodedExample,
-    InputFormat,
-    truncation_of,
-)
+from gpt_model.finetuning.heads import TaskModel, save
+from gpt_model.finetuning.input_forms import EncodedExample, InputFormat, truncation_of
 from gpt_model.finetuning.metrics import Scoring
 from gpt_model.finetuning.objective import FineTuned, FineTuning, fine_tune
+from gpt_model.finetuning.start import everything, nothing, start_decoder
 from gpt_model.io import dump_json, read_json_lines, rounded, write_json_lines
 from gpt_model.progress import Progress as TrainingProgress
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.batching import ENCODED_ROWS, chunks
+from gpt_model.training.engine import Execution
+from gpt_model.training.sharded import for_evaluation, reading, without_memory
 from gpt_model.training.shared_batches import results_of_items
 from gpt_model.transformer import GPT, Decoder
 
@@ -60,35 +58,26 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         raise Unavailable(reason)
     pretrained, tokenizer = inputs["pretrained"], Tokenizer.load(inputs["tokenizer"].path)
     task = prepare(config, pretrained, tokenizer, progress)
-    settings = settings_of(config, pretrained)
+    settings, execution = settings_of(config, pretrained), joined(progress)
     adapters = lora.LoRA(**config["lora"]) if "lora" in config else None
     models, results = {}, {}
     for number, arm in enumerate(ARMS):
-        gpt = with_special_tokens(
-            convert.load(pretrained.path / "model"), settings.dropout, settings.seed
-        )
         # Both arms are trained alike, but that fresh weights have nothing to adapt: they are
         # trained whole, or what transfer is compared with would hardly learn.
-        if arm == "random":
-            gpt = GPT(gpt.config, settings.seed)
-        elif adapters:
-            lora.adapt(gpt, adapters, settings.seed, new_rows=len(SPECIAL_TOKENS))
+        transferred, adapted = (nothing, None) if arm == "random" else (everything, adapters)
+        gpt = start_decoder(pretrained.path / "model", settings, execution, transferred, adapted)
         progress.log(f"{task.task}: fine-tuning from {arm} weights")
         arm_progress = PartProgress(progress, arm, number, len(ARMS))
         models[arm], results[arm] = fine_tune_task(
             gpt, task, settings, output / SCRATCH / arm, progress, arm_progress
         )
+    adapter_metrics = lora.counted(without_memory(models["pretrained"])) if adapters else {}
+    write_model(output, models["pretrained"], task.entry, tokenizer, execution, adapters)
     if progress.rank:
         return {}
-    model = models["pretrained"]
-    assert isinstance(model.gpt, GPT)
-    adapter_metrics = (
-        lora.keep_and_merge(model, model.gpt, adapters, output / "adapters") if adapters else {}
-    )
     progress.log(f"{task.task}: a bag of words on the same rows")
     bag_of_words = bag_of_words_logits(task)
     write_outputs(output, config, task, results, bag_of_words)
-    write_model(output / "model", model, task.entry, tokenizer)
     return {**metrics_of(task, results, bag_of_words), **adapter_metrics}
 
 
@@ -412,10 +401,25 @@ def _samples(
     ]
 
 
-def write_model(folder: Path, model: TaskModel, entry: TaskEntry, tokenizer: Tokenizer) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    save(model, entry.label_names(), folder, tokenizer.end_of_text)
-    tokenizer.save(folder)
+def write_model(
+    output: Path,
+    model: TaskModel,
+    entry: TaskEntry,
+    tokenizer: Tokenizer,
+    execution: Execution,
+    adapters: lora.LoRA | None,
+) -> None:
+    """model/, and adapters/ where it was trained by them. Rank 0 writes. Collective."""
+    read = for_evaluation(model, execution.device)
+    with reading(read):
+        if execution.rank == 0:
+            assert isinstance(read.gpt, GPT)
+            if adapters:
+                lora.save(read.gpt, adapters, output / "adapters")
+            folder = output / "model"
+            folder.mkdir(parents=True, exist_ok=True)
+            save(read, entry.label_names(), folder, tokenizer.end_of_text)
+            tokenizer.save(folder)
 
 
 def splits_do_not_cross(built: Built) -> Verdict:

@@ -76,9 +76,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
     # An LSTM, which is only compared by its loss, writes no samples.
     if section["samples"] and shape.family != "lstm":
         hooks.append(Hook(evaluations, _write_samples(data, tokenizer, section, progress), "first"))
-    if not merges_adapters(config, inputs):
-        saved = {*snapshot_steps, settings.steps}
-        hooks.append(Hook(saved, _save(output, settings.steps, tokenizer.end_of_text), "first"))
+    save = _save(output, settings.steps, tokenizer.end_of_text, adapters_of(config, inputs))
+    hooks.append(Hook({*snapshot_steps, settings.steps}, save, "first"))
     outcome = tune(model, objective, settings, execution, output, progress, hooks)
     # At both ends: a machine's speed changes meanwhile
     peak = (peak + measure.peak_flops(execution, section["precision"])) / 2
@@ -88,9 +87,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         metrics |= {"data_sheet_flops": sheet, "data_sheet_utilisation": flops / sheet}
     metrics["peak_memory_bytes"] = measure.peak_memory_bytes(execution)
     if progress.rank == 0:
-        if merges_adapters(config, inputs):
-            metrics |= merge_adapters(model, lora.LoRA(**config["lora"]), output)
-            convert.save(model, output / "model", tokenizer.end_of_text)
+        if adapters_of(config, inputs):
+            metrics |= lora.counted(model)
         if BASE in inputs:  # no section gives its shape
             base_model.write_shape(shape, output)
         tokenizer.save(output / "model")
@@ -158,29 +156,24 @@ def initial_model(
     execution: Execution,
 ) -> Decoder:
     """Fresh weights, or the model that training goes on from; where the recipe has `lora`, with
-    adapters beside its weights. At ZeRO 3 no rank has more of them than its share and a parameter,
-    but for adapters: they stand beside a whole model until the engine starts.
+    adapters beside its weights. At ZeRO 3 no rank has more of them than its share and a parameter.
     """
-    if execution.zero_stage == 3 and not merges_adapters(config, inputs):
+    adapters = adapters_of(config, inputs)
+    if execution.zero_stage == 3:
         base = inputs[BASE].path / "model" if BASE in inputs else None
-        return build_sharded(shape, settings, execution, settings.seed, base)
+        seed = settings.seed
+        return build_sharded(shape, settings, execution, seed, base, adapters=adapters)
     if BASE not in inputs:
         return build(shape, settings.seed)
     gpt = convert.load(inputs[BASE].path / "model")
-    if "lora" in config:
-        lora.adapt(gpt, lora.LoRA(**config["lora"]), settings.seed)
+    if adapters:
+        lora.adapt(gpt, adapters, settings.seed)
     return gpt
 
 
-def merges_adapters(config: Config, inputs: Inputs) -> bool:
-    """Whether adapters are trained beside the model that training goes on from."""
-    return BASE in inputs and "lora" in config
-
-
-def merge_adapters(model: Decoder, how: lora.LoRA, output: Path) -> Metrics:
-    """Adapters are written, merged into the weights and counted."""
-    assert isinstance(model, GPT)
-    return lora.keep_and_merge(model, model, how, output / base_model.ADAPTERS)
+def adapters_of(config: Config, inputs: Inputs) -> lora.LoRA | None:
+    """Those that are trained beside the model that training goes on from, if any are."""
+    return lora.LoRA(**config["lora"]) if BASE in inputs and "lora" in config else None
 
 
 class LanguageModelling:
@@ -280,14 +273,20 @@ def _write_samples(
     return write
 
 
-def _save(output: Path, steps: int, end_of_text: int) -> Callable[[int, Any], Metrics]:
-    """A hook that saves a snapshot, and after the last step the model."""
+def _save(
+    output: Path, steps: int, end_of_text: int, adapters: lora.LoRA | None
+) -> Callable[[int, Any], Metrics]:
+    """A hook that saves a snapshot, and after the last step the model, merged with its adapters,
+    which are saved too.
+    """
 
-    def save(step: int, model: Decoder) -> Metrics:
+    def save(step: int, model: Any) -> Metrics:
         if step < steps:
             snapshots.save_snapshot(model, output, step)
-        else:
-            snapshots.save_model(model, output / snapshots.MODEL, end_of_text)
+            return {}
+        if adapters:
+            lora.save(model, adapters, output / base_model.ADAPTERS)
+        snapshots.save_model(lora.merged(model), output / snapshots.MODEL, end_of_text)
         return {}
 
     return save

@@ -11,7 +11,8 @@
 - `save` and `load`: the store's own folder. For gpt1 and gpt2 it is a folder that `transformers`
   loads; for gpt3 it is native, since one with those biases fits no class of theirs, as is an LSTM's
   (`load_decoder`). `load` reads theirs too, sharded ones among them. `load_elements` and `weights`
-  read the store's own folder in parts, `save_again` copies it.
+  read the store's own folder in parts, `save_again` copies it; `write_tensors` and `read_elements`
+  do with any file of tensors.
 - `export` (a model) and `export_folder` (a stored folder, tokenizer and all): what `transformers`
   loads with nothing of ours.
 
@@ -26,11 +27,13 @@ from gpt_model.convert.folder import (
     load,
     load_decoder,
     load_elements,
+    read_elements,
     require_gpt,
     save,
     save_again,
     shape,
     weights,
+    write_tensors,
 )
 from gpt_model.convert.network import from_transformers, to_transformers, with_vocabulary
 
@@ -42,6 +45,7 @@ __all__ = [
     "load",
     "load_decoder",
     "load_elements",
+    "read_elements",
     "require_gpt",
     "save",
     "save_again",
@@ -49,4 +53,5 @@ __all__ = [
     "to_transformers",
     "weights",
     "with_vocabulary",
+    "write_tensors",
 ]

@@ -141,7 +141,7 @@ def _write_one_by_one(
 ) -> None:
     """`write`, with weights of these shapes that `weight` gives as they are written."""
     _write_described(folder, described)
-    _write_tensors(folder / WEIGHTS, shapes, weight)
+    write_tensors(folder / WEIGHTS, shapes, weight)
     _let_read(folder)
 
 
@@ -156,11 +156,12 @@ def _let_read(folder: Path) -> None:
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
 
 
-def _write_tensors(
+def write_tensors(
     path: Path, shapes: Mapping[str, torch.Size], tensor: Callable[[str], Tensor]
 ) -> None:
-    """A file of float32 tensors, byte for byte what `safetensors.torch.save_file` writes, which
-    takes them all at once: the length of the header, the header, the tensors in the names' order.
+    """A file of float32 tensors of these shapes, each asked of `tensor` as it is written. Byte for
+    byte what `safetensors.torch.save_file` writes, which takes them all at once: the length of the
+    header, the header, the tensors in the names' order.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -227,12 +228,19 @@ def load_elements(folder: Path | str, targets: Mapping[str, tuple[int, Tensor]])
     """
     for name, file, stored_name in _stored(Path(folder)):
         if name in targets:
-            first, target = targets[name]
-            with _opened(file) as tensors:
-                stored = tensors.get_slice(stored_name)
-                row = math.prod(stored.get_shape()[1:])  # elements of one
-                top, end = first // row, -(-(first + len(target)) // row)
-                target.copy_(stored[top:end].flatten()[first - top * row :][: len(target)])
+            read_elements(file, {stored_name: targets[name]})
+
+
+def read_elements(file: Path, targets: Mapping[str, tuple[int, Tensor]]) -> None:
+    """Fill targets [n], by the name of a tensor in the file, with its elements from a first one on,
+    flat. Only the rows that they lie in are read. Raises CorruptFile.
+    """
+    for name, (first, target) in targets.items():
+        with _opened(file) as tensors:  # anew for each, so that no memory of its mapping adds up
+            stored = tensors.get_slice(name)
+            row = math.prod(stored.get_shape()[1:])  # elements of one
+            top, end = first // row, -(-(first + len(target)) // row)
+            target.copy_(stored[top:end].flatten()[first - top * row :][: len(target)])
 
 
 def weights(folder: Path | str) -> Iterator[tuple[str, Tensor]]:

@@ -7,54 +7,49 @@ that keeps nothing is a level beside the curve.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from gpt_model.experiments.document import series
 from gpt_model.experiments.finetuning_variants import BAG_OF_WORDS, Start, TaskScores
 from gpt_model.finetuning.entry import SCORE_NAMES
-from gpt_model.finetuning.heads import with_special_tokens
 from gpt_model.finetuning.objective import FineTuning
-from gpt_model.lstm import build
+from gpt_model.finetuning.start import start_decoder
 from gpt_model.published import references
 from gpt_model.statistics import ConfidenceInterval, slope_weights
-from gpt_model.transformer import GPT, Decoder
+from gpt_model.training.engine import Execution
+from gpt_model.transformer import Decoder
 
 SOURCE = "GPT-1, figure 2 (left)"
 TITLE = "What each transferred layer is worth"
 NOTHING = -1  # layers: not even the embeddings
 
 
-def transferred(gpt: GPT, layers: int, seed: int) -> GPT:
-    """`gpt` with its embeddings and its lower `layers` blocks, and fresh weights in all above,
-    drawn from `seed`.
+def transferred(layers: int, of: int) -> Callable[[str], bool]:
+    """Which parameters are transferred, by name: the embeddings and the lower `layers` blocks `of`
+    a GPT's. All above are drawn.
 
     0 keeps the embeddings of tokens and positions alone, -1 keeps nothing. The final norm, where
     there is one, is above the last block and kept with it.
     """
-    fresh = build(gpt.config, seed)
-    assert isinstance(fresh, GPT)
     prefixes = ["wte.", "wpe."] if layers >= 0 else []
     prefixes += [f"h.{layer}." for layer in range(layers)]
-    prefixes += ["ln_f."] if layers == gpt.config.layers else []
-    weights = gpt.state_dict()
-    fresh.load_state_dict(
-        {
-            name: weights[name] if name.startswith(tuple(prefixes)) else weight
-            for name, weight in fresh.state_dict().items()
-        }
-    )
-    return fresh
+    prefixes += ["ln_f."] if layers == of else []
+    return lambda name: name.startswith(tuple(prefixes))
 
 
-def variants(gpt: GPT, layers: Sequence[int]) -> dict[str, Start]:
-    """What each point of the curve starts from, that of nothing transferred first."""
+def variants(
+    pretrained: Path, layers: Sequence[int], of: int, execution: Execution
+) -> dict[str, Start]:
+    """What each point of the curve starts from, that of nothing transferred first. `pretrained`:
+    the folder of a GPT `of` so many layers.
+    """
 
     def start(count: int, settings: FineTuning) -> tuple[Decoder, FineTuning]:
-        whole = with_special_tokens(gpt, settings.dropout, settings.seed)
-        return transferred(whole, count, settings.seed), settings
+        return start_decoder(pretrained, settings, execution, transferred(count, of)), settings
 
     return {name_of(count): partial(start, count) for count in (NOTHING, *layers)}
 

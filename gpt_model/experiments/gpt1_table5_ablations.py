@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ import numpy as np
 from gpt_model.experiments.document import ONE_RUN, series
 from gpt_model.experiments.finetuning_variants import BAG_OF_WORDS, Start, TaskScores
 from gpt_model.finetuning.entry import SCORE_NAMES
-from gpt_model.finetuning.heads import with_special_tokens
 from gpt_model.finetuning.objective import FineTuning
-from gpt_model.lstm import build
+from gpt_model.finetuning.start import nothing, start_decoder
 from gpt_model.published import references
 from gpt_model.statistics import Bootstrap, ConfidenceInterval
+from gpt_model.training.engine import Execution
 from gpt_model.transformer import Decoder
 
 SOURCE = "GPT-1, table 5"
@@ -35,15 +36,14 @@ NAMES = {  # of a variant, as the page has it, in the table's order
 }
 
 
-def variants(gpt: Decoder, lstm: Decoder | None) -> dict[str, Start]:
-    """What each row of the table starts from."""
+def variants(gpt: Path, lstm: Path | None, execution: Execution) -> dict[str, Start]:
+    """What each row of the table starts from: the folders' decoders, or one that is drawn."""
 
-    def pretrained(decoder: Decoder, settings: FineTuning) -> tuple[Decoder, FineTuning]:
-        return with_special_tokens(decoder, settings.dropout, settings.seed), settings
+    def pretrained(folder: Path, settings: FineTuning) -> tuple[Decoder, FineTuning]:
+        return start_decoder(folder, settings, execution), settings
 
     def no_pretraining(settings: FineTuning) -> tuple[Decoder, FineTuning]:
-        whole, _ = pretrained(gpt, settings)
-        return build(whole.config, settings.seed), settings
+        return start_decoder(gpt, settings, execution, nothing), settings
 
     def no_auxiliary(settings: FineTuning) -> tuple[Decoder, FineTuning]:
         return pretrained(gpt, replace(settings, auxiliary_weight=0.0))

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from gpt_model.errors import UserError
 from gpt_model.finetuning.heads import Batch, TaskModel
 from gpt_model.finetuning.input_forms import EncodedExample
 from gpt_model.training.batching import TASK_TOKENS, micro_batch_count, pooled_epoch, token_batches
+from gpt_model.training.engine import ALONE, Execution
+from gpt_model.training.shared_batches import results_of_items
 
 POOL_BATCHES = 16  # batches' examples that are sorted by length together
 
@@ -93,23 +94,23 @@ class TrainingBatches:
 
 @torch.no_grad()
 def class_logits(
-    model: TaskModel, examples: Sequence[EncodedExample], rank: int = 0, world_size: int = 1
+    model: TaskModel, examples: Sequence[EncodedExample], execution: Execution = ALONE
 ) -> Tensor:
     """Class logits [examples, classes] in the order given, on the CPU. The ranks share the work,
-    and all have the whole result.
+    and all have the whole result. Collective where there are several.
 
     Which examples are padded together does not depend on the number of ranks, so neither does the
-    result. `model` is in evaluation mode.
+    result. `model` is on the device in evaluation mode, or what a `ShardedModel` shows.
     """
-    device = model.head.weight.device
-    logits = torch.zeros(len(examples), model.classes, device=device)
+    device = torch.device(execution.device)
+
+    def answer(indices: Sequence[int]) -> list[list[float]]:
+        logits, _ = model(collate([examples[index] for index in indices]).to(device))
+        answers: list[list[float]] = logits.float().tolist()
+        return answers
+
     tokens = [example.length * len(example.rows) for example in examples]
     # The longest first: memory is at its peak at once, and the ranks finish together.
     batches = token_batches(tokens, TASK_TOKENS, order="longest", padded=True)
-    for number, indices in enumerate(batches):
-        if number % world_size == rank:
-            batch_logits, _ = model(collate([examples[i] for i in indices]).to(device))
-            logits[torch.tensor(indices, device=device)] = batch_logits.float()
-    if world_size > 1:
-        dist.all_reduce(logits)  # the other ranks' rows are zero here, so the sum is exact
-    return logits.cpu()
+    logits = results_of_items(answer, batches, execution, model)
+    return torch.tensor(logits).view(len(examples), model.classes)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpt_model import convert
+from gpt_model import convert, lora
 from gpt_model.errors import UserError
 from gpt_model.finetuning.input_forms import SPECIAL_TOKENS, InputFormat
 from gpt_model.io import dump_json
@@ -104,11 +104,12 @@ def with_special_tokens(gpt: D, dropout: float, seed: int) -> D:
 
 
 def save(model: TaskModel, labels: list[str], folder: Path, end_of_text: int) -> None:
-    """The decoder as `transformers` loads it, the head, and what is needed to lay out a text. The
-    tokenizer is the caller's to add.
+    """The decoder as `transformers` loads it, adapters merged, the head, and what is needed to lay
+    out a text. The tokenizer is the caller's to add. `model`: a plain one, or within
+    `sharded.reading` what a `ShardedModel` shows.
     """
     assert isinstance(model.gpt, GPT)  # what stands in its place is compared with it and not kept
-    convert.save(model.gpt, folder, end_of_text)
+    convert.save(lora.merged(model.gpt), folder, end_of_text)
     save_file(
         {name: tensor.detach().contiguous() for name, tensor in model.head.state_dict().items()},
         folder / HEAD_FILE,

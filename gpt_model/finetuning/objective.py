@@ -29,10 +29,11 @@ from gpt_model.io import write_json
 from gpt_model.ops.cross_entropy import linear_cross_entropy
 from gpt_model.progress import Progress
 from gpt_model.training.batching import Idle, collated
-from gpt_model.training.engine import Execution, evaluation_precision
+from gpt_model.training.engine import Execution, evaluation_precision, shard
 from gpt_model.training.loop import Hook, train
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.schedules import warmup_linear
+from gpt_model.training.sharded import for_evaluation, is_sharded
 from gpt_model.training.tuning import BestEpoch, best_epoch, epoch_ends, load_best
 from gpt_model.transformer import IGNORED
 
@@ -56,11 +57,22 @@ class FineTuning:
     seed: int
     precision: Literal["float32", "bfloat16"] = "float32"
 
+    def training(self, steps: int) -> TrainingSettings:
+        """As the loop takes it, of so many steps."""
+        return TrainingSettings(
+            steps=steps,
+            learning_rate=warmup_linear(self.learning_rate, warmup=self.warmup, steps=steps),
+            weight_decay=self.weight_decay,
+            gradient_clip=self.gradient_clip,
+            precision=self.precision,
+            seed=self.seed,
+        )
+
 
 @dataclass(frozen=True)
 class FineTuned:
     """The result. The model that was handed in has the weights of the epoch that was best on
-    validation.
+    validation, or at ZeRO 3 this rank's shares of them.
     """
 
     validation: list[float]  # the task's metric after each epoch
@@ -163,10 +175,6 @@ def fine_tune(
     ranks must see it. `splits`: training, validation and test. Raises UserError where there is less
     than a batch to train on, or training diverges.
     """
-    if (folder / DONE).is_file():
-        load_best(model, folder)
-        model.eval()
-        return FineTuned(**json.loads((folder / DONE).read_text(encoding="utf-8")))
     folder.mkdir(parents=True, exist_ok=True)
     batches = TrainingBatches(
         splits["training"],
@@ -176,25 +184,22 @@ def fine_tune(
         execution.world_size,
         micro_rows,
     )
-    rank, world_size = execution.rank, execution.world_size
+    training = settings.training(settings.epochs * batches.steps_per_epoch)
+    if sharded := is_sharded(model):
+        shard(model, training, execution)  # the head too
+    if (folder / DONE).is_file():
+        load_best(model, folder)
+        model.eval()
+        return FineTuned(**json.loads((folder / DONE).read_text(encoding="utf-8")))
 
     def validation_score(model: nn.Module) -> float:
         assert isinstance(model, TaskModel)
-        logits = class_logits(model, splits["validation"], rank, world_size)
+        logits = class_logits(model, splits["validation"], execution)
         return scoring.of(splits["validation"], logits.tolist())
 
     metric = f"validation_{scoring.metric}"
-    best = BestEpoch(folder, batches.steps_per_epoch, rank, metric, validation_score)
+    best = BestEpoch(folder, batches.steps_per_epoch, execution.rank, metric, validation_score)
     positions = max(example.length for examples in splits.values() for example in examples)
-    steps = settings.epochs * batches.steps_per_epoch
-    training = TrainingSettings(
-        steps=steps,
-        learning_rate=warmup_linear(settings.learning_rate, warmup=settings.warmup, steps=steps),
-        weight_decay=settings.weight_decay,
-        gradient_clip=settings.gradient_clip,
-        precision=settings.precision,
-        seed=settings.seed,
-    )
     outcome = train(
         model,
         TaskObjective(batches, settings.auxiliary_weight, positions),
@@ -202,17 +207,19 @@ def fine_tune(
         execution,
         checkpoints=folder / "checkpoints",
         progress=progress,
-        hooks=[Hook(epoch_ends(batches.steps_per_epoch, settings.epochs), best)],
+        hooks=[Hook(epoch_ends(batches.steps_per_epoch, settings.epochs), best, "by part")],
     )
-    if world_size > 1:
+    if execution.world_size > 1:
         dist.barrier()  # rank 0 has written the best epoch's weights
+    if sharded:
+        shard(model, training, execution)  # of which training left shapes alone
     load_best(model, folder)
-    model.to(execution.device).eval()
+    read = for_evaluation(model, execution.device)
     with evaluation_precision(execution, settings.precision):
-        logits = class_logits(model, splits["test"], rank, world_size)
+        logits = class_logits(read, splits["test"], execution)
     scores = best.scores(settings.epochs)
     result = FineTuned(scores, best_epoch(scores), outcome.loss, outcome.seconds, logits.tolist())
-    if rank == 0:
+    if execution.rank == 0:
         write_json(folder / DONE, asdict(result))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result

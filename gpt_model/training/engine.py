@@ -531,8 +531,9 @@ def _norm_of_shares(gradients: Sequence[Tensor], *_: Any) -> Tensor:
 
 
 def shard(model: nn.Module, settings: TrainingSettings, execution: Execution) -> None:
-    """Give each parameter of a model that has shapes and no memory this rank's share of its
-    elements, for an engine at stage 3. They are to be filled: `sharded.shares`. Collective.
+    """Leave each parameter of a model this rank's share of its elements, for an engine at stage 3.
+    Those of a parameter that has a shape and no memory are to be filled: `sharded.shares`.
+    Collective.
     """
     start(execution)
     cut(model, _deepspeed_settings(settings, execution, _trained(model)), execution.device)

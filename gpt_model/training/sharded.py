@@ -62,8 +62,8 @@ def whole_shape(parameter: Tensor) -> torch.Size:
 
 
 def cut(model: nn.Module, configuration: Mapping[str, Any], device: str) -> None:
-    """Give each parameter of `model`, which has shapes and no memory, this rank's share of its
-    elements, not filled. `configuration`: the engine's.
+    """Leave each parameter of `model` this rank's share of its elements; of one that has a shape
+    and no memory, a share that is not filled. `configuration`: the engine's.
     """
     import deepspeed  # at first by `engine.start`, which keeps MLflow and inductor out
 
@@ -72,8 +72,11 @@ def cut(model: nn.Module, configuration: Mapping[str, Any], device: str) -> None
     sharing = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=dict(configuration))
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            memory = torch.empty_like(parameter, device=device)
-            shared: Any = nn.Parameter(memory, parameter.requires_grad)
+            if hasattr(parameter, "ds_tensor"):
+                continue
+            whole = parameter.data
+            whole = torch.empty_like(whole, device=device) if whole.is_meta else whole.to(device)
+            shared: Any = nn.Parameter(whole, parameter.requires_grad)
             setattr(module, name, shared)
             sharing._convert_to_deepspeed_param(shared)
             shared.partition()
@@ -134,6 +137,14 @@ def reading(model: nn.Module) -> AbstractContextManager[None]:
     return sharded.reading(path, apart=True) if sharded else nullcontext()
 
 
+def weight_of(model: nn.Module, name: str) -> Tensor:
+    """The parameter `name` of `model`, whole [...]: of a plain model, or, within `reading`, of what
+    a `ShardedModel` shows.
+    """
+    sharded, path = getattr(model, "part_of", (None, ""))
+    return sharded.weight(path, name) if sharded else model.get_parameter(name).detach()
+
+
 def for_evaluation(model: M, device: str) -> M:
     """A model that no engine has taken hold of, on the device in evaluation mode: itself, or where
     it was built sharded what a `ShardedModel` shows of it.
@@ -171,7 +182,7 @@ class ShardedModel:
         for path, module in self.model.named_modules():
             module.part_of = self, path
             if isinstance(module, Decoder):
-                module.weight = functools.partial(self._weight, path)  # type: ignore[method-assign]
+                module.weight = functools.partial(self.weight, path)  # type: ignore[method-assign]
 
     def _prepare_blocks(self) -> list[list[str]]:
         """Have each block (each member of a ModuleList) gather its parameters as it is called.
@@ -227,7 +238,7 @@ class ShardedModel:
         while self._round(END) is not None:
             pass
 
-    def _weight(self, path: str, name: str) -> Tensor:
+    def weight(self, path: str, name: str) -> Tensor:
         """The whole parameter [...] `name` of the part at `path`, gathered for the caller."""
         name = f"{path}.{name}" if path else name
         if (held := self._held.get(name)) is not None:

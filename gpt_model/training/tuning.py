@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from gpt_model import convert
 from gpt_model.io import write_json
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.schedules import warmup_cosine_by_step
+from gpt_model.training.sharded import reading, shares, weight_of
 from gpt_model.training.snapshots import save_model
 from gpt_model.transformer import Decoder
 
@@ -70,8 +71,8 @@ def epoch_folder(artifact: Path, epoch: int) -> Path:
 
 
 class BestEpoch:
-    """A hook after each epoch: scores the model, and retains the weights of the best epoch so far
-    in `folder`; of equals the first (GPT-1's released code's rule).
+    """A hook "by part" after each epoch: scores the model, and retains the weights of the best
+    epoch so far in `folder`; of equals the first (GPT-1's released code's rule).
 
     What is on disk is a function of the epoch, so an epoch that is run again after a kill leaves
     what it left before.
@@ -85,7 +86,9 @@ class BestEpoch:
         metric: str,
         score: Callable[[nn.Module], float],
     ) -> None:
-        """`score` is collective and the same on every rank, reported as `metric`. Rank 0 writes."""
+        """`score` is collective and the same on every rank, reported as `metric`. Rank 0 writes, a
+        parameter at a time.
+        """
         self.folder, self.steps_per_epoch, self.rank = folder, steps_per_epoch, rank
         self.metric, self.score = metric, score
         path = folder / SCORES
@@ -99,19 +102,19 @@ class BestEpoch:
     def __call__(self, step: int, model: nn.Module) -> Mapping[str, float]:
         epoch = step // self.steps_per_epoch
         self._scores[epoch] = self.score(model)
+        if best_epoch(self.scores(epoch)) == epoch:
+            with reading(model):
+                if self.rank == 0:
+                    shapes = {name: shown.shape for name, shown in model.named_parameters()}
+                    partial = self.folder / f"{BEST}.part"
+                    convert.write_tensors(partial, shapes, lambda name: weight_of(model, name))
+                    partial.replace(self.folder / BEST)
         if self.rank == 0:
-            if best_epoch(self.scores(epoch)) == epoch:
-                weights = {
-                    name: tensor.detach().cpu().contiguous()
-                    for name, tensor in model.state_dict().items()
-                }
-                partial = self.folder / f"{BEST}.part"
-                save_file(weights, partial)
-                partial.replace(self.folder / BEST)
             write_json(self.folder / SCORES, self._scores)
         return {self.metric: self._scores[epoch]}
 
 
 def load_best(model: nn.Module, folder: Path) -> None:
-    """Give `model` the weights that `BestEpoch` retained in `folder`."""
-    model.load_state_dict(load_file(folder / BEST))
+    """Give what this rank has of `model` the weights that `BestEpoch` retained in `folder`."""
+    targets = {share.name: (share.start, share.values["weight"]) for share in shares(model)}
+    convert.read_elements(folder / BEST, targets)
