@@ -21,7 +21,7 @@ from training_ranks import make_inputs
 from assets.recipe.sections import PPOSection
 from gpt_model import convert
 from gpt_model.config import ModelConfig
-from gpt_model.convert import folder
+from gpt_model.convert import folder as folders
 from gpt_model.rlhf import reward_model, rollouts
 from gpt_model.rlhf.chat_template import chat_tokenizer
 from gpt_model.rlhf.ppo import ActorCritic
@@ -30,7 +30,7 @@ from gpt_model.rlhf.rollout_engine import Chunk, SamplingParams, answers_of
 from gpt_model.tokenizer import Tokenizer
 from gpt_model.training.engine import Execution
 from gpt_model.training.sharded import ShardedModel
-from gpt_model.transformer import GPT, with_rows
+from gpt_model.transformer import GPT, Decoder, with_rows
 
 BATCHES, EACH = 8, 2  # batches, and optimizer steps each
 PPO: dict[str, Any] = {
@@ -123,11 +123,15 @@ class CopyEngine:
 @contextmanager
 def watched(record: dict[str, Any], engine: str | None = None) -> Iterator[None]:
     """Within, `record` gets the most elements of gathered parameters that a rank had at once while
-    it evaluated ("held"), and how many elements it read as parts of whole models ("whole"); and
-    rollouts are answered by the class of this module named `engine`.
+    it evaluated ("held"), and those of models that it drew, or read from a file, whole ("whole");
+    and rollouts are answered by the class of this module named `engine`.
     """
     record["held"] = record["whole"] = 0
-    put, whole = ShardedModel._put, folder._weights
+    put, initialise, read = ShardedModel._put, Decoder.initialise, folders._weights
+
+    def drawn(self: Decoder, seed: int) -> None:
+        initialise(self, seed)
+        record["whole"] += sum(p.numel() for p in self.parameters() if not p.is_meta)
 
     def counted(self: ShardedModel, name: str, parameter: nn.Parameter) -> None:
         put(self, name, parameter)
@@ -135,13 +139,14 @@ def watched(record: dict[str, Any], engine: str | None = None) -> Iterator[None]
         record["held"] = max(record["held"], gathered)
 
     def counted_whole(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-        weights, file = whole(path)
+        weights, file = read(path)
         record["whole"] += sum(weight.numel() for weight in weights.values())
         return weights, file
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ShardedModel, "_put", counted)
-        patch.setattr(folder, "_weights", counted_whole)
+        patch.setattr(Decoder, "initialise", drawn)
+        patch.setattr(folders, "_weights", counted_whole)
         if engine:
             patch.setattr(rollouts, "DecoderEngine", globals()[engine])
         yield

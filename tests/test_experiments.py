@@ -22,14 +22,19 @@ from assets.stages.experiments import (
     ablations_config,
     layers_transferred_config,
 )
+from benchmarks.gpu_check import ALONE
 from gpt_model import GPT, ModelConfig, convert
 from gpt_model.errors import Unavailable, UserError
 from gpt_model.experiments.document import FILE, ONE_RUN, read_document
 from gpt_model.experiments.finetuning_variants import BAG_OF_WORDS
 from gpt_model.experiments.gpt1_figure2_left_layers_transferred import transferred
 from gpt_model.finetuning.metrics import Scoring
+from gpt_model.finetuning.objective import FineTuning
+from gpt_model.finetuning.start import start_decoder
 from gpt_model.lstm import build
 from gpt_model.statistics import cluster_bootstrap, slope_weights, wilson
+from gpt_model.training.engine import Execution
+from gpt_model.training.sharded import shares
 
 pytestmark = pytest.mark.slow
 
@@ -38,12 +43,28 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("family", ["gpt1", "gpt2"])
 @pytest.mark.parametrize("layers", [-1, 0, 1, 3])
-def test_the_lower_layers_are_kept_and_the_rest_is_fresh(family: Any, layers: int) -> None:
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_the_lower_layers_are_kept_and_the_rest_is_fresh(
+    family: Any, layers: int, zero_stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
     config = ModelConfig(family=family, layers=3, width=16, heads=2, context=8, vocab_size=40)
     gpt = GPT(config, seed=1)
     for parameter in gpt.parameters():
         parameter.data += 1.0  # so that no bias or gain is as fresh ones are
-    result, fresh = transferred(gpt, layers, seed=2).state_dict(), GPT(config, seed=2).state_dict()
+    convert.save(gpt, tmp_path)
+    settings = FineTuning(1, 2, 1e-3, 0.0, 0.5, 0.1, 0.0, 1.0, seed=2)
+    execution = Execution(zero_stage=zero_stage)
+    decoder = start_decoder(tmp_path, settings, execution, transferred(layers, 3))
+    assert (decoder.config.dropout, decoder.config.vocab_size) == (0.1, 43)
+    result = {share.name: share.values["weight"] for share in shares(decoder)}
+    fresh = GPT(decoder.config, seed=2).state_dict()
+    assert torch.equal(result["wte.weight"][40 * 16 :], fresh["wte.weight"][40:].flatten())
+    result["wte.weight"], fresh["wte.weight"] = (
+        result["wte.weight"][: 40 * 16],
+        fresh["wte.weight"][:40],
+    )
     for name, tensor in gpt.state_dict().items():
         block = int(name.split(".")[1]) if name.startswith("h.") else None
         retained = (
@@ -53,7 +74,8 @@ def test_the_lower_layers_are_kept_and_the_rest_is_fresh(family: Any, layers: in
             if block is not None
             else layers == 3
         )
-        assert torch.equal(result[name], tensor if retained else fresh[name]), name
+        expected = tensor if retained else fresh[name]
+        assert torch.equal(result[name], expected.flatten()), name
         assert not torch.equal(tensor, fresh[name])
 
 
@@ -183,6 +205,8 @@ def test_an_experiment_is_a_node_of_the_graph_and_names_only_tasks_of_the_recipe
 
 # --- both stages on real ranks ---
 
+SHARDED = "_sharded"  # at ZeRO 3
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
@@ -224,9 +248,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
                 "config": config,
                 "given": GIVEN,
                 "needs": needs,
-                "output": folder / stage.name,
+                "output": folder / f"{stage.name}{end}",
+                "zero_stage": zero_stage,
             }
             for stage, config in configs.items()
+            for end, zero_stage in (("", 1), (SHARDED, 3))
         ]
         Ranks(folder, jobs).wait()
     given_inputs = {**artifacts(folder)}
@@ -241,6 +267,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
         )
         for stage, config in configs.items()
     }
+
+
+def test_models_that_are_shared_out_start_and_train_as_whole_ones(built: dict[str, Built]) -> None:
+    for name, experiment in built.items():
+        whole = read_record(experiment.output)
+        sharded = read_record(experiment.output.with_name(f"{name}{SHARDED}"))
+        for step, values in whole["metrics"].items():
+            for metric in {metric for metric in values if not metric.endswith("_per_second")}:
+                near = pytest.approx(values[metric], rel=1e-4, abs=1e-5)
+                assert sharded["metrics"][step][metric] == near, (step, metric)
+        assert sharded["whole"] == 0 < whole["whole"]
 
 
 def test_figure_2_left_is_a_curve_from_embeddings_to_all_layers_with_its_slope(

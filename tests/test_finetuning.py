@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from ppo_world import most_gathered
+from safetensors.torch import load_file
 from small_recipes import small_recipe
 from training_ranks import Ranks, RecordingProgress, read_record
 
@@ -287,7 +289,8 @@ def digest(output: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built on two ranks at ZeRO 1; beside it, in zero3/, at ZeRO 3, and with adapters in lora1/,
-    of a few examples in lora0/, lora3/.
+    of a few examples in lora0/, lora3/; and lora3/ again in again3/, which was done but for the
+    model.
     """
     folder = tmp_path_factory.mktemp("undisturbed")
     few = {"lora": LORA, "examples": 32, "held_back": 32}
@@ -296,6 +299,8 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *runs(inputs, folder, (0, 3), "lora", **few),
     ]
     Ranks(inputs, [*runs(inputs, folder, (1, 3)), *adapted]).wait()
+    shutil.copytree(folder / "lora3" / SCRATCH, folder / "again3" / SCRATCH)
+    Ranks(inputs, runs(inputs, folder, (3,), "again", **few)).wait()
     return folder / "zero1"
 
 
@@ -324,14 +329,39 @@ def test_a_finished_part_is_not_done_again(inputs: Path, undisturbed: Path, tmp_
     assert digest(output) == digest(undisturbed) and progress.record["metrics"] == {}
 
 
-def test_sharded_weights_train_alike(undisturbed: Path) -> None:
-    def losses(output: Path) -> list[float]:
-        return [
-            values["pretrained/loss"]
-            for _, values in sorted(read_record(output)["metrics"].items())
-        ]
+@pytest.mark.parametrize(("whole", "sharded"), [("zero1", "zero3"), ("lora0", "lora3")])
+def test_a_model_that_is_shared_out_trains_answers_and_is_saved_as_a_whole_one(
+    undisturbed: Path, whole: str, sharded: str
+) -> None:
+    folders = [undisturbed.parent / name for name in (whole, sharded)]
+    first, second = map(read_record, folders)
+    for step, values in first["metrics"].items():
+        for name in {name for name in values if not name.endswith("_per_second")}:
+            near = pytest.approx(values[name], rel=1e-4, abs=1e-5)
+            assert second["metrics"][step][name] == near, (step, name)
+    for arm in ARMS:
+        a, b = (
+            json.loads((folder / SCRATCH / arm / "done.json").read_text()) for folder in folders
+        )
+        assert (a["best_epoch"], a["validation"]) == (b["best_epoch"], b["validation"])
+        assert torch.allclose(*(torch.tensor(each["test_logits"]) for each in (a, b)), atol=1e-4)
+    files = [path.relative_to(folders[0]) for path in folders[0].glob("[am]*/*.safetensors")]
+    assert len(files) == (3 if whole == "lora0" else 2)
+    for file in files:
+        a, b = (load_file(folder / file) for folder in folders)
+        assert a.keys() == b.keys()
+        assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a), file
+    # A rank has the head, what is in no block, and one block with its adapters: never the model
+    beside = 4 * ((32 + 96) + (32 + 128)) + 3 * 32 if whole == "lora0" else 0
+    held = most_gathered(folders[1] / "model") + 2 * 32 + 2 + beside
+    assert (second["held"], second["whole"]) == (held, 0)
+    assert first["held"] == 0 < first["whole"]
 
-    assert losses(undisturbed.parent / "zero3") == pytest.approx(losses(undisturbed), rel=1e-3)
+
+def test_a_finished_part_that_is_shared_out_is_not_done_again(undisturbed: Path) -> None:
+    again = undisturbed.parent / "again3"
+    assert digest(again) == digest(undisturbed.parent / "lora3")
+    assert read_record(again)["metrics"] == {} and read_record(again)["whole"] == 0
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])

@@ -14,9 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gpt_model import GPT, ModelConfig, lora
+from benchmarks.gpu_check import ALONE
+from gpt_model import GPT, ModelConfig, convert, lora
 from gpt_model.lora import LoRA
 from gpt_model.ops import cpu_kernels
+from gpt_model.training.engine import Execution
+from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.training.sharded import for_evaluation, reading, shares
+from gpt_model.training.sharded_build import build_sharded
 
 EVERYWHERE = LoRA(
     rank=4, alpha=8, dropout=0.0, targets=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -52,9 +57,15 @@ def trained(model: GPT, steps: int = 8) -> GPT:
     return model.eval()
 
 
+def merged(model: GPT, folder: Path) -> GPT:
+    """What is saved of an adapted model."""
+    convert.save(lora.merged(model), folder)
+    return convert.load(folder).eval()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_merged_model_answers_as_the_adapted_one_did(family: str) -> None:
+def test_a_merged_model_answers_as_the_adapted_one_did(family: str, tmp_path: Path) -> None:
     base = small(family).eval()
     model = copy.deepcopy(base)
     lora.adapt(model, EVERYWHERE, seed=3)
@@ -65,11 +76,52 @@ def test_a_merged_model_answers_as_the_adapted_one_did(family: str) -> None:
     assert (
         adapted - base(tokens())
     ).abs().max() > 0.05  # and then they do, on the way that is not the fused kernels'
-    lora.merge(model)
-    assert (model(tokens()) - adapted).abs().max() < 1e-5
-    assert list(model.state_dict()) == list(base.state_dict()) and all(
-        parameter.requires_grad for parameter in model.parameters()
+    plain = merged(model, tmp_path)
+    assert (plain(tokens()) - adapted).abs().max() < 1e-5
+    assert list(plain.state_dict()) == list(base.state_dict())
+    assert lora.merged(base) is base
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("new_rows", [0, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_adapted_in_shares_is_the_one_adapted_whole(
+    family: str, new_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
+    base = small(family)
+    stored = base.config.vocab_size - new_rows
+    convert.save(convert.with_vocabulary(base, stored), tmp_path / "base")
+    with torch.no_grad():
+        base.wte.weight[stored:] = base.fresh("wte.weight", base.wte.weight.shape, 3)[stored:]
+    lora.adapt(base, EVERYWHERE, seed=3, new_rows=new_rows)
+    sharded = build_sharded(
+        base.config,
+        TrainingSettings(1, lambda step: 0.0),
+        Execution(zero_stage=3),
+        3,
+        tmp_path / "base",
+        adapters=EVERYWHERE,
     )
+    expected = {name: (p.detach(), p.requires_grad) for name, p in base.named_parameters()}
+    assert {name: p.requires_grad for name, p in sharded.named_parameters()} == {
+        name: trained for name, (_, trained) in expected.items()
+    }
+    for share in shares(sharded):
+        whole = expected[share.name][0].flatten()
+        assert share.start == 0 and torch.equal(share.values["weight"], whole), share.name
+        if "lora_B" in share.name:  # as if trained
+            whole.fill_(0.5)
+            share.values["weight"].fill_(0.5)
+    read = for_evaluation(sharded, "cpu")
+    assert isinstance(read, GPT)
+    with reading(read):
+        assert torch.equal(read(tokens()), base.eval()(tokens()))
+        plain = merged(read, tmp_path / "read")
+        assert all(p.is_meta for block in read.h for p in block.parameters())
+    for name, weight in merged(base, tmp_path / "whole").named_parameters():
+        assert torch.equal(weight, plain.get_parameter(name)), name
 
 
 def test_adapters_alone_are_trained_and_each_is_drawn_by_its_name_and_the_seed() -> None:
@@ -127,8 +179,11 @@ def test_only_the_projections_named_are_adapted_and_what_is_kept_says_so(tmp_pat
     model = small()
     how = LoRA(rank=2, alpha=4, dropout=0.1, targets=("attn.c_attn",))
     lora.adapt(model, how, seed=0)
-    counted = lora.keep_and_merge(trained(model), model, how, tmp_path)
-    assert counted == {"adapter_parameters": 2 * 2 * 128.0, "trained_parameters": 2 * 2 * 128.0}
+    lora.save(trained(model), how, tmp_path)
+    assert lora.counted(model) == {
+        "adapter_parameters": 2 * 2 * 128.0,
+        "trained_parameters": 2 * 2 * 128.0,
+    }
     file = load_file(tmp_path / "adapter_model.safetensors")
     assert {name.split(".lora_")[0] for name in file} == {
         f"base_model.model.transformer.h.{n}.attn.c_attn" for n in range(2)
@@ -153,21 +208,21 @@ def test_the_embeddings_new_rows_are_trained_with_the_adapters_and_no_other_row_
     } - lora.adapters(model).keys()
     assert asking == {"wte.token_adapter.trainable_tokens_delta.default"}
     answers = trained(model)(tokens())
-    counted = lora.keep_and_merge(model, model, EVERYWHERE, tmp_path)
+    lora.save(model, EVERYWHERE, tmp_path)
+    counted = lora.counted(model)
     assert (
         counted["new_row_parameters"] == 3 * 32
         and counted["trained_parameters"] == counted["adapter_parameters"] + 3 * 32
     )
-    merged = model.state_dict()
-    assert (model(tokens()) - answers).abs().max() < 1e-5 and list(merged) == list(base)
-    assert torch.equal(merged["wte.weight"][:47], base["wte.weight"][:47])
-    assert ((merged["wte.weight"][47:] - base["wte.weight"][47:]).abs() > 1e-3).any(1).all()
+    plain = merged(model, tmp_path / "model")
+    weights = plain.state_dict()
+    assert (plain(tokens()) - answers).abs().max() < 1e-5 and list(weights) == list(base)
+    assert torch.equal(weights["wte.weight"][:47], base["wte.weight"][:47])
+    assert ((weights["wte.weight"][47:] - base["wte.weight"][47:]).abs() > 1e-3).any(1).all()
     retained = load_file(tmp_path / "adapter_model.safetensors")[
         "base_model.model.transformer.wte.token_adapter.trainable_tokens_delta"
     ]
-    assert torch.equal(retained, merged["wte.weight"][47:]) and all(
-        parameter.requires_grad for parameter in model.parameters()
-    )
+    assert torch.equal(retained, weights["wte.weight"][47:])
     assert json.loads((tmp_path / "adapter_config.json").read_text())[
         "trainable_token_indices"
     ] == {"wte": [47, 48, 49]}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from ppo_world import most_gathered
 from safetensors.torch import load_file
 from training_ranks import MUON, SECTION, STEPS, Ranks, make_inputs, read_record
 
@@ -32,6 +33,7 @@ RAMP = {
     "batch_ramp": {"from_tokens": 64, "over_tokens": 6400},
     "snapshots": 5,
 }  # the whole stage, on a growing batch and sharded weights
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.1, "targets": ["attn.c_attn", "mlp.c_fc"]}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,8 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {**stage, "output": folder / "sharded", "zero_stage": 3},
         {**further, "output": folder / "from_slices", "zero_stage": 3},
         {**further, "output": folder / "from_whole", "zero_stage": 0},
+        {**further, "output": folder / "lora_slices", "zero_stage": 3, "lora": LORA},
+        {**further, "output": folder / "lora_whole", "zero_stage": 0, "lora": LORA},
     ]
     Ranks(inputs, runs(folder) + more).wait()
     return folder
@@ -232,15 +236,31 @@ def test_sharded_weights_are_measured_and_sampled_as_whole_ones(
     assert record["texts"][-1] == [STEPS, name, text]
 
 
-def test_training_goes_on_from_slices_of_a_base_as_from_the_whole(undisturbed: Path) -> None:
-    slices, whole = (
-        read_record(undisturbed / name)["metrics"] for name in ("from_slices", "from_whole")
-    )
+@pytest.mark.parametrize("how", ["from", "lora"])
+def test_training_goes_on_from_slices_of_a_base_as_from_the_whole(
+    undisturbed: Path, how: str
+) -> None:
+    folders = [undisturbed / f"{how}_{start}" for start in ("slices", "whole")]
+    of_slices, of_whole = map(read_record, folders)
+    slices, whole = of_slices["metrics"], of_whole["metrics"]
     for name in ("loss", "gradient_norm"):
         assert slices[1][name] == pytest.approx(whole[1][name], rel=1e-6), name
         assert slices[2][name] == pytest.approx(whole[2][name], rel=1e-4), name
     last = read_record(undisturbed / "sharded")["metrics"][STEPS]["loss"]
     assert slices[1]["loss"] < last + 0.3
     for name in ("config.json", "tokenizer.json"):
-        files = [undisturbed / run / "model" / name for run in ("from_slices", "sharded")]
+        files = [run / "model" / name for run in (folders[0], undisturbed / "sharded")]
         assert files[0].read_bytes() == files[1].read_bytes()
+    # Where all weights are trained, those with next to no gradient make steps of its rounding
+    for path in folders[1].glob("*/*.safetensors") if how == "lora" else ():
+        a, b = (load_file(run / path.relative_to(folders[1])) for run in folders)
+        assert a.keys() == b.keys()
+        assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a), path
+    counts = [name for name in of_whole["result"] if name.endswith("_parameters")]
+    assert len(counts) == (2 if how == "lora" else 0)
+    assert all(of_slices["result"][name] == of_whole["result"][name] for name in counts)
+    # A rank has what is in no block, and one block with its adapters: never the model
+    beside = LORA["rank"] * ((32 + 96) + (32 + 128)) if how == "lora" else 0
+    held = most_gathered(folders[0] / "model") + beside
+    assert (of_slices["held"], of_slices["whole"]) == (held, 0)
+    assert of_whole["held"] == 0 < of_whole["whole"]

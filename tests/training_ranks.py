@@ -228,7 +228,7 @@ def run(
     OUTPUT/model/ (a stage).
 
     Of the loop and `pretrained`, {"section": {…}, "model": {…}} are laid over SECTION and MODEL,
-    `pretrained` a "base", the output of a run that it goes on from,
+    `pretrained` a "base", the output of a run that it goes on from, and "lora",
     and the loop takes a "micro_batch" and "resume", the output of a run whose checkpoints it goes on
     from, once that has ended. The other stages and experiments take their "config", the
     config "given" to their inputs, and which these are ("needs"). Of any, "hold" is (done, folder
@@ -277,16 +277,16 @@ def run(
     config = {
         "model": {**MODEL, **job.get("model", {})},
         "pretraining": {**SECTION, **job.get("section", {})},
+        **({"lora": job["lora"]} if "lora" in job else {}),
     }
     if job["what"] == "pretrained":
         given = {
             name: Artifact(inputs / name, name, "", "", {}, {}) for name in ("tokens", "tokenizer")
         }
-        if "lora" in job:
-            config["lora"] = job["lora"]
         if "base" in job:
             given["base"] = Artifact(Path(job["base"]), "pretrained", "", "", config, {})
-        progress.record["result"] = PRETRAINED.run(config, given, output, progress)
+        with watched(progress.record):
+            progress.record["result"] = PRETRAINED.run(config, given, output, progress)
         return progress
     data, section = TokenData(inputs / "tokens"), config["pretraining"]
     shape = model_shape(config, {}, data.vocab_size)

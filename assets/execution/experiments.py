@@ -18,6 +18,7 @@ from assets.execution.finetuning import (
     settings_of,
 )
 from assets.execution.stored_models import join_to_evaluate
+from assets.execution.tuning import execution_of
 from assets.stages import base_model
 from assets.stages.experiments import LSTM_ASSET, TASK_FORMS
 from assets.store.home import downloads_folder

@@ -13,7 +13,6 @@ where its state lies in memory.
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import math
@@ -303,10 +302,10 @@ class _Forward(nn.Module):
         return loss
 
 
-# Which ranks call something with the model, and how: "freely", each whatever it wants with a whole
-# model; "by part", the same with a part of it at a time, within `sharded.reading`; "together", each
-# the same forward passes in the same order; "first", rank 0 alone.
-Ranks = Literal["freely", "by part", "together", "first"]
+# Which ranks call something with the model, and how: "by part", each whatever it wants, at stage 3
+# within `sharded.reading`; "together", each the same forward passes in the same order; "first",
+# rank 0 alone.
+Ranks = Literal["by part", "together", "first"]
 
 
 class Engine:
@@ -466,18 +465,13 @@ class Engine:
         """The model in evaluation mode, without gradients, in the training precision; None on a
         rank that has nothing to do with it. Collective.
 
-        At stage 3 "freely" takes the memory of a whole copy on every rank; otherwise a rank has a
-        block of it at a time.
+        At stage 3 a rank has a block of it at a time.
         """
         with torch.no_grad(), self._forward.autocast():
             if self._sharded is None or self._skeleton is None:
                 idle = ranks == "first" and self.execution.rank
                 yield None if idle else self.model.eval()
                 self.model.train()
-            elif ranks == "freely":
-                model = copy.deepcopy(self._skeleton)
-                model.load_state_dict(self._weights(), strict=False, assign=True)
-                yield model.eval()
             elif ranks == "by part":
                 yield self._sharded.model
             elif ranks == "first" and self.execution.rank:

@@ -66,16 +66,15 @@ class Hook:
     gradients.
 
     `call(step, model)` returns numbers that are reported with that step's; all ranks must return,
-    only rank 0's are heard. `ranks` says which ranks call it. "freely": each, doing what it wants;
-    at ZeRO 3 that takes a whole copy of the model on every rank. The others have a block of the
-    model at a time there, and `Decoder.weight` for a parameter. "by part": each, doing what it
-    wants within `sharded.reading(part)`, and no pass outside of it. "together": each, making as
-    many forward passes as the others. "first": rank 0 alone.
+    only rank 0's are heard. At ZeRO 3 a rank has a block of the model at a time, and
+    `Decoder.weight` for a parameter. `ranks` says which ranks call it. "by part": each, doing what
+    it wants within `sharded.reading(part)`, and at ZeRO 3 no pass outside of it. "together": each,
+    making as many forward passes as the others. "first": rank 0 alone.
     """
 
     steps: Collection[int]
     call: Callable[[int, nn.Module], Mapping[str, float]]
-    ranks: Ranks = "freely"
+    ranks: Ranks = "by part"
 
 
 @dataclass(frozen=True)
