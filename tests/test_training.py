@@ -544,7 +544,7 @@ def test_compiled_blocks_train_as_plain_ones(
             compile=compiled,
             compiler="aot_eager",
         )
-        hook = Hook([2], lambda _, model: {"held_out": float(model(*COUNT))})
+        hook = Hook([2], lambda _, model: {"held_out": float(model(*COUNT))}, "together")
         how = settings(steps=4)
         train(model, Counting(), how, execution, checkpoints=None, progress=progress, hooks=[hook])
         losses[compiled] = [progress.seen[2]["held_out"]]
