@@ -338,7 +338,7 @@ def test_a_model_that_is_shared_out_trains_answers_and_is_saved_as_a_whole_one(
     first, second = map(read_record, folders)
     for step, values in first["metrics"].items():
         for name in {name for name in values if not name.endswith("_per_second")}:
-            near = pytest.approx(values[name], rel=1e-4, abs=1e-5)
+            near = pytest.approx(values[name], rel=1e-5, abs=1e-5)
             assert second["metrics"][step][name] == near, (step, name)
     for arm in ARMS:
         a, b = (
