@@ -45,7 +45,7 @@ def test_every_epoch_meets_every_item_once_in_batches_of_nearly_one_size(
             shared = [batches.micro_batches(step) for batches in by_rank]
             assert len({len(parts) for parts in shared}) == 1
             empty = [part for parts in shared for part in parts].count([])
-            assert empty == max(0, ranks - len(by_rank[0].items(step)))
+            assert max(0, ranks - len(by_rank[0].items(step))) <= empty < ranks
             assert sorted(item for parts in shared for part in parts for item in part) == sorted(
                 by_rank[0].items(step)
             )

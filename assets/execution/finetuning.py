@@ -158,7 +158,7 @@ def fine_tune_task(
         execution_of(progress, fixed_shapes=False),
         folder=folder,
         progress=part_progress,
-        micro_rows=progress.profile.micro_batch,
+        rows=progress.profile.micro_batch,
     )
     return model, result
 

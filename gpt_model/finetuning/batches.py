@@ -7,7 +7,7 @@ batches (`training.batching.pooled_epoch`), in evaluation over all examples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,7 +15,14 @@ from torch import Tensor
 from gpt_model.errors import UserError
 from gpt_model.finetuning.heads import Batch, TaskModel
 from gpt_model.finetuning.input_forms import EncodedExample
-from gpt_model.training.batching import TASK_TOKENS, micro_batch_count, pooled_epoch, token_batches
+from gpt_model.training.ahead import on_device
+from gpt_model.training.batching import (
+    TASK_TOKENS,
+    MicroBatchSize,
+    micro_batch_count,
+    pooled_epoch,
+    token_batches,
+)
 from gpt_model.training.engine import ALONE, Execution
 from gpt_model.training.shared_batches import results_of_items
 
@@ -49,11 +56,10 @@ class TrainingBatches:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        micro_rows: int | None = None,
+        rows: int | None = None,
     ) -> None:
-        """`batch`: examples an optimizer step, all ranks together. `micro_rows`: rows of a
-        micro-batch; by default as many as TASK_TOKENS hold. Raises UserError where there is less
-        than a batch.
+        """`batch`: examples an optimizer step, all ranks together. `rows` of a micro-batch; by
+        default as many as TASK_TOKENS hold. Raises UserError where there is less than a batch.
         """
         if len(examples) < batch:
             raise UserError(
@@ -62,16 +68,17 @@ class TrainingBatches:
                 "the task more rows."
             )
         self.examples, self.batch, self.seed = examples, batch, seed
-        self.rank, self.world_size, self.micro_rows = rank, world_size, micro_rows
+        self.rank, self.world_size = rank, world_size
+        longest, self.rows_each = max(each.length for each in examples), len(examples[0].rows)
+        tokens = rows * longest if rows else TASK_TOKENS
+        self.size = MicroBatchSize(tokens, longest, batch * self.rows_each * longest)
         self.steps_per_epoch = len(examples) // batch
         self.epoch = lru_cache(maxsize=1)(self._epoch)  # steps ask for one after the other
 
-    @cached_property
+    @property
     def parts(self) -> int:
         """Micro-batches of a batch, over all ranks."""
-        longest = max(example.length for example in self.examples)
-        rows = self.micro_rows or max(1, TASK_TOKENS // longest)
-        micro_batch = max(1, rows // len(self.examples[0].rows))  # examples
+        micro_batch = max(1, self.size.sequences // self.rows_each)  # examples
         return micro_batch_count(self.batch, micro_batch, self.batch, self.world_size)
 
     def _epoch(self, number: int) -> list[list[int]]:
@@ -81,7 +88,7 @@ class TrainingBatches:
 
     def micro_batches(self, step: int) -> list[list[EncodedExample]]:
         """This rank's part of the batch of `step` (from 0). Each micro-batch has examples of all
-        the batch's lengths; the last are empty where it has fewer examples than there are ranks.
+        the batch's lengths; the last may be empty.
         """
         batch = self.batch_of(step)
         return [batch[part :: self.parts] for part in range(self.rank, self.parts, self.world_size)]
@@ -102,10 +109,11 @@ def class_logits(
     Which examples are padded together does not depend on the number of ranks, so neither does the
     result. `model` is on the device in evaluation mode, or what a `ShardedModel` shows.
     """
-    device = torch.device(execution.device)
 
     def answer(indices: Sequence[int]) -> list[list[float]]:
-        logits, _ = model(collate([examples[index] for index in indices]).to(device))
+        logits, _ = model(
+            on_device(collate([examples[index] for index in indices]), execution.device)
+        )
         answers: list[list[float]] = logits.float().tolist()
         return answers
 

@@ -38,11 +38,6 @@ class Batch:
     labels: Tensor  # [examples] classes, or [examples, classes] the share of each
     rows_each: int
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(
-            self.tokens.to(device), self.lengths.to(device), self.labels.to(device), self.rows_each
-        )
-
 
 class TaskModel(nn.Module):
     """`model(batch)` -> (class logits [examples, classes], final states [rows, time, width])."""

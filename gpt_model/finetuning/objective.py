@@ -100,9 +100,15 @@ class TaskObjective:
         shrinks its context to.
         """
         self.batches, self.auxiliary_weight, self.positions = batches, auxiliary_weight, positions
+        self.size = batches.size
 
     def units_before(self, step: int) -> int:
         return step * self.batches.batch
+
+    def full_micro_batch(self, sequences: int) -> Batch:
+        """Of the longest training example."""
+        longest = max(self.batches.examples, key=lambda example: example.length)
+        return collate([longest] * max(1, sequences // self.batches.rows_each))
 
     def micro_batches(self, step: int) -> list[Batch | Idle[Batch]]:
         parts, examples = self.batches.micro_batches(step), self.batches.batch_of(step)
@@ -113,17 +119,19 @@ class TaskObjective:
     ) -> tuple[Tensor, Mapping[str, tuple[object, object]]]:
         """The micro-batch's part of L3 [], and metrics as (sum, count)."""
         assert isinstance(model, TaskModel)
-        batch = micro_batch.to(model.head.weight.device)
         embeddings = model.gpt.embeddings() if self.auxiliary_weight else None
-        logits, states = model(batch, embeddings)
-        loss = F.cross_entropy(logits.float(), batch.labels)
-        count = len(batch.labels)
+        logits, states = model(micro_batch, embeddings)
+        loss = F.cross_entropy(logits.float(), micro_batch.labels)
+        count = len(micro_batch.labels)
         metrics: dict[str, tuple[object, object]] = {"label_loss": (loss.detach() * count, count)}
-        if batch.labels.dim() == 1:
-            metrics["accuracy"] = ((logits.argmax(1) == batch.labels).sum(), count)
+        if micro_batch.labels.dim() == 1:
+            metrics["accuracy"] = ((logits.argmax(1) == micro_batch.labels).sum(), count)
         if embeddings is not None:
-            text_loss = self._text_loss(model, batch, states, embeddings)
-            metrics["text_loss"] = (text_loss.detach() * len(batch.lengths), len(batch.lengths))
+            text_loss = self._text_loss(model, micro_batch, states, embeddings)
+            metrics["text_loss"] = (
+                text_loss.detach() * len(micro_batch.lengths),
+                len(micro_batch.lengths),
+            )
             loss = loss + self.auxiliary_weight * text_loss
         # The loop averages over parts as if they were equal; a batch that does not divide evenly
         # has parts one example apart.
@@ -166,14 +174,14 @@ def fine_tune(
     *,
     folder: Path,
     progress: Progress,
-    micro_rows: int | None = None,
+    rows: int | None = None,
 ) -> FineTuned:
     """Fine-tune `model` in place, and have it answer the test split with the weights of its best
     epoch on validation by `scoring`.
 
     Every rank calls it with the same arguments. `folder` keeps what a killed attempt had done; all
-    ranks must see it. `splits`: training, validation and test. Raises UserError where there is less
-    than a batch to train on, or training diverges.
+    ranks must see it. `splits`: training, validation and test. `rows` of a micro-batch. Raises
+    UserError where there is less than a batch to train on, or training diverges.
     """
     folder.mkdir(parents=True, exist_ok=True)
     batches = TrainingBatches(
@@ -182,7 +190,7 @@ def fine_tune(
         settings.seed,
         execution.rank,
         execution.world_size,
-        micro_rows,
+        rows,
     )
     training = settings.training(settings.epochs * batches.steps_per_epoch)
     if sharded := is_sharded(model):

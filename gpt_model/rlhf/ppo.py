@@ -183,7 +183,7 @@ class PPOObjective:
 
     def _parts(self, step: int) -> list[list[int]]:
         """The minibatch in micro-batches over all ranks, equally many for each, of similar size in
-        tokens. The last are empty where there are fewer episodes than ranks.
+        tokens. The last may be empty.
         """
         batch = self.rollouts.batch(step // self.rollouts.config.steps_per_batch)
         return balanced_micro_batches(

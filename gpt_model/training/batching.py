@@ -132,10 +132,10 @@ def chunks(count: int, size: int) -> list[range]:
 def micro_batch_count(size: int, budget: int, items: int, world_size: int) -> int:
     """In how many micro-batches, over all ranks, a batch of `items` is computed.
 
-    As few as keep the `size` of each near `budget` (both in tokens, or both in rows), as many for
-    each rank, and no more than there are items, but for one a rank.
+    As few as keep the mean `size` of them within `budget` (both in tokens, or both in rows), as
+    many for each rank, and not more than it takes for each to have an item at most.
     """
-    return world_size * max(1, min(-(-size // (budget * world_size)), items // world_size))
+    return world_size * max(1, min(-(-size // (budget * world_size)), -(-items // world_size)))
 
 
 def balanced_micro_batches(
@@ -150,7 +150,7 @@ def balanced_micro_batches(
 
     `lengths`: tokens of each item, by its number. `snake`: every other round is dealt backwards, so
     that no micro-batch has the longer item each time; otherwise each round starts at the first.
-    Some are empty where there are fewer items than ranks.
+    Some may be empty: each rank has as many.
     """
     by_length = sorted(items, key=lambda item: (-lengths[item], item))
     tokens = sum(lengths[item] for item in by_length)
@@ -239,7 +239,7 @@ class EpochBatches:
 
     def partition(self, step: int) -> list[list[int]]:
         """The items of a step in micro-batches, all ranks': as many for each, of like size in
-        tokens. The last are empty where a step has fewer items than there are ranks.
+        tokens. The last may be empty.
         """
         return balanced_micro_batches(
             self.items(step), self.lengths, self.size.tokens, self.world_size
