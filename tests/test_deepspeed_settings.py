@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 from training_ranks import Ranks, make_inputs, read_record
 
+from assets.contract import SCRATCH
 from assets.recipe import deepspeed_settings
 from assets.recipe.profile import Profile
 from gpt_model.errors import UserError
@@ -24,6 +25,14 @@ COUNTED = {"comms_logger": {"enabled": True, "verbose": False, "prof_all": True}
 # Parameters of fewer elements would stay whole on every rank, and a small model has no other.
 SHARED_OUT = {"stage3_param_persistence_threshold": 0}
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+# ZeRO stage, and what says where something lies. With offload DeepSpeed sums the gradients' norm in
+# another order; hpZ's copies are the weights themselves.
+ELSEWHERE: dict[str, tuple[int, dict[str, Any]]] = {
+    "zero 1, optimizer in memory": (1, {"offload_optimizer": {"device": "cpu"}}),
+    "zero 2, optimizer in memory": (2, {"offload_optimizer": {"device": "cpu"}}),
+    "zero 3, all in memory": (3, SHARED_OUT | OFFLOADED),
+    "zero 3, hpZ": (3, SHARED_OUT | {"zero_hpz_partition_size": 2}),
+}
 # Bytes a parameter and step of four micro-batches, with bfloat16 in communication and without
 EXCHANGED = {0: (2, 4), 1: (6, 8), 2: (12, 20), 3: (16, 31)}
 
@@ -69,6 +78,47 @@ def _bytes_each_step(record: dict[str, Any]) -> float:
     return float((exchanged[-1] - exchanged[2]) / (STEPS - 3) / record["parameters"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_where_state_lies_changes_nothing_that_is_learnt(case: str, tmp_path: Path) -> None:
+    """Of a whole stage on two ranks: losses, evaluations and the model that is saved; and a run
+    that is killed goes on to the same bytes.
+    """
+    stage, settings = ELSEWHERE[case]
+    runs: dict[str, dict[str, Any]] = {}
+    # hpZ's group, once made, is of all models of a process
+    for name in ("plain", "moved", "killed"):
+        zero = {} if name == "plain" else settings
+        profile = {"deepspeed": {"zero_optimization": zero}}
+        runs[name] = {"what": "pretrained", "output": tmp_path / name, "zero_stage": stage}
+        runs[name] |= {"profile": profile, "section": {"tokens": 256 * 16}}
+    runs["killed"]["hold"] = (3 * 256, f"{SCRATCH}/checkpoints")
+    ranks = Ranks(make_inputs(tmp_path / "inputs"), list(runs.values()))
+    ranks.kill_at(tmp_path / "killed", 8 * 256)
+    ranks.start()
+    ranks.wait()
+
+    records = {name: read_record(tmp_path / name) for name in runs}
+    assert any("Goes on from the checkpoint" in line for line in records["killed"]["log"])
+    moved, killed = (_files(tmp_path / name) for name in ("moved", "killed"))
+    assert {Path("model/model.safetensors"), Path("training.json")} <= moved.keys()
+    assert killed == moved
+    if "hpZ" in case:
+        assert _files(tmp_path / "plain") == moved
+    for step, expected in records["plain"]["metrics"].items():
+        measured = records["moved"]["metrics"][step]
+        for name in expected:
+            if name in ("loss", "gradient_norm") or name.startswith("held_out/"):
+                assert measured[name] == pytest.approx(expected[name], rel=1e-6), (step, name)
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    """What a stage publishes, with each file's bytes."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    published = (path for path in paths if SCRATCH not in path.parts and path.stem != "record")
+    return {path: (folder / path).read_bytes() for path in published}
+
+
 @pytest.mark.parametrize(
     ("settings", "mistake"),
     [
@@ -81,6 +131,14 @@ def _bytes_each_step(record: dict[str, Any]) -> float:
         (
             {"zero_optimization": {"zero_quantized_gradients": True}},
             "quantized gradients change what is learnt",
+        ),
+        (
+            {"zero_optimization": {"zero_quantized_weights": True}},
+            "quantized weights change what is learnt",
+        ),
+        (
+            {"zero_optimization": {"zero_quantized_nontrainable_weights": True}},
+            "none to set: they change what is learnt",
         ),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "Set `cpu`"),
         ({"zero_optimization": 3}, "3 is not what DeepSpeed takes: it should be a mapping"),

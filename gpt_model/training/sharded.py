@@ -69,7 +69,12 @@ def cut(model: nn.Module, configuration: Mapping[str, Any], device: str) -> None
 
     # As `zero.Init(module=model)` does, but for its broadcast of each whole parameter from rank 0:
     # whoever fills the shares gives every rank the same.
-    sharing = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=dict(configuration))
+    sharing = deepspeed.zero.Init(
+        module=nn.Module(),
+        config_dict_or_path=dict(configuration),
+        # hpZ's, which can be made once: of a model before this one
+        zero_param_parallel_group=deepspeed.utils.groups._get_zero_param_intra_parallel_group(),
+    )
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if hasattr(parameter, "ds_tensor"):
@@ -80,6 +85,7 @@ def cut(model: nn.Module, configuration: Mapping[str, Any], device: str) -> None
             setattr(module, name, shared)
             sharing._convert_to_deepspeed_param(shared)
             shared.partition()
+            shared.ds_secondary_tensor = None  # hpZ's copy, of memory that is not filled yet
 
 
 def shares(model: nn.Module) -> Iterator[Fragment]:
