@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from assets.contract import SCRATCH
 from assets.execution.pretraining import samples
 from gpt_model import convert
 from gpt_model.data.shards import TokenData
+from gpt_model.errors import CorruptFile
 from gpt_model.io import write_json
 from gpt_model.tokenizer import Tokenizer
+from gpt_model.training.checkpoint import verify
 from gpt_model.training.engine import Execution
 from gpt_model.training.measure import held_out
 
@@ -169,6 +172,47 @@ def test_the_last_two_checkpoints_are_kept_and_stall_training_for_less_than_a_se
         name.startswith("step-") and not name.endswith(".partial") for name in left
     )
     assert 0 < read_record(undisturbed / f"zero{stage}")["result"]["checkpoint_stall_seconds"] < 1.0
+
+
+def test_what_one_rank_finds_damaged_all_ranks_leave_out(inputs: Path, tmp_path: Path) -> None:
+    """Each of three ranks hashes one file of a checkpoint."""
+    steps = {"section": {"tokens": 256 * 12}}
+    whole = {"what": "loop", "output": tmp_path / "whole", **steps}
+    Ranks(inputs, [whole], 3).wait()
+    older, newest = sorted((tmp_path / "whole" / "checkpoints").iterdir())
+    files = [f"rank-{rank:05d}.safetensors" for rank in range(3)]
+    damages = {file: [(newest.name, file)] for file in files}
+    damages["both"] = [(newest.name, files[2]), (older.name, files[1])]
+    runs = []
+    for name, damaged in damages.items():
+        checkpoints = tmp_path / name / "checkpoints"
+        shutil.copytree(older.parent, checkpoints)
+        for checkpoint, file in damaged:
+            flip(checkpoints / checkpoint / file)
+            for rank in range(3):
+                expected = pytest.raises(CorruptFile, match=file)
+                with expected if rank == files.index(file) else nullcontext():
+                    verify(checkpoints / checkpoint, rank, 3)
+        runs.append({"what": "loop", "output": tmp_path / name, **steps})
+    Ranks(inputs, runs, 3).wait()
+
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    for name, damaged in damages.items():
+        record = read_record(tmp_path / name)
+        for line, (checkpoint, file) in zip(record["log"], damaged, strict=False):
+            path = tmp_path / name / "checkpoints" / checkpoint / file
+            assert line.startswith(f"{path} is damaged"), record["log"]
+        resumed = None if name == "both" else int(older.name[5:])
+        assert record["result"]["resumed_from"] == resumed, name
+        result = load_file(tmp_path / name / "model.safetensors")
+        assert all(torch.equal(tensor, result[key]) for key, tensor in expected.items()), name
+
+
+def flip(path: Path) -> None:
+    """Change a bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def test_a_folder_may_be_renamed_as_soon_as_the_file_in_it_is_there(tmp_path: Path) -> None:
