@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import functools
+import resource
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from training_ranks import Ranks, make_inputs, read_record
+from training_ranks import MUON, ROOT, Ranks, make_inputs, read_record
 
 from assets.contract import SCRATCH
 from assets.recipe import deepspeed_settings
 from assets.recipe.profile import Profile
 from gpt_model.errors import UserError
+from gpt_model.training import engine
 from gpt_model.training.engine import Execution, _deepspeed_settings
 from gpt_model.training.optimizer import TrainingSettings
+from gpt_model.training.swap import SwapFolder, swap_folder
 
 STEPS = 5
 SECTION = {"tokens": 256 * STEPS, "precision": "bfloat16", "warmup_tokens": 256}
@@ -33,6 +39,14 @@ ELSEWHERE: dict[str, tuple[int, dict[str, Any]]] = {
     "zero 3, all in memory": (3, SHARED_OUT | OFFLOADED),
     "zero 3, hpZ": (3, SHARED_OUT | {"zero_hpz_partition_size": 2}),
 }
+# Several parts, of which those of vectors and of some matrices are too small for a disk (1 MiB)
+WIDE = {"width": 256, "dropout": 0.1}
+IN_PARTS = {"sub_group_size": 300_000}
+NVME = {"device": "nvme", "nvme_path": "/nowhere"}
+needs_libaio = pytest.mark.skipif(
+    not shutil.which("g++") or not list(Path("/usr").glob("include/**/libaio.h")),
+    reason="DeepSpeed compiles its access to NVMe with g++ and libaio",
+)
 # Bytes a parameter and step of four micro-batches, with bfloat16 in communication and without
 EXCHANGED = {0: (2, 4), 1: (6, 8), 2: (12, 20), 3: (16, 31)}
 
@@ -112,6 +126,103 @@ def test_where_state_lies_changes_nothing_that_is_learnt(case: str, tmp_path: Pa
                 assert measured[name] == pytest.approx(expected[name], rel=1e-6), (step, name)
 
 
+@pytest.mark.slow
+@needs_libaio
+@pytest.mark.parametrize(
+    ("ranks", "optimizer", "ahead"),
+    [
+        (1, {}, {"pipeline_read": True, "pipeline_write": True, "buffer_count": 12}),
+        (2, {}, {}),
+        (2, MUON, {}),
+    ],
+    ids=["one rank, read ahead", "two ranks", "two ranks, Muon"],
+)
+def test_moments_on_nvme_are_those_in_memory(
+    ranks: int, optimizer: dict[str, Any], ahead: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of a whole stage, killed once. The first use on a machine compiles for two minutes."""
+    disk = tmp_path / "disk"
+    on_disk = {**NVME, "nvme_path": str(disk), **ahead}
+    runs: dict[str, dict[str, Any]] = {}
+    for name, offload in (("memory", {"device": "cpu"}), ("disk", on_disk), ("killed", on_disk)):
+        zero = SHARED_OUT | IN_PARTS | {"offload_optimizer": offload}
+        runs[name] = {"what": "pretrained", "output": tmp_path / f"run_{name}", "zero_stage": 3}
+        runs[name] |= {"section": {"tokens": 256 * 16, **optimizer}, "model": WIDE}
+        runs[name] |= {"profile": {"deepspeed": {"zero_optimization": zero}}}
+    runs["killed"]["hold"] = (3 * 256, f"{SCRATCH}/checkpoints")
+    started = Ranks(make_inputs(tmp_path / "inputs"), list(runs.values()), ranks, compiler=True)
+    started.kill_at(tmp_path / "run_killed", 8 * 256)
+    left = list(disk.iterdir())
+    swapped = {path.name.partition("-")[0] for path in disk.rglob("*.swp")}
+    assert len(left) == ranks and len(swapped & {"exp_avg", "momentum_buffer"}) > 0, swapped
+    started.start()
+    started.wait()
+
+    assert not list(disk.iterdir())
+    log = read_record(tmp_path / "run_killed")["log"]
+    assert any("Goes on from the checkpoint" in line for line in log)
+    memory, on_disk_files, killed = (_files(tmp_path / f"run_{name}") for name in runs)
+    assert Path("model/model.safetensors") in memory
+    assert on_disk_files == memory and killed == memory
+
+
+@pytest.mark.parametrize(
+    ("settings", "mistake"),
+    [
+        ({"offload_optimizer": NVME}, "is of ZeRO 3, and `zero_stage` is 1: set `zero_stage: 3`"),
+        (
+            {"offload_optimizer": {"device": "nvme"}},
+            "needs `nvme_path`, the absolute path of a folder on that disk, and it is empty",
+        ),
+        ({"offload_optimizer": NVME | {"nvme_path": "swap"}}, "absolute path .* is 'swap'"),
+        ({"offload_optimizer": NVME | {"buffer_count": 3}}, "is 3, and 4 are needed"),
+        ({"offload_optimizer": NVME | {"pipeline_read": True}}, "is 4, and 12 are needed, as a"),
+        ({"offload_param": NVME}, "weights on a disk would be missed. Set `cpu`"),
+    ],
+)
+def test_what_nvme_needs_is_said_when_a_profile_is_read(
+    settings: dict[str, Any], mistake: str
+) -> None:
+    with pytest.raises(ValidationError, match=mistake):
+        Profile(name="p", deepspeed={"zero_optimization": settings})
+
+
+def test_a_machine_that_cannot_reach_nvme_is_told_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine._import_deepspeed(compiling=False)  # as a training does
+    configuration = {"zero_optimization": {"offload_optimizer": {**NVME, "nvme_path": tmp_path}}}
+    monkeypatch.setenv("CC", "/bin/false")
+    with pytest.raises(
+        UserError, match=r"async_io, which is compiled .*`apt-get install g\+\+ liba"
+    ):
+        swap_folder(configuration, 1000, 1)
+    limits = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 20, 1 << 20))
+    monkeypatch.setattr("gpt_model.training.swap._may_lock", lambda size: False)
+    with pytest.raises(
+        UserError, match="locks 16 MB of a rank's memory .* lets a process lock 1 MB"
+    ):
+        swap_folder(configuration, 2_000_000, 2)
+
+
+def test_what_a_killed_process_left_on_the_disk_is_removed(tmp_path: Path) -> None:
+    swap = (
+        "from gpt_model.training.swap import SwapFolder; from pathlib import Path; import sys, os"
+    )
+    script = f"{swap}; SwapFolder(Path(sys.argv[1])); os._exit(0)"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=ROOT)
+    [left] = tmp_path.iterdir()
+    first, second = SwapFolder(tmp_path), SwapFolder(tmp_path)
+    assert set(tmp_path.iterdir()) == {first.path, second.path} and left != first.path
+    first.remove()
+    assert list(tmp_path.iterdir()) == [second.path]
+    second.remove()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file.* no folder can be made there .*Name another"):
+        SwapFolder(tmp_path / "file")
+
+
 def _files(folder: Path) -> dict[Path, bytes]:
     """What a stage publishes, with each file's bytes."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
@@ -140,9 +251,8 @@ def _files(folder: Path) -> dict[Path, bytes]:
             {"zero_optimization": {"zero_quantized_nontrainable_weights": True}},
             "none to set: they change what is learnt",
         ),
-        ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "Set `cpu`"),
         ({"zero_optimization": 3}, "3 is not what DeepSpeed takes: it should be a mapping"),
-        ({"aio": {"block_size": 1}}, "is of offload to NVMe, which is not passed on: leave it out"),
+        ({"aio": {"block_size": 0}}, "0 is not what DeepSpeed takes"),
         ({"zero": {}}, "`deepspeed.zero` is none that a profile passes on, which are: zero_opti"),
         ({"zero_optimization": {"bucket": 3}}, "which are: overlap_comm"),
     ],

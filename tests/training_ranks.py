@@ -82,10 +82,17 @@ def make_inputs(folder: Path) -> Path:
 
 class Ranks:
     """The ranks of a job as real processes, each forked off one that has the imports behind it,
-    with no compiler within reach.
+    with no compiler within reach, but where it is asked for.
     """
 
-    def __init__(self, inputs: Path, runs: list[dict[str, Any]], world_size: int = 2) -> None:
+    def __init__(
+        self,
+        inputs: Path,
+        runs: list[dict[str, Any]],
+        world_size: int = 2,
+        *,
+        compiler: bool = False,
+    ) -> None:
         """A run: {"output": path, "what": "loop", "pretrained" or "finetuned", "zero_stage": 0-3,
         …}; the rest is `run`'s.
         """
@@ -98,7 +105,8 @@ class Ranks:
             "PYTHONPATH": ROOT,
             "DS_ACCELERATOR": "cpu",
         }
-        common |= {"CC": "/bin/false", "CXX": "/bin/false"}
+        if not compiler:
+            common |= {"CC": "/bin/false", "CXX": "/bin/false"}
         self.parents = [
             subprocess.Popen(
                 [sys.executable, __file__, str(job)],

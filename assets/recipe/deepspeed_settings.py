@@ -28,15 +28,14 @@ def _section(keys_by_kind: Mapping[Any, tuple[str, ...]]) -> type[BaseModel]:
     return create_model("Section", __config__=ConfigDict(extra="forbid"), **fields)
 
 
-OFFLOAD: dict[Any, tuple[str, ...]] = {
+NVME_PATH: dict[Any, tuple[str, ...]] = {Path | None: ("nvme_path",)}
+OFFLOAD_PARAM = NVME_PATH | {
     Literal["none", "cpu"]: ("device",),
-    Path | None: ("nvme_path",),
-}
-OFFLOAD_PARAM = OFFLOAD | {
     bool: ("pin_memory",),
     Elements: ("buffer_count", "buffer_size", "max_in_cpu"),
 }
-OFFLOAD_OPTIMIZER = OFFLOAD | {
+OFFLOAD_OPTIMIZER = NVME_PATH | {
+    Literal["none", "cpu", "nvme"]: ("device",),
     bool: ("pin_memory", "pipeline_read", "pipeline_write", "fast_init", "super_offload"),
     Elements: ("buffer_count",),
     Share: ("ratio", "cpuadam_cores_perc"),
@@ -60,6 +59,12 @@ ZERO_KEYS: dict[Any, tuple[str, ...]] = {
     _section(OFFLOAD_OPTIMIZER) | None: ("offload_optimizer",),
     _section(OFFLOAD_PARAM) | None: ("offload_param",),
 }
+# runtime/swap_tensor/aio_config.py, but for `use_gds`, which is of GPUs alone
+AIO: dict[Any, tuple[str, ...]] = {
+    Annotated[int, Field(gt=0)]: ("block_size", "queue_depth", "intra_op_parallelism"),
+    bool: ("single_submit", "overlap_events"),
+}
+BUFFERS = {False: 4, True: 12}  # that AdamW's state needs, and with reading and writing ahead
 COMMS_LOGGER: dict[Any, tuple[str, ...]] = {
     bool: ("enabled", "prof_all", "verbose", "debug"),
     list[Any]: ("prof_ops",),
@@ -74,6 +79,7 @@ Zero = _section(ZERO_KEYS)
 Settings = _section(
     {
         Zero: (ZERO,),
+        _section(AIO): ("aio",),
         _section(COMMS_LOGGER): ("comms_logger",),
         _section(FLOPS_PROFILER): ("flops_profiler",),
         bool: ("wall_clock_breakdown", "memory_breakdown", "dump_state"),
@@ -92,7 +98,6 @@ OTHERS = {
     "torch_autocast": "the recipe's `precision` and the profile's `communication`",
     "communication_data_type": "the profile's `communication`",
     "activation_checkpointing": "the profile's key of that name, beside `deepspeed`",
-    "aio": "of offload to NVMe, which is not passed on",
     f"{ZERO}.stage": "the profile's `zero_stage`",
     f"{ZERO}.zero_quantized_weights": "none to set: quantized weights change what is learnt",
     f"{ZERO}.zero_quantized_nontrainable_weights": "none to set: they change what is learnt",
@@ -110,13 +115,13 @@ def check_deepspeed(settings: Mapping[str, Any]) -> None:
         if key == ZERO and isinstance(value, Mapping):
             for inner in value:
                 _check_key(inner, Zero, f"{ZERO}.")
-            for offload in ("offload_optimizer", "offload_param"):
-                where = value.get(offload)
-                if isinstance(where, Mapping) and where.get("device") == "nvme":
-                    raise ValueError(
-                        f"`deepspeed.{ZERO}.{offload}.device: nvme`: checkpoints are written out "
-                        "of memory, so that what lies on a disk would be lost. Set `cpu`"
-                    )
+            where = value.get("offload_param")
+            if isinstance(where, Mapping) and where.get("device") == "nvme":
+                raise ValueError(
+                    f"`deepspeed.{ZERO}.offload_param.device: nvme`: models are built, evaluated "
+                    "and saved out of memory, so that weights on a disk would be missed. Set "
+                    "`cpu`; `offload_optimizer` takes `nvme`"
+                )
     try:
         Settings.model_validate(settings)
     except ValidationError as error:
@@ -127,6 +132,26 @@ def check_deepspeed(settings: Mapping[str, Any]) -> None:
             f"{shown(first['input'])} is not what DeepSpeed takes: {problem}",
             ".".join(map(str, first["loc"])),
         ) from None
+    offload = settings.get(ZERO, {}).get("offload_optimizer") or {}
+    if offload.get("device") == "nvme":
+        _check_nvme(offload)
+
+
+def _check_nvme(offload: Mapping[str, Any]) -> None:
+    where = f"deepspeed.{ZERO}.offload_optimizer"
+    path = offload.get("nvme_path")
+    if path is None or not Path(path).is_absolute():
+        raise ValueError(
+            f"`{where}.device: nvme` needs `nvme_path`, the absolute path of a folder on that "
+            f"disk, and it is {shown(path)}"
+        )
+    ahead = bool(offload.get("pipeline_read") or offload.get("pipeline_write"))
+    buffers = int(offload.get("buffer_count", BUFFERS[False]))
+    if buffers < BUFFERS[ahead]:
+        raise ValueError(
+            f"`{where}.buffer_count` is {buffers}, and {BUFFERS[ahead]} are needed"
+            + (", as a part is read or written while another one is stepped" if ahead else "")
+        )
 
 
 def _check_key(key: str, section: type[BaseModel], within: str = "") -> None:

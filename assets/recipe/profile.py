@@ -183,7 +183,7 @@ class Profile(Strict):
     deepspeed: dict[str, Any] = Field(
         default_factory=dict,
         description="DeepSpeed's own configuration, for what no key here names: offload to the "
-        "CPU's memory, hpZ, buckets. What would change results is refused, and a "
+        "CPU's memory or to NVMe, hpZ, buckets. What would change results is refused, and a "
         "value that DeepSpeed does not take",
         exclude_if=lambda settings: not settings,
     )
@@ -249,6 +249,17 @@ class Profile(Strict):
 
             check_deepspeed(settings)
         return settings
+
+    @model_validator(mode="after")
+    def _nvme_is_of_zero_3(self) -> Profile:
+        zero = self.deepspeed.get("zero_optimization", {})
+        offload = zero.get("offload_optimizer") or {}
+        if offload.get("device") == "nvme" and self.zero_stage != 3:
+            raise ValueError(
+                "`deepspeed.zero_optimization.offload_optimizer.device: nvme` is of ZeRO 3, and "
+                f"`zero_stage` is {self.zero_stage}: set `zero_stage: 3`, or the device to `cpu`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cluster_gives_the_devices(self) -> Profile:

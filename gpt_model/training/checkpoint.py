@@ -114,8 +114,8 @@ class Checkpoints:
 
     def load_moments(self, manifest: dict[str, Any], engine: Engine) -> None:
         """Fill the fragments of the moments that this rank's engine keeps."""
-        moments = (replace(each, values=each.moments()) for each in engine.fragments())
-        self._read(manifest, moments)
+        for fragments in engine.fragments():
+            self._read(manifest, (replace(each, values=each.moments()) for each in fragments))
         engine.set_steps_taken(manifest["step"])
 
     def _read(self, manifest: dict[str, Any], fragments: Iterable[Fragment]) -> None:
@@ -151,14 +151,9 @@ class Checkpoints:
         began = time.monotonic()
         if self._writer is not None:
             self._writer.join()
-        for fragment in filter(lambda fragment: fragment.owned, engine.fragments()):
-            for kind, values in fragment.values.items():
-                key = f"{kind}/{fragment.name}/{fragment.start}"
-                if key not in self._snapshot:  # the copy's memory is kept for the next one
-                    self._snapshot[key] = torch.empty(
-                        values.shape, dtype=values.dtype, pin_memory=values.is_cuda
-                    )
-                self._snapshot[key].copy_(values, non_blocking=values.is_cuda)
+        for fragments in engine.fragments():
+            for fragment in filter(lambda fragment: fragment.owned, fragments):
+                self._copy(fragment)
         if self.execution.device == "cuda":
             torch.cuda.synchronize()
         manifest = {"version": VERSION, "step": step, "layout": self._layout(), **facts}
@@ -168,6 +163,15 @@ class Checkpoints:
         self._writer.start()
         self._last = time.monotonic()
         self.longest_stall = max(self.longest_stall, self._last - began)
+
+    def _copy(self, fragment: Fragment) -> None:
+        for kind, values in fragment.values.items():
+            key = f"{kind}/{fragment.name}/{fragment.start}"
+            if key not in self._snapshot:  # the copy's memory is kept for the next one
+                self._snapshot[key] = torch.empty(
+                    values.shape, dtype=values.dtype, pin_memory=values.is_cuda
+                )
+            self._snapshot[key].copy_(values, non_blocking=values.is_cuda)
 
     def _layout(self) -> dict[str, int]:
         return {"world_size": self.execution.world_size, "zero_stage": self.execution.zero_stage}

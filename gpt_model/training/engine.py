@@ -53,6 +53,7 @@ from gpt_model.training.sharded import (
     without_memory,
 )
 from gpt_model.training.shared_memory import share_memory, share_state
+from gpt_model.training.swap import swap_folder
 
 RENDEZVOUS = "lineage"  # a scheme of torch's `init_method`
 # Modules whose weights and gradients travel in bfloat16 where that is asked for
@@ -343,12 +344,20 @@ class Engine:
         deepspeed.utils.logger.setLevel(
             logging.ERROR
         )  # it warns that AdamW is "untested"; it is elementwise, so it can be shared out
+        configuration = _deepspeed_settings(settings, execution, _trained(model))
+        if (swap := swap_folder(configuration, _trained(model), execution.world_size)) is not None:
+            offload = configuration["zero_optimization"]["offload_optimizer"]
+            configuration["zero_optimization"]["offload_optimizer"] = {
+                **offload,
+                "nvme_path": str(swap.path),
+            }
+        self._swap = swap
         with freed_memory_returned(wanted=self._built_sharded):
             self._deepspeed, *_ = deepspeed.initialize(
                 model=self._forward,
                 optimizer=self._base,
                 dist_init_required=False,
-                config=_deepspeed_settings(settings, execution, _trained(model)),
+                config=configuration,
             )
         deepspeed.utils.logger.setLevel(logging.WARNING)
         backend = deepspeed.comm.comm.cdb
@@ -397,20 +406,33 @@ class Engine:
             norm = engine.get_global_grad_norm()
         return total / len(micro_batches), metrics, float(norm)
 
-    def fragments(self) -> list[Fragment]:
-        """The weights and moments that this rank keeps."""
-        fragments = []
-        for index, part in enumerate(filter(lambda part: part.length, self._layout())):
-            values = {"weight": part.of(part.flat.data)}
-            for key, moment in self._base.moments(part.flat).items():
-                if key != "step":
-                    values[key] = part.of(moment)
-            owned = (
-                self.execution.zero_stage > 0
-                or index % self.execution.world_size == self.execution.rank
-            )
-            fragments.append(Fragment(part.name, part.start, values, owned))
-        return fragments
+    def fragments(self) -> Iterator[list[Fragment]]:
+        """The weights and moments that this rank keeps, in lists: all that is in memory, then each
+        part that lies on a disk, which is in memory until the next list is asked for. What a caller
+        changes is kept.
+        """
+        optimizer, swapped = self._deepspeed.optimizer, {}
+        if self._swap is not None:
+            for group, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+                if optimizer._swappable_optimizer_subgroup(group):
+                    swapped[id(flat)] = group
+        slices = list(enumerate(filter(lambda part: part.length, self._layout())))
+        yield [self._fragment(*each) for each in slices if id(each[1].flat) not in swapped]
+        for flat_id, group in swapped.items():
+            optimizer._optimizer_states_and_gradient_swap_in(group)
+            yield [self._fragment(*each) for each in slices if id(each[1].flat) == flat_id]
+            optimizer._writeback_swap_state(group, write_opt_state=True, write_gradients=False)
+
+    def _fragment(self, index: int, part: ParameterSlice) -> Fragment:
+        values = {"weight": part.of(part.flat.data)}
+        for key, moment in self._base.moments(part.flat).items():
+            if key != "step":
+                values[key] = part.of(moment)
+        owned = (
+            self.execution.zero_stage > 0
+            or index % self.execution.world_size == self.execution.rank
+        )
+        return Fragment(part.name, part.start, values, owned)
 
     def set_steps_taken(self, steps: int) -> None:
         """Tell AdamW how many steps its moments have seen (for the bias correction)."""
@@ -420,9 +442,10 @@ class Engine:
 
     def forget_steps(self) -> None:
         """Give the optimizer the moments that it has before its first step."""
-        for fragment in self.fragments():
-            for values in fragment.moments().values():
-                values.zero_()
+        for fragments in self.fragments():
+            for fragment in fragments:
+                for values in fragment.moments().values():
+                    values.zero_()
         self.set_steps_taken(0)
 
     def _layout(self) -> Iterator[ParameterSlice]:
@@ -500,6 +523,8 @@ class Engine:
             for name, p in self.model.named_parameters()
         }
         self._deepspeed.destroy()
+        if self._swap is not None:
+            self._swap.remove()
         for module in self.model.modules():
             module._parameters = {
                 name: p if p is None else new[id(p)] for name, p in module._parameters.items()
