@@ -1,5 +1,5 @@
-"""Weights and moments that lie on a disk between the optimizer's steps (offload to NVMe, Rajbhandari
-et al. 2021, at ZeRO 3): what DeepSpeed needs for that, and the folder that they lie in.
+"""Weights and moments that lie on a disk between the optimizer's steps (offload to NVMe at ZeRO 3,
+Rajbhandari et al. 2021): what DeepSpeed needs for that, and the folder that they lie in.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gpt_model.errors import UserError
 FIELD = "deepspeed.zero_optimization.offload_optimizer"
 PREFIX = "lineage-swap-"
 BUFFERS = 4  # DeepSpeed's default: a weight, its gradient and two moments
+COMPILED = ("pin_memory", "async_io")  # each in a folder of torch's
 SUB_GROUP = 1_000_000_000  # DeepSpeed's default, in elements
 
 
@@ -85,16 +86,34 @@ def _lock(folder: Path) -> int | None:
 def _require_async_io() -> None:
     from deepspeed.ops.op_builder import AsyncIOBuilder  # at first by `engine.start`
 
+    builder, reason = AsyncIOBuilder(), "no compiler, or no libaio"
     try:
-        AsyncIOBuilder().load(verbose=False)
+        if builder.is_compatible(verbose=False):
+            _load(builder)
+            return
     except Exception as error:  # of a compiler or a linker, whatever it is
-        raise UserError(
-            "Offload to NVMe needs DeepSpeed's async_io, which is compiled on the machine at its "
-            f"first use, and here it is not ({str(error).strip().partition(chr(10))[0]}). Install a "
-            "C++ compiler and libaio with its headers (`apt-get install g++ libaio-dev`), or offload to "
-            "`cpu`.",
-            field=f"{FIELD}.device",
-        ) from error
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    raise UserError(
+        "Offload to NVMe needs DeepSpeed's async_io, which is compiled on a machine at its first "
+        f"use, and here it cannot be ({reason}). Install a C++ compiler and libaio with its "
+        "headers (`apt-get install g++ libaio-dev`), or offload to `cpu`.",
+        field=f"{FIELD}.device",
+    )
+
+
+def _load(builder: Any) -> None:
+    """Compile async_io, or load what is compiled: one process after the other."""
+    from torch.utils.cpp_extension import _get_build_directory  # slow, and of compilers alone
+
+    folders = [Path(_get_build_directory(name, verbose=False)) for name in COMPILED]
+    locked = os.open(folders[0], os.O_RDONLY)
+    try:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        for folder in folders:  # torch would wait for ever for a process killed while it compiled
+            (folder / "lock").unlink(missing_ok=True)
+        builder.load(verbose=False)
+    finally:
+        os.close(locked)
 
 
 def _require_locked_memory(size: int) -> None:
