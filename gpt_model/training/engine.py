@@ -3,7 +3,7 @@ where its state lies in memory.
 
 - ZeRO: Rajbhandari et al. 2020. Stage 0 keeps everything on every rank, 1 shares out the
   optimizer's state, 2 also the gradients, 3 also the weights. The optimizer is torch's fused AdamW,
-  or `muon.py`'s, so nothing is compiled on the user's machine.
+  or `muon.py`'s, so nothing is compiled on the user's machine, but for offload to NVMe (`swap.py`).
 - bfloat16 is torch's autocast round the loss: weights, gradients and moments stay float32. That is
   16 bytes a parameter, as many as DeepSpeed's own bf16 mode with its float32 master copy takes, and
   the weights that are saved are the weights that were trained.
