@@ -51,7 +51,7 @@ ALIKE = Check(
 
 SUPERVISED = Stage(
     name="supervised",
-    version="4",
+    version="5",
     run=deferred("assets.execution.sft", "run_supervised"),
     description=(
         "The pre-trained model tuned on demonstrations (InstructGPT's first step), every epoch "
@@ -78,7 +78,7 @@ SUPERVISED = Stage(
 
 POLICY_INIT = Stage(
     name="policy_init",
-    version="4",
+    version="5",
     run=deferred("assets.execution.sft", "run_policy_init"),
     description=(
         "Where PPO starts: the pre-trained model tuned on demonstrations with pre-training text "
@@ -106,7 +106,7 @@ NO_WORDS = "the texts have no words in them"  # why there is none, where …/not
 
 REWARD_MODEL = Stage(
     name="reward_model",
-    version="4",
+    version="5",
     run=deferred("assets.execution.reward_model", "run"),
     description=(
         "A model that gives every answer a number, learnt from rankings, beside a bag of words "
@@ -220,7 +220,7 @@ WIDEST_RISE = 0.03  # of bits per byte on held-out text that PPO-ptx may cost
 
 ALIGNED = Stage(
     name="aligned",
-    version="4",
+    version="5",
     run=deferred("assets.execution.ppo", "run"),
     description=(
         "policy_init after PPO against the reward model (InstructGPT's third step): the moving "
@@ -269,7 +269,7 @@ ALIGNED = Stage(
 # its responses, β times what they have gained in log-probability.
 DPO = Stage(
     name="dpo",
-    version="4",
+    version="5",
     run=deferred("assets.execution.dpo", "run"),
     description=(
         "policy_init tuned on comparisons directly (DPO), for comparison with the reward model and "

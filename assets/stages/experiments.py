@@ -79,7 +79,7 @@ def ablations_config(recipe: Recipe, base: Path) -> Config:
 
 ABLATIONS = Stage(
     name="ablations",
-    version="8",
+    version="9",
     run=deferred("assets.execution.experiments", "run_ablations"),
     description="Tasks without the auxiliary objective, without pre-training, and with an LSTM "
     "(GPT-1, table 5).",
@@ -123,7 +123,7 @@ def layers_transferred_config(recipe: Recipe, base: Path) -> Config:
 
 LAYERS_TRANSFERRED = Stage(
     name="layers_transferred",
-    version="6",
+    version="7",
     run=deferred("assets.execution.experiments", "run_layers_transferred"),
     description="A task's score against how many of the pre-trained layers are kept (GPT-1, "
     "figure 2 left).",

@@ -106,7 +106,7 @@ def pin_task(config: Config, base: Path) -> Config:
 
 FINETUNED = Stage(
     name="finetuned",
-    version="8",
+    version="9",
     run=deferred(EXECUTION, "run"),
     description=(
         "The pre-trained model fine-tuned on one task as GPT-1 was, beside the same network "
