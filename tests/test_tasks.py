@@ -188,6 +188,25 @@ def test_parts_of_a_batch_add_up_to_its_gradient_at_any_number_of_ranks(
         assert torch.allclose(gradients[0], other, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["classification", "multiple_choice"])
+def test_no_micro_batch_is_larger_than_the_one_that_a_trial_takes(
+    form: str, tokenizer: Tokenizer
+) -> None:
+    model, examples = tiny_model(form).eval(), some(form, tokenizer, count=19)
+    batches = TrainingBatches(examples, 19, 0, world_size=3)
+    objective = TaskObjective(batches, auxiliary_weight=0.5, positions=64)
+    rows = len(examples[0].rows)
+    assert batches.size.step_tokens == 19 * batches.size.context
+    for sequences in (2, 4, 8):
+        objective.size.fit(sequences)
+        tried = objective.full_micro_batch(sequences)
+        assert tried.tokens.shape == (sequences * rows, batches.size.context // rows)
+        assert objective.loss(model, tried)[0].isfinite()
+        for part in objective.micro_batches(0):
+            batch = part.stand_in if isinstance(part, Idle) else part
+            assert batch.tokens.numel() <= tried.tokens.numel()
+
+
 def test_new_tokens_leave_the_pre_trained_function_as_it_was() -> None:
     gpt = GPT(
         ModelConfig(layers=2, width=32, heads=2, context=64, vocab_size=270, dropout=0.0), seed=5

@@ -69,17 +69,19 @@ class TrainingBatches:
             )
         self.examples, self.batch, self.seed = examples, batch, seed
         self.rank, self.world_size = rank, world_size
-        longest, self.rows_each = max(each.length for each in examples), len(examples[0].rows)
-        tokens = rows * longest if rows else TASK_TOKENS
-        self.size = MicroBatchSize(tokens, longest, batch * self.rows_each * longest)
+        longest = max(example.length for example in examples)
+        example = longest * len(examples[0].rows)
+        self.size = MicroBatchSize(
+            rows * longest if rows else TASK_TOKENS, context=example, step_tokens=batch * example
+        )
         self.steps_per_epoch = len(examples) // batch
         self.epoch = lru_cache(maxsize=1)(self._epoch)  # steps ask for one after the other
 
     @property
     def parts(self) -> int:
         """Micro-batches of a batch, over all ranks."""
-        micro_batch = max(1, self.size.sequences // self.rows_each)  # examples
-        return micro_batch_count(self.batch, micro_batch, self.batch, self.world_size)
+        examples = self.size.sequences
+        return micro_batch_count(self.batch, examples, self.batch, self.world_size)
 
     def _epoch(self, number: int) -> list[list[int]]:
         """Indices of the examples in each batch of epoch `number` (from 0)."""

@@ -106,9 +106,9 @@ class TaskObjective:
         return step * self.batches.batch
 
     def full_micro_batch(self, sequences: int) -> Batch:
-        """Of the longest training example."""
+        """Of as many times the longest training example, with its rows."""
         longest = max(self.batches.examples, key=lambda example: example.length)
-        return collate([longest] * max(1, sequences // self.batches.rows_each))
+        return collate([longest] * sequences)
 
     def micro_batches(self, step: int) -> list[Batch | Idle[Batch]]:
         parts, examples = self.batches.micro_batches(step), self.batches.batch_of(step)
