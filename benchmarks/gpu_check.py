@@ -248,7 +248,7 @@ class _Random:
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
-        self.size = MicroBatchSize(2 * config.context, config.context, 4 * config.context)
+        self.size = MicroBatchSize(2, config.context, 4 * config.context)
 
     def units_before(self, step: int) -> int:
         return step

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from gpt_model.ops import flash
 
+dropouts: list[float] = []  # that the kernel was called with
+
 
 def varlen_attn(
     query: Tensor,
@@ -58,7 +60,8 @@ def _forward(
     query: Tensor, key: Tensor, value: Tensor, *given: Any, window_size_left: int, **options: Any
 ) -> tuple[Tensor, ...]:
     """`aten._flash_attention_forward`, with a dropout that happens to drop nothing."""
-    (*lengths, _dropout, is_causal, debug), window = given, (window_size_left, 0)
+    (*lengths, dropout, is_causal, debug), window = given, (window_size_left, 0)
+    dropouts.append(dropout)
     assert is_causal and not debug and options["window_size_right"] == 0
     out = varlen_attn(query, key, value, *lengths, window_size=window)
     nothing = torch.zeros(0)
@@ -88,6 +91,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(keywords)
         return varlen_attn(*args, **keywords)
 
+    dropouts.clear()
     monkeypatch.setattr(flash, "usable", lambda _: True)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", counted)
     return calls

@@ -66,8 +66,10 @@ def test_every_token_sees_what_gpt_neos_local_attention_shows_it(
     way: None, name: str, time: int, band: int
 ) -> None:
     inputs, dropout = drawn(time), 0.1 if name == "flash with dropout" and band < time else 0.0
+    flash_reference.dropouts.clear()
     ours, theirs = sliding_window_attention(*inputs, band, dropout), gpt_neo(*inputs, band)
     assert (ours - theirs).abs().max() < 1e-5
+    assert flash_reference.dropouts == [dropout] * (dropout > 0)
     upstream = torch.randn(ours.shape, generator=torch.Generator().manual_seed(0))
     for mine, its in zip(
         torch.autograd.grad(ours, inputs, upstream),

@@ -32,6 +32,7 @@ from gpt_model.errors import UserError
 from gpt_model.progress import Silent
 from gpt_model.training import engine, failures, gpu, measure, memory, sharded_build
 from gpt_model.training.engine import Execution, evaluation_precision, join_without_training, start
+from gpt_model.training.failures import OutOfMemory
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.sharded import reading
 
@@ -184,11 +185,11 @@ def test_memory_that_runs_out_names_what_would_help(
     objective.size.fit(profile.sequences_each(config.context))
     progress: Any = Silent()
     progress.profile, progress.rank = profile, 0
-    with pytest.raises(
-        UserError, match=r"Rank 0 on .* ran out of its GPU's memory \(Tried to"
-    ) as out:
+    with pytest.raises(torch.OutOfMemoryError) as out:
         tune(GPT(config), objective, settings, Execution(zero_stage=0), tmp_path, progress, [])
-    assert re.search(advice, str(out.value)), str(out.value)
+    text = str(sentence_of_device(out.value, profile, 0))
+    assert re.match(r"Rank 0 on .* ran out of its GPU's memory \(Tried to", text), text
+    assert re.search(advice, text), text
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
@@ -327,7 +328,8 @@ def test_the_largest_saving_is_named_first() -> None:
     config = ModelConfig.published("gpt2-xl")
     profile = Profile(name="eight", device="cuda", processes=8, zero_stage=1, micro_batch=8)
     settings = TrainingSettings(1, lambda step: 0.0, precision="bfloat16")
-    text = str(out_of_memory(torch.OutOfMemoryError("no"), profile, 3, config, settings))
+    error = OutOfMemory(torch.OutOfMemoryError("no"), "training", config, settings)
+    text = str(out_of_memory(error, profile, 3))
     advice = re.findall(r"`([a-z_]+: \w+)` \(([\d.]+) GB less", text)
     assert [change for change, _ in advice] == [
         "activation_checkpointing: true",

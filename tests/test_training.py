@@ -333,7 +333,7 @@ class SizedCounting(Counting):
     """In micro-batches that a trial may enlarge."""
 
     def __init__(self) -> None:
-        self.size = MicroBatchSize(16, 16, 8 * 16)
+        self.size = MicroBatchSize(1, 16, 8 * 16)
         self.tried: list[int] = []
 
     def full_micro_batch(self, sequences: int) -> Tensor:
@@ -389,14 +389,16 @@ def test_micro_batches_are_tried_without_a_trace(
 
 def test_a_micro_batch_is_never_larger_than_what_was_tried() -> None:
     """Items are not cut: what is dealt out evenly may exceed the mean by the longest of them."""
-    lengths = [random.Random(1).randint(1, 64) for _ in range(400)]
-    batches = EpochBatches(lengths, batch=100, epochs=1, seed=1, context=64)
+    draw = random.Random(1)
+    lengths = [draw.randint(1, 64) for _ in range(400)]
+    batches = EpochBatches(lengths, batch=100, epochs=1, seed=1, world_size=3, context=64)
     assert batches.size.step_tokens == sum(sorted(lengths)[-100:])
-    for sequences in (2, 4, 8):
+    for sequences in (1, 2, 4, 8, batches.size.most(ranks=3)):
         batches.size.fit(sequences)
         for step in range(batches.steps):
             for part in batches.partition(step):
                 assert sum(lengths[item] for item in part) <= sequences * 64
+    assert {len(batches.partition(step)) for step in range(batches.steps)} == {3}  # one a rank
 
 
 def test_the_next_batch_is_made_while_this_one_is_computed() -> None:
@@ -450,11 +452,10 @@ def test_batches_are_made_ahead_but_not_across_a_hook(monkeypatch: pytest.Monkey
             Remembers(),
             [Hook([4, 5], hook)],
         )
-        if ahead:
-            run.micro_batches = run._ahead()
         made.clear()
         hooked.clear()
-        losses.append(run.train().loss)
+        with run._batches(ahead) as batches:
+            losses.append(run._train(batches).loss)
     assert losses[0] == losses[1] and chosen == [(3, "ahead_0")]
     main = threading.current_thread().name
     assert made == [
@@ -506,7 +507,7 @@ def test_a_steps_micro_batches_share_the_copies_of_the_weights(
 
     trained()  # compiles, where casts are traced
     *shared, losses = trained()
-    monkeypatch.setattr(engine, "copies_kept", nullcontext)
+    monkeypatch.setattr(engine, "shared_copies", nullcontext)
     *by_micro_batch, same = trained()
     three_less_a_step = [3 * 3 * WIDER.layers, 3 * 3]
     saved = [after - before for before, after in zip(shared, by_micro_batch, strict=True)]

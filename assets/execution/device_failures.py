@@ -1,6 +1,6 @@
 """What a GPU or the exchange between ranks refuses, as sentences. `sentence_of_device` is for every
-stage (`assets.worker`). Where memory ran out while a model was trained (`tuning.tune`), or built
-sharded for that, it is said which of the profile's settings would help, and by how much.
+stage (`assets.worker`). Where memory ran out while a model was trained, or built sharded for that,
+it is said which of the profile's settings would help, and by how much.
 """
 
 from __future__ import annotations
@@ -13,12 +13,9 @@ import torch.distributed
 
 from assets.estimate import training_setting
 from assets.recipe.profile import Profile
-from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
-from gpt_model.training.failures import exchange_failed
+from gpt_model.training.failures import OutOfMemory, exchange_failed
 from gpt_model.training.memory import FLOAT32, memory_per_rank
-from gpt_model.training.optimizer import TrainingSettings
-from gpt_model.training.sharded_build import OutOfMemoryBuilding
 
 GB = 1e9
 TELLING = 0.01  # of the memory: what saves less is not named
@@ -28,8 +25,6 @@ def sentence_of_device(error: Exception, profile: Profile, rank: int) -> UserErr
     """What to tell people of torch's error in a stage; None: it is about neither a GPU's memory nor
     an exchange.
     """
-    if isinstance(error, OutOfMemoryBuilding):
-        return out_of_memory(error, profile, rank, error.shape, error.settings)
     if isinstance(error, torch.OutOfMemoryError):
         return out_of_memory(error, profile, rank)
     if isinstance(error, torch.distributed.DistBackendError):
@@ -37,30 +32,23 @@ def sentence_of_device(error: Exception, profile: Profile, rank: int) -> UserErr
     return None
 
 
-def out_of_memory(
-    error: torch.OutOfMemoryError,
-    profile: Profile,
-    rank: int,
-    config: ModelConfig | None = None,
-    settings: TrainingSettings | None = None,
-) -> UserError:
-    """What to tell people of torch's error. `config`: the shape of the model whose training, by
-    `settings`, it stopped, or whose building for that.
-    """
+def out_of_memory(error: torch.OutOfMemoryError, profile: Profile, rank: int) -> UserError:
+    """What to tell people of torch's error."""
     reason = str(error).removeprefix("CUDA out of memory.").strip().split(". ")[0].rstrip(".")
     sentence = f"Rank {rank} on {socket.gethostname()} ran out of its GPU's memory ({reason})."
-    if config is None or settings is None:
+    if not isinstance(error, OutOfMemory):
         return UserError(
             f"{sentence} No model was being trained then. See by `nvidia-smi` what else holds "
             "memory of that GPU, or choose a profile with a larger one."
         )
-    if isinstance(error, OutOfMemoryBuilding):
+    config, settings = error.shape, error.settings
+    if error.while_ == "building":
         share = config.parameters() * FLOAT32 / profile.processes
         sentence += (
             f" A model was being built, of whose weights each rank has {share / GB:.2g} GB; more "
             "`processes` make that less."
         )
-    rows = profile.sequences_each(config.context)
+    rows = error.sequences or profile.sequences_each(config.context)
     setting = training_setting(profile, settings.precision, rows, settings.muon is not None)
     stage, sparing = profile.zero_stage, profile.activation_checkpointing
     changes = {

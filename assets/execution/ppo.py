@@ -70,7 +70,7 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         prompts.training,
         sampling,
         inputs.get("tokens"),
-        context,
+        (context, shortest),
         scratch,
         execution,
         progress.profile.micro_batch,
@@ -179,14 +179,16 @@ def objective_of(
     prompts: Sequence[Sequence[int]],
     sampling: SamplingParams,
     tokens: Artifact | None,
-    context: int,
+    contexts: tuple[int, int],
     scratch: Path,
     execution: Execution,
     sequences: int | None,
 ) -> PPOObjective:
-    """The recipe's section as an objective, with its rollouts in scratch. `sequences` of a
-    micro-batch, and of what a rank samples together, as the profile has it.
+    """The recipe's section as an objective, with its rollouts in scratch. `contexts`: the policy's,
+    and the shortest of all models. `sequences` of a micro-batch, and of what a rank samples
+    together, as the profile has it.
     """
+    context, shortest = contexts
     adaptive, stop = section["adaptive_kl"], section["stop"]
     config = RolloutConfig(
         prompts=prompts,
@@ -213,7 +215,7 @@ def objective_of(
         _pretraining_text(section, tokens, context),
         execution,
         section["seed"],
-        context,
+        shortest,
         sequences,
     )
 

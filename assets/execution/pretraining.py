@@ -194,7 +194,7 @@ class LanguageModelling:
         """`sequences` of a micro-batch, as the profile has it."""
         self.sampler, self.execution = sampler, execution
         step_tokens = sampler.batches.tokens_of(steps - 1)
-        self.size = MicroBatchSize.of(sequences, sampler.context, step_tokens)
+        self.size = MicroBatchSize(sequences, sampler.context, step_tokens)
         self.flops_per_unit, self.vocab_size = shape.flops_per_token(), shape.vocab_size
 
     def units_before(self, step: int) -> int:

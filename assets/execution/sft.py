@@ -131,7 +131,7 @@ def run_policy_init(config: Config, inputs: Inputs, output: Path, progress: Prog
     # `batch` counts dialogues and windows together.
     mixed = max(1, round(section["batch"] * share)) if share else 0
     dialogues = max(1, section["batch"] - mixed)
-    batches = tuning.epoch_batches(data.lengths, dialogues, section, progress, context)
+    batches = tuning.epoch_batches(data.lengths, dialogues, section, progress, context, mixed)
     # An imported model's context cannot be changed, so an error points at the text.
     with about_all_of(".corpus"):
         windows = windows_of(inputs["tokens"], context, mixed, section["seed"]) if mixed else None

@@ -4,7 +4,6 @@ ranks (ZeRO 3), where no rank ever has all of one.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,6 @@ class StoredModels:
     def _read(self, folder: Path) -> Decoder:
         if self.whole:
             return convert.load_decoder(folder)
-        gc.collect()  # what a shared-out model consists of refers to each other
         settings = TrainingSettings(steps=0, learning_rate=lambda step: 0.0)  # nothing is trained
         shape = convert.shape(folder)
         return build_sharded(shape, settings, self.execution, settings.seed, folder)

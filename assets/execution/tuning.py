@@ -9,13 +9,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from assets.contract import SCRATCH, Artifact, Built, Progress, Verdict
-from assets.execution.device_failures import out_of_memory
 from assets.stages import base_model
 from assets.stages.alignment import TRAINING_FILE
 from gpt_model import convert
@@ -31,8 +29,7 @@ from gpt_model.training.loop import Hook, Objective, Outcome, train
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.sharded import is_sharded, reading
 from gpt_model.training.sharded_build import build_sharded
-from gpt_model.training.trial import SizedObjective
-from gpt_model.transformer import GPT, Decoder, with_rows
+from gpt_model.transformer import GPT, with_rows
 
 
 def execution_of(progress: Progress, *, fixed_shapes: bool = True) -> Execution:
@@ -123,9 +120,14 @@ def read_gpt(
 
 
 def epoch_batches(
-    lengths: Sequence[int], batch: int, section: Mapping[str, Any], progress: Progress, context: int
+    lengths: Sequence[int],
+    batch: int,
+    section: Mapping[str, Any],
+    progress: Progress,
+    context: int,
+    windows: int = 0,
 ) -> EpochBatches:
-    """Batches of items of `lengths` tokens."""
+    """Batches of items of `lengths` tokens, with so many windows of text beside a step's."""
     return EpochBatches(
         lengths,
         batch,
@@ -135,16 +137,13 @@ def epoch_batches(
         progress.world_size,
         progress.profile.micro_batch,
         context,
+        windows,
     )
-
-
-class TunedObjective(Objective, SizedObjective, Protocol):
-    """One of pre-training, SFT, the reward model, DPO or PPO."""
 
 
 def tune(
     model: nn.Module,
-    objective: TunedObjective,
+    objective: Objective,
     settings: TrainingSettings,
     execution: Execution,
     output: Path,
@@ -155,8 +154,6 @@ def tune(
     """Train in place; resumes from the checkpoints in output/.scratch. Every rank calls it.
     `finish` gets the trained model, in evaluation mode and within `evaluation_precision`: whole, or
     where it was built sharded as a hook "by part" does.
-
-    Raises UserError where a GPU's memory runs out.
     """
 
     def after_last_step(step: int, trained: nn.Module) -> Mapping[str, float]:
@@ -168,22 +165,15 @@ def tune(
     sharded = is_sharded(model)
     if sharded:
         hooks = [*hooks, Hook([settings.steps], after_last_step, "by part")]
-    try:
-        outcome = train(
-            model,
-            objective,
-            settings,
-            execution,
-            checkpoints=output / SCRATCH / "checkpoints",
-            progress=progress,
-            hooks=hooks,
-        )
-    except torch.OutOfMemoryError as error:
-        rows = {"micro_batch": objective.size.sequences}  # maybe found by trial
-        profile = progress.profile.model_copy(update=rows)
-        parts = model.modules()
-        config = next((part.config for part in parts if isinstance(part, Decoder)), None)
-        raise out_of_memory(error, profile, progress.rank, config, settings) from error
+    outcome = train(
+        model,
+        objective,
+        settings,
+        execution,
+        checkpoints=output / SCRATCH / "checkpoints",
+        progress=progress,
+        hooks=hooks,
+    )
     if not sharded:
         after_last_step(settings.steps, model.eval())
     return outcome

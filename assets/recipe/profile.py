@@ -294,7 +294,7 @@ class Profile(Strict):
 
     def sequences_each(self, context: int) -> int:
         """Of `context` tokens, in a process's micro-batch, unless a trial finds another number."""
-        return MicroBatchSize.of(self.micro_batch, context, 0).sequences
+        return MicroBatchSize(self.micro_batch, context, 0).sequences
 
     def memory_each(self) -> float | None:
         """Bytes that one process may fill; None where it is not known."""

@@ -71,9 +71,9 @@ class TrainingBatches:
         self.rank, self.world_size = rank, world_size
         longest = max(example.length for example in examples)
         example = longest * len(examples[0].rows)
-        self.size = MicroBatchSize(
-            rows * longest if rows else TASK_TOKENS, context=example, step_tokens=batch * example
-        )
+        self.size = MicroBatchSize(None, example, batch * example, tokens=TASK_TOKENS)
+        if rows:
+            self.size.fit(max(1, rows * longest // example))
         self.steps_per_epoch = len(examples) // batch
         self.epoch = lru_cache(maxsize=1)(self._epoch)  # steps ask for one after the other
 

@@ -29,7 +29,7 @@ from gpt_model.io import write_json
 from gpt_model.ops.cross_entropy import linear_cross_entropy
 from gpt_model.progress import Progress
 from gpt_model.training.batching import Idle, collated
-from gpt_model.training.engine import Execution, evaluation_precision, shard
+from gpt_model.training.engine import Execution, evaluation_precision, of_rank_0, shard
 from gpt_model.training.loop import Hook, train
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.schedules import warmup_linear
@@ -195,10 +195,12 @@ def fine_tune(
     training = settings.training(settings.epochs * batches.steps_per_epoch)
     if sharded := is_sharded(model):
         shard(model, training, execution)  # the head too
-    if (folder / DONE).is_file():
+    record = folder / DONE
+    done = of_rank_0(json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None)
+    if done:
         load_best(model, folder)
         model.eval()
-        return FineTuned(**json.loads((folder / DONE).read_text(encoding="utf-8")))
+        return FineTuned(**done)
 
     def validation_score(model: nn.Module) -> float:
         assert isinstance(model, TaskModel)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 Make = Callable[[Tensor, torch.dtype], Tensor]
-_copies: ContextVar[dict[tuple[int, Make, torch.dtype], tuple[Tensor, Tensor]] | None] = ContextVar(
-    "_copies", default=None
-)
+# By the weight's id, how and in what precision it was copied, and whether gradients go through it
+Key = tuple[int, Make, torch.dtype, bool]
+_copies: ContextVar[dict[Key, tuple[Tensor, Tensor]] | None] = ContextVar("_copies", default=None)
 
 
 @contextmanager
-def copies_kept() -> Iterator[None]:
+def shared_copies() -> Iterator[None]:
     """Within, weights do not change, and a copy of one serves all of a step's micro-batches:
     autocast's, which last to the end of the outermost autocast, and those of `copy_of`.
     """
@@ -38,8 +38,8 @@ def forget_copies() -> None:
 
 
 def copy_of(weight: Tensor, make: Make, kind: torch.dtype) -> Tensor:
-    """`make(weight, kind)`, within `copies_kept` once for each parameter."""
-    copies, key = _copies.get(), (id(weight), make, kind)
+    """`make(weight, kind)`, within `shared_copies` once for each parameter."""
+    copies, key = _copies.get(), (id(weight), make, kind, torch.is_grad_enabled())
     if copies is None or not isinstance(weight, nn.Parameter):
         return make(weight, kind)
     if key not in copies:

@@ -118,14 +118,15 @@ class PPOObjective:
         ptx: Sampler | None,
         execution: Execution,
         seed: int,
-        context: int,
+        longest: int,
         sequences: int | None = None,
     ) -> None:
-        """`ptx`: a step's pre-training text, or None. `sequences` of a micro-batch, of `context`
-        tokens each.
+        """`ptx`: a step's pre-training text, or None. `longest`: tokens of an episode that every
+        model can read. `sequences` of a micro-batch, of as many.
         """
-        step_tokens = minibatch * context + (ptx.batches.tokens_of(0) if ptx else 0)
-        self.size = MicroBatchSize.of(sequences, context, step_tokens, longest_item=context)
+        step_tokens = minibatch * longest + (ptx.batches.tokens_of(0) if ptx else 0)
+        item = max(longest, ptx.context if ptx else 0)
+        self.size = MicroBatchSize(sequences, longest, step_tokens, longest_item=item)
         self.rollouts, self.minibatch, self.temperature = rollouts, minibatch, temperature
         self.losses, self.ptx, self.execution, self.seed = losses, ptx, execution, seed
 

@@ -129,7 +129,6 @@ class SFTObjective:
     ) -> None:
         self.dialogues, self.batches, self.size = dialogues, batches, batches.size
         self.mixed, self.windows, self.share = mixed, windows, share
-        self.size.step_tokens += mixed * self.size.context
         self.flops_per_unit = flops_per_token * sum(batches.lengths) / max(1, len(batches.lengths))
 
     def units_before(self, step: int) -> int:

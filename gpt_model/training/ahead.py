@@ -29,8 +29,15 @@ class Ahead(Generic[T]):
         called in the thread, once, before anything else there.
         """
         self._function, self._may_begin = function, may_begin
-        self._thread = ThreadPoolExecutor(1, "ahead", prepare)
+        self._thread = ThreadPoolExecutor(1, "ahead", prepare)  # begun when it is needed
         self._next: tuple[int, Future[T]] | None = None
+
+    def __enter__(self) -> Ahead[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+        self._next = None
 
     def __call__(self, step: int) -> T:
         """Raises what the function raised, in the thread too."""

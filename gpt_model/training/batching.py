@@ -35,34 +35,35 @@ ENCODED_ROWS = 256  # that a rank makes tokens of at a time
 T = TypeVar("T")
 
 
-@dataclass
 class MicroBatchSize:
-    """How much of a step goes through the model together on a rank. A trial may change it."""
+    """How much of a step goes through the model together on a rank: some `tokens` on average,
+    `sequences` of `context` tokens. A trial may change it.
+    """
 
-    tokens: int
-    context: int  # tokens of a sequence at most
-    step_tokens: int  # of a step at most, all ranks together
-    # By which a micro-batch may exceed `tokens`, as items are not cut
-    longest_item: int = 0
+    def __init__(
+        self,
+        sequences: int | None,
+        context: int,
+        step_tokens: int,
+        longest_item: int = 0,
+        tokens: int = TRAINING_TOKENS,
+    ) -> None:
+        """`sequences`: a profile's bound; without it so many `tokens`. `step_tokens`: of a step at
+        most, all ranks together. `longest_item`: tokens by which a micro-batch may exceed the
+        average, as items are not cut.
+        """
+        self.context, self.step_tokens, self.longest_item = context, step_tokens, longest_item
+        self.tokens = sequences * context if sequences else tokens
+        self.sequences = max(1, self.tokens // context)
 
-    @staticmethod
-    def of(
-        sequences: int | None, context: int, step_tokens: int, longest_item: int = 0
-    ) -> MicroBatchSize:
-        """Of so many sequences, a profile's bound, or of `TRAINING_TOKENS`."""
-        tokens = sequences * context if sequences else TRAINING_TOKENS
-        return MicroBatchSize(tokens, context, step_tokens, longest_item)
-
-    @property
-    def sequences(self) -> int:
-        """Of `context` tokens, at least one."""
-        return max(1, self.tokens // self.context)
+    def most(self, ranks: int) -> int:
+        """Sequences of the largest micro-batch that a rank has, where it has one a step."""
+        return -(-(-(-self.step_tokens // ranks) + self.longest_item) // self.context)
 
     def fit(self, sequences: int) -> None:
-        """Have no micro-batch be larger than so many sequences of `context` tokens, but for an item
-        that is larger itself.
-        """
-        self.tokens = max(sequences * self.context - self.longest_item, self.context)
+        """Have no micro-batch be larger than so many sequences, but for an item that is."""
+        self.sequences = sequences
+        self.tokens = max(sequences * self.context - self.longest_item, 1)
 
 
 M = TypeVar("M")  # a micro-batch
@@ -213,15 +214,19 @@ class EpochBatches:
         world_size: int = 1,
         sequences: int | None = None,
         context: int | None = None,
+        windows: int = 0,
     ) -> None:
         """`lengths`: tokens of each item. `batch`: items an optimizer step, all ranks together.
         `sequences` of a micro-batch, of `context` tokens each, by default as many as an item.
+        `windows` of `context` tokens stand beside a step's items (`rlhf.sft`).
         """
         self.lengths, self.epochs, self.seed = lengths, epochs, seed
         self.rank, self.world_size = rank, world_size
         longest = max(lengths)
-        step_tokens = sum(heapq.nlargest(batch, lengths))
-        self.size = MicroBatchSize.of(sequences, context or longest, step_tokens, longest)
+        context = context or longest
+        step_tokens = sum(heapq.nlargest(batch, lengths)) + windows * context
+        beside = context if windows < world_size and windows else 0  # one, on some ranks
+        self.size = MicroBatchSize(sequences, context, step_tokens, longest + beside)
         self.steps_per_epoch = -(-len(lengths) // batch)
         self.steps = epochs * self.steps_per_epoch
 

@@ -52,7 +52,7 @@ def _with_copies(block: nn.Module, compiled: Forward) -> Forward:
     """Under autocast `compiled` has copies of the block's matrices in their place: of its own it
     would make one in each call.
     """
-    places = [
+    matrices = [
         (layer._parameters, name)
         for layer in block.modules()
         if isinstance(layer, Conv1D)
@@ -63,14 +63,14 @@ def _with_copies(block: nn.Module, compiled: Forward) -> Forward:
         device = x.device.type
         if not torch.is_autocast_enabled(device):
             return compiled(x, *args, **keywords)
-        weights, kind = [layer[name] for layer, name in places], torch.get_autocast_dtype(device)
+        weights, kind = [layer[name] for layer, name in matrices], torch.get_autocast_dtype(device)
         try:
-            for (layer, name), weight in zip(places, weights, strict=True):
+            for (layer, name), weight in zip(matrices, weights, strict=True):
                 if weight is not None:
                     layer[name] = copy_of(weight, torch.Tensor.to, kind)  # type: ignore[assignment]
             return compiled(x, *args, **keywords)
         finally:
-            for (layer, name), weight in zip(places, weights, strict=True):
+            for (layer, name), weight in zip(matrices, weights, strict=True):
                 layer[name] = weight
 
     return forward

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from gpt_model.errors import CorruptFile, UserError
 from gpt_model.io import fsync, sha256_of, write_json
-from gpt_model.training.engine import Engine, Execution, sum_over_ranks
+from gpt_model.training.engine import Engine, Execution, of_rank_0, sum_over_ranks
 from gpt_model.training.sharded import Fragment, shares
 
 RETAINED = 2
@@ -80,16 +80,14 @@ class Checkpoints:
 
     def _newest_first(self) -> list[tuple[Path, bool]]:
         """Each checkpoint as rank 0 sees them, and whether there is one before it. Collective."""
-        names: list[Any] = [None]
+        names: list[str] = []
         if self.execution.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for unfinished in self.folder.glob("*.partial"):
                 shutil.rmtree(unfinished)
-            names[0] = sorted((path.name for path in self.folder.glob("step-*")), reverse=True)
-        torch.distributed.broadcast_object_list(names, src=0)
-        return [
-            (self.folder / name, index + 1 < len(names[0])) for index, name in enumerate(names[0])
-        ]
+            names = sorted((path.name for path in self.folder.glob("step-*")), reverse=True)
+        names = of_rank_0(names)
+        return [(self.folder / name, index + 1 < len(names)) for index, name in enumerate(names)]
 
     def _verified(self, path: Path) -> dict[str, Any]:
         """`verify`, its hashing shared out among the ranks; raises on all of them. Collective."""

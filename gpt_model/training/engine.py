@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 import torch.distributed
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from gpt_model.errors import UserError
 from gpt_model.ops.cross_entropy import compiled_passes
-from gpt_model.ops.weight_copies import copies_kept, forget_copies
+from gpt_model.ops.weight_copies import forget_copies, shared_copies
 from gpt_model.training import gpu
 from gpt_model.training.allocator import SMALL, freed_memory_returned, return_freed_memory
 from gpt_model.training.batching import Idle
@@ -55,6 +55,7 @@ from gpt_model.training.sharded import (
 from gpt_model.training.shared_memory import share_memory, share_state
 from gpt_model.training.swap import swap_folder
 
+T = TypeVar("T")
 RENDEZVOUS = "lineage"  # a scheme of torch's `init_method`
 # Modules whose weights and gradients travel in bfloat16 where that is asked for
 BFLOAT16_MODULES = ("gpt_model.ops.conv1d.Conv1D", "torch.nn.Embedding")
@@ -133,6 +134,16 @@ def sum_over_ranks(values: Tensor) -> None:
     import deepspeed  # as in `Engine`
 
     deepspeed.comm.all_reduce(values)
+
+
+def of_rank_0(value: T) -> T:
+    """Rank 0's value on every rank: what it reads of a file that another host may not see yet.
+    Collective where the ranks have joined.
+    """
+    values = [value]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def join_without_training(execution: Execution) -> None:
@@ -387,7 +398,7 @@ class Engine:
         total = torch.zeros((), device=self.execution.device)
         # Where memory is what is short, copies of weights are made anew in each pass
         sparing = self.execution.activation_checkpointing or self.execution.zero_stage == 3
-        with nullcontext() if sparing else copies_kept():
+        with nullcontext() if sparing else shared_copies():
             for index, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
                 self._seed(seed)
                 is_last = index == len(micro_batches) - 1

@@ -1,19 +1,42 @@
-"""An exchange between ranks that failed, as a sentence that names who did not come to it."""
+"""What fails at the ranks' work: memory that runs out, with what was being done; an exchange
+between them, as a sentence that names who did not come to it.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import time
+from typing import Literal
 
+import torch
 import torch.distributed
 from torch.distributed.distributed_c10d import _get_default_store
 
+from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
+from gpt_model.training.optimizer import TrainingSettings
 
 PATIENCE = 20.0  # seconds in which the other ranks fail in the same exchange
 # nccl's results that may be of another rank's making; a time-out has none
 OF_OTHERS = {"", "ncclRemoteError", "ncclSystemError"}
+
+
+class OutOfMemory(torch.OutOfMemoryError):
+    """torch's, while a model of `shape` was built for a training by `settings`, or trained in
+    micro-batches of so many `sequences`, where that is known.
+    """
+
+    def __init__(
+        self,
+        error: torch.OutOfMemoryError,
+        while_: Literal["building", "training"],
+        shape: ModelConfig,
+        settings: TrainingSettings,
+        sequences: int | None = None,
+    ) -> None:
+        super().__init__(str(error))
+        self.while_, self.shape, self.settings, self.sequences = while_, shape, settings, sequences
 
 
 def host_of(rank: int, ranks: int) -> str:

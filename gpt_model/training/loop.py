@@ -29,8 +29,10 @@ from gpt_model.training import gpu
 from gpt_model.training.ahead import Ahead, on_device
 from gpt_model.training.checkpoint import Checkpoints
 from gpt_model.training.engine import Engine, Execution, Ranks, StepMetrics, start, sum_over_ranks
+from gpt_model.training.failures import OutOfMemory
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.trial import SizedObjective, choose_micro_batch
+from gpt_model.transformer import Decoder
 
 REPORTS = 1000  # metrics are reported at most about so many times a run, and at every evaluation
 
@@ -105,9 +107,15 @@ def train(
     apart.
 
     `checkpoints`: a folder for this run alone, or None for a run short enough to start again.
-    Raises UserError where the loss is no longer a number or the disk is full.
+    Raises UserError where the loss is no longer a number or the disk is full, OutOfMemory where a
+    GPU's memory runs out.
     """
-    return _Run(model, objective, settings, execution, checkpoints, progress, hooks).train()
+    try:
+        return _Run(model, objective, settings, execution, checkpoints, progress, hooks).train()
+    except torch.OutOfMemoryError as error:
+        config = next(part.config for part in model.modules() if isinstance(part, Decoder))
+        rows = objective.size.sequences if isinstance(objective, SizedObjective) else None
+        raise OutOfMemory(error, "training", config, settings, rows) from error
 
 
 class _Run:
@@ -149,22 +157,27 @@ class _Run:
             self.first = self.resumed_from = int(manifest["step"])
             self.seconds, self.loss = float(manifest["seconds"]), float(manifest["loss"])
             progress.log(f"Goes on from the checkpoint of step {self.first} of {settings.steps}.")
-        self.micro_batches = self._ahead() if execution.device == "cuda" else self._now
 
-    def _now(self, step: int) -> Sequence[Any]:
-        return on_device(self.objective.micro_batches(step), self.execution.device)
-
-    def _ahead(self) -> Callable[[int], Sequence[Any]]:
-        """The next step's micro-batches are made during this one, but where a hook comes between:
-        PPO's samples the episodes. On CPUs the thread would take its time from the step.
+    def _batches(self, ahead: bool) -> Ahead[Sequence[Any]]:
+        """This rank's micro-batches of a step, on its device. With `ahead` the next step's are made
+        during this one, but where a hook comes between: PPO's samples the episodes.
         """
 
-        def known(step: int) -> bool:
-            return step < self.settings.steps and not any(step in hook.steps for hook in self.hooks)
+        def on_this_device(step: int) -> Sequence[Any]:
+            return on_device(self.objective.micro_batches(step), self.execution.device)
 
-        return Ahead(self._now, known, gpu.use)
+        def known(step: int) -> bool:
+            hooked = any(step in hook.steps for hook in self.hooks)
+            return ahead and step < self.settings.steps and not hooked
+
+        return Ahead(on_this_device, known, gpu.use)
 
     def train(self) -> Outcome:
+        # On CPUs a thread would take its time from the step
+        with self._batches(ahead=self.execution.device == "cuda") as batches:
+            return self._train(batches)
+
+    def _train(self, batches: Callable[[int], Sequence[Any]]) -> Outcome:
         settings, objective = self.settings, self.objective
         every = max(1, settings.steps // REPORTS)
         if self.first == 0 and (values := self._hooks(0)):
@@ -173,7 +186,7 @@ class _Run:
         try:
             for step in range(self.first, settings.steps):
                 done = step + 1
-                loss, metrics, norm = self._step(step)
+                loss, metrics, norm = self._step(step, batches(step))
                 hooked = any(done in hook.steps for hook in self.hooks)
                 if hooked or done % every == 0 or done == settings.steps:
                     values = self._report(step, loss, metrics, norm)
@@ -205,11 +218,10 @@ class _Run:
         self.engine.close()
         return self._outcome()
 
-    def _step(self, step: int) -> tuple[Tensor, list[StepMetrics], float]:
+    def _step(self, step: int, batch: Sequence[Any]) -> tuple[Tensor, list[StepMetrics], float]:
         """`Engine.step` of this step: loss [], metrics, gradient norm. Raises UserError where the
         training has diverged.
         """
-        batch = self.micro_batches(step)
         seeds = [
             _seed(self.settings.seed, step, self.execution.rank, index)
             for index in range(len(batch))

@@ -4,6 +4,7 @@ parameter at a time. The weights are those of a decoder built whole.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,19 +18,10 @@ from gpt_model.config import ModelConfig
 from gpt_model.lstm import build
 from gpt_model.training.allocator import freed_memory_returned
 from gpt_model.training.engine import Execution, shard
+from gpt_model.training.failures import OutOfMemory
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.sharded import shares, whole_shape
 from gpt_model.transformer import GPT, Decoder
-
-
-class OutOfMemoryBuilding(torch.OutOfMemoryError):
-    """torch's, while a model of `shape` was built for a training by `settings`."""
-
-    def __init__(
-        self, error: torch.OutOfMemoryError, shape: ModelConfig, settings: TrainingSettings
-    ) -> None:
-        super().__init__(str(error))
-        self.shape, self.settings = shape, settings
 
 
 @contextmanager
@@ -37,7 +29,7 @@ def _explained(shape: ModelConfig, settings: TrainingSettings) -> Iterator[None]
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise OutOfMemoryBuilding(error, shape, settings) from error
+        raise OutOfMemory(error, "building", shape, settings) from error
 
 
 def build_sharded(
@@ -54,8 +46,9 @@ def build_sharded(
     does. With `adapters`, fresh ones, as `lora.adapt` puts them there: rows that the folder lacks
     are trained with them. Collective.
 
-    Raises OutOfMemoryBuilding where a GPU's memory does not hold the shares.
+    Raises OutOfMemory where a GPU's memory does not hold the shares.
     """
+    gc.collect()  # what an earlier shared-out model consisted of refers to each other
     with _explained(shape, settings), freed_memory_returned():
         with torch.device("meta"):
             model = build(shape)

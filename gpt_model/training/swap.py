@@ -38,9 +38,10 @@ class SwapFolder:
                 if (lock := _lock(other)) is not None:
                     shutil.rmtree(other, ignore_errors=True)
                     os.close(lock)
-            unlocked = Path(tempfile.mkdtemp(dir=parent))
+            unlocked = Path(tempfile.mkdtemp(prefix="unfinished-", dir=parent))
             self._lock = _lock(unlocked)
-            self.path = unlocked.rename(parent / f"{PREFIX}{unlocked.name}")
+            name = unlocked.name.replace("unfinished-", PREFIX)
+            self.path = unlocked.rename(parent / name)
         except OSError as error:
             raise UserError(
                 f"{parent} is where the profile has moments lie, and no folder can be made there "

@@ -1,5 +1,5 @@
-"""The micro-batch found by trial: the largest power of two whose training step a GPU has memory
-for.
+"""The micro-batch found by trial: the largest power of two of sequences whose training step a GPU
+has memory for, or all of a rank's.
 
 A step of 1 sequence, of 2, of 4 and so on is taken, at a learning rate of 0. Before each next one
 its memory is extrapolated from the last two, so that none runs out: one rank that does leaves the
@@ -39,13 +39,14 @@ class SizedObjective(Protocol):
 
 
 class Trial(NamedTuple):
-    """Sequences of the largest micro-batch that fits, the bytes that a step of it takes, and of
-    one twice as large, where memory is what forbids that.
+    """Sequences of the largest micro-batch that fits, and the bytes that a step of it takes. And
+    those of a larger one, where memory is what forbids it.
     """
 
     rows: int
     peak: float
-    next_peak: float | None
+    next_rows: int = 0
+    next_peak: float = 0.0
 
 
 def choose_micro_batch(
@@ -54,20 +55,22 @@ def choose_micro_batch(
     """Give the objective the largest micro-batch that fits, once a build: what resumes has the same
     one, from `record`. Collective.
     """
-    size, ranks = objective.size, engine.execution.world_size
+    size, known = objective.size, 0
     if record and record.is_file():
-        size.fit(int(json.loads(record.read_text(encoding="utf-8"))["sequences"]))
+        known = int(json.loads(record.read_text(encoding="utf-8"))["sequences"])
+    # Another host may not see the file yet
+    if known := int(_most_of_ranks(known, engine)):
+        size.fit(known)
         return
-    each = -(-size.step_tokens // (size.context * ranks))
-    most = max(1, min(each, MOST_TOKENS // size.context))
+    most = max(1, min(size.most(engine.execution.world_size), MOST_TOKENS // size.context))
     tried = largest_micro_batch(engine, objective.full_micro_batch, most)
     size.fit(tried.rows)
     log(
         f"Micro-batches have up to {tried.rows} sequences of {size.context} tokens, "
         f"{tried.peak / 1e9:.1f} GB; "
         + (
-            f"{2 * tried.rows} would take {tried.next_peak / 1e9:.1f} GB."
-            if tried.next_peak
+            f"{tried.next_rows} would take {tried.next_peak / 1e9:.1f} GB."
+            if tried.next_rows
             else "larger ones are not faster."
         )
     )
@@ -76,7 +79,7 @@ def choose_micro_batch(
 
 
 def largest_micro_batch(engine: Engine, of_rows: Callable[[int], Any], most: int) -> Trial:
-    """Of 1, 2, 4, … `most` sequences, `of_rows` each. Leaves weights and moments as they were
+    """Of 1, 2, 4, … sequences and `most`, `of_rows` each. Leaves weights and moments as they were
     before the first step. Collective.
     """
 
@@ -88,18 +91,20 @@ def largest_micro_batch(engine: Engine, of_rows: Callable[[int], Any], most: int
 
     peak(1)  # makes the moments
     before = _most_of_ranks(peak_bytes(lambda: None), engine)  # of no sequence
-    rows, now, after = 1, peak(1), None
-    while 2 * rows <= most:
-        # A row more takes what the last rows took, each: of the first, and of the last doubling.
-        predicted = now + (now - before) * (1 if rows == 1 else 2)
+    rows_before, tried = 0, Trial(1, peak(1))
+    while tried.rows < most:
+        rows = min(2 * tried.rows, most)
+        # A row more takes what the last rows took, each
+        of_row = (tried.peak - before) / (tried.rows - rows_before)
+        predicted = tried.peak + of_row * (rows - tried.rows)
         if _most_of_ranks(predicted - usable_bytes(), engine) > 0:
-            after = predicted
+            tried = tried._replace(next_rows=rows, next_peak=predicted)
             break
-        rows, before, now = 2 * rows, now, peak(2 * rows)
+        rows_before, before, tried = tried.rows, tried.peak, Trial(rows, peak(rows))
     engine.forget_steps()
     if engine.execution.compile:  # what comes now has one shape, and is compiled for it
         torch.compiler.reset()
-    return Trial(rows, now, after)
+    return tried
 
 
 def _most_of_ranks(value: float, engine: Engine) -> float:

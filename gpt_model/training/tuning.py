@@ -16,6 +16,7 @@ from torch import nn
 
 from gpt_model import convert
 from gpt_model.io import write_json
+from gpt_model.training.engine import of_rank_0
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.schedules import warmup_cosine_by_step
 from gpt_model.training.sharded import reading, shares, weight_of
@@ -93,6 +94,7 @@ class BestEpoch:
         self.metric, self.score = metric, score
         path = folder / SCORES
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        stored = of_rank_0(stored)  # by which ranks enter what is collective
         self._scores = {int(epoch): float(value) for epoch, value in stored.items()}
 
     def scores(self, epochs: int) -> list[float]:
