@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 from torch.utils.cpp_extension import _get_build_directory
 from training_ranks import MUON, ROOT, Ranks, make_inputs, read_record
@@ -23,7 +24,7 @@ from gpt_model.errors import UserError
 from gpt_model.training import engine
 from gpt_model.training.engine import Execution, _deepspeed_settings
 from gpt_model.training.optimizer import TrainingSettings
-from gpt_model.training.swap import SwapFolder, swap_folder
+from gpt_model.training.swap import SwapFolder, prepare_swapping
 
 STEPS = 5
 SECTION = {"tokens": 256 * STEPS, "precision": "bfloat16", "warmup_tokens": 256}
@@ -181,7 +182,21 @@ def test_moments_on_nvme_are_those_in_memory(
         ({"offload_optimizer": NVME | {"nvme_path": "swap"}}, "absolute path .* is 'swap'"),
         ({"offload_optimizer": NVME | {"buffer_count": 3}}, "is 3, and 4 are needed"),
         ({"offload_optimizer": NVME | {"pipeline_read": True}}, "is 4, and 12 are needed, as a"),
-        ({"offload_param": NVME}, "weights on a disk would be missed. Set `cpu`"),
+        ({"offload_param": NVME}, "offload_param.device: nvme` is of ZeRO 3, and `zero_stage` is 1"),
+        ({"offload_param": {"device": "nvme"}}, "offload_param.device: nvme` needs `nvme_path`"),
+        ({"offload_param": NVME | {"buffer_count": 30}}, "offload_param.buffer_count` is none to s"),
+        (
+            {"offload_param": NVME, "stage3_prefetch_bucket_size": 5e7},
+            "stage3_prefetch_bucket_size` is none to set .*Leave it out",
+        ),
+        (
+            {"offload_param": NVME, "offload_optimizer": NVME | {"fast_init": True}},
+            "offload_optimizer.fast_init` is none to set with `offload_param.device: nvme`",
+        ),
+        (
+            {"offload_param": NVME, "stage3_param_persistence_threshold": 1e6},
+            "stage3_param_persistence_threshold` is 1000000, and .* less than 262144",
+        ),
     ],
 )
 def test_what_nvme_needs_is_said_when_a_profile_is_read(
@@ -195,19 +210,24 @@ def test_a_machine_that_cannot_reach_nvme_is_told_what_it_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine._import_deepspeed(compiling=False)  # as a training does
-    configuration = {"zero_optimization": {"offload_optimizer": {**NVME, "nvme_path": tmp_path}}}
+    model = torch.nn.Linear(1000, 2000, bias=False, device="meta")
+    on_disk = {**NVME, "nvme_path": tmp_path}
+    configuration = {"zero_optimization": {"offload_optimizer": on_disk}}
     monkeypatch.setenv("CC", "/bin/false")
     with pytest.raises(
         UserError,
         match=r"async_io, which .* \(no compiler, or no libaio\)\. .*`apt-get install g\+\+ liba",
     ):
-        swap_folder(configuration, 1000, 1)
+        prepare_swapping(configuration, torch.nn.Linear(1, 1), 1)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 20, 1 << 20))
     monkeypatch.setattr("gpt_model.training.swap._may_lock", lambda size: False)
-    with pytest.raises(
-        UserError, match=r"locks 16 MB of a rank's memory .* lets a process lock 1 MB"
-    ):
-        swap_folder(configuration, 2_000_000, 2)
+    # A weight, its gradient and two moments of a rank's; and a weight to read, one to write
+    for name, more, size in (("offload_optimizer", {}, 16), ("offload_param", {"max_in_cpu": 0}, 8)):
+        configuration = {"zero_optimization": {name: on_disk | more}}
+        with pytest.raises(
+            UserError, match=rf"locks {size} MB of a rank's memory .* lets a process lock 1 MB"
+        ):
+            prepare_swapping(configuration, model, 2)
 
 
 def test_what_a_killed_process_left_on_the_disk_is_removed(tmp_path: Path) -> None:

@@ -28,14 +28,15 @@ def _section(keys_by_kind: Mapping[Any, tuple[str, ...]]) -> type[BaseModel]:
     return create_model("Section", __config__=ConfigDict(extra="forbid"), **fields)
 
 
-NVME_PATH: dict[Any, tuple[str, ...]] = {Path | None: ("nvme_path",)}
-OFFLOAD_PARAM = NVME_PATH | {
-    Literal["none", "cpu"]: ("device",),
+OFFLOAD: dict[Any, tuple[str, ...]] = {
+    Literal["none", "cpu", "nvme"]: ("device",),
+    Path | None: ("nvme_path",),
+}
+OFFLOAD_PARAM = OFFLOAD | {
     bool: ("pin_memory",),
     Elements: ("buffer_count", "buffer_size", "max_in_cpu"),
 }
-OFFLOAD_OPTIMIZER = NVME_PATH | {
-    Literal["none", "cpu", "nvme"]: ("device",),
+OFFLOAD_OPTIMIZER = OFFLOAD | {
     bool: ("pin_memory", "pipeline_read", "pipeline_write", "fast_init", "super_offload"),
     Elements: ("buffer_count",),
     Share: ("ratio", "cpuadam_cores_perc"),
@@ -65,6 +66,10 @@ AIO: dict[Any, tuple[str, ...]] = {
     bool: ("single_submit", "overlap_events"),
 }
 BUFFERS = {False: 4, True: 12}  # that AdamW's state needs, and with reading and writing ahead
+OFFLOADS = ("offload_optimizer", "offload_param")
+SWAPPED = 1 << 18  # elements of weights that lie on a disk: 1 MiB
+READ_AHEAD = ("stage3_prefetch_bucket_size", "stage3_max_reuse_distance")
+BUFFER_KEYS = ("buffer_count", "buffer_size")
 COMMS_LOGGER: dict[Any, tuple[str, ...]] = {
     bool: ("enabled", "prof_all", "verbose", "debug"),
     list[Any]: ("prof_ops",),
@@ -115,13 +120,6 @@ def check_deepspeed(settings: Mapping[str, Any]) -> None:
         if key == ZERO and isinstance(value, Mapping):
             for inner in value:
                 _check_key(inner, Zero, f"{ZERO}.")
-            where = value.get("offload_param")
-            if isinstance(where, Mapping) and where.get("device") == "nvme":
-                raise ValueError(
-                    f"`deepspeed.{ZERO}.offload_param.device: nvme`: models are built, evaluated "
-                    "and saved out of memory, so that weights on a disk would be missed. Set "
-                    "`cpu`; `offload_optimizer` takes `nvme`"
-                )
     try:
         Settings.model_validate(settings)
     except ValidationError as error:
@@ -132,25 +130,58 @@ def check_deepspeed(settings: Mapping[str, Any]) -> None:
             f"{shown(first['input'])} is not what DeepSpeed takes: {problem}",
             ".".join(map(str, first["loc"])),
         ) from None
-    offload = settings.get(ZERO, {}).get("offload_optimizer") or {}
-    if offload.get("device") == "nvme":
-        _check_nvme(offload)
+    zero = settings.get(ZERO) or {}
+    for name in OFFLOADS:
+        if on_nvme(zero, name):
+            _check_path(name, zero[name].get("nvme_path"))
+    if on_nvme(zero, "offload_optimizer"):
+        _check_buffers(zero["offload_optimizer"])
+    if on_nvme(zero, "offload_param"):
+        _check_weights_on_nvme(zero)
 
 
-def _check_nvme(offload: Mapping[str, Any]) -> None:
-    where = f"deepspeed.{ZERO}.offload_optimizer"
-    path = offload.get("nvme_path")
+def on_nvme(zero: Mapping[str, Any], name: str) -> bool:
+    """Whether what `name`, of `OFFLOADS`, is of lies on a disk."""
+    return (zero.get(name) or {}).get("device") == "nvme"
+
+
+def _check_path(name: str, path: Any) -> None:
     if path is None or not Path(path).is_absolute():
         raise ValueError(
-            f"`{where}.device: nvme` needs `nvme_path`, the absolute path of a folder on that "
-            f"disk, and it is {shown(path)}"
+            f"`deepspeed.{ZERO}.{name}.device: nvme` needs `nvme_path`, the absolute path of a "
+            f"folder on that disk, and it is {shown(path)}"
         )
+
+
+def _check_buffers(offload: Mapping[str, Any]) -> None:
     ahead = bool(offload.get("pipeline_read") or offload.get("pipeline_write"))
     buffers = int(offload.get("buffer_count", BUFFERS[False]))
     if buffers < BUFFERS[ahead]:
         raise ValueError(
-            f"`{where}.buffer_count` is {buffers}, and {BUFFERS[ahead]} are needed"
+            f"`deepspeed.{ZERO}.offload_optimizer.buffer_count` is {buffers}, and "
+            f"{BUFFERS[ahead]} are needed"
             + (", as a part is read or written while another one is stepped" if ahead else "")
+        )
+
+
+def _check_weights_on_nvme(zero: Mapping[str, Any]) -> None:
+    """What makes DeepSpeed fail when it is to find weights on a disk."""
+    threshold = int(zero.get("stage3_param_persistence_threshold") or 0)
+    if threshold >= SWAPPED:
+        raise ValueError(
+            f"`deepspeed.{ZERO}.stage3_param_persistence_threshold` is {threshold}, and with "
+            f"`offload_param.device: nvme` it has to be less than {SWAPPED}, as weights of so many "
+            "elements lie on the disk"
+        )
+    given = [key for key in READ_AHEAD if zero.get(key)]
+    given += [f"offload_param.{key}" for key in BUFFER_KEYS if key in zero["offload_param"]]
+    if (zero.get("offload_optimizer") or {}).get("fast_init"):
+        given.append("offload_optimizer.fast_init")
+    if given:
+        raise ValueError(
+            f"`deepspeed.{ZERO}.{given[0]}` is none to set with `offload_param.device: nvme`: a "
+            "block's weights are read when they are used, into buffers of the model's number and "
+            "size. Leave it out"
         )
 
 

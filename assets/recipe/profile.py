@@ -253,12 +253,13 @@ class Profile(Strict):
     @model_validator(mode="after")
     def _nvme_is_of_zero_3(self) -> Profile:
         zero = self.deepspeed.get("zero_optimization", {})
-        offload = zero.get("offload_optimizer") or {}
-        if offload.get("device") == "nvme" and self.zero_stage != 3:
-            raise ValueError(
-                "`deepspeed.zero_optimization.offload_optimizer.device: nvme` is of ZeRO 3, and "
-                f"`zero_stage` is {self.zero_stage}: set `zero_stage: 3`, or the device to `cpu`"
-            )
+        for name in ("offload_optimizer", "offload_param"):
+            if (zero.get(name) or {}).get("device") == "nvme" and self.zero_stage != 3:
+                raise ValueError(
+                    f"`deepspeed.zero_optimization.{name}.device: nvme` is of ZeRO 3, and "
+                    f"`zero_stage` is {self.zero_stage}: set `zero_stage: 3`, or the device to "
+                    "`cpu`"
+                )
         return self
 
     @model_validator(mode="after")

@@ -53,7 +53,7 @@ from gpt_model.training.sharded import (
     without_memory,
 )
 from gpt_model.training.shared_memory import share_memory, share_state
-from gpt_model.training.swap import swap_folder
+from gpt_model.training.swap import prepare_swapping, swap_out
 
 T = TypeVar("T")
 RENDEZVOUS = "lineage"  # a scheme of torch's `init_method`
@@ -355,14 +355,11 @@ class Engine:
         deepspeed.utils.logger.setLevel(
             logging.ERROR
         )  # it warns that AdamW is "untested"; it is elementwise, so it can be shared out
-        configuration = _deepspeed_settings(settings, execution, _trained(model))
-        if (swap := swap_folder(configuration, _trained(model), execution.world_size)) is not None:
-            offload = configuration["zero_optimization"]["offload_optimizer"]
-            configuration["zero_optimization"]["offload_optimizer"] = {
-                **offload,
-                "nvme_path": str(swap.path),
-            }
-        self._swap = swap
+        configuration, self._swap_folders = prepare_swapping(
+            _deepspeed_settings(settings, execution, _trained(model)), model, execution.world_size
+        )
+        if self._built_sharded and _weights_on_disk(configuration):
+            swap_out(model, configuration)
         with freed_memory_returned(wanted=self._built_sharded):
             self._deepspeed, *_ = deepspeed.initialize(
                 model=self._forward,
@@ -423,7 +420,7 @@ class Engine:
         changes is kept.
         """
         optimizer, swapped = self._deepspeed.optimizer, {}
-        if self._swap is not None:
+        if self._swap_folders:
             for group, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
                 if optimizer._swappable_optimizer_subgroup(group):
                     swapped[id(flat)] = group
@@ -534,8 +531,8 @@ class Engine:
             for name, p in self.model.named_parameters()
         }
         self._deepspeed.destroy()
-        if self._swap is not None:
-            self._swap.remove()
+        for folder in self._swap_folders:
+            folder.remove()
         for module in self.model.modules():
             module._parameters = {
                 name: p if p is None else new[id(p)] for name, p in module._parameters.items()
@@ -566,7 +563,16 @@ def shard(model: nn.Module, settings: TrainingSettings, execution: Execution) ->
     Collective.
     """
     start(execution)
-    cut(model, _deepspeed_settings(settings, execution, _trained(model)), execution.device)
+    configuration = _deepspeed_settings(settings, execution, _trained(model))
+    if _weights_on_disk(configuration):  # once an engine has them: until then they are filled
+        zero = configuration["zero_optimization"]
+        configuration["zero_optimization"] = {**zero, "offload_param": {"device": "cpu"}}
+    cut(model, configuration, execution.device)
+
+
+def _weights_on_disk(configuration: Mapping[str, Any]) -> bool:
+    offload = configuration["zero_optimization"].get("offload_param") or {}
+    return bool(offload.get("device") == "nvme")
 
 
 def _trained(model: nn.Module) -> int:

@@ -97,7 +97,7 @@ def shares(model: nn.Module) -> Iterator[Fragment]:
         parameter = getattr(shown, "shared_out", shown)
         start, weight = 0, parameter.data.view(-1)
         if hasattr(parameter, "ds_tensor"):
-            weight = parameter.ds_tensor.data.view(-1)
+            weight = _share(parameter)
             start = parameter.ds_zero_partition_rank * len(weight)
             weight = weight[: max(0, parameter.ds_numel - start)]  # padded to equal lengths
         if len(weight):
@@ -111,7 +111,7 @@ def gather(parameter: Any, device: torch.device | str, onto: int | None = None) 
     if not hasattr(parameter, "ds_tensor"):
         held: Tensor = parameter.detach().to(device)
         return held
-    share = parameter.ds_tensor.detach().to(device).view(-1)
+    share = _share(parameter).to(device)
     ranks, rank = parameter.ds_zero_partition_world_size, parameter.ds_zero_partition_rank
     receives = onto is None or rank == onto
     whole = share.new_empty(ranks * len(share) if receives else 0)
@@ -120,6 +120,18 @@ def gather(parameter: Any, device: torch.device | str, onto: int | None = None) 
     else:
         torch.distributed.gather(share, list(whole.chunk(ranks)) if receives else None, dst=onto)
     return whole[: parameter.ds_numel].view(parameter.ds_shape) if receives else whole
+
+
+def _share(parameter: Any) -> Tensor:
+    """This rank's elements [n] of a shared-out parameter: of one that lies on a disk a copy."""
+    share, swapper = parameter.ds_tensor, parameter.nvme_swapper
+    if swapper is None or share.status.name == "AVAILABLE":
+        held: Tensor = share.data.view(-1)
+        return held
+    swapper.swap_in([parameter], async_op=False)
+    copied: Tensor = share.data.clone()
+    swapper.remove_partition_and_release_buffers([parameter])
+    return copied
 
 
 def without_memory(model: nn.Module) -> nn.Module:

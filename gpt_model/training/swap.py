@@ -1,5 +1,5 @@
-"""Weights and moments that lie on a disk between the optimizer's steps (offload to NVMe at ZeRO 3,
-Rajbhandari et al. 2021): what DeepSpeed needs for that, and the folder that they lie in.
+"""Weights and moments that lie on a disk while they are not in use (offload to NVMe at ZeRO 3,
+Rajbhandari et al. 2021): what DeepSpeed needs for that, and the folders that they lie in.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt_model.errors import UserError
+import torch
+from torch import nn
 
-FIELD = "deepspeed.zero_optimization.offload_optimizer"
+from gpt_model.errors import UserError
+from gpt_model.training.sharded import whole_shape
+
+OFFLOADS = ("offload_optimizer", "offload_param")
+FIELD = "deepspeed.zero_optimization"
 PREFIX = "lineage-swap-"
 BUFFERS = 4  # DeepSpeed's default: a weight, its gradient and two moments
 COMPILED = ("pin_memory", "async_io")  # each in a folder of torch's
-SUB_GROUP = 1_000_000_000  # DeepSpeed's default, in elements
+SUB_GROUP = MAX_IN_MEMORY = 1_000_000_000  # DeepSpeed's defaults, in elements
+SMALLEST = 1 << 18  # elements of a share that is swapped: 1 MiB
 
 
 class SwapFolder:
@@ -46,7 +52,7 @@ class SwapFolder:
             raise UserError(
                 f"{parent} is where the profile has moments lie, and no folder can be made there "
                 f"({error.strerror}). Name another `nvme_path`.",
-                field=f"{FIELD}.nvme_path",
+                field=f"{FIELD}.offload_param.nvme_path",
             ) from error
 
     def remove(self) -> None:
@@ -56,18 +62,75 @@ class SwapFolder:
             os.close(self._lock)
 
 
-def swap_folder(configuration: Mapping[str, Any], parameters: int, ranks: int) -> SwapFolder | None:
-    """Where DeepSpeed is to swap so many trained parameters, as its configuration says; None where
-    it is to swap nothing. Raises UserError where this machine cannot.
+def prepare_swapping(
+    configuration: Mapping[str, Any], model: nn.Module, ranks: int
+) -> tuple[dict[str, Any], list[SwapFolder]]:
+    """DeepSpeed's configuration of a training of `model`, with folders of this process's own for
+    what is to lie on a disk and the buffers that it needs; and these folders. Raises UserError where
+    this machine cannot.
     """
-    zero = configuration["zero_optimization"]
-    offload = zero.get("offload_optimizer") or {}
-    if offload.get("device") != "nvme":
-        return None
-    elements = min(int(zero.get("sub_group_size", SUB_GROUP)), math.ceil(parameters / ranks))
-    _require_locked_memory(4 * elements * int(offload.get("buffer_count", BUFFERS)))
+    zero = dict(configuration["zero_optimization"])
+    swapped = [key for key in OFFLOADS if (zero.get(key) or {}).get("device") == "nvme"]
+    if not swapped:
+        return dict(configuration), []
+    trained = sum(whole_shape(p).numel() for p in model.parameters() if p.requires_grad)
+    sub_group = min(int(zero.get("sub_group_size", SUB_GROUP)), math.ceil(trained / ranks))
+    locked = 0
+    if "offload_param" in swapped:
+        # DeepSpeed reads ahead into whatever buffer is free, retains what is used again soon, and
+        # fails where none is left for what it needs
+        zero |= {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
+        buffers = _parameter_buffers(model, ranks)
+        zero["offload_param"] = {**zero["offload_param"], **buffers}
+        locked += math.prod(buffers.values())
+        if trained > ranks * int(zero["offload_param"].get("max_in_cpu", MAX_IN_MEMORY)):
+            locked += sub_group
+    if "offload_optimizer" in swapped:
+        locked += sub_group * int(zero["offload_optimizer"].get("buffer_count", BUFFERS))
+    _require_locked_memory(4 * locked)
     _require_async_io()
-    return SwapFolder(Path(offload["nvme_path"]))
+    folders = []
+    for key in swapped:
+        folders.append(SwapFolder(Path(zero[key]["nvme_path"])))
+        zero[key] = {**zero[key], "nvme_path": str(folders[-1].path)}
+    return {**configuration, "zero_optimization": zero}, folders
+
+
+def _parameter_buffers(model: nn.Module, ranks: int) -> dict[str, int]:
+    """One for each share that is in memory at a time: of a block, and of what is in no block."""
+    shares = {name: math.ceil(whole_shape(p).numel() / ranks) for name, p in model.named_parameters()}
+    swapped = {name: share for name, share in shares.items() if share >= SMALLEST}
+    blocks = [
+        {name for name in swapped if name.startswith(f"{path}.{number}.")}
+        for path, module in model.named_modules()
+        for number, _ in enumerate(module if isinstance(module, nn.ModuleList) else ())
+    ]
+    outside = swapped.keys() - set().union(*blocks)
+    return {
+        "buffer_count": max(1, len(outside) + max(map(len, blocks), default=0)),
+        "buffer_size": max(swapped.values(), default=1),
+    }
+
+
+def swap_out(model: nn.Module, configuration: Mapping[str, Any]) -> None:
+    """Have the shares of a model that was built sharded lie where the engine's configuration says,
+    as those have that DeepSpeed cuts by it.
+    """
+    # As in `engine.Engine`
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from deepspeed.runtime.swap_tensor import partitioned_param_swapper as swapping
+
+    swapper = swapping.AsyncPartitionedParameterSwapper(
+        DeepSpeedConfig(dict(configuration)), torch.float32
+    )
+    parameter: Any
+    for parameter in model.parameters():
+        share, parameter.nvme_swapper = parameter.ds_tensor, swapper
+        if swapper.swappable_tensor(numel=share.ds_numel):
+            buffer = swapper.get_buffer(parameter, share.ds_numel)
+            share.data = buffer.copy_(share)
+            share.final_location = "nvme"
+            swapper.swap_out_and_release([parameter])
 
 
 def _lock(folder: Path) -> int | None:
@@ -98,7 +161,7 @@ def _require_async_io() -> None:
         "Offload to NVMe needs DeepSpeed's async_io, which is compiled on a machine at its first "
         f"use, and here it cannot be ({reason}). Install a C++ compiler and libaio with its "
         "headers (`apt-get install g++ libaio-dev`), or offload to `cpu`.",
-        field=f"{FIELD}.device",
+        field=FIELD,
     )
 
 
@@ -126,7 +189,7 @@ def _require_locked_memory(size: int) -> None:
         f"Offload to NVMe locks {size / 1e6:,.0f} MB of a rank's memory for its buffers, and this "
         f"system lets a process lock {limit / 1e6:,.0f} MB. Raise that (`ulimit -l unlimited`), or "
         "set a smaller `sub_group_size` in the profile's `deepspeed.zero_optimization`.",
-        field=f"{FIELD}.device",
+        field=FIELD,
     )
 
 
