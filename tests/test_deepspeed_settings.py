@@ -42,9 +42,10 @@ ELSEWHERE: dict[str, tuple[int, dict[str, Any]]] = {
     "zero 3, hpZ": (3, SHARED_OUT | {"zero_hpz_partition_size": 2}),
 }
 # Several parts, of which those of vectors and of some matrices are too small for a disk (1 MiB)
-WIDE = {"width": 256, "dropout": 0.1}
 IN_PARTS = {"sub_group_size": 300_000}
 NVME = {"device": "nvme", "nvme_path": "/nowhere"}
+AHEAD = {"pipeline_read": True, "pipeline_write": True, "buffer_count": 12}
+ALL = {"max_in_cpu": 0}  # of the weights that are trained, on the disk
 needs_libaio = pytest.mark.skipif(
     not shutil.which("g++") or not list(Path("/usr").glob("include/**/libaio.h")),
     reason="DeepSpeed compiles its access to NVMe with g++ and libaio",
@@ -131,35 +132,44 @@ def test_where_state_lies_changes_nothing_that_is_learnt(case: str, tmp_path: Pa
 @pytest.mark.slow
 @needs_libaio
 @pytest.mark.parametrize(
-    ("ranks", "optimizer", "ahead"),
+    ("ranks", "width", "optimizer", "offloads", "swapped"),
     [
-        (1, {}, {"pipeline_read": True, "pipeline_write": True, "buffer_count": 12}),
-        (2, {}, {}),
-        (2, MUON, {}),
+        (1, 256, {}, {"offload_optimizer": AHEAD}, {"exp_avg"}),
+        (2, 256, {}, {"offload_optimizer": {}}, {"exp_avg"}),
+        (2, 256, MUON, {"offload_optimizer": {}}, {"momentum_buffer"}),
+        (1, 512, {}, {"offload_param": ALL}, {"param"}),
+        (2, 512, {}, {"offload_param": ALL, "offload_optimizer": {}}, {"param", "exp_avg"}),
     ],
-    ids=["one rank, read ahead", "two ranks", "two ranks, Muon"],
+    ids=["one rank, read ahead", "two ranks", "Muon", "weights", "weights too, two ranks"],
 )
-def test_moments_on_nvme_are_those_in_memory(
-    ranks: int, optimizer: dict[str, Any], ahead: dict[str, Any], tmp_path: Path
+def test_what_lies_on_nvme_is_what_lies_in_memory(
+    ranks: int,
+    width: int,
+    optimizer: dict[str, Any],
+    offloads: dict[str, dict[str, Any]],
+    swapped: set[str],
+    tmp_path: Path,
 ) -> None:
     """Of a whole stage, killed once. The first use on a machine compiles for two minutes: as if a
     process had been killed while it did, its lock is there.
     """
     (Path(_get_build_directory("async_io", verbose=False)) / "lock").touch()
     disk = tmp_path / "disk"
-    on_disk = {**NVME, "nvme_path": str(disk), **ahead}
+    in_memory = {name: {"device": "cpu"} for name in offloads}
+    on_disk = {name: {**NVME, "nvme_path": str(disk), **more} for name, more in offloads.items()}
     runs: dict[str, dict[str, Any]] = {}
-    for name, offload in (("memory", {"device": "cpu"}), ("disk", on_disk), ("killed", on_disk)):
-        zero = SHARED_OUT | IN_PARTS | {"offload_optimizer": offload}
+    for name, placed in (("memory", in_memory), ("disk", on_disk), ("killed", on_disk)):
+        zero = SHARED_OUT | IN_PARTS | placed
         runs[name] = {"what": "pretrained", "output": tmp_path / f"run_{name}", "zero_stage": 3}
-        runs[name] |= {"section": {"tokens": 256 * 16, **optimizer}, "model": WIDE}
+        runs[name] |= {"section": {"tokens": 256 * 16, **optimizer}}
+        runs[name] |= {"model": {"width": width, "dropout": 0.1}}
         runs[name] |= {"profile": {"deepspeed": {"zero_optimization": zero}}}
     runs["killed"]["hold"] = (3 * 256, f"{SCRATCH}/checkpoints")
     started = Ranks(make_inputs(tmp_path / "inputs"), list(runs.values()), ranks, compiler=True)
     started.kill_at(tmp_path / "run_killed", 8 * 256)
-    left = list(disk.iterdir())
-    swapped = {path.name.partition("-")[0] for path in disk.rglob("*.swp")}
-    assert len(left) == ranks and len(swapped & {"exp_avg", "momentum_buffer"}) > 0, swapped
+    assert len(list(disk.iterdir())) == ranks * len(offloads)
+    left = " ".join(path.name for path in disk.rglob("*.swp"))
+    assert all(kind in left for kind in swapped), left
     started.start()
     started.wait()
 
