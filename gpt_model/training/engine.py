@@ -343,6 +343,10 @@ class Engine:
         self._seed = torch.manual_seed if gpu_too else torch.default_generator.manual_seed
         self._built_sharded = is_sharded(model)
         self._skeleton = without_memory(model) if execution.zero_stage == 3 else None
+        configuration = _deepspeed_settings(settings, execution, _trained(model))
+        swaps_weights = _weights_on_disk(configuration)
+        if swaps_weights:
+            shard(model, settings, execution)  # a head too
         self._prepared_blocks = prepare_blocks(
             model,
             compiler=execution.compiler if execution.compile else None,
@@ -356,9 +360,9 @@ class Engine:
             logging.ERROR
         )  # it warns that AdamW is "untested"; it is elementwise, so it can be shared out
         configuration, self._swap_folders = prepare_swapping(
-            _deepspeed_settings(settings, execution, _trained(model)), model, execution.world_size
+            configuration, model, execution.world_size
         )
-        if self._built_sharded and _weights_on_disk(configuration):
+        if swaps_weights:
             swap_out(model, configuration)
         with freed_memory_returned(wanted=self._built_sharded):
             self._deepspeed, *_ = deepspeed.initialize(

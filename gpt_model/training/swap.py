@@ -113,8 +113,8 @@ def _parameter_buffers(model: nn.Module, ranks: int) -> dict[str, int]:
 
 
 def swap_out(model: nn.Module, configuration: Mapping[str, Any]) -> None:
-    """Have the shares of a model that was built sharded lie where the engine's configuration says,
-    as those have that DeepSpeed cuts by it.
+    """Have the shares of a model that is shared out, and in memory, lie on the disk: of each
+    parameter that is large enough, trained or not. `configuration`: `prepare_swapping`'s.
     """
     # As in `engine.Engine`
     from deepspeed.runtime.config import DeepSpeedConfig
