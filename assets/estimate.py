@@ -33,7 +33,7 @@ from assets.node import Node
 from assets.recipe.profile import Profile
 from assets.stages import base_model
 from assets.stages.experiments import FIT, LSTM_ASSET
-from assets.stages.pretraining import batches_of, micro_batch
+from assets.stages.pretraining import batches_of, micro_batch, sequences_each
 from assets.store.manifest import BUILD_AGAIN, MANIFEST
 from assets.store.store import SHORT, Store
 from gpt_model.config import ModelConfig
@@ -400,7 +400,7 @@ def ppo_bytes_per_rank(
     weights = (models + 2) * whole * (shard if zero_stage == 3 else 1)
     gradients = models * whole * (shard if zero_stage >= 2 else 1)
     optimizer = models * whole * (3 * shard if zero_stage >= 1 else 2)
-    rows = profile.sequences_each(model.context)
+    rows = sequences_each(profile, model.context)
     setting = training_setting(profile, section["precision"], rows)
     step = models * stored_bytes(model, setting)
     episodes = min(profile.micro_batch or ROLLOUT_EPISODES, -(-section["batch"] // ranks))
@@ -462,7 +462,7 @@ def pretraining_demand(model: ModelConfig, section: Config, profile: Profile) ->
     builds are not read.
     """
     sequences = -(-section["batch_tokens"] // model.context // profile.processes)
-    rows = micro_batch(max(1, sequences), profile.sequences_each(model.context))
+    rows = micro_batch(max(1, sequences), sequences_each(profile, model.context))
     each = memory_per_rank(
         model, training_setting(profile, section["precision"], rows, muon=bool(section.get("muon")))
     )

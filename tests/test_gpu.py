@@ -24,6 +24,7 @@ from assets.execution.pretraining import initial_model
 from assets.execution.tuning import read_gpt, tune
 from assets.recipe.profile import Profile
 from assets.stages import stage_named
+from assets.stages.pretraining import sequences_each
 from assets.store.store import Store
 from benchmarks import gpu_check
 from benchmarks.gpu_check import _Random
@@ -182,7 +183,7 @@ def test_memory_that_runs_out_names_what_would_help(
     profile = Profile(name="eight", device="cuda", processes=8, **changes)
     settings = TrainingSettings(steps=3, learning_rate=lambda _: 1e-3)
     objective = _Runs(config)
-    objective.size.fit(profile.sequences_each(config.context))
+    objective.size.fit(sequences_each(profile, config.context))
     progress: Any = Silent()
     progress.profile, progress.rank = profile, 0
     with pytest.raises(torch.OutOfMemoryError) as out:

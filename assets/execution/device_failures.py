@@ -13,6 +13,7 @@ import torch.distributed
 
 from assets.estimate import training_setting
 from assets.recipe.profile import Profile
+from assets.stages.pretraining import sequences_each
 from gpt_model.errors import UserError
 from gpt_model.training.failures import OutOfMemory, exchange_failed
 from gpt_model.training.memory import FLOAT32, memory_per_rank
@@ -48,7 +49,7 @@ def out_of_memory(error: torch.OutOfMemoryError, profile: Profile, rank: int) ->
             f" A model was being built, of whose weights each rank has {share / GB:.2g} GB; more "
             "`processes` make that less."
         )
-    rows = error.sequences or profile.sequences_each(config.context)
+    rows = error.sequences or sequences_each(profile, config.context)
     setting = training_setting(profile, settings.precision, rows, settings.muon is not None)
     stage, sparing = profile.zero_stage, profile.activation_checkpointing
     changes = {

@@ -32,9 +32,7 @@ SHOWN_ANSWERS = 3  # answers of each epoch that are shown
 def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Metrics:
     """Every rank runs it, and answers and reads a share of each epoch's batches; rank 0 writes."""
     supervised, section = require(inputs["supervised"]), config["instructed"]
-    scorer, folders = inputs["reward_model"], epoch_folders(supervised)
-    stored = [folder for _, folder in folders]
-    models = join_to_evaluate("instructed", [*stored, scorer.path / "model"], progress)
+    scorer = inputs["reward_model"]
     tokenizer = Tokenizer.load(supervised.path / "model")
     reward_tokenizer = Tokenizer.load(scorer.path / "model")
     reward_model.check_vocabulary(reward_tokenizer, tokenizer)
@@ -45,7 +43,9 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
             "There is no held-out prompt to choose an epoch by: make prompts.held_out larger.",
             field="prompts.held_out",
         )
-    losses = losses_by_epoch(supervised)
+    losses, folders = losses_by_epoch(supervised), epoch_folders(supervised)
+    stored = [folder for _, folder in folders]
+    models = join_to_evaluate("instructed", [*stored, scorer.path / "model"], progress)
     epochs: list[Epoch] = []
     for number, folder in folders:
         answers, rewards = _answer(

@@ -17,7 +17,6 @@ from pydantic import Field, field_validator, model_validator
 
 from assets.recipe.yaml_file import here_and, load_strict
 from gpt_model.strict import BatchRows, Bounds, Each, Strict
-from gpt_model.training.batching import MicroBatchSize
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 
@@ -292,10 +291,6 @@ class Profile(Strict):
         """In what a bfloat16 training's gradients go from rank to rank."""
         # On one machine's CPUs float32 costs little: it is memory
         return self.communication or ("bfloat16" if self.device == "cuda" else "float32")
-
-    def sequences_each(self, context: int) -> int:
-        """Of `context` tokens, in a process's micro-batch, unless a trial finds another number."""
-        return MicroBatchSize(self.micro_batch, context, 0).sequences
 
     def memory_each(self) -> float | None:
         """Bytes that one process may fill; None where it is not known."""

@@ -19,6 +19,7 @@ from typing import Any
 from assets.contract import Check, Stage, deferred
 from assets.recipe.recipe import whole_sequences
 from gpt_model.errors import UserError
+from gpt_model.training.batching import MicroBatchSize
 from gpt_model.training.schedules import BatchSchedule
 
 EXECUTION = "assets.execution.pretraining"
@@ -78,6 +79,11 @@ def idle_share(batches: BatchSchedule, steps: int, context: int, processes: int)
     for tokens, count in batches.stretches(steps):
         slots += count * -(-tokens // context // processes) * processes
     return 1 - batches.tokens_before(steps) / context / slots if slots else 0.0
+
+
+def sequences_each(profile: Profile, context: int) -> int:
+    """Sequences of `context` tokens in a process's micro-batch, unless a trial finds a number."""
+    return MicroBatchSize(profile.micro_batch, context, step_tokens=0).sequences
 
 
 def micro_batch(sequences: int, bound: int) -> int:

@@ -38,7 +38,13 @@ from assets.recipe.profile import Profile
 from assets.recipe.recipe import PretrainingSection, Recipe
 from assets.recipe.sections import PPOSection
 from assets.stages import base_model
-from assets.stages.pretraining import batches_of, check_shared_out, idle_share, micro_batch
+from assets.stages.pretraining import (
+    batches_of,
+    check_shared_out,
+    idle_share,
+    micro_batch,
+    sequences_each,
+)
 from assets.stages.zero_shot import members
 from assets.store.remote import remote_of
 from assets.store.store import SHORT, Store
@@ -242,7 +248,7 @@ def _training_memory(
     settings = section.model_dump(mode="json")
     check_shared_out(settings, model.context, profile.name, profile.processes)
     sequences = -(-section.batch_tokens // model.context // profile.processes)
-    each = micro_batch(sequences, profile.sequences_each(model.context))
+    each = micro_batch(sequences, sequences_each(profile, model.context))
     setting = training_setting(profile, section.precision, each, section.muon is not None)
     by_stage = {
         stage: memory_per_rank(model, replace(setting, zero_stage=stage)) for stage in ZERO_STAGES
