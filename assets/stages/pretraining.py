@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from assets.contract import Check, Stage, deferred
+from assets.recipe.profile import Profile
 from assets.recipe.recipe import whole_sequences
 from gpt_model.errors import UserError
 from gpt_model.training.batching import MicroBatchSize
