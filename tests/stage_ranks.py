@@ -3,7 +3,7 @@
 
 A job: {"stage", "ranks", "config", "inputs": {name: folder, or [folder, config, metrics]},
 "output": folder}, and "fails": true where one of its ranks is to fail. With a "zero_stage" (and a
-"memory_gb") of the profile rank 0 leaves its reports and its result in OUTPUT/record.json, and the
+"memory_gb", and "deepspeed") of the profile rank 0 leaves its reports and its result in OUTPUT/record.json, and the
 others theirs in OUTPUT/.scratch/RANK/record.json. With "trial_bytes" micro-batches are found by
 trial, as on a GPU of so many bytes, one for each token.
 """
@@ -56,7 +56,7 @@ def _run_rank(job: dict[str, Any], rank: int) -> None:
         inputs[name] = Artifact(Path(path), name, "", "", config, metrics)
     output = Path(job["output"])
     output.mkdir(parents=True, exist_ok=True)
-    profile = {name: job[name] for name in ("zero_stage", "memory_gb") if name in job}
+    profile = {name: job[name] for name in ("zero_stage", "memory_gb", "deepspeed") if name in job}
     progress = RecordingProgress(output.name, rank, job["ranks"], **profile)
     if "trial_bytes" in job:
         _try_micro_batches(job["trial_bytes"])

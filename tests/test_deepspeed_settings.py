@@ -11,20 +11,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import human_world
 import pytest
 import torch
 from pydantic import ValidationError
+from stage_ranks import run_in_ranks
 from torch.utils.cpp_extension import _get_build_directory
 from training_ranks import MUON, ROOT, Ranks, make_inputs, read_record
 
 from assets.contract import SCRATCH
 from assets.recipe import deepspeed_settings
 from assets.recipe.profile import Profile
+from assets.recipe.sections import SupervisedSection
+from gpt_model import convert
+from gpt_model.config import ModelConfig
 from gpt_model.errors import UserError
+from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import engine
 from gpt_model.training.engine import Execution, _deepspeed_settings
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.swap import SwapFolder, prepare_swapping
+from gpt_model.transformer import GPT
 
 STEPS = 5
 SECTION = {"tokens": 256 * STEPS, "precision": "bfloat16", "warmup_tokens": 256}
@@ -181,6 +188,43 @@ def test_what_lies_on_nvme_is_what_lies_in_memory(
     assert on_disk_files == memory and killed == memory
 
 
+@pytest.mark.slow
+@needs_libaio
+def test_epochs_are_measured_anew_with_weights_on_nvme(tmp_path: Path) -> None:
+    """SFT gives a trained model, whose weights still lie there, each epoch's weights in turn."""
+    make_inputs(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+    shape = ModelConfig(
+        layers=1, width=512, heads=2, context=96, vocab_size=tokenizer.vocab_size, dropout=0.0
+    )
+    model = tmp_path / "pretrained" / "model"
+    convert.save(GPT(shape, seed=1), model, tokenizer.end_of_text)
+    tokenizer.save(model)
+    demonstrations = human_world.demonstrations(24)
+    human_world.write(
+        tmp_path / "demonstrations", training=demonstrations[:20], held_out=demonstrations[20:]
+    )
+    section = {"learning_rate": 3e-3, "epochs": 2, "batch": 10, "precision": "float32"}
+    inputs = {name: tmp_path / name for name in ("pretrained", "tokenizer", "demonstrations")}
+    on_disk = {**NVME, **ALL, "nvme_path": str(tmp_path / "disk")}
+    jobs = [
+        {
+            "stage": "supervised",
+            "ranks": 2,
+            "zero_stage": 3,
+            "deepspeed": {"zero_optimization": SHARED_OUT | {"offload_param": offload}},
+            "config": {"supervised": SupervisedSection.model_validate(section).model_dump()},
+            "inputs": inputs,
+            "output": tmp_path / name,
+        }
+        for name, offload in (("memory", {"device": "cpu"}), ("disk_run", on_disk))
+    ]
+    run_in_ranks(jobs, tmp_path)
+    memory = _files(tmp_path / "memory")
+    assert Path("training.json") in memory and _files(tmp_path / "disk_run") == memory
+    assert not list((tmp_path / "disk").iterdir())
+
+
 @pytest.mark.parametrize(
     ("settings", "mistake"),
     [
@@ -192,9 +236,15 @@ def test_what_lies_on_nvme_is_what_lies_in_memory(
         ({"offload_optimizer": NVME | {"nvme_path": "swap"}}, "absolute path .* is 'swap'"),
         ({"offload_optimizer": NVME | {"buffer_count": 3}}, "is 3, and 4 are needed"),
         ({"offload_optimizer": NVME | {"pipeline_read": True}}, "is 4, and 12 are needed, as a"),
-        ({"offload_param": NVME}, "offload_param.device: nvme` is of ZeRO 3, and `zero_stage` is 1"),
+        (
+            {"offload_param": NVME},
+            "offload_param.device: nvme` is of ZeRO 3, and `zero_stage` is 1",
+        ),
         ({"offload_param": {"device": "nvme"}}, "offload_param.device: nvme` needs `nvme_path`"),
-        ({"offload_param": NVME | {"buffer_count": 30}}, "offload_param.buffer_count` is none to s"),
+        (
+            {"offload_param": NVME | {"buffer_count": 30}},
+            "offload_param.buffer_count` is none to s",
+        ),
         (
             {"offload_param": NVME, "stage3_prefetch_bucket_size": 5e7},
             "stage3_prefetch_bucket_size` is none to set .*Leave it out",
@@ -232,7 +282,10 @@ def test_a_machine_that_cannot_reach_nvme_is_told_what_it_lacks(
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 20, 1 << 20))
     monkeypatch.setattr("gpt_model.training.swap._may_lock", lambda size: False)
     # A weight, its gradient and two moments of a rank's; and a weight to read, one to write
-    for name, more, size in (("offload_optimizer", {}, 16), ("offload_param", {"max_in_cpu": 0}, 8)):
+    for name, more, size in (
+        ("offload_optimizer", {}, 16),
+        ("offload_param", {"max_in_cpu": 0}, 8),
+    ):
         configuration = {"zero_optimization": {name: on_disk | more}}
         with pytest.raises(
             UserError, match=rf"locks {size} MB of a rank's memory .* lets a process lock 1 MB"

@@ -132,15 +132,15 @@ def check_deepspeed(settings: Mapping[str, Any]) -> None:
         ) from None
     zero = settings.get(ZERO) or {}
     for name in OFFLOADS:
-        if on_nvme(zero, name):
+        if _on_nvme(zero, name):
             _check_path(name, zero[name].get("nvme_path"))
-    if on_nvme(zero, "offload_optimizer"):
+    if _on_nvme(zero, "offload_optimizer"):
         _check_buffers(zero["offload_optimizer"])
-    if on_nvme(zero, "offload_param"):
+    if _on_nvme(zero, "offload_param"):
         _check_weights_on_nvme(zero)
 
 
-def on_nvme(zero: Mapping[str, Any], name: str) -> bool:
+def _on_nvme(zero: Mapping[str, Any], name: str) -> bool:
     """Whether what `name`, of `OFFLOADS`, is of lies on a disk."""
     return (zero.get(name) or {}).get("device") == "nvme"
 

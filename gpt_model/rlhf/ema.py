@@ -20,7 +20,7 @@ from gpt_model.errors import CorruptFile
 from gpt_model.rlhf.rollout_engine import write_tensors
 from gpt_model.training.checkpoint import read_overlaps
 from gpt_model.training.engine import Execution
-from gpt_model.training.sharded import shares
+from gpt_model.training.sharded import filling, shares
 from gpt_model.transformer import GPT
 
 Share = tuple[str, int, Tensor]  # a parameter's name, the first of its elements, elements [n]
@@ -59,8 +59,8 @@ def load_into(policy: GPT, folder: Path, batch: int) -> None:
     """Give this rank's share of `policy`, of a plain one all of it, the average's weights after
     `batch` batches.
     """
-    targets = {share.name: (share.start, share.values["weight"]) for share in shares(policy)}
-    _read(folder, batch, targets)
+    with filling(policy) as targets:
+        _read(folder, batch, targets)
 
 
 def folder_of(folder: Path, batch: int) -> Path:

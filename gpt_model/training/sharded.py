@@ -2,8 +2,8 @@
 every parameter, as DeepSpeed cuts them, and no rank ever has the whole model.
 
 - `cut`: a model that is built so from the start, one parameter after the other.
-- `shares`: what a rank has of a model, to be filled: with fresh weights, from a file, from a
-  checkpoint.
+- `shares`, `filling`: what a rank has of a model, to be filled: with fresh weights, from a file,
+  from a checkpoint.
 - `ShardedModel`: the same model for evaluation, samples and saving. A block's parameters are
   gathered when it is called and freed when it returns; the others (embeddings, the last norm) stay
   while the model, or the part of it that they are of, is in use (`reading`).
@@ -90,7 +90,8 @@ def cut(model: nn.Module, configuration: Mapping[str, Any], device: str) -> None
 
 def shares(model: nn.Module) -> Iterator[Fragment]:
     """What this rank has of each parameter's elements: of a plain model all of them. `model` is one
-    that no engine has taken hold of, or what a `ShardedModel` shows, or a part of that.
+    that no engine has taken hold of, or what a `ShardedModel` shows, or a part of that. Of what
+    lies on a disk, copies: `filling` writes there.
     """
     parameter: Any
     for name, shown in model.named_parameters():
@@ -124,14 +125,35 @@ def gather(parameter: Any, device: torch.device | str, onto: int | None = None) 
 
 def _share(parameter: Any) -> Tensor:
     """This rank's elements [n] of a shared-out parameter: of one that lies on a disk a copy."""
-    share, swapper = parameter.ds_tensor, parameter.nvme_swapper
-    if swapper is None or share.status.name == "AVAILABLE":
-        held: Tensor = share.data.view(-1)
+    if not _on_disk(parameter):
+        held: Tensor = parameter.ds_tensor.data.view(-1)
         return held
+    swapper = parameter.nvme_swapper
     swapper.swap_in([parameter], async_op=False)
-    copied: Tensor = share.data.clone()
+    copied: Tensor = parameter.ds_tensor.data.clone()
     swapper.remove_partition_and_release_buffers([parameter])
     return copied
+
+
+def _on_disk(parameter: Any) -> bool:
+    swapped = getattr(parameter, "nvme_swapper", None) is not None
+    return swapped and parameter.ds_tensor.status.name == "NOT_AVAILABLE"
+
+
+@contextmanager
+def filling(model: nn.Module) -> Iterator[dict[str, tuple[int, Tensor]]]:
+    """What this rank has of `shares`' model, to be filled within: by parameter, the first of its
+    elements, elements [n]. What lies on a disk is written there as it leaves.
+    """
+    targets = {share.name: (share.start, share.values["weight"]) for share in shares(model)}
+    yield targets
+    for name, shown in model.named_parameters():
+        parameter: Any = getattr(shown, "shared_out", shown)
+        if name in targets and _on_disk(parameter):
+            filled = targets[name][1]
+            parameter.nvme_swapper.swap_in([parameter], async_op=False)
+            parameter.ds_tensor.data[: len(filled)] = filled
+            parameter.nvme_swapper.swap_out_and_release([parameter])
 
 
 def without_memory(model: nn.Module) -> nn.Module:

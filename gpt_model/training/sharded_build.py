@@ -20,7 +20,7 @@ from gpt_model.training.allocator import freed_memory_returned
 from gpt_model.training.engine import Execution, shard
 from gpt_model.training.failures import OutOfMemory
 from gpt_model.training.optimizer import TrainingSettings
-from gpt_model.training.sharded import shares, whole_shape
+from gpt_model.training.sharded import filling, shares, whole_shape
 from gpt_model.transformer import GPT, Decoder
 
 
@@ -83,6 +83,5 @@ def fill_shares(model: Decoder, folder: Path) -> None:
     """Give `model`, built sharded or a part of what a `ShardedModel` shows, the weights of a folder
     that `convert.save` wrote.
     """
-    parts = shares(model)
-    targets = {fragment.name: (fragment.start, fragment.values["weight"]) for fragment in parts}
-    convert.load_elements(folder, targets)
+    with filling(model) as targets:
+        convert.load_elements(folder, targets)

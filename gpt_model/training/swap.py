@@ -66,8 +66,8 @@ def prepare_swapping(
     configuration: Mapping[str, Any], model: nn.Module, ranks: int
 ) -> tuple[dict[str, Any], list[SwapFolder]]:
     """DeepSpeed's configuration of a training of `model`, with folders of this process's own for
-    what is to lie on a disk and the buffers that it needs; and these folders. Raises UserError where
-    this machine cannot.
+    what is to lie on a disk and the buffers that it needs; and these folders. Raises UserError
+    where this machine cannot.
     """
     zero = dict(configuration["zero_optimization"])
     swapped = [key for key in OFFLOADS if (zero.get(key) or {}).get("device") == "nvme"]
@@ -98,7 +98,8 @@ def prepare_swapping(
 
 def _parameter_buffers(model: nn.Module, ranks: int) -> dict[str, int]:
     """One for each share that is in memory at a time: of a block, and of what is in no block."""
-    shares = {name: math.ceil(whole_shape(p).numel() / ranks) for name, p in model.named_parameters()}
+    elements = {name: whole_shape(p).numel() for name, p in model.named_parameters()}
+    shares = {name: math.ceil(count / ranks) for name, count in elements.items()}
     swapped = {name: share for name, share in shares.items() if share >= SMALLEST}
     blocks = [
         {name for name in swapped if name.startswith(f"{path}.{number}.")}

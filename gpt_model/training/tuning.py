@@ -19,7 +19,7 @@ from gpt_model.io import write_json
 from gpt_model.training.engine import of_rank_0
 from gpt_model.training.optimizer import TrainingSettings
 from gpt_model.training.schedules import warmup_cosine_by_step
-from gpt_model.training.sharded import reading, shares, weight_of
+from gpt_model.training.sharded import filling, reading, weight_of
 from gpt_model.training.snapshots import save_model
 from gpt_model.transformer import Decoder
 
@@ -118,5 +118,5 @@ class BestEpoch:
 
 def load_best(model: nn.Module, folder: Path) -> None:
     """Give what this rank has of `model` the weights that `BestEpoch` retained in `folder`."""
-    targets = {share.name: (share.start, share.values["weight"]) for share in shares(model)}
-    convert.read_elements(folder / BEST, targets)
+    with filling(model) as targets:
+        convert.read_elements(folder / BEST, targets)
