@@ -52,7 +52,8 @@ def prepacked(model: nn.Module, embedding: nn.Embedding) -> Iterator[None]:
     take their weights in blocks, made here: as much memory again as the weights, and the time of 10
     to 20 tokens.
 
-    For float32 on a CPU; else nothing happens. Weights must not change within. May be nested.
+    For float32 on a CPU, of a model that is all there: where blocks are gathered one by one (ZeRO
+    3), memory is short. Else nothing happens. Weights must not change within. May be nested.
     """
     # each parameter, and the same as [out, in]
     weights = [(embedding.weight, embedding.weight)]
@@ -63,8 +64,8 @@ def prepacked(model: nn.Module, embedding: nn.Embedding) -> Iterator[None]:
     ]
     packed = []
     try:
-        for weight, outputs_first in weights:
-            if _packable(weight) and not hasattr(weight, "blocks"):
+        for weight, outputs_first in weights if all(_packable(each) for each, _ in weights) else ():
+            if not hasattr(weight, "blocks"):
                 blocks = torch.ops.mkldnn._reorder_linear_weight(outputs_first.detach(), ROWS)
                 weight.blocks = blocks  # type: ignore[attr-defined]
                 packed.append(weight)
