@@ -118,7 +118,7 @@ def _compared(given: dict[str, Artifact]) -> Any:
 
 def _no_text(section: Any, given: dict[str, Artifact], folder: Path) -> Any:
     ppo.objective_of(
-        section["ppo"], [[1]], SamplingParams(0, 4, 1.0), None, (64, 64), folder, Execution(), 16
+        section["ppo"], [[1]], SamplingParams(0, 4, 1.0), None, 64, 64, folder, Execution(), 16
     )
 
 

@@ -30,7 +30,7 @@ from gpt_model.tokenizer import Tokenizer
 from gpt_model.training import engine
 from gpt_model.training.engine import Execution, _deepspeed_settings
 from gpt_model.training.optimizer import TrainingSettings
-from gpt_model.training.swap import SwapFolder, prepare_swapping
+from gpt_model.training.swap import SMALLEST, SwapFolder, prepare_swapping
 from gpt_model.transformer import GPT
 
 STEPS = 5
@@ -291,21 +291,26 @@ def test_a_machine_that_cannot_reach_nvme_is_told_what_it_lacks(
             prepare_swapping(configuration, model, 2)
 
 
+def test_a_profile_is_checked_by_the_size_from_which_weights_are_swapped() -> None:
+    assert deepspeed_settings.SWAPPED == SMALLEST
+
+
 def test_what_a_killed_process_left_on_the_disk_is_removed(tmp_path: Path) -> None:
     swap = (
         "from gpt_model.training.swap import SwapFolder; from pathlib import Path; import sys, os"
     )
-    script = f"{swap}; SwapFolder(Path(sys.argv[1])); os._exit(0)"
+    script = f"{swap}; SwapFolder(Path(sys.argv[1]), 'offload_param'); os._exit(0)"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=ROOT)
     [left] = tmp_path.iterdir()
-    first, second = SwapFolder(tmp_path), SwapFolder(tmp_path)
+    first, second = SwapFolder(tmp_path, "offload_param"), SwapFolder(tmp_path, "offload_param")
     assert set(tmp_path.iterdir()) == {first.path, second.path} and left != first.path
     first.remove()
     assert list(tmp_path.iterdir()) == [second.path]
     second.remove()
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file.* no folder can be made there .*Name another"):
-        SwapFolder(tmp_path / "file")
+    with pytest.raises(UserError, match=r"file is .*offload_optimizer.*Name another") as out:
+        SwapFolder(tmp_path / "file", "offload_optimizer")
+    assert str(out.value.field).endswith("offload_optimizer.nvme_path")
 
 
 def _files(folder: Path) -> dict[Path, bytes]:

@@ -107,7 +107,7 @@ def objective(
     asking = SamplingParams(END, given["max_new_tokens"], given["temperature"])
     artifact = Artifact(tokens, "tokens", "", "", {}, {}) if tokens else None
     return objective_of(
-        given, PROMPTS, asking, artifact, (SHAPE.context, SHAPE.context), folder, Execution(), 16
+        given, PROMPTS, asking, artifact, SHAPE.context, SHAPE.context, folder, Execution(), 16
     ), given
 
 

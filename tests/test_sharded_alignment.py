@@ -176,13 +176,13 @@ def test_every_training_finds_its_micro_batch_by_trial_and_learns_the_same(
     built: Path, stage: str
 ) -> None:
     small, large = (read_record(built / f"{stage}-of-{memory}") for memory in MEMORIES)
-    found = [
+    sizes = [
         int(sequences)
         for record in (small, large)
         for line in record["log"]
         for sequences in re.findall(r"Micro-batches have up to (\d+) sequences", line)
     ]
-    assert len(found) == 2 and found[0] == 1 < found[1]
+    assert len(sizes) == 2 and sizes[0] == 1 < sizes[1]
     for step, values in small["metrics"].items():
         for name in {name for name in values if not name.endswith("_per_second")}:
             near = pytest.approx(values[name], rel=1e-3, abs=1e-3)

@@ -350,7 +350,7 @@ def test_micro_batches_are_tried_without_a_trace(
     stage: Any, memory: float, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "usable_bytes", lambda: memory)
-    results, said = [], []
+    results, messages = [], []
     for number, by_trial in enumerate((False, True, True)):
         model, objective = GPT(SHAPE, seed=1), SizedCounting()
 
@@ -364,7 +364,7 @@ def test_micro_batches_are_tried_without_a_trace(
         if not by_trial:
             objective.size.fit(largest)
         progress = Remembers()
-        progress.log = said.append  # type: ignore[method-assign]
+        progress.log = messages.append  # type: ignore[method-assign]
         train(
             model,
             objective,
@@ -382,7 +382,7 @@ def test_micro_batches_are_tried_without_a_trace(
             torch.equal(torch.as_tensor(a), torch.as_tensor(b))
             for a, b in zip(results[0], others, strict=True)
         )
-    [sentence] = said
+    [sentence] = messages
     assert f"up to {largest} sequences of 16 tokens" in sentence
     assert ("larger ones are not faster" in sentence) == (largest == 8)
 

@@ -43,7 +43,7 @@ def out_of_memory(error: torch.OutOfMemoryError, profile: Profile, rank: int) ->
             "memory of that GPU, or choose a profile with a larger one."
         )
     config, settings = error.shape, error.settings
-    if error.while_ == "building":
+    if error.phase == "building":
         share = config.parameters() * FLOAT32 / profile.processes
         sentence += (
             f" A model was being built, of whose weights each rank has {share / GB:.2g} GB; more "

@@ -70,7 +70,8 @@ def run(config: Config, inputs: Inputs, output: Path, progress: Progress) -> Met
         prompts.training,
         sampling,
         inputs.get("tokens"),
-        (context, shortest),
+        context,
+        shortest,
         scratch,
         execution,
         progress.profile.micro_batch,
@@ -179,16 +180,16 @@ def objective_of(
     prompts: Sequence[Sequence[int]],
     sampling: SamplingParams,
     tokens: Artifact | None,
-    contexts: tuple[int, int],
+    context: int,
+    longest: int,
     scratch: Path,
     execution: Execution,
     sequences: int | None,
 ) -> PPOObjective:
-    """The recipe's section as an objective, with its rollouts in scratch. `contexts`: the policy's,
-    and the shortest of all models. `sequences` of a micro-batch, and of what a rank samples
-    together, as the profile has it.
+    """The recipe's section as an objective, with its rollouts in scratch. `context`: the policy's.
+    `longest`: tokens of an episode that every model can read. `sequences` of a micro-batch, and of
+    what a rank samples together, as the profile has it.
     """
-    context, shortest = contexts
     adaptive, stop = section["adaptive_kl"], section["stop"]
     config = RolloutConfig(
         prompts=prompts,
@@ -215,7 +216,7 @@ def objective_of(
         _pretraining_text(section, tokens, context),
         execution,
         section["seed"],
-        shortest,
+        longest,
         sequences,
     )
 

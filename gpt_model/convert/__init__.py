@@ -11,7 +11,7 @@
 - `save` and `load`: the store's own folder. For gpt1 and gpt2 it is a folder that `transformers`
   loads; for gpt3 it is native, since one with those biases fits no class of theirs, as is an LSTM's
   (`load_decoder`). `load` reads theirs too, sharded ones among them. `load_elements` and `weights`
-  read the store's own folder in parts, `save_again` copies it; `write_tensors` and `read_elements`
+  read the store's own folder in parts, `save_again` copies it; `stream_tensors` and `read_elements`
   do with any file of tensors.
 - `export` (a model) and `export_folder` (a stored folder, tokenizer and all): what `transformers`
   loads with nothing of ours.
@@ -32,8 +32,8 @@ from gpt_model.convert.folder import (
     save,
     save_again,
     shape,
+    stream_tensors,
     weights,
-    write_tensors,
 )
 from gpt_model.convert.network import from_transformers, to_transformers, with_vocabulary
 
@@ -50,8 +50,8 @@ __all__ = [
     "save",
     "save_again",
     "shape",
+    "stream_tensors",
     "to_transformers",
     "weights",
     "with_vocabulary",
-    "write_tensors",
 ]

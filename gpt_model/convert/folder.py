@@ -141,7 +141,7 @@ def _write_one_by_one(
 ) -> None:
     """`write`, with weights of these shapes that `weight` gives as they are written."""
     _write_described(folder, described)
-    write_tensors(folder / WEIGHTS, shapes, weight)
+    stream_tensors(folder / WEIGHTS, shapes, weight)
     _let_read(folder)
 
 
@@ -156,7 +156,7 @@ def _let_read(folder: Path) -> None:
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
 
 
-def write_tensors(
+def stream_tensors(
     path: Path, shapes: Mapping[str, torch.Size], tensor: Callable[[str], Tensor]
 ) -> None:
     """A file of float32 tensors of these shapes, each asked of `tensor` as it is written. Byte for

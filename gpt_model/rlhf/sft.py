@@ -186,9 +186,8 @@ class SFTObjective:
         """
         assert isinstance(model, GPT)
         embeddings = model.embeddings()
-        states = model.states_of(micro_batch.rows, embeddings)[
-            micro_batch.positions
-        ]  # [targets, width]
+        every_state = model.states_of(micro_batch.rows, embeddings)  # [tokens, width]
+        states = every_state[micro_batch.positions]  # [targets, width]
         losses: list[Tensor] = []
         metrics: dict[str, tuple[Any, Any]] = {}
         kinds = {"nats": slice(micro_batch.assistant_tokens)}
@@ -211,9 +210,7 @@ def held_out_loss(model: GPT, dialogues: Sequence[EncodedDialogue], execution: E
     sums = torch.zeros(2, dtype=torch.float64, device=execution.device)  # nats, tokens
     with reading(model):
         for indices in batches[execution.rank :: execution.world_size]:
-            batch = on_device(
-                collate([dialogues[index] for index in indices]), model.wte.weight.device
-            )
+            batch = on_device(collate([dialogues[index] for index in indices]), execution.device)
             losses = linear_cross_entropy_by_row(
                 model.states_of(batch.rows)[batch.positions], model.wte.weight, batch.targets
             )

@@ -33,6 +33,7 @@ LM_EVAL_TOKENS = {"cpu": 4096, "cuda": 65536}  # `lm_eval`'s requests, padding i
 ENCODED_ROWS = 256  # that a rank makes tokens of at a time
 
 T = TypeVar("T")
+M = TypeVar("M")  # a micro-batch
 
 
 class MicroBatchSize:
@@ -64,9 +65,6 @@ class MicroBatchSize:
         """Have no micro-batch be larger than so many sequences, but for an item that is."""
         self.sequences = sequences
         self.tokens = max(sequences * self.context - self.longest_item, 1)
-
-
-M = TypeVar("M")  # a micro-batch
 
 
 @dataclass(frozen=True)

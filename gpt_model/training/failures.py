@@ -30,13 +30,13 @@ class OutOfMemory(torch.OutOfMemoryError):
     def __init__(
         self,
         error: torch.OutOfMemoryError,
-        while_: Literal["building", "training"],
+        phase: Literal["building", "training"],
         shape: ModelConfig,
         settings: TrainingSettings,
         sequences: int | None = None,
     ) -> None:
         super().__init__(str(error))
-        self.while_, self.shape, self.settings, self.sequences = while_, shape, settings, sequences
+        self.phase, self.shape, self.settings, self.sequences = phase, shape, settings, sequences
 
 
 def host_of(rank: int, ranks: int) -> str:

@@ -28,7 +28,7 @@ PREFIX = "lineage-swap-"
 BUFFERS = 4  # DeepSpeed's default: a weight, its gradient and two moments
 COMPILED = ("pin_memory", "async_io")  # each in a folder of torch's
 SUB_GROUP = MAX_IN_MEMORY = 1_000_000_000  # DeepSpeed's defaults, in elements
-SMALLEST = 1 << 18  # elements of a share that is swapped: 1 MiB
+SMALLEST = 1 << 18  # elements of a share that is swapped: 1 MiB; profiles are checked by the same
 
 
 class SwapFolder:
@@ -36,8 +36,8 @@ class SwapFolder:
     use: what a killed process has left there is not, and is removed.
     """
 
-    def __init__(self, parent: Path) -> None:
-        """Raises UserError where the folder cannot be made."""
+    def __init__(self, parent: Path, offload: str) -> None:
+        """`offload`: of OFFLOADS, whose it is. Raises UserError where it cannot be made."""
         try:
             parent.mkdir(parents=True, exist_ok=True)
             for other in parent.glob(f"{PREFIX}*"):
@@ -50,9 +50,9 @@ class SwapFolder:
             self.path = unlocked.rename(parent / name)
         except OSError as error:
             raise UserError(
-                f"{parent} is where the profile has moments lie, and no folder can be made there "
+                f"{parent} is the `nvme_path` of `{offload}`, and no folder can be made there "
                 f"({error.strerror}). Name another `nvme_path`.",
-                field=f"{FIELD}.offload_param.nvme_path",
+                field=f"{FIELD}.{offload}.nvme_path",
             ) from error
 
     def remove(self) -> None:
@@ -91,7 +91,7 @@ def prepare_swapping(
     _require_async_io()
     folders = []
     for key in swapped:
-        folders.append(SwapFolder(Path(zero[key]["nvme_path"])))
+        folders.append(SwapFolder(Path(zero[key]["nvme_path"]), key))
         zero[key] = {**zero[key], "nvme_path": str(folders[-1].path)}
     return {**configuration, "zero_optimization": zero}, folders
 

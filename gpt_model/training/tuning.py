@@ -109,7 +109,7 @@ class BestEpoch:
                 if self.rank == 0:
                     shapes = {name: shown.shape for name, shown in model.named_parameters()}
                     partial = self.folder / f"{BEST}.part"
-                    convert.write_tensors(partial, shapes, lambda name: weight_of(model, name))
+                    convert.stream_tensors(partial, shapes, lambda name: weight_of(model, name))
                     partial.replace(self.folder / BEST)
         if self.rank == 0:
             write_json(self.folder / SCORES, self._scores)
